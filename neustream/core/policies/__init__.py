@@ -1,0 +1,27 @@
+"""The policies that come with the library, by the name that configs and `--policy` use.
+
+To add one: write a frozen dataclass with `decide` in a file of its own, and name it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from neustream.core.policies.clockwork import Clockwork
+from neustream.core.policies.edf import EDF
+from neustream.core.policies.fcfs import FCFS
+from neustream.core.policies.neustream import NeuStream
+from neustream.core.policies.serial import Serial
+from neustream.core.policies.static import Static
+from neustream.core.policy import Policy
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "serial": Serial,
+    "static": Static,
+    "fcfs": FCFS,
+    "edf": EDF,
+    "clockwork": Clockwork,
+    "neustream": NeuStream,
+}
+
+__all__ = ["EDF", "FCFS", "POLICIES", "Clockwork", "NeuStream", "Serial", "Static"]

@@ -1,0 +1,27 @@
+"""Step-level continuous batching in order of deadline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neustream.core.policies.order import in_order
+from neustream.core.policy import Decision, View
+from neustream.core.types import Job
+
+
+def _deadline(job: Job) -> float:
+    return min(job.due, job.due_next)
+
+
+@dataclass(frozen=True)
+class EDF:
+    """Earliest deadline first at every step (Liu and Layland, 1973), batched up to `max_batch`.
+
+    Optimal for one job at a time below capacity; under overload it favours requests that are about
+    to be late (the domino effect), which `drop_hopeless` only softens.
+    """
+
+    drop_hopeless: bool = True
+
+    def decide(self, view: View) -> Decision:
+        return in_order(view, _deadline, self.drop_hopeless)

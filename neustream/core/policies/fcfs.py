@@ -1,0 +1,24 @@
+"""Step-level continuous batching in order of arrival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+
+from neustream.core.policy import Decision, View
+from neustream.core.policies.order import in_order
+
+
+@dataclass(frozen=True)
+class FCFS:
+    """Iteration-level batching as in Orca (OSDI'22): requests join and leave between any two steps.
+
+    The oldest requests run, as many as the stage's `max_batch`; requests at different steps share a
+    batch. Orca has no deadlines; with `drop_hopeless` (the honest baseline) a request that would
+    be late even if it ran alone is given up.
+    """
+
+    drop_hopeless: bool = True
+
+    def decide(self, view: View) -> Decision:
+        return in_order(view, attrgetter("arrival"), self.drop_hopeless)

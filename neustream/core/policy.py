@@ -1,0 +1,121 @@
+"""The seam where rules plug in: a `View` goes in, a `Decision` comes out.
+
+A policy is pure: it keeps nothing between calls and changes nothing it sees, so one object can
+serve several pools, be asked again for the same moment, and run inside another policy's lookahead.
+What a rule has to remember about a job (how often it was skipped, who ran it) the scheduler keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from neustream.core.graph import answer
+from neustream.core.profile import LatencyProfile
+from neustream.core.types import TICK, Batch, Job
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Interchangeable workers (one GPU each, usually) that run the same stages.
+
+    `sticky`: once started, a job stays on its worker (its tensors live there).
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    workers: int = 1
+    sticky: bool = False
+
+
+@dataclass(slots=True)
+class View:
+    """What a policy may know when `worker` of `pool` is free.
+
+    `queues` maps stage names to the runnable jobs there, in the order they came to the stage;
+    stages without any are absent. `running` are the steps under way on the pool's other workers.
+    """
+
+    now: float
+    pool: Pool
+    worker: int
+    queues: Mapping[str, Sequence[Job]]
+    profiles: Mapping[str, LatencyProfile]
+    running: Sequence[Batch] = ()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All runnable jobs of the pool."""
+        return [job for queue in self.queues.values() for job in queue]
+
+    def limit(self, stage: str) -> int:
+        """The most jobs in one step of `stage`: what the stage allows and the profile covers."""
+        declared = self.queues[stage][0].stage
+        assert declared is not None
+        return min(declared.max_batch, self.profiles[stage].max_batch)
+
+    def work(self, job: Job, batch: int) -> float:
+        """Seconds to the end of `job` if each step ahead ran in a batch of `batch` (as far as covered)."""
+        seconds = 0.0
+        for name, calls in job.left.items():
+            stage, profile = job.request.graph.stages[name], self.profiles[name]
+            b = min(batch, stage.max_batch, profile.max_batch)
+            size = 0.0 if stage.size is None else answer(stage.size, job, f"size of stage {name!r}")
+            seconds += calls * profile.latency(b, b * size, b * size * size)
+        return seconds
+
+    def hopeless(self) -> dict[Job, str]:
+        """Jobs that would be late even if they ran alone from now on, with the reason to give."""
+        now, latest = self.now, self.now - TICK
+        return {
+            job: f"hopeless: needs {job.work:.3f} s more, due in {min(job.due, job.due_next) - now:.3f} s"
+            for queue in self.queues.values()
+            for job in queue
+            if job.due - job.work < latest or job.due_next - job.work_next < latest
+        }
+
+    def first_stage(self, key: Callable[[Job], float], without: Mapping[Job, str] = {}) -> str | None:
+        """The stage that runs next where one device serves several, for rules that say nothing of it.
+
+        Stages that run once (encoders, decoders, prefill) go before looped ones, the nearest to the
+        end first: they are short, and finish or feed requests. Among looped stages the job with
+        the smallest `key` decides. Jobs in `without` do not count.
+        """
+        best: tuple[bool, float, str] | None = None
+        for name, queue in self.queues.items():
+            head = min((key(job) for job in queue if job not in without), default=None)
+            if head is None:
+                continue
+            graph = queue[0].request.graph
+            looped = name in graph.looped
+            rank = (looped, head if looped else -float(list(graph.stages).index(name)), name)
+            if best is None or rank < best:
+                best = rank
+        return None if best is None else best[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with a free worker.
+
+    Args:
+        jobs: who runs now, in order of importance (an executor that lacks memory admits a prefix).
+            All at one stage, or at stages of one `fuse` label. Empty: stay idle.
+        drop: who is given up, and why; the caller gets that reason.
+        wake_at: with no jobs, when to be asked again if nothing else happens before.
+        sizes: at most so much of a job's sized step now (chunked prefill); the rest stays ahead.
+    """
+
+    jobs: Sequence[Job] = ()
+    drop: Mapping[Job, str] = field(default_factory=dict)
+    wake_at: float | None = None
+    sizes: Mapping[Job, float] = field(default_factory=dict)
+
+
+class Policy(Protocol):
+    """A rule. Implementations are small frozen dataclasses whose fields are its parameters."""
+
+    def decide(self, view: View) -> Decision:
+        """Choose the next step of `view.worker`. Must not change anything it sees."""
+        ...

@@ -1,0 +1,130 @@
+"""How long one step takes: measured tables, their sums, and linear fits for sized steps.
+
+A profile answers `latency(batch, total, square)`: `total` and `square` are the sum and the sum of
+squares of the jobs' sizes (tokens of a prefill, context of a decode); stages without a second
+axis pass neither. Asked outside of what was measured, a profile raises; it never guesses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from neustream.errors import ProfileError
+
+
+class LatencyProfile(Protocol):
+    """Latency of one step of one stage on one device."""
+
+    name: str
+    device: str
+    max_batch: int
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        """Seconds of a step of `batch` jobs; ProfileError outside of what was measured."""
+        ...
+
+
+def largest_batch(profile: LatencyProfile, budget: float) -> int:
+    """The largest batch whose latency fits `budget` seconds, 0 if none does.
+
+    On a table that is not monotone this may be larger than a batch that does not fit: the table
+    says that the device is faster there, and it is believed.
+    """
+    return max((b for b in range(1, profile.max_batch + 1) if profile.latency(b) <= budget), default=0)
+
+
+class TableProfile:
+    """Latencies measured at some batch sizes.
+
+    Between two measured sizes the latency is interpolated linearly; below the smallest or above the
+    largest it is an error. A table need not be monotone (some devices are faster at a larger
+    batch); it is used as measured, and `monotone` tells.
+    """
+
+    def __init__(self, name: str, batch: Sequence[int], latency_s: Sequence[float], *, device: str = "") -> None:
+        if not batch or len(batch) != len(latency_s):
+            raise ProfileError(
+                f"profile {name!r}: batch and latency_s must be equally long and not empty, "
+                f"got {len(batch)} and {len(latency_s)}"
+            )
+        if any(b < 1 for b in batch) or any(a >= b for a, b in zip(batch, batch[1:], strict=False)):
+            raise ProfileError(f"profile {name!r}: batch must rise from 1 or more, got {list(batch)}")
+        if bad := [x for x in latency_s if not (math.isfinite(x) and x > 0)]:
+            raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0, got {bad[0]!r}")
+        self.name = name
+        self.device = device
+        self.batch = tuple(batch)
+        self.latency_s = tuple(latency_s)
+        self.max_batch = batch[-1]
+        self.monotone = all(a <= b for a, b in zip(latency_s, latency_s[1:], strict=False))
+        self._dense = [math.nan] * batch[0] + [latency_s[0]]
+        for (b0, x0), (b1, x1) in zip(
+            zip(batch, latency_s, strict=True), zip(batch[1:], latency_s[1:], strict=True), strict=False
+        ):
+            self._dense += [x0 + (x1 - x0) * (b - b0) / (b1 - b0) for b in range(b0 + 1, b1 + 1)]
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        if not self.batch[0] <= batch <= self.max_batch:
+            raise ProfileError(
+                f"profile {self.name!r} was not measured at batch {batch} "
+                f"(smallest: {self.batch[0]}, largest: {self.max_batch})"
+            )
+        return self._dense[batch]
+
+
+class SumProfile:
+    """Several profiles run back to back as one step (a VAE and a safety checker on one worker)."""
+
+    def __init__(self, name: str, parts: Sequence[LatencyProfile]) -> None:
+        devices = {part.device for part in parts}
+        if len(devices) > 1:
+            raise ProfileError(f"profile {name!r} adds up parts of different devices: {sorted(devices)}")
+        self.name = name
+        self.parts = tuple(parts)
+        self.device = devices.pop()
+        self.max_batch = min(part.max_batch for part in parts)
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        if batch > self.max_batch:
+            raise ProfileError(f"profile {self.name!r} was not measured at batch {batch} (largest: {self.max_batch})")
+        return sum(part.latency(batch, total, square) for part in self.parts)
+
+
+class LinearProfile:
+    """`base + per_job * batch + per_size * total + per_square * square`, in seconds.
+
+    The shape of LLM steps: a prefill costs by its tokens and their squares, a decode by its batch
+    and total context. Valid for batches up to `max_batch`; coefficients come from a fit whose
+    origin the profile's file names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        base: float,
+        per_job: float = 0.0,
+        per_size: float = 0.0,
+        per_square: float = 0.0,
+        max_batch: int,
+        device: str = "",
+    ) -> None:
+        if max_batch < 1:
+            raise ProfileError(f"profile {name!r}: max_batch must be 1 or more, got {max_batch}")
+        self.name = name
+        self.device = device
+        self.max_batch = max_batch
+        self.coefficients = (base, per_job, per_size, per_square)
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        if not 1 <= batch <= self.max_batch:
+            raise ProfileError(f"profile {self.name!r} is not valid at batch {batch} (1 to {self.max_batch})")
+        base, per_job, per_size, per_square = self.coefficients
+        seconds = base + per_job * batch + per_size * total + per_square * square
+        if not seconds > 0:
+            raise ProfileError(
+                f"profile {self.name!r} gives {seconds:.4g} s at batch {batch}, size {total}: outside of its fit"
+            )
+        return seconds

@@ -1,0 +1,398 @@
+"""The sans-I/O state machine around a policy: who is where, what may run, what each step changed.
+
+Every method takes `now`; nothing here reads a clock, starts a thread or touches a tensor. Any loop
+can drive it: the engine's, a simulator's, or a serving system's that owns its own queues:
+
+    submit -> next_batch -> (admit) -> finish | fail -> pop_events -> next_batch -> ...
+
+`cancel` may come at any moment. A job ends exactly once and is then forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neustream.core.graph import Cursor, Graph, Stage, answer
+from neustream.core.policy import Decision, Policy, Pool, View
+from neustream.core.profile import LatencyProfile
+from neustream.core.types import TICK, Batch, Job, Queue, Request, Status
+from neustream.errors import GraphError, NeustreamError, PolicyError, ProfileError, RequestError, StageFailed
+
+Update = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A job produced output number `index` (from 0)."""
+
+    job: Job
+    index: int
+    update: Update
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job is over; `job.status`, `job.reason` and `job.output` say how."""
+
+    job: Job
+    at: float
+
+
+def step_latency(profiles: Mapping[str, LatencyProfile], jobs: Sequence[Job], sizes: Sequence[float]) -> float:
+    """Profiled seconds of one step; a fused one counts as the sum of its stages' parts."""
+    first = jobs[0].stage
+    assert first is not None
+    if first.size is None and not first.fuse:
+        return profiles[first.name].latency(len(jobs))
+    parts: dict[str, list[float]] = {}
+    for job, size in zip(jobs, sizes, strict=True):
+        assert job.stage is not None
+        parts.setdefault(job.stage.name, []).append(size)
+    return sum(profiles[name].latency(len(some), sum(some), sum(x * x for x in some)) for name, some in parts.items())
+
+
+class Scheduler:
+    """Holds the live jobs of some pools and asks `policy` what each free worker does next.
+
+    Args:
+        pools: their stage names must not overlap.
+        policy: one rule for all pools.
+        profiles: a latency profile for each stage of each pool.
+    """
+
+    def __init__(self, pools: Sequence[Pool], policy: Policy, profiles: Mapping[str, LatencyProfile]) -> None:
+        self.pools = {pool.name: pool for pool in pools}
+        if len(self.pools) != len(pools):
+            raise GraphError(f"pools need different names, got {[pool.name for pool in pools]}")
+        self.policy = policy
+        self.profiles = dict(profiles)
+        self.jobs: dict[str, Job] = {}
+        self.decisions = 0  # times the policy was asked
+        self._pool_of: dict[str, str] = {}
+        self._queues: dict[str, dict[str, Queue]] = {pool.name: {} for pool in pools}
+        self._running: dict[str, dict[int, Batch]] = {pool.name: {} for pool in pools}
+        self._wake: dict[str, float | None] = {pool.name: None for pool in pools}
+        self._events: list[Emitted | Ended] = []
+        self._stages: dict[str, Stage] = {}
+        self._solo: dict[str, float] = {}
+        self._checked: set[Graph] = set()
+        self._batches = 0
+        for pool in pools:
+            if pool.workers < 1:
+                raise GraphError(f"pool {pool.name!r}: workers must be 1 or more, got {pool.workers}")
+            for stage in pool.stages:
+                if stage in self._pool_of:
+                    raise GraphError(f"stage {stage!r} is in two pools: {self._pool_of[stage]!r} and {pool.name!r}")
+                if stage not in self.profiles:
+                    raise ProfileError(f"stage {stage!r} of pool {pool.name!r} has no profile")
+                self._pool_of[stage] = pool.name
+                self._queues[pool.name][stage] = Queue()
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now: float) -> Job:
+        """Accept `request`; its job waits at its first stage. A live duplicate id is an error."""
+        if request.id in self.jobs:
+            raise RequestError(f"request id {request.id!r} is already being served")
+        self._check(request.graph)
+        job = Job(request)
+        job.cursor = Cursor(request.graph, job)
+        self._place(job, now)
+        job.solo = job.work
+        if job.stage is not None:
+            self.jobs[job.id] = job
+        return job
+
+    def cancel(self, id: str, now: float) -> bool:
+        """End a request on the caller's wish: at once if it waits, after its step if it runs.
+
+        False if no such request is being served (unknown, or ended already).
+        """
+        job = self.jobs.get(id)
+        if job is None or job.cancelling:
+            return False
+        if job.status == "running":
+            job.cancelling = True
+        else:
+            self._end(job, "cancelled", "cancelled by the caller", now)
+        return True
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def next_batch(self, pool: str, now: float, worker: int = 0) -> Batch | None:
+        """Ask the policy about a free worker; carry out its drops; return the step to run, if any.
+
+        With None, `wake_at(pool)` says when to ask again if nothing else happens before. A policy
+        that neither runs nor drops anything, nor names such a time, while jobs wait and nothing
+        runs, would wait for ever: that is a PolicyError.
+        """
+        self._wake[pool] = None
+        view = self._view(pool, now, worker)
+        if not view.queues:
+            return None
+        self.decisions += 1
+        decision = self.policy.decide(view)
+        for job, reason in decision.drop.items():
+            if job.status != "waiting":
+                raise PolicyError(f"{self._named} dropped {job!r}, which is not waiting")
+            self._end(job, "dropped", reason, now)
+        if decision.jobs:
+            return self._start(decision, view)
+        self._wake[pool] = decision.wake_at
+        if decision.wake_at is not None:
+            if not now < decision.wake_at < math.inf:
+                raise PolicyError(f"{self._named} asked to be woken at {decision.wake_at}, which is not after {now}")
+        elif not self._running[pool]:
+            waiting = sum(1 for jobs in view.queues.values() for job in jobs if job.status == "waiting")
+            if waiting:
+                raise PolicyError(f"{self._named} left {waiting} job(s) of pool {pool!r} waiting for ever")
+        return None
+
+    def wake_at(self, pool: str) -> float | None:
+        """When the policy asked to be asked again, after a `next_batch` that gave None."""
+        return self._wake[pool]
+
+    def admit(self, batch: Batch, sizes: Mapping[Job, float] | Sequence[Job], now: float) -> Batch | None:
+        """Tell who of `batch` really runs, where an executor refuses some (no memory left).
+
+        A mapping also says how much of a sized step each gets. The others go back to waiting, and
+        count as skipped. Returns the batch that runs, None if it is empty.
+        """
+        given = dict(zip(batch.jobs, batch.sizes, strict=True))
+        chosen = {job: sizes[job] if isinstance(sizes, Mapping) else given[job] for job in sizes if job in given}
+        if len(chosen) != len(sizes):
+            raise PolicyError(f"admit: {len(sizes) - len(chosen)} job(s) are not in batch {batch.id}")
+        del self._running[batch.pool][batch.id]
+        for job in batch.jobs:
+            if job not in chosen:
+                job.status, job.round = "waiting", -1
+                if job.cancelling:
+                    self._end(job, "cancelled", "cancelled by the caller", now)
+        if not chosen:
+            return None
+        jobs, amounts = tuple(chosen), tuple(chosen.values())
+        seconds = step_latency(self.profiles, jobs, amounts)
+        batch = Batch(batch.id, batch.pool, batch.worker, batch.stage, jobs, amounts, batch.started_at, seconds)
+        self._running[batch.pool][batch.id] = batch
+        return batch
+
+    def finish(self, batch: Batch, updates: Sequence[Update | NeustreamError], now: float) -> None:
+        """Take the results of a step, one per job in the same order, and move the jobs on.
+
+        An error in place of an update fails that job alone. A wrong number of results fails all.
+        """
+        if len(updates) != len(batch.jobs):
+            self.fail(
+                batch,
+                StageFailed(f"stage {batch.stage!r} returned {len(updates)} results for {len(batch.jobs)} jobs"),
+                now,
+            )
+            return
+        self._retire(batch)
+        for job, update, size in zip(batch.jobs, updates, batch.sizes, strict=True):
+            job.status = "waiting"
+            if job.cancelling:
+                self._end(job, "cancelled", "cancelled by the caller", now)
+            elif isinstance(update, NeustreamError):
+                self._end(job, "failed", str(update), now)
+            else:
+                self._move(job, update, size, now)
+
+    def fail(self, batch: Batch, error: BaseException, now: float) -> None:
+        """A step failed as a whole: all of its jobs end, with the error as the reason."""
+        self._retire(batch)
+        for job in batch.jobs:
+            job.status = "waiting"
+            if job.cancelling:
+                self._end(job, "cancelled", "cancelled by the caller", now)
+            else:
+                self._end(job, "failed", f"{type(error).__name__}: {error}", now)
+
+    def pop_events(self) -> list[Emitted | Ended]:
+        """Outputs and ends since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    @property
+    def _named(self) -> str:
+        return f"policy {type(self.policy).__name__!r}"
+
+    def _check(self, graph: Graph) -> None:
+        if graph in self._checked:
+            return
+        for stage in graph.stages.values():
+            if stage.name not in self._pool_of:
+                raise GraphError(
+                    f"graph {graph.name!r}: stage {stage.name!r} is in no pool; stages served: {sorted(self._pool_of)}"
+                )
+            if self._stages.setdefault(stage.name, stage) is not stage:
+                raise GraphError(f"graph {graph.name!r}: another graph already has a stage named {stage.name!r}")
+            if stage.size is None:
+                self._solo[stage.name] = self.profiles[stage.name].latency(1)
+        self._checked.add(graph)
+
+    def _view(self, pool: str, now: float, worker: int) -> View:
+        running = self._running[pool]
+        sticky = self.pools[pool].sticky
+        queues: dict[str, Sequence[Job]] = {}
+        for stage, queue in self._queues[pool].items():
+            if not queue.jobs:
+                continue
+            jobs = list(queue.jobs.values())
+            if running:
+                jobs = [job for job in jobs if job.status == "waiting"]
+            if sticky:
+                jobs = [job for job in jobs if job.worker in (-1, worker)]
+            if jobs:
+                queues[stage] = jobs
+        return View(now, self.pools[pool], worker, queues, self.profiles, tuple(running.values()))
+
+    def _start(self, decision: Decision, view: View) -> Batch:
+        jobs = tuple(decision.jobs)
+        label = self._label(jobs, view)
+        if decision.sizes:
+            sizes = tuple(min(decision.sizes.get(job, job.size), job.size) for job in jobs)
+            if any(job.stage and job.stage.size and size <= 0 for job, size in zip(jobs, sizes, strict=True)):
+                raise PolicyError(f"{self._named} gave a job of stage {label!r} a share of 0 of its step")
+        else:
+            sizes = tuple([job.size for job in jobs])
+        for job in jobs:
+            job.status = "running"
+            job.worker = view.worker
+            if job.started_at is None:
+                job.started_at = view.now
+        for queue in {id(job.queue): job.queue for job in jobs}.values():
+            queue.rounds += 1
+        for job in jobs:
+            job.round = job.queue.rounds
+        self._batches += 1
+        seconds = step_latency(self.profiles, jobs, sizes)
+        batch = Batch(self._batches, view.pool.name, view.worker, label, jobs, sizes, view.now, seconds)
+        self._running[view.pool.name][batch.id] = batch
+        return batch
+
+    def _label(self, jobs: tuple[Job, ...], view: View) -> str:
+        """The name of the step; PolicyError if these jobs cannot share one."""
+        if len(set(jobs)) != len(jobs):
+            raise PolicyError(f"{self._named} chose a job twice for one step")
+        counts: dict[Stage, int] = {}
+        pool = view.pool.name
+        for job in jobs:
+            stage = job.stage
+            if job.status != "waiting" or stage is None or self._pool_of[stage.name] != pool:
+                raise PolicyError(f"{self._named} chose {job!r}, which is not runnable in pool {pool!r}")
+            counts[stage] = counts.get(stage, 0) + 1
+        for stage, count in counts.items():
+            if count > stage.max_batch:
+                raise PolicyError(
+                    f"{self._named} chose {count} jobs for a step of {stage.name!r} (max_batch {stage.max_batch})"
+                )
+        if len(counts) == 1:
+            return next(iter(counts)).name
+        labels = {stage.fuse for stage in counts}
+        if len(labels) != 1 or "" in labels:
+            raise PolicyError(f"{self._named} mixed stages that cannot share a step: {[s.name for s in counts]}")
+        return labels.pop()
+
+    def _retire(self, batch: Batch) -> None:
+        """Take a batch off its worker; steps of its stage since it began skipped none of its jobs."""
+        if self._running[batch.pool].pop(batch.id, None) is None:
+            raise PolicyError(f"batch {batch.id} of pool {batch.pool!r} is not running")
+        for job in batch.jobs:
+            job.base += job.queue.rounds - job.round + 1
+
+    def _move(self, job: Job, update: Update, size: float, now: float) -> None:
+        stage, cursor = job.stage, job.cursor
+        assert stage is not None and cursor is not None
+        job.state.update(update)
+        if stage.size is not None:
+            if size < job.size:
+                job.progress += size
+                self._measure(job)
+                return
+            job.progress = 0.0
+        if stage.emits:
+            self._emit(job, update, now)
+        if cursor.again():
+            job.left[stage.name] -= 1
+            if stage.size is None:
+                solo = self._solo[stage.name]
+                job.work -= solo
+                if not stage.emits:
+                    job.work_next -= solo
+            else:
+                self._measure(job)
+            return
+        try:
+            cursor.advance(job)
+            self._place(job, now)
+        except NeustreamError as error:  # the user's own times, until and on are asked here
+            self._end(job, "failed", str(error), now)
+
+    def _emit(self, job: Job, update: Update, now: float) -> None:
+        slo = job.slo
+        job.late = job.late or now > job.due_next + TICK
+        job.output = update
+        self._events.append(Emitted(job, job.outputs, update, now))
+        job.outputs += 1
+        tokens_due = job.arrival + slo.first + job.outputs * slo.step if slo.step < math.inf else math.inf
+        job.due_next = min(job.due, tokens_due)
+
+    def _place(self, job: Job, now: float) -> None:
+        """Put a job into the queue of the stage its cursor points at, or end it there."""
+        assert job.cursor is not None
+        stage = job.cursor.stage
+        if stage is None:
+            if job.output is None:
+                job.output = dict(job.state)
+                job.late = job.late or now > job.due_next + TICK
+            job.late = job.late or now > job.due + TICK
+            self._end(job, "done", "", now)
+            return
+        left, job.stage = job.stage, stage
+        self._measure(job)
+        if stage is not left:
+            pool = self._pool_of[stage.name]
+            if left is not None and self._pool_of[left.name] != pool:
+                job.worker = -1
+            queue = self._queues[pool][stage.name]
+            job.queue.jobs.pop(job.id, None)
+            queue.jobs[job.id] = job
+            job.queue, job.joined_at = queue, now
+            job.base, job.round = queue.rounds, -1
+
+    def _measure(self, job: Job) -> None:
+        """Set `left`, `work` and `work_next` from the calls that lie ahead."""
+        assert job.cursor is not None
+        total, to_output = 0.0, None
+        left: dict[str, int] = {}
+        for stage, calls in job.cursor.ahead(job):
+            left[stage.name] = left.get(stage.name, 0) + calls
+            solo = self._solo_latency(job, stage)
+            if stage.emits and to_output is None:
+                to_output = total + solo
+            total += solo * calls
+        job.left = left
+        job.work = total
+        job.work_next = total if to_output is None else to_output
+
+    def _solo_latency(self, job: Job, stage: Stage) -> float:
+        if stage.size is None:
+            return self._solo[stage.name]
+        size = job.size if stage is job.stage else answer(stage.size, job, f"size of stage {stage.name!r}")
+        return self.profiles[stage.name].latency(1, size, size * size)
+
+    def _end(self, job: Job, status: Status, reason: str, now: float) -> None:
+        job.status, job.reason, job.ended_at = status, reason, now
+        job.queue.jobs.pop(job.id, None)
+        job.stage = job.cursor = None
+        job.state = {}
+        job.left = {}
+        self.jobs.pop(job.id, None)
+        self._events.append(Ended(job, now))

@@ -1,0 +1,1 @@
+"""What runs the core: clocks, executors, the one loop, and what is recorded of it."""

@@ -1,0 +1,313 @@
+"""The one loop. Simulating and serving differ in its `clock` and `executors`, nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from neustream.core.graph import Graph
+from neustream.core.scheduler import Ended, Scheduler
+from neustream.core.types import SLO, Job, Request, Status
+from neustream.engine.clock import Clock, stopwatch
+from neustream.engine.events import (
+    Cancel,
+    Decided,
+    Done,
+    Event,
+    Finished,
+    Observer,
+    Record,
+    Stop,
+    Submit,
+    Submitted,
+    Wake,
+)
+from neustream.engine.executor import Executor
+from neustream.engine.report import Report
+from neustream.errors import NeustreamError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a request ended. `output` is the last output of its graph; None unless it is done."""
+
+    id: str
+    status: Status
+    reason: str
+    output: Mapping[str, Any] | None
+    latency_s: float
+    on_time: bool
+
+    def unwrap(self) -> Mapping[str, Any]:
+        """The output; RequestError if the request was dropped, cancelled or failed."""
+        if self.output is None:
+            raise RequestError(f"request {self.id!r} was {self.status}: {self.reason}")
+        return self.output
+
+
+class Engine:
+    """Drives a scheduler: feeds it requests, starts the steps it chooses, hands out the results.
+
+    Two ways to use one: `run(requests)` replays a workload on the calling thread and returns a
+    Report; or `start()` and then `submit(...)` from any thread, `close()` at the end (the engine
+    is a context manager that does both).
+
+    Args:
+        scheduler: whose pools are served.
+        executors: one per pool, by the pool's name.
+        clock: virtual or wall.
+        observers: called with every Record, on the loop's thread; they must be quick and not raise.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executors: Mapping[str, Executor],
+        clock: Clock,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        if set(executors) != set(scheduler.pools):
+            raise RequestError(f"executors for {sorted(executors)}, but pools are {sorted(scheduler.pools)}")
+        self.scheduler = scheduler
+        self.clock = clock
+        self._executors = dict(executors)
+        self._observers = list(observers)
+        self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
+        self._answers: dict[str, Future[Result]] = {}
+        self._requests: Iterator[Request] = iter(())
+        self._coming = 0  # Submit events posted for a workload and not handled yet
+        self._accepting = False  # whether callers may still submit
+        self._interrupted = False
+        self._started = clock.now()
+        self._thread: threading.Thread | None = None
+        self._fault: BaseException | None = None
+        self._ids = itertools.count(1)
+        self._gate = threading.Lock()  # between submitting threads and the end of the loop
+        self._open = False
+        self._closed = False
+
+    # -- replaying a workload -----------------------------------------------------------------------
+
+    def run(self, requests: Iterable[Request], report: Report | None = None) -> Report:
+        """Serve `requests` at their arrivals (counted from now) and return when all have ended.
+
+        They are drawn one at a time, so a generator of millions works; arrivals must not go back.
+        A failing stage or a dropped request does not raise; it is in the report.
+        """
+        self._begin()
+        report = report or Report(self.clock.now())
+        self._started = report.start
+        self._requests = iter(requests)
+        self._observers.append(report)
+        self._interrupted = False
+        try:
+            self._draw()
+            self._loop()
+        except NeustreamError as fault:
+            self._fault = fault
+            raise
+        finally:
+            self._observers.remove(report)
+            self._open = False
+            report.interrupted = self._interrupted
+        return report
+
+    def interrupt(self) -> None:
+        """End the open requests as cancelled and take no more; safe from a signal handler."""
+        self.clock.post(Stop(cancel=True), self.clock.now())
+
+    # -- serving ------------------------------------------------------------------------------------
+
+    def start(self) -> Engine:
+        """Serve from now on, on a thread of the engine's own."""
+        self._begin()
+        self._accepting = True
+        self._thread = threading.Thread(target=self._serve, name="neustream-engine", daemon=True)
+        self._thread.start()
+        return self
+
+    def submit(
+        self,
+        graph: Graph,
+        params: Mapping[str, Any] | None = None,
+        *,
+        slo: SLO | None = None,
+        id: str | None = None,
+    ) -> Future[Result]:
+        """Ask for one run of `graph`; the future gets a Result, whatever becomes of the request.
+
+        The future raises only where the request was never accepted (a duplicate id, a graph that
+        is not served) or the engine itself broke. Safe from any thread; in asyncio use
+        `asyncio.wrap_future`.
+        """
+        answer: Future[Result] = Future()
+        answer.set_running_or_notify_cancel()
+        with self._serving() as now:
+            request = Request(id or f"request-{next(self._ids)}", graph, now, slo or SLO(), params or {})
+            self.clock.post(Submit(request, answer), now)
+        return answer
+
+    def cancel(self, id: str) -> Future[bool]:
+        """Give up a request: at once if it waits, after its step if it runs; False if it was over."""
+        answer: Future[bool] = Future()
+        answer.set_running_or_notify_cancel()
+        with self._serving() as now:
+            self.clock.post(Cancel(id, answer), now)
+        return answer
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Serve what is open (or end it as cancelled), then stop the loop and the executors."""
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+            if self._thread is not None:
+                self.clock.post(Stop(cancel), self.clock.now())
+        if self._thread is not None:
+            self._thread.join()
+        for executor in self._executors.values():
+            executor.close()
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close(cancel=exc[0] is not None)
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._open or self._closed or self._fault is not None:
+            raise RequestError("this engine is running already, or was closed")
+        self._open = True
+
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[float]:
+        """The present instant, with the engine kept from closing meanwhile."""
+        with self._gate:
+            if self._thread is None or self._closed or not self._open:
+                problem = "this engine is not serving: call start() first, and not after close()"
+                raise RequestError(problem) from self._fault
+            yield self.clock.now()
+
+    def _serve(self) -> None:
+        try:
+            self._loop()
+        except NeustreamError as fault:  # a policy broke its contract; the waiting callers learn of it
+            self._fault = fault
+        finally:
+            with self._gate:
+                self._open = False
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """The loop is over: nobody may wait for an answer that cannot come."""
+        fault = self._fault or RequestError("the engine stopped before this request was served")
+        for answer in self._answers.values():
+            answer.set_exception(fault)
+        self._answers.clear()
+
+    def _loop(self) -> None:
+        pools = list(self._idle)
+        while self._accepting or self._coming or self.scheduler.jobs:
+            events = self.clock.wait()
+            if not events:
+                raise RequestError(f"{len(self.scheduler.jobs)} request(s) are open, but nothing will ever happen")
+            for event in events:
+                self._handle(event)
+            for pool in pools:
+                if self._idle[pool]:
+                    self._dispatch(pool)
+            self._settle()
+
+    def _dispatch(self, pool: str) -> None:
+        idle, scheduler = self._idle[pool], self.scheduler
+        for worker in list(idle):
+            now, asked, began = self.clock.now(), scheduler.decisions, stopwatch()
+            batch = scheduler.next_batch(pool, now, worker)
+            seconds = stopwatch() - began
+            if scheduler.decisions > asked:
+                self._tell(Decided(pool, now, seconds, batch))
+            if batch is not None:
+                idle.remove(worker)
+                self._executors[pool].start(batch, self.clock)
+            elif (at := scheduler.wake_at(pool)) is not None:
+                self.clock.post(Wake(pool), at)
+
+    def _handle(self, event: Event) -> None:
+        now = self.clock.now()
+        if isinstance(event, Done):
+            self._finish(event, now)
+        elif isinstance(event, Submit):
+            self._accept(event, now)
+        elif isinstance(event, Cancel):
+            event.answer.set_result(self.scheduler.cancel(event.id, now))
+        elif isinstance(event, Stop):
+            self._stop(event, now)
+        self._settle()
+
+    def _finish(self, event: Done, now: float) -> None:
+        batch, results = event.batch, event.results
+        self._idle[batch.pool].append(batch.worker)
+        if isinstance(results, BaseException):
+            self.scheduler.fail(batch, results, now)
+            error = str(results) or type(results).__name__
+        else:
+            error = "" if len(results) == len(batch) else f"{len(results)} results for {len(batch)} jobs"
+            self.scheduler.finish(batch, results, now)
+        self._tell(Finished(batch, now, error))
+
+    def _accept(self, event: Submit, now: float) -> None:
+        if event.answer is None:
+            self._coming -= 1
+            if self._interrupted:
+                return
+            self._draw()
+        try:
+            job = self.scheduler.submit(event.request, now)
+        except NeustreamError as error:
+            if event.answer is None:
+                raise
+            event.answer.set_exception(error)
+            return
+        if event.answer is not None:
+            self._answers[job.id] = event.answer
+        self._tell(Submitted(job, now))
+
+    def _draw(self) -> None:
+        """Post the workload's next request."""
+        request = next(self._requests, None)
+        if request is not None:
+            self._coming += 1
+            if self._started:
+                request = dataclasses.replace(request, arrival=request.arrival + self._started)
+            self.clock.post(Submit(request, None), request.arrival)
+
+    def _stop(self, event: Stop, now: float) -> None:
+        self._accepting = False
+        if event.cancel:
+            self._interrupted = True
+            for id in list(self.scheduler.jobs):
+                self.scheduler.cancel(id, now)
+
+    def _settle(self) -> None:
+        """Pass on what the scheduler's last moves brought about."""
+        for event in self.scheduler.pop_events():
+            self._tell(event)
+            if isinstance(event, Ended) and (answer := self._answers.pop(event.job.id, None)) is not None:
+                answer.set_result(_result(event.job, event.at))
+
+    def _tell(self, record: Record) -> None:
+        for observer in self._observers:
+            observer(record)
+
+
+def _result(job: Job, at: float) -> Result:
+    output = job.output if job.status == "done" else None
+    return Result(job.id, job.status, job.reason, output, at - job.arrival, job.on_time)

@@ -1,0 +1,89 @@
+"""What the engine's loop is told (events), and what it tells its observers (records)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from neustream.core.scheduler import Emitted, Ended, Update
+from neustream.core.types import Batch, Job, Request
+from neustream.errors import NeustreamError
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step ended: one update (or error) per job, or one error for the whole batch."""
+
+    rank: ClassVar[int] = 0
+    batch: Batch
+    results: Sequence[Update | NeustreamError] | BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The caller does not want request `id` any more; `answer` gets whether that changed anything."""
+
+    rank: ClassVar[int] = 1
+    id: str
+    answer: Future[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A request arrives; `answer` gets its Result."""
+
+    rank: ClassVar[int] = 2
+    request: Request
+    answer: Future[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """The policy asked to be asked again."""
+
+    rank: ClassVar[int] = 3
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """No more requests. With `cancel`, open ones end as cancelled; without, they are served."""
+
+    rank: ClassVar[int] = 4
+    cancel: bool
+
+
+Event = Done | Cancel | Submit | Wake | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A request was accepted."""
+
+    job: Job
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The policy was asked; `seconds` of real time, and the step that starts (None: stay idle)."""
+
+    pool: str
+    at: float
+    seconds: float
+    batch: Batch | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A step ended; `error` if it failed as a whole."""
+
+    batch: Batch
+    at: float
+    error: str
+
+
+Record = Submitted | Decided | Finished | Emitted | Ended
+Observer = Callable[[Record], None]

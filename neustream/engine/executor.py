@@ -1,0 +1,159 @@
+"""Who carries out a step: `ProfiledExecutor` pretends, `ThreadExecutor` runs stream modules."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Update, step_latency
+from neustream.core.types import Batch, Job
+from neustream.engine.clock import Clock
+from neustream.engine.events import Done
+from neustream.errors import BackendError, NeustreamError, StageFailed
+
+
+class StreamModule(Protocol):
+    """The user's code for one kind of step."""
+
+    def load(self, device: str) -> None:
+        """Get ready to run on `device` ("cpu", "cuda:0"); called once, before the first step."""
+        ...
+
+    def step(self, jobs: Sequence[Job]) -> Sequence[Update]:
+        """Run one step for `jobs`, which may be at different rounds of their loops.
+
+        Reads `job.params` (the caller's) and `job.state` (what earlier steps returned); changes
+        neither. Returns one update per job, in the same order, to be merged into its state.
+        """
+        ...
+
+
+class Executor(Protocol):
+    """Starts steps for one pool; each ends as a `Done` event on the clock."""
+
+    def start(self, batch: Batch, clock: Clock) -> None: ...
+
+    def close(self) -> None: ...
+
+
+_NOTHING: Update = {}
+
+
+class ProfiledExecutor:
+    """Lets the profiled time pass and computes nothing.
+
+    Here live the true futures that no policy may see.
+
+    Args:
+        truth: profiles of how long steps really take, by stage; None: as the scheduler expects.
+        overhead_s: added to each step (launch, transport).
+        stretch: multiplies a step's latency (noise, a device that slows down).
+        outcome: updates of a step's jobs (an end-of-sequence that only the simulation knows).
+    """
+
+    def __init__(
+        self,
+        truth: Mapping[str, LatencyProfile] | None = None,
+        *,
+        overhead_s: float = 0.0,
+        stretch: Callable[[Batch], float] | None = None,
+        outcome: Callable[[Batch], Sequence[Update]] | None = None,
+    ) -> None:
+        self._truth = truth
+        self._overhead_s = overhead_s
+        self._stretch = stretch
+        self._outcome = outcome
+
+    def start(self, batch: Batch, clock: Clock) -> None:
+        seconds = batch.expected if self._truth is None else step_latency(self._truth, batch.jobs, batch.sizes)
+        if self._stretch is not None:
+            seconds *= self._stretch(batch)
+        updates = (_NOTHING,) * len(batch) if self._outcome is None else self._outcome(batch)
+        clock.post(Done(batch, updates), batch.started_at + seconds + self._overhead_s)
+
+    def close(self) -> None:
+        pass
+
+
+class ThreadExecutor:
+    """Runs stream modules on threads of this process, one thread per worker.
+
+    Args:
+        modules: the modules by stage name (or `fuse` label), for one worker; or a sequence of such
+            mappings, one per worker of the pool.
+        devices: where each worker's modules are loaded, in the same order.
+        check_finite: fail a job whose update holds NaN or infinity (costs a device sync a step).
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, StreamModule] | Sequence[Mapping[str, StreamModule]],
+        devices: Sequence[str] = ("cpu",),
+        *,
+        check_finite: bool = False,
+    ) -> None:
+        workers = [modules] if isinstance(modules, Mapping) else list(modules)
+        if len(workers) != len(devices):
+            raise BackendError(f"{len(workers)} set(s) of modules for {len(devices)} device(s): {list(devices)}")
+        self._check_finite = check_finite
+        self._inbox: list[queue.SimpleQueue[tuple[Batch, Clock] | None]] = []
+        self._threads = []
+        for mods, device in zip(workers, devices, strict=True):
+            for module in mods.values():
+                module.load(device)
+        for at, mods in enumerate(workers):
+            self._inbox.append(queue.SimpleQueue())
+            thread = threading.Thread(target=self._work, args=(self._inbox[at], mods), daemon=True)
+            thread.name = f"neustream-worker-{at}"
+            self._threads.append(thread)
+            thread.start()
+
+    def start(self, batch: Batch, clock: Clock) -> None:
+        self._inbox[batch.worker].put((batch, clock))
+
+    def close(self) -> None:
+        """Let the steps under way end, and the threads with them."""
+        for inbox in self._inbox:
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, inbox: queue.SimpleQueue[Any], modules: Mapping[str, StreamModule]) -> None:
+        while (item := inbox.get()) is not None:
+            batch, clock = item
+            clock.post(Done(batch, self._step(batch, modules)), clock.now())
+            del item, batch  # hold no finished job's tensors while idle
+
+    def _step(
+        self, batch: Batch, modules: Mapping[str, StreamModule]
+    ) -> Sequence[Update | NeustreamError] | BaseException:
+        try:
+            if batch.stage not in modules:
+                raise StageFailed(f"no module for stage {batch.stage!r}; modules: {sorted(modules)}")
+            updates = modules[batch.stage].step(batch.jobs)
+            if isinstance(updates, Mapping) or any(not isinstance(u, Mapping) for u in updates):
+                raise StageFailed(f"stage {batch.stage!r} must return one dict per job, got {type(updates).__name__}")
+            if self._check_finite:
+                return [_finite(batch.stage, update) for update in updates]
+            return list(updates)
+        except Exception as error:  # a stage may raise anything: its batch fails, the engine lives on
+            return error
+
+
+def _finite(stage: str, update: Update) -> Update | StageFailed:
+    for key, value in update.items():
+        if isinstance(value, float):
+            finite = math.isfinite(value)
+        elif hasattr(value, "isfinite"):  # torch
+            finite = bool(value.isfinite().all())
+        elif hasattr(value, "dtype") and value.dtype.kind in "fc":  # numpy
+            finite = bool((abs(value) < math.inf).all())
+        else:
+            continue
+        if not finite:
+            return StageFailed(f"stage {stage!r} returned NaN or infinity in {key!r}")
+    return update

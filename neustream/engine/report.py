@@ -1,0 +1,155 @@
+"""What came of a run: counts, goodput, attainment, latencies, batch sizes, the cost of deciding.
+
+Attainment and goodput keep every submitted request in the denominator. Memory does not grow with
+the number of requests: distributions are exact up to `KEEP` values and a uniform sample of all
+values beyond (reservoir sampling, seeded).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+from typing import Any
+
+import numpy as np
+
+from neustream.core.scheduler import Emitted, Ended
+from neustream.core.types import Job
+from neustream.engine.events import Decided, Finished, Record, Submitted
+
+KEEP = 100_000
+OUTCOMES = ("on_time", "late", "dropped", "failed", "cancelled")
+
+
+class Distribution:
+    """Values seen: their number, exact mean, and quantiles from at most `KEEP` of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum = 0.0
+        self._values: list[float] = []
+        self._random = random.Random(0)
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.sum += value
+        if self.count <= KEEP:
+            self._values.append(value)
+        elif (at := self._random.randrange(self.count)) < KEEP:
+            self._values[at] = value
+
+    @property
+    def mean(self) -> float | None:
+        return self.sum / self.count if self.count else None
+
+    def percentile(self, q: float) -> float | None:
+        return float(np.percentile(self._values, q)) if self._values else None
+
+
+class Share:
+    """On-time requests of those submitted, for one SLO class."""
+
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.on_time = 0
+
+
+class Report:
+    """An observer that adds up a run.
+
+    `start` is the instant that the trace began at; spans count from there.
+    """
+
+    def __init__(self, start: float = 0.0) -> None:
+        self.start = start
+        self.submitted = 0
+        self.counts = dict.fromkeys(OUTCOMES, 0)
+        self.weight_on_time = 0.0
+        self.latency = Distribution()
+        self.decision = Distribution()
+        self.batch_size: dict[str, Distribution] = {}
+        self.classes: dict[str, Share] = {}
+        self.reasons: dict[str, int] = {}
+        self.interrupted = False
+        self._expected: dict[str, float] = {}
+        self._observed: dict[str, float] = {}
+        self._last_arrival = start
+        self._last_end = start
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Finished):
+            batch = record.batch
+            sizes = self.batch_size.get(batch.stage)
+            if sizes is None:
+                sizes = self.batch_size[batch.stage] = Distribution()
+                self._expected[batch.stage] = self._observed[batch.stage] = 0.0
+            sizes.add(len(batch.jobs))
+            self._expected[batch.stage] += batch.expected
+            self._observed[batch.stage] += record.at - batch.started_at
+        elif isinstance(record, Decided):
+            self.decision.add(record.seconds * 1e6)
+        elif isinstance(record, Ended):
+            self._ended(record.job, record.at)
+        elif isinstance(record, Submitted):
+            self.submitted += 1
+            self._last_arrival = max(self._last_arrival, record.job.arrival)
+            self.classes.setdefault(record.job.slo.name, Share()).submitted += 1
+        else:
+            assert isinstance(record, Emitted)
+
+    def _ended(self, job: Job, at: float) -> None:
+        outcome = job.status if job.status != "done" else "on_time" if job.on_time else "late"
+        self.counts[outcome] += 1
+        self._last_end = max(self._last_end, at)
+        if outcome == "on_time":
+            self.weight_on_time += job.weight
+            self.classes[job.slo.name].on_time += 1
+        if job.status == "done":
+            self.latency.add(at - job.arrival)
+        elif job.status == "failed" and (job.reason in self.reasons or len(self.reasons) < 20):
+            self.reasons[job.reason] = self.reasons.get(job.reason, 0) + 1
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the start of the trace to the last end."""
+        return self._last_end - self.start
+
+    @property
+    def goodput(self) -> float:
+        """Requests on time per second of the span of the arrivals (of the run, if that is 0)."""
+        span = self._last_arrival - self.start or self.duration
+        return self.counts["on_time"] / span if span > 0 else 0.0
+
+    @property
+    def attainment(self) -> float:
+        """Share of the submitted requests that kept every promise."""
+        return self.counts["on_time"] / self.submitted if self.submitted else 0.0
+
+    def profile_error(self) -> dict[str, float]:
+        """Observed over profiled seconds of steps, by stage: 1.1 means 10 percent slower than said."""
+        return {s: self._observed[s] / x for s, x in self._expected.items() if x > 0}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types; seconds, but `decision_us` in microseconds."""
+        spread = {q: self.latency.percentile(q) for q in (50, 90, 99)}
+        out: dict[str, Any] = {
+            "duration_s": self.duration,
+            "counts": {"submitted": self.submitted, **self.counts},
+            "goodput_rps": self.goodput,
+            "attainment": self.attainment,
+            "latency_s": {"mean": self.latency.mean, **{f"p{q}": value for q, value in spread.items()}},
+            "batch_size": {stage: sizes.mean for stage, sizes in self.batch_size.items()},
+            "decisions": self.decision.count,
+            "decision_us": {"p50": self.decision.percentile(50), "p99": self.decision.percentile(99)},
+            "profile_error": self.profile_error(),
+        }
+        if set(self.classes) - {""}:
+            out["classes"] = {n: {"submitted": c.submitted, "on_time": c.on_time} for n, c in self.classes.items()}
+        if self.reasons:
+            out["failures"] = dict(self.reasons)
+        if self.interrupted:
+            out["interrupted"] = True
+        return out
+
+

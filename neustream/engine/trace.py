@@ -1,0 +1,99 @@
+"""The event log of a run, and its export as a Chrome trace that Perfetto opens."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from neustream.core.scheduler import Emitted, Ended
+from neustream.engine.events import Decided, Finished, Record, Submitted
+
+
+class EventLog:
+    """An observer that keeps what happened, as plain tuples and dicts without tensors.
+
+    Memory grows with the run: attach one where a trace is wanted.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.requests: dict[str, dict[str, Any]] = {}
+        self.waiting: list[tuple[float, int]] = []
+        self._live = 0
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Finished):
+            batch = record.batch
+            self.steps.append(
+                {
+                    "stage": batch.stage,
+                    "pool": batch.pool,
+                    "worker": batch.worker,
+                    "start": batch.started_at,
+                    "end": record.at,
+                    "expected_s": batch.expected,
+                    "jobs": [job.id for job in batch.jobs],
+                    "error": record.error,
+                }
+            )
+        elif isinstance(record, Submitted):
+            job = record.job
+            self.requests[job.id] = {"graph": job.request.graph.name, "arrival": job.arrival, "due": job.due if job.due < math.inf else None}
+            self._count(record.at, 1)
+        elif isinstance(record, Ended):
+            job = record.job
+            self.requests[job.id].update(end=record.at, status=job.status, reason=job.reason, on_time=job.on_time)
+            self._count(record.at, -1)
+        elif isinstance(record, Emitted):
+            self.requests[record.job.id].setdefault("outputs", []).append(record.at)
+        else:
+            assert isinstance(record, Decided)
+
+    def _count(self, at: float, change: int) -> None:
+        self._live += change
+        self.waiting.append((at, self._live))
+
+    def chrome(self) -> dict[str, Any]:
+        """The Chrome trace event format: a process a pool, a thread a worker, a slice a step.
+
+        Requests are async slices from arrival to end, live requests a counter. Timestamps are in
+        microseconds of the engine's clock.
+        """
+        pools = {name: at for at, name in enumerate(sorted({step["pool"] for step in self.steps}), 1)}
+        out: list[dict[str, Any]] = []
+        for name, pid in pools.items():
+            out.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"pool {name}"}})
+        for pool, worker in sorted({(step["pool"], step["worker"]) for step in self.steps}):
+            args = {"name": f"worker {worker}"}
+            out.append({"ph": "M", "name": "thread_name", "pid": pools[pool], "tid": worker, "args": args})
+        for step in self.steps:
+            start, seconds = step["start"], step["end"] - step["start"]
+            args = {"jobs": step["jobs"], "expected_ms": step["expected_s"] * 1e3, "error": step["error"]}
+            out.append(
+                {
+                    "ph": "X",
+                    "name": f"{step['stage']} x{len(step['jobs'])}",
+                    "cat": step["stage"],
+                    "pid": pools[step["pool"]],
+                    "tid": step["worker"],
+                    "ts": start * 1e6,
+                    "dur": seconds * 1e6,
+                    "args": args,
+                }
+            )
+        out.append({"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "requests"}})
+        for id, request in self.requests.items():
+            outcome = "open" if "end" not in request else "on time" if request["on_time"] else request["status"]
+            both = {"name": outcome, "cat": "request", "id": id, "pid": 0, "tid": 0}
+            out.append({**both, "ph": "b", "ts": request["arrival"] * 1e6, "args": request})
+            if "end" in request:
+                out.append({**both, "ph": "e", "ts": request["end"] * 1e6})
+        for at, live in self.waiting:
+            out.append({"ph": "C", "name": "live requests", "pid": 0, "tid": 0, "ts": at * 1e6, "args": {"n": live}})
+        return {"traceEvents": out, "displayTimeUnit": "ms"}
+
+    def save(self, path: Path) -> None:
+        """Write the Chrome trace to `path`; open it at ui.perfetto.dev or chrome://tracing."""
+        path.write_text(json.dumps(self.chrome()))
