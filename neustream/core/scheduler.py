@@ -55,6 +55,19 @@ def step_latency(profiles: Mapping[str, LatencyProfile], jobs: Sequence[Job], si
     return sum(profiles[name].latency(len(some), sum(some), sum(x * x for x in some)) for name, some in parts.items())
 
 
+def solo_latency(graph: Graph, params: Mapping[str, Any], profiles: Mapping[str, LatencyProfile]) -> float:
+    """Seconds that a request with `params` takes alone: the profiled sum of the calls ahead of it."""
+    job = Job(Request("solo", graph, params=params))
+    job.cursor = Cursor(graph, job)
+    seconds = 0.0
+    for stage, calls in job.cursor.ahead(job):
+        if stage.name not in profiles:
+            raise ProfileError(f"stage {stage.name!r} of graph {graph.name!r} has no profile")
+        size = 0.0 if stage.size is None else answer(stage.size, job, f"size of stage {stage.name!r}")
+        seconds += calls * profiles[stage.name].latency(1, size, size * size)
+    return seconds
+
+
 class Scheduler:
     """Holds the live jobs of some pools and asks `policy` what each free worker does next.
 

@@ -1,0 +1,300 @@
+"""The YAML file of an experiment, as pydantic models, and how one is read.
+
+Unknown keys, wrong types and impossible values are ConfigErrors that name the file, the key, the
+value, and for a misspelt key the nearest valid one. Paths in a file are relative to that file;
+paths given by `--set` are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from neustream.errors import ConfigError, nearest
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StageConfig(_Strict):
+    """One stage of the pipeline.
+
+    `times` names the request parameter that says how often the stage runs (its loop); without it
+    the stage runs once. `profile` names files of the `profiles` folder (without .json), whose
+    modules run back to back as one step; it defaults to the stage's own name.
+    """
+
+    max_batch: PositiveInt = 1
+    times: str | None = None
+    profile: list[str] | None = None
+    pool: str = "gpu"
+
+
+class PoolConfig(_Strict):
+    """Interchangeable workers; for `run`, `devices` names one device each."""
+
+    workers: PositiveInt = 1
+    sticky: bool = False
+    devices: list[str] | None = None
+
+
+class Between(_Strict):
+    """Whole numbers drawn uniformly, both ends included."""
+
+    min: int = Field(ge=0)
+    max: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Between:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class Choices(_Strict):
+    """One of some values, equally often."""
+
+    choices: list[int] = Field(min_length=1)
+
+
+def _kind_of_steps(value: Any) -> str:
+    if isinstance(value, Choices) or (isinstance(value, dict) and "choices" in value):
+        return "of choices"
+    return "from to" if isinstance(value, dict | Between) else "a number"
+
+
+Steps = Annotated[
+    Annotated[int, Tag("a number")] | Annotated[Between, Tag("from to")] | Annotated[Choices, Tag("of choices")],
+    Discriminator(_kind_of_steps),
+]
+"""One number for all requests, or how each request's is drawn."""
+
+
+class Workload(_Strict):
+    """Arrivals and step counts. `seed` seeds each draw anew (0: the artifact's numbers)."""
+
+    arrivals: Literal["gamma", "constant", "trace"] = "gamma"
+    requests: PositiveInt = 500
+    rate: PositiveFloat = 1.0
+    cv: PositiveFloat = 1.0
+    file: Path | None = None
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    steps: Steps = 1
+
+    @model_validator(mode="after")
+    def _file(self) -> Workload:
+        if (self.arrivals == "trace") != (self.file is not None):
+            raise ValueError("arrivals: trace needs a file, and a file needs arrivals: trace")
+        if isinstance(self.steps, int) and self.steps < 0:
+            raise ValueError(f"steps must be 0 or more, got {self.steps}")
+        return self
+
+
+class SloClass(_Strict):
+    """A class of promises: as a `scale` of the request's own solo latency, or absolute."""
+
+    name: str = ""
+    share: PositiveFloat = 1.0
+    weight: PositiveFloat = 1.0
+    scale: PositiveFloat | None = None
+    total_s: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> SloClass:
+        if (self.scale is None) == (self.total_s is None):
+            raise ValueError("an SLO is either a scale or total_s, not both and not neither")
+        return self
+
+
+class Slo(_Strict):
+    """What requests are promised: one `scale` or `total_s` for all, or `classes` drawn by share.
+
+    With a scale, a request's SLO is `scale * (solo latency + extra_s)`.
+    """
+
+    scale: PositiveFloat | None = None
+    total_s: PositiveFloat | None = None
+    classes: list[SloClass] | None = Field(default=None, min_length=1)
+    extra_s: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> Slo:
+        if sum(x is not None for x in (self.scale, self.total_s, self.classes)) != 1:
+            raise ValueError("give exactly one of scale, total_s and classes")
+        return self
+
+
+class Simulation(_Strict):
+    """How the simulated device differs from its profile.
+
+    `step_overhead_s` is added to each step (launching, copying: what a table of bare model calls
+    leaves out); `latency_scale` multiplies and `latency_noise` spreads each step's latency (the
+    sigma of a log-normal factor of median 1, drawn with the workload's seed).
+    """
+
+    step_overhead_s: float = Field(default=0.0, ge=0)
+    latency_scale: PositiveFloat = 1.0
+    latency_noise: float = Field(default=0.0, ge=0)
+
+
+class Backend(BaseModel):
+    """Real models for `profile` and `run`: the name of a backend, or `module:function`; and its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str
+    check_finite: bool = False
+    allow_other_device: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Experiment(_Strict):
+    """One YAML file: a pipeline, its profiles, a workload, promises, and policies to compare."""
+
+    name: str
+    about: str = ""
+    stages: dict[str, StageConfig] = Field(min_length=1)
+    pools: dict[str, PoolConfig] = Field(default_factory=lambda: {"gpu": PoolConfig()})
+    profiles: Path
+    workload: Workload = Workload()
+    slo: Slo
+    policies: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"neustream": {}})
+    simulation: Simulation = Simulation()
+    backend: Backend | None = None
+
+    @model_validator(mode="after")
+    def _pools(self) -> Experiment:
+        for name, stage in self.stages.items():
+            if stage.pool not in self.pools:
+                raise ValueError(f"stage {name!r}: unknown pool {stage.pool!r}; {nearest(stage.pool, self.pools)}")
+        if unused := set(self.pools) - {stage.pool for stage in self.stages.values()}:
+            raise ValueError(f"pools without a stage: {sorted(unused)}")
+        return self
+
+
+PATHS = ("profiles", "workload.file")
+"""Keys whose values are paths."""
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read `path` and apply `overrides` of the form `dotted.key=value` (values are YAML)."""
+    try:
+        raw = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top, got {type(raw).__name__}")
+    for key in PATHS:
+        _anchor(raw, key, path.parent)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r}: expected dotted.key=value")
+        _set(raw, key, yaml.safe_load(value))
+        if key in PATHS:
+            _anchor(raw, key, Path.cwd())
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not a silent choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _anchor(raw: dict[str, Any], key: str, folder: Path) -> None:
+    *parents, last = key.split(".")
+    at: Any = raw
+    for part in parents:
+        at = at.get(part) if isinstance(at, dict) else None
+    if isinstance(at, dict) and isinstance(at.get(last), str):
+        at[last] = str(folder / at[last])
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    at: Any = raw
+    for part in parents:
+        at = at.setdefault(part, {})
+        if at is None or not isinstance(at, dict):
+            raise ConfigError(f"--set {key}: {part!r} is not a section")
+    at[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problems of a validation, each with its key, value and what is allowed."""
+    problems = []
+    for problem in error.errors()[:3]:
+        where = [str(part) for part in problem["loc"] if " " not in str(part)]  # without the tags of unions
+        key = ".".join(where)
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key!r}; {nearest(where[-1], _keys_at(where[:-1]))}")
+        elif problem["type"] == "missing":
+            problems.append(f"key {key!r} is needed")
+        else:
+            value = problem["input"]
+            shown = f", got {value!r}" if not isinstance(value, dict) else ""
+            problems.append(f"{key or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}")
+    return "; ".join(problems)
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    """The keys that are valid in the section at `path`."""
+    at: Any = Experiment
+    for part in path:
+        if isinstance(at, _Entries):
+            at = at.model
+        else:
+            field = at.model_fields.get(part) if at is not None else None
+            at = None if field is None else _section(field.annotation)
+    return [] if at is None or isinstance(at, _Entries) else list(at.model_fields)
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """A mapping or list whose entries are sections."""
+
+    model: type[BaseModel]
+
+
+def _section(annotation: Any) -> type[BaseModel] | _Entries | None:
+    """The section, or the entries, that a field of this type holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in typing.get_args(annotation):
+        found = _section(inner)
+        if isinstance(found, type) and typing.get_origin(annotation) in (dict, list):
+            return _Entries(found)
+        if found is not None:
+            return found
+    return None

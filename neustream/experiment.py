@@ -1,0 +1,261 @@
+"""From a validated config to something that runs: graph, requests, policy, engine, report.
+
+`simulate` and `serve` differ in the clock and the executors that they hand to the same engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from neustream.config import Between, Choices, Experiment, SloClass, StageConfig
+from neustream.core.graph import Graph, Node, Stage, loop, seq
+from neustream.core.policies import POLICIES
+from neustream.core.policy import Policy, Pool
+from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Scheduler, solo_latency
+from neustream.core.types import SLO, Batch, Job, Request
+from neustream.engine.clock import VirtualClock, WallClock
+from neustream.engine.engine import Engine
+from neustream.engine.events import Observer
+from neustream.engine.executor import Executor, ProfiledExecutor
+from neustream.engine.report import Report
+from neustream.errors import ConfigError, ProfileError, nearest
+from neustream.profiling import load_stage
+from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace
+
+Params = Mapping[str, Any]
+
+
+def build_graph(experiment: Experiment) -> Graph:
+    """The pipeline of the config: its stages in order, looped where they say `times`; the last emits."""
+    names = list(experiment.stages)
+    nodes: list[Node] = []
+    for name, config in experiment.stages.items():
+        stage = Stage(name, max_batch=config.max_batch, emits=name == names[-1])
+        nodes.append(stage if config.times is None else loop(stage, times=partial(_param, config.times)))
+    return Graph(experiment.name, seq(*nodes))
+
+
+def _param(name: str, job: Job) -> Any:
+    return job.params[name]
+
+
+def load_profiles(experiment: Experiment) -> dict[str, LatencyProfile]:
+    """The profile of each stage; those of one pool must come from one device."""
+    profiles: dict[str, LatencyProfile] = {}
+    for name, stage in experiment.stages.items():
+        profiles[name] = load_stage(name, _files(experiment.profiles, name, stage))
+        others = [n for n in profiles if experiment.stages[n].pool == stage.pool]
+        devices = {n: profiles[n].device for n in others}
+        if len(set(devices.values())) > 1:
+            raise ProfileError(f"pool {stage.pool!r} mixes profiles of different devices: {devices}")
+    return profiles
+
+
+def _files(folder: Path, name: str, stage: StageConfig) -> list[Path]:
+    return [folder / f"{part}.json" for part in stage.profile or [name]]
+
+
+def build_pools(experiment: Experiment) -> list[Pool]:
+    return [
+        Pool(name, tuple(s for s, stage in experiment.stages.items() if stage.pool == name), pool.workers, pool.sticky)
+        for name, pool in experiment.pools.items()
+    ]
+
+
+# -- workload ---------------------------------------------------------------------------------------
+
+
+def build_requests(
+    experiment: Experiment,
+    graph: Graph,
+    profiles: Mapping[str, LatencyProfile],
+    params: Callable[[int], Params] = lambda at: {},
+) -> list[Request]:
+    """The workload's requests in order of arrival; `params` adds what a real backend needs."""
+    load = experiment.workload
+    rows = _rows(experiment)
+    steps = _steps(load.steps, len(rows), load.seed)
+    classes = _classes(experiment, len(rows))
+    extra = experiment.slo.extra_s
+    solo: dict[int, float] = {}
+    requests = []
+    for at, (row, drawn, slo) in enumerate(zip(rows, steps, classes, strict=True)):
+        count = drawn if row.steps is None else row.steps
+        asked = {**params(at), **row.params, "steps": count}
+        if row.slo_s is not None:
+            total = row.slo_s
+        elif slo.total_s is not None:
+            total = slo.total_s
+        else:
+            if count not in solo:
+                solo[count] = solo_latency(graph, asked, profiles)
+            assert slo.scale is not None
+            total = slo.scale * (extra + solo[count])
+        promise = SLO(total, weight=slo.weight, name=slo.name)
+        requests.append(Request(f"{experiment.name}-{at}", graph, row.arrival, promise, asked))
+    return requests
+
+
+def _rows(experiment: Experiment) -> list[Row]:
+    load = experiment.workload
+    if load.arrivals == "trace":
+        assert load.file is not None
+        rows = load_trace(load.file)
+        if "requests" in load.model_fields_set and load.requests > len(rows):
+            raise ConfigError(f"workload.requests is {load.requests}, but {load.file} has {len(rows)} rows")
+        return rows[: load.requests] if "requests" in load.model_fields_set else rows
+    if load.arrivals == "constant":
+        instants = constant_arrivals(load.requests, rate=load.rate)
+    else:
+        instants = gamma_arrivals(load.requests, rate=load.rate, cv=load.cv, seed=load.seed)
+    return [Row(float(at)) for at in instants]
+
+
+def _steps(steps: int | Between | Choices, count: int, seed: int) -> list[int]:
+    draw = np.random.RandomState(seed)
+    if isinstance(steps, Between):
+        return [int(x) for x in draw.randint(steps.min, steps.max + 1, count)]
+    if isinstance(steps, Choices):
+        return [int(x) for x in draw.choice(steps.choices, count)]
+    return [steps] * count
+
+
+def _classes(experiment: Experiment, count: int) -> list[SloClass]:
+    slo = experiment.slo
+    if slo.classes is None:
+        return [SloClass(scale=slo.scale, total_s=slo.total_s)] * count
+    share = np.array([c.share for c in slo.classes])
+    chosen = np.random.RandomState(experiment.workload.seed).choice(len(share), count, p=share / share.sum())
+    return [slo.classes[int(at)] for at in chosen]
+
+
+# -- policies ---------------------------------------------------------------------------------------
+
+
+def build_policy(experiment: Experiment, name: str) -> Policy:
+    """The policy `name` (one of the library's, or `module:Class`) with the config's parameters for it."""
+    make = POLICIES.get(name) or (load_object(name, "policy") if ":" in name else None)
+    if make is None:
+        raise ConfigError(f"unknown policy {name!r}; {nearest(name, POLICIES)}; or module:Class for one of your own")
+    given = dict(experiment.policies.get(name, {}))
+    where = f"policies.{name}"
+    known = {field.name: field for field in dataclasses.fields(make)} if dataclasses.is_dataclass(make) else None
+    if known is not None:
+        hints = typing.get_type_hints(make)
+        for key, value in given.items():
+            if key not in known:
+                raise ConfigError(f"{where}: unknown parameter {key!r}; {nearest(key, known)}")
+            given[key] = _plan(experiment, value) if key == "plan" else _checked(f"{where}.{key}", hints[key], value)
+        if "slo_scale" in known and "slo_scale" not in given and experiment.slo.scale is not None:
+            given["slo_scale"] = experiment.slo.scale
+    policy: Policy = make(**given)
+    return policy
+
+
+def _checked(where: str, hint: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from None
+
+
+def _plan(experiment: Experiment, files: Any) -> dict[str, LatencyProfile]:
+    """Profiles that a policy plans with instead of the true ones: stage -> files (without .json)."""
+    if not isinstance(files, dict) or set(files) - set(experiment.stages):
+        raise ConfigError(f"plan: expected a mapping of stages {sorted(experiment.stages)} to files, got {files!r}")
+    return {
+        name: load_stage(name, [experiment.profiles / f"{part}.json" for part in parts])
+        for name, parts in files.items()
+    }
+
+
+def load_object(path: str, what: str) -> Any:
+    """The object at `package.module:name`."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{what} {path!r}: {error}") from error
+
+
+# -- running ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment made ready: the same requests and profiles for every policy."""
+
+    experiment: Experiment
+    graph: Graph
+    profiles: Mapping[str, LatencyProfile]
+    requests: Sequence[Request]
+
+    def scheduler(self, policy: str) -> Scheduler:
+        return Scheduler(build_pools(self.experiment), build_policy(self.experiment, policy), self.profiles)
+
+
+def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at: {}) -> Prepared:
+    """Load the profiles and draw the workload of an experiment."""
+    graph, profiles = build_graph(experiment), load_profiles(experiment)
+    return Prepared(experiment, graph, profiles, build_requests(experiment, graph, profiles, params))
+
+
+def simulate(prepared: Prepared, policy: str, observers: Sequence[Observer] = ()) -> Report:
+    """Serve the workload in virtual time, steps taking as long as the profiles say."""
+    simulation = prepared.experiment.simulation
+    stretch = None
+    if simulation.latency_noise or simulation.latency_scale != 1:
+        noise = np.random.RandomState(prepared.experiment.workload.seed)
+        stretch = partial(_stretch, noise, simulation.latency_noise, simulation.latency_scale)
+    executors = {
+        pool: ProfiledExecutor(overhead_s=simulation.step_overhead_s, stretch=stretch)
+        for pool in prepared.experiment.pools
+    }
+    return Engine(prepared.scheduler(policy), executors, VirtualClock(), observers).run(prepared.requests)
+
+
+def _stretch(noise: np.random.RandomState, sigma: float, scale: float, batch: Batch) -> float:
+    return scale * float(np.exp(sigma * noise.standard_normal()))
+
+
+def serve(
+    prepared: Prepared,
+    policy: str,
+    executors: Mapping[str, Executor],
+    observers: Sequence[Observer] = (),
+    started: Callable[[Engine], None] = lambda engine: None,
+) -> Report:
+    """Serve the workload in real time on `executors`, which stay open; `started` gets the engine."""
+    engine = Engine(prepared.scheduler(policy), executors, WallClock(), observers)
+    started(engine)
+    return engine.run(prepared.requests)
+
+
+def record(experiment: Experiment, policy: str, report: Report) -> dict[str, Any]:
+    """One entry of the JSON that `simulate`, `sweep` and `run` write."""
+    return {"policy": policy, "config": experiment.name, "seed": experiment.workload.seed, **report.to_dict()}
+
+
+def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> Iterator[tuple[float, Experiment]]:
+    """The experiment at each value of `workload.rate`, `workload.cv` or `slo.scale`."""
+    section, _, key = over.partition(".")
+    if over not in ("workload.rate", "workload.cv", "slo.scale"):
+        raise ConfigError(f"cannot sweep {over!r}; {nearest(over, ('workload.rate', 'workload.cv', 'slo.scale'))}")
+    part = getattr(experiment, section)
+    if getattr(part, key) is None or (section == "workload" and experiment.workload.arrivals == "trace"):
+        raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")
+    for value in values:
+        if not value > 0:
+            raise ConfigError(f"cannot sweep {over}: values must be greater than 0, got {value}")
+        yield value, experiment.model_copy(update={section: part.model_copy(update={key: value})})

@@ -1,0 +1,268 @@
+"""Latency profiles as files: read and write them, and measure stream modules to make them.
+
+A file holds one stage of one model on one device, with where its numbers come from:
+
+    {"format": "neustream.profile/1", "kind": "table", "stage": "unet", "model": "SD 1.5, 512 px",
+     "device": "NVIDIA H100", "batch": [1, 2, 4], "latency_s": [0.026, 0.031, 0.049],
+     "origin": {...}}
+
+or `"kind": "linear"` with `base_s, per_job_s, per_size_s, per_square_s, max_batch`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from neustream.core.graph import Cursor, Graph
+from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile
+from neustream.core.types import Job, Request
+from neustream.engine.clock import stopwatch
+from neustream.engine.executor import StreamModule
+from neustream.errors import ProfileError, StageFailed
+
+FORMAT: Literal["neustream.profile/1"] = "neustream.profile/1"
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["neustream.profile/1"]
+    stage: str
+    model: str = ""
+    device: str
+    origin: dict[str, Any]
+
+
+class TableFile(_File):
+    """Latencies at measured batch sizes; `p90_s` and `spread` (IQR over median) tell the noise."""
+
+    kind: Literal["table"]
+    batch: list[int]
+    latency_s: list[float]
+    p90_s: list[float] | None = None
+    spread: list[float] | None = None
+
+
+class LinearFile(_File):
+    """Coefficients of a fit."""
+
+    kind: Literal["linear"]
+    base_s: float
+    per_job_s: float = 0.0
+    per_size_s: float = 0.0
+    per_square_s: float = 0.0
+    max_batch: int
+
+
+_FILES: TypeAdapter[TableFile | LinearFile] = TypeAdapter(TableFile | LinearFile)
+
+
+
+
+def load_profile(path: Path | str) -> LatencyProfile:
+    """Read one profile file; ProfileError names the file and what is wrong with it."""
+    path = Path(path)
+    try:
+        file = _FILES.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ProfileError(f"no profile at {path}; `neustream profile CONFIG --out DIR` measures one") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ProfileError(f"{path}: {where}: {problem['msg']}") from None
+    if isinstance(file, TableFile):
+        return TableProfile(file.stage, file.batch, file.latency_s, device=file.device)
+    return LinearProfile(
+        file.stage,
+        base=file.base_s,
+        per_job=file.per_job_s,
+        per_size=file.per_size_s,
+        per_square=file.per_square_s,
+        max_batch=file.max_batch,
+        device=file.device,
+    )
+
+
+def load_stage(stage: str, paths: Sequence[Path]) -> LatencyProfile:
+    """The profile of a stage that runs one module, or several back to back."""
+    parts = [load_profile(path) for path in paths]
+    return parts[0] if len(parts) == 1 else SumProfile(stage, parts)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Timings of one stage at one batch size, in seconds."""
+
+    stage: str
+    batch: int
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def p90(self) -> float:
+        return float(np.percentile(self.seconds, 90))
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over the median."""
+        low, high = np.percentile(self.seconds, (25, 75))
+        return float(high - low) / self.median
+
+
+def measure(
+    graph: Graph,
+    modules: Mapping[str, StreamModule],
+    sample: Callable[[int], Mapping[str, Any]],
+    *,
+    device: str = "cpu",
+    batches: Sequence[int] | None = None,
+    repeats: int = 15,
+    warmup: int = 2,
+    sync: Callable[[], None] = lambda: None,
+    progress: Callable[[Measurement], None] = lambda measurement: None,
+    out_of_memory: tuple[type[BaseException], ...] = (MemoryError,),
+    on_limit: Callable[[str, int, BaseException], None] = lambda stage, batch, error: None,
+) -> dict[str, list[Measurement]]:
+    """Time every stage of `graph` at `batches` (default: every size up to its max_batch, see below).
+
+    Real jobs walk the real graph: before a stage is timed, its jobs have run all stages in front of
+    it. Each timed step gets jobs in the state they have there; where a stage is looped, they stay
+    for as many rounds as their loop has.
+
+    Args:
+        sample: parameters of the i-th sample request; its loops must have at least one round.
+        batches: default 1, 2, 3, 4, 6, 8, 12, 16, ... (and max_batch itself).
+        sync: waits for the device (`torch.cuda.synchronize`); called around each timing.
+        out_of_memory: on these, the stage stops growing, and `on_limit` is told.
+    """
+    for module in modules.values():
+        module.load(device)
+    lab = _Lab(graph, modules, sample)
+    out: dict[str, list[Measurement]] = {}
+    for name, stage in graph.stages.items():
+        out[name] = []
+        for batch in batches or default_batches(stage.max_batch):
+            if batch > stage.max_batch:
+                break
+            seconds = []
+            try:
+                for turn in range(warmup + repeats):
+                    jobs = lab.jobs_at(name, batch)
+                    sync()
+                    began = stopwatch()
+                    updates = modules[name].step(jobs)
+                    sync()
+                    if turn >= warmup:
+                        seconds.append(stopwatch() - began)
+                    lab.apply(jobs, updates)
+            except out_of_memory as error:
+                lab.clear()
+                if not out[name]:
+                    raise ProfileError(f"stage {name!r}: out of memory at batch {batch}: {error}") from error
+                on_limit(name, batch, error)
+                break
+            out[name].append(Measurement(name, batch, tuple(seconds)))
+            progress(out[name][-1])
+        lab.clear()
+    return out
+
+
+def default_batches(largest: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ... up to `largest`, which is always in."""
+    sizes = {b for k in range(32) for b in (2**k, 3 * 2**k) if b < largest}
+    return sorted(sizes | {largest})
+
+
+class _Lab:
+    """Sample jobs, and the means to bring them to a stage."""
+
+    def __init__(
+        self, graph: Graph, modules: Mapping[str, StreamModule], sample: Callable[[int], Mapping[str, Any]]
+    ) -> None:
+        self._graph, self._modules, self._sample = graph, modules, sample
+        self._ready: list[Job] = []  # jobs that are still at the stage being measured
+        self._made = 0
+
+    def clear(self) -> None:
+        self._ready = []
+
+    def jobs_at(self, stage: str, count: int) -> list[Job]:
+        """`count` jobs whose next stage is `stage`."""
+        self._ready = [job for job in self._ready if job.stage is not None and job.stage.name == stage]
+        while len(self._ready) < count:
+            job = Job(Request(f"sample-{self._made}", self._graph, params=self._sample(self._made)))
+            self._made += 1
+            job.cursor = Cursor(self._graph, job)
+            job.stage = job.cursor.stage
+            while job.stage is not None and job.stage.name != stage:
+                self.apply([job], self._modules[job.stage.name].step([job]))
+            if job.stage is None:
+                raise ProfileError(f"the sample requests never get to stage {stage!r}; check their parameters")
+            self._ready.append(job)
+        return self._ready[:count]
+
+    def apply(self, jobs: Sequence[Job], updates: Sequence[Mapping[str, Any]]) -> None:
+        if len(updates) != len(jobs):
+            raise StageFailed(f"stage {jobs[0].stage} returned {len(updates)} results for {len(jobs)} jobs")
+        for job, update in zip(jobs, updates, strict=True):
+            assert job.cursor is not None
+            job.state.update(update)
+            if job.stage is not None and job.stage.emits:
+                job.outputs += 1
+            job.stage = job.cursor.advance(job)
+
+
+def profiles_of(measured: Mapping[str, Sequence[Measurement]], device: str = "") -> dict[str, LatencyProfile]:
+    """Profiles from measurements, without a detour over files."""
+    return {
+        name: TableProfile(name, [m.batch for m in some], [m.median for m in some], device=device)
+        for name, some in measured.items()
+    }
+
+
+def save(
+    measured: Mapping[str, Sequence[Measurement]], out: Path, *, model: str, device: str, origin: Mapping[str, Any]
+) -> list[Path]:
+    """Write one file per stage under `out`; returns their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, some in measured.items():
+        file = TableFile(
+            format=FORMAT,
+            kind="table",
+            stage=name,
+            model=model,
+            device=device,
+            batch=[m.batch for m in some],
+            latency_s=[m.median for m in some],
+            p90_s=[m.p90 for m in some],
+            spread=[m.spread for m in some],
+            origin={**origin, "repeats": len(some[0].seconds), "statistic": "median of wall seconds per step"},
+        )
+        paths.append(out / f"{name}.json")
+        paths[-1].write_text(json.dumps(file.model_dump(exclude_none=True), indent=1) + "\n")
+    return paths
+
+
+def versions() -> dict[str, str]:
+    """The libraries that latencies depend on, as installed here."""
+    found = {"python": platform.python_version()}
+    for name in ("neustream", "numpy", "torch", "diffusers", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
