@@ -1,0 +1,1 @@
+"""What is made of reports afterwards: tables and pictures."""

@@ -1,0 +1,99 @@
+"""Figures of sweeps and runs, as PNG files. Needs the extra `analysis` (matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neustream.engine.trace import EventLog
+from neustream.errors import BackendError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+AXES = {
+    "workload.rate": "request rate (req/s)",
+    "workload.cv": "burstiness (cv of the gaps)",
+    "slo.scale": "SLO (times the solo latency)",
+}
+COLOURS = ("#7f7f7f", "#bcbd22", "#d62728", "#1f77b4", "#17becf", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2")
+MARKS = "osv^D*XP<>"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise BackendError("figures need matplotlib: pip install 'neustream[analysis]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def plot_sweep(
+    points: Sequence[Mapping[str, Any]], over: str, policies: Sequence[str], title: str, out: Path
+) -> list[Path]:
+    """Goodput and attainment against the swept value, one line a policy (the paper's Figures 11, 12)."""
+    plt = _pyplot()
+    paths = []
+    for key, label in (("goodput_rps", "goodput (req/s)"), ("attainment", "attainment")):
+        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        for at, policy in enumerate(policies):
+            xs = [point["value"] for point in points if point["policy"] == policy]
+            ys = [point[key] for point in points if point["policy"] == policy]
+            style = {"color": COLOURS[at % len(COLOURS)], "marker": MARKS[at % len(MARKS)]}
+            axes.plot(xs, ys, label=policy, markersize=5, **style)
+        axes.set(xlabel=AXES.get(over, over), ylabel=label, title=title)
+        axes.set_ylim(bottom=0, top=1.03 if key == "attainment" else None)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        paths.append(out / f"{key.removesuffix('_rps')}.png")
+        figure.savefig(paths[-1], dpi=130)
+        plt.close(figure)
+    return paths
+
+
+def plot_batches(logs: Mapping[str, EventLog], stage: str, title: str, path: Path) -> Path:
+    """Batch size of `stage` over time, one panel a policy (the paper's Figure 13)."""
+    plt = _pyplot()
+    size = (8.0, 1.0 + 1.3 * len(logs))
+    figure, panels = plt.subplots(len(logs), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
+    largest = max((len(step["jobs"]) for log in logs.values() for step in log.steps if step["stage"] == stage), default=1)
+    for at, ((policy, log), row) in enumerate(zip(logs.items(), panels, strict=True)):
+        axes: Axes = row[0]
+        steps = [step for step in log.steps if step["stage"] == stage]
+        axes.step([s["start"] for s in steps], [len(s["jobs"]) for s in steps], where="post", lw=0.8, color=COLOURS[at])
+        axes.set_ylim(0, largest * 1.1)
+        axes.set_ylabel(policy)
+        axes.grid(alpha=0.3)
+    panels[0][0].set_title(f"{title}: batch size of {stage!r} over time")
+    panels[-1][0].set_xlabel("time (s)")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
+    """Goodput, attainment and p99 of a real run beside what the simulator said, by policy."""
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, 3, figsize=(11.0, 3.6), layout="constrained")
+    names = [record["policy"] for record in records]
+    measures = (
+        ("goodput (req/s)", lambda record: record["goodput_rps"]),
+        ("attainment", lambda record: record["attainment"]),
+        ("p99 latency (s)", lambda record: record["latency_s"]["p99"] or 0.0),
+    )
+    for axes, (label, read) in zip(panels, measures, strict=True):
+        places = range(len(names))
+        axes.bar([x - 0.2 for x in places], [read(r) for r in records], 0.4, label="served", color=COLOURS[3])
+        axes.bar([x + 0.2 for x in places], [read(r["simulated"]) for r in records], 0.4, label="simulated", color="#c6dbef")
+        axes.set_xticks(list(places), names, rotation=20)
+        axes.set_title(label)
+        axes.grid(alpha=0.3, axis="y")
+    panels[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path

@@ -1,0 +1,58 @@
+"""What torch backends share: devices and dtypes by name, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from neustream.errors import BackendError, nearest
+
+try:
+    import torch
+except ImportError as error:
+    raise BackendError(
+        "this backend needs torch: pip install 'neustream[diffusion]' (or [llm] for language models)"
+    ) from error
+
+OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError)
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise BackendError(f"unknown dtype {name!r}; {nearest(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def device_of(name: str) -> torch.device:
+    """The device, checked to be there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BackendError(f"unknown device {name!r}; allowed: cpu, cuda:0, cuda:1, ...") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(f"device {name!r} is not here: {torch.cuda.device_count()} CUDA device(s) found")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What profiles measured on `device` are labelled with: the GPU's or the processor's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} thread(s)"
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def sync(device: torch.device) -> None:
+    """Wait until `device` is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
