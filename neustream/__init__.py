@@ -79,6 +79,5 @@ __all__ = [
     "serve",
     "simulate",
     "solo_latency",
-    "Stage",
     "switch",
 ]

@@ -88,11 +88,16 @@ Steps = Annotated[
 
 
 class Workload(_Strict):
-    """Arrivals and step counts. `seed` seeds each draw anew (0: the artifact's numbers)."""
+    """Arrivals and step counts. `seed` seeds each draw anew (0: the artifact's numbers).
+
+    `rate` is in requests per second; `load` instead of it makes the rate that many times what one
+    request after the other could be served at, so that a config fits any machine.
+    """
 
     arrivals: Literal["gamma", "constant", "trace"] = "gamma"
     requests: PositiveInt = 500
     rate: PositiveFloat = 1.0
+    load: PositiveFloat | None = None
     cv: PositiveFloat = 1.0
     file: Path | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -102,6 +107,8 @@ class Workload(_Strict):
     def _file(self) -> Workload:
         if (self.arrivals == "trace") != (self.file is not None):
             raise ValueError("arrivals: trace needs a file, and a file needs arrivals: trace")
+        if self.load is not None and ("rate" in self.model_fields_set or self.arrivals == "trace"):
+            raise ValueError("load takes the place of rate, and does not go with arrivals: trace")
         if isinstance(self.steps, int) and self.steps < 0:
             raise ValueError(f"steps must be 0 or more, got {self.steps}")
         return self
@@ -154,6 +161,13 @@ class Simulation(_Strict):
     latency_noise: float = Field(default=0.0, ge=0)
 
 
+class Sweep(_Strict):
+    """What `neustream sweep` varies by default: the values, and other keys that it holds meanwhile."""
+
+    values: list[PositiveFloat] = Field(min_length=1)
+    at: dict[str, Any] = Field(default_factory=dict)
+
+
 class Backend(BaseModel):
     """Real models for `profile` and `run`: the name of a backend, or `module:function`; and its options."""
 
@@ -168,6 +182,9 @@ class Backend(BaseModel):
         return dict(self.model_extra or {})
 
 
+SWEEPABLE = ("workload.rate", "workload.load", "workload.cv", "slo.scale")
+
+
 class Experiment(_Strict):
     """One YAML file: a pipeline, its profiles, a workload, promises, and policies to compare."""
 
@@ -178,8 +195,9 @@ class Experiment(_Strict):
     profiles: Path
     workload: Workload = Workload()
     slo: Slo
-    policies: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"neustream": {}})
+    policies: dict[str, dict[str, Any]] = {"neustream": {}}
     simulation: Simulation = Simulation()
+    sweeps: dict[str, Sweep] = Field(default_factory=dict)
     backend: Backend | None = None
 
     @model_validator(mode="after")
@@ -187,6 +205,8 @@ class Experiment(_Strict):
         for name, stage in self.stages.items():
             if stage.pool not in self.pools:
                 raise ValueError(f"stage {name!r}: unknown pool {stage.pool!r}; {nearest(stage.pool, self.pools)}")
+        if unknown := set(self.sweeps) - set(SWEEPABLE):
+            raise ValueError(f"sweeps: cannot sweep {min(unknown)!r}; {nearest(min(unknown), SWEEPABLE)}")
         if unused := set(self.pools) - {stage.pool for stage in self.stages.values()}:
             raise ValueError(f"pools without a stage: {sorted(unused)}")
         return self

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from neustream.config import Between, Choices, Experiment, SloClass, StageConfig
+from neustream.config import SWEEPABLE, Between, Choices, Experiment, SloClass, StageConfig
 from neustream.core.graph import Graph, Node, Stage, loop, seq
 from neustream.core.policies import POLICIES
 from neustream.core.policy import Policy, Pool
@@ -84,42 +85,46 @@ def build_requests(
 ) -> list[Request]:
     """The workload's requests in order of arrival; `params` adds what a real backend needs."""
     load = experiment.workload
-    rows = _rows(experiment)
-    steps = _steps(load.steps, len(rows), load.seed)
-    classes = _classes(experiment, len(rows))
-    extra = experiment.slo.extra_s
-    solo: dict[int, float] = {}
+    count = load.requests
+    trace = _trace(experiment) if load.arrivals == "trace" else [Row(0.0)] * count
+    steps = [
+        drawn if row.steps is None else row.steps
+        for row, drawn in zip(trace, _steps(load.steps, len(trace), load.seed), strict=True)
+    ]
+    asked = [{**params(at), **row.params, "steps": steps[at]} for at, row in enumerate(trace)]
+    solo = {n: solo_latency(graph, {**asked[0], "steps": n}, profiles) for n in set(steps)}
+    if load.arrivals == "trace":
+        arrivals = [row.arrival for row in trace]
+    else:
+        mean = sum(solo[n] for n in steps) / count
+        arrivals = [float(at) for at in _arrivals(experiment, load.rate if load.load is None else load.load / mean)]
     requests = []
-    for at, (row, drawn, slo) in enumerate(zip(rows, steps, classes, strict=True)):
-        count = drawn if row.steps is None else row.steps
-        asked = {**params(at), **row.params, "steps": count}
-        if row.slo_s is not None:
-            total = row.slo_s
-        elif slo.total_s is not None:
-            total = slo.total_s
-        else:
-            if count not in solo:
-                solo[count] = solo_latency(graph, asked, profiles)
+    for at, (row, slo) in enumerate(zip(trace, _classes(experiment, len(trace)), strict=True)):
+        total = row.slo_s or slo.total_s
+        if total is None:
             assert slo.scale is not None
-            total = slo.scale * (extra + solo[count])
+            total = slo.scale * (experiment.slo.extra_s + solo[steps[at]])
         promise = SLO(total, weight=slo.weight, name=slo.name)
-        requests.append(Request(f"{experiment.name}-{at}", graph, row.arrival, promise, asked))
+        requests.append(Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at]))
     return requests
 
 
-def _rows(experiment: Experiment) -> list[Row]:
+def _trace(experiment: Experiment) -> list[Row]:
     load = experiment.workload
-    if load.arrivals == "trace":
-        assert load.file is not None
-        rows = load_trace(load.file)
-        if "requests" in load.model_fields_set and load.requests > len(rows):
-            raise ConfigError(f"workload.requests is {load.requests}, but {load.file} has {len(rows)} rows")
-        return rows[: load.requests] if "requests" in load.model_fields_set else rows
+    assert load.file is not None
+    rows = load_trace(load.file)
+    if "requests" not in load.model_fields_set:
+        return rows
+    if load.requests > len(rows):
+        raise ConfigError(f"workload.requests is {load.requests}, but {load.file} has {len(rows)} rows")
+    return rows[: load.requests]
+
+
+def _arrivals(experiment: Experiment, rate: float) -> NDArray[np.float64]:
+    load = experiment.workload
     if load.arrivals == "constant":
-        instants = constant_arrivals(load.requests, rate=load.rate)
-    else:
-        instants = gamma_arrivals(load.requests, rate=load.rate, cv=load.cv, seed=load.seed)
-    return [Row(float(at)) for at in instants]
+        return constant_arrivals(load.requests, rate=rate)
+    return gamma_arrivals(load.requests, rate=rate, cv=load.cv, seed=load.seed)
 
 
 def _steps(steps: int | Between | Choices, count: int, seed: int) -> list[int]:
@@ -248,10 +253,10 @@ def record(experiment: Experiment, policy: str, report: Report) -> dict[str, Any
 
 
 def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> Iterator[tuple[float, Experiment]]:
-    """The experiment at each value of `workload.rate`, `workload.cv` or `slo.scale`."""
+    """The experiment at each value of a key of `SWEEPABLE`."""
     section, _, key = over.partition(".")
-    if over not in ("workload.rate", "workload.cv", "slo.scale"):
-        raise ConfigError(f"cannot sweep {over!r}; {nearest(over, ('workload.rate', 'workload.cv', 'slo.scale'))}")
+    if over not in SWEEPABLE:
+        raise ConfigError(f"cannot sweep {over!r}; {nearest(over, SWEEPABLE)}")
     part = getattr(experiment, section)
     if getattr(part, key) is None or (section == "workload" and experiment.workload.arrivals == "trace"):
         raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")

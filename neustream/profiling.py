@@ -67,8 +67,6 @@ class LinearFile(_File):
 _FILES: TypeAdapter[TableFile | LinearFile] = TypeAdapter(TableFile | LinearFile)
 
 
-
-
 def load_profile(path: Path | str) -> LatencyProfile:
     """Read one profile file; ProfileError names the file and what is wrong with it."""
     path = Path(path)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from neustream.engine.trace import EventLog
 from neustream.errors import BackendError
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 AXES = {
     "workload.rate": "request rate (req/s)",
+    "workload.load": "load (times what one after the other can serve)",
     "workload.cv": "burstiness (cv of the gaps)",
     "slo.scale": "SLO (times the solo latency)",
 }
@@ -60,9 +58,11 @@ def plot_batches(logs: Mapping[str, EventLog], stage: str, title: str, path: Pat
     plt = _pyplot()
     size = (8.0, 1.0 + 1.3 * len(logs))
     figure, panels = plt.subplots(len(logs), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
-    largest = max((len(step["jobs"]) for log in logs.values() for step in log.steps if step["stage"] == stage), default=1)
+    largest = max(
+        (len(step["jobs"]) for log in logs.values() for step in log.steps if step["stage"] == stage), default=1
+    )
     for at, ((policy, log), row) in enumerate(zip(logs.items(), panels, strict=True)):
-        axes: Axes = row[0]
+        axes: Any = row[0]
         steps = [step for step in log.steps if step["stage"] == stage]
         axes.step([s["start"] for s in steps], [len(s["jobs"]) for s in steps], where="post", lw=0.8, color=COLOURS[at])
         axes.set_ylim(0, largest * 1.1)
@@ -80,7 +80,7 @@ def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path) ->
     plt = _pyplot()
     figure, panels = plt.subplots(1, 3, figsize=(11.0, 3.6), layout="constrained")
     names = [record["policy"] for record in records]
-    measures = (
+    measures: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
         ("goodput (req/s)", lambda record: record["goodput_rps"]),
         ("attainment", lambda record: record["attainment"]),
         ("p99 latency (s)", lambda record: record["latency_s"]["p99"] or 0.0),
@@ -88,7 +88,8 @@ def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path) ->
     for axes, (label, read) in zip(panels, measures, strict=True):
         places = range(len(names))
         axes.bar([x - 0.2 for x in places], [read(r) for r in records], 0.4, label="served", color=COLOURS[3])
-        axes.bar([x + 0.2 for x in places], [read(r["simulated"]) for r in records], 0.4, label="simulated", color="#c6dbef")
+        expected = [read(record["simulated"]) for record in records]
+        axes.bar([x + 0.2 for x in places], expected, 0.4, label="simulated", color="#c6dbef")
         axes.set_xticks(list(places), names, rotation=20)
         axes.set_title(label)
         axes.grid(alpha=0.3, axis="y")

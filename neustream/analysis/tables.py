@@ -1,44 +1,54 @@
-"""Reports as tables for the terminal."""
+"""Reports as tables for the terminal, at most 80 columns wide."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 Record = dict[str, Any]
 
 
+def new_table(title: str, first: str, headings: Sequence[str]) -> Table:
+    """A plain table: the first column names, the others hold numbers."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def policies_table(title: str, records: Sequence[Record]) -> Table:
-    """One row a policy; where a record holds what was predicted for it, that beside it."""
-    predicted = any("simulated" in record for record in records)
-    table = Table(title=title, title_justify="left")
-    table.add_column("policy")
-    headings = ["on time", "late", "dropped", "failed", "cancelled", "goodput req/s", "attainment", "p50 s", "p99 s"]
-    for heading in [*headings, "batch", "decide us"]:
-        table.add_column(heading, justify="right")
-    if predicted:
-        for heading in ("simulated goodput", "attainment", "p99 s", "batch"):
-            table.add_column(heading, justify="right", style="dim")
+    """One row a policy; where records hold what was simulated, `served / simulated` in the cells."""
+    paired = any("simulated" in record for record in records)
+    rare = [key for key in ("failed", "cancelled") if any(record["counts"][key] for record in records)]
+    counts = ["on_time", "late", "dropped", *rare]
+    measures: list[tuple[str, Callable[[Record], str]]] = [
+        ("goodput/s", lambda r: _number(r["goodput_rps"], 2 if paired else 3)),
+        ("SLO met", lambda r: f"{r['attainment']:.0%}" if paired else f"{r['attainment']:.1%}"),
+        *([] if paired else [("p50 s", lambda r: _number(r["latency_s"]["p50"], 2))]),
+        ("p99 s", lambda r: _number(r["latency_s"]["p99"], 2)),
+        ("batch", lambda r: _number(loop_batch(r), 1 if paired else 2)),
+    ]
+    headings = [*(key.replace("_", " ") for key in counts), *(heading for heading, _ in measures)]
+    table = new_table(title, "policy", headings if paired else [*headings, "decide us"])
     for record in records:
-        counts = record["counts"]
-        row = [record["policy"], *(str(counts[key]) for key in ("on_time", "late", "dropped", "failed", "cancelled"))]
-        row += [f"{record['goodput_rps']:.3f}", f"{record['attainment']:.1%}"]
-        row += [_number(record["latency_s"]["p50"]), _number(record["latency_s"]["p99"])]
-        row += [_number(loop_batch(record), 2), _number(record["decision_us"]["p50"], 0)]
-        if predicted:
-            other = record["simulated"]
-            row += [f"{other['goodput_rps']:.3f}", f"{other['attainment']:.1%}"]
-            row += [_number(other["latency_s"]["p99"]), _number(loop_batch(other), 2)]
-        table.add_row(*row)
+        row = [record["policy"], *(str(record["counts"][key]) for key in counts)]
+        for _, show in measures:
+            row.append(f"{show(record)}/{show(record['simulated'])}" if paired else show(record))
+        table.add_row(*row, *([] if paired else [_number(record["decision_us"]["p50"], 0)]))
+    if paired:
+        table.caption = "a/b: served/simulated"
+        table.caption_justify = "left"
     return table
 
 
 def loop_batch(record: Record) -> float | None:
-    """Mean batch size of the stage that has the most requests in its steps on average."""
+    """The largest mean batch size of any stage: that of the loop, usually."""
     return max((size for size in record["batch_size"].values() if size is not None), default=None)
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"

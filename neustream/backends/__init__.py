@@ -14,7 +14,6 @@ from neustream.engine.executor import StreamModule
 KINDS = {
     "dit": "neustream.backends.diffusers.from_config:dit",
     "stable_diffusion": "neustream.backends.diffusers.from_config:stable_diffusion",
-    "numpy": "neustream.backends.numpy:make",
 }
 
 

@@ -38,7 +38,8 @@ def device_of(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """What profiles measured on `device` are labelled with: the GPU's or the processor's own name."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        name: str = torch.cuda.get_device_name(device)
+        return name
     return f"{processor()}, {torch.get_num_threads()} thread(s)"
 
 

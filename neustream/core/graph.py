@@ -141,12 +141,14 @@ def _stages(node: Node) -> Iterator[tuple[Stage, bool]]:
 class Graph:
     """A model: a name and the node that a job starts at.
 
-    `stages` maps stage names to stages in graph order; `looped` names those inside a loop.
+    `stages` maps stage names to stages in graph order, `position` to their place in it; `looped`
+    names those inside a loop.
     """
 
     name: str
     root: Node
     stages: Mapping[str, Stage] = field(init=False)
+    position: Mapping[str, int] = field(init=False)
     looped: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,6 +162,7 @@ class Graph:
         if not found:
             raise GraphError(f"graph {self.name!r} has no stage")
         object.__setattr__(self, "stages", found)
+        object.__setattr__(self, "position", {name: at for at, name in enumerate(found)})
         object.__setattr__(self, "looped", frozenset(looped))
 
     def __repr__(self) -> str:

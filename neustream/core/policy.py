@@ -89,7 +89,7 @@ class View:
                 continue
             graph = queue[0].request.graph
             looped = name in graph.looped
-            rank = (looped, head if looped else -float(list(graph.stages).index(name)), name)
+            rank = (looped, head if looped else -float(graph.position[name]), name)
             if best is None or rank < best:
                 best = rank
         return None if best is None else best[2]

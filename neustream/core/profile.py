@@ -7,9 +7,12 @@ axis pass neither. Asked outside of what was measured, a profile raises; it neve
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Protocol
+
+import numpy as np
 
 from neustream.errors import ProfileError
 
@@ -49,7 +52,7 @@ class TableProfile:
                 f"profile {name!r}: batch and latency_s must be equally long and not empty, "
                 f"got {len(batch)} and {len(latency_s)}"
             )
-        if any(b < 1 for b in batch) or any(a >= b for a, b in zip(batch, batch[1:], strict=False)):
+        if any(b < 1 for b in batch) or any(a >= b for a, b in itertools.pairwise(batch)):
             raise ProfileError(f"profile {name!r}: batch must rise from 1 or more, got {list(batch)}")
         if bad := [x for x in latency_s if not (math.isfinite(x) and x > 0)]:
             raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0, got {bad[0]!r}")
@@ -58,12 +61,9 @@ class TableProfile:
         self.batch = tuple(batch)
         self.latency_s = tuple(latency_s)
         self.max_batch = batch[-1]
-        self.monotone = all(a <= b for a, b in zip(latency_s, latency_s[1:], strict=False))
-        self._dense = [math.nan] * batch[0] + [latency_s[0]]
-        for (b0, x0), (b1, x1) in zip(
-            zip(batch, latency_s, strict=True), zip(batch[1:], latency_s[1:], strict=True), strict=False
-        ):
-            self._dense += [x0 + (x1 - x0) * (b - b0) / (b1 - b0) for b in range(b0 + 1, b1 + 1)]
+        self.monotone = all(a <= b for a, b in itertools.pairwise(latency_s))
+        covered = range(batch[0], batch[-1] + 1)
+        self._dense = [math.nan] * batch[0] + [float(x) for x in np.interp(covered, batch, latency_s)]
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
         if not self.batch[0] <= batch <= self.max_batch:

@@ -153,7 +153,8 @@ class Job:
         """Its share of the profile's second axis in its next step (0 for stages without one)."""
         if self.stage is None or self.stage.size is None:
             return 0.0
-        return answer(self.stage.size, self, f"size of stage {self.stage.name!r}") - self.progress
+        whole: float = answer(self.stage.size, self, f"size of stage {self.stage.name!r}")
+        return whole - self.progress
 
     @property
     def on_time(self) -> bool:

@@ -7,9 +7,7 @@ values beyond (reservoir sampling, seeded).
 
 from __future__ import annotations
 
-import math
 import random
-
 from typing import Any
 
 import numpy as np
@@ -151,5 +149,3 @@ class Report:
         if self.interrupted:
             out["interrupted"] = True
         return out
-
-

@@ -40,7 +40,11 @@ class EventLog:
             )
         elif isinstance(record, Submitted):
             job = record.job
-            self.requests[job.id] = {"graph": job.request.graph.name, "arrival": job.arrival, "due": job.due if job.due < math.inf else None}
+            self.requests[job.id] = {
+                "graph": job.request.graph.name,
+                "arrival": job.arrival,
+                "due": job.due if job.due < math.inf else None,
+            }
             self._count(record.at, 1)
         elif isinstance(record, Ended):
             job = record.job

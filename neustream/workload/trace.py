@@ -7,6 +7,7 @@ where the file knows them; every other column becomes a parameter of the request
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ def load_trace(path: Path) -> list[Row]:
     if not raw:
         raise ConfigError(f"trace {path} has no rows")
     rows = [_row(path, at, dict(fields)) for at, fields in enumerate(raw, 1)]
-    for at, (earlier, later) in enumerate(zip(rows, rows[1:], strict=False), 2):
+    for at, (earlier, later) in enumerate(itertools.pairwise(rows), 2):
         if later.arrival < earlier.arrival:
             raise ConfigError(f"trace {path}, row {at}: arrival_s goes back from {earlier.arrival} to {later.arrival}")
     return rows

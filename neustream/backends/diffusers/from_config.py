@@ -1,13 +1,13 @@
 """Pipelines from a config's `backend` section: from a checkpoint, or real architectures with random weights.
 
-    backend:
-      kind: dit | stable_diffusion
-      checkpoint: path               # a folder saved by diffusers; or, for random weights:
-      transformer / unet, vae, text_encoder: {...}   # the model classes' own arguments
-      scheduler: {name: DDIMScheduler, ...}          # the class's own arguments
-      dtype: float32
-      weights_seed: 0
-      request: {guidance_scale: 4.0}                 # parameters of every request
+backend:
+  kind: dit | stable_diffusion
+  checkpoint: path               # a folder saved by diffusers; or, for random weights:
+  transformer / unet, vae, text_encoder: {...}   # the model classes' own arguments
+  scheduler: {name: DDIMScheduler, ...}          # the class's own arguments
+  dtype: float32
+  weights_seed: 0
+  request: {guidance_scale: 4.0}                 # parameters of every request
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
-from neustream.core.policy import Decision, View
 from neustream.core.policies.order import in_order
+from neustream.core.policy import Decision, View
 
 
 @dataclass(frozen=True)

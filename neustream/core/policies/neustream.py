@@ -69,7 +69,7 @@ class NeuStream:
         drop = {}
         for name, queue in view.queues.items():
             graph = queue[0].request.graph
-            margin = self.margin_s if name in graph.looped and name != next(reversed(graph.stages)) else 0.0
+            margin = self.margin_s if name in graph.looped and graph.position[name] + 1 < len(graph.stages) else 0.0
             latest = view.now + margin
             for job in queue:
                 if job.due - job.work <= latest or job.due_next - job.work_next <= latest:

@@ -29,6 +29,6 @@ def continued(view: View) -> list[Job]:
     mine = [job for job in view.jobs if job.worker == view.worker]
     if not mine:
         return []
-    order = list(mine[0].request.graph.stages)
-    stage = min((job.stage.name for job in mine if job.stage is not None), key=order.index)
+    position = mine[0].request.graph.position
+    stage = min((job.stage.name for job in mine if job.stage is not None), key=position.__getitem__)
     return [job for job in mine if job.stage is not None and job.stage.name == stage][: view.limit(stage)]

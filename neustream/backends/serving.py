@@ -1,0 +1,186 @@
+"""An experiment on its real model: measuring its profiles, and serving its workload.
+
+Imports no framework itself: the backend that the config names does.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neustream.backends import KINDS, Make, ModelBackend
+from neustream.config import Experiment
+from neustream.core.scheduler import Emitted, Ended
+from neustream.engine.engine import Engine
+from neustream.engine.events import Observer, Record
+from neustream.engine.executor import ThreadExecutor
+from neustream.engine.report import Report
+from neustream.errors import BackendError, ConfigError, ProfileError, nearest
+from neustream.experiment import Prepared, build_graph, load_object, prepare, serve
+from neustream.profiling import Measurement, measure, versions
+
+
+def make_backend(experiment: Experiment, device: str) -> ModelBackend:
+    """Build the model that the config's `backend` section describes, for `device`."""
+    config = experiment.backend
+    if config is None:
+        raise ConfigError(f"config {experiment.name!r} has no backend section, so it can only be simulated")
+    path = KINDS.get(config.kind, config.kind)
+    if ":" not in path:
+        raise ConfigError(f"backend.kind {config.kind!r}: {nearest(config.kind, KINDS)}; or module:function")
+    make: Make = load_object(path, "backend")
+    backend = make(config.options, device)
+    if missing := set(experiment.stages) - set(backend.modules):
+        raise ConfigError(
+            f"backend {config.kind!r} has no module for stage(s) {sorted(missing)}; it has: {sorted(backend.modules)}"
+        )
+    return backend
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, where and with what."""
+
+    model_name: str
+    device_name: str
+    origin: Mapping[str, Any]
+
+
+SAMPLE_ROUNDS = 4
+"""Rounds of each loop in the requests that stages are measured with."""
+
+
+def _sampler(experiment: Experiment, backend: ModelBackend) -> Callable[[int], dict[str, Any]]:
+    rounds = {stage.times: SAMPLE_ROUNDS for stage in experiment.stages.values() if stage.times}
+    return lambda at: {**backend.params(at), **rounds}
+
+
+def measure_experiment(
+    experiment: Experiment,
+    device: str,
+    repeats: int,
+    warmup: int,
+    progress: Callable[[Measurement], None],
+    on_limit: Callable[[str, int, BaseException], None],
+) -> tuple[dict[str, list[Measurement]], Measured]:
+    """Time every stage of the experiment's real model."""
+    backend = make_backend(experiment, device)
+    measured = measure(
+        build_graph(experiment),
+        {name: backend.modules[name] for name in experiment.stages},
+        _sampler(experiment, backend),
+        device=device,
+        repeats=repeats,
+        warmup=warmup,
+        sync=backend.sync,
+        progress=progress,
+        out_of_memory=backend.out_of_memory,
+        on_limit=on_limit,
+    )
+    origin = {"how": "neustream profile", "config": experiment.name, "dtype": backend.dtype, "versions": versions()}
+    return measured, Measured(backend.model_name, backend.device_name, origin)
+
+
+class Gallery:
+    """An observer that keeps the images of the first requests."""
+
+    def __init__(self, backend: ModelBackend, limit: int = 24) -> None:
+        self._backend = backend
+        self._limit = limit
+        self._images: dict[str, Any] = {}
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Emitted) and len(self._images) < self._limit and record.job.id not in self._images:
+            image = self._backend.image(record.update)
+            if image is not None:
+                self._images[record.job.id] = image
+
+    def save(self, path: Path) -> bool:
+        """Write them as one picture; False if there are none."""
+        if not self._images:
+            return False
+        from PIL import Image
+
+        images = list(self._images.values())
+        side, columns = max(128, images[0].width), 6
+        rows = -(-len(images) // columns)
+        grid = Image.new("RGB", (columns * side, rows * side), "white")
+        for at, image in enumerate(images):
+            grid.paste(image.resize((side, side)), (at % columns * side, at // columns * side))
+        grid.save(path)
+        return True
+
+
+class Session:
+    """An experiment with its model loaded: the same modules and requests for each policy in turn."""
+
+    def __init__(self, experiment: Experiment, device: str) -> None:
+        places = {name: pool.devices or [device] * pool.workers for name, pool in experiment.pools.items()}
+        for name, pool in experiment.pools.items():
+            if len(places[name]) != pool.workers:
+                raise ConfigError(f"pools.{name}: {len(places[name])} device(s) for {pool.workers} worker(s)")
+        backends = {place: make_backend(experiment, place) for some in places.values() for place in some}
+        backend = next(iter(backends.values()))
+        self.prepared: Prepared = prepare(experiment, backend.params)
+        self._check(experiment, backends)
+        self._backend = backend
+        self.gallery = Gallery(backend)
+        self._executors: dict[str, ThreadExecutor] = {}
+        assert experiment.backend is not None
+        for name, some in places.items():
+            modules = [backends[place].modules for place in some]
+            finite = experiment.backend.check_finite
+            self._executors[name] = ThreadExecutor(modules, some, check_finite=finite)
+
+    def _check(self, experiment: Experiment, backends: Mapping[str, ModelBackend]) -> None:
+        backend = next(iter(backends.values()))
+        for request in self.prepared.requests:
+            try:
+                backend.check(request.params)
+            except BackendError as error:
+                raise BackendError(f"request {request.id!r}: {error}") from None
+        assert experiment.backend is not None
+        for place, other in backends.items():
+            for profile in self.prepared.profiles.values():
+                if profile.device != other.device_name and not experiment.backend.allow_other_device:
+                    raise ProfileError(
+                        f"profile {profile.name!r} is of {profile.device!r}, but {place} is {other.device_name!r}: "
+                        "measure it here with `neustream profile`, or set backend.allow_other_device=true"
+                    )
+
+    def warm_up(self) -> None:
+        """Run one request's stages once, untimed, so that the first real one finds all loaded."""
+        experiment = self.prepared.experiment
+        modules = {name: self._backend.modules[name] for name in experiment.stages}
+        sample = _sampler(experiment, self._backend)
+        measure(build_graph(experiment), modules, sample, batches=[1], repeats=2, warmup=1)
+        gc.collect()
+        gc.freeze()  # the model's objects stay: no step has to wait while they are searched again
+
+    def serve(
+        self,
+        policy: str,
+        observers: Sequence[Observer],
+        ended: Callable[[], None],
+        started: Callable[[Engine], None],
+    ) -> Report:
+        """Serve the workload once; `ended` is called after each request."""
+
+        def tick(record: Record) -> None:
+            if isinstance(record, Ended):
+                ended()
+
+        return serve(self.prepared, policy, self._executors, [*observers, self.gallery, tick], started)
+
+    def close(self) -> None:
+        for executor in self._executors.values():
+            executor.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,296 @@
+"""The command `neustream`: simulate, sweep, profile and run experiments described by YAML files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from neustream.analysis.tables import new_table, policies_table
+from neustream.backends.serving import Session, measure_experiment
+from neustream.config import SWEEPABLE, Experiment, load_experiment
+from neustream.engine.engine import Engine
+from neustream.engine.report import Report
+from neustream.engine.trace import EventLog
+from neustream.errors import ConfigError, NeustreamError, nearest
+from neustream.experiment import build_policy, prepare, record, simulate, sweep_points
+from neustream.profiling import Measurement, default_batches, save
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="SLO-aware serving of models that run in steps.",
+)
+console = Console()
+problems = Console(stderr=True)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
+PolicyOption = Annotated[
+    list[str] | None, typer.Option("--policy", "-p", help="Run only this policy; may be given several times.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, e.g. workload.rate=4.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option("--trace", help="Write a Chrome trace for Perfetto; with several policies, one file each."),
+]
+
+
+def main() -> None:
+    """The entry point: errors of ours are one line and exit status 2."""
+    try:
+        app(standalone_mode=False)
+    except NeustreamError as error:
+        problems.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        problems.print(str(error), markup=False, highlight=False)
+        raise SystemExit(2) from None
+    except typer.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        raise
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=problems,
+        refresh_per_second=2,  # drawing takes time from the steps of `run`
+    )
+
+
+def _policies(experiment: Experiment, chosen: list[str] | None) -> list[str]:
+    names = list(dict.fromkeys(chosen or experiment.policies))
+    for name in names:
+        build_policy(experiment, name)
+    return names
+
+
+def _trace_path(trace: Path, policy: str, several: bool) -> Path:
+    return trace.with_name(f"{trace.stem}-{policy.replace(':', '.')}{trace.suffix}") if several else trace
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@app.command("simulate")
+def simulate_command(
+    config: ConfigArgument,
+    policy: PolicyOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = None,
+    trace: TraceOption = None,
+) -> None:
+    """Serve an experiment's workload in virtual time, by its latency profiles."""
+    experiment = load_experiment(config, set_ or ())
+    names = _policies(experiment, policy)
+    prepared = prepare(experiment)
+    records = []
+    with _progress() as progress:
+        task = progress.add_task("simulating", total=len(names))
+        for name in names:
+            progress.update(task, description=f"simulating {name}")
+            log = EventLog() if trace else None
+            records.append(record(experiment, name, simulate(prepared, name, [log] if log else [])))
+            if log and trace:
+                log.save(_trace_path(trace, name, len(names) > 1))
+            progress.advance(task)
+    console.print(policies_table(_title(experiment), records))
+    if json_:
+        _write(json_, records)
+
+
+def _title(experiment: Experiment) -> str:
+    load, slo = experiment.workload, experiment.slo
+    rate = f"{load.rate:g} req/s" if load.load is None else f"{load.load:g}x solo load"
+    arrivals = load.arrivals if load.arrivals == "trace" else f"{load.arrivals} {rate}"
+    burst = f", cv {load.cv:g}" if load.arrivals == "gamma" else ""
+    promise = f"SLO {slo.scale:g}x solo" if slo.scale else f"SLO {slo.total_s:g} s" if slo.total_s else "SLO classes"
+    return f"{experiment.name}: {arrivals}{burst}, {promise}, seed {load.seed}"
+
+
+@app.command()
+def sweep(
+    config: ConfigArgument,
+    over: Annotated[str, typer.Option(help=f"What to vary: {', '.join(SWEEPABLE)}.")],
+    out: Annotated[Path, typer.Option(help="Folder for sweep.json and the figures.")],
+    values: Annotated[str | None, typer.Option(help="Comma-separated; default: the config's own sweep.")] = None,
+    policy: PolicyOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Simulate an experiment at several rates, burstinesses or SLOs, and draw what comes out."""
+    from neustream.analysis.plots import plot_batches, plot_sweep
+
+    if over not in SWEEPABLE:
+        raise ConfigError(f"cannot sweep {over!r}; {nearest(over, SWEEPABLE)}")
+    default = load_experiment(config, set_ or ()).sweeps.get(over)
+    if values is None and default is None:
+        raise ConfigError(f"{config} has no sweep over {over}; give --values")
+    held = [f"{key}={value}" for key, value in default.at.items()] if default else []
+    experiment = load_experiment(config, [*held, *(set_ or ())])
+    points = list(sweep_points(experiment, over, _numbers(values) if values else default.values if default else []))
+    names = _policies(experiment, policy)
+    records: list[dict[str, Any]] = []
+    logs: dict[str, EventLog] = {}
+    with _progress() as progress:
+        task = progress.add_task(f"sweeping {over}", total=len(points) * len(names))
+        for at, (value, variant) in enumerate(points):
+            prepared = prepare(variant)
+            for name in names:
+                progress.update(task, description=f"{over}={value:g} {name}")
+                observers = []
+                if at == len(points) - 1:
+                    observers.append(logs.setdefault(name, EventLog()))
+                report = simulate(prepared, name, observers)
+                records.append({"over": over, "value": value, **record(variant, name, report)})
+                progress.advance(task)
+    _write(out / "sweep.json", records)
+    console.print(_sweep_table(experiment, over, names, records))
+    paths = plot_sweep(records, over, names, experiment.name, out)
+    stage = next((name for name, stage in experiment.stages.items() if stage.times), list(experiment.stages)[-1])
+    title = f"{experiment.name}, {over}={points[-1][0]:g}"
+    paths.append(plot_batches(logs, stage, title, out / "batches.png"))
+    for path in [out / "sweep.json", *paths]:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _numbers(values: str) -> list[float]:
+    try:
+        return [float(value) for value in values.split(",")]
+    except ValueError:
+        raise ConfigError(f"--values {values!r}: expected numbers separated by commas") from None
+
+
+def _sweep_table(experiment: Experiment, over: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> Table:
+    table = new_table(f"{experiment.name}: requests on time of {experiment.workload.requests}", over, names)
+    for value in dict.fromkeys(entry["value"] for entry in records):
+        row = [str(entry["counts"]["on_time"]) for entry in records if entry["value"] == value]
+        table.add_row(f"{value:g}", *row)
+    return table
+
+
+@app.command()
+def profile(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option(help="Folder for one JSON file a stage.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, ...")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=3, help="Timed steps per batch size.")] = 15,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed steps before them.")] = 2,
+    set_: SetOption = None,
+) -> None:
+    """Measure every stage of an experiment's real model over its batch sizes."""
+    experiment = load_experiment(config, set_ or ())
+    headings = ("batch", "median ms", "p90 ms", "spread", "ms per request")
+    table = new_table(f"{experiment.name} on {device}", "stage", headings)
+
+    def row(m: Measurement) -> None:
+        times = (f"{m.median * 1e3:.3f}", f"{m.p90 * 1e3:.3f}", f"{m.spread:.1%}", f"{m.median * 1e3 / m.batch:.3f}")
+        table.add_row(m.stage, str(m.batch), *times)
+        progress.update(task, description=f"measured {m.stage} x{m.batch}: {m.median * 1e3:.2f} ms")
+        progress.advance(task)
+
+    def limit(stage: str, batch: int, error: BaseException) -> None:
+        problems.print(f"{stage!r}: out of memory at batch {batch}, stops at the size before ({error})", markup=False)
+
+    with _progress() as progress:
+        sizes = sum(len(default_batches(stage.max_batch)) for stage in experiment.stages.values())
+        task = progress.add_task("building the model", total=sizes)
+        measured, about = measure_experiment(experiment, device, repeats, warmup, row, limit)
+    console.print(table)
+    for path in save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin):
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    policy: PolicyOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = None,
+    trace: TraceOption = None,
+    device: Annotated[str, typer.Option(help="Where the model runs; pools may name their own devices.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Folder for report, figure, images and traces.")] = None,
+) -> None:
+    """Serve an experiment's workload in real time on its real model, beside the simulator's prediction."""
+    experiment = load_experiment(config, set_ or ())
+    names = _policies(experiment, policy)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    trace = trace or (out / "trace.json" if out else None)
+    records: list[dict[str, Any]] = []
+    with _progress() as progress:
+        task = progress.add_task("building the model", total=None)
+        with Session(experiment, device) as session:
+            progress.update(task, description="warming up")
+            session.warm_up()
+            progress.update(task, total=len(names) * len(session.prepared.requests), completed=0)
+            for name in names:
+                progress.update(task, description=f"serving with {name}")
+                report = _serve(session, name, trace, len(names) > 1, lambda: progress.advance(task))
+                expected = record(experiment, name, simulate(session.prepared, name))
+                records.append({**record(experiment, name, report), "simulated": expected})
+                if report.interrupted:
+                    problems.print("interrupted: open requests ended as cancelled, the report is written")
+                    break
+            pictures = session.gallery
+    console.print(policies_table(_title(experiment), records))
+    if json_:
+        _write(json_, records)
+    if out:
+        _write(out / "report.json", records)
+        if pictures.save(out / "images.png"):
+            console.print(f"wrote {out / 'images.png'}", highlight=False, soft_wrap=True)
+        from neustream.analysis.plots import plot_served
+
+        console.print(f"wrote {plot_served(records, _title(experiment), out / 'served.png')}", highlight=False)
+        console.print(f"wrote {out / 'report.json'} and traces {out / 'trace-*.json'}", highlight=False)
+
+
+def _serve(session: Session, policy: str, trace: Path | None, several: bool, ended: Callable[[], None]) -> Report:
+    log = EventLog() if trace else None
+    with contextlib.ExitStack() as stack:
+        report = session.serve(policy, [log] if log else [], ended, lambda e: stack.enter_context(_interruptible(e)))
+    if log and trace:
+        log.save(_trace_path(trace, policy, several))
+    return report
+
+
+@contextlib.contextmanager
+def _interruptible(engine: Engine) -> Iterator[None]:
+    """Ctrl-C ends the open requests as cancelled; a second one ends the program."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        engine.interrupt()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    main()
