@@ -64,7 +64,7 @@ class Served:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._device = shared.device_of(device)
-        self._adapter = adapter
+        self.adapter = adapter
         self._request = options.request
         self.modules = adapter.modules
         self.model_name = f"{type(adapter.pipe).__name__}, {_parameters(adapter.pipe) / 1e6:.1f} M parameters"
@@ -74,17 +74,17 @@ class Served:
     def params(self, at: int) -> dict[str, Any]:
         draw = np.random.RandomState(at)
         own: dict[str, Any] = {"seed": int(draw.randint(2**31 - 1))}
-        if isinstance(self._adapter, DiT):
-            own["class_label"] = int(draw.randint(self._adapter.pipe.transformer.config.num_embeds_ada_norm))
+        if isinstance(self.adapter, DiT):
+            own["class_label"] = int(draw.randint(self.adapter.pipe.transformer.config.num_embeds_ada_norm))
         else:
             own["prompt"] = PROMPTS[int(draw.randint(len(PROMPTS)))]
         return {**own, **self._request}
 
     def check(self, params: Mapping[str, Any]) -> None:
-        self._adapter.check(params)
-        calls = self._adapter.calls(params["steps"])
+        self.adapter.check(params)
+        calls = self.adapter.calls(params["steps"])
         if calls != params["steps"]:
-            name = type(self._adapter.pipe.scheduler).__name__
+            name = type(self.adapter.pipe.scheduler).__name__
             raise BackendError(
                 f"{name} calls the denoiser {calls} times for {params['steps']} steps, so a config's loop over "
                 "`steps` does not fit it; choose another scheduler, or serve the adapter's own graph from Python"
@@ -137,7 +137,7 @@ def _load(cls: Any, options: Options) -> Any:
         pipe = cls.from_pretrained(
             options.checkpoint, torch_dtype=shared.dtype_of(options.dtype), local_files_only=True
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BackendError(f"backend.checkpoint {options.checkpoint!r}: {error}") from error
     if options.scheduler is not None:
         pipe.scheduler = _scheduler(options)

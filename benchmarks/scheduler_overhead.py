@@ -1,0 +1,86 @@
+"""What a scheduling turn costs: `next_batch` (the policy's decide in it) plus `finish`.
+
+    python benchmarks/scheduler_overhead.py [--turns N] [--json FILE]
+
+Holds 64, 256 and 1,024 live jobs at a denoising loop (DiT-S/2's profile, batches of up to 20) and
+takes turns under every policy: median and 99th percentile in microseconds, as a multiple of `fcfs`
+at 64 jobs, and as a share of that model's fastest step (8.6 ms). The last column is the growth from
+64 to 1,024 jobs beside that of n log n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import statistics
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from neustream import POLICIES, SLO, Graph, NeuStream, Policy, Pool, Request, Scheduler, Stage, load_profile, loop, seq
+from neustream.analysis.tables import new_table
+
+ROOT = Path(__file__).parent.parent
+LIVE = (64, 256, 1024)
+
+
+def turns(policy: Policy, live: int, count: int) -> list[float]:
+    """Seconds of each of `count` scheduling turns with `live` jobs."""
+    profiles = {name: load_profile(ROOT / f"profiles/rtx4090/dit_s2_256/{name}.json") for name in ("dit", "vae")}
+    dit, vae = Stage("dit", max_batch=20), Stage("vae", max_batch=10, emits=True)
+    graph = Graph("dit", seq(loop(dit, times=lambda job: job.params["steps"]), vae))
+    scheduler = Scheduler([Pool("gpu", ("dit", "vae"))], policy, profiles)
+    draw = np.random.RandomState(0)
+    for at in range(live):  # enough steps that nobody ends, enough time that nobody is hopeless
+        steps, slack = 10 * count + int(draw.randint(50)), float(draw.uniform(1, 2))
+        slo = SLO(total=1000 + slack * steps * profiles["dit"].latency(1))
+        scheduler.submit(Request(f"job-{at}", graph, at * 1e-3, slo, {"steps": steps}), at * 1e-3)
+    now, seconds = 2.0, []
+    for _ in range(count):
+        began = perf_counter()
+        batch = scheduler.next_batch("gpu", now)
+        middle = perf_counter()
+        assert batch is not None
+        now += batch.expected
+        resumed = perf_counter()
+        scheduler.finish(batch, ({},) * len(batch), now)
+        seconds.append(perf_counter() - resumed + middle - began)
+    return seconds[count // 10 :]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=400)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    gc.disable()
+    rows: dict[str, list[list[float]]] = {}
+    for name, make in POLICIES.items():
+        policy = NeuStream(slo_scale=3.0) if name == "neustream" else make()
+        rows[name] = [turns(policy, live, args.turns) for live in LIVE]
+    unit = statistics.median(rows["fcfs"][0])
+    growth = LIVE[-1] * math.log(LIVE[-1]) / (LIVE[0] * math.log(LIVE[0]))
+    headings = [f"{live}: us (p99)" for live in LIVE] + ["x fcfs", "of a step", f"growth (nlogn {growth:.0f})"]
+    table = new_table("decide + finish by number of live jobs", "policy", headings)
+    out: list[dict[str, Any]] = []
+    for name, columns in rows.items():
+        medians = [statistics.median(column) for column in columns]
+        p99s = [float(np.percentile(column, 99)) for column in columns]
+        cells = [f"{m * 1e6:.0f} ({p * 1e6:.0f})" for m, p in zip(medians, p99s, strict=True)]
+        multiples = "/".join(f"{m / unit:.1f}" for m in medians)
+        table.add_row(name, *cells, multiples, f"{medians[0] / 0.0086:.1%}", f"{medians[-1] / medians[0]:.1f}")
+        for live, median, p99 in zip(LIVE, medians, p99s, strict=True):
+            out.append({"policy": name, "live": live, "median_us": median * 1e6, "p99_us": p99 * 1e6})
+            out[-1]["times_fcfs_64"] = median / unit
+    Console(width=110).print(table)
+    if args.json:
+        args.json.write_text(json.dumps(out, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
