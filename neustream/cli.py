@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -19,7 +18,6 @@ from neustream.analysis.tables import new_table, policies_table
 from neustream.backends.serving import Session, measure_experiment
 from neustream.config import SWEEPABLE, Experiment, load_experiment
 from neustream.engine.engine import Engine
-from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.errors import ConfigError, NeustreamError, nearest
 from neustream.experiment import build_policy, prepare, record, simulate, sweep_points
@@ -51,7 +49,8 @@ TraceOption = Annotated[
 def main() -> None:
     """The entry point: errors of ours are one line and exit status 2."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else 0)
     except NeustreamError as error:
         problems.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         problems.print(str(error), markup=False, highlight=False)
@@ -246,14 +245,18 @@ def run(
             progress.update(task, description="warming up")
             session.warm_up()
             progress.update(task, total=len(names) * len(session.prepared.requests), completed=0)
-            for name in names:
-                progress.update(task, description=f"serving with {name}")
-                report = _serve(session, name, trace, len(names) > 1, lambda: progress.advance(task))
-                expected = record(experiment, name, simulate(session.prepared, name))
-                records.append({**record(experiment, name, report), "simulated": expected})
-                if report.interrupted:
-                    problems.print("interrupted: open requests ended as cancelled, the report is written")
-                    break
+            with _Interrupts() as interrupts:
+                for name in names:
+                    progress.update(task, description=f"serving with {name}")
+                    logs = [EventLog()] if trace else []
+                    report = session.serve(name, logs, lambda: progress.advance(task), interrupts.watch)
+                    expected = record(experiment, name, simulate(session.prepared, name))
+                    records.append({**record(experiment, name, report), "simulated": expected})
+                    for log in logs:
+                        log.save(_trace_path(trace or Path(), name, len(names) > 1))
+                    if interrupts.hit:
+                        problems.print("interrupted: open requests ended as cancelled, the report is written")
+                        break
             pictures = session.gallery
     console.print(policies_table(_title(experiment), records))
     if json_:
@@ -268,28 +271,30 @@ def run(
         console.print(f"wrote {out / 'report.json'} and traces {out / 'trace-*.json'}", highlight=False)
 
 
-def _serve(session: Session, policy: str, trace: Path | None, several: bool, ended: Callable[[], None]) -> Report:
-    log = EventLog() if trace else None
-    with contextlib.ExitStack() as stack:
-        report = session.serve(policy, [log] if log else [], ended, lambda e: stack.enter_context(_interruptible(e)))
-    if log and trace:
-        log.save(_trace_path(trace, policy, several))
-    return report
+class _Interrupts:
+    """Ctrl-C ends the open requests of the engine being watched as cancelled; a second one the program."""
 
+    def __init__(self) -> None:
+        self.hit = False
+        self._engine: Engine | None = None
 
-@contextlib.contextmanager
-def _interruptible(engine: Engine) -> Iterator[None]:
-    """Ctrl-C ends the open requests as cancelled; a second one ends the program."""
+    def watch(self, engine: Engine) -> None:
+        self._engine = engine
+        if self.hit:
+            engine.interrupt()
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        engine.interrupt()
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.hit = True
+        signal.signal(signal.SIGINT, self._before)
+        if self._engine is not None:
+            self._engine.interrupt()
 
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def __enter__(self) -> _Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._stop)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
 
 
 if __name__ == "__main__":

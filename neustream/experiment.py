@@ -258,7 +258,9 @@ def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> 
     if over not in SWEEPABLE:
         raise ConfigError(f"cannot sweep {over!r}; {nearest(over, SWEEPABLE)}")
     part = getattr(experiment, section)
-    if getattr(part, key) is None or (section == "workload" and experiment.workload.arrivals == "trace"):
+    load = experiment.workload
+    unused = load.arrivals == "trace" if section == "workload" else False
+    if getattr(part, key) is None or unused or (key == "rate" and load.load is not None):
         raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")
     for value in values:
         if not value > 0:

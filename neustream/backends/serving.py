@@ -126,7 +126,7 @@ class Session:
         backend = next(iter(backends.values()))
         self.prepared: Prepared = prepare(experiment, backend.params)
         self._check(experiment, backends)
-        self._backend = backend
+        self._backends = backends
         self.gallery = Gallery(backend)
         self._executors: dict[str, ThreadExecutor] = {}
         assert experiment.backend is not None
@@ -152,11 +152,12 @@ class Session:
                     )
 
     def warm_up(self) -> None:
-        """Run one request's stages once, untimed, so that the first real one finds all loaded."""
+        """Run every stage a few times, untimed, so that the first real request finds all loaded."""
         experiment = self.prepared.experiment
-        modules = {name: self._backend.modules[name] for name in experiment.stages}
-        sample = _sampler(experiment, self._backend)
-        measure(build_graph(experiment), modules, sample, batches=[1], repeats=2, warmup=1)
+        for place, backend in self._backends.items():
+            modules = {name: backend.modules[name] for name in experiment.stages}
+            sample = _sampler(experiment, backend)
+            measure(build_graph(experiment), modules, sample, device=place, batches=[1], repeats=2, warmup=1)
         gc.collect()
         gc.freeze()  # the model's objects stay: no step has to wait while they are searched again
 

@@ -225,6 +225,7 @@ class Engine:
                 if self._idle[pool]:
                     self._dispatch(pool)
             self._settle()
+            del events, event  # while idle, hold no finished request's results
 
     def _dispatch(self, pool: str) -> None:
         idle, scheduler = self._idle[pool], self.scheduler
