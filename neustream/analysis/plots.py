@@ -64,15 +64,32 @@ def plot_batches(logs: Mapping[str, EventLog], stage: str, title: str, path: Pat
     for at, ((policy, log), row) in enumerate(zip(logs.items(), panels, strict=True)):
         axes: Any = row[0]
         steps = [step for step in log.steps if step["stage"] == stage]
-        axes.step([s["start"] for s in steps], [len(s["jobs"]) for s in steps], where="post", lw=0.8, color=COLOURS[at])
+        axes.step(*_sizes_over_time(steps), where="post", lw=0.8, color=COLOURS[at % len(COLOURS)])
         axes.set_ylim(0, largest * 1.1)
         axes.set_ylabel(policy)
         axes.grid(alpha=0.3)
     panels[0][0].set_title(f"{title}: batch size of {stage!r} over time")
     panels[-1][0].set_xlabel("time (s)")
+    last = max((request["arrival"] for log in logs.values() for request in log.requests.values()), default=1.0)
+    panels[-1][0].set_xlim(0, last * 1.05)  # a policy that drops nobody may run on for long
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
+
+
+def _sizes_over_time(steps: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[int]]:
+    """Instants and batch sizes, 0 where the stage paused for longer than one of its steps took."""
+    times: list[float] = []
+    sizes: list[int] = []
+    ended, lasted = 0.0, 0.0
+    for step in steps:
+        if step["start"] > ended + lasted:
+            times.append(ended)
+            sizes.append(0)
+        times.append(step["start"])
+        sizes.append(len(step["jobs"]))
+        ended, lasted = step["end"], step["end"] - step["start"]
+    return [*times, ended], [*sizes, 0]
 
 
 def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:

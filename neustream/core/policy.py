@@ -55,14 +55,17 @@ class View:
         assert declared is not None
         return min(declared.max_batch, self.profiles[stage].max_batch)
 
-    def work(self, job: Job, batch: int) -> float:
-        """Seconds to the end of `job` if each step ahead ran in a batch of `batch` (as far as covered)."""
+    def work(self, job: Job, batch: int, calls: Mapping[str, int] | None = None) -> float:
+        """Seconds of the `calls` of `job` (default: those left) if each ran in a batch of `batch`.
+
+        Where a stage or its profile does not go up to `batch`, its largest batch counts.
+        """
         seconds = 0.0
-        for name, calls in job.left.items():
+        for name, count in (job.left if calls is None else calls).items():
             stage, profile = job.request.graph.stages[name], self.profiles[name]
             b = min(batch, stage.max_batch, profile.max_batch)
             size = 0.0 if stage.size is None else answer(stage.size, job, f"size of stage {name!r}")
-            seconds += calls * profile.latency(b, b * size, b * size * size)
+            seconds += count * profile.latency(b, b * size, b * size * size)
         return seconds
 
     def hopeless(self) -> dict[Job, str]:

@@ -115,7 +115,7 @@ class Scheduler:
         job = Job(request)
         job.cursor = Cursor(request.graph, job)
         self._place(job, now)
-        job.solo = job.work
+        job.solo, job.total = job.work, dict(job.left)
         if job.stage is not None:
             self.jobs[job.id] = job
         return job

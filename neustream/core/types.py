@@ -67,7 +67,7 @@ class Job:
         stage: the stage it waits for or runs in (None once it has ended).
         left: expected calls ahead, by stage name, the current one included.
         work, work_next: seconds of those calls run alone (batch 1), to the end and to the next output.
-        solo: what `work` was when it came.
+        total, solo: what `left` and `work` were when it came.
         due, due_next: deadlines of the end and of the next output.
         joined_at: when it came to its stage; skipped: steps of that stage that ran without it since.
         started_at: when it first ran (None: never).
@@ -100,6 +100,7 @@ class Job:
         "started_at",
         "state",
         "status",
+        "total",
         "weight",
         "work",
         "work_next",
@@ -124,6 +125,7 @@ class Job:
         self.late = False
         self.cancelling = False
         self.stage: Stage | None = None
+        self.total: Mapping[str, int] = {}
         self.left: dict[str, int] = {}
         self.solo = 0.0
         self.work = 0.0

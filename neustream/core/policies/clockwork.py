@@ -23,7 +23,9 @@ class Clockwork:
 
     `lead_s` is how far ahead of the worker the artifact's controller planned; `max_batch` its
     largest batch; `plan` replaces profiles in the predictions by others (by stage name): on its
-    H100 the artifact planned with tables of an RTX 4090.
+    H100 the artifact planned with tables of an RTX 4090. Its controller handed a worker the next batch
+    when the present one should have been over; so with a `plan` that is slower than the device,
+    steps wait for the plan.
 
     Differences from that source: the Stable Diffusion controller looked only at groups of exactly b
     requests and polled every 1 to 5 ms; here all of a group's sizes count and nothing is polled.
@@ -36,11 +38,12 @@ class Clockwork:
     plan: Mapping[str, LatencyProfile] = field(default_factory=dict)
 
     def decide(self, view: View) -> Decision:
-        if batch := continued(view):
-            return Decision(batch)
         if self.plan:
             profiles = {**view.profiles, **self.plan}
             view = View(view.now, view.pool, view.worker, view.queues, profiles, view.running)
+        if batch := continued(view):
+            ready = self._planned_start(view, batch)
+            return Decision(batch) if ready <= view.now else Decision(wake_at=ready)
         start = view.now + self.lead_s
         drop: dict[Job, str] = {}
         groups: dict[tuple[object, ...], list[Job]] = {}
@@ -58,6 +61,13 @@ class Clockwork:
             if best is None or offer[0] < best[0]:
                 best = offer
         return Decision(best[1] if best else (), drop)
+
+    def _planned_start(self, view: View, batch: list[Job]) -> float:
+        """When the plan starts this step of a batch that is under way."""
+        job, size = batch[0], len(batch)
+        if not self.plan or job.started_at is None:
+            return view.now
+        return job.started_at + view.work(job, size, job.total) - view.work(job, size)
 
     def _offer(self, view: View, group: list[Job], start: float) -> tuple[float, list[Job]]:
         """The earliest latest-start among this group's batch sizes, and the batch it would run."""

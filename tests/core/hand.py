@@ -1,0 +1,19 @@
+"""A policy that does what a test tells it, and shows the test what policies see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from neustream import Decision, View
+
+
+class Hand:
+    """Decides by `choose`, which the test sets; keeps the last view. Without one it waits a second."""
+
+    def __init__(self, choose: Callable[[View], Decision] | None = None) -> None:
+        self.choose = choose or (lambda view: Decision(wake_at=view.now + 1.0))
+        self.view: View | None = None
+
+    def decide(self, view: View) -> Decision:
+        self.view = view
+        return self.choose(view)
