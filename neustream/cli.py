@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ TraceOption = Annotated[
 
 def main() -> None:
     """The entry point: errors of ours are one line and exit status 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install what is not needed
     try:
         code = app(standalone_mode=False)
         raise SystemExit(code if isinstance(code, int) else 0)
@@ -92,6 +94,10 @@ def _trace_path(trace: Path, policy: str, several: bool) -> Path:
 def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _wrote(path: Path) -> None:
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 @app.command("simulate")
@@ -172,7 +178,7 @@ def sweep(
     title = f"{experiment.name}, {over}={points[-1][0]:g}"
     paths.append(plot_batches(logs, stage, title, out / "batches.png"))
     for path in [out / "sweep.json", *paths]:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        _wrote(path)
 
 
 def _numbers(values: str) -> list[float]:
@@ -219,7 +225,7 @@ def profile(
         measured, about = measure_experiment(experiment, device, repeats, warmup, row, limit)
     console.print(table)
     for path in save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin):
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        _wrote(path)
 
 
 @app.command()
@@ -264,11 +270,12 @@ def run(
     if out:
         _write(out / "report.json", records)
         if pictures.save(out / "images.png"):
-            console.print(f"wrote {out / 'images.png'}", highlight=False, soft_wrap=True)
+            _wrote(out / "images.png")
         from neustream.analysis.plots import plot_served
 
-        console.print(f"wrote {plot_served(records, _title(experiment), out / 'served.png')}", highlight=False)
-        console.print(f"wrote {out / 'report.json'} and traces {out / 'trace-*.json'}", highlight=False)
+        _wrote(plot_served(records, _title(experiment), out / "served.png"))
+        _wrote(out / "report.json")
+        _wrote(out / "trace-*.json" if len(names) > 1 else out / "trace.json")
 
 
 class _Interrupts:

@@ -104,9 +104,13 @@ def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path) ->
     )
     for axes, (label, read) in zip(panels, measures, strict=True):
         places = range(len(names))
-        axes.bar([x - 0.2 for x in places], [read(r) for r in records], 0.4, label="served", color=COLOURS[3])
+        served = [read(record) for record in records]
         expected = [read(record["simulated"]) for record in records]
+        axes.bar([x - 0.2 for x in places], served, 0.4, label="served", color=COLOURS[3])
         axes.bar([x + 0.2 for x in places], expected, 0.4, label="simulated", color="#c6dbef")
+        least = min(served + expected)
+        if least > 0 and max(served + expected) > 10 * least and "latency" in label:
+            axes.set_yscale("log")
         axes.set_xticks(list(places), names, rotation=20)
         axes.set_title(label)
         axes.grid(alpha=0.3, axis="y")
