@@ -19,6 +19,7 @@ from neustream.analysis.tables import new_table, policies_table
 from neustream.backends.serving import Session, measure_experiment
 from neustream.config import SWEEPABLE, Experiment, load_experiment
 from neustream.engine.engine import Engine
+from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.errors import ConfigError, NeustreamError, nearest
 from neustream.experiment import build_policy, prepare, record, simulate, sweep_points
@@ -256,8 +257,7 @@ def run(
                     progress.update(task, description=f"serving with {name}")
                     logs = [EventLog()] if trace else []
                     report = session.serve(name, logs, lambda: progress.advance(task), interrupts.watch)
-                    expected = record(experiment, name, simulate(session.prepared, name))
-                    records.append({**record(experiment, name, report), "simulated": expected})
+                    records.append(_beside(session, name, report))
                     for log in logs:
                         log.save(_trace_path(trace or Path(), name, len(names) > 1))
                     if interrupts.hit:
@@ -265,6 +265,7 @@ def run(
                         break
             pictures = session.gallery
     console.print(policies_table(_title(experiment), records))
+    _explain(records)
     if json_:
         _write(json_, records)
     if out:
@@ -276,6 +277,29 @@ def run(
         _wrote(plot_served(records, _title(experiment), out / "served.png"))
         _wrote(out / "report.json")
         _wrote(out / "trace-*.json" if len(names) > 1 else out / "trace.json")
+
+
+def _beside(session: Session, policy: str, report: Report) -> dict[str, Any]:
+    """A served report with what the simulator says, by the profiles and at the speed that was observed."""
+    experiment, observed = session.prepared.experiment, report.profile_error()
+    return {
+        **record(experiment, policy, report),
+        "simulated": record(experiment, policy, simulate(session.prepared, policy)),
+        "simulated_as_observed": record(experiment, policy, simulate(session.prepared, policy, speed=observed)),
+    }
+
+
+def _explain(records: Sequence[dict[str, Any]]) -> None:
+    """Say where the device was not as fast as its profile, and what the simulator makes of that."""
+    for entry in records:
+        stage, error = max(entry["profile_error"].items(), key=lambda item: abs(item[1] - 1), default=("", 1.0))
+        if abs(error - 1) > 0.1:
+            again = entry["simulated_as_observed"]["goodput_rps"]
+            console.print(
+                f"{entry['policy']}: steps of {stage!r} took {error:.2f} times what the profile says; "
+                f"simulated at the speed observed, goodput is {again:.2f}/s (served: {entry['goodput_rps']:.2f}/s)",
+                highlight=False,
+            )
 
 
 class _Interrupts:

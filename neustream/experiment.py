@@ -216,13 +216,22 @@ def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at:
     return Prepared(experiment, graph, profiles, build_requests(experiment, graph, profiles, params))
 
 
-def simulate(prepared: Prepared, policy: str, observers: Sequence[Observer] = ()) -> Report:
-    """Serve the workload in virtual time, steps taking as long as the profiles say."""
+def simulate(
+    prepared: Prepared,
+    policy: str,
+    observers: Sequence[Observer] = (),
+    speed: Mapping[str, float] = {},
+) -> Report:
+    """Serve the workload in virtual time, steps taking as long as the profiles say.
+
+    `speed` multiplies the latencies of some stages (what `Report.profile_error` observed, to ask
+    what the simulator says at that speed); policies go on planning with the profiles.
+    """
     simulation = prepared.experiment.simulation
     stretch = None
-    if simulation.latency_noise or simulation.latency_scale != 1:
+    if speed or simulation.latency_noise or simulation.latency_scale != 1:
         noise = np.random.RandomState(prepared.experiment.workload.seed)
-        stretch = partial(_stretch, noise, simulation.latency_noise, simulation.latency_scale)
+        stretch = partial(_stretch, noise, simulation.latency_noise, simulation.latency_scale, speed)
     executors = {
         pool: ProfiledExecutor(overhead_s=simulation.step_overhead_s, stretch=stretch)
         for pool in prepared.experiment.pools
@@ -230,8 +239,10 @@ def simulate(prepared: Prepared, policy: str, observers: Sequence[Observer] = ()
     return Engine(prepared.scheduler(policy), executors, VirtualClock(), observers).run(prepared.requests)
 
 
-def _stretch(noise: np.random.RandomState, sigma: float, scale: float, batch: Batch) -> float:
-    return scale * float(np.exp(sigma * noise.standard_normal()))
+def _stretch(
+    noise: np.random.RandomState, sigma: float, scale: float, speed: Mapping[str, float], batch: Batch
+) -> float:
+    return scale * speed.get(batch.stage, 1.0) * float(np.exp(sigma * noise.standard_normal()))
 
 
 def serve(

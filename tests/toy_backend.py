@@ -74,7 +74,11 @@ class Draw:
             return updates[1:]
         if self.fault == "dict":
             return {"x": 0.0}
-        return [{"x": u["x"] * (np.nan if job.params["number"] == self.at else 1.0)} for job, u in zip(jobs, updates)]
+        assert self.fault == "nan", self.fault
+        for job, update in zip(jobs, updates, strict=True):
+            if job.params["number"] == self.at:
+                update["x"][1] = np.nan
+        return updates
 
 
 class Decode:

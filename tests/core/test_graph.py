@@ -162,7 +162,9 @@ def test_ahead_comes_in_order_so_that_the_next_output_is_seen():
 
 
 def test_ahead_counts_until_by_its_expectation():
-    job = job_of(seq(A, loop(B, until=lambda job: job.state["steps"] > 5, expect=lambda job: job.params["about"])), about=2)
+    job = job_of(
+        seq(A, loop(B, until=lambda job: job.state["steps"] > 5, expect=lambda job: job.params["about"])), about=2
+    )
     cursor, seen = start(job), []
     while cursor.stage is not None:
         seen.append(ahead(cursor, job))

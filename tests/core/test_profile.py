@@ -121,7 +121,7 @@ def test_a_linear_profile_ends_at_its_largest_batch(batch):
 @pytest.mark.parametrize("base", [-1.0, 0.0, math.nan])
 def test_a_fit_that_gives_no_positive_time_is_an_error(base):
     profile = LinearProfile("prefill", base=base, per_size=0.5, max_batch=8)
-    with pytest.raises(ProfileError, match="profile 'prefill' gives .* at batch 1, size 0.0: outside of its fit"):
+    with pytest.raises(ProfileError, match=r"profile 'prefill' gives .* at batch 1, size 0.0: outside of its fit"):
         profile.latency(1)
     if not math.isnan(base):
         assert profile.latency(1, total=4.0) == base + 2.0

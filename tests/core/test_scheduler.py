@@ -106,8 +106,11 @@ def test_a_batch_says_what_runs_where_and_for_how_long():
     batch = some.next_batch("gpu", 2.0)
     assert (batch.stage, batch.pool, batch.worker, batch.jobs) == ("text", "gpu", 0, tuple(jobs))
     assert (batch.started_at, batch.expected, batch.sizes, len(batch)) == (2.0, 0.5, (0.0, 0.0, 0.0), 3)
-    assert all(job.status == "running" and job.started_at == 2.0 and job.worker == 0 for job in jobs)
+    assert {job.status for job in jobs} == {"running"}
     assert some.next_batch("gpu", 2.0) is None  # nobody else waits
+    some.finish(batch, [{}, {}, {}], 2.5)
+    run(some, 3.0)
+    assert {(job.status, job.started_at, job.worker) for job in jobs} == {("waiting", 2.0, 0)}
 
 
 def test_updates_are_merged_into_the_state_and_the_last_output_is_kept():
@@ -232,6 +235,14 @@ def test_the_work_to_the_next_output_is_one_decode_step():
     assert (job.work_next, job.work, job.left) == (0.25, 98 * 0.25, {"decode": 98})
 
 
+def test_the_work_to_the_next_output_of_a_counted_loop_is_one_round():
+    some = scheduler()
+    job = some.submit(Request("r1", Graph("frames", loop(VAE, times=3))), 0.0)
+    assert (job.work_next, job.work) == (0.25, 0.75)
+    run(some, 0.0)
+    assert (job.work_next, job.work) == (0.25, 0.5)
+
+
 @pytest.mark.parametrize(
     "instants, late",
     [([2.0, 3.0, 4.0], False), ([0.5, 2.5, 4.0], False), ([2.5, 3.0, 4.0], True), ([1.0, 3.5, 3.6], True)],
@@ -252,6 +263,16 @@ def test_an_image_keeps_its_first_promise_by_its_only_output():
         _, now = run(some, 0.0)
         run(some, now)
         assert job.late is late
+
+
+def test_what_comes_behind_the_last_output_has_to_be_in_time_too():
+    for total, late in ((0.75, False), (0.5, True)):
+        some = scheduler()
+        job = some.submit(Request("r1", Graph("g", seq(VAE, TEXT)), 0.0, SLO(total=total)), 0.0)
+        _, now = run(some, 0.0, [{"image": 1}])
+        assert not job.late
+        run(some, now)
+        assert (job.late, job.output) == (late, {"image": 1})
 
 
 def test_a_graph_without_outputs_keeps_its_first_promise_by_its_end():
@@ -398,12 +419,8 @@ def test_a_policy_asks_to_be_woken_later(at):
 
 
 def test_a_policy_may_not_let_jobs_wait_for_ever():
-    assert "left 2 job(s) of pool 'gpu' waiting for ever" in refused(
-        lambda view: Decision(), image("r1"), image("r2")
-    )
-    assert "left 1 job(s)" in refused(
-        lambda view: Decision(drop={view.jobs[0]: "no room"}), image("r1"), image("r2")
-    )
+    assert "left 2 job(s) of pool 'gpu' waiting for ever" in refused(lambda view: Decision(), image("r1"), image("r2"))
+    assert "left 1 job(s)" in refused(lambda view: Decision(drop={view.jobs[0]: "no room"}), image("r1"), image("r2"))
 
 
 def test_a_policy_may_stay_idle_while_something_runs_or_after_dropping_all():
@@ -473,7 +490,10 @@ def test_a_failed_step_fails_all_of_its_jobs_and_no_other():
     "node, what",
     [
         (loop(UNET, until=lambda job: job.params["stop"] / 1, expect=2), "a loop's until raised TypeError"),
-        (seq(UNET, loop(TEXT, times=lambda job: job.params["stop"], expect=1)), "a loop's times must be a whole number"),
+        (
+            seq(UNET, loop(TEXT, times=lambda job: job.params["stop"], expect=1)),
+            "a loop's times must be a whole number",
+        ),
         (seq(UNET, switch(lambda job: job.params["stop"], {1: TEXT}, likely=1)), "switch chose 'x'"),
     ],
 )
@@ -556,7 +576,7 @@ def test_refused_jobs_go_back_to_waiting_and_count_as_skipped():
     assert [job.status for job in jobs] == ["running", "running", "waiting"]
     some.finish(batch, [{}, {}], 1.0)
     assert [job.skipped for job in jobs] == [0, 0, 1]
-    assert jobs[2].stage is TEXT
+    assert (jobs[2].stage, jobs[2].ran_last) == (TEXT, False)
 
 
 def test_an_admitted_batch_is_as_fast_as_its_size():

@@ -338,8 +338,20 @@ def test_a_result_tells_what_became_of_it():
     assert (good.id, good.status, good.on_time, good.reason) == ("mine", "done", True, "")
     assert good.unwrap() == {"out": "mine"}
     assert (hopeless.status, hopeless.output, hopeless.on_time) == ("dropped", None, False)
-    with pytest.raises(RequestError, match="was dropped: hopeless: needs 5.000 s more, due in"):
+    with pytest.raises(RequestError, match=r"was dropped: hopeless: needs 5\.000 s more, due in"):
         hopeless.unwrap()
+
+
+def test_a_request_that_fails_after_an_output_has_none():
+    first, second = Stage("first", emits=True), Stage("second", emits=True)
+    graph = Graph("two outputs", seq(first, second))
+    modules = {"first": Step(), "second": Step(lambda job: 1 / 0)}
+    profiles = {"first": table("first", 0.001), "second": table("second", 0.001)}
+    log = EventLog()
+    with serve(graph, modules, profiles, observers=[log]) as tested:
+        result = tested.submit(graph, id="a").result(SOON)
+    assert (result.status, result.output) == ("failed", None)
+    assert len(log.requests["a"]["outputs"]) == 1
 
 
 def test_a_late_result_is_done_but_not_on_time():
@@ -424,7 +436,7 @@ def test_a_serving_engine_cannot_be_started_or_run_again():
 
 def test_leaving_the_context_by_an_exception_cancels():
     graph, module = one_stage(), Gate()
-    with pytest.raises(KeyError), serve(graph, {"s": module}, ONE) as tested:  # noqa: PT012
+    with pytest.raises(KeyError), serve(graph, {"s": module}, ONE) as tested:
         running, waiting = tested.submit(graph), tested.submit(graph)
         assert module.began.wait(SOON)
         waiting.add_done_callback(lambda answer: module.go.set())  # the cancelled one lets the other go

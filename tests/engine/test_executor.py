@@ -293,7 +293,10 @@ def test_outcomes_are_what_only_the_simulation_knows():
         return [{"eos": job.outputs + 1 == lengths[job.id]} if asked.stage == "decode" else {} for job in asked.jobs]
 
     got, report = run(
-        ProfiledExecutor(outcome=outcome), request("short", graph), request("long", graph, 10.0), graph=graph,
+        ProfiledExecutor(outcome=outcome),
+        request("short", graph),
+        request("long", graph, 10.0),
+        graph=graph,
         profiles=profiles,
     )
     assert got == {"short": 1.5, "long": 14.0}

@@ -18,9 +18,10 @@ from neustream.engine.events import Decided, Finished, Submitted
 from neustream.engine.report import Distribution
 
 GRAPH = one_stage(max_batch=4)
+PROMISE = SLO(1.0)
 
 
-def tell(report, arrival, end, status="done", late=False, slo=SLO(1.0), reason=""):
+def tell(report, arrival, end, status="done", late=False, slo=PROMISE, reason=""):
     """A request's whole life, as a report sees it; `end` None leaves it open."""
     job = Job(Request(f"r{report.submitted}", GRAPH, arrival, slo))
     report(Submitted(job, arrival))

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import pytest
 from toys import batches, draw_and_decode, engine, one_stage, request, table
 
-from neustream import SLO, Engine, EventLog, FCFS, Job, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
+from neustream import FCFS, SLO, Engine, EventLog, Job, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
 from neustream.engine.events import Cancel, Submitted
 
 TOY = {"draw": table("draw", 0.10, 0.15), "decode": table("decode", 0.05)}
@@ -27,7 +27,7 @@ def log():
             request("second", graph, 0.02, total=math.inf),
             request("dropped", graph, 0.03, total=0.01),
             request("cancelled", graph, 0.04),
-            request("late", graph, 10.0, steps=3, total=0.36),
+            request("late", graph, 10.0, steps=1, total=0.165),
         ]
     )
     return log
@@ -77,9 +77,9 @@ def test_there_is_a_pair_of_events_a_request(log):
     end = {event["id"]: event for event in of_kind(trace, "e")}
     assert begin.keys() == end.keys() == log.requests.keys()
     assert len(of_kind(trace, "b")) == len(of_kind(trace, "e")) == 5
-    for id, request in log.requests.items():
-        assert begin[id]["ts"] == pytest.approx(request["arrival"] * 1e6)
-        assert end[id]["ts"] == pytest.approx(request["end"] * 1e6)
+    for id, entry in log.requests.items():
+        assert begin[id]["ts"] == pytest.approx(entry["arrival"] * 1e6)
+        assert end[id]["ts"] == pytest.approx(entry["end"] * 1e6)
         assert [begin[id][key] for key in ("cat", "name", "pid")] == [end[id][key] for key in ("cat", "name", "pid")]
     assert {id: event["name"] for id, event in begin.items()} == {
         "first": "on time",

@@ -1,0 +1,326 @@
+"""From configs to runs: policies by name, what they are given, and the numbers of the paper's experiments."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from toys import Newest, Plain, adds_up, toy
+
+from neustream import (
+    EDF,
+    FCFS,
+    BackendError,
+    Clockwork,
+    ConfigError,
+    EventLog,
+    NeuStream,
+    ProfileError,
+    Serial,
+    Static,
+    load_profile,
+)
+from neustream.backends.serving import Session, make_backend
+from neustream.config import load_experiment
+from neustream.experiment import build_graph, build_policy, build_pools, prepare, record, simulate, sweep_points
+
+
+def policy_of(path, name, *overrides):
+    return build_policy(load_experiment(path, overrides), name)
+
+
+def refused(path, name, *overrides):
+    with pytest.raises(ConfigError) as error:
+        policy_of(path, name, *overrides)
+    return str(error.value)
+
+
+# -- the pipeline ---------------------------------------------------------------------------------------
+
+
+def test_the_graph_of_a_config(tmp_path):
+    stages = {"text": {}, "draw": {"times": "steps", "max_batch": 4}, "decode": {"max_batch": 2}}
+    graph = build_graph(load_experiment(toy(tmp_path, stages=stages)))
+    assert graph.name == "toy"
+    assert list(graph.stages) == ["text", "draw", "decode"]
+    assert graph.looped == {"draw"}
+    assert [stage.max_batch for stage in graph.stages.values()] == [1, 4, 2]
+    assert [stage.emits for stage in graph.stages.values()] == [False, False, True]
+
+
+def test_the_pools_of_a_config(tmp_path):
+    stages = {"draw": {"times": "steps", "pool": "b"}, "text": {"pool": "a"}, "decode": {"pool": "b"}}
+    pools = {"a": {}, "b": {"workers": 3, "sticky": True}}
+    first, second = build_pools(load_experiment(toy(tmp_path, stages=stages, pools=pools)))
+    assert (first.name, first.stages, first.workers, first.sticky) == ("a", ("text",), 1, False)
+    assert (second.name, second.stages, second.workers, second.sticky) == ("b", ("draw", "decode"), 3, True)
+
+
+def test_a_stage_may_be_several_modules(root):
+    prepared = prepare(load_experiment(root / "configs/paper/sd15_256_rtx4090.yaml"))
+    folder = root / "profiles/rtx4090/sd15_256"
+    parts = [load_profile(folder / f"{name}.json") for name in ("vae", "safety")]
+    assert prepared.profiles["vae"].latency(3) == pytest.approx(sum(part.latency(3) for part in parts))
+
+
+# -- policies -------------------------------------------------------------------------------------------
+
+
+def test_policies_by_name_take_the_configs_parameters(tmp_path):
+    path = toy(
+        tmp_path,
+        policies={
+            "serial": {"drop_hopeless": True},
+            "static": {"max_batch": 3},
+            "fcfs": {},
+            "edf": {"drop_hopeless": False},
+            "clockwork": {"max_batch": 9, "lead_s": 0},
+            "neustream": {"slo_scale": 2, "step_delta": 0.5, "margin_s": 0.1, "sticky_demotion": False},
+        },
+    )
+    assert policy_of(path, "serial") == Serial(drop_hopeless=True)
+    assert policy_of(path, "static") == Static(max_batch=3)
+    assert policy_of(path, "fcfs") == FCFS()
+    assert policy_of(path, "edf") == EDF(drop_hopeless=False)
+    assert policy_of(path, "clockwork") == Clockwork(max_batch=9, lead_s=0.0)
+    assert policy_of(path, "neustream") == NeuStream(2.0, step_delta=0.5, margin_s=0.1, sticky_demotion=False)
+
+
+def test_a_policy_that_the_config_does_not_name_has_its_defaults(tmp_path):
+    assert policy_of(toy(tmp_path), "static") == Static()
+
+
+def test_an_unknown_policy_names_the_nearest(tmp_path):
+    message = refused(toy(tmp_path), "neustrem")
+    assert message.startswith("unknown policy 'neustrem'; did you mean 'neustream'? allowed: clockwork, edf, fcfs,")
+
+
+def test_an_unknown_parameter_names_the_nearest(tmp_path):
+    message = refused(toy(tmp_path, policies={"clockwork": {"max_bach": 3}}), "clockwork")
+    assert message == (
+        "policies.clockwork: unknown parameter 'max_bach'; did you mean 'max_batch'? allowed: lead_s, max_batch, plan"
+    )
+    assert "allowed: drop_hopeless" in refused(toy(tmp_path), "fcfs", "policies.fcfs.xyzzy=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("policies.clockwork.max_batch=many", "policies.clockwork.max_batch"),
+        ("policies.clockwork.max_batch=1.5", "policies.clockwork.max_batch"),
+        ("policies.clockwork.lead_s=[1]", "policies.clockwork.lead_s"),
+        ("policies.neustream.sticky_demotion=perhaps", "policies.neustream.sticky_demotion"),
+        ("policies.neustream.step_delta=high", "policies.neustream.step_delta"),
+    ],
+)
+def test_a_parameter_of_the_wrong_type_is_told(tmp_path, override, where):
+    message = refused(toy(tmp_path), where.split(".")[1], override)
+    assert message.startswith(f"{where}: ")
+    assert ", got " in message
+
+
+def test_a_policy_of_ones_own(tmp_path):
+    path = toy(tmp_path, policies={"toys:Newest": {"max_batch": 3}, "toys:Plain": {}})
+    assert policy_of(path, "toys:Newest") == Newest(max_batch=3)
+    assert isinstance(policy_of(path, "toys:Plain"), Plain)
+    prepared = prepare(load_experiment(path))
+    for name in ("toys:Newest", "toys:Plain"):
+        assert simulate(prepared, name).counts["on_time"] == 10
+
+
+def test_parameters_of_a_policy_of_ones_own_are_checked(tmp_path):
+    path = toy(tmp_path)
+    assert "did you mean 'max_batch'?" in refused(path, "toys:Newest", "policies={'toys:Newest': {max_bach: 1}}")
+    assert "toys:Newest.max_batch" in refused(path, "toys:Newest", "policies={'toys:Newest': {max_batch: x}}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere_at_all:Thing", "policy 'nowhere_at_all:Thing': No module named 'nowhere_at_all'"),
+        ("toys:Thing", "policy 'toys:Thing': module 'toys' has no attribute 'Thing'"),
+    ],
+)
+def test_a_policy_that_is_not_there(tmp_path, name, message):
+    assert refused(toy(tmp_path), name) == message
+
+
+def test_neustream_is_given_the_configs_slo_scale(tmp_path):
+    path = toy(tmp_path, slo={"scale": 4})
+    assert policy_of(path, "neustream").slo_scale == 4.0
+    assert policy_of(path, "neustream", "slo.scale=2.5").slo_scale == 2.5
+    assert policy_of(path, "neustream", "policies.neustream.slo_scale=9").slo_scale == 9.0
+    assert policy_of(toy(tmp_path, slo={"total_s": 1}), "neustream").slo_scale is None
+
+
+def test_clockwork_may_plan_with_other_profiles(root):
+    path = root / "configs/paper/sd15_512_h100.yaml"
+    plan = policy_of(path, "clockwork").plan
+    theirs = root / "profiles/rtx4090/sd15_512"
+    assert plan.keys() == {"unet", "vae"}
+    assert plan["unet"].latency(2) == load_profile(theirs / "unet.json").latency(2)
+    assert plan["vae"].latency(1) == pytest.approx(
+        sum(load_profile(theirs / f"{name}.json").latency(1) for name in ("vae", "safety"))
+    )
+    prepared = prepare(load_experiment(path, ["workload.requests=60"]))
+    assert prepared.profiles["unet"].device != plan["unet"].device
+    bare = prepare(load_experiment(path, ["workload.requests=60", "policies.clockwork={max_batch: 5}"]))
+    with_plan, without = simulate(prepared, "clockwork"), simulate(bare, "clockwork")
+    assert with_plan.counts["dropped"] > without.counts["dropped"]  # it believes its device to be slower
+    assert with_plan.profile_error().keys() == {"clip", "unet", "vae"}
+
+
+def test_a_plan_for_unknown_stages_is_told(tmp_path):
+    message = refused(toy(tmp_path), "clockwork", "policies.clockwork.plan={drawer: [draw]}")
+    assert "plan: expected a mapping of stages ['decode', 'draw'] to files" in message
+    with pytest.raises(ProfileError, match=r"no profile at .*other\.json"):
+        policy_of(toy(tmp_path), "clockwork", "policies.clockwork.plan={draw: [other]}")
+
+
+# -- simulating -----------------------------------------------------------------------------------------
+
+MEASURED = ("decision_us",)  # what depends on the machine
+
+
+def outcome(prepared, policy):
+    return {key: value for key, value in simulate(prepared, policy).to_dict().items() if key not in MEASURED}
+
+
+@pytest.mark.parametrize("policy", ["serial", "static", "fcfs", "edf", "clockwork", "neustream"])
+def test_a_simulation_is_the_same_each_time(root, policy):
+    prepared = prepare(load_experiment(root / "configs/paper/sd15_256_rtx4090.yaml", ["workload.requests=150"]))
+    first, second = EventLog(), EventLog()
+    one, two = simulate(prepared, policy, [first]), simulate(prepared, policy, [second])
+    assert first.steps == second.steps
+    assert first.requests == second.requests
+    assert one.counts == two.counts
+
+
+def test_the_seed_changes_the_trace(tmp_path):
+    path = toy(tmp_path, slo={"scale": 2})
+    runs = [outcome(prepare(load_experiment(path, [f"workload.seed={seed}"])), "fcfs") for seed in (0, 0, 1)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize(
+    ("policy", "on_time", "tolerance"), [("neustream", 463, 15), ("clockwork", 86, 20)], ids=["neustream", "clockwork"]
+)
+def test_the_artifacts_own_runs_of_dit_s2(root, policy, on_time, tolerance):
+    # of 500 requests at rate 4, cv 2 and SLO 3, by the artifact's logs
+    prepared = prepare(load_experiment(root / "configs/paper/dit_s2_256_rtx4090.yaml"))
+    report = simulate(prepared, policy)
+    assert report.submitted == 500
+    assert abs(report.counts["on_time"] - on_time) <= tolerance
+    assert adds_up(report.to_dict()["counts"])
+
+
+def test_overheads_and_slower_devices_are_simulated(tmp_path):
+    path = toy(tmp_path, workload={"arrivals": "constant", "rate": 1, "requests": 5, "steps": 3})
+    plain = simulate(prepare(load_experiment(path)), "serial")
+    assert plain.latency.mean == pytest.approx(3 * 0.002 + 0.001)
+    more = simulate(prepare(load_experiment(path, ["simulation.step_overhead_s=0.01"])), "serial")
+    assert more.latency.mean == pytest.approx(3 * 0.012 + 0.011)
+    slow = simulate(prepare(load_experiment(path, ["simulation.latency_scale=3"])), "serial")
+    assert slow.latency.mean == pytest.approx(3 * 0.007)
+    assert slow.profile_error() == {"draw": pytest.approx(3.0), "decode": pytest.approx(3.0)}
+
+
+def test_noise_is_drawn_from_the_seed_and_keeps_the_median(tmp_path):
+    path = toy(tmp_path, workload={"arrivals": "constant", "rate": 1, "requests": 400, "steps": 1})
+    noisy = prepare(load_experiment(path, ["simulation.latency_noise=0.3"]))
+    logs = [EventLog(), EventLog()]
+    for log in logs:
+        simulate(noisy, "serial", [log])
+    assert logs[0].steps == logs[1].steps
+    factors = sorted((step["end"] - step["start"]) / step["expected_s"] for step in logs[0].steps)
+    assert factors[len(factors) // 2] == pytest.approx(1.0, abs=0.1)
+    assert factors[0] < 0.7 < 1.4 < factors[-1]
+
+
+def test_a_record_says_what_was_run(tmp_path):
+    experiment = load_experiment(toy(tmp_path), ["workload.seed=5"])
+    entry = record(experiment, "fcfs", simulate(prepare(experiment), "fcfs"))
+    assert list(itertools.islice(entry.items(), 3)) == [("policy", "fcfs"), ("config", "toy"), ("seed", 5)]
+    assert entry["counts"]["submitted"] == 10
+
+
+# -- sweeps ---------------------------------------------------------------------------------------------
+
+
+def test_the_points_of_a_sweep(tmp_path):
+    experiment = load_experiment(toy(tmp_path, slo={"scale": 3}))
+    for over in ("workload.rate", "workload.cv", "slo.scale"):
+        section, _, key = over.partition(".")
+        points = list(sweep_points(experiment, over, [1, 2.5]))
+        assert [value for value, _ in points] == [1, 2.5]
+        assert [getattr(getattr(variant, section), key) for _, variant in points] == [1, 2.5]
+    load = load_experiment(toy(tmp_path, workload={"load": 1}))
+    assert [variant.workload.load for _, variant in sweep_points(load, "workload.load", [3.0])] == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ("workload.speed", "cannot sweep 'workload.speed'"),
+        ("workload.load", "cannot sweep workload.load: config 'toy' does not use it"),
+        ("slo.scale", "cannot sweep slo.scale: config 'toy' does not use it"),
+    ],
+)
+def test_what_a_config_does_not_use_cannot_be_swept(tmp_path, over, message):
+    with pytest.raises(ConfigError) as error:
+        list(sweep_points(load_experiment(toy(tmp_path)), over, [1.0]))
+    assert message in str(error.value)
+
+
+def test_a_trace_cannot_be_swept_over_its_rate(tmp_path):
+    (tmp_path / "t.csv").write_text("arrival_s\n1\n")
+    experiment = load_experiment(toy(tmp_path, workload={"arrivals": "trace", "file": "t.csv"}))
+    with pytest.raises(ConfigError, match="does not use it"):
+        list(sweep_points(experiment, "workload.rate", [1.0]))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_values_of_a_sweep_are_positive(tmp_path, value):
+    with pytest.raises(ConfigError, match="values must be greater than 0"):
+        list(sweep_points(load_experiment(toy(tmp_path)), "workload.rate", [1.0, value]))
+
+
+# -- backends of ones own -------------------------------------------------------------------------------
+
+
+def test_a_backend_of_ones_own(tmp_path):
+    backend = make_backend(load_experiment(toy(tmp_path)), "cpu")
+    assert backend.modules.keys() == {"draw", "decode"}
+    assert backend.params(3) == {"number": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backend": {"kind": "ditt"}}, "backend.kind 'ditt': did you mean 'dit'? allowed: "),
+        ({"backend": {"kind": "toy_backend:made"}}, "backend 'toy_backend:made': module 'toy_backend' has no"),
+        ({"backend": {"kind": "no_backend:make"}}, "backend 'no_backend:make': No module named 'no_backend'"),
+        ({"backend": None}, "config 'toy' has no backend section, so it can only be simulated"),
+        (
+            {"stages": {"draw": {"times": "steps"}, "upscale": {}}},
+            "backend 'toy_backend:make' has no module for stage(s) ['upscale']; it has: ['decode', 'draw']",
+        ),
+    ],
+)
+def test_a_backend_that_is_not_there(tmp_path, change, message):
+    with pytest.raises(ConfigError) as error:
+        make_backend(load_experiment(toy(tmp_path, **change)), "cpu")
+    assert message in str(error.value)
+
+
+def test_a_session_needs_a_device_a_worker(tmp_path):
+    experiment = load_experiment(toy(tmp_path, pools={"gpu": {"workers": 3, "devices": ["cpu", "cpu"]}}))
+    with pytest.raises(ConfigError, match=r"pools.gpu: 2 device\(s\) for 3 worker\(s\)"):
+        Session(experiment, "cpu")
+
+
+def test_a_session_asks_the_backend_about_every_request(tmp_path):
+    experiment = load_experiment(toy(tmp_path, backend={"kind": "toy_backend:make", "reject": 7}))
+    with pytest.raises(BackendError, match="request 'toy-7': number must not be 7"):
+        Session(experiment, "cpu")

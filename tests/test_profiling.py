@@ -1,0 +1,371 @@
+"""Measuring stream modules, and latency profiles as files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+from toys import command, draw_and_decode, toy, write_profile
+
+from neustream import (
+    Graph,
+    LinearProfile,
+    ProfileError,
+    Stage,
+    StageFailed,
+    SumProfile,
+    load_profile,
+    loop,
+    measure,
+    profiles_of,
+    seq,
+    switch,
+)
+from neustream.config import load_experiment
+from neustream.experiment import prepare
+from neustream.profiling import Measurement, default_batches, load_stage, save, versions
+
+
+class Draw:
+    """Adds a row for each round; checks that jobs come as they would in a real run."""
+
+    def __init__(self):
+        self.loaded, self.sizes, self.rounds = [], [], []
+
+    def load(self, device):
+        self.loaded.append(device)
+
+    def step(self, jobs):
+        self.sizes.append(len(jobs))
+        self.rounds += [len(job.state.get("rows", ())) for job in jobs]
+        return [{"rows": np.vstack([job.state.get("rows", np.zeros((0, 2))), np.ones((1, 2))])} for job in jobs]
+
+
+class Decode(Draw):
+    def step(self, jobs):
+        self.sizes.append(len(jobs))
+        self.rounds += [len(job.state["rows"]) for job in jobs]
+        return [{"image": job.state["rows"].sum()} for job in jobs]
+
+
+def sample(at):
+    return {"steps": 3, "at": at}
+
+
+def measured(graph=None, modules=None, **options):
+    modules = modules or {"draw": Draw(), "decode": Decode()}
+    return measure(graph or draw_and_decode(4, 2), modules, sample, **{"repeats": 3, "warmup": 1, **options})
+
+
+# -- measuring ------------------------------------------------------------------------------------------
+
+
+def test_each_stage_is_timed_at_each_batch():
+    out = measured()
+    assert {name: [m.batch for m in some] for name, some in out.items()} == {"draw": [1, 2, 3, 4], "decode": [1, 2]}
+    for name, some in out.items():
+        for m in some:
+            assert m.stage == name
+            assert len(m.seconds) == 3
+            assert all(second > 0 for second in m.seconds)
+
+
+def test_every_step_gets_as_many_jobs_as_its_batch():
+    modules = {"draw": Draw(), "decode": Decode()}
+    measured(modules=modules, batches=[2], repeats=5, warmup=2)
+    assert modules["decode"].sizes == [2] * 7
+    assert [size for size in modules["draw"].sizes if size == 2] == [2] * 7
+
+
+def test_jobs_get_to_a_later_stage_through_the_earlier_ones():
+    modules = {"draw": Draw(), "decode": Decode()}
+    measured(modules=modules)
+    assert set(modules["decode"].rounds) == {3}
+
+
+def test_jobs_stay_in_a_loop_for_its_rounds():
+    modules = {"draw": Draw(), "decode": Decode()}
+    measured(modules=modules, batches=[1], repeats=6, warmup=0)
+    assert modules["draw"].rounds[:6] == [0, 1, 2, 0, 1, 2]
+
+
+def test_modules_are_loaded_on_the_device():
+    modules = {"draw": Draw(), "decode": Decode()}
+    measured(modules=modules, device="toy:1")
+    assert modules["draw"].loaded == modules["decode"].loaded == ["toy:1"]
+
+
+def test_warmup_steps_are_not_timed():
+    modules = {"draw": Draw(), "decode": Decode()}
+    out = measured(modules=modules, batches=[1], repeats=4, warmup=3)
+    assert len(out["decode"][0].seconds) == 4
+    assert len(modules["decode"].sizes) == 7
+
+
+def test_the_device_is_waited_for_around_each_step():
+    synced, graph = [], Graph("one", Stage("draw"))
+    measured(graph, {"draw": Draw()}, batches=[1], repeats=3, warmup=1, sync=lambda: synced.append(1))
+    assert len(synced) == 2 * 4
+
+
+def test_progress_is_told_of_each_measurement():
+    told = []
+    out = measured(progress=told.append)
+    assert told == [m for some in out.values() for m in some]
+
+
+def test_batches_beyond_a_stages_largest_are_left_out():
+    out = measured(batches=[1, 3, 100])
+    assert {name: [m.batch for m in some] for name, some in out.items()} == {"draw": [1, 3], "decode": [1]}
+
+
+def test_loops_that_end_by_a_condition_are_measured_too():
+    draw, decode = Stage("draw", max_batch=2), Stage("decode")
+    graph = Graph("until", seq(loop(draw, until=lambda job: len(job.state["rows"]) >= 4, expect=2), decode))
+    modules = {"draw": Draw(), "decode": Decode()}
+    measured(graph, modules)
+    assert set(modules["decode"].rounds) == {4}
+
+
+class Small(Draw):
+    """Runs out of memory above a batch of `most`."""
+
+    def __init__(self, most, error=MemoryError):
+        super().__init__()
+        self.most, self.error = most, error
+
+    def step(self, jobs):
+        if len(jobs) > self.most:
+            raise self.error(f"{len(jobs)} is too much")
+        return super().step(jobs)
+
+
+def test_out_of_memory_stops_a_stage_at_the_size_before():
+    limits = []
+    out = measured(
+        draw_and_decode(16, 2),
+        {"draw": Small(4), "decode": Decode()},
+        on_limit=lambda stage, batch, error: limits.append((stage, batch, str(error))),
+    )
+    assert [m.batch for m in out["draw"]] == [1, 2, 3, 4]
+    assert [m.batch for m in out["decode"]] == [1, 2]
+    assert limits == [("draw", 6, "6 is too much")]
+
+
+def test_out_of_memory_at_the_first_batch_is_an_error():
+    with pytest.raises(ProfileError, match="stage 'draw': out of memory at batch 1: 1 is too much"):
+        measured(modules={"draw": Small(0), "decode": Decode()})
+
+
+def test_a_backend_says_what_out_of_memory_is():
+    class CudaError(RuntimeError):
+        pass
+
+    modules = {"draw": Small(2, CudaError), "decode": Decode()}
+    with pytest.raises(CudaError):
+        measured(modules=modules)
+    out = measured(modules=modules, out_of_memory=(CudaError, MemoryError))
+    assert [m.batch for m in out["draw"]] == [1, 2]
+
+
+def test_samples_that_never_reach_a_stage_are_an_error():
+    draw, extra = Stage("draw"), Stage("decode")
+    graph = Graph("branch", seq(draw, switch(lambda job: "no", {"yes": extra, "no": seq()}, likely="yes")))
+    with pytest.raises(ProfileError, match="never get to stage 'decode'"):
+        measured(graph)
+
+
+def test_a_wrong_number_of_results_is_an_error():
+    class Short(Draw):
+        def step(self, jobs):
+            return super().step(jobs)[1:]
+
+    with pytest.raises(StageFailed, match="returned 0 results for 1 jobs"):
+        measured(modules={"draw": Short(), "decode": Decode()})
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"),
+    [
+        (1, [1]),
+        (2, [1, 2]),
+        (3, [1, 2, 3]),
+        (5, [1, 2, 3, 4, 5]),
+        (16, [1, 2, 3, 4, 6, 8, 12, 16]),
+        (20, [1, 2, 3, 4, 6, 8, 12, 16, 20]),
+        (40, [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40]),
+    ],
+)
+def test_default_batches(largest, sizes):
+    assert default_batches(largest) == sizes
+
+
+def test_a_measurement_sums_up_its_seconds():
+    m = Measurement("draw", 2, (0.1, 0.2, 0.3, 0.4, 1.0))
+    assert m.median == 0.3
+    assert m.p90 == pytest.approx(0.76)
+    assert m.spread == pytest.approx((0.4 - 0.2) / 0.3)
+
+
+def test_profiles_without_a_detour_over_files():
+    out = measured()
+    profiles = profiles_of(out, device="toy device")
+    assert profiles["draw"].device == "toy device"
+    assert profiles["draw"].max_batch == 4
+    assert [profiles["draw"].latency(m.batch) for m in out["draw"]] == [m.median for m in out["draw"]]
+
+
+# -- files ----------------------------------------------------------------------------------------------
+
+
+def test_a_saved_profile_is_loaded_again(tmp_path):
+    out = {"draw": [Measurement("draw", b, (0.1 * b, 0.2 * b, 0.4 * b)) for b in (1, 2, 4)]}
+    [path] = save(out, tmp_path / "deep/er", model="toy", device="toy device", origin={"how": "by hand"})
+    assert path == tmp_path / "deep/er/draw.json"
+    profile = load_profile(path)
+    assert (profile.name, profile.device, profile.max_batch) == ("draw", "toy device", 4)
+    assert [profile.latency(b) for b in (1, 2, 3, 4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    file = json.loads(path.read_text())
+    assert file["format"] == "neustream.profile/1"
+    assert file["model"] == "toy"
+    assert file["latency_s"] == [statistics.median(m.seconds) for m in out["draw"]]
+    assert file["p90_s"] == pytest.approx([0.36, 0.72, 1.44])
+    assert file["spread"] == pytest.approx([0.75] * 3)
+    assert file["origin"]["how"] == "by hand"
+    assert file["origin"]["repeats"] == 3
+    assert "median" in file["origin"]["statistic"]
+
+
+def test_what_was_measured_can_be_saved_and_loaded(tmp_path):
+    out = measured()
+    for path in save(out, tmp_path, model="toy", device="toy device", origin={}):
+        profile, name = load_profile(str(path)), path.stem
+        assert [profile.latency(m.batch) for m in out[name]] == [m.median for m in out[name]]
+
+
+def test_a_linear_profile_file(tmp_path):
+    path = tmp_path / "decode.json"
+    linear = {"base_s": 0.01, "per_job_s": 0.002, "per_size_s": 1e-5, "max_batch": 8}
+    head = {"format": "neustream.profile/1", "kind": "linear", "stage": "decode", "device": "toy device", "origin": {}}
+    path.write_text(json.dumps({**head, **linear}))
+    profile = load_profile(path)
+    assert isinstance(profile, LinearProfile)
+    assert (profile.name, profile.device, profile.max_batch) == ("decode", "toy device", 8)
+    assert profile.latency(4, 100.0) == pytest.approx(0.01 + 0.008 + 0.001)
+
+
+def test_a_missing_profile_says_how_to_measure_one(tmp_path):
+    with pytest.raises(ProfileError, match=r"no profile at .*draw.json; `neustream profile CONFIG --out DIR`"):
+        load_profile(tmp_path / "draw.json")
+
+
+def wrong(path):
+    with pytest.raises(ProfileError) as error:
+        load_profile(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_a_profile_that_is_not_json(tmp_path):
+    path = tmp_path / "draw.json"
+    path.write_text('{"format":')
+    assert "Invalid JSON" in wrong(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"format": "neustream.profile/9"}, "format"),
+        ({"latencies": [1]}, "latencies"),
+        ({"batch": ["one", 2]}, "batch.0"),
+        ({"latency_s": None}, "latency_s"),
+        ({"device": 3}, "device"),
+        ({"origin": "measured"}, "origin"),
+    ],
+)
+def test_a_wrong_key_of_a_profile_is_named(tmp_path, change, named):
+    path = write_profile(tmp_path / "draw.json", "draw", **{"batch": [1, 2], "latency_s": [0.1, 0.2], **change})
+    assert named in wrong(path)
+
+
+@pytest.mark.parametrize("missing", ["format", "device", "origin", "batch", "latency_s"])
+def test_a_missing_key_of_a_profile_is_named(tmp_path, missing):
+    path = write_profile(tmp_path / "draw.json", "draw", [1, 2], [0.1, 0.2])
+    file = json.loads(path.read_text())
+    del file[missing]
+    path.write_text(json.dumps(file))
+    assert missing in wrong(path)
+
+
+@pytest.mark.parametrize(
+    ("batch", "latency_s", "message"),
+    [
+        ([1, 2], [0.1], "equally long"),
+        ([], [], "not empty"),
+        ([2, 1], [0.1, 0.2], "must rise"),
+        ([0, 1], [0.1, 0.2], "from 1 or more"),
+        ([1, 2], [0.1, 0.0], "greater than 0, got 0.0"),
+    ],
+)
+def test_an_impossible_table_is_an_error(tmp_path, batch, latency_s, message):
+    path = write_profile(tmp_path / "draw.json", "draw", batch, latency_s)
+    with pytest.raises(ProfileError, match=message):
+        load_profile(path)
+
+
+def test_a_stage_of_several_modules_adds_them_up(tmp_path):
+    paths = [
+        write_profile(tmp_path / "vae.json", "vae", [1, 2], [0.1, 0.2]),
+        write_profile(tmp_path / "safety.json", "safety", [1, 2, 3], [0.01, 0.02, 0.03]),
+    ]
+    profile = load_stage("vae", paths)
+    assert isinstance(profile, SumProfile)
+    assert (profile.device, profile.max_batch) == ("toy device", 2)
+    assert profile.latency(2) == pytest.approx(0.22)
+    assert load_stage("vae", paths[:1]).latency(2) == 0.2
+
+
+def test_a_stage_of_modules_of_different_devices_is_an_error(tmp_path):
+    paths = [
+        write_profile(tmp_path / "vae.json", "vae", [1], [0.1]),
+        write_profile(tmp_path / "safety.json", "safety", [1], [0.1], device="another"),
+    ]
+    with pytest.raises(ProfileError, match=r"different devices: \['another', 'toy device'\]"):
+        load_stage("vae", paths)
+
+
+def test_a_pool_of_profiles_of_different_devices_is_an_error(tmp_path):
+    path = toy(tmp_path)
+    write_profile(tmp_path / "profiles/decode.json", "decode", [1, 2], [0.1, 0.2], device="another")
+    with pytest.raises(ProfileError, match="pool 'gpu' mixes profiles of different devices"):
+        prepare(load_experiment(path))
+
+
+def test_pools_may_be_of_different_devices(tmp_path):
+    stages = {"draw": {"times": "steps", "max_batch": 4}, "decode": {"max_batch": 2, "pool": "other"}}
+    path = toy(tmp_path, stages=stages, pools={"gpu": {}, "other": {}})
+    write_profile(tmp_path / "profiles/decode.json", "decode", [1, 2], [0.1, 0.2], device="another")
+    profiles = prepare(load_experiment(path)).profiles
+    assert {name: profile.device for name, profile in profiles.items()} == {"draw": "toy device", "decode": "another"}
+
+
+def test_the_origin_names_the_libraries():
+    assert {"python", "neustream", "numpy"} <= versions().keys()
+
+
+# -- the command ----------------------------------------------------------------------------------------
+
+
+def test_neustream_profile_measures_and_writes_every_stage(tmp_path):
+    path = toy(tmp_path, backend={"kind": "toy_backend:make", "limit": 2})
+    done = command("profile", path, "--out", tmp_path / "new", "--repeats", 3, "--warmup", 1)
+    assert done.status == 0
+    assert "'draw': out of memory at batch 3, stops at the size before" in " ".join(done.err.split())
+    draw, decode = (json.loads((tmp_path / f"new/{name}.json").read_text()) for name in ("draw", "decode"))
+    assert (draw["batch"], decode["batch"]) == ([1, 2], [1, 2])
+    assert (draw["model"], draw["device"]) == ("toy", "toy device")
+    assert draw["origin"]["config"] == "toy"
+    assert draw["origin"]["dtype"] == "float64"
+    assert draw["origin"]["repeats"] == 3
