@@ -269,7 +269,8 @@ def test_profile_and_then_run_with_what_was_measured(tmp_path):
     for entry in served:
         assert entry["counts"]["submitted"] == entry["simulated"]["counts"]["submitted"] == 10
         assert adds_up(entry["counts"])
-        assert entry["simulated"]["policy"] == entry["policy"]
+        assert entry["simulated"]["policy"] == entry["simulated_as_observed"]["policy"] == entry["policy"]
+        assert adds_up(entry["simulated_as_observed"]["counts"])
         assert "interrupted" not in entry
 
 

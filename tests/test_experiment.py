@@ -226,6 +226,16 @@ def test_overheads_and_slower_devices_are_simulated(tmp_path):
     assert slow.profile_error() == {"draw": pytest.approx(3.0), "decode": pytest.approx(3.0)}
 
 
+def test_a_simulation_at_another_speed_plans_with_the_same_profiles(tmp_path):
+    load = {"arrivals": "constant", "rate": 1, "requests": 5, "steps": 3}
+    prepared = prepare(load_experiment(toy(tmp_path, workload=load, slo={"total_s": 0.012})))
+    assert simulate(prepared, "serial").counts["on_time"] == 5
+    slow = simulate(prepared, "serial", speed={"draw": 2.0})
+    assert slow.latency.mean == pytest.approx(3 * 0.004 + 0.001)
+    assert slow.counts["late"] == 5
+    assert slow.profile_error() == {"draw": pytest.approx(2.0), "decode": pytest.approx(1.0)}
+
+
 def test_noise_is_drawn_from_the_seed_and_keeps_the_median(tmp_path):
     path = toy(tmp_path, workload={"arrivals": "constant", "rate": 1, "requests": 400, "steps": 1})
     noisy = prepare(load_experiment(path, ["simulation.latency_noise=0.3"]))

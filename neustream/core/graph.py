@@ -6,8 +6,10 @@ knows nothing about time: it counts calls of stages; `scheduler.py` turns the co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from neustream.errors import GraphError
@@ -42,6 +44,16 @@ class Stage:
             raise GraphError("a stage needs a name, got ''")
         if self.max_batch < 1:
             raise GraphError(f"stage {self.name!r}: max_batch must be 1 or more, got {self.max_batch}")
+
+    def size_of(self, job: Job) -> float:
+        """The size of `job`'s step here, 0 for stages without one; GraphError if it is no such number."""
+        if self.size is None:
+            return 0.0
+        size = answer(self.size, job, f"size of stage {self.name!r}")
+        whole = float(size) if isinstance(size, Real) else math.nan
+        if not 0 <= whole < math.inf:
+            raise GraphError(f"request {job.id!r}: size of stage {self.name!r} must be a number >= 0, got {size!r}")
+        return whole
 
     def __repr__(self) -> str:
         return f"Stage({self.name!r})"
@@ -253,7 +265,7 @@ class Cursor:
         while True:
             while isinstance(node, Switch):
                 choice = answer(node.on, job, "a switch")
-                if choice not in node.cases:
+                if not isinstance(choice, Hashable) or choice not in node.cases:
                     cases = sorted(map(str, node.cases))
                     raise GraphError(f"request {job.id!r}: switch chose {choice!r}; its cases are {cases}")
                 node = node.cases[choice]
@@ -281,7 +293,8 @@ class Cursor:
             return node.nodes[frame.done] if frame.done < frame.total else None
         if node.until is None:
             return node.body if frame.done < frame.total else None
-        if frame.done > 0 and answer(node.until, job, "a loop's until"):
+        until = node.until
+        if frame.done > 0 and answer(lambda job: bool(until(job)), job, "a loop's until"):
             return None
         if any(frame is other for other in turned):
             raise GraphError(f"request {job.id!r}: a round of a loop ran no stage, so it would never end")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from neustream.core.graph import answer
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import TICK, Batch, Job
 
@@ -64,7 +63,7 @@ class View:
         for name, count in (job.left if calls is None else calls).items():
             stage, profile = job.request.graph.stages[name], self.profiles[name]
             b = min(batch, stage.max_batch, profile.max_batch)
-            size = 0.0 if stage.size is None else answer(stage.size, job, f"size of stage {name!r}")
+            size = stage.size_of(job)
             seconds += count * profile.latency(b, b * size, b * size * size)
         return seconds
 

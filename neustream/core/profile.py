@@ -78,6 +78,8 @@ class SumProfile:
     """Several profiles run back to back as one step (a VAE and a safety checker on one worker)."""
 
     def __init__(self, name: str, parts: Sequence[LatencyProfile]) -> None:
+        if not parts:
+            raise ProfileError(f"profile {name!r} has no parts to add up")
         devices = {part.device for part in parts}
         if len(devices) > 1:
             raise ProfileError(f"profile {name!r} adds up parts of different devices: {sorted(devices)}")

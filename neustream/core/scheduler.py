@@ -11,11 +11,12 @@ can drive it: the engine's, a simulator's, or a serving system's that owns its o
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neustream.core.graph import Cursor, Graph, Stage, answer
+from neustream.core.graph import Cursor, Graph, Stage
 from neustream.core.policy import Decision, Policy, Pool, View
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import TICK, Batch, Job, Queue, Request, Status
@@ -63,7 +64,7 @@ def solo_latency(graph: Graph, params: Mapping[str, Any], profiles: Mapping[str,
     for stage, calls in job.cursor.ahead(job):
         if stage.name not in profiles:
             raise ProfileError(f"stage {stage.name!r} of graph {graph.name!r} has no profile")
-        size = 0.0 if stage.size is None else answer(stage.size, job, f"size of stage {stage.name!r}")
+        size = stage.size_of(job)
         seconds += calls * profiles[stage.name].latency(1, size, size * size)
     return seconds
 
@@ -92,7 +93,7 @@ class Scheduler:
         self._events: list[Emitted | Ended] = []
         self._stages: dict[str, Stage] = {}
         self._solo: dict[str, float] = {}
-        self._checked: set[Graph] = set()
+        self._checked: weakref.WeakSet[Graph] = weakref.WeakSet()
         self._batches = 0
         for pool in pools:
             if pool.workers < 1:
@@ -160,7 +161,8 @@ class Scheduler:
             if not now < decision.wake_at < math.inf:
                 raise PolicyError(f"{self._named} asked to be woken at {decision.wake_at}, which is not after {now}")
         elif not self._running[pool]:
-            waiting = sum(1 for jobs in view.queues.values() for job in jobs if job.status == "waiting")
+            mine = (-1, worker)  # who ran on another worker may be waiting for that one to be asked
+            waiting = sum(1 for job in view.jobs if job.status == "waiting" and job.worker in mine)
             if waiting:
                 raise PolicyError(f"{self._named} left {waiting} job(s) of pool {pool!r} waiting for ever")
         return None
@@ -177,9 +179,11 @@ class Scheduler:
         """
         given = dict(zip(batch.jobs, batch.sizes, strict=True))
         chosen = {job: sizes[job] if isinstance(sizes, Mapping) else given[job] for job in sizes if job in given}
+        if any(job.stage and job.stage.size and size <= 0 for job, size in chosen.items()):
+            raise PolicyError(f"admit: a job of batch {batch.id} got a share of 0 of its step")
         if len(chosen) != len(sizes):
             raise PolicyError(f"admit: {len(sizes) - len(chosen)} job(s) are not in batch {batch.id}")
-        del self._running[batch.pool][batch.id]
+        self._take_off(batch)
         for job in batch.jobs:
             if job not in chosen:
                 job.status, job.round = "waiting", -1
@@ -244,10 +248,12 @@ class Scheduler:
                 raise GraphError(
                     f"graph {graph.name!r}: stage {stage.name!r} is in no pool; stages served: {sorted(self._pool_of)}"
                 )
-            if self._stages.setdefault(stage.name, stage) is not stage:
+            if self._stages.get(stage.name, stage) is not stage:
                 raise GraphError(f"graph {graph.name!r}: another graph already has a stage named {stage.name!r}")
+        for stage in graph.stages.values():
             if stage.size is None:
                 self._solo[stage.name] = self.profiles[stage.name].latency(1)
+        self._stages.update(graph.stages)
         self._checked.add(graph)
 
     def _view(self, pool: str, now: float, worker: int) -> View:
@@ -275,17 +281,14 @@ class Scheduler:
                 raise PolicyError(f"{self._named} gave a job of stage {label!r} a share of 0 of its step")
         else:
             sizes = tuple([job.size for job in jobs])
+        seconds = step_latency(self.profiles, jobs, sizes)
         for job in jobs:
             job.status = "running"
-            job.worker = view.worker
-            if job.started_at is None:
-                job.started_at = view.now
         for queue in {id(job.queue): job.queue for job in jobs}.values():
             queue.rounds += 1
         for job in jobs:
             job.round = job.queue.rounds
         self._batches += 1
-        seconds = step_latency(self.profiles, jobs, sizes)
         batch = Batch(self._batches, view.pool.name, view.worker, label, jobs, sizes, view.now, seconds)
         self._running[view.pool.name][batch.id] = batch
         return batch
@@ -298,14 +301,14 @@ class Scheduler:
         pool = view.pool.name
         for job in jobs:
             stage = job.stage
-            if job.status != "waiting" or stage is None or self._pool_of[stage.name] != pool:
+            served = self.jobs.get(job.id) is job and job.status == "waiting"
+            if not served or stage is None or self._pool_of[stage.name] != pool:
                 raise PolicyError(f"{self._named} chose {job!r}, which is not runnable in pool {pool!r}")
             counts[stage] = counts.get(stage, 0) + 1
         for stage, count in counts.items():
-            if count > stage.max_batch:
-                raise PolicyError(
-                    f"{self._named} chose {count} jobs for a step of {stage.name!r} (max_batch {stage.max_batch})"
-                )
+            most = min(stage.max_batch, self.profiles[stage.name].max_batch)
+            if count > most:
+                raise PolicyError(f"{self._named} chose {count} jobs for a step of {stage.name!r} (max_batch {most})")
         if len(counts) == 1:
             return next(iter(counts)).name
         labels = {stage.fuse for stage in counts}
@@ -315,17 +318,30 @@ class Scheduler:
 
     def _retire(self, batch: Batch) -> None:
         """Take a batch off its worker; steps of its stage since it began skipped none of its jobs."""
-        if self._running[batch.pool].pop(batch.id, None) is None:
-            raise PolicyError(f"batch {batch.id} of pool {batch.pool!r} is not running")
+        self._take_off(batch)
         for job in batch.jobs:
             job.base += job.queue.rounds - job.round + 1
+            job.worker = batch.worker
+            if job.started_at is None:
+                job.started_at = batch.started_at
+
+    def _take_off(self, batch: Batch) -> None:
+        if self._running[batch.pool].pop(batch.id, None) is None:
+            raise PolicyError(f"batch {batch.id} of pool {batch.pool!r} is not running")
 
     def _move(self, job: Job, update: Update, size: float, now: float) -> None:
+        try:
+            self._move_on(job, update, size, now)
+        except NeustreamError as error:  # the user's own size, times, until and on are asked here
+            self._end(job, "failed", str(error), now)
+
+    def _move_on(self, job: Job, update: Update, size: float, now: float) -> None:
         stage, cursor = job.stage, job.cursor
         assert stage is not None and cursor is not None
+        whole = job.size if stage.size is not None else 0.0  # before the update, which may change it
         job.state.update(update)
         if stage.size is not None:
-            if size < job.size:
+            if size < whole:
                 job.progress += size
                 self._measure(job)
                 return
@@ -342,11 +358,8 @@ class Scheduler:
             else:
                 self._measure(job)
             return
-        try:
-            cursor.advance(job)
-            self._place(job, now)
-        except NeustreamError as error:  # the user's own times, until and on are asked here
-            self._end(job, "failed", str(error), now)
+        cursor.advance(job)
+        self._place(job, now)
 
     def _emit(self, job: Job, update: Update, now: float) -> None:
         slo = job.slo
@@ -386,19 +399,21 @@ class Scheduler:
         total, to_output = 0.0, None
         left: dict[str, int] = {}
         for stage, calls in job.cursor.ahead(job):
+            solo = whole = self._solo_latency(job, stage, 0.0)
+            if not left and job.progress:
+                solo = self._solo_latency(job, stage, job.progress)  # the rest of a step in chunks
             left[stage.name] = left.get(stage.name, 0) + calls
-            solo = self._solo_latency(job, stage)
             if stage.emits and to_output is None:
                 to_output = total + solo
-            total += solo * calls
+            total += solo + whole * (calls - 1)
         job.left = left
         job.work = total
         job.work_next = total if to_output is None else to_output
 
-    def _solo_latency(self, job: Job, stage: Stage) -> float:
+    def _solo_latency(self, job: Job, stage: Stage, done: float) -> float:
         if stage.size is None:
             return self._solo[stage.name]
-        size = job.size if stage is job.stage else answer(stage.size, job, f"size of stage {stage.name!r}")
+        size = stage.size_of(job) - done
         return self.profiles[stage.name].latency(1, size, size * size)
 
     def _end(self, job: Job, status: Status, reason: str, now: float) -> None:

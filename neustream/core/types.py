@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from neustream.core.graph import Cursor, Graph, Stage, answer
+from neustream.core.graph import Cursor, Graph, Stage
 from neustream.errors import RequestError
 
 Status = Literal["waiting", "running", "done", "dropped", "failed", "cancelled"]
@@ -153,10 +153,7 @@ class Job:
     @property
     def size(self) -> float:
         """Its share of the profile's second axis in its next step (0 for stages without one)."""
-        if self.stage is None or self.stage.size is None:
-            return 0.0
-        whole: float = answer(self.stage.size, self, f"size of stage {self.stage.name!r}")
-        return whole - self.progress
+        return 0.0 if self.stage is None else self.stage.size_of(self) - self.progress
 
     @property
     def on_time(self) -> bool:

@@ -81,6 +81,7 @@ class Engine:
         self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
         self._answers: dict[str, Future[Result]] = {}
         self._requests: Iterator[Request] = iter(())
+        self._next: Request | None = None  # drawn from them, not posted yet
         self._coming = 0  # Submit events posted for a workload and not handled yet
         self._accepting = False  # whether callers may still submit
         self._interrupted = False
@@ -104,6 +105,8 @@ class Engine:
         report = report or Report(self.clock.now())
         self._started = report.start
         self._requests = iter(requests)
+        self._next = next(self._requests, None)
+        self._coming = 0
         self._observers.append(report)
         self._interrupted = False
         try:
@@ -215,7 +218,7 @@ class Engine:
 
     def _loop(self) -> None:
         pools = list(self._idle)
-        while self._accepting or self._coming or self.scheduler.jobs:
+        while self._accepting or self.scheduler.jobs or (self._coming and not self._interrupted):
             events = self.clock.wait()
             if not events:
                 raise RequestError(f"{len(self.scheduler.jobs)} request(s) are open, but nothing will ever happen")
@@ -266,10 +269,11 @@ class Engine:
 
     def _accept(self, event: Submit, now: float) -> None:
         if event.answer is None:
+            if self._interrupted or event.workload is not self._requests:
+                return  # of a workload that was interrupted
             self._coming -= 1
-            if self._interrupted:
-                return
-            self._draw()
+            if not self._coming:
+                self._draw()
         try:
             job = self.scheduler.submit(event.request, now)
         except NeustreamError as error:
@@ -282,13 +286,16 @@ class Engine:
         self._tell(Submitted(job, now))
 
     def _draw(self) -> None:
-        """Post the workload's next request."""
-        request = next(self._requests, None)
-        if request is not None:
+        """Post the workload's next request, and those that come at the same instant."""
+        request = self._next
+        while request is not None:
             self._coming += 1
-            if self._started:
-                request = dataclasses.replace(request, arrival=request.arrival + self._started)
-            self.clock.post(Submit(request, None), request.arrival)
+            at = request.arrival + self._started
+            moved = dataclasses.replace(request, arrival=at) if self._started else request
+            self.clock.post(Submit(moved, workload=self._requests), at)
+            self._next = next(self._requests, None)
+            same = self._next is not None and self._next.arrival <= request.arrival
+            request = self._next if same else None
 
     def _stop(self, event: Stop, now: float) -> None:
         self._accepting = False

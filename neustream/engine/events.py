@@ -32,11 +32,12 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A request arrives; `answer` gets its Result."""
+    """A request arrives: from a caller, whose `answer` gets its Result, or from a `workload`."""
 
     rank: ClassVar[int] = 2
     request: Request
-    answer: Future[Any] | None
+    answer: Future[Any] | None = None
+    workload: object = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,6 @@ PROFILES = {
 NOTHING = loop(STAGES[0], times=0)  # a graph needs a stage, even one in which nothing runs
 TOGETHER = (("encode", "denoise", "decode", "read"),)
 APART = (("encode", "decode"), ("denoise", "read"))
-WHOLE_REQUESTS = {"serial", "static", "clockwork"}  # on several workers, a job stays on its own
 
 
 @dataclass(frozen=True)
@@ -166,10 +165,7 @@ def misfortunes(case):
 
 
 def run(case, name):
-    pools = [
-        Pool(f"pool{i}", stages, case.workers, case.sticky or name in WHOLE_REQUESTS)
-        for i, stages in enumerate(case.pools)
-    ]
+    pools = [Pool(f"pool{i}", stages, case.workers, case.sticky) for i, stages in enumerate(case.pools)]
     scheduler = Scheduler(pools, POLICIES[name](), PROFILES)
     clock, watch = VirtualClock(), Watch(case.slowdown)
     executor = ProfiledExecutor(stretch=lambda batch: case.slowdown, outcome=misfortunes(case))

@@ -32,6 +32,7 @@ from neustream import (
     Serial,
     Stage,
     Static,
+    TableProfile,
     ThreadExecutor,
     VirtualClock,
     WallClock,
@@ -636,3 +637,18 @@ def test_a_graph_of_one_seq_is_served():
     graph = Graph("two", seq(Stage("a"), Stage("b", emits=True)))
     report = engine(graph, {"a": table("a", 1.0), "b": table("b", 2.0)}).run([request("r", graph)])
     assert report.duration == 3.0
+
+
+def test_an_interrupt_does_not_wait_for_arrivals_to_come():
+    """The next request is an hour away; the engine can then serve another workload."""
+    graph = Graph("g", Stage("a"))
+    profiles = {"a": TableProfile("a", [1], [0.001])}
+    scheduler = Scheduler([Pool("gpu", ("a",))], FCFS(), profiles)
+    engine = Engine(scheduler, {"gpu": ProfiledExecutor()}, WallClock())
+    stop = threading.Timer(0.05, engine.interrupt)
+    stop.start()
+    report = engine.run([Request("now", graph), Request("later", graph, 3600.0)])
+    stop.join()
+    assert report.interrupted and report.counts["on_time"] == 1 and report.submitted == 1
+    again = engine.run([Request("another", graph)])
+    assert not again.interrupted and again.counts["on_time"] == 1

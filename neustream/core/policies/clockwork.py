@@ -54,7 +54,7 @@ class Clockwork:
             if job.due < start + alone:
                 drop[job] = f"expired: needs {alone:.3f} s, due in {job.due - view.now:.3f} s"
             else:
-                groups.setdefault((job.stage, *sorted(job.left.items())), []).append(job)
+                groups.setdefault((job.request.graph, job.stage, *sorted(job.left.items())), []).append(job)
         best: tuple[float, list[Job]] | None = None
         for group in groups.values():
             offer = self._offer(view, sorted(group, key=lambda job: job.arrival), start)

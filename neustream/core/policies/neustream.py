@@ -59,6 +59,8 @@ class NeuStream:
         if scale is None:
             scale = sum(job.slo.total / job.solo for job in jobs) / len(jobs)
         profile, limit = view.profiles[stage], view.limit(stage)
+        if jobs[0].stage is not None and jobs[0].stage.size is not None:
+            return limit  # the artifact's cap knows no sizes
         budget = profile.latency(1) * scale * self.step_delta
         cap = 0
         while cap < limit and profile.latency(cap + 1) < budget:
