@@ -7,9 +7,7 @@ paths given by `--set` are relative to the working directory.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -27,10 +26,11 @@ from pydantic import (
 )
 
 from neustream.errors import ConfigError, nearest
+from neustream.explain import explain, one_line
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StageConfig(_Strict):
@@ -71,11 +71,11 @@ class Between(_Strict):
 class Choices(_Strict):
     """One of some values, equally often."""
 
-    choices: list[int] = Field(min_length=1)
+    choices: list[NonNegativeInt] = Field(min_length=1)
 
 
 def _kind_of_steps(value: Any) -> str:
-    if isinstance(value, Choices) or (isinstance(value, dict) and "choices" in value):
+    if isinstance(value, Choices) or (isinstance(value, dict) and not {"min", "max"} & set(value)):
         return "of choices"
     return "from to" if isinstance(value, dict | Between) else "a number"
 
@@ -219,11 +219,11 @@ PATHS = ("profiles", "workload.file")
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read `path` and apply `overrides` of the form `dotted.key=value` (values are YAML)."""
     try:
-        raw = yaml.load(path.read_text(), _Loader)
+        raw = yaml.load(path.read_text("utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, got {type(raw).__name__}")
     for key in PATHS:
@@ -232,13 +232,16 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {override!r}: expected dotted.key=value")
-        _set(raw, key, yaml.safe_load(value))
+        try:
+            _set(raw, key, yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r}: {one_line(error)}") from None
         if key in PATHS:
             _anchor(raw, key, Path.cwd())
     try:
         return Experiment.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -269,52 +272,3 @@ def _set(raw: dict[str, Any], key: str, value: Any) -> None:
         if at is None or not isinstance(at, dict):
             raise ConfigError(f"--set {key}: {part!r} is not a section")
     at[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problems of a validation, each with its key, value and what is allowed."""
-    problems = []
-    for problem in error.errors()[:3]:
-        where = [str(part) for part in problem["loc"] if " " not in str(part)]  # without the tags of unions
-        key = ".".join(where)
-        if problem["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key!r}; {nearest(where[-1], _keys_at(where[:-1]))}")
-        elif problem["type"] == "missing":
-            problems.append(f"key {key!r} is needed")
-        else:
-            value = problem["input"]
-            shown = f", got {value!r}" if not isinstance(value, dict) else ""
-            problems.append(f"{key or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}")
-    return "; ".join(problems)
-
-
-def _keys_at(path: Sequence[str]) -> list[str]:
-    """The keys that are valid in the section at `path`."""
-    at: Any = Experiment
-    for part in path:
-        if isinstance(at, _Entries):
-            at = at.model
-        else:
-            field = at.model_fields.get(part) if at is not None else None
-            at = None if field is None else _section(field.annotation)
-    return [] if at is None or isinstance(at, _Entries) else list(at.model_fields)
-
-
-@dataclass(frozen=True)
-class _Entries:
-    """A mapping or list whose entries are sections."""
-
-    model: type[BaseModel]
-
-
-def _section(annotation: Any) -> type[BaseModel] | _Entries | None:
-    """The section, or the entries, that a field of this type holds."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in typing.get_args(annotation):
-        found = _section(inner)
-        if isinstance(found, type) and typing.get_origin(annotation) in (dict, list):
-            return _Entries(found)
-        if found is not None:
-            return found
-    return None

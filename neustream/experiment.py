@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from neustream.config import SWEEPABLE, Between, Choices, Experiment, SloClass, StageConfig
+from neustream.config import SWEEPABLE, Between, Choices, Experiment, Simulation, SloClass, StageConfig
 from neustream.core.graph import Graph, Node, Stage, loop, seq
 from neustream.core.policies import POLICIES
 from neustream.core.policy import Policy, Pool
@@ -91,22 +91,52 @@ def build_requests(
         drawn if row.steps is None else row.steps
         for row, drawn in zip(trace, _steps(load.steps, len(trace), load.seed), strict=True)
     ]
-    asked = [{**params(at), **row.params, "steps": steps[at]} for at, row in enumerate(trace)]
-    solo = {n: solo_latency(graph, {**asked[0], "steps": n}, profiles) for n in set(steps)}
+    rounds = [stage.times for stage in experiment.stages.values() if stage.times]
+    asked = [_with_counts(at, {**params(at), **row.params, "steps": steps[at]}, rounds) for at, row in enumerate(trace)]
+    solo = _solo_latencies(experiment, graph, profiles, asked)
     if load.arrivals == "trace":
         arrivals = [row.arrival for row in trace]
     else:
-        mean = sum(solo[n] for n in steps) / count
-        arrivals = [float(at) for at in _arrivals(experiment, load.rate if load.load is None else load.load / mean)]
+        rate = load.rate if load.load is None else load.load * count / sum(solo)
+        arrivals = [float(at) for at in _arrivals(experiment, rate)]
     requests = []
     for at, (row, slo) in enumerate(zip(trace, _classes(experiment, len(trace)), strict=True)):
         total = row.slo_s or slo.total_s
         if total is None:
             assert slo.scale is not None
-            total = slo.scale * (experiment.slo.extra_s + solo[steps[at]])
+            total = slo.scale * (experiment.slo.extra_s + solo[at])
+            if not total > 0:
+                raise ConfigError(f"slo.scale: request {at} has no work, so its SLO would be 0 s; use slo.total_s")
         promise = SLO(total, weight=slo.weight, name=slo.name)
         requests.append(Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at]))
     return requests
+
+
+def _with_counts(at: int, request: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The request with the parameters that loops ask for as whole numbers (a CSV file has texts)."""
+    for name in names:
+        value = request.get(name)
+        if isinstance(value, str) and value.isdecimal():
+            request[name] = value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"request {at}: {name!r} is what a stage's `times` ask for, so a count; got {value!r}")
+    return request
+
+
+def _solo_latencies(
+    experiment: Experiment, graph: Graph, profiles: Mapping[str, LatencyProfile], asked: Sequence[Params]
+) -> list[float]:
+    """Each request's time alone; computed once for those that agree in what their loops ask for."""
+    known: dict[tuple[Any, ...], float] = {}
+    out = []
+    for request in asked:
+        key = tuple(request[stage.times] for stage in experiment.stages.values() if stage.times)
+        if key not in known:
+            known[key] = solo_latency(graph, request, profiles)
+        out.append(known[key])
+    if experiment.workload.load is not None and not sum(out) > 0:
+        raise ConfigError("workload.load: the requests have no work, so no rate makes that load; use workload.rate")
+    return out
 
 
 def _trace(experiment: Experiment) -> list[Row]:
@@ -141,7 +171,8 @@ def _classes(experiment: Experiment, count: int) -> list[SloClass]:
     if slo.classes is None:
         return [SloClass(scale=slo.scale, total_s=slo.total_s)] * count
     share = np.array([c.share for c in slo.classes])
-    chosen = np.random.RandomState(experiment.workload.seed).choice(len(share), count, p=share / share.sum())
+    draw = np.random.default_rng([experiment.workload.seed, 1])  # a stream apart from arrivals and steps
+    chosen = draw.choice(len(share), count, p=share / share.sum())
     return [slo.classes[int(at)] for at in chosen]
 
 
@@ -164,7 +195,10 @@ def build_policy(experiment: Experiment, name: str) -> Policy:
             given[key] = _plan(experiment, value) if key == "plan" else _checked(f"{where}.{key}", hints[key], value)
         if "slo_scale" in known and "slo_scale" not in given and experiment.slo.scale is not None:
             given["slo_scale"] = experiment.slo.scale
-    policy: Policy = make(**given)
+    try:
+        policy: Policy = make(**given)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
     return policy
 
 
@@ -177,8 +211,10 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
 
 def _plan(experiment: Experiment, files: Any) -> dict[str, LatencyProfile]:
     """Profiles that a policy plans with instead of the true ones: stage -> files (without .json)."""
-    if not isinstance(files, dict) or set(files) - set(experiment.stages):
-        raise ConfigError(f"plan: expected a mapping of stages {sorted(experiment.stages)} to files, got {files!r}")
+    lists = isinstance(files, dict) and all(isinstance(parts, list) and parts for parts in files.values())
+    if not lists or set(files) - set(experiment.stages):
+        stages = sorted(experiment.stages)
+        raise ConfigError(f"plan: expected a mapping of stages {stages} to lists of files, got {files!r}")
     return {
         name: load_stage(name, [experiment.profiles / f"{part}.json" for part in parts])
         for name, parts in files.items()
@@ -190,7 +226,7 @@ def load_object(path: str, what: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{what} {path!r}: {error}") from error
 
 
@@ -224,10 +260,11 @@ def simulate(
 ) -> Report:
     """Serve the workload in virtual time, steps taking as long as the profiles say.
 
-    `speed` multiplies the latencies of some stages (what `Report.profile_error` observed, to ask
-    what the simulator says at that speed); policies go on planning with the profiles.
+    `speed` asks what the simulator says at a speed that was observed (`Report.profile_error`): it
+    multiplies the profiled latencies of stages in place of what the config says under
+    `simulation`; policies go on planning with the profiles.
     """
-    simulation = prepared.experiment.simulation
+    simulation = Simulation() if speed else prepared.experiment.simulation
     stretch = None
     if speed or simulation.latency_noise or simulation.latency_scale != 1:
         noise = np.random.RandomState(prepared.experiment.workload.seed)
@@ -270,8 +307,9 @@ def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> 
         raise ConfigError(f"cannot sweep {over!r}; {nearest(over, SWEEPABLE)}")
     part = getattr(experiment, section)
     load = experiment.workload
-    unused = load.arrivals == "trace" if section == "workload" else False
-    if getattr(part, key) is None or unused or (key == "rate" and load.load is not None):
+    unused = load.arrivals == "trace" or (key == "cv" and load.arrivals != "gamma")
+    unused = section == "workload" and (unused or (key == "rate" and load.load is not None))
+    if getattr(part, key) is None or unused:
         raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")
     for value in values:
         if not value > 0:

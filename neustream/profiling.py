@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from neustream.core.graph import Cursor, Graph
 from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile
@@ -64,7 +64,9 @@ class LinearFile(_File):
     max_batch: int
 
 
-_FILES: TypeAdapter[TableFile | LinearFile] = TypeAdapter(TableFile | LinearFile)
+_FILES: TypeAdapter[TableFile | LinearFile] = TypeAdapter(
+    Annotated[TableFile | LinearFile, Field(discriminator="kind")]
+)
 
 
 def load_profile(path: Path | str) -> LatencyProfile:
@@ -74,10 +76,19 @@ def load_profile(path: Path | str) -> LatencyProfile:
         file = _FILES.validate_json(path.read_bytes())
     except FileNotFoundError:
         raise ProfileError(f"no profile at {path}; `neustream profile CONFIG --out DIR` measures one") from None
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
+        where = ".".join(str(part) for part in problem["loc"] if part not in ("table", "linear")) or "the file"
         raise ProfileError(f"{path}: {where}: {problem['msg']}") from None
+    try:
+        return _profile(file)
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error}") from None
+
+
+def _profile(file: TableFile | LinearFile) -> LatencyProfile:
     if isinstance(file, TableFile):
         return TableProfile(file.stage, file.batch, file.latency_s, device=file.device)
     return LinearProfile(

@@ -172,7 +172,7 @@ def test_clockwork_may_plan_with_other_profiles(root):
 
 def test_a_plan_for_unknown_stages_is_told(tmp_path):
     message = refused(toy(tmp_path), "clockwork", "policies.clockwork.plan={drawer: [draw]}")
-    assert "plan: expected a mapping of stages ['decode', 'draw'] to files" in message
+    assert "plan: expected a mapping of stages ['decode', 'draw'] to lists of files" in message
     with pytest.raises(ProfileError, match=r"no profile at .*other\.json"):
         policy_of(toy(tmp_path), "clockwork", "policies.clockwork.plan={draw: [other]}")
 

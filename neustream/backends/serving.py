@@ -125,17 +125,20 @@ class Session:
         backends = {place: make_backend(experiment, place) for some in places.values() for place in some}
         backend = next(iter(backends.values()))
         self.prepared: Prepared = prepare(experiment, backend.params)
-        self._check(experiment, backends)
+        self._check(experiment, backends, places)
         self._backends = backends
         self.gallery = Gallery(backend)
         self._executors: dict[str, ThreadExecutor] = {}
         assert experiment.backend is not None
         for name, some in places.items():
-            modules = [backends[place].modules for place in some]
+            stages = [stage for stage, config in experiment.stages.items() if config.pool == name]
+            modules = [{stage: backends[place].modules[stage] for stage in stages} for place in some]
             finite = experiment.backend.check_finite
             self._executors[name] = ThreadExecutor(modules, some, check_finite=finite)
 
-    def _check(self, experiment: Experiment, backends: Mapping[str, ModelBackend]) -> None:
+    def _check(
+        self, experiment: Experiment, backends: Mapping[str, ModelBackend], places: Mapping[str, Sequence[str]]
+    ) -> None:
         backend = next(iter(backends.values()))
         for request in self.prepared.requests:
             try:
@@ -143,11 +146,13 @@ class Session:
             except BackendError as error:
                 raise BackendError(f"request {request.id!r}: {error}") from None
         assert experiment.backend is not None
-        for place, other in backends.items():
-            for profile in self.prepared.profiles.values():
-                if profile.device != other.device_name and not experiment.backend.allow_other_device:
+        for name, stage in experiment.stages.items():
+            profile = self.prepared.profiles[name]
+            for place in places[stage.pool]:
+                here = backends[place].device_name
+                if profile.device != here and not experiment.backend.allow_other_device:
                     raise ProfileError(
-                        f"profile {profile.name!r} is of {profile.device!r}, but {place} is {other.device_name!r}: "
+                        f"profile {name!r} is of {profile.device!r}, but {place} is {here!r}: "
                         "measure it here with `neustream profile`, or set backend.allow_other_device=true"
                     )
 

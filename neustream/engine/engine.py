@@ -80,6 +80,7 @@ class Engine:
         self._observers = list(observers)
         self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
         self._answers: dict[str, Future[Result]] = {}
+        self._promised: set[Future[Any]] = set()
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None  # drawn from them, not posted yet
         self._coming = 0  # Submit events posted for a workload and not handled yet
@@ -102,8 +103,8 @@ class Engine:
         A failing stage or a dropped request does not raise; it is in the report.
         """
         self._begin()
-        report = report or Report(self.clock.now())
-        self._started = report.start
+        self._started = self.clock.now()
+        report = report or Report(self._started)
         self._requests = iter(requests)
         self._next = next(self._requests, None)
         self._coming = 0
@@ -149,18 +150,16 @@ class Engine:
         is not served) or the engine itself broke. Safe from any thread; in asyncio use
         `asyncio.wrap_future`.
         """
-        answer: Future[Result] = Future()
-        answer.set_running_or_notify_cancel()
         with self._serving() as now:
+            answer: Future[Result] = self._promise()
             request = Request(id or f"request-{next(self._ids)}", graph, now, slo or SLO(), params or {})
             self.clock.post(Submit(request, answer), now)
         return answer
 
     def cancel(self, id: str) -> Future[bool]:
         """Give up a request: at once if it waits, after its step if it runs; False if it was over."""
-        answer: Future[bool] = Future()
-        answer.set_running_or_notify_cancel()
         with self._serving() as now:
+            answer: Future[bool] = self._promise()
             self.clock.post(Cancel(id, answer), now)
         return answer
 
@@ -199,11 +198,27 @@ class Engine:
                 raise RequestError(problem) from self._fault
             yield self.clock.now()
 
+    def _promise(self) -> Future[Any]:
+        """A future that is answered even if the loop breaks."""
+        answer: Future[Any] = Future()
+        answer.set_running_or_notify_cancel()
+        self._promised.add(answer)
+        return answer
+
+    def _answer(self, answer: Future[Any], value: Any) -> None:
+        self._promised.discard(answer)
+        if isinstance(value, BaseException):
+            answer.set_exception(value)
+        else:
+            answer.set_result(value)
+
     def _serve(self) -> None:
         try:
             self._loop()
-        except NeustreamError as fault:  # a policy broke its contract; the waiting callers learn of it
+        except BaseException as fault:  # whatever a policy or an observer raised: the callers learn of it
             self._fault = fault
+            if not isinstance(fault, NeustreamError):
+                raise
         finally:
             with self._gate:
                 self._open = False
@@ -211,9 +226,12 @@ class Engine:
 
     def _abandon(self) -> None:
         """The loop is over: nobody may wait for an answer that cannot come."""
-        fault = self._fault or RequestError("the engine stopped before this request was served")
-        for answer in self._answers.values():
-            answer.set_exception(fault)
+        fault = self._fault
+        if not isinstance(fault, NeustreamError):
+            fault = RequestError("the engine stopped before this request was served")
+            fault.__cause__ = self._fault
+        for answer in list(self._promised):
+            self._answer(answer, fault)
         self._answers.clear()
 
     def _loop(self) -> None:
@@ -251,7 +269,7 @@ class Engine:
         elif isinstance(event, Submit):
             self._accept(event, now)
         elif isinstance(event, Cancel):
-            event.answer.set_result(self.scheduler.cancel(event.id, now))
+            self._answer(event.answer, self.scheduler.cancel(event.id, now))
         elif isinstance(event, Stop):
             self._stop(event, now)
         self._settle()
@@ -274,12 +292,15 @@ class Engine:
             self._coming -= 1
             if not self._coming:
                 self._draw()
+        elif self._interrupted:
+            self._answer(event.answer, RequestError("this engine was interrupted and takes no more requests"))
+            return
         try:
             job = self.scheduler.submit(event.request, now)
         except NeustreamError as error:
             if event.answer is None:
                 raise
-            event.answer.set_exception(error)
+            self._answer(event.answer, error)
             return
         if event.answer is not None:
             self._answers[job.id] = event.answer
@@ -309,7 +330,7 @@ class Engine:
         for event in self.scheduler.pop_events():
             self._tell(event)
             if isinstance(event, Ended) and (answer := self._answers.pop(event.job.id, None)) is not None:
-                answer.set_result(_result(event.job, event.at))
+                self._answer(answer, _result(event.job, event.at))
 
     def _tell(self, record: Record) -> None:
         for observer in self._observers:

@@ -20,7 +20,7 @@ class StreamModule(Protocol):
     """The user's code for one kind of step."""
 
     def load(self, device: str) -> None:
-        """Get ready to run on `device` ("cpu", "cuda:0"); called once, before the first step."""
+        """Get ready to run on `device` ("cpu", "cuda:0"); called before the first step, maybe again."""
         ...
 
     def step(self, jobs: Sequence[Job]) -> Sequence[Update]:
@@ -102,9 +102,11 @@ class ThreadExecutor:
         self._check_finite = check_finite
         self._inbox: list[queue.SimpleQueue[tuple[Batch, Clock] | None]] = []
         self._threads = []
-        for mods, device in zip(workers, devices, strict=True):
-            for module in mods.values():
-                module.load(device)
+        places = {
+            (id(module), at): module for mods, at in zip(workers, devices, strict=True) for module in mods.values()
+        }
+        for (_, device), module in places.items():
+            module.load(device)
         for at, mods in enumerate(workers):
             self._inbox.append(queue.SimpleQueue())
             thread = threading.Thread(target=self._work, args=(self._inbox[at], mods), daemon=True)
@@ -135,11 +137,10 @@ class ThreadExecutor:
             if batch.stage not in modules:
                 raise StageFailed(f"no module for stage {batch.stage!r}; modules: {sorted(modules)}")
             updates = modules[batch.stage].step(batch.jobs)
-            if isinstance(updates, Mapping) or any(not isinstance(u, Mapping) for u in updates):
+            results = [] if isinstance(updates, Mapping) else list(updates)
+            if isinstance(updates, Mapping) or any(not isinstance(result, Mapping) for result in results):
                 raise StageFailed(f"stage {batch.stage!r} must return one dict per job, got {type(updates).__name__}")
-            if self._check_finite:
-                return [_finite(batch.stage, update) for update in updates]
-            return list(updates)
+            return [_finite(batch.stage, result) for result in results] if self._check_finite else results
         except Exception as error:  # a stage may raise anything: its batch fails, the engine lives on
             return error
 

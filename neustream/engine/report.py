@@ -140,6 +140,7 @@ class Report:
             "batch_size": {stage: sizes.mean for stage, sizes in self.batch_size.items()},
             "decisions": self.decision.count,
             "decision_us": {"p50": self.decision.percentile(50), "p99": self.decision.percentile(99)},
+            "busy_s": dict(self._observed),
             "profile_error": self.profile_error(),
         }
         if set(self.classes) - {""}:

@@ -100,4 +100,5 @@ class EventLog:
 
     def save(self, path: Path) -> None:
         """Write the Chrome trace to `path`; open it at ui.perfetto.dev or chrome://tracing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.chrome()))

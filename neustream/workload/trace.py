@@ -30,32 +30,44 @@ class Row:
 def load_trace(path: Path) -> list[Row]:
     """Read a trace, in order of arrival; ConfigError names file, row and column of what is wrong."""
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
     except OSError as error:
         raise ConfigError(f"trace {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"trace {path}: {error}") from None
     if path.suffix == ".csv":
-        raw: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
+        raw: list[Any] = list(csv.DictReader(text.splitlines()))
     elif path.suffix in (".jsonl", ".ndjson"):
-        try:
-            raw = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"trace {path}: {error}") from None
+        raw = [_parsed(path, at, line) for at, line in enumerate(filter(str.strip, text.splitlines()), 1)]
     else:
         raise ConfigError(f"trace {path}: unknown kind {path.suffix!r}; allowed: .csv, .jsonl, .ndjson")
     if not raw:
         raise ConfigError(f"trace {path} has no rows")
-    rows = [_row(path, at, dict(fields)) for at, fields in enumerate(raw, 1)]
+    rows = [_row(path, at, fields) for at, fields in enumerate(raw, 1)]
     for at, (earlier, later) in enumerate(itertools.pairwise(rows), 2):
         if later.arrival < earlier.arrival:
             raise ConfigError(f"trace {path}, row {at}: arrival_s goes back from {earlier.arrival} to {later.arrival}")
     return rows
 
 
-def _row(path: Path, at: int, fields: dict[str, Any]) -> Row:
+def _parsed(path: Path, at: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"trace {path}, row {at}: not JSON: {error.msg}") from None
+
+
+def _row(path: Path, at: int, raw: Any) -> Row:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"trace {path}, row {at}: expected an object, got {raw!r}")
+    if None in raw:
+        raise ConfigError(f"trace {path}, row {at}: more cells than columns: {raw[None]}")
+    fields = dict(raw)
     if "arrival_s" not in fields:
         raise ConfigError(f"trace {path}, row {at}: no column 'arrival_s'; columns: {sorted(fields)}")
     arrival = _number(path, at, "arrival_s", fields.pop("arrival_s"), least=0.0)
-    assert arrival is not None
+    if arrival is None:
+        raise ConfigError(f"trace {path}, row {at}: arrival_s is empty")
     steps = _number(path, at, "steps", fields.pop("steps", None), least=0.0)
     slo = _number(path, at, "slo_s", fields.pop("slo_s", None), least=math.ulp(0.0))
     if steps is not None and steps != int(steps):

@@ -139,6 +139,13 @@ def test_sticky_jobs_stay_on_their_worker(policy):
         assert len({step["worker"] for step in log.steps if id in step["jobs"]}) == 1
 
 
+def test_requests_of_one_instant_are_decided_on_together():
+    graph, log = one_stage(max_batch=4), EventLog()
+    profiles = {"s": table("s", 1.0, 1.0, 1.0, 1.0)}
+    engine(graph, profiles, Static(), observers=[log]).run(request(id, graph, 2.0) for id in "abcd")
+    assert batches(log) == [("s", ["a", "b", "c", "d"])]
+
+
 def test_a_pipeline_over_two_pools_overlaps():
     graph, log = draw_and_decode(max_batch=1), EventLog()
     profiles = {"draw": table("draw", 1.0), "decode": table("decode", 1.0)}
@@ -307,6 +314,14 @@ def test_an_interrupt_ends_what_is_open_and_takes_no_more():
     assert adds_up(report.to_dict()["counts"])
     assert "never" not in log.requests
     assert log.requests["c"]["reason"] == "cancelled by the caller"
+
+
+def test_an_interrupt_does_not_wait_for_the_next_arrival():
+    graph = one_stage()
+    tested = engine(graph, ONE, observers=[lambda record: isinstance(record, Finished) and tested.interrupt()])
+    report = tested.run([request("a", graph), request("b", graph, 3600.0)])
+    assert tested.clock.now() == 1.0
+    assert report.to_dict()["counts"]["submitted"] == 1
 
 
 # -- serving from threads -------------------------------------------------------------------------------

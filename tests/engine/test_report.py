@@ -115,6 +115,7 @@ def test_the_keys_of_a_report():
         "batch_size",
         "decisions",
         "decision_us",
+        "busy_s",
         "profile_error",
     ]
 

@@ -1,0 +1,294 @@
+"""Corner cases of everything around the core that once went wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from toys import Gate, Step, batches, command, engine, one_stage, request, table, toy, write_profile
+
+from neustream import (
+    ConfigError,
+    Decision,
+    EventLog,
+    PolicyError,
+    ProfileError,
+    Report,
+    RequestError,
+    Static,
+    load_profile,
+    serve,
+)
+from neustream.backends.serving import Session
+from neustream.config import load_experiment
+from neustream.experiment import build_policy, prepare, sweep_points
+from neustream.workload import load_trace
+
+ONE = {"s": table("s", 1.0)}
+SOON = 5
+
+
+def test_futures_posted_while_the_engine_breaks_are_ended_too():
+    graph, lost = one_stage(), []
+
+    @dataclass(frozen=True)
+    class Bad:
+        def decide(self, view):
+            lost.append(tested.submit(graph))
+            lost.append(tested.cancel("nobody"))
+            return Decision()
+
+    tested = serve(graph, {"s": Step()}, ONE, policy=Bad())
+    tested.start()
+    with pytest.raises(PolicyError):
+        tested.submit(graph).result(SOON)
+    for answer in lost:
+        with pytest.raises((PolicyError, RequestError)):
+            answer.result(SOON)
+    tested.close()
+
+
+def test_an_interrupt_does_not_wait_for_the_next_arrival():
+    graph = one_stage()
+    tested = engine(graph, ONE, observers=[lambda record: type(record).__name__ == "Finished" and tested.interrupt()])
+    tested.run([request("a", graph), request("b", graph, 3600.0)])
+    assert tested.clock.now() == 1.0
+
+
+def test_nothing_is_accepted_after_an_interrupt():
+    graph, module = one_stage(), Gate()
+    tested = serve(graph, {"s": module}, ONE).start()
+    first, second = tested.submit(graph), tested.submit(graph)
+    assert module.began.wait(SOON)
+    tested.interrupt()
+    assert second.result(SOON).status == "cancelled"  # the Stop was handled
+    try:
+        late = tested.submit(graph)
+    except RequestError:
+        late = None
+    module.go.set()
+    assert first.result(SOON).status == "cancelled"
+    assert late is None or late.exception(SOON) is not None or late.result(SOON).status == "cancelled"
+    tested.close()
+
+
+def test_requests_of_one_instant_are_decided_on_together():
+    graph, log = one_stage(max_batch=4), EventLog()
+    engine(graph, {"s": table("s", 1.0, 1.0, 1.0, 1.0)}, Static(), observers=[log]).run(
+        request(i, graph) for i in "abcd"
+    )
+    assert batches(log) == [("s", ["a", "b", "c", "d"])]
+
+
+def test_arrivals_count_from_now_whatever_report_is_given():
+    graph, log = one_stage(), EventLog()
+    tested = engine(graph, ONE, observers=[log])
+    tested.run([request("a", graph, 9.0)])
+    tested.run([request("b", graph, 5.0)], Report())
+    assert log.requests["b"]["arrival"] == 15.0
+
+
+def test_an_error_of_a_policy_that_is_no_neustream_error_reaches_the_futures(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+    class Raises:
+        def decide(self, view):
+            return {}["missing"]
+
+    graph = one_stage()
+    tested = serve(graph, {"s": Step()}, ONE, policy=Raises()).start()
+    error = tested.submit(graph).exception(SOON)
+    tested.close()
+    assert "missing" in str(error) or isinstance(error.__cause__, KeyError)
+
+
+def test_a_module_may_return_any_iterable_or_is_told_so():
+    class Lazy(Step):
+        def step(self, jobs):
+            return ({"out": job.id} for job in jobs)
+
+    graph = one_stage()
+    with serve(graph, {"s": Lazy()}, ONE) as tested:
+        assert "0 results" not in tested.submit(graph).result(SOON).reason
+
+
+@pytest.mark.parametrize("text", ["my key: 1\n", '"": {a: 1}\nmy other key: 2\n'])
+def test_an_unknown_key_with_a_space(tmp_path, text):
+    path = toy(tmp_path)
+    path.write_text(path.read_text() + text)
+    with pytest.raises(ConfigError, match="unknown key 'my"):
+        load_experiment(path)
+
+
+def test_an_unknown_deep_key_with_a_space(tmp_path):
+    stages = {"draw": {"max batch": 3, "times": "steps"}, "decode": {}}
+    with pytest.raises(ConfigError, match=r"unknown key 'stages\.draw\.max batch'; did you mean 'max_batch'"):
+        load_experiment(toy(tmp_path, stages=stages))
+
+
+def test_a_value_of_set_that_is_not_yaml(tmp_path):
+    with pytest.raises(ConfigError, match=r"--set"):
+        load_experiment(toy(tmp_path), ["workload.rate=[1"])
+
+
+def test_a_config_that_is_not_text(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError):
+        load_experiment(path)
+
+
+def test_a_misspelt_choices(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'choices'"):
+        load_experiment(toy(tmp_path), ["workload.steps={choises: [1]}"])
+
+
+def test_negative_choices_are_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"workload.steps.choices"):
+        load_experiment(toy(tmp_path), ["workload.steps={choices: [-1]}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "arrival_s,steps\n0.1,2\n,3\n"),  # AssertionError
+        ("b.jsonl", '{"arrival_s": null}\n'),  # AssertionError
+        ("c.jsonl", '{"arrival_s": 1}\n5\n'),  # TypeError
+        ("d.jsonl", '{"arrival_s": 1}\n[1, 2]\n'),  # TypeError
+        ("e.csv", "a,b\n1,2,3\n"),  # TypeError
+        ("f.csv", b"arrival_s\n\xff\xfe\n"),  # UnicodeDecodeError
+        ("g.jsonl", '{"arrival_s": 1}\n{"arr\n'),  # ConfigError, but says "line 1" and no row
+    ],
+)
+def test_a_wrong_row_is_told_by_its_number(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=r"row \d" if name[0] != "f" else "utf-8"):
+        load_trace(path)
+
+
+def test_promises_follow_each_requests_own_loops(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"arrival_s": 1, "rounds": 1}\n{"arrival_s": 2, "rounds": 100}\n')
+    stages = {"draw": {"times": "rounds", "max_batch": 4}, "decode": {"max_batch": 2}}
+    path = toy(tmp_path, stages=stages, workload={"arrivals": "trace", "file": "t.jsonl"}, slo={"scale": 3})
+    totals = [r.slo.total for r in prepare(load_experiment(path)).requests]
+    assert totals == pytest.approx([3 * 0.003, 3 * 0.201])
+
+
+def test_load_without_any_work_is_an_error_of_ours(tmp_path):
+    path = toy(tmp_path, stages={"draw": {"times": "steps"}}, workload={"load": 1, "steps": 0})
+    with pytest.raises(ConfigError):
+        prepare(load_experiment(path))
+
+
+def test_classes_do_not_depend_on_the_gaps(tmp_path):
+    classes = [{"name": "gold", "share": 1, "total_s": 1}, {"name": "plain", "share": 3, "total_s": 9}]
+    load = {"rate": 10, "cv": 1, "requests": 2000, "steps": 5}
+    requests = prepare(load_experiment(toy(tmp_path, slo={"classes": classes}, workload=load))).requests
+    gaps = np.diff([0.0, *(r.arrival for r in requests)])
+    gold = np.array([r.slo.name == "gold" for r in requests])
+    assert abs(np.corrcoef(gaps, gold)[0, 1]) < 0.1
+    assert gaps[gold].max() > gaps[~gold].min()
+
+
+def write(path, **file):
+    head = {"format": "neustream.profile/1", "stage": "s", "device": "x", "origin": {}}
+    path.write_text(json.dumps({**head, **file}))
+    return path
+
+
+def test_a_wrong_linear_profile_is_told_of_its_own_keys(tmp_path):
+    with pytest.raises(ProfileError, match="max_batch"):
+        load_profile(write(tmp_path / "p.json", kind="linear", base_s=1.0))
+
+
+def test_an_impossible_table_names_its_file(tmp_path):
+    path = write(tmp_path / "p.json", kind="table", batch=[2, 1], latency_s=[1, 1])
+    with pytest.raises(ProfileError, match=r"p\.json"):
+        load_profile(path)
+
+
+def test_a_profile_that_is_a_folder(tmp_path):
+    with pytest.raises(ProfileError):
+        load_profile(tmp_path)
+
+
+def test_parameters_of_a_plain_policy(tmp_path):
+    with pytest.raises(ConfigError):
+        build_policy(load_experiment(toy(tmp_path, policies={"toys:Plain": {"x": 1}})), "toys:Plain")
+
+
+@pytest.mark.parametrize("files", [3, {"draw": 3}, {"draw": "draw"}])
+def test_a_plan_of_the_wrong_type(tmp_path, files):
+    with pytest.raises(ConfigError, match="plan"):
+        build_policy(load_experiment(toy(tmp_path, policies={"clockwork": {"plan": files}})), "clockwork")
+
+
+def test_a_policy_of_an_empty_module(tmp_path):
+    with pytest.raises(ConfigError):
+        build_policy(load_experiment(toy(tmp_path)), ":Policy")
+
+
+def test_the_burstiness_of_constant_arrivals_cannot_be_swept(tmp_path):
+    experiment = load_experiment(toy(tmp_path, workload={"arrivals": "constant", "rate": 3}))
+    with pytest.raises(ConfigError, match="does not use it"):
+        list(sweep_points(experiment, "workload.cv", [1.0, 2.0]))
+
+
+class Named:
+    """A toy backend whose device is named after its place, and which counts loads."""
+
+    loads: list = []  # noqa: RUF012
+
+
+def make(options, device):
+    import toy_backend
+
+    backend = toy_backend.make(options, device)
+    backend.device_name = f"name of {device}"
+    for module in backend.modules.values():
+        module.load = lambda place: Named.loads.append(place)
+    return backend
+
+
+STAGES = {"draw": {"times": "steps", "max_batch": 4}, "decode": {"max_batch": 2, "pool": "b"}}
+
+
+def test_pools_on_different_devices_with_their_own_profiles(tmp_path):
+    pools = {"gpu": {"devices": ["dev0"]}, "b": {"devices": ["dev1"]}}
+    path = toy(tmp_path, stages=STAGES, pools=pools, backend={"kind": "test_corners:make"})
+    write_profile(tmp_path / "profiles/draw.json", "draw", [1, 4], [0.001, 0.002], device="name of dev0")
+    write_profile(tmp_path / "profiles/decode.json", "decode", [1, 2], [0.001, 0.002], device="name of dev1")
+    Session(load_experiment(path), "cpu").close()
+
+
+def test_a_long_error_is_one_line(tmp_path):
+    path = toy(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "neustream.cli", "simulate", str(path), "-p", "bogus"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_folder_of_a_trace_is_made(tmp_path):
+    done = command("simulate", toy(tmp_path), "--trace", tmp_path / "new/t.json")
+    assert done.status == 0
+    assert (tmp_path / "new/t.json").exists()
+
+
+def test_values_of_a_sweep_that_are_empty(tmp_path):
+    done = command("sweep", toy(tmp_path), "--over", "workload.cv", "--values", "", "--out", tmp_path / "o")
+    assert done.status == 2
+
+
+def test_results_are_json_whatever_the_device(tmp_path):
+    done = command("simulate", toy(tmp_path), "-s", "simulation.latency_scale=.inf", "--json", tmp_path / "o.json")
+    assert done.status == 2 or json.loads(
+        (tmp_path / "o.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the JSON")
+    )
