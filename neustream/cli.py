@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -211,13 +211,9 @@ def profile(
 ) -> None:
     """Measure every stage of an experiment's real model over its batch sizes."""
     experiment = load_experiment(config, set_ or ())
-    headings = ("batch", "median ms", "p90 ms", "spread", "ms per request")
-    table = new_table(f"{experiment.name} on {device}", "stage", headings)
 
-    def row(m: Measurement) -> None:
-        times = (f"{m.median * 1e3:.3f}", f"{m.p90 * 1e3:.3f}", f"{m.spread:.1%}", f"{m.median * 1e3 / m.batch:.3f}")
-        table.add_row(m.stage, str(m.batch), *times)
-        progress.update(task, description=f"measured {m.stage} x{m.batch}: {m.median * 1e3:.2f} ms")
+    def tick(stage: str, batch: int, seconds: float) -> None:
+        progress.update(task, description=f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms")
         progress.advance(task)
 
     def limit(stage: str, batch: int, error: BaseException) -> None:
@@ -225,11 +221,21 @@ def profile(
 
     with _progress() as progress:
         sizes = sum(len(default_batches(stage.max_batch)) for stage in experiment.stages.values())
-        task = progress.add_task("building the model", total=sizes)
-        measured, about = measure_experiment(experiment, device, repeats, warmup, row, limit)
-    console.print(table)
+        task = progress.add_task("building the model", total=sizes * (max(1, warmup) + repeats))
+        measured, about = measure_experiment(experiment, device, repeats, warmup, tick, limit)
+    console.print(_profile_table(f"{experiment.name} on {about.device_name}", measured))
     for path in save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin):
         _wrote(path)
+
+
+def _profile_table(title: str, measured: Mapping[str, Sequence[Measurement]]) -> Table:
+    table = new_table(title, "stage", ("batch", "median ms", "p90 ms", "spread", "ms per request"))
+    for some in measured.values():
+        for m in some:
+            times = (m.median, m.p90, m.median / m.batch)
+            median, p90, each = (f"{seconds * 1e3:.3f}" for seconds in times)
+            table.add_row(m.stage, str(m.batch), median, p90, f"{m.spread:.1%}", each)
+    return table
 
 
 @app.command()

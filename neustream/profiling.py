@@ -141,50 +141,49 @@ def measure(
     repeats: int = 15,
     warmup: int = 2,
     sync: Callable[[], None] = lambda: None,
-    progress: Callable[[Measurement], None] = lambda measurement: None,
+    tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
     out_of_memory: tuple[type[BaseException], ...] = (MemoryError,),
     on_limit: Callable[[str, int, BaseException], None] = lambda stage, batch, error: None,
 ) -> dict[str, list[Measurement]]:
-    """Time every stage of `graph` at `batches` (default: every size up to its max_batch, see below).
+    """Time every stage of `graph` at `batches` (default: see `default_batches`).
 
     Real jobs walk the real graph: before a stage is timed, its jobs have run all stages in front of
     it. Each timed step gets jobs in the state they have there; where a stage is looped, they stay
-    for as many rounds as their loop has.
+    for as many rounds as their loop has. The batch sizes take turns, so that a moment in which the
+    device is slow falls on all of them.
 
     Args:
         sample: parameters of the i-th sample request; its loops must have at least one round.
-        batches: default 1, 2, 3, 4, 6, 8, 12, 16, ... (and max_batch itself).
+        warmup: untimed steps of each batch size, in rising order; they also find the largest that fits.
         sync: waits for the device (`torch.cuda.synchronize`); called around each timing.
+        tick: told of each step: stage, batch, seconds.
         out_of_memory: on these, the stage stops growing, and `on_limit` is told.
     """
     for module in modules.values():
         module.load(device)
-    lab = _Lab(graph, modules, sample)
+    lab = _Lab(graph, modules, sample, sync)
     out: dict[str, list[Measurement]] = {}
     for name, stage in graph.stages.items():
-        out[name] = []
+        fitting: list[int] = []
         for batch in batches or default_batches(stage.max_batch):
             if batch > stage.max_batch:
                 break
-            seconds = []
             try:
-                for turn in range(warmup + repeats):
-                    jobs = lab.jobs_at(name, batch)
-                    sync()
-                    began = stopwatch()
-                    updates = modules[name].step(jobs)
-                    sync()
-                    if turn >= warmup:
-                        seconds.append(stopwatch() - began)
-                    lab.apply(jobs, updates)
+                for _ in range(max(1, warmup)):
+                    tick(name, batch, lab.step(name, batch))
             except out_of_memory as error:
                 lab.clear()
-                if not out[name]:
+                if not fitting:
                     raise ProfileError(f"stage {name!r}: out of memory at batch {batch}: {error}") from error
                 on_limit(name, batch, error)
                 break
-            out[name].append(Measurement(name, batch, tuple(seconds)))
-            progress(out[name][-1])
+            fitting.append(batch)
+        seconds: dict[int, list[float]] = {batch: [] for batch in fitting}
+        for _ in range(repeats):
+            for batch in fitting:
+                seconds[batch].append(lab.step(name, batch))
+                tick(name, batch, seconds[batch][-1])
+        out[name] = [Measurement(name, batch, tuple(some)) for batch, some in seconds.items()]
         lab.clear()
     return out
 
@@ -196,19 +195,34 @@ def default_batches(largest: int) -> list[int]:
 
 
 class _Lab:
-    """Sample jobs, and the means to bring them to a stage."""
+    """Sample jobs, and the means to bring them to a stage and time it."""
 
     def __init__(
-        self, graph: Graph, modules: Mapping[str, StreamModule], sample: Callable[[int], Mapping[str, Any]]
+        self,
+        graph: Graph,
+        modules: Mapping[str, StreamModule],
+        sample: Callable[[int], Mapping[str, Any]],
+        sync: Callable[[], None],
     ) -> None:
-        self._graph, self._modules, self._sample = graph, modules, sample
-        self._ready: list[Job] = []  # jobs that are still at the stage being measured
+        self._graph, self._modules, self._sample, self._sync = graph, modules, sample, sync
+        self._ready: list[Job] = []  # jobs that are at the stage being measured
         self._made = 0
 
     def clear(self) -> None:
         self._ready = []
 
-    def jobs_at(self, stage: str, count: int) -> list[Job]:
+    def step(self, stage: str, batch: int) -> float:
+        """Run one step of `batch` jobs at `stage`; seconds."""
+        jobs = self._jobs_at(stage, batch)
+        self._sync()
+        began = stopwatch()
+        updates = self._modules[stage].step(jobs)
+        self._sync()
+        seconds = stopwatch() - began
+        self._apply(jobs, updates)
+        return seconds
+
+    def _jobs_at(self, stage: str, count: int) -> list[Job]:
         """`count` jobs whose next stage is `stage`."""
         self._ready = [job for job in self._ready if job.stage is not None and job.stage.name == stage]
         while len(self._ready) < count:
@@ -217,13 +231,13 @@ class _Lab:
             job.cursor = Cursor(self._graph, job)
             job.stage = job.cursor.stage
             while job.stage is not None and job.stage.name != stage:
-                self.apply([job], self._modules[job.stage.name].step([job]))
+                self._apply([job], self._modules[job.stage.name].step([job]))
             if job.stage is None:
                 raise ProfileError(f"the sample requests never get to stage {stage!r}; check their parameters")
             self._ready.append(job)
         return self._ready[:count]
 
-    def apply(self, jobs: Sequence[Job], updates: Sequence[Mapping[str, Any]]) -> None:
+    def _apply(self, jobs: Sequence[Job], updates: Sequence[Mapping[str, Any]]) -> None:
         if len(updates) != len(jobs):
             raise StageFailed(f"stage {jobs[0].stage} returned {len(updates)} results for {len(jobs)} jobs")
         for job, update in zip(jobs, updates, strict=True):

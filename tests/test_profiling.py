@@ -110,10 +110,12 @@ def test_the_device_is_waited_for_around_each_step():
     assert len(synced) == 2 * 4
 
 
-def test_progress_is_told_of_each_measurement():
+def test_each_step_is_told_and_batch_sizes_take_turns():
     told = []
-    out = measured(progress=told.append)
-    assert told == [m for some in out.values() for m in some]
+    out = measured(tick=lambda *step: told.append(step), batches=[1, 2], repeats=3, warmup=1)
+    draws = [(batch, seconds) for stage, batch, seconds in told if stage == "draw"]
+    assert [batch for batch, _ in draws] == [1, 2] + [1, 2] * 3
+    assert [seconds for batch, seconds in draws[2:] if batch == 2] == list(out["draw"][1].seconds)
 
 
 def test_batches_beyond_a_stages_largest_are_left_out():

@@ -63,7 +63,7 @@ def measure_experiment(
     device: str,
     repeats: int,
     warmup: int,
-    progress: Callable[[Measurement], None],
+    tick: Callable[[str, int, float], None],
     on_limit: Callable[[str, int, BaseException], None],
 ) -> tuple[dict[str, list[Measurement]], Measured]:
     """Time every stage of the experiment's real model."""
@@ -76,7 +76,7 @@ def measure_experiment(
         repeats=repeats,
         warmup=warmup,
         sync=backend.sync,
-        progress=progress,
+        tick=tick,
         out_of_memory=backend.out_of_memory,
         on_limit=on_limit,
     )
