@@ -221,7 +221,7 @@ def profile(
 
     with _progress() as progress:
         sizes = sum(len(default_batches(stage.max_batch)) for stage in experiment.stages.values())
-        task = progress.add_task("building the model", total=sizes * (max(1, warmup) + repeats))
+        task = progress.add_task("building the model", total=sizes * (warmup + repeats))
         measured, about = measure_experiment(experiment, device, repeats, warmup, tick, limit)
     console.print(_profile_table(f"{experiment.name} on {about.device_name}", measured))
     for path in save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin):

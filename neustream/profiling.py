@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from neustream.core.graph import Cursor, Graph
 from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile
+from neustream.core.scheduler import Update
 from neustream.core.types import Job, Request
 from neustream.engine.clock import stopwatch
 from neustream.engine.executor import StreamModule
@@ -154,35 +155,31 @@ def measure(
 
     Args:
         sample: parameters of the i-th sample request; its loops must have at least one round.
-        warmup: untimed steps of each batch size, in rising order; they also find the largest that fits.
+        warmup: untimed steps of each batch size, before the timed ones.
         sync: waits for the device (`torch.cuda.synchronize`); called around each timing.
         tick: told of each step: stage, batch, seconds.
-        out_of_memory: on these, the stage stops growing, and `on_limit` is told.
+        out_of_memory: on these, that batch and larger ones are left out, and `on_limit` is told.
     """
     for module in modules.values():
         module.load(device)
     lab = _Lab(graph, modules, sample, sync)
     out: dict[str, list[Measurement]] = {}
     for name, stage in graph.stages.items():
-        fitting: list[int] = []
-        for batch in batches or default_batches(stage.max_batch):
-            if batch > stage.max_batch:
-                break
-            try:
-                for _ in range(max(1, warmup)):
-                    tick(name, batch, lab.step(name, batch))
-            except out_of_memory as error:
-                lab.clear()
-                if not fitting:
-                    raise ProfileError(f"stage {name!r}: out of memory at batch {batch}: {error}") from error
-                on_limit(name, batch, error)
-                break
-            fitting.append(batch)
-        seconds: dict[int, list[float]] = {batch: [] for batch in fitting}
-        for _ in range(repeats):
-            for batch in fitting:
-                seconds[batch].append(lab.step(name, batch))
-                tick(name, batch, seconds[batch][-1])
+        seconds = {b: list[float]() for b in batches or default_batches(stage.max_batch) if b <= stage.max_batch}
+        for turn in range(warmup + repeats):
+            for batch in list(seconds):
+                try:
+                    lasted = lab.step(name, batch)
+                except out_of_memory as error:
+                    lab.clear()
+                    if batch == min(seconds):
+                        raise ProfileError(f"stage {name!r}: out of memory at batch {batch}: {error}") from error
+                    on_limit(name, batch, error)
+                    seconds = {b: some for b, some in seconds.items() if b < batch}
+                    break
+                if turn >= warmup:
+                    seconds[batch].append(lasted)
+                tick(name, batch, lasted)
         out[name] = [Measurement(name, batch, tuple(some)) for batch, some in seconds.items()]
         lab.clear()
     return out
@@ -237,11 +234,13 @@ class _Lab:
             self._ready.append(job)
         return self._ready[:count]
 
-    def _apply(self, jobs: Sequence[Job], updates: Sequence[Mapping[str, Any]]) -> None:
+    def _apply(self, jobs: Sequence[Job], updates: Sequence[Update | StageFailed]) -> None:
         if len(updates) != len(jobs):
             raise StageFailed(f"stage {jobs[0].stage} returned {len(updates)} results for {len(jobs)} jobs")
         for job, update in zip(jobs, updates, strict=True):
             assert job.cursor is not None
+            if isinstance(update, StageFailed):
+                raise update
             job.state.update(update)
             if job.stage is not None and job.stage.emits:
                 job.outputs += 1

@@ -227,7 +227,8 @@ class Scheduler:
             if job.cancelling:
                 self._end(job, "cancelled", "cancelled by the caller", now)
             else:
-                self._end(job, "failed", f"{type(error).__name__}: {error}", now)
+                known = isinstance(error, NeustreamError)
+                self._end(job, "failed", str(error) if known else f"{type(error).__name__}: {error}", now)
 
     def pop_events(self) -> list[Emitted | Ended]:
         """Outputs and ends since the last call, in order."""

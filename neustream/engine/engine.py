@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import threading
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from neustream.engine.events import (
     Finished,
     Observer,
     Record,
+    Refused,
     Stop,
     Submit,
     Submitted,
@@ -79,6 +80,7 @@ class Engine:
         self._executors = dict(executors)
         self._observers = list(observers)
         self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
+        self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
         self._answers: dict[str, Future[Result]] = {}
         self._promised: set[Future[Any]] = set()
         self._requests: Iterator[Request] = iter(())
@@ -89,7 +91,6 @@ class Engine:
         self._started = clock.now()
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
-        self._ids = itertools.count(1)
         self._gate = threading.Lock()  # between submitting threads and the end of the loop
         self._open = False
         self._closed = False
@@ -100,7 +101,8 @@ class Engine:
         """Serve `requests` at their arrivals (counted from now) and return when all have ended.
 
         They are drawn one at a time, so a generator of millions works; arrivals must not go back.
-        A failing stage or a dropped request does not raise; it is in the report.
+        A failing stage, a dropped request or one that cannot be accepted (a duplicate id) does not
+        raise; it is in the report.
         """
         self._begin()
         self._started = self.clock.now()
@@ -152,7 +154,7 @@ class Engine:
         """
         with self._serving() as now:
             answer: Future[Result] = self._promise()
-            request = Request(id or f"request-{next(self._ids)}", graph, now, slo or SLO(), params or {})
+            request = Request(id or uuid.uuid4().hex, graph, now, slo or SLO(), params or {})
             self.clock.post(Submit(request, answer), now)
         return answer
 
@@ -165,16 +167,17 @@ class Engine:
 
     def close(self, *, cancel: bool = False) -> None:
         """Serve what is open (or end it as cancelled), then stop the loop and the executors."""
+        if threading.current_thread() is self._thread:
+            raise RequestError("close() waits for the engine's thread, so it cannot be called on it")
         with self._gate:
-            if self._closed:
-                return
-            self._closed = True
+            first, self._closed = not self._closed, True
             if self._thread is not None:
                 self.clock.post(Stop(cancel), self.clock.now())
         if self._thread is not None:
             self._thread.join()
-        for executor in self._executors.values():
-            executor.close()
+        if first:
+            for executor in self._executors.values():
+                executor.close()
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -259,7 +262,8 @@ class Engine:
             if batch is not None:
                 idle.remove(worker)
                 self._executors[pool].start(batch, self.clock)
-            elif (at := scheduler.wake_at(pool)) is not None:
+            elif (at := scheduler.wake_at(pool)) is not None and not now < self._wakes[pool] <= at:
+                self._wakes[pool] = at  # one that comes no later is under way otherwise
                 self.clock.post(Wake(pool), at)
 
     def _handle(self, event: Event) -> None:
@@ -298,9 +302,10 @@ class Engine:
         try:
             job = self.scheduler.submit(event.request, now)
         except NeustreamError as error:
-            if event.answer is None:
-                raise
-            self._answer(event.answer, error)
+            if event.answer is not None:
+                self._answer(event.answer, error)
+            else:
+                self._tell(Refused(event.request, str(error), now))
             return
         if event.answer is not None:
             self._answers[job.id] = event.answer
@@ -315,6 +320,11 @@ class Engine:
             moved = dataclasses.replace(request, arrival=at) if self._started else request
             self.clock.post(Submit(moved, workload=self._requests), at)
             self._next = next(self._requests, None)
+            if self._next is not None and self._next.arrival < request.arrival:
+                raise RequestError(
+                    f"request {self._next.id!r}: arrivals must not go back, "
+                    f"got {self._next.arrival} after {request.arrival}"
+                )
             same = self._next is not None and self._next.arrival <= request.arrival
             request = self._next if same else None
 

@@ -68,6 +68,15 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A workload's request could not be accepted (a duplicate id, a graph that is not served)."""
+
+    request: Request
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """The policy was asked; `seconds` of real time, and the step that starts (None: stay idle)."""
 
@@ -86,5 +95,5 @@ class Finished:
     error: str
 
 
-Record = Submitted | Decided | Finished | Emitted | Ended
+Record = Submitted | Refused | Decided | Finished | Emitted | Ended
 Observer = Callable[[Record], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from neustream.core.profile import LatencyProfile
@@ -23,11 +23,13 @@ class StreamModule(Protocol):
         """Get ready to run on `device` ("cpu", "cuda:0"); called before the first step, maybe again."""
         ...
 
-    def step(self, jobs: Sequence[Job]) -> Sequence[Update]:
+    def step(self, jobs: Sequence[Job]) -> Sequence[Update | StageFailed]:
         """Run one step for `jobs`, which may be at different rounds of their loops.
 
         Reads `job.params` (the caller's) and `job.state` (what earlier steps returned); changes
-        neither. Returns one update per job, in the same order, to be merged into its state.
+        neither, but for objects that it put into the state itself. Returns one update per job, in the
+        same order, to be merged into its state; a StageFailed in place of an update fails that job
+        alone, raising an exception fails them all.
         """
         ...
 
@@ -135,17 +137,23 @@ class ThreadExecutor:
     ) -> Sequence[Update | NeustreamError] | BaseException:
         try:
             if batch.stage not in modules:
-                raise StageFailed(f"no module for stage {batch.stage!r}; modules: {sorted(modules)}")
+                raise StageFailed(f"no module for it; modules: {sorted(modules)}")
             updates = modules[batch.stage].step(batch.jobs)
-            results = [] if isinstance(updates, Mapping) else list(updates)
-            if isinstance(updates, Mapping) or any(not isinstance(result, Mapping) for result in results):
-                raise StageFailed(f"stage {batch.stage!r} must return one dict per job, got {type(updates).__name__}")
+            results = list(updates) if isinstance(updates, Iterable) and not isinstance(updates, Mapping) else [updates]
+            for result in results:
+                if not isinstance(result, Mapping | StageFailed) or isinstance(updates, Mapping):
+                    raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
             return [_finite(batch.stage, result) for result in results] if self._check_finite else results
-        except Exception as error:  # a stage may raise anything: its batch fails, the engine lives on
-            return error
+        except BaseException as error:  # a stage may raise anything: its batch fails, the engine lives on
+            kind = "" if isinstance(error, StageFailed) else f"{type(error).__name__}: "
+            failed = StageFailed(f"stage {batch.stage!r}: {kind}{error}")
+            failed.__cause__ = error
+            return failed
 
 
-def _finite(stage: str, update: Update) -> Update | StageFailed:
+def _finite(stage: str, update: Update | StageFailed) -> Update | StageFailed:
+    if isinstance(update, StageFailed):
+        return update
     for key, value in update.items():
         if isinstance(value, float):
             finite = math.isfinite(value)

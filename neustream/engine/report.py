@@ -14,43 +14,53 @@ import numpy as np
 
 from neustream.core.scheduler import Emitted, Ended
 from neustream.core.types import Job
-from neustream.engine.events import Decided, Finished, Record, Submitted
+from neustream.engine.events import Decided, Finished, Record, Refused, Submitted
 
 KEEP = 100_000
 OUTCOMES = ("on_time", "late", "dropped", "failed", "cancelled")
 
 
-class Distribution:
-    """Values seen: their number, exact mean, and quantiles from at most `KEEP` of them."""
+class Mean:
+    """The number and mean of values."""
 
     def __init__(self) -> None:
         self.count = 0
         self.sum = 0.0
-        self._values: list[float] = []
-        self._random = random.Random(0)
 
     def add(self, value: float) -> None:
         self.count += 1
         self.sum += value
-        if self.count <= KEEP:
-            self._values.append(value)
-        elif (at := self._random.randrange(self.count)) < KEEP:
-            self._values[at] = value
 
     @property
     def mean(self) -> float | None:
         return self.sum / self.count if self.count else None
+
+
+class Distribution(Mean):
+    """Values seen: their number, exact mean, and quantiles from at most `KEEP` of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: list[float] = []
+        self._random = random.Random(0)
+
+    def add(self, value: float) -> None:
+        super().add(value)
+        if self.count <= KEEP:
+            self._values.append(value)
+        elif (at := self._random.randrange(self.count)) < KEEP:
+            self._values[at] = value
 
     def percentile(self, q: float) -> float | None:
         return float(np.percentile(self._values, q)) if self._values else None
 
 
 class Share:
-    """On-time requests of those submitted, for one SLO class."""
+    """Requests and weight on time of those submitted, for one SLO class."""
 
     def __init__(self) -> None:
-        self.submitted = 0
-        self.on_time = 0
+        self.submitted = self.on_time = 0
+        self.weight = self.weight_on_time = 0.0
 
 
 class Report:
@@ -63,10 +73,9 @@ class Report:
         self.start = start
         self.submitted = 0
         self.counts = dict.fromkeys(OUTCOMES, 0)
-        self.weight_on_time = 0.0
         self.latency = Distribution()
         self.decision = Distribution()
-        self.batch_size: dict[str, Distribution] = {}
+        self.batch_size: dict[str, Mean] = {}
         self.classes: dict[str, Share] = {}
         self.reasons: dict[str, int] = {}
         self.interrupted = False
@@ -80,7 +89,7 @@ class Report:
             batch = record.batch
             sizes = self.batch_size.get(batch.stage)
             if sizes is None:
-                sizes = self.batch_size[batch.stage] = Distribution()
+                sizes = self.batch_size[batch.stage] = Mean()
                 self._expected[batch.stage] = self._observed[batch.stage] = 0.0
             sizes.add(len(batch.jobs))
             self._expected[batch.stage] += batch.expected
@@ -92,21 +101,41 @@ class Report:
         elif isinstance(record, Submitted):
             self.submitted += 1
             self._last_arrival = max(self._last_arrival, record.job.arrival)
-            self.classes.setdefault(record.job.slo.name, Share()).submitted += 1
+            share = self.classes.setdefault(record.job.slo.name, Share())
+            share.submitted += 1
+            share.weight += record.job.weight
+        elif isinstance(record, Refused):
+            self._refused(record)
         else:
             assert isinstance(record, Emitted)
+
+    def _refused(self, record: Refused) -> None:
+        request = record.request
+        self.submitted += 1
+        self.counts["failed"] += 1
+        self._last_arrival = max(self._last_arrival, request.arrival)
+        self._last_end = max(self._last_end, record.at)
+        share = self.classes.setdefault(request.slo.name, Share())
+        share.submitted += 1
+        share.weight += request.slo.weight
+        self._failed(record.reason)
+
+    def _failed(self, reason: str) -> None:
+        if reason in self.reasons or len(self.reasons) < 20:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
     def _ended(self, job: Job, at: float) -> None:
         outcome = job.status if job.status != "done" else "on_time" if job.on_time else "late"
         self.counts[outcome] += 1
         self._last_end = max(self._last_end, at)
         if outcome == "on_time":
-            self.weight_on_time += job.weight
-            self.classes[job.slo.name].on_time += 1
+            share = self.classes[job.slo.name]
+            share.on_time += 1
+            share.weight_on_time += job.weight
         if job.status == "done":
             self.latency.add(at - job.arrival)
-        elif job.status == "failed" and (job.reason in self.reasons or len(self.reasons) < 20):
-            self.reasons[job.reason] = self.reasons.get(job.reason, 0) + 1
+        elif job.status == "failed":
+            self._failed(job.reason)
 
     @property
     def duration(self) -> float:
@@ -144,7 +173,7 @@ class Report:
             "profile_error": self.profile_error(),
         }
         if set(self.classes) - {""}:
-            out["classes"] = {n: {"submitted": c.submitted, "on_time": c.on_time} for n, c in self.classes.items()}
+            out["classes"] = {name: dict(vars(share)) for name, share in self.classes.items()}
         if self.reasons:
             out["failures"] = dict(self.reasons)
         if self.interrupted:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neustream.core.scheduler import Emitted, Ended
-from neustream.engine.events import Decided, Finished, Record, Submitted
+from neustream.engine.events import Decided, Finished, Record, Refused, Submitted
 
 
 class EventLog:
@@ -52,6 +52,11 @@ class EventLog:
             self._count(record.at, -1)
         elif isinstance(record, Emitted):
             self.requests[record.job.id].setdefault("outputs", []).append(record.at)
+        elif isinstance(record, Refused):
+            request = record.request  # not by its id, which another may have
+            at = {"arrival": request.arrival, "end": record.at}
+            name = f"{request.id} (refused {len(self.requests)})"
+            self.requests[name] = {**at, "status": "failed", "reason": record.reason, "on_time": False}
         else:
             assert isinstance(record, Decided)
 
@@ -90,7 +95,7 @@ class EventLog:
         out.append({"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "requests"}})
         for id, request in self.requests.items():
             outcome = "open" if "end" not in request else "on time" if request["on_time"] else request["status"]
-            both = {"name": outcome, "cat": "request", "id": id, "pid": 0, "tid": 0}
+            both = {"name": f"{id}: {outcome}", "cat": "request", "id": id, "pid": 0, "tid": 0}
             out.append({**both, "ph": "b", "ts": request["arrival"] * 1e6, "args": request})
             if "end" in request:
                 out.append({**both, "ph": "e", "ts": request["end"] * 1e6})

@@ -464,7 +464,7 @@ def test_a_wrong_number_of_results_fails_the_whole_step(updates):
     some = scheduler()
     jobs = [some.submit(image(f"r{i}"), 0.0) for i in range(2)]
     some.finish(some.next_batch("gpu", 0.0), updates, 1.0)
-    reason = f"StageFailed: stage 'text' returned {len(updates)} results for 2 jobs"
+    reason = f"stage 'text' returned {len(updates)} results for 2 jobs"
     assert failures(jobs) == {"r0": reason, "r1": reason}
     assert some.jobs == {}
     assert some.pop_events() == [Ended(jobs[0], 1.0), Ended(jobs[1], 1.0)]

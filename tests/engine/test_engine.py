@@ -180,13 +180,34 @@ def test_executors_must_be_those_of_the_pools():
         Engine(scheduler, {"cpu": ProfiledExecutor()}, VirtualClock())
 
 
-def test_a_duplicate_id_in_a_workload_is_an_error_and_ends_the_engine():
+def test_a_duplicate_id_in_a_workload_fails_alone():
+    graph, log = one_stage(), EventLog()
+    report = engine(graph, ONE, observers=[log]).run([request("a", graph), request("a", graph, 0.5)])
+    assert (report.submitted, report.counts["on_time"], report.counts["failed"]) == (2, 1, 1)
+    assert list(report.reasons) == ["request id 'a' is already being served"]
+    assert [entry["status"] for entry in log.requests.values()] == ["done", "failed"]
+    log.chrome()
+
+
+def test_arrivals_that_go_back_are_an_error():
     graph = one_stage()
-    tested = engine(graph, ONE)
-    with pytest.raises(RequestError, match="'a' is already being served"):
-        tested.run([request("a", graph), request("a", graph, 0.5)])
-    with pytest.raises(RequestError):
-        tested.run([])
+    with pytest.raises(RequestError, match="'b': arrivals must not go back"):
+        engine(graph, ONE).run([request("a", graph, 1.0), request("b", graph, 0.5)])
+
+
+def test_a_policy_that_waits_is_woken_once_a_moment():
+    """Each arrival asks it again, but every wish to be woken is not one more wake-up."""
+
+    @dataclass(frozen=True)
+    class Patient:
+        def decide(self, view):
+            ready = min(job.joined_at for job in view.jobs) + 0.0101
+            return Decision(view.jobs[:1]) if view.now >= ready else Decision(wake_at=ready)
+
+    graph = one_stage()
+    tested = engine(graph, {"s": table("s", 0.001)}, Patient())
+    report = tested.run(request(str(at), graph, at * 0.02) for at in range(100))
+    assert report.counts["on_time"] == 100 and report.decision.count <= 300
 
 
 def test_an_id_may_come_again_once_it_is_over():
@@ -195,10 +216,11 @@ def test_an_id_may_come_again_once_it_is_over():
     assert report.counts["on_time"] == 2
 
 
-def test_a_graph_that_no_pool_serves_is_an_error():
+def test_a_request_for_a_graph_that_no_pool_serves_fails_alone():
     other = Graph("other", Stage("elsewhere"))
-    with pytest.raises(neustream.GraphError, match="'elsewhere' is in no pool; stages served: \\['s'\\]"):
-        engine(one_stage(), ONE).run([request("a", other)])
+    report = engine(one_stage(), ONE).run([request("a", other)])
+    assert report.counts["failed"] == report.submitted == 1
+    assert "'elsewhere' is in no pool; stages served: ['s']" in next(iter(report.reasons))
 
 
 def test_a_policy_that_stalls_ends_a_run():

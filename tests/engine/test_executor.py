@@ -100,7 +100,7 @@ def test_a_module_that_cannot_load_is_told_at_once():
 def test_a_missing_module_fails_the_batch():
     error = results({"t": Step(), "r": Step()}, batch("a"))
     assert isinstance(error, StageFailed)
-    assert str(error) == "no module for stage 's'; modules: ['r', 't']"
+    assert str(error) == "stage 's': no module for it; modules: ['r', 't']"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_missing_module_fails_the_batch():
 def test_a_module_must_return_dicts(value, named):
     error = results({"s": Returns(value)}, batch("a"))
     assert isinstance(error, StageFailed)
-    assert str(error) == f"stage 's' must return one dict per job, got {named}"
+    assert str(error) == f"stage 's': must return one dict per job, got {named}"
 
 
 def test_a_module_that_returns_nothing_fails_its_batch():
@@ -120,14 +120,25 @@ def test_a_module_that_returns_nothing_fails_its_batch():
 
 def test_a_raising_module_fails_its_batch():
     error = results({"s": Step(lambda job: 1 / 0)}, batch("a"))
-    assert isinstance(error, ZeroDivisionError)
+    assert isinstance(error.__cause__, ZeroDivisionError)
+    assert str(error) == "stage 's': ZeroDivisionError: division by zero"
+
+
+def test_a_module_that_exits_fails_its_batch_and_leaves_the_worker_alive():
+    error = results({"s": Step(lambda job: exit(3))}, batch("a"))
+    assert str(error) == "stage 's': SystemExit: 3"
+
+
+def test_an_error_in_place_of_an_update_fails_that_job_alone():
+    bad = StageFailed("bad")
+    assert results({"s": Returns([bad, {}])}, batch("a", "b")) == [bad, {}]
 
 
 FAULTS = {
-    "raises": (lambda jobs: 1 / 0, "ZeroDivisionError: division by zero"),
-    "too few": (lambda jobs: [{}] * (len(jobs) - 1), "StageFailed: stage 's' returned 0 results for 1 jobs"),
-    "too many": (lambda jobs: [{}] * (len(jobs) + 1), "StageFailed: stage 's' returned 2 results for 1 jobs"),
-    "a dict": (lambda jobs: {}, "StageFailed: stage 's' must return one dict per job, got dict"),
+    "raises": (lambda jobs: 1 / 0, "stage 's': ZeroDivisionError: division by zero"),
+    "too few": (lambda jobs: [{}] * (len(jobs) - 1), "stage 's' returned 0 results for 1 jobs"),
+    "too many": (lambda jobs: [{}] * (len(jobs) + 1), "stage 's' returned 2 results for 1 jobs"),
+    "a dict": (lambda jobs: {}, "stage 's': must return one dict per job, got dict"),
 }
 
 
@@ -159,7 +170,7 @@ def test_a_failed_batch_fails_all_of_its_jobs_and_no_others():
     tested.close()
     [failed] = [step for step in log.steps if step["error"]]
     assert "b" in failed["jobs"]
-    assert failed["error"] == "division by zero"
+    assert failed["error"] == "stage 'draw': ZeroDivisionError: division by zero"
     assert report.counts["failed"] == len(failed["jobs"])
     assert report.counts["on_time"] == 4 - len(failed["jobs"])
     assert adds_up(report.to_dict()["counts"])

@@ -129,10 +129,9 @@ def test_classes_are_counted_apart():
     tell(report, 0.0, 0.0, "dropped", slo=plain)
     tell(report, 0.0, 2.0, slo=plain)
     assert strict(report.to_dict())["classes"] == {
-        "gold": {"submitted": 2, "on_time": 1},
-        "plain": {"submitted": 3, "on_time": 2},
+        "gold": {"submitted": 2, "on_time": 1, "weight": 20.0, "weight_on_time": 10.0},
+        "plain": {"submitted": 3, "on_time": 2, "weight": 3.0, "weight_on_time": 2.0},
     }
-    assert report.weight_on_time == 12.0
 
 
 def test_classes_are_left_out_where_there_are_none():

@@ -82,11 +82,11 @@ def test_there_is_a_pair_of_events_a_request(log):
         assert end[id]["ts"] == pytest.approx(entry["end"] * 1e6)
         assert [begin[id][key] for key in ("cat", "name", "pid")] == [end[id][key] for key in ("cat", "name", "pid")]
     assert {id: event["name"] for id, event in begin.items()} == {
-        "first": "on time",
-        "second": "on time",
-        "dropped": "dropped",
-        "cancelled": "cancelled",
-        "late": "done",
+        "first": "first: on time",
+        "second": "second: on time",
+        "dropped": "dropped: dropped",
+        "cancelled": "cancelled: cancelled",
+        "late": "late: done",
     }
 
 
@@ -132,7 +132,7 @@ def test_a_request_that_is_still_open_has_no_end():
     log(Submitted(Job(Request("a", one_stage(), 1.0, SLO(2.0))), 1.0))
     trace = log.chrome()
     [begin] = of_kind(trace, "b")
-    assert begin["name"] == "open"
+    assert begin["name"] == "a: open"
     assert of_kind(trace, "e") == []
     json.dumps(trace, allow_nan=False)
 
