@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -51,23 +53,18 @@ TraceOption = Annotated[
 
 def main() -> None:
     """The entry point: errors of ours are one line and exit status 2."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # where --policy module:Class and kind: module:function are looked for
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install what is not needed
     try:
-        code = app(standalone_mode=False)
-        raise SystemExit(code if isinstance(code, int) else 0)
+        app()
     except NeustreamError as error:
         problems.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         problems.print(one_line(error), markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except typer.Exit as done:
-        raise SystemExit(done.exit_code) from None
-    except typer.Abort:
-        raise SystemExit(130) from None
-    except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's usage errors
-            error.show()
-            raise SystemExit(error.exit_code) from None
-        raise
+    except OSError as error:
+        problems.print(f"[bold red]cannot read or write[/] {error.filename}: {error.strerror}", soft_wrap=True)
+        raise SystemExit(2) from None
 
 
 def _progress() -> Progress:
@@ -82,10 +79,14 @@ def _progress() -> Progress:
     )
 
 
-def _policies(experiment: Experiment, chosen: list[str] | None) -> list[str]:
+def _policies(config: Path, experiment: Experiment, chosen: list[str] | None) -> list[str]:
+    """The policies to run; all that the config names are checked."""
     names = list(dict.fromkeys(chosen or experiment.policies))
-    for name in names:
-        build_policy(experiment, name)
+    for name in dict.fromkeys([*names, *experiment.policies]):
+        try:
+            build_policy(experiment, name)
+        except ConfigError as error:
+            raise ConfigError(f"{config}: {error}") from None
     return names
 
 
@@ -112,7 +113,7 @@ def simulate_command(
 ) -> None:
     """Serve an experiment's workload in virtual time, by its latency profiles."""
     experiment = load_experiment(config, set_ or ())
-    names = _policies(experiment, policy)
+    names = _policies(config, experiment, policy)
     prepared = prepare(experiment)
     records = []
     with _progress() as progress:
@@ -160,7 +161,7 @@ def sweep(
     points = list(
         sweep_points(experiment, over, _numbers(values) if values is not None else default.values if default else [])
     )
-    names = _policies(experiment, policy)
+    names = _policies(config, experiment, policy)
     records: list[dict[str, Any]] = []
     logs: dict[str, EventLog] = {}
     with _progress() as progress:
@@ -193,7 +194,8 @@ def _numbers(values: str) -> list[float]:
 
 
 def _sweep_table(experiment: Experiment, over: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> Table:
-    table = new_table(f"{experiment.name}: requests on time of {experiment.workload.requests}", over, names)
+    submitted = max(entry["counts"]["submitted"] for entry in records)
+    table = new_table(f"{experiment.name}: requests on time of {submitted}", over, names)
     for value in dict.fromkeys(entry["value"] for entry in records):
         row = [str(entry["counts"]["on_time"]) for entry in records if entry["value"] == value]
         table.add_row(f"{value:g}", *row)
@@ -250,7 +252,7 @@ def run(
 ) -> None:
     """Serve an experiment's workload in real time on its real model, beside the simulator's prediction."""
     experiment = load_experiment(config, set_ or ())
-    names = _policies(experiment, policy)
+    names = _policies(config, experiment, policy)
     if out:
         out.mkdir(parents=True, exist_ok=True)
     trace = trace or (out / "trace.json" if out else None)
@@ -285,16 +287,18 @@ def run(
 
         _wrote(plot_served(records, _title(experiment), out / "served.png"))
         _wrote(out / "report.json")
-        _wrote(out / "trace-*.json" if len(names) > 1 else out / "trace.json")
+    if trace:
+        _wrote(_trace_path(trace, "*", len(names) > 1))
 
 
 def _beside(session: Session, policy: str, report: Report) -> dict[str, Any]:
     """A served report with what the simulator says, by the profiles and at the speed that was observed."""
     experiment, observed = session.prepared.experiment, report.profile_error()
+    same = dataclasses.replace(session.prepared, requests=session.prepared.requests[: report.submitted])
     return {
         **record(experiment, policy, report),
-        "simulated": record(experiment, policy, simulate(session.prepared, policy)),
-        "simulated_as_observed": record(experiment, policy, simulate(session.prepared, policy, speed=observed)),
+        "simulated": record(experiment, policy, simulate(same, policy)),
+        "simulated_as_observed": record(experiment, policy, simulate(same, policy, speed=observed)),
     }
 
 

@@ -17,9 +17,9 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Strict,
     Tag,
     ValidationError,
     model_validator,
@@ -32,6 +32,14 @@ from neustream.explain import explain, one_line
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values_as_numbers(cls, raw: Any) -> Any:
+        for key, field in cls.model_fields.items() if isinstance(raw, dict) else ():
+            if isinstance(raw.get(key), bool) and field.annotation is not bool:
+                raise ValueError(f"{key} cannot be {str(raw[key]).lower()}")
+        return raw
+
 
 class StageConfig(_Strict):
     """One stage of the pipeline.
@@ -43,7 +51,7 @@ class StageConfig(_Strict):
 
     max_batch: PositiveInt = 1
     times: str | None = None
-    profile: list[str] | None = None
+    profile: list[str] | None = Field(default=None, min_length=1)
     pool: str = "gpu"
 
 
@@ -71,7 +79,7 @@ class Between(_Strict):
 class Choices(_Strict):
     """One of some values, equally often."""
 
-    choices: list[NonNegativeInt] = Field(min_length=1)
+    choices: list[Annotated[int, Strict(), Field(ge=0)]] = Field(min_length=1)
 
 
 def _kind_of_steps(value: Any) -> str:
@@ -98,7 +106,7 @@ class Workload(_Strict):
     requests: PositiveInt = 500
     rate: PositiveFloat = 1.0
     load: PositiveFloat | None = None
-    cv: PositiveFloat = 1.0
+    cv: float = Field(default=1.0, gt=0, le=1000)
     file: Path | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     steps: Steps = 1
@@ -158,7 +166,7 @@ class Simulation(_Strict):
 
     step_overhead_s: float = Field(default=0.0, ge=0)
     latency_scale: PositiveFloat = 1.0
-    latency_noise: float = Field(default=0.0, ge=0)
+    latency_noise: float = Field(default=0.0, ge=0, le=5)
 
 
 class Sweep(_Strict):
@@ -195,7 +203,7 @@ class Experiment(_Strict):
     profiles: Path
     workload: Workload = Workload()
     slo: Slo
-    policies: dict[str, dict[str, Any]] = {"neustream": {}}
+    policies: dict[str, dict[str, Any]] = Field(default={"neustream": {}}, min_length=1)
     simulation: Simulation = Simulation()
     sweeps: dict[str, Sweep] = Field(default_factory=dict)
     backend: Backend | None = None

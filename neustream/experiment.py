@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,13 +193,18 @@ def build_policy(experiment: Experiment, name: str) -> Policy:
         for key, value in given.items():
             if key not in known:
                 raise ConfigError(f"{where}: unknown parameter {key!r}; {nearest(key, known)}")
-            given[key] = _plan(experiment, value) if key == "plan" else _checked(f"{where}.{key}", hints[key], value)
+            if key == "plan":
+                given[key] = _plan(experiment, where, value)
+            else:
+                given[key] = _checked(f"{where}.{key}", hints[key], value)
         if "slo_scale" in known and "slo_scale" not in given and experiment.slo.scale is not None:
             given["slo_scale"] = experiment.slo.scale
     try:
         policy: Policy = make(**given)
-    except TypeError as error:
+    except (TypeError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from None
+    if not callable(getattr(policy, "decide", None)):
+        raise ConfigError(f"policy {name!r} makes a {type(policy).__name__}, which has no decide(view)")
     return policy
 
 
@@ -209,12 +215,12 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
         raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from None
 
 
-def _plan(experiment: Experiment, files: Any) -> dict[str, LatencyProfile]:
+def _plan(experiment: Experiment, where: str, files: Any) -> dict[str, LatencyProfile]:
     """Profiles that a policy plans with instead of the true ones: stage -> files (without .json)."""
     lists = isinstance(files, dict) and all(isinstance(parts, list) and parts for parts in files.values())
     if not lists or set(files) - set(experiment.stages):
         stages = sorted(experiment.stages)
-        raise ConfigError(f"plan: expected a mapping of stages {stages} to lists of files, got {files!r}")
+        raise ConfigError(f"{where}.plan: expected a mapping of stages {stages} to lists of files, got {files!r}")
     return {
         name: load_stage(name, [experiment.profiles / f"{part}.json" for part in parts])
         for name, parts in files.items()
@@ -312,6 +318,6 @@ def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> 
     if getattr(part, key) is None or unused:
         raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")
     for value in values:
-        if not value > 0:
-            raise ConfigError(f"cannot sweep {over}: values must be greater than 0, got {value}")
+        if not 0 < value < math.inf:
+            raise ConfigError(f"cannot sweep {over}: values must be greater than 0 and finite, got {value}")
         yield value, experiment.model_copy(update={section: part.model_copy(update={key: value})})

@@ -19,9 +19,9 @@ def one_line(error: BaseException) -> str:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problems of a validation of `model`."""
-    problems = []
+    problems, tags = [], _tags(model)
     for problem in error.errors()[:3]:
-        where = [str(part) for part in problem["loc"] if part not in _tags(model)]
+        where = [str(part) for part in problem["loc"] if part not in tags]
         key = ".".join(where)
         if problem["type"] == "extra_forbidden":
             problems.append(f"unknown key {key!r}; {nearest(where[-1], _keys_at(model, where[:-1]))}")

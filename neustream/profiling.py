@@ -279,6 +279,16 @@ def save(
     return paths
 
 
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def versions() -> dict[str, str]:
     """The libraries that latencies depend on, as installed here."""
     found = {"python": platform.python_version()}

@@ -152,7 +152,7 @@ def test_the_module_can_be_run():
     ("arguments", "message"),
     [
         (["simulate", "nowhere.yaml"], "ConfigError: nowhere.yaml: No such file or directory"),
-        (["simulate", "toy.yaml", "-p", "fcsf"], "ConfigError: unknown policy 'fcsf'; did you mean 'fcfs'?"),
+        (["simulate", "toy.yaml", "-p", "fcsf"], "ConfigError: toy.yaml: unknown policy 'fcsf'; did you mean 'fcfs'?"),
         (["simulate", "toy.yaml", "--set", "workload.ratee=1"], "ConfigError: toy.yaml: unknown key 'workload.ratee'"),
         (["simulate", "toy.yaml", "--set", "workload.rate"], "ConfigError: --set 'workload.rate': expected"),
         (["simulate", "toy.yaml", "--set", "workload.rate=x"], "ConfigError: toy.yaml: workload.rate: Input should be"),
@@ -171,7 +171,7 @@ def test_the_module_can_be_run():
         ),
         (
             ["sweep", "toy.yaml", "--over", "workload.rate", "--values", "0", "--out", "o"],
-            "ConfigError: cannot sweep workload.rate: values must be greater than 0, got 0.0",
+            "ConfigError: cannot sweep workload.rate: values must be greater than 0 and finite, got 0.0",
         ),
         (["profile", "toy.yaml", "--set", "backend=null", "--out", "o"], "ConfigError: config 'toy' has no backend"),
         (["run", "toy.yaml", "--set", "backend.reject=3"], "BackendError: request 'toy-3': number must not be 3"),

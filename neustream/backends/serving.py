@@ -19,7 +19,7 @@ from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report
 from neustream.errors import BackendError, ConfigError, ProfileError, nearest
-from neustream.experiment import Prepared, build_graph, load_object, prepare, serve
+from neustream.experiment import Prepared, build_graph, load_object, load_profiles, prepare, serve
 from neustream.profiling import Measurement, measure, versions
 
 
@@ -122,7 +122,9 @@ class Session:
         for name, pool in experiment.pools.items():
             if len(places[name]) != pool.workers:
                 raise ConfigError(f"pools.{name}: {len(places[name])} device(s) for {pool.workers} worker(s)")
-        backends = {place: make_backend(experiment, place) for some in places.values() for place in some}
+        load_profiles(experiment)  # a missing one is told before a model is built
+        devices = dict.fromkeys(place for some in places.values() for place in some)
+        backends = {place: make_backend(experiment, place) for place in devices}
         backend = next(iter(backends.values()))
         self.prepared: Prepared = prepare(experiment, backend.params)
         self._check(experiment, backends, places)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
+from neustream.core.graph import Graph
+from neustream.core.profile import LatencyProfile
+from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError, nearest
+from neustream.profiling import measure, processor, profiles_of
 
 try:
     import torch
@@ -43,14 +48,25 @@ def device_name(device: torch.device) -> str:
     return f"{processor()}, {torch.get_num_threads()} thread(s)"
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def measured_on(
+    device: str,
+    graph: Graph,
+    modules: Mapping[str, StreamModule],
+    sample: Callable[[int], Mapping[str, Any]],
+    repeats: int,
+) -> dict[str, LatencyProfile]:
+    """Profiles of a graph's torch modules on `device`; batches that do not fit its memory are left out."""
+    place = device_of(device)
+    measured = measure(
+        graph,
+        modules,
+        sample,
+        device=device,
+        repeats=repeats,
+        sync=partial(sync, place),
+        out_of_memory=OUT_OF_MEMORY,
+    )
+    return profiles_of(measured, device_name(place))
 
 
 def sync(device: torch.device) -> None:

@@ -6,6 +6,7 @@ where the file knows them; every other column becomes a parameter of the request
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -72,7 +73,16 @@ def _row(path: Path, at: int, raw: Any) -> Row:
     slo = _number(path, at, "slo_s", fields.pop("slo_s", None), least=math.ulp(0.0))
     if steps is not None and steps != int(steps):
         raise ConfigError(f"trace {path}, row {at}: steps must be a whole number, got {steps}")
-    return Row(arrival, None if steps is None else int(steps), slo, fields)
+    return Row(arrival, None if steps is None else int(steps), slo, {key: _typed(v) for key, v in fields.items()})
+
+
+def _typed(value: Any) -> Any:
+    """A CSV cell that reads as a number, as that number."""
+    for kind in (int, float):
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
 
 
 def _number(path: Path, at: int, column: str, value: Any, *, least: float) -> float | None:

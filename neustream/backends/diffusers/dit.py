@@ -4,7 +4,7 @@ Equal to the stock pipeline, its quirks included: it hands the SCALED latents to
 and never applies `init_noise_sigma`, so that stock DiT with Euler is not what the mathematics says
 (use DDIM, DDPM or DPM++); here it comes out as in stock. Stock also draws the noise of stochastic
 schedulers from torch's global generator; here each request has its own, seeded like its latents,
-which equals stock after `torch.manual_seed(seed)`.
+which on a CPU equals stock after `torch.manual_seed(seed)`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from neustream.backends.diffusers.sampler import ALLOWED, Calls, Sampler, check_common, seeded
+from neustream.backends.torch import measured_on
 from neustream.core.graph import Graph, Stage, loop, seq
+from neustream.core.profile import LatencyProfile
 from neustream.core.types import Job
+from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError
 
 NULL_CLASS = 1000
@@ -35,13 +38,21 @@ class DiT:
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.modules = {"dit": Denoise(pipe), "vae": Decode(pipe)}
+        self.modules: dict[str, StreamModule] = {"dit": Denoise(pipe), "vae": Decode(pipe)}
         self._counts = Calls(pipe)
 
     def graph(self, *, max_batch: int = 16, decode_batch: int = 8) -> Graph:
         """The graph of one image; a stage's batches count requests (two rows each with guidance)."""
         dit, vae = Stage("dit", max_batch=max_batch), Stage("vae", max_batch=decode_batch, emits=True)
         return Graph("dit", seq(loop(dit, times=self._rounds), vae))
+
+    def profile(self, graph: Graph, device: str = "cpu", *, repeats: int = 15) -> dict[str, LatencyProfile]:
+        """Measure the stages of `graph` on `device`, waiting for it around each step."""
+
+        def sample(at: int) -> dict[str, Any]:
+            return {"class_label": at % 10, "steps": 4, "seed": at}
+
+        return measured_on(device, graph, self.modules, sample, repeats)
 
     def calls(self, steps: int) -> int:
         """How often `steps` inference steps call the denoiser with the pipeline's scheduler."""

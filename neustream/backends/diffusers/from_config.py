@@ -122,14 +122,14 @@ def _scheduler(options: Options) -> Any:
     make = getattr(diffusers, str(name), None)
     if make is None:
         raise BackendError(f"backend.scheduler.name: diffusers has no scheduler {name!r}")
-    return make(**arguments)
+    return _build("scheduler", make, arguments)
 
 
 def _build(what: str, make: Any, arguments: Any) -> Any:
     try:
         return make(**arguments)
-    except (TypeError, ValueError) as error:
-        raise BackendError(f"backend.{what}: {error}") from error
+    except (TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
+        raise BackendError(f"backend.{what}: {type(error).__name__}: {error}") from error
 
 
 def _load(cls: Any, options: Options) -> Any:
@@ -156,6 +156,7 @@ def _ready(pipe: Any, options: Options) -> Any:
 def dit(raw: Mapping[str, Any], device: str) -> Served:
     """A DiTPipeline; `transformer` are DiTTransformer2DModel's arguments, `vae` AutoencoderKL's."""
     options = _options(raw, ("transformer", "vae", "scheduler"))
+    shared.device_of(device)
     if options.checkpoint is not None:
         pipe = _load(DiTPipeline, options)
     else:
@@ -171,6 +172,7 @@ def dit(raw: Mapping[str, Any], device: str) -> Served:
 def stable_diffusion(raw: Mapping[str, Any], device: str) -> Served:
     """A StableDiffusionPipeline without safety checker; `unet` are UNet2DConditionModel's arguments."""
     options = _options(raw, ("unet", "vae", "text_encoder", "scheduler"))
+    shared.device_of(device)
     if options.checkpoint is not None:
         pipe = _load(StableDiffusionPipeline, options)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,10 @@ class Calls:
             self._scheduler, self._known = self._pipe.scheduler, {}
         if steps not in self._known:
             scheduler = copy.deepcopy(self._scheduler)
-            scheduler.set_timesteps(steps)
+            try:
+                scheduler.set_timesteps(steps)
+            except (ValueError, IndexError) as error:
+                raise BackendError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from None
             self._known[steps] = len(scheduler.timesteps)
         return self._known[steps]
 
@@ -95,14 +99,15 @@ def check_common(params: Mapping[str, Any], allowed: set[str]) -> None:
     steps = params.get("steps")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise BackendError(f"steps must be a whole number of at least 1, got {steps!r}")
-    guidance = params.get("guidance_scale", 1.0)
-    if not isinstance(guidance, int | float):
-        raise BackendError(f"guidance_scale must be a number, got {guidance!r}")
+    for name in ("guidance_scale", "eta"):
+        value = params.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BackendError(f"{name} must be a finite number, got {value!r}")
     if params.get("seed") is not None and params.get("generator") is not None:
         raise BackendError("give either seed or generator, not both")
     seed = params.get("seed")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise BackendError(f"seed must be a whole number, got {seed!r}")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise BackendError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
     generator = params.get("generator")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise BackendError(f"generator must be a torch.Generator, got {type(generator).__name__}")

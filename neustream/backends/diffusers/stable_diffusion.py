@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from neustream.backends.diffusers.sampler import ALLOWED, Calls, Sampler, check_common, seeded
+from neustream.backends.torch import measured_on
 from neustream.core.graph import Graph, Stage, loop, seq
+from neustream.core.profile import LatencyProfile
 from neustream.core.types import Job
+from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError
 
 
@@ -27,7 +30,7 @@ class StableDiffusion:
         if pipe.unet.config.time_cond_proj_dim is not None:
             raise BackendError("a UNet with time_cond_proj_dim (guidance-distilled) is not served by this adapter")
         self.pipe = pipe
-        self.modules = {"clip": Encode(pipe), "unet": Denoise(pipe), "vae": Decode(pipe)}
+        self.modules: dict[str, StreamModule] = {"clip": Encode(pipe), "unet": Denoise(pipe), "vae": Decode(pipe)}
         self._counts = Calls(pipe)
 
     def graph(self, *, max_batch: int = 16, encode_batch: int = 16, decode_batch: int = 8) -> Graph:
@@ -35,6 +38,14 @@ class StableDiffusion:
         clip, unet = Stage("clip", max_batch=encode_batch), Stage("unet", max_batch=max_batch)
         vae = Stage("vae", max_batch=decode_batch, emits=True)
         return Graph("stable_diffusion", seq(clip, loop(unet, times=self._rounds), vae))
+
+    def profile(self, graph: Graph, device: str = "cpu", *, repeats: int = 15) -> dict[str, LatencyProfile]:
+        """Measure the stages of `graph` on `device`, waiting for it around each step."""
+
+        def sample(at: int) -> dict[str, Any]:
+            return {"prompt": "a fox", "steps": 4, "seed": at}
+
+        return measured_on(device, graph, self.modules, sample, repeats)
 
     def calls(self, steps: int) -> int:
         """How often `steps` inference steps call the denoiser with the pipeline's scheduler."""

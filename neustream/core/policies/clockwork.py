@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from neustream.core.policies.order import continued
 from neustream.core.policy import Decision, View
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import Job
+from neustream.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Clockwork:
     max_batch: int = 10
     lead_s: float = 0.001
     plan: Mapping[str, LatencyProfile] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ConfigError(f"clockwork: max_batch must be 1 or more, got {self.max_batch}")
+        if not 0 <= self.lead_s < math.inf:
+            raise ConfigError(f"clockwork: lead_s must be a time >= 0, got {self.lead_s}")
 
     def decide(self, view: View) -> Decision:
         if self.plan:

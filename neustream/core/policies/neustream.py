@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neustream.core.policy import Decision, View
 from neustream.core.types import Job
+from neustream.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class NeuStream:
     margin_s: float = 0.0
     sticky_demotion: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("slo_scale", "step_delta"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"neustream: {name} must be greater than 0 and finite, got {value}")
+        if not 0 <= self.margin_s < math.inf:
+            raise ConfigError(f"neustream: margin_s must be a time >= 0, got {self.margin_s}")
+
     def decide(self, view: View) -> Decision:
         drop = self._hopeless(view)
         stage = view.first_stage(lambda job: job.joined_at, without=drop)
@@ -55,12 +65,12 @@ class NeuStream:
 
     def cap(self, view: View, stage: str, jobs: Sequence[Job]) -> int:
         """The static batch cap of `stage`."""
-        scale = self.slo_scale
-        if scale is None:
-            scale = sum(job.slo.total / job.solo for job in jobs) / len(jobs)
         profile, limit = view.profiles[stage], view.limit(stage)
         if jobs[0].stage is not None and jobs[0].stage.size is not None:
             return limit  # the artifact's cap knows no sizes
+        scale = self.slo_scale
+        if scale is None:
+            scale = sum(job.slo.total / job.solo for job in jobs) / len(jobs)
         budget = profile.latency(1) * scale * self.step_delta
         cap = 0
         while cap < limit and profile.latency(cap + 1) < budget:

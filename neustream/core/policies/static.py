@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from neustream.core.policies.order import continued
 from neustream.core.policy import Decision, View
+from neustream.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,12 @@ class Static:
     cannot be on time any more before they start.
     """
 
-    max_batch: int = 1_000_000
+    max_batch: int | None = None
     drop_hopeless: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_batch is not None and self.max_batch < 1:
+            raise ConfigError(f"static: max_batch must be 1 or more, got {self.max_batch}")
 
     def decide(self, view: View) -> Decision:
         if batch := continued(view):
@@ -37,4 +42,4 @@ class Static:
         here = [name for name in here if name in graph.looped] or here
         most = min(min(graph.stages[name].max_batch, view.profiles[name].max_batch) for name in here)
         alike = [job for job in fresh if job.stage is stage and job.request.graph is graph]
-        return Decision(alike[: min(most, self.max_batch, view.limit(stage.name))], drop)
+        return Decision(alike[: min(most, self.max_batch or most, view.limit(stage.name))], drop)
