@@ -292,3 +292,44 @@ def test_results_are_json_whatever_the_device(tmp_path):
     assert done.status == 2 or json.loads(
         (tmp_path / "o.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the JSON")
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("workload.rate=true", "rate cannot be true"),
+        ("workload.steps={choices: [true, 3]}", "steps.choices.0"),
+        ("workload.cv=1e200", "workload.cv"),
+        ("stages.draw.profile=[]", "stages.draw.profile"),
+        ("policies={}", "policies"),
+    ],
+)
+def test_values_that_mean_nothing(tmp_path, change, named):
+    with pytest.raises(ConfigError, match=named):
+        load_experiment(toy(tmp_path), [change])
+
+
+@pytest.mark.parametrize(
+    ("policy", "parameter", "named"),
+    [
+        ("static", "max_batch=0", "static: max_batch must be 1 or more, got 0"),
+        ("clockwork", "lead_s=-1", "clockwork: lead_s must be a time >= 0, got -1"),
+        ("neustream", "step_delta=-1", "neustream: step_delta must be greater than 0"),
+        ("neustream", "slo_scale=.nan", "neustream: slo_scale must be greater than 0"),
+    ],
+)
+def test_policy_parameters_have_bounds_even_if_another_policy_runs(tmp_path, policy, parameter, named):
+    path = toy(tmp_path)
+    done = command("simulate", path, "-p", "fcfs", "--set", f"policies.{policy}.{parameter}")
+    assert done.status == 2 and named in done.err.replace("\n", " ")
+
+
+def test_columns_of_numbers_are_numbers(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,seed,guidance_scale,prompt\n0.5,3,4.5,a 7\n")
+    assert load_trace(path)[0].params == {"seed": 3, "guidance_scale": 4.5, "prompt": "a 7"}
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path):
+    done = command("simulate", toy(tmp_path), "--json", tmp_path)
+    assert done.status == 2 and "cannot read or write" in done.err

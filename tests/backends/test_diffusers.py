@@ -193,6 +193,17 @@ def test_images_are_pil_and_equal_stock_pixels():
     assert list(output["image"].getdata()) == list(expected.getdata())
 
 
+def test_profiles_of_an_adapter_serve_it():
+    adapter = make_dit("DDIMScheduler")
+    graph = adapter.graph(max_batch=2, decode_batch=1)
+    profiles = adapter.profile(graph, repeats=3)
+    assert {name: profile.max_batch for name, profile in profiles.items()} == {"dit": 2, "vae": 1}
+    assert all(profile.device for profile in profiles.values())
+    with ns.serve(graph, adapter.modules, profiles) as engine:
+        future = engine.submit(graph, {"class_label": 1, "steps": 2, "seed": 0}, slo=ns.SLO(total=60.0))
+        assert future.result(timeout=60).on_time
+
+
 def test_a_generator_of_ones_own():
     adapter = make_sd("EulerAncestralDiscreteScheduler")
     mine = {"prompt": "sea", "steps": 4, "generator": torch.Generator().manual_seed(7), "guidance_scale": 2.0}
@@ -210,6 +221,9 @@ def test_a_generator_of_ones_own():
         ({"class_label": None}, "class_label"),
         ({"guidance_scale": "high"}, "guidance_scale"),
         ({"seed": "x"}, "seed"),
+        ({"seed": 2**70}, "seed"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"steps": 2000}, "DDIMScheduler cannot take 2000 steps"),
         ({"generator": 3, "seed": None}, "generator"),
         ({"generator": torch.Generator()}, "not both"),
         ({"stepz": 3}, "stepz"),
