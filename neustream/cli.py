@@ -254,6 +254,8 @@ def run(
     experiment = load_experiment(config, set_ or ())
     names = _policies(config, experiment, policy)
     if out:
+        from neustream.analysis.plots import plot_served
+
         out.mkdir(parents=True, exist_ok=True)
     trace = trace or (out / "trace.json" if out else None)
     records: list[dict[str, Any]] = []
@@ -283,8 +285,6 @@ def run(
         _write(out / "report.json", records)
         if pictures.save(out / "images.png"):
             _wrote(out / "images.png")
-        from neustream.analysis.plots import plot_served
-
         _wrote(plot_served(records, _title(experiment), out / "served.png"))
         _wrote(out / "report.json")
     if trace:

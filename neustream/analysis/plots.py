@@ -9,6 +9,14 @@ from typing import Any
 from neustream.engine.trace import EventLog
 from neustream.errors import BackendError
 
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+except ImportError:
+    raise BackendError("figures need matplotlib: pip install 'neustream[analysis]'") from None
+
 AXES = {
     "workload.rate": "request rate (req/s)",
     "workload.load": "load (times what one after the other can serve)",
@@ -19,22 +27,10 @@ COLOURS = ("#7f7f7f", "#bcbd22", "#d62728", "#1f77b4", "#17becf", "#2ca02c", "#9
 MARKS = "osv^D*XP<>"
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise BackendError("figures need matplotlib: pip install 'neustream[analysis]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def plot_sweep(
     points: Sequence[Mapping[str, Any]], over: str, policies: Sequence[str], title: str, out: Path
 ) -> list[Path]:
     """Goodput and attainment against the swept value, one line a policy (the paper's Figures 11, 12)."""
-    plt = _pyplot()
     paths = []
     for key, label in (("goodput_rps", "goodput (req/s)"), ("attainment", "attainment")):
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
@@ -55,7 +51,6 @@ def plot_sweep(
 
 def plot_batches(logs: Mapping[str, EventLog], stage: str, title: str, path: Path) -> Path:
     """Batch size of `stage` over time, one panel a policy (the paper's Figure 13)."""
-    plt = _pyplot()
     size = (8.0, 1.0 + 1.3 * len(logs))
     figure, panels = plt.subplots(len(logs), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
     largest = max(
@@ -94,7 +89,6 @@ def _sizes_over_time(steps: Sequence[Mapping[str, Any]]) -> tuple[list[float], l
 
 def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
     """Goodput, attainment and p99 of a real run beside what the simulator said, by policy."""
-    plt = _pyplot()
     figure, panels = plt.subplots(1, 3, figsize=(11.0, 3.6), layout="constrained")
     names = [record["policy"] for record in records]
     measures: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
