@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from neustream.errors import BackendError, ConfigError, ProfileError, nearest
 from neustream.experiment import Prepared, build_graph, load_object, load_profiles, prepare, serve
 from neustream.profiling import Measurement, measure, versions
 
+NEEDED = ("torch", "diffusers", "transformers")
+"""What the library's own backends import."""
+
 
 def make_backend(experiment: Experiment, device: str) -> ModelBackend:
     """Build the model that the config's `backend` section describes, for `device`."""
@@ -31,11 +35,13 @@ def make_backend(experiment: Experiment, device: str) -> ModelBackend:
     path = KINDS.get(config.kind, config.kind)
     if ":" not in path:
         raise ConfigError(f"backend.kind {config.kind!r}: {nearest(config.kind, KINDS)}; or module:function")
+    if config.kind in KINDS and (missing := [name for name in NEEDED if find_spec(name) is None]):
+        raise BackendError(f"backend {config.kind!r} needs {', '.join(missing)}: pip install 'neustream[diffusion]'")
     make: Make = load_object(path, "backend")
     backend = make(config.options, device)
-    if missing := set(experiment.stages) - set(backend.modules):
+    if unserved := set(experiment.stages) - set(backend.modules):
         raise ConfigError(
-            f"backend {config.kind!r} has no module for stage(s) {sorted(missing)}; it has: {sorted(backend.modules)}"
+            f"backend {config.kind!r} has no module for stage(s) {sorted(unserved)}; it has: {sorted(backend.modules)}"
         )
     return backend
 
