@@ -52,7 +52,10 @@ def test_a_shipped_config_loads_and_prepares(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_sweeps_of_a_shipped_config_can_be_set(path):
     for over, sweep in load_experiment(path).sweeps.items():
-        load_experiment(path, [f"{over}={sweep.values[0]}", *(f"{key}={value}" for key, value in sweep.at.items())])
+        held = [f"{key}={value}" for key, value in sweep.at.items()]
+        section, _, key = over.partition(".")
+        changed = load_experiment(path, [f"{over}={sweep.values[0]}", *held])
+        assert getattr(getattr(changed, section), key) == sweep.values[0]
 
 
 # -- what is wrong with a file --------------------------------------------------------------------------

@@ -264,7 +264,12 @@ def test_pools_on_different_devices_with_their_own_profiles(tmp_path):
     path = toy(tmp_path, stages=STAGES, pools=pools, backend={"kind": "test_corners:make"})
     write_profile(tmp_path / "profiles/draw.json", "draw", [1, 4], [0.001, 0.002], device="name of dev0")
     write_profile(tmp_path / "profiles/decode.json", "decode", [1, 2], [0.001, 0.002], device="name of dev1")
-    Session(load_experiment(path), "cpu").close()
+    session = Session(load_experiment(path), "cpu")
+    session.close()
+    assert {name: profile.device for name, profile in session.prepared.profiles.items()} == {
+        "draw": "name of dev0",
+        "decode": "name of dev1",
+    }
 
 
 def test_a_long_error_is_one_line(tmp_path):

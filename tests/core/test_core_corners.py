@@ -140,6 +140,7 @@ def test_clockwork_batches_one_graph():
     now = 0.0
     while some.jobs:
         batch = some.next_batch("gpu", now)
+        assert len({job.request.graph for job in batch.jobs}) == 1
         now += batch.expected
         some.finish(batch, [{}] * len(batch), now)
 

@@ -17,19 +17,17 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from neustream.backends.diffusers.sampler import ALLOWED, Calls, Sampler, check_common, seeded
-from neustream.backends.torch import measured_on
+from neustream.backends.diffusers.adapter import Adapter, Part
+from neustream.backends.diffusers.sampler import ALLOWED, Sampler, check_common, seeded
 from neustream.core.graph import Graph, Stage, loop, seq
-from neustream.core.profile import LatencyProfile
 from neustream.core.types import Job
-from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError
 
 NULL_CLASS = 1000
 """The class that the stock pipeline uses for "no class" in guidance."""
 
 
-class DiT:
+class DiT(Adapter):
     """A stock DiTPipeline, cut into `dit` (looped) and `vae`.
 
     Request parameters: `class_label` (int), `steps`, `guidance_scale` (default 4.0), and `seed` or
@@ -37,49 +35,25 @@ class DiT:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
-        self.modules: dict[str, StreamModule] = {"dit": Denoise(pipe), "vae": Decode(pipe)}
-        self._counts = Calls(pipe)
+        super().__init__(pipe, {"dit": Denoise(pipe), "vae": Decode(pipe)})
 
     def graph(self, *, max_batch: int = 16, decode_batch: int = 8) -> Graph:
         """The graph of one image; a stage's batches count requests (two rows each with guidance)."""
         dit, vae = Stage("dit", max_batch=max_batch), Stage("vae", max_batch=decode_batch, emits=True)
-        return Graph("dit", seq(loop(dit, times=self._rounds), vae))
+        return Graph("dit", seq(loop(dit, times=self.rounds), vae))
 
-    def profile(self, graph: Graph, device: str = "cpu", *, repeats: int = 15) -> dict[str, LatencyProfile]:
-        """Measure the stages of `graph` on `device`, waiting for it around each step."""
-
-        def sample(at: int) -> dict[str, Any]:
-            return {"class_label": at % 10, "steps": 4, "seed": at}
-
-        return measured_on(device, graph, self.modules, sample, repeats)
-
-    def calls(self, steps: int) -> int:
-        """How often `steps` inference steps call the denoiser with the pipeline's scheduler."""
-        return self._counts.of(steps)
-
-    def _rounds(self, job: Job) -> int:
-        self.check(job.params)
-        return self.calls(job.params["steps"])
+    def sample(self, at: int) -> dict[str, Any]:
+        return {"class_label": at % 10, "steps": 4, "seed": at}
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Raise BackendError if a request with these parameters cannot be served."""
         check_common(params, ALLOWED - {"eta"} | {"class_label"})
         label, classes = params.get("class_label"), self.pipe.transformer.config.num_embeds_ada_norm
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
             raise BackendError(f"class_label must be a whole number from 0 to {classes - 1}, got {label!r}")
 
 
-class Denoise:
+class Denoise(Part):
     """One step of the transformer for requests at any timesteps."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._device = torch.device("cpu")
-
-    def load(self, device: str) -> None:
-        self._device = torch.device(device)
-        self._pipe.to(self._device)
 
     @torch.no_grad()
     def step(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -129,14 +103,8 @@ def _guided(job: Job) -> bool:
     return bool(job.params.get("guidance_scale", 4.0) > 1)
 
 
-class Decode:
+class Decode(Part):
     """Latents to images."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-
-    def load(self, device: str) -> None:
-        self._pipe.to(torch.device(device))
 
     @torch.no_grad()
     def step(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 
-from neustream.backends.diffusers.sampler import ALLOWED, Calls, Sampler, check_common, seeded
-from neustream.backends.torch import measured_on
+from neustream.backends.diffusers.adapter import Adapter, Part
+from neustream.backends.diffusers.sampler import ALLOWED, Sampler, check_common, seeded
 from neustream.core.graph import Graph, Stage, loop, seq
-from neustream.core.profile import LatencyProfile
 from neustream.core.types import Job
-from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError
 
 
-class StableDiffusion:
+class StableDiffusion(Adapter):
     """A stock StableDiffusionPipeline, cut into `clip`, `unet` (looped) and `vae`.
 
     Request parameters: `prompt` (one string), `negative_prompt`, `steps`, `guidance_scale` (default
@@ -29,34 +27,18 @@ class StableDiffusion:
     def __init__(self, pipe: Any) -> None:
         if pipe.unet.config.time_cond_proj_dim is not None:
             raise BackendError("a UNet with time_cond_proj_dim (guidance-distilled) is not served by this adapter")
-        self.pipe = pipe
-        self.modules: dict[str, StreamModule] = {"clip": Encode(pipe), "unet": Denoise(pipe), "vae": Decode(pipe)}
-        self._counts = Calls(pipe)
+        super().__init__(pipe, {"clip": Encode(pipe), "unet": Denoise(pipe), "vae": Decode(pipe)})
 
     def graph(self, *, max_batch: int = 16, encode_batch: int = 16, decode_batch: int = 8) -> Graph:
         """The graph of one image; a stage's batches count requests (two rows each with guidance)."""
         clip, unet = Stage("clip", max_batch=encode_batch), Stage("unet", max_batch=max_batch)
         vae = Stage("vae", max_batch=decode_batch, emits=True)
-        return Graph("stable_diffusion", seq(clip, loop(unet, times=self._rounds), vae))
+        return Graph("stable_diffusion", seq(clip, loop(unet, times=self.rounds), vae))
 
-    def profile(self, graph: Graph, device: str = "cpu", *, repeats: int = 15) -> dict[str, LatencyProfile]:
-        """Measure the stages of `graph` on `device`, waiting for it around each step."""
-
-        def sample(at: int) -> dict[str, Any]:
-            return {"prompt": "a fox", "steps": 4, "seed": at}
-
-        return measured_on(device, graph, self.modules, sample, repeats)
-
-    def calls(self, steps: int) -> int:
-        """How often `steps` inference steps call the denoiser with the pipeline's scheduler."""
-        return self._counts.of(steps)
-
-    def _rounds(self, job: Job) -> int:
-        self.check(job.params)
-        return self.calls(job.params["steps"])
+    def sample(self, at: int) -> dict[str, Any]:
+        return {"prompt": "a fox", "steps": 4, "seed": at}
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Raise BackendError if a request with these parameters cannot be served."""
         check_common(params, ALLOWED | {"prompt", "negative_prompt", "height", "width"})
         for key in ("prompt", "negative_prompt"):
             text = params.get(key, "" if key == "negative_prompt" else None)
@@ -85,19 +67,7 @@ def _guidance(job: Job) -> float:
     return float(job.params.get("guidance_scale", 7.5))
 
 
-class _Module:
-    """A part of the pipeline on one device."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._device = torch.device("cpu")
-
-    def load(self, device: str) -> None:
-        self._device = torch.device(device)
-        self._pipe.to(self._device)
-
-
-class Encode(_Module):
+class Encode(Part):
     """Prompts to embeddings, those of the negative prompts first where guidance needs them."""
 
     @torch.no_grad()
@@ -114,7 +84,7 @@ class Encode(_Module):
         ]
 
 
-class Denoise(_Module):
+class Denoise(Part):
     """One step of the UNet for requests at any timesteps; one call for each resolution among them."""
 
     @torch.no_grad()
@@ -172,7 +142,7 @@ class _WithScheduler:
         return getattr(self._pipe, name)
 
 
-class Decode(_Module):
+class Decode(Part):
     """Latents to images; one call for each resolution."""
 
     @torch.no_grad()
