@@ -7,7 +7,7 @@ they are used.
 from neustream.core.graph import Graph, Stage, loop, seq, switch
 from neustream.core.policies import EDF, FCFS, POLICIES, Clockwork, NeuStream, Serial, Static
 from neustream.core.policy import Decision, Policy, Pool, View
-from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile
+from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile, largest_batch
 from neustream.core.scheduler import Scheduler, solo_latency
 from neustream.core.types import SLO, Batch, Job, Request
 from neustream.engine.clock import VirtualClock, WallClock
@@ -71,6 +71,7 @@ __all__ = [
     "View",
     "VirtualClock",
     "WallClock",
+    "largest_batch",
     "load_profile",
     "loop",
     "measure",

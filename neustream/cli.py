@@ -259,6 +259,7 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     trace = trace or (out / "trace.json" if out else None)
     records: list[dict[str, Any]] = []
+    fault: NeustreamError | None = None
     with _progress() as progress:
         task = progress.add_task("building the model", total=None)
         with Session(experiment, device) as session:
@@ -269,7 +270,11 @@ def run(
                 for name in names:
                     progress.update(task, description=f"serving with {name}")
                     logs = [EventLog()] if trace else []
-                    report = session.serve(name, logs, lambda: progress.advance(task), interrupts.watch)
+                    try:
+                        report = session.serve(name, logs, lambda: progress.advance(task), interrupts.watch)
+                    except NeustreamError as error:  # what was served before is reported all the same
+                        fault = error
+                        break
                     records.append(_beside(session, name, report))
                     for log in logs:
                         log.save(_trace_path(trace or Path(), name, len(names) > 1))
@@ -277,6 +282,8 @@ def run(
                         problems.print("interrupted: open requests ended as cancelled, the report is written")
                         break
             pictures = session.gallery
+    if fault is not None and not records:
+        raise fault
     console.print(policies_table(_title(experiment), records))
     _explain(records)
     if json_:
@@ -289,6 +296,8 @@ def run(
         _wrote(out / "report.json")
     if trace:
         _wrote(_trace_path(trace, "*", len(names) > 1))
+    if fault is not None:
+        raise fault
 
 
 def _beside(session: Session, policy: str, report: Report) -> dict[str, Any]:

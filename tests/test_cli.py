@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from toys import TESTS, adds_up, command, squash, toy, write_profile
 
+from neustream import Decision
 from neustream.config import load_experiment
 from neustream.experiment import prepare
 from neustream.workload import gamma_arrivals
@@ -316,3 +317,18 @@ def test_the_command_finds_backends_of_ones_own_on_the_path(tmp_path):
     done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert results(tmp_path / "out.json")[0]["counts"]["submitted"] == 10
+
+
+class Stuck:
+    """A policy that breaks its contract."""
+
+    def decide(self, view):
+        return Decision()
+
+
+def test_a_policy_that_breaks_does_not_take_the_results_of_others_with_it(tmp_path):
+    path = toy(tmp_path, backend={"kind": "toy_backend:make", "step_s": 0.001})
+    results = tmp_path / "r.json"
+    done = command("run", path, "-p", "fcfs", "-p", "test_cli:Stuck", "-p", "edf", "--json", results)
+    assert done.status == 2 and "waiting for ever" in done.err
+    assert [entry["policy"] for entry in json.loads(results.read_text())] == ["fcfs"]

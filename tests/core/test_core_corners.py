@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hand import Hand
 
 from neustream import (
     FCFS,
@@ -36,14 +37,6 @@ ONE = LinearProfile("x", base=1.0, max_batch=8)
 
 def scheduler(policy, *stages, workers=1, sticky=False, **profiles):
     return Scheduler([Pool("gpu", stages, workers, sticky)], policy, {name: profiles.get(name, ONE) for name in stages})
-
-
-class Hand:
-    def __init__(self, choose):
-        self.choose = choose
-
-    def decide(self, view):
-        return self.choose(view)
 
 
 @pytest.mark.parametrize("policy", [Serial(), Static(), Clockwork()])
