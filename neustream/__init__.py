@@ -5,7 +5,18 @@ they are used.
 """
 
 from neustream.core.graph import Graph, Stage, loop, seq, switch
-from neustream.core.policies import EDF, FCFS, POLICIES, Clockwork, NeuStream, Serial, Static
+from neustream.core.policies import (
+    EDF,
+    FCFS,
+    POLICIES,
+    Clockwork,
+    LeastLaxity,
+    NeuStream,
+    Serial,
+    SlackRanked,
+    Static,
+    Symphony,
+)
 from neustream.core.policy import Decision, Policy, Pool, View
 from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile, largest_batch
 from neustream.core.scheduler import Scheduler, solo_latency
@@ -47,6 +58,7 @@ __all__ = [
     "GraphError",
     "Job",
     "LatencyProfile",
+    "LeastLaxity",
     "LinearProfile",
     "NeuStream",
     "NeustreamError",
@@ -61,11 +73,13 @@ __all__ = [
     "Result",
     "Scheduler",
     "Serial",
+    "SlackRanked",
     "Stage",
     "StageFailed",
     "Static",
     "StreamModule",
     "SumProfile",
+    "Symphony",
     "TableProfile",
     "ThreadExecutor",
     "View",

@@ -95,11 +95,20 @@ Steps = Annotated[
 """One number for all requests, or how each request's is drawn."""
 
 
+class Burst(_Strict):
+    """A surge: the `requests` that come after the first `after` do so `factor` times as fast (below 1: a lull)."""
+
+    after: int = Field(ge=0)
+    requests: PositiveInt
+    factor: PositiveFloat
+
+
 class Workload(_Strict):
     """Arrivals and step counts. `seed` seeds each draw anew (0: the artifact's numbers).
 
     `rate` is in requests per second; `load` instead of it makes the rate that many times what one
-    request after the other could be served at, so that a config fits any machine.
+    request after the other could be served at, so that a config fits any machine. `burst` speeds up
+    some of the arrivals; those before it stay as they are, those behind it keep their gaps.
     """
 
     arrivals: Literal["gamma", "constant", "trace"] = "gamma"
@@ -110,6 +119,7 @@ class Workload(_Strict):
     file: Path | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     steps: Steps = 1
+    burst: Burst | None = None
 
     @model_validator(mode="after")
     def _file(self) -> Workload:
@@ -117,6 +127,10 @@ class Workload(_Strict):
             raise ValueError("arrivals: trace needs a file, and a file needs arrivals: trace")
         if self.load is not None and ("rate" in self.model_fields_set or self.arrivals == "trace"):
             raise ValueError("load takes the place of rate, and does not go with arrivals: trace")
+        if self.burst is not None and self.arrivals == "trace":
+            raise ValueError("burst does not go with arrivals: trace")
+        if self.burst is not None and self.burst.after >= self.requests:
+            raise ValueError(f"burst: none comes after {self.burst.after} of {self.requests} requests")
         if isinstance(self.steps, int) and self.steps < 0:
             raise ValueError(f"steps must be 0 or more, got {self.steps}")
         return self
@@ -156,17 +170,28 @@ class Slo(_Strict):
         return self
 
 
+class Slowdown(_Strict):
+    """A time during which the device is slower: steps that start in it take `factor` times as long."""
+
+    start_s: float = Field(ge=0)
+    duration_s: PositiveFloat
+    factor: PositiveFloat
+
+
 class Simulation(_Strict):
     """How the simulated device differs from its profile.
 
     `step_overhead_s` is added to each step (launching, copying: what a table of bare model calls
     leaves out); `latency_scale` multiplies and `latency_noise` spreads each step's latency (the
-    sigma of a log-normal factor of median 1, drawn with the workload's seed).
+    sigma of a log-normal factor of median 1, drawn with the workload's seed). `slowdowns` are times
+    of the trace during which steps take longer still (a neighbour on the device, throttling); where
+    they overlap, all of them count. Policies know of none of this.
     """
 
     step_overhead_s: float = Field(default=0.0, ge=0)
     latency_scale: PositiveFloat = 1.0
     latency_noise: float = Field(default=0.0, ge=0, le=5)
+    slowdowns: list[Slowdown] = []
 
 
 class Sweep(_Strict):

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from neustream.engine.executor import Executor, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, ProfileError, nearest
 from neustream.profiling import load_stage
-from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace
+from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace, with_burst
 
 Params = Mapping[str, Any]
 
@@ -57,11 +58,15 @@ def load_profiles(experiment: Experiment) -> dict[str, LatencyProfile]:
     profiles: dict[str, LatencyProfile] = {}
     for name, stage in experiment.stages.items():
         profiles[name] = load_stage(name, _files(experiment.profiles, name, stage))
-        others = [n for n in profiles if experiment.stages[n].pool == stage.pool]
-        devices = {n: profiles[n].device for n in others}
-        if len(set(devices.values())) > 1:
-            raise ProfileError(f"pool {stage.pool!r} mixes profiles of different devices: {devices}")
+    for pool in build_pools(experiment):
+        _check_device(pool, profiles)
     return profiles
+
+
+def _check_device(pool: Pool, profiles: Mapping[str, LatencyProfile]) -> None:
+    devices = {name: profiles[name].device for name in pool.stages}
+    if len(set(devices.values())) > 1:
+        raise ProfileError(f"pool {pool.name!r} mixes profiles of different devices: {devices}")
 
 
 def _files(folder: Path, name: str, stage: StageConfig) -> list[Path]:
@@ -154,8 +159,10 @@ def _trace(experiment: Experiment) -> list[Row]:
 def _arrivals(experiment: Experiment, rate: float) -> NDArray[np.float64]:
     load = experiment.workload
     if load.arrivals == "constant":
-        return constant_arrivals(load.requests, rate=rate)
-    return gamma_arrivals(load.requests, rate=rate, cv=load.cv, seed=load.seed)
+        arrivals = constant_arrivals(load.requests, rate=rate)
+    else:
+        arrivals = gamma_arrivals(load.requests, rate=rate, cv=load.cv, seed=load.seed)
+    return arrivals if load.burst is None else with_burst(arrivals, **load.burst.model_dump())
 
 
 def _steps(steps: int | Between | Choices, count: int, seed: int) -> list[int]:
@@ -241,21 +248,105 @@ def load_object(path: str, what: str) -> Any:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment made ready: the same requests and profiles for every policy."""
+    """An experiment made ready: the same requests and profiles for every policy.
 
-    experiment: Experiment
-    graph: Graph
+    After `merge` several of them, each with a graph of its own, on the same pool.
+    """
+
+    experiments: Sequence[Experiment]
+    graphs: Sequence[Graph]
+    pools: Sequence[Pool]
     profiles: Mapping[str, LatencyProfile]
     requests: Sequence[Request]
 
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment, where there is one."""
+        (experiment,) = self.experiments
+        return experiment
+
+    @property
+    def graph(self) -> Graph:
+        """Its graph, where there is one."""
+        (graph,) = self.graphs
+        return graph
+
     def scheduler(self, policy: str) -> Scheduler:
-        return Scheduler(build_pools(self.experiment), build_policy(self.experiment, policy), self.profiles)
+        return Scheduler(self.pools, _policy_for(self.experiments, policy), self.profiles)
 
 
-def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at: {}) -> Prepared:
-    """Load the profiles and draw the workload of an experiment."""
+def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at: {}, *, prefix: str = "") -> Prepared:
+    """Load the profiles and draw the workload of an experiment.
+
+    `prefix` is put in front of its name and of its stages' names (in reports and traces too), so that
+    it can be merged with others; the policies' parameters stay those of the config.
+    """
+    if prefix:
+        experiment = _prefixed(experiment, prefix)
     graph, profiles = build_graph(experiment), load_profiles(experiment)
-    return Prepared(experiment, graph, profiles, build_requests(experiment, graph, profiles, params))
+    requests = build_requests(experiment, graph, profiles, params)
+    return Prepared([experiment], [graph], build_pools(experiment), profiles, requests)
+
+
+def _prefixed(experiment: Experiment, prefix: str) -> Experiment:
+    stages = {
+        prefix + name: stage.model_copy(update={"profile": stage.profile or [name]})
+        for name, stage in experiment.stages.items()
+    }
+    policies = {name: dict(given) for name, given in experiment.policies.items()}
+    for given in policies.values():
+        if isinstance(plan := given.get("plan"), dict):
+            given["plan"] = {f"{prefix}{stage}": files for stage, files in plan.items()}
+    changed = {"name": prefix + experiment.name, "stages": stages, "policies": policies}
+    return experiment.model_copy(update=changed)
+
+
+def merge(prepared: Sequence[Prepared]) -> Prepared:
+    """The requests of several experiments in order of arrival, on one pool "gpu" with all of their stages.
+
+    Each has a pool of its own before, all with as many workers; stages, and ids of requests, are
+    told apart by the prefixes that they were prepared with. In simulations each experiment's stages
+    keep its `simulation`. A policy gets those parameters that all the experiments agree on (the
+    `slo_scale` that follows from the SLO is one), of mappings all entries, and its defaults beside.
+    """
+    pools = [pool for one in prepared for pool in one.pools]
+    if len(pools) != len(prepared) or len({(pool.workers, pool.sticky) for pool in pools}) != 1:
+        shown = [(pool.name, pool.workers, pool.sticky) for pool in pools]
+        raise ConfigError(f"experiments to merge need one pool each, all alike; got (name, workers, sticky): {shown}")
+    stages = [stage for pool in pools for stage in pool.stages]
+    requests = sorted((request for one in prepared for request in one.requests), key=attrgetter("arrival"))
+    for what, names in (("stages", stages), ("requests", [request.id for request in requests])):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"two {what} named {twice!r}: prepare the experiments to merge with prefixes")
+    pool = Pool("gpu", tuple(stages), pools[0].workers, pools[0].sticky)
+    profiles = {name: profile for one in prepared for name, profile in one.profiles.items()}
+    _check_device(pool, profiles)
+    experiments = [experiment for one in prepared for experiment in one.experiments]
+    return Prepared(experiments, [graph for one in prepared for graph in one.graphs], [pool], profiles, requests)
+
+
+def _policy_for(experiments: Sequence[Experiment], name: str) -> Policy:
+    """The policy `name` with the parameters that all the experiments give it."""
+    policies = [build_policy(experiment, name) for experiment in experiments]
+    first = policies[0]
+    if len(policies) == 1:
+        return first
+    if not dataclasses.is_dataclass(first):
+        if any(experiment.policies.get(name) != experiments[0].policies.get(name) for experiment in experiments):
+            raise ConfigError(f"policies.{name}: the merged experiments do not agree on its parameters")
+        return first
+    agreed: dict[str, Any] = {}
+    for field in dataclasses.fields(first):
+        values = [getattr(policy, field.name) for policy in policies]
+        if isinstance(values[0], Mapping):
+            agreed[field.name] = {key: value for some in values for key, value in some.items()}
+        elif all(value == values[0] for value in values):
+            agreed[field.name] = values[0]
+    try:
+        return type(first)(**agreed)
+    except TypeError as error:
+        raise ConfigError(f"policies.{name}: the merged experiments do not agree on its parameters: {error}") from None
 
 
 def simulate(
@@ -270,22 +361,36 @@ def simulate(
     multiplies the profiled latencies of stages in place of what the config says under
     `simulation`; policies go on planning with the profiles.
     """
-    simulation = Simulation() if speed else prepared.experiment.simulation
-    stretch = None
-    if speed or simulation.latency_noise or simulation.latency_scale != 1:
-        noise = np.random.RandomState(prepared.experiment.workload.seed)
-        stretch = partial(_stretch, noise, simulation.latency_noise, simulation.latency_scale, speed)
-    executors = {
-        pool: ProfiledExecutor(overhead_s=simulation.step_overhead_s, stretch=stretch)
-        for pool in prepared.experiment.pools
-    }
+    overheads: dict[str, float] = {}
+    stretches: dict[str, Callable[[Batch], float]] = {}
+    for experiment in prepared.experiments:
+        simulation = Simulation() if speed else experiment.simulation
+        stretch = _stretch(simulation, experiment.workload.seed)
+        overheads |= dict.fromkeys(experiment.stages, simulation.step_overhead_s)
+        stretches |= dict.fromkeys(experiment.stages, stretch)
+
+    def factor(batch: Batch) -> float:
+        return stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
+
+    executor = ProfiledExecutor(overhead_s=overheads, stretch=factor)
+    executors = dict.fromkeys((pool.name for pool in prepared.pools), executor)
     return Engine(prepared.scheduler(policy), executors, VirtualClock(), observers).run(prepared.requests)
 
 
-def _stretch(
-    noise: np.random.RandomState, sigma: float, scale: float, speed: Mapping[str, float], batch: Batch
-) -> float:
-    return scale * speed.get(batch.stage, 1.0) * float(np.exp(sigma * noise.standard_normal()))
+def _stretch(simulation: Simulation, seed: int) -> Callable[[Batch], float]:
+    """How many times its profiled latency a step takes."""
+    noise, sigma = np.random.RandomState(seed), simulation.latency_noise
+
+    def factor(batch: Batch) -> float:
+        times = simulation.latency_scale
+        if sigma:
+            times *= float(np.exp(sigma * noise.standard_normal()))
+        for slow in simulation.slowdowns:
+            if 0 <= batch.started_at - slow.start_s < slow.duration_s:
+                times *= slow.factor
+        return times
+
+    return factor
 
 
 def serve(

@@ -130,7 +130,9 @@ def test_an_unknown_key_of_a_sweep_or_a_class(tmp_path):
 
 def test_an_unknown_key_like_no_other_lists_what_is_allowed(tmp_path):
     message = wrong(toy(tmp_path), "workload.xyzzy=1")
-    assert "unknown key 'workload.xyzzy'; allowed: arrivals, cv, file, load, rate, requests, seed, steps" in message
+    assert (
+        "unknown key 'workload.xyzzy'; allowed: arrivals, burst, cv, file, load, rate, requests, seed, steps" in message
+    )
 
 
 VALUES = [
@@ -163,6 +165,15 @@ VALUES = [
     ("slo.extra_s=-1", "slo.extra_s", "got -1"),
     ("simulation.latency_scale=0", "simulation.latency_scale", "got 0"),
     ("simulation.latency_noise=-0.1", "simulation.latency_noise", "got -0.1"),
+    ("simulation.slowdowns=3", "simulation.slowdowns", "got 3"),
+    ("simulation.slowdowns=[{start_s: 1, duration_s: 0, factor: 2}]", "simulation.slowdowns.0.duration_s", "got 0"),
+    ("simulation.slowdowns=[{start_s: -1, duration_s: 1, factor: 2}]", "simulation.slowdowns.0.start_s", "got -1"),
+    ("simulation.slowdowns=[{start_s: 1, duration_s: 1}]", "key 'simulation.slowdowns.0.factor' is needed", ""),
+    ("workload.burst={after: 1, requests: 1, factor: 0}", "workload.burst.factor", "got 0"),
+    ("workload.burst={after: -1, requests: 1, factor: 2}", "workload.burst.after", "got -1"),
+    ("workload.burst={after: 1, requests: 0, factor: 2}", "workload.burst.requests", "got 0"),
+    ("workload.burst={after: 1, factor: 2}", "key 'workload.burst.requests' is needed", ""),
+    ("workload.burst={after: 10, requests: 1, factor: 2}", "burst: none comes after 10 of 10 requests", ""),
     ("stages.draw.max_batch=0", "stages.draw.max_batch", "got 0"),
     ("stages.draw.profile=draw", "stages.draw.profile", "got 'draw'"),
     ("stages={}", "stages", "at least 1"),
@@ -199,6 +210,19 @@ def test_load_takes_the_place_of_rate(tmp_path):
 def test_load_does_not_go_with_a_trace(tmp_path):
     load = {"arrivals": "trace", "file": "x.csv", "load": 2}
     assert "does not go with arrivals: trace" in wrong(toy(tmp_path, workload=load))
+
+
+def test_a_burst_does_not_go_with_a_trace(tmp_path):
+    load = {"arrivals": "trace", "file": "x.csv", "burst": {"after": 0, "requests": 1, "factor": 2}}
+    assert "burst does not go with arrivals: trace" in wrong(toy(tmp_path, workload=load))
+
+
+def test_an_unknown_key_of_a_burst_or_a_slowdown(tmp_path):
+    message = wrong(toy(tmp_path), "workload.burst={after: 1, requests: 1, factor: 2, factr: 3}")
+    assert "unknown key 'workload.burst.factr'; did you mean 'factor'? allowed: after, factor, requests" in message
+    slow = {"start_s": 1, "duration_s": 1, "factor": 2, "faktor": 3}
+    message = wrong(toy(tmp_path, simulation={"slowdowns": [slow]}))
+    assert "unknown key 'simulation.slowdowns.0.faktor'; did you mean 'factor'?" in message
 
 
 @pytest.mark.parametrize("key", ["name", "profiles", "slo", "stages"])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
-from toys import Newest, Plain, adds_up, toy
+from toys import Newest, Plain, adds_up, toy, write_profile
 
 from neustream import (
     EDF,
     FCFS,
+    POLICIES,
     BackendError,
     Clockwork,
     ConfigError,
     EventLog,
     NeuStream,
+    Pool,
     ProfileError,
     Serial,
     Static,
@@ -22,7 +25,7 @@ from neustream import (
 )
 from neustream.backends.serving import Session, make_backend
 from neustream.config import load_experiment
-from neustream.experiment import build_graph, build_policy, build_pools, prepare, record, simulate, sweep_points
+from neustream.experiment import build_graph, build_policy, build_pools, merge, prepare, record, simulate, sweep_points
 
 
 def policy_of(path, name, *overrides):
@@ -248,11 +251,157 @@ def test_noise_is_drawn_from_the_seed_and_keeps_the_median(tmp_path):
     assert factors[0] < 0.7 < 1.4 < factors[-1]
 
 
+def durations(prepared, policy="serial"):
+    log = EventLog()
+    simulate(prepared, policy, [log])
+    return {step["start"]: (step["end"] - step["start"]) / step["expected_s"] for step in log.steps}
+
+
+def test_steps_that_start_in_a_slowdown_take_longer(tmp_path):
+    load = {"arrivals": "constant", "rate": 1, "requests": 6, "steps": 1}  # draws of 2 ms begin at 1.0, 2.0, ...
+    slow = [
+        {"start_s": 2.0, "duration_s": 2.001, "factor": 3},
+        {"start_s": 3.5, "duration_s": 2.0, "factor": 2},
+        {"start_s": 4.9999, "duration_s": 0.0002, "factor": 10},
+    ]
+    prepared = prepare(load_experiment(toy(tmp_path, workload=load, simulation={"slowdowns": slow})))
+    factors = list(durations(prepared).values())  # a draw and a decode each
+    assert factors[0::2] == pytest.approx([1, 3, 3, 6, 20, 1])
+    assert factors[1::2] == pytest.approx([1, 3, 3, 2, 2, 1])  # the last decode of the first slowdown began after it
+
+
+def test_slowdowns_go_with_noise_scale_and_overhead(tmp_path):
+    load = {"arrivals": "constant", "rate": 1, "requests": 5, "steps": 1}
+    device = {"latency_noise": 0.3, "latency_scale": 2, "step_overhead_s": 0.5}
+    whole = {**device, "slowdowns": [{"start_s": 0, "duration_s": 1e6, "factor": 4}]}
+    plain, slow = (
+        durations(prepare(load_experiment(toy(tmp_path, workload=load, simulation=simulation))))
+        for simulation in (device, whole)
+    )
+    overheads = [0.5 / 0.002, 0.5 / 0.001] * 5
+    for one, other, overhead in zip(plain.values(), slow.values(), overheads, strict=True):
+        assert other - overhead == pytest.approx(4 * (one - overhead))
+
+
+def test_a_simulation_at_another_speed_has_no_slowdowns(tmp_path):
+    simulation = {"slowdowns": [{"start_s": 0, "duration_s": 1e6, "factor": 4}]}
+    prepared = prepare(load_experiment(toy(tmp_path, simulation=simulation)))
+    report = simulate(prepared, "serial", speed={"draw": 2.0})
+    assert report.profile_error() == {"draw": pytest.approx(2.0), "decode": pytest.approx(1.0)}
+
+
 def test_a_record_says_what_was_run(tmp_path):
     experiment = load_experiment(toy(tmp_path), ["workload.seed=5"])
     entry = record(experiment, "fcfs", simulate(prepare(experiment), "fcfs"))
     assert list(itertools.islice(entry.items(), 3)) == [("policy", "fcfs"), ("config", "toy"), ("seed", 5)]
     assert entry["counts"]["submitted"] == 10
+
+
+# -- several models in one pool -------------------------------------------------------------------------
+
+EVERY = [*POLICIES]
+ONE = {"load": 1.2, "requests": 40, "steps": {"min": 1, "max": 4}, "cv": 2}
+TWO = {"load": 0.9, "requests": 30, "steps": 6, "seed": 3}
+ROUGH = {"latency_noise": 0.2, "step_overhead_s": 0.0002, "latency_scale": 1.1}
+
+
+def two(tmp_path, one={}, other={}):
+    """A toy experiment, and another whose device is simulated otherwise."""
+    for name in "ab":
+        (tmp_path / name).mkdir(exist_ok=True)
+    first = toy(tmp_path / "a", **{"slo": {"scale": 3}, "workload": ONE, **one})
+    second = toy(tmp_path / "b", **{"slo": {"scale": 4}, "workload": TWO, "simulation": ROUGH, **other})
+    return load_experiment(first), load_experiment(second)
+
+
+def merged(tmp_path, one={}, other={}):
+    first, second = two(tmp_path, one, other)
+    return merge([prepare(first, prefix="a."), prepare(second, prefix="b.")])
+
+
+def test_a_prefix_tells_stages_and_requests_apart(tmp_path):
+    experiment, _ = two(tmp_path)
+    plain, named = prepare(experiment), prepare(experiment, prefix="a.")
+    assert list(named.graph.stages) == list(named.profiles) == ["a.draw", "a.decode"]
+    assert named.pools == [Pool("gpu", ("a.draw", "a.decode"))]
+    assert [request.id for request in named.requests] == [f"a.{request.id}" for request in plain.requests]
+    assert [r.slo for r in named.requests] == [r.slo for r in plain.requests]
+    assert [r.arrival for r in named.requests] == [r.arrival for r in plain.requests]
+    assert experiment.stages.keys() == {"draw", "decode"}
+
+
+def test_merged_requests_come_in_order_of_arrival_on_one_pool(tmp_path):
+    both = merged(tmp_path)
+    arrivals = [request.arrival for request in both.requests]
+    assert arrivals == sorted(arrivals)
+    assert len({request.id for request in both.requests}) == 70
+    assert both.pools == [Pool("gpu", ("a.draw", "a.decode", "b.draw", "b.decode"))]
+    assert both.profiles.keys() == {"a.draw", "a.decode", "b.draw", "b.decode"}
+    assert [graph.name for graph in both.graphs] == ["a.toy", "b.toy"]
+
+
+@pytest.mark.parametrize("policy", EVERY)
+def test_every_policy_serves_two_models(tmp_path, policy):
+    report = simulate(merged(tmp_path), policy).to_dict()
+    assert report["counts"]["submitted"] == 70
+    assert adds_up(report["counts"])
+    assert report["batch_size"].keys() == {"a.draw", "a.decode", "b.draw", "b.decode"}
+
+
+@pytest.mark.parametrize("policy", EVERY)
+def test_a_model_alone_in_a_merged_pool_does_as_it_does_alone(tmp_path, policy):
+    same = {"slo": {"scale": 3}}  # so that the merged policy is given the scale too
+    both = merged(tmp_path, other=same)
+    for at, (prefix, experiment) in enumerate(zip("ab", two(tmp_path, other=same), strict=True)):
+        logs = [EventLog(), EventLog()]
+        mine = [request for request in both.requests if request.graph is both.graphs[at]]
+        simulate(prepare(experiment), policy, [logs[0]])
+        simulate(dataclasses.replace(both, requests=mine), policy, [logs[1]])
+        named = [
+            {**step, "stage": f"{prefix}.{step['stage']}", "jobs": [f"{prefix}.{job}" for job in step["jobs"]]}
+            for step in logs[0].steps
+        ]
+        assert logs[1].steps == named
+        assert len(named) > 30
+
+
+def test_a_merged_policy_has_what_all_agree_on(tmp_path):
+    one = {"neustream": {"step_delta": 0.5, "margin_s": 0.1}, "clockwork": {"max_batch": 3}}
+    other = {"neustream": {"step_delta": 0.5, "margin_s": 0.2}}
+    both = merged(tmp_path, {"policies": one}, {"policies": other})
+    assert both.scheduler("neustream").policy == NeuStream(slo_scale=None, step_delta=0.5)
+    assert both.scheduler("clockwork").policy == Clockwork()
+    alike = merged(tmp_path, {"policies": one}, {"policies": one, "slo": {"scale": 3}})
+    assert alike.scheduler("neustream").policy == NeuStream(slo_scale=3.0, step_delta=0.5, margin_s=0.1)
+    plans = [{"clockwork": {"plan": {"draw": ["decode"]}}}, {"clockwork": {"plan": {"decode": ["draw"]}}}]
+    both = merged(tmp_path, {"policies": plans[0]}, {"policies": plans[1]})
+    assert both.scheduler("clockwork").policy.plan.keys() == {"a.draw", "b.decode"}
+
+
+def test_a_merged_policy_of_ones_own(tmp_path):
+    both = merged(tmp_path)
+    assert both.scheduler("toys:Newest").policy == Newest()
+    assert isinstance(both.scheduler("toys:Plain").policy, Plain)
+    differ = merged(tmp_path, {"policies": {"toys:Plain": {}}})
+    with pytest.raises(ConfigError, match=r"policies\.toys:Plain: the merged experiments do not agree"):
+        differ.scheduler("toys:Plain")
+
+
+def test_what_cannot_be_merged_is_told(tmp_path):
+    first, second = two(tmp_path)
+    with pytest.raises(ConfigError, match="two stages named 'draw': prepare the experiments to merge with prefixes"):
+        merge([prepare(first), prepare(second)])
+    twins = {"stages": {"sketch": {"profile": ["draw"]}}}
+    _, other = two(tmp_path, other=twins)
+    with pytest.raises(ConfigError, match="two requests named 'toy-0'"):
+        merge([prepare(first), prepare(other)])
+    _, wide = two(tmp_path, other={"pools": {"gpu": {"workers": 2}}})
+    with pytest.raises(ConfigError, match=r"need one pool each, all alike; got .*'gpu', 1, False.*'gpu', 2, False"):
+        merge([prepare(first, prefix="a."), prepare(wide, prefix="b.")])
+    write_profile(tmp_path / "b/profiles/draw.json", "draw", [1], [0.1], device="another")
+    write_profile(tmp_path / "b/profiles/decode.json", "decode", [1], [0.1], device="another")
+    with pytest.raises(ProfileError, match="mixes profiles of different devices"):
+        merge([prepare(first, prefix="a."), prepare(second, prefix="b.")])
 
 
 # -- sweeps ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from toys import toy
 from neustream import ConfigError, solo_latency
 from neustream.config import load_experiment
 from neustream.experiment import prepare
-from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace
+from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace, with_burst
 
 STEP, DECODE = 0.002, 0.001  # solo latencies of the toy profiles
 
@@ -59,6 +59,44 @@ def test_arrivals_leave_numpys_global_generator_alone():
 
 def test_constant_arrivals():
     assert constant_arrivals(4, rate=2.0).tolist() == [0.5, 1.0, 1.5, 2.0]
+
+
+# -- bursts -----------------------------------------------------------------------------------------------
+
+
+def test_a_burst_divides_its_gaps_and_keeps_the_others():
+    arrivals = np.array([1.0, 3.0, 7.0, 9.0, 12.0, 16.0])
+    assert with_burst(arrivals, after=2, requests=2, factor=4).tolist() == [1.0, 3.0, 4.0, 4.5, 7.5, 11.5]
+    assert with_burst(arrivals, after=0, requests=2, factor=2).tolist() == [0.5, 1.5, 5.5, 7.5, 10.5, 14.5]
+    assert with_burst(arrivals, after=4, requests=9, factor=2).tolist() == [1.0, 3.0, 7.0, 9.0, 10.5, 12.5]
+    assert with_burst(arrivals, after=1, requests=1, factor=0.5).tolist() == [1.0, 5.0, 9.0, 11.0, 14.0, 18.0]
+    assert arrivals.tolist() == [1.0, 3.0, 7.0, 9.0, 12.0, 16.0]
+
+
+def test_a_burst_leaves_what_comes_before_it_bit_for_bit_and_never_goes_back():
+    for seed in range(20):
+        arrivals = gamma_arrivals(200, rate=3.0, cv=4.0, seed=seed)  # with gaps down to 1e-30
+        burst = with_burst(arrivals, after=50, requests=70, factor=7.3)
+        assert (burst[:50] == arrivals[:50]).all()
+        assert (np.diff(burst) >= 0).all()
+        gaps, before = np.diff(burst), np.diff(arrivals)
+        assert gaps[49:119] == pytest.approx(before[49:119] / 7.3, abs=1e-9)
+        assert gaps[119:] == pytest.approx(before[119:], abs=1e-9)
+
+
+def test_no_burst_after_the_last_arrival():
+    arrivals = constant_arrivals(3, rate=1.0)
+    assert with_burst(arrivals, after=3, requests=2, factor=9).tolist() == arrivals.tolist()
+
+
+def test_the_burst_of_a_config(tmp_path):
+    path, burst = toy(tmp_path), "workload.burst={after: 4, requests: 3, factor: 10}"
+    plain, surge = arrivals_of(requests_of(path)), arrivals_of(requests_of(path, burst))
+    assert surge == with_burst(np.array(plain), after=4, requests=3, factor=10).tolist()
+    assert surge == arrivals_of(requests_of(path, burst))
+    assert steps_of(requests_of(path)) == steps_of(requests_of(path, burst))
+    even = arrivals_of(requests_of(path, burst, "workload.arrivals=constant", "workload.rate=1"))
+    assert even == pytest.approx([1, 2, 3, 4, 4.1, 4.2, 4.3, 5.3, 6.3, 7.3])
 
 
 # -- what a config draws ----------------------------------------------------------------------------------

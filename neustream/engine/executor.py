@@ -52,7 +52,7 @@ class ProfiledExecutor:
 
     Args:
         truth: profiles of how long steps really take, by stage; None: as the scheduler expects.
-        overhead_s: added to each step (launch, transport).
+        overhead_s: added to each step (launch, transport); one for all, or by stage.
         stretch: multiplies a step's latency (noise, a device that slows down).
         outcome: updates of a step's jobs (an end-of-sequence that only the simulation knows).
     """
@@ -61,7 +61,7 @@ class ProfiledExecutor:
         self,
         truth: Mapping[str, LatencyProfile] | None = None,
         *,
-        overhead_s: float = 0.0,
+        overhead_s: float | Mapping[str, float] = 0.0,
         stretch: Callable[[Batch], float] | None = None,
         outcome: Callable[[Batch], Sequence[Update]] | None = None,
     ) -> None:
@@ -74,8 +74,9 @@ class ProfiledExecutor:
         seconds = batch.expected if self._truth is None else step_latency(self._truth, batch.jobs, batch.sizes)
         if self._stretch is not None:
             seconds *= self._stretch(batch)
+        overhead = self._overhead_s if isinstance(self._overhead_s, float | int) else self._overhead_s[batch.stage]
         updates = (_NOTHING,) * len(batch) if self._outcome is None else self._outcome(batch)
-        clock.post(Done(batch, updates), batch.started_at + seconds + self._overhead_s)
+        clock.post(Done(batch, updates), batch.started_at + seconds + overhead)
 
     def close(self) -> None:
         pass

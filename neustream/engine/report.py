@@ -1,13 +1,16 @@
 """What came of a run: counts, goodput, attainment, latencies, batch sizes, the cost of deciding.
 
-Attainment and goodput keep every submitted request in the denominator. Memory does not grow with
-the number of requests: distributions are exact up to `KEEP` values and a uniform sample of all
-values beyond (reservoir sampling, seeded).
+Attainment and goodput keep every submitted request in the denominator. `by_steps` tells whether long
+and short requests were treated alike: counts by the work that was asked for (refused requests, of
+which nobody knows that, are in none of its ranges). Memory does not grow with the number of
+requests: distributions are exact up to `KEEP` values and a uniform sample of all values beyond
+(reservoir sampling, seeded), and steps are counted in at most `BINS` bins.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from neustream.core.types import Job
 from neustream.engine.events import Decided, Finished, Record, Refused, Submitted
 
 KEEP = 100_000
+BINS = 4096
+RANGES = 5
 OUTCOMES = ("on_time", "late", "dropped", "failed", "cancelled")
 
 
@@ -56,11 +61,63 @@ class Distribution(Mean):
 
 
 class Share:
-    """Requests and weight on time of those submitted, for one SLO class."""
+    """Requests and weight on time of those submitted, for one SLO class or range of steps."""
 
     def __init__(self) -> None:
         self.submitted = self.on_time = 0
         self.weight = self.weight_on_time = 0.0
+
+    def add(self, other: Share) -> None:
+        self.submitted += other.submitted
+        self.on_time += other.on_time
+        self.weight += other.weight
+        self.weight_on_time += other.weight_on_time
+
+
+class Shares:
+    """A share for each number of steps; where there are more than `BINS`, for bins of equal width."""
+
+    def __init__(self) -> None:
+        self._width = 1
+        self._bins: dict[int, Share] = {}
+
+    def of(self, steps: int) -> Share:
+        """The share that requests of `steps` are counted in, until more bins are needed."""
+        share = self._bins.get(steps // self._width)
+        if share is None:
+            share = self._bins[steps // self._width] = Share()
+            while len(self._bins) > BINS:
+                self._width *= 2
+                self._bins = _joined(self._bins, 2, 0)
+                share = self._bins[steps // self._width]
+        return share
+
+    def ranges(self) -> list[dict[str, Any]]:
+        """At most `RANGES` ranges of equal width from the fewest steps on; those without requests are left out."""
+        if not self._bins:
+            return []
+        first = min(self._bins)
+        each = -(-(max(self._bins) - first + 1) // RANGES)
+        width = each * self._width
+        return [
+            {"from": start, "to": start + width - 1, **vars(share)}
+            for at, share in sorted(_joined(self._bins, each, first).items())
+            for start in [first * self._width + at * width]
+        ]
+
+
+def _joined(bins: Mapping[int, Share], each: int, first: int) -> dict[int, Share]:
+    """Every `each` bins in one, counted from the bin `first`."""
+    joined: dict[int, Share] = {}
+    for at, share in bins.items():
+        joined.setdefault((at - first) // each, Share()).add(share)
+    return joined
+
+
+def _steps(job: Job) -> int:
+    """The work that a request asked for: its expected calls of looped stages, of all where none is looped."""
+    looped = job.request.graph.looped
+    return sum(calls for stage, calls in job.total.items() if stage in looped or not looped)
 
 
 class Report:
@@ -77,6 +134,7 @@ class Report:
         self.decision = Distribution()
         self.batch_size: dict[str, Mean] = {}
         self.classes: dict[str, Share] = {}
+        self.by_steps = Shares()
         self.reasons: dict[str, int] = {}
         self.interrupted = False
         self._expected: dict[str, float] = {}
@@ -101,9 +159,10 @@ class Report:
         elif isinstance(record, Submitted):
             self.submitted += 1
             self._last_arrival = max(self._last_arrival, record.job.arrival)
-            share = self.classes.setdefault(record.job.slo.name, Share())
-            share.submitted += 1
-            share.weight += record.job.weight
+            job = record.job
+            for share in (self.classes.setdefault(job.slo.name, Share()), self.by_steps.of(_steps(job))):
+                share.submitted += 1
+                share.weight += job.weight
         elif isinstance(record, Refused):
             self._refused(record)
         else:
@@ -129,9 +188,9 @@ class Report:
         self.counts[outcome] += 1
         self._last_end = max(self._last_end, at)
         if outcome == "on_time":
-            share = self.classes[job.slo.name]
-            share.on_time += 1
-            share.weight_on_time += job.weight
+            for share in (self.classes[job.slo.name], self.by_steps.of(_steps(job))):
+                share.on_time += 1
+                share.weight_on_time += job.weight
         if job.status == "done":
             self.latency.add(at - job.arrival)
         elif job.status == "failed":
@@ -171,6 +230,7 @@ class Report:
             "decision_us": {"p50": self.decision.percentile(50), "p99": self.decision.percentile(99)},
             "busy_s": dict(self._observed),
             "profile_error": self.profile_error(),
+            "by_steps": self.by_steps.ranges(),
         }
         if set(self.classes) - {""}:
             out["classes"] = {name: dict(vars(share)) for name, share in self.classes.items()}

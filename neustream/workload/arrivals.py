@@ -23,3 +23,18 @@ def gamma_arrivals(requests: int, *, rate: float, cv: float, seed: int) -> NDArr
 def constant_arrivals(requests: int, *, rate: float) -> NDArray[np.float64]:
     """Evenly spaced arrivals, the first after one gap."""
     return np.arange(1, requests + 1) / rate
+
+
+def with_burst(arrivals: NDArray[np.float64], *, after: int, requests: int, factor: float) -> NDArray[np.float64]:
+    """The same arrivals, but for `requests` gaps behind the first `after` arrivals, divided by `factor`.
+
+    What comes before is left as it is, bit for bit; what comes behind keeps its gaps and moves up.
+    """
+    edges = np.concatenate([[0.0], arrivals])
+    burst = arrivals[after : after + requests]
+    if not len(burst):
+        return arrivals.copy()
+    start, end = edges[after], burst[-1]
+    last = start + (end - start) / factor
+    parts = [arrivals[:after], start + (burst - start) / factor, last + (arrivals[after + requests :] - end)]
+    return np.concatenate(parts)

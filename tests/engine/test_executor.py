@@ -321,3 +321,13 @@ def test_an_outcome_may_fail_a_job():
     assert report.counts["failed"] == 1
     assert report.reasons == {"out of paper": 1}
     executor.close()
+
+
+def test_overheads_are_one_for_all_or_by_stage():
+    graph = draw_and_decode()
+    profiles = {"draw": table("draw", 1.0, 1.0), "decode": table("decode", 1.0)}
+    for overhead, end in [(0.5, 4.5), (1, 6.0), ({"draw": 0.25, "decode": 2.0}, 5.5)]:
+        log = EventLog()
+        work = [request("a", graph, steps=2)]
+        engine(graph, profiles, executor=ProfiledExecutor(overhead_s=overhead), observers=[log]).run(work)
+        assert ends(log) == {"a": end}

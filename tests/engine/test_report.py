@@ -11,11 +11,11 @@ import pytest
 from toys import OUTCOMES, adds_up, draw_and_decode, engine, one_stage, request, table
 
 import neustream.engine.report
-from neustream import FCFS, SLO, Job, Report, Request, Static
+from neustream import FCFS, SLO, Graph, Job, Report, Request, Stage, Static, seq
 from neustream.core.scheduler import Ended
 from neustream.core.types import Batch
 from neustream.engine.events import Decided, Finished, Submitted
-from neustream.engine.report import Distribution
+from neustream.engine.report import Distribution, Shares
 
 GRAPH = one_stage(max_batch=4)
 PROMISE = SLO(1.0)
@@ -95,6 +95,7 @@ def test_an_empty_report_is_json():
     assert out["latency_s"] == {"mean": None, "p50": None, "p90": None, "p99": None}
     assert out["decision_us"] == {"p50": None, "p99": None}
     assert out["batch_size"] == out["profile_error"] == {}
+    assert out["by_steps"] == []
     assert out["goodput_rps"] == out["attainment"] == out["duration_s"] == 0.0
 
 
@@ -117,6 +118,7 @@ def test_the_keys_of_a_report():
         "decision_us",
         "busy_s",
         "profile_error",
+        "by_steps",
     ]
 
 
@@ -138,6 +140,72 @@ def test_classes_are_left_out_where_there_are_none():
     report = Report()
     tell(report, 0.0, 1.0)
     assert "classes" not in report.to_dict()
+
+
+def asked(*steps, weight=1.0):
+    """A report of requests of so many steps; those of an even number were on time."""
+    report = Report()
+    for at, count in enumerate(steps):
+        job = Job(Request(f"r{at}", draw_and_decode(), 0.0, SLO(1.0, weight=weight)))
+        job.total = {"draw": count, "decode": 1}
+        report(Submitted(job, 0.0))
+        job.status = "dropped" if count % 2 else "done"
+        report(Ended(job, 1.0))
+    return report
+
+
+def spread(report):
+    return [(r["from"], r["to"], r["submitted"], r["on_time"]) for r in strict(report.to_dict())["by_steps"]]
+
+
+def test_shares_on_time_are_by_the_steps_asked_for():
+    report = asked(*range(200, 250), weight=2.0)
+    first = {"from": 200, "to": 209, "submitted": 10, "on_time": 5, "weight": 20.0, "weight_on_time": 10.0}
+    assert strict(report.to_dict())["by_steps"][0] == first
+    assert spread(report) == [(start, start + 9, 10, 5) for start in (200, 210, 220, 230, 240)]
+
+
+def test_ranges_of_steps_fit_the_data():
+    assert spread(asked(7, 7, 7)) == [(7, 7, 3, 0)]
+    assert spread(asked(4, 5, 6)) == [(4, 4, 1, 1), (5, 5, 1, 0), (6, 6, 1, 1)]
+    assert spread(asked(10, 50, 10, 49)) == [(10, 18, 2, 2), (46, 54, 2, 1)]  # nobody asked for 19 to 45
+    assert spread(asked(0, 6)) == [(0, 1, 1, 1), (6, 7, 1, 1)]
+    assert sum(submitted for _, _, submitted, _ in spread(asked(*range(1, 1000, 7)))) == 143
+
+
+def test_steps_are_those_of_the_loops_or_of_all_stages_where_none_is_looped():
+    graph = draw_and_decode()
+    profiles = {"draw": table("draw", 0.1, 0.1), "decode": table("decode", 0.1)}
+    report = engine(graph, profiles).run([request(f"r{at}", graph, steps=5) for at in range(3)])
+    assert spread(report) == [(5, 5, 3, 3)]
+    stages = [Stage(name, emits=True) for name in "ab"]
+    plain = Graph("plain", seq(*stages))
+    report = engine(plain, {name: table(name, 0.1) for name in "ab"}).run([request("r", plain)])
+    assert spread(report) == [(2, 2, 1, 1)]
+
+
+def test_refused_requests_are_in_no_range_of_steps():
+    report = engine(GRAPH, {"s": table("s", 1.0)}).run([request("a", GRAPH), request("a", GRAPH)])
+    assert report.submitted == 2
+    assert spread(report) == [(1, 1, 1, 1)]
+
+
+def test_many_numbers_of_steps_are_counted_in_bounded_memory(monkeypatch):
+    monkeypatch.setattr(neustream.engine.report, "BINS", 8)
+    shares = Shares()
+    for steps in [3, 1000, *range(100)]:
+        shares.of(steps).submitted += 1
+        assert len(shares._bins) <= 8
+    for steps in range(100):
+        shares.of(steps).on_time += 1  # counted where they were submitted
+    ranges = shares.ranges()
+    assert sum(r["submitted"] for r in ranges) == 102
+    assert sum(r["on_time"] for r in ranges) == 100
+    assert len(ranges) <= 5
+    assert len({r["to"] - r["from"] for r in ranges}) == 1
+    assert ranges[0]["from"] == 0
+    assert ranges[0]["on_time"] == 100
+    assert ranges[-1]["from"] <= 1000 <= ranges[-1]["to"]
 
 
 def test_batch_sizes_and_the_error_of_profiles_are_by_stage():

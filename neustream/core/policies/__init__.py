@@ -10,9 +10,12 @@ from collections.abc import Callable
 from neustream.core.policies.clockwork import Clockwork
 from neustream.core.policies.edf import EDF
 from neustream.core.policies.fcfs import FCFS
+from neustream.core.policies.least_laxity import LeastLaxity
 from neustream.core.policies.neustream import NeuStream
 from neustream.core.policies.serial import Serial
+from neustream.core.policies.slack_ranked import SlackRanked
 from neustream.core.policies.static import Static
+from neustream.core.policies.symphony import Symphony
 from neustream.core.policy import Policy
 
 POLICIES: dict[str, Callable[..., Policy]] = {
@@ -20,8 +23,22 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "static": Static,
     "fcfs": FCFS,
     "edf": EDF,
+    "least_laxity": LeastLaxity,
     "clockwork": Clockwork,
+    "symphony": Symphony,
+    "slack_ranked": SlackRanked,
     "neustream": NeuStream,
 }
 
-__all__ = ["EDF", "FCFS", "POLICIES", "Clockwork", "NeuStream", "Serial", "Static"]
+__all__ = [
+    "EDF",
+    "FCFS",
+    "POLICIES",
+    "Clockwork",
+    "LeastLaxity",
+    "NeuStream",
+    "Serial",
+    "SlackRanked",
+    "Static",
+    "Symphony",
+]
