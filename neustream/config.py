@@ -228,7 +228,7 @@ class Experiment(_Strict):
     profiles: Path
     workload: Workload = Workload()
     slo: Slo
-    policies: dict[str, dict[str, Any]] = Field(default={"neustream": {}}, min_length=1)
+    policies: dict[str, dict[str, Any]] = Field(default={"default": {}}, min_length=1)
     simulation: Simulation = Simulation()
     sweeps: dict[str, Sweep] = Field(default_factory=dict)
     backend: Backend | None = None

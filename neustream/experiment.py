@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from neustream.config import SWEEPABLE, Between, Choices, Experiment, Simulation, SloClass, StageConfig
 from neustream.core.graph import Graph, Node, Stage, loop, seq
-from neustream.core.policies import POLICIES
+from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler, solo_latency
@@ -188,11 +188,14 @@ def _classes(experiment: Experiment, count: int) -> list[SloClass]:
 
 
 def build_policy(experiment: Experiment, name: str) -> Policy:
-    """The policy `name` (one of the library's, or `module:Class`) with the config's parameters for it."""
-    make = POLICIES.get(name) or (load_object(name, "policy") if ":" in name else None)
+    """The policy `name` (one of the library's, "default", or `module:Class`) with the config's parameters for it."""
+    kind = DEFAULT if name == "default" else name
+    make = POLICIES.get(kind) or (load_object(name, "policy") if ":" in name else None)
     if make is None:
-        raise ConfigError(f"unknown policy {name!r}; {nearest(name, POLICIES)}; or module:Class for one of your own")
-    given = dict(experiment.policies.get(name, {}))
+        raise ConfigError(
+            f"unknown policy {name!r}; {nearest(name, [*POLICIES, 'default'])}; or module:Class for one of your own"
+        )
+    given = dict(experiment.policies.get(name) or experiment.policies.get(kind, {}))
     where = f"policies.{name}"
     known = {field.name: field for field in dataclasses.fields(make)} if dataclasses.is_dataclass(make) else None
     if known is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from neustream.core.graph import Graph
-from neustream.core.policies import FCFS
+from neustream.core.policies import Priced
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
@@ -20,7 +20,7 @@ POOL = "pool"
 
 
 def _scheduler(graph: Graph, profiles: Mapping[str, LatencyProfile], policy: Policy | None) -> Scheduler:
-    return Scheduler([Pool(POOL, tuple(graph.stages))], policy or FCFS(), profiles)
+    return Scheduler([Pool(POOL, tuple(graph.stages))], policy or Priced(), profiles)
 
 
 def serve(
@@ -34,7 +34,7 @@ def serve(
 ) -> Engine:
     """An engine for `graph` on one worker of this process; use it as a context manager.
 
-    `policy` defaults to step-level first come, first served that drops hopeless requests.
+    `policy` defaults to `Priced`.
     """
     executor = ThreadExecutor(modules, (device,))
     return Engine(_scheduler(graph, profiles, policy), {POOL: executor}, WallClock(), observers)

@@ -247,7 +247,7 @@ def test_a_minimal_config(tmp_path):
     path.write_text("{name: least, profiles: p, stages: {draw: {}}, slo: {scale: 3}}")
     experiment = load_experiment(path)
     assert list(experiment.pools) == ["gpu"]
-    assert list(experiment.policies) == ["neustream"]
+    assert list(experiment.policies) == ["default"]
     assert (experiment.workload.arrivals, experiment.workload.requests, experiment.workload.seed) == ("gamma", 500, 0)
     assert experiment.backend is None
     assert experiment.stages["draw"].max_batch == 1

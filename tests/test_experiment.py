@@ -95,7 +95,9 @@ def test_a_policy_that_the_config_does_not_name_has_its_defaults(tmp_path):
 
 def test_an_unknown_policy_names_the_nearest(tmp_path):
     message = refused(toy(tmp_path), "neustrem")
-    assert message.startswith("unknown policy 'neustrem'; did you mean 'neustream'? allowed: clockwork, edf, fcfs,")
+    assert message.startswith(
+        "unknown policy 'neustrem'; did you mean 'neustream'? allowed: clockwork, default, edf, fcfs,"
+    )
 
 
 def test_an_unknown_parameter_names_the_nearest(tmp_path):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import TICK, Batch, Job
+from neustream.core.types import TICK, Asked, Batch, Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,9 @@ class View:
 
     `queues` maps stage names to the runnable jobs there, in the order they came to the stage;
     stages without any are absent. `running` are the steps under way on the pool's other workers.
+    Two things that the scheduler learns: `recent`, what the latest requests to any pool asked for,
+    in the order they came, and `speed`, how many times their profiled latency the steps of a stage
+    have been taking lately (1 where none has run).
     """
 
     now: float
@@ -42,6 +45,8 @@ class View:
     queues: Mapping[str, Sequence[Job]]
     profiles: Mapping[str, LatencyProfile]
     running: Sequence[Batch] = ()
+    recent: tuple[Asked, ...] = ()
+    speed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def jobs(self) -> list[Job]:

@@ -18,11 +18,13 @@ from neustream.errors import ProfileError
 
 
 class LatencyProfile(Protocol):
-    """Latency of one step of one stage on one device."""
+    """Latency of one step of one stage on one device; compared and hashed by identity."""
 
     name: str
     device: str
     max_batch: int
+
+    def __hash__(self) -> int: ...
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
         """Seconds of a step of `batch` jobs; ProfileError outside of what was measured."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,14 @@ from typing import Any
 from neustream.core.graph import Cursor, Graph, Stage
 from neustream.core.policy import Decision, Policy, Pool, View
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import TICK, Batch, Job, Queue, Request, Status
+from neustream.core.types import TICK, Asked, Batch, Job, Queue, Request, Status
 from neustream.errors import GraphError, NeustreamError, PolicyError, ProfileError, RequestError, StageFailed
 
 Update = Mapping[str, Any]
+RECENT = 100
+"""Requests that are remembered for policies to see the load by."""
+FORGET = 0.05
+"""Weight of the latest step in the running mean of how long steps take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,10 @@ class Scheduler:
         self._solo: dict[str, float] = {}
         self._checked: weakref.WeakSet[Graph] = weakref.WeakSet()
         self._batches = 0
+        self._asked: deque[Asked] = deque(maxlen=RECENT)
+        self._recent: tuple[Asked, ...] | None = ()  # the same as a tuple; None: to be made anew
+        self._speed: dict[str, float] = {}
+        self._observed: dict[str, int] = {}
         for pool in pools:
             if pool.workers < 1:
                 raise GraphError(f"pool {pool.name!r}: workers must be 1 or more, got {pool.workers}")
@@ -117,6 +126,8 @@ class Scheduler:
         job.cursor = Cursor(request.graph, job)
         self._place(job, now)
         job.solo, job.total = job.work, dict(job.left)
+        self._asked.append(Asked(job.arrival, job.deadline - job.arrival, job.weight, request.graph, job.total))
+        self._recent = None
         if job.stage is not None:
             self.jobs[job.id] = job
         return job
@@ -210,6 +221,7 @@ class Scheduler:
             )
             return
         self._retire(batch)
+        self._observe(batch, now)
         for job, update, size in zip(batch.jobs, updates, batch.sizes, strict=True):
             job.status = "waiting"
             if job.cancelling:
@@ -271,7 +283,10 @@ class Scheduler:
                 jobs = [job for job in jobs if job.worker in (-1, worker)]
             if jobs:
                 queues[stage] = jobs
-        return View(now, self.pools[pool], worker, queues, self.profiles, tuple(running.values()))
+        if self._recent is None:
+            self._recent = tuple(self._asked)
+        steps = tuple(running.values())
+        return View(now, self.pools[pool], worker, queues, self.profiles, steps, self._recent, self._speed)
 
     def _start(self, decision: Decision, view: View) -> Batch:
         jobs = tuple(decision.jobs)
@@ -325,6 +340,21 @@ class Scheduler:
             job.worker = batch.worker
             if job.started_at is None:
                 job.started_at = batch.started_at
+
+    def _observe(self, batch: Batch, now: float) -> None:
+        """Learn from a step how long its stage takes, as a multiple of what the profile says.
+
+        The mean of the first steps, later an exponentially weighted one. A single step counts as at
+        most twice and at least half of the mean so far, so that an outlier (a first call that
+        compiles, a stall) does not make everything look hopeless.
+        """
+        if not batch.expected > 0:
+            return
+        seen, mean = self._observed.get(batch.stage, 0), self._speed.get(batch.stage, 1.0)
+        ratio = (now - batch.started_at) / batch.expected
+        step = min(max(ratio, mean / 2), mean * 2) - mean
+        self._speed[batch.stage] = mean + step * max(FORGET, 1 / (seen + 2))
+        self._observed[batch.stage] = seen + 1
 
     def _take_off(self, batch: Batch) -> None:
         if self._running[batch.pool].pop(batch.id, None) is None:

@@ -160,12 +160,33 @@ class Job:
         """Whether it ended with every promise kept."""
         return self.status == "done" and not self.late
 
+    @property
+    def deadline(self) -> float:
+        """By when it has to be over so that no promise is broken: the last output's, if each has its own."""
+        if self.due_next >= self.due:
+            return self.due
+        rest = self.work - self.work_next
+        if self.slo.step < math.inf and self.stage is not None:
+            rest = max(rest, self.slo.step * (self.left.get(self.stage.name, 1) - 1))
+        return min(self.due, self.due_next + rest)
+
     def slack(self, now: float) -> float:
         """Seconds it can still idle, were each of its steps run alone; negative: hopeless."""
         return min(self.due - self.work, self.due_next - self.work_next) - now
 
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.status}, {self.stage})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What a request asked for when it came: `calls` by stage of `graph`, within `budget` seconds from `at`."""
+
+    at: float
+    budget: float
+    weight: float
+    graph: Graph
+    calls: Mapping[str, int]
 
 
 class Queue:

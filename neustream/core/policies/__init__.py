@@ -12,6 +12,7 @@ from neustream.core.policies.edf import EDF
 from neustream.core.policies.fcfs import FCFS
 from neustream.core.policies.least_laxity import LeastLaxity
 from neustream.core.policies.neustream import NeuStream
+from neustream.core.policies.priced import Priced
 from neustream.core.policies.serial import Serial
 from neustream.core.policies.slack_ranked import SlackRanked
 from neustream.core.policies.static import Static
@@ -28,15 +29,20 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "symphony": Symphony,
     "slack_ranked": SlackRanked,
     "neustream": NeuStream,
+    "priced": Priced,
 }
+DEFAULT = "priced"
+"""The policy that is meant where none is named, and by the name "default"."""
 
 __all__ = [
+    "DEFAULT",
     "EDF",
     "FCFS",
     "POLICIES",
     "Clockwork",
     "LeastLaxity",
     "NeuStream",
+    "Priced",
     "Serial",
     "SlackRanked",
     "Static",

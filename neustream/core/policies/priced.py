@@ -1,0 +1,366 @@
+"""Our rule: promise only what fits, charge for device time what the load says it is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from neustream.core.policies.order import largest_in_time
+from neustream.core.policies.plan import Curve, Floats, Ints, Lines, curve
+from neustream.core.policy import Decision, View
+from neustream.core.profile import LatencyProfile
+from neustream.core.types import TICK, Asked, Job
+from neustream.errors import ConfigError
+
+WEIGHED = 64
+"""Waiting jobs that are weighed in one decision, those with the most time per step first."""
+CHANGES = 8
+"""Admissions and exchanges in one decision, beyond those that fit all at once."""
+FOREVER = 1e6
+"""Seconds in which a job without a deadline is planned to be done."""
+ENOUGH = 10
+"""Recent requests from which on there is a price."""
+VICTIMS = 2
+"""Promised jobs that are considered for an exchange, those with the largest charge first."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Admission by commitment, at a price for device time that follows the load; the library's default.
+
+    A job's *charge* is the device time that the rest of it costs at least: a step in a batch of b
+    takes latency(b) but occupies only 1/b of the device, and how large its batches may be depends
+    on the time it has per step. So a charge grows as slack is lost. Then, before each step:
+
+    1. **Promises are kept.** Jobs that have run are promised to be on time as long as all of them can
+       be (`plan.py`: in turns, or on seats). If they cannot, those of the most weight per charge
+       stay promised; the others wait for room.
+    2. **What fits is promised.** Waiting jobs are admitted, those with the most time per step first,
+       if everyone promised and they are still on time.
+    3. **The price.** From the charges that the last hundred requests had when they came follows the
+       weight per second that the device earned if it served the best of them: 0 while all fit.
+       Who brings less than `price` times that per second of charge is not admitted: under overload
+       a job that has waited too long needs small batches, and keeps fresh ones out.
+    4. **Exchange.** Where a job does not fit, it takes the place of a promised one (its work so far is
+       lost) if that one's charge, by weight, is larger by more than `gain`.
+    5. **The step.** In turns, the most efficient batch of at most the line's length; on seats, as many
+       as the tightest can afford; least laxity first. Encodings of admitted jobs come first. While
+       others wait for room, decodes wait for each other as long as they stay in time.
+
+    Whoever is not promised waits until it is promised or hopeless. If nobody is promised, the job of
+    the most weight per charge runs, so that no device idles while there is hope. Jobs without a
+    deadline fill what is left. Latencies are the profile's times `View.speed`.
+
+    In a pool of several workers each plans for the jobs that it ran itself; those that have not run
+    are taken by the first worker with room.
+    """
+
+    price: float = 0.9
+    gain: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("price", "gain"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"priced: {name} must be 0 or more and finite, got {getattr(self, name)}")
+
+    def decide(self, view: View) -> Decision:
+        drop = view.hopeless()
+        table = _table(view, drop)
+        if not table.jobs:
+            return Decision(self._ending(view, table), drop)
+        promised, waiting = self._admit(view, table)
+        if table.ending:
+            batch = self._ending(view, table)
+            if not (waiting and len(promised)) or not self._can_wait(view, table, batch, len(promised)):
+                return Decision(batch, drop)
+        if not len(promised):
+            promised = np.array([int(np.argmax(table.density))])
+        if batch := self._entering(view, table, promised):
+            return Decision(batch, drop)
+        return Decision(self._step(view, table, promised), drop)
+
+    # -- who is promised ----------------------------------------------------------------------------
+
+    def _admit(self, view: View, table: _Table) -> tuple[Ints, bool]:
+        """The promised jobs, and whether others wait for room."""
+        plan = table.plan
+        promised = np.flatnonzero(table.committed)
+        if not plan.fits(promised, table.entries(promised)):
+            promised = _fitting(table, promised[np.argsort(-table.density[promised], kind="stable")])
+        outside = np.flatnonzero(~table.committed)
+        if not len(outside):
+            return promised, len(promised) < len(table.jobs)
+        floor = self.price * _price(view)
+        outside = outside[table.density[outside] >= floor]
+        queue = outside[np.argsort(table.urgency[outside], kind="stable")]
+        if len(queue):
+            everyone = np.sort(np.concatenate([promised, queue]))
+            if plan.fits(everyone, table.entries(everyone)):
+                promised, queue = everyone, queue[:0]
+        if len(queue) > 4:
+            promised, queue = _first_that_fit(table, promised, queue)
+        queue = queue[:WEIGHED]
+        for _ in range(CHANGES):
+            if not len(queue):
+                break
+            fit = np.flatnonzero(plan.fits_with(promised, queue))
+            if len(fit):
+                promised = np.sort(np.append(promised, queue[fit[0]]))
+                queue = np.delete(queue, fit[0])
+                continue
+            exchanged = self._exchange(table, promised, queue)
+            if exchanged is None:
+                break
+            promised, queue = exchanged
+        return promised, len(promised) < len(table.jobs)
+
+    def _exchange(self, table: _Table, promised: Ints, queue: Ints) -> tuple[Ints, Ints] | None:
+        """The sets after the first exchange of a promised job for a cheaper one that fits in its place."""
+        if not len(promised):
+            return None
+        cost = 1 / table.density
+        for victim in promised[np.argsort(-cost[promised], kind="stable")][:VICTIMS]:
+            cheaper = queue[cost[victim] > cost[queue] * (1 + self.gain)]
+            if not len(cheaper):
+                return None
+            rest = promised[promised != victim]
+            fit = np.flatnonzero(table.plan.fits_with(rest, cheaper))
+            if len(fit):
+                chosen = cheaper[fit[0]]
+                return np.sort(np.append(rest, chosen)), queue[queue != chosen]
+        return None
+
+    # -- what runs ------------------------------------------------------------------------------------
+
+    def _ending(self, view: View, table: _Table) -> list[Job]:
+        """A batch of a stage behind all loops, that of the job that is due first."""
+        if not table.ending:
+            return []
+        first = min((job for jobs in table.ending.values() for job in jobs), key=lambda job: job.deadline)
+        assert first.stage is not None
+        stage = first.stage.name
+        return largest_in_time(view, stage, sorted(table.ending[stage], key=lambda job: job.deadline))
+
+    def _can_wait(self, view: View, table: _Table, batch: Sequence[Job], promised: int) -> bool:
+        """Whether a batch that could be larger stays in time if a step of a loop goes first."""
+        stage = batch[0].stage
+        assert stage is not None
+        limit = view.limit(stage.name)
+        if len(batch) >= limit or len(batch) < len(table.ending[stage.name]):
+            return False
+        step = max(
+            speed * float(line.latency[min(promised, line.limit)])
+            for line, speed in zip(table.plan.curves, table.plan.speeds, strict=True)
+        )
+        step = max([step, *(view.work(jobs[0], len(jobs), {name: 1}) for name, jobs in table.entering.items())])
+        after = view.speed.get(stage.name, 1.0) * view.work(batch[0], min(len(batch) + 1, limit))
+        others = sum(view.work(jobs[0], len(jobs)) for name, jobs in table.ending.items() if name != stage.name)
+        return view.now + step + others + after + TICK < min(job.deadline for job in batch)
+
+    def _entering(self, view: View, table: _Table, promised: Ints) -> list[Job]:
+        """The promised jobs at the first stage in front of a loop that has any."""
+        jobs = [table.jobs[at] for at in promised]
+        for stage in table.entering:
+            if batch := [job for job in jobs if job.stage is not None and job.stage.name == stage]:
+                return batch[: view.limit(stage)]
+        return []
+
+    def _step(self, view: View, table: _Table, promised: Ints) -> list[Job]:
+        """The next step of the line with the least laxity, the jobs of the least laxity in it."""
+        plan = table.plan
+        in_turns = plan.in_turns(promised)
+        best: tuple[float, Ints] | None = None
+        for at, (line, speed) in enumerate(zip(plan.curves, plan.speeds, strict=True)):
+            mine = promised[plan.line[promised] == at]
+            if not len(mine):
+                continue
+            size = 0 if in_turns else plan.seats(promised)
+            size = size or line.best[min(len(mine), line.limit)]
+            laxity = plan.due[mine] - plan.left[mine] * (speed * line.latency[size])
+            order = np.argsort(laxity, kind="stable")
+            if best is None or laxity[order[0]] < best[0]:
+                best = float(laxity[order[0]]), mine[order[:size]]
+        assert best is not None
+        return [table.jobs[at] for at in best[1]]
+
+
+@dataclass(slots=True)
+class _Table:
+    """The worker's jobs in front of or in a loop, in the order of the plan; those behind all loops aside.
+
+    `committed`: it has run here and has a deadline. `density`: weight per second of charge.
+    `urgency`: minus the time it has per step; the earlier, the later it would be admitted.
+    """
+
+    plan: Lines
+    jobs: list[Job]
+    committed: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    density: Floats
+    urgency: Floats
+    entering: dict[str, list[Job]] = field(default_factory=dict)
+    ending: dict[str, list[Job]] = field(default_factory=dict)
+
+    def entries(self, some: Ints) -> float:
+        """Seconds of encodings (one batch a stage) before the loops of `some` can all run."""
+        return float(self.plan.entry[some].max(initial=0.0)) if self.entering else 0.0
+
+
+def _table(view: View, drop: Mapping[Job, str]) -> _Table:
+    lines: dict[str, list[Job]] = {}
+    entering: dict[str, list[Job]] = {}
+    ending: dict[str, list[Job]] = {}
+    for stage, queue in view.queues.items():
+        mine = [job for job in queue if job.worker in (-1, view.worker) and job not in drop]
+        if not mine:
+            continue
+        looped = mine[0].request.graph.looped
+        if stage in looped:
+            lines.setdefault(stage, []).extend(mine)
+            continue
+        for job in mine:
+            line = next((name for name in job.left if name in looped), None)
+            (ending if line is None else entering).setdefault(stage, []).append(job)
+            if line is not None:
+                lines.setdefault(line, []).append(job)
+    return _arranged(view, lines, entering, ending)
+
+
+def _arranged(
+    view: View, lines: dict[str, list[Job]], entering: dict[str, list[Job]], ending: dict[str, list[Job]]
+) -> _Table:
+    jobs = [job for some in lines.values() for job in some]
+    curves = [_curve(view, name, some) for name, some in lines.items()]
+    speeds = [view.speed.get(name, 1.0) for name in lines]
+    line = np.repeat(np.arange(len(lines)), [len(some) for some in lines.values()])
+    left = np.array([float(job.left[name]) for name, some in lines.items() for job in some])
+    alone = np.array([line.latency[1] for line in curves])
+    work = np.array([job.work for job in jobs])
+    entry = np.zeros(len(jobs))
+    if entering:
+        place = {job: at for at, job in enumerate(jobs)}
+        for stage, some in entering.items():
+            first = view.work(some[0], min(len(some), view.limit(stage)), {stage: 1})
+            for job in some:
+                entry[place[job]] = first
+                work[place[job]] -= view.work(job, 1, {stage: 1})
+    behind = np.maximum(0.0, work - left * alone[line]) if len(jobs) else work
+    promised = np.array([job.deadline for job in jobs])
+    due = np.minimum(promised, view.now + FOREVER) - behind
+    weight = np.array([job.weight for job in jobs])
+    start = view.now + sum(view.work(some[0], min(len(some), view.limit(s)), {s: 1}) for s, some in ending.items())
+    spare = np.maximum(due - view.now, TICK)
+    charge = behind + TICK
+    for at, (shape, speed) in enumerate(zip(curves, speeds, strict=True)):
+        mine = line == at
+        charge[mine] += left[mine] * shape.charge(spare[mine] / left[mine] / speed) * speed
+    paces = [float(left[line == at].mean()) for at in range(len(curves))] if len(curves) > 1 else [1.0]
+    order = np.argsort(left / np.array(paces)[line] if len(curves) > 1 else left, kind="stable")
+    plan = Lines(start, curves, speeds, paces, line[order], left[order], due[order], behind[order], entry[order])
+    committed = np.array([job.started_at is not None and job.deadline < math.inf for job in jobs], dtype=bool)
+    urgency = np.where(np.isinf(promised), math.inf, -spare / left)
+    return _Table(
+        plan,
+        [jobs[at] for at in order],
+        committed[order],
+        (weight / charge)[order],
+        urgency[order],
+        entering,
+        ending,
+    )
+
+
+def _curve(view: View, stage: str, jobs: Sequence[Job]) -> Curve:
+    declared, profile = jobs[0].request.graph.stages[stage], view.profiles[stage]
+    size = 0.0
+    if declared.size is not None:  # sized steps: at the mean size, to two digits
+        size = float(f"{sum(declared.size_of(job) for job in jobs) / len(jobs):.2g}")
+    return curve(profile, min(declared.max_batch, profile.max_batch), size)
+
+
+def _fitting(table: _Table, ranked: Ints) -> Ints:
+    """Those of `ranked` that fit together, each taken if it fits with the ones before it."""
+    kept = ranked[:0]
+    while len(ranked):
+        kept, ranked = _first_that_fit(table, kept, ranked)
+        ranked = ranked[1:]  # the first one that does not
+    return kept
+
+
+def _first_that_fit(table: _Table, some: Ints, ranked: Ints) -> tuple[Ints, Ints]:
+    """`some` with as many of `ranked`, from the front, as fit all together (by bisection); the rest."""
+    low, high = 0, len(ranked) + 1  # low fit, high do not
+    while high - low > 1:
+        middle = (low + high) // 2 if high <= len(ranked) else len(ranked)
+        joint = np.sort(np.concatenate([some, ranked[:middle]]))
+        low, high = (middle, high) if table.plan.fits(joint, table.entries(joint)) else (low, middle)
+    return np.sort(np.concatenate([some, ranked[:low]])), ranked[low:]
+
+
+def _price(view: View) -> float:
+    """What `_price_of` says of this view; it changes only with arrivals and, slightly, with speeds."""
+    stages = view.pool.stages
+    profiles = tuple(view.profiles[name] for name in stages)
+    speeds = tuple(round(view.speed.get(name, 1.0), 2) for name in stages)
+    return _price_of(view.recent, stages, profiles, speeds, view.pool.workers)
+
+
+@lru_cache(maxsize=16)
+def _price_of(
+    recent: tuple[Asked, ...],
+    stages: tuple[str, ...],
+    profiles: tuple[LatencyProfile, ...],
+    speeds: tuple[float, ...],
+    workers: int,
+) -> float:
+    """Weight per second of charge of the best recent request that the device had no time for.
+
+    The recent requests at the charges that they came with, the most weight per charge first, fill
+    the time between the first and the last of them; 0 if it suffices for all. Requests without a
+    deadline pay nothing; those of sized stages (whose charge is not known from counts) are left out.
+    """
+    if len(recent) < ENOUGH:
+        return 0.0
+    offers = []
+    for asked in recent[1:]:
+        charge = _charge_of(asked, stages, profiles, speeds)
+        if charge > 0:
+            offers.append((asked.weight / charge, charge))
+    room = (recent[-1].at - recent[0].at) * workers
+    for density, charge in sorted(offers, reverse=True):
+        room -= charge
+        if room < 0:
+            return density
+    return 0.0
+
+
+@lru_cache(maxsize=1024)
+def _charge_of(
+    asked: Asked, stages: tuple[str, ...], profiles: tuple[LatencyProfile, ...], speeds: tuple[float, ...]
+) -> float:
+    """Seconds of this pool that a request costs at least, were all of its budget used; 0 if unknown.
+
+    Loops share the budget in proportion to the time that they take alone.
+    """
+    known = dict(zip(stages, zip(profiles, speeds, strict=True), strict=True))
+    graph = asked.graph
+    mine = [graph.stages[name] for name in asked.calls if name in known]
+    if math.isinf(asked.budget) or any(stage.size is not None for stage in mine):
+        return 0.0
+    alone = {stage.name: asked.calls[stage.name] * known[stage.name][0].latency(1) for stage in mine}
+    once = sum(seconds for name, seconds in alone.items() if name not in graph.looped)
+    loops = sum(alone.values()) - once
+    if not loops:
+        return once
+    stretch = max(asked.budget - once, 0.0) / loops
+    charge = once
+    for stage in mine:
+        if stage.name in graph.looped:
+            profile, speed = known[stage.name]
+            shape = curve(profile, min(stage.max_batch, profile.max_batch))
+            pace = stretch * profile.latency(1) / speed
+            charge += asked.calls[stage.name] * shape.charge_of(pace) * speed
+    return charge
