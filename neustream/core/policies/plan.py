@@ -46,6 +46,7 @@ class Curve:
         steps = [profile.latency(b, b * size, b * size * size) for b in range(1, limit + 1)]
         self.latency = np.array([0.0, *steps])
         self.reach = np.minimum.accumulate(self.latency[:0:-1])[::-1]
+        self.fast = self.reach.tolist()
         self.best = [0]
         best = 1
         for n in range(1, limit + 1):
@@ -141,9 +142,8 @@ class Lines:
     def in_turns(self, some: Ints, entry: float = 0.0) -> bool:
         """Whether all of `some` are on time if they take turns."""
         behind = self.behind[some]
-        steps = np.diff(self.turns_left[some], prepend=0.0)
-        ends = np.cumsum(steps * self._costs(some)) + np.cumsum(behind) + (self.start + entry - TICK)
-        return bool((ends - behind <= self.due[some]).all())
+        ends = (_gaps(self.turns_left[some]) * self._costs(some) + behind).cumsum()
+        return bool((ends - behind <= self.due[some] - (self.start + entry - TICK)).all())
 
     def _costs(self, some: Ints) -> Floats:
         """Seconds of a common turn while job k and those behind it in the order are left, for each k."""
@@ -151,7 +151,7 @@ class Lines:
             return self.speeds[0] * self.curves[0].turns(len(some))[len(some) : 0 : -1]
         cost = np.zeros(len(some))
         for at in range(len(self.curves)):
-            cost += self._line_costs(at, np.cumsum((self.line[some] == at)[::-1])[::-1])
+            cost += self._line_costs(at, (self.line[some] == at)[::-1].cumsum()[::-1])
         return cost
 
     def _line_costs(self, at: int, counts: Ints) -> Floats:
@@ -173,13 +173,13 @@ class Lines:
         work, time = self._on_seats(some, start, size)
         if (work > time).any():
             return 0
-        points = np.concatenate([time, time - work])
-        room = size * np.maximum(0.0, points - _done_by(points, time, self.behind[some]))
-        return size if (_must(points, time, work) <= room + TICK).all() else 0
+        taken = _Taken(time, work, self.behind[some])
+        room = size * np.maximum(0.0, taken.points - taken.behind_by(taken.points))
+        return size if (taken.work_by(taken.points) <= room + TICK).all() else 0
 
     def _affordable(self, pace: float, most: int) -> int:
         curve, speed = self.curves[0], self.speeds[0]
-        fast = int(np.searchsorted(curve.reach, pace / speed, side="right"))
+        fast = bisect_right(curve.fast, pace / speed)
         return curve.best[min(fast, most, curve.limit)]
 
     def _on_seats(self, some: Ints, start: float, size: int) -> tuple[Floats, Floats]:
@@ -201,11 +201,11 @@ class Lines:
         """Taking turns with one more: those before it in the order wait for a larger batch, those
         behind it for all of its turns as well, so that a prefix and a suffix minimum of slack decide."""
         left, behind = self.turns_left[some], self.behind[some]
-        steps, after = np.diff(left, prepend=0.0), np.concatenate([[0.0], np.cumsum(behind)])
-        without = np.concatenate([self._costs(some), [0.0]])
-        ends = np.concatenate([[0.0], np.cumsum(steps * without[:-1])])
-        slack = self.due[some] - (self.start + ends[1:] + after[:-1])
-        later = np.concatenate([np.minimum.accumulate(slack[::-1])[::-1], [np.inf]])
+        steps, after = _gaps(left), _sums(behind)
+        without = np.append(self._costs(some), 0.0)
+        ends = _sums(steps * without[:-1])
+        due = self.due[some] - self.start - after[:-1]
+        later = np.append(np.minimum.accumulate((due - ends[1:])[::-1])[::-1], np.inf)
         fit = np.zeros(len(others), dtype=bool)
         for at in range(len(self.curves)):
             mine = np.flatnonzero(self.line[others] == at) if len(self.curves) > 1 else np.arange(len(others))
@@ -213,23 +213,21 @@ class Lines:
                 continue
             who = others[mine]
             together = self._costs_with(some, at, without)
-            ends_with = np.concatenate([[0.0], np.cumsum(steps * together[:-1])])
-            before = np.concatenate(
-                [[np.inf], np.minimum.accumulate(self.due[some] - (self.start + ends_with[1:] + after[:-1]))]
-            )
-            place = np.searchsorted(left, self.turns_left[who], side="right")
-            beyond = self.turns_left[who] - np.concatenate([[0.0], left])[place]
+            ends_with = _sums(steps * together[:-1])
+            before = np.append(np.minimum.accumulate(due - ends_with[1:]), np.inf)  # [-1]: nobody is before it
+            place = left.searchsorted(self.turns_left[who], side="right")
+            beyond = self.turns_left[who] - np.append(left, 0.0)[place - 1]
             end = self.entry[who] + ends_with[place] + beyond * together[place]
             delay = end - ends[place] - beyond * without[place] + self.behind[who]
             own = self.due[who] - (self.start + end + after[place])
-            fit[mine] = np.minimum(np.minimum(own, before[place] - self.entry[who]), later[place] - delay) >= -TICK
+            fit[mine] = np.minimum(np.minimum(own, before[place - 1] - self.entry[who]), later[place] - delay) >= -TICK
         return fit
 
     def _costs_with(self, some: Ints, at: int, without: Floats) -> Floats:
         """`_costs` with one more job of line `at`, and of that job alone."""
         if len(self.curves) == 1:
             return self.speeds[0] * self.curves[0].turns(len(some) + 1)[len(some) + 1 : 0 : -1]
-        counts = np.concatenate([np.cumsum((self.line[some] == at)[::-1])[::-1], [0]])
+        counts = np.concatenate([(self.line[some] == at)[::-1].cumsum()[::-1], [0]])
         return without + self._line_costs(at, counts + 1) - self._line_costs(at, counts)
 
     def _seats_with(self, some: Ints, others: Ints) -> NDArray[np.bool_]:
@@ -244,34 +242,53 @@ class Lines:
             if (work > time).any():
                 continue
             mine = np.flatnonzero(sizes == size)
-            behind, own_behind = self.behind[some], self.behind[others[mine], None]
+            taken = _Taken(time, work, self.behind[some])
+            own_behind = self.behind[others[mine], None]
             own_work, own_time = (x[:, None] for x in self._on_seats(others[mine], start, size))
-            points = np.concatenate([time, time - work])
-            done, must = _done_by(points, time, behind), _must(points, time, work)
-            room = size * np.maximum(0.0, points - done - own_behind * (own_time <= points))
-            must = must + np.clip(points - (own_time - own_work), 0.0, own_work)
-            good = (must <= room + TICK).all(axis=1) & (own_work <= own_time)[:, 0]
-            for share, paid, at in ((own_work, own_behind, own_time), (0.0, 0.0, own_time - own_work)):
-                room = size * np.maximum(0.0, at - _done_by(at, time, behind) - paid)
-                good &= (_must(at, time, work) + share <= room + TICK)[:, 0]
+            points, begin = taken.points, own_time - own_work
+            room = size * np.maximum(0.0, points - taken.behind_by(points) - own_behind * (own_time <= points))
+            must = taken.work_by(points) + np.minimum(np.maximum(points - begin, 0.0), own_work)
+            good = (must <= room + TICK).all(axis=1) & (begin >= 0)[:, 0]
+            for share, paid, at in ((own_work, own_behind, own_time), (0.0, 0.0, begin)):
+                room = size * np.maximum(0.0, at - taken.behind_by(at) - paid)
+                good &= (taken.work_by(at) + share <= room + TICK)[:, 0]
             fit[mine] = good
         return fit
 
 
-def _must(points: Floats, time: Floats, work: Floats) -> Floats:
-    """Seconds of work that must be done by each of `points`: sum_i clip(x - (time_i - work_i), 0, work_i)."""
-    return _ramp(points, time - work) - _ramp(points, time)
+class _Taken:
+    """Seats that are taken: by jobs that need `work` seconds, are due in `time`, and go on for `behind`.
+
+    `points`: where what must be done by an instant can exceed what can be.
+    """
+
+    def __init__(self, time: Floats, work: Floats, behind: Floats) -> None:
+        begin = time - work
+        order = time.argsort()
+        self.points = np.concatenate([time, begin])
+        begin.sort()
+        self._time, self._begin = time[order], begin
+        self._times, self._begins, self._behind = _sums(self._time), _sums(begin), _sums(behind[order])
+
+    def work_by(self, points: Floats) -> Floats:
+        """Seconds of work that must be done by each of `points`: sum_i clip(x - (time_i - work_i), 0, work_i)."""
+        begun, over = self._begin.searchsorted(points), self._time.searchsorted(points)
+        return (begun - over) * points - self._begins[begun] + self._times[over]
+
+    def behind_by(self, points: Floats) -> Floats:
+        """Seconds behind the loops of those who are due by each of `points`."""
+        return self._behind[self._time.searchsorted(points, side="right")]
 
 
-def _ramp(points: Floats, corners: Floats) -> Floats:
-    """sum_i max(0, x - corner_i) at each of `points`, by prefix sums."""
-    corners = np.sort(corners)
-    count = np.searchsorted(corners, points, side="left")
-    below: Floats = np.concatenate([[0.0], np.cumsum(corners)])[count]
-    return count * points - below
+def _sums(x: Floats) -> Floats:
+    """The sums of the first 0, 1, ... of x."""
+    out = np.zeros(len(x) + 1)
+    np.cumsum(x, out=out[1:])
+    return out
 
 
-def _done_by(points: Floats, time: Floats, behind: Floats) -> Floats:
-    """Seconds of work behind the loops of those who leave theirs by each of `points`."""
-    order = np.argsort(time)
-    return np.concatenate([[0.0], np.cumsum(behind[order])])[np.searchsorted(time[order], points, side="right")]
+def _gaps(x: Floats) -> Floats:
+    """The differences of neighbours, the first one to 0."""
+    out = x.copy()
+    out[1:] -= x[:-1]
+    return out

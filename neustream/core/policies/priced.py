@@ -97,21 +97,16 @@ class Priced:
         floor = self.price * _price(view)
         outside = outside[table.density[outside] >= floor]
         queue = outside[np.argsort(table.urgency[outside], kind="stable")]
-        if len(queue):
-            everyone = np.sort(np.concatenate([promised, queue]))
-            if plan.fits(everyone, table.entries(everyone)):
-                promised, queue = everyone, queue[:0]
-        if len(queue) > 4:
-            promised, queue = _first_that_fit(table, promised, queue)
         queue = queue[:WEIGHED]
         for _ in range(CHANGES):
             if not len(queue):
                 break
-            fit = np.flatnonzero(plan.fits_with(promised, queue))
-            if len(fit):
-                promised = np.sort(np.append(promised, queue[fit[0]]))
-                queue = np.delete(queue, fit[0])
-                continue
+            fit = plan.fits_with(promised, queue)
+            if fit.any():  # those that do not fit now will not fit with more
+                promised, rest = _first_that_fit(table, promised, queue[fit], known=1)
+                queue = np.concatenate([rest[1:], queue[~fit]])
+                if len(rest) > 1:
+                    continue
             exchanged = self._exchange(table, promised, queue)
             if exchanged is None:
                 break
@@ -257,7 +252,7 @@ def _arranged(
     for at, (shape, speed) in enumerate(zip(curves, speeds, strict=True)):
         mine = line == at
         charge[mine] += left[mine] * shape.charge(spare[mine] / left[mine] / speed) * speed
-    paces = [float(left[line == at].mean()) for at in range(len(curves))] if len(curves) > 1 else [1.0]
+    paces = [float((left / spare)[line == at].mean()) for at in range(len(curves))] if len(curves) > 1 else [1.0]
     order = np.argsort(left / np.array(paces)[line] if len(curves) > 1 else left, kind="stable")
     plan = Lines(start, curves, speeds, paces, line[order], left[order], due[order], behind[order], entry[order])
     committed = np.array([job.started_at is not None and job.deadline < math.inf for job in jobs], dtype=bool)
@@ -290,9 +285,12 @@ def _fitting(table: _Table, ranked: Ints) -> Ints:
     return kept
 
 
-def _first_that_fit(table: _Table, some: Ints, ranked: Ints) -> tuple[Ints, Ints]:
-    """`some` with as many of `ranked`, from the front, as fit all together (by bisection); the rest."""
-    low, high = 0, len(ranked) + 1  # low fit, high do not
+def _first_that_fit(table: _Table, some: Ints, ranked: Ints, known: int = 0) -> tuple[Ints, Ints]:
+    """`some` with as many of `ranked`, from the front, as fit all together; and the rest.
+
+    By bisection, after a look at all of them; the first `known` are known to fit.
+    """
+    low, high = known, len(ranked) + 1  # low fit, high do not
     while high - low > 1:
         middle = (low + high) // 2 if high <= len(ranked) else len(ranked)
         joint = np.sort(np.concatenate([some, ranked[:middle]]))
