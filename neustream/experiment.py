@@ -274,8 +274,10 @@ class Prepared:
         (graph,) = self.graphs
         return graph
 
-    def scheduler(self, policy: str) -> Scheduler:
-        return Scheduler(self.pools, _policy_for(self.experiments, policy), self.profiles)
+    def scheduler(self, policy: str | Policy) -> Scheduler:
+        """A scheduler for its pools; a policy by name gets the config's parameters."""
+        rule = _policy_for(self.experiments, policy) if isinstance(policy, str) else policy
+        return Scheduler(self.pools, rule, self.profiles)
 
 
 def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at: {}, *, prefix: str = "") -> Prepared:
@@ -354,7 +356,7 @@ def _policy_for(experiments: Sequence[Experiment], name: str) -> Policy:
 
 def simulate(
     prepared: Prepared,
-    policy: str,
+    policy: str | Policy,
     observers: Sequence[Observer] = (),
     speed: Mapping[str, float] = {},
 ) -> Report:
