@@ -44,7 +44,6 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -63,7 +62,8 @@ import matplotlib
 from rich.progress import MofNCompleteColumn, Progress
 
 from neustream import __version__
-from neustream.analysis.bound import upper_bound
+from neustream.analysis.headroom import bound_of
+from neustream.analysis.hindsight import hindsight
 from neustream.analysis.plots import COLOURS, MARKS
 from neustream.config import Between, Burst, Choices, Experiment, Simulation, Slo, SloClass, Slowdown, load_experiment
 from neustream.core.policies import POLICIES
@@ -103,7 +103,8 @@ DISTURBANCES = {NOISE: ("noise", (0.05, 0.15)), ERROR: ("latency", (1.1, 1 / 1.1
 """By group the name of what is wrong with the device, and how much of it."""
 
 BOUND, HINDSIGHT = EXTRA = ("bound", "hindsight")
-BOUND_LIMIT_S = 60.0
+BOUND_LIMIT_S, HINDSIGHT_LIMIT_S = 25.0, 60.0
+HINDSIGHT_SCALE = 1.5
 QUICK_BOUNDS = ("palette_256_rtx4090", "sd15_256_rtx4090")
 
 # -- conditions -------------------------------------------------------------------------------------
@@ -269,24 +270,14 @@ def compute(point: Point, what: str) -> dict[str, Any]:
     began = time.perf_counter()
     prepared = point.prepared()
     if what == BOUND:
-        bound = upper_bound(prepared.requests, true_profiles(prepared), prepared.pools, time_limit_s=BOUND_LIMIT_S)
+        bound = bound_of(prepared, BOUND_LIMIT_S)
         result: dict[str, Any] = {"value": bound.value, "relaxed": bound.relaxed, "method": bound.method}
     elif what == HINDSIGHT:
-        result = {"value": hindsight_value(prepared)}
+        best = hindsight(prepared, HINDSIGHT_LIMIT_S)
+        result = {"value": best.value, "tried": best.tried}
     else:
         result = counts(simulate(prepared, what))
     return {**result, "seconds": round(time.perf_counter() - began, 2)}
-
-
-# >>> The hindsight search goes here, and nowhere else.
-def hindsight_value(prepared: Prepared) -> float | None:
-    """The most weight on time that a search knowing the future found; None: not known."""
-    return None
-
-
-HINDSIGHT_CODE = ("neustream.analysis.hindsight",)
-"""Modules whose changes make its results stale; those that do not exist are none."""
-# <<<
 
 
 def counts(report: Report) -> dict[str, Any]:
@@ -298,31 +289,6 @@ def counts(report: Report) -> dict[str, Any]:
         "classes": {name: [share.on_time, share.submitted] for name, share in report.classes.items()},
         "steps": [[part["on_time"], part["submitted"]] for part in report.by_steps.ranges()],
     }
-
-
-@dataclass
-class TrueProfile:
-    """How long steps take at least on a simulated device; the profile is what policies believe."""
-
-    name: str
-    device: str
-    max_batch: int
-    believed: LatencyProfile
-    simulation: Simulation
-
-    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
-        seconds = self.believed.latency(batch, total, square)
-        return seconds * self.simulation.latency_scale + self.simulation.step_overhead_s
-
-
-def true_profiles(prepared: Prepared) -> dict[str, TrueProfile]:
-    """By stage; slowdowns only make steps longer than this."""
-    found = {}
-    for experiment in prepared.experiments:
-        for stage in experiment.stages:
-            profile = prepared.profiles[stage]
-            found[stage] = TrueProfile(stage, profile.device, profile.max_batch, profile, experiment.simulation)
-    return found
 
 
 # -- keys: what a result depends on -----------------------------------------------------------------
@@ -345,7 +311,7 @@ def keys(point: Point, policies: Sequence[str]) -> dict[str, str]:
     if point.bounded:
         found[BOUND] = digest(inputs, BOUND_LIMIT_S, code("neustream.analysis.bound"))
         if not set(point.condition) & {what for what, _ in DISTURBANCES.values()}:
-            found[HINDSIGHT] = digest(inputs, HINDSIGHT, inspect.getsource(hindsight_value), code(*HINDSIGHT_CODE))
+            found[HINDSIGHT] = digest(inputs, HINDSIGHT_LIMIT_S, code("neustream.analysis.hindsight"))
     return found
 
 
@@ -427,12 +393,20 @@ def missing(plan: Sequence[Keyed], known: Mapping[str, Any], bounds: str, quick:
 
 
 def with_bound(point: Point, what: str, bounds: str, quick: bool) -> bool:
-    """Whether a bound (hindsight) is asked for at a point; `quick`: two bounds."""
+    """Whether a bound (hindsight) is asked for at a point; `quick`: two bounds and no hindsight."""
     if quick:
         rates = point.experiments[0].sweeps["workload.rate"].values
         few = point.config in QUICK_BOUNDS and point.condition == {"workload.rate": rates[len(rates) // 2]}
         return what == BOUND and few and bounds != "none"
+    if what == HINDSIGHT:
+        return bounds != "none" and point.group == ARTIFACT and searched(point)
     return bounds == "all" or (bounds == "artifact" and point.group == ARTIFACT)
+
+
+def searched(point: Point) -> bool:
+    """Whether hindsight is asked for: the highest rate and one SLO of each setting (it takes a minute each)."""
+    highest = max(point.experiments[0].sweeps["workload.rate"].values)
+    return point.condition in ({"workload.rate": highest}, {"slo.scale": HINDSIGHT_SCALE})
 
 
 def run(todo: Mapping[str, tuple[Point, str]], path: Path, jobs: int) -> None:

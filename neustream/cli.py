@@ -7,14 +7,22 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from neustream.analysis.tables import new_table, policies_table
@@ -24,7 +32,7 @@ from neustream.engine.engine import Engine
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.errors import ConfigError, NeustreamError, nearest
-from neustream.experiment import build_policy, prepare, record, simulate, sweep_points
+from neustream.experiment import Prepared, build_policy, prepare, record, simulate, sweep_points
 from neustream.explain import one_line
 from neustream.profiling import Measurement, default_batches, save
 
@@ -48,6 +56,9 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the resul
 TraceOption = Annotated[
     Path | None,
     typer.Option("--trace", help="Write a Chrome trace for Perfetto; with several policies, one file each."),
+]
+BoundOption = Annotated[
+    bool, typer.Option("--bound", help="Also compute the most that any scheduler could serve on time.")
 ]
 
 
@@ -110,6 +121,11 @@ def simulate_command(
     set_: SetOption = None,
     json_: JsonOption = None,
     trace: TraceOption = None,
+    bound: BoundOption = False,
+    hindsight: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="Also search for a better schedule, with the trace known."),
+    ] = None,
 ) -> None:
     """Serve an experiment's workload in virtual time, by its latency profiles."""
     experiment = load_experiment(config, set_ or ())
@@ -117,17 +133,46 @@ def simulate_command(
     prepared = prepare(experiment)
     records = []
     with _progress() as progress:
-        task = progress.add_task("simulating", total=len(names))
+        task = progress.add_task("simulating", total=len(names) + bound + (hindsight is not None))
+        reach = _reach(prepared, bound, hindsight, names, progress, task)
         for name in names:
             progress.update(task, description=f"simulating {name}")
             log = EventLog() if trace else None
-            records.append(record(experiment, name, simulate(prepared, name, [log] if log else [])))
+            report = simulate(prepared, name, [log] if log else [])
+            records.append({**record(experiment, name, report), **reach(report)})
             if log and trace:
                 log.save(_trace_path(trace, name, len(names) > 1))
             progress.advance(task)
     console.print(policies_table(_title(experiment), records))
     if json_:
         _write(json_, records)
+
+
+def _reach(
+    prepared: Prepared,
+    bound: bool,
+    hindsight: float | None,
+    policies: Sequence[str],
+    progress: Progress,
+    task: TaskID,
+) -> Callable[[Report], dict[str, Any]]:
+    """What to add to each policy's record: how far it is from the bound and from hindsight, if asked for."""
+    if not bound and hindsight is None:
+        return lambda report: {}
+    from neustream.analysis.headroom import bound_of, headroom
+    from neustream.analysis.hindsight import STARTS
+    from neustream.analysis.hindsight import hindsight as search
+
+    most = best = None
+    if bound:
+        progress.update(task, description="computing the bound")
+        most = bound_of(prepared)
+        progress.advance(task)
+    if hindsight is not None:
+        progress.update(task, description="searching in hindsight")
+        best = search(prepared, hindsight, policies=[*STARTS, *policies])
+        progress.advance(task)
+    return lambda report: headroom(prepared, report, most, best)
 
 
 def _title(experiment: Experiment) -> str:
@@ -147,6 +192,7 @@ def sweep(
     values: Annotated[str | None, typer.Option(help="Comma-separated; default: the config's own sweep.")] = None,
     policy: PolicyOption = None,
     set_: SetOption = None,
+    bound: BoundOption = False,
 ) -> None:
     """Simulate an experiment at several rates, burstinesses or SLOs, and draw what comes out."""
     from neustream.analysis.plots import plot_batches, plot_sweep
@@ -165,16 +211,17 @@ def sweep(
     records: list[dict[str, Any]] = []
     logs: dict[str, EventLog] = {}
     with _progress() as progress:
-        task = progress.add_task(f"sweeping {over}", total=len(points) * len(names))
+        task = progress.add_task(f"sweeping {over}", total=len(points) * (len(names) + bound))
         for at, (value, variant) in enumerate(points):
             prepared = prepare(variant)
+            reach = _reach(prepared, bound, None, names, progress, task)
             for name in names:
                 progress.update(task, description=f"{over}={value:g} {name}")
                 observers = []
                 if at == len(points) - 1:
                     observers.append(logs.setdefault(name, EventLog()))
                 report = simulate(prepared, name, observers)
-                records.append({"over": over, "value": value, **record(variant, name, report)})
+                records.append({"over": over, "value": value, **record(variant, name, report), **reach(report)})
                 progress.advance(task)
     _write(out / "sweep.json", records)
     console.print(_sweep_table(experiment, over, names, records))
@@ -195,10 +242,14 @@ def _numbers(values: str) -> list[float]:
 
 def _sweep_table(experiment: Experiment, over: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> Table:
     submitted = max(entry["counts"]["submitted"] for entry in records)
-    table = new_table(f"{experiment.name}: requests on time of {submitted}", over, names)
+    bounded = "bound" in records[0]
+    table = new_table(
+        f"{experiment.name}: requests on time of {submitted}", over, [*names, *(["bound"] if bounded else [])]
+    )
     for value in dict.fromkeys(entry["value"] for entry in records):
-        row = [str(entry["counts"]["on_time"]) for entry in records if entry["value"] == value]
-        table.add_row(f"{value:g}", *row)
+        some = [entry for entry in records if entry["value"] == value]
+        row = [str(entry["counts"]["on_time"]) for entry in some]
+        table.add_row(f"{value:g}", *row, *([f"{some[0]['bound']['value']:g}"] if bounded else []))
     return table
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from neustream.analysis.headroom import true_profiles
 from neustream.config import load_experiment
 from neustream.experiment import load_profiles
 
@@ -66,9 +67,10 @@ def test_a_device_slower_than_its_profile_makes_steps_longer_and_leaves_promises
     ((slow,),) = (s.slowdowns for s in simulations[policies.SLOW])
     assert (slow.duration_s, slow.factor) == (10, 1.5) and 100 < slow.start_s < 400  # of about 500 s
     plain, slower = (next(policies.disturbed(setting, [1.0])) for _ in range(2))
-    slower = policies.changed(slower.experiments[0], {"simulation.latency_scale": 1.1})
-    true = policies.true_profiles(policies.prepare(slower))["unet"]
-    assert true.latency(1) == pytest.approx(1.1 * true.believed.latency(1) + 0.0005)
+    slower = policies.changed(slower.experiments[0], {"simulation.latency_scale": 1.1, "simulation.latency_noise": 0.0})
+    prepared = policies.prepare(slower)
+    seconds = true_profiles(prepared)["unet"].latency(1)
+    assert seconds == pytest.approx(1.1 * prepared.profiles["unet"].latency(1) + 0.0005)
     assert not plain.bounded  # noise
 
 

@@ -39,6 +39,8 @@ def plot_sweep(
             ys = [point[key] for point in points if point["policy"] == policy]
             style = {"color": COLOURS[at % len(COLOURS)], "marker": MARKS[at % len(MARKS)]}
             axes.plot(xs, ys, label=policy, markersize=5, **style)
+        if bounds := {point["value"]: point for point in points if "bound" in point}:
+            axes.plot(list(bounds), [_bound(point, key) for point in bounds.values()], "k--", label="bound", lw=1)
         axes.set(xlabel=AXES.get(over, over), ylabel=label, title=title)
         axes.set_ylim(bottom=0, top=1.03 if key == "attainment" else None)
         axes.grid(alpha=0.3)
@@ -47,6 +49,12 @@ def plot_sweep(
         figure.savefig(paths[-1], dpi=130)
         plt.close(figure)
     return paths
+
+
+def _bound(point: Mapping[str, Any], key: str) -> float:
+    """The bound in the units of a figure (attainment counts requests, so it is shown for equal weights)."""
+    bound = point["bound"]
+    return float(bound["goodput_rps"] if key == "goodput_rps" else bound["value"] / point["counts"]["submitted"])
 
 
 def plot_batches(logs: Mapping[str, EventLog], stage: str, title: str, path: Path) -> Path:

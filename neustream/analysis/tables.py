@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -24,23 +25,29 @@ def policies_table(title: str, records: Sequence[Record]) -> Table:
     """One row a policy; where records hold what was simulated, `served / simulated` in the cells."""
     paired = any("simulated" in record for record in records)
     rare = [key for key in ("failed", "cancelled") if any(record["counts"][key] for record in records)]
+    reach = [what for what in ("bound", "hindsight") if f"{what}_ratio" in records[0]]
+    brief = paired or bool(reach)
     counts = ["on_time", "late", "dropped", *rare]
     measures: list[tuple[str, Callable[[Record], str]]] = [
         ("goodput/s", lambda r: _number(r["goodput_rps"], 2 if paired else 3)),
         ("SLO met", lambda r: f"{r['attainment']:.0%}" if paired else f"{r['attainment']:.1%}"),
-        *([] if paired else [("p50 s", lambda r: _number(r["latency_s"]["p50"], 2))]),
+        *([] if brief else [("p50 s", lambda r: _number(r["latency_s"]["p50"], 2))]),
         ("p99 s", lambda r: _number(r["latency_s"]["p99"], 2)),
-        ("batch", lambda r: _number(loop_batch(r), 1 if paired else 2)),
+        *([] if reach else [("batch", lambda r: _number(loop_batch(r), 1 if paired else 2))]),
     ]
+    measures += [(f"of {what}", partial(_share, key=f"{what}_ratio")) for what in reach]
     headings = [*(key.replace("_", " ") for key in counts), *(heading for heading, _ in measures)]
-    table = new_table(title, "policy", headings if paired else [*headings, "decide us"])
+    table = new_table(title, "policy", headings if brief else [*headings, "decide us"])
     for record in records:
         row = [record["policy"], *(str(record["counts"][key]) for key in counts)]
         for _, show in measures:
             row.append(f"{show(record)}/{show(record['simulated'])}" if paired else show(record))
-        table.add_row(*row, *([] if paired else [_number(record["decision_us"]["p50"], 0)]))
-    if paired:
-        table.caption = "a/b: served/simulated"
+        table.add_row(*row, *([] if brief else [_number(record["decision_us"]["p50"], 0)]))
+    notes = ["a/b: served/simulated"] if paired else []
+    said = {"bound": "the most that any scheduler could serve", "hindsight": "a schedule found by search"}
+    notes += [f"{what} {records[0][what]['value']:g}: {said[what]}" for what in reach]
+    if notes:
+        table.caption = "; ".join(notes)
         table.caption_justify = "left"
     return table
 
@@ -48,6 +55,10 @@ def policies_table(title: str, records: Sequence[Record]) -> Table:
 def loop_batch(record: Record) -> float | None:
     """The largest mean batch size of any stage: that of the loop, usually."""
     return max((size for size in record["batch_size"].values() if size is not None), default=None)
+
+
+def _share(record: Record, key: str) -> str:
+    return f"{record[key]:.1%}"
 
 
 def _number(value: float | None, digits: int) -> str:

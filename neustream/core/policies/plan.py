@@ -215,7 +215,7 @@ class Lines:
             together = self._costs_with(some, at, without)
             ends_with = _sums(steps * together[:-1])
             before = np.append(np.minimum.accumulate(due - ends_with[1:]), np.inf)  # [-1]: nobody is before it
-            place = left.searchsorted(self.turns_left[who], side="right")
+            place = some.searchsorted(who)
             beyond = self.turns_left[who] - np.append(left, 0.0)[place - 1]
             end = self.entry[who] + ends_with[place] + beyond * together[place]
             delay = end - ends[place] - beyond * without[place] + self.behind[who]

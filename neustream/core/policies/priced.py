@@ -46,13 +46,15 @@ class Priced:
        Who brings less than `price` times that per second of charge is not admitted: under overload
        a job that has waited too long needs small batches, and keeps fresh ones out.
     4. **Exchange.** Where a job does not fit, it takes the place of a promised one (its work so far is
-       lost) if that one's charge, by weight, is larger by more than `gain`.
+       lost) of no more weight, if that one's charge, by weight, is larger by more than `gain`; or
+       that of several who together have less weight, by as much.
     5. **The step.** In turns, the most efficient batch of at most the line's length; on seats, as many
        as the tightest can afford; least laxity first. Encodings of admitted jobs come first. While
        others wait for room, decodes wait for each other as long as they stay in time.
 
-    Whoever is not promised waits until it is promised or hopeless. If nobody is promised, the job of
-    the most weight per charge runs, so that no device idles while there is hope. Jobs without a
+    Whoever is not promised waits until it is promised or hopeless. If nobody is promised, the price is
+    waived; if nobody fits even so, the job of the most weight per charge runs: no device idles while
+    there is hope. Jobs without a
     deadline fill what is left. Latencies are the profile's times `View.speed`.
 
     In a pool of several workers each plans for the jobs that it ran itself; those that have not run
@@ -92,12 +94,10 @@ class Priced:
         if not plan.fits(promised, table.entries(promised)):
             promised = _fitting(table, promised[np.argsort(-table.density[promised], kind="stable")])
         outside = np.flatnonzero(~table.committed)
-        if not len(outside):
-            return promised, len(promised) < len(table.jobs)
-        floor = self.price * _price(view)
-        outside = outside[table.density[outside] >= floor]
-        queue = outside[np.argsort(table.urgency[outside], kind="stable")]
-        queue = queue[:WEIGHED]
+        outside = outside[np.argsort(table.urgency[outside], kind="stable")]
+        queue = outside[:0]
+        if len(outside):
+            queue = outside[table.density[outside] >= self.price * _price(view)][:WEIGHED]
         for _ in range(CHANGES):
             if not len(queue):
                 break
@@ -107,26 +107,34 @@ class Priced:
                 queue = np.concatenate([rest[1:], queue[~fit]])
                 if len(rest) > 1:
                     continue
-            exchanged = self._exchange(table, promised, queue)
+            exchanged = self._exchange(table, promised, queue[table.urgency[queue] < math.inf])
             if exchanged is None:
                 break
             promised, queue = exchanged
+        if not len(promised):  # the price is not for an idle device
+            promised = _fitting(table, outside[:WEIGHED])
         return promised, len(promised) < len(table.jobs)
 
     def _exchange(self, table: _Table, promised: Ints, queue: Ints) -> tuple[Ints, Ints] | None:
-        """The sets after the first exchange of a promised job for a cheaper one that fits in its place."""
-        if not len(promised):
+        """The sets after one exchange, of a promised job for a cheaper one or of several for a weightier one."""
+        if not len(promised) or not len(queue):
             return None
-        cost = 1 / table.density
-        for victim in promised[np.argsort(-cost[promised], kind="stable")][:VICTIMS]:
-            cheaper = queue[cost[victim] > cost[queue] * (1 + self.gain)]
-            if not len(cheaper):
-                return None
-            rest = promised[promised != victim]
-            fit = np.flatnonzero(table.plan.fits_with(rest, cheaper))
+        density, weight = table.density, table.weight
+        ranked = promised[np.argsort(density[promised], kind="stable")]
+        for victim in ranked[:VICTIMS]:
+            better = (density[queue] > density[victim] * (1 + self.gain)) & (weight[queue] >= weight[victim])
+            fit = queue[better][table.plan.fits_with(promised[promised != victim], queue[better])]
             if len(fit):
-                chosen = cheaper[fit[0]]
-                return np.sort(np.append(rest, chosen)), queue[queue != chosen]
+                return np.sort(np.append(promised[promised != victim], fit[0])), queue[queue != fit[0]]
+        for chosen in queue[weight[queue] > 2 * weight[promised].min()]:
+            victims = ranked[density[ranked] * (1 + self.gain) < density[chosen]]
+            affordable = int(
+                np.searchsorted(np.cumsum(weight[victims]), weight[chosen] / (1 + self.gain), side="right")
+            )
+            for count in range(2, affordable + 1):
+                rest = np.setdiff1d(promised, victims[:count])
+                if table.plan.fits_with(rest, np.array([chosen]))[0]:
+                    return np.sort(np.append(rest, chosen)), queue[queue != chosen]
         return None
 
     # -- what runs ------------------------------------------------------------------------------------
@@ -151,9 +159,9 @@ class Priced:
             speed * float(line.latency[min(promised, line.limit)])
             for line, speed in zip(table.plan.curves, table.plan.speeds, strict=True)
         )
-        step = max([step, *(view.work(jobs[0], len(jobs), {name: 1}) for name, jobs in table.entering.items())])
+        step = max([step, *(_once(view, name, jobs) for name, jobs in table.entering.items())])
         after = view.speed.get(stage.name, 1.0) * view.work(batch[0], min(len(batch) + 1, limit))
-        others = sum(view.work(jobs[0], len(jobs)) for name, jobs in table.ending.items() if name != stage.name)
+        others = sum(_once(view, name, jobs) for name, jobs in table.ending.items() if name != stage.name)
         return view.now + step + others + after + TICK < min(job.deadline for job in batch)
 
     def _entering(self, view: View, table: _Table, promised: Ints) -> list[Job]:
@@ -188,12 +196,13 @@ class _Table:
     """The worker's jobs in front of or in a loop, in the order of the plan; those behind all loops aside.
 
     `committed`: it has run here and has a deadline. `density`: weight per second of charge.
-    `urgency`: minus the time it has per step; the earlier, the later it would be admitted.
+    `urgency`: in the order of admission: minus the time per step, by weight; inf without a deadline.
     """
 
     plan: Lines
     jobs: list[Job]
     committed: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    weight: Floats
     density: Floats
     urgency: Floats
     entering: dict[str, list[Job]] = field(default_factory=dict)
@@ -212,15 +221,15 @@ def _table(view: View, drop: Mapping[Job, str]) -> _Table:
         mine = [job for job in queue if job.worker in (-1, view.worker) and job not in drop]
         if not mine:
             continue
-        looped = mine[0].request.graph.looped
-        if stage in looped:
-            lines.setdefault(stage, []).extend(mine)
-            continue
         for job in mine:
+            looped = job.request.graph.looped
             line = next((name for name in job.left if name in looped), None)
-            (ending if line is None else entering).setdefault(stage, []).append(job)
-            if line is not None:
-                lines.setdefault(line, []).append(job)
+            if line is None:
+                ending.setdefault(stage, []).append(job)
+                continue
+            lines.setdefault(line, []).append(job)
+            if line != stage:
+                entering.setdefault(stage, []).append(job)
     return _arranged(view, lines, entering, ending)
 
 
@@ -232,40 +241,48 @@ def _arranged(
     speeds = [view.speed.get(name, 1.0) for name in lines]
     line = np.repeat(np.arange(len(lines)), [len(some) for some in lines.values()])
     left = np.array([float(job.left[name]) for name, some in lines.items() for job in some])
-    alone = np.array([line.latency[1] for line in curves])
+    alone = np.array([shape.latency[1] for shape in curves])
     work = np.array([job.work for job in jobs])
     entry = np.zeros(len(jobs))
     if entering:
         place = {job: at for at, job in enumerate(jobs)}
         for stage, some in entering.items():
-            first = view.work(some[0], min(len(some), view.limit(stage)), {stage: 1})
+            first = _once(view, stage, some)
             for job in some:
                 entry[place[job]] = first
                 work[place[job]] -= view.work(job, 1, {stage: 1})
-    behind = np.maximum(0.0, work - left * alone[line]) if len(jobs) else work
-    promised = np.array([job.deadline for job in jobs])
-    due = np.minimum(promised, view.now + FOREVER) - behind
+    once = [speed for name, speed in view.speed.items() if name not in lines]
+    slower = sum(once) / len(once) if once else 1.0
+    behind = np.maximum(0.0, work - left * alone[line]) * slower if jobs else work
+    deadline = np.array([job.deadline for job in jobs])
+    due = np.minimum(deadline, view.now + FOREVER) - behind
     weight = np.array([job.weight for job in jobs])
-    start = view.now + sum(view.work(some[0], min(len(some), view.limit(s)), {s: 1}) for s, some in ending.items())
+    start = view.now + sum(_once(view, stage, some) for stage, some in ending.items())
     spare = np.maximum(due - view.now, TICK)
     charge = behind + TICK
     for at, (shape, speed) in enumerate(zip(curves, speeds, strict=True)):
         mine = line == at
         charge[mine] += left[mine] * shape.charge(spare[mine] / left[mine] / speed) * speed
     paces = [float((left / spare)[line == at].mean()) for at in range(len(curves))] if len(curves) > 1 else [1.0]
-    order = np.argsort(left / np.array(paces)[line] if len(curves) > 1 else left, kind="stable")
+    order = np.lexsort((due, left / np.array(paces)[line] if len(curves) > 1 else left))
     plan = Lines(start, curves, speeds, paces, line[order], left[order], due[order], behind[order], entry[order])
-    committed = np.array([job.started_at is not None and job.deadline < math.inf for job in jobs], dtype=bool)
-    urgency = np.where(np.isinf(promised), math.inf, -spare / left)
+    committed = np.array([job.worker >= 0 for job in jobs], dtype=bool) & (deadline < math.inf)
+    urgency = np.where(np.isinf(deadline), math.inf, -spare / left * weight)
     return _Table(
         plan,
         [jobs[at] for at in order],
         committed[order],
+        weight[order],
         (weight / charge)[order],
         urgency[order],
         entering,
         ending,
     )
+
+
+def _once(view: View, stage: str, jobs: Sequence[Job]) -> float:
+    """Seconds of one step of a stage with as many of `jobs` as it takes."""
+    return view.speed.get(stage, 1.0) * view.work(jobs[0], min(len(jobs), view.limit(stage)), {stage: 1})
 
 
 def _curve(view: View, stage: str, jobs: Sequence[Job]) -> Curve:
@@ -317,17 +334,20 @@ def _price_of(
     """Weight per second of charge of the best recent request that the device had no time for.
 
     The recent requests at the charges that they came with, the most weight per charge first, fill
-    the time between the first and the last of them; 0 if it suffices for all. Requests without a
-    deadline pay nothing; those of sized stages (whose charge is not known from counts) are left out.
+    the time between the first and the last of them; 0 if it suffices for all, and as long as that
+    time is shorter than their mean budget: a first burst is no load yet. Requests without a deadline
+    pay nothing; those of sized stages (whose charge is not known from counts) are left out.
     """
-    if len(recent) < ENOUGH:
-        return 0.0
-    offers = []
+    offers, budgets = [], []
     for asked in recent[1:]:
         charge = _charge_of(asked, stages, profiles, speeds)
         if charge > 0:
             offers.append((asked.weight / charge, charge))
-    room = (recent[-1].at - recent[0].at) * workers
+            budgets.append(asked.budget)
+    span = recent[-1].at - recent[0].at if recent else 0.0
+    if len(offers) + 1 < ENOUGH or span * len(budgets) < sum(budgets):
+        return 0.0
+    room = span * workers
     for density, charge in sorted(offers, reverse=True):
         room -= charge
         if room < 0:

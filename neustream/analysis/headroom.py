@@ -1,0 +1,72 @@
+"""How close a policy is to what could be done: the bound and hindsight of a prepared experiment.
+
+What they are is in `bound.py` and `hindsight.py`; here is how the simulated device's truth is handed
+to them, and what the results of the command line say of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from neustream.analysis.bound import Bound, upper_bound
+from neustream.analysis.hindsight import Hindsight
+from neustream.config import Simulation
+from neustream.core.profile import LatencyProfile
+from neustream.engine.report import Report
+from neustream.errors import ConfigError
+from neustream.experiment import Prepared
+
+
+class TrueProfile:
+    """The least that a step of a simulated stage takes: its profile, scaled, and the overhead of a step."""
+
+    def __init__(self, profile: LatencyProfile, simulation: Simulation) -> None:
+        self.name = profile.name
+        self.device = profile.device
+        self.max_batch = profile.max_batch
+        self._profile = profile
+        self._scale = simulation.latency_scale * min([1.0, *(slow.factor for slow in simulation.slowdowns)])
+        self._overhead_s = simulation.step_overhead_s
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        return self._profile.latency(batch, total, square) * self._scale + self._overhead_s
+
+
+def true_profiles(prepared: Prepared) -> dict[str, LatencyProfile]:
+    """What steps take at least in the simulation of `prepared`, by stage.
+
+    Raises:
+        ConfigError: with `latency_noise`, where a step may be arbitrarily fast.
+    """
+    found: dict[str, LatencyProfile] = {}
+    for experiment in prepared.experiments:
+        if experiment.simulation.latency_noise:
+            raise ConfigError(f"config {experiment.name!r}: there is no bound under simulation.latency_noise")
+        for stage in experiment.stages:
+            found[stage] = TrueProfile(prepared.profiles[stage], experiment.simulation)
+    return found
+
+
+def bound_of(prepared: Prepared, time_limit_s: float = 100.0) -> Bound:
+    """The most weight that any scheduler could serve on time of the workload of `prepared`."""
+    return upper_bound(prepared.requests, true_profiles(prepared), prepared.pools, time_limit_s=time_limit_s)
+
+
+def weight_on_time(report: Report) -> float:
+    """What a report's requests on time are worth."""
+    return sum(share.weight_on_time for share in report.classes.values())
+
+
+def headroom(prepared: Prepared, report: Report, bound: Bound | None, best: Hindsight | None) -> dict[str, Any]:
+    """What the JSON of a result says of the bound and of hindsight, where they are known."""
+    value = weight_on_time(report)
+    out: dict[str, Any] = {}
+    if bound is not None:
+        span = max(request.arrival for request in prepared.requests) or report.duration
+        out["bound"] = {**asdict(bound), "goodput_rps": bound.value / span if span else None}
+        out["bound_ratio"] = value / bound.value if bound.value else 1.0
+    if best is not None:
+        out["hindsight"] = {"value": best.value, "tried": best.tried, "seconds": best.seconds}
+        out["hindsight_ratio"] = value / best.value if best.value else 1.0
+    return out

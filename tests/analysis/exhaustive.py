@@ -1,0 +1,150 @@
+"""Small random instances, and the most that any scheduler can serve of one, by trying everything."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass
+from functools import cache
+
+from toys import table
+
+from neustream import SLO, Graph, Pool, Request, Stage, loop, seq
+from neustream.core.graph import Cursor
+from neustream.core.types import TICK, Job
+
+SHAPES = ("loop", "ends", "rounds", "two")
+
+
+@dataclass
+class Instance:
+    requests: list[Request]
+    profiles: dict
+    pools: list[Pool]
+    overhead_s: float
+
+
+def draw(seed: int) -> Instance:
+    """A random instance; times are multiples of 1/4 s, so that sums are exact."""
+    rng = random.Random(seed)
+    shape = rng.choice(SHAPES)
+    monotone = rng.random() < 0.7
+    graphs = _graphs(shape, rng)
+    stages = list({name: stage for graph in graphs for name, stage in graph.stages.items()})
+    profiles = {name: table(name, *_seconds(rng, monotone)) for name in stages}
+    if len(stages) > 1 and rng.random() < 0.25:
+        cut = rng.randrange(1, len(stages))
+        pools = [Pool("a", tuple(stages[:cut]), rng.choice([1, 1, 2])), Pool("b", tuple(stages[cut:]))]
+    else:
+        pools = [Pool("a", tuple(stages), rng.choice([1, 1, 1, 2]))]
+    overhead_s = rng.choice([0.0, 0.0, 0.25])
+    count = rng.choice([2, 3, 3, 4, 4, 5] if monotone and shape in ("loop", "two") else [2, 3, 3])
+    weights = rng.choice([[1], [1], [1, 2, 3], [0.5, 1.25]])
+    spread = rng.choice([0, 4, 12])
+    requests = []
+    for at in range(count):
+        graph, steps = rng.choice(graphs), rng.randint(1, 3 if shape in ("loop", "two") else 2)
+        arrival = rng.randint(0, spread) / 4
+        sequence = _sequence(Request("", graph, params={"steps": steps}))
+        alone = sum(min(profiles[name].latency_s) + overhead_s for name in sequence)
+        total = math.ceil(alone * rng.choice([0.8, 1.0, 1.2, 1.6, 2.5]) * 4) / 4
+        requests.append(Request(str(at), graph, arrival, SLO(total, weight=rng.choice(weights)), {"steps": steps}))
+    return Instance(requests, profiles, pools, overhead_s)
+
+
+def _graphs(shape: str, rng: random.Random) -> list[Graph]:
+    def stage(name, **other):
+        return Stage(name, max_batch=rng.randint(1, 4), **other)
+
+    def steps(job):
+        return job.params["steps"]
+
+    if shape == "loop":
+        return [Graph("loop", loop(stage("s"), times=steps))]
+    if shape == "ends":
+        return [Graph("ends", seq(stage("e"), loop(stage("s"), times=steps), stage("d", emits=True)))]
+    if shape == "rounds":
+        return [Graph("rounds", seq(loop(seq(stage("s"), stage("t")), times=steps), stage("d")))]
+    return [Graph("one", loop(stage("s"), times=steps)), Graph("other", seq(loop(stage("u"), times=steps)))]
+
+
+def _seconds(rng: random.Random, monotone: bool) -> list[float]:
+    seconds = [rng.randint(2, 8)]
+    for _ in range(3):
+        seconds.append(seconds[-1] + rng.randint(0, 5))
+    if not monotone:
+        rng.shuffle(seconds)
+    return [x / 4 for x in seconds]
+
+
+def _sequence(request: Request) -> list[str]:
+    """The stages of a request's steps, one by one."""
+    job = Job(request)
+    job.cursor = cursor = Cursor(request.graph, job)
+    names = []
+    while cursor.stage is not None:
+        names.append(cursor.stage.name)
+        cursor.advance(job)
+    return names
+
+
+def optimum(instance: Instance) -> float:
+    """The most weight on time over all schedules.
+
+    Moving each batch to the earliest moment at which its jobs and a worker are free changes no
+    decision and makes none late, so that batches need to start only when something arrives or ends;
+    at each such moment every batch is tried, and so is waiting.
+    """
+    requests = instance.requests
+    sequences = [_sequence(request) for request in requests]
+    stages = {name: stage for request in requests for name, stage in request.graph.stages.items()}
+    seconds = {name: [x + instance.overhead_s for x in instance.profiles[name].latency_s] for name in stages}
+    most = {name: min(stages[name].max_batch, len(seconds[name])) for name in stages}
+    quickest = {name: min(seconds[name][: most[name]]) for name in stages}
+    monotone = all(a <= b for name in stages for a, b in itertools.pairwise(seconds[name]))
+    dues = [request.arrival + request.slo.total + TICK for request in requests]
+    pool_of = {stage: at for at, pool in enumerate(instance.pools) for stage in pool.stages}
+    everyone = range(len(requests))
+
+    def hopeful(job, now, done):
+        rest = sequences[job][done[job] :]
+        return bool(rest) and max(now, requests[job].arrival) + sum(quickest[s] for s in rest) <= dues[job]
+
+    @cache
+    def ahead(now, done, running):
+        """Weight on time from here on; `running`: (end, pool, jobs) of the steps under way."""
+        busy = {job for _, _, jobs in running for job in jobs}
+        if not busy and not any(hopeful(job, now, done) for job in everyone):
+            return 0.0
+        best = 0.0
+        later = [end for end, _, _ in running] + [r.arrival for r in requests if r.arrival > now]
+        if later:
+            best = proceed(min(later), done, running)
+        queues: dict[str, list[int]] = {}
+        for job in everyone:
+            waits = requests[job].arrival <= now and job not in busy and done[job] < len(sequences[job])
+            # where more jobs can make a step shorter, those without a hope may be of use
+            if waits and (hopeful(job, now, done) or not monotone):
+                queues.setdefault(sequences[job][done[job]], []).append(job)
+        for name, queue in queues.items():
+            pool = pool_of[name]
+            if sum(at == pool for _, at, _ in running) == instance.pools[pool].workers:
+                continue
+            for size in range(1, min(len(queue), most[name]) + 1):
+                for jobs in itertools.combinations(queue, size):
+                    step = (now + seconds[name][size - 1], pool, jobs)
+                    best = max(best, ahead(now, done, tuple(sorted((*running, step)))))
+        return best
+
+    def proceed(now, done, running):
+        after, gained = list(done), 0.0
+        for end, _, jobs in running:
+            if end <= now:
+                for job in jobs:
+                    after[job] += 1
+                    if after[job] == len(sequences[job]) and now <= dues[job]:
+                        gained += requests[job].slo.weight
+        return gained + ahead(now, tuple(after), tuple(step for step in running if step[0] > now))
+
+    return ahead(0.0, (0,) * len(requests), ())

@@ -1,0 +1,357 @@
+"""Which sets fit: the arrays of `plan.py` against plain loops, and its promises against real steps."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from neustream import SLO, Graph, LinearProfile, Pool, Priced, Request, Scheduler, Stage, TableProfile, loop, seq
+from neustream.core.policies.plan import Curve, Lines, curve
+from neustream.core.types import TICK
+
+TABLES = {
+    "rising": [1.0, 1.25, 1.5, 1.75, 2.0, 2.25],
+    "flat": [1.0, 1.0, 1.0, 1.0],
+    "no gain": [1.0, 2.0, 3.0, 4.5],
+    "knee": [1.0, 1.25, 1.5, 4.0, 4.25],
+    "bump": [1.0, 3.0, 2.0, 2.25, 5.0, 4.0],
+    "falling": [3.0, 2.0, 1.0],
+    "one": [1.0],
+}
+
+
+def table(*seconds):
+    return TableProfile("s", range(1, len(seconds) + 1), seconds)
+
+
+def shape(seconds, limit=None):
+    return Curve(table(*seconds), limit or len(seconds), 0.0)
+
+
+def turn(seconds, n):
+    """One step for each of n jobs, by trying all batches."""
+    return min((n * seconds[b - 1] / b for b in range(1, min(n, len(seconds)) + 1)), default=0.0)
+
+
+# -- curves -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", TABLES.values(), ids=TABLES)
+def test_the_best_batch_is_the_largest_of_the_most_efficient(seconds):
+    some = shape(seconds)
+    assert some.latency.tolist() == [0.0, *seconds]
+    assert some.best[0] == 0
+    for n in range(1, len(seconds) + 1):
+        assert some.best[n] == min(range(1, n + 1), key=lambda b: (seconds[b - 1] / b, -b))
+
+
+@pytest.mark.parametrize("seconds", TABLES.values(), ids=TABLES)
+def test_reach_is_the_least_latency_of_so_many_or_more(seconds):
+    some = shape(seconds)
+    assert some.reach.tolist() == some.fast == [min(seconds[b:]) for b in range(len(seconds))]
+
+
+@pytest.mark.parametrize("seconds", TABLES.values(), ids=TABLES)
+def test_a_turn_gives_each_a_step_in_the_most_efficient_batches(seconds):
+    some = shape(seconds)
+    for count in (0, 1, 3, 40):  # the array grows
+        assert some.turns(count)[: count + 1] == pytest.approx([turn(seconds, n) for n in range(count + 1)])
+
+
+@pytest.mark.parametrize("seconds", TABLES.values(), ids=TABLES)
+def test_a_charge_is_the_cheapest_mixture_of_batches_at_a_pace(seconds):
+    some = shape(seconds)
+    points = [(x, x / b) for b, x in enumerate(some.fast, 1)]
+
+    def cheapest(pace):
+        """By trying all pairs of batches that are `pace` on average."""
+        best = min((y for x, y in points if x <= pace), default=math.inf)
+        for x1, y1 in points:
+            for x2, y2 in points:
+                if x1 < pace < x2:
+                    best = min(best, y1 + (y2 - y1) * (pace - x1) / (x2 - x1))
+        return best
+
+    paces = np.linspace(min(seconds), max(seconds) * 1.5, 60)
+    charges = some.charge(paces)
+    assert charges == pytest.approx([cheapest(pace) for pace in paces.tolist()])
+    assert (np.diff(charges) <= TICK).all()  # falling
+    assert (np.diff(charges, 2) >= -TICK).all()  # convex
+    assert all(some.charge(np.array([x]))[0] <= y + TICK for x, y in points)
+    assert all(some.charge_of(x) <= s / b + TICK for b, s in enumerate(seconds, 1) for x in (s, s + 1.0))
+
+
+@pytest.mark.parametrize("seconds", TABLES.values(), ids=TABLES)
+def test_the_charge_of_one_is_the_charge_of_many(seconds):
+    some = shape(seconds)
+    paces = [0.0, 0.5, *some.fast, *np.linspace(0.1, 6.0, 50).tolist(), 1e9]
+    assert [some.charge_of(pace) for pace in paces] == pytest.approx(some.charge(np.array(paces)).tolist())
+    assert some.charge_of(0.0) == some.charge_of(some.fast[0])  # faster than possible: as fast as possible
+
+
+def test_a_curve_goes_as_far_as_its_limit_and_has_the_sizes_of_its_jobs():
+    assert shape(TABLES["rising"], limit=2).latency.tolist() == [0.0, 1.0, 1.25]
+    read = LinearProfile("read", base=1.0, per_job=0.5, per_size=0.25, per_square=0.125, max_batch=3)
+    sized = curve(read, 2, 2.0)
+    assert sized.latency.tolist() == [0.0, 1.0 + 0.5 + 0.5 + 0.5, 1.0 + 1.0 + 1.0 + 1.0]
+    assert curve(read, 2, 2.0) is sized
+
+
+# -- random sets ------------------------------------------------------------------------------------
+
+
+def lines(draw, count, jobs, *, behind=True, entry=0.0, start=3.0):
+    """Jobs of `count` lines: some tight, some loose, so that about half of their sets fit."""
+    tables = [draw.choice(list(TABLES.values())) for _ in range(count)]
+    speeds = [draw.choice([1.0, 0.5, 1.25]) for _ in range(count)]
+    paces = [draw.uniform(0.5, 2.0) for _ in range(count)] if count > 1 else [1.0]
+    line = np.array([draw.randrange(count) for _ in range(jobs)], dtype=np.int64)
+    left = np.array([draw.randint(1, 20) + draw.random() / 8 for _ in range(jobs)])  # no two alike
+    alone = left * np.array([speed * seconds[0] for speed, seconds in zip(speeds, tables, strict=True)])[line]
+    ease = jobs * draw.choice([0.5, 1.0, 2.0])
+    spare = [1.0 + ease * draw.choice([0.05, 0.4, 1.0, 3.0]) * draw.random() for _ in range(jobs)]
+    due = start + alone * np.array(spare)
+    after = np.array([draw.choice([0.0, 0.25]) * behind for _ in range(jobs)])
+    order = np.argsort(left / np.array(paces)[line], kind="stable")
+    some = Lines(
+        start,
+        [shape(seconds) for seconds in tables],
+        speeds,
+        paces,
+        line[order],
+        left[order],
+        due[order],
+        after[order],
+        np.full(jobs, entry),
+    )
+    return some, tables
+
+
+def subset(draw, jobs, least=1):
+    return np.array(sorted(draw.sample(range(jobs), draw.randint(least, jobs))), dtype=np.int64)
+
+
+def slow_turns(plan, tables, some, entry):
+    """One common turn after the other: who is left of each line pays for its batches."""
+    now, done, after = plan.start + entry, 0.0, 0.0
+    for at, job in enumerate(some):
+        alive = some[at:]
+        each = sum(
+            pace * speed * turn(seconds, sum(1 for other in alive if plan.line[other] == number))
+            for number, (seconds, speed, pace) in enumerate(zip(tables, plan.speeds, plan.paces, strict=True))
+        )
+        turns = plan.left[job] / plan.paces[plan.line[job]]
+        now += (turns - done) * each
+        done = turns
+        if now + after > plan.due[job] + TICK:
+            return False
+        after += plan.behind[job]
+    return True
+
+
+def slow_seats(plan, seconds, some, entry):
+    """The cuts, one by one, at every instant where they can be violated."""
+    if len(some) < 2:
+        return 0
+    start, speed = plan.start + entry, plan.speeds[0]
+    pace = min((plan.due[job] - start) / (plan.left[job] + 1) for job in some)
+    most = max((b for b in range(1, len(seconds) + 1) if seconds[b - 1] * speed <= pace), default=0)
+    most = min(most, len(some) - 1)
+    if not most:
+        return 0
+    size = min(range(1, most + 1), key=lambda b: (seconds[b - 1] / b, -b))
+    step = seconds[size - 1] * speed
+    jobs = [(plan.left[job] * step, plan.due[job] - start - step, plan.behind[job]) for job in some]
+    if any(work > time for work, time, _ in jobs):
+        return 0
+    for x in [point for work, time, _ in jobs for point in (time, time - work)]:
+        must = sum(min(max(x - (time - work), 0.0), work) for work, time, _ in jobs)
+        gone = sum(behind for _, time, behind in jobs if time <= x)
+        if must > size * max(0.0, x - gone) + TICK:
+            return 0
+    return size
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_taking_turns_is_what_it_says_it_is(count):
+    draw, found = random.Random(count), []
+    for _ in range(200):
+        plan, tables = lines(draw, count, draw.randint(1, 9))
+        some, entry = subset(draw, len(plan.left)), draw.choice([0.0, 0.5])
+        found.append(plan.in_turns(some, entry))
+        assert found[-1] == slow_turns(plan, tables, some.tolist(), entry)
+        if count > 1:
+            assert plan.seats(some, entry) == 0
+            assert plan.fits(some, entry) == found[-1]
+    assert 40 < sum(found) < 160  # neither answer is rare
+
+
+def test_seats_are_what_they_say_they_are():
+    draw, found, only = random.Random(1), [], 0
+    for _ in range(300):
+        plan, (seconds,) = lines(draw, 1, draw.randint(1, 9))
+        some, entry = subset(draw, len(plan.left)), draw.choice([0.0, 0.5])
+        found.append(plan.seats(some, entry))
+        assert found[-1] == slow_seats(plan, seconds, some.tolist(), entry)
+        assert plan.fits(some, entry) == (plan.in_turns(some, entry) or found[-1] > 0)
+        only += plan.fits(some, entry) and not plan.in_turns(some, entry)
+    assert 60 < sum(size > 0 for size in found) < 240
+    assert sum(size > 1 for size in found) > 20
+    assert only > 20  # where turns would be too late
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("entry", [0.0, 0.5])
+def test_one_more_fits_if_the_set_with_it_does(count, entry):
+    draw, found, seated = random.Random(10 * count + int(2 * entry)), [], 0
+    for _ in range(400):
+        plan, _ = lines(draw, count, draw.randint(2, 12), entry=entry)
+        some = subset(draw, len(plan.left) - 1)
+        others = np.array(sorted(set(range(len(plan.left))) - set(some.tolist())), dtype=np.int64)
+        joint = [np.sort(np.append(some, other)) for other in others]
+        fit = plan.fits_with(some, others).tolist()
+        assert fit == [plan.fits(them, entry) for them in joint]
+        found += fit
+        seated += sum(plan.fits(them, entry) and not plan.in_turns(them, entry) for them in joint)
+    assert 0.05 < sum(found) / len(found) < 0.95
+    assert (seated > 5) == (count == 1)
+
+
+def test_one_more_fits_among_equals():
+    draw, found = random.Random(7), []
+    for _ in range(100):
+        plan, _ = lines(draw, 1, draw.randint(2, 8), behind=False)
+        plan.left[:] = plan.left.round() // 4 + 1  # the same array as `turns_left`
+        plan.due[:] = np.minimum.accumulate(plan.due[::-1])[::-1]
+        for other in range(len(plan.left)):
+            some = np.delete(np.arange(len(plan.left)), other)
+            found.append(bool(plan.fits_with(some, np.array([other]))[0]))
+            assert found[-1] == plan.fits(np.arange(len(plan.left)))
+    assert 0.05 < sum(found) / len(found) < 0.95
+
+
+def test_one_alone_fits_with_nobody():
+    draw = random.Random(3)
+    for count in (1, 2):
+        plan, _ = lines(draw, count, 20)
+        nobody, all_of_them = np.array([], dtype=np.int64), np.arange(20)
+        assert plan.fits_with(nobody, all_of_them).tolist() == [plan.fits(np.array([at])) for at in range(20)]
+        assert plan.fits(nobody)
+
+
+def test_an_encoding_of_one_delays_all_but_is_paid_once():
+    four, due, zero = np.array([4.0, 4.0]), np.array([5.5, 5.5]), np.zeros(2)
+    entry = np.array([0.0, 0.5])
+    plan = Lines(0.0, [shape(TABLES["rising"])], [1.0], [1.0], zero.astype(np.int64), four, due, zero, entry)
+    one, other = np.array([0]), np.array([1])
+    assert plan.fits_with(one, other).tolist() == [True]  # 0.5 + 4 * 1.25
+    assert plan.fits_with(other, one).tolist() == [True]
+    plan.entry[:] = 0.75
+    assert plan.fits_with(one, other).tolist() == [False]
+    plan.entry[:] = 0.0
+    assert plan.fits_with(one, other).tolist() == [True]
+
+
+# -- promises and real steps ------------------------------------------------------------------------
+
+# Where a batch is faster than one alone, jobs are given up that could only have made it in a batch.
+SOLID = [name for name in TABLES if name not in ("one", "falling")]
+
+
+def steps_of(job):
+    return job.params["steps"]
+
+
+def after_steps(names, seconds, graphs, asked):
+    """Which of the jobs (graph, steps, due) are on time if Priced runs them all from 0 on."""
+    profiles = {name: table(*seconds[name]) for name in names}
+    some, now = Scheduler([Pool("gpu", tuple(names))], Priced(price=0.0), profiles), 0.0
+    jobs = [
+        some.submit(Request(str(at), graphs[graph], 0.0, SLO(due), {"steps": steps}), 0.0)
+        for at, (graph, steps, due) in enumerate(asked)
+    ]
+    while batch := some.next_batch("gpu", now):
+        now += batch.expected
+        some.finish(batch, [{}] * len(batch), now)
+    assert not some.jobs
+    return [job.on_time for job in jobs]
+
+
+def least_extra(plan, due, answer):
+    """The least time by which all deadlines must be later for `answer(plan)` to be yes, to 0.01; None above 60."""
+    low, high = -10.0, 60.0
+    plan.due = due + high
+    if not answer(plan):
+        return None
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        plan.due = due + middle
+        low, high = (low, middle) if answer(plan) else (middle, high)
+    return high
+
+
+@pytest.mark.parametrize("name", SOLID)
+@pytest.mark.parametrize("how", ["in turns", "on seats"])
+def test_who_is_said_to_fit_is_on_time_in_real_steps(name, how):
+    seconds, draw, tried = TABLES[name], random.Random(f"{name} {how}"), 0
+    unet, vae = Stage("unet", max_batch=len(seconds)), Stage("vae", emits=True)
+    graph = Graph("image", seq(loop(unet, times=steps_of), vae))
+    for _ in range(12):
+        jobs = draw.randint(2, 9)
+        steps = sorted(draw.randint(1, 12) for _ in range(jobs))
+        loose = [draw.choice([1.0, 1.2, 4.0, 9.0]) if how == "on seats" else draw.choice([1.0, 2.0]) for _ in steps]
+        due = np.array([x * seconds[0] * ease for x, ease in zip(steps, loose, strict=True)])
+        zero = np.zeros(jobs)
+        plan = Lines(
+            0.0, [shape(seconds)], [1.0], [1.0], zero.astype(np.int64), np.array(steps, float), due, zero + 0.25, zero
+        )
+        everyone = np.arange(jobs)
+
+        def fit(some, everyone=everyone):
+            return some.in_turns(everyone) if how == "in turns" else some.seats(everyone) > 0
+
+        extra = least_extra(plan, due, fit)
+        if extra is None:
+            continue
+        tried += 1
+        margin = 3 * max(seconds[b - 1] for b in plan.curves[0].best[1 : jobs + 1]) + 0.25
+        asked = [(0, x, float(d) + extra + margin) for x, d in zip(steps, due, strict=True)]
+        on_time = after_steps(["unet", "vae"], {"unet": seconds, "vae": [0.25]}, [graph], asked)
+        assert all(on_time), f"{asked}: {on_time}"
+    assert tried > 5
+
+
+def test_who_is_said_to_fit_on_two_lines_is_on_time_in_real_steps():
+    draw, tried = random.Random(5), 0
+    for _ in range(25):
+        seconds = {name: TABLES[draw.choice(SOLID)] for name in ("unet", "refine")}
+        graphs = [Graph(name, loop(Stage(name, max_batch=len(seconds[name])), times=steps_of)) for name in seconds]
+        jobs = draw.randint(2, 8)
+        line = np.array([draw.randrange(2) for _ in range(jobs)], dtype=np.int64)
+        if not 0 < line.sum() < jobs:
+            continue
+        alone = np.array([seconds["unet"][0], seconds["refine"][0]])[line]
+        left = np.array([float(draw.randint(1, 12)) for _ in range(jobs)])
+        due = left * alone * np.array([draw.choice([1.0, 2.0, 4.0]) for _ in range(jobs)])
+        zero, everyone = np.zeros(jobs), np.arange(jobs)
+        margin = 3 * sum(max(seconds[name]) for name in seconds)
+
+        def fit(extra, line=line, left=left, due=due, zero=zero, everyone=everyone, seconds=seconds):
+            later = due + extra
+            paces = [float((left / later)[line == at].mean()) for at in range(2)]
+            order = np.argsort(left / np.array(paces)[line], kind="stable")
+            curves = [shape(seconds[name]) for name in seconds]
+            some = Lines(0.0, curves, [1.0] * 2, paces, line[order], left[order], later[order], zero, zero)
+            return some.in_turns(everyone)
+
+        extra = next((float(x) for x in np.arange(0.0, 60.0, 0.25) if fit(x)), None)
+        if extra is None:
+            continue
+        tried += 1
+        asked = list(zip(line.tolist(), left.astype(int).tolist(), (due + extra + margin).tolist(), strict=True))
+        on_time = after_steps(list(seconds), seconds, graphs, asked)
+        assert all(on_time), f"{seconds} {asked}: {on_time}"
+    assert tried > 10
