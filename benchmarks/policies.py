@@ -62,6 +62,7 @@ import matplotlib
 from rich.progress import MofNCompleteColumn, Progress
 
 from neustream import __version__
+from neustream.analysis.bound import Bound
 from neustream.analysis.headroom import bound_of
 from neustream.analysis.hindsight import hindsight
 from neustream.analysis.plots import COLOURS, MARKS
@@ -272,12 +273,22 @@ def compute(point: Point, what: str) -> dict[str, Any]:
     if what == BOUND:
         bound = bound_of(prepared, BOUND_LIMIT_S)
         result: dict[str, Any] = {"value": bound.value, "relaxed": bound.relaxed, "method": bound.method}
+        result["classes"] = served_classes(prepared, bound)
     elif what == HINDSIGHT:
         best = hindsight(prepared, HINDSIGHT_LIMIT_S)
         result = {"value": best.value, "tried": best.tried}
     else:
         result = counts(simulate(prepared, what))
     return {**result, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def served_classes(prepared: Prepared, bound: Bound) -> dict[str, tuple[float, int]]:
+    """How many of each SLO class the bound's own solution serves, and of how many."""
+    found: dict[str, tuple[float, int]] = {}
+    for request in prepared.requests:
+        served, of = found.get(request.slo.name, (0.0, 0))
+        found[request.slo.name] = served + bound.shares[request.id], of + 1
+    return found
 
 
 def counts(report: Report) -> dict[str, Any]:
@@ -400,7 +411,12 @@ def with_bound(point: Point, what: str, bounds: str, quick: bool) -> bool:
         return what == BOUND and few and bounds != "none"
     if what == HINDSIGHT:
         return bounds != "none" and point.group == ARTIFACT and searched(point)
-    return bounds == "all" or (bounds == "artifact" and point.group == ARTIFACT)
+    return bounds == "all" or (bounds == "artifact" and (point.group == ARTIFACT or is_fair(point)))
+
+
+def is_fair(point: Point) -> bool:
+    """Whether it is looked at who is served there."""
+    return point.group == MIX and point.condition["load"] == FAIR_LOAD
 
 
 def searched(point: Point) -> bool:
@@ -482,8 +498,9 @@ class Row:
 def row(point: Point, names: Mapping[str, str], known: Mapping[str, dict[str, Any]]) -> Row:
     extra = {what: known.get(names.get(what, ""), {}).get("value") for what in EXTRA}
     results = {what: known[key] for what, key in names.items() if what not in EXTRA}
-    fair = point.group == MIX and point.condition["load"] == FAIR_LOAD
     shares = {policy: {key: result[key] for key in ("classes", "steps")} for policy, result in results.items()}
+    if solved := known.get(names.get(BOUND, "")):
+        shares[BOUND] = {"classes": solved["classes"]}
     return Row(
         group=point.group,
         config=point.config,
@@ -493,7 +510,7 @@ def row(point: Point, names: Mapping[str, str], known: Mapping[str, dict[str, An
         on_time={policy: result["on_time"] for policy, result in results.items()},
         bound=extra[BOUND],
         hindsight=extra[HINDSIGHT],
-        shares=shares if fair else {},
+        shares=shares if is_fair(point) else {},
     )
 
 
@@ -597,6 +614,8 @@ def fairness(rows: Sequence[Row], read: Callable[[Mapping[str, Any]], Shares]) -
     """The share on time of kinds of requests, seeds together: by policy, and for ours by setting."""
     fair = [row for row in rows if row.shares]
     lines = {f"`{policy}`": pooled(fair, policy, read) for policy in rows[0].on_time}
+    if read is classes and all(BOUND in row.shares for row in fair):
+        lines["the bound's solution"] = pooled(fair, BOUND, read)
     if OURS in rows[0].on_time:
         for config, some in groupby(fair, key=lambda row: row.config):
             lines[f"`{OURS}`, {config}"] = pooled(list(some), OURS, read)

@@ -6,8 +6,10 @@ Holds 64, 256 and 1,024 live jobs at a denoising loop (DiT-S/2's profile, batche
 takes turns under every policy: median and 99th percentile in microseconds, as a multiple of `fcfs`
 at 64 jobs, and as a share of that model's fastest step (8.6 ms). The last column is the growth from
 64 to 1,024 jobs beside that of n log n. (Whole-request policies are measured in the middle of a
-batch, which is where nearly all of their turns are.) Then: how much faster than the trace it replays
-the simulator is, for 500 requests of DiT-S/2 at rate 4 (seed 0), as the median of five runs.
+batch, which is where nearly all of their turns are.) Then the same for decisions alone as they come in
+DiT-S/2's own workload, at rate 4 and twice that (overload), where `priced` has jobs to turn away:
+median and p99, and the median as a share of the fastest step. At last: how much faster than the trace it
+replays the simulator is, for 500 requests of DiT-S/2 at rate 4 (seed 0), as the median of five runs.
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ from neustream.profiling import processor
 
 ROOT = Path(__file__).parent.parent
 LIVE = (64, 256, 1024)
+OWN = ("fcfs", "neustream", "priced")
+RATES = (4.0, 8.0)
+FASTEST_US = 8640.0
+"""DiT-S/2's step alone, the fastest of the paper's profiles."""
 
 
 def turns(policy: Policy, live: int, count: int) -> list[float]:
@@ -71,6 +77,14 @@ def turns(policy: Policy, live: int, count: int) -> list[float]:
         scheduler.finish(batch, ({},) * len(batch), now)
         seconds.append(perf_counter() - resumed + middle - began)
     return seconds[count // 10 :]
+
+
+def own(policy: str, rate: float) -> dict[str, float]:
+    """Microseconds of the decisions in DiT-S/2's workload: the medians over five runs of p50 and p99."""
+    config = ROOT / "configs/paper/dit_s2_256_rtx4090.yaml"
+    prepared = prepare(load_experiment(config, [f"workload.rate={rate}"]))
+    runs = [simulate(prepared, policy).to_dict()["decision_us"] for _ in range(5)]
+    return {q: statistics.median(run[q] for run in runs) for q in ("p50", "p99")}
 
 
 def speed(policy: str) -> float:
@@ -104,20 +118,30 @@ def main() -> None:
         p99s = [float(np.percentile(column, 99)) for column in columns]
         cells = [f"{m * 1e6:.0f} ({p * 1e6:.0f})" for m, p in zip(medians, p99s, strict=True)]
         multiples = "/".join(f"{m / unit:.1f}" for m in medians)
-        table.add_row(name, *cells, multiples, f"{medians[0] / 0.0086:.1%}", f"{medians[-1] / medians[0]:.1f}")
+        table.add_row(
+            name, *cells, multiples, f"{medians[0] * 1e6 / FASTEST_US:.1%}", f"{medians[-1] / medians[0]:.1f}"
+        )
         for live, median, p99 in zip(LIVE, medians, p99s, strict=True):
             out.append({"policy": name, "live": live, "median_us": median * 1e6, "p99_us": p99 * 1e6})
             out[-1]["times_fcfs_64"] = median / unit
     console = Console(width=110)
     console.print(table)
     gc.enable()
-    speeds = {name: speed(name) for name in ("fcfs", "neustream")}
+    decisions = [{"policy": name, "rate": rate, **own(name, rate)} for name in OWN for rate in RATES]
+    table = new_table("decide in DiT-S/2's own workload", "policy", ["rate", "p50 us", "p99 us", "of a step"])
+    for line in decisions:
+        cells = [f"{line[q]:.0f}" for q in ("rate", "p50", "p99")]
+        table.add_row(str(line["policy"]), *cells, f"{float(line['p50']) / FASTEST_US:.1%}")
+    console.print(table)
+    speeds = {name: speed(name) for name in OWN}
     for name, ratio in speeds.items():
         console.print(f"simulating with {name} is {ratio:.0f} times faster than the trace it replays")
     if args.json:
         origin = {"command": "python benchmarks/scheduler_overhead.py", "processor": processor()}
         origin |= {"python": platform.python_version(), "neustream": __version__}
-        args.json.write_text(json.dumps({"origin": origin, "turns": out, "speed": speeds}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"origin": origin, "turns": out, "own": decisions, "speed": speeds}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

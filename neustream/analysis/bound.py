@@ -50,7 +50,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -88,13 +88,15 @@ class Bound:
 
     `relaxed` is the LP's bound, certified by its prices. `method` says how many groups of requests got
     their part of `value` from what: "all" (perhaps all can be served), "LP", "MILP" or "teams".
-    `seconds` is the time it took.
+    `seconds` is the time it took. `shares` is how much of each request (by id) the LP's solution
+    serves, 1 where all of its group may be: whom an ideal scheduler would tend to starve.
     """
 
     value: float
     relaxed: float
     method: str
     seconds: float
+    shares: Mapping[str, float] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class _Visit:
 class _Task:
     """A request that can be served on time if it is alone."""
 
+    id: str
     weight: float
     visits: tuple[_Visit, ...]
 
@@ -138,6 +141,7 @@ class _Group:
         self.tasks = tasks
         self.whole = all(task.weight.is_integer() for task in tasks)
         self.all = self.value = self.relaxed = sum(task.weight for task in tasks)
+        self.shares: Sequence[float] = [1.0] * len(tasks)
         self.method = "all"
         self.solved = False  # whether its last MILP was solved to the end
         self.merged = True  # whether its last LP had a coarser grid than there could be
@@ -187,11 +191,18 @@ def upper_bound(
     _relax(groups, build, clock, time_limit_s)
     _tighten(groups, build, clock, time_limit_s)
     counts = Counter(group.method for group in groups)
+    shares = {request.id: 0.0 for request in requests}
+    for request in requests:
+        if request.slo.total == math.inf:
+            shares[request.id] = 1.0
+    for group in groups:
+        shares |= {task.id: share for task, share in zip(group.tasks, group.shares, strict=True)}
     return Bound(
         free + sum(group.value for group in groups),
         free + sum(group.relaxed for group in groups),
         ", ".join(f"{method} {count}" for method, count in counts.items()),
         clock.now(),
+        shares,
     )
 
 
@@ -203,7 +214,8 @@ def _relax(groups: Sequence[_Group], build: Callable[..., _Program], clock: Wall
             if left > 0 and not group.settled and group.merged:
                 program = build(group.tasks, columns=columns)
                 group.merged = program.merged
-                group.improve(_share_lp(program, left), "LP")
+                bound, group.shares = _share_lp(program, left) or (math.inf, group.shares)
+                group.improve(bound, "LP")
 
 
 def _tighten(groups: Sequence[_Group], build: Callable[..., _Program], clock: WallClock, until: float) -> None:
@@ -308,7 +320,7 @@ def _tasks(
             free += request.slo.weight
         elif sum(seconds) <= due - request.arrival:
             work = [(places[stage.name], count) for stage, count in calls]
-            tasks.append(_Task(float(request.slo.weight), _visits(work, seconds, request.arrival, due)))
+            tasks.append(_Task(request.id, float(request.slo.weight), _visits(work, seconds, request.arrival, due)))
     return list(stages.values()), tasks, free
 
 
@@ -570,8 +582,8 @@ def _useful(latency: Floats) -> list[int]:
     return [batch for _, _, batch in corners[1:]]
 
 
-def _share_lp(program: _Program, seconds: float) -> float:
-    """What prices certify, `inf` if there are none in time."""
+def _share_lp(program: _Program, seconds: float) -> tuple[float, Sequence[float]] | None:
+    """What prices certify, and how much of each job is served; None if there are none in time."""
     linear = _linear(program, teams=False)
     found = linprog(
         linear.cost,
@@ -582,10 +594,11 @@ def _share_lp(program: _Program, seconds: float) -> float:
         options={"time_limit": seconds},
     )
     if found.status != 0:
-        return math.inf
+        return None
     visits, rows = len(program.calls), len(program.capacity)
     prices = np.maximum(0.0, -found.ineqlin.marginals)
-    return _certified(program, prices[:visits] / program.calls, prices[visits : visits + rows])
+    bound = _certified(program, prices[:visits] / program.calls, prices[visits : visits + rows])
+    return bound, found.x[: len(program.weight)].tolist()
 
 
 def _certified(program: _Program, step_price: Floats, slot_price: Floats) -> float:

@@ -6,7 +6,6 @@ to them, and what the results of the command line say of it.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from neustream.analysis.bound import Bound, upper_bound
@@ -64,7 +63,9 @@ def headroom(prepared: Prepared, report: Report, bound: Bound | None, best: Hind
     out: dict[str, Any] = {}
     if bound is not None:
         span = max(request.arrival for request in prepared.requests) or report.duration
-        out["bound"] = {**asdict(bound), "goodput_rps": bound.value / span if span else None}
+        keys = ("value", "relaxed", "method", "seconds")
+        out["bound"] = {key: getattr(bound, key) for key in keys}
+        out["bound"]["goodput_rps"] = bound.value / span if span else None
         out["bound_ratio"] = value / bound.value if bound.value else 1.0
     if best is not None:
         out["hindsight"] = {"value": best.value, "tried": best.tried, "seconds": best.seconds}

@@ -63,7 +63,7 @@ def test_the_truth_is_the_profile_with_what_the_simulation_does_to_it(tmp_path):
 
 def test_noise_has_no_bound_and_no_hindsight(tmp_path):
     noisy = prepare(load_experiment(toy(tmp_path), ["simulation.latency_noise=0.1"]))
-    with pytest.raises(ConfigError, match="no bound under simulation.latency_noise"):
+    with pytest.raises(ConfigError, match=r"no bound under simulation\.latency_noise"):
         bound_of(noisy)
     with pytest.raises(ConfigError, match="without latency_noise"):
         hindsight(noisy)
