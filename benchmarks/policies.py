@@ -104,7 +104,7 @@ DISTURBANCES = {NOISE: ("noise", (0.05, 0.15)), ERROR: ("latency", (1.1, 1 / 1.1
 """By group the name of what is wrong with the device, and how much of it."""
 
 BOUND, HINDSIGHT = EXTRA = ("bound", "hindsight")
-BOUND_LIMIT_S, HINDSIGHT_LIMIT_S = 25.0, 60.0
+BOUND_LIMIT_S, HINDSIGHT_LIMIT_S = 20.0, 60.0
 HINDSIGHT_SCALE = 1.5
 QUICK_BOUNDS = ("palette_256_rtx4090", "sd15_256_rtx4090")
 
