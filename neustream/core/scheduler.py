@@ -350,11 +350,16 @@ class Scheduler:
         """
         if not batch.expected > 0:
             return
-        seen, mean = self._observed.get(batch.stage, 0), self._speed.get(batch.stage, 1.0)
         ratio = (now - batch.started_at) / batch.expected
-        step = min(max(ratio, mean / 2), mean * 2) - mean
-        self._speed[batch.stage] = mean + step * max(FORGET, 1 / (seen + 2))
-        self._observed[batch.stage] = seen + 1
+        fused = batch.stage not in self._pool_of
+        names = {job.stage.name for job in batch.jobs if job.stage is not None} if fused else {batch.stage}
+        speed = dict(self._speed)  # views hold the one before
+        for name in names:
+            seen, mean = self._observed.get(name, 0), speed.get(name, 1.0)
+            step = min(max(ratio, mean / 2), mean * 2) - mean
+            speed[name] = mean + step * max(FORGET, 1 / (seen + 2))
+            self._observed[name] = seen + 1
+        self._speed = speed
 
     def _take_off(self, batch: Batch) -> None:
         if self._running[batch.pool].pop(batch.id, None) is None:

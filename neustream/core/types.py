@@ -166,8 +166,10 @@ class Job:
         if self.due_next >= self.due:
             return self.due
         rest = self.work - self.work_next
-        if self.slo.step < math.inf and self.stage is not None:
-            rest = max(rest, self.slo.step * (self.left.get(self.stage.name, 1) - 1))
+        if self.slo.step < math.inf:
+            stages = self.request.graph.stages
+            outputs = sum(calls for name, calls in self.left.items() if stages[name].emits)
+            rest = max(rest, self.slo.step * (outputs - 1))
         return min(self.due, self.due_next + rest)
 
     def slack(self, now: float) -> float:

@@ -755,7 +755,6 @@ def test_what_a_request_asked_for_is_as_it_was_when_it_came():
     assert recent[3].calls == {"prefill": 1, "decode": 2}
 
 
-@pytest.mark.xfail(reason="before its first output a job's deadline does not count those behind it", strict=True)
 def test_a_request_with_a_promise_for_each_output_has_until_the_last_one():
     some = scheduler()
     job = some.submit(chat(about=3, slo=SLO(first=4.0, step=1.0)), 0.0)
