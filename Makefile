@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	@mkdir -p $(DEMO)
 	@echo "== 1 of 2: measuring how long each stage of a small DiT takes here, over its batch sizes"
 	$(BIN)/neustream profile configs/demo/dit_tiny.yaml --out $(DEMO)/profiles
-	@echo "== 2 of 2: serving one bursty workload for real under four policies, and simulating the same"
+	@echo "== 2 of 2: serving one bursty workload for real under five policies, and simulating the same"
 	$(BIN)/neustream run configs/demo/dit_tiny.yaml --out $(DEMO)
 
 test: $(VENV)/installed

@@ -37,8 +37,8 @@ Ints = NDArray[np.int64]
 class Curve:
     """What follows from a looped stage's latencies at batches of up to `limit`.
 
-    `latency[b]`; `best[n]`, the most efficient batch of at most n; `reach[b]`, the least latency of
-    b or more (rising), for finding the largest batch that is fast enough.
+    `latency[b]`; `best[n]`, the most efficient batch of at most n; `reach[b - 1]`, the least latency of
+    b or more (rising; `fast` as a list), for finding the largest batch that is fast enough.
     """
 
     def __init__(self, profile: LatencyProfile, limit: int, size: float) -> None:
@@ -114,8 +114,8 @@ class Lines:
         start: when the first loop step can begin, but for `entry`.
         curves, speeds, paces: of each line; `speeds` stretches its latencies, `paces` is how many
             steps it takes in a unit of the common plan.
-        line: which line each job is in; `left` its steps there, `due` when they must be over (what
-            comes behind the loop included), `behind` the seconds that that takes.
+        line: which line each job is in; `left` its steps there, `due` when they must be over, so that
+            what comes `behind` the loop, in seconds, still ends in time.
         entry: seconds before its loop that admitting one more job costs everyone (an encoding).
     """
 

@@ -54,8 +54,8 @@ class Priced:
 
     Whoever is not promised waits until it is promised or hopeless. If nobody is promised, the price is
     waived; if nobody fits even so, the job of the most weight per charge runs: no device idles while
-    there is hope. Jobs without a
-    deadline fill what is left. Latencies are the profile's times `View.speed`.
+    there is hope. Jobs without a deadline fill what is left. Latencies are the profile's times
+    `View.speed`.
 
     In a pool of several workers each plans for the jobs that it ran itself; those that have not run
     are taken by the first worker with room.
