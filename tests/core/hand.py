@@ -17,3 +17,14 @@ class Hand:
     def decide(self, view: View) -> Decision:
         self.view = view
         return self.choose(view)
+
+
+def seen(scheduler, now=0.0, worker=0, pool="gpu"):
+    """What a policy is shown there and then."""
+    scheduler.policy = Hand()
+    scheduler.next_batch(pool, now, worker)
+    return scheduler.policy.view
+
+
+def ids(jobs):
+    return [job.id for job in jobs]

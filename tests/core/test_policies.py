@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import pytest
-from hand import Hand
+from hand import Hand, ids, seen
 from toys import batches, engine
 
 from neustream import (
@@ -80,17 +80,6 @@ def run(some, *names, now=0.0, worker=0, end=True):
     if end:
         some.finish(batch, [{}] * len(batch), now)
     return batch
-
-
-def seen(some, now=0.0, worker=0):
-    """What a policy is shown there."""
-    some.policy = Hand()
-    some.next_batch("gpu", now, worker)
-    return some.policy.view
-
-
-def ids(jobs):
-    return [job.id for job in jobs]
 
 
 def chosen(policy, some, now=0.0, worker=0):

@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hand import Hand
+from hand import Hand, ids, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import engine
@@ -76,16 +76,6 @@ def run(some, *names, now=0.0, worker=0, end=True):
     if end:
         some.finish(batch, [{}] * len(batch), now + batch.expected)
     return now + batch.expected
-
-
-def seen(some, now=0.0, worker=0):
-    some.policy = Hand()
-    some.next_batch("gpu", now, worker)
-    return some.policy.view
-
-
-def ids(jobs):
-    return [job.id for job in jobs]
 
 
 def chosen(some, now=0.0, worker=0, policy=None):
