@@ -189,6 +189,10 @@ def answer(ask: Ask, job: Job, what: str) -> Any:
         raise GraphError(f"request {job.id!r}: {what} raised {type(error).__name__}: {error}") from error
 
 
+def _over(until: Ask, job: Job) -> bool:
+    return bool(answer(lambda job: bool(until(job)), job, "a loop's until"))
+
+
 def _rounds(ask: Ask, job: Job, what: str) -> int:
     rounds = answer(ask, job, f"a loop's {what}")
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
@@ -240,16 +244,18 @@ class Cursor:
         self._frames: list[_Frame] = []
         self.stage: Stage | None = self._descend(graph.root, job)
 
-    def again(self) -> bool:
-        """Move on by one round if the current stage is alone in a counted loop with rounds left.
+    def again(self, job: Job) -> bool:
+        """Move on by one round if the current stage is alone in a loop with (expected) rounds left.
 
-        This is the common step of a denoising loop, made cheap. False: nothing has changed, and
-        `advance` must be called.
+        This is the common step of a denoising or decoding loop, made cheap. False: nothing has
+        changed, and `advance` must be called.
         """
         frame = self._frames[-1] if self._frames else None
         if frame is None or frame.node.__class__ is not Loop or frame.node.body is not self.stage:
             return False
-        if frame.node.times is None or frame.done + 1 >= frame.total:
+        if frame.done + 1 >= frame.total:
+            return False
+        if frame.node.until is not None and _over(frame.node.until, job):
             return False
         frame.done += 1
         return True
@@ -293,8 +299,7 @@ class Cursor:
             return node.nodes[frame.done] if frame.done < frame.total else None
         if node.until is None:
             return node.body if frame.done < frame.total else None
-        until = node.until
-        if frame.done > 0 and answer(lambda job: bool(until(job)), job, "a loop's until"):
+        if frame.done > 0 and _over(node.until, job):
             return None
         if any(frame is other for other in turned):
             raise GraphError(f"request {job.id!r}: a round of a loop ran no stage, so it would never end")

@@ -14,9 +14,10 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from neustream.core.correction import Watch
 from neustream.core.graph import Cursor, Graph, Stage
 from neustream.core.policy import Decision, Policy, Pool, View
 from neustream.core.profile import LatencyProfile
@@ -45,6 +46,15 @@ class Ended:
     """A job is over; `job.status`, `job.reason` and `job.output` say how."""
 
     job: Job
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """A stage's profile was corrected: observed over profiled seconds at batch sizes near 2**key."""
+
+    stage: str
+    factors: Mapping[int, float]
     at: float
 
 
@@ -81,9 +91,18 @@ class Scheduler:
         pools: their stage names must not overlap.
         policy: one rule for all pools.
         profiles: a latency profile for each stage of each pool.
+        correct: whether steps that keep taking other times than their profile says correct it
+            (`core/correction.py`); `profiles` then holds the corrected ones, `corrections` the factors.
     """
 
-    def __init__(self, pools: Sequence[Pool], policy: Policy, profiles: Mapping[str, LatencyProfile]) -> None:
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        policy: Policy,
+        profiles: Mapping[str, LatencyProfile],
+        *,
+        correct: bool = False,
+    ) -> None:
         self.pools = {pool.name: pool for pool in pools}
         if len(self.pools) != len(pools):
             raise GraphError(f"pools need different names, got {[pool.name for pool in pools]}")
@@ -95,7 +114,7 @@ class Scheduler:
         self._queues: dict[str, dict[str, Queue]] = {pool.name: {} for pool in pools}
         self._running: dict[str, dict[int, Batch]] = {pool.name: {} for pool in pools}
         self._wake: dict[str, float | None] = {pool.name: None for pool in pools}
-        self._events: list[Emitted | Ended] = []
+        self._events: list[Emitted | Ended | Corrected] = []
         self._stages: dict[str, Stage] = {}
         self._solo: dict[str, float] = {}
         self._checked: weakref.WeakSet[Graph] = weakref.WeakSet()
@@ -104,16 +123,33 @@ class Scheduler:
         self._recent: tuple[Asked, ...] | None = ()  # the same as a tuple; None: to be made anew
         self._speed: dict[str, float] = {}
         self._observed: dict[str, int] = {}
+        self._watches: dict[str, Watch] | None = {} if correct else None
         for pool in pools:
             if pool.workers < 1:
                 raise GraphError(f"pool {pool.name!r}: workers must be 1 or more, got {pool.workers}")
             for stage in pool.stages:
-                if stage in self._pool_of:
-                    raise GraphError(f"stage {stage!r} is in two pools: {self._pool_of[stage]!r} and {pool.name!r}")
-                if stage not in self.profiles:
-                    raise ProfileError(f"stage {stage!r} of pool {pool.name!r} has no profile")
-                self._pool_of[stage] = pool.name
-                self._queues[pool.name][stage] = Queue()
+                self._open(stage, pool.name)
+
+    def _open(self, stage: str, pool: str) -> None:
+        if stage in self._pool_of:
+            raise GraphError(f"stage {stage!r} is in two pools: {self._pool_of[stage]!r} and {pool!r}")
+        if stage not in self.profiles:
+            raise ProfileError(f"stage {stage!r} of pool {pool!r} has no profile")
+        self._pool_of[stage] = pool
+        self._queues[pool][stage] = Queue()
+
+    def add(self, pool: str, profiles: Mapping[str, LatencyProfile]) -> None:
+        """Serve more stages on `pool` from now on (another resolution, another model)."""
+        self.profiles = {**self.profiles, **profiles}
+        for stage in profiles:
+            self._open(stage, pool)
+        known = self.pools[pool]
+        self.pools[pool] = replace(known, stages=(*known.stages, *profiles))
+
+    @property
+    def corrections(self) -> dict[str, dict[int, float]]:
+        """Observed over profiled seconds by stage, at batch sizes near 2**key, where they are off."""
+        return {stage: dict(watch.factors) for stage, watch in (self._watches or {}).items() if watch.factors}
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -242,8 +278,8 @@ class Scheduler:
                 known = isinstance(error, NeustreamError)
                 self._end(job, "failed", str(error) if known else f"{type(error).__name__}: {error}", now)
 
-    def pop_events(self) -> list[Emitted | Ended]:
-        """Outputs and ends since the last call, in order."""
+    def pop_events(self) -> list[Emitted | Ended | Corrected]:
+        """Outputs, ends and corrections of profiles since the last call, in order."""
         events, self._events = self._events, []
         return events
 
@@ -350,8 +386,10 @@ class Scheduler:
         """
         if not batch.expected > 0:
             return
-        ratio = (now - batch.started_at) / batch.expected
         fused = batch.stage not in self._pool_of
+        if self._watches is not None and not fused:
+            self._watch(batch, now)
+        ratio = (now - batch.started_at) / batch.expected
         names = {job.stage.name for job in batch.jobs if job.stage is not None} if fused else {batch.stage}
         speed = dict(self._speed)  # views hold the one before
         for name in names:
@@ -360,6 +398,25 @@ class Scheduler:
             speed[name] = mean + step * max(FORGET, 1 / (seen + 2))
             self._observed[name] = seen + 1
         self._speed = speed
+
+    def _watch(self, batch: Batch, now: float) -> None:
+        """Compare a step with its stage's profile, and go on with a corrected one if they disagree."""
+        assert self._watches is not None
+        stage = batch.stage
+        watch = self._watches.setdefault(stage, Watch(self.profiles[stage]))
+        square = sum(size * size for size in batch.sizes)
+        corrected = watch.observe(len(batch), sum(batch.sizes), square, now - batch.started_at)
+        if corrected is None:
+            return
+        self.profiles = {**self.profiles, stage: corrected}
+        if stage in self._solo:
+            self._solo[stage] = corrected.latency(1)
+        self._speed = {name: speed for name, speed in self._speed.items() if name != stage}
+        self._observed.pop(stage, None)
+        for job in self.jobs.values():
+            if stage in job.left:
+                self._measure(job)
+        self._events.append(Corrected(stage, dict(watch.factors), now))
 
     def _take_off(self, batch: Batch) -> None:
         if self._running[batch.pool].pop(batch.id, None) is None:
@@ -384,15 +441,14 @@ class Scheduler:
             job.progress = 0.0
         if stage.emits:
             self._emit(job, update, now)
-        if cursor.again():
-            job.left[stage.name] -= 1
-            if stage.size is None:
-                solo = self._solo[stage.name]
-                job.work -= solo
-                if not stage.emits:
-                    job.work_next -= solo
-            else:
+        if cursor.again(job):
+            if stage.size is not None and stage.size_of(job) != job.unit_size:
                 self._measure(job)
+                return
+            job.left[stage.name] -= 1
+            job.work -= job.unit
+            if not stage.emits:
+                job.work_next -= job.unit
             return
         cursor.advance(job)
         self._place(job, now)
@@ -436,8 +492,10 @@ class Scheduler:
         left: dict[str, int] = {}
         for stage, calls in job.cursor.ahead(job):
             solo = whole = self._solo_latency(job, stage, 0.0)
-            if not left and job.progress:
-                solo = self._solo_latency(job, stage, job.progress)  # the rest of a step in chunks
+            if not left:
+                job.unit, job.unit_size = whole, stage.size_of(job)
+                if job.progress:
+                    solo = self._solo_latency(job, stage, job.progress)  # the rest of a step in chunks
             left[stage.name] = left.get(stage.name, 0) + calls
             if stage.emits and to_output is None:
                 to_output = total + solo

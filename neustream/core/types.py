@@ -101,6 +101,8 @@ class Job:
         "state",
         "status",
         "total",
+        "unit",
+        "unit_size",
         "weight",
         "work",
         "work_next",
@@ -130,6 +132,8 @@ class Job:
         self.solo = 0.0
         self.work = 0.0
         self.work_next = 0.0
+        self.unit = 0.0  # seconds of one call of its stage alone, for a step of `unit_size`
+        self.unit_size = 0.0
         self.progress = 0.0  # how much of a sized step is done already (chunked prefill)
         self.joined_at = request.arrival
         self.started_at: float | None = None

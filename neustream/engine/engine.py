@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.core.graph import Graph
+from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Ended, Scheduler
 from neustream.core.types import SLO, Job, Request, Status
 from neustream.engine.clock import Clock, stopwatch
@@ -20,6 +22,7 @@ from neustream.engine.events import (
     Decided,
     Done,
     Event,
+    Extend,
     Finished,
     Observer,
     Record,
@@ -83,6 +86,8 @@ class Engine:
         self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
         self._answers: dict[str, Future[Result]] = {}
         self._promised: set[Future[Any]] = set()
+        self._records: list[Record] = []  # what observers and callers are still to be told
+        self._process = os.getpid()
         self._requests: Iterator[Request] = iter(())
         self._next: Request | None = None  # drawn from them, not posted yet
         self._coming = 0  # Submit events posted for a workload and not handled yet
@@ -165,6 +170,13 @@ class Engine:
             self.clock.post(Cancel(id, answer), now)
         return answer
 
+    def add(self, pool: str, profiles: Mapping[str, LatencyProfile]) -> Future[None]:
+        """Serve more stages on `pool` from now on; its executor must have their modules already."""
+        with self._serving() as now:
+            answer: Future[None] = self._promise()
+            self.clock.post(Extend(pool, profiles, answer), now)
+        return answer
+
     def close(self, *, cancel: bool = False) -> None:
         """Serve what is open (or end it as cancelled), then stop the loop and the executors."""
         if threading.current_thread() is self._thread:
@@ -195,6 +207,8 @@ class Engine:
     @contextlib.contextmanager
     def _serving(self) -> Iterator[float]:
         """The present instant, with the engine kept from closing meanwhile."""
+        if os.getpid() != self._process:  # its threads and locks stayed behind in the parent
+            raise RequestError(f"this engine lives in process {self._process}; make another one after a fork")
         with self._gate:
             if self._thread is None or self._closed or not self._open:
                 problem = "this engine is not serving: call start() first, and not after close()"
@@ -249,6 +263,7 @@ class Engine:
                 if self._idle[pool]:
                     self._dispatch(pool)
             self._settle()
+            self._publish()
             del events, event  # while idle, hold no finished request's results
 
     def _dispatch(self, pool: str) -> None:
@@ -274,6 +289,8 @@ class Engine:
             self._accept(event, now)
         elif isinstance(event, Cancel):
             self._answer(event.answer, self.scheduler.cancel(event.id, now))
+        elif isinstance(event, Extend):
+            self._extend(event)
         elif isinstance(event, Stop):
             self._stop(event, now)
         self._settle()
@@ -311,6 +328,14 @@ class Engine:
             self._answers[job.id] = event.answer
         self._tell(Submitted(job, now))
 
+    def _extend(self, event: Extend) -> None:
+        try:
+            self.scheduler.add(event.pool, event.profiles)
+        except NeustreamError as error:
+            self._answer(event.answer, error)
+        else:
+            self._answer(event.answer, None)
+
     def _draw(self) -> None:
         """Post the workload's next request, and those that come at the same instant."""
         request = self._next
@@ -336,15 +361,23 @@ class Engine:
                 self.scheduler.cancel(id, now)
 
     def _settle(self) -> None:
-        """Pass on what the scheduler's last moves brought about."""
-        for event in self.scheduler.pop_events():
-            self._tell(event)
-            if isinstance(event, Ended) and (answer := self._answers.pop(event.job.id, None)) is not None:
-                self._answer(answer, _result(event.job, event.at))
+        """Take note of what the scheduler's last moves brought about."""
+        self._records += self.scheduler.pop_events()
 
     def _tell(self, record: Record) -> None:
-        for observer in self._observers:
-            observer(record)
+        self._records.append(record)
+
+    def _publish(self) -> None:
+        """Tell observers and callers what has happened: while the next steps run, not in front of them."""
+        records, self._records = self._records, []
+        for record in records:
+            for observer in self._observers:
+                observer(record)
+            if isinstance(record, Ended):
+                for executor in self._executors.values():
+                    executor.release(record.job)
+                if (answer := self._answers.pop(record.job.id, None)) is not None:
+                    self._answer(answer, _result(record.job, record.at))
 
 
 def _result(job: Job, at: float) -> Result:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from neustream.core.scheduler import Emitted, Ended, Update
+from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Corrected, Emitted, Ended, Update
 from neustream.core.types import Batch, Job, Request
 from neustream.errors import NeustreamError
 
@@ -41,6 +42,16 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class Extend:
+    """More stages for a pool, with their profiles; `answer` is set once they are served."""
+
+    rank: ClassVar[int] = 1
+    pool: str
+    profiles: Mapping[str, LatencyProfile]
+    answer: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """The policy asked to be asked again."""
 
@@ -56,7 +67,7 @@ class Stop:
     cancel: bool
 
 
-Event = Done | Cancel | Submit | Wake | Stop
+Event = Done | Cancel | Extend | Submit | Wake | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,5 +106,5 @@ class Finished:
     error: str
 
 
-Record = Submitted | Refused | Decided | Finished | Emitted | Ended
+Record = Submitted | Refused | Decided | Finished | Emitted | Ended | Corrected
 Observer = Callable[[Record], None]

@@ -6,6 +6,8 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
 
 from neustream.core.profile import LatencyProfile
@@ -30,6 +32,9 @@ class StreamModule(Protocol):
         neither, but for objects that it put into the state itself. Returns one update per job, in the
         same order, to be merged into its state; a StageFailed in place of an update fails that job
         alone, raising an exception fails them all.
+
+        A module may also have `release(job)`: called on the same thread once a job of its pool is over,
+        in whatever way, for what the module keeps of it outside of its state.
         """
         ...
 
@@ -38,6 +43,10 @@ class Executor(Protocol):
     """Starts steps for one pool; each ends as a `Done` event on the clock."""
 
     def start(self, batch: Batch, clock: Clock) -> None: ...
+
+    def release(self, job: Job) -> None:
+        """`job` is over, in whatever way: nothing of it needs to be kept."""
+        ...
 
     def close(self) -> None: ...
 
@@ -78,6 +87,9 @@ class ProfiledExecutor:
         updates = (_NOTHING,) * len(batch) if self._outcome is None else self._outcome(batch)
         clock.post(Done(batch, updates), batch.started_at + seconds + overhead)
 
+    def release(self, job: Job) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -103,14 +115,16 @@ class ThreadExecutor:
         if len(workers) != len(devices):
             raise BackendError(f"{len(workers)} set(s) of modules for {len(devices)} device(s): {list(devices)}")
         self._check_finite = check_finite
-        self._inbox: list[queue.SimpleQueue[tuple[Batch, Clock] | None]] = []
+        self._inbox: list[queue.SimpleQueue[tuple[Batch, Clock] | Callable[[], None] | None]] = []
+        self._modules = [dict(mods) for mods in workers]
+        self._releasing = [_releasing(mods.values()) for mods in workers]
         self._threads = []
         places = {
             (id(module), at): module for mods, at in zip(workers, devices, strict=True) for module in mods.values()
         }
         for (_, device), module in places.items():
             module.load(device)
-        for at, mods in enumerate(workers):
+        for at, mods in enumerate(self._modules):
             self._inbox.append(queue.SimpleQueue())
             thread = threading.Thread(target=self._work, args=(self._inbox[at], mods), daemon=True)
             thread.name = f"neustream-worker-{at}"
@@ -119,6 +133,29 @@ class ThreadExecutor:
 
     def start(self, batch: Batch, clock: Clock) -> None:
         self._inbox[batch.worker].put((batch, clock))
+
+    def add(self, modules: Mapping[str, StreamModule], worker: int = 0) -> None:
+        """More stages for a worker; their modules are loaded already."""
+        self._modules[worker].update(modules)
+        self._releasing[worker] = _releasing(self._modules[worker].values())
+
+    def call(self, function: Callable[[], Any], worker: int = 0) -> Future[Any]:
+        """Run `function` on a worker's thread, between two steps."""
+        answer: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(function())
+            except BaseException as error:  # it is the caller's
+                answer.set_exception(error)
+
+        self._inbox[worker].put(run)
+        return answer
+
+    def release(self, job: Job) -> None:
+        for at, releasing in enumerate(self._releasing):
+            if releasing:
+                self._inbox[at].put(partial(_release, releasing, job))
 
     def close(self) -> None:
         """Let the steps under way end, and the threads with them."""
@@ -129,6 +166,10 @@ class ThreadExecutor:
 
     def _work(self, inbox: queue.SimpleQueue[Any], modules: Mapping[str, StreamModule]) -> None:
         while (item := inbox.get()) is not None:
+            if callable(item):
+                item()
+                del item
+                continue
             batch, clock = item
             clock.post(Done(batch, self._step(batch, modules)), clock.now())
             del item, batch  # hold no finished job's tensors while idle
@@ -150,6 +191,16 @@ class ThreadExecutor:
             failed = StageFailed(f"stage {batch.stage!r}: {kind}{error}")
             failed.__cause__ = error
             return failed
+
+
+def _releasing(modules: Iterable[StreamModule]) -> list[Callable[[Job], None]]:
+    known = {id(module): module.release for module in modules if hasattr(module, "release")}
+    return list(known.values())
+
+
+def _release(releasing: Sequence[Callable[[Job], None]], job: Job) -> None:
+    for release in releasing:
+        release(job)
 
 
 def _finite(stage: str, update: Update | StageFailed) -> Update | StageFailed:

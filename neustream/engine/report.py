@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from neustream.core.scheduler import Emitted, Ended
+from neustream.core.scheduler import Corrected, Emitted, Ended
 from neustream.core.types import Job
 from neustream.engine.events import Decided, Finished, Record, Refused, Submitted
 
@@ -137,6 +137,8 @@ class Report:
         self.by_steps = Shares()
         self.reasons: dict[str, int] = {}
         self.interrupted = False
+        self.corrections: dict[str, dict[float, float]] = {}
+        """Observed over profiled seconds by stage and batch size, where the profile was corrected."""
         self._expected: dict[str, float] = {}
         self._observed: dict[str, float] = {}
         self._last_arrival = start
@@ -165,6 +167,8 @@ class Report:
                 share.weight += job.weight
         elif isinstance(record, Refused):
             self._refused(record)
+        elif isinstance(record, Corrected):
+            self.corrections[record.stage] = {2**k: factor for k, factor in record.factors.items()}
         else:
             assert isinstance(record, Emitted)
 
@@ -234,6 +238,8 @@ class Report:
         }
         if set(self.classes) - {""}:
             out["classes"] = {name: dict(vars(share)) for name, share in self.classes.items()}
+        if self.corrections:
+            out["corrections"] = {stage: dict(factors) for stage, factors in self.corrections.items()}
         if self.reasons:
             out["failures"] = dict(self.reasons)
         if self.interrupted:

@@ -190,14 +190,25 @@ def test_expect_stands_in_for_times_that_cannot_be_asked_yet():
     assert ahead(cursor, job) == [("b", 2)]
 
 
-def test_again_moves_on_only_in_a_counted_loop_over_one_stage():
+def test_again_moves_on_only_in_a_loop_over_one_stage():
     job = job_of(seq(loop(A, times=3), B))
     cursor = start(job)
-    assert [cursor.again(), cursor.again(), cursor.again()] == [True, True, False]
+    assert [cursor.again(job), cursor.again(job), cursor.again(job)] == [True, True, False]
     assert ahead(cursor, job) == [("a", 1), ("b", 1)]  # a refusal changes nothing
     assert cursor.advance(job) is B
-    for root in (A, seq(A, A), loop(seq(A), times=2), loop(A, until=lambda job: False, expect=3)):
-        assert not start(job_of(root)).again()
+    for root in (A, seq(A, A), loop(seq(A), times=2), loop(A, until=lambda job: True, expect=3)):
+        job = job_of(root)
+        assert not start(job).again(job)
+
+
+def test_again_asks_until_and_stops_where_the_budget_does():
+    job = job_of(loop(A, until=lambda job: job.state.get("over", False), expect=3))
+    cursor = start(job)
+    assert [cursor.again(job), cursor.again(job), cursor.again(job)] == [True, True, False]
+    assert cursor.advance(job) is A  # past what was expected the loop goes on
+    job.state["over"] = True
+    assert not cursor.again(job)
+    assert cursor.advance(job) is None
 
 
 # -- random graphs ----------------------------------------------------------------------------------
@@ -217,7 +228,7 @@ def test_the_cursor_walks_as_the_recursive_generator_does(node):
         assert next(iter(cursor.ahead(job)))[0] is expected
         job.state.update(step(job))
         twin.state.update(step(twin))
-        if not cursor.again():
+        if not cursor.again(job):
             cursor.advance(job)
     assert next(oracle, None) is cursor.stage
 
@@ -250,7 +261,7 @@ def test_again_agrees_with_advance(node):
             break
         quick_job.state.update(step(quick_job))
         plain_job.state.update(step(plain_job))
-        if not quick.again():
+        if not quick.again(quick_job):
             quick.advance(quick_job)
         plain.advance(plain_job)
 

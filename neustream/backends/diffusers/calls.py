@@ -1,0 +1,300 @@
+"""Calls of a pipeline's parts, parked by several requests and carried out together.
+
+A `Call` is what a stock pipeline wanted to run: `unet(sample, t, encoder_hidden_states=...)`. Calls
+with equal keys differ in their rows only and can be one call: tensors with a row per sample are
+concatenated along dimension 0, timesteps become one per row, and everything else must be equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from neustream.backends.torch import OUT_OF_MEMORY
+from neustream.errors import StageFailed
+
+Role = Literal["encode", "denoise", "decode"]
+TIMESTEPS = {"timestep", "timesteps", "t"}
+"""Parameters that hold one number per row, or one for all rows."""
+SHARED = {"img_ids", "txt_ids", "image_rotary_emb", "freqs_cis", "rotary_emb"}
+"""Parameters that describe positions, the same for every row, whatever their first dimension is."""
+UNUSED = {("AutoencoderKL", "generator")}
+"""Arguments that a method takes and ignores: different ones do not keep calls apart."""
+PROVEN = {
+    "AutoencoderKL",
+    "AutoencoderKLWan",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CogVideoXTransformer3DModel",
+    "DiTTransformer2DModel",
+    "FluxTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "T5EncoderModel",
+    "UMT5EncoderModel",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "WanTransformer3DModel",
+}
+"""Models whose rows do not influence each other, as the tests show; others are checked when first batched."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+HALF_TOLERANCE = 5e-2
+
+
+class Part:
+    """Something of a pipeline that requests can share a call of: a model, or one of its methods.
+
+    Args:
+        name: as the pipeline calls it ("unet", "vae.decode").
+        role: which kind of stage its calls belong to.
+        function: what is called.
+        owner: the class name of the model.
+        buckets: row counts that batches are padded to (by repeating row 0); none: no padding.
+        max_rows: the most rows in one call.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        role: Role,
+        function: Callable[..., Any],
+        owner: str,
+        *,
+        buckets: Sequence[int] = (),
+        max_rows: int | None = None,
+    ) -> None:
+        self.name = name
+        self.role = role
+        self.owner = owner
+        self.function = function
+        self.buckets = tuple(sorted(buckets))
+        self.max_rows = max_rows
+        self.limits: dict[Any, int] = {}
+        """The most rows that memory allowed, by key; learnt."""
+        self._parameters = [
+            name
+            for name, parameter in inspect.signature(getattr(function, "forward", function)).parameters.items()
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.POSITIONAL_ONLY)
+        ]
+        self._proven: dict[Any, bool] = {}
+
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        named = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        for key in list(named):
+            if (self.owner, key) in UNUSED:
+                named[key] = None
+        return Call(self, args, kwargs, named)
+
+    def run(self, calls: Sequence[Call]) -> list[Any]:
+        """The results of calls with one key, in order; an exception in place of a result fails that call alone."""
+        key, results = calls[0].key, list[Any]()
+        for some in self._chunks(calls, self.most(key)):
+            results += self._run(key, some)
+        return results
+
+    def most(self, key: Any) -> int | None:
+        """The most rows that calls of `key` may have together."""
+        limits = [limit for limit in (self.max_rows, self.limits.get(key)) if limit is not None]
+        return min(limits, default=None)
+
+    @staticmethod
+    def _chunks(calls: Sequence[Call], most: int | None) -> Iterator[list[Call]]:
+        chunk: list[Call] = []
+        rows = 0
+        for call in calls:
+            if chunk and most is not None and rows + call.rows > most:
+                yield chunk
+                chunk, rows = [], 0
+            chunk.append(call)
+            rows += call.rows
+        yield chunk
+
+    def _run(self, key: Any, calls: list[Call]) -> list[Any]:
+        if len(calls) > 1 and not self._proven.get(key, self.owner in PROVEN):
+            if key not in self._proven:
+                return self._prove(key, calls)
+            return [result for call in calls for result in self._attempt([call])]
+        try:
+            return self._attempt(calls)
+        except OUT_OF_MEMORY as error:
+            if len(calls) == 1:
+                return [StageFailed(f"{self.name}: out of memory with {calls[0].rows} row(s): {error}")]
+            half = len(calls) // 2
+            self.limits[key] = max(call.rows for call in calls) * half
+            warnings.warn(
+                f"{self.name}: out of memory with {sum(call.rows for call in calls)} rows; "
+                f"from now on at most {self.limits[key]} such rows run together",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return self._run(key, calls[:half]) + self._run(key, calls[half:])
+
+    def _attempt(self, calls: Sequence[Call]) -> list[Any]:
+        rows = sum(call.rows for call in calls)
+        bucket = next((size for size in self.buckets if size >= rows), rows)
+        first = calls[0]
+        if len(calls) == 1 and bucket == rows:
+            return [self.function(*first.args, **first.kwargs)]
+        named = _joined(calls, bucket - rows)
+        whole = self.function(**named)
+        results, at = [], 0
+        for call in calls:
+            results.append(_rows_of(whole, at, at + call.rows, bucket, self.name))
+            at += call.rows
+        return results
+
+    def _prove(self, key: Any, calls: list[Call]) -> list[Any]:
+        """The first batch of calls of a model that nobody has tried: are its rows really apart?"""
+        alone = self._attempt(calls[:1])[0]
+        try:
+            together: list[Any] | None = self._attempt(calls)
+            assert together is not None
+            good = _close(alone, together[0])
+        except OUT_OF_MEMORY:
+            raise
+        except (RuntimeError, ValueError, TypeError, StageFailed, AssertionError):
+            together, good = None, False
+        self._proven[key] = good
+        if good and together is not None:
+            return together
+        warnings.warn(
+            f"{self.name} ({self.owner}) does not give the same results in a batch: served one request at a time",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return [alone] + [result for call in calls[1:] for result in self._attempt([call])]
+
+
+class Call:
+    """One parked call. `rows` is the length of its first tensor's dimension 0, `key` what batches share."""
+
+    __slots__ = ("args", "key", "kwargs", "leaves", "named", "part", "rows")
+
+    def __init__(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any], named: Mapping[str, Any]) -> None:
+        self.part = part
+        self.args = args
+        self.kwargs = kwargs
+        self.named = named
+        self.leaves: list[Any] = []
+        self.rows = next((len(x) for x in named.values() if isinstance(x, torch.Tensor) and x.ndim), 1)
+        kinds: list[Any] = [part.name]
+        for name, value in named.items():
+            self._flatten(name, value, name in SHARED, kinds)
+        self.key = tuple(kinds)
+
+    def _flatten(self, name: str, value: Any, shared: bool, kinds: list[Any]) -> None:
+        if isinstance(value, torch.Tensor):
+            if name in TIMESTEPS and value.ndim < 2:
+                kinds.append((name, "time"))
+                if value.ndim == 0 or len(value) != self.rows:
+                    value = value.expand(self.rows)
+            elif not shared and value.ndim and len(value) == self.rows:
+                kinds.append((name, "rows", value.shape[1:], value.dtype))
+            else:
+                kinds.append((name, "same", _digest(value)))
+            self.leaves.append(value)
+        elif name in TIMESTEPS and isinstance(value, int | float) and not isinstance(value, bool):
+            kinds.append((name, "time"))
+            self.leaves.append(torch.tensor(value).expand(self.rows))
+        elif isinstance(value, Mapping):
+            kinds.append((name, "dict", tuple(value)))
+            for key, inner in value.items():
+                self._flatten(key, inner, shared or key in SHARED, kinds)
+        elif isinstance(value, list | tuple):
+            kinds.append((name, type(value), len(value)))
+            for inner in value:
+                self._flatten("", inner, shared, kinds)
+        elif value is None or isinstance(value, bool | int | float | str | torch.dtype):
+            kinds.append((name, type(value), value))
+        else:
+            kinds.append((name, "object", id(value)))
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    """What a tensor that all rows share holds; kept with it, so that it is read from the device once."""
+    known: tuple[int, bytes] | None = getattr(tensor, "_neustream_digest", None)
+    if known is None or known[0] != tensor._version:
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        head = f"{tuple(tensor.shape)}{tensor.dtype}".encode()
+        known = (tensor._version, hashlib.blake2b(head + flat.tobytes(), digest_size=16).digest())
+        tensor._neustream_digest = known  # type: ignore[attr-defined]
+    return known[1]
+
+
+def _joined(calls: Sequence[Call], spare: int) -> dict[str, Any]:
+    """The arguments of one call for all of `calls`, with row 0 repeated `spare` times at the end."""
+    place = iter(range(len(calls[0].leaves)))
+    device = next((leaf.device for leaf in calls[0].leaves if leaf.ndim), None)
+
+    def join(name: str, value: Any, shared: bool) -> Any:
+        if isinstance(value, torch.Tensor) or (
+            name in TIMESTEPS and isinstance(value, int | float) and not isinstance(value, bool)
+        ):
+            at = next(place)
+            leaves = [call.leaves[at] for call in calls]
+            time = name in TIMESTEPS and leaves[0].ndim < 2
+            if not time and (shared or not leaves[0].ndim or len(leaves[0]) != calls[0].rows):
+                return leaves[0]
+            if time:
+                leaves = _promoted(leaves, device)
+            if spare:
+                leaves.append(leaves[0][:1].expand(spare, *leaves[0].shape[1:]))
+            return torch.cat(leaves)
+        if isinstance(value, Mapping):
+            return {key: join(key, inner, shared or key in SHARED) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(join("", inner, shared) for inner in value)
+        return value
+
+    return {name: join(name, value, name in SHARED) for name, value in calls[0].named.items()}
+
+
+def _promoted(times: list[torch.Tensor], device: torch.device | None) -> list[torch.Tensor]:
+    """Timesteps in one dtype on one device (schedulers count in int64 or float32, and on the host or not)."""
+    dtype = times[0].dtype
+    for other in times[1:]:
+        if other.dtype != dtype:
+            dtype = torch.promote_types(dtype, other.dtype)
+    return [x if x.dtype == dtype and x.device == device else x.to(device, dtype) for x in times]
+
+
+def _rows_of(whole: Any, start: int, stop: int, rows: int, name: str) -> Any:
+    """The part of a batched result that belongs to rows `start` to `stop`."""
+    if isinstance(whole, torch.Tensor):
+        if not whole.ndim or len(whole) != rows:
+            raise StageFailed(f"{name} returned a tensor of shape {tuple(whole.shape)} for {rows} rows")
+        return whole[start:stop]
+    if isinstance(whole, DiagonalGaussianDistribution):
+        return DiagonalGaussianDistribution(whole.parameters[start:stop], deterministic=whole.deterministic)
+    if isinstance(whole, Mapping):
+        return type(whole)(**{key: _rows_of(value, start, stop, rows, name) for key, value in whole.items()})
+    if isinstance(whole, list | tuple):
+        return type(whole)(_rows_of(value, start, stop, rows, name) for value in whole)
+    if whole is None or isinstance(whole, bool | int | float | str):
+        return whole
+    raise StageFailed(f"{name} returned {type(whole).__name__}, which cannot be shared out among requests")
+
+
+def _close(alone: Any, together: Any) -> bool:
+    if isinstance(alone, torch.Tensor):
+        if alone.shape != together.shape:
+            return False
+        if not alone.is_floating_point():
+            return bool(torch.equal(alone, together))
+        scale = float(alone.abs().max()) if alone.numel() else 0.0
+        return float((alone - together).abs().max()) <= TOLERANCE.get(alone.dtype, HALF_TOLERANCE) * scale
+    if isinstance(alone, DiagonalGaussianDistribution):
+        return _close(alone.parameters, together.parameters)
+    if isinstance(alone, Mapping):
+        return all(_close(value, together[key]) for key, value in alone.items())
+    if isinstance(alone, list | tuple):
+        return all(_close(a, b) for a, b in zip(alone, together, strict=True))
+    return True

@@ -1,0 +1,273 @@
+"""One request: the stock pipeline's own `__call__`, stopped wherever it calls a model.
+
+Each request runs on its own view of the pipeline, in a greenlet of the worker's thread. The view
+shares everything with the pipeline but what belongs to one request: its schedulers are copies, and
+in place of its models there are stand-ins that park the request's greenlet with the call it wanted to
+make. Whoever drives the runs carries out parked calls, many at once where they fit together,
+and lets each request go on with its own result. So all that lies between two model calls is stock
+code on stock values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from neustream.backends.diffusers.calls import Call, Part
+from neustream.backends.diffusers.stepping import Step, own_scheduler, step_together
+from neustream.errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A request after a denoising step: step number `step` (from 1) of `total`, and its latents now."""
+
+    step: int
+    total: int
+    latents: torch.Tensor
+
+
+class Run:
+    """A request's way through the stock call. All but `__init__` happens on the worker's thread.
+
+    Args:
+        pipe: the pipeline; never changed.
+        parts: its shared parts, by the name of the component and of the method ("": the model itself).
+        kwargs: of the pipeline's `__call__`.
+        expected: denoising steps that it is expected to take, until its schedule is known.
+        on_step: told of each denoising step; if it raises, the request fails.
+
+    `parked` is the call or step it waits for, None before the start and after the end. `steps`
+    counts its denoising steps. `output` and `error` say how it ended.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        parts: Mapping[str, Mapping[str, Part]],
+        kwargs: Mapping[str, Any],
+        *,
+        expected: int = 1,
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._pipe: DiffusionPipeline | None = pipe
+        self._parts = parts
+        self._kwargs = kwargs
+        self._on_step = on_step
+        self._expected = expected
+        self._view: Any = None
+        self._greenlet: Any = None
+        self.steps_counted = False  # whether a scheduler of its own counts its steps
+        self.parked: Call | Step | None = None
+        self.steps = 0
+        self.over = False
+        self.output: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def started(self) -> bool:
+        return self.over or self._greenlet is not None
+
+    @property
+    def denoising(self) -> bool:
+        """Whether it waits for a denoiser's call, or for the step behind one."""
+        parked = self.parked
+        return isinstance(parked, Step) or (parked is not None and parked.part.role == "denoise")
+
+    @property
+    def total(self) -> int:
+        """Denoising steps from first to last: those of its schedule, once that is known."""
+        known = None if self._view is None else self._view.__dict__.get("_num_timesteps")
+        return max(self.steps, known if isinstance(known, int) else self._expected)
+
+    # -- moving on ------------------------------------------------------------------------------------
+
+    def resume(self, value: Any = None) -> None:
+        """Go on with the result of the parked call (an exception is raised there) up to the next one."""
+        if self.over:
+            return
+        if self._greenlet is None:
+            self._greenlet = greenlet(self._main)
+        self.parked = None
+        parked = self._greenlet.throw(value) if isinstance(value, BaseException) else self._greenlet.switch(value)
+        if self._greenlet.dead:
+            self._forget()
+        else:
+            self.parked = parked
+
+    def close(self) -> None:
+        """End it where it stands; its tensors are free at once."""
+        if self._greenlet is not None and not self._greenlet.dead:
+            self._greenlet.throw(GreenletExit)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.over = True
+        self._pipe = self.parked = self._view = self._greenlet = self._on_step = None
+        self._kwargs, self._parts = {}, {}
+
+    def _main(self, _: Any = None) -> None:
+        try:
+            assert self._pipe is not None
+            self._view = self._seen(self._pipe)
+            self.output = self._view(**self._kwargs)
+        except GreenletExit:
+            raise
+        except BaseException as error:  # the caller's own callbacks run in there
+            self.error = error.with_traceback(None)
+
+    # -- the view ---------------------------------------------------------------------------------------
+
+    def _seen(self, pipe: DiffusionPipeline) -> Any:
+        """The pipeline as this request sees it."""
+        view = copy.copy(pipe)
+        view.__class__ = _viewed(type(pipe))
+        own = view.__dict__
+        for name, value in list(own.items()):
+            if name in self._parts:
+                own[name] = StandIn(value, self._parts[name])
+            elif callable(getattr(value, "step", None)) and hasattr(value, "timesteps"):
+                own[name] = own_scheduler(value, park, self._stepped)
+                self.steps_counted = True
+            elif isinstance(value, DiffusionPipeline):
+                own[name] = self._seen(value)
+        return view
+
+    def _stepped(self, latents: torch.Tensor) -> None:
+        self.steps += 1
+        if self._on_step is not None:
+            self._on_step(Progress(self.steps, self.total, latents))
+
+
+def park(wanted: Call | Step) -> Any:
+    """Stop the current request with what it wants; returns the result."""
+    hub = getcurrent().parent
+    assert hub is not None
+    return hub.switch(wanted)
+
+
+class StandIn:
+    """A model's place in a view: calls of its parts park the request, everything else is the model's."""
+
+    def __init__(self, model: Any, parts: Mapping[str, Part]) -> None:
+        self.__dict__.update(_model=model, _parts=parts)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # what isinstance asks for
+        return type(self._model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        part = self._parts.get("")
+        return self._model(*args, **kwargs) if part is None else park(part.call(args, kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        part = self._parts.get(name)
+        if part is None:
+            return getattr(self._model, name)
+        return lambda *args, **kwargs: park(part.call(args, kwargs))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise BackendError(f"a pipeline that sets {name!r} of a model in its call cannot share that model")
+
+
+class Silent:
+    """A progress bar that shows nothing: requests side by side would write over each other."""
+
+    def __init__(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> None:
+        self._iterable = iterable
+
+    def __iter__(self) -> Any:
+        return iter(() if self._iterable is None else self._iterable)
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def update(self, n: int = 1) -> None:
+        pass
+
+    def set_description(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    set_postfix = set_description
+
+
+class View:
+    """What views do in their own way; mixed into the pipeline's class."""
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Silent:
+        return Silent(iterable, total)
+
+    def maybe_free_model_hooks(self) -> None:
+        """Models are offloaded when the engine ends, not when one of its requests does."""
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where the pipeline runs. Stock code searches all modules for it, several times a request."""
+        own = self.__dict__
+        if "_neustream_device" not in own:
+            own["_neustream_device"] = super()._execution_device  # type: ignore[misc]
+        device: torch.device = own["_neustream_device"]
+        return device
+
+
+@lru_cache
+def _viewed(pipeline: type) -> type:
+    return type(pipeline.__name__, (View, pipeline), {"__module__": pipeline.__module__})
+
+
+# -- driving several ------------------------------------------------------------------------------------
+
+
+def advance(runs: Iterable[Run], done: Callable[[Run], bool]) -> None:
+    """Carry out what runs are parked with, together where possible, until each is `done` or over."""
+    active = [run for run in runs if not run.over and not done(run)]
+    while active:
+        alike: dict[Any, list[Run]] = defaultdict(list)
+        for run in active:
+            alike[None if run.parked is None else run.parked.key].append(run)
+        for some in alike.values():
+            for run, value in zip(some, _results(some), strict=True):
+                run.resume(value)
+        active = [run for run in active if not run.over and not done(run)]
+
+
+def _results(runs: list[Run]) -> list[Any]:
+    """The results of what runs are parked with, all of one key; None for those that have not begun."""
+    first = runs[0].parked
+    if isinstance(first, Call):
+        return first.part.run([run.parked for run in runs if isinstance(run.parked, Call)])
+    if isinstance(first, Step) and len(runs) > 1:
+        return list(step_together([run.parked for run in runs if isinstance(run.parked, Step)]))
+    return [None] * len(runs)
+
+
+def encode(runs: Iterable[Run]) -> None:
+    """Bring runs to their denoiser: text encoders, image encoders, the VAE's encoder."""
+    advance(runs, lambda run: run.denoising)
+
+
+def denoise(runs: Iterable[Run]) -> None:
+    """Take one denoising step with each run (with what comes in front of it, if it has not begun)."""
+    runs = list(runs)
+    encode(runs)
+    before = {run: run.steps for run in runs}
+
+    def stepped(run: Run) -> bool:
+        return not run.denoising or (run.steps > before[run] and isinstance(run.parked, Call))
+
+    advance(runs, stepped)
+
+
+decode = encode
+"""What comes behind the denoising: the VAE's decoder. (Up to the end, or to the next denoiser of a cascade.)"""
