@@ -19,7 +19,7 @@ from neustream.core.policies import (
     Symphony,
 )
 from neustream.core.policy import Decision, Policy, Pool, View
-from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile, largest_batch
+from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile, UnitProfile, largest_batch
 from neustream.core.scheduler import Scheduler, solo_latency
 from neustream.core.types import SLO, Batch, Job, Request
 from neustream.engine.clock import VirtualClock, WallClock
@@ -84,6 +84,7 @@ __all__ = [
     "Symphony",
     "TableProfile",
     "ThreadExecutor",
+    "UnitProfile",
     "View",
     "VirtualClock",
     "WallClock",

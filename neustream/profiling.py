@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -138,15 +138,16 @@ def measure(
     sample: Callable[[int], Mapping[str, Any]],
     *,
     device: str = "cpu",
-    batches: Sequence[int] | None = None,
+    batches: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     repeats: int = 15,
     warmup: int = 2,
     sync: Callable[[], None] = lambda: None,
     tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
     out_of_memory: tuple[type[BaseException], ...] = (MemoryError,),
     on_limit: Callable[[str, int, BaseException], None] = lambda stage, batch, error: None,
+    stages: Collection[str] | None = None,
 ) -> dict[str, list[Measurement]]:
-    """Time every stage of `graph` at `batches` (default: see `default_batches`).
+    """Time every stage of `graph` at `batches`, one list for all or by stage (default: see `default_batches`).
 
     Real jobs walk the real graph: before a stage is timed, its jobs have run all stages in front of
     it. Each timed step gets jobs in the state they have there; where a stage is looped, they stay
@@ -159,13 +160,17 @@ def measure(
         sync: waits for the device (`torch.cuda.synchronize`); called around each timing.
         tick: told of each step: stage, batch, seconds.
         out_of_memory: on these, that batch and larger ones are left out, and `on_limit` is told.
+        stages: which stages to time, default: all.
     """
     for module in modules.values():
         module.load(device)
     lab = _Lab(graph, modules, sample, sync)
     out: dict[str, list[Measurement]] = {}
     for name, stage in graph.stages.items():
-        seconds = {b: list[float]() for b in batches or default_batches(stage.max_batch) if b <= stage.max_batch}
+        if stages is not None and name not in stages:
+            continue
+        wanted = batches.get(name) if isinstance(batches, Mapping) else batches
+        seconds = {b: list[float]() for b in wanted or default_batches(stage.max_batch) if b <= stage.max_batch}
         for turn in range(warmup + repeats):
             for batch in list(seconds):
                 try:

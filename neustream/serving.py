@@ -1,8 +1,9 @@
-"""The short way in for one graph on one pool: `serve` it for real, or `simulate` it."""
+"""The short way in: `serve` a stock pipeline or a graph for real, or `simulate` a graph."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 from neustream.core.graph import Graph
 from neustream.core.policies import Priced
@@ -16,6 +17,11 @@ from neustream.engine.events import Observer
 from neustream.engine.executor import ProfiledExecutor, StreamModule, ThreadExecutor
 from neustream.engine.report import Report
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from neustream.backends.diffusers import PipelineEngine
+
 POOL = "pool"
 
 
@@ -23,7 +29,40 @@ def _scheduler(graph: Graph, profiles: Mapping[str, LatencyProfile], policy: Pol
     return Scheduler([Pool(POOL, tuple(graph.stages))], policy or Priced(), profiles)
 
 
+@overload
 def serve(
+    model: Graph,
+    modules: Mapping[str, StreamModule],
+    profiles: Mapping[str, LatencyProfile],
+    *,
+    policy: Policy | None = None,
+    device: str = "cpu",
+    observers: Sequence[Observer] = (),
+) -> Engine: ...
+
+
+@overload
+def serve(model: DiffusionPipeline | Mapping[str, DiffusionPipeline], **options: Any) -> PipelineEngine: ...
+
+
+def serve(model: Any, *args: Any, **options: Any) -> Any:
+    """Serve a model on one device of this process.
+
+    A stock diffusers pipeline (or several by name): `serve(pipe, slo=5.0)` gives a running
+    `PipelineEngine`, whose `submit` takes the pipeline's own arguments; its options are those of
+    `neustream.backends.diffusers.PipelineEngine`.
+
+    A graph of your own: `serve(graph, modules, profiles, policy=..., device=..., observers=...)` gives
+    an `Engine`, to be used as a context manager. `policy` defaults to `Priced`.
+    """
+    if isinstance(model, Graph):
+        return _serve_graph(model, *args, **options)
+    from neustream.backends.diffusers import PipelineEngine
+
+    return PipelineEngine(model, *args, **options)
+
+
+def _serve_graph(
     graph: Graph,
     modules: Mapping[str, StreamModule],
     profiles: Mapping[str, LatencyProfile],
@@ -32,10 +71,6 @@ def serve(
     device: str = "cpu",
     observers: Sequence[Observer] = (),
 ) -> Engine:
-    """An engine for `graph` on one worker of this process; use it as a context manager.
-
-    `policy` defaults to `Priced`.
-    """
     executor = ThreadExecutor(modules, (device,))
     return Engine(_scheduler(graph, profiles, policy), {POOL: executor}, WallClock(), observers)
 

@@ -76,6 +76,30 @@ class TableProfile:
         return self._dense[batch]
 
 
+class UnitProfile:
+    """A table for steps whose jobs are not alike: its axis counts units, a step has the sum of its jobs' sizes.
+
+    A request of two images counts as two where the table was measured with requests of one; where the
+    sum is no size of the table, latencies are interpolated. Below the table's smallest size a step
+    counts as one of that size (fewer rows take no longer); above the largest it runs in several
+    calls, as many full ones as there are and one for the rest. Without sizes, jobs count as 1.
+    """
+
+    def __init__(self, table: TableProfile) -> None:
+        self.table = table
+        self.name = table.name
+        self.device = table.device
+        self.max_batch = table.max_batch
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        table = self.table
+        whole, rest = divmod(total or batch, table.max_batch)
+        seconds = whole * table.latency_s[-1]
+        if rest:
+            seconds += float(np.interp(rest, table.batch, table.latency_s))
+        return seconds
+
+
 class SumProfile:
     """Several profiles run back to back as one step (a VAE and a safety checker on one worker)."""
 

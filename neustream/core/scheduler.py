@@ -162,7 +162,10 @@ class Scheduler:
         job.cursor = Cursor(request.graph, job)
         self._place(job, now)
         job.solo, job.total = job.work, dict(job.left)
-        self._asked.append(Asked(job.arrival, job.deadline - job.arrival, job.weight, request.graph, job.total))
+        stages = request.graph.stages
+        sizes = {name: stages[name].size_of(job) for name in job.total if stages[name].size is not None}
+        budget = job.deadline - job.arrival
+        self._asked.append(Asked(job.arrival, budget, job.weight, request.graph, job.total, sizes))
         self._recent = None
         if job.stage is not None:
             self.jobs[job.id] = job

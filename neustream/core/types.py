@@ -186,13 +186,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """What a request asked for when it came: `calls` by stage of `graph`, within `budget` seconds from `at`."""
+    """What a request asked for when it came: `calls` by stage of `graph`, within `budget` seconds from `at`.
+
+    `sizes` are those of its steps in stages that have sizes, as far as they could be told then.
+    """
 
     at: float
     budget: float
     weight: float
     graph: Graph
     calls: Mapping[str, int]
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
 
 class Queue:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from neustream.core.scheduler import Emitted, Ended
+from neustream.core.scheduler import Corrected, Emitted, Ended
 from neustream.engine.events import Decided, Finished, Record, Refused, Submitted
 
 
@@ -58,7 +58,7 @@ class EventLog:
             name = f"{request.id} (refused {len(self.requests)})"
             self.requests[name] = {**at, "status": "failed", "reason": record.reason, "on_time": False}
         else:
-            assert isinstance(record, Decided)
+            assert isinstance(record, Decided | Corrected)
 
     def _count(self, at: float, change: int) -> None:
         self._live += change

@@ -1,11 +1,13 @@
 """Stock diffusers pipelines, served step by step.
 
-`DiT(pipe)` and `StableDiffusion(pipe)` take a pipeline that the user loaded, unchanged, and give the
-graph and the stream modules that an engine serves; requests at different timesteps, with
-different step counts, seeds and guidance scales, share one call of the denoiser.
+`PipelineEngine(pipe)` (`neustream.serve(pipe)`) takes a pipeline that the user loaded, unchanged. Each
+request runs the pipeline's own `__call__`, stopped at its model calls; requests at different
+timesteps, with different step counts, seeds, guidance and schedulers, share those calls.
 """
 
 from neustream.backends.diffusers.dit import DiT
+from neustream.backends.diffusers.run import Progress
+from neustream.backends.diffusers.service import Answer, PipelineEngine
 from neustream.backends.diffusers.stable_diffusion import StableDiffusion
 
-__all__ = ["DiT", "StableDiffusion"]
+__all__ = ["Answer", "DiT", "PipelineEngine", "Progress", "StableDiffusion"]

@@ -55,8 +55,10 @@ class Part:
         role: which kind of stage its calls belong to.
         function: what is called.
         owner: the class name of the model.
+        signature: the function whose parameters positional arguments are matched with.
         buckets: row counts that batches are padded to (by repeating row 0); none: no padding.
         max_rows: the most rows in one call.
+        reused: whether a result's memory is used again by the next call (CUDA graphs).
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Part:
         function: Callable[..., Any],
         owner: str,
         *,
+        signature: Callable[..., Any] | None = None,
         buckets: Sequence[int] = (),
         max_rows: int | None = None,
+        reused: bool = False,
     ) -> None:
         self.name = name
         self.role = role
@@ -75,11 +79,13 @@ class Part:
         self.function = function
         self.buckets = tuple(sorted(buckets))
         self.max_rows = max_rows
+        self.reused = reused
+        self.dtype: torch.dtype | None = None
         self.limits: dict[Any, int] = {}
         """The most rows that memory allowed, by key; learnt."""
         self._parameters = [
             name
-            for name, parameter in inspect.signature(getattr(function, "forward", function)).parameters.items()
+            for name, parameter in inspect.signature(signature or function).parameters.items()
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.POSITIONAL_ONLY)
         ]
         self._proven: dict[Any, bool] = {}
@@ -142,12 +148,15 @@ class Part:
         bucket = next((size for size in self.buckets if size >= rows), rows)
         first = calls[0]
         if len(calls) == 1 and bucket == rows:
-            return [self.function(*first.args, **first.kwargs)]
+            alone = self.function(*first.args, **first.kwargs)
+            return [_rows_of(alone, 0, rows, rows, self.name, copy=True) if self.reused else alone]
         named = _joined(calls, bucket - rows)
         whole = self.function(**named)
+        # what outlives this step must not keep the whole batch's memory
+        keep = self.reused or self.role != "denoise"
         results, at = [], 0
         for call in calls:
-            results.append(_rows_of(whole, at, at + call.rows, bucket, self.name))
+            results.append(_rows_of(whole, at, at + call.rows, bucket, self.name, copy=keep))
             at += call.rows
         return results
 
@@ -190,6 +199,11 @@ class Call:
             self._flatten(name, value, name in SHARED, kinds)
         self.key = tuple(kinds)
 
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """The part of the key that costs depend on: the shapes of its rows, and their dtypes."""
+        return tuple(kind for kind in self.key if len(kind) == 4 and kind[1] == "rows")
+
     def _flatten(self, name: str, value: Any, shared: bool, kinds: list[Any]) -> None:
         if isinstance(value, torch.Tensor):
             if name in TIMESTEPS and value.ndim < 2:
@@ -225,7 +239,7 @@ def _digest(tensor: torch.Tensor) -> bytes:
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         head = f"{tuple(tensor.shape)}{tensor.dtype}".encode()
         known = (tensor._version, hashlib.blake2b(head + flat.tobytes(), digest_size=16).digest())
-        tensor._neustream_digest = known  # type: ignore[attr-defined]
+        tensor._neustream_digest = known
     return known[1]
 
 
@@ -266,18 +280,22 @@ def _promoted(times: list[torch.Tensor], device: torch.device | None) -> list[to
     return [x if x.dtype == dtype and x.device == device else x.to(device, dtype) for x in times]
 
 
-def _rows_of(whole: Any, start: int, stop: int, rows: int, name: str) -> Any:
+def _rows_of(whole: Any, start: int, stop: int, rows: int, name: str, *, copy: bool) -> Any:
     """The part of a batched result that belongs to rows `start` to `stop`."""
+
+    def part(value: Any) -> Any:
+        return _rows_of(value, start, stop, rows, name, copy=copy)
+
     if isinstance(whole, torch.Tensor):
         if not whole.ndim or len(whole) != rows:
             raise StageFailed(f"{name} returned a tensor of shape {tuple(whole.shape)} for {rows} rows")
-        return whole[start:stop]
+        return whole[start:stop].clone() if copy else whole[start:stop]
     if isinstance(whole, DiagonalGaussianDistribution):
-        return DiagonalGaussianDistribution(whole.parameters[start:stop], deterministic=whole.deterministic)
+        return DiagonalGaussianDistribution(part(whole.parameters), deterministic=whole.deterministic)
     if isinstance(whole, Mapping):
-        return type(whole)(**{key: _rows_of(value, start, stop, rows, name) for key, value in whole.items()})
+        return type(whole)(**{key: part(value) for key, value in whole.items()})
     if isinstance(whole, list | tuple):
-        return type(whole)(_rows_of(value, start, stop, rows, name) for value in whole)
+        return type(whole)(part(value) for value in whole)
     if whole is None or isinstance(whole, bool | int | float | str):
         return whole
     raise StageFailed(f"{name} returned {type(whole).__name__}, which cannot be shared out among requests")

@@ -11,10 +11,11 @@ code on stock values.
 from __future__ import annotations
 
 import copy
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from diffusers import DiffusionPipeline
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from neustream.backends.diffusers.calls import Call, Part
+from neustream.backends.diffusers.parts import Parts
 from neustream.backends.diffusers.stepping import Step, own_scheduler, step_together
-from neustream.errors import BackendError
+from neustream.errors import BackendError, StageFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Run:
 
     Args:
         pipe: the pipeline; never changed.
-        parts: its shared parts, by the name of the component and of the method ("": the model itself).
+        parts: its shared parts.
         kwargs: of the pipeline's `__call__`.
         expected: denoising steps that it is expected to take, until its schedule is known.
         on_step: told of each denoising step; if it raises, the request fails.
@@ -52,7 +54,7 @@ class Run:
     def __init__(
         self,
         pipe: DiffusionPipeline,
-        parts: Mapping[str, Mapping[str, Part]],
+        parts: Parts,
         kwargs: Mapping[str, Any],
         *,
         expected: int = 1,
@@ -77,16 +79,28 @@ class Run:
         return self.over or self._greenlet is not None
 
     @property
+    def _scaled(self) -> bool:
+        """Whether the stock call scales adapters of its text encoders while it uses them: then nobody shares them."""
+        names = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+        return any("scale" in (self._kwargs.get(name) or {}) for name in names)
+
+    @property
     def denoising(self) -> bool:
-        """Whether it waits for a denoiser's call, or for the step behind one."""
+        """Whether it waits for a denoiser's call, for the step behind one, or for something between two."""
         parked = self.parked
-        return isinstance(parked, Step) or (parked is not None and parked.part.role == "denoise")
+        if parked is None or isinstance(parked, Step):
+            return parked is not None
+        return parked.part.role == "denoise" or 0 < self.steps < (self._scheduled or 0)
 
     @property
     def total(self) -> int:
         """Denoising steps from first to last: those of its schedule, once that is known."""
+        return max(self.steps, self._scheduled or self._expected)
+
+    @property
+    def _scheduled(self) -> int | None:
         known = None if self._view is None else self._view.__dict__.get("_num_timesteps")
-        return max(self.steps, known if isinstance(known, int) else self._expected)
+        return known if isinstance(known, int) else None
 
     # -- moving on ------------------------------------------------------------------------------------
 
@@ -96,6 +110,8 @@ class Run:
             return
         if self._greenlet is None:
             self._greenlet = greenlet(self._main)
+        elif not self.steps_counted and isinstance(self.parked, Call) and self.parked.part.role == "denoise":
+            self.steps += 1
         self.parked = None
         parked = self._greenlet.throw(value) if isinstance(value, BaseException) else self._greenlet.switch(value)
         if self._greenlet.dead:
@@ -107,6 +123,7 @@ class Run:
         """End it where it stands; its tensors are free at once."""
         if self._greenlet is not None and not self._greenlet.dead:
             self._greenlet.throw(GreenletExit)
+        self.output = None
         self._forget()
 
     def _forget(self) -> None:
@@ -122,18 +139,20 @@ class Run:
         except GreenletExit:
             raise
         except BaseException as error:  # the caller's own callbacks run in there
-            self.error = error.with_traceback(None)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            error.add_note(f"in {where.name}, {where.filename}:{where.lineno}")
+            self.error = error.with_traceback(None)  # which would keep the request's tensors
 
     # -- the view ---------------------------------------------------------------------------------------
 
     def _seen(self, pipe: DiffusionPipeline) -> Any:
         """The pipeline as this request sees it."""
         view = copy.copy(pipe)
-        view.__class__ = _viewed(type(pipe))
+        view.__class__ = viewed(pipe.__class__)
         own = view.__dict__
         for name, value in list(own.items()):
-            if name in self._parts:
-                own[name] = StandIn(value, self._parts[name])
+            if id(value) in self._parts:
+                own[name] = StandIn(value, self._parts[id(value)], inline="encode" if self._scaled else "")
             elif callable(getattr(value, "step", None)) and hasattr(value, "timesteps"):
                 own[name] = own_scheduler(value, park, self._stepped)
                 self.steps_counted = True
@@ -155,10 +174,13 @@ def park(wanted: Call | Step) -> Any:
 
 
 class StandIn:
-    """A model's place in a view: calls of its parts park the request, everything else is the model's."""
+    """A model's place in a view: calls of its parts park the request, everything else is the model's.
 
-    def __init__(self, model: Any, parts: Mapping[str, Part]) -> None:
-        self.__dict__.update(_model=model, _parts=parts)
+    Calls of the role `inline` are not shared: they run at once, inside their request.
+    """
+
+    def __init__(self, model: Any, parts: Mapping[str, Part], inline: str) -> None:
+        self.__dict__.update(_model=model, _parts=parts, _inline=inline)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what isinstance asks for
@@ -166,11 +188,21 @@ class StandIn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         part = self._parts.get("")
-        return self._model(*args, **kwargs) if part is None else park(part.call(args, kwargs))
+        if part is None or part.role == self._inline:
+            return self._model(*args, **kwargs)
+        return park(part.call(args, kwargs))
+
+    @property
+    def dtype(self) -> Any:
+        """The model's, which searches all of its modules for it at each question."""
+        part = next(iter(self._parts.values()))
+        if part.dtype is None:
+            part.dtype = self._model.dtype
+        return part.dtype
 
     def __getattr__(self, name: str) -> Any:
         part = self._parts.get(name)
-        if part is None:
+        if part is None or part.role == self._inline:
             return getattr(self._model, name)
         return lambda *args, **kwargs: park(part.call(args, kwargs))
 
@@ -221,8 +253,9 @@ class View:
         return device
 
 
-@lru_cache
-def _viewed(pipeline: type) -> type:
+@cache
+def viewed(pipeline: Any) -> Any:
+    """The class of a pipeline's views."""
     return type(pipeline.__name__, (View, pipeline), {"__module__": pipeline.__module__})
 
 
@@ -258,7 +291,7 @@ def encode(runs: Iterable[Run]) -> None:
 
 
 def denoise(runs: Iterable[Run]) -> None:
-    """Take one denoising step with each run (with what comes in front of it, if it has not begun)."""
+    """Take one denoising step with each run (and what comes in front of it, if it has not begun)."""
     runs = list(runs)
     encode(runs)
     before = {run: run.steps for run in runs}
@@ -269,5 +302,16 @@ def denoise(runs: Iterable[Run]) -> None:
     advance(runs, stepped)
 
 
-decode = encode
-"""What comes behind the denoising: the VAE's decoder. (Up to the end, or to the next denoiser of a cascade.)"""
+def decode(runs: Iterable[Run], *, check_finite: bool = False) -> None:
+    """Bring runs to their end: the VAE's decoder, and whatever else a pipeline does behind its steps.
+
+    With `check_finite`, a run whose latents are not finite fails in place of being decoded.
+    """
+    runs = list(runs)
+    for run in runs:
+        parked = run.parked
+        if not check_finite or not isinstance(parked, Call) or parked.part.role != "decode":
+            continue
+        if not all(bool(x.isfinite().all()) for x in parked.leaves if x.is_floating_point()):
+            run.resume(StageFailed(f"the latents hold NaN or infinity after {run.steps} steps"))
+    advance(runs, lambda run: False)

@@ -15,7 +15,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -104,14 +104,14 @@ def own_scheduler(shared: Any, park: Callable[[Step], Any], stepped: Callable[[t
         stepped(result[0])
         return result
 
-    step.__signature__ = _signature(type(scheduler))  # type: ignore[attr-defined]  # pipelines look for eta there
+    step.__signature__ = _signature(scheduler.__class__)  # type: ignore[attr-defined]  # pipelines look for eta there
     scheduler.step = step
     return scheduler
 
 
-@lru_cache
-def _signature(scheduler: type) -> inspect.Signature:
-    parameters = list(inspect.signature(scheduler.step).parameters.values())  # type: ignore[attr-defined]
+@cache
+def _signature(scheduler: Any) -> inspect.Signature:
+    parameters = list(inspect.signature(scheduler.step).parameters.values())
     return inspect.Signature(parameters[1:])
 
 
@@ -137,12 +137,12 @@ def _index(scheduler: Any, timestep: Any) -> int | None:
         if scheduler.step_index is None:
             scheduler._init_step_index(timestep)
         return int(scheduler.step_index)
-    steps = scheduler.timesteps
+    steps: torch.Tensor = scheduler.timesteps
     if isinstance(timestep, torch.Tensor) and timestep.dtype == steps.dtype and timestep.device == steps.device:
         # the loop's timestep is a view of the schedule: its place tells, without reading the device
         at, rest = divmod(timestep.data_ptr() - steps.data_ptr(), steps.element_size())
         if not rest and 0 <= at < len(steps):
-            return at
+            return int(at)
     found = (steps == timestep).nonzero()
     return int(found[0]) if len(found) else None
 

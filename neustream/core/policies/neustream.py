@@ -66,14 +66,17 @@ class NeuStream:
     def cap(self, view: View, stage: str, jobs: Sequence[Job]) -> int:
         """The static batch cap of `stage`."""
         profile, limit = view.profiles[stage], view.limit(stage)
-        if jobs[0].stage is not None and jobs[0].stage.size is not None:
-            return limit  # the artifact's cap knows no sizes
         scale = self.slo_scale
         if scale is None:
             scale = sum(job.slo.total / job.solo for job in jobs) / len(jobs)
-        budget = profile.latency(1) * scale * self.step_delta
+        size = sum(job.size for job in jobs) / len(jobs)  # the artifact knows no sizes: all count as the mean one
+
+        def latency(batch: int) -> float:
+            return profile.latency(batch, batch * size, batch * size * size)
+
+        budget = latency(1) * scale * self.step_delta
         cap = 0
-        while cap < limit and profile.latency(cap + 1) < budget:
+        while cap < limit and latency(cap + 1) < budget:
             cap += 1
         return max(1, cap)
 

@@ -336,7 +336,7 @@ def _price_of(
     The recent requests at the charges that they came with, the most weight per charge first, fill
     the time between the first and the last of them; 0 if it suffices for all, and as long as that
     time is shorter than their mean budget: a first burst is no load yet. Requests without a deadline
-    pay nothing; those of sized stages (whose charge is not known from counts) are left out.
+    pay nothing.
     """
     offers, budgets = [], []
     for asked in recent[1:]:
@@ -366,9 +366,11 @@ def _charge_of(
     known = dict(zip(stages, zip(profiles, speeds, strict=True), strict=True))
     graph = asked.graph
     mine = [graph.stages[name] for name in asked.calls if name in known]
-    if math.isinf(asked.budget) or any(stage.size is not None for stage in mine):
+    if math.isinf(asked.budget):
         return 0.0
-    alone = {stage.name: asked.calls[stage.name] * known[stage.name][0].latency(1) for stage in mine}
+    sizes = {stage.name: float(f"{asked.sizes.get(stage.name, 0.0):.2g}") for stage in mine}
+    step = {name: known[name][0].latency(1, size, size * size) for name, size in sizes.items()}
+    alone = {name: asked.calls[name] * seconds for name, seconds in step.items()}
     once = sum(seconds for name, seconds in alone.items() if name not in graph.looped)
     loops = sum(alone.values()) - once
     if not loops:
@@ -378,7 +380,7 @@ def _charge_of(
     for stage in mine:
         if stage.name in graph.looped:
             profile, speed = known[stage.name]
-            shape = curve(profile, min(stage.max_batch, profile.max_batch))
-            pace = stretch * profile.latency(1) / speed
+            shape = curve(profile, min(stage.max_batch, profile.max_batch), sizes[stage.name])
+            pace = stretch * step[stage.name] / speed
             charge += asked.calls[stage.name] * shape.charge_of(pace) * speed
     return charge

@@ -1,0 +1,142 @@
+"""The latency profiles of a served pipeline: given, found in the user's cache, or measured and kept there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from platformdirs import user_cache_path
+
+from neustream.backends.diffusers.parts import models_of
+from neustream.backends.torch import OUT_OF_MEMORY, device_name, sync
+from neustream.core.graph import Graph
+from neustream.core.profile import LatencyProfile, TableProfile, UnitProfile
+from neustream.engine.executor import StreamModule
+from neustream.errors import ProfileError
+from neustream.profiling import Measurement, default_batches, load_profile, measure, save, versions
+
+REPEATS = 5
+WARMUP = 1
+LOOPED_STEPS = 25
+ONCE_STEPS = 2
+"""Denoising steps of the requests that a looped stage, and one that runs once, are measured with."""
+
+
+class Shelf:
+    """Where the profiles of one pipeline come from.
+
+    Args:
+        given: profiles by stage, or the folder of profile files by stage; None: the cache, or measure.
+        options: what latencies depend on beside the model and the machine (compiled, padded).
+        cache: the folder of the cache, default: the user's.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        given: Mapping[str, LatencyProfile] | Path | str | None,
+        options: Mapping[str, Any],
+        cache: Path | None = None,
+    ) -> None:
+        self._pipe = pipe
+        self._options = dict(options)
+        self._given = Path(given) if isinstance(given, str) else given
+        self._cache = (cache or user_cache_path("neustream")) / "profiles" / fingerprint(pipe, options)
+
+    def find(self, stages: Mapping[str, str]) -> dict[str, LatencyProfile] | None:
+        """Profiles by stage; `stages` maps stage names to file names. None if they have to be measured."""
+        if isinstance(self._given, Mapping):
+            if missing := [stage for stage in stages if stage not in self._given]:
+                raise ProfileError(f"no profile for stage(s) {missing}; given: {sorted(self._given)}")
+            return {stage: _units(self._given[stage]) for stage in stages}
+        folder = self._given or self._cache
+        paths = {stage: folder / f"{name}.json" for stage, name in stages.items()}
+        if self._given is None and not all(path.exists() for path in paths.values()):
+            return None
+        return {stage: _units(load_profile(path)) for stage, path in paths.items()}
+
+    def keep(
+        self, measured: Mapping[str, list[Measurement]], files: Mapping[str, str], out: Path | None = None
+    ) -> None:
+        """Write what was measured into the cache, or to `out`."""
+        named = {files[stage]: some for stage, some in measured.items()}
+        weight = next(next(models_of(self._pipe))[1].parameters())
+        origin = {
+            "how": "measured when served",
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "versions": versions(),
+        }
+        save(named, out or self._cache, model=type(self._pipe).__name__, device=place_of(self._pipe), origin=origin)
+
+
+def _units(profile: LatencyProfile) -> LatencyProfile:
+    return UnitProfile(profile) if isinstance(profile, TableProfile) else profile
+
+
+def place_of(pipe: DiffusionPipeline) -> str:
+    """What profiles of a pipeline are labelled with: the device that it runs on."""
+    return device_name(pipe._execution_device)
+
+
+def fingerprint(pipe: DiffusionPipeline, options: Mapping[str, Any]) -> str:
+    """A name for all that latencies depend on: architectures, dtypes, the device, versions, options."""
+    models = {}
+    for name, model in models_of(pipe):
+        weight = next(model.parameters(), None)
+        config = getattr(model, "config", {})
+        config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        models[name] = (type(model).__name__, str(None if weight is None else weight.dtype), config)
+    facts = (type(pipe).__name__, models, place_of(pipe), versions(), dict(options))
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return f"{type(pipe).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def timed(
+    graph: Graph,
+    modules: Mapping[str, StreamModule],
+    sample: Callable[[int], Mapping[str, Any]],
+    device: torch.device,
+    *,
+    seconds: float,
+    tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
+) -> dict[str, list[Measurement]]:
+    """Time each stage of a pipeline over its batch sizes, in about `seconds` in all.
+
+    `sample` gives the parameters of a request of so many denoising steps: stages in a loop are
+    timed with long requests, the others with short ones. Larger batches are left out where they
+    would take longer than `seconds`, by what one request takes.
+    """
+    out: dict[str, list[Measurement]] = {}
+    for name, stage in graph.stages.items():
+        params = sample(LOOPED_STEPS if name in graph.looped else ONCE_STEPS)
+        run = partial(
+            measure,
+            graph,
+            modules,
+            partial(_always, params),
+            stages=[name],
+            warmup=WARMUP,
+            sync=partial(sync, device),
+            tick=tick,
+            out_of_memory=OUT_OF_MEMORY,
+        )
+        each = run(batches=[1], repeats=2)[name][0].median * (REPEATS + WARMUP)
+        left = seconds / len(graph.stages)
+        batches: list[int] = []
+        for batch in default_batches(stage.max_batch):
+            left -= each * batch
+            if batches and left < 0:
+                break
+            batches.append(batch)
+        out |= run(batches=batches, repeats=REPEATS)
+    return out
+
+
+def _always(params: Mapping[str, Any], at: int) -> Mapping[str, Any]:
+    return params

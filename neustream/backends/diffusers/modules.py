@@ -1,0 +1,127 @@
+"""Runs as stream modules: encode, denoise and decode, and the graph that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from neustream.backends.diffusers.run import Run, decode, denoise, encode
+from neustream.core.graph import Graph, Stage, loop, seq, switch
+from neustream.core.types import Job
+from neustream.engine.executor import StreamModule
+from neustream.errors import StageFailed
+
+Update = Mapping[str, Any]
+
+
+class Runs:
+    """The runs of jobs. `begin` makes one, when a job first gets to a stage.
+
+    A job's last update is `{"output": what the stock call returned}`.
+    """
+
+    def __init__(self, begin: Callable[[Job], Run], *, check_finite: bool = True) -> None:
+        self._begin = begin
+        self._open: dict[Job, Run] = {}
+        self._check_finite = check_finite
+
+    def get(self, job: Job) -> Run | None:
+        return self._open.get(job)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @torch.no_grad()
+    def step(self, role: str, jobs: Sequence[Job]) -> list[Update | StageFailed]:
+        """One step of a stage for `jobs`."""
+        runs = []
+        for job in jobs:
+            if job not in self._open:
+                self._open[job] = self._begin(job)
+            runs.append(self._open[job])
+        if role == "encode":
+            encode(runs)
+        elif role == "denoise":
+            denoise(runs)
+        else:
+            decode(runs, check_finite=self._check_finite)
+        return [self._update(run) for run in runs]
+
+    @staticmethod
+    def _update(run: Run) -> Update | StageFailed:
+        if run.error is None:
+            return {"output": run.output} if run.over else {}
+        if isinstance(run.error, StageFailed):
+            return run.error
+        failed = StageFailed(f"{type(run.error).__name__}: {run.error}")
+        failed.__cause__ = run.error
+        return failed
+
+    def release(self, job: Job) -> None:
+        run = self._open.pop(job, None)
+        if run is not None:
+            run.close()
+
+    def close(self) -> None:
+        """End all that is open."""
+        for job in list(self._open):
+            self.release(job)
+
+    # -- what graphs ask, on the engine's thread -------------------------------------------------------
+
+    def denoising(self, job: Job) -> bool:
+        run = self._open.get(job)
+        return run is not None and run.denoising
+
+    def left(self, job: Job, expected: int) -> int:
+        """Denoising steps ahead."""
+        run = self._open.get(job)
+        return expected if run is None or not run.started else max(1, run.total - run.steps)
+
+    def over(self, job: Job) -> bool:
+        run = self._open.get(job)
+        return run is not None and run.over
+
+
+class RunModule:
+    """One kind of stage of some runs; the pipeline is where its owner put it."""
+
+    def __init__(self, runs: Runs, role: str) -> None:
+        self._runs = runs
+        self._role = role
+
+    def load(self, device: str) -> None:
+        """Nothing to do: models stay on the device that they are on."""
+
+    def step(self, jobs: Sequence[Job]) -> Sequence[Update | StageFailed]:
+        updates: list[Update | StageFailed] = self._runs.step(self._role, jobs)
+        return updates
+
+    def release(self, job: Job) -> None:
+        self._runs.release(job)
+
+
+def modules_of(runs: Runs, encode: str, denoise: str, decode: str) -> dict[str, StreamModule]:
+    """The three modules, under the names that their stages have."""
+    return {
+        encode: RunModule(runs, "encode"),
+        denoise: RunModule(runs, "denoise"),
+        decode: RunModule(runs, "decode"),
+    }
+
+
+def graph_of(
+    name: str, runs: Runs, expected: Callable[[Job], int], *, encode: Stage, denoise: Stage, decode: Stage
+) -> Graph:
+    """encode, denoise until the schedule is done, decode (unless the request wants its latents).
+
+    `expected` says how many denoising steps a request takes, before its schedule is known.
+    """
+    steps = loop(
+        denoise,
+        until=lambda job: not runs.denoising(job),
+        expect=lambda job: runs.left(job, expected(job)),
+    )
+    return Graph(name, seq(encode, steps, switch(runs.over, {False: decode, True: seq()}, likely=False)))

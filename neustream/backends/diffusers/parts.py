@@ -1,0 +1,112 @@
+"""What of a pipeline its requests can share, and in which stage: found by looking at its components."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from transformers import PreTrainedModel
+
+from neustream.backends.diffusers.calls import Part, Role
+from neustream.errors import BackendError
+
+BUCKETS = (1, 2, 4, 8, 16, 32)
+"""Row counts that batches are padded to where each size has to be compiled."""
+
+Parts = Mapping[int, Mapping[str, Part]]
+"""Shared parts by `id` of the model and by method ("": the model itself)."""
+
+
+def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """The models of a pipeline and of the pipelines inside it, by name."""
+    for name, value in pipe.__dict__.items():
+        if isinstance(value, torch.nn.Module):
+            yield prefix + name, value
+        elif isinstance(value, DiffusionPipeline):
+            yield from models_of(value, f"{prefix}{name}.")
+
+
+def role_of(name: str, model: torch.nn.Module) -> Role | None:
+    """Which stage a model's calls belong to; None for those that run inside their request (a safety checker)."""
+    kind, last = type(model).__name__, name.rpartition(".")[2]
+    if last == "safety_checker":
+        return None
+    if kind.startswith(("Autoencoder", "AsymmetricAutoencoder", "VQ", "ConsistencyDecoder", "PaellaVQ")):
+        return "decode"
+    if isinstance(model, PreTrainedModel):
+        return "encode"
+    return "denoise" if isinstance(model, ModelMixin) else None
+
+
+def parts_of(
+    pipe: DiffusionPipeline,
+    *,
+    buckets: Sequence[int] = (),
+    max_rows: int | None = None,
+    compile: bool | Mapping[str, Any] = False,
+) -> Parts:
+    """The shared parts of `pipe`.
+
+    Args:
+        buckets: row counts that every batch is padded to, by repeating its first row.
+        max_rows: the most rows in one call.
+        compile: compile denoisers with `torch.compile` (these are its arguments), once per bucket.
+
+    Raises:
+        BackendError: nothing in it denoises, or a model keeps state between the calls of one request.
+    """
+    if any(size < 1 for size in buckets):
+        raise BackendError(f"buckets must be whole numbers of at least 1, got {list(buckets)}")
+    options = {"dynamic": False, **(compile if isinstance(compile, Mapping) else {})}
+    buckets = tuple(buckets) or (BUCKETS if compile else ())
+    limit = max(buckets, default=None) if max_rows is None else max_rows
+    parts: dict[int, dict[str, Part]] = {}
+    for name, model in models_of(pipe):
+        role, owner = role_of(name, model), type(model).__name__
+        if role is None:
+            continue
+        if getattr(model, "is_cache_enabled", False):
+            raise BackendError(
+                f"{name} has a cache of past steps enabled, which cannot tell requests apart: disable_cache() first"
+            )
+        if role == "decode":
+            methods = {method: getattr(model, method) for method in ("encode", "decode") if hasattr(model, method)}
+        else:
+            compiled = bool(compile) and role == "denoise"
+            methods = {"": torch.compile(model, **options) if compiled else model}
+        parts[id(model)] = {
+            method: Part(
+                f"{name}.{method}" if method else name,
+                role,
+                function,
+                owner,
+                signature=model.forward if not method else function,
+                buckets=buckets,
+                max_rows=limit,
+                reused=bool(compile) and role == "denoise",
+            )
+            for method, function in methods.items()
+        }
+    if not any(part.role == "denoise" for methods in parts.values() for part in methods.values()):
+        names = ", ".join(f"{name} ({type(model).__name__})" for name, model in models_of(pipe)) or "none"
+        raise BackendError(
+            f"{type(pipe).__name__} has no denoiser that is a diffusers model, so there are no steps to schedule; "
+            f"its models: {names}"
+        )
+    return parts
+
+
+def state_of(pipe: DiffusionPipeline) -> dict[str, tuple[Any, ...]]:
+    """What must not change while a pipeline is served: its models, where they are, their adapters."""
+    found = {}
+    for name, model in models_of(pipe):
+        weight = next(model.parameters(), None)
+        hooked = hasattr(model, "_hf_hook") or weight is None  # offloaded models move all the time
+        place = None if hooked or weight is None else (str(weight.device), weight.dtype)
+        adapters: Any = None
+        if getattr(model, "_hf_peft_config_loaded", False):
+            adapters = (tuple(model.peft_config), tuple(model.active_adapters()))
+        found[name] = (id(model), place, adapters)
+    return found

@@ -1,0 +1,192 @@
+"""The arguments of one call: bound, checked by the pipeline itself, and what they say of its cost."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from neustream.backends.diffusers.run import viewed
+from neustream.errors import RequestError
+
+COUNTS = {"num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"}
+SIZES = {"height", "width", "num_frames", "video_length", "max_sequence_length", "audio_length_in_s", "clip_skip"}
+"""Arguments that the shape of a request's tensors follows from, beside the shapes of what it brings."""
+BATCHES = ("prompt", "class_labels", "prompt_embeds", "image")
+"""Arguments that say how many samples a request has, the first one given decides."""
+
+
+def named_arguments(pipe: DiffusionPipeline, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The call's arguments by name; TypeError, as of a call, if they do not fit the pipeline's signature."""
+    signature = inspect.signature(pipe.__call__)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{type(pipe).__name__}.__call__() {error}") from None
+    named = dict(bound.arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named.update(named.pop(parameter.name, {}))
+    return named
+
+
+def with_defaults(pipe: DiffusionPipeline, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, and the pipeline's defaults for the others."""
+    parameters = inspect.signature(pipe.__call__).parameters.values()
+    return {**{p.name: p.default for p in parameters if p.default is not p.empty}, **named}
+
+
+class _Reached(BaseException):
+    """The stock call accepted its arguments and went on to a model."""
+
+
+class _Wall:
+    """A component that ends a dry run when it is used."""
+
+    def __init__(self, component: Any) -> None:
+        self.__dict__["_component"] = component
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._component)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise _Reached
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._component, name)
+        methods = isinstance(self._component, PreTrainedTokenizerBase) or name in ("encode", "decode")
+        if methods and callable(value):
+            raise _Reached
+        return value
+
+
+def check(pipe: DiffusionPipeline, named: Mapping[str, Any]) -> None:
+    """Let the stock call look at its arguments, up to where it would use a tokenizer or a model.
+
+    Raises what it raises; RequestError for step counts below 1, which many pipelines do not check.
+    """
+    for name, value in named.items():
+        if not name.endswith("num_inference_steps") or value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise RequestError(f"{name} must be a whole number of at least 1, got {value!r}")
+    view = copy.copy(pipe)
+    view.__class__ = viewed(pipe.__class__)
+    for name, value in list(view.__dict__.items()):
+        if isinstance(value, torch.nn.Module | PreTrainedTokenizerBase | DiffusionPipeline):
+            view.__dict__[name] = _Wall(value)
+        elif hasattr(value, "timesteps"):
+            view.__dict__[name] = copy.deepcopy(value)
+    try:
+        view(**without_side_effects(named))
+    except _Reached:
+        return
+
+
+def without_side_effects(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for a trial: no callbacks, generators that are copies."""
+    trial = {name: value for name, value in named.items() if name not in ("callback", "callback_on_step_end")}
+    trial["generator"] = _cloned(named.get("generator"))
+    return trial
+
+
+def _cloned(generator: Any) -> Any:
+    if isinstance(generator, list):
+        return [_cloned(one) for one in generator]
+    if isinstance(generator, torch.Generator):
+        return generator.clone_state()
+    return torch.Generator().manual_seed(0) if generator is None else generator
+
+
+def generators_of(named: Mapping[str, Any]) -> list[torch.Generator]:
+    given = named.get("generator")
+    return [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, torch.Generator)]
+
+
+def samples_of(named: Mapping[str, Any]) -> int:
+    """How many images (videos) a call makes."""
+    count = 1
+    for name in BATCHES:
+        value = named.get(name)
+        if value is None:
+            continue
+        if isinstance(value, list | tuple | torch.Tensor | np.ndarray) and not (name == "image" and _is_one(value)):
+            count = len(value)
+        break
+    for name in COUNTS:
+        if isinstance(each := named.get(name), int):
+            count *= each
+    return max(count, 1)
+
+
+def _is_one(image: Any) -> bool:
+    return isinstance(image, torch.Tensor | np.ndarray) and image.ndim < 4
+
+
+def kind_of(named: Mapping[str, Any]) -> Hashable:
+    """What decides over the shapes of a call's tensors: calls of one kind are alike but for their content."""
+    kind: list[Hashable] = [samples_of(named)]
+    for name, value in sorted(named.items()):
+        if name in SIZES:
+            kind.append((name, value))
+        elif name.endswith("guidance_scale") and isinstance(value, int | float):
+            kind.append((name, value > 1))
+        elif (shape := _shape(value)) is not None:
+            kind.append((name, shape))
+    return tuple(kind)
+
+
+def _shape(value: Any) -> tuple[Any, ...] | None:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return tuple(value.shape)
+    if isinstance(value, Image.Image):
+        return tuple(value.size)
+    if isinstance(value, list | tuple) and value and _shape(value[0]) is not None:
+        return tuple(_shape(one) for one in value)
+    return None
+
+
+class StepCounts:
+    """How many denoising steps calls take with a pipeline's scheduler (Heun: 2 n - 1, PNDM: n + 1, most: n)."""
+
+    def __init__(self, pipe: DiffusionPipeline) -> None:
+        self._pipe = pipe
+        self._scheduler: Any = None
+        self._known: dict[int, int] = {}
+
+    def of(self, named: Mapping[str, Any]) -> int:
+        """Expected steps of a call, from its arguments and the pipeline's defaults."""
+        for own in ("timesteps", "sigmas"):
+            if isinstance(given := named.get(own), list):
+                return max(len(given), 1)
+        steps = sum(
+            value
+            for name, value in named.items()
+            if name.endswith("num_inference_steps") and isinstance(value, int | np.integer)
+        )
+        steps = self._calls(int(steps)) if steps else 1
+        strength = named.get("strength")
+        if isinstance(strength, int | float) and hasattr(self._pipe, "get_timesteps"):
+            steps = round(steps * min(max(strength, 0.0), 1.0))
+        return max(steps, 1)
+
+    def _calls(self, steps: int) -> int:
+        scheduler = getattr(self._pipe, "scheduler", None)
+        if self._scheduler is not scheduler:
+            self._scheduler, self._known = scheduler, {}
+        if steps not in self._known:
+            trial: Any = copy.deepcopy(scheduler)
+            try:
+                trial.set_timesteps(steps)
+                self._known[steps] = len(trial.timesteps)
+            except (AttributeError, ValueError, TypeError, IndexError):  # it wants more than a number
+                self._known[steps] = steps
+        return self._known[steps]
