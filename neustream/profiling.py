@@ -211,7 +211,15 @@ class _Lab:
         self._made = 0
 
     def clear(self) -> None:
+        for job in self._ready:
+            self._release(job)
         self._ready = []
+
+    def _release(self, job: Job) -> None:
+        """Tell the modules that keep something of a job that it is over."""
+        for module in self._modules.values():
+            if (release := getattr(module, "release", None)) is not None:
+                release(job)
 
     def step(self, stage: str, batch: int) -> float:
         """Run one step of `batch` jobs at `stage`; seconds."""
@@ -226,7 +234,10 @@ class _Lab:
 
     def _jobs_at(self, stage: str, count: int) -> list[Job]:
         """`count` jobs whose next stage is `stage`."""
-        self._ready = [job for job in self._ready if job.stage is not None and job.stage.name == stage]
+        gone = [job for job in self._ready if job.stage is None or job.stage.name != stage]
+        self._ready = [job for job in self._ready if job not in gone]
+        for job in gone:
+            self._release(job)
         while len(self._ready) < count:
             job = Job(Request(f"sample-{self._made}", self._graph, params=self._sample(self._made)))
             self._made += 1

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 from neustream.engine.executor import StreamModule
 
 KINDS = {
-    "dit": "neustream.backends.diffusers.from_config:dit",
-    "stable_diffusion": "neustream.backends.diffusers.from_config:stable_diffusion",
+    "diffusers": "neustream.backends.diffusers.from_config:make",
 }
 
 

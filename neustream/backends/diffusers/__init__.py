@@ -5,9 +5,8 @@ request runs the pipeline's own `__call__`, stopped at its model calls; requests
 timesteps, with different step counts, seeds, guidance and schedulers, share those calls.
 """
 
-from neustream.backends.diffusers.dit import DiT
+from neustream.backends.diffusers.palette import PalettePipeline
 from neustream.backends.diffusers.run import Progress
 from neustream.backends.diffusers.service import Answer, PipelineEngine
-from neustream.backends.diffusers.stable_diffusion import StableDiffusion
 
-__all__ = ["Answer", "DiT", "PipelineEngine", "Progress", "StableDiffusion"]
+__all__ = ["Answer", "PalettePipeline", "PipelineEngine", "Progress"]

@@ -1,31 +1,50 @@
 """Pipelines from a config's `backend` section: from a checkpoint, or real architectures with random weights.
 
 backend:
-  kind: dit | stable_diffusion
-  checkpoint: path               # a folder saved by diffusers; or, for random weights:
-  transformer / unet, vae, text_encoder: {...}   # the model classes' own arguments
-  scheduler: {name: DDIMScheduler, ...}          # the class's own arguments
+  kind: diffusers
+  checkpoint: path               # a folder saved by diffusers, or a single .safetensors file; or:
+  pipeline: DiTPipeline          # a class of diffusers, or module:Class
+  components:                    # its parts by name: the class and its own arguments
+    transformer: {class: DiTTransformer2DModel, num_layers: 12, ...}
+    text_encoder: {class: CLIPTextModel, hidden_size: 768, ...}   # of transformers: its config's arguments
+    tokenizer: bytes             # a CLIP tokenizer without files (letters: a T5 one)
+    scheduler: {class: DDIMScheduler, ...}
+    safety_checker: null
+  arguments: {...}               # further arguments of the pipeline's class
   dtype: float32
+  variant: fp16                  # of a checkpoint
   weights_seed: 0
-  request: {guidance_scale: 4.0}                 # parameters of every request
+  threads: 1                     # of torch
+  request: {guidance_scale: 4.0} # call arguments of every request
+
+The stages of such a config are called encode, denoise and decode, or by the names in `STAGES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
+import transformers
+from diffusers import DiffusionPipeline
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from neustream.backends import torch as shared
-from neustream.backends.diffusers.dit import DiT
-from neustream.backends.diffusers.stable_diffusion import StableDiffusion
+from neustream.backends.diffusers.measured import place_of
+from neustream.backends.diffusers.modules import RunModule, Runs
+from neustream.backends.diffusers.parts import models_of, parts_of
+from neustream.backends.diffusers.request import StepCounts, check, named_arguments, with_defaults
+from neustream.backends.diffusers.run import Run
+from neustream.core.types import Job
 from neustream.errors import BackendError
+from neustream.experiment import load_object
 
 PROMPTS = (
     "a lighthouse in a storm, oil painting",
@@ -36,6 +55,18 @@ PROMPTS = (
     "an old library with floating lamps",
 )
 """What workload requests ask for; speed does not depend on the words."""
+STAGES = {
+    "encode": "encode",
+    "clip": "encode",
+    "text_encoder": "encode",
+    "denoise": "denoise",
+    "unet": "denoise",
+    "dit": "denoise",
+    "transformer": "denoise",
+    "decode": "decode",
+    "vae": "decode",
+}
+"""Names that a config's stages may have, and what they do."""
 
 
 class Options(BaseModel):
@@ -44,85 +75,167 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     checkpoint: str | None = None
-    transformer: dict[str, Any] | None = None
-    unet: dict[str, Any] | None = None
-    vae: dict[str, Any] | None = None
-    text_encoder: dict[str, Any] | None = None
-    scheduler: dict[str, Any] | None = None
+    pipeline: str | None = None
+    components: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] = Field(default_factory=dict)
     dtype: str = "float32"
+    variant: str | None = None
     weights_seed: int = 0
     threads: int | None = Field(default=None, ge=1)
     request: dict[str, Any] = Field(default_factory=dict)
 
 
 class Served:
-    """A cut pipeline as the command line uses it (see `neustream.backends.ModelBackend`)."""
+    """A pipeline as the command line uses it (see `neustream.backends.ModelBackend`).
+
+    Its jobs have `steps`, `seed` and the arguments of the pipeline's call as parameters.
+    """
 
     out_of_memory = shared.OUT_OF_MEMORY
 
-    def __init__(self, adapter: DiT | StableDiffusion, options: Options, device: str) -> None:
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        self._device = shared.device_of(device)
-        self.adapter = adapter
+    def __init__(self, pipe: DiffusionPipeline, options: Options) -> None:
+        self.pipe = pipe
+        self._parts = parts_of(pipe)
         self._request = options.request
-        self.modules = adapter.modules
-        self.model_name = f"{type(adapter.pipe).__name__}, {_parameters(adapter.pipe) / 1e6:.1f} M parameters"
-        self.device_name = shared.device_name(self._device)
+        self._steps = StepCounts(pipe)
+        runs = Runs(self.begin, check_finite=False)  # the experiment says whether to check
+        self.modules = {name: RunModule(runs, role) for name, role in STAGES.items()}
+        weights = sum(weight.numel() for _, model in models_of(pipe) for weight in model.parameters())
+        self.model_name = f"{type(pipe).__name__}, {weights / 1e6:.1f} M parameters"
+        self.device_name = place_of(pipe)
         self.dtype = options.dtype
+
+    def begin(self, job: Job) -> Run:
+        return Run(self.pipe, self._parts, self.arguments(job.params), expected=job.params["steps"])
+
+    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the pipeline's call that a request's parameters mean."""
+        named = {name: value for name, value in params.items() if name not in ("steps", "seed")}
+        generator = torch.Generator("cpu").manual_seed(params["seed"])
+        return {**named, "num_inference_steps": params["steps"], "generator": generator}
 
     def params(self, at: int) -> dict[str, Any]:
         draw = np.random.RandomState(at)
         own: dict[str, Any] = {"seed": int(draw.randint(2**31 - 1))}
-        if isinstance(self.adapter, DiT):
-            own["class_label"] = int(draw.randint(self.adapter.pipe.transformer.config.num_embeds_ada_norm))
-        else:
+        accepted = inspect.signature(self.pipe.__call__).parameters
+        if "class_labels" in accepted:
+            own["class_labels"] = [int(draw.randint(self.pipe.transformer.config.num_embeds_ada_norm))]
+        elif "prompt" in accepted:
             own["prompt"] = PROMPTS[int(draw.randint(len(PROMPTS)))]
+        if "image" in accepted and "image" not in self._request:
+            side = next(model.config.sample_size for _, model in models_of(self.pipe))
+            own["image"] = Image.fromarray(draw.randint(256, size=(side, side, 3)).astype(np.uint8))
         return {**own, **self._request}
 
     def check(self, params: Mapping[str, Any]) -> None:
-        self.adapter.check(params)
-        calls = self.adapter.calls(params["steps"])
-        if calls != params["steps"]:
-            name = type(self.adapter.pipe.scheduler).__name__
+        seed = params.get("seed")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise BackendError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+        try:
+            named = named_arguments(self.pipe, (), self.arguments(params))
+            check(self.pipe, named, self._parts.device)
+        except Exception as error:  # whatever the pipeline has against its arguments
+            raise BackendError(str(error)) from error
+        steps = self._steps.of(with_defaults(self.pipe, named))
+        if steps != params["steps"]:
             raise BackendError(
-                f"{name} calls the denoiser {calls} times for {params['steps']} steps, so a config's loop over "
-                "`steps` does not fit it; choose another scheduler, or serve the adapter's own graph from Python"
+                f"{type(self.pipe.scheduler).__name__} calls the denoiser {steps} times for {params['steps']} steps, "
+                "so a config's loop over `steps` does not fit it; choose another scheduler, or serve the pipeline "
+                "from Python"
             )
 
     def sync(self) -> None:
-        shared.sync(self._device)
+        shared.sync(self.pipe._execution_device)
 
     def image(self, output: Mapping[str, Any]) -> Any:
-        return output["image"]
+        images = getattr(output.get("output"), "images", None)
+        return images[0] if images else None
 
 
-def _parameters(pipe: Any) -> int:
-    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    return sum(weight.numel() for module in modules for weight in module.parameters())
-
-
-def _options(raw: Mapping[str, Any], needed: Sequence[str]) -> Options:
+def make(raw: Mapping[str, Any], device: str) -> Served:
+    """The backend `diffusers`: a pipeline on `device`, as `raw` describes it."""
     try:
         options = Options.model_validate(dict(raw))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise BackendError(f"backend.{key}: {problem['msg']}; options: {', '.join(Options.model_fields)}") from None
-    missing = [name for name in needed if getattr(options, name) is None]
-    if options.checkpoint is None and missing:
-        raise BackendError(f"backend: give a checkpoint, or all of {', '.join(needed)} (missing: {', '.join(missing)})")
-    return options
+    place = shared.device_of(device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return Served(build(options).to(place), options)
 
 
-def _scheduler(options: Options) -> Any:
-    assert options.scheduler is not None
-    arguments = dict(options.scheduler)
-    name = arguments.pop("name", None)
-    make = getattr(diffusers, str(name), None)
-    if make is None:
-        raise BackendError(f"backend.scheduler.name: diffusers has no scheduler {name!r}")
-    return _build("scheduler", make, arguments)
+def build(options: Options) -> Any:
+    """The pipeline that `options` describe, on the CPU."""
+    dtype = shared.dtype_of(options.dtype)
+    if options.checkpoint is not None:
+        pipe = _load(options, dtype)
+        if scheduler := options.components.get("scheduler"):
+            pipe.scheduler = _component("scheduler", scheduler)
+    elif options.pipeline is None:
+        raise BackendError("backend: give a checkpoint, or pipeline and components")
+    else:
+        torch.manual_seed(options.weights_seed)
+        pipe = _build("pipeline", _pipeline_class(options.pipeline), {**_components(options), **options.arguments})
+    pipe.set_progress_bar_config(disable=True)
+    for _, model in models_of(pipe):
+        model.eval().requires_grad_(False)
+    return pipe if pipe.dtype == dtype else pipe.to(dtype)
+
+
+def _load(options: Options, dtype: torch.dtype) -> Any:
+    cls = _pipeline_class(options.pipeline) if options.pipeline else DiffusionPipeline
+    path = str(options.checkpoint)
+    single = Path(path).suffix in (".safetensors", ".ckpt")
+    if single and options.pipeline is None:
+        raise BackendError(f"backend.checkpoint {path!r} is a single file: name the class in backend.pipeline")
+    load = cls.from_single_file if single else cls.from_pretrained
+    variant = {"variant": options.variant} if options.variant else {}
+    try:
+        return load(path, torch_dtype=dtype, local_files_only=True, **variant)
+    except (OSError, ValueError) as error:
+        raise BackendError(f"backend.checkpoint {path!r}: {error}") from error
+
+
+def _pipeline_class(name: str) -> Any:
+    found = load_object(name, "pipeline") if ":" in name else getattr(diffusers, name, None)
+    if found is None:
+        raise BackendError(f"backend.pipeline: diffusers has no pipeline {name!r}")
+    return found
+
+
+def _components(options: Options) -> dict[str, Any]:
+    """The parts of a pipeline; text encoders get the size of their tokenizer's vocabulary."""
+    wanted, made = dict(options.components), dict[str, Any]()
+    for name in sorted(wanted, key=lambda name: not name.startswith("tokenizer")):
+        part = wanted[name]
+        tokenizer = made.get(name.replace("text_encoder", "tokenizer"))
+        if name.startswith("text_encoder") and isinstance(part, dict) and tokenizer is not None:
+            part = {**_vocabulary(tokenizer), **part}
+        made[name] = _component(name, part)
+    return made
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, Any]:
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
+
+
+def _component(name: str, part: Any) -> Any:
+    if part is None:
+        return None
+    if part in ("bytes", "letters"):
+        return byte_tokenizer() if part == "bytes" else letter_tokenizer()
+    if not isinstance(part, dict) or "class" not in part:
+        raise BackendError(f"backend.components.{name}: give its class and arguments, bytes, letters or null")
+    arguments = {key: value for key, value in part.items() if key != "class"}
+    kind = part["class"]
+    if (cls := getattr(diffusers, kind, None)) is not None:
+        return _build(f"components.{name}", cls, arguments)
+    if (cls := getattr(transformers, kind, None)) is None:
+        raise BackendError(f"backend.components.{name}: neither diffusers nor transformers has a class {kind!r}")
+    return cls(_build(f"components.{name}", cls.config_class, arguments))
 
 
 def _build(what: str, make: Any, arguments: Any) -> Any:
@@ -130,68 +243,6 @@ def _build(what: str, make: Any, arguments: Any) -> Any:
         return make(**arguments)
     except (TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
         raise BackendError(f"backend.{what}: {type(error).__name__}: {error}") from error
-
-
-def _load(cls: Any, options: Options) -> Any:
-    try:
-        pipe = cls.from_pretrained(
-            options.checkpoint, torch_dtype=shared.dtype_of(options.dtype), local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise BackendError(f"backend.checkpoint {options.checkpoint!r}: {error}") from error
-    if options.scheduler is not None:
-        pipe.scheduler = _scheduler(options)
-    return pipe
-
-
-def _ready(pipe: Any, options: Options) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval().requires_grad_(False)
-    dtype = shared.dtype_of(options.dtype)
-    return pipe if pipe.dtype == dtype else pipe.to(dtype)
-
-
-def dit(raw: Mapping[str, Any], device: str) -> Served:
-    """A DiTPipeline; `transformer` are DiTTransformer2DModel's arguments, `vae` AutoencoderKL's."""
-    options = _options(raw, ("transformer", "vae", "scheduler"))
-    shared.device_of(device)
-    if options.checkpoint is not None:
-        pipe = _load(DiTPipeline, options)
-    else:
-        torch.manual_seed(options.weights_seed)
-        pipe = DiTPipeline(
-            transformer=_build("transformer", DiTTransformer2DModel, options.transformer),
-            vae=_build("vae", AutoencoderKL, options.vae),
-            scheduler=_scheduler(options),
-        )
-    return Served(DiT(_ready(pipe, options)), options, device)
-
-
-def stable_diffusion(raw: Mapping[str, Any], device: str) -> Served:
-    """A StableDiffusionPipeline without safety checker; `unet` are UNet2DConditionModel's arguments."""
-    options = _options(raw, ("unet", "vae", "text_encoder", "scheduler"))
-    shared.device_of(device)
-    if options.checkpoint is not None:
-        pipe = _load(StableDiffusionPipeline, options)
-    else:
-        torch.manual_seed(options.weights_seed)
-        tokenizer = byte_tokenizer()
-        ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
-        ids |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        text = _build("text_encoder", CLIPTextConfig, {**ids, **(options.text_encoder or {})})
-        pipe = StableDiffusionPipeline(
-            vae=_build("vae", AutoencoderKL, options.vae),
-            text_encoder=CLIPTextModel(text),
-            tokenizer=tokenizer,
-            unet=_build("unet", UNet2DConditionModel, options.unet),
-            scheduler=_scheduler(options),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    return Served(StableDiffusion(_ready(pipe, options)), options, device)
 
 
 def byte_tokenizer(length: int = 77) -> CLIPTokenizer:
@@ -204,3 +255,10 @@ def byte_tokenizer(length: int = 77) -> CLIPTokenizer:
     symbols = [chr(byte if byte in printable else next(spare)) for byte in range(256)]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: at for at, token in enumerate(tokens)}, merges=[], model_max_length=length)
+
+
+def letter_tokenizer(length: int = 64) -> T5Tokenizer:
+    """A T5 tokenizer that needs no files: printable ASCII, letter by letter."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("▁", -2.0)]
+    letters = [(chr(code), -3.0) for code in range(ord("!"), ord("~") + 1)]
+    return T5Tokenizer(vocab=[*special, *letters], extra_ids=0, model_max_length=length)

@@ -15,8 +15,13 @@ from neustream.errors import BackendError
 BUCKETS = (1, 2, 4, 8, 16, 32)
 """Row counts that batches are padded to where each size has to be compiled."""
 
-Parts = Mapping[int, Mapping[str, Part]]
-"""Shared parts by `id` of the model and by method ("": the model itself)."""
+
+class Parts(dict[int, Mapping[str, Part]]):
+    """Shared parts by `id` of the model and by method ("": the model itself), and the `device` they run on."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
 
 
 def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
@@ -62,7 +67,7 @@ def parts_of(
     options = {"dynamic": False, **(compile if isinstance(compile, Mapping) else {})}
     buckets = tuple(buckets) or (BUCKETS if compile else ())
     limit = max(buckets, default=None) if max_rows is None else max_rows
-    parts: dict[int, dict[str, Part]] = {}
+    parts = Parts(pipe._execution_device)
     for name, model in models_of(pipe):
         role, owner = role_of(name, model), type(model).__name__
         if role is None:

@@ -68,8 +68,8 @@ class _Wall:
         return value
 
 
-def check(pipe: DiffusionPipeline, named: Mapping[str, Any]) -> None:
-    """Let the stock call look at its arguments, up to where it would use a tokenizer or a model.
+def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.device) -> None:
+    """Let the stock call look at its arguments, up to where it would use a tokenizer or a model on `device`.
 
     Raises what it raises; RequestError for step counts below 1, which many pipelines do not check.
     """
@@ -80,6 +80,7 @@ def check(pipe: DiffusionPipeline, named: Mapping[str, Any]) -> None:
             raise RequestError(f"{name} must be a whole number of at least 1, got {value!r}")
     view = copy.copy(pipe)
     view.__class__ = viewed(pipe.__class__)
+    view.__dict__["_neustream_device"] = device
     for name, value in list(view.__dict__.items()):
         if isinstance(value, torch.nn.Module | PreTrainedTokenizerBase | DiffusionPipeline):
             view.__dict__[name] = _Wall(value)

@@ -129,7 +129,7 @@ class Run:
     def _forget(self) -> None:
         self.over = True
         self._pipe = self.parked = self._view = self._greenlet = self._on_step = None
-        self._kwargs, self._parts = {}, {}
+        self._kwargs = {}
 
     def _main(self, _: Any = None) -> None:
         try:
@@ -150,6 +150,7 @@ class Run:
         view = copy.copy(pipe)
         view.__class__ = viewed(pipe.__class__)
         own = view.__dict__
+        own["_neustream_device"] = self._parts.device
         for name, value in list(own.items()):
             if id(value) in self._parts:
                 own[name] = StandIn(value, self._parts[id(value)], inline="encode" if self._scaled else "")
@@ -245,11 +246,8 @@ class View:
 
     @property
     def _execution_device(self) -> torch.device:
-        """Where the pipeline runs. Stock code searches all modules for it, several times a request."""
-        own = self.__dict__
-        if "_neustream_device" not in own:
-            own["_neustream_device"] = super()._execution_device  # type: ignore[misc]
-        device: torch.device = own["_neustream_device"]
+        """Where the pipeline runs, asked once for all. Stock code searches all modules for it, again and again."""
+        device: torch.device = self.__dict__["_neustream_device"]
         return device
 
 

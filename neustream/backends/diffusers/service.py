@@ -249,7 +249,7 @@ class PipelineEngine:
         served = self._model(model)
         named = named_arguments(served.pipe, args, kwargs)
         served.unchanged()
-        check(served.pipe, named)
+        check(served.pipe, named, served.parts.device)
         name = id or uuid.uuid4().hex
         whole = with_defaults(served.pipe, named)
         shape, rows = self._shape(served, named, whole)
@@ -394,17 +394,17 @@ class PipelineEngine:
             try:
                 modules = modules_of(runs, **names)
                 seconds = 0.0 if warm else self._measure_s
-                return timed(graph, modules, sample, served.pipe._execution_device, seconds=seconds, tick=tick)
+                return timed(graph, modules, sample, served.parts.device, seconds=seconds, tick=tick)
             finally:
                 runs.close()
 
     def _prepare(self, samples: Sequence[Mapping[str, Any]] | None) -> None:
         for served in self._models.values():
-            for sample in [default_sample(served.pipe)] if samples is None else samples:
+            for sample in [default_sample(served)] if samples is None else samples:
                 if sample is None:
                     continue
                 named = named_arguments(served.pipe, (), sample)
-                check(served.pipe, named)
+                check(served.pipe, named, served.parts.device)
                 self._shape(served, named, with_defaults(served.pipe, named))
 
     # -- inside: the engine ---------------------------------------------------------------------------
@@ -460,8 +460,9 @@ class _Generators:
                 self._users.pop(id(generator), None)
 
 
-def default_sample(pipe: DiffusionPipeline) -> dict[str, Any] | None:
+def default_sample(served: Served) -> dict[str, Any] | None:
     """A call with the pipeline's defaults; None if it needs more than a prompt or a class."""
+    pipe = served.pipe
     parameters = inspect.signature(pipe.__call__).parameters.values()
     sample = {p.name: SAMPLE[p.name] for p in parameters if p.name in SAMPLE}
     needed = [
@@ -472,7 +473,7 @@ def default_sample(pipe: DiffusionPipeline) -> dict[str, Any] | None:
     if not sample or set(needed) - set(sample) or any(p.name == "image" for p in parameters):
         return None
     try:
-        check(pipe, sample)
+        check(pipe, sample, served.parts.device)
     except Exception:  # it wants other arguments: the first request brings them
         return None
     return sample
