@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 
 from neustream.analysis.tables import new_table, policies_table
-from neustream.backends.serving import Session, measure_experiment
+from neustream.backends.serving import Session, measure_experiment, profile_shapes
 from neustream.config import SWEEPABLE, Experiment, load_experiment
 from neustream.engine.engine import Engine
 from neustream.engine.report import Report
@@ -260,10 +260,19 @@ def profile(
     device: Annotated[str, typer.Option(help="cpu, cuda:0, ...")] = "cpu",
     repeats: Annotated[int, typer.Option(min=3, help="Timed steps per batch size.")] = 15,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed steps before them.")] = 2,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="HEIGHTxWIDTH in pixels, may be repeated: files that serve(pipe, profiles=...) finds."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="With --size: about how long each size may take.")] = 120.0,
     set_: SetOption = None,
 ) -> None:
-    """Measure every stage of an experiment's real model over its batch sizes."""
+    """Measure every stage of an experiment's real model over its batch sizes, and over image sizes if given."""
     experiment = load_experiment(config, set_ or ())
+    if size:
+        for path in profile_shapes(experiment, device, [_size(text) for text in size], out, seconds, True):
+            _wrote(path)
+        return
 
     def tick(stage: str, batch: int, seconds: float) -> None:
         progress.update(task, description=f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms")
@@ -279,6 +288,13 @@ def profile(
     console.print(_profile_table(f"{experiment.name} on {about.device_name}", measured))
     for path in save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin):
         _wrote(path)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ConfigError(f"--size {text!r}: give HEIGHTxWIDTH in pixels, as in 512x512")
+    return int(height), int(width)
 
 
 def _profile_table(title: str, measured: Mapping[str, Sequence[Measurement]]) -> Table:

@@ -459,7 +459,7 @@ def test_a_backend_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backend": {"kind": "ditt"}}, "backend.kind 'ditt': did you mean 'dit'? allowed: "),
+        ({"backend": {"kind": "difusers"}}, "backend.kind 'difusers': did you mean 'diffusers'? allowed: "),
         ({"backend": {"kind": "toy_backend:made"}}, "backend 'toy_backend:made': module 'toy_backend' has no"),
         ({"backend": {"kind": "no_backend:make"}}, "backend 'no_backend:make': No module named 'no_backend'"),
         ({"backend": None}, "config 'toy' has no backend section, so it can only be simulated"),

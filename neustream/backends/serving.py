@@ -90,6 +90,23 @@ def measure_experiment(
     return measured, Measured(backend.model_name, backend.device_name, origin)
 
 
+def profile_shapes(
+    experiment: Experiment, device: str, shapes: Sequence[tuple[int, int]], out: Path, seconds: float, progress: bool
+) -> list[Path]:
+    """Time a pipeline's stages at some sizes (height, width), into files for `serve(pipe, profiles=out)`."""
+    backend = make_backend(experiment, device)
+    pipe = getattr(backend, "pipe", None)
+    if pipe is None:
+        raise ConfigError(f"config {experiment.name!r}: sizes are measured for backend.kind 'diffusers' only")
+    from neustream.backends.diffusers import profile
+
+    own = {name: value for name, value in backend.params(0).items() if name not in ("steps", "seed")}
+    calls = [{**own, "height": height, "width": width} for height, width in shapes]
+    batches = {name: stage.max_batch for name, stage in experiment.stages.items()}
+    looped = max((batches[name] for name, stage in experiment.stages.items() if stage.times), default=16)
+    return profile(pipe, calls, out, max_batch=looped, measure_s=seconds, progress=progress)
+
+
 class Gallery:
     """An observer that keeps the images of the first requests."""
 

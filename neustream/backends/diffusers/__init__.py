@@ -7,6 +7,6 @@ timesteps, with different step counts, seeds, guidance and schedulers, share tho
 
 from neustream.backends.diffusers.palette import PalettePipeline
 from neustream.backends.diffusers.run import Progress
-from neustream.backends.diffusers.service import Answer, PipelineEngine
+from neustream.backends.diffusers.service import Answer, PipelineEngine, profile
 
-__all__ = ["Answer", "PalettePipeline", "PipelineEngine", "Progress"]
+__all__ = ["Answer", "PalettePipeline", "PipelineEngine", "Progress", "profile"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import warnings
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.errors import StageFailed
+
+log = logging.getLogger("neustream")
 
 Role = Literal["encode", "denoise", "decode"]
 TIMESTEPS = {"timestep", "timesteps", "t"}
@@ -133,11 +135,11 @@ class Part:
                 return [StageFailed(f"{self.name}: out of memory with {calls[0].rows} row(s): {error}")]
             half = len(calls) // 2
             self.limits[key] = max(call.rows for call in calls) * half
-            warnings.warn(
-                f"{self.name}: out of memory with {sum(call.rows for call in calls)} rows; "
-                f"from now on at most {self.limits[key]} such rows run together",
-                RuntimeWarning,
-                stacklevel=2,
+            log.warning(
+                "%s: out of memory with %d rows; from now on at most %d such rows run together",
+                self.name,
+                sum(call.rows for call in calls),
+                self.limits[key],
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -174,10 +176,8 @@ class Part:
         self._proven[key] = good
         if good and together is not None:
             return together
-        warnings.warn(
-            f"{self.name} ({self.owner}) does not give the same results in a batch: served one request at a time",
-            RuntimeWarning,
-            stacklevel=2,
+        log.warning(
+            "%s (%s) does not give the same results in a batch: served one request at a time", self.name, self.owner
         )
         return [alone] + [result for call in calls[1:] for result in self._attempt([call])]
 

@@ -43,7 +43,7 @@ from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.request import StepCounts, check, named_arguments, with_defaults
 from neustream.backends.diffusers.run import Run
 from neustream.core.types import Job
-from neustream.errors import BackendError
+from neustream.errors import BackendError, nearest
 from neustream.experiment import load_object
 
 PROMPTS = (
@@ -131,12 +131,16 @@ class Served:
         seed = params.get("seed")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise BackendError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+        arguments = self.arguments(params)
+        known = inspect.signature(self.pipe.__call__).parameters
+        if unknown := [name for name in arguments if name not in known]:
+            raise BackendError(f"unknown request parameter {unknown[0]!r}; {nearest(unknown[0], known)}")
         try:
-            named = named_arguments(self.pipe, (), self.arguments(params))
+            named = named_arguments(self.pipe, (), arguments)
             check(self.pipe, named, self._parts.device)
+            steps = self._steps.of(with_defaults(self.pipe, named))
         except Exception as error:  # whatever the pipeline has against its arguments
             raise BackendError(str(error)) from error
-        steps = self._steps.of(with_defaults(self.pipe, named))
         if steps != params["steps"]:
             raise BackendError(
                 f"{type(self.pipe.scheduler).__name__} calls the denoiser {steps} times for {params['steps']} steps, "

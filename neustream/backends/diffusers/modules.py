@@ -103,25 +103,23 @@ class RunModule:
         self._runs.release(job)
 
 
-def modules_of(runs: Runs, encode: str, denoise: str, decode: str) -> dict[str, StreamModule]:
-    """The three modules, under the names that their stages have."""
-    return {
-        encode: RunModule(runs, "encode"),
-        denoise: RunModule(runs, "denoise"),
-        decode: RunModule(runs, "decode"),
-    }
+def modules_of(runs: Runs, names: Mapping[str, str]) -> dict[str, StreamModule]:
+    """The modules of the roles in `names`, under the names that their stages have."""
+    return {stage: RunModule(runs, role) for role, stage in names.items()}
 
 
-def graph_of(
-    name: str, runs: Runs, expected: Callable[[Job], int], *, encode: Stage, denoise: Stage, decode: Stage
-) -> Graph:
+def graph_of(name: str, runs: Runs, stages: Mapping[str, Stage], expected: Callable[[Job], int]) -> Graph:
     """encode, denoise until the schedule is done, decode (unless the request wants its latents).
 
-    `expected` says how many denoising steps a request takes, before its schedule is known.
+    A pipeline without a decoder has no stage of the role decode. `expected` says how many
+    denoising steps a request takes, before its schedule is known.
     """
     steps = loop(
-        denoise,
+        stages["denoise"],
         until=lambda job: not runs.denoising(job),
         expect=lambda job: runs.left(job, expected(job)),
     )
-    return Graph(name, seq(encode, steps, switch(runs.over, {False: decode, True: seq()}, likely=False)))
+    if "decode" not in stages:
+        return Graph(name, seq(stages["encode"], steps))
+    rest = switch(runs.over, {False: stages["decode"], True: seq()}, likely=False)
+    return Graph(name, seq(stages["encode"], steps, rest))

@@ -19,9 +19,7 @@ BUCKETS = (1, 2, 4, 8, 16, 32)
 class Parts(dict[int, Mapping[str, Part]]):
     """Shared parts by `id` of the model and by method ("": the model itself), and the `device` they run on."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
+    device: torch.device
 
 
 def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
@@ -67,7 +65,7 @@ def parts_of(
     options = {"dynamic": False, **(compile if isinstance(compile, Mapping) else {})}
     buckets = tuple(buckets) or (BUCKETS if compile else ())
     limit = max(buckets, default=None) if max_rows is None else max_rows
-    parts = Parts(pipe._execution_device)
+    parts = Parts()
     for name, model in models_of(pipe):
         role, owner = role_of(name, model), type(model).__name__
         if role is None:
@@ -100,6 +98,7 @@ def parts_of(
             f"{type(pipe).__name__} has no denoiser that is a diffusers model, so there are no steps to schedule; "
             f"its models: {names}"
         )
+    parts.device = pipe._execution_device
     return parts
 
 

@@ -164,30 +164,36 @@ class StepCounts:
         self._known: dict[int, int] = {}
 
     def of(self, named: Mapping[str, Any]) -> int:
-        """Expected steps of a call, from its arguments and the pipeline's defaults."""
+        """Expected steps of a call, from its arguments and the pipeline's defaults.
+
+        RequestError if the scheduler cannot take so many.
+        """
         for own in ("timesteps", "sigmas"):
             if isinstance(given := named.get(own), list):
                 return max(len(given), 1)
-        steps = sum(
-            value
+        given = [
+            int(value)
             for name, value in named.items()
             if name.endswith("num_inference_steps") and isinstance(value, int | np.integer)
-        )
-        steps = self._calls(int(steps)) if steps else 1
+        ]
+        steps = self._calls(given[0]) if len(given) == 1 else sum(given)
         strength = named.get("strength")
         if isinstance(strength, int | float) and hasattr(self._pipe, "get_timesteps"):
             steps = round(steps * min(max(strength, 0.0), 1.0))
         return max(steps, 1)
 
     def _calls(self, steps: int) -> int:
-        scheduler = getattr(self._pipe, "scheduler", None)
+        scheduler: Any = getattr(self._pipe, "scheduler", None)
         if self._scheduler is not scheduler:
             self._scheduler, self._known = scheduler, {}
         if steps not in self._known:
-            trial: Any = copy.deepcopy(scheduler)
-            try:
-                trial.set_timesteps(steps)
+            self._known[steps] = steps
+            if hasattr(scheduler, "set_timesteps") and not getattr(scheduler.config, "use_dynamic_shifting", False):
+                trial: Any = copy.deepcopy(scheduler)
+                try:
+                    trial.set_timesteps(steps)
+                except (ValueError, IndexError) as error:
+                    del self._known[steps]
+                    raise RequestError(f"{type(trial).__name__} cannot take {steps} steps: {error}") from None
                 self._known[steps] = len(trial.timesteps)
-            except (AttributeError, ValueError, TypeError, IndexError):  # it wants more than a number
-                self._known[steps] = steps
         return self._known[steps]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
+import shutil
 import sys
+import tempfile
 import threading
 import uuid
-import warnings
 import weakref
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -24,7 +26,7 @@ from rich.console import Console
 from neustream.backends.diffusers.calls import Call
 from neustream.backends.diffusers.measured import Shelf, timed
 from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
-from neustream.backends.diffusers.parts import models_of, parts_of, state_of
+from neustream.backends.diffusers.parts import Parts, models_of, parts_of, state_of
 from neustream.backends.diffusers.request import (
     StepCounts,
     check,
@@ -50,12 +52,13 @@ from neustream.engine.report import Report
 from neustream.errors import BackendError, RequestError, nearest
 from neustream.profiling import Measurement
 
+log = logging.getLogger("neustream")
+
 POOL = "device"
 OFF = 0.2
 """A profile that is off by more than this share is warned about, once a stage."""
 SAMPLE: Mapping[str, Any] = {"prompt": "a lighthouse in a storm", "class_labels": [0]}
 """What pipelines are measured with at the start, as far as they take it."""
-ROLES = ("encode", "denoise", "decode")
 RESERVED = {"slo", "id", "model", "on_step"}
 """Arguments of `submit` itself."""
 
@@ -97,16 +100,22 @@ class Shape:
 class Served:
     """One pipeline of an engine: its parts, its runs, and the shapes that it has been asked for."""
 
-    def __init__(self, name: str, pipe: DiffusionPipeline, shelf: Shelf, options: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, pipe: DiffusionPipeline, parts: Parts, shelf: Shelf) -> None:
         self.name = name
         self.pipe = pipe
+        self.parts = parts
         self.shelf = shelf
-        self.parts = parts_of(pipe, **options)
         self.state = state_of(pipe)
         self.steps = StepCounts(pipe)
         self.shapes: dict[Hashable, Shape] = {}
         self.kinds: dict[Hashable, tuple[Shape, int]] = {}
         self.lock = threading.Lock()
+
+    @property
+    def roles(self) -> list[str]:
+        """The stages that its requests go through: those without a decoder end with their last step."""
+        roles = {part.role for methods in self.parts.values() for part in methods.values()}
+        return ["encode", "denoise", *(["decode"] if "decode" in roles else [])]
 
     def begin(self, job: Job) -> Run:
         return Run(
@@ -203,13 +212,13 @@ class PipelineEngine:
         self._generators = _Generators()
         self._warned: set[str] = set()
         options = {"buckets": tuple(buckets), "compile": compile}
-        named = {"": pipes} if isinstance(pipes, DiffusionPipeline) else dict(pipes)
+        named = dict(pipes) if isinstance(pipes, Mapping) else {"": pipes}
+        self._models = {}
         for name, pipe in named.items():
             _servable(name, pipe)
-        self._models = {
-            name: Served(name, pipe, Shelf(pipe, profiles, {**options, **self._batches}, cache), options)
-            for name, pipe in named.items()
-        }
+            parts = parts_of(pipe, buckets=buckets, compile=compile)
+            shelf = Shelf(pipe, profiles, {**options, **self._batches}, cache)
+            self._models[name] = Served(name, pipe, parts, shelf)
         self.report = Report()
         rule = _policy(policy)
         scheduler = Scheduler([Pool(POOL, ())], rule, {}, correct=True)
@@ -344,7 +353,7 @@ class PipelineEngine:
         rows, samples = call.rows, samples_of(whole)
         label = "_".join("x".join(map(str, shape)) for _, _, shape, _ in call.shape if shape)
         prefix = f"{served.name}/" if served.name else ""
-        names = {role: f"{prefix}{role}@{label}" for role in ROLES}
+        names = {role: f"{prefix}{role}@{label}" for role in served.roles}
         files = {stage: f"{role}@{label}" for role, stage in names.items()}
 
         def graph(runs: Runs) -> Graph:
@@ -353,13 +362,15 @@ class PipelineEngine:
                 "denoise": lambda job: job.params["rows"] / rows,
                 "decode": lambda job: job.params["samples"] / samples,
             }
-            stages = {role: Stage(names[role], max_batch=self._batches[role], size=sizes[role]) for role in ROLES}
-            return graph_of(prefix + label, runs, lambda job: int(job.params["steps"]), **stages)
+            stages = {role: Stage(names[role], max_batch=self._batches[role], size=sizes[role]) for role in names}
+            return graph_of(prefix + label, runs, stages, lambda job: int(job.params["steps"]))
 
         profiles = served.shelf.find(files)
 
         def sample(steps: int) -> dict[str, Any]:
             arguments = without_side_effects(named)
+            if arguments.get("output_type") == "latent":
+                del arguments["output_type"]  # others will want theirs decoded
             if "num_inference_steps" in whole:
                 arguments["num_inference_steps"] = steps
             return {"arguments": arguments, "steps": steps, "rows": rows, "samples": samples}
@@ -373,7 +384,7 @@ class PipelineEngine:
             assert profiles is not None
         runs = Runs(served.begin, check_finite=self._check_finite)
         shape = Shape(label, graph(runs), rows, samples)
-        self._executor.add(modules_of(runs, **names))
+        self._executor.add(modules_of(runs, names))
         self.engine.add(POOL, profiles).result()
         return shape
 
@@ -392,7 +403,7 @@ class PipelineEngine:
         what = f"{'warming up' if warm else 'measuring'} {type(served.pipe).__name__} {graph.name}"
         with progress_bar(what, show) as tick:
             try:
-                modules = modules_of(runs, **names)
+                modules = modules_of(runs, names)
                 seconds = 0.0 if warm else self._measure_s
                 return timed(graph, modules, sample, served.parts.device, seconds=seconds, tick=tick)
             finally:
@@ -404,7 +415,10 @@ class PipelineEngine:
                 if sample is None:
                     continue
                 named = named_arguments(served.pipe, (), sample)
-                check(served.pipe, named, served.parts.device)
+                try:
+                    check(served.pipe, named, served.parts.device)
+                except Exception as error:  # whatever the pipeline has against it
+                    raise BackendError(f"samples: {dict(sample)}: {error}") from error
                 self._shape(served, named, with_defaults(served.pipe, named))
 
     # -- inside: the engine ---------------------------------------------------------------------------
@@ -428,11 +442,11 @@ class PipelineEngine:
         off = max(record.factors.values(), key=lambda factor: abs(factor - 1))
         if abs(off - 1) > OFF:
             self._warned.add(record.stage)
-            warnings.warn(
-                f"steps of {record.stage!r} take {off:.2f} times what its profile says: corrected from now on; "
+            log.warning(
+                "steps of %r take %.2f times what its profile says: corrected from now on; "
                 "measure it again with `neustream profile`, or delete it from the cache",
-                RuntimeWarning,
-                stacklevel=2,
+                record.stage,
+                off,
             )
 
 
@@ -458,6 +472,18 @@ class _Generators:
         with self._lock:
             for generator in generators_of(named):
                 self._users.pop(id(generator), None)
+
+
+def profile(pipe: DiffusionPipeline, calls: Sequence[Mapping[str, Any]], out: Path, **options: Any) -> list[Path]:
+    """Measure the stages of `calls` of a pipeline, one for each shape; `serve(pipe, profiles=out)` finds the files.
+
+    `options` are those of `PipelineEngine`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        PipelineEngine(pipe, samples=calls, cache=Path(folder), **options).close()
+        files = sorted(Path(folder).rglob("*.json"))
+        return [Path(shutil.copy(file, out / file.name)) for file in files]
 
 
 def default_sample(served: Served) -> dict[str, Any] | None:
