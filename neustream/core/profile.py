@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -93,11 +94,19 @@ class UnitProfile:
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
         table = self.table
-        whole, rest = divmod(total or batch, table.max_batch)
-        seconds = whole * table.latency_s[-1]
-        if rest:
-            seconds += float(np.interp(rest, table.batch, table.latency_s))
-        return seconds
+        sizes, seconds = table.batch, table.latency_s
+        units = total or batch
+        whole = 0.0
+        if units > sizes[-1]:
+            calls, units = divmod(units, sizes[-1])
+            whole = calls * seconds[-1]
+            if not units:
+                return whole
+        at = bisect_left(sizes, units)
+        if at == 0:
+            return whole + seconds[0]
+        share = (units - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
+        return whole + seconds[at - 1] + share * (seconds[at] - seconds[at - 1])
 
 
 class SumProfile:

@@ -140,6 +140,9 @@ class Scheduler:
 
     def add(self, pool: str, profiles: Mapping[str, LatencyProfile]) -> None:
         """Serve more stages on `pool` from now on (another resolution, another model)."""
+        for stage in profiles:
+            if stage in self._pool_of:
+                raise GraphError(f"stage {stage!r} is served already, by pool {self._pool_of[stage]!r}")
         self.profiles = {**self.profiles, **profiles}
         for stage in profiles:
             self._open(stage, pool)

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from neustream import LinearProfile, ProfileError, SumProfile, TableProfile, load_profile
+from neustream import LinearProfile, ProfileError, SumProfile, TableProfile, UnitProfile, load_profile
+from neustream.core.correction import BOUND, ENOUGH, CorrectedProfile, Watch
 from neustream.core.profile import largest_batch
 
 
@@ -130,3 +131,35 @@ def test_a_fit_that_gives_no_positive_time_is_an_error(base):
 def test_a_linear_profile_needs_room_for_one_job():
     with pytest.raises(ProfileError, match="profile 'decode': max_batch must be 1 or more, got 0"):
         LinearProfile("decode", base=1.0, max_batch=0)
+
+
+def test_units_are_read_off_a_table_at_the_sum_of_sizes():
+    """Interpolated between its sizes, never less than its smallest, in several calls beyond its largest."""
+    profile = UnitProfile(TableProfile("unet", [1, 2, 4], [1.0, 1.5, 2.5]))
+    assert profile.max_batch == 4
+    assert [profile.latency(b) for b in (1, 2, 3, 4)] == [1.0, 1.5, 2.0, 2.5]  # jobs without sizes count as 1
+    assert profile.latency(1, 0.5) == 1.0
+    assert profile.latency(2, 2.5) == 1.75
+    assert profile.latency(2, 8.0) == 5.0
+    assert profile.latency(3, 9.0) == 6.0
+    assert profile.latency(3, 10.5) == 5.0 + 1.75
+
+
+def test_corrected_profiles_interpolate_their_factors():
+    base = TableProfile("unet", [1, 16], [1.0, 4.0])
+    profile = CorrectedProfile(base, {1: 1.2, 3: 1.6})
+    assert profile.factor(1) == 1.2 and profile.factor(100) == 1.6  # the nearest one's beyond them
+    assert profile.factor(4) == pytest.approx(1.4)
+    assert profile.latency(2) == pytest.approx(base.latency(2) * 1.2)
+    assert CorrectedProfile(base, {}).latency(3) == base.latency(3)
+
+
+def test_a_watch_believes_the_median_of_enough_steps():
+    watch = Watch(TableProfile("unet", [1, 16], [1.0, 4.0]))
+    assert [watch.observe(1, 0.0, 0.0, 1.3) for _ in range(ENOUGH - 1)] == [None] * (ENOUGH - 1)
+    corrected = watch.observe(1, 0.0, 0.0, 9.0)  # a stall does not move the median
+    assert corrected is not None and corrected.factors == {0: 1.3}
+    assert watch.observe(1, 0.0, 0.0, 1.3) is None  # as it is known already
+    for _ in range(ENOUGH):
+        last = watch.observe(4, 0.0, 0.0, 100.0)
+    assert last is not None and last.factors == {0: 1.3, 2: BOUND}

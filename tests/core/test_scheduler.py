@@ -25,6 +25,7 @@ from neustream import (
     Scheduler,
     Stage,
     StageFailed,
+    TableProfile,
     loop,
     seq,
     solo_latency,
@@ -917,3 +918,50 @@ def test_two_graphs_may_share_stages_but_not_their_names():
 def test_all_errors_are_of_one_family():
     for error in (GraphError, PolicyError, ProfileError, RequestError, StageFailed):
         assert issubclass(error, NeustreamError)
+
+
+# -- learning and growing -----------------------------------------------------------------------------
+
+
+def test_steps_that_keep_taking_longer_correct_the_profile_and_the_work_that_is_left():
+    stage = Stage("a", max_batch=4)
+    graph = Graph("g", loop(stage, times=40))
+    profile = TableProfile("a", [1, 4], [1.0, 2.0])
+    scheduler = Scheduler([Pool("p", ("a",))], FCFS(drop_hopeless=False), {"a": profile}, correct=True)
+    job = scheduler.submit(Request("r", graph), 0.0)
+    now, events = 0.0, []
+    for _ in range(10):
+        batch = scheduler.next_batch("p", now)
+        now += 1.5
+        scheduler.finish(batch, [{}], now)
+        events += scheduler.pop_events()
+    assert [type(event).__name__ for event in events] == ["Corrected"]
+    assert events[0].factors == scheduler.corrections["a"] == {0: 1.5}
+    assert scheduler.profiles["a"].latency(1) == 1.5
+    assert job.work == pytest.approx(30 * 1.5)
+    assert scheduler.next_batch("p", now).expected == 1.5
+    assert profile.latency(1) == 1.0  # the one that was given is as it was
+
+
+def test_without_being_asked_to_a_scheduler_corrects_nothing():
+    stage = Stage("a")
+    graph = Graph("g", loop(stage, times=20))
+    scheduler = Scheduler([Pool("p", ("a",))], FCFS(), {"a": TableProfile("a", [1], [1.0])})
+    scheduler.submit(Request("r", graph), 0.0)
+    for step in range(15):
+        scheduler.finish(scheduler.next_batch("p", 3.0 * step), [{}], 3.0 * step + 3.0)
+    assert scheduler.corrections == {} and scheduler.profiles["a"].latency(1) == 1.0
+
+
+def test_stages_may_be_added_while_others_are_served():
+    first, second = Stage("a"), Stage("b")
+    profile = TableProfile("x", [1], [1.0])
+    scheduler = Scheduler([Pool("p", ("a",))], FCFS(), {"a": profile})
+    scheduler.submit(Request("r", Graph("g", first)), 0.0)
+    with pytest.raises(GraphError, match="'b'"):
+        scheduler.submit(Request("s", Graph("h", second)), 0.0)
+    scheduler.add("p", {"b": profile})
+    scheduler.submit(Request("s", Graph("h", second)), 0.0)
+    assert {job.id for job in scheduler.next_batch("p", 0.0).jobs} == {"r"}
+    with pytest.raises(GraphError, match="stage 'a' is served already"):
+        scheduler.add("p", {"a": profile})
