@@ -302,6 +302,17 @@ def test_more_images_count_for_more(sd):
     assert expected[-1] == pytest.approx(table.latency(1, 0.5))
 
 
+def test_offloaded_sliced_and_tiled_as_users_of_diffusers_know_it(sd):
+    sd.enable_model_cpu_offload(device="cpu")
+    sd.vae.enable_slicing()
+    sd.vae.enable_tiling()
+    with serve(sd, SD_SHAPE) as engine:
+        answers = [engine.submit(**words(at)) for at in range(3)]
+        images = [answer.result(timeout=60).images for answer in answers]
+    for at, image in enumerate(images):
+        assert close_to(image, sd(**words(at)).images)
+
+
 # -- profiles -----------------------------------------------------------------------------------------------
 
 
@@ -494,6 +505,28 @@ def test_a_callback_that_raises_fails_its_request_alone(dit):
             broken.result(timeout=60)
         assert close_to(fine.result(timeout=60).images, dit(**call(2)).images)
         assert engine.report.counts == {"on_time": 1, "late": 0, "dropped": 0, "failed": 1, "cancelled": 0}
+
+
+def test_a_request_that_a_model_cannot_take_fails_alone(dit):
+    """It raises for the whole batch; who is to blame is found out."""
+    stock = dit.transformer.forward
+
+    def picky(hidden_states, **kwargs):
+        if 13 in kwargs["class_labels"]:
+            raise ArithmeticError("bad luck")
+        return stock(hidden_states, **kwargs)
+
+    with serve(dit, DIT_SHAPE) as engine:
+        engine(**call(1))
+        gate = threading.Event()
+        engine._executor.call(gate.wait)  # until all are there
+        dit.transformer.forward = picky
+        answers = [engine.submit(**call(at)) for at in (12, 13, 14)]
+        gate.set()
+        with pytest.raises(ns.RequestError, match="ArithmeticError: bad luck"):
+            answers[1].result(timeout=60)
+        assert close_to(answers[0].result(60).images, dit(**call(12)).images)
+        assert close_to(answers[2].result(60).images, dit(**call(14)).images)
 
 
 def test_a_model_that_raises_fails_the_requests_in_that_call(dit):

@@ -141,6 +141,10 @@ class Part:
                 sum(call.rows for call in calls),
                 self.limits[key],
             )
+        except Exception as error:  # a model may raise anything
+            if len(calls) == 1:
+                return [error.with_traceback(None)]
+            half = 1  # whoever is to blame, the others are not
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return self._run(key, calls[:half]) + self._run(key, calls[half:])
