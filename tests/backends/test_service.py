@@ -686,3 +686,32 @@ def test_the_scheduler_class_of_each_request_is_its_own(sd):
         assert close_to(second.result(timeout=60).images, sd(**words(2)).images)
         sd.scheduler = stock
         assert close_to(first.result(timeout=60).images, sd(**words(1, steps=30)).images)
+
+
+def test_calls_that_change_what_requests_share_are_refused(sd):
+    class Patching(type(sd)):
+        def __call__(self, prompt):
+            self.unet.set_attn_processor(None)
+
+    sd.__class__ = Patching
+    with pytest.raises(ns.BackendError, match="Patching cannot be shared: its call replaces its models' attention"):
+        serve(sd, SD_SHAPE)
+
+
+def test_a_call_in_inference_mode(dit):
+    """Requests interleave inside of it, and none of them ends it for the others."""
+
+    class Inferring(type(dit)):
+        @torch.inference_mode()
+        def __call__(self, class_labels, num_inference_steps=4, generator=None, output_type="pt"):
+            return super().__call__(
+                class_labels, num_inference_steps=num_inference_steps, generator=generator, output_type=output_type
+            )
+
+    expected = [dit(**call(at, steps=3 + at)).images for at in range(3)]
+    dit.__class__ = Inferring
+    with serve(dit, DIT_SHAPE) as engine:
+        answers = [engine.submit(**call(at, steps=3 + at)) for at in range(3)]
+        for answer, stock in zip(answers, expected, strict=True):
+            images = answer.result(timeout=60).images
+            assert images.is_inference() and close_to(images, stock)

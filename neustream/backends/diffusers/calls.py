@@ -197,7 +197,7 @@ class Call:
         self.kwargs = kwargs
         self.named = named
         self.leaves: list[Any] = []
-        self.rows = next((len(x) for x in named.values() if isinstance(x, torch.Tensor) and x.ndim), 1)
+        self.rows = next((x.shape[0] for x in named.values() if isinstance(x, torch.Tensor) and x.ndim), 1)
         kinds: list[Any] = [part.name]
         for name, value in named.items():
             self._flatten(name, value, name in SHARED, kinds)
@@ -212,9 +212,9 @@ class Call:
         if isinstance(value, torch.Tensor):
             if name in TIMESTEPS and value.ndim < 2:
                 kinds.append((name, "time"))
-                if value.ndim == 0 or len(value) != self.rows:
+                if value.ndim == 0 or value.shape[0] != self.rows:
                     value = value.expand(self.rows)
-            elif not shared and value.ndim and len(value) == self.rows:
+            elif not shared and value.ndim and value.shape[0] == self.rows:
                 kinds.append((name, "rows", value.shape[1:], value.dtype))
             else:
                 kinds.append((name, "same", _digest(value)))
@@ -239,10 +239,11 @@ class Call:
 def _digest(tensor: torch.Tensor) -> bytes:
     """What a tensor that all rows share holds; kept with it, so that it is read from the device once."""
     known: tuple[int, bytes] | None = getattr(tensor, "_neustream_digest", None)
-    if known is None or known[0] != tensor._version:
+    version = 0 if tensor.is_inference() else tensor._version  # of how often it was written to
+    if known is None or known[0] != version:
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         head = f"{tuple(tensor.shape)}{tensor.dtype}".encode()
-        known = (tensor._version, hashlib.blake2b(head + flat.tobytes(), digest_size=16).digest())
+        known = (version, hashlib.blake2b(head + flat.tobytes(), digest_size=16).digest())
         tensor._neustream_digest = known
     return known[1]
 
@@ -259,7 +260,7 @@ def _joined(calls: Sequence[Call], spare: int) -> dict[str, Any]:
             at = next(place)
             leaves = [call.leaves[at] for call in calls]
             time = name in TIMESTEPS and leaves[0].ndim < 2
-            if not time and (shared or not leaves[0].ndim or len(leaves[0]) != calls[0].rows):
+            if not time and (shared or not leaves[0].ndim or leaves[0].shape[0] != calls[0].rows):
                 return leaves[0]
             if time:
                 leaves = _promoted(leaves, device)
@@ -291,7 +292,7 @@ def _rows_of(whole: Any, start: int, stop: int, rows: int, name: str, *, copy: b
         return _rows_of(value, start, stop, rows, name, copy=copy)
 
     if isinstance(whole, torch.Tensor):
-        if not whole.ndim or len(whole) != rows:
+        if not whole.ndim or whole.shape[0] != rows:
             raise StageFailed(f"{name} returned a tensor of shape {tuple(whole.shape)} for {rows} rows")
         return whole[start:stop].clone() if copy else whole[start:stop]
     if isinstance(whole, DiagonalGaussianDistribution):

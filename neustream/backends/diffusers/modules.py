@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from neustream.backends.diffusers.run import Run, decode, denoise, encode
 from neustream.core.graph import Graph, Stage, loop, seq, switch
 from neustream.core.types import Job
@@ -33,7 +31,6 @@ class Runs:
     def __len__(self) -> int:
         return len(self._open)
 
-    @torch.no_grad()
     def step(self, role: str, jobs: Sequence[Job]) -> list[Update | StageFailed]:
         """One step of a stage for `jobs`."""
         runs = []
@@ -96,8 +93,7 @@ class RunModule:
         """Nothing to do: models stay on the device that they are on."""
 
     def step(self, jobs: Sequence[Job]) -> Sequence[Update | StageFailed]:
-        updates: list[Update | StageFailed] = self._runs.step(self._role, jobs)
-        return updates
+        return self._runs.step(self._role, jobs)
 
     def release(self, job: Job) -> None:
         self._runs.release(job)

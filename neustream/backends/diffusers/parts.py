@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,20 @@ from neustream.errors import BackendError
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 """Row counts that batches are padded to where each size has to be compiled."""
+APART = {
+    "attn_processor": "replaces its models' attention processors, which other requests use at the same time",
+    "autocast": "sets torch's autocast for its thread, on which other requests run in between",
+    "enable_freeu": "changes its models, which other requests use at the same time",
+}
+"""What a stock call must not do, by how its source shows it: requests take turns inside of it."""
 
 
 class Parts(dict[int, Mapping[str, Part]]):
     """Shared parts by `id` of the model and by method ("": the model itself), and the `device` they run on."""
 
     device: torch.device
+    inference: bool
+    """Whether the stock call runs in `torch.inference_mode` (most run in `torch.no_grad`)."""
 
 
 def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
@@ -58,7 +67,8 @@ def parts_of(
         compile: compile denoisers with `torch.compile` (these are its arguments), once per bucket.
 
     Raises:
-        BackendError: nothing in it denoises, or a model keeps state between the calls of one request.
+        BackendError: nothing in it denoises, a model keeps state between the calls of one request, or the
+            stock call changes what requests share.
     """
     if any(size < 1 for size in buckets):
         raise BackendError(f"buckets must be whole numbers of at least 1, got {list(buckets)}")
@@ -98,8 +108,20 @@ def parts_of(
             f"{type(pipe).__name__} has no denoiser that is a diffusers model, so there are no steps to schedule; "
             f"its models: {names}"
         )
+    source = _source(type(pipe).__call__)
+    for what, why in APART.items():
+        if what in source:
+            raise BackendError(f"{type(pipe).__name__} cannot be shared: its call {why}")
     parts.device = pipe._execution_device
+    parts.inference = "inference_mode" in source
     return parts
+
+
+def _source(call: Any) -> str:
+    try:
+        return inspect.getsource(inspect.unwrap(call))
+    except OSError:  # made at run time
+        return ""
 
 
 def state_of(pipe: DiffusionPipeline) -> dict[str, tuple[Any, ...]]:

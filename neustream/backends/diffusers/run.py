@@ -61,7 +61,7 @@ class Run:
         on_step: Callable[[Progress], None] | None = None,
     ) -> None:
         self._pipe: DiffusionPipeline | None = pipe
-        self._parts = parts
+        self.parts = parts
         self._kwargs = kwargs
         self._on_step = on_step
         self._expected = expected
@@ -150,10 +150,10 @@ class Run:
         view = copy.copy(pipe)
         view.__class__ = viewed(pipe.__class__)
         own = view.__dict__
-        own["_neustream_device"] = self._parts.device
+        own["_neustream_device"] = self.parts.device
         for name, value in list(own.items()):
-            if id(value) in self._parts:
-                own[name] = StandIn(value, self._parts[id(value)], inline="encode" if self._scaled else "")
+            if id(value) in self.parts:
+                own[name] = StandIn(value, self.parts[id(value)], inline="encode" if self._scaled else "")
             elif callable(getattr(value, "step", None)) and hasattr(value, "timesteps"):
                 own[name] = own_scheduler(value, park, self._stepped)
                 self.steps_counted = True
@@ -263,14 +263,17 @@ def viewed(pipeline: Any) -> Any:
 def advance(runs: Iterable[Run], done: Callable[[Run], bool]) -> None:
     """Carry out what runs are parked with, together where possible, until each is `done` or over."""
     active = [run for run in runs if not run.over and not done(run)]
-    while active:
-        alike: dict[Any, list[Run]] = defaultdict(list)
-        for run in active:
-            alike[None if run.parked is None else run.parked.key].append(run)
-        for some in alike.values():
-            for run, value in zip(some, _results(some), strict=True):
-                run.resume(value)
-        active = [run for run in active if not run.over and not done(run)]
+    # stock calls set this mode for the thread that they all run on: set before, no end of one of them unsets it
+    inference = any(run.parts.inference for run in active)
+    with torch.inference_mode() if inference else torch.no_grad():
+        while active:
+            alike: dict[Any, list[Run]] = defaultdict(list)
+            for run in active:
+                alike[None if run.parked is None else run.parked.key].append(run)
+            for some in alike.values():
+                for run, value in zip(some, _results(some), strict=True):
+                    run.resume(value)
+            active = [run for run in active if not run.over and not done(run)]
 
 
 def _results(runs: list[Run]) -> list[Any]:

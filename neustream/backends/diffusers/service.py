@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
@@ -129,8 +128,7 @@ class Served:
     def probe(self, arguments: Mapping[str, Any]) -> Call:
         """The first call of a denoiser that a call of the pipeline makes."""
         run = Run(self.pipe, self.parts, arguments)
-        with torch.no_grad():
-            encode([run])
+        encode([run])
         call = run.parked
         if run.error is not None:
             raise run.error

@@ -66,13 +66,13 @@ class Step:
 
 def step_together(steps: Sequence[Step]) -> list[tuple[torch.Tensor, ...]]:
     """What each of `steps` (of one key) returns."""
-    device, counts = steps[0].output.device, [len(step.output) for step in steps]
+    device, counts = steps[0].output.device, [step.output.shape[0] for step in steps]
     rows = [step.table.row(step.at, device) for step in steps]
     if max(counts) > 1:
         rows = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
     output = torch.cat([step.output for step in steps])
     sample = torch.cat([step.sample for step in steps])
-    coefficients = torch.stack(rows).view(len(output), -1, *[1] * (output.ndim - 1)).unbind(1)
+    coefficients = torch.stack(rows).view(output.shape[0], -1, *[1] * (output.ndim - 1)).unbind(1)
     values = steps[0].table.formula(coefficients, output, sample)
     return list(zip(*(value.split(counts) for value in values), strict=True))
 
