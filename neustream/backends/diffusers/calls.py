@@ -204,9 +204,10 @@ class Call:
         self.key = tuple(kinds)
 
     @property
-    def shape(self) -> tuple[Any, ...]:
-        """The part of the key that costs depend on: the shapes of its rows, and their dtypes."""
-        return tuple(kind for kind in self.key if len(kind) == 4 and kind[1] == "rows")
+    def shape(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """What costs depend on beside the number of rows: the shape of a row of its first tensor, and its dtype."""
+        first = next(leaf for leaf in self.leaves if leaf.ndim)
+        return tuple(first.shape[1:]), first.dtype
 
     def _flatten(self, name: str, value: Any, shared: bool, kinds: list[Any]) -> None:
         if isinstance(value, torch.Tensor):

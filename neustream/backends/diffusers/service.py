@@ -349,7 +349,7 @@ class PipelineEngine:
     def _open(self, served: Served, call: Call, named: Mapping[str, Any], whole: Mapping[str, Any]) -> Shape:
         """Serve calls of a new shape: its graph, modules and profiles."""
         rows, samples = call.rows, samples_of(whole)
-        label = "_".join("x".join(map(str, shape)) for _, _, shape, _ in call.shape if shape)
+        label = "x".join(map(str, call.shape[0]))
         prefix = f"{served.name}/" if served.name else ""
         names = {role: f"{prefix}{role}@{label}" for role in served.roles}
         files = {stage: f"{role}@{label}" for role, stage in names.items()}
