@@ -143,6 +143,11 @@ class Engine:
         self._thread.start()
         return self
 
+    def ready(self) -> None:
+        """RequestError if it takes no requests: not started, closed, or in another process."""
+        with self._serving():
+            pass
+
     def submit(
         self,
         graph: Graph,

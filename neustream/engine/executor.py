@@ -115,7 +115,9 @@ class ThreadExecutor:
         if len(workers) != len(devices):
             raise BackendError(f"{len(workers)} set(s) of modules for {len(devices)} device(s): {list(devices)}")
         self._check_finite = check_finite
-        self._inbox: list[queue.SimpleQueue[tuple[Batch, Clock] | Callable[[], None] | None]] = []
+        self._inbox: list[queue.SimpleQueue[tuple[Batch, Clock] | tuple[Callable[[], Any], Future[Any]] | None]] = []
+        self._closing = threading.Lock()
+        self._closed = False
         self._modules = [dict(mods) for mods in workers]
         self._releasing = [_releasing(mods.values()) for mods in workers]
         self._threads = []
@@ -140,39 +142,38 @@ class ThreadExecutor:
         self._releasing[worker] = _releasing(self._modules[worker].values())
 
     def call(self, function: Callable[[], Any], worker: int = 0) -> Future[Any]:
-        """Run `function` on a worker's thread, between two steps."""
+        """Run `function` on a worker's thread, between two steps. BackendError if the executor is closed."""
         answer: Future[Any] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(function())
-            except BaseException as error:  # it is the caller's
-                answer.set_exception(error)
-
-        self._inbox[worker].put(run)
+        with self._closing:
+            if self._closed:
+                raise BackendError("this executor is closed")
+            self._inbox[worker].put((function, answer))
         return answer
 
     def release(self, job: Job) -> None:
         for at, releasing in enumerate(self._releasing):
             if releasing:
-                self._inbox[at].put(partial(_release, releasing, job))
+                self._inbox[at].put((partial(_release, releasing, job), Future()))
 
     def close(self) -> None:
-        """Let the steps under way end, and the threads with them."""
-        for inbox in self._inbox:
-            inbox.put(None)
+        """Let the steps under way end, and what was called before; then the threads end."""
+        with self._closing:
+            self._closed = True
+            for inbox in self._inbox:
+                inbox.put(None)
         for thread in self._threads:
             thread.join()
 
     def _work(self, inbox: queue.SimpleQueue[Any], modules: Mapping[str, StreamModule]) -> None:
         while (item := inbox.get()) is not None:
-            if callable(item):
-                item()
-                del item
+            first, second = item
+            if not isinstance(first, Batch):
+                _answer(first, second)
+                del item, first, second
                 continue
-            batch, clock = item
+            batch, clock = first, second
             clock.post(Done(batch, self._step(batch, modules)), clock.now())
-            del item, batch  # hold no finished job's tensors while idle
+            del item, first, batch  # hold no finished job's tensors while idle
 
     def _step(
         self, batch: Batch, modules: Mapping[str, StreamModule]
@@ -191,6 +192,13 @@ class ThreadExecutor:
             failed = StageFailed(f"stage {batch.stage!r}: {kind}{error}")
             failed.__cause__ = error
             return failed
+
+
+def _answer(function: Callable[[], Any], answer: Future[Any]) -> None:
+    try:
+        answer.set_result(function())
+    except BaseException as error:  # it is the caller's
+        answer.set_exception(error)
 
 
 def _releasing(modules: Iterable[StreamModule]) -> list[Callable[[Job], None]]:

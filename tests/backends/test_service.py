@@ -589,8 +589,9 @@ def test_closing(dit):
     for answer in open_ones:
         with pytest.raises(ns.RequestError, match="cancelled"):
             answer.result(timeout=30)
-    with pytest.raises(ns.RequestError, match="not serving"):
-        engine.submit(**call(1))
+    for known in (True, False):  # a shape that would have to be looked at first
+        with pytest.raises(ns.RequestError, match="not serving"):
+            engine.submit(**call(1, guidance_scale=4.0 if known else 1.0))
 
 
 # -- what is left of a request ------------------------------------------------------------------------------

@@ -40,13 +40,13 @@ class Shelf:
     def __init__(
         self,
         pipe: DiffusionPipeline,
-        given: Mapping[str, LatencyProfile] | Path | str | None,
+        given: Mapping[str, LatencyProfile] | Path | None,
         options: Mapping[str, Any],
         cache: Path | None = None,
     ) -> None:
         self._pipe = pipe
         self._options = dict(options)
-        self._given = Path(given) if isinstance(given, str) else given
+        self._given = given
         self._cache = (cache or user_cache_path("neustream")) / "profiles" / fingerprint(pipe, options)
 
     def find(self, stages: Mapping[str, str]) -> dict[str, LatencyProfile] | None:

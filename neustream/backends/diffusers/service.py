@@ -163,7 +163,8 @@ class PipelineEngine:
         pipes: a pipeline, or several by name; each on the device and in the dtype that it is to run in.
         slo: what requests are promised that bring no promise of their own; a number is `SLO(total=...)`.
         profiles: latency profiles by stage, or the folder of their files (`neustream profile` writes
-            one). None: those in the user's cache; what is not there is measured first and kept.
+            one; several pipelines have a folder each in it). None: those in the user's cache; what is
+            not there is measured first and kept.
         policy: an object or the name of one; default: `Priced`.
         samples: arguments of calls that are measured and warmed up at the start (other shapes: when
             they are first asked for). Default: one call with the pipeline's defaults, if it needs no
@@ -215,7 +216,8 @@ class PipelineEngine:
         for name, pipe in named.items():
             _servable(name, pipe)
             parts = parts_of(pipe, buckets=buckets, compile=compile)
-            shelf = Shelf(pipe, profiles, {**options, **self._batches}, cache)
+            given = Path(profiles) / name if isinstance(profiles, str | Path) else profiles
+            shelf = Shelf(pipe, given, {**options, **self._batches}, cache)
             self._models[name] = Served(name, pipe, parts, shelf)
         self.report = Report()
         rule = _policy(policy)
@@ -253,6 +255,7 @@ class PipelineEngine:
             model: which pipeline, if there are several.
             on_step: told of each denoising step, with the latents, on the device's thread.
         """
+        self.engine.ready()
         served = self._model(model)
         named = named_arguments(served.pipe, args, kwargs)
         served.unchanged()
