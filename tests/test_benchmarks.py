@@ -1,10 +1,13 @@
-"""The pure parts of benchmarks/policies.py."""
+"""The pure parts of benchmarks/policies.py; benchmarks/diffusion.py once, with next to nothing to do."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -134,3 +137,52 @@ def test_tables_and_the_points_where_ours_is_beaten(policies):
     assert policies.cliff(rows)[1:] == [["`edf`", "0.750 (0.750)"], [f"`{policies.OURS}`", "0.500 (0.500)"]]
     assert policies.fairness(rows, policies.classes)[:2] == [["", "1.2", "5"], ["`edf`", "0.25", "0.75"]]
     assert f"| `{policies.OURS}` | 0.900 | 0.900 | - | - |" in policies.markdown(rows, "command")
+
+
+@pytest.fixture(scope="module")
+def diffusion(root):
+    with pytest.MonkeyPatch.context() as patched, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers' own imports
+        pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
+        patched.syspath_prepend(root / "benchmarks")
+        names = ("diffusion", "diffusion_ways", "diffusion_models")
+        yield importlib.import_module(names[0])
+        for name in names:
+            del sys.modules[name]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy 2's about how diffusers calls it
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_pipeline_is_served_in_all_ways_with_stocks_images(diffusion, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(diffusion, "ROOT", tmp_path)
+    monkeypatch.setattr(diffusion, "BURST", 6)
+    few = "--steps 2,3 --guidance 1,3 --policies fcfs,priced --max-batch 4 --rounds 1 --pairs 1 --lone-steps 2"
+    load = (
+        f"--requests 4 --rates 0.2 --slo-scale 50 --measure-s 0.5 --out-profiles {tmp_path}/p --out {tmp_path}/o.json"
+    )
+    diffusion.main(f"--pipeline sd_tiny {few} {load}".split())
+    assert "6 requests at once" in capsys.readouterr().out
+    assert (tmp_path / "out/diffusion-sd_tiny-cpu.png").exists()
+    assert {path.name.partition("@")[0] for path in (tmp_path / "p").iterdir()} == {"encode", "denoise", "decode"}
+    found = json.loads((tmp_path / "o.json").read_text())
+    ways = [diffusion.STOCK, diffusion.BATCHED, diffusion.BARE, diffusion.ALONE, "ours, fcfs", "ours, priced"]
+    assert [line["way"] for line in found["burst"]] == ways
+    assert all(line["error"] < 1e-5 for line in found["burst"] if line["way"] != diffusion.ALONE)
+    lines = {line["way"]: line for line in found["load"]["lines"]}
+    assert set(lines) == set(ways) - {diffusion.BARE, diffusion.ALONE}
+    assert lines["ours, fcfs"]["on_time"] == lines["ours, fcfs"]["simulated"]["on_time"] == 4
+
+
+def test_goodput_counts_images_in_time_over_the_span_of_the_arrivals(diffusion):
+    asks = [diffusion.Ask(8, 3.0, seed=at, arrival=at + 1.0, slo=2.0) for at in range(4)]
+    found = diffusion.outcome(asks, [2.0, 4.5, 5.0, None])
+    assert (found["on_time"], found["goodput_rps"], found["attainment"]) == (2, 0.5, 0.5)
+    assert found["latency_s"]["p50"] == 2.0 and found["images_s"] == 3 / 5
+
+
+def test_without_a_gpu_or_vllm_omni_the_benchmark_says_so(diffusion, root, tmp_path):
+    with pytest.raises(diffusion.BackendError, match="vllm-omni"):
+        diffusion.main(["--against", "vllm-omni"])
+    command = [shutil.which("bash"), str(root / "benchmarks/gpu.sh")]
+    told = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert told.returncode == 1 and "no CUDA device found" in told.stderr

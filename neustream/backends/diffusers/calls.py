@@ -7,6 +7,7 @@ concatenated along dimension 0, timesteps become one per row, and everything els
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import logging
@@ -17,7 +18,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from neustream.backends.torch import OUT_OF_MEMORY
-from neustream.errors import StageFailed
+from neustream.errors import BackendError, StageFailed
 
 log = logging.getLogger("neustream")
 
@@ -57,6 +58,7 @@ class Part:
         role: which kind of stage its calls belong to.
         function: what is called.
         owner: the class name of the model.
+        model: whose function it is.
         signature: the function whose parameters positional arguments are matched with.
         buckets: row counts that batches are padded to (by repeating row 0); none: no padding.
         max_rows: the most rows in one call.
@@ -70,6 +72,7 @@ class Part:
         function: Callable[..., Any],
         owner: str,
         *,
+        model: Any = None,
         signature: Callable[..., Any] | None = None,
         buckets: Sequence[int] = (),
         max_rows: int | None = None,
@@ -82,7 +85,10 @@ class Part:
         self.buckets = tuple(sorted(buckets))
         self.max_rows = max_rows
         self.reused = reused
-        self.dtype: torch.dtype | None = None
+        self.model = model
+        self.dtype: torch.dtype | None = getattr(model, "dtype", None)
+        self.casts = bool(getattr(getattr(model, "config", None), "force_upcast", False))
+        """Whether stock calls cast the model and cast it back."""
         self.limits: dict[Any, int] = {}
         """The most rows that memory allowed, by key; learnt."""
         self._parameters = [
@@ -90,14 +96,15 @@ class Part:
             for name, parameter in inspect.signature(signature or function).parameters.items()
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.POSITIONAL_ONLY)
         ]
-        self._proven: dict[Any, bool] = {}
+        self._rows_apart: dict[Any, bool] = {}
+        """Whether calls of a key can be one, as far as that was tried."""
 
-    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    def call(self, args: Sequence[Any], kwargs: Mapping[str, Any], cast: torch.dtype | None = None) -> Call:
         named = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         for key in list(named):
             if (self.owner, key) in UNUSED:
                 named[key] = None
-        return Call(self, args, kwargs, named)
+        return Call(self, args, kwargs, named, cast)
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
         """The results of calls with one key, in order; an exception in place of a result fails that call alone."""
@@ -124,12 +131,24 @@ class Part:
         yield chunk
 
     def _run(self, key: Any, calls: list[Call]) -> list[Any]:
-        if len(calls) > 1 and not self._proven.get(key, self.owner in PROVEN):
-            if key not in self._proven:
-                return self._prove(key, calls)
-            return [result for call in calls for result in self._attempt([call])]
+        shared = len(calls) > 1 or self._bucket(calls[0].rows) > calls[0].rows
+        if shared and self._rows_apart.get(key) is False:
+            return [result for call in calls for result in self._tried(key, [call], self._alone)]
+        if shared and not self._rows_apart.get(key, self.owner in PROVEN):
+            return self._prove(key, calls)
         try:
-            return self._attempt(calls)
+            return self._tried(key, calls, self._together if shared else self._alone)
+        except Unshareable as error:
+            self._keep_apart(key, str(error))
+            return self._run(key, calls)
+
+    def _tried(self, key: Any, calls: list[Call], run: Callable[[list[Call]], list[Any]]) -> list[Any]:
+        """The results of `run`; where that fails, of smaller batches, down to who is to blame."""
+        try:
+            self._settle(calls[0])
+            return run(calls)
+        except Unshareable:
+            raise
         except OUT_OF_MEMORY as error:
             if len(calls) == 1:
                 return [StageFailed(f"{self.name}: out of memory with {calls[0].rows} row(s): {error}")]
@@ -144,20 +163,33 @@ class Part:
         except Exception as error:  # a model may raise anything
             if len(calls) == 1:
                 return [error.with_traceback(None)]
-            half = 1  # whoever is to blame, the others are not
+            half = 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return self._run(key, calls[:half]) + self._run(key, calls[half:])
 
-    def _attempt(self, calls: Sequence[Call]) -> list[Any]:
+    def _settle(self, call: Call) -> None:
+        """Have the model in the dtype that the call was made for."""
+        wanted = call.cast or self.dtype
+        if self.casts and wanted is not None and self.model.dtype != wanted:
+            self.model.to(dtype=wanted)
+
+    def _bucket(self, rows: int) -> int:
+        return next((size for size in self.buckets if size >= rows), rows)
+
+    def _alone(self, calls: list[Call]) -> list[Any]:
+        """The result of one call as it was made."""
+        (call,) = calls
+        with _autocast(call.autocast):
+            result = self.function(*call.args, **call.kwargs)
+        return [_rows_of(result, 0, call.rows, call.rows, self.name, copy=True) if self.reused else result]
+
+    def _together(self, calls: list[Call]) -> list[Any]:
         rows = sum(call.rows for call in calls)
-        bucket = next((size for size in self.buckets if size >= rows), rows)
-        first = calls[0]
-        if len(calls) == 1 and bucket == rows:
-            alone = self.function(*first.args, **first.kwargs)
-            return [_rows_of(alone, 0, rows, rows, self.name, copy=True) if self.reused else alone]
+        bucket = self._bucket(rows)
         named = _joined(calls, bucket - rows)
-        whole = self.function(**named)
+        with _autocast(calls[0].autocast):
+            whole = self.function(**named)
         # what outlives this step must not keep the whole batch's memory
         keep = self.reused or self.role != "denoise"
         results, at = [], 0
@@ -168,37 +200,56 @@ class Part:
 
     def _prove(self, key: Any, calls: list[Call]) -> list[Any]:
         """The first batch of calls of a model that nobody has tried: are its rows really apart?"""
-        alone = self._attempt(calls[:1])[0]
+        alone = self._tried(key, calls[:1], self._alone)
+        if isinstance(alone[0], BaseException):  # says nothing of batches
+            return alone + (self._run(key, calls[1:]) if len(calls) > 1 else [])
         try:
-            together: list[Any] | None = self._attempt(calls)
-            assert together is not None
-            good = _close(alone, together[0])
+            self._settle(calls[0])
+            together = self._together(calls)
+            if _close(alone[0], together[0]):
+                self._rows_apart[key] = True
+                return together
+            self._keep_apart(key, "its results differ")
         except OUT_OF_MEMORY:
-            raise
-        except (RuntimeError, ValueError, TypeError, StageFailed, AssertionError):
-            together, good = None, False
-        self._proven[key] = good
-        if good and together is not None:
-            return together
-        log.warning(
-            "%s (%s) does not give the same results in a batch: served one request at a time", self.name, self.owner
-        )
-        return [alone] + [result for call in calls[1:] for result in self._attempt([call])]
+            log.warning("%s: out of memory with %d rows", self.name, sum(call.rows for call in calls))
+        except Exception as error:  # a model may raise anything
+            self._keep_apart(key, f"{type(error).__name__}: {error}")
+        return alone + [result for call in calls[1:] for result in self._tried(key, [call], self._alone)]
+
+    def _keep_apart(self, key: Any, why: str) -> None:
+        self._rows_apart[key] = False
+        log.warning("%s (%s) is served one request at a time, without padding: %s", self.name, self.owner, why)
+
+
+class Unshareable(Exception):
+    """A batch's result cannot be shared out among its calls."""
 
 
 class Call:
-    """One parked call. `rows` is the length of its first tensor's dimension 0, `key` what batches share."""
+    """One parked call. `rows` is the length of its first tensor's dimension 0, `key` what batches share.
 
-    __slots__ = ("args", "key", "kwargs", "leaves", "named", "part", "rows")
+    `cast` is the dtype that its request has cast the model to, `autocast` torch's where it was made.
+    """
 
-    def __init__(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any], named: Mapping[str, Any]) -> None:
+    __slots__ = ("args", "autocast", "cast", "key", "kwargs", "leaves", "named", "part", "rows")
+
+    def __init__(
+        self,
+        part: Part,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        named: Mapping[str, Any],
+        cast: torch.dtype | None,
+    ) -> None:
         self.part = part
         self.args = args
         self.kwargs = kwargs
         self.named = named
         self.leaves: list[Any] = []
         self.rows = next((x.shape[0] for x in named.values() if isinstance(x, torch.Tensor) and x.ndim), 1)
-        kinds: list[Any] = [part.name]
+        self.cast = cast
+        self.autocast = autocast_now()
+        kinds: list[Any] = [part.name, cast, self.autocast]
         for name, value in named.items():
             self._flatten(name, value, name in SHARED, kinds)
         self.key = tuple(kinds)
@@ -235,6 +286,32 @@ class Call:
             kinds.append((name, type(value), value))
         else:
             kinds.append((name, "object", id(value)))
+
+
+Autocast = tuple[tuple[bool, torch.dtype], ...]
+DEVICES = ("cpu", "cuda")
+
+
+def autocast_now() -> Autocast:
+    """Torch's autocast of this thread, by kind of device."""
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICES)
+
+
+def set_autocast(state: Autocast) -> None:
+    if state != autocast_now():
+        for kind, (enabled, dtype) in zip(DEVICES, state, strict=True):
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+
+
+@contextlib.contextmanager
+def _autocast(state: Autocast) -> Iterator[None]:
+    outside = autocast_now()
+    set_autocast(state)
+    try:
+        yield
+    finally:
+        set_autocast(outside)
 
 
 def _digest(tensor: torch.Tensor) -> bytes:
@@ -294,17 +371,38 @@ def _rows_of(whole: Any, start: int, stop: int, rows: int, name: str, *, copy: b
 
     if isinstance(whole, torch.Tensor):
         if not whole.ndim or whole.shape[0] != rows:
-            raise StageFailed(f"{name} returned a tensor of shape {tuple(whole.shape)} for {rows} rows")
+            raise Unshareable(f"it returned a tensor of shape {tuple(whole.shape)} for {rows} rows")
         return whole[start:stop].clone() if copy else whole[start:stop]
     if isinstance(whole, DiagonalGaussianDistribution):
         return DiagonalGaussianDistribution(part(whole.parameters), deterministic=whole.deterministic)
     if isinstance(whole, Mapping):
-        return type(whole)(**{key: part(value) for key, value in whole.items()})
+        return type(whole)(**{key: _field(key, value, part) for key, value in whole.items()})
     if isinstance(whole, list | tuple):
         return type(whole)(part(value) for value in whole)
     if whole is None or isinstance(whole, bool | int | float | str):
         return whole
-    raise StageFailed(f"{name} returned {type(whole).__name__}, which cannot be shared out among requests")
+    raise Unshareable(f"it returned a {type(whole).__name__}")
+
+
+def _field(key: str, value: Any, part: Callable[[Any], Any]) -> Any:
+    try:
+        return part(value)
+    except Unshareable:
+        if isinstance(value, torch.Tensor):
+            raise
+        return Withheld(f"{key} ({type(value).__name__})")
+
+
+class Withheld:
+    """In place of what cannot be shared out of a result (a language model's cache): an error, once it is used."""
+
+    def __init__(self, what: str) -> None:
+        self.__dict__["_what"] = what
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise BackendError(f"{self._what} of a result that requests shared is not there for each of them")
 
 
 def _close(alone: Any, together: Any) -> bool:
@@ -315,6 +413,8 @@ def _close(alone: Any, together: Any) -> bool:
             return bool(torch.equal(alone, together))
         scale = float(alone.abs().max()) if alone.numel() else 0.0
         return float((alone - together).abs().max()) <= TOLERANCE.get(alone.dtype, HALF_TOLERANCE) * scale
+    if isinstance(together, Withheld):
+        return True
     if isinstance(alone, DiagonalGaussianDistribution):
         return _close(alone.parameters, together.parameters)
     if isinstance(alone, Mapping):

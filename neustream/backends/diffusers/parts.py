@@ -17,8 +17,8 @@ BUCKETS = (1, 2, 4, 8, 16, 32)
 """Row counts that batches are padded to where each size has to be compiled."""
 APART = {
     "attn_processor": "replaces its models' attention processors, which other requests use at the same time",
-    "autocast": "sets torch's autocast for its thread, on which other requests run in between",
     "enable_freeu": "changes its models, which other requests use at the same time",
+    "enable_fuser": "switches layers of its models on and off, which other requests use at the same time",
 }
 """What a stock call must not do, by how its source shows it: requests take turns inside of it."""
 
@@ -95,6 +95,7 @@ def parts_of(
                 role,
                 function,
                 owner,
+                model=model,
                 signature=model.forward if not method else function,
                 buckets=buckets,
                 max_rows=limit,
@@ -108,7 +109,7 @@ def parts_of(
             f"{type(pipe).__name__} has no denoiser that is a diffusers model, so there are no steps to schedule; "
             f"its models: {names}"
         )
-    source = _source(type(pipe).__call__)
+    source = "".join(_source(cls.__dict__["__call__"]) for cls in type(pipe).__mro__ if "__call__" in cls.__dict__)
     for what, why in APART.items():
         if what in source:
             raise BackendError(f"{type(pipe).__name__} cannot be shared: its call {why}")
@@ -130,7 +131,8 @@ def state_of(pipe: DiffusionPipeline) -> dict[str, tuple[Any, ...]]:
     for name, model in models_of(pipe):
         weight = next(model.parameters(), None)
         hooked = hasattr(model, "_hf_hook") or weight is None  # offloaded models move all the time
-        place = None if hooked or weight is None else (str(weight.device), weight.dtype)
+        casts = getattr(getattr(model, "config", None), "force_upcast", False)  # by stock calls themselves
+        place = None if hooked or weight is None else (str(weight.device), None if casts else weight.dtype)
         adapters: Any = None
         if getattr(model, "_hf_peft_config_loaded", False):
             adapters = (tuple(model.peft_config), tuple(model.active_adapters()))

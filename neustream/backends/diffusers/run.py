@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from greenlet import GreenletExit, getcurrent, greenlet
+from tqdm import tqdm
 
-from neustream.backends.diffusers.calls import Call, Part
+from neustream.backends.diffusers.calls import Call, Part, autocast_now, set_autocast
 from neustream.backends.diffusers.parts import Parts
-from neustream.backends.diffusers.stepping import Step, own_scheduler, step_together
+from neustream.backends.diffusers.stepping import Hooks, Step, own_scheduler, step_together
 from neustream.errors import BackendError, StageFailed
 
 
@@ -67,6 +68,8 @@ class Run:
         self._expected = expected
         self._view: Any = None
         self._greenlet: Any = None
+        self._autocast = autocast_now()  # of the stock call, put back whenever it goes on
+        self._nested = False
         self.steps_counted = False  # whether a scheduler of its own counts its steps
         self.parked: Call | Step | None = None
         self.steps = 0
@@ -99,8 +102,12 @@ class Run:
 
     @property
     def _scheduled(self) -> int | None:
-        known = None if self._view is None else self._view.__dict__.get("_num_timesteps")
-        return known if isinstance(known, int) else None
+        if self._view is None:
+            return None
+        known = self._view.__dict__.get("_num_timesteps")
+        if isinstance(known, int):
+            return known
+        return self._expected if self._nested else None  # pipelines inside it have their own schedules
 
     # -- moving on ------------------------------------------------------------------------------------
 
@@ -113,7 +120,11 @@ class Run:
         elif not self.steps_counted and isinstance(self.parked, Call) and self.parked.part.role == "denoise":
             self.steps += 1
         self.parked = None
+        outside = autocast_now()
+        set_autocast(self._autocast)
         parked = self._greenlet.throw(value) if isinstance(value, BaseException) else self._greenlet.switch(value)
+        self._autocast = autocast_now()
+        set_autocast(outside)
         if self._greenlet.dead:
             self._forget()
         else:
@@ -122,7 +133,11 @@ class Run:
     def close(self) -> None:
         """End it where it stands; its tensors are free at once."""
         if self._greenlet is not None and not self._greenlet.dead:
+            outside = autocast_now(), torch.is_grad_enabled()
+            set_autocast(self._autocast)
             self._greenlet.throw(GreenletExit)
+            set_autocast(outside[0])
+            torch.set_grad_enabled(outside[1])
         self.output = None
         self._forget()
 
@@ -155,10 +170,11 @@ class Run:
             if id(value) in self.parts:
                 own[name] = StandIn(value, self.parts[id(value)], inline="encode" if self._scaled else "")
             elif callable(getattr(value, "step", None)) and hasattr(value, "timesteps"):
-                own[name] = own_scheduler(value, park, self._stepped)
+                own[name] = own_scheduler(value, Hooks(park, self._stepped))
                 self.steps_counted = True
             elif isinstance(value, DiffusionPipeline):
                 own[name] = self._seen(value)
+                self._nested = True
         return view
 
     def _stepped(self, latents: torch.Tensor) -> None:
@@ -181,7 +197,7 @@ class StandIn:
     """
 
     def __init__(self, model: Any, parts: Mapping[str, Part], inline: str) -> None:
-        self.__dict__.update(_model=model, _parts=parts, _inline=inline)
+        self.__dict__.update(_model=model, _parts=parts, _inline=inline, _cast=None)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what isinstance asks for
@@ -191,55 +207,39 @@ class StandIn:
         part = self._parts.get("")
         if part is None or part.role == self._inline:
             return self._model(*args, **kwargs)
-        return park(part.call(args, kwargs))
+        return park(part.call(args, kwargs, self._cast))
 
     @property
     def dtype(self) -> Any:
-        """The model's, which searches all of its modules for it at each question."""
-        part = next(iter(self._parts.values()))
-        if part.dtype is None:
-            part.dtype = self._model.dtype
-        return part.dtype
+        """The model's, which searches all of its modules for it at each question; or what this request made it."""
+        return self._cast or next(iter(self._parts.values())).dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> StandIn:
+        """Cast the model for this request (SDXL decodes in float32); others have it in the dtype that they want."""
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if device is not None and device.type != self._model.device.type:
+            raise BackendError(f"a pipeline that moves {type(self._model).__name__} in its call cannot share it")
+        if dtype is not None:
+            self.__dict__["_cast"] = dtype
+            self._model.to(dtype=dtype)
+        return self
 
     def __getattr__(self, name: str) -> Any:
         part = self._parts.get(name)
         if part is None or part.role == self._inline:
             return getattr(self._model, name)
-        return lambda *args, **kwargs: park(part.call(args, kwargs))
+        return lambda *args, **kwargs: park(part.call(args, kwargs, self._cast))
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise BackendError(f"a pipeline that sets {name!r} of a model in its call cannot share that model")
 
 
-class Silent:
-    """A progress bar that shows nothing: requests side by side would write over each other."""
-
-    def __init__(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> None:
-        self._iterable = iterable
-
-    def __iter__(self) -> Any:
-        return iter(() if self._iterable is None else self._iterable)
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def update(self, n: int = 1) -> None:
-        pass
-
-    def set_description(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    set_postfix = set_description
-
-
 class View:
     """What views do in their own way; mixed into the pipeline's class."""
 
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Silent:
-        return Silent(iterable, total)
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None, **options: Any) -> Any:
+        """One that shows nothing: those of requests side by side would write over each other."""
+        return tqdm(iterable, total=total, disable=True)
 
     def maybe_free_model_hooks(self) -> None:
         """Models are offloaded when the engine ends, not when one of its requests does."""

@@ -24,7 +24,37 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
 Tensors = Sequence[torch.Tensor]
-Formula = Callable[[Tensors, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
+
+
+class Coefficients:
+    """One scalar for each row, for each scalar of a formula, as (B, 1, ...); used as stock uses its scalars.
+
+    What torch makes of a tensor and a 0-dim tensor depends on where that is and on which side, when the
+    tensor is in half precision. On the CPU, a scalar on the left is first rounded to the tensor's
+    dtype, one on the right is not (the tests show it). On a GPU, a scalar that is there too is rounded; one
+    on the host is not, and to divide by it is to multiply by its inverse (so say torch's kernels).
+    """
+
+    def __init__(self, scalars: Tensors, home: torch.device) -> None:
+        self._scalars = scalars
+        self._home = home
+
+    def times(self, at: int, x: torch.Tensor) -> torch.Tensor:
+        """A stock `scalar * x`."""
+        scalar = self._scalars[at]
+        return scalar.to(x.dtype) * x if x.device == self._home else (scalar * x).to(x.dtype)
+
+    def under(self, at: int, x: torch.Tensor) -> torch.Tensor:
+        """A stock `x / scalar`."""
+        scalar = self._scalars[at]
+        if x.device.type == "cpu":
+            return (x / scalar).to(x.dtype)
+        if x.device == self._home:
+            return x / scalar.to(x.dtype)
+        return (x * scalar.to(torch.promote_types(torch.float32, x.dtype)).reciprocal()).to(x.dtype)
+
+
+Formula = Callable[[Coefficients, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]
 
 
 class Table:
@@ -61,7 +91,8 @@ class Step:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return self.table.name, self.output.shape[1:], self.output.dtype, self.sample.dtype, self.output.device
+        output = self.output
+        return self.table.name, self.table.rows.device, output.shape[1:], output.dtype, self.sample.dtype, output.device
 
 
 def step_together(steps: Sequence[Step]) -> list[tuple[torch.Tensor, ...]]:
@@ -72,47 +103,67 @@ def step_together(steps: Sequence[Step]) -> list[tuple[torch.Tensor, ...]]:
         rows = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
     output = torch.cat([step.output for step in steps])
     sample = torch.cat([step.sample for step in steps])
-    coefficients = torch.stack(rows).view(output.shape[0], -1, *[1] * (output.ndim - 1)).unbind(1)
+    scalars = torch.stack(rows).view(output.shape[0], -1, *[1] * (output.ndim - 1)).unbind(1)
+    coefficients = Coefficients(scalars, steps[0].table.rows.device)
     values = steps[0].table.formula(coefficients, output, sample)
     return list(zip(*(value.split(counts) for value in values), strict=True))
 
 
-def own_scheduler(shared: Any, park: Callable[[Step], Any], stepped: Callable[[torch.Tensor], None]) -> Any:
-    """A copy of `shared` for one request.
+@dataclass(frozen=True, eq=False)
+class Hooks:
+    """What a request's schedulers (and copies that its call makes of them) tell.
 
-    Its steps that can be shared go to `park`, which returns what `step_together` gives, or None for the
+    `park` takes a step that can be shared, and returns what `step_together` gives, or None for the
     stock step to be taken; `stepped` is told of each new sample.
     """
-    scheduler = copy.deepcopy(shared)
-    stock = scheduler.step
-    table: Table | None = None
-    of: Any = None  # the timesteps that the table is for
 
-    def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal table, of
-        if of is not scheduler.timesteps:
-            of, table = scheduler.timesteps, table_of(scheduler)
-        result = None
-        if table is not None and not args and _plain(kwargs) and _alike(model_output, sample):
-            at = _index(scheduler, timestep)
-            if at is not None and (values := park(Step(table, at, model_output, sample))) is not None:
-                if "_step_index" in scheduler.__dict__:
-                    scheduler._step_index = at + 1
-                result = table.result(*values) if kwargs.get("return_dict", True) else values
-        if result is None:
-            result = stock(model_output, timestep, sample, *args, **kwargs)
-        stepped(result[0])
-        return result
+    park: Callable[[Step], Any]
+    stepped: Callable[[torch.Tensor], None]
 
-    step.__signature__ = _signature(scheduler.__class__)  # type: ignore[attr-defined]  # pipelines look for eta there
-    scheduler.step = step
-    return scheduler
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hooks:
+        return self
 
 
 @cache
-def _signature(scheduler: Any) -> inspect.Signature:
-    parameters = list(inspect.signature(scheduler.step).parameters.values())
-    return inspect.Signature(parameters[1:])
+def _hooked(stock: Any) -> Any:
+    """The class of requests' own schedulers of a stock class."""
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _step(self, stock.step, *args, **kwargs)
+
+    step.__signature__ = inspect.signature(stock.step)  # type: ignore[attr-defined]  # pipelines look for eta there
+    own = {"step": step, "__module__": stock.__module__, "_neustream_timesteps": None, "_neustream_table": None}
+    return type(stock.__name__, (stock,), own)
+
+
+def _step(
+    self: Any, stock: Callable[..., Any], model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """A stock scheduler's step, shared if it can be."""
+    if self._neustream_timesteps is not self.timesteps:
+        self._neustream_timesteps, self._neustream_table = self.timesteps, table_of(self)
+    hooks: Hooks = self._neustream_hooks
+    table: Table | None = self._neustream_table
+    result = None
+    if table is not None and not args and _plain(kwargs) and _alike(model_output, sample):
+        at = _index(self, timestep)
+        values = None if at is None else hooks.park(Step(table, at, model_output, sample))
+        if at is not None and values is not None:
+            if "_step_index" in self.__dict__:
+                self._step_index = at + 1
+            result = table.result(*values) if kwargs.get("return_dict", True) else values
+    if result is None:
+        result = stock(self, model_output, timestep, sample, *args, **kwargs)
+    hooks.stepped(result[0])
+    return result
+
+
+def own_scheduler(shared: Any, hooks: Hooks) -> Any:
+    """A copy of `shared` for one request."""
+    scheduler = copy.deepcopy(shared)
+    scheduler.__class__ = _hooked(scheduler.__class__)
+    scheduler._neustream_hooks = hooks
+    return scheduler
 
 
 def _plain(kwargs: Mapping[str, Any]) -> bool:
@@ -156,22 +207,16 @@ def table_of(scheduler: Any) -> Table | None:
     return None if make is None else make(scheduler)
 
 
-def _times(coefficient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A stock `scalar * x`: computed at the higher precision, rounded to that of `x`."""
-    return (coefficient * x).to(x.dtype)
-
-
-def _over(x: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
-    return (x / coefficient).to(x.dtype)
-
-
 def _ddim(scheduler: Any) -> Table | None:
     config = scheduler.config
     if config.thresholding or config.clip_sample or config.prediction_type not in ("epsilon", "v_prediction"):
         return None
     steps = scheduler.timesteps.cpu()
     before = steps - config.num_train_timesteps // scheduler.num_inference_steps
-    alphas, final = scheduler.alphas_cumprod.cpu(), scheduler.final_alpha_cumprod.cpu()
+    alphas, final = scheduler.alphas_cumprod, scheduler.final_alpha_cumprod
+    if alphas.device != final.device:  # add_noise moves the one and not the other
+        return None
+    before = before.to(alphas.device)
     alpha = alphas[steps]
     after = torch.where(before >= 0, alphas[before.clamp(min=0)], final)
     rows = torch.stack((alpha**0.5, (1 - alpha) ** 0.5, after**0.5, (1 - after) ** 0.5), dim=1)
@@ -179,42 +224,42 @@ def _ddim(scheduler: Any) -> Table | None:
     return Table(f"ddim {config.prediction_type}", rows, formula, DDIMSchedulerOutput)
 
 
-def _ddim_epsilon(c: Tensors, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    original = _over(sample - _times(c[1], output), c[0])
-    return _times(c[2], original) + _times(c[3], output), original
+def _ddim_epsilon(c: Coefficients, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    original = c.under(0, sample - c.times(1, output))
+    return c.times(2, original) + c.times(3, output), original
 
 
-def _ddim_velocity(c: Tensors, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    original = _times(c[0], sample) - _times(c[1], output)
-    epsilon = _times(c[0], output) + _times(c[1], sample)
-    return _times(c[2], original) + _times(c[3], epsilon), original
+def _ddim_velocity(c: Coefficients, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    original = c.times(0, sample) - c.times(1, output)
+    epsilon = c.times(0, output) + c.times(1, sample)
+    return c.times(2, original) + c.times(3, epsilon), original
 
 
 def _euler(scheduler: Any) -> Table | None:
     if scheduler.config.prediction_type != "epsilon":
         return None
-    sigmas = scheduler.sigmas.cpu()
+    sigmas = scheduler.sigmas
     rows = torch.stack((sigmas[:-1], sigmas[1:] - sigmas[:-1]), dim=1)
     return Table("euler", rows, _euler_epsilon, EulerDiscreteSchedulerOutput)
 
 
-def _euler_epsilon(c: Tensors, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _euler_epsilon(c: Coefficients, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
     sample = sample.to(torch.float32)
-    original = sample - _times(c[0], output)
-    derivative = _over(sample - original, c[0])
-    return (sample + _times(c[1], derivative)).to(output.dtype), original
+    original = sample - c.times(0, output)
+    derivative = c.under(0, sample - original)
+    return (sample + c.times(1, derivative)).to(output.dtype), original
 
 
 def _flow_match_euler(scheduler: Any) -> Table | None:
+    sigmas = scheduler.sigmas
     if scheduler.config.stochastic_sampling:
         return None
-    sigmas = scheduler.sigmas.cpu()
     rows = (sigmas[1:] - sigmas[:-1])[:, None]
     return Table("flow match euler", rows, _flow_match, FlowMatchEulerDiscreteSchedulerOutput)
 
 
-def _flow_match(c: Tensors, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return ((sample.to(torch.float32) + _times(c[0], output)).to(output.dtype),)
+def _flow_match(c: Coefficients, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return ((sample.to(torch.float32) + c.times(0, output)).to(output.dtype),)
 
 
 MAKERS: Mapping[str, Callable[[Any], Table | None]] = {
