@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from neustream.backends.diffusers.run import Run, decode, denoise, encode
 from neustream.core.graph import Graph, Stage, loop, seq, switch
@@ -24,6 +27,8 @@ class Runs:
         self._begin = begin
         self._open: dict[Job, Run] = {}
         self._check_finite = check_finite
+        self._threads = torch.get_num_threads()
+        self._limited: set[int] = set()  # threads that know it
 
     def get(self, job: Job) -> Run | None:
         return self._open.get(job)
@@ -33,6 +38,9 @@ class Runs:
 
     def step(self, role: str, jobs: Sequence[Job]) -> list[Update | StageFailed]:
         """One step of a stage for `jobs`."""
+        if (me := threading.get_ident()) not in self._limited:  # a new thread would take all cores for convolutions
+            torch.set_num_threads(self._threads)
+            self._limited.add(me)
         runs = []
         for job in jobs:
             if job not in self._open:
