@@ -149,7 +149,7 @@ class Served:
             )
 
     def sync(self) -> None:
-        shared.sync(self.pipe._execution_device)
+        shared.sync(self._parts.device)
 
     def image(self, output: Mapping[str, Any]) -> Any:
         images = getattr(output.get("output"), "images", None)
