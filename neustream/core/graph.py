@@ -31,6 +31,10 @@ class Stage:
         emits: each step of this stage is an output for the caller (an image, a token).
         size: this job's share of the profile's second axis in its next step (tokens, pixels).
         fuse: stages with the same label may share one step (chunked prefill beside decode).
+        keeps: what its steps compute stays in the pool's memory, `size` units of it after the step (the
+            KV cache of so many tokens), until the job leaves the stages that keep something.
+        reads: the size is what a step reads (the context of a decode); it computes one unit, and cannot
+            be done in parts.
     """
 
     name: str
@@ -38,12 +42,16 @@ class Stage:
     emits: bool = False
     size: Callable[[Job], float] | None = None
     fuse: str = ""
+    keeps: bool = False
+    reads: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
             raise GraphError("a stage needs a name, got ''")
         if self.max_batch < 1:
             raise GraphError(f"stage {self.name!r}: max_batch must be 1 or more, got {self.max_batch}")
+        if (self.keeps or self.reads) and self.size is None:
+            raise GraphError(f"stage {self.name!r}: keeps and reads are about its size, which it has none of")
 
     def size_of(self, job: Job) -> float:
         """The size of `job`'s step here, 0 for stages without one; GraphError if it is no such number."""
@@ -264,6 +272,26 @@ class Cursor:
         """Move past the current stage; asks `until`, `times` and `on` as they come up."""
         self.stage = self._descend(None, job)
         return self.stage
+
+    def rewind(self) -> Stage | None:
+        """Go back to the stage that makes again what the current one reads, and what came of it.
+
+        That is the nearest one in front of it, in a sequence around it, with its `fuse` label (the
+        prefill of a decode loop). None, and nothing has changed, if there is no such stage.
+        """
+        label = self.stage.fuse if self.stage is not None else ""
+        for depth in range(len(self._frames) - 1, -1, -1):
+            frame = self._frames[depth]
+            if not label or not isinstance(frame.node, Seq):
+                continue
+            for at in range(frame.done - 1, -1, -1):
+                node = frame.node.nodes[at]
+                if isinstance(node, Stage) and node.fuse == label:
+                    del self._frames[depth + 1 :]
+                    frame.done = at
+                    self.stage = node
+                    return node
+        return None
 
     def _descend(self, node: Node | None, job: Job) -> Stage | None:
         """Open nodes from `node` down to a stage; from None, go on behind what has just ended."""

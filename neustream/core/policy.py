@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from neustream.core.lengths import Lengths
+from neustream.core.memory import Memory
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import TICK, Asked, Batch, Job
 
@@ -19,13 +21,15 @@ from neustream.core.types import TICK, Asked, Batch, Job
 class Pool:
     """Interchangeable workers (one GPU each, usually) that run the same stages.
 
-    `sticky`: once started, a job stays on its worker (its tensors live there).
+    `sticky`: once started, a job stays on its worker (its tensors live there). `memory`: what stages
+    that keep something share (one worker's KV cache).
     """
 
     name: str
     stages: tuple[str, ...]
     workers: int = 1
     sticky: bool = False
+    memory: Memory | None = None
 
 
 @dataclass(slots=True)
@@ -36,7 +40,8 @@ class View:
     stages without any are absent. `running` are the steps under way on the pool's other workers.
     Two things that the scheduler learns: `recent`, what the latest requests to any pool asked for,
     in the order they came, and `speed`, how many times their profiled latency the steps of a stage
-    have been taking lately (1 where none has run).
+    have been taking lately (1 where none has run). `free` are the blocks of the pool's memory that
+    nobody holds, and `lengths` what is known of how long generations get, by `fuse` label.
     """
 
     now: float
@@ -47,6 +52,8 @@ class View:
     running: Sequence[Batch] = ()
     recent: tuple[Asked, ...] = ()
     speed: Mapping[str, float] = field(default_factory=dict)
+    free: int = 0
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
 
     @property
     def jobs(self) -> list[Job]:
@@ -107,8 +114,11 @@ class Decision:
     """What to do with a free worker.
 
     Args:
-        jobs: who runs now, in order of importance (an executor that lacks memory admits a prefix).
-            All at one stage, or at stages of one `fuse` label. Empty: stay idle.
+        jobs: who runs now, in order of importance. All at one stage, or at stages of one `fuse` label.
+            Empty: stay idle. Where the pool's memory does not suffice for all, jobs that hold none are
+            left out, and a job that holds some takes the blocks of the least important who do: first
+            those that are not chosen, the latest first, then the chosen ones from the end. Who loses
+            its blocks goes back to the stage that filled them.
         drop: who is given up, and why; the caller gets that reason.
         wake_at: with no jobs, when to be asked again if nothing else happens before.
         sizes: at most so much of a job's sized step now (chunked prefill); the rest stays ahead.

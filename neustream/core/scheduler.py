@@ -19,8 +19,11 @@ from typing import Any
 
 from neustream.core.correction import Watch
 from neustream.core.graph import Cursor, Graph, Stage
+from neustream.core.lengths import Lengths
+from neustream.core.memory import Memory
 from neustream.core.policy import Decision, Policy, Pool, View
 from neustream.core.profile import LatencyProfile
+from neustream.core.steps import LearntSteps, Part, Step
 from neustream.core.types import TICK, Asked, Batch, Job, Queue, Request, Status
 from neustream.errors import GraphError, NeustreamError, PolicyError, ProfileError, RequestError, StageFailed
 
@@ -33,12 +36,13 @@ FORGET = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """A job produced output number `index` (from 0)."""
+    """A job produced output number `index` (from 0); `late`: after that one's deadline."""
 
     job: Job
     index: int
     update: Update
     at: float
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +63,39 @@ class Corrected:
 
 
 def step_latency(profiles: Mapping[str, LatencyProfile], jobs: Sequence[Job], sizes: Sequence[float]) -> float:
-    """Profiled seconds of one step; a fused one counts as the sum of its stages' parts."""
+    """Profiled seconds of one step.
+
+    Stages of one label have a step profile in common (`Part.steps`); where they have none, a step that
+    they share counts as the sum of their parts.
+    """
     first = jobs[0].stage
     assert first is not None
+    profile = profiles[first.name]
     if first.size is None and not first.fuse:
-        return profiles[first.name].latency(len(jobs))
+        return profile.latency(len(jobs))
+    if isinstance(profile, Part):
+        return profile.steps.seconds(step_of(jobs, sizes))
     parts: dict[str, list[float]] = {}
     for job, size in zip(jobs, sizes, strict=True):
         assert job.stage is not None
         parts.setdefault(job.stage.name, []).append(size)
     return sum(profiles[name].latency(len(some), sum(some), sum(x * x for x in some)) for name, some in parts.items())
+
+
+def step_of(jobs: Sequence[Job], sizes: Sequence[float]) -> Step:
+    """What jobs at the stages of one LLM compute in a step of these sizes."""
+    prefills = decodes = 0
+    tokens = square = context = 0.0
+    for job, size in zip(jobs, sizes, strict=True):
+        assert job.stage is not None
+        if job.stage.reads:
+            decodes += 1
+            context += size
+        else:
+            prefills += 1
+            tokens += size
+            square += (2 * job.progress + size) * size
+    return Step(prefills, tokens, square, decodes, context)
 
 
 def solo_latency(graph: Graph, params: Mapping[str, Any], profiles: Mapping[str, LatencyProfile]) -> float:
@@ -82,6 +109,28 @@ def solo_latency(graph: Graph, params: Mapping[str, Any], profiles: Mapping[str,
         size = stage.size_of(job)
         seconds += calls * profiles[stage.name].latency(1, size, size * size)
     return seconds
+
+
+def _part(sizes: Mapping[Job, float], job: Job) -> float:
+    """What a decision gives a job of its step; all of it where the step cannot be parted."""
+    return job.size if job.stage is None or job.stage.reads else sizes.get(job, job.size)
+
+
+def _kept(job: Job) -> float:
+    """Units that a waiting job keeps in its pool's memory."""
+    if job.stage is None or not job.stage.keeps:
+        return 0.0
+    return job.size - 1 if job.stage.reads else job.progress
+
+
+def _holders(view: View) -> View:
+    """The view without the jobs that hold no memory and would need some."""
+    queues = {
+        name: jobs
+        for name, queue in view.queues.items()
+        if (jobs := [job for job in queue if job.held or not (job.stage and job.stage.keeps)])
+    }
+    return replace(view, queues=queues)
 
 
 class Scheduler:
@@ -124,6 +173,9 @@ class Scheduler:
         self._speed: dict[str, float] = {}
         self._observed: dict[str, int] = {}
         self._watches: dict[str, Watch] | None = {} if correct else None
+        self._used = dict.fromkeys(self.pools, 0)  # blocks held, by pool
+        self._told: dict[str, int] = {}  # free blocks as a foreign memory's owner says
+        self._lengths: dict[str, Lengths] = {}
         for pool in pools:
             if pool.workers < 1:
                 raise GraphError(f"pool {pool.name!r}: workers must be 1 or more, got {pool.workers}")
@@ -179,14 +231,38 @@ class Scheduler:
 
         False if no such request is being served (unknown, or ended already).
         """
-        job = self.jobs.get(id)
-        if job is None or job.cancelling:
+        return self._finally(self.jobs.get(id), "cancelled", "cancelled by the caller", now)
+
+    def complete(self, id: str, now: float) -> bool:
+        """End a request as done, because the loop around knows that it is; as `cancel` otherwise."""
+        return self._finally(self.jobs.get(id), "done", "", now)
+
+    def _finally(self, job: Job | None, status: Status, reason: str, now: float) -> bool:
+        if job is None or job.ending is not None:
             return False
         if job.status == "running":
-            job.cancelling = True
+            job.ending = (status, reason)
         else:
-            self._end(job, "cancelled", "cancelled by the caller", now)
+            self._end(job, status, reason, now)
         return True
+
+    def rewind(self, id: str, now: float) -> bool:
+        """The memory of a request was taken from it: it goes back to the stage that fills it again.
+
+        For loops whose engine hands out the memory itself; a pool with a memory of its own does this
+        alone. False if no such request is being served; GraphError if its graph has no such stage.
+        """
+        job = self.jobs.get(id)
+        if job is None:
+            return False
+        if job.status == "running":
+            raise PolicyError(f"rewind: request {id!r} is in a step; admit that step without it first")
+        self._lose(job, now)
+        return True
+
+    def free(self, pool: str, blocks: int) -> None:
+        """What the owner of a foreign memory says is free."""
+        self._told[pool] = blocks
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -201,14 +277,16 @@ class Scheduler:
         view = self._view(pool, now, worker)
         if not view.queues:
             return None
-        self.decisions += 1
-        decision = self.policy.decide(view)
-        for job, reason in decision.drop.items():
-            if job.status != "waiting":
-                raise PolicyError(f"{self._named} dropped {job!r}, which is not waiting")
-            self._end(job, "dropped", reason, now)
+        decision = self._decide(view)
         if decision.jobs:
-            return self._start(decision, view)
+            batch = self._start(decision, view)
+            if batch is None:  # no memory for any of them: those who have some go on
+                view = self._view(pool, now, worker)
+                holders = _holders(view)
+                decision = self._decide(holders if holders.queues else view)
+                batch = self._start(decision, view) if decision.jobs else None
+            if batch is not None:
+                return batch
         self._wake[pool] = decision.wake_at
         if decision.wake_at is not None:
             if not now < decision.wake_at < math.inf:
@@ -220,6 +298,15 @@ class Scheduler:
                 raise PolicyError(f"{self._named} left {waiting} job(s) of pool {pool!r} waiting for ever")
         return None
 
+    def _decide(self, view: View) -> Decision:
+        self.decisions += 1
+        decision = self.policy.decide(view)
+        for job, reason in decision.drop.items():
+            if job.status != "waiting":
+                raise PolicyError(f"{self._named} dropped {job!r}, which is not waiting")
+            self._end(job, "dropped", reason, view.now)
+        return decision
+
     def wake_at(self, pool: str) -> float | None:
         """When the policy asked to be asked again, after a `next_batch` that gave None."""
         return self._wake[pool]
@@ -227,26 +314,44 @@ class Scheduler:
     def admit(self, batch: Batch, sizes: Mapping[Job, float] | Sequence[Job], now: float) -> Batch | None:
         """Tell who of `batch` really runs, where an executor refuses some (no memory left).
 
-        A mapping also says how much of a sized step each gets. The others go back to waiting, and
-        count as skipped. Returns the batch that runs, None if it is empty.
+        A mapping also says how much of a sized step each gets, and may name jobs that the policy did
+        not choose: the loop knows better. The others go back to waiting, and count as skipped.
+        Returns the batch that runs, None if it is empty.
         """
         given = dict(zip(batch.jobs, batch.sizes, strict=True))
-        chosen = {job: sizes[job] if isinstance(sizes, Mapping) else given[job] for job in sizes if job in given}
+        more = [job for job in sizes if job not in given]
+        if more and not isinstance(sizes, Mapping):
+            raise PolicyError(f"admit: {len(more)} job(s) are not in batch {batch.id}, and come without sizes")
+        chosen = {job: sizes[job] if isinstance(sizes, Mapping) else given[job] for job in sizes}
         if any(job.stage and job.stage.size and size <= 0 for job, size in chosen.items()):
             raise PolicyError(f"admit: a job of batch {batch.id} got a share of 0 of its step")
-        if len(chosen) != len(sizes):
-            raise PolicyError(f"admit: {len(sizes) - len(chosen)} job(s) are not in batch {batch.id}")
+        for job in more:
+            if job.status != "waiting" or job.stage is None or self._pool_of[job.stage.name] != batch.pool:
+                raise PolicyError(f"admit: {job!r} is not runnable in pool {batch.pool!r}")
         self._take_off(batch)
         for job in batch.jobs:
             if job not in chosen:
                 job.status, job.round = "waiting", -1
-                if job.cancelling:
-                    self._end(job, "cancelled", "cancelled by the caller", now)
+                self._hold(job, _kept(job))
+                if job.ending is not None:
+                    self._end(job, *job.ending, now)
         if not chosen:
             return None
-        jobs, amounts = tuple(chosen), tuple(chosen.values())
-        seconds = step_latency(self.profiles, jobs, amounts)
-        batch = Batch(batch.id, batch.pool, batch.worker, batch.stage, jobs, amounts, batch.started_at, seconds)
+        for queue in {id(job.queue): job.queue for job in more}.values():
+            if not any(job.queue is queue for job in batch.jobs):
+                queue.rounds += 1
+        return self._run(batch, tuple(chosen), tuple(chosen.values()))
+
+    def _run(self, batch: Batch, jobs: tuple[Job, ...], sizes: tuple[float, ...]) -> Batch:
+        """Note that `jobs` run, with the pool, worker and time of `batch`."""
+        for job, size in zip(jobs, sizes, strict=True):
+            job.status, job.round, job.share = "running", job.queue.rounds, size
+            if job.stage is not None and job.stage.keeps:
+                self._hold(job, size if job.stage.reads else job.progress + size)
+        seconds = step_latency(self.profiles, jobs, sizes)
+        stages = {job.stage.name: job.stage for job in jobs if job.stage is not None}
+        label = next(iter(stages)) if len(stages) == 1 else next(iter(stages.values())).fuse
+        batch = replace(batch, stage=label, jobs=jobs, sizes=sizes, expected=seconds)
         self._running[batch.pool][batch.id] = batch
         return batch
 
@@ -266,8 +371,8 @@ class Scheduler:
         self._observe(batch, now)
         for job, update, size in zip(batch.jobs, updates, batch.sizes, strict=True):
             job.status = "waiting"
-            if job.cancelling:
-                self._end(job, "cancelled", "cancelled by the caller", now)
+            if job.ending is not None:
+                self._end(job, *job.ending, now)
             elif isinstance(update, NeustreamError):
                 self._end(job, "failed", str(update), now)
             else:
@@ -278,8 +383,8 @@ class Scheduler:
         self._retire(batch)
         for job in batch.jobs:
             job.status = "waiting"
-            if job.cancelling:
-                self._end(job, "cancelled", "cancelled by the caller", now)
+            if job.ending is not None:
+                self._end(job, *job.ending, now)
             else:
                 known = isinstance(error, NeustreamError)
                 self._end(job, "failed", str(error) if known else f"{type(error).__name__}: {error}", now)
@@ -328,28 +433,111 @@ class Scheduler:
         if self._recent is None:
             self._recent = tuple(self._asked)
         steps = tuple(running.values())
-        return View(now, self.pools[pool], worker, queues, self.profiles, steps, self._recent, self._speed)
+        memory = self.pools[pool].memory
+        free = 0 if memory is None else max(self._told.get(pool, memory.blocks - self._used[pool]), 0)
+        return View(
+            now,
+            self.pools[pool],
+            worker,
+            queues,
+            self.profiles,
+            steps,
+            self._recent,
+            self._speed,
+            free,
+            self._lengths,
+        )
 
-    def _start(self, decision: Decision, view: View) -> Batch:
+    def _start(self, decision: Decision, view: View) -> Batch | None:
+        """The step that a decision asks for; None if there is no memory for any of its jobs."""
         jobs = tuple(decision.jobs)
         label = self._label(jobs, view)
         if decision.sizes:
-            sizes = tuple(min(decision.sizes.get(job, job.size), job.size) for job in jobs)
+            sizes = tuple(min(_part(decision.sizes, job), job.size) for job in jobs)
             if any(job.stage and job.stage.size and size <= 0 for job, size in zip(jobs, sizes, strict=True)):
                 raise PolicyError(f"{self._named} gave a job of stage {label!r} a share of 0 of its step")
         else:
             sizes = tuple([job.size for job in jobs])
-        seconds = step_latency(self.profiles, jobs, sizes)
-        for job in jobs:
-            job.status = "running"
+        evicted: tuple[Job, ...] = ()
+        memory = view.pool.memory
+        if memory is not None and not memory.foreign:
+            jobs, sizes, evicted = self._seat(memory, jobs, sizes, view)
+            if not jobs:
+                return None
         for queue in {id(job.queue): job.queue for job in jobs}.values():
             queue.rounds += 1
-        for job in jobs:
-            job.round = job.queue.rounds
         self._batches += 1
-        batch = Batch(self._batches, view.pool.name, view.worker, label, jobs, sizes, view.now, seconds)
-        self._running[view.pool.name][batch.id] = batch
-        return batch
+        batch = Batch(self._batches, view.pool.name, view.worker, label, (), (), view.now, 0.0, evicted)
+        return self._run(batch, jobs, sizes)
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    def _seat(
+        self, memory: Memory, jobs: tuple[Job, ...], sizes: tuple[float, ...], view: View
+    ) -> tuple[tuple[Job, ...], tuple[float, ...], tuple[Job, ...]]:
+        """Who of `jobs`, in order of importance, has memory for its step, and who lost theirs for it.
+
+        Jobs that hold none never take any from others. One that holds some takes it from the least
+        important holders; where it is that itself, it loses its own.
+        """
+        pool = view.pool.name
+        free = memory.blocks - self._used[pool]
+        wanted = [
+            memory.blocks_of(size if job.stage.reads else job.progress + size) - job.held
+            if job.stage is not None and job.stage.keeps
+            else 0
+            for job, size in zip(jobs, sizes, strict=True)
+        ]
+        if sum(wanted) <= free:
+            return jobs, sizes, ()
+        chosen = set(jobs)
+        others = [job for queue in self._queues[pool].values() for job in queue.jobs.values()]
+        victims = [job for job in jobs if job.held]  # the last one goes first
+        victims += sorted(
+            (job for job in others if job.held and job not in chosen and job.status == "waiting"),
+            key=lambda job: job.joined_at,
+        )
+        seated: dict[Job, float] = {}
+        lost: list[Job] = []
+        for job, size, need in zip(jobs, sizes, wanted, strict=True):
+            if job in lost:
+                continue
+            while need > free and job.held:
+                victim = victims.pop()
+                lost.append(victim)
+                free += victim.held
+                self._lose(victim, view.now)
+            if job in lost:
+                continue
+            if need <= free:
+                free -= need
+                seated[job] = size
+        return tuple(seated), tuple(seated.values()), tuple(lost)
+
+    def _hold(self, job: Job, units: float) -> None:
+        """Let `job` hold the blocks of so many units."""
+        stage = job.stage
+        assert stage is not None
+        pool = self._pool_of[stage.name]
+        memory = self.pools[pool].memory
+        if memory is not None:
+            blocks = memory.blocks_of(units)
+            self._used[pool] += blocks - job.held
+            job.held = blocks
+
+    def _lose(self, job: Job, now: float) -> None:
+        """Take the memory of a waiting job: it goes back to the stage that fills it."""
+        assert job.cursor is not None and job.stage is not None
+        self._hold(job, 0)
+        job.progress = 0.0
+        left = job.stage
+        stage = job.cursor.rewind() if left.reads else left
+        if stage is None:
+            raise GraphError(f"request {job.id!r}: no stage in front of {left.name!r} fills its memory again")
+        try:
+            self._enter(job, stage, now)
+        except NeustreamError as error:
+            self._end(job, "failed", str(error), now)
 
     def _label(self, jobs: tuple[Job, ...], view: View) -> str:
         """The name of the step; PolicyError if these jobs cannot share one."""
@@ -393,7 +581,14 @@ class Scheduler:
         if not batch.expected > 0:
             return
         fused = batch.stage not in self._pool_of
-        if self._watches is not None and not fused:
+        first = batch.jobs[0].stage
+        assert first is not None
+        profile = self.profiles[first.name]
+        if isinstance(profile, Part):
+            if isinstance(profile.steps, LearntSteps):
+                profile.steps.observe(step_of(batch.jobs, batch.sizes), now - batch.started_at)
+                return
+        elif self._watches is not None and not fused:
             self._watch(batch, now)
         ratio = (now - batch.started_at) / batch.expected
         names = {job.stage.name for job in batch.jobs if job.stage is not None} if fused else {batch.stage}
@@ -448,8 +643,11 @@ class Scheduler:
         if stage.emits:
             self._emit(job, update, now)
         if cursor.again(job):
-            if stage.size is not None and stage.size_of(job) != job.unit_size:
-                self._measure(job)
+            if stage.size is not None and (size := stage.size_of(job)) != job.unit_size:
+                if stage.reads:
+                    self._longer(job, stage, size)
+                else:
+                    self._measure(job)
                 return
             job.left[stage.name] -= 1
             job.work -= job.unit
@@ -459,12 +657,24 @@ class Scheduler:
         cursor.advance(job)
         self._place(job, now)
 
+    def _longer(self, job: Job, stage: Stage, size: float) -> None:
+        """After one round of a loop whose steps read ever more: the rest at the present size."""
+        left = job.left[stage.name] = job.left[stage.name] - 1
+        unit = self.profiles[stage.name].latency(1, size, size * size)
+        job.work += left * unit - (left + 1) * job.unit
+        job.work_next += unit - job.unit if stage.emits else left * unit - (left + 1) * job.unit
+        job.unit, job.unit_size = unit, size
+
     def _emit(self, job: Job, update: Update, now: float) -> None:
-        slo = job.slo
-        job.late = job.late or now > job.due_next + TICK
+        slo, stage = job.slo, job.stage
+        late = now > job.due_next + TICK
+        job.late = job.late or late
         job.output = update
-        self._events.append(Emitted(job, job.outputs, update, now))
+        self._events.append(Emitted(job, job.outputs, update, now, late))
         job.outputs += 1
+        job.run += 1
+        if stage is not None and stage.keeps:
+            self._lengths_of(stage.fuse).reached(job.run)
         tokens_due = job.arrival + slo.first + job.outputs * slo.step if slo.step < math.inf else math.inf
         job.due_next = min(job.due, tokens_due)
 
@@ -473,23 +683,61 @@ class Scheduler:
         assert job.cursor is not None
         stage = job.cursor.stage
         if stage is None:
+            if job.stage is not None and job.stage.keeps:
+                self._over(job, job.stage)
             if job.output is None:
                 job.output = dict(job.state)
                 job.late = job.late or now > job.due_next + TICK
             job.late = job.late or now > job.due + TICK
             self._end(job, "done", "", now)
             return
+        left = job.stage
+        if left is not None and left.keeps:
+            position = job.request.graph.position
+            if stage.fuse != left.fuse or position[stage.name] < position[left.name]:  # that call is over
+                self._over(job, left)
+        self._enter(job, stage, now)
+
+    def _check_memory(self, job: Job) -> None:
+        """RequestError if the job's next step needs more memory than there is."""
+        stage = job.stage
+        assert stage is not None
+        memory = self.pools[self._pool_of[stage.name]].memory
+        if stage.keeps and memory is not None and job.size > memory.units:
+            pool = self._pool_of[stage.name]
+            raise RequestError(
+                f"request {job.id!r}: stage {stage.name!r} needs memory for {job.size:.0f} units at once, "
+                f"pool {pool!r} has {memory.units} ({memory.blocks} blocks of {memory.block})"
+            )
+
+    def _over(self, job: Job, stage: Stage) -> None:
+        """A model call ended: learn how long it got, and take its memory back."""
+        if job.left.get(stage.name, 0) > 1:
+            self._lengths_of(stage.fuse).ended(job.run)
+        self._hold(job, 0)
+        job.run = 0
+
+    def _lengths_of(self, label: str) -> Lengths:
+        lengths = self._lengths.get(label)
+        if lengths is None:
+            lengths = self._lengths[label] = Lengths()
+        return lengths
+
+    def _enter(self, job: Job, stage: Stage, now: float) -> None:
+        """Make `stage` the job's own, at the end of its queue if it was at another one."""
         left, job.stage = job.stage, stage
         self._measure(job)
-        if stage is not left:
-            pool = self._pool_of[stage.name]
-            if left is not None and self._pool_of[left.name] != pool:
-                job.worker = -1
-            queue = self._queues[pool][stage.name]
-            job.queue.jobs.pop(job.id, None)
-            queue.jobs[job.id] = job
-            job.queue, job.joined_at = queue, now
-            job.base, job.round = queue.rounds, -1
+        self._check_memory(job)
+        if stage is left:
+            return
+        pool = self._pool_of[stage.name]
+        if left is not None and self._pool_of[left.name] != pool:
+            job.worker = -1
+        queue = self._queues[pool][stage.name]
+        job.queue.jobs.pop(job.id, None)
+        queue.jobs[job.id] = job
+        job.queue, job.joined_at = queue, now
+        job.base, job.round = queue.rounds, -1
 
     def _measure(self, job: Job) -> None:
         """Set `left`, `work` and `work_next` from the calls that lie ahead."""
@@ -518,6 +766,10 @@ class Scheduler:
 
     def _end(self, job: Job, status: Status, reason: str, now: float) -> None:
         job.status, job.reason, job.ended_at = status, reason, now
+        if job.held:
+            self._hold(job, 0)
+        if status == "done" and job.due < now - TICK:
+            job.late = True
         job.queue.jobs.pop(job.id, None)
         job.stage = job.cursor = None
         job.state = {}

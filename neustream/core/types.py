@@ -69,6 +69,10 @@ class Job:
         work, work_next: seconds of those calls run alone (batch 1), to the end and to the next output.
         total, solo: what `left` and `work` were when it came.
         due, due_next: deadlines of the end and of the next output.
+        progress, share: how much of a step in parts is done (chunked prefill), and how much of it the step
+            under way does.
+        run: outputs of the model call that it is in (of all, for graphs with one); `outputs` counts all.
+        held: blocks of its pool's memory that it holds.
         joined_at: when it came to its stage; skipped: steps of that stage that ran without it since.
         started_at: when it first ran (None: never).
         worker: the worker of its present pool that ran it last (-1: none yet).
@@ -77,11 +81,12 @@ class Job:
     __slots__ = (
         "arrival",
         "base",
-        "cancelling",
         "cursor",
         "due",
         "due_next",
         "ended_at",
+        "ending",
+        "held",
         "id",
         "joined_at",
         "late",
@@ -94,6 +99,8 @@ class Job:
         "reason",
         "request",
         "round",
+        "run",
+        "share",
         "slo",
         "solo",
         "stage",
@@ -125,7 +132,9 @@ class Job:
         self.output: Mapping[str, Any] | None = None
         self.outputs = 0
         self.late = False
-        self.cancelling = False
+        self.ending: tuple[Status, str] | None = None  # how it ends once the step under way is over
+        self.run = 0
+        self.held = 0
         self.stage: Stage | None = None
         self.total: Mapping[str, int] = {}
         self.left: dict[str, int] = {}
@@ -134,7 +143,8 @@ class Job:
         self.work_next = 0.0
         self.unit = 0.0  # seconds of one call of its stage alone, for a step of `unit_size`
         self.unit_size = 0.0
-        self.progress = 0.0  # how much of a sized step is done already (chunked prefill)
+        self.progress = 0.0
+        self.share = 0.0
         self.joined_at = request.arrival
         self.started_at: float | None = None
         self.ended_at: float | None = None
@@ -218,7 +228,8 @@ class Batch:
 
     `stage` names the stage, or the `fuse` label when several stages share the step. `sizes` holds
     how much of the profile's second axis each job gets in this step. `expected` is the profile's
-    latency in seconds, `started_at + expected` when it should end.
+    latency in seconds, `started_at + expected` when it should end. `evicted` lost their memory to it:
+    what they kept is to be forgotten before it runs.
     """
 
     id: int
@@ -229,6 +240,7 @@ class Batch:
     sizes: tuple[float, ...]
     started_at: float
     expected: float
+    evicted: tuple[Job, ...] = ()
 
     def __len__(self) -> int:
         return len(self.jobs)

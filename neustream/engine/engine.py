@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import threading
 import uuid
@@ -14,7 +15,7 @@ from typing import Any
 
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Ended, Scheduler
+from neustream.core.scheduler import Emitted, Ended, Scheduler
 from neustream.core.types import SLO, Job, Request, Status
 from neustream.engine.clock import Clock, stopwatch
 from neustream.engine.events import (
@@ -24,6 +25,7 @@ from neustream.engine.events import (
     Event,
     Extend,
     Finished,
+    Listener,
     Observer,
     Record,
     Refused,
@@ -35,6 +37,8 @@ from neustream.engine.events import (
 from neustream.engine.executor import Executor
 from neustream.engine.report import Report
 from neustream.errors import NeustreamError, RequestError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class Engine:
         self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
         self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
         self._answers: dict[str, Future[Result]] = {}
+        self._listeners: dict[str, Listener] = {}
         self._promised: set[Future[Any]] = set()
         self._records: list[Record] = []  # what observers and callers are still to be told
         self._process = os.getpid()
@@ -155,17 +160,20 @@ class Engine:
         *,
         slo: SLO | None = None,
         id: str | None = None,
+        on_output: Listener | None = None,
     ) -> Future[Result]:
         """Ask for one run of `graph`; the future gets a Result, whatever becomes of the request.
 
         The future raises only where the request was never accepted (a duplicate id, a graph that
         is not served) or the engine itself broke. Safe from any thread; in asyncio use
-        `asyncio.wrap_future`.
+        `asyncio.wrap_future`. `on_output(index, update)` is called on the engine's thread for each
+        output, in order, before the future is answered; it must be quick, and if it raises it is
+        called no more.
         """
         with self._serving() as now:
             answer: Future[Result] = self._promise()
             request = Request(id or uuid.uuid4().hex, graph, now, slo or SLO(), params or {})
-            self.clock.post(Submit(request, answer), now)
+            self.clock.post(Submit(request, answer, listener=on_output), now)
         return answer
 
     def cancel(self, id: str) -> Future[bool]:
@@ -281,6 +289,8 @@ class Engine:
                 self._tell(Decided(pool, now, seconds, batch))
             if batch is not None:
                 idle.remove(worker)
+                for job in batch.evicted:
+                    self._executors[pool].release(job)
                 self._executors[pool].start(batch, self.clock)
             elif (at := scheduler.wake_at(pool)) is not None and not now < self._wakes[pool] <= at:
                 self._wakes[pool] = at  # one that comes no later is under way otherwise
@@ -331,6 +341,8 @@ class Engine:
             return
         if event.answer is not None:
             self._answers[job.id] = event.answer
+        if event.listener is not None:
+            self._listeners[job.id] = event.listener
         self._tell(Submitted(job, now))
 
     def _extend(self, event: Extend) -> None:
@@ -378,11 +390,22 @@ class Engine:
         for record in records:
             for observer in self._observers:
                 observer(record)
-            if isinstance(record, Ended):
+            if isinstance(record, Emitted):
+                if self._listeners and (listener := self._listeners.get(record.job.id)) is not None:
+                    self._hear(listener, record)
+            elif isinstance(record, Ended):
+                self._listeners.pop(record.job.id, None)
                 for executor in self._executors.values():
                     executor.release(record.job)
                 if (answer := self._answers.pop(record.job.id, None)) is not None:
                     self._answer(answer, _result(record.job, record.at))
+
+    def _hear(self, listener: Listener, record: Emitted) -> None:
+        try:
+            listener(record.index, record.update)
+        except Exception:  # the caller's own fault; the engine and its other callers go on
+            del self._listeners[record.job.id]
+            log.exception("on_output of request %r raised; it is called no more", record.job.id)
 
 
 def _result(job: Job, at: float) -> Result:

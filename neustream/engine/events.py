@@ -12,6 +12,9 @@ from neustream.core.scheduler import Corrected, Emitted, Ended, Update
 from neustream.core.types import Batch, Job, Request
 from neustream.errors import NeustreamError
 
+Listener = Callable[[int, Update], None]
+"""Told of a request's outputs as they come: index and update."""
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -39,6 +42,7 @@ class Submit:
     request: Request
     answer: Future[Any] | None = None
     workload: object = None
+    listener: Listener | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from neustream.core.scheduler import Corrected, Emitted, Ended
-from neustream.core.types import Job
+from neustream.core.types import TICK, Job
 from neustream.engine.events import Decided, Finished, Record, Refused, Submitted
 
 KEEP = 100_000
@@ -120,6 +120,60 @@ def _steps(job: Job) -> int:
     return sum(calls for stage, calls in job.total.items() if stage in looped or not looped)
 
 
+class Tokens:
+    """What requests whose outputs come one by one were like: LLM calls, and others that stream.
+
+    TTFT is from arrival to the first output, TPOT the mean time per further output of a request, ITL
+    each single gap, E2EL from arrival to the end; of requests that ended with an output and are done.
+    `good` counts those that a client-side harness calls good (`vllm bench serve --goodput`: TTFT, mean
+    TPOT and E2EL within their SLO), whether or not each token was in time.
+    """
+
+    def __init__(self) -> None:
+        self.ttft, self.tpot, self.itl, self.e2el = (Distribution() for _ in range(4))
+        self.outputs = 0
+        self.in_time = 0
+        self.good = 0
+        self._open: dict[str, list[float]] = {}  # by request: first output at, latest output at, outputs
+
+    def emitted(self, record: Emitted) -> None:
+        self.outputs += 1
+        self.in_time += not record.late
+        seen = self._open.get(record.job.id)
+        if seen is None:
+            self._open[record.job.id] = [record.at, record.at, 1.0]
+            return
+        self.itl.add(record.at - seen[1])
+        seen[1] = record.at
+        seen[2] += 1
+
+    def ended(self, job: Job, at: float) -> None:
+        seen = self._open.pop(job.id, None)
+        if job.status != "done":
+            return
+        first, last, outputs = seen or (at, at, 1.0)
+        slo, ttft, e2el = job.slo, first - job.arrival, at - job.arrival
+        tpot = (last - first) / (outputs - 1) if outputs > 1 else 0.0
+        self.ttft.add(ttft)
+        self.e2el.add(e2el)
+        if outputs > 1:
+            self.tpot.add(tpot)
+        self.good += ttft <= slo.first + TICK and tpot <= slo.step + TICK and e2el <= slo.total + TICK
+
+    def to_dict(self, span: float, submitted: int) -> dict[str, Any]:
+        """Seconds; `goodput_tps` are outputs in time per second of `span`."""
+        out: dict[str, Any] = {
+            f"{name}_s": {"mean": some.mean, **{f"p{q}": some.percentile(q) for q in (50, 90, 99)}}
+            for name, some in (("ttft", self.ttft), ("tpot", self.tpot), ("itl", self.itl), ("e2el", self.e2el))
+        }
+        out["outputs"] = self.outputs
+        out["goodput_tps"] = self.in_time / span if span > 0 else 0.0
+        out["throughput_tps"] = self.outputs / span if span > 0 else 0.0
+        out["client_goodput_rps"] = self.good / span if span > 0 else 0.0
+        out["client_attainment"] = self.good / submitted if submitted else 0.0
+        return out
+
+
 class Report:
     """An observer that adds up a run.
 
@@ -137,6 +191,9 @@ class Report:
         self.by_steps = Shares()
         self.reasons: dict[str, int] = {}
         self.interrupted = False
+        self.tokens = Tokens()
+        self.evictions = 0
+        """Times that a request lost its memory and had to compute it again."""
         self.corrections: dict[str, dict[float, float]] = {}
         """Observed over profiled seconds by stage and batch size, where the profile was corrected."""
         self._expected: dict[str, float] = {}
@@ -154,6 +211,9 @@ class Report:
             sizes.add(len(batch.jobs))
             self._expected[batch.stage] += batch.expected
             self._observed[batch.stage] += record.at - batch.started_at
+            self.evictions += len(batch.evicted)
+        elif isinstance(record, Emitted):
+            self.tokens.emitted(record)
         elif isinstance(record, Decided):
             self.decision.add(record.seconds * 1e6)
         elif isinstance(record, Ended):
@@ -169,8 +229,6 @@ class Report:
             self._refused(record)
         elif isinstance(record, Corrected):
             self.corrections[record.stage] = {2**k: factor for k, factor in record.factors.items()}
-        else:
-            assert isinstance(record, Emitted)
 
     def _refused(self, record: Refused) -> None:
         request = record.request
@@ -190,6 +248,7 @@ class Report:
     def _ended(self, job: Job, at: float) -> None:
         outcome = job.status if job.status != "done" else "on_time" if job.on_time else "late"
         self.counts[outcome] += 1
+        self.tokens.ended(job, at)
         self._last_end = max(self._last_end, at)
         if outcome == "on_time":
             for share in (self.classes[job.slo.name], self.by_steps.of(_steps(job))):
@@ -208,8 +267,12 @@ class Report:
     @property
     def goodput(self) -> float:
         """Requests on time per second of the span of the arrivals (of the run, if that is 0)."""
-        span = self._last_arrival - self.start or self.duration
-        return self.counts["on_time"] / span if span > 0 else 0.0
+        return self.counts["on_time"] / self.span if self.span > 0 else 0.0
+
+    @property
+    def span(self) -> float:
+        """Seconds that goodput is counted over."""
+        return self._last_arrival - self.start or self.duration
 
     @property
     def attainment(self) -> float:
@@ -236,6 +299,10 @@ class Report:
             "profile_error": self.profile_error(),
             "by_steps": self.by_steps.ranges(),
         }
+        if self.tokens.outputs > sum(self.counts[name] for name in ("on_time", "late")):  # they come one by one
+            out["tokens"] = self.tokens.to_dict(self.span, self.submitted)
+        if self.evictions:
+            out["evictions"] = self.evictions
         if set(self.classes) - {""}:
             out["classes"] = {name: dict(vars(share)) for name, share in self.classes.items()}
         if self.corrections:

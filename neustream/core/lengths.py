@@ -1,0 +1,72 @@
+"""How long generations turn out to be: what a scheduler learns from the ends it has seen."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BIN = 8
+"""Outputs counted together."""
+PRIOR = 2.0
+"""Generations that are taken to have gone on through all of what nobody has reached yet."""
+REFRESH = 16
+"""Ends after which the survival curve is computed anew."""
+
+
+class Lengths:
+    """A discrete hazard: of the generations that reached a number of outputs, how many ended there.
+
+    Generations that were given up, or are still running, count as far as they came (censored), so
+    that short answers, which end first, do not make all answers look short. Without observations
+    everything is expected to go on: a policy then budgets with the request's own maximum.
+    """
+
+    __slots__ = ("_ended", "_fresh", "_reached", "_survival", "ends")
+
+    def __init__(self) -> None:
+        self.ends = 0
+        self._reached = [0] * 64
+        self._ended = [0] * 64
+        self._survival: NDArray[np.float64] = np.ones(65)
+        self._fresh = 0
+
+    def reached(self, outputs: int) -> None:
+        """A generation has come to `outputs`; called for each output."""
+        if outputs % BIN and outputs != 1:
+            return
+        at = outputs // BIN
+        while at >= len(self._reached):
+            self._reached += [0] * len(self._reached)
+            self._ended += [0] * len(self._ended)
+        self._reached[at] += 1
+
+    def ended(self, outputs: int) -> None:
+        """A generation ended of itself (not at its maximum) after `outputs`."""
+        at = outputs // BIN
+        while at >= len(self._reached):
+            self._reached += [0] * len(self._reached)
+            self._ended += [0] * len(self._ended)
+        self._ended[at] += 1
+        self.ends += 1
+
+    def survival(self) -> NDArray[np.float64]:
+        """The share of generations that go on to `k * BIN` outputs, for k from 0; constant beyond the last."""
+        if self.ends >= self._fresh:
+            self._fresh = self.ends + (REFRESH if self.ends else 1)
+            reached, ended = np.array(self._reached, dtype=float), np.array(self._ended, dtype=float)
+            hazard = np.minimum(ended / (np.maximum(reached, ended) + PRIOR), 1.0)
+            self._survival = np.concatenate([[1.0], np.cumprod(1.0 - hazard)])
+        return self._survival
+
+    def ahead(self, outputs: NDArray[np.float64], horizon: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The chance that a generation at `outputs[i]` goes on for `horizon[j]` more; one row for each."""
+        curve = self.survival()
+        last = len(curve) - 1
+        points = np.minimum((outputs[:, None] + horizon[None, :]) / BIN, last)
+        low = points.astype(np.int64)
+        share = points - low
+        value = curve[low] * (1 - share) + curve[np.minimum(low + 1, last)] * share
+        now = np.minimum(outputs / BIN, last)
+        at = now.astype(np.int64)
+        base = curve[at] * (1 - (now - at)) + curve[np.minimum(at + 1, last)] * (now - at)
+        return np.minimum(value / np.maximum(base[:, None], 1e-9), 1.0)

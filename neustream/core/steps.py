@@ -1,0 +1,289 @@
+"""How long one step of a continuously batched LLM takes: prefill, decode, or both in one.
+
+A step is described by five numbers: prompts in prefill, their new tokens and the squares that their
+attention costs, requests in decode, and the tokens of context that those read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from neustream.core.profile import LatencyProfile
+from neustream.errors import ProfileError
+
+
+class Step(NamedTuple):
+    """What one step computes. `square`: sum over prompts of (past + new)^2 - past^2, in tokens squared."""
+
+    prefills: int = 0
+    tokens: float = 0.0
+    square: float = 0.0
+    decodes: int = 0
+    context: float = 0.0
+
+
+class StepLatency(Protocol):
+    """Latency of the steps that stages of one `fuse` label share."""
+
+    name: str
+    device: str
+
+    def seconds(self, step: Step) -> float: ...
+
+
+class PrefillTable:
+    """A measured table by tokens of a step, interpolated; a fit above it.
+
+    Below the smallest measured size a step costs as much as that one (the device reads its weights
+    anyway). Above the largest, `base + per_token * tokens + per_square * square`, moved up or down so
+    that it joins the table.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokens: Sequence[int],
+        latency_s: Sequence[float],
+        fit: tuple[float, float, float],
+        *,
+        max_batch: int = 2**30,
+        device: str = "",
+    ) -> None:
+        if not tokens or len(tokens) != len(latency_s):
+            raise ProfileError(
+                f"profile {name!r}: tokens and latency_s must be equally long and not empty, "
+                f"got {len(tokens)} and {len(latency_s)}"
+            )
+        if any(t < 1 for t in tokens) or any(a >= b for a, b in itertools.pairwise(tokens)):
+            raise ProfileError(f"profile {name!r}: tokens must rise from 1 or more")
+        if bad := [x for x in latency_s if not (math.isfinite(x) and x > 0)]:
+            raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0, got {bad[0]!r}")
+        self.name, self.device, self.max_batch = name, device, max_batch
+        self.tokens = [float(t) for t in tokens]
+        self.latency_s = [float(x) for x in latency_s]
+        self.fit = fit
+        last = self.tokens[-1]
+        self._join = self.latency_s[-1] - self._fitted(last, last * last)
+
+    def _fitted(self, tokens: float, square: float) -> float:
+        base, per_token, per_square = self.fit
+        return base + per_token * tokens + per_square * square
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        sizes, seconds = self.tokens, self.latency_s
+        if total <= sizes[0]:
+            return seconds[0]
+        if total >= sizes[-1]:
+            return max(self._fitted(total, square) + self._join, seconds[-1])
+        at = bisect_right(sizes, total)
+        share = (total - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
+        return seconds[at - 1] + share * (seconds[at] - seconds[at - 1])
+
+
+class DecodeGrid:
+    """Measured decodes by batch and total context: bilinear inside of the grid, a linear fit outside.
+
+    `latency_s[i][j]` is a step of `batch[i]` requests of `context[j]` tokens each. The fit is
+    `base + per_job * batch + per_token * total context`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        batch: Sequence[int],
+        context: Sequence[int],
+        latency_s: Sequence[Sequence[float]],
+        fit: tuple[float, float, float],
+        *,
+        max_batch: int = 2**30,
+        device: str = "",
+    ) -> None:
+        table = np.array(latency_s, dtype=float)
+        if table.shape != (len(batch), len(context)) or not table.size:
+            raise ProfileError(
+                f"profile {name!r}: latency_s must be {len(batch)} rows (batch) of {len(context)} (context)"
+            )
+        if not (np.isfinite(table).all() and (table > 0).all()):
+            raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0")
+        for what, axis in (("batch", batch), ("context", context)):
+            if any(x < 1 for x in axis) or any(a >= b for a, b in itertools.pairwise(axis)):
+                raise ProfileError(f"profile {name!r}: {what} must rise from 1 or more, got {list(axis)}")
+        self.name, self.device, self.max_batch = name, device, max_batch
+        self.batch, self.context = [float(b) for b in batch], [float(c) for c in context]
+        self.latency_s: list[list[float]] = table.tolist()
+        self.fit = fit
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        each = total / batch
+        if not (self.batch[0] <= batch <= self.batch[-1] and self.context[0] <= each <= self.context[-1]):
+            _, per_job, per_token = self.fit
+            inside = min(max(batch, self.batch[0]), self.batch[-1])
+            near = min(max(each, self.context[0]), self.context[-1])
+            beyond = per_job * (batch - inside) + per_token * (total - inside * near)
+            return max(self._inside(inside, near) + beyond, self.latency_s[0][0] / 2)
+        return self._inside(batch, each)
+
+    def _inside(self, batch: float, each: float) -> float:
+        i, x = _cell(self.batch, batch)
+        j, y = _cell(self.context, each)
+        low, high = self.latency_s[i], self.latency_s[min(i + 1, len(self.batch) - 1)]
+        k = min(j + 1, len(self.context) - 1)
+        return (1 - x) * ((1 - y) * low[j] + y * low[k]) + x * ((1 - y) * high[j] + y * high[k])
+
+
+def _cell(axis: list[float], value: float) -> tuple[int, float]:
+    """The index of the point at or below `value`, and how far it is to the next one."""
+    at = max(bisect_right(axis, value) - 1, 0)
+    if at >= len(axis) - 1:
+        return len(axis) - 1, 0.0
+    return at, (value - axis[at]) / (axis[at + 1] - axis[at])
+
+
+class StepProfile:
+    """Steps from a prefill and a decode profile; how the two mix is a model.
+
+    A mixed step costs the larger of two estimates, times `mixed`:
+
+    * the decode, and the prefill's tokens beyond the floor that every step pays (reading the weights);
+    * a prefill of all tokens of the step, those of the decodes too, and the context that they read.
+
+    The first is right while the step is bound by memory, the second while it is bound by compute (the
+    roofline model); `mixed` is the median of measured over modelled mixed steps, where those were
+    measured, else 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        prefill: LatencyProfile,
+        decode: LatencyProfile,
+        *,
+        mixed: float = 1.0,
+        device: str = "",
+    ) -> None:
+        self.name, self.device = name, device
+        self.prefill, self.decode = prefill, decode
+        self.mixed = mixed
+        self._floor = prefill.latency(1, 1.0, 1.0)
+
+    def seconds(self, step: Step) -> float:
+        prefills, tokens, square, decodes, context = step
+        if not decodes:
+            return self.prefill.latency(prefills, tokens, square)
+        decode = self.decode.latency(decodes, context)
+        if not prefills:
+            return decode
+        apart = self.prefill.latency(prefills, tokens, square) - self._floor
+        reading = decode - self.decode.latency(decodes, float(decodes))
+        together = self.prefill.latency(prefills + decodes, tokens + decodes, square + decodes) + reading
+        return self.mixed * max(decode + max(apart, 0.0), together)
+
+
+FEATURES = 6
+REFIT = 16
+"""Observed steps after which the fit is made anew."""
+MEMORY = 512.0
+"""Observed steps after which one counts 1/e."""
+WINDOW = 64
+"""Latest steps that the error is a median of."""
+
+
+class LearntSteps:
+    """Step latencies learnt from the steps that run, starting from a profile or from nothing.
+
+    What is learnt is a linear function of a step's numbers (1, new tokens, squares, whether there is
+    a prefill, decodes, context), fitted by ridge regression to the difference between what was
+    observed and what `base` says, old steps fading out; coefficients that would make a step cheaper
+    for more work are left out where there is no base. A step counts as at most four times what was
+    expected, so that a stall or a first call that compiles does not spoil the fit. Without a base,
+    until steps were seen, a step takes `guess_s`.
+
+    `error`: median of |predicted / observed - 1| over the latest steps, each predicted before it ran.
+    """
+
+    def __init__(self, base: StepLatency | None = None, *, name: str = "", guess_s: float = 0.02) -> None:
+        if base is None and not guess_s > 0:
+            raise ProfileError(f"learnt steps: guess_s must be greater than 0, got {guess_s!r}")
+        self.base = base
+        self.name = name or (base.name if base else "steps")
+        self.device = base.device if base else ""
+        self.observed = 0
+        self._guess_s = guess_s
+        self._errors: deque[float] = deque(maxlen=WINDOW)
+        self._gram = np.zeros((FEATURES, FEATURES))
+        self._moment = np.zeros(FEATURES)
+        self._weights: tuple[float, ...] = (0.0,) * FEATURES
+        self._mean = 0.0
+
+    @property
+    def error(self) -> float | None:
+        """Median relative error of the latest predictions; None before the first."""
+        return median(self._errors) if self._errors else None
+
+    def seconds(self, step: Step) -> float:
+        if not self.observed:
+            return self.base.seconds(step) if self.base else self._guess_s
+        a, b, c, d, e, f = self._weights
+        prefills, tokens, square, decodes, context = step
+        learnt = a + b * tokens + c * square * 1e-3 + (d if prefills else 0.0) + e * decodes + f * context * 1e-2
+        if self.base is not None:
+            base = self.base.seconds(step)
+            return max(base + learnt, base / 4)
+        return max(learnt, self._mean / 16, 1e-6)
+
+    def observe(self, step: Step, seconds: float) -> None:
+        """Take in one step that ran."""
+        expected = self.seconds(step)
+        if self.observed or self.base is not None:
+            self._errors.append(abs(expected / seconds - 1) if seconds > 0 else 0.0)
+            if self.observed >= REFIT or self.base is not None:
+                seconds = min(seconds, 4 * expected)
+        prefills, tokens, square, decodes, context = step
+        x = np.array([1.0, tokens, square * 1e-3, 1.0 if prefills else 0.0, decodes, context * 1e-2])
+        target = seconds - (self.base.seconds(step) if self.base else 0.0)
+        self._gram = self._gram * (1 - 1 / MEMORY) + np.outer(x, x)
+        self._moment = self._moment * (1 - 1 / MEMORY) + x * target
+        self.observed += 1
+        self._mean += (seconds - self._mean) / min(self.observed, MEMORY)
+        if self.observed <= REFIT or self.observed % REFIT == 0:
+            self._refit()
+
+    def _refit(self) -> None:
+        """Ridge, scaled by each feature's own size; with no base, without negative coefficients."""
+        scale = np.sqrt(np.maximum(np.diag(self._gram), 1e-12))
+        gram, moment = self._gram / np.outer(scale, scale), self._moment / scale
+        ridge = np.full(FEATURES, 1e-3 if self.base is None else 2e-2)
+        active = scale > 1e-5
+        weights = np.zeros(FEATURES)
+        for _ in range(FEATURES):
+            weights[:] = 0.0
+            some = np.flatnonzero(active)
+            if not len(some):
+                break
+            weights[some] = np.linalg.solve(gram[np.ix_(some, some)] + np.diag(ridge[some]), moment[some])
+            if self.base is not None or not (weights < 0).any():
+                break
+            active &= weights >= 0
+        self._weights = tuple((weights / scale).tolist())
+
+
+class Part:
+    """One stage's share of a step profile, as a latency profile of its own (steps of that stage alone)."""
+
+    def __init__(self, steps: StepLatency, *, reads: bool, max_batch: int) -> None:
+        self.steps = steps
+        self.reads = reads
+        self.name, self.device, self.max_batch = steps.name, steps.device, max_batch
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        if self.reads:
+            return self.steps.seconds(Step(decodes=batch, context=total))
+        return self.steps.seconds(Step(batch, total, square))

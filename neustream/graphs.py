@@ -1,0 +1,65 @@
+"""Ready-made graphs: the LLM whose requests are prefilled once and decoded token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from neustream.core.graph import Node, Stage, loop, seq, switch
+from neustream.core.profile import LatencyProfile
+from neustream.core.steps import Part, StepLatency
+from neustream.core.types import Job
+
+Count = Callable[[Job], int] | str
+
+
+def llm(
+    name: str = "llm",
+    *,
+    max_batch: int = 256,
+    prompt: Count = "prompt_tokens",
+    max_tokens: Count = "max_tokens",
+) -> Node:
+    """One call of a language model: `<name>.prefill`, then `<name>.decode` until it ends.
+
+    Both stages emit a token a step, may share a step (label `name`) and keep their tokens in the pool's
+    memory. A step's update `{"ended": True}` says that the model ended (EOS, a stop string); at
+    `max_tokens` outputs the call ends of itself. A job whose memory was taken goes back to its
+    prefill, whose tokens are then those of the prompt and those generated so far.
+
+    Args:
+        max_batch: the most requests in one step.
+        prompt: tokens of the prompt: a request parameter's name, or a function of the job.
+        max_tokens: the most outputs, 1 or more, likewise.
+    """
+    tokens, most = _count(prompt), _count(max_tokens)
+
+    def context(job: Job) -> int:
+        return tokens(job) + job.run
+
+    def ended(job: Job) -> bool:
+        return job.run >= most(job) or bool(job.state.get("ended"))
+
+    prefill = Stage(f"{name}.prefill", max_batch, emits=True, size=context, fuse=name, keeps=True)
+    decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, fuse=name, keeps=True, reads=True)
+    more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(job.run, 1), 0))
+    return seq(prefill, switch(ended, {False: more, True: seq()}, likely=False))
+
+
+def llm_profiles(name: str, steps: StepLatency, max_batch: int = 256) -> dict[str, LatencyProfile]:
+    """The profiles that a scheduler needs for `llm(name)`, by stage."""
+    return {
+        f"{name}.prefill": Part(steps, reads=False, max_batch=max_batch),
+        f"{name}.decode": Part(steps, reads=True, max_batch=max_batch),
+    }
+
+
+def _count(of: Count) -> Callable[[Job], int]:
+    if callable(of):
+        return of
+    key = of
+
+    def param(job: Job) -> int:
+        value: int = job.params[key]
+        return value
+
+    return param
