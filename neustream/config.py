@@ -95,6 +95,37 @@ Steps = Annotated[
 """One number for all requests, or how each request's is drawn."""
 
 
+class LogNormal(_Strict):
+    """Whole numbers around `median`, log-normal with `sigma`, cut off at `min` and `max`."""
+
+    median: PositiveFloat
+    sigma: float = Field(ge=0, le=5)
+    min: PositiveInt = 1
+    max: PositiveInt = 2**20
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogNormal:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+def _kind_of_tokens(value: Any) -> str:
+    if isinstance(value, LogNormal) or (isinstance(value, dict) and "median" in value):
+        return "log-normal"
+    return _kind_of_steps(value)
+
+
+Tokens = Annotated[
+    Annotated[int, Tag("a number")]
+    | Annotated[Between, Tag("from to")]
+    | Annotated[Choices, Tag("of choices")]
+    | Annotated[LogNormal, Tag("log-normal")],
+    Discriminator(_kind_of_tokens),
+]
+"""How many tokens a text has: for all requests, or how each request's number is drawn."""
+
+
 class Burst(_Strict):
     """A surge: the `requests` that come after the first `after` do so `factor` times as fast (below 1: a lull)."""
 
@@ -109,6 +140,10 @@ class Workload(_Strict):
     `rate` is in requests per second; `load` instead of it makes the rate that many times what one
     request after the other could be served at, so that a config fits any machine. `burst` speeds up
     some of the arrivals; those before it stay as they are, those behind it keep their gaps.
+
+    For an LLM, `prompt` are the tokens of the prompts, `output` those after which the model ends (which
+    no policy knows), and `max_tokens` what requests allow at most, which policies do know. A trace may
+    have columns `prompt_tokens`, `output_tokens` and `max_tokens` instead.
     """
 
     arrivals: Literal["gamma", "constant", "trace"] = "gamma"
@@ -119,6 +154,9 @@ class Workload(_Strict):
     file: Path | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     steps: Steps = 1
+    prompt: Tokens = 128
+    output: Tokens = 128
+    max_tokens: PositiveInt = 256
     burst: Burst | None = None
 
     @model_validator(mode="after")
@@ -136,6 +174,18 @@ class Workload(_Strict):
         return self
 
 
+TOKEN_SLOS = ("first_scale", "step_scale", "first_s", "step_s")
+
+
+def _check_slo(slo: Any) -> None:
+    """What is wrong in combinations of promises, as ValueErrors."""
+    for a, b in (("scale", "total_s"), ("first_scale", "first_s"), ("step_scale", "step_s")):
+        if getattr(slo, a) is not None and getattr(slo, b) is not None:
+            raise ValueError(f"give {a} or {b}, not both")
+    if slo.first_scale is None and slo.first_s is None and (slo.step_scale or slo.step_s) is not None:
+        raise ValueError("step_scale and step_s need first_scale or first_s: output k is due at first + k * step")
+
+
 class SloClass(_Strict):
     """A class of promises: as a `scale` of the request's own solo latency, or absolute."""
 
@@ -144,29 +194,58 @@ class SloClass(_Strict):
     weight: PositiveFloat = 1.0
     scale: PositiveFloat | None = None
     total_s: PositiveFloat | None = None
+    first_scale: PositiveFloat | None = None
+    step_scale: PositiveFloat | None = None
+    first_s: PositiveFloat | None = None
+    step_s: PositiveFloat | None = None
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether anything is promised of single outputs."""
+        return any(getattr(self, name) is not None for name in TOKEN_SLOS)
 
     @model_validator(mode="after")
     def _one(self) -> SloClass:
-        if (self.scale is None) == (self.total_s is None):
-            raise ValueError("an SLO is either a scale or total_s, not both and not neither")
+        _check_slo(self)
+        if self.scale is None and self.total_s is None and not self.of_tokens:
+            raise ValueError("an SLO is a scale or total_s, or for outputs first_* and step_*; none is given")
         return self
 
 
 class Slo(_Strict):
     """What requests are promised: one `scale` or `total_s` for all, or `classes` drawn by share.
 
-    With a scale, a request's SLO is `scale * (solo latency + extra_s)`.
+    With a scale, a request's SLO is `scale * (solo latency + extra_s)`. Outputs of an LLM: the first is
+    due after `first_s` (TTFT), or `first_scale` times the prefill of that prompt alone; each further one
+    `step_s` later (TPOT, cumulative: an early token buys slack), or `step_scale` times a decode alone
+    in the middle of the request's `max_tokens`. A scale of an LLM's whole request is of all `max_tokens`.
     """
 
     scale: PositiveFloat | None = None
     total_s: PositiveFloat | None = None
     classes: list[SloClass] | None = Field(default=None, min_length=1)
+    first_scale: PositiveFloat | None = None
+    step_scale: PositiveFloat | None = None
+    first_s: PositiveFloat | None = None
+    step_s: PositiveFloat | None = None
     extra_s: float = Field(default=0.0, ge=0)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether anything is promised of single outputs."""
+        if self.classes is not None:
+            return any(some.of_tokens for some in self.classes)
+        return any(getattr(self, name) is not None for name in TOKEN_SLOS)
 
     @model_validator(mode="after")
     def _one(self) -> Slo:
-        if sum(x is not None for x in (self.scale, self.total_s, self.classes)) != 1:
-            raise ValueError("give exactly one of scale, total_s and classes")
+        _check_slo(self)
+        alone = [self.scale, self.total_s, *(getattr(self, name) for name in TOKEN_SLOS)]
+        given = sum(x is not None for x in (self.scale, self.total_s, self.classes))
+        if self.classes is not None and any(x is not None for x in alone):
+            raise ValueError("give exactly one of scale, total_s and classes; promises of tokens go into the classes")
+        if given != 1 and not (given == 0 and any(x is not None for x in alone)):
+            raise ValueError("give exactly one of scale, total_s and classes (or, for an LLM, first_* and step_*)")
         return self
 
 
@@ -215,7 +294,41 @@ class Backend(BaseModel):
         return dict(self.model_extra or {})
 
 
-SWEEPABLE = ("workload.rate", "workload.load", "workload.cv", "slo.scale")
+SWEEPABLE = (
+    "workload.rate",
+    "workload.load",
+    "workload.cv",
+    "slo.scale",
+    "slo.first_scale",
+    "slo.step_scale",
+)
+
+
+class MemoryConfig(_Strict):
+    """The KV cache of one worker: room for `tokens`, in blocks of `block`."""
+
+    tokens: PositiveInt
+    block: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _one_block(self) -> MemoryConfig:
+        if self.tokens < self.block:
+            raise ValueError(f"tokens {self.tokens} is less than one block of {self.block}")
+        return self
+
+
+class LlmConfig(_Strict):
+    """A language model in place of `stages`: prefill, then decode until the end.
+
+    `max_batch`: the most requests in one step. `profile`: the file of the `profiles` folder (without
+    .json) with its steps. `memory`: its KV cache; without one, memory is no limit.
+    `step_tokens`: the most tokens that one step computes where prompts are prefilled in parts.
+    """
+
+    max_batch: PositiveInt = 256
+    profile: str = "steps"
+    memory: MemoryConfig | None = None
+    step_tokens: PositiveInt = 2048
 
 
 class Experiment(_Strict):
@@ -223,7 +336,8 @@ class Experiment(_Strict):
 
     name: str
     about: str = ""
-    stages: dict[str, StageConfig] = Field(min_length=1)
+    stages: dict[str, StageConfig] = Field(default_factory=dict)
+    llm: LlmConfig | None = None
     pools: dict[str, PoolConfig] = Field(default_factory=lambda: {"gpu": PoolConfig()})
     profiles: Path
     workload: Workload = Workload()
@@ -232,6 +346,32 @@ class Experiment(_Strict):
     simulation: Simulation = Simulation()
     sweeps: dict[str, Sweep] = Field(default_factory=dict)
     backend: Backend | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_of_llm(cls, raw: Any) -> Any:
+        """An LLM has two stages, on the one pool, that share its profile."""
+        if isinstance(raw, dict) and raw.get("llm") is not None:
+            if raw.get("stages"):
+                raise ValueError("give stages or llm, not both")
+            llm = raw["llm"] if isinstance(raw["llm"], dict) else {}
+            each = {"max_batch": llm.get("max_batch", 256), "profile": [llm.get("profile", "steps")]}
+            return {**raw, "stages": {"llm.prefill": each, "llm.decode": each}}
+        if isinstance(raw, dict) and not raw.get("stages"):
+            raise ValueError("give stages (a pipeline) or llm (a language model)")
+        return raw
+
+    @model_validator(mode="after")
+    def _tokens(self) -> Experiment:
+        drawn = {"prompt", "output", "max_tokens"} & self.workload.model_fields_set
+        if self.llm is None and (self.slo.of_tokens or drawn):
+            what = "slo" if self.slo.of_tokens else f"workload.{min(drawn)}"
+            raise ValueError(f"{what}: promises and numbers of tokens are for an llm")
+        if self.llm is not None and set(self.pools) != {"gpu"}:
+            raise ValueError(f"an llm runs on the one pool 'gpu', got {sorted(self.pools)}")
+        if self.llm is not None and self.pools["gpu"].workers > 1:
+            raise ValueError("pools.gpu.workers: an llm's memory is one worker's; several are several pools")
+        return self
 
     @model_validator(mode="after")
     def _pools(self) -> Experiment:

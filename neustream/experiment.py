@@ -10,7 +10,7 @@ import importlib
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from neustream.config import SWEEPABLE, Between, Choices, Experiment, Simulation, SloClass, StageConfig
+from neustream.config import SWEEPABLE, Between, Choices, Experiment, LogNormal, Simulation, SloClass, StageConfig
 from neustream.core.graph import Graph, Node, Stage, loop, seq
+from neustream.core.memory import Memory
 from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
@@ -33,7 +34,9 @@ from neustream.engine.events import Observer
 from neustream.engine.executor import Executor, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, ProfileError, nearest
+from neustream.graphs import llm, llm_profiles
 from neustream.profiling import load_stage
+from neustream.stepfile import load_steps
 from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace, with_burst
 
 Params = Mapping[str, Any]
@@ -41,6 +44,8 @@ Params = Mapping[str, Any]
 
 def build_graph(experiment: Experiment) -> Graph:
     """The pipeline of the config: its stages in order, looped where they say `times`; the last emits."""
+    if experiment.llm is not None:
+        return Graph(experiment.name, llm("llm", max_batch=experiment.llm.max_batch))
     names = list(experiment.stages)
     nodes: list[Node] = []
     for name, config in experiment.stages.items():
@@ -56,6 +61,9 @@ def _param(name: str, job: Job) -> Any:
 def load_profiles(experiment: Experiment) -> dict[str, LatencyProfile]:
     """The profile of each stage; those of one pool must come from one device."""
     profiles: dict[str, LatencyProfile] = {}
+    if experiment.llm is not None:
+        steps = load_steps(experiment.profiles / f"{experiment.llm.profile}.json")
+        return llm_profiles("llm", steps, experiment.llm.max_batch)
     for name, stage in experiment.stages.items():
         profiles[name] = load_stage(name, _files(experiment.profiles, name, stage))
     for pool in build_pools(experiment):
@@ -74,6 +82,10 @@ def _files(folder: Path, name: str, stage: StageConfig) -> list[Path]:
 
 
 def build_pools(experiment: Experiment) -> list[Pool]:
+    if experiment.llm is not None:
+        kv = experiment.llm.memory
+        memory = None if kv is None else Memory(kv.tokens // kv.block, kv.block)
+        return [Pool("gpu", tuple(experiment.stages), memory=memory, step_tokens=experiment.llm.step_tokens)]
     return [
         Pool(name, tuple(s for s, stage in experiment.stages.items() if stage.pool == name), pool.workers, pool.sticky)
         for name, pool in experiment.pools.items()
@@ -90,6 +102,8 @@ def build_requests(
     params: Callable[[int], Params] = lambda at: {},
 ) -> list[Request]:
     """The workload's requests in order of arrival; `params` adds what a real backend needs."""
+    if experiment.llm is not None:
+        return [request for request, _ in build_generations(experiment, graph, profiles, params)]
     load = experiment.workload
     count = load.requests
     trace = _trace(experiment) if load.arrivals == "trace" else [Row(0.0)] * count
@@ -116,6 +130,66 @@ def build_requests(
         promise = SLO(total, weight=slo.weight, name=slo.name)
         requests.append(Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at]))
     return requests
+
+
+def build_generations(
+    experiment: Experiment,
+    graph: Graph,
+    profiles: Mapping[str, LatencyProfile],
+    params: Callable[[int], Params] = lambda at: {},
+) -> list[tuple[Request, int]]:
+    """An LLM's requests in order of arrival, each with the outputs after which its generation ends."""
+    load = experiment.workload
+    trace = _trace(experiment) if load.arrivals == "trace" else [Row(0.0)] * load.requests
+    count = len(trace)
+    drawn = [_tokens(load.prompt, count, load.seed, 2), _tokens(load.output, count, load.seed, 3)]
+    asked, ends = [], []
+    for at, (row, prompt, output) in enumerate(zip(trace, *drawn, strict=True)):
+        numbers = {"prompt_tokens": prompt, "output_tokens": output, "max_tokens": load.max_tokens}
+        given = _with_counts(at, {**numbers, **params(at), **row.params}, list(numbers))
+        if min(given[name] for name in numbers) < 1:
+            raise ConfigError(f"request {at}: prompt_tokens, output_tokens and max_tokens must be 1 or more")
+        ends.append(min(given.pop("output_tokens"), given["max_tokens"]))
+        asked.append(given)
+    prefill, decode = (profiles[f"llm.{stage}"] for stage in ("prefill", "decode"))
+    first = [prefill.latency(1, n, n * n) for n in (float(some["prompt_tokens"]) for some in asked)]
+    step = [decode.latency(1, some["prompt_tokens"] + some["max_tokens"] / 2) for some in asked]
+    if load.arrivals == "trace":
+        arrivals = [row.arrival for row in trace]
+    else:
+        alone = sum(a + b * (n - 1) for a, b, n in zip(first, step, ends, strict=True))
+        rate = load.rate if load.load is None else load.load * count / alone
+        arrivals = [float(at) for at in _arrivals(experiment, rate)]
+    requests = []
+    for at, (row, slo) in enumerate(zip(trace, _classes(experiment, count), strict=True)):
+        whole = first[at] + step[at] * (asked[at]["max_tokens"] - 1)
+        promise = SLO(
+            total=_promised(row.slo_s or slo.total_s, slo.scale, whole + experiment.slo.extra_s),
+            first=_promised(slo.first_s, slo.first_scale, first[at] + experiment.slo.extra_s),
+            step=_promised(slo.step_s, slo.step_scale, step[at]),
+            weight=slo.weight,
+            name=slo.name,
+        )
+        request = Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at])
+        requests.append((request, ends[at]))
+    return requests
+
+
+def _promised(seconds: float | None, scale: float | None, alone: float) -> float:
+    return seconds if seconds is not None else math.inf if scale is None else scale * alone
+
+
+def _tokens(tokens: int | Between | Choices | LogNormal, count: int, seed: int, stream: int) -> list[int]:
+    """Numbers of tokens, drawn from a stream of their own."""
+    draw = np.random.default_rng([seed, stream])
+    if isinstance(tokens, LogNormal):
+        values = np.exp(draw.normal(math.log(tokens.median), tokens.sigma, count))
+        return [int(x) for x in np.clip(np.rint(values), tokens.min, tokens.max)]
+    if isinstance(tokens, Between):
+        return [int(x) for x in draw.integers(tokens.min, tokens.max + 1, count)]
+    if isinstance(tokens, Choices):
+        return [int(x) for x in draw.choice(tokens.choices, count)]
+    return [tokens] * count
 
 
 def _with_counts(at: int, request: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -177,7 +251,8 @@ def _steps(steps: int | Between | Choices, count: int, seed: int) -> list[int]:
 def _classes(experiment: Experiment, count: int) -> list[SloClass]:
     slo = experiment.slo
     if slo.classes is None:
-        return [SloClass(scale=slo.scale, total_s=slo.total_s)] * count
+        given = slo.model_dump(exclude_none=True, exclude={"extra_s"})
+        return [SloClass(**given)] * count
     share = np.array([c.share for c in slo.classes])
     draw = np.random.default_rng([experiment.workload.seed, 1])  # a stream apart from arrivals and steps
     chosen = draw.choice(len(share), count, p=share / share.sum())
@@ -261,6 +336,8 @@ class Prepared:
     pools: Sequence[Pool]
     profiles: Mapping[str, LatencyProfile]
     requests: Sequence[Request]
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Outputs after which generations end, by request: what only the simulated device knows."""
 
     @property
     def experiment(self) -> Experiment:
@@ -286,11 +363,18 @@ def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at:
     `prefix` is put in front of its name and of its stages' names (in reports and traces too), so that
     it can be merged with others; the policies' parameters stay those of the config.
     """
+    if prefix and experiment.llm is not None:
+        raise ConfigError(f"config {experiment.name!r}: an llm cannot be merged with others yet")
     if prefix:
         experiment = _prefixed(experiment, prefix)
     graph, profiles = build_graph(experiment), load_profiles(experiment)
+    pools = build_pools(experiment)
+    if experiment.llm is not None:
+        generations = build_generations(experiment, graph, profiles, params)
+        lengths = {request.id: length for request, length in generations}
+        return Prepared([experiment], [graph], pools, profiles, [request for request, _ in generations], lengths)
     requests = build_requests(experiment, graph, profiles, params)
-    return Prepared([experiment], [graph], build_pools(experiment), profiles, requests)
+    return Prepared([experiment], [graph], pools, profiles, requests)
 
 
 def _prefixed(experiment: Experiment, prefix: str) -> Experiment:
@@ -342,12 +426,12 @@ def _policy_for(experiments: Sequence[Experiment], name: str) -> Policy:
             raise ConfigError(f"policies.{name}: the merged experiments do not agree on its parameters")
         return first
     agreed: dict[str, Any] = {}
-    for field in dataclasses.fields(first):
-        values = [getattr(policy, field.name) for policy in policies]
+    for name in [parameter.name for parameter in dataclasses.fields(first)]:
+        values = [getattr(policy, name) for policy in policies]
         if isinstance(values[0], Mapping):
-            agreed[field.name] = {key: value for some in values for key, value in some.items()}
+            agreed[name] = {key: value for some in values for key, value in some.items()}
         elif all(value == values[0] for value in values):
-            agreed[field.name] = values[0]
+            agreed[name] = values[0]
     try:
         return type(first)(**agreed)
     except TypeError as error:
@@ -373,13 +457,21 @@ def simulate(
         stretch = _stretch(simulation, experiment.workload.seed)
         overheads |= dict.fromkeys(experiment.stages, simulation.step_overhead_s)
         stretches |= dict.fromkeys(experiment.stages, stretch)
+        if experiment.llm is not None:  # steps of both of its stages
+            overheads["llm"], stretches["llm"] = simulation.step_overhead_s, stretch
 
     def factor(batch: Batch) -> float:
         return stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
 
-    executor = ProfiledExecutor(overhead_s=overheads, stretch=factor)
+    outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
+    executor = ProfiledExecutor(overhead_s=overheads, stretch=factor, outcome=outcome)
     executors = dict.fromkeys((pool.name for pool in prepared.pools), executor)
     return Engine(prepared.scheduler(policy), executors, VirtualClock(), observers).run(prepared.requests)
+
+
+def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:
+    """Which generations end with the output of this step."""
+    return [{"ended": True} if job.run + 1 >= lengths[job.id] else {} for job in batch.jobs]
 
 
 def _stretch(simulation: Simulation, seed: int) -> Callable[[Batch], float]:

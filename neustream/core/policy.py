@@ -22,7 +22,8 @@ class Pool:
     """Interchangeable workers (one GPU each, usually) that run the same stages.
 
     `sticky`: once started, a job stays on its worker (its tensors live there). `memory`: what stages
-    that keep something share (one worker's KV cache).
+    that keep something share (one worker's KV cache). `step_tokens`: the most tokens that a step
+    of a language model computes, prompts' and decodes', for policies that prefill in parts.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Pool:
     workers: int = 1
     sticky: bool = False
     memory: Memory | None = None
+    step_tokens: int = 2048
 
 
 @dataclass(slots=True)

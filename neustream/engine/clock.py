@@ -88,3 +88,8 @@ class WallClock:
 def stopwatch() -> float:
     """An instant in real seconds for measuring how long something took, on whatever clock one runs."""
     return time.perf_counter()
+
+
+def epoch() -> float:
+    """Seconds since 1970, to tell the age of what another process stamped by its own wall clock."""
+    return time.time()

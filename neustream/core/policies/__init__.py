@@ -12,7 +12,10 @@ from neustream.core.policies.edf import EDF
 from neustream.core.policies.fcfs import FCFS
 from neustream.core.policies.least_laxity import LeastLaxity
 from neustream.core.policies.neustream import NeuStream
+from neustream.core.policies.neustream_llm import NeuStreamLLM
 from neustream.core.policies.priced import Priced
+from neustream.core.policies.priority import Priority
+from neustream.core.policies.sarathi import Sarathi
 from neustream.core.policies.serial import Serial
 from neustream.core.policies.slack_ranked import SlackRanked
 from neustream.core.policies.static import Static
@@ -29,6 +32,9 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "symphony": Symphony,
     "slack_ranked": SlackRanked,
     "neustream": NeuStream,
+    "neustream_llm": NeuStreamLLM,
+    "priority": Priority,
+    "sarathi": Sarathi,
     "priced": Priced,
 }
 DEFAULT = "priced"
@@ -42,7 +48,10 @@ __all__ = [
     "Clockwork",
     "LeastLaxity",
     "NeuStream",
+    "NeuStreamLLM",
     "Priced",
+    "Priority",
+    "Sarathi",
     "Serial",
     "SlackRanked",
     "Static",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from neustream.core.policies.generation import decision, generation
 from neustream.core.policies.order import in_order
 from neustream.core.policy import Decision, View
 from neustream.core.types import Job
@@ -18,10 +19,14 @@ class EDF:
     """Earliest deadline first at every step (Liu and Layland, 1973), batched up to `max_batch`.
 
     Optimal for one job at a time below capacity; under overload it favours requests that are about
-    to be late (the domino effect), which `drop_hopeless` only softens.
+    to be late (the domino effect), which `drop_hopeless` only softens. Prompts of a language model
+    are prefilled in that order, beside all decodes.
     """
 
     drop_hopeless: bool = True
 
     def decide(self, view: View) -> Decision:
+        model = generation(view)
+        if model is not None:
+            return decision(view, model, _deadline, view.pool.step_tokens, self.drop_hopeless)
         return in_order(view, _deadline, self.drop_hopeless)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
+from neustream.core.policies.generation import decision, generation
 from neustream.core.policies.order import in_order
 from neustream.core.policy import Decision, View
 
@@ -15,10 +16,15 @@ class FCFS:
 
     The oldest requests run, as many as the stage's `max_batch`; requests at different steps share a
     batch. Orca has no deadlines; with `drop_hopeless` (the honest baseline) a request that would
-    be late even if it ran alone is given up.
+    be late even if it ran alone is given up. Of a language model all decodes run, and prompts are
+    prefilled beside them in parts, within the pool's `step_tokens`: vLLM's default, which gives up
+    nobody (`drop_hopeless=False`).
     """
 
     drop_hopeless: bool = True
 
     def decide(self, view: View) -> Decision:
+        model = generation(view)
+        if model is not None:
+            return decision(view, model, attrgetter("arrival"), view.pool.step_tokens, self.drop_hopeless)
         return in_order(view, attrgetter("arrival"), self.drop_hopeless)

@@ -9,8 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from neustream.core.policies.generation import generation
 from neustream.core.policies.order import largest_in_time
 from neustream.core.policies.plan import Curve, Floats, Ints, Lines, curve
+from neustream.core.policies.tokens import Tokens
 from neustream.core.policy import Decision, View
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import TICK, Asked, Job
@@ -63,6 +65,7 @@ class Priced:
 
     price: float = 0.9
     gain: float = 0.1
+    tokens: Tokens = Tokens()
 
     def __post_init__(self) -> None:
         for name in ("price", "gain"):
@@ -70,6 +73,9 @@ class Priced:
                 raise ConfigError(f"priced: {name} must be 0 or more and finite, got {getattr(self, name)}")
 
     def decide(self, view: View) -> Decision:
+        model = generation(view)
+        if model is not None:
+            return self.tokens.decide(view, model)
         drop = view.hopeless()
         table = _table(view, drop)
         if not table.jobs:

@@ -1,0 +1,89 @@
+"""The rule of NeuStream's LLM part: prefill as many as leave every running request its next token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from neustream.core.policies.generation import Generation, begun, continuous, generation
+from neustream.core.policies.order import in_order
+from neustream.core.policy import Decision, View
+from neustream.core.steps import Step
+from neustream.core.types import Job
+from neustream.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class NeuStreamLLM:
+    """The temporal scheduler that NeuStream (EuroSys'25) put into vLLM, after its published code.
+
+    A step is either prefills or decodes. Waiting requests that cannot prefill by their first deadline
+    are given up. Of the others, the shortest prompts first, as many are prefilled together as leave
+    everyone, running and new, in time for its next token after this step and a decode of all; if none
+    does, all running requests decode.
+
+    What differs from that code, on purpose: arrivals are those of the clients, not the moments at which
+    the serving loop looked; the cost of a batch is that of the prompts in it (there, of as many others
+    in order of arrival); requests are never lost; hopeless ones are given up also while nothing runs;
+    and there is no credit by default. With `credit` (30 in that code), deadlines are taken to be later
+    by what the next so many tokens are hoped to earn: their TPOT less the latest decode. It lets first
+    tokens be late, and gives short answers what they never earn, so it is counted here only for as many
+    tokens as the request may still have, and never for a first one. `most_tokens` bounds a prefill
+    (8192 there). Its correction terms for decodes (2 to 4 ms) are left out: they are fits to one device.
+    """
+
+    credit: int = 0
+    most_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("credit", "most_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"neustream_llm: {name} must be 0 or more, got {getattr(self, name)}")
+
+    def decide(self, view: View) -> Decision:
+        model = generation(view)
+        if model is None:
+            return in_order(view, lambda job: job.arrival, True)
+        drop = {
+            job: f"hopeless: its first token needs {job.work_next:.3f} s, due in {job.due_next - view.now:.3f} s"
+            for job in model.prefills
+            if not begun(job) and job.due_next - view.now < model.speed * job.work_next
+        }
+        waiting = sorted((job for job in model.prefills if job not in drop), key=lambda job: job.size)
+        chosen = self._admitted(view, model, waiting)
+        if chosen or not model.decodes:
+            return Decision(chosen or waiting[:1], drop)
+        jobs, _ = continuous(view, model, lambda job: job.arrival, 0, model.prefills)
+        return Decision(jobs, drop)
+
+    def _admitted(self, view: View, model: Generation, waiting: Sequence[Job]) -> list[Job]:
+        """The most of `waiting`, from the front, whose prefill leaves everyone in time."""
+        decode = model.seconds(
+            Step(decodes=max(len(model.decodes), 1), context=max(sum(job.size for job in model.decodes), 1.0))
+        )
+        rest = min((self._rest(view, job, decode) for job in model.decodes), default=math.inf)
+        chosen: list[Job] = []
+        tokens = square = 0.0
+        context = sum(job.size + 1 for job in model.decodes)
+        free = model.room()
+        for job in waiting[: model.seats - len(model.decodes)]:
+            tokens, square, context = tokens + job.size, square + job.size**2, context + job.size + 1
+            free -= model.blocks(job, job.size)
+            cost = model.seconds(Step(len(chosen) + 1, tokens, square))
+            after = cost + model.seconds(Step(decodes=len(chosen) + 1 + len(model.decodes), context=context))
+            rest = min(rest, self._rest(view, job, decode) + min(job.slo.step, math.inf))
+            first = min(some.due_next for some in (*chosen, job)) - view.now
+            if tokens > self.most_tokens or free < 0 or after > rest or cost > first:
+                break  # the larger the batch, the less time it leaves
+            chosen.append(job)
+        return chosen
+
+    def _rest(self, view: View, job: Job, decode: float) -> float:
+        """Seconds to the deadline of its next token, with its credit."""
+        assert job.stage is not None
+        earned = 0.0
+        if job.run and math.isfinite(job.slo.step):
+            ahead = min(self.credit - job.run, job.left.get(job.stage.name, 0))
+            earned = max(ahead, 0) * (job.slo.step - decode)
+        return job.due_next - view.now + earned

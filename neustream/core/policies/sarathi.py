@@ -1,0 +1,52 @@
+"""Stall-free batching of LLM requests: prefills ride along only as far as decodes stay in pace."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from operator import attrgetter
+
+from neustream.core.policies.generation import Generation, decision, generation
+from neustream.core.policies.order import in_order
+from neustream.core.policy import Decision, View
+from neustream.core.steps import Step
+from neustream.errors import ConfigError
+
+LEAST = 32
+"""Tokens of prompts that a step computes even if decodes alone are out of pace."""
+
+
+@dataclass(frozen=True)
+class Sarathi:
+    """Sarathi-Serve (OSDI'24): every decode runs in every step; prompts fill a token budget beside them.
+
+    The budget bounds the time between tokens. The paper picks it once per deployment from a profile;
+    `token_budget` does so here, and None takes the most tokens with which a step of the present decodes
+    keeps to the strictest TPOT of the requests that are there. Requests are served in order of arrival.
+    """
+
+    token_budget: int | None = None
+    drop_hopeless: bool = False
+
+    def __post_init__(self) -> None:
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ConfigError(f"sarathi: token_budget must be 1 or more, got {self.token_budget}")
+
+    def decide(self, view: View) -> Decision:
+        model = generation(view)
+        if model is None:
+            return in_order(view, attrgetter("arrival"), self.drop_hopeless)
+        budget = self.token_budget or _stall_free(view, model)
+        return decision(view, model, attrgetter("arrival"), min(budget, view.pool.step_tokens), self.drop_hopeless)
+
+
+def _stall_free(view: View, model: Generation) -> int:
+    """The most tokens of a step that takes no longer than the strictest time per output."""
+    pace = min((job.slo.step for some in (model.decodes, model.prefills) for job in some), default=math.inf)
+    decodes, context = len(model.decodes), sum(job.size for job in model.decodes)
+    low, high = LEAST, max(view.pool.step_tokens - decodes, LEAST)
+    while low < high:
+        middle = (low + high + 1) // 2
+        step = Step(1, middle, middle * middle, decodes, context)
+        low, high = (middle, high) if model.seconds(step) <= pace else (low, middle - 1)
+    return low + decodes
