@@ -220,7 +220,8 @@ class Scheduler:
         stages = request.graph.stages
         sizes = {name: stages[name].size_of(job) for name in job.total if stages[name].size is not None}
         budget = job.deadline - job.arrival
-        self._asked.append(Asked(job.arrival, budget, job.weight, request.graph, job.total, sizes))
+        asked = Asked(job.arrival, budget, job.weight, request.graph, job.total, sizes, request.slo.first)
+        self._asked.append(asked)
         self._recent = None
         if job.stage is not None:
             self.jobs[job.id] = job

@@ -156,7 +156,8 @@ class StepProfile:
     * a prefill of all tokens of the step, those of the decodes too, and the context that they read.
 
     The first is right while the step is bound by memory, the second while it is bound by compute (the
-    roofline model); `mixed` is the median of measured over modelled mixed steps, where those were
+    roofline model). Where a backend runs the two one after the other (`apart`), a mixed step costs their
+    sum, times `mixed`. That is the median of measured over modelled mixed steps, where those were
     measured, else 1.
     """
 
@@ -167,11 +168,12 @@ class StepProfile:
         decode: LatencyProfile,
         *,
         mixed: float = 1.0,
+        apart: bool = False,
         device: str = "",
     ) -> None:
         self.name, self.device = name, device
         self.prefill, self.decode = prefill, decode
-        self.mixed = mixed
+        self.mixed, self.apart = mixed, apart
         self._floor = prefill.latency(1, 1.0, 1.0)
 
     def seconds(self, step: Step) -> float:
@@ -181,10 +183,12 @@ class StepProfile:
         decode = self.decode.latency(decodes, context)
         if not prefills:
             return decode
-        apart = self.prefill.latency(prefills, tokens, square) - self._floor
+        prefill = self.prefill.latency(prefills, tokens, square)
+        if self.apart:
+            return self.mixed * (prefill + decode)
         reading = decode - self.decode.latency(decodes, float(decodes))
         together = self.prefill.latency(prefills + decodes, tokens + decodes, square + decodes) + reading
-        return self.mixed * max(decode + max(apart, 0.0), together)
+        return self.mixed * max(decode + max(prefill - self._floor, 0.0), together)
 
 
 FEATURES = 6

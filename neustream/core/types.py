@@ -198,6 +198,8 @@ class Job:
 class Asked:
     """What a request asked for when it came: `calls` by stage of `graph`, within `budget` seconds from `at`.
 
+    Its first output was promised within `first` seconds.
+
     `sizes` are those of its steps in stages that have sizes, as far as they could be told then.
     """
 
@@ -207,6 +209,7 @@ class Asked:
     graph: Graph
     calls: Mapping[str, int]
     sizes: Mapping[str, float] = field(default_factory=dict)
+    first: float = math.inf
 
 
 class Queue:

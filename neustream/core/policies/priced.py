@@ -65,7 +65,7 @@ class Priced:
 
     price: float = 0.9
     gain: float = 0.1
-    tokens: Tokens = Tokens()
+    tokens: Tokens = field(default_factory=Tokens)
 
     def __post_init__(self) -> None:
         for name in ("price", "gain"):

@@ -19,7 +19,7 @@ from neustream.core.lengths import Lengths
 from neustream.core.policies.generation import Generation, begun
 from neustream.core.policy import Decision, View
 from neustream.core.steps import Step
-from neustream.core.types import TICK, Job
+from neustream.core.types import TICK, Asked, Job
 
 Floats = NDArray[np.float64]
 POINTS = np.array([0.0, 4.0, 12.0, 28.0, 60.0, 124.0, 252.0, 508.0, 1020.0])
@@ -41,6 +41,7 @@ class Tokens:
 
     margin: float = 0.0
     memory: float = 1.0
+    pause: float = 2.0
 
     def decide(self, view: View, model: Generation) -> Decision:
         plan = _Plan(view, model, self)
@@ -61,7 +62,7 @@ class _Plan:
     waiting: list[Job] = field(default_factory=list)
     drop: dict[Job, str] = field(default_factory=dict)
     chosen: dict[Job, float] = field(default_factory=dict)  # prompts in this step, and their tokens
-    alone: bool = False  # whether they run without decodes
+    beside: list[Job] | None = None  # the decodes that they run with; None: to be found
     refused: int = 0
 
     def keep(self) -> None:
@@ -80,7 +81,7 @@ class _Plan:
                     f"hopeless: its next output needs {job.work_next:.3f} s, due in {job.due_next - now:.3f} s"
                 )
         self.alive.sort(key=lambda job: job.due_next)
-        self.waiting.sort(key=lambda job: (not begun(job), job.due_next))
+        self.waiting.sort(key=lambda job: (not begun(job), job.size / job.weight))
 
     # -- the future -----------------------------------------------------------------------------------
 
@@ -89,24 +90,47 @@ class _Plan:
         if not self.waiting:
             return
         future = _Future(self)
-        together = self._fill(future, alone=False)
-        apart = self._fill(future, alone=True) if self.alive and len(together) < len(self.waiting) else {}
-        weigh = [sum(job.weight for job in some) for some in (together, apart)]
-        self.alone = weigh[1] > weigh[0]
-        self.chosen = apart if self.alone else together
+        together = self._fill(future, self.alive)
+        best, value = (self.alive, together), _worth(together)
+        if self.alive:
+            hurried = bool(together) and self._hurried(together)
+            if len(together) < len(self.waiting) and (urgent := self._urgent()) is not None:
+                some = self._fill(future, urgent)
+                if _worth(some) > value:
+                    best, value = (urgent, some), _worth(some)
+            apart = self._fill(future, [])
+            if apart and (_worth(apart) > value or (hurried and _worth(apart) == value)):
+                best = [], apart
+        self.chosen = best[1]
+        if self.chosen:
+            self.beside = best[0]
         self.refused = len(self.waiting) - len(self.chosen)
 
-    def _fill(self, future: _Future, alone: bool) -> dict[Job, float]:
-        """The prompts that can be prefilled now, and how much of each, with the decodes or without them."""
+    def _urgent(self) -> list[Job] | None:
+        """The decodes without which a step as long as the most urgent one can bear makes somebody late."""
+        until = self.alive[0].due_next + (1 + self.rule.margin) * self._decode(self.alive)
+        some = [job for job in self.alive if job.due_next < until]
+        return some if len(some) < len(self.alive) else None
+
+    def _hurried(self, together: dict[Job, float]) -> bool:
+        """Whether who comes during a step of prompts and decodes is likely to be late for it."""
+        model = self.model
+        square = sum((2 * job.progress + size) * size for job, size in together.items())
+        reading = sum(job.size for job in self.alive)
+        step = model.seconds(Step(len(together), sum(together.values()), square, len(self.alive), reading))
+        return _patience(self.view.recent, model) < step
+
+    def _fill(self, future: _Future, decodes: list[Job]) -> dict[Job, float]:
+        """The prompts that can be prefilled now, and how much of each, with `decodes` in the same step."""
         view, model = self.view, self.model
         future = future.copy()
         now, margin = view.now, 1 + self.rule.margin
-        decodes = [] if alone else self.alive
         reading = sum(job.size for job in decodes)
-        after = (
-            model.seconds(Step(decodes=len(self.alive), context=sum(job.size for job in self.alive))) if alone else 0
-        )
-        slack = min((job.due_next for job in self.alive), default=math.inf) - now - after * margin
+        slack = min((job.due_next for job in decodes), default=math.inf) - now
+        if len(decodes) < len(self.alive):
+            within = set(decodes)
+            others = min(job.due_next for job in self.alive if job not in within)
+            slack = min(slack, others - now - self._decode(self.alive) * margin)
         tokens_left = view.pool.step_tokens - len(decodes)
         free = model.room() - sum(model.blocks(job, 1) for job in self.alive)
         seats = model.seats - len(self.alive)
@@ -121,7 +145,8 @@ class _Plan:
             grown = square + (2 * job.progress + size) * size
             seconds = margin * model.seconds(Step(len(chosen) + 1, tokens + size, grown, len(decodes), reading))
             if seconds > min(slack, due) + TICK or size < job.size:
-                size = 0.0 if alone else self._part(job, len(chosen), tokens, square, reading, slack, min(first, slack))
+                limit = min(first, slack)
+                size = self._part(job, len(chosen), tokens, square, decodes, slack, limit) if decodes else 0.0
                 if not size:
                     continue
                 seconds = 0.0
@@ -138,25 +163,30 @@ class _Plan:
         return chosen
 
     def _part(
-        self, job: Job, prompts: int, tokens: float, square: float, reading: float, slack: float, limit: float
+        self,
+        job: Job,
+        prompts: int,
+        tokens: float,
+        square: float,
+        decodes: list[Job],
+        slack: float,
+        limit: float,
     ) -> float:
         """Tokens of a prompt that fit into this step so that the rest still gets done in time; 0 if it does not."""
-        model, decodes = self.model, len(self.alive)
-        if not decodes:
-            return min(job.size, float(self.view.pool.step_tokens))
-        margin = 1 + self.rule.margin
+        model, margin = self.model, 1 + self.rule.margin
+        count, reading = len(decodes), sum(some.size for some in decodes)
 
         def seconds(size: float) -> float:
             grown = square + (2 * job.progress + size) * size
-            return margin * model.seconds(Step(prompts + 1, tokens + size, grown, decodes, reading))
+            return margin * model.seconds(Step(prompts + 1, tokens + size, grown, count, reading))
 
-        low, high = 0, int(min(job.size, self.view.pool.step_tokens - decodes - tokens))
+        low, high = 0, int(min(job.size, self.view.pool.step_tokens - count - tokens))
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if seconds(middle) <= limit + TICK else (low, middle - 1)
         if low < 1:
             return 0.0
-        step = margin * model.seconds(Step(decodes=decodes, context=reading))
+        step = margin * model.seconds(Step(decodes=count, context=reading))
         each = (seconds(job.size) - step) / job.size  # seconds that a token of the prompt adds
         pace = min(some.slo.step for some in self.alive)
         rest, time = job.size - low, job.due_next - self.view.now - seconds(low)
@@ -172,14 +202,34 @@ class _Plan:
 
     def decision(self) -> Decision:
         jobs: list[Job] = []
-        if not self.alone:
-            jobs += self._decoding()
+        jobs += self._decoding() if self.beside is None else self.beside
         jobs += self.chosen
+        if not self.waiting and not self.broken and (wake := self._pause()) is not None:
+            return Decision(drop=self.drop, wake_at=wake)
         if not jobs and self.waiting:  # nobody runs: what is there is better than nothing
             job = self.waiting[0]
             jobs, self.chosen = [job], {job: min(job.size, float(self.view.pool.step_tokens))}
         self._late(jobs)
         return Decision(jobs, self.drop, sizes=self.chosen)
+
+    def _pause(self) -> float | None:
+        """When the decodes go on, if until then it is better to be ready for who may come.
+
+        Where requests cannot wait for a decode to end before they prefill, and everyone who runs has
+        slack for some prefills, the device is left free until a prefill's worth of slack is left.
+        """
+        if not self.alive or self.rule.pause <= 0:
+            return None
+        step = self._decode(self.alive)
+        patience = _patience(self.view.recent, self.model)
+        if patience >= step:
+            return None
+        stage = f"{self.model.label}.prefill"
+        sizes = [asked.sizes[stage] for asked in self.view.recent if stage in asked.sizes]
+        size = sum(sizes) / len(sizes)
+        reserve = self.rule.pause * self.model.seconds(Step(1, size, size * size))
+        wake = self.alive[0].due_next - (1 + self.rule.margin) * step - reserve
+        return wake if wake > self.view.now + TICK else None
 
     def _decoding(self) -> list[Job]:
         """The running generations that decode: all, unless that would make the most urgent ones late."""
@@ -188,7 +238,7 @@ class _Plan:
         while alive:
             time = alive[0].due_next - now
             count = len(alive)
-            if self._decode(alive) <= time + TICK or self.chosen:
+            if self._decode(alive) <= time + TICK:
                 return alive
             low = 1
             while low < count:
@@ -215,9 +265,9 @@ class _Plan:
             return
         late = [job for job in self.broken if job.stage is not None and job.stage.reads]
         again = [job for job in self.broken if job.stage is not None and not job.stage.reads]
-        time = min((job.due_next for job in self.alive), default=math.inf) - now
+        time = min((job.due_next for job in [*self.alive, *self.chosen]), default=math.inf) - now
         decodes = [job for job in jobs if job.stage is not None and job.stage.reads]
-        if self.alone:
+        if self.beside is not None and len(self.beside) < len(self.alive):
             return
         square = sum((2 * job.progress + size) * size for job, size in self.chosen.items())
         tokens, prompts = sum(self.chosen.values()), len(self.chosen)
@@ -232,6 +282,21 @@ class _Plan:
         if again and not jobs:
             jobs.append(again[0])
             self.chosen[again[0]] = min(again[0].size, float(self.view.pool.step_tokens))
+
+
+def _worth(some: dict[Job, float]) -> float:
+    return sum(job.weight for job in some)
+
+
+def _patience(recent: tuple[Asked, ...], model: Generation) -> float:
+    """Seconds that half of the latest requests could wait before their prefill; inf if they were promised nothing."""
+    stage = f"{model.label}.prefill"
+    spare = sorted(
+        asked.first - model.seconds(Step(1, size, size * size))
+        for asked in recent
+        if (size := asked.sizes.get(stage)) is not None
+    )
+    return spare[len(spare) // 2] if spare else math.inf
 
 
 class _Future:
