@@ -34,7 +34,10 @@ def tasks(quick: bool) -> list[tuple[str, str, float]]:
     """(config, what is swept, value) of every point."""
     found = []
     for path in sorted((ROOT / "configs/paper").glob("*.yaml")):
-        sweeps = load_experiment(path).sweeps
+        setting = load_experiment(path)
+        if setting.llm is not None:  # benchmarks/llm.py
+            continue
+        sweeps = setting.sweeps
         for over in SWEEPS[:1] if quick else SWEEPS:
             found += [(path.stem, over, value) for value in sweeps[over].values]
     return found

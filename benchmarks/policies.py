@@ -137,7 +137,8 @@ class Point:
 
 def all_points(quick: bool) -> list[Point]:
     """All points; `quick`: three a sweep, the middle of what else is varied, and seed 0 alone."""
-    settings = [load_experiment(path) for path in sorted((ROOT / "configs/paper").glob("*.yaml"))]
+    every = [load_experiment(path) for path in sorted((ROOT / "configs/paper").glob("*.yaml"))]
+    settings = [setting for setting in every if setting.llm is None]  # language models: benchmarks/llm.py
     sweep_seeds, side_seeds = ((0,), (0,)) if quick else (SWEEP_SEEDS, SIDE_SEEDS)
     points: list[Point] = []
     for setting in settings:

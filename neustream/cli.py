@@ -25,8 +25,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from neustream.analysis.tables import new_table, policies_table
-from neustream.backends.serving import Session, measure_experiment, profile_shapes
+from neustream.analysis.tables import new_table, policies_table, tokens_table
+from neustream.backends.serving import Session, measure_experiment, profile_shapes, profile_steps
 from neustream.config import SWEEPABLE, Experiment, load_experiment
 from neustream.engine.engine import Engine
 from neustream.engine.report import Report
@@ -35,6 +35,7 @@ from neustream.errors import ConfigError, NeustreamError, nearest
 from neustream.experiment import Prepared, build_policy, prepare, record, simulate, sweep_points
 from neustream.explain import one_line
 from neustream.profiling import Measurement, default_batches, save
+from neustream.stepfile import StepsFile
 
 app = typer.Typer(
     add_completion=False,
@@ -143,7 +144,7 @@ def simulate_command(
             if log and trace:
                 log.save(_trace_path(trace, name, len(names) > 1))
             progress.advance(task)
-    console.print(policies_table(_title(experiment), records))
+    _show(_title(experiment), records)
     if json_:
         _write(json_, records)
 
@@ -159,6 +160,8 @@ def _reach(
     """What to add to each policy's record: how far it is from the bound and from hindsight, if asked for."""
     if not bound and hindsight is None:
         return lambda report: {}
+    if hindsight is not None and any(experiment.llm is not None for experiment in prepared.experiments):
+        raise ConfigError("--hindsight searches schedules of pipelines; for an llm there is --bound")
     from neustream.analysis.headroom import bound_of, headroom
     from neustream.analysis.hindsight import STARTS
     from neustream.analysis.hindsight import hindsight as search
@@ -175,12 +178,22 @@ def _reach(
     return lambda report: headroom(prepared, report, most, best)
 
 
+def _show(title: str, records: Sequence[dict[str, Any]]) -> None:
+    console.print(policies_table(title, records))
+    if any("tokens" in entry for entry in records):
+        console.print(tokens_table(records))
+
+
 def _title(experiment: Experiment) -> str:
     load, slo = experiment.workload, experiment.slo
     rate = f"{load.rate:g} req/s" if load.load is None else f"{load.load:g}x solo load"
     arrivals = load.arrivals if load.arrivals == "trace" else f"{load.arrivals} {rate}"
     burst = f", cv {load.cv:g}" if load.arrivals == "gamma" else ""
-    promise = f"SLO {slo.scale:g}x solo" if slo.scale else f"SLO {slo.total_s:g} s" if slo.total_s else "SLO classes"
+    promises = [f"{slo.scale:g}x solo"] if slo.scale else [f"{slo.total_s:g} s"] if slo.total_s else []
+    for name, scale, seconds in (("TTFT", slo.first_scale, slo.first_s), ("TPOT", slo.step_scale, slo.step_s)):
+        if scale or seconds:
+            promises.append(f"{name} {scale:g}x solo" if scale else f"{name} {seconds:g} s")
+    promise = f"SLO {', '.join(promises)}" if promises else "SLO classes"
     return f"{experiment.name}: {arrivals}{burst}, {promise}, seed {load.seed}"
 
 
@@ -264,10 +277,13 @@ def profile(
         list[str] | None,
         typer.Option(help="HEIGHTxWIDTH in pixels, may be repeated: files that serve(pipe, profiles=...) finds."),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="With --size: about how long each size may take.")] = 120.0,
+    seconds: Annotated[float, typer.Option(help="About how long each --size, or an llm, may take.")] = 120.0,
     set_: SetOption = None,
 ) -> None:
-    """Measure every stage of an experiment's real model over its batch sizes, and over image sizes if given."""
+    """Measure every stage of an experiment's real model over its batch sizes, and over image sizes if given.
+
+    Of an llm: its steps, over batch sizes, tokens and contexts.
+    """
     experiment = load_experiment(config, set_ or ())
     if size:
         for path in profile_shapes(experiment, device, [_size(text) for text in size], out, seconds, True):
@@ -280,6 +296,19 @@ def profile(
 
     def limit(stage: str, batch: int, error: BaseException) -> None:
         problems.print(f"{stage!r}: out of memory at batch {batch}, stops at the size before ({error})", markup=False)
+
+    if experiment.llm is not None:
+        with console.status("building the model") as status:
+            file = profile_steps(
+                experiment,
+                device,
+                out,
+                seconds,
+                lambda stage, batch, seconds: status.update(f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms"),
+            )
+        console.print(_steps_table(f"{experiment.name} on {file.device}", file))
+        _wrote(out / f"{experiment.llm.profile}.json")
+        return
 
     with _progress() as progress:
         sizes = sum(len(default_batches(stage.max_batch)) for stage in experiment.stages.values())
@@ -304,6 +333,16 @@ def _profile_table(title: str, measured: Mapping[str, Sequence[Measurement]]) ->
             times = (m.median, m.p90, m.median / m.batch)
             median, p90, each = (f"{seconds * 1e3:.3f}" for seconds in times)
             table.add_row(m.stage, str(m.batch), median, p90, f"{m.spread:.1%}", each)
+    return table
+
+
+def _steps_table(title: str, file: StepsFile) -> Table:
+    table = new_table(title, "step", ("requests", "tokens", "median ms"))
+    for tokens, seconds in zip(file.prefill.tokens, file.prefill.latency_s, strict=True):
+        table.add_row("prefill", "", str(tokens), f"{seconds * 1e3:.3f}")
+    for batch, row in zip(file.decode.batch or (), file.decode.latency_s or (), strict=True):
+        for context, seconds in zip(file.decode.context or (), row, strict=True):
+            table.add_row("decode", str(batch), f"{batch} x {context}", f"{seconds * 1e3:.3f}")
     return table
 
 
@@ -351,7 +390,7 @@ def run(
             pictures = session.gallery
     if fault is not None and not records:
         raise fault
-    console.print(policies_table(_title(experiment), records))
+    _show(_title(experiment), records)
     _explain(records)
     if json_:
         _write(json_, records)

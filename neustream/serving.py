@@ -19,8 +19,10 @@ from neustream.engine.report import Report
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from transformers import PreTrainedModel
 
     from neustream.backends.diffusers import PipelineEngine
+    from neustream.backends.transformers import TextEngine
 
 POOL = "pool"
 
@@ -45,6 +47,10 @@ def serve(
 def serve(model: DiffusionPipeline | Mapping[str, DiffusionPipeline], **options: Any) -> PipelineEngine: ...
 
 
+@overload
+def serve(model: PreTrainedModel, tokenizer: Any = None, **options: Any) -> TextEngine: ...
+
+
 def serve(model: Any, *args: Any, **options: Any) -> Any:
     """Serve a model on one device of this process.
 
@@ -52,11 +58,19 @@ def serve(model: Any, *args: Any, **options: Any) -> Any:
     `PipelineEngine`, whose `submit` takes the pipeline's own arguments; its options are those of
     `neustream.backends.diffusers.PipelineEngine`.
 
+    A causal language model of transformers: `serve(model, tokenizer, slo=SLO(first=0.5, step=0.05))` gives a
+    running `TextEngine`, whose `submit` takes prompts; its options are those of
+    `neustream.backends.transformers.TextEngine`.
+
     A graph of your own: `serve(graph, modules, profiles, policy=..., device=..., observers=...)` gives
     an `Engine`, to be used as a context manager. `policy` defaults to `Priced`.
     """
     if isinstance(model, Graph):
         return _serve_graph(model, *args, **options)
+    if any(cls.__module__ == "transformers.modeling_utils" for cls in type(model).__mro__):  # without importing it
+        from neustream.backends.transformers import TextEngine
+
+        return TextEngine(model, *args, **options)
     from neustream.backends.diffusers import PipelineEngine
 
     return PipelineEngine(model, *args, **options)

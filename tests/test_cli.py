@@ -16,7 +16,9 @@ from neustream.config import load_experiment
 from neustream.experiment import prepare
 from neustream.workload import gamma_arrivals
 
-PAPER = sorted((Path(__file__).parent.parent / "configs/paper").glob("*.yaml"))
+PAPER = [
+    path for path in sorted((Path(__file__).parent.parent / "configs/paper").glob("*.yaml")) if "opt_" not in path.name
+]
 POLICIES = ["serial", "static", "fcfs", "edf", "clockwork", "neustream"]
 
 

@@ -131,7 +131,8 @@ def test_an_unknown_key_of_a_sweep_or_a_class(tmp_path):
 def test_an_unknown_key_like_no_other_lists_what_is_allowed(tmp_path):
     message = wrong(toy(tmp_path), "workload.xyzzy=1")
     assert (
-        "unknown key 'workload.xyzzy'; allowed: arrivals, burst, cv, file, load, rate, requests, seed, steps" in message
+        "unknown key 'workload.xyzzy'; allowed: arrivals, burst, cv, file, load, max_tokens, output, "
+        "prompt, rate, requests, seed, steps" in message
     )
 
 
@@ -157,11 +158,11 @@ VALUES = [
     ("workload.arrivals=trace", "workload: arrivals: trace needs a file", ""),
     ("workload.file=x.csv", "a file needs arrivals: trace", ""),
     ("slo.total_s=0", "slo.total_s", "got 0"),
-    ("slo.scale=2", "slo: give exactly one of scale, total_s and classes", ""),
+    ("slo.scale=2", "slo: give scale or total_s, not both", ""),
     ("slo={}", "slo: give exactly one of scale, total_s and classes", ""),
     ("slo={classes: []}", "slo.classes", "got []"),
-    ("slo={classes: [{name: a}]}", "slo.classes.0: an SLO is either a scale or total_s", ""),
-    ("slo={classes: [{scale: 1, total_s: 1}]}", "slo.classes.0: an SLO is either a scale or total_s", ""),
+    ("slo={classes: [{name: a}]}", "slo.classes.0: an SLO is a scale or total_s", "none is given"),
+    ("slo={classes: [{scale: 1, total_s: 1}]}", "slo.classes.0: give scale or total_s, not both", ""),
     ("slo.extra_s=-1", "slo.extra_s", "got -1"),
     ("simulation.latency_scale=0", "simulation.latency_scale", "got 0"),
     ("simulation.latency_noise=-0.1", "simulation.latency_noise", "got -0.1"),
@@ -176,7 +177,7 @@ VALUES = [
     ("workload.burst={after: 10, requests: 1, factor: 2}", "burst: none comes after 10 of 10 requests", ""),
     ("stages.draw.max_batch=0", "stages.draw.max_batch", "got 0"),
     ("stages.draw.profile=draw", "stages.draw.profile", "got 'draw'"),
-    ("stages={}", "stages", "at least 1"),
+    ("stages={}", "give stages (a pipeline) or llm (a language model)", ""),
     ("stages.draw.pool=gpuu", "stage 'draw': unknown pool 'gpuu'; did you mean 'gpu'? allowed: gpu", ""),
     ("pools={gpu: {}, spare: {}}", "pools without a stage: ['spare']", ""),
     ("pools={gpu: {workers: 0}}", "pools.gpu.workers", "got 0"),
@@ -225,7 +226,7 @@ def test_an_unknown_key_of_a_burst_or_a_slowdown(tmp_path):
     assert "unknown key 'simulation.slowdowns.0.faktor'; did you mean 'factor'?" in message
 
 
-@pytest.mark.parametrize("key", ["name", "profiles", "slo", "stages"])
+@pytest.mark.parametrize("key", ["name", "profiles", "slo"])
 def test_a_missing_key(tmp_path, key):
     path = toy(tmp_path)
     raw = yaml.safe_load(path.read_text())

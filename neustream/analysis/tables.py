@@ -31,7 +31,7 @@ def policies_table(title: str, records: Sequence[Record]) -> Table:
     measures: list[tuple[str, Callable[[Record], str]]] = [
         ("goodput/s", lambda r: _number(r["goodput_rps"], 2 if paired else 3)),
         ("SLO met", lambda r: f"{r['attainment']:.0%}" if paired else f"{r['attainment']:.1%}"),
-        *([] if brief else [("p50 s", lambda r: _number(r["latency_s"]["p50"], 2))]),
+        *([] if brief or any("tokens" in r for r in records) else [("p50 s", _median)]),
         ("p99 s", lambda r: _number(r["latency_s"]["p99"], 2)),
         *([] if reach else [("batch", lambda r: _number(loop_batch(r), 1 if paired else 2))]),
     ]
@@ -52,9 +52,33 @@ def policies_table(title: str, records: Sequence[Record]) -> Table:
     return table
 
 
+def tokens_table(records: Sequence[Record]) -> Table:
+    """What the outputs of language models were like, one row a policy; of finished requests."""
+    shown = [record for record in records if "tokens" in record]
+    table = new_table(
+        "outputs; medians and p99 in ms",
+        "policy",
+        ["tok/s", "TTFT", "p99", "TPOT", "p99", "ITL", "p99", "client met", "evicted"],
+    )
+    for record in shown:
+        tokens = record["tokens"]
+        cells = [_number(tokens["goodput_tps"], 0)]
+        for name, quantile in (("ttft", 50), ("ttft", 99), ("tpot", 50), ("tpot", 99), ("itl", 50), ("itl", 99)):
+            seconds = tokens[f"{name}_s"][f"p{quantile}"]
+            cells.append("-" if seconds is None else f"{seconds * 1e3:.0f}")
+        table.add_row(record["policy"], *cells, f"{tokens['client_attainment']:.1%}", str(record.get("evictions", 0)))
+    table.caption = "tok/s: in time; client met: TTFT, mean TPOT and E2EL in their SLO (vllm bench --goodput)"
+    table.caption_justify = "left"
+    return table
+
+
 def loop_batch(record: Record) -> float | None:
     """The largest mean batch size of any stage: that of the loop, usually."""
     return max((size for size in record["batch_size"].values() if size is not None), default=None)
+
+
+def _median(record: Record) -> str:
+    return _number(record["latency_s"]["p50"], 2)
 
 
 def _share(record: Record, key: str) -> str:

@@ -289,6 +289,7 @@ class Engine:
                 self._tell(Decided(pool, now, seconds, batch))
             if batch is not None:
                 idle.remove(worker)
+                self._settle()
                 for job in batch.evicted:
                     self._executors[pool].release(job)
                 self._executors[pool].start(batch, self.clock)
@@ -378,8 +379,16 @@ class Engine:
                 self.scheduler.cancel(id, now)
 
     def _settle(self) -> None:
-        """Take note of what the scheduler's last moves brought about."""
-        self._records += self.scheduler.pop_events()
+        """Take note of what the scheduler's last moves brought about.
+
+        Executors hear of ended jobs at once: memory that the scheduler hands out anew must be free.
+        """
+        events = self.scheduler.pop_events()
+        for event in events:
+            if isinstance(event, Ended):
+                for executor in self._executors.values():
+                    executor.release(event.job)
+        self._records += events
 
     def _tell(self, record: Record) -> None:
         self._records.append(record)
@@ -395,8 +404,6 @@ class Engine:
                     self._hear(listener, record)
             elif isinstance(record, Ended):
                 self._listeners.pop(record.job.id, None)
-                for executor in self._executors.values():
-                    executor.release(record.job)
                 if (answer := self._answers.pop(record.job.id, None)) is not None:
                     self._answer(answer, _result(record.job, record.at))
 

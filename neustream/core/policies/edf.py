@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neustream.core.policies.generation import decision, generation
+from neustream.core.policies.generation import Generation, apart, decision
 from neustream.core.policies.order import in_order
 from neustream.core.policy import Decision, View
 from neustream.core.types import Job
@@ -26,7 +26,7 @@ class EDF:
     drop_hopeless: bool = True
 
     def decide(self, view: View) -> Decision:
-        model = generation(view)
-        if model is not None:
-            return decision(view, model, _deadline, view.pool.step_tokens, self.drop_hopeless)
-        return in_order(view, _deadline, self.drop_hopeless)
+        return apart(view, self._tokens, lambda rest: in_order(rest, _deadline, self.drop_hopeless))
+
+    def _tokens(self, view: View, model: Generation) -> Decision:
+        return decision(view, model, _deadline, view.pool.step_tokens, self.drop_hopeless)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
-from neustream.core.policies.generation import decision, generation
+from neustream.core.policies.generation import Generation, apart, decision
 from neustream.core.policies.order import in_order
 from neustream.core.policy import Decision, View
 
@@ -24,7 +24,7 @@ class FCFS:
     drop_hopeless: bool = True
 
     def decide(self, view: View) -> Decision:
-        model = generation(view)
-        if model is not None:
-            return decision(view, model, attrgetter("arrival"), view.pool.step_tokens, self.drop_hopeless)
-        return in_order(view, attrgetter("arrival"), self.drop_hopeless)
+        return apart(view, self._tokens, lambda rest: in_order(rest, attrgetter("arrival"), self.drop_hopeless))
+
+    def _tokens(self, view: View, model: Generation) -> Decision:
+        return decision(view, model, attrgetter("arrival"), view.pool.step_tokens, self.drop_hopeless)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neustream.core.policy import Decision, View
 from neustream.core.steps import Part, Step, StepLatency
@@ -50,29 +50,51 @@ def begun(job: Job) -> bool:
     return job.progress > 0 or job.run > 0
 
 
-def generation(view: View) -> Generation | None:
-    """What is there of a language model; None if the pool serves none, or none of its jobs is there.
+def apart(view: View, tokens: Callable[[View, Generation], Decision], others: Callable[[View], Decision]) -> Decision:
+    """The decision of `tokens` for a language model's stages, of `others` for all other stages.
 
-    A pool that serves several gets the one whose job came to its stage first.
+    Where a pool has jobs at both (or at several models'), those are asked first who have the earliest
+    deadline, or came first where there is none; the next ones only if nobody of them runs.
     """
-    models: dict[str, list[Job]] = {}
-    for queue in view.queues.values():
+    groups: dict[str, dict[str, Sequence[Job]]] = {}
+    for name, queue in view.queues.items():
         stage = queue[0].stage
-        if stage is not None and stage.fuse and stage.keeps:
-            models.setdefault(stage.fuse, []).extend(queue)
-    if not models:
-        return None
-    label = min(models, key=lambda name: min(job.joined_at for job in models[name])) if len(models) > 1 else min(models)
-    decodes = [job for job in models[label] if job.stage is not None and job.stage.reads]
-    prefills = [job for job in models[label] if job.stage is not None and not job.stage.reads]
+        model = stage is not None and stage.fuse and isinstance(view.profiles[name], Part)
+        groups.setdefault(stage.fuse if stage is not None and model else "", {})[name] = queue
+    if len(groups) == 1:
+        return _one(view, next(iter(groups)), tokens, others)
+    urgency = {label: min(_urgency(job) for queue in some.values() for job in queue) for label, some in groups.items()}
+    drop: dict[Job, str] = {}
+    wakes: list[float] = []
+    for label in sorted(groups, key=urgency.__getitem__):
+        made = _one(replace(view, queues=groups[label]), label, tokens, others)
+        drop |= made.drop
+        if made.jobs:
+            return replace(made, drop=drop)
+        if made.wake_at is not None:
+            wakes.append(made.wake_at)
+    return Decision(drop=drop, wake_at=min(wakes, default=None))
+
+
+def _urgency(job: Job) -> tuple[float, float]:
+    return min(job.due, job.due_next), job.joined_at
+
+
+def _one(
+    view: View, label: str, tokens: Callable[[View, Generation], Decision], others: Callable[[View], Decision]
+) -> Decision:
+    if not label:
+        return others(view)
+    jobs = view.jobs
+    decodes = [job for job in jobs if job.stage is not None and job.stage.reads]
+    prefills = [job for job in jobs if job.stage is not None and not job.stage.reads]
     prefills.sort(key=lambda job: not begun(job))
-    first = models[label][0].stage
-    assert first is not None
-    profile = view.profiles[first.name]
-    if not isinstance(profile, Part):
-        return None
+    stage = jobs[0].stage
+    assert stage is not None
+    profile = view.profiles[stage.name]
+    assert isinstance(profile, Part)
     speed = max(view.speed.get(name, 1.0) for name in view.queues)
-    return Generation(view, profile.steps, label, decodes, prefills, first.max_batch, speed)
+    return tokens(view, Generation(view, profile.steps, label, decodes, prefills, stage.max_batch, speed))
 
 
 def continuous(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neustream.core.policies.generation import Generation, begun, continuous, generation
+from neustream.core.policies.generation import Generation, apart, begun, continuous
 from neustream.core.policies.order import in_order
 from neustream.core.policy import Decision, View
 from neustream.core.steps import Step
@@ -42,9 +42,9 @@ class NeuStreamLLM:
                 raise ConfigError(f"neustream_llm: {name} must be 0 or more, got {getattr(self, name)}")
 
     def decide(self, view: View) -> Decision:
-        model = generation(view)
-        if model is None:
-            return in_order(view, lambda job: job.arrival, True)
+        return apart(view, self._tokens, lambda rest: in_order(rest, lambda job: job.arrival, True))
+
+    def _tokens(self, view: View, model: Generation) -> Decision:
         drop = {
             job: f"hopeless: its first token needs {job.work_next:.3f} s, due in {job.due_next - view.now:.3f} s"
             for job in model.prefills

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from neustream.core.policies.generation import generation
+from neustream.core.policies.generation import apart
 from neustream.core.policies.order import largest_in_time
 from neustream.core.policies.plan import Curve, Floats, Ints, Lines, curve
 from neustream.core.policies.tokens import Tokens
@@ -59,6 +59,9 @@ class Priced:
     there is hope. Jobs without a deadline fill what is left. Latencies are the profile's times
     `View.speed`.
 
+    The steps of a language model follow a rule of their own with the same aims (`tokens.py`, whose
+    parameters are `tokens`).
+
     In a pool of several workers each plans for the jobs that it ran itself; those that have not run
     are taken by the first worker with room.
     """
@@ -73,9 +76,9 @@ class Priced:
                 raise ConfigError(f"priced: {name} must be 0 or more and finite, got {getattr(self, name)}")
 
     def decide(self, view: View) -> Decision:
-        model = generation(view)
-        if model is not None:
-            return self.tokens.decide(view, model)
+        return apart(view, self.tokens.decide, self._steps)
+
+    def _steps(self, view: View) -> Decision:
         drop = view.hopeless()
         table = _table(view, drop)
         if not table.jobs:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from operator import attrgetter
 
-from neustream.core.policies.generation import Generation, decision, generation
+from neustream.core.policies.generation import Generation, apart, decision
 from neustream.core.policies.order import in_order
 from neustream.core.policy import Decision, View
 from neustream.core.steps import Step
@@ -33,9 +33,9 @@ class Sarathi:
             raise ConfigError(f"sarathi: token_budget must be 1 or more, got {self.token_budget}")
 
     def decide(self, view: View) -> Decision:
-        model = generation(view)
-        if model is None:
-            return in_order(view, attrgetter("arrival"), self.drop_hopeless)
+        return apart(view, self._tokens, lambda rest: in_order(rest, attrgetter("arrival"), self.drop_hopeless))
+
+    def _tokens(self, view: View, model: Generation) -> Decision:
         budget = self.token_budget or _stall_free(view, model)
         return decision(view, model, attrgetter("arrival"), min(budget, view.pool.step_tokens), self.drop_hopeless)
 

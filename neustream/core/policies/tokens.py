@@ -218,7 +218,7 @@ class _Plan:
         Where requests cannot wait for a decode to end before they prefill, and everyone who runs has
         slack for some prefills, the device is left free until a prefill's worth of slack is left.
         """
-        if not self.alive or self.rule.pause <= 0:
+        if not self.alive or self.alive[0].due_next == math.inf or self.rule.pause <= 0:
             return None
         step = self._decode(self.alive)
         patience = _patience(self.view.recent, self.model)
@@ -233,8 +233,7 @@ class _Plan:
 
     def _decoding(self) -> list[Job]:
         """The running generations that decode: all, unless that would make the most urgent ones late."""
-        model, now = self.model, self.view.now
-        alive = self.alive
+        now, alive = self.view.now, self.alive
         while alive:
             time = alive[0].due_next - now
             count = len(alive)
@@ -345,7 +344,7 @@ class _Future:
         return other
 
     def takes(self, job: Job, committed: bool) -> bool:
-        """Take in one more generation, if everyone keeps pace and there is memory for all; one that has begun always."""
+        """Take in one more generation if all keep pace and have memory; one that is `committed` always."""
         view = self.plan.view
         slack = np.array([job.due_next - view.now])
         count, context, time = self._of([job], slack)
