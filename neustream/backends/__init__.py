@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from neustream.engine.executor import StreamModule
+from neustream.stepfile import StepsFile
 
 KINDS = {
     "diffusers": "neustream.backends.diffusers.from_config:make",
+    "transformers": "neustream.backends.transformers.from_config:make",
 }
 
 
@@ -43,6 +45,23 @@ class ModelBackend(Protocol):
 
     def image(self, output: Mapping[str, Any]) -> Any:
         """The PIL image in a request's output, or None for models that make none."""
+        ...
+
+
+class LlmBackend(ModelBackend, Protocol):
+    """A language model: beside its two stages, `modules` has "llm" for steps of both.
+
+    `lengths`, set before serving, are the outputs after which generations of a workload end, by request.
+    """
+
+    lengths: Mapping[str, int]
+
+    def warm_up(self) -> None:
+        """Run steps of all kinds, so that the first real request finds all loaded."""
+        ...
+
+    def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
+        """Measure how long steps take, in about `seconds`; `tick` is told kind, requests and seconds of each."""
         ...
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from neustream.backends import KINDS, Make, ModelBackend
+from neustream.backends import KINDS, LlmBackend, Make, ModelBackend
 from neustream.config import Experiment
 from neustream.core.scheduler import Emitted, Ended
 from neustream.engine.engine import Engine
@@ -22,9 +22,13 @@ from neustream.engine.report import Report
 from neustream.errors import BackendError, ConfigError, ProfileError, nearest
 from neustream.experiment import Prepared, build_graph, load_object, load_profiles, prepare, serve
 from neustream.profiling import Measurement, measure, versions
+from neustream.stepfile import StepsFile, save_steps
 
-NEEDED = ("torch", "diffusers", "transformers")
-"""What the library's own backends import."""
+NEEDED = {
+    "diffusers": ("diffusion", ("torch", "diffusers", "transformers")),
+    "transformers": ("llm", ("torch", "transformers", "platformdirs")),
+}
+"""What the library's own backends import, and the extra that installs it."""
 
 
 def make_backend(experiment: Experiment, device: str) -> ModelBackend:
@@ -35,11 +39,13 @@ def make_backend(experiment: Experiment, device: str) -> ModelBackend:
     path = KINDS.get(config.kind, config.kind)
     if ":" not in path:
         raise ConfigError(f"backend.kind {config.kind!r}: {nearest(config.kind, KINDS)}; or module:function")
-    if config.kind in KINDS and (missing := [name for name in NEEDED if find_spec(name) is None]):
-        raise BackendError(f"backend {config.kind!r} needs {', '.join(missing)}: pip install 'neustream[diffusion]'")
+    extra, needed = NEEDED.get(config.kind, ("", ()))
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise BackendError(f"backend {config.kind!r} needs {', '.join(missing)}: pip install 'neustream[{extra}]'")
     make: Make = load_object(path, "backend")
     backend = make(config.options, device)
-    if unserved := set(experiment.stages) - set(backend.modules):
+    label = {"llm"} if experiment.llm is not None else set()  # steps of both of its stages
+    if unserved := (set(experiment.stages) | label) - set(backend.modules):
         raise ConfigError(
             f"backend {config.kind!r} has no module for stage(s) {sorted(unserved)}; it has: {sorted(backend.modules)}"
         )
@@ -112,6 +118,16 @@ def profile_shapes(
     return profile(pipe, calls, out, max_batch=looped, measure_s=seconds, progress=progress)
 
 
+def profile_steps(
+    experiment: Experiment, device: str, out: Path, seconds: float, tick: Callable[[str, int, float], None]
+) -> StepsFile:
+    """Time the steps of an experiment's language model, into its profile's file under `out`."""
+    assert experiment.llm is not None
+    file = cast(LlmBackend, make_backend(experiment, device)).steps(seconds, tick)
+    save_steps(file, out / f"{experiment.llm.profile}.json")
+    return file
+
+
 class Gallery:
     """An observer that keeps the images of the first requests."""
 
@@ -155,6 +171,9 @@ class Session:
         backends = {place: make_backend(experiment, place) for place in devices}
         backend = next(iter(backends.values()))
         self.prepared: Prepared = prepare(experiment, backend.params)
+        if experiment.llm is not None:
+            for each in backends.values():
+                cast(LlmBackend, each).lengths = self.prepared.lengths
         self._check(experiment, backends, places)
         self._backends = backends
         self.gallery = Gallery(backend)
@@ -162,6 +181,7 @@ class Session:
         assert experiment.backend is not None
         for name, some in places.items():
             stages = [stage for stage, config in experiment.stages.items() if config.pool == name]
+            stages += ["llm"] if experiment.llm is not None else []
             modules = [{stage: backends[place].modules[stage] for stage in stages} for place in some]
             finite = experiment.backend.check_finite
             self._executors[name] = ThreadExecutor(modules, some, check_finite=finite)
@@ -190,6 +210,9 @@ class Session:
         """Run every stage a few times, untimed, so that the first real request finds all loaded."""
         experiment = self.prepared.experiment
         for place, backend in self._backends.items():
+            if experiment.llm is not None:
+                cast(LlmBackend, backend).warm_up()
+                continue
             modules = {name: backend.modules[name] for name in experiment.stages}
             sample = _sampler(experiment, backend, SAMPLE_ROUNDS)
             measure(build_graph(experiment), modules, sample, device=place, batches=[1], repeats=2, warmup=1)

@@ -1,0 +1,174 @@
+"""How long a model's steps take: measured on the model itself, and kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from neustream.backends.torch import OUT_OF_MEMORY
+from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.modules import Ask, Text, Texts
+from neustream.core.graph import Graph
+from neustream.core.steps import Step, StepLatency
+from neustream.core.types import Job, Request
+from neustream.engine.clock import stopwatch
+from neustream.errors import ProfileError
+from neustream.graphs import llm
+from neustream.profiling import default_batches, versions
+from neustream.stepfile import StepsFile, Timed, load_steps, save_steps, steps_file, steps_of
+
+REPEATS = 15
+SPREAD = 4
+"""Requests of a decode have contexts from 1 - 1/SPREAD to 1 + 1/SPREAD times the mean."""
+
+Cell = tuple[tuple[int, ...], tuple[int, ...]]
+"""One kind of step: tokens of each prompt in prefill, and the context of each decode."""
+
+
+def cells_of(slots: int, length: int) -> list[Cell]:
+    """The steps that are measured for a model with `slots` of `length` tokens.
+
+    Single prompts from 1 token to all, doubling; some steps of several prompts; decodes on a grid of
+    batch and context; prompts beside decodes.
+    """
+    sizes = sorted({n for n in (1, *(2**k for k in range(3, 32))) if n < length} | {length - 1})
+    contexts = sorted({c for c in (4**k for k in range(2, 16)) if c < length} | {length})
+    cells: list[Cell] = [((n,), ()) for n in sizes]
+    part = max(2, length // 4)
+    cells += [((n,) * count, ()) for count in (2, 4, 8) if count <= slots for n in sorted({min(16, part), part})]
+    cells += [((), _around(c, batch, length)) for batch in default_batches(slots) for c in contexts]
+    for batch in sorted({1, slots // 2, slots - 1} - {0}) if slots > 1 else []:
+        cells += [((n,), _around(part, batch, length)) for n in sorted({min(16, part), part, length // 2})]
+    return list(dict.fromkeys(cells))
+
+
+def _around(context: int, batch: int, length: int) -> tuple[int, ...]:
+    """Contexts of a decode with that mean: real batches have some of each."""
+    most = min(context // SPREAD, length - context)
+    pairs = batch // 2
+    offs = [round(most * (k + 1) / pairs) for k in range(pairs)]
+    return tuple([context + off for off in offs] + [context] * (batch % 2) + [context - off for off in offs])
+
+
+def measure_steps(
+    model: LanguageModel,
+    *,
+    seconds: float = 30.0,
+    cells: Sequence[Cell] | None = None,
+    tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
+) -> list[Timed]:
+    """Time real steps of `model` in about `seconds`; call it while nothing is served by it.
+
+    Each round times every cell once, so that a moment in which the device is slow falls on all; the
+    first is not counted. There are `REPEATS` rounds, or fewer, at least one, where time runs out.
+    What does not fit the device's memory is left out.
+    """
+    bench = _Bench(model)
+    wanted = list(cells or cells_of(model.slots, model.max_len))
+    took: dict[Cell, list[float]] = {cell: [] for cell in wanted}
+    began = stopwatch()
+    for turn in range(REPEATS + 1):
+        round_began = stopwatch()
+        for cell in list(took):
+            try:
+                lasted = bench.time(cell)
+            except OUT_OF_MEMORY:
+                del took[cell]
+                continue
+            finally:
+                bench.clear()
+            if turn:
+                took[cell].append(lasted)
+            tick("prefill" if cell[0] else "decode", len(cell[0]) + len(cell[1]), lasted)
+        now = stopwatch()
+        if turn and now - began + (now - round_began) > seconds:
+            break
+    if not took:
+        raise ProfileError(f"no step of {model.name} fits the memory of {model.place}")
+    return [(_step(cell), lasted) for cell, lasted in took.items()]
+
+
+def _step(cell: Cell) -> Step:
+    prompts, contexts = cell
+    return Step(len(prompts), sum(prompts), sum(n * n for n in prompts), len(contexts), sum(contexts))
+
+
+class _Bench:
+    """Jobs in the middle of their way, with slots that are said to hold what was never computed."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._texts = Texts(model, lambda job: Ask([0]), name="llm")
+        self._graph = Graph("sample", llm("llm"))
+        self._jobs: list[Job] = []
+
+    def time(self, cell: Cell) -> float:
+        prompts, contexts = cell
+        self._jobs = [self._job("llm.prefill", n) for n in prompts] + [self._job("llm.decode", n) for n in contexts]
+        began = stopwatch()
+        self._texts.step(self._jobs)  # ends with tokens on the CPU: the device is idle then
+        return stopwatch() - began
+
+    def _job(self, stage: str, tokens: int) -> Job:
+        job = Job(Request("sample", self._graph, params={"prompt_tokens": tokens, "max_tokens": 2}))
+        job.stage = self._graph.stages[stage]
+        job.share = float(tokens)
+        job.state["llm"] = Text(Ask([0] * tokens))
+        if stage == "llm.decode":
+            self._texts.pretend(job, tokens - 1)
+        return job
+
+    def clear(self) -> None:
+        for job in self._jobs:
+            self._texts.release(job)
+        self._jobs = []
+
+
+def file_of(model: LanguageModel, timed: Sequence[Timed], how: str) -> StepsFile:
+    """What was measured, as a profile file with its origin."""
+    weights = sum(weight.numel() for weight in model.model.parameters())
+    repeats = min(len(seconds) for _, seconds in timed)
+    origin = {
+        "how": how,
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "slots": model.slots,
+        "max_len": model.max_len,
+        "versions": versions(),
+        "repeats": repeats,
+        "statistic": "median of wall seconds per step",
+    }
+    return steps_file(timed, model=f"{model.name}, {weights / 1e6:.1f} M parameters", device=model.place, origin=origin)
+
+
+def steps_for(
+    model: LanguageModel,
+    cache: Path | None,
+    seconds: float,
+    tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
+) -> StepLatency:
+    """The step profile of a model from the cache (default: the user's); what is not there is measured and kept."""
+    path = (cache or user_cache_path("neustream")) / "profiles" / fingerprint(model) / "steps.json"
+    if path.exists():
+        return load_steps(path)
+    file = file_of(model, measure_steps(model, seconds=seconds, tick=tick), "measured when served")
+    save_steps(file, path)
+    return steps_of(file)
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """A name for all that latencies depend on: architecture, dtype, the device, versions, slots."""
+    facts: Mapping[str, Any] = {
+        "model": model.name,
+        "config": model.model.config.to_dict(),
+        "attention": "eager" if model.eager else "sdpa",
+        "dtype": str(model.model.dtype),
+        "place": model.place,
+        "slots": [model.slots, model.max_len],
+        "versions": versions(),
+    }
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return f"{model.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -1,0 +1,158 @@
+"""A stock causal language model that computes tokens of several requests in one forward call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from neustream.backends.torch import OUT_OF_MEMORY, device_name
+from neustream.backends.transformers.slots import Call, Row, Slots
+from neustream.errors import BackendError
+
+MASKED = ("sdpa", "eager")
+"""Attention implementations that take a mask of our own."""
+CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""By how much logits in company may differ from those alone, over the largest; other dtypes: `CLOSE_HALF`."""
+CLOSE_HALF = 3e-2
+
+
+class LanguageModel:
+    """The user's model, unchanged, with KV slots beside it.
+
+    Args:
+        model: any `AutoModelForCausalLM` that keeps keys and values of all tokens.
+        slots: requests that can be under way at once.
+        max_len: tokens of one request, prompt and outputs; default: the model's positions.
+
+    Raises:
+        BackendError: the model cannot be shared by requests, and why; or its slots find no memory.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, slots: int = 16, max_len: int | None = None) -> None:
+        name = type(model).__name__
+        if not isinstance(model, PreTrainedModel) or not model.can_generate():
+            raise BackendError(f"a transformers model that generates (AutoModelForCausalLM) is needed, got {name}")
+        if model.training:
+            raise BackendError(f"{name} is in training mode, in which dropout makes results random: call model.eval()")
+        config = model.config.get_text_config(decoder=True)
+        implementation = getattr(config, "_attn_implementation", None)
+        if implementation not in MASKED:
+            raise BackendError(
+                f"{name} runs with attention {implementation!r}; load it with attn_implementation='sdpa' or 'eager'"
+            )
+        accepted = inspect.signature(model.forward).parameters
+        if missing := [key for key in ("position_ids", "attention_mask", "past_key_values") if key not in accepted]:
+            raise BackendError(
+                f"{name} cannot be served: it takes no {', '.join(missing)}, so requests of different lengths cannot "
+                "share a call"
+            )
+        self.model, self.name = model, name
+        self.eager = implementation == "eager"
+        self.vocabulary: int = config.vocab_size
+        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_len = self._length(max_len)
+        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
+            raise BackendError(f"slots must be a whole number of 1 or more, got {slots!r}")
+        self.eos = _eos(model)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.cache = Slots(model, slots, self.max_len)
+        try:
+            self._prove()
+        except BackendError:
+            raise
+        except Exception as error:  # whatever a model does that was not made for this
+            if isinstance(error, OUT_OF_MEMORY) or "allocate" in str(error):
+                raise BackendError(
+                    f"{name}: no memory for the keys and values of {slots} slots of {self.max_len} tokens; "
+                    f"give fewer slots or a smaller max_len ({error})"
+                ) from error
+            raise BackendError(
+                f"{name} cannot be served: a call with requests of different lengths failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _length(self, max_len: int | None) -> int:
+        if max_len is None:
+            if self.positions is None:
+                raise BackendError(f"{self.name} does not say how many positions it has: give max_len")
+            return self.positions
+        if isinstance(max_len, bool) or not isinstance(max_len, int) or max_len < 2:
+            raise BackendError(f"max_len must be a whole number of 2 or more, got {max_len!r}")
+        if self.positions is not None and max_len > self.positions:
+            raise BackendError(f"max_len={max_len}, but {self.name} has {self.positions} positions")
+        return max_len
+
+    @property
+    def slots(self) -> int:
+        return self.cache.slots
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def place(self) -> str:
+        """What profiles of it are labelled with: the device that it runs on."""
+        return device_name(self.device)
+
+    @torch.inference_mode()
+    def forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Compute the rows' tokens, their keys and values into their slots; the logits behind each row's last.
+
+        Rows are given in the order of their slots.         Returns float32 [rows, vocabulary].
+        """
+        call = Call(rows, self.max_len, self.device)
+        self.cache.select(call)
+        mask = None if call.whole else call.mask()
+        if mask is not None and self.eager:
+            mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, torch.finfo(self.model.dtype).min)
+        out = self.model(
+            input_ids=call.ids,
+            attention_mask=mask,
+            position_ids=call.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            **self._last_only,
+        )
+        logits: torch.Tensor = out.logits[:, -1]
+        return (logits if call.lanes is None else logits[call.lanes]).float()
+
+    @torch.inference_mode()
+    def _prove(self) -> None:
+        """Show that requests in company get what they get alone, on the model itself.
+
+        Three short prompts: prefilled together, the longest in two parts, then one token each; against
+        the stock call without a cache. BackendError if logits differ by more than rounding explains.
+        """
+        count = min(3, self.slots)
+        lengths = [min(length, self.max_len - 1) for length in (2, 5, 9)[-count:]]
+        texts = [[(7 * at + 3 * k + 1) % self.vocabulary for k in range(n + 1)] for at, n in enumerate(lengths)]
+        slots = list(range(count))
+        ends = [len(text) - 1 for text in texts]
+        half = max(1, ends[-1] // 2)
+        first = [Row(slot, 0, text[:-1]) for slot, text in zip(slots[:-1], texts[:-1], strict=True)]
+        self.forward([*first, Row(slots[-1], 0, texts[-1][:half])])
+        if half < ends[-1]:
+            self.forward([Row(slots[-1], half, texts[-1][half:-1])])
+        got = self.forward([Row(s, end, text[end:]) for s, end, text in zip(slots, ends, texts, strict=True)])
+        for text, logits in zip(texts, got, strict=True):
+            ids = torch.tensor([text], device=self.device)
+            alone = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+            off = float((logits - alone).abs().max() / alone.abs().max().clamp(min=1e-20))
+            if not off <= CLOSE.get(self.model.dtype, CLOSE_HALF):
+                raise BackendError(
+                    f"{self.name} cannot be served: in company its logits differ from those alone by {off:.1e} of the "
+                    "largest, so its requests are not independent of each other"
+                )
+
+
+def _eos(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens at which the model's own `generate` ends."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    if found is None:
+        found = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
+    return frozenset([] if found is None else [found] if isinstance(found, int) else found)

@@ -1,0 +1,66 @@
+"""What a caller asks for, checked before it is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.modules import Ask
+from neustream.backends.transformers.sampling import Sampling
+from neustream.errors import RequestError
+
+
+def ask_of(
+    model: LanguageModel, tokenizer: Any, prompt: Any, max_tokens: Any, sampling: Sampling, room: int | None = None
+) -> Ask:
+    """What the model is asked: RequestError if the prompt is none, or if it and its outputs do not fit.
+
+    `room`: tokens that the pool's memory holds.
+    """
+    ids = _ids(model, tokenizer, prompt)
+    check_length(model, len(ids), max_tokens, room)
+    if beyond := [token for token in sampling.stop_token_ids if token >= model.vocabulary]:
+        raise RequestError(f"stop_token_ids: {beyond[0]} is no token: the vocabulary has {model.vocabulary}")
+    return Ask(ids, sampling)
+
+
+def check_length(model: LanguageModel, prompt: int, max_tokens: Any, room: int | None = None) -> None:
+    """RequestError if so many tokens of prompt and outputs do not fit the model or the memory, or are too few."""
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise RequestError(f"max_tokens must be a whole number of 1 or more, got {max_tokens!r}")
+    if prompt < 1:
+        raise RequestError("the prompt is empty: there is nothing to go on from")
+    limit, what = model.max_len, f"max_len is {model.max_len}"
+    if model.positions == limit:
+        what = f"{model.name} has {limit} positions"
+    if room is not None and room < limit:
+        limit, what = room, f"the memory has room for {room}"
+    if prompt >= limit:
+        raise RequestError(f"the prompt has {prompt} tokens, but {what}: at most {limit - 1}, and an output")
+    if prompt + max_tokens > limit:
+        raise RequestError(
+            f"{prompt} tokens of prompt and max_tokens={max_tokens} make {prompt + max_tokens}, but {what}: "
+            f"at most max_tokens={limit - prompt}"
+        )
+
+
+def _ids(model: LanguageModel, tokenizer: Any, prompt: Any) -> list[int]:
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise RequestError("a prompt of text needs a tokenizer: serve(model, tokenizer), or give token ids")
+        ids: list[int] = tokenizer(prompt)["input_ids"]
+    elif hasattr(prompt, "tolist"):  # numpy, torch
+        ids = prompt.tolist()
+    elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
+        ids = list(prompt)
+    else:
+        raise RequestError(f"a prompt must be text or a list of token ids, got {type(prompt).__name__}")
+    if not isinstance(ids, list):
+        raise RequestError(f"a prompt must be a list of token ids, got {ids!r}")
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise RequestError(f"a prompt must be a flat list of token ids, got {type(token).__name__} in it")
+        if not 0 <= token < model.vocabulary:
+            raise RequestError(f"{token} is no token: the vocabulary of {model.name} has {model.vocabulary}")
+    return ids

@@ -1,0 +1,264 @@
+"""A stock language model behind an engine: `serve(model)`, then `submit(prompt, max_tokens=...)`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from neustream.backends.transformers.measured import steps_for
+from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.request import ask_of
+from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.stream import Answer
+from neustream.core.graph import Graph
+from neustream.core.memory import Memory
+from neustream.core.policies import DEFAULT, POLICIES
+from neustream.core.policy import Policy, Pool
+from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Emitted, Scheduler
+from neustream.core.steps import LearntSteps, StepLatency
+from neustream.core.types import SLO, Job
+from neustream.engine.clock import WallClock
+from neustream.engine.engine import Engine, Result
+from neustream.engine.events import Observer, Record
+from neustream.engine.executor import ThreadExecutor
+from neustream.engine.report import Report
+from neustream.errors import BackendError, RequestError, nearest
+from neustream.graphs import llm, llm_profiles
+from neustream.stepfile import load_steps
+
+log = logging.getLogger("neustream")
+
+POOL = "device"
+NODE = "llm"
+
+
+class TextEngine:
+    """A stock causal language model, served token by token by one device.
+
+    Args:
+        model: any `AutoModelForCausalLM` in eval mode, on the device and in the dtype that it is to run
+            in; it is not changed. Its sampling defaults (`generation_config`) are not read, but for EOS.
+        tokenizer: for prompts and completions of text; None: token ids only.
+        slo: what requests are promised that bring no promise of their own (`SLO(first=..., step=...)`
+            for time to the first token and per further one); a number is `SLO(total=...)`.
+        policy: an object or the name of one.
+        profile: how long steps take: a step profile, or its file (`neustream profile` writes one).
+            None: the one in the user's cache; what is not there is measured first and kept. It is
+            corrected by the steps that run.
+        slots: requests that can hold keys and values at once.
+        max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys and
+            values take memory for `slots * max_len` tokens.
+        memory: what the scheduler shares out; default: the slots. A smaller one in blocks of tokens
+            makes it take slots away, and compute their tokens again.
+        device: move the model there first.
+        measure_s: seconds that measuring may take, about.
+        cache: the folder of the cache; default: the user's.
+        observers: told of every Record.
+        progress: show what is measured; default: if stderr is a terminal.
+
+    Raises:
+        BackendError: the model cannot be served, and why.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        slo: SLO | float | None = None,
+        policy: Policy | str | None = None,
+        profile: StepLatency | Path | str | None = None,
+        slots: int = 16,
+        max_len: int | None = None,
+        memory: Memory | None = None,
+        device: str | None = None,
+        measure_s: float = 20.0,
+        cache: Path | None = None,
+        observers: Sequence[Observer] = (),
+        progress: bool | None = None,
+    ) -> None:
+        self.slo = _slo(slo)
+        self.tokenizer = tokenizer
+        rule = _policy(policy)
+        if device is not None and isinstance(model, PreTrainedModel):
+            model.to(device)
+        self.model = LanguageModel(model, slots=slots, max_len=max_len)
+        self.memory = memory or Memory(slots, self.model.max_len)
+        self.report = Report()
+        self._answers: dict[str, Answer] = {}
+        self._texts = Texts(self.model, _ask, name=NODE)
+        self._executor = ThreadExecutor(modules_of(self._texts))
+        try:
+            steps = self._executor.call(lambda: self._steps(profile, cache, measure_s, progress)).result()
+            self.graph = Graph("chat", llm(NODE, max_batch=slots))
+            profiles = llm_profiles(NODE, LearntSteps(steps), max_batch=slots)
+            pool = Pool(POOL, tuple(self.graph.stages), memory=self.memory)
+            scheduler = Scheduler([pool], rule, profiles)
+            told: list[Observer] = [self.report, self._watch, *observers]
+            self.engine = Engine(scheduler, {POOL: self._executor}, WallClock(), told).start()
+        except BaseException:
+            self._executor.close()
+            raise
+
+    # -- requests -------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        slo: SLO | float | None = None,
+        id: str | None = None,
+    ) -> Answer:
+        """Ask for a completion; safe from any thread. RequestError, at once, for what cannot be served.
+
+        Args:
+            prompt: text (needs the engine's tokenizer) or token ids.
+            max_tokens: the most new tokens; together with the prompt they must fit the model.
+            temperature, top_p, top_k, seed, stop_token_ids, ignore_eos: see `Sampling`.
+            slo: what it is promised; a number is `SLO(total=...)`. Default: the engine's.
+            id: its name, default: a random one.
+        """
+        self.engine.ready()
+        sampling = Sampling(temperature, top_p, top_k, seed, stop_token_ids, ignore_eos)  # type: ignore[arg-type]
+        ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, self.memory.units)
+        promise = self.slo if slo is None else _slo(slo)
+        name = id or uuid.uuid4().hex
+        answer = Answer(name, self.tokenizer, self._give_up)
+        if self._answers.setdefault(name, answer) is not answer:
+            raise RequestError(f"request id {name!r} is already being served")
+        params = {"prompt_tokens": len(ask.prompt), "max_tokens": max_tokens, "ask": ask}
+        try:
+            inner = self.engine.submit(self.graph, params, slo=promise, id=name)
+        except BaseException:
+            del self._answers[name]
+            raise
+        inner.add_done_callback(lambda done: self._answered(answer, done, len(ask.prompt)))
+        return answer
+
+    def __call__(self, prompt: str | Sequence[int], **options: Any) -> Any:
+        """Ask and wait: the Completion."""
+        return self.submit(prompt, **options).result()
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Serve what is open (or cancel it), then stop."""
+        self.engine.close(cancel=cancel)
+
+    def __enter__(self) -> TextEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close(cancel=exc[0] is not None)
+
+    @property
+    def profiles(self) -> Mapping[str, LatencyProfile]:
+        """The profiles that decisions are made by now, what was learnt included."""
+        return self.engine.scheduler.profiles
+
+    @property
+    def used(self) -> int:
+        """Slots in use."""
+        with contextlib.suppress(BackendError):  # closed: nobody else counts
+            used: int = self._executor.call(lambda: len(self._texts)).result()
+            return used
+        return len(self._texts)
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _steps(
+        self, profile: StepLatency | Path | str | None, cache: Path | None, seconds: float, progress: bool | None
+    ) -> StepLatency:
+        if isinstance(profile, str | Path):
+            return load_steps(profile)
+        if profile is not None:
+            return profile
+        show = sys.stderr.isatty() if progress is None else progress
+        with _progress_bar(f"measuring {self.model.name}", show) as tick:
+            return steps_for(self.model, cache, seconds, tick)
+
+    def _watch(self, record: Record) -> None:
+        """Hand tokens out, on the engine's thread."""
+        if isinstance(record, Emitted) and (answer := self._answers.get(record.job.id)) is not None:
+            job, update = record.job, record.update
+            last = update["ended"] or record.index + 1 == job.params["max_tokens"]
+            answer.push(update["token"], record.at - job.arrival, last)
+
+    def _answered(self, answer: Answer, done: Future[Result], prompt: int) -> None:
+        del self._answers[answer.id]
+        error = done.exception()
+        if error is None:
+            answer.ended = done.result()
+        if not answer.set_running_or_notify_cancel():
+            return  # its caller cancelled it
+        if error is not None:
+            answer.set_exception(error)
+            return
+        result = done.result()
+        try:
+            reason = "stop" if result.unwrap()["ended"] else "length"
+            answer.set_result(answer.complete(prompt, result, reason))  # type: ignore[arg-type]
+        except Exception as failed:  # dropped, failed or cancelled; or the tokenizer's own
+            answer.set_exception(failed)
+
+    def _give_up(self, name: str) -> None:
+        with contextlib.suppress(RequestError):  # the engine is closed: it is over anyway
+            self.engine.cancel(name)
+
+
+def serve(model: PreTrainedModel, tokenizer: Any = None, **options: Any) -> TextEngine:
+    """A running `TextEngine` for `model`; `options` are its own."""
+    return TextEngine(model, tokenizer, **options)
+
+
+def _ask(job: Job) -> Ask:
+    ask: Ask = job.params["ask"]
+    return ask
+
+
+def _slo(slo: SLO | float | None) -> SLO:
+    if isinstance(slo, SLO):
+        return slo
+    if slo is None:
+        return SLO()
+    if isinstance(slo, bool) or not isinstance(slo, int | float):
+        raise RequestError(f"slo must be an SLO or seconds, got {slo!r}")
+    return SLO(total=slo)
+
+
+def _policy(policy: Policy | str | None) -> Policy:
+    name = DEFAULT if policy is None else policy
+    if not isinstance(name, str):
+        return name
+    if name not in POLICIES:
+        raise BackendError(f"unknown policy {name!r}; {nearest(name, POLICIES)}")
+    made: Policy = POLICIES[name]()
+    return made
+
+
+@contextlib.contextmanager
+def _progress_bar(what: str, show: bool) -> Iterator[Callable[[str, int, float], None]]:
+    """A line on stderr that tells which step is being measured."""
+    if not show:
+        yield lambda stage, batch, seconds: None
+        return
+    console = Console(stderr=True)
+    with console.status(what) as status:
+        yield lambda stage, batch, seconds: status.update(f"{what}: {stage}, batch {batch}, {seconds * 1e3:.1f} ms")
+    console.print(f"{what}: done")

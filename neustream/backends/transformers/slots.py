@@ -1,0 +1,226 @@
+"""KV slots: keys and values of requests of different lengths, as a cache that stock models write and read.
+
+Each request has a slot, a row of every layer's storage. One forward call works on some rows, each
+at its own position: what it computes is written there, and attention gets the rows that it needs,
+padded to the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from neustream.errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request's part of a forward call: `tokens` to be computed at positions `start`, `start + 1`, ..."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+HOLES = 0.5
+"""Unused slots between those of a decode that are computed along, as a share of its rows: less work than copies."""
+ALIGNED = 8
+"""Masks have a multiple of so many keys, as far as slots have them: GPU kernels copy them otherwise, in each layer."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One forward call's rows, in the order of their slots, as tensors.
+
+    `ids`, `positions`: [lanes, longest]. There is a lane for each row, padded on the left by repeats of
+    its first token; in decodes also for the slots between them, if those are few, so that attention can
+    read the storage as it lies. `lanes`: where the rows are (None: all lanes). `whole`: all lanes have
+    the same start and length, so that the model can make its own mask. `context`: keys that attention
+    reads in a padded lane, of the `length` of a slot.
+    """
+
+    rows: Sequence[Row]
+    length: int
+    device: torch.device
+    ids: torch.Tensor = field(init=False)
+    positions: torch.Tensor = field(init=False)
+    lanes: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows = self.rows
+        low, high = rows[0].slot, rows[-1].slot + 1
+        self.start = max(row.start for row in rows)
+        end = max(row.end for row in rows)
+        width = max(len(row.tokens) for row in rows)
+        self._single = width == 1
+        holes = high - low - len(rows)
+        self._view = slice(low, high) if not holes or (self._single and holes <= HOLES * len(rows)) else None
+        alike = all(row.start == self.start and row.end == end for row in rows)
+        self.whole = alike and not (holes and self._view is not None)
+        self.context = end if self.whole else min(-(-end // ALIGNED) * ALIGNED, self.length)
+        self._slots = self._tensor([row.slot for row in rows])
+        if self._single:
+            self._at = self._tensor([row.start for row in rows])
+            self.ids, self.positions = self._tensor([row.tokens[0] for row in rows])[:, None], self._at[:, None]
+            if holes and self._view is not None:
+                self.lanes = self._slots - low
+                self.ids = self.ids.new_zeros(high - low, 1).index_copy(0, self.lanes, self.ids)
+                self.positions = self.positions.new_zeros(high - low, 1).index_copy(0, self.lanes, self.positions)
+            return
+        pads = [width - len(row.tokens) for row in rows]
+        self.ids = self._tensor([[row.tokens[0]] * pad + list(row.tokens) for row, pad in zip(rows, pads, strict=True)])
+        self.positions = self._tensor(
+            [[row.start] * pad + list(range(row.start, row.end)) for row, pad in zip(rows, pads, strict=True)]
+        )
+        if len(rows) > 1:  # where each token goes, but for the padding
+            places = [
+                (lane, pad + column, row.slot, row.start + column)
+                for lane, (row, pad) in enumerate(zip(rows, pads, strict=True))
+                for column in range(len(row.tokens))
+            ]
+            self._lane, self._column, self._slot, self._at = self._tensor(places).unbind(1)
+
+    def _tensor(self, values: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=self.device)
+
+    def mask(self) -> torch.Tensor:
+        """Which keys each query sees, [lanes, 1, queries, keys]: those of its own row up to its own position."""
+        keys = torch.arange(self.context, device=self.device)
+        return (keys <= self.positions[:, :, None])[:, None]
+
+    def write(self, storage: torch.Tensor, states: torch.Tensor) -> None:
+        """Put `states` [lanes, heads, queries, width] where they belong in `storage` [slots, heads, length, width]."""
+        if self._single:
+            states = states[:, :, 0]
+            storage[self._slots, :, self._at] = states if self.lanes is None else states[self.lanes]
+        elif len(self.rows) == 1:
+            storage[self.rows[0].slot, :, self.rows[0].start : self.rows[0].end] = states[0]
+        else:
+            storage[self._slot, :, self._at] = states.transpose(1, 2)[self._lane, self._column]
+
+    def read(self, storage: torch.Tensor) -> torch.Tensor:
+        """The lanes [lanes, heads, context, width]: a view where their slots are neighbours, else a copy."""
+        if self._view is not None:
+            return storage[self._view, :, : self.context]
+        return storage[:, :, : self.context].index_select(0, self._slots)
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, [slots, heads, length, width] each, made at the first call.
+
+    They begin as zeros: attention multiplies what its mask hides by 0, which NaN would survive.
+    """
+
+    def __init__(self, slots: int, length: int) -> None:
+        super().__init__()
+        self.slots, self.length = slots, length
+        self.call: Call | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        def room(like: torch.Tensor) -> torch.Tensor:
+            return like.new_zeros(self.slots, like.shape[1], self.length, like.shape[3])
+
+        self.keys, self.values = room(key_states), room(value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.call is not None
+        self.call.write(self.keys, key_states)
+        self.call.write(self.values, value_states)
+        return self.call.read(self.keys), self.call.read(self.values)
+
+    def get_mask_sizes(self, *args: Any) -> tuple[int, int]:
+        assert self.call is not None
+        return self.call.context, 0
+
+    def get_seq_length(self) -> int:
+        return 0 if self.call is None else self.call.start
+
+    def get_max_length(self) -> int:
+        return self.length
+
+    get_max_cache_shape = get_max_length  # its name in transformers 4
+
+
+class Slots(Cache):
+    """The cache that a model is given: `slots` requests of up to `length` tokens.
+
+    BackendError for models whose layers keep anything but keys and values of all tokens.
+    """
+
+    def __init__(self, model: Any, slots: int, length: int) -> None:
+        self.slots, self.length = slots, length
+        super().__init__(layers=[SlotLayer(slots, length) for _ in range(_layers(model, length))])
+
+    def select(self, call: Call) -> None:
+        """Say which rows the next forward call works on."""
+        for layer in self.layers:
+            layer.call = call
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int, tokens: int) -> None:
+        """Copy what is in a slot to another one."""
+        for layer in self.layers:
+            layer.keys[target, :, :tokens] = layer.keys[source, :, :tokens]
+            layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
+
+    @torch.inference_mode()
+    def scrub(self, slot: int) -> None:
+        """Forget what is in a slot, where it may hold NaN."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys[slot] = 0
+                layer.values[slot] = 0
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [x for layer in self.layers if layer.is_initialized for x in (layer.keys, layer.values)]
+        return sum(x.nbytes for x in tensors)
+
+
+def _layers(model: Any, length: int) -> int:
+    """How many layers a model's cache has, if each keeps keys and values of all of `length` tokens."""
+    name = type(model).__name__
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
+        raise BackendError(f"{name} has an encoder or cross-attention: only decoder-only models can be served")
+    try:
+        layers = DynamicCache(config=config).layers
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackendError(f"{name}: transformers has no cache for it: {type(error).__name__}: {error}") from error
+    for at, layer in enumerate(layers):
+        window = layer.sliding_window if type(layer) is DynamicSlidingWindowLayer else 0
+        if length <= window:
+            continue  # within `length` tokens nothing slides
+        if window:
+            raise BackendError(
+                f"{name} cannot be served: layer {at} of its cache is a sliding window of {window} tokens, and slots "
+                f"are {length} long; give max_len={window} or less"
+            )
+        if type(layer) is not DynamicLayer:
+            raise BackendError(
+                f"{name} cannot be served: layer {at} of its cache is a {type(layer).__name__}, and slots hold keys "
+                "and values of all tokens only"
+            )
+    if not layers:
+        raise BackendError(f"{name} cannot be served: its cache has no layers that keep keys and values")
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("dynamic", "longrope"):
+        raise BackendError(
+            f"{name} cannot be served: its rotary embedding is of type {kind!r}, whose angles depend on the longest "
+            "request of a batch"
+        )
+    return len(layers)

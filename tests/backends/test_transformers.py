@@ -1,0 +1,215 @@
+"""Texts on shared slots: each gets the tokens that the stock library makes of it alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from texts import CONFIGS, SIZES, VOCABULARY, Drive, alone, model_of, prompts
+
+from neustream.backends.transformers import LanguageModel
+from neustream.errors import BackendError, StageFailed
+
+MAX = 12
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_equals_generate_in_any_company(kind, attention):
+    model = model_of(kind, attention)
+    wanted = [alone(model, prompt, MAX) for prompt in prompts(8)]
+    assert len({tuple(tokens) for tokens in wanted}) > 4  # they do differ
+    drive = Drive(model)
+    assert drive.finish([drive.job(prompt, MAX) for prompt in prompts(8)]) == wanted
+    for seed, chunk, evict in [(1, None, 0.0), (2, 7, 0.0), (3, 1, 0.0), (4, 5, 0.2), (5, None, 0.1)]:
+        assert drive.shuffle([drive.job(p, MAX) for p in prompts(8)], seed, chunk, evict) == wanted
+    assert len(drive.texts) == 0
+
+
+OPTIONS = [
+    {"temperature": 0.7},
+    {"temperature": 1.0, "top_p": 0.8},
+    {"temperature": 1.3, "top_k": 5},
+    {"temperature": 0.9, "top_k": 20, "top_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_sampled_tokens_equal_generate_with_the_same_seed(kind):
+    model = model_of(kind)
+    asked = [{"prompt": prompt, "seed": 100 + at, **OPTIONS[at % len(OPTIONS)]} for at, prompt in enumerate(prompts(8))]
+    wanted = [alone(model, max_tokens=MAX, **ask) for ask in asked]
+    assert wanted != [alone(model, prompt, MAX) for prompt in prompts(8)]
+    drive = Drive(model)
+    assert drive.finish([drive.job(max_tokens=MAX, **ask) for ask in asked]) == wanted
+    for seed, chunk, evict in [(1, 6, 0.0), (2, 5, 0.3)]:
+        assert drive.shuffle([drive.job(max_tokens=MAX, **ask) for ask in asked], seed, chunk, evict) == wanted
+
+
+def test_greedy_and_sampled_share_a_batch_and_streams_without_a_seed_differ():
+    drive = Drive(model_of("opt"))
+    prompt = prompts(1)[0]
+    free = {"temperature": 1.5}
+    tokens = drive.finish([drive.job(prompt, MAX), *(drive.job(prompt, MAX, **free) for _ in range(4))])
+    assert tokens[0] == alone(model_of("opt"), prompt, MAX)
+    assert len({tuple(some) for some in tokens}) == 5
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_jobs_that_find_no_slot_take_one_and_give_it_back(slots):
+    model = model_of("llama")
+    wanted = [alone(model, prompt, MAX) for prompt in prompts(7)]
+    drive = Drive(model, slots=slots)
+    assert drive.finish([drive.job(prompt, MAX) for prompt in prompts(7)]) == wanted
+    assert drive.shuffle([drive.job(prompt, MAX) for prompt in prompts(7)], 1, chunk=9) == wanted
+    assert len(drive.texts) == 0
+
+
+def test_a_slot_of_a_job_that_is_over_goes_first():
+    drive = Drive(model_of("opt"), slots=2)
+    old, new, third = [drive.job(prompt, MAX) for prompt in prompts(3)]
+    drive.step({old: None})
+    drive.step({new: None})
+    new.status = "cancelled"  # over, but nobody has released it yet
+    drive.step({third: None})
+    assert old in drive.texts._held and new not in drive.texts._held
+    drive.texts.release(new)
+    assert len(drive.texts) == 2
+
+
+def test_slots_close_up_when_one_between_gets_free():
+    model = model_of("gpt2")
+    wanted = [alone(model, prompt, MAX) for prompt in prompts(5)]
+    drive = Drive(model, slots=5)
+    jobs = [drive.job(prompt, MAX) for prompt in prompts(5)]
+    drive.step(dict.fromkeys(jobs))
+    drive.evict(jobs[1])
+    drive.step(dict.fromkeys([jobs[0], *jobs[2:]]))
+    assert sorted(held.slot for held in drive.texts._held.values()) == [0, 1, 2, 3]
+    drive.step(dict.fromkeys([jobs[0], jobs[3]]))  # slots with others between
+    drive.step(dict.fromkeys([jobs[0], jobs[2], jobs[4]]))
+    assert drive.finish(jobs) == wanted
+
+
+def test_eos_and_stop_tokens_end_a_text():
+    model = model_of("opt")
+    prompt = prompts(1)[0]
+    tokens = alone(model, prompt, MAX)
+    last = tokens[-1]
+    assert len(tokens) == MAX and 2 not in tokens
+    first = tokens.index(last) + 1
+    drive = Drive(model)
+    stopped, free = drive.job(prompt, MAX, stop_token_ids=(last,)), drive.job(prompt, MAX)
+    assert drive.finish([stopped, free]) == [tokens[:first], tokens]
+    assert stopped.state["ended"] and not free.state["ended"]
+
+    drive.texts.model.eos = frozenset([last])
+    patient = {"ignore_eos": True}
+    assert drive.finish([drive.job(prompt, MAX), drive.job(prompt, MAX, **patient)]) == [tokens[:first], tokens]
+
+
+@pytest.mark.parametrize("eos", [7, [7, 11]])
+def test_eos_comes_from_the_generation_config(eos):
+    model = model_of("gpt2", n_layer=1)
+    model.generation_config.eos_token_id = eos
+    assert LanguageModel(model, slots=1).eos == frozenset([7, 11] if isinstance(eos, list) else [7])
+
+
+def test_a_text_may_fill_its_slot():
+    model = model_of("gpt2")
+    prompt = prompts(1, low=80, high=80)[0]
+    drive = Drive(model)
+    assert drive.finish([drive.job(prompt, 16)]) == [alone(model, prompt, 16)]
+
+
+def test_a_second_call_of_a_job_begins_anew():
+    model = model_of("opt")
+    prompt = prompts(1)[0]
+    drive = Drive(model)
+    job = drive.job(prompt, MAX)
+    drive.finish([job])
+    again = drive.job(prompt, MAX)
+    again.state = job.state  # as in a loop around the node
+    assert drive.finish([again]) == [alone(model, prompt, MAX)]
+
+
+def test_nan_fails_its_own_job_and_leaves_nothing_behind():
+    model = model_of("llama", num_hidden_layers=1, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[50] = float("nan")
+    good = [prompt for prompt in prompts(8) if 50 not in prompt][:2]
+    wanted = [alone(model, prompt, MAX) for prompt in good]
+    drive = Drive(model, slots=2)
+    sick, well = drive.job([*range(4, 40), 50, 3], MAX), drive.job(good[0], MAX)
+    for job in (sick, well):
+        job.share = job.size
+    failed, fine = drive.modules["llm.prefill"].step([sick, well])
+    assert isinstance(failed, StageFailed) and "NaN" in str(failed)
+    assert fine["token"] == wanted[0][0]
+    drive.texts.release(well)
+    assert drive.finish([drive.job(prompt, MAX) for prompt in good]) == wanted  # one of them in the sick one's slot
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt_neox", "phi"])
+def test_other_families(kind):
+    model = model_of(kind, intermediate_size=128, num_key_value_heads=2)
+    wanted = [alone(model, prompt, MAX) for prompt in prompts(4)]
+    drive = Drive(model)
+    assert drive.shuffle([drive.job(p, MAX) for p in prompts(4)], 1, chunk=6, evict=0.1) == wanted
+
+
+def test_a_window_that_holds_all_tokens_is_no_window():
+    model = model_of("mistral", num_key_value_heads=2, intermediate_size=128, sliding_window=48)
+    with pytest.raises(BackendError, match="sliding window of 48 tokens, and slots are 96 long; give max_len=48"):
+        LanguageModel(model)
+    wanted = [alone(model, prompt, 8) for prompt in prompts(4)]
+    drive = Drive(model, max_len=48)
+    assert drive.shuffle([drive.job(prompt, 8) for prompt in prompts(4)], 1, chunk=6) == wanted
+
+
+def test_half_precision_is_served():
+    model = model_of("llama", num_hidden_layers=1).to(torch.bfloat16)
+    drive = Drive(model)
+    assert all(len(tokens) <= MAX for tokens in drive.finish([drive.job(p, MAX) for p in prompts(3)]))
+    model_of.cache_clear()
+
+
+def test_models_that_cannot_be_shared_are_refused_by_name():
+    small = {"hidden_size": 32, "num_hidden_layers": 1}
+    with pytest.raises(BackendError, match="MambaForCausalLM cannot be served: it takes no position_ids"):
+        LanguageModel(model_of("mamba", attention="eager", **small))
+    with pytest.raises(BackendError, match="BloomForCausalLM cannot be served"):
+        LanguageModel(model_of("bloom", attention="eager", hidden_size=32, n_layer=1, n_head=2))
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    config = transformers.LlamaConfig(**SIZES, intermediate_size=32, vocab_size=VOCABULARY, rope_parameters=rope)
+    with pytest.raises(BackendError, match="rotary embedding is of type 'dynamic'"):
+        LanguageModel(transformers.LlamaForCausalLM(config).eval())
+    with pytest.raises(BackendError, match="encoder or cross-attention"):
+        LanguageModel(model_of("gpt2", add_cross_attention=True))
+
+
+def test_models_in_the_wrong_state_are_refused():
+    model = model_of("opt", num_hidden_layers=1, do_layer_norm_before=False)
+    with pytest.raises(BackendError, match=r"call model\.eval"):
+        LanguageModel(model.train())
+    model.eval()
+    with pytest.raises(BackendError, match="max_len=97, but OPTForCausalLM has 96 positions"):
+        LanguageModel(model, max_len=97)
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(BackendError, match="slots must be a whole number"):
+            LanguageModel(model, slots=wrong)
+    with pytest.raises(BackendError, match="a transformers model that generates"):
+        LanguageModel(torch.nn.Linear(2, 2))
+    with pytest.raises(BackendError, match=r"no memory for .* 1000000000 slots"):
+        LanguageModel(model, slots=10**9)
+
+
+def test_a_model_whose_requests_depend_on_each_other_is_found_out():
+    model = model_of("llama", num_hidden_layers=1, hidden_act="gelu")
+
+    def mean_of_the_batch(module, inputs, output):
+        return output + 0.1 * output.mean(0, keepdim=True)
+
+    model.model.layers[0].mlp.register_forward_hook(mean_of_the_batch)
+    with pytest.raises(BackendError, match="in company its logits differ from those alone"):
+        LanguageModel(model)

@@ -1,0 +1,127 @@
+"""Tiny language models, and a driver that takes their jobs through steps in any order."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import torch
+import transformers
+
+from neustream import Graph, Job, Request
+from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.sampling import Sampling
+from neustream.core.graph import Cursor
+from neustream.errors import StageFailed
+from neustream.graphs import llm
+
+VOCABULARY = 96
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 96}
+CONFIGS = {
+    "opt": {**SIZES, "ffn_dim": 128, "word_embed_proj_dim": 64},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 96},
+    "llama": {**SIZES, "intermediate_size": 128, "num_key_value_heads": 2},
+}
+IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+
+
+@cache
+def model_of(kind, attention="sdpa", **changes):
+    """A model of a real architecture with random weights, large enough for its tokens to vary."""
+    known = {"vocab_size": VOCABULARY, **IDS, **CONFIGS.get(kind, SIZES)}
+    config = transformers.AutoConfig.for_model(kind, **{**known, **changes})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(4)
+    return model
+
+
+def prompts(count, seed=0, low=1, high=40):
+    draw = random.Random(seed)
+    return [[draw.randrange(3, VOCABULARY) for _ in range(draw.randint(low, high))] for _ in range(count)]
+
+
+def alone(model, prompt, max_tokens, **options):
+    """What the stock `generate` makes of a prompt on its own: the new tokens."""
+    seed = options.pop("seed", None)
+    if seed is None:
+        options["do_sample"] = False
+    else:
+        torch.manual_seed(seed)
+        options = {"do_sample": True, "top_k": 0, **options}
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, **options)
+    return out[0, len(prompt) :].tolist()
+
+
+class Drive:
+    """Jobs of one model, moved by hand: prefills in parts, decodes, both at once, evictions."""
+
+    def __init__(self, model, slots=8, max_len=None):
+        self.node = Graph("chat", llm("llm"))
+        self.texts = Texts(LanguageModel(model, slots=slots, max_len=max_len), lambda job: job.params["ask"])
+        self.modules = modules_of(self.texts)
+
+    def job(self, prompt, max_tokens=8, **sampling):
+        params = {
+            "prompt_tokens": len(prompt),
+            "max_tokens": max_tokens,
+            "ask": Ask(prompt, Sampling(**sampling)),
+            "tokens": [],
+        }
+        job = Job(Request(f"r{len(prompt)}", self.node, params=params))
+        job.cursor = Cursor(self.node, job)
+        job.stage = job.cursor.stage
+        return job
+
+    def step(self, shares):
+        """One step for the jobs of `shares`, each with its part of a prefill (None: all of it)."""
+        jobs = list(shares)
+        for job, share in shares.items():
+            whole = job.size
+            job.share = whole if share is None or job.stage.name == "llm.decode" else min(share, whole)
+        names = {job.stage.name for job in jobs}
+        updates = self.modules[names.pop() if len(names) == 1 else "llm"].step(jobs)
+        assert len(updates) == len(jobs)
+        for job, update in zip(jobs, updates, strict=True):
+            if isinstance(update, StageFailed):
+                raise update
+            complete = job.share == job.size
+            job.state.update(update)
+            if not complete:
+                assert "token" not in update
+                job.progress += job.share
+                continue
+            job.params["tokens"].append(update["token"])
+            job.progress, job.run, job.outputs = 0.0, job.run + 1, job.outputs + 1
+            job.stage = job.cursor.advance(job)
+            if job.stage is None:
+                self.texts.release(job)
+
+    def evict(self, job):
+        """Take its memory, as a scheduler does: it goes back to its prefill."""
+        self.texts.release(job)
+        self.texts.release(job)  # twice changes nothing
+        if job.stage.name == "llm.decode":
+            job.stage = job.cursor.rewind()
+        job.progress = 0.0
+
+    def finish(self, jobs):
+        while open := [job for job in jobs if job.stage is not None]:
+            self.step(dict.fromkeys(open))
+        return [job.params["tokens"] for job in jobs]
+
+    def shuffle(self, jobs, seed, chunk=None, evict=0.0):
+        """Run `jobs` in steps of random members, prefills in random parts, with random evictions."""
+        draw = random.Random(seed)
+        while open := [job for job in jobs if job.stage is not None]:
+            some = draw.sample(open, draw.randint(1, len(open)))
+            self.step({job: draw.randint(1, chunk) if chunk else None for job in some})
+            for job in open:
+                if job.stage is not None and draw.random() < evict:
+                    self.evict(job)
+        return [job.params["tokens"] for job in jobs]
