@@ -142,7 +142,7 @@ class Job:
         self.work = 0.0
         self.work_next = 0.0
         self.unit = 0.0  # seconds of one call of its stage alone, for a step of `unit_size`
-        self.unit_size = 0.0
+        self.unit_size = -1.0  # not asked yet
         self.progress = 0.0
         self.share = 0.0
         self.joined_at = request.arrival
@@ -167,7 +167,9 @@ class Job:
     @property
     def size(self) -> float:
         """Its share of the profile's second axis in its next step (0 for stages without one)."""
-        return 0.0 if self.stage is None else self.stage.size_of(self) - self.progress
+        if self.stage is None or self.stage.size is None:
+            return 0.0
+        return (self.unit_size if self.unit_size >= 0 else self.stage.size_of(self)) - self.progress
 
     @property
     def on_time(self) -> bool:

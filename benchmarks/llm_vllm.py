@@ -1,0 +1,318 @@
+"""The `vllm` part of benchmarks/llm.py: one real vLLM engine a scheduler, the same arrivals for all, in turns.
+
+Engines run in this process and are stepped by the loop that submits requests at their arrivals, so that
+times are the client's and no second process competes for the cores. The model is a small OPT with
+dummy weights, which never ends by itself: a logits processor makes it say EOS where the workload
+says so, which no scheduler looks at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+VOCABULARY = 2048
+EOS, MOST = 2, 96
+"""The token that ends a generation, and the outputs that a request allows."""
+SEATS, STEP_TOKENS, BLOCK, BLOCKS = 16, 512, 32, 192
+PROMISES = ((1.5, 1.5), (3.0, 2.0), (5.0, 5.0))
+"""TTFT and TPOT as multiples of a prompt and a decode alone."""
+LOADS = (0.5, 0.75, 1.0, 1.5, 2.0)
+"""Rates as multiples of the knee: requests per second that the stock engine finishes when it is full."""
+SERVERS = ("fcfs", "priority", "ours")
+
+
+def make_model(folder: Path) -> None:
+    """A folder with the config of a small OPT; its weights are dummies (all tokens equally likely)."""
+    config = {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "vocab_size": VOCABULARY,
+        "hidden_size": 256,
+        "word_embed_proj_dim": 256,
+        "ffn_dim": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 1024,
+        "do_layer_norm_before": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def make_server(folder: Path, kind: str) -> Any:
+    """An engine under vLLM's scheduler (first come first served, or by priority), or ours."""
+    from vllm import LLM
+
+    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+    class Ends(AdapterLogitsProcessor):  # type: ignore[misc]
+        """EOS as the output number `end` of a request's `extra_args`, and not before."""
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def new_req_logits_processor(self, params: Any) -> Any:
+            end = (params.extra_args or {}).get("end")
+            return None if end is None else lambda made, logits: _ending(logits, len(made) + 1 >= end)
+
+    given: dict[str, Any] = {"fcfs": {}, "priority": {"scheduling_policy": "priority"}, "ours": {}}[kind]
+    if kind == "ours":
+        given["scheduler_cls"] = "neustream.backends.vllm.SLOScheduler"
+    llm = LLM(
+        str(folder),
+        skip_tokenizer_init=True,
+        load_format="dummy",
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+        max_num_seqs=SEATS,
+        max_num_batched_tokens=STEP_TOKENS,
+        enable_prefix_caching=False,
+        block_size=BLOCK,
+        num_gpu_blocks_override=BLOCKS,
+        seed=0,
+        logits_processors=[Ends],
+        **given,
+    )
+    return llm.llm_engine
+
+
+def _ending(logits: Any, over: bool) -> Any:
+    if over:
+        logits[:] = float("-inf")
+    logits[EOS] = 0.0 if over else float("-inf")
+    return logits
+
+
+@dataclass
+class Asked:
+    """One request of the workload, and what its client saw: instants of its tokens, and how it ended."""
+
+    id: str
+    arrival: float
+    prompt: list[int]
+    end: int
+    first: float = 0.0
+    step: float = 0.0
+    tokens: list[float] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def every(self) -> bool:
+        """Whether every token was in time (cumulative deadlines)."""
+        due = self.arrival + self.first
+        return self.done and all(at <= due + k * self.step for k, at in enumerate(self.tokens))
+
+    @property
+    def client(self) -> bool:
+        """What `vllm bench serve --goodput` counts: TTFT and mean TPOT."""
+        if not self.done:
+            return False
+        tpot = (self.tokens[-1] - self.tokens[0]) / max(len(self.tokens) - 1, 1)
+        return self.tokens[0] - self.arrival <= self.first and tpot <= self.step
+
+    @property
+    def done(self) -> bool:
+        return self.reason in ("stop", "length")
+
+
+def workload(count: int, rate: float, seed: int) -> list[Asked]:
+    draw = np.random.default_rng(seed)
+    arrivals = np.cumsum(draw.exponential(1 / rate, count))
+    sizes = np.clip(np.rint(np.exp(draw.normal(np.log(64), 0.8, count))), 8, 256).astype(int)
+    ends = np.clip(np.rint(np.exp(draw.normal(np.log(36), 0.7, count))), 1, MOST).astype(int).tolist()
+    return [
+        Asked(f"{seed}-{at}", float(arrivals[at]), draw.integers(4, VOCABULARY, size).tolist(), ends[at])
+        for at, size in enumerate(sizes.tolist())
+    ]
+
+
+def serve(engine: Any, some: Sequence[Asked], kind: str, promised: bool = True) -> float:
+    """Submit `some` at their arrivals and step the engine until all have ended; seconds that took."""
+    from vllm import SamplingParams
+
+    began, at = time.perf_counter(), 0
+    live: dict[str, Asked] = {}
+    while at < len(some) or live:
+        now = time.perf_counter() - began
+        while at < len(some) and some[at].arrival <= now:
+            asked = some[at]
+            extra: dict[str, float] = {"end": asked.end}
+            if kind == "ours" and promised:
+                extra |= {"slo_ttft_ms": asked.first * 1e3, "slo_tpot_ms": asked.step * 1e3}
+            params = SamplingParams(
+                temperature=0.0, max_tokens=MOST, stop_token_ids=[EOS], detokenize=False, extra_args=extra
+            )
+            more = {"priority": int((asked.arrival + asked.first) * 1e6)} if kind == "priority" else {}
+            wall = time.time() - (now - asked.arrival)  # the client's arrival, not when this loop looked
+            prompt = {"prompt_token_ids": asked.prompt}
+            engine.add_request(asked.id, prompt, params, arrival_time=wall, **more)
+            live[asked.id] = asked
+            at += 1
+        if not live:
+            time.sleep(max(some[at].arrival - (time.perf_counter() - began), 0.0))
+            continue
+        for output in engine.step():
+            asked, made = live[output.request_id], output.outputs[0]
+            now = time.perf_counter() - began
+            asked.tokens += [now] * (len(made.token_ids) - len(asked.tokens))
+            if output.finished:
+                asked.reason = str(made.finish_reason)
+                del live[output.request_id]
+    return time.perf_counter() - began
+
+
+def alone(engine: Any) -> tuple[Callable[[int], float], float]:
+    """What a prompt and a decode take alone on the stock engine: medians of requests one by one."""
+    rows, gaps = [], []
+    for turn in range(3):
+        for at, size in enumerate((8, 32, 64, 128, 256)):
+            one = Asked(f"alone-{turn}-{at}", 0.0, [5] * size, 24)
+            serve(engine, [one], "fcfs", promised=False)
+            if turn:
+                rows.append((size, one.tokens[0]))
+                gaps += np.diff(one.tokens).tolist()
+    slope, base = np.polyfit([size for size, _ in rows], [seconds for _, seconds in rows], 1)
+    return lambda size: float(base + slope * size), statistics.median(gaps)
+
+
+def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> float:
+    """The share on time that the simulator gives for the same requests, with latencies as ours learnt them."""
+    from neustream import SLO, Engine, Graph, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
+    from neustream.core.memory import Memory
+    from neustream.graphs import llm, llm_profiles
+
+    graph = Graph("llm", llm("llm", max_batch=SEATS))
+    lengths = {asked.id: asked.end for asked in some}
+    pool = Pool("vllm", tuple(graph.stages), memory=Memory(BLOCKS - 1, BLOCK), step_tokens=STEP_TOKENS)
+    requests = [
+        Request(
+            asked.id,
+            graph,
+            asked.arrival,
+            SLO(first=asked.first, step=asked.step),
+            {"prompt_tokens": len(asked.prompt), "max_tokens": MOST},
+        )
+        for asked in some
+    ]
+
+    def outcome(batch: Any) -> list[dict[str, bool]]:
+        return [{"ended": job.run + 1 >= lengths[job.id]} for job in batch.jobs]
+
+    scheduler = Scheduler([pool], policy, llm_profiles("llm", steps, SEATS))
+    return Engine(scheduler, {"vllm": ProfiledExecutor(outcome=outcome)}, VirtualClock()).run(requests).attainment
+
+
+def overhead(engine: Any, count: int = 400) -> dict[str, float]:
+    """What ours adds to a step of 16 decodes that were promised something, in microseconds and as a share."""
+    from vllm import SamplingParams
+
+    stats = engine.engine_core.engine_core.scheduler.stats
+    for turn in range(2):
+        for at in range(SEATS):
+            params = SamplingParams(
+                max_tokens=MOST, ignore_eos=True, detokenize=False, extra_args={"slo_ttft_ms": 6e4, "slo_tpot_ms": 1e3}
+            )
+            engine.add_request(f"full-{turn}-{at}", {"prompt_token_ids": [5] * 64}, params)
+        for _ in range(8):
+            engine.step()
+        before, steps, began = stats.overhead_s, stats.steps, time.perf_counter()
+        while engine.has_unfinished_requests():
+            engine.step()
+        each = (stats.overhead_s - before) / (stats.steps - steps)
+        step = (time.perf_counter() - began) / (stats.steps - steps)
+    return {"overhead_us": each * 1e6, "step_us": step * 1e6, "share": each / (step - each)}
+
+
+def throughput(servers: dict[str, Any], rounds: int) -> dict[str, float]:
+    """Requests per second of stock and ours, nothing promised, all at once, in turns; medians."""
+    found: dict[str, list[float]] = {"fcfs": [], "ours": []}
+    for turn in range(rounds + 1):
+        for kind in found if turn % 2 else reversed(found):
+            some = workload(64, 1e9, 900 + turn)
+            seconds = serve(servers[kind], some, kind, promised=False)
+            if turn:
+                found[kind].append(len(some) / seconds)
+    return {kind: statistics.median(values) for kind, values in found.items()}
+
+
+def run_vllm(args: argparse.Namespace, write: Callable[..., None]) -> None:
+    from neustream import POLICIES
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_model(folder)
+        servers = {kind: make_server(folder, kind) for kind in SERVERS}
+    prefill, decode = alone(servers["fcfs"])
+    flat = throughput(servers, 2 if args.quick else 7)
+    knee = flat["fcfs"]
+    cost = overhead(servers["ours"])
+    summary = {"prefill_64_s": prefill(64), "decode_s": decode, "knee_rps": knee, "throughput_rps": flat} | cost
+    print("alone: prefill of 64 tokens", f"{prefill(64) * 1e3:.1f} ms, decode {decode * 1e3:.1f} ms; knee {knee:.1f}/s")
+    print(
+        f"nothing promised: stock {flat['fcfs']:.2f}/s, ours {flat['ours']:.2f}/s ({flat['ours'] / flat['fcfs']:.3f})"
+    )
+    print(f"ours adds {cost['overhead_us']:.0f} us to a step of {SEATS} decodes: {cost['share']:.1%}", flush=True)
+    rows = []
+    loads = LOADS[::3] if args.quick else LOADS
+    for ttft, tpot in PROMISES[1:2] if args.quick else PROMISES:
+        for load in loads:
+            runs: dict[str, list[list[Asked]]] = {kind: [] for kind in SERVERS}
+            for turn in range(1 if args.quick else args.rounds):
+                order = SERVERS[turn % 3 :] + SERVERS[: turn % 3]
+                for kind in order:
+                    some = workload(args.requests, load * knee, turn + 1)
+                    for asked in some:
+                        asked.first, asked.step = ttft * prefill(len(asked.prompt)), tpot * decode
+                    serve(servers[kind], some, kind)
+                    runs[kind].append(some)
+            row: dict[str, Any] = {"ttft_x": ttft, "tpot_x": tpot, "load": load}
+            for kind, some_runs in runs.items():
+                row[kind] = {
+                    what: statistics.median(sum(getattr(a, what) for a in some) / len(some) for some in some_runs)
+                    for what in ("every", "client", "done")
+                }
+                span = [some[-1].arrival for some in some_runs]
+                good = [sum(a.client for a in some) / x for some, x in zip(some_runs, span, strict=True)]
+                row[kind]["goodput_rps"] = statistics.median(good)
+                tokens = [sum(len(a.tokens) for a in some) for some in some_runs]
+                row[kind]["tokens_per_s"] = statistics.median(n / x for n, x in zip(tokens, span, strict=True))
+            steps = servers["ours"].engine_core.engine_core.scheduler.books.learner
+            row["simulated"] = {
+                kind: statistics.median(simulated(some, steps, policy) for some in runs[kind])
+                for kind, policy in (("fcfs", POLICIES["fcfs"](drop_hopeless=False)), ("ours", POLICIES["priced"]()))
+            }
+            rows.append(row)
+            print(
+                f"TTFT {ttft:g}x TPOT {tpot:g}x, {load:g} of the knee: every token in time "
+                + ", ".join(f"{kind} {row[kind]['every']:.3f}" for kind in SERVERS)
+                + "; TTFT and mean TPOT "
+                + ", ".join(f"{kind} {row[kind]['client']:.3f}" for kind in SERVERS)
+                + "; simulated "
+                + ", ".join(f"{kind} {x:.3f}" for kind, x in row["simulated"].items()),
+                flush=True,
+            )
+    stats = servers["ours"].engine_core.engine_core.scheduler.stats
+    summary["step_error"] = stats.step_error
+    print(f"step latencies as learnt: median error {stats.step_error}")
+    if not args.quick:
+        command = "OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/llm.py vllm"
+        write("vllm", rows, command, {"summary": summary, "requests": args.requests, "rounds": args.rounds})

@@ -1,0 +1,29 @@
+"""An SLO scheduler inside stock vLLM, and vLLM engines as stages of larger graphs.
+
+    vllm serve MODEL --scheduler-cls neustream.backends.vllm.AsyncSLOScheduler
+    LLM(MODEL, scheduler_cls="neustream.backends.vllm.SLOScheduler")
+
+A request says what it was promised in `SamplingParams.extra_args` (over HTTP: `vllm_xargs`), with
+the keys that `slo()` makes. The names here load vLLM when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from neustream.backends.vllm.promises import slo
+
+_HOMES = {
+    "AsyncSLOScheduler": "scheduler",
+    "SLOScheduler": "scheduler",
+    "VLLMExecutor": "executor",
+}
+
+__all__ = ["AsyncSLOScheduler", "SLOScheduler", "VLLMExecutor", "slo"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
