@@ -58,6 +58,14 @@ class Lengths:
             self._survival = np.concatenate([[1.0], np.cumprod(1.0 - hazard)])
         return self._survival
 
+    def median(self, outputs: int) -> float:
+        """Outputs that half of the generations that came to `outputs` have behind it; inf if that was never seen."""
+        curve = self.survival()
+        last = len(curve) - 1
+        now = curve[min(outputs // BIN, last)]
+        below = np.flatnonzero(curve < now / 2)
+        return max(float(below[0]) * BIN - outputs, 0.0) if len(below) and now > 0 else np.inf
+
     def ahead(self, outputs: NDArray[np.float64], horizon: NDArray[np.float64]) -> NDArray[np.float64]:
         """The chance that a generation at `outputs[i]` goes on for `horizon[j]` more; one row for each."""
         curve = self.survival()

@@ -247,6 +247,20 @@ class Scheduler:
             self._end(job, status, reason, now)
         return True
 
+    def reach(self, id: str, units: float) -> bool:
+        """So much of a waiting request's sized step is done without having been run here (a prefix cache).
+
+        For loops whose engine knows; less than what is done already changes nothing. False if no such
+        request is being served, or its step cannot be done in parts.
+        """
+        job = self.jobs.get(id)
+        if job is None or job.stage is None or job.stage.reads or job.stage.size is None:
+            return False
+        if units > job.progress:
+            job.progress = min(units, job.progress + job.size)
+            self._measure(job)
+        return True
+
     def rewind(self, id: str, now: float) -> bool:
         """The memory of a request was taken from it: it goes back to the stage that fills it again.
 

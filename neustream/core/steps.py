@@ -198,6 +198,10 @@ MEMORY = 512.0
 """Observed steps after which one counts 1/e."""
 WINDOW = 64
 """Latest steps that the error is a median of."""
+LATEST = 7
+"""Latest steps whose common factor is believed at once: a device that slowed down, a neighbour that left."""
+DRIFT = 4.0
+"""That factor is at most so large, and at least its inverse."""
 
 
 class LearntSteps:
@@ -207,8 +211,9 @@ class LearntSteps:
     a prefill, decodes, context), fitted by ridge regression to the difference between what was
     observed and what `base` says, old steps fading out; coefficients that would make a step cheaper
     for more work are left out where there is no base. A step counts as at most four times what was
-    expected, so that a stall or a first call that compiles does not spoil the fit. Without a base,
-    until steps were seen, a step takes `guess_s`.
+    expected, so that a stall or a first call that compiles does not spoil the fit. What the fit says is
+    multiplied by the median of observed over fitted of the latest few steps, which follows a device
+    that changed its speed at once. Without a base, until steps were seen, a step takes `guess_s`.
 
     `error`: median of |predicted / observed - 1| over the latest steps, each predicted before it ran.
     """
@@ -226,6 +231,8 @@ class LearntSteps:
         self._moment = np.zeros(FEATURES)
         self._weights: tuple[float, ...] = (0.0,) * FEATURES
         self._mean = 0.0
+        self._ratios: deque[float] = deque(maxlen=LATEST)
+        self._drift = 1.0
 
     @property
     def error(self) -> float | None:
@@ -233,6 +240,9 @@ class LearntSteps:
         return median(self._errors) if self._errors else None
 
     def seconds(self, step: Step) -> float:
+        return self._drift * self._fitted(step)
+
+    def _fitted(self, step: Step) -> float:
         if not self.observed:
             return self.base.seconds(step) if self.base else self._guess_s
         a, b, c, d, e, f = self._weights
@@ -245,11 +255,16 @@ class LearntSteps:
 
     def observe(self, step: Step, seconds: float) -> None:
         """Take in one step that ran."""
-        expected = self.seconds(step)
+        if not seconds > 0:
+            return
+        fitted = self._fitted(step)
         if self.observed or self.base is not None:
-            self._errors.append(abs(expected / seconds - 1) if seconds > 0 else 0.0)
+            self._errors.append(abs(self._drift * fitted / seconds - 1))
+            self._ratios.append(seconds / fitted)
+            if len(self._ratios) == LATEST:
+                self._drift = min(max(sorted(self._ratios)[LATEST // 2], 1 / DRIFT), DRIFT)
             if self.observed >= REFIT or self.base is not None:
-                seconds = min(seconds, 4 * expected)
+                seconds = min(seconds, 4 * fitted)
         prefills, tokens, square, decodes, context = step
         x = np.array([1.0, tokens, square * 1e-3, 1.0 if prefills else 0.0, decodes, context * 1e-2])
         target = seconds - (self.base.seconds(step) if self.base else 0.0)

@@ -402,3 +402,31 @@ def parts(view):
     jobs = view.jobs
     decodes = [job for job in jobs if job.stage.reads]
     return view, Generation(view, STEPS, "llm", decodes, [job for job in jobs if job not in decodes], 8, 1.0)
+
+
+def test_ours_gives_up_whole_generations_that_nobody_could_end_in_time():
+    hopeless = ask("hopeless", 20, 500, SLO(total=1.0))  # 500 decodes of 10 ms, if it goes on to the end
+    fine = ask("fine", 20, 50, SLO(total=1.0))
+    sizes, drop = decided(POLICIES["priced"](), [hopeless, fine])
+    assert sizes == {"fine": 20} and drop == {"hopeless"}
+
+
+def test_what_a_loop_knows_to_be_done_already_need_not_run():
+    scheduler = scheduler_of()
+    job = scheduler.submit(ask("a", 40), 0.0)
+    work = job.work_next
+    assert scheduler.reach("a", 30) and (job.progress, job.size) == (30, 10) and job.work_next < work
+    assert scheduler.reach("a", 10) and job.progress == 30
+    assert not scheduler.reach("nobody", 10)
+    step(scheduler, 1.0, {"a"})
+    assert job.outputs == 1 and not scheduler.reach("a", 5)
+
+
+def test_a_device_that_changes_its_speed_is_followed_at_once():
+    learnt = LearntSteps()
+    step = Step(decodes=4, context=400)
+    for _ in range(64):
+        learnt.observe(step, 0.1)
+    for _ in range(8):
+        learnt.observe(step, 0.03)
+    assert learnt.seconds(step) == pytest.approx(0.03, rel=0.3)

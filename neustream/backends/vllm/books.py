@@ -125,9 +125,7 @@ class Books:
 
     def reach(self, job: Job, tokens: float) -> None:
         """So much of a job's prefill is done without the core having seen it (a prefix cache, earlier steps)."""
-        if job.stage is not None and not job.stage.reads and tokens > job.progress:
-            job.progress = tokens
-            self.core._measure(job)
+        self.core.reach(job.id, tokens)
 
     def taken(self, request: Any, stale: int, now: float) -> None:
         """vLLM holds nothing of a request's computation any more; `stale` tokens of it are still to come."""

@@ -26,7 +26,7 @@ FOREVER = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """At each point: generations expected to be left, the tokens that they keep, the least time that one of them has."""
+    """At each point: generations expected to be left, the tokens they keep, the least time that one has."""
 
     count: Floats
     context: Floats

@@ -108,6 +108,7 @@ class _Plan:
     part: _Part | None = None  # the prompts of this step
     margin: float = 1.0  # times an expectation: what is counted with
     together: float = 0.0  # seconds of a decode of all that are alive
+    tight: dict[Job, float] = field(default_factory=dict)  # when the next output of some is due, for their last one
 
     def keep(self) -> None:
         """Sort out who can still be on time."""
@@ -115,20 +116,38 @@ class _Plan:
         error = getattr(model.steps, "error", None)
         self.margin = 1 + self.rule.margin + (error or 0.0)
         now, least = view.now, model.seconds(Step(decodes=1, context=1.0))
+        self._whole_generations(least)
         for job in model.decodes:
-            (self.broken if job.late or job.due_next - now < least - TICK else self.alive).append(job)
+            lost = job.late or self.due(job) - now < least - TICK
+            (self.broken if lost else self.alive).append(job)
         for job in model.prefills:
-            if job.due_next - now >= model.speed * job.work_next - TICK and not job.late:
+            need, time = model.speed * job.work_next, self.due(job) - now
+            if time >= need - TICK and not job.late:
                 self.waiting.append(job)
             elif job.late:
                 self.broken.append(job)
             else:
-                self.drop[job] = (
-                    f"hopeless: its next output needs {job.work_next:.3f} s, due in {job.due_next - now:.3f} s"
-                )
-        self.alive.sort(key=lambda job: job.due_next)
+                self.drop[job] = f"hopeless: its next output needs {need:.3f} s, due in {time:.3f} s"
+        self.alive.sort(key=self.due)
         self.waiting.sort(key=lambda job: (not begun(job), job.size / job.weight))
         self.together = self._decode(self.alive) if self.alive else 0.0
+
+    def due(self, job: Job) -> float:
+        """When its next output is due."""
+        return self.tight.get(job, job.due_next)
+
+    def _whole_generations(self, least: float) -> None:
+        """Where the whole is due by an instant, the next output is, with time for those expected behind it."""
+        view, label = self.view, f"{self.model.label}.decode"
+        jobs = [job for job in (*self.model.decodes, *self.model.prefills) if job.due < math.inf]
+        if not jobs:
+            return
+        lengths = view.lengths.get(self.model.label)
+        for job in jobs:
+            rest = float(max(job.left.get(label, 0) - bool(job.stage and job.stage.reads), 0))
+            if lengths is not None:
+                rest = min(rest, lengths.median(job.run))
+            self.tight[job] = min(job.due_next, job.due - rest * least)
 
     def _seconds(self, step: Step) -> float:
         return self.margin * self.model.seconds(step)
@@ -157,8 +176,8 @@ class _Plan:
 
     def _urgent(self) -> list[Job] | None:
         """The decodes without which a step as long as the most urgent one can bear makes somebody late."""
-        until = self.alive[0].due_next + self.together
-        some = [job for job in self.alive if job.due_next < until]
+        until = self.due(self.alive[0]) + self.together
+        some = [job for job in self.alive if self.due(job) < until]
         return some if len(some) < len(self.alive) else None
 
     def _hurried(self, part: _Part) -> bool:
@@ -189,22 +208,22 @@ class _Plan:
 
     def _pause(self) -> float | None:
         """When the decodes go on, if until then it is better to be ready for who may come."""
-        if not self.alive or self.alive[0].due_next == math.inf or not self.rule.pause:
+        if not self.alive or self.due(self.alive[0]) == math.inf or not self.rule.pause:
             return None
         if _patience(self.view.recent, self.model) >= self.together:
             return None
         _, size = _typical(self.view.recent, f"{self.model.label}.prefill")
         reserve = self.rule.pause * self.model.seconds(Step(1, size, size * size))
-        wake = self.alive[0].due_next - self.together - reserve
+        wake = self.due(self.alive[0]) - self.together - reserve
         return wake if wake > self.view.now + TICK else None
 
     def _decoding(self) -> list[Job]:
         """The running generations that decode: all, unless that would make the most urgent ones late."""
         now, alive = self.view.now, self.alive
-        if alive and self.together <= alive[0].due_next - now + TICK:
+        if alive and self.together <= self.due(alive[0]) - now + TICK:
             return list(alive)
         while alive:
-            time = alive[0].due_next - now
+            time = self.due(alive[0]) - now
             low, high = 0, len(alive)
             while low < high:
                 middle = (low + high + 1) // 2
@@ -220,11 +239,11 @@ class _Plan:
         full = view.pool.memory is not None and view.free == 0
         if full or len(part.chosen) < len(self.waiting):
             for job in self.broken:
-                self.drop[job] = "gave way: it was late already, and others had no room"
+                self.drop[job] = "gave way: it cannot be in time any more, and others had no room"
             return
         if self.part is not None and len(part.decodes) < len(self.alive):
             return
-        time = min([job.due_next for job in (*self.alive, *sizes)], default=math.inf) - view.now
+        time = min([self.due(job) for job in (*self.alive, *sizes)], default=math.inf) - view.now
         decodes = [job for job in jobs if job not in sizes]
         reading = sum([job.size for job in decodes])
         for job in [job for job in self.broken if job.stage is not None and job.stage.reads]:
@@ -267,18 +286,18 @@ class _Filler:
         """The prompts that can be prefilled now, and how much of each, with `decodes` in the same step."""
         plan, now = self.plan, self.plan.view.now
         reading = sum([job.size for job in decodes])
-        slack = min([job.due_next for job in decodes], default=math.inf) - now
+        slack = min([plan.due(job) for job in decodes], default=math.inf) - now
         if len(decodes) < len(plan.alive):
             within = set(decodes)
             others = next(job for job in plan.alive if job not in within)  # the most urgent of them
-            slack = min(slack, others.due_next - now - plan.together)
+            slack = min(slack, plan.due(others) - now - plan.together)
         part, load = _Part(decodes), self.load
         most, free, seats, refused = plan.view.pool.step_tokens - len(decodes), self.free, self.seats, 0
         due = math.inf  # when the step must be over for the prompts that end in it
         for job, row in zip(self.waiting, self.rows, strict=True):
             if seats < 1 or most - part.tokens < 1 or refused == REFUSALS:
                 break
-            size, own = min(job.size, most - part.tokens), job.due_next - now
+            size, own = min(job.size, most - part.tokens), plan.due(job) - now
             if size < job.size or plan._seconds(part.step(reading, job, size)) > min(slack, due, own) + TICK:
                 size = self._begin(part, job, reading, slack, min(slack, due)) if decodes else 0.0
             need = plan.model.blocks(job, size)
@@ -310,7 +329,7 @@ class _Filler:
             return float(low) if rest <= 0 else 0.0
         left = max(slack - now, 0.0)
         steps = 1 if math.isinf(self.pace) else max(math.ceil((each * rest - left) / (self.pace - step)), 1)
-        return float(low) if steps * step + each * rest <= job.due_next - plan.view.now - now else 0.0
+        return float(low) if steps * step + each * rest <= plan.due(job) - plan.view.now - now else 0.0
 
 
 @lru_cache(maxsize=64)
