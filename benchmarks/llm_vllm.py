@@ -25,7 +25,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
-VOCABULARY = 2048
+VOCABULARY = 8192
 EOS, MOST = 2, 96
 """The token that ends a generation, and the outputs that a request allows."""
 SEATS, STEP_TOKENS, BLOCK, BLOCKS = 16, 512, 32, 192

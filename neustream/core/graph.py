@@ -57,7 +57,12 @@ class Stage:
         """The size of `job`'s step here, 0 for stages without one; GraphError if it is no such number."""
         if self.size is None:
             return 0.0
-        size = answer(self.size, job, f"size of stage {self.name!r}")
+        try:
+            size = self.size(job)
+        except Exception as error:
+            raise _raised(job, f"size of stage {self.name!r}", error) from error
+        if type(size) is int and size >= 0:  # the common case, asked at each step of a decode
+            return float(size)
         whole = float(size) if isinstance(size, Real) else math.nan
         if not 0 <= whole < math.inf:
             raise GraphError(f"request {job.id!r}: size of stage {self.name!r} must be a number >= 0, got {size!r}")
@@ -194,11 +199,18 @@ def answer(ask: Ask, job: Job, what: str) -> Any:
     try:
         return ask(job)
     except Exception as error:
-        raise GraphError(f"request {job.id!r}: {what} raised {type(error).__name__}: {error}") from error
+        raise _raised(job, what, error) from error
+
+
+def _raised(job: Job, what: str, error: Exception) -> GraphError:
+    return GraphError(f"request {job.id!r}: {what} raised {type(error).__name__}: {error}")
 
 
 def _over(until: Ask, job: Job) -> bool:
-    return bool(answer(lambda job: bool(until(job)), job, "a loop's until"))
+    try:
+        return bool(until(job))
+    except Exception as error:
+        raise _raised(job, "a loop's until", error) from error
 
 
 def _rounds(ask: Ask, job: Job, what: str) -> int:
