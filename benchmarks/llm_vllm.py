@@ -42,11 +42,11 @@ def make_model(folder: Path) -> None:
         "architectures": ["OPTForCausalLM"],
         "model_type": "opt",
         "vocab_size": VOCABULARY,
-        "hidden_size": 256,
-        "word_embed_proj_dim": 256,
-        "ffn_dim": 1024,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
+        "hidden_size": 512,
+        "word_embed_proj_dim": 512,
+        "ffn_dim": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
         "max_position_embeddings": 1024,
         "do_layer_norm_before": True,
         "bos_token_id": 1,
@@ -60,7 +60,6 @@ def make_model(folder: Path) -> None:
 def make_server(folder: Path, kind: str) -> Any:
     """An engine under vLLM's scheduler (first come first served, or by priority), or ours."""
     from vllm import LLM
-
     from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
     class Ends(AdapterLogitsProcessor):  # type: ignore[misc]
@@ -298,7 +297,10 @@ def run_vllm(args: argparse.Namespace, write: Callable[..., None]) -> None:
             steps = servers["ours"].engine_core.engine_core.scheduler.books.learner
             row["simulated"] = {
                 kind: statistics.median(simulated(some, steps, policy) for some in runs[kind])
-                for kind, policy in (("fcfs", POLICIES["fcfs"](drop_hopeless=False)), ("ours", POLICIES["priced"]()))
+                for kind, policy in (
+                    ("fcfs", POLICIES["fcfs"](drop_hopeless=False)),
+                    ("ours", POLICIES["priced"]()),
+                )
             }
             rows.append(row)
             print(

@@ -687,6 +687,8 @@ class Scheduler:
         job.output = update
         self._events.append(Emitted(job, job.outputs, update, now, late))
         job.outputs += 1
+        if not job.run:
+            job.first_at = now
         job.run += 1
         if stage is not None and stage.keeps:
             self._lengths_of(stage.fuse).reached(job.run)

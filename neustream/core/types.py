@@ -71,6 +71,7 @@ class Job:
         due, due_next: deadlines of the end and of the next output.
         progress, share: how much of a step in parts is done (chunked prefill), and how much of it the step
             under way does.
+        first_at: when the first output of that call came.
         run: outputs of the model call that it is in (of all, for graphs with one); `outputs` counts all.
         held: blocks of its pool's memory that it holds.
         joined_at: when it came to its stage; skipped: steps of that stage that ran without it since.
@@ -86,6 +87,7 @@ class Job:
         "due_next",
         "ended_at",
         "ending",
+        "first_at",
         "held",
         "id",
         "joined_at",
@@ -134,6 +136,7 @@ class Job:
         self.late = False
         self.ending: tuple[Status, str] | None = None  # how it ends once the step under way is over
         self.run = 0
+        self.first_at = -math.inf
         self.held = 0
         self.stage: Stage | None = None
         self.total: Mapping[str, int] = {}

@@ -371,8 +371,8 @@ def test_ours_takes_those_along_who_are_late_until_others_need_the_room():
     fine = ask("fine", 50, slo=SLO(first=2.0, step=1.0))
     sizes, drop = decided(POLICIES["priced"](), [], running=[late, fine], now=1.0)
     assert set(sizes) == {"late", "fine"} and not drop
-    need = ask("need", 100, slo=SLO(first=5.0, step=1.0), arrival=1.0)
-    sizes, drop = decided(POLICIES["priced"](), [need], running=[late, fine], now=1.0, blocks=10)
+    need = ask("need", 85, slo=SLO(first=5.0, step=1.0), arrival=1.0)
+    sizes, drop = decided(POLICIES["priced"](), [need], running=[late, fine], now=1.0, blocks=11)
     assert drop == {"late"}
 
 
@@ -430,3 +430,14 @@ def test_a_device_that_changes_its_speed_is_followed_at_once():
     for _ in range(8):
         learnt.observe(step, 0.03)
     assert learnt.seconds(step) == pytest.approx(0.03, rel=0.3)
+
+
+def test_steady_keeps_outputs_at_their_pace_from_the_first_one_on():
+    """A first token at 0.5 of 2.0 s leaves 1.5 s of slack, which only the loose rule lets a long prompt take."""
+    slo = SLO(first=2.0, step=0.03)
+    long = ask("long", 900, slo=SLO(first=9.0, step=1.0))
+    for steady, whole in ((False, True), (True, False)):
+        sizes, _ = decided(
+            POLICIES["priced"](tokens=Tokens(steady=steady)), [long], running=[ask("r", slo=slo)], now=0.5
+        )
+        assert (sizes["long"] == 900) is whole

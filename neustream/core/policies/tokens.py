@@ -25,6 +25,12 @@ REFUSALS = 4
 """Prompts for whom there is no lasting room, after which longer ones are not tried."""
 
 
+SAFE = 3.0
+"""Times the median error of predictions that is kept as slack: nearly all steps are within it."""
+CATCH = 0.25
+"""Of the outputs expected ahead, the share by which `steady` lets a generation catch up with its pace."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """Before each step:
@@ -40,19 +46,23 @@ class Tokens:
        alone where requests are promised so little that they could not wait for a longer step.
     4. In such times decodes with slack to spare also leave the device free until their slack is down
        to `pause` prefills: who comes then need not wait for a step to end.
-    5. Who was late already runs where that makes nobody else late, and is given up once others find
-       no room.
+    5. Who was late already runs where that makes nobody else late, and is given up once others need
+       its memory or its seat.
 
     Args:
-        margin: share of a step's expected seconds that is kept as slack, beside the median error of
-            the latest predictions where steps are learnt.
+        margin: share of a step's expected seconds that is kept as slack. Where steps are learnt, three
+            times the median error of the latest predictions comes on top.
         memory: share of the memory that admitted generations are expected to fill at most.
         pause: see 4; 0 never leaves the device free.
+        steady: whether outputs are also to come at their TPOT from the first one on, as far as that is
+            possible, so that a request's mean TPOT keeps to its SLO (what client-side harnesses count)
+            although its first output came early.
     """
 
     margin: float = 0.0
     memory: float = 1.0
     pause: float = 2.0
+    steady: bool = False
 
     def __post_init__(self) -> None:
         for name in ("margin", "pause"):
@@ -76,6 +86,7 @@ class _Part:
     chosen: dict[Job, float] = field(default_factory=dict)
     tokens: float = 0.0
     square: float = 0.0
+    instead: list[Job] = field(default_factory=list)  # late ones whose room they need
 
     @property
     def worth(self) -> float:
@@ -114,9 +125,11 @@ class _Plan:
         """Sort out who can still be on time."""
         view, model = self.view, self.model
         error = getattr(model.steps, "error", None)
-        self.margin = 1 + self.rule.margin + (error or 0.0)
+        self.margin = 1 + self.rule.margin + SAFE * (error or 0.0)
         now, least = view.now, model.seconds(Step(decodes=1, context=1.0))
         self._whole_generations(least)
+        if self.rule.steady and model.decodes:
+            self._steady(least)
         for job in model.decodes:
             lost = job.late or self.due(job) - now < least - TICK
             (self.broken if lost else self.alive).append(job)
@@ -135,6 +148,22 @@ class _Plan:
     def due(self, job: Job) -> float:
         """When its next output is due."""
         return self.tight.get(job, job.due_next)
+
+    def _steady(self, least: float) -> None:
+        """Outputs come at their TPOT from the first one on, after some more of those expected at the latest."""
+        model, label = self.model, f"{self.model.label}.decode"
+        step = self._decode(model.decodes)
+        lengths = self.view.lengths.get(model.label)
+        for job in model.decodes:
+            gain = job.slo.step - step
+            if not 0 < gain < math.inf:
+                gain = 0.0
+            ahead = float(job.left.get(label, 0))
+            if lengths is not None:
+                ahead = min(ahead, lengths.median(job.run))
+            due = job.first_at + job.run * job.slo.step + gain * ahead * CATCH
+            if self.view.now + least <= due < self.due(job):
+                self.tight[job] = due
 
     def _whole_generations(self, least: float) -> None:
         """Where the whole is due by an instant, the next output is, with time for those expected behind it."""
@@ -236,24 +265,23 @@ class _Plan:
     def _late(self, jobs: list[Job], sizes: dict[Job, float]) -> None:
         """Who is late goes along where that makes nobody else late, and is given up where room is scarce."""
         view, part = self.view, self.part or _Part([])
-        full = view.pool.memory is not None and view.free == 0
-        if full or len(part.chosen) < len(self.waiting):
-            for job in self.broken:
-                self.drop[job] = "gave way: it cannot be in time any more, and others had no room"
-            return
+        for job in part.instead:
+            self.drop[job] = "gave way: it cannot be in time any more, and others had no room"
         if self.part is not None and len(part.decodes) < len(self.alive):
             return
         time = min([self.due(job) for job in (*self.alive, *sizes)], default=math.inf) - view.now
+        time = min([time, *(job.slo.step for job in self.alive)])  # nor does it eat up anybody's slack
         decodes = [job for job in jobs if job not in sizes]
         reading = sum([job.size for job in decodes])
-        for job in [job for job in self.broken if job.stage is not None and job.stage.reads]:
+        staying = [job for job in self.broken if job not in self.drop]
+        for job in [job for job in staying if job.stage is not None and job.stage.reads]:
             step = Step(len(sizes), part.tokens, part.square, len(decodes) + 1, reading + job.size)
             if len(jobs) >= self.model.seats or (jobs and self._seconds(step) > time):
                 break
             jobs.append(job)
             decodes.append(job)
             reading += job.size
-        again = next((job for job in self.broken if job.stage is not None and not job.stage.reads), None)
+        again = next((job for job in staying if job.stage is not None and not job.stage.reads), None)
         if again is not None and not jobs:
             jobs.append(again)
             sizes[again] = self._whole(again)
@@ -267,7 +295,8 @@ class _Filler:
         self.plan = plan
         self.waiting = plan.waiting[:WEIGHED]
         self.free = model.room() - sum([model.blocks(job, 1) for job in plan.alive])
-        self.seats = model.seats - len(plan.alive)
+        self.late = sorted((job for job in plan.broken if job.held), key=lambda job: job.held)
+        self.seats = model.seats - len(plan.alive) - len(self.late)
         label, memory = f"{model.label}.decode", view.pool.memory
         self.horizon = Horizon(
             model,
@@ -291,21 +320,24 @@ class _Filler:
             within = set(decodes)
             others = next(job for job in plan.alive if job not in within)  # the most urgent of them
             slack = min(slack, plan.due(others) - now - plan.together)
-        part, load = _Part(decodes), self.load
+        part, load, late = _Part(decodes), self.load, list(self.late)
         most, free, seats, refused = plan.view.pool.step_tokens - len(decodes), self.free, self.seats, 0
         due = math.inf  # when the step must be over for the prompts that end in it
         for job, row in zip(self.waiting, self.rows, strict=True):
-            if seats < 1 or most - part.tokens < 1 or refused == REFUSALS:
+            if (seats < 1 and not late) or most - part.tokens < 1 or refused == REFUSALS:
                 break
             size, own = min(job.size, most - part.tokens), plan.due(job) - now
             if size < job.size or plan._seconds(part.step(reading, job, size)) > min(slack, due, own) + TICK:
                 size = self._begin(part, job, reading, slack, min(slack, due)) if decodes else 0.0
             need = plan.model.blocks(job, size)
-            if not size or need > free:
+            if not size or need > free + sum([other.held for other in late]):
                 continue
             if not begun(job) and not self.horizon.bears(load + row):
                 refused += 1
                 continue
+            while need > free or seats < 1:
+                part.instead.append(late.pop())
+                free, seats = free + part.instead[-1].held, seats + 1
             part.add(job, size)
             load, free, seats = load + row, free - need, seats - 1
             due = min(due, own) if size == job.size else due
