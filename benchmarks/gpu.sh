@@ -7,7 +7,8 @@
 # eager and compiled, at batches of 1 to 20, into profiles/<gpu>/<pipeline>-<dtype>-<mode>/; then serves the paper's
 # Stable Diffusion workload at 512 px (30 to 50 steps, cv 2, SLO 3) under four policies at three rates, beside the
 # simulator, into benchmarks/results/. What is there already is not measured again, so a run that was stopped goes
-# on where it was; what fails (a model that does not fit, say) is named at the end.
+# on where it was; what fails (a model that does not fit, say) is named at the end. Last, OPT-13B with random weights
+# in fp16 under the transformers backend: its steps into profiles/<gpu>/opt_13b/, and the paper's chat workload served.
 #
 # REQUESTS (200): requests of the served workload. PIPELINES, DTYPES, MODES: fewer of them.
 set -euo pipefail
@@ -31,7 +32,7 @@ if [ ! -x "$PYTHON" ]; then
     python3 -m venv .venv
 fi
 if ! "$PYTHON" -c 'import diffusers, matplotlib, neustream' 2>/dev/null; then
-    .venv/bin/pip install -q -e '.[diffusion,analysis]'
+    .venv/bin/pip install -q -e '.[diffusion,llm,analysis]'
 fi
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
     refuse "there is a GPU, but the torch in .venv finds no CUDA device: install a CUDA build of torch there"
@@ -64,6 +65,17 @@ echo "== the paper's workload: $out"
 "$PYTHON" benchmarks/diffusion.py --pipeline sd15_512 --device cuda --dtype float16 --parts load --no-rivals \
     --steps 30-50 --guidance 7.5 --slo-scale 3 --requests "$REQUESTS" --rates 0.5,0.75,1 \
     --max-batch 15 --policies clockwork,fcfs,neustream,priced --out "$out" || failed+=("$out")
+
+opt=profiles/$gpu/opt_13b
+out=benchmarks/results/llm-opt_13b-$gpu
+if [ ! -e "$opt/steps.json" ]; then
+    echo "== $opt"
+    .venv/bin/neustream profile configs/paper/opt_13b_a6000.yaml --device cuda --out "$opt" || failed+=("$opt")
+fi
+echo "== the paper's chat workload: $out"
+.venv/bin/neustream run configs/paper/opt_13b_a6000.yaml --device cuda --set "profiles=$opt" \
+    --set "workload.requests=$REQUESTS" --set llm.max_batch=64 -p fcfs -p neustream_llm -p priced \
+    --out out/opt_13b --json "$out.json" || failed+=("$out")
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[@]}" >&2

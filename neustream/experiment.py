@@ -27,6 +27,7 @@ from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler, solo_latency
+from neustream.core.steps import LearntSteps, Part
 from neustream.core.types import SLO, Batch, Job, Request
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine
@@ -351,10 +352,18 @@ class Prepared:
         (graph,) = self.graphs
         return graph
 
-    def scheduler(self, policy: str | Policy) -> Scheduler:
-        """A scheduler for its pools; a policy by name gets the config's parameters."""
+    def scheduler(self, policy: str | Policy, *, learn: bool = False) -> Scheduler:
+        """A scheduler for its pools; a policy by name gets the config's parameters.
+
+        `learn`: whether the steps of a language model that run correct its profile.
+        """
         rule = _policy_for(self.experiments, policy) if isinstance(policy, str) else policy
-        return Scheduler(self.pools, rule, self.profiles)
+        profiles = dict(self.profiles)
+        for name, profile in self.profiles.items() if learn else ():
+            if isinstance(profile, Part) and not profile.reads:
+                label = name.removesuffix(".prefill")
+                profiles |= llm_profiles(label, LearntSteps(profile.steps), profile.max_batch)
+        return Scheduler(self.pools, rule, profiles)
 
 
 def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at: {}, *, prefix: str = "") -> Prepared:
@@ -498,7 +507,7 @@ def serve(
     started: Callable[[Engine], None] = lambda engine: None,
 ) -> Report:
     """Serve the workload in real time on `executors`, which stay open; `started` gets the engine."""
-    engine = Engine(prepared.scheduler(policy), executors, WallClock(), observers)
+    engine = Engine(prepared.scheduler(policy, learn=True), executors, WallClock(), observers)
     started(engine)
     return engine.run(prepared.requests)
 

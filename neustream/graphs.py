@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from neustream.core.graph import Node, Stage, loop, seq, switch
 from neustream.core.profile import LatencyProfile
@@ -31,7 +32,7 @@ def llm(
         prompt: tokens of the prompt: a request parameter's name, or a function of the job.
         max_tokens: the most outputs, 1 or more, likewise.
     """
-    tokens, most = _count(prompt), _count(max_tokens)
+    tokens, most = _count(prompt, "tokens of a prompt"), _count(max_tokens, "max_tokens")
 
     def context(job: Job) -> int:
         return tokens(job) + job.run
@@ -53,13 +54,12 @@ def llm_profiles(name: str, steps: StepLatency, max_batch: int = 256) -> dict[st
     }
 
 
-def _count(of: Count) -> Callable[[Job], int]:
-    if callable(of):
-        return of
-    key = of
+def _count(of: Count, what: str) -> Callable[[Job], int]:
+    def count(job: Job) -> int:
+        value: Any = of(job) if callable(of) else job.params[of]
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{what} must be a whole number of 1 or more, got {value!r}")
+        checked: int = value
+        return checked
 
-    def param(job: Job) -> int:
-        value: int = job.params[key]
-        return value
-
-    return param
+    return count

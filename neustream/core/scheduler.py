@@ -363,10 +363,15 @@ class Scheduler:
             job.status, job.round, job.share = "running", job.queue.rounds, size
             if job.stage is not None and job.stage.keeps:
                 self._hold(job, size if job.stage.reads else job.progress + size)
-        seconds = step_latency(self.profiles, jobs, sizes)
+        seconds = profiled = step_latency(self.profiles, jobs, sizes)
+        first = jobs[0].stage
+        assert first is not None
+        profile = self.profiles[first.name]
+        if isinstance(profile, Part) and isinstance(profile.steps, LearntSteps) and profile.steps.base is not None:
+            profiled = profile.steps.base.seconds(step_of(jobs, sizes))
         stages = {job.stage.name: job.stage for job in jobs if job.stage is not None}
         label = next(iter(stages)) if len(stages) == 1 else next(iter(stages.values())).fuse
-        batch = replace(batch, stage=label, jobs=jobs, sizes=sizes, expected=seconds)
+        batch = replace(batch, stage=label, jobs=jobs, sizes=sizes, expected=seconds, profiled=profiled)
         self._running[batch.pool][batch.id] = batch
         return batch
 

@@ -237,7 +237,8 @@ class Batch:
     `stage` names the stage, or the `fuse` label when several stages share the step. `sizes` holds
     how much of the profile's second axis each job gets in this step. `expected` is the profile's
     latency in seconds, `started_at + expected` when it should end. `evicted` lost their memory to it:
-    what they kept is to be forgotten before it runs.
+    what they kept is to be forgotten before it runs. `profiled` are the seconds that the profile as it
+    was given says, where `expected` is from what was learnt since; 0 if that is the same.
     """
 
     id: int
@@ -249,6 +250,7 @@ class Batch:
     started_at: float
     expected: float
     evicted: tuple[Job, ...] = ()
+    profiled: float = 0.0
 
     def __len__(self) -> int:
         return len(self.jobs)

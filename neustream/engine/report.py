@@ -209,7 +209,7 @@ class Report:
                 sizes = self.batch_size[batch.stage] = Mean()
                 self._expected[batch.stage] = self._observed[batch.stage] = 0.0
             sizes.add(len(batch.jobs))
-            self._expected[batch.stage] += batch.expected
+            self._expected[batch.stage] += batch.profiled or batch.expected
             self._observed[batch.stage] += record.at - batch.started_at
             self.evictions += len(batch.evicted)
         elif isinstance(record, Emitted):
