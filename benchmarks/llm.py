@@ -101,6 +101,38 @@ def simulated_tables(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Attainment against rate, a panel for each setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    picture, panels = pyplot.subplots(1, len(SETTINGS), figsize=(13, 4), sharey=True)
+    for panel, name in zip(panels, SETTINGS, strict=True):
+        some = [row for row in rows if (row["config"], row["over"]) == (name, "workload.rate")]
+        rates = [row["value"] for row in some]
+        for policy in some[0]["attainment"]:
+            ours = policy == "priced"
+            panel.plot(
+                rates,
+                [row["attainment"][policy] for row in some],
+                marker="o",
+                markersize=3,
+                linewidth=2.5 if ours else 1.2,
+                zorder=3 if ours else 2,
+                label=policy,
+            )
+        if "bound" in some[0]:
+            panel.plot(rates, [row["bound"] for row in some], "k--", linewidth=1, label="bound")
+        panel.set(title=name.replace("_", " "), xlabel="requests per second", ylim=(0, 1.02))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("share with every token in time")
+    panels[0].legend(fontsize=8)
+    picture.tight_layout()
+    picture.savefig(path, dpi=110)
+
+
 def run_simulated(args: argparse.Namespace) -> None:
     todo = points(args.quick, not args.no_bound)
     with Progress() as progress, ProcessPoolExecutor(args.jobs) as pool:
@@ -110,6 +142,7 @@ def run_simulated(args: argparse.Namespace) -> None:
     if not args.quick:
         write("simulated", rows, "python benchmarks/llm.py simulate")
         (RESULTS / "llm_simulated.md").write_text(text)
+        figure(rows, RESULTS / "llm_simulated.png")
 
 
 # -- served by transformers -------------------------------------------------------------------------

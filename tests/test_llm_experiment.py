@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from toys import command
 
 from neustream import ConfigError, ProfileError
 from neustream.config import load_experiment
@@ -210,3 +211,23 @@ def test_what_is_missing_of_a_measurement_is_told(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ProfileError, match=r"bad.json: .*Field required"):
         load_steps(tmp_path / "bad.json")
+
+
+def test_a_sweep_over_promises_of_tokens_draws_its_figures(path, tmp_path):
+    done = command(
+        "sweep", path("opt_66b"), "--over", "slo.step_scale", "--values", "1.2,2", "--out", tmp_path / "out",
+        "--set", "workload.requests=30", "-p", "fcfs", "-p", "priced",
+    )  # fmt: skip
+    assert done.status == 0 and "slo.step_scale" in done.out
+    assert {"sweep.json", "goodput.png", "attainment.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
+
+
+def test_simulate_shows_both_views(path):
+    done = command("simulate", path("opt_13b"), "--set", "workload.requests=40", "-p", "fcfs", "-p", "priced")
+    assert done.status == 0 and "TTFT 3x solo" in done.out and "client met" in done.out
+    assert max(len(line) for line in done.out.splitlines()) <= 80
+
+
+def test_hindsight_is_not_for_language_models(path):
+    done = command("simulate", path("opt_13b"), "--set", "workload.requests=10", "--hindsight", "5")
+    assert done.status != 0 and "for an llm there is --bound" in done.err

@@ -10,11 +10,18 @@ from typing import Any
 
 from neustream.analysis.bound import Bound, upper_bound
 from neustream.analysis.hindsight import Hindsight
+from neustream.analysis.token_bound import token_bound
 from neustream.config import Simulation
 from neustream.core.profile import LatencyProfile
+from neustream.core.steps import Part
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
 from neustream.experiment import Prepared
+
+
+def least_scale(simulation: Simulation) -> float:
+    """The least that a step takes of its profiled seconds, but for the overhead."""
+    return simulation.latency_scale * min([1.0, *(slow.factor for slow in simulation.slowdowns)])
 
 
 class TrueProfile:
@@ -25,7 +32,7 @@ class TrueProfile:
         self.device = profile.device
         self.max_batch = profile.max_batch
         self._profile = profile
-        self._scale = simulation.latency_scale * min([1.0, *(slow.factor for slow in simulation.slowdowns)])
+        self._scale = least_scale(simulation)
         self._overhead_s = simulation.step_overhead_s
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
@@ -49,7 +56,27 @@ def true_profiles(prepared: Prepared) -> dict[str, LatencyProfile]:
 
 def bound_of(prepared: Prepared, time_limit_s: float = 100.0) -> Bound:
     """The most weight that any scheduler could serve on time of the workload of `prepared`."""
+    if any(experiment.llm is not None for experiment in prepared.experiments):
+        return _bound_of_llm(prepared, time_limit_s)
     return upper_bound(prepared.requests, true_profiles(prepared), prepared.pools, time_limit_s=time_limit_s)
+
+
+def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
+    true_profiles(prepared)  # ConfigError with noise
+    simulation = prepared.experiment.simulation
+    llm, part = prepared.experiment.llm, prepared.profiles["llm.decode"]
+    assert llm is not None and isinstance(part, Part)
+    (pool,) = prepared.pools
+    return token_bound(
+        prepared.requests,
+        prepared.lengths,
+        part.steps,
+        pool,
+        max_batch=llm.max_batch,
+        scale=least_scale(simulation),
+        overhead_s=simulation.step_overhead_s,
+        time_limit_s=time_limit_s,
+    )
 
 
 def weight_on_time(report: Report) -> float:

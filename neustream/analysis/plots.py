@@ -22,6 +22,8 @@ AXES = {
     "workload.load": "load (times what one after the other can serve)",
     "workload.cv": "burstiness (cv of the gaps)",
     "slo.scale": "SLO (times the solo latency)",
+    "slo.first_scale": "TTFT SLO (times the prefill alone)",
+    "slo.step_scale": "TPOT SLO (times a decode alone)",
 }
 COLOURS = ("#7f7f7f", "#bcbd22", "#d62728", "#1f77b4", "#17becf", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2")
 MARKS = "osv^D*XP<>"
