@@ -441,3 +441,23 @@ def test_steady_keeps_outputs_at_their_pace_from_the_first_one_on():
             POLICIES["priced"](tokens=Tokens(steady=steady)), [long], running=[ask("r", slo=slo)], now=0.5
         )
         assert (sizes["long"] == 900) is whole
+
+
+def test_a_device_that_was_slow_for_a_while_is_tried_again():
+    """Requests that look hopeless by what was learnt are not all given up: the device would stay unknown for ever."""
+    learnt = LearntSteps(STEPS)
+    slow = Step(decodes=1, context=50)
+    for _ in range(40):
+        learnt.observe(slow, 4 * STEPS.seconds(slow))
+    scheduler = scheduler_of(POLICIES["priced"](), steps=learnt)
+    slo, now, done = SLO(first=0.03, step=0.02), 0.0, []
+    for at in range(12):
+        job = scheduler.submit(ask(f"r{at}", 50, 8, slo, now), now)
+        while scheduler.jobs:
+            batch = scheduler.next_batch("gpu", now)
+            if batch is not None:
+                now += STEPS.seconds(Step(decodes=1, context=60) if batch.stage == "llm.decode" else Step(1, 50, 2500))
+                scheduler.finish(batch, [{} for _ in batch.jobs], now)
+        done.append(job.on_time)
+        now += 0.1
+    assert not done[0] and all(done[3:])

@@ -141,9 +141,20 @@ class _Plan:
                 self.broken.append(job)
             else:
                 self.drop[job] = f"hopeless: its next output needs {need:.3f} s, due in {time:.3f} s"
+        if error is not None and self.drop and not (self.alive or self.broken or self.waiting):
+            self._try_one()
         self.alive.sort(key=self.due)
         self.waiting.sort(key=lambda job: (not begun(job), job.size / job.weight))
         self.together = self._decode(self.alive) if self.alive else 0.0
+
+    def _try_one(self) -> None:
+        """Keep the one with most hope of those that a learnt latency calls hopeless, on an idle device.
+
+        What is learnt may be wrong (the device was slow for a while), and only steps that run tell.
+        """
+        best = max(self.drop, key=lambda job: self.due(job) - self.model.speed * job.work_next)
+        del self.drop[best]
+        self.waiting.append(best)
 
     def due(self, job: Job) -> float:
         """When its next output is due."""
