@@ -38,7 +38,7 @@ def llm(
         return tokens(job) + job.run
 
     def ended(job: Job) -> bool:
-        return job.run >= most(job) or bool(job.state.get("ended"))
+        return job.run >= most(job) or bool((job.output or {}).get("ended"))
 
     prefill = Stage(f"{name}.prefill", max_batch, emits=True, size=context, fuse=name, keeps=True)
     decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, fuse=name, keeps=True, reads=True)

@@ -38,7 +38,8 @@ lines, buckets t, and d[k]:
     decodes and line, with T = sum of prompt * y, C = sum of u or v, D = sum of u or v / (most context of i)  <= seconds
     sum of P + Q from a to d[k] >= (k + 1) * x             a step emits one output of a request
     sum of y from a to d[0] >= x,   sum of u + v from a to d[k] >= x * (what outputs 1 to k read)   early, if at all
-    T + C <= memory * steps,   sum of v / (most context) <= max_batch * Q      who is in a step has its memory
+    T + C <= memory * steps                                who is in a step has its memory
+    D <= 2 * max_batch * P,   D <= max_batch * Q           in a step with prompts as many may decode and recompute
 
 Windows of requests count all the buckets that they meet. The values of groups and the rows of windows bound x here
 too. Recomputed tokens count as u when they are computed: after the first output and before the one that they give.
@@ -107,8 +108,9 @@ def token_bound(
 ) -> Bound:
     """The most weight of generations that any scheduler could serve on time.
 
-    Requests that were promised nothing count as served. `Bound.relaxed` is certified by prices, the number of groups
-    in `Bound.method` are those of requests whose prompts compete with each other, by what bounds them.
+    Requests that were promised nothing count as served. `Bound.relaxed` is the bound before it is rounded down. Groups
+    in `Bound.method` are of requests whose prompts compete with each other, by what bounds them; "time": the program of
+    time is below what they add up to.
 
     Args:
         lengths: outputs of each request.
@@ -186,11 +188,13 @@ def _task(request: Request, outputs: int) -> _Task:
 
 
 def _prompt(request: Request) -> int:
+    """Tokens of its prompt; GraphError if its graph is not one call of a language model alone."""
     job = Job(request)
     cursor = job.cursor = Cursor(request.graph, job)
-    if cursor.stage is None or not cursor.stage.keeps or cursor.stage.reads or cursor.stage.size is None:
+    stage, stages = cursor.stage, request.graph.stages.values()
+    if stage is None or stage.reads or stage.size is None or len(stages) != 2 or not all(s.keeps for s in stages):
         raise GraphError(f"no bound for graph {request.graph.name!r}: it is not a language model's")
-    return int(cursor.stage.size_of(job))
+    return int(stage.size_of(job))
 
 
 def _alone(task: _Task, costs: _Costs, memory: int | None) -> bool:
@@ -654,6 +658,7 @@ def _time_program(
         if memory is not None:
             program.add([*here[:2], *sums[:2]], [-memory, memory, 1.0, 1.0])
             program.add([*here[2:], sums[3]], [-memory, memory, 1.0])
+        program.add([*here[:2], sums[2]], [-2 * max_batch, 2 * max_batch, 1.0])
         program.add([*here[2:], sums[4]], [-max_batch, max_batch, 1.0])
     return program
 

@@ -256,6 +256,8 @@ class Scheduler:
         job = self.jobs.get(id)
         if job is None or job.stage is None or job.stage.reads or job.stage.size is None:
             return False
+        if job.status == "running":
+            raise PolicyError(f"reach: request {id!r} is in a step")
         if units > job.progress:
             job.progress = min(units, job.progress + job.size)
             self._measure(job)
@@ -501,6 +503,15 @@ class Scheduler:
         important holders; where it is that itself, it loses its own.
         """
         pool = view.pool.name
+        fits = [job.stage is None or not job.stage.keeps or job.size <= memory.units for job in jobs]
+        for job in [job for job, fit in zip(jobs, fits, strict=True) if not fit]:
+            try:
+                self._check_memory(job)
+            except RequestError as error:
+                self._end(job, "failed", str(error), view.now)
+        if not all(fits):
+            sizes = tuple(size for size, fit in zip(sizes, fits, strict=True) if fit)
+            jobs = tuple(job for job, fit in zip(jobs, fits, strict=True) if fit)
         free = memory.blocks - self._used[pool]
         wanted = [
             memory.blocks_of(size if job.stage.reads else job.progress + size) - job.held
@@ -716,7 +727,8 @@ class Scheduler:
         left = job.stage
         if left is not None and left.keeps:
             position = job.request.graph.position
-            if stage.fuse != left.fuse or position[stage.name] < position[left.name]:  # that call is over
+            back = position[stage.name] < position[left.name] or (stage is left and not stage.reads)
+            if stage.fuse != left.fuse or back:  # that call is over
                 self._over(job, left)
         self._enter(job, stage, now)
 

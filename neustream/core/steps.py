@@ -85,7 +85,8 @@ class PrefillTable:
             return max(self._fitted(total, square) + self._join, seconds[-1])
         at = bisect_right(sizes, total)
         share = (total - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
-        return seconds[at - 1] + share * (seconds[at] - seconds[at - 1])
+        past = max(self.fit[2], 0.0) * max(square - total * total, 0.0)  # of parts that follow others
+        return seconds[at - 1] + share * (seconds[at] - seconds[at - 1]) + past
 
 
 class DecodeGrid:

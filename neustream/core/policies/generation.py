@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -53,8 +54,8 @@ def begun(job: Job) -> bool:
 def apart(view: View, tokens: Callable[[View, Generation], Decision], others: Callable[[View], Decision]) -> Decision:
     """The decision of `tokens` for a language model's stages, of `others` for all other stages.
 
-    Where a pool has jobs at both (or at several models'), those are asked first who have the earliest
-    deadline, or came first where there is none; the next ones only if nobody of them runs.
+    Where a pool has jobs at both (or at several models'), those are asked first who have to go on the
+    earliest, or came to their stage first where nothing is due; the next ones only if nobody of them runs.
     """
     groups: dict[str, dict[str, Sequence[Job]]] = {}
     for name, queue in view.queues.items():
@@ -77,7 +78,9 @@ def apart(view: View, tokens: Callable[[View, Generation], Decision], others: Ca
 
 
 def _urgency(job: Job) -> tuple[float, float]:
-    return min(job.due, job.due_next), job.joined_at
+    """By when it has to go on; who is late already has no more hurry than those who were promised nothing."""
+    start = math.inf if job.late else min(job.due - job.work, job.due_next - job.work_next)
+    return start, job.joined_at
 
 
 def _one(
@@ -94,7 +97,8 @@ def _one(
     profile = view.profiles[stage.name]
     assert isinstance(profile, Part)
     speed = max(view.speed.get(name, 1.0) for name in view.queues)
-    return tokens(view, Generation(view, profile.steps, label, decodes, prefills, stage.max_batch, speed))
+    seats = min(view.limit(name) for name in view.queues)
+    return tokens(view, Generation(view, profile.steps, label, decodes, prefills, seats, speed))
 
 
 def continuous(
@@ -106,26 +110,29 @@ def continuous(
 ) -> tuple[list[Job], dict[Job, float]]:
     """One step of continuous batching with chunked prefill, as vLLM's default scheduler makes it.
 
-    All decodes run. Prompts are prefilled in parts of what is left of `budget` tokens, those that have
-    begun first, then the others by `key`, as long as there are seats and memory for the next one; it
-    waits, and those behind it, if there are not. Returns who runs, by `key`, and the prompts' parts.
+    All decodes run. Prompts are prefilled in parts of what is left of `budget` tokens, those that are under
+    way first, then the others by `key`, as long as there are seats, and memory for all of the next one;
+    it waits, and those behind it, if there are not. Returns who runs, by `key`, and the prompts' parts.
     """
     gone = set(drop)
     jobs = sorted((job for job in model.decodes if job not in gone), key=key)
     sizes: dict[Job, float] = {}
     tokens = budget - len(jobs)
-    free = model.room() - sum(model.blocks(job, 1) for job in jobs)
+    free = model.room() + sum(job.held for job in gone) - sum(model.blocks(job, 1) for job in jobs)
     seats = model.seats - len(jobs)
-    for job in sorted((job for job in model.prefills if job not in gone), key=lambda job: (not begun(job), key(job))):
+    prefills = [job for job in model.prefills if job not in gone]
+    for job in sorted(prefills, key=lambda job: (not job.progress, key(job))):
         size = min(job.size, tokens)
         need = model.blocks(job, size)
-        if size < 1 or seats < 1 or need > free:
-            break
+        lacks = need > free or (not job.progress and model.blocks(job, job.size) > free)
+        if size < 1 or seats < 1 or (lacks and (jobs or not job.held)):
+            break  # but for one under way that is alone: it takes others' memory
         jobs.append(job)
         sizes[job] = size
         tokens -= int(size)
         free -= need
         seats -= 1
+    jobs.sort(key=key)  # who loses its memory is the last of all
     return jobs, sizes
 
 

@@ -26,14 +26,21 @@ FOREVER = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """At each point: generations expected to be left, the tokens they keep, the least time that one has."""
+    """At each point: generations expected to be left, the tokens that they read, the units of memory that
+    they keep (whole blocks), and the least time that one of them has."""
 
     count: Floats
     context: Floats
+    kept: Floats
     time: Floats
 
     def __add__(self, other: Load) -> Load:
-        return Load(self.count + other.count, self.context + other.context, np.minimum(self.time, other.time))
+        return Load(
+            self.count + other.count,
+            self.context + other.context,
+            self.kept + other.kept,
+            np.minimum(self.time, other.time),
+        )
 
 
 class Horizon:
@@ -89,24 +96,26 @@ class Horizon:
         steps = self.points if running else self.points + 1
         time = np.minimum(slack[:, None] + pace[:, None] * steps, total[:, None])
         time[there < 0.5] = FOREVER  # most are over by then
-        context = there * (size[:, None] + self.points)
-        return [Load(a, b, c) for a, b, c in zip(there, context, time, strict=True)]
+        tokens = size[:, None] + np.minimum(self.points, np.maximum(left, 1)[:, None])
+        kept = there * np.ceil(tokens / self.block) * self.block if self.block else there * tokens
+        return [Load(*row) for row in zip(there, there * tokens, kept, time, strict=True)]
 
     def of(self, jobs: Sequence[Job]) -> Load:
         """The load of all the running ones together."""
         nothing = np.zeros(len(self.points))
         rows = self.rows(jobs, running=True)
         if not rows:
-            return Load(nothing, nothing, nothing + FOREVER)
+            return Load(nothing, nothing, nothing, nothing + FOREVER)
         return Load(
             np.sum([row.count for row in rows], 0),
             np.sum([row.context for row in rows], 0),
+            np.sum([row.kept for row in rows], 0),
             np.min([row.time for row in rows], 0),
         )
 
     def bears(self, load: Load) -> bool:
         """Whether all of a load has memory, and keeps pace if it decodes step by step."""
-        if (load.context + load.count * self.block / 2 > self.units).any():
+        if (load.kept > self.units).any():
             return False
         spent = before = 0.0
         for gap, count, context, time in zip(

@@ -36,7 +36,8 @@ class Tokens:
     """Before each step:
 
     1. Waiting requests that cannot have their first output in time are given up. Of the others, those
-       whose prefill has begun come first, then the shortest prompts (by weight).
+       whose prefill has begun come first, then the shortest prompts (by weight), then those that were
+       promised nothing.
     2. Prompts join this step as long as everyone in it, and every running generation, still has its
        next output in time; and as long as all admitted generations are expected to keep pace and to
        have memory until they end (`horizon.py`). A prompt that is too long for this step begins with a
@@ -137,14 +138,15 @@ class _Plan:
             need, time = model.speed * job.work_next, self.due(job) - now
             if time >= need - TICK and not job.late:
                 self.waiting.append(job)
-            elif job.late:
+            elif job.late or job.run:
                 self.broken.append(job)
             else:
-                self.drop[job] = f"hopeless: its next output needs {need:.3f} s, due in {time:.3f} s"
-        if error is not None and self.drop and not (self.alive or self.broken or self.waiting):
+                what = "next output" if job not in self.tight else "next output, for all to be in time,"
+                self.drop[job] = f"hopeless: its {what} needs {need:.3f} s, due in {time:.3f} s"
+        if hasattr(model.steps, "error") and self.drop and not (self.alive or self.broken or self.waiting):
             self._try_one()
         self.alive.sort(key=self.due)
-        self.waiting.sort(key=lambda job: (not begun(job), job.size / job.weight))
+        self.waiting.sort(key=lambda job: (not begun(job), self.due(job) == math.inf, job.size / job.weight))
         self.together = self._decode(self.alive) if self.alive else 0.0
 
     def _try_one(self) -> None:
@@ -177,16 +179,16 @@ class _Plan:
                 self.tight[job] = due
 
     def _whole_generations(self, least: float) -> None:
-        """Where the whole is due by an instant, the next output is, with time for those expected behind it."""
+        """Where the whole is due by an instant, the next output is, with time for those that usually follow."""
         view, label = self.view, f"{self.model.label}.decode"
         jobs = [job for job in (*self.model.decodes, *self.model.prefills) if job.due < math.inf]
         if not jobs:
             return
         lengths = view.lengths.get(self.model.label)
         for job in jobs:
-            rest = float(max(job.left.get(label, 0) - bool(job.stage and job.stage.reads), 0))
-            if lengths is not None:
-                rest = min(rest, lengths.median(job.run))
+            most = float(max(job.left.get(label, 0) - bool(job.stage and job.stage.reads), 0))
+            seen = lengths.median(job.run) if lengths is not None else math.inf
+            rest = min(most, seen) if seen < math.inf else 0.0  # nobody knows: no reason to give it up
             self.tight[job] = min(job.due_next, job.due - rest * least)
 
     def _seconds(self, step: Step) -> float:
@@ -292,10 +294,12 @@ class _Plan:
             jobs.append(job)
             decodes.append(job)
             reading += job.size
-        again = next((job for job in staying if job.stage is not None and not job.stage.reads), None)
-        if again is not None and not jobs:
-            jobs.append(again)
-            sizes[again] = self._whole(again)
+        for job in [job for job in staying if job.stage is not None and not job.stage.reads]:
+            if not jobs:
+                jobs.append(job)
+                sizes[job] = self._whole(job)
+            elif self.waiting:
+                self.drop[job] = "gave way: it lost its memory and cannot be in time any more, and others wait"
 
 
 class _Filler:
@@ -306,7 +310,8 @@ class _Filler:
         self.plan = plan
         self.waiting = plan.waiting[:WEIGHED]
         self.free = model.room() - sum([model.blocks(job, 1) for job in plan.alive])
-        self.late = sorted((job for job in plan.broken if job.held), key=lambda job: job.held)
+        here = [job for job in plan.broken if job.held or (job.stage is not None and job.stage.reads)]
+        self.late = sorted(here, key=lambda job: job.held)
         self.seats = model.seats - len(plan.alive) - len(self.late)
         label, memory = f"{model.label}.decode", view.pool.memory
         self.horizon = Horizon(
@@ -343,7 +348,7 @@ class _Filler:
             need = plan.model.blocks(job, size)
             if not size or need > free + sum([other.held for other in late]):
                 continue
-            if not begun(job) and not self.horizon.bears(load + row):
+            if not job.progress and not self.horizon.bears(load + row):
                 refused += 1
                 continue
             while need > free or seats < 1:
@@ -375,7 +380,7 @@ class _Filler:
         return float(low) if steps * step + each * rest <= plan.due(job) - plan.view.now - now else 0.0
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)
 def _typical(recent: tuple[Asked, ...], stage: str) -> tuple[float, float]:
     """Of the latest requests: the median time to their first output that was promised, and the median prompt."""
     some = [(asked.first, asked.sizes[stage]) for asked in recent if stage in asked.sizes]
