@@ -343,7 +343,8 @@ class _Filler:
             if (seats < 1 and not late) or most - part.tokens < 1 or refused == REFUSALS:
                 break
             size, own = min(job.size, most - part.tokens), plan.due(job) - now
-            if size < job.size or plan._seconds(part.step(reading, job, size)) > min(slack, due, own) + TICK:
+            seconds = plan._seconds(part.step(reading, job, size))
+            if size < job.size or seconds > min(slack, due, own) + TICK:
                 size = self._begin(part, job, reading, slack, min(slack, due)) if decodes else 0.0
             need = plan.model.blocks(job, size)
             if not size or need > free + sum([other.held for other in late]):
@@ -376,7 +377,9 @@ class _Filler:
         if rest <= 0 or self.pace <= step:
             return float(low) if rest <= 0 else 0.0
         left = max(slack - now, 0.0)
-        steps = 1 if math.isinf(self.pace) else max(math.ceil((each * rest - left) / (self.pace - step)), 1)
+        steps = math.ceil(rest / low)
+        if self.pace < math.inf:
+            steps = max(steps, math.ceil((each * rest - left) / (self.pace - step)))
         return float(low) if steps * step + each * rest <= plan.due(job) - plan.view.now - now else 0.0
 
 
