@@ -5,7 +5,7 @@
     OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/llm.py vllm [--quick]
 
 `simulate` runs every sweep of the OPT settings in configs/paper under every policy that they name, and
-the clairvoyant bound: share of 1000 requests whose every token was in time. `transformers` profiles the
+the clairvoyant bound along the rates: share of 1000 requests whose every token was in time. `transformers` profiles the
 model of configs/demo/opt_tiny.yaml, serves its workload at several loads and simulates the same.
 `vllm` (see llm_vllm.py; `make .venv-vllm/installed` makes its venv) serves the same arrivals on a real
 vLLM under its own two schedulers and ours, in turns. Each writes benchmarks/results/llm_<part>.json.
@@ -47,7 +47,7 @@ def points(quick: bool, bound: bool) -> list[Point]:
     for name in SETTINGS:
         for over, swept in load_experiment(ROOT / "configs/paper" / f"{name}.yaml").sweeps.items():
             if not quick or over == "workload.rate":
-                found += [(name, over, value, bound) for value in swept.values]
+                found += [(name, over, value, bound and over == "workload.rate") for value in swept.values]
     return found
 
 

@@ -248,16 +248,15 @@ class Scheduler:
         return True
 
     def reach(self, id: str, units: float) -> bool:
-        """So much of a waiting request's sized step is done without having been run here (a prefix cache).
+        """So much of a request's sized step is done without having been run here (a prefix cache).
 
-        For loops whose engine knows; less than what is done already changes nothing. False if no such
-        request is being served, or its step cannot be done in parts.
+        For loops whose engine knows, before they `admit` the step that it is in, if it is in one; less than
+        what is done already changes nothing. False if no such request is being served, or its step cannot
+        be done in parts.
         """
         job = self.jobs.get(id)
         if job is None or job.stage is None or job.stage.reads or job.stage.size is None:
             return False
-        if job.status == "running":
-            raise PolicyError(f"reach: request {id!r} is in a step")
         if units > job.progress:
             job.progress = min(units, job.progress + job.size)
             self._measure(job)
