@@ -154,9 +154,11 @@ class _Plan:
 
         What is learnt may be wrong (the device was slow for a while), and only steps that run tell.
         """
-        best = max(self.drop, key=lambda job: self.due(job) - self.model.speed * job.work_next)
-        del self.drop[best]
-        self.waiting.append(best)
+        hope = [job for job in self.drop if self.due(job) > self.view.now]
+        if hope:
+            best = max(hope, key=lambda job: self.due(job) - self.model.speed * job.work_next)
+            del self.drop[best]
+            self.waiting.append(best)
 
     def due(self, job: Job) -> float:
         """When its next output is due."""
