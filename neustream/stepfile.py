@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from neustream.core.profile import LatencyProfile, LinearProfile
 from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
@@ -51,6 +51,12 @@ class DecodePart(_Strict):
     context: list[int] | None = None
     latency_s: list[list[float]] | None = None
     fit: tuple[float, float, float]
+
+    @model_validator(mode="after")
+    def _whole(self) -> DecodePart:
+        if len({part is None for part in (self.batch, self.context, self.latency_s)}) > 1:
+            raise ValueError("batch, context and latency_s of a decode go together, or not at all")
+        return self
 
 
 class StepsFile(_Strict):

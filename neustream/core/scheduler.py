@@ -179,6 +179,8 @@ class Scheduler:
         for pool in pools:
             if pool.workers < 1:
                 raise GraphError(f"pool {pool.name!r}: workers must be 1 or more, got {pool.workers}")
+            if pool.memory is not None and pool.workers > 1:
+                raise GraphError(f"pool {pool.name!r}: a memory is one worker's; {pool.workers} need a pool each")
             for stage in pool.stages:
                 self._open(stage, pool.name)
 

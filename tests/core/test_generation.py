@@ -21,6 +21,7 @@ from neustream import (
     Request,
     RequestError,
     Scheduler,
+    loop,
 )
 from neustream.core.lengths import BIN, Lengths
 from neustream.core.memory import Memory
@@ -470,3 +471,24 @@ def test_a_device_that_was_slow_for_a_while_is_tried_again():
         done.append(job.on_time)
         now += 0.1
     assert all(done[3:])
+
+
+def test_a_memory_is_one_workers():
+    with pytest.raises(GraphError, match="a memory is one worker's; 2 need a pool each"):
+        Scheduler([Pool("gpu", STAGES, workers=2, memory=Memory(4))], Hand(), llm_profiles("llm", STEPS))
+
+
+def test_calls_of_an_agent_are_told_apart():
+    """Two calls of one node: the second is not ended by the first one's end, and its tokens are its own."""
+    node = llm("llm", max_batch=8)
+    agent = Graph("agent", loop(node, times=2))
+    scheduler = scheduler_of(Hand(lambda view: Decision(view.jobs)), blocks=8)
+    job = scheduler.submit(Request("a", agent, 0.0, SLO(), {"prompt_tokens": 20, "max_tokens": 4}), 0.0)
+    sizes = []
+    for now in range(1, 9):
+        batch = scheduler.next_batch("gpu", float(now))
+        sizes.append(batch.sizes[0])
+        scheduler.finish(batch, [{"ended": True} if now == 2 else {}], float(now))
+        if job.status == "done":
+            break
+    assert sizes == [20, 21, 20, 21, 22, 23] and scheduler._used["gpu"] == 0

@@ -25,12 +25,14 @@ class NeuStreamLLM:
 
     What differs from that code, on purpose: arrivals are those of the clients, not the moments at which
     the serving loop looked; the cost of a batch is that of the prompts in it (there, of as many others
-    in order of arrival); requests are never lost; hopeless ones are given up also while nothing runs;
-    and there is no credit by default. With `credit` (30 in that code), deadlines are taken to be later
-    by what the next so many tokens are hoped to earn: their TPOT less the latest decode. It lets first
-    tokens be late, and gives short answers what they never earn, so it is counted here only for as many
-    tokens as the request may still have, and never for a first one. `most_tokens` bounds a prefill
-    (8192 there). Its correction terms for decodes (2 to 4 ms) are left out: they are fits to one device.
+    in order of arrival); requests are never lost; hopeless ones are given up also while nothing runs, and
+    only as many are prefilled then as can be in time (there: all); a batch also keeps the first
+    deadlines of those in it; and there is no credit by default. With `credit` (30 in that code),
+    deadlines are taken to be later by what the next so many tokens are hoped to earn: their TPOT less a
+    decode of all who run. It lets first tokens be late, and gives short answers what they never earn, so
+    it is counted here only for as many tokens as the request may still have, and never for a first one.
+    `most_tokens` bounds a prefill (8192 there). Its correction terms for decodes (2 to 4 ms) are left
+    out: they are fits to one device.
     """
 
     credit: int = 0
@@ -67,7 +69,7 @@ class NeuStreamLLM:
         tokens = square = 0.0
         context = sum(job.size + 1 for job in model.decodes)
         free = model.room()
-        for job in waiting[: model.seats - len(model.decodes)]:
+        for job in waiting[: max(model.seats - len(model.decodes), 0)]:
             tokens, square, context = tokens + job.size, square + job.size**2, context + job.size + 1
             free -= model.blocks(job, job.size)
             cost = model.seconds(Step(len(chosen) + 1, tokens, square))
@@ -84,6 +86,6 @@ class NeuStreamLLM:
         assert job.stage is not None
         earned = 0.0
         if job.run and math.isfinite(job.slo.step):
-            ahead = min(self.credit - job.run, job.left.get(job.stage.name, 0))
+            ahead = min(self.credit - job.run, job.left.get(f"{job.stage.fuse}.decode", 0))
             earned = max(ahead, 0) * (job.slo.step - decode)
         return job.due_next - view.now + earned
