@@ -27,6 +27,8 @@ REFUSALS = 4
 
 SAFE = 3.0
 """Times the median error of predictions that is kept as slack: nearly all steps are within it."""
+VAIN = 0.95
+"""A step of prompts and decodes that takes more than this share of the two apart is not worth it."""
 CATCH = 0.25
 """Of the outputs expected ahead, the share by which `steady` lets a generation catch up with its pace."""
 
@@ -44,7 +46,8 @@ class Tokens:
        part, if the rest can follow in time.
     3. Three kinds of steps are compared: prompts beside all decodes, beside only those decodes that would
        be late otherwise, or alone. The one that takes most prompts in wins; at equality, prompts run
-       alone where requests are promised so little that they could not wait for a longer step.
+       alone where requests are promised so little that they could not wait for a longer step, or where
+       a common step saves nothing.
     4. In such times decodes with slack to spare also leave the device free until their slack is down
        to `pause` prefills: who comes then need not wait for a step to end.
     5. Who was late already runs where that makes nobody else late, and is given up once others need
@@ -91,7 +94,7 @@ class _Part:
 
     @property
     def worth(self) -> float:
-        return sum(job.weight for job in self.chosen)
+        return sum(job.weight * size / job.size for job, size in self.chosen.items())
 
     def step(self, reading: float, job: Job | None = None, size: float = 0.0) -> Step:
         """The step, with `size` tokens of one more prompt."""
@@ -208,7 +211,7 @@ class _Plan:
         filler = _Filler(self)
         best = filler.fill(self.alive)
         if self.alive:
-            hurried = bool(best.chosen) and self._hurried(best)
+            hurried = bool(best.chosen) and (self._hurried(best) or self._in_vain(best))
             if len(best.chosen) < len(self.waiting) and (urgent := self._urgent()) is not None:
                 some = filler.fill(urgent)
                 best = some if some.worth > best.worth else best
@@ -228,6 +231,12 @@ class _Plan:
         """Whether who comes during this step is likely to be late for it."""
         step = self._seconds(part.step(sum([job.size for job in part.decodes])))
         return _patience(self.view.recent, self.model) < step
+
+    def _in_vain(self, part: _Part) -> bool:
+        """Whether prompts and decodes take as long together as one after the other (two calls, on some backends)."""
+        alone = self._seconds(_Part([], part.chosen, part.tokens, part.square).step(0.0))
+        both = self._seconds(part.step(sum([job.size for job in part.decodes])))
+        return both >= VAIN * (alone + self.together)
 
     # -- the step -------------------------------------------------------------------------------------
 
@@ -373,7 +382,7 @@ class _Filler:
         if low < 1:
             return 0.0
         now = plan._seconds(part.step(reading, job, low))
-        step = plan._seconds(Step(decodes=len(part.decodes), context=reading))
+        step = plan._seconds(part.step(reading, job, 1.0))  # decodes, and what any prompt adds
         each = (plan._seconds(part.step(reading, job, job.size)) - step) / job.size  # what a token of it adds
         rest = job.size - low
         if rest <= 0 or self.pace <= step:
