@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-CLI = Path(__file__).parent / "cli.py"
+CLI = Path(__file__).parent / "vllm_cli.py"
 PROMPT = " ".join(f"w{4 + at}" for at in range(40))
 
 

@@ -253,7 +253,7 @@ def test_a_paused_engine_goes_on_later(ours):
 
 
 def test_a_policy_that_errs_does_not_stop_the_engine(engines):
-    rig = engines(OURS, additional_config={"neustream": {"policy": "policies:Wrong"}})
+    rig = engines(OURS, additional_config={"neustream": {"policy": "odd_policies:Wrong"}})
     for at in range(4):
         rig.ask(f"r{at}", 40, 10, slo(total_ms=600_000))
     rig.run()
@@ -263,7 +263,7 @@ def test_a_policy_that_errs_does_not_stop_the_engine(engines):
 
 
 def test_after_a_policys_error_the_core_is_right_again(engines):
-    rig = engines(OURS, additional_config={"neustream": {"policy": "policies:Moody"}})
+    rig = engines(OURS, additional_config={"neustream": {"policy": "odd_policies:Moody"}})
     for at in range(4):
         rig.ask(f"r{at}", 200, 20, slo(total_ms=600_000))
     while rig.engine.has_unfinished_requests():
@@ -295,7 +295,7 @@ def test_an_exception_in_vllms_own_scheduling_leaves_everything_in_place(ours, m
 
 
 def test_a_policy_that_waits_is_asked_again(engines):
-    rig = engines(OURS, additional_config={"neustream": {"policy": "policies:Patient"}})
+    rig = engines(OURS, additional_config={"neustream": {"policy": "odd_policies:Patient"}})
     for at in range(4):
         rig.ask(f"r{at}", 40, 3, slo(total_ms=600_000))
     rig.run(most=2_000_000)
@@ -306,7 +306,7 @@ def test_a_policy_that_waits_is_asked_again(engines):
 
 def test_decodes_that_are_not_chosen_wait(engines):
     """A policy that runs one request at a time: the others keep their place, and their blocks."""
-    rig = engines(OURS, additional_config={"neustream": {"policy": "policies:One"}})
+    rig = engines(OURS, additional_config={"neustream": {"policy": "odd_policies:One"}})
     stock = engines()
     for some, extra in ((stock, None), (rig, slo(total_ms=600_000))):
         for at in range(4):
