@@ -38,7 +38,8 @@ def llm(
         return tokens(job) + job.run
 
     def ended(job: Job) -> bool:
-        return job.run >= most(job) or bool((job.output or {}).get("ended"))
+        latest = job.state if job.output is None else job.output  # of this call, not of one before it
+        return job.run >= most(job) or bool(latest.get("ended"))
 
     prefill = Stage(f"{name}.prefill", max_batch, emits=True, size=context, fuse=name, keeps=True)
     decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, fuse=name, keeps=True, reads=True)
