@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -72,19 +72,25 @@ _FILES: TypeAdapter[TableFile | LinearFile] = TypeAdapter(
 
 def load_profile(path: Path | str) -> LatencyProfile:
     """Read one profile file; ProfileError names the file and what is wrong with it."""
-    path = Path(path)
+    return read_profile(Path(path), _FILES.validate_json, _profile, "profile")
+
+
+File = TypeVar("File")
+Read = TypeVar("Read")
+
+
+def read_profile(path: Path, parse: Callable[[bytes], File], make: Callable[[File], Read], what: str) -> Read:
+    """What `make` makes of a file that pydantic's `parse` reads; ProfileError names the file and the fault."""
     try:
-        file = _FILES.validate_json(path.read_bytes())
+        return make(parse(path.read_bytes()))
     except FileNotFoundError:
-        raise ProfileError(f"no profile at {path}; `neustream profile CONFIG --out DIR` measures one") from None
+        raise ProfileError(f"no {what} at {path}; `neustream profile CONFIG --out DIR` measures one") from None
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"] if part not in ("table", "linear")) or "the file"
         raise ProfileError(f"{path}: {where}: {problem['msg']}") from None
-    try:
-        return _profile(file)
     except ProfileError as error:
         raise ProfileError(f"{path}: {error}") from None
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from neustream.core.profile import LatencyProfile, LinearProfile
 from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
 from neustream.errors import ProfileError
-from neustream.profiling import FORMAT
+from neustream.profiling import FORMAT, read_profile
 
 ANY_BATCH = 2**20
 """Step profiles limit no batch: memory and `Stage.max_batch` do."""
@@ -80,21 +80,7 @@ class StepsFile(_Strict):
 
 def load_steps(path: Path | str) -> StepProfile:
     """Read one file of steps; ProfileError names the file and what is wrong with it."""
-    path = Path(path)
-    try:
-        file = StepsFile.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise ProfileError(f"no step profile at {path}; `neustream profile CONFIG --out DIR` measures one") from None
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "the file"
-        raise ProfileError(f"{path}: {where}: {problem['msg']}") from None
-    try:
-        return steps_of(file)
-    except ProfileError as error:
-        raise ProfileError(f"{path}: {error}") from None
+    return read_profile(Path(path), StepsFile.model_validate_json, steps_of, "step profile")
 
 
 def steps_of(file: StepsFile) -> StepProfile:

@@ -41,6 +41,24 @@ def largest_batch(profile: LatencyProfile, budget: float) -> int:
     return max((b for b in range(1, profile.max_batch + 1) if profile.latency(b) <= budget), default=0)
 
 
+def check_table(name: str, what: str, axis: Sequence[int], latency_s: Sequence[float]) -> None:
+    """ProfileError unless `axis` rises from 1 or more, with a latency for each of its points."""
+    if not axis or len(axis) != len(latency_s):
+        raise ProfileError(
+            f"profile {name!r}: {what} and latency_s must be equally long and not empty, "
+            f"got {len(axis)} and {len(latency_s)}"
+        )
+    check_rising(name, what, axis)
+    if bad := [x for x in latency_s if not (math.isfinite(x) and x > 0)]:
+        raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0, got {bad[0]!r}")
+
+
+def check_rising(name: str, what: str, axis: Sequence[int]) -> None:
+    """ProfileError unless `axis` rises from 1 or more."""
+    if any(x < 1 for x in axis) or any(a >= b for a, b in itertools.pairwise(axis)):
+        raise ProfileError(f"profile {name!r}: {what} must rise from 1 or more, got {list(axis)}")
+
+
 class TableProfile:
     """Latencies measured at some batch sizes.
 
@@ -50,15 +68,7 @@ class TableProfile:
     """
 
     def __init__(self, name: str, batch: Sequence[int], latency_s: Sequence[float], *, device: str = "") -> None:
-        if not batch or len(batch) != len(latency_s):
-            raise ProfileError(
-                f"profile {name!r}: batch and latency_s must be equally long and not empty, "
-                f"got {len(batch)} and {len(latency_s)}"
-            )
-        if any(b < 1 for b in batch) or any(a >= b for a, b in itertools.pairwise(batch)):
-            raise ProfileError(f"profile {name!r}: batch must rise from 1 or more, got {list(batch)}")
-        if bad := [x for x in latency_s if not (math.isfinite(x) and x > 0)]:
-            raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0, got {bad[0]!r}")
+        check_table(name, "batch", batch, latency_s)
         self.name = name
         self.device = device
         self.batch = tuple(batch)

@@ -6,8 +6,6 @@ attention costs, requests in decode, and the tokens of context that those read.
 
 from __future__ import annotations
 
-import itertools
-import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from neustream.core.profile import LatencyProfile
+from neustream.core.profile import LatencyProfile, check_rising, check_table
 from neustream.errors import ProfileError
 
 
@@ -57,15 +55,7 @@ class PrefillTable:
         max_batch: int = 2**30,
         device: str = "",
     ) -> None:
-        if not tokens or len(tokens) != len(latency_s):
-            raise ProfileError(
-                f"profile {name!r}: tokens and latency_s must be equally long and not empty, "
-                f"got {len(tokens)} and {len(latency_s)}"
-            )
-        if any(t < 1 for t in tokens) or any(a >= b for a, b in itertools.pairwise(tokens)):
-            raise ProfileError(f"profile {name!r}: tokens must rise from 1 or more")
-        if bad := [x for x in latency_s if not (math.isfinite(x) and x > 0)]:
-            raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0, got {bad[0]!r}")
+        check_table(name, "tokens", tokens, latency_s)
         self.name, self.device, self.max_batch = name, device, max_batch
         self.tokens = [float(t) for t in tokens]
         self.latency_s = [float(x) for x in latency_s]
@@ -115,8 +105,7 @@ class DecodeGrid:
         if not (np.isfinite(table).all() and (table > 0).all()):
             raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0")
         for what, axis in (("batch", batch), ("context", context)):
-            if any(x < 1 for x in axis) or any(a >= b for a, b in itertools.pairwise(axis)):
-                raise ProfileError(f"profile {name!r}: {what} must rise from 1 or more, got {list(axis)}")
+            check_rising(name, what, axis)
         self.name, self.device, self.max_batch = name, device, max_batch
         self.batch, self.context = [float(b) for b in batch], [float(c) for c in context]
         self.latency_s: list[list[float]] = table.tolist()

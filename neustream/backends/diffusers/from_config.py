@@ -33,7 +33,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from neustream.backends import torch as shared
@@ -42,6 +42,7 @@ from neustream.backends.diffusers.modules import RunModule, Runs
 from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.request import StepCounts, check, named_arguments, with_defaults
 from neustream.backends.diffusers.run import Run
+from neustream.backends.options import options_of
 from neustream.core.types import Job
 from neustream.errors import BackendError, nearest
 from neustream.experiment import load_object
@@ -158,12 +159,7 @@ class Served:
 
 def make(raw: Mapping[str, Any], device: str) -> Served:
     """The backend `diffusers`: a pipeline on `device`, as `raw` describes it."""
-    try:
-        options = Options.model_validate(dict(raw))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise BackendError(f"backend.{key}: {problem['msg']}; options: {', '.join(Options.model_fields)}") from None
+    options = options_of(Options, raw)
     place = shared.device_of(device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from rich.console import Console
 
 from neustream.backends.diffusers.calls import Call
 from neustream.backends.diffusers.measured import Shelf, timed
@@ -37,8 +36,8 @@ from neustream.backends.diffusers.request import (
     without_side_effects,
 )
 from neustream.backends.diffusers.run import Progress, Run, encode
+from neustream.backends.options import measuring, policy_of, slo_of
 from neustream.core.graph import Graph, Stage
-from neustream.core.policies import POLICIES, Priced
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Corrected, Scheduler
@@ -203,7 +202,7 @@ class PipelineEngine:
         observers: Sequence[Observer] = (),
         progress: bool | None = None,
     ) -> None:
-        self.slo = _slo(slo)
+        self.slo = slo_of(slo)
         self._batches = {"encode": encode_batch, "denoise": max_batch, "decode": decode_batch}
         self._check_finite = check_finite
         self._measure_s = measure_s
@@ -220,7 +219,7 @@ class PipelineEngine:
             shelf = Shelf(pipe, given, {**options, **self._batches}, cache)
             self._models[name] = Served(name, pipe, parts, shelf)
         self.report = Report()
-        rule = _policy(policy)
+        rule = policy_of(policy)
         scheduler = Scheduler([Pool(POOL, ())], rule, {}, correct=True)
         self._executor = ThreadExecutor({})
         observers = [self.report, self._watch, *observers]
@@ -271,7 +270,7 @@ class PipelineEngine:
             "on_step": on_step,
         }
         answer = Answer(name, self._give_up)
-        promise = self.slo if slo is None else _slo(slo)
+        promise = self.slo if slo is None else slo_of(slo)
         self._generators.take(named, name)
         try:
             inner = self.engine.submit(shape.graph, params, slo=promise, id=name)
@@ -402,7 +401,7 @@ class PipelineEngine:
         """Run the stages of a new shape: to measure them, or only to have everything loaded and compiled."""
         show = sys.stderr.isatty() if self._progress is None else self._progress
         what = f"{'warming up' if warm else 'measuring'} {type(served.pipe).__name__} {graph.name}"
-        with progress_bar(what, show) as tick:
+        with measuring(what, show) as tick:
             try:
                 modules = modules_of(runs, names)
                 seconds = 0.0 if warm else self._measure_s
@@ -514,32 +513,3 @@ def _servable(name: str, pipe: Any) -> None:
         )
     if taken := RESERVED & set(inspect.signature(pipe.__call__).parameters):
         raise BackendError(f"{type(pipe).__name__} has call argument(s) {sorted(taken)}, which submit() takes itself")
-
-
-def _slo(slo: SLO | float | None) -> SLO:
-    if isinstance(slo, SLO):
-        return slo
-    return SLO() if slo is None else SLO(total=slo)
-
-
-def _policy(policy: Policy | str | None) -> Policy:
-    if policy is None:
-        return Priced()
-    if not isinstance(policy, str):
-        return policy
-    if policy not in POLICIES:
-        raise BackendError(f"unknown policy {policy!r}; {nearest(policy, POLICIES)}")
-    made: Policy = POLICIES[policy]()
-    return made
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, show: bool) -> Iterator[Callable[[str, int, float], None]]:
-    """A line on stderr that tells which step is being measured."""
-    if not show:
-        yield lambda stage, batch, seconds: None
-        return
-    console = Console(stderr=True)
-    with console.status(what) as status:
-        yield lambda stage, batch, seconds: status.update(f"{what}: {stage}, batch {batch}, {seconds * 1e3:.1f} ms")
-    console.print(f"{what}: done")

@@ -26,10 +26,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from neustream.backends import torch as shared
+from neustream.backends.options import options_of
 from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
@@ -116,12 +117,7 @@ class Served:
 
 def make(raw: Mapping[str, Any], device: str) -> Served:
     """The backend `transformers`: a language model on `device`, as `raw` describes it."""
-    try:
-        options = Options.model_validate(dict(raw))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise BackendError(f"backend.{key}: {problem['msg']}; options: {', '.join(Options.model_fields)}") from None
+    options = options_of(Options, raw)
     place = shared.device_of(device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

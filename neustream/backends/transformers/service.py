@@ -6,14 +6,14 @@ import contextlib
 import logging
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import PreTrainedModel
 
+from neustream.backends.options import measuring, policy_of, slo_of
 from neustream.backends.transformers.measured import steps_for
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
@@ -22,7 +22,6 @@ from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.stream import Answer
 from neustream.core.graph import Graph
 from neustream.core.memory import Memory
-from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Emitted, Scheduler
@@ -33,7 +32,7 @@ from neustream.engine.engine import Engine, Result
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report
-from neustream.errors import BackendError, RequestError, nearest
+from neustream.errors import BackendError, RequestError
 from neustream.graphs import llm, llm_profiles
 from neustream.stepfile import load_steps
 
@@ -88,9 +87,9 @@ class TextEngine:
         observers: Sequence[Observer] = (),
         progress: bool | None = None,
     ) -> None:
-        self.slo = _slo(slo)
+        self.slo = slo_of(slo)
         self.tokenizer = tokenizer
-        rule = _policy(policy)
+        rule = policy_of(policy)
         if device is not None and isinstance(model, PreTrainedModel):
             model.to(device)
         self.model = LanguageModel(model, slots=slots, max_len=max_len)
@@ -139,7 +138,7 @@ class TextEngine:
         self.engine.ready()
         sampling = Sampling(temperature, top_p, top_k, seed, stop_token_ids, ignore_eos)  # type: ignore[arg-type]
         ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, self.memory.units)
-        promise = self.slo if slo is None else _slo(slo)
+        promise = self.slo if slo is None else slo_of(slo)
         name = id or uuid.uuid4().hex
         answer = Answer(name, self.tokenizer, self._give_up)
         if self._answers.setdefault(name, answer) is not answer:
@@ -190,7 +189,7 @@ class TextEngine:
         if profile is not None:
             return profile
         show = sys.stderr.isatty() if progress is None else progress
-        with _progress_bar(f"measuring {self.model.name}", show) as tick:
+        with measuring(f"measuring {self.model.name}", show) as tick:
             return steps_for(self.model, cache, seconds, tick)
 
     def _watch(self, record: Record) -> None:
@@ -230,35 +229,3 @@ def serve(model: PreTrainedModel, tokenizer: Any = None, **options: Any) -> Text
 def _ask(job: Job) -> Ask:
     ask: Ask = job.params["ask"]
     return ask
-
-
-def _slo(slo: SLO | float | None) -> SLO:
-    if isinstance(slo, SLO):
-        return slo
-    if slo is None:
-        return SLO()
-    if isinstance(slo, bool) or not isinstance(slo, int | float):
-        raise RequestError(f"slo must be an SLO or seconds, got {slo!r}")
-    return SLO(total=slo)
-
-
-def _policy(policy: Policy | str | None) -> Policy:
-    name = DEFAULT if policy is None else policy
-    if not isinstance(name, str):
-        return name
-    if name not in POLICIES:
-        raise BackendError(f"unknown policy {name!r}; {nearest(name, POLICIES)}")
-    made: Policy = POLICIES[name]()
-    return made
-
-
-@contextlib.contextmanager
-def _progress_bar(what: str, show: bool) -> Iterator[Callable[[str, int, float], None]]:
-    """A line on stderr that tells which step is being measured."""
-    if not show:
-        yield lambda stage, batch, seconds: None
-        return
-    console = Console(stderr=True)
-    with console.status(what) as status:
-        yield lambda stage, batch, seconds: status.update(f"{what}: {stage}, batch {batch}, {seconds * 1e3:.1f} ms")
-    console.print(f"{what}: done")

@@ -1,0 +1,61 @@
+"""What callers and configs say to backends of all kinds, checked in one way; and how waiting is shown."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+
+from neustream.core.policies import DEFAULT, POLICIES
+from neustream.core.policy import Policy
+from neustream.core.types import SLO
+from neustream.errors import BackendError, RequestError, nearest
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def slo_of(slo: SLO | float | None) -> SLO:
+    """A promise; a number is `SLO(total=...)`, None promises nothing. RequestError for anything else."""
+    if isinstance(slo, SLO):
+        return slo
+    if slo is None:
+        return SLO()
+    if isinstance(slo, bool) or not isinstance(slo, int | float):
+        raise RequestError(f"slo must be an SLO or seconds, got {slo!r}")
+    return SLO(total=slo)
+
+
+def policy_of(policy: Policy | str | None) -> Policy:
+    """A policy; by name it is one of the library's, None is the default. BackendError for an unknown name."""
+    name = DEFAULT if policy is None else policy
+    if not isinstance(name, str):
+        return name
+    if name not in POLICIES:
+        raise BackendError(f"unknown policy {name!r}; {nearest(name, POLICIES)}")
+    made: Policy = POLICIES[name]()
+    return made
+
+
+def options_of(model: type[Options], raw: Mapping[str, Any]) -> Options:
+    """A config's `backend` section as `model`; BackendError names the key and what is allowed."""
+    try:
+        return model.model_validate(dict(raw))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise BackendError(f"backend.{key}: {problem['msg']}; options: {', '.join(model.model_fields)}") from None
+
+
+@contextlib.contextmanager
+def measuring(what: str, show: bool) -> Iterator[Callable[[str, int, float], None]]:
+    """A line on stderr that tells which step is being measured: stage, batch and seconds."""
+    if not show:
+        yield lambda stage, batch, seconds: None
+        return
+    console = Console(stderr=True)
+    with console.status(what) as status:
+        yield lambda stage, batch, seconds: status.update(f"{what}: {stage}, batch {batch}, {seconds * 1e3:.1f} ms")
+    console.print(f"{what}: done")
