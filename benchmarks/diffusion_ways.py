@@ -43,7 +43,7 @@ from neustream import (
 )
 from neustream.backends.diffusers import PipelineEngine
 from neustream.backends.torch import sync
-from neustream.core.correction import CorrectedProfile
+from neustream.core.observed import CorrectedProfile
 from neustream.engine.events import Finished, Record
 
 Image = np.ndarray[Any, Any]
@@ -174,9 +174,9 @@ class Forwards:
                     part.function = partial(timed, part.function)
 
     def __call__(self, record: Record) -> None:
-        if isinstance(record, Finished) and record.batch.stage.startswith("denoise"):
+        if isinstance(record, Finished) and record.step.stage.startswith("denoise"):
             self.steps += 1
-            self.wall += record.at - record.batch.started_at
+            self.wall += record.at - record.step.started_at
 
     def _on_host(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()

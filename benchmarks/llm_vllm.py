@@ -196,12 +196,12 @@ def alone(engine: Any) -> tuple[Callable[[int], float], float]:
 def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> float:
     """The share on time that the simulator gives for the same requests, with latencies as ours learnt them."""
     from neustream import SLO, Engine, Graph, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
-    from neustream.core.memory import Memory
+    from neustream.core.kv_cache import KVCache
     from neustream.graphs import llm, llm_profiles
 
     graph = Graph("llm", llm("llm", max_batch=SEATS))
     lengths = {asked.id: asked.end for asked in some}
-    pool = Pool("vllm", tuple(graph.stages), memory=Memory(BLOCKS - 1, BLOCK), step_tokens=STEP_TOKENS)
+    pool = Pool("vllm", tuple(graph.stages), kv_cache=KVCache(BLOCKS - 1, BLOCK), step_tokens=STEP_TOKENS)
     requests = [
         Request(
             asked.id,
@@ -214,7 +214,7 @@ def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> float:
     ]
 
     def outcome(batch: Any) -> list[dict[str, bool]]:
-        return [{"ended": job.run + 1 >= lengths[job.id]} for job in batch.jobs]
+        return [{"ended": job.call_outputs + 1 >= lengths[job.id]} for job in batch.jobs]
 
     scheduler = Scheduler([pool], policy, llm_profiles("llm", steps, SEATS))
     return Engine(scheduler, {"vllm": ProfiledExecutor(outcome=outcome)}, VirtualClock()).run(requests).attainment

@@ -317,7 +317,7 @@ def keys(point: Point, policies: Sequence[str]) -> dict[str, str]:
     )
     found = {}
     for name in policies:
-        policy: Any = prepared.scheduler(name).policy
+        policy: Any = next(iter(prepared.scheduler(name).policies.values()))
         parameters = {field.name: getattr(policy, field.name) for field in fields(policy)}
         found[name] = digest(inputs, parameters, simulator(), code(type(policy).__module__))
     if point.bounded:

@@ -4,7 +4,9 @@ Importing this package pulls in no torch, diffusers, transformers or vllm: backe
 they are used.
 """
 
+from neustream.core.batch import Batch
 from neustream.core.graph import Graph, Stage, loop, seq, switch
+from neustream.core.job import Job
 from neustream.core.policies import (
     EDF,
     FCFS,
@@ -20,8 +22,9 @@ from neustream.core.policies import (
 )
 from neustream.core.policy import Decision, Policy, Pool, View
 from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile, UnitProfile, largest_batch
-from neustream.core.scheduler import Scheduler, solo_latency
-from neustream.core.types import SLO, Batch, Job, Request
+from neustream.core.scheduler import Scheduler
+from neustream.core.types import SLO, Request
+from neustream.core.work import alone_s
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine, Result
 from neustream.engine.executor import Executor, ProfiledExecutor, StreamModule, ThreadExecutor
@@ -88,6 +91,7 @@ __all__ = [
     "View",
     "VirtualClock",
     "WallClock",
+    "alone_s",
     "largest_batch",
     "load_profile",
     "loop",
@@ -96,6 +100,5 @@ __all__ = [
     "seq",
     "serve",
     "simulate",
-    "solo_latency",
     "switch",
 ]

@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from neustream.config import SWEEPABLE, Between, Choices, Experiment, LogNormal, Simulation, SloClass, StageConfig
+from neustream.core.batch import Batch
 from neustream.core.graph import Graph, Node, Stage, loop, seq
-from neustream.core.memory import Memory
+from neustream.core.job import Job
+from neustream.core.kv_cache import KVCache
 from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Scheduler, solo_latency
-from neustream.core.steps import LearntSteps, Part
-from neustream.core.types import SLO, Batch, Job, Request
+from neustream.core.scheduler import Scheduler
+from neustream.core.steps import LearntSteps, PhaseProfile
+from neustream.core.types import SLO, Request
+from neustream.core.work import alone_s
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer
@@ -85,8 +88,8 @@ def _files(folder: Path, name: str, stage: StageConfig) -> list[Path]:
 def build_pools(experiment: Experiment) -> list[Pool]:
     if experiment.llm is not None:
         kv = experiment.llm.memory
-        memory = None if kv is None else Memory(kv.tokens // kv.block, kv.block)
-        return [Pool("gpu", tuple(experiment.stages), memory=memory, step_tokens=experiment.llm.step_tokens)]
+        cache = None if kv is None else KVCache(kv.tokens // kv.block, kv.block)
+        return [Pool("gpu", tuple(experiment.stages), kv_cache=cache, step_tokens=experiment.llm.step_tokens)]
     return [
         Pool(name, tuple(s for s, stage in experiment.stages.items() if stage.pool == name), pool.workers, pool.sticky)
         for name, pool in experiment.pools.items()
@@ -213,7 +216,7 @@ def _solo_latencies(
     for request in asked:
         key = tuple(request[stage.times] for stage in experiment.stages.values() if stage.times)
         if key not in known:
-            known[key] = solo_latency(graph, request, profiles)
+            known[key] = alone_s(graph, request, profiles)
         out.append(known[key])
     if experiment.workload.load is not None and not sum(out) > 0:
         raise ConfigError("workload.load: the requests have no work, so no rate makes that load; use workload.rate")
@@ -360,7 +363,7 @@ class Prepared:
         rule = _policy_for(self.experiments, policy) if isinstance(policy, str) else policy
         profiles = dict(self.profiles)
         for name, profile in self.profiles.items() if learn else ():
-            if isinstance(profile, Part) and not profile.reads:
+            if isinstance(profile, PhaseProfile) and profile.phase == "prefill":
                 label = name.removesuffix(".prefill")
                 profiles |= llm_profiles(label, LearntSteps(profile.steps), profile.max_batch)
         return Scheduler(self.pools, rule, profiles)
@@ -480,7 +483,7 @@ def simulate(
 
 def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:
     """Which generations end with the output of this step."""
-    return [{"ended": True} if job.run + 1 >= lengths[job.id] else {} for job in batch.jobs]
+    return [{"ended": True} if job.call_outputs + 1 >= lengths[job.id] else {} for job in batch.jobs]
 
 
 def _stretch(simulation: Simulation, seed: int) -> Callable[[Batch], float]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from neustream.core.graph import Node, Stage, loop, seq, switch
+from neustream.core.job import Job
 from neustream.core.profile import LatencyProfile
-from neustream.core.steps import Part, StepLatency
-from neustream.core.types import Job
+from neustream.core.steps import PhaseProfile, StepLatency
 
 Count = Callable[[Job], int] | str
 
@@ -35,23 +35,23 @@ def llm(
     tokens, most = _count(prompt, "tokens of a prompt"), _count(max_tokens, "max_tokens")
 
     def context(job: Job) -> int:
-        return tokens(job) + job.run
+        return tokens(job) + job.call_outputs
 
     def ended(job: Job) -> bool:
         latest = job.state if job.output is None else job.output  # of this call, not of one before it
-        return job.run >= most(job) or bool(latest.get("ended"))
+        return job.call_outputs >= most(job) or bool(latest.get("ended"))
 
-    prefill = Stage(f"{name}.prefill", max_batch, emits=True, size=context, fuse=name, keeps=True)
-    decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, fuse=name, keeps=True, reads=True)
-    more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(job.run, 1), 0))
+    prefill = Stage(f"{name}.prefill", max_batch, emits=True, size=context, model=name, phase="prefill")
+    decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, model=name, phase="decode")
+    more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(job.call_outputs, 1), 0))
     return seq(prefill, switch(ended, {False: more, True: seq()}, likely=False))
 
 
 def llm_profiles(name: str, steps: StepLatency, max_batch: int = 256) -> dict[str, LatencyProfile]:
     """The profiles that a scheduler needs for `llm(name)`, by stage."""
     return {
-        f"{name}.prefill": Part(steps, reads=False, max_batch=max_batch),
-        f"{name}.decode": Part(steps, reads=True, max_batch=max_batch),
+        f"{name}.prefill": PhaseProfile(steps, "prefill", max_batch=max_batch),
+        f"{name}.decode": PhaseProfile(steps, "decode", max_batch=max_batch),
     }
 
 

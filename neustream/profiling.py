@@ -23,10 +23,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from neustream.core.graph import Cursor, Graph
+from neustream.core.batch import input_of
+from neustream.core.events import Update
+from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile
-from neustream.core.scheduler import Update
-from neustream.core.types import Job, Request
+from neustream.core.types import Request
+from neustream.core.work import Walk
 from neustream.engine.clock import stopwatch
 from neustream.engine.executor import StreamModule
 from neustream.errors import ProfileError, StageFailed
@@ -203,7 +205,7 @@ def default_batches(largest: int) -> list[int]:
 
 
 class _Lab:
-    """Sample jobs, and the means to bring them to a stage and time it."""
+    """Sample requests, and the means to bring them to a stage and time it."""
 
     def __init__(
         self,
@@ -213,60 +215,68 @@ class _Lab:
         sync: Callable[[], None],
     ) -> None:
         self._graph, self._modules, self._sample, self._sync = graph, modules, sample, sync
-        self._ready: list[Job] = []  # jobs that are at the stage being measured
+        self._ready: list[Walk] = []  # requests that are at the stage being measured
         self._made = 0
 
     def clear(self) -> None:
-        for job in self._ready:
-            self._release(job)
+        for walk in self._ready:
+            self._release(walk)
         self._ready = []
 
-    def _release(self, job: Job) -> None:
-        """Tell the modules that keep something of a job that it is over."""
+    def _release(self, walk: Walk) -> None:
+        """Tell the modules that keep something of a request that it is over."""
         for module in self._modules.values():
             if (release := getattr(module, "release", None)) is not None:
-                release(job)
+                release(walk.job.id)
 
     def step(self, stage: str, batch: int) -> float:
-        """Run one step of `batch` jobs at `stage`; seconds."""
-        jobs = self._jobs_at(stage, batch)
+        """Run one step of `batch` requests at `stage`; seconds."""
+        walks = self._at(stage, batch)
+        inputs = [input_of(walk.job) for walk in walks]
         self._sync()
         began = stopwatch()
-        updates = self._modules[stage].step(jobs)
+        updates = self._modules[stage].step(inputs)
         self._sync()
         seconds = stopwatch() - began
-        self._apply(jobs, updates)
+        self._apply(walks, updates)
         return seconds
 
-    def _jobs_at(self, stage: str, count: int) -> list[Job]:
-        """`count` jobs whose next stage is `stage`."""
-        gone = [job for job in self._ready if job.stage is None or job.stage.name != stage]
-        self._ready = [job for job in self._ready if job not in gone]
-        for job in gone:
-            self._release(job)
-        while len(self._ready) < count:
-            job = Job(Request(f"sample-{self._made}", self._graph, params=self._sample(self._made)))
-            self._made += 1
-            job.cursor = Cursor(self._graph, job)
-            job.stage = job.cursor.stage
-            while job.stage is not None and job.stage.name != stage:
-                self._apply([job], self._modules[job.stage.name].step([job]))
-            if job.stage is None:
-                raise ProfileError(f"the sample requests never get to stage {stage!r}; check their parameters")
-            self._ready.append(job)
-        return self._ready[:count]
+    def _at(self, stage: str, count: int) -> list[Walk]:
+        """`count` requests whose next stage is `stage`."""
+        ready = []
+        for walk in self._ready:
+            if walk.stage is not None and walk.stage.name == stage:
+                ready.append(walk)
+            else:
+                self._release(walk)
+        self._ready = ready
+        while len(ready) < count:
+            ready.append(self._brought_to(stage))
+        return ready[:count]
 
-    def _apply(self, jobs: Sequence[Job], updates: Sequence[Update | StageFailed]) -> None:
-        if len(updates) != len(jobs):
-            raise StageFailed(f"stage {jobs[0].stage} returned {len(updates)} results for {len(jobs)} jobs")
-        for job, update in zip(jobs, updates, strict=True):
-            assert job.cursor is not None
+    def _brought_to(self, stage: str) -> Walk:
+        """A new sample request that has run all stages in front of `stage`."""
+        params = self._sample(self._made)
+        walk = Walk(Request(f"sample-{self._made}", self._graph, params=params))
+        self._made += 1
+        while walk.stage is not None and walk.stage.name != stage:
+            module = self._modules[walk.stage.name]
+            self._apply([walk], module.step([input_of(walk.job)]))
+        if walk.stage is None:
+            raise ProfileError(
+                f"the sample requests never get to stage {stage!r}; check their parameters"
+            )
+        return walk
+
+    def _apply(self, walks: Sequence[Walk], updates: Sequence[Update | StageFailed]) -> None:
+        if len(updates) != len(walks):
+            raise StageFailed(
+                f"stage {walks[0].stage} returned {len(updates)} results for {len(walks)} jobs"
+            )
+        for walk, update in zip(walks, updates, strict=True):
             if isinstance(update, StageFailed):
                 raise update
-            job.state.update(update)
-            if job.stage is not None and job.stage.emits:
-                job.outputs += 1
-            job.stage = job.cursor.advance(job)
+            walk.advance(update)
 
 
 def profiles_of(measured: Mapping[str, Sequence[Measurement]], device: str = "") -> dict[str, LatencyProfile]:

@@ -3,7 +3,7 @@
 A file holds the steps of one model on one device, with where its numbers come from:
 
     {"format": "neustream.profile/1", "kind": "steps", "stage": "llm", "model": "facebook/opt-13b",
-     "device": "NVIDIA RTX A6000", "mixed": 1.0, "apart": false,
+     "device": "NVIDIA RTX A6000", "mixed": 1.0, "sequential": false,
      "prefill": {"tokens": [32, 64], "latency_s": [0.044, 0.046], "fit": [0.0135, 2.5e-4, 0]},
      "decode": {"batch": [1, 8], "context": [64, 512], "latency_s": [[...], [...]], "fit": [...]},
      "origin": {...}}
@@ -62,7 +62,7 @@ class DecodePart(_Strict):
 class StepsFile(_Strict):
     """One model's steps; `error` holds the fits' relative errors where they are known.
 
-    `apart`: mixed steps cost the sum of their prefill and their decode, times `mixed` (see `StepProfile`).
+    `sequential`: mixed steps cost the sum of their prefill and their decode, times `mixed` (see `StepProfile`).
     """
 
     format: Literal["neustream.profile/1"]
@@ -73,7 +73,7 @@ class StepsFile(_Strict):
     prefill: PrefillPart
     decode: DecodePart
     mixed: float = 1.0
-    apart: bool = False
+    sequential: bool = False
     error: dict[str, float] = {}
     origin: dict[str, Any]
 
@@ -100,7 +100,7 @@ def steps_of(file: StepsFile) -> StepProfile:
         )
     else:
         decode = DecodeGrid(name, part.batch, part.context, part.latency_s, part.fit, device=file.device)
-    return StepProfile(file.stage, prefill, decode, mixed=file.mixed, apart=file.apart, device=file.device)
+    return StepProfile(file.stage, prefill, decode, mixed=file.mixed, sequential=file.sequential, device=file.device)
 
 
 Timed = tuple[Step, Sequence[float]]
@@ -130,14 +130,14 @@ def steps_file(
         origin=dict(origin),
     )
     if mixed := [(s, x) for s, x in medians if s.prefills and s.decodes]:
-        told = [(*_mixed(file, apart, mixed), apart) for apart in (False, True)]
-        file.error["mixed"], file.mixed, file.apart = min(told)
+        told = [(*_mixed(file, sequential, mixed), sequential) for sequential in (False, True)]
+        file.error["mixed"], file.mixed, file.sequential = min(told)
     return file
 
 
-def _mixed(file: StepsFile, apart: bool, timed: Sequence[tuple[Step, float]]) -> tuple[float, float]:
+def _mixed(file: StepsFile, sequential: bool, timed: Sequence[tuple[Step, float]]) -> tuple[float, float]:
     """The median relative error of a model of mixed steps, and the factor that it needs."""
-    model = steps_of(file.model_copy(update={"apart": apart}))
+    model = steps_of(file.model_copy(update={"sequential": sequential}))
     ratios = [seconds / model.seconds(step) for step, seconds in timed]
     factor = statistics.median(ratios)
     return statistics.median(abs(factor / ratio - 1) for ratio in ratios), factor

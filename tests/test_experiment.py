@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 
 import pytest
+from hand import policy_in
 from toys import Newest, Plain, adds_up, toy, write_profile
 
 from neustream import (
@@ -371,19 +372,19 @@ def test_a_merged_policy_has_what_all_agree_on(tmp_path):
     one = {"neustream": {"step_delta": 0.5, "margin_s": 0.1}, "clockwork": {"max_batch": 3}}
     other = {"neustream": {"step_delta": 0.5, "margin_s": 0.2}}
     both = merged(tmp_path, {"policies": one}, {"policies": other})
-    assert both.scheduler("neustream").policy == NeuStream(slo_scale=None, step_delta=0.5)
-    assert both.scheduler("clockwork").policy == Clockwork()
+    assert policy_in(both.scheduler("neustream")) == NeuStream(slo_scale=None, step_delta=0.5)
+    assert policy_in(both.scheduler("clockwork")) == Clockwork()
     alike = merged(tmp_path, {"policies": one}, {"policies": one, "slo": {"scale": 3}})
-    assert alike.scheduler("neustream").policy == NeuStream(slo_scale=3.0, step_delta=0.5, margin_s=0.1)
+    assert policy_in(alike.scheduler("neustream")) == NeuStream(slo_scale=3.0, step_delta=0.5, margin_s=0.1)
     plans = [{"clockwork": {"plan": {"draw": ["decode"]}}}, {"clockwork": {"plan": {"decode": ["draw"]}}}]
     both = merged(tmp_path, {"policies": plans[0]}, {"policies": plans[1]})
-    assert both.scheduler("clockwork").policy.plan.keys() == {"a.draw", "b.decode"}
+    assert policy_in(both.scheduler("clockwork")).plan.keys() == {"a.draw", "b.decode"}
 
 
 def test_a_merged_policy_of_ones_own(tmp_path):
     both = merged(tmp_path)
-    assert both.scheduler("toys:Newest").policy == Newest()
-    assert isinstance(both.scheduler("toys:Plain").policy, Plain)
+    assert policy_in(both.scheduler("toys:Newest")) == Newest()
+    assert isinstance(policy_in(both.scheduler("toys:Plain")), Plain)
     differ = merged(tmp_path, {"policies": {"toys:Plain": {}}})
     with pytest.raises(ConfigError, match=r"policies\.toys:Plain: the merged experiments do not agree"):
         differ.scheduler("toys:Plain")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toys import toy
 
-from neustream import ConfigError, solo_latency
+from neustream import ConfigError, alone_s
 from neustream.config import load_experiment
 from neustream.experiment import prepare
 from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace, with_burst
@@ -159,7 +159,7 @@ def test_a_loop_that_no_parameter_counts_is_an_error(tmp_path):
 def test_a_scale_is_a_multiple_of_each_requests_own_solo_latency(tmp_path):
     prepared = prepare(load_experiment(toy(tmp_path, slo={"scale": 3, "extra_s": 0.5})))
     for request in prepared.requests:
-        solo = solo_latency(prepared.graph, request.params, prepared.profiles)
+        solo = alone_s(prepared.graph, request.params, prepared.profiles)
         assert solo == pytest.approx(request.params["steps"] * STEP + DECODE)
         assert request.slo.total == pytest.approx(3 * (solo + 0.5))
 

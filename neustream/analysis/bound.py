@@ -56,10 +56,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from neustream.core.graph import Cursor, Graph, Loop, Node, Seq, Stage, Switch
+from neustream.core.graph import Graph, Loop, Node, Seq, Stage, Switch
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import TICK, Job, Request
+from neustream.core.types import TICK, Request
+from neustream.core.work import Walk
 from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, GraphError, ProfileError
 
@@ -343,7 +344,7 @@ def _stages(
 def _check(node: Node, graph: Graph) -> None:
     """GraphError unless it is known in advance which steps a job of `graph` takes, and how long they are."""
     match node:
-        case Stage(size=None, fuse=""):
+        case Stage(size=None, model=""):
             pass
         case Stage():
             raise GraphError(f"no bound for graph {graph.name!r}: stage {node.name!r} has sized or fused steps")
@@ -359,9 +360,7 @@ def _check(node: Node, graph: Graph) -> None:
 
 
 def _calls(request: Request) -> list[tuple[Stage, int]]:
-    job = Job(request)
-    job.cursor = Cursor(request.graph, job)
-    return list(job.cursor.ahead(job))
+    return list(Walk(request).ahead())
 
 
 def _promise(request: Request, calls: Sequence[tuple[Stage, int]]) -> float:

@@ -13,7 +13,7 @@ from neustream.analysis.hindsight import Hindsight
 from neustream.analysis.token_bound import token_bound
 from neustream.config import Simulation
 from neustream.core.profile import LatencyProfile
-from neustream.core.steps import Part
+from neustream.core.steps import PhaseProfile
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
 from neustream.experiment import Prepared
@@ -65,7 +65,7 @@ def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
     true_profiles(prepared)  # ConfigError with noise
     simulation = prepared.experiment.simulation
     llm, part = prepared.experiment.llm, prepared.profiles["llm.decode"]
-    assert llm is not None and isinstance(part, Part)
+    assert llm is not None and isinstance(part, PhaseProfile)
     (pool,) = prepared.pools
     return token_bound(
         prepared.requests,

@@ -11,9 +11,9 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from neustream.core.events import Ended
 from neustream.core.policies import POLICIES, Priced
 from neustream.core.policy import Policy
-from neustream.core.scheduler import Ended
 from neustream.core.types import Request
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Record
@@ -102,8 +102,8 @@ class _Search:
         on_time: list[str] = []
 
         def watch(record: Record) -> None:
-            if isinstance(record, Ended) and record.job.on_time:
-                on_time.append(record.job.id)
+            if isinstance(record, Ended) and record.on_time:
+                on_time.append(record.id)
 
         some = [request for request in self.requests if request.id in allowed]
         simulate(replace(self.prepared, requests=some), policy, [watch])

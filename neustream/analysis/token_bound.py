@@ -64,11 +64,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neustream.analysis.bound import ROUNDING, Bound
-from neustream.core.graph import Cursor
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile, LinearProfile
 from neustream.core.steps import DecodeGrid, PrefillTable, StepLatency, StepProfile
-from neustream.core.types import TICK, Job, Request
+from neustream.core.types import TICK, Request
+from neustream.core.work import Walk
 from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, GraphError, ProfileError
 
@@ -121,7 +121,7 @@ def token_bound(
     """
     clock = WallClock()
     every = [_task(request, lengths[request.id]) for request in sorted(requests, key=lambda one: one.arrival)]
-    memory = None if pool.memory is None or pool.memory.foreign else pool.memory.units
+    memory = None if pool.kv_cache is None or pool.kv_cache.external else pool.kv_cache.capacity
     context = max((task.prompt + task.outputs for task in every), default=1)
     costs = _costs(steps, context, max_batch, memory, scale, overhead_s)
     promised = [task for task in every if len(task.due)]
@@ -189,12 +189,11 @@ def _task(request: Request, outputs: int) -> _Task:
 
 def _prompt(request: Request) -> int:
     """Tokens of its prompt; GraphError if its graph is not one call of a language model alone."""
-    job = Job(request)
-    cursor = job.cursor = Cursor(request.graph, job)
-    stage, stages = cursor.stage, request.graph.stages.values()
-    if stage is None or stage.reads or stage.size is None or len(stages) != 2 or not all(s.keeps for s in stages):
+    walk = Walk(request)
+    phases = [stage.phase for stage in request.graph.stages.values()]
+    if walk.stage is None or sorted(phases) != ["decode", "prefill"]:
         raise GraphError(f"no bound for graph {request.graph.name!r}: it is not a language model's")
-    return int(stage.size_of(job))
+    return int(walk.job.size)
 
 
 def _alone(task: _Task, costs: _Costs, memory: int | None) -> bool:
@@ -274,7 +273,7 @@ def _costs(
     """
     if not isinstance(steps, StepProfile) or not isinstance(steps.prefill, PrefillTable):
         raise ProfileError(f"no bound for steps {steps.name!r}: a {type(steps).__name__} says too little of itself")
-    mixed, apart = steps.mixed, steps.apart
+    mixed, apart = steps.mixed, steps.sequential
     least = min(mixed, 1.0)
     batch = min(max_batch, steps.decode.max_batch)
     most = (batch * context if memory is None else memory) + batch

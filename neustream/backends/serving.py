@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from neustream.backends import KINDS, LlmBackend, Make, ModelBackend
 from neustream.config import Experiment
-from neustream.core.scheduler import Emitted, Ended
+from neustream.core.events import Emitted, Ended
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
@@ -137,10 +137,10 @@ class Gallery:
         self._images: dict[str, Any] = {}
 
     def __call__(self, record: Record) -> None:
-        if isinstance(record, Emitted) and len(self._images) < self._limit and record.job.id not in self._images:
+        if isinstance(record, Emitted) and len(self._images) < self._limit and record.id not in self._images:
             image = self._backend.image(record.update)
             if image is not None:
-                self._images[record.job.id] = image
+                self._images[record.id] = image
 
     def save(self, path: Path) -> bool:
         """Write them as one picture; False if there are none."""

@@ -7,43 +7,63 @@ What a rule has to remember about a job (how often it was skipped, who ran it) t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
+from neustream.core.batch import Batch
+from neustream.core.demand import Demand
+from neustream.core.job import Job
+from neustream.core.kv_cache import KVCache
 from neustream.core.lengths import Lengths
-from neustream.core.memory import Memory
+from neustream.core.observed import Ratios
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import TICK, Asked, Batch, Job
+from neustream.core.types import TICK
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Interchangeable workers (one GPU each, usually) that run the same stages.
 
-    `sticky`: once started, a job stays on its worker (its tensors live there). `memory`: what stages
-    that keep something share (one worker's KV cache). `step_tokens`: the most tokens that a step
-    of a language model computes, prompts' and decodes', for policies that prefill in parts.
+    `sticky`: once started, a job stays on its worker (its tensors live there). `kv_cache`: that of
+    the language models served here (one worker's). `step_tokens`: the most tokens that a step of a
+    language model computes, prompts' and decodes', for policies that prefill in parts.
     """
 
     name: str
     stages: tuple[str, ...]
     workers: int = 1
     sticky: bool = False
-    memory: Memory | None = None
+    kv_cache: KVCache | None = None
     step_tokens: int = 2048
+
+
+class Unpromised(NamedTuple):
+    """Requests without a promise: device seconds since one of them waits, and those that they got.
+
+    A step counts for them by their share of its jobs.
+    """
+
+    busy_s: float = 0.0
+    served_s: float = 0.0
 
 
 @dataclass(slots=True)
 class View:
     """What a policy may know when `worker` of `pool` is free.
 
-    `queues` maps stage names to the runnable jobs there, in the order they came to the stage;
-    stages without any are absent. `running` are the steps under way on the pool's other workers.
-    Two things that the scheduler learns: `recent`, what the latest requests to any pool asked for,
-    in the order they came, and `speed`, how many times their profiled latency the steps of a stage
-    have been taking lately (1 where none has run). `free` are the blocks of the pool's memory that
-    nobody holds, and `lengths` what is known of how long generations get, by `fuse` label.
+    Args:
+        queues: the runnable jobs by stage, in the order they came to the stage; stages without any
+            are absent.
+        running: the steps under way on the pool's other workers.
+        recent: what the latest requests to any pool asked for, in the order they came.
+        speed: how many times their expected latency the steps of a stage have been taking lately (1
+            where none has run); `spread` has the distribution.
+        free: blocks of the pool's KV cache that nobody holds.
+        lengths: what is known of how long generations get, by model.
+        unpromised: what requests without a promise got of the device.
+        memo: for what a rule computes from a view and would compute again. It lives as long as the
+            scheduler; a rule bounds what it keeps there.
     """
 
     now: float
@@ -52,10 +72,13 @@ class View:
     queues: Mapping[str, Sequence[Job]]
     profiles: Mapping[str, LatencyProfile]
     running: Sequence[Batch] = ()
-    recent: tuple[Asked, ...] = ()
+    recent: tuple[Demand, ...] = ()
     speed: Mapping[str, float] = field(default_factory=dict)
     free: int = 0
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
+    spread: Mapping[str, Ratios] = field(default_factory=dict)
+    unpromised: Unpromised = field(default_factory=Unpromised)
+    memo: MutableMapping[Any, Any] = field(default_factory=dict)
 
     @property
     def jobs(self) -> list[Job]:
@@ -74,7 +97,7 @@ class View:
         Where a stage or its profile does not go up to `batch`, its largest batch counts.
         """
         seconds = 0.0
-        for name, count in (job.left if calls is None else calls).items():
+        for name, count in (job.calls_left if calls is None else calls).items():
             stage, profile = job.request.graph.stages[name], self.profiles[name]
             b = min(batch, stage.max_batch, profile.max_batch)
             size = stage.size_of(job)
@@ -85,10 +108,10 @@ class View:
         """Jobs that would be late even if they ran alone from now on, with the reason to give."""
         now, latest = self.now, self.now - TICK
         return {
-            job: f"hopeless: needs {job.work:.3f} s more, due in {min(job.due, job.due_next) - now:.3f} s"
+            job: f"hopeless: needs {job.remaining_s:.3f} s more, due in {min(job.due, job.due_next) - now:.3f} s"
             for queue in self.queues.values()
             for job in queue
-            if job.due - job.work < latest or job.due_next - job.work_next < latest
+            if job.due - job.remaining_s < latest or job.due_next - job.next_output_s < latest
         }
 
     def first_stage(self, key: Callable[[Job], float], without: Mapping[Job, str] = {}) -> str | None:
@@ -116,7 +139,7 @@ class Decision:
     """What to do with a free worker.
 
     Args:
-        jobs: who runs now, in order of importance. All at one stage, or at stages of one `fuse` label.
+        jobs: who runs now, in order of importance. All at one stage, or at stages of one model.
             Empty: stay idle. Where the pool's memory does not suffice for all, jobs that hold none are
             left out, and a job that holds some takes the blocks of the least important who do: first
             those that are not chosen, the latest first, then the chosen ones from the end. Who loses

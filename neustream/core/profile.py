@@ -2,7 +2,7 @@
 
 A profile answers `latency(batch, total, square)`: `total` and `square` are the sum and the sum of
 squares of the jobs' sizes (tokens of a prefill, context of a decode); stages without a second
-axis pass neither. Asked outside of what was measured, a profile raises; it never guesses.
+axis pass neither. Demand outside of what was measured, a profile raises; it never guesses.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from neustream.core.graph import Phase
+from neustream.core.observed import Ratios
 from neustream.core.profile import LatencyProfile, check_rising, check_table
 from neustream.errors import ProfileError
 
@@ -29,12 +31,30 @@ class Step(NamedTuple):
 
 
 class StepLatency(Protocol):
-    """Latency of the steps that stages of one `fuse` label share."""
+    """Latency of the steps that the stages of one model share.
+
+    `learns`: whether it changes with the steps that run. `error`: median relative error of its latest
+    predictions; 0 for measured latencies, and until something was predicted.
+    """
 
     name: str
     device: str
 
+    @property
+    def learns(self) -> bool: ...
+
+    @property
+    def error(self) -> float: ...
+
     def seconds(self, step: Step) -> float: ...
+
+    def profiled(self, step: Step) -> float:
+        """What was measured beforehand, where `seconds` has learnt since."""
+        ...
+
+    def observe(self, step: Step, seconds: float) -> None:
+        """Take in a step that ran; measured latencies ignore it."""
+        ...
 
 
 class PrefillTable:
@@ -146,7 +166,7 @@ class StepProfile:
     * a prefill of all tokens of the step, those of the decodes too, and the context that they read.
 
     The first is right while the step is bound by memory, the second while it is bound by compute (the
-    roofline model). Where a backend runs the two one after the other (`apart`), a mixed step costs their
+    roofline model). Where a backend runs the two one after the other (`sequential`), a mixed step costs their
     sum, times `mixed`. That is the median of measured over modelled mixed steps, where those were
     measured, else 1.
     """
@@ -158,13 +178,27 @@ class StepProfile:
         decode: LatencyProfile,
         *,
         mixed: float = 1.0,
-        apart: bool = False,
+        sequential: bool = False,
         device: str = "",
     ) -> None:
         self.name, self.device = name, device
         self.prefill, self.decode = prefill, decode
-        self.mixed, self.apart = mixed, apart
+        self.mixed, self.sequential = mixed, sequential
         self._floor = prefill.latency(1, 1.0, 1.0)
+
+    @property
+    def learns(self) -> bool:
+        return False
+
+    @property
+    def error(self) -> float:
+        return 0.0
+
+    def profiled(self, step: Step) -> float:
+        return self.seconds(step)
+
+    def observe(self, step: Step, seconds: float) -> None:
+        pass
 
     def seconds(self, step: Step) -> float:
         prefills, tokens, square, decodes, context = step
@@ -174,7 +208,7 @@ class StepProfile:
         if not prefills:
             return decode
         prefill = self.prefill.latency(prefills, tokens, square)
-        if self.apart:
+        if self.sequential:
             return self.mixed * (prefill + decode)
         reading = decode - self.decode.latency(decodes, float(decodes))
         together = self.prefill.latency(prefills + decodes, tokens + decodes, square + decodes) + reading
@@ -221,13 +255,20 @@ class LearntSteps:
         self._moment = np.zeros(FEATURES)
         self._weights: tuple[float, ...] = (0.0,) * FEATURES
         self._mean = 0.0
-        self._ratios: deque[float] = deque(maxlen=LATEST)
+        self._ratios = Ratios(LATEST)
         self._drift = 1.0
 
     @property
-    def error(self) -> float | None:
-        """Median relative error of the latest predictions; None before the first."""
-        return median(self._errors) if self._errors else None
+    def learns(self) -> bool:
+        return True
+
+    @property
+    def error(self) -> float:
+        """Median relative error of the latest predictions; 0 before the first."""
+        return median(self._errors) if self._errors else 0.0
+
+    def profiled(self, step: Step) -> float:
+        return self.seconds(step) if self.base is None else self.base.profiled(step)
 
     def seconds(self, step: Step) -> float:
         return self._drift * self._fitted(step)
@@ -250,9 +291,9 @@ class LearntSteps:
         fitted = self._fitted(step)
         if self.observed or self.base is not None:
             self._errors.append(abs(self._drift * fitted / seconds - 1))
-            self._ratios.append(seconds / fitted)
-            if len(self._ratios) == LATEST:
-                self._drift = min(max(sorted(self._ratios)[LATEST // 2], 1 / DRIFT), DRIFT)
+            self._ratios.add(seconds / fitted)
+            if self._ratios.full:
+                self._drift = min(max(self._ratios.median, 1 / DRIFT), DRIFT)
             if self.observed >= REFIT or self.base is not None:
                 seconds = min(seconds, 4 * fitted)
         prefills, tokens, square, decodes, context = step
@@ -284,15 +325,15 @@ class LearntSteps:
         self._weights = tuple((weights / scale).tolist())
 
 
-class Part:
-    """One stage's share of a step profile, as a latency profile of its own (steps of that stage alone)."""
+class PhaseProfile:
+    """One phase of a step profile, as a latency profile of its own: steps of that phase alone."""
 
-    def __init__(self, steps: StepLatency, *, reads: bool, max_batch: int) -> None:
+    def __init__(self, steps: StepLatency, phase: Phase, *, max_batch: int) -> None:
         self.steps = steps
-        self.reads = reads
+        self.phase = phase
         self.name, self.device, self.max_batch = steps.name, steps.device, max_batch
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
-        if self.reads:
+        if self.phase == "decode":
             return self.steps.seconds(Step(decodes=batch, context=total))
         return self.steps.seconds(Step(batch, total, square))

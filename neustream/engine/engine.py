@@ -13,10 +13,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from neustream.core.events import Emitted, Ended, submitted
 from neustream.core.graph import Graph
+from neustream.core.job import Status
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Emitted, Ended, Scheduler
-from neustream.core.types import SLO, Job, Request, Status
+from neustream.core.scheduler import Scheduler
+from neustream.core.types import SLO, Request
 from neustream.engine.clock import Clock, stopwatch
 from neustream.engine.events import (
     Cancel,
@@ -31,7 +33,6 @@ from neustream.engine.events import (
     Refused,
     Stop,
     Submit,
-    Submitted,
     Wake,
 )
 from neustream.engine.executor import Executor
@@ -286,12 +287,13 @@ class Engine:
             batch = scheduler.next_batch(pool, now, worker)
             seconds = stopwatch() - began
             if scheduler.decisions > asked:
-                self._tell(Decided(pool, now, seconds, batch))
+                step = None if batch is None else batch.info()
+                self._tell(Decided(pool, now, seconds, step))
             if batch is not None:
                 idle.remove(worker)
                 self._settle()
-                for job in batch.evicted:
-                    self._executors[pool].release(job)
+                for job in batch.preempted:
+                    self._executors[pool].release(job.id)
                 self._executors[pool].start(batch, self.clock)
             elif (at := scheduler.wake_at(pool)) is not None and not now < self._wakes[pool] <= at:
                 self._wakes[pool] = at  # one that comes no later is under way otherwise
@@ -320,7 +322,7 @@ class Engine:
         else:
             error = "" if len(results) == len(batch) else f"{len(results)} results for {len(batch)} jobs"
             self.scheduler.finish(batch, results, now)
-        self._tell(Finished(batch, now, error))
+        self._tell(Finished(batch.info(), now, error))
 
     def _accept(self, event: Submit, now: float) -> None:
         if event.answer is None:
@@ -344,7 +346,7 @@ class Engine:
             self._answers[job.id] = event.answer
         if event.listener is not None:
             self._listeners[job.id] = event.listener
-        self._tell(Submitted(job, now))
+        self._tell(submitted(job, now))
 
     def _extend(self, event: Extend) -> None:
         try:
@@ -387,7 +389,7 @@ class Engine:
         for event in events:
             if isinstance(event, Ended):
                 for executor in self._executors.values():
-                    executor.release(event.job)
+                    executor.release(event.id)
         self._records += events
 
     def _tell(self, record: Record) -> None:
@@ -400,21 +402,22 @@ class Engine:
             for observer in self._observers:
                 observer(record)
             if isinstance(record, Emitted):
-                if self._listeners and (listener := self._listeners.get(record.job.id)) is not None:
+                if self._listeners and (listener := self._listeners.get(record.id)) is not None:
                     self._hear(listener, record)
             elif isinstance(record, Ended):
-                self._listeners.pop(record.job.id, None)
-                if (answer := self._answers.pop(record.job.id, None)) is not None:
-                    self._answer(answer, _result(record.job, record.at))
+                self._listeners.pop(record.id, None)
+                if (answer := self._answers.pop(record.id, None)) is not None:
+                    self._answer(answer, _result(record))
 
     def _hear(self, listener: Listener, record: Emitted) -> None:
         try:
             listener(record.index, record.update)
         except Exception:  # the caller's own fault; the engine and its other callers go on
-            del self._listeners[record.job.id]
-            log.exception("on_output of request %r raised; it is called no more", record.job.id)
+            del self._listeners[record.id]
+            log.exception("on_output of request %r raised; it is called no more", record.id)
 
 
-def _result(job: Job, at: float) -> Result:
-    output = job.output if job.status == "done" else None
-    return Result(job.id, job.status, job.reason, output, at - job.arrival, job.on_time)
+def _result(record: Ended) -> Result:
+    return Result(
+        record.id, record.status, record.reason, record.output, record.latency_s, record.on_time
+    )

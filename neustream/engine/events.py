@@ -7,9 +7,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from neustream.core import events
+from neustream.core.batch import Batch, StepInfo
+from neustream.core.events import Update
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Corrected, Emitted, Ended, Update
-from neustream.core.types import Batch, Job, Request
+from neustream.core.types import Request
 from neustream.errors import NeustreamError
 
 Listener = Callable[[int, Update], None]
@@ -75,14 +77,6 @@ Event = Done | Cancel | Extend | Submit | Wake | Stop
 
 
 @dataclass(frozen=True, slots=True)
-class Submitted:
-    """A request was accepted."""
-
-    job: Job
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
 class Refused:
     """A workload's request could not be accepted (a duplicate id, a graph that is not served)."""
 
@@ -93,22 +87,22 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """The policy was asked; `seconds` of real time, and the step that starts (None: stay idle)."""
+    """A policy was asked; `seconds` of real time, and the step that starts (None: stay idle)."""
 
     pool: str
     at: float
     seconds: float
-    batch: Batch | None
+    step: StepInfo | None
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A step ended; `error` if it failed as a whole."""
 
-    batch: Batch
+    step: StepInfo
     at: float
     error: str
 
 
-Record = Submitted | Refused | Decided | Finished | Emitted | Ended | Corrected
+Record = events.Event | Refused | Decided | Finished
 Observer = Callable[[Record], None]

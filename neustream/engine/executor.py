@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
+from neustream.core.batch import Batch, StepInput
+from neustream.core.events import Update
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Update, step_latency
-from neustream.core.types import Batch, Job
+from neustream.core.step_times import step_latency
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done
 from neustream.errors import BackendError, NeustreamError, StageFailed
@@ -25,16 +26,20 @@ class StreamModule(Protocol):
         """Get ready to run on `device` ("cpu", "cuda:0"); called before the first step, maybe again."""
         ...
 
-    def step(self, jobs: Sequence[Job]) -> Sequence[Update | StageFailed]:
-        """Run one step for `jobs`, which may be at different rounds of their loops.
+    def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
+        """Run one step for requests that may be at different rounds of their loops.
 
-        Reads `job.params` (the caller's) and `job.state` (what earlier steps returned); changes
-        neither, but for objects that it put into the state itself. Returns one update per job, in the
-        same order, to be merged into its state; a StageFailed in place of an update fails that job
-        alone, raising an exception fails them all.
+        Reads `params` (the caller's) and `state` (what earlier steps returned) of each; changes
+        neither, but for objects that it put into the state itself. Returns one update each, in the
+        same order, to be merged into the state: whatever the graph asks of it is in there. A
+        StageFailed in place of an update fails that request alone, an exception fails them all.
 
-        A module may also have `release(job)`: called on the same thread once a job of its pool is over,
-        in whatever way, for what the module keeps of it outside of its state.
+        Three more methods are optional, for modules that keep something of a request outside of its
+        state; all are called on the same thread, between two steps:
+
+        `release(id)`: the request is over, gone, or lost its KV blocks: nothing is to be kept.
+        `export(input) -> Any`: what it keeps, as plain data that can leave the process.
+        `adopt(input, piece)`: make it this module's own; StageFailed if that cannot be.
         """
         ...
 
@@ -44,8 +49,8 @@ class Executor(Protocol):
 
     def start(self, batch: Batch, clock: Clock) -> None: ...
 
-    def release(self, job: Job) -> None:
-        """`job` is over, in whatever way: nothing of it needs to be kept."""
+    def release(self, id: str) -> None:
+        """Request `id` is over, or lost its KV blocks: nothing of it needs to be kept."""
         ...
 
     def close(self) -> None: ...
@@ -87,7 +92,7 @@ class ProfiledExecutor:
         updates = (_NOTHING,) * len(batch) if self._outcome is None else self._outcome(batch)
         clock.post(Done(batch, updates), batch.started_at + seconds + overhead)
 
-    def release(self, job: Job) -> None:
+    def release(self, id: str) -> None:
         pass
 
     def close(self) -> None:
@@ -98,7 +103,7 @@ class ThreadExecutor:
     """Runs stream modules on threads of this process, one thread per worker.
 
     Args:
-        modules: the modules by stage name (or `fuse` label), for one worker; or a sequence of such
+        modules: the modules by stage name (or model), for one worker; or a sequence of such
             mappings, one per worker of the pool.
         devices: where each worker's modules are loaded, in the same order.
         check_finite: fail a job whose update holds NaN or infinity (costs a device sync a step).
@@ -150,10 +155,10 @@ class ThreadExecutor:
             self._inbox[worker].put((function, answer))
         return answer
 
-    def release(self, job: Job) -> None:
+    def release(self, id: str) -> None:
         for at, releasing in enumerate(self._releasing):
             if releasing:
-                self._inbox[at].put((partial(_release, releasing, job), Future()))
+                self._inbox[at].put((partial(_release, releasing, id), Future()))
 
     def close(self) -> None:
         """Let the steps under way end, and what was called before; then the threads end."""
@@ -181,7 +186,7 @@ class ThreadExecutor:
         try:
             if batch.stage not in modules:
                 raise StageFailed(f"no module for it; modules: {sorted(modules)}")
-            updates = modules[batch.stage].step(batch.jobs)
+            updates = modules[batch.stage].step(batch.inputs())
             results = list(updates) if isinstance(updates, Iterable) and not isinstance(updates, Mapping) else [updates]
             for result in results:
                 if not isinstance(result, Mapping | StageFailed) or isinstance(updates, Mapping):
@@ -201,14 +206,14 @@ def _answer(function: Callable[[], Any], answer: Future[Any]) -> None:
         answer.set_exception(error)
 
 
-def _releasing(modules: Iterable[StreamModule]) -> list[Callable[[Job], None]]:
+def _releasing(modules: Iterable[StreamModule]) -> list[Callable[[str], None]]:
     known = {id(module): module.release for module in modules if hasattr(module, "release")}
     return list(known.values())
 
 
-def _release(releasing: Sequence[Callable[[Job], None]], job: Job) -> None:
+def _release(releasing: Sequence[Callable[[str], None]], id: str) -> None:
     for release in releasing:
-        release(job)
+        release(id)
 
 
 def _finite(stage: str, update: Update | StageFailed) -> Update | StageFailed:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from neustream.core.scheduler import Corrected, Emitted, Ended
-from neustream.core.types import TICK, Job
-from neustream.engine.events import Decided, Finished, Record, Refused, Submitted
+from neustream.core.events import Corrected, Emitted, Ended, Submitted
+from neustream.core.types import TICK
+from neustream.engine.events import Decided, Finished, Record, Refused
 
 KEEP = 100_000
 BINS = 4096
@@ -114,12 +114,6 @@ def _joined(bins: Mapping[int, Share], each: int, first: int) -> dict[int, Share
     return joined
 
 
-def _steps(job: Job) -> int:
-    """The work that a request asked for: its expected calls of looped stages, of all where none is looped."""
-    looped = job.request.graph.looped
-    return sum(calls for stage, calls in job.total.items() if stage in looped or not looped)
-
-
 class Tokens:
     """What requests whose outputs come one by one were like: LLM calls, and others that stream.
 
@@ -139,20 +133,20 @@ class Tokens:
     def emitted(self, record: Emitted) -> None:
         self.outputs += 1
         self.in_time += not record.late
-        seen = self._open.get(record.job.id)
+        seen = self._open.get(record.id)
         if seen is None:
-            self._open[record.job.id] = [record.at, record.at, 1.0]
+            self._open[record.id] = [record.at, record.at, 1.0]
             return
         self.itl.add(record.at - seen[1])
         seen[1] = record.at
         seen[2] += 1
 
-    def ended(self, job: Job, at: float) -> None:
-        seen = self._open.pop(job.id, None)
-        if job.status != "done":
+    def ended(self, record: Ended) -> None:
+        seen = self._open.pop(record.id, None)
+        if record.status != "done":
             return
-        first, last, outputs = seen or (at, at, 1.0)
-        slo, ttft, e2el = job.slo, first - job.arrival, at - job.arrival
+        first, last, outputs = seen or (record.at, record.at, 1.0)
+        slo, ttft, e2el = record.slo, first - record.arrival, record.latency_s
         tpot = (last - first) / (outputs - 1) if outputs > 1 else 0.0
         self.ttft.add(ttft)
         self.e2el.add(e2el)
@@ -192,8 +186,8 @@ class Report:
         self.reasons: dict[str, int] = {}
         self.interrupted = False
         self.tokens = Tokens()
-        self.evictions = 0
-        """Times that a request lost its memory and had to compute it again."""
+        self.preemptions = 0
+        """Times that a request lost its KV blocks and had to compute them again."""
         self.corrections: dict[str, dict[float, float]] = {}
         """Observed over profiled seconds by stage and batch size, where the profile was corrected."""
         self._expected: dict[str, float] = {}
@@ -203,32 +197,39 @@ class Report:
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, Finished):
-            batch = record.batch
-            sizes = self.batch_size.get(batch.stage)
-            if sizes is None:
-                sizes = self.batch_size[batch.stage] = Mean()
-                self._expected[batch.stage] = self._observed[batch.stage] = 0.0
-            sizes.add(len(batch.jobs))
-            self._expected[batch.stage] += batch.profiled or batch.expected
-            self._observed[batch.stage] += record.at - batch.started_at
-            self.evictions += len(batch.evicted)
+            self._finished(record)
         elif isinstance(record, Emitted):
             self.tokens.emitted(record)
         elif isinstance(record, Decided):
             self.decision.add(record.seconds * 1e6)
         elif isinstance(record, Ended):
-            self._ended(record.job, record.at)
+            self._ended(record)
         elif isinstance(record, Submitted):
             self.submitted += 1
-            self._last_arrival = max(self._last_arrival, record.job.arrival)
-            job = record.job
-            for share in (self.classes.setdefault(job.slo.name, Share()), self.by_steps.of(_steps(job))):
+            self._last_arrival = max(self._last_arrival, record.arrival)
+            for share in self._shares(record):
                 share.submitted += 1
-                share.weight += job.weight
+                share.weight += record.slo.weight
         elif isinstance(record, Refused):
             self._refused(record)
         elif isinstance(record, Corrected):
             self.corrections[record.stage] = {2**k: factor for k, factor in record.factors.items()}
+
+    def _finished(self, record: Finished) -> None:
+        step = record.step
+        sizes = self.batch_size.get(step.stage)
+        if sizes is None:
+            sizes = self.batch_size[step.stage] = Mean()
+            self._expected[step.stage] = self._observed[step.stage] = 0.0
+        sizes.add(len(step.ids))
+        self._expected[step.stage] += step.profiled_s
+        self._observed[step.stage] += record.at - step.started_at
+        self.preemptions += len(step.preempted)
+
+    def _shares(self, record: Submitted | Ended) -> tuple[Share, Share]:
+        """Those that a request counts in: of its SLO class, and of its number of steps."""
+        classes = self.classes.setdefault(record.slo.name, Share())
+        return classes, self.by_steps.of(record.steps)
 
     def _refused(self, record: Refused) -> None:
         request = record.request
@@ -245,19 +246,21 @@ class Report:
         if reason in self.reasons or len(self.reasons) < 20:
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
-    def _ended(self, job: Job, at: float) -> None:
-        outcome = job.status if job.status != "done" else "on_time" if job.on_time else "late"
+    def _ended(self, record: Ended) -> None:
+        outcome: str = record.status
+        if outcome == "done":
+            outcome = "on_time" if record.on_time else "late"
         self.counts[outcome] += 1
-        self.tokens.ended(job, at)
-        self._last_end = max(self._last_end, at)
+        self.tokens.ended(record)
+        self._last_end = max(self._last_end, record.at)
         if outcome == "on_time":
-            for share in (self.classes[job.slo.name], self.by_steps.of(_steps(job))):
+            for share in self._shares(record):
                 share.on_time += 1
-                share.weight_on_time += job.weight
-        if job.status == "done":
-            self.latency.add(at - job.arrival)
-        elif job.status == "failed":
-            self._failed(job.reason)
+                share.weight_on_time += record.slo.weight
+        if record.status == "done":
+            self.latency.add(record.latency_s)
+        elif record.status == "failed":
+            self._failed(record.reason)
 
     @property
     def duration(self) -> float:
@@ -301,8 +304,8 @@ class Report:
         }
         if self.tokens.outputs > sum(self.counts[name] for name in ("on_time", "late")):  # they come one by one
             out["tokens"] = self.tokens.to_dict(self.span, self.submitted)
-        if self.evictions:
-            out["evictions"] = self.evictions
+        if self.preemptions:
+            out["preemptions"] = self.preemptions
         if set(self.classes) - {""}:
             out["classes"] = {name: dict(vars(share)) for name, share in self.classes.items()}
         if self.corrections:

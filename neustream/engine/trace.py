@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from neustream.core.scheduler import Corrected, Emitted, Ended
-from neustream.engine.events import Decided, Finished, Record, Refused, Submitted
+from neustream.core.events import Emitted, Ended, Submitted
+from neustream.engine.events import Finished, Record, Refused
 
 
 class EventLog:
@@ -25,40 +25,37 @@ class EventLog:
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, Finished):
-            batch = record.batch
+            step = record.step
             self.steps.append(
                 {
-                    "stage": batch.stage,
-                    "pool": batch.pool,
-                    "worker": batch.worker,
-                    "start": batch.started_at,
+                    "stage": step.stage,
+                    "pool": step.pool,
+                    "worker": step.worker,
+                    "start": step.started_at,
                     "end": record.at,
-                    "expected_s": batch.expected,
-                    "jobs": [job.id for job in batch.jobs],
+                    "expected_s": step.expected_s,
+                    "jobs": list(step.ids),
                     "error": record.error,
                 }
             )
         elif isinstance(record, Submitted):
-            job = record.job
-            self.requests[job.id] = {
-                "graph": job.request.graph.name,
-                "arrival": job.arrival,
-                "due": job.due if job.due < math.inf else None,
+            self.requests[record.id] = {
+                "graph": record.graph,
+                "arrival": record.arrival,
+                "due": record.due if record.due < math.inf else None,
             }
             self._count(record.at, 1)
         elif isinstance(record, Ended):
-            job = record.job
-            self.requests[job.id].update(end=record.at, status=job.status, reason=job.reason, on_time=job.on_time)
+            facts = {"status": record.status, "reason": record.reason, "on_time": record.on_time}
+            self.requests[record.id].update(end=record.at, **facts)
             self._count(record.at, -1)
         elif isinstance(record, Emitted):
-            self.requests[record.job.id].setdefault("outputs", []).append(record.at)
+            self.requests[record.id].setdefault("outputs", []).append(record.at)
         elif isinstance(record, Refused):
             request = record.request  # not by its id, which another may have
             at = {"arrival": request.arrival, "end": record.at}
             name = f"{request.id} (refused {len(self.requests)})"
             self.requests[name] = {**at, "status": "failed", "reason": record.reason, "on_time": False}
-        else:
-            assert isinstance(record, Decided | Corrected)
 
     def _count(self, at: float, change: int) -> None:
         self._live += change

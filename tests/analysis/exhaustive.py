@@ -11,8 +11,9 @@ from functools import cache
 from toys import table
 
 from neustream import SLO, Graph, Pool, Request, Stage, loop, seq
-from neustream.core.graph import Cursor
-from neustream.core.types import TICK, Job
+from neustream.core.cursor import Cursor
+from neustream.core.job import Job
+from neustream.core.types import TICK
 
 SHAPES = ("loop", "ends", "rounds", "two")
 

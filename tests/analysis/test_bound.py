@@ -183,7 +183,7 @@ def test_a_time_limit_leaves_a_valid_bound():
     ("root", "says"),
     [
         (Stage("s", size=lambda job: 1.0), "sized or fused"),
-        (Stage("s", fuse="mixed"), "sized or fused"),
+        (Stage("s", model="mixed"), "sized or fused"),
         (loop(Stage("s"), until=lambda job: True, expect=3), "length of a loop"),
         (loop(Stage("s"), times=3, expect=2), "length of a loop"),
         (seq(switch(lambda job: 0, {0: Stage("s")}, likely=0)), "switch"),

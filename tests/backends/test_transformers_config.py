@@ -13,7 +13,7 @@ from neustream import BackendError, ConfigError, Graph, Job, Request
 from neustream.backends.serving import Session, make_backend
 from neustream.backends.transformers.from_config import make
 from neustream.config import load_experiment
-from neustream.core.graph import Cursor
+from neustream.core.cursor import Cursor
 from neustream.graphs import llm
 from neustream.stepfile import load_steps
 
@@ -74,7 +74,7 @@ def test_generations_end_where_the_workload_says(tmp_path):
 
         def count(record):
             if type(record).__name__ == "Ended":
-                outputs[record.job.id] = record.job.outputs
+                outputs[record.id] = record.outputs
 
         session.serve("fcfs", [count], lambda: None, lambda engine: None)
     assert outputs == wanted and len(set(wanted.values())) > 3
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_a_config(tmp_path):
         (update,) = served.modules[job.stage.name].step([job])
         job.state.update(update)
         tokens.append(update["token"])
-        job.run += 1
+        job.call_outputs += 1
         job.stage = job.cursor.advance(job)
     assert len(tokens) == 3 and served.ask(job).prompt == served.ask(job).prompt
     served.texts.release(job)

@@ -19,7 +19,7 @@ from neustream import SLO, Decision, RequestError
 from neustream.backends.transformers import LanguageModel, TextEngine, serve
 from neustream.backends.transformers.from_config import byte_tokenizer
 from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
-from neustream.core.memory import Memory
+from neustream.core.kv_cache import KVCache
 from neustream.core.steps import Step
 from neustream.errors import BackendError, NeustreamError
 from neustream.stepfile import save_steps, steps_file, steps_of
@@ -64,7 +64,7 @@ def test_results_are_those_of_generate(policy):
 def test_memory_in_blocks_takes_slots_away_and_changes_no_token(blocks):
     model = model_of("opt")
     wanted = [tuple(alone(model, prompt, 40)) for prompt in prompts(10, high=20)]
-    with engine(model, policy="fcfs", slots=10, memory=Memory(blocks, 8)) as running:
+    with engine(model, policy="fcfs", slots=10, kv_cache=KVCache(blocks, 8)) as running:
         answers = [running.submit(prompt, max_tokens=40) for prompt in prompts(10, high=20)]
         assert [answer.result(60).token_ids for answer in answers] == wanted
     assert running.report.evictions > 0 and running.used == 0
@@ -430,6 +430,6 @@ def test_how_prefill_and_decode_mix_is_chosen_by_what_was_measured(apart):
     steps += [Step(0, 0, 0, b, b * c) for b in (1, 4, 16) for c in (16, 64)]
     mixed = [Step(1, n, n * n, b, b * 32) for n in (16, 64, 128) for b in (1, 16)]
     file = steps_file([(step, [seconds(step)]) for step in steps + mixed], model="m", device="d", origin={})
-    assert file.apart == apart and math.isclose(file.mixed, 1.0, rel_tol=0.02)
+    assert file.sequential == apart and math.isclose(file.mixed, 1.0, rel_tol=0.02)
     profile = steps_of(file)
     assert all(math.isclose(profile.seconds(step), seconds(step), rel_tol=0.06) for step in mixed)

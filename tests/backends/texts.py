@@ -12,7 +12,7 @@ from neustream import Graph, Job, Request
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
 from neustream.backends.transformers.sampling import Sampling
-from neustream.core.graph import Cursor
+from neustream.core.cursor import Cursor
 from neustream.errors import StageFailed
 from neustream.graphs import llm
 
@@ -94,10 +94,10 @@ class Drive:
             job.state.update(update)
             if not complete:
                 assert "token" not in update
-                job.progress += job.share
+                job.computed += job.share
                 continue
             job.params["tokens"].append(update["token"])
-            job.progress, job.run, job.outputs = 0.0, job.run + 1, job.outputs + 1
+            job.computed, job.call_outputs, job.outputs = 0.0, job.call_outputs + 1, job.outputs + 1
             job.stage = job.cursor.advance(job)
             if job.stage is None:
                 self.texts.release(job)
@@ -108,7 +108,7 @@ class Drive:
         self.texts.release(job)  # twice changes nothing
         if job.stage.name == "llm.decode":
             job.stage = job.cursor.rewind()
-        job.progress = 0.0
+        job.computed = 0.0
 
     def finish(self, jobs):
         while open := [job for job in jobs if job.stage is not None]:

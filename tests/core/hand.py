@@ -21,9 +21,22 @@ class Hand:
 
 def seen(scheduler, now=0.0, worker=0, pool="gpu"):
     """What a policy is shown there and then."""
-    scheduler.policy = Hand()
+    hand = Hand()
+    set_policy(scheduler, hand)
     scheduler.next_batch(pool, now, worker)
-    return scheduler.policy.view
+    return hand.view
+
+
+def policy_in(scheduler):
+    """The policy of its pools; the same for all."""
+    (policy,) = {id(policy): policy for policy in scheduler.policies.values()}.values()
+    return policy
+
+
+def set_policy(scheduler, policy):
+    """Let `policy` decide for all pools from now on."""
+    for state in scheduler._pools.values():
+        state.policy = policy
 
 
 def ids(jobs):

@@ -184,6 +184,6 @@ def test_a_chunk_shortens_this_step_and_not_the_rounds_to_come():
         read=LinearProfile("read", base=1.0, per_size=1.0, max_batch=4),
     )
     job = some.submit(Request("r1", Graph("g", loop(read, times=3))), 0.0)
-    assert job.work == 33.0
+    assert job.remaining_s == 33.0
     some.finish(some.next_batch("gpu", 0.0), [{}], 1.0)
-    assert job.work == 2.0 + 11.0 + 11.0
+    assert job.remaining_s == 2.0 + 11.0 + 11.0

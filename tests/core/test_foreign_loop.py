@@ -23,10 +23,10 @@ from neustream import (
     seq,
     switch,
 )
-from neustream.core.scheduler import Emitted, Ended
+from neustream.core.events import Emitted, Ended
 
-PREFILL = Stage("prefill", max_batch=8, emits=True, size=lambda job: job.params["prompt"], fuse="llm")
-DECODE = Stage("decode", max_batch=32, emits=True, size=lambda job: job.params["prompt"] + job.outputs, fuse="llm")
+PREFILL = Stage("prefill", max_batch=8, emits=True, size=lambda job: job.params["prompt"], model="llm")
+DECODE = Stage("decode", max_batch=32, emits=True, size=lambda job: job.params["prompt"] + job.outputs, model="llm")
 ANSWER = loop(DECODE, until=lambda job: job.state["eos"], expect=lambda job: job.params["max_tokens"])
 CHAT = Graph("chat", seq(PREFILL, switch(lambda job: job.state["eos"], {True: seq(), False: ANSWER}, likely=False)))
 PROFILES = {
@@ -85,7 +85,7 @@ class Loop:
             self.run(batch)
         for event in self.scheduler.pop_events():
             if isinstance(event, Emitted):
-                self.tokens[event.job.id] += 1
+                self.tokens[event.id] += 1
             else:
                 self.end(event)
 
@@ -104,10 +104,10 @@ class Loop:
     def allocate(self, job: Job, size: float) -> float:
         """Take the blocks for this step; a prompt may get fewer tokens than offered, a decode all or nothing."""
         room = (self.held[job.id] + self.free) * BLOCK
-        share = min(size, room - job.progress)
+        share = min(size, room - job.computed)
         if share <= 0 or (job.stage is DECODE and share < size):
             return 0
-        more = -int(-(job.progress + share) // BLOCK) - self.held[job.id]
+        more = -int(-(job.computed + share) // BLOCK) - self.held[job.id]
         self.free -= more
         self.held[job.id] += more
         if job.id in self.waiting:
@@ -163,7 +163,7 @@ def test_every_request_writes_all_its_tokens_and_ends_once(blocks):
     assert some.ended == Counter((id, "done") for id in some.lengths)
     assert some.tokens == some.lengths
     assert some.free == blocks
-    assert not some.held
+    assert not some.num_blocks
     assert not some.waiting
     assert not some.running
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hand import Hand, ids, seen
+from hand import Hand, ids, seen, set_policy
 
 from neustream import (
     POLICIES,
@@ -23,11 +23,12 @@ from neustream import (
     Scheduler,
     loop,
 )
+from neustream.core.events import Emitted, Ended
+from neustream.core.kv_cache import KVCache
 from neustream.core.lengths import BIN, Lengths
-from neustream.core.memory import Memory
-from neustream.core.policies.tokens import Tokens
-from neustream.core.scheduler import Emitted, Ended, solo_latency
-from neustream.core.steps import DecodeGrid, LearntSteps, Part, PrefillTable, Step, StepProfile
+from neustream.core.policies.token_deadlines import TokenDeadlines
+from neustream.core.steps import DecodeGrid, LearntSteps, PhaseProfile, PrefillTable, Step, StepProfile
+from neustream.core.work import alone_s
 from neustream.graphs import llm, llm_profiles
 
 STEPS = StepProfile(
@@ -40,8 +41,8 @@ STAGES = ("llm.prefill", "llm.decode")
 
 
 def scheduler_of(policy=None, blocks=None, steps=STEPS, step_tokens=2048, foreign=False):
-    memory = None if blocks is None else Memory(blocks, 16, foreign)
-    pool = Pool("gpu", STAGES, memory=memory, step_tokens=step_tokens)
+    memory = None if blocks is None else KVCache(blocks, 16, foreign)
+    pool = Pool("gpu", STAGES, kv_cache=memory, step_tokens=step_tokens)
     return Scheduler([pool], policy or Hand(), llm_profiles("llm", steps, 8))
 
 
@@ -55,7 +56,7 @@ def ask(id, prompt=20, most=10, slo=NOTHING, arrival=0.0):
 def step(scheduler, now, jobs=None, sizes=None, ended=()):
     """Let `jobs` (all that wait) run one step that ends at `now`; its batch."""
     if jobs is not None:
-        scheduler.policy = Hand(lambda view: Decision([job for job in view.jobs if job.id in jobs], sizes=sizes or {}))
+        set_policy(scheduler, Hand(lambda view: Decision([job for job in view.jobs if job.id in jobs], sizes=sizes or {})))
     batch = scheduler.next_batch("gpu", now)
     assert batch is not None
     scheduler.finish(batch, [{"ended": job.id in ended} for job in batch.jobs], now)
@@ -68,7 +69,7 @@ def step(scheduler, now, jobs=None, sizes=None, ended=()):
 def test_a_generation_walks_from_prefill_to_its_end():
     scheduler = scheduler_of()
     job = scheduler.submit(ask("a", 20, 3), 0.0)
-    assert (job.stage.name, job.size, job.left) == ("llm.prefill", 20, {"llm.prefill": 1, "llm.decode": 2})
+    assert (job.stage.name, job.size, job.calls_left) == ("llm.prefill", 20, {"llm.prefill": 1, "llm.decode": 2})
     sizes = []
     for now in (1.0, 2.0, 3.0):
         batch = step(scheduler, now, {"a"})
@@ -87,11 +88,11 @@ def test_the_first_token_may_be_the_last():
 def test_work_of_a_decode_follows_its_growing_context():
     scheduler = scheduler_of()
     job = scheduler.submit(ask("a", 100, 50), 0.0)
-    assert job.work == pytest.approx(solo_latency(CHAT, job.params, scheduler.profiles))
+    assert job.remaining_s == pytest.approx(alone_s(CHAT, job.params, scheduler.times.profiles))
     for now in range(1, 11):
         step(scheduler, float(now), {"a"})
-    unit = scheduler.profiles["llm.decode"].latency(1, 110)
-    assert job.unit == unit and job.work == pytest.approx(40 * unit) and job.work_next == pytest.approx(unit)
+    unit = scheduler.times.profiles["llm.decode"].latency(1, 110)
+    assert job.unit_s == unit and job.remaining_s == pytest.approx(40 * unit) and job.next_output_s == pytest.approx(unit)
 
 
 def test_token_deadlines_are_cumulative():
@@ -110,11 +111,11 @@ def test_token_deadlines_are_cumulative():
 def test_blocks_are_held_as_long_as_tokens_are_kept():
     scheduler = scheduler_of(blocks=8)
     job = scheduler.submit(ask("a", 30, 4), 0.0)
-    assert job.held == 0
+    assert job.num_blocks == 0
     step(scheduler, 1.0, {"a"}, {job: 10})
-    assert (job.progress, job.held) == (10, 1)
+    assert (job.computed, job.num_blocks) == (10, 1)
     step(scheduler, 2.0, {"a"})
-    assert (job.run, job.held) == (1, 2)
+    assert (job.call_outputs, job.num_blocks) == (1, 2)
     for now in (3.0, 4.0, 5.0):  # contexts 31, 32, 33
         step(scheduler, now, {"a"})
     assert job.status == "done" and scheduler._used["gpu"] == 0
@@ -126,11 +127,11 @@ def test_the_least_important_holder_loses_its_memory_and_goes_back_to_its_prefil
     step(scheduler, 1.0, {"a", "b"})
     step(scheduler, 2.0, {"a", "b"})  # context 32: two blocks each, none free
     batch = step(scheduler, 3.0, {"a", "b"})
-    assert ids(batch.jobs) == ["a"] and ids(batch.evicted) == ["b"]
-    assert (first.held, second.held, second.stage.name) == (3, 0, "llm.prefill")
-    assert (second.size, second.run, second.outputs) == (33, 2, 2)  # its prompt and what it wrote
+    assert ids(batch.jobs) == ["a"] and ids(batch.preempted) == ["b"]
+    assert (first.num_blocks, second.num_blocks, second.stage.name) == (3, 0, "llm.prefill")
+    assert (second.size, second.call_outputs, second.outputs) == (33, 2, 2)  # its prompt and what it wrote
     batch = step(scheduler, 4.0, {"a", "b"})
-    assert ids(batch.jobs) == ["a"] and not batch.evicted  # who holds nothing takes nothing
+    assert ids(batch.jobs) == ["a"] and not batch.preempted  # who holds nothing takes nothing
 
 
 def test_a_request_larger_than_the_memory_is_refused_or_fails_with_the_numbers():
@@ -149,14 +150,14 @@ def test_a_request_larger_than_the_memory_is_refused_or_fails_with_the_numbers()
 
 
 def test_a_foreign_memory_is_told_not_kept():
-    scheduler = scheduler_of(blocks=2, foreign=True)
+    scheduler = scheduler_of(blocks=2, external=True)
     for name in "ab":
         scheduler.submit(ask(name, 30), 0.0)
-    scheduler.free("gpu", 1)
+    scheduler.set_free_blocks("gpu", 1)
     assert seen(scheduler).free == 1
     batch = step(scheduler, 1.0, {"a", "b"})
-    assert len(batch) == 2 and not batch.evicted
-    assert scheduler.rewind("a", 2.0) and not scheduler.rewind("nobody", 2.0)
+    assert len(batch) == 2 and not batch.preempted
+    assert scheduler.preempt("a", 2.0) and not scheduler.preempt("nobody", 2.0)
     assert scheduler.jobs["a"].stage.name == "llm.prefill" and scheduler.jobs["a"].size == 31
 
 
@@ -165,26 +166,26 @@ def test_a_running_request_cannot_be_rewound():
     scheduler.submit(ask("a"), 0.0)
     scheduler.next_batch("gpu", 0.0)
     with pytest.raises(PolicyError, match="'a' is in a step"):
-        scheduler.rewind("a", 1.0)
+        scheduler.preempt("a", 1.0)
 
 
 def test_a_loop_that_knows_better_names_others_and_completes_requests():
     scheduler = scheduler_of()
     a, b = (scheduler.submit(ask(name), 0.0) for name in "ab")
-    scheduler.policy = Hand(lambda view: Decision([a]))
+    set_policy(scheduler, Hand(lambda view: Decision([a])))
     batch = scheduler.admit(scheduler.next_batch("gpu", 0.0), {b: 7.0}, 0.0)
     assert ids(batch.jobs) == ["b"] and batch.sizes == (7.0,) and a.status == "waiting"
     assert scheduler.complete("b", 0.5) and not scheduler.complete("b", 0.5)
     scheduler.finish(batch, [{}], 1.0)
     assert b.status == "done" and scheduler.complete("a", 1.0) and a.status == "done"
     assert not scheduler.complete("a", 1.0)
-    assert [event.job.id for event in scheduler.pop_events() if isinstance(event, Ended)] == ["b", "a"]
+    assert [event.id for event in scheduler.pop_events() if isinstance(event, Ended)] == ["b", "a"]
 
 
 @pytest.mark.parametrize(("blocks", "block"), [(0, 16), (4, 0), (True, 16), (2.5, 16)])
 def test_memory_of_no_size_is_an_error(blocks, block):
     with pytest.raises(GraphError, match="whole number of 1 or more"):
-        Memory(blocks, block)
+        KVCache(blocks, block)
 
 
 # -- lengths ----------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_a_mixed_step_is_dearer_than_either_part_and_cheaper_than_both():
     parts = STEPS.seconds(Step(1, 200, 4e4)), STEPS.seconds(Step(decodes=4, context=400))
     mixed = STEPS.seconds(Step(1, 200, 4e4, 4, 400))
     assert max(parts) < mixed < sum(parts)
-    apart = StepProfile("llm", STEPS.prefill, STEPS.decode, mixed=1.5, apart=True)
+    apart = StepProfile("llm", STEPS.prefill, STEPS.decode, mixed=1.5, sequential=True)
     assert apart.seconds(Step(1, 200, 4e4, 4, 400)) == pytest.approx(1.5 * sum(parts))
 
 
@@ -293,7 +294,7 @@ def test_the_scheduler_teaches_the_profile_that_learns():
         now += 0.03
         scheduler.finish(batch, [{}], now)
     assert learnt.observed == 40
-    assert Part(learnt, reads=True, max_batch=8).latency(1, 30) == pytest.approx(0.03, rel=0.1)
+    assert PhaseProfile(learnt, reads=True, max_batch=8).latency(1, 30) == pytest.approx(0.03, rel=0.1)
 
 
 # -- policies ---------------------------------------------------------------------------------------
@@ -391,18 +392,18 @@ def test_ours_pauses_only_where_nobody_could_wait_for_a_decode():
         for request in [*running, *(ask(f"g{at}", 20, 1, hurried) for at in range(4))]:
             scheduler.submit(request, 0.0)
         step(scheduler, 0.01, {"r", "g0", "g1", "g2", "g3"})
-        return Tokens(pause=pause).decide(*parts(seen(scheduler, 0.01)))
+        return TokenDeadlines(pause=pause).decide(*parts(seen(scheduler, 0.01)))
 
     assert decision(2.0).wake_at is not None and not decision(2.0).jobs
     assert ids(decision(0.0).jobs) == ["r"]
 
 
 def parts(view):
-    from neustream.core.policies.generation import Generation
+    from neustream.core.policies.model_queues import ModelQueues
 
     jobs = view.jobs
-    decodes = [job for job in jobs if job.stage.reads]
-    return view, Generation(view, STEPS, "llm", decodes, [job for job in jobs if job not in decodes], 8, 1.0)
+    decodes = [job for job in jobs if job.stage.phase == "decode"]
+    return view, ModelQueues(view, STEPS, "llm", decodes, [job for job in jobs if job not in decodes], 8, 1.0)
 
 
 def test_ours_gives_up_whole_generations_that_usually_do_not_end_in_time():
@@ -422,12 +423,12 @@ def test_ours_gives_up_whole_generations_that_usually_do_not_end_in_time():
 def test_what_a_loop_knows_to_be_done_already_need_not_run():
     scheduler = scheduler_of()
     job = scheduler.submit(ask("a", 40), 0.0)
-    work = job.work_next
-    assert scheduler.reach("a", 30) and (job.progress, job.size) == (30, 10) and job.work_next < work
-    assert scheduler.reach("a", 10) and job.progress == 30
-    assert not scheduler.reach("nobody", 10)
+    work = job.next_output_s
+    assert scheduler.mark_computed("a", 30) and (job.computed, job.size) == (30, 10) and job.next_output_s < work
+    assert scheduler.mark_computed("a", 10) and job.computed == 30
+    assert not scheduler.mark_computed("nobody", 10)
     step(scheduler, 1.0, {"a"})
-    assert job.outputs == 1 and not scheduler.reach("a", 5)
+    assert job.outputs == 1 and not scheduler.mark_computed("a", 5)
 
 
 def test_a_device_that_changes_its_speed_is_followed_at_once():
@@ -446,7 +447,7 @@ def test_steady_keeps_outputs_at_their_pace_from_the_first_one_on():
     long = ask("long", 900, slo=SLO(first=9.0, step=1.0))
     for steady, whole in ((False, True), (True, False)):
         sizes, _ = decided(
-            POLICIES["priced"](tokens=Tokens(steady=steady)), [long], running=[ask("r", slo=slo)], now=0.5
+            POLICIES["priced"](tokens=TokenDeadlines(steady=steady)), [long], running=[ask("r", slo=slo)], now=0.5
         )
         assert (sizes["long"] == 900) is whole
 
@@ -475,7 +476,7 @@ def test_a_device_that_was_slow_for_a_while_is_tried_again():
 
 def test_a_memory_is_one_workers():
     with pytest.raises(GraphError, match="a memory is one worker's; 2 need a pool each"):
-        Scheduler([Pool("gpu", STAGES, workers=2, memory=Memory(4))], Hand(), llm_profiles("llm", STEPS))
+        Scheduler([Pool("gpu", STAGES, workers=2, kv_cache=KVCache(4))], Hand(), llm_profiles("llm", STEPS))
 
 
 def test_calls_of_an_agent_are_told_apart():

@@ -27,10 +27,10 @@ from neustream import (
     loop,
     seq,
 )
-from neustream.core.memory import Memory
-from neustream.core.scheduler import Emitted, Ended
+from neustream.core.events import Emitted, Ended, Submitted
+from neustream.core.kv_cache import KVCache
 from neustream.core.steps import StepProfile
-from neustream.engine.events import Cancel, Decided, Submitted
+from neustream.engine.events import Cancel, Decided
 from neustream.graphs import llm, llm_profiles
 
 STEPS = StepProfile(
@@ -96,27 +96,27 @@ class Watch:
                 self.outputs[job.id] += 1
             case Ended(job=job):
                 self.ended[job.id] += 1
-                assert job.held == 0
+                assert job.num_blocks == 0
                 assert job.reason or job.status == "done"
 
     def began(self, batch):
         assert len(batch.jobs) <= self.case.seats
-        for job in batch.evicted:
+        for job in batch.preempted:
             assert job not in batch.jobs and self.computed[job.id] > 0
             self.computed[job.id] = 0
         for job, size in zip(batch.jobs, batch.sizes, strict=True):
             if job.stage.name == "tool":
                 continue
-            if job.stage.reads:
+            if job.stage.phase == "decode":
                 assert size == self.computed[job.id] + 1, "a decode that does not have its context"
                 self.computed[job.id] = size
             else:
-                if job.progress == 0:
+                if job.computed == 0:
                     self.computed[job.id] = 0
-                assert job.progress == self.computed[job.id]
-                assert 0 < size <= job.params["prompt_tokens"] + job.run - job.progress
+                assert job.computed == self.computed[job.id]
+                assert 0 < size <= job.params["prompt_tokens"] + job.call_outputs - job.computed
                 self.computed[job.id] += size
-        held = sum(job.held for job in self.scheduler.jobs.values())
+        held = sum(job.num_blocks for job in self.scheduler.jobs.values())
         assert held <= self.case.blocks, "more memory than there is"
         assert held == self.scheduler._used["gpu"]
 
@@ -138,7 +138,7 @@ def expected(case, at):
 def run(policy, case):
     model, stages = graph(case.turns)
     profiles = {**llm_profiles("llm", STEPS, 999), "tool": LinearProfile("tool", base=0.25, max_batch=2)}
-    pool = Pool("gpu", stages, memory=Memory(case.blocks, BLOCK), step_tokens=case.step_tokens)
+    pool = Pool("gpu", stages, kv_cache=KVCache(case.blocks, BLOCK), step_tokens=case.step_tokens)
     scheduler = Scheduler([pool], policy, profiles)
     requests, now = [], 0.0
     for at, (gap, prompt, most, _, slo) in enumerate(case.requests):
@@ -154,7 +154,7 @@ def run(policy, case):
             elif job.stage.name == "tool":
                 updates.append({})
             else:
-                updates.append({"ended": job.run + 1 >= case.requests[at][3]})
+                updates.append({"ended": job.call_outputs + 1 >= case.requests[at][3]})
         return updates
 
     watch = Watch(case, scheduler)

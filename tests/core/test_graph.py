@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from walks import counted, free, step, walk
 
 from neustream import Graph, GraphError, Job, Request, Stage, loop, seq, switch
-from neustream.core.graph import Cursor
+from neustream.core.cursor import Cursor
 
 A, B, C, D = Stage("a"), Stage("b"), Stage("c"), Stage("d")
 

@@ -30,9 +30,9 @@ from neustream import (
     loop,
     seq,
 )
+from neustream.core.events import Emitted, Ended, Submitted
 from neustream.core.graph import Node
-from neustream.core.scheduler import Emitted, Ended
-from neustream.engine.events import Cancel, Decided, Finished, Submitted
+from neustream.engine.events import Cancel, Decided, Finished
 
 STAGES = [
     Stage("encode", max_batch=2),
@@ -200,7 +200,7 @@ def test_every_request_ends_exactly_once(name, case):
         assert watch.outputs[job.id] == job.outputs
         assert (job.status == "cancelled") == (job.id in cancelled)
         assert job.started_at is None or job.arrival <= job.started_at <= job.ended_at
-        assert not (job.state or job.left or job.stage)
+        assert not (job.state or job.calls_left or job.stage)
 
     assert scheduler.jobs == {}
     assert not watch.live

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import pytest
-from hand import Hand, ids, seen
+from hand import Hand, ids, seen, set_policy
 from toys import batches, engine
 
 from neustream import (
@@ -74,7 +74,7 @@ def waiting(*requests, workers=1, policy=None):
 
 def run(some, *names, now=0.0, worker=0, end=True):
     """One step of the named jobs on `worker`."""
-    some.policy = Hand(lambda view: Decision([job for job in view.jobs if job.id in names]))
+    set_policy(some, Hand(lambda view: Decision([job for job in view.jobs if job.id in names])))
     batch = some.next_batch("gpu", now, worker)
     assert sorted(job.id for job in batch.jobs) == sorted(names)
     if end:
@@ -118,7 +118,7 @@ def busy():
 
 
 def facts(job):
-    return {name: getattr(job, name) for name in Job.__slots__} | {"left": dict(job.left), "state": dict(job.state)}
+    return {name: getattr(job, name) for name in Job.__slots__} | {"left": dict(job.calls_left), "state": dict(job.state)}
 
 
 @pytest.mark.parametrize("policy", [make() for make in POLICIES.values()], ids=list(POLICIES))
@@ -178,7 +178,7 @@ def test_a_limit_is_what_stage_and_profile_both_allow():
 def test_work_in_batches_goes_as_far_as_stages_and_profiles_do():
     view = seen(waiting(ask("r0", steps=2)))
     (job,) = view.jobs
-    assert view.work(job, 1) == job.work == 0.5 + 2 * 1.0 + 0.25
+    assert view.work(job, 1) == job.remaining_s == 0.5 + 2 * 1.0 + 0.25
     assert view.work(job, 3) == 0.5 + 2 * 1.5 + 0.25
     assert view.work(job, 100) == 0.5 + 2 * 4.0 + 0.25
 
@@ -490,7 +490,7 @@ def test_without_a_scale_the_cap_uses_the_mean_of_what_was_promised():
     def promised(*totals):
         jobs = [Job(Request(f"r{i}", LOOP, 0.0, SLO(total=total))) for i, total in enumerate(totals)]
         for job in jobs:
-            job.solo = 4.0
+            job.alone_s = 4.0
         return cap_of(PROFILES["unet"], NeuStream(step_delta=1.0), *jobs)
 
     assert promised(5.2) == 2  # 1.3 times the solo latency

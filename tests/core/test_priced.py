@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hand import Hand, ids, seen
+from hand import Hand, ids, seen, set_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import engine
@@ -27,8 +27,8 @@ from neustream import (
     loop,
     seq,
 )
-from neustream.core.types import Asked
-from neustream.engine.events import Ended
+from neustream.core.demand import Demand
+from neustream.core.events import Ended
 
 TEXT, UNET, VAE = Stage("text", max_batch=2), Stage("unet", max_batch=4), Stage("vae", max_batch=2, emits=True)
 REFINE = Stage("refine", max_batch=4)
@@ -70,7 +70,7 @@ def waiting(*requests, workers=1, profiles=PROFILES):
 
 def run(some, *names, now=0.0, worker=0, end=True):
     """One step of the named jobs, which takes as long as its profile says; returns when it ends."""
-    some.policy = Hand(lambda view: Decision([job for job in view.jobs if job.id in names]))
+    set_policy(some, Hand(lambda view: Decision([job for job in view.jobs if job.id in names])))
     batch = some.next_batch("gpu", now, worker)
     assert sorted(job.id for job in batch.jobs) == sorted(names)
     if end:
@@ -92,7 +92,7 @@ def outcomes(*requests, policy=None, graph=EVERY, profiles=PROFILES):
 
     def see(record):
         if isinstance(record, Ended):
-            on_time[record.job.id] = record.job.on_time
+            on_time[record.id] = record.on_time
 
     engine(graph, profiles, policy or Priced(), observers=[see]).run(requests)
     assert set(on_time) == {request.id for request in requests}
@@ -191,7 +191,7 @@ def late_one(gap, asked=100, *, total=5.2, budget=6.0, weight=1.0, graph=LOOP, p
     some.submit(ask("r1", 4, now + total, arrival=0.5, weight=weight), now)
     view = seen(some, now)
     calls = dict.fromkeys(graph.stages, 4)
-    view.recent = tuple(Asked(at * gap, budget, 1.0, graph, calls) for at in range(asked))
+    view.recent = tuple(Demand(at * gap, budget, 1.0, graph, calls) for at in range(asked))
     return ids((policy or Priced()).decide(view).jobs)
 
 
@@ -381,7 +381,7 @@ def test_the_device_does_not_idle_while_there_is_hope():
     assert late_one(gap=1.0) == ["r0"]
     some = waiting(ask("r0", 4, 4.2))
     view = seen(some)
-    view.recent = tuple(Asked(float(at), 6.0, 1.0, LOOP, {"unet": 4}) for at in range(100))
+    view.recent = tuple(Demand(float(at), 6.0, 1.0, LOOP, {"unet": 4}) for at in range(100))
     assert ids(Priced().decide(view).jobs) == ["r0"]  # brings far less than the price
     some.submit(ask("r1", 4, 4.1), 0.0)
     some.submit(ask("r2", 4, 4.3), 0.0)
@@ -537,7 +537,7 @@ def test_any_view_has_a_sound_decision(asked, steps, slow, later):
         if mine:
             queue = mine[which % len(mine)]
             batch = [queue[(which + at) % len(queue)] for at in range(min(most, len(queue), 2))]
-            some.policy = Hand(lambda view, batch=batch: Decision(batch))
+            set_policy(some, Hand(lambda view, batch=batch: Decision(batch)))
             step = some.next_batch("gpu", now, worker)
             now += step.expected * slow
             some.finish(step, [{}] * len(step), now)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from neustream import LinearProfile, ProfileError, SumProfile, TableProfile, UnitProfile, load_profile
-from neustream.core.correction import BOUND, ENOUGH, CorrectedProfile, Watch
+from neustream.core.observed import BOUND, ENOUGH, CorrectedProfile, Correction
 from neustream.core.profile import largest_batch
 
 
@@ -155,7 +155,7 @@ def test_corrected_profiles_interpolate_their_factors():
 
 
 def test_a_watch_believes_the_median_of_enough_steps():
-    watch = Watch(TableProfile("unet", [1, 16], [1.0, 4.0]))
+    watch = Correction(TableProfile("unet", [1, 16], [1.0, 4.0]))
     assert [watch.observe(1, 0.0, 0.0, 1.3) for _ in range(ENOUGH - 1)] == [None] * (ENOUGH - 1)
     corrected = watch.observe(1, 0.0, 0.0, 9.0)  # a stall does not move the median
     assert corrected is not None and corrected.factors == {0: 1.3}

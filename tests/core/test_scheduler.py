@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hand import Hand
+from hand import Hand, policy_in, set_policy
 
 from neustream import (
     EDF,
@@ -26,17 +26,17 @@ from neustream import (
     Stage,
     StageFailed,
     TableProfile,
+    alone_s,
     loop,
     seq,
-    solo_latency,
     switch,
 )
-from neustream.core.scheduler import Emitted, Ended
+from neustream.core.events import Emitted, Ended
 
 TEXT, UNET, VAE = Stage("text", max_batch=4), Stage("unet", max_batch=4), Stage("vae", max_batch=2, emits=True)
 IMAGE = Graph("image", seq(TEXT, loop(UNET, times=lambda job: job.params["steps"]), VAE))
-PREFILL = Stage("prefill", max_batch=4, emits=True, size=lambda job: job.params["prompt"], fuse="llm")
-DECODE = Stage("decode", max_batch=8, emits=True, size=lambda job: job.params["prompt"] + job.outputs, fuse="llm")
+PREFILL = Stage("prefill", max_batch=4, emits=True, size=lambda job: job.params["prompt"], model="llm")
+DECODE = Stage("decode", max_batch=8, emits=True, size=lambda job: job.params["prompt"] + job.outputs, model="llm")
 CHAT = Graph(
     "chat", seq(PREFILL, loop(DECODE, until=lambda job: job.state["eos"], expect=lambda job: job.params["about"] - 1))
 )
@@ -79,10 +79,10 @@ def ids(jobs):
 def test_work_and_calls_left_as_a_job_moves_through_its_graph():
     some = scheduler()
     job = some.submit(image(steps=2), 0.0)
-    assert (job.stage, job.status, job.solo) == (TEXT, "waiting", 0.5 + 2 * 1.0 + 0.25)
+    assert (job.stage, job.status, job.alone_s) == (TEXT, "waiting", 0.5 + 2 * 1.0 + 0.25)
     seen, now = [], 0.0
     while some.jobs:
-        seen.append((job.stage.name, dict(job.left), job.work, job.work_next))
+        seen.append((job.stage.name, dict(job.calls_left), job.remaining_s, job.next_output_s))
         _, now = run(some, now)
     assert seen == [
         ("text", {"text": 1, "unet": 2, "vae": 1}, 2.75, 2.75),
@@ -90,15 +90,15 @@ def test_work_and_calls_left_as_a_job_moves_through_its_graph():
         ("unet", {"unet": 1, "vae": 1}, 1.25, 1.25),
         ("vae", {"vae": 1}, 0.25, 0.25),
     ]
-    assert (job.status, now, job.ended_at, job.solo) == ("done", 2.75, 2.75, 2.75)
+    assert (job.status, now, job.ended_at, job.alone_s) == ("done", 2.75, 2.75, 2.75)
 
 
 def test_solo_latency_is_the_work_of_a_fresh_job():
     some = scheduler()
-    assert some.submit(image(steps=7), 0.0).solo == solo_latency(IMAGE, {"steps": 7}, PROFILES)
-    assert some.submit(chat("r2"), 0.0).solo == solo_latency(CHAT, {"prompt": 4, "about": 3}, PROFILES)
+    assert some.submit(image(steps=7), 0.0).solo == alone_s(IMAGE, {"steps": 7}, PROFILES)
+    assert some.submit(chat("r2"), 0.0).solo == alone_s(CHAT, {"prompt": 4, "about": 3}, PROFILES)
     with pytest.raises(ProfileError, match="stage 'text' of graph 'image' has no profile"):
-        solo_latency(IMAGE, {"steps": 7}, {})
+        alone_s(IMAGE, {"steps": 7}, {})
 
 
 def test_a_batch_says_what_runs_where_and_for_how_long():
@@ -150,7 +150,7 @@ def test_a_finished_job_is_forgotten():
     for now in range(3):
         run(some, float(now), [{"big": object()}])
     assert some.jobs == {}
-    assert (job.state, job.left, job.stage, job.cursor) == ({}, {}, None, None)
+    assert (job.state, job.calls_left, job.stage, job.cursor) == ({}, {}, None, None)
     asked = some.decisions
     assert some.next_batch("gpu", 9.0) is None
     assert some.decisions == asked  # nobody waits, so the policy is not even asked
@@ -203,7 +203,7 @@ def test_a_policy_may_wait_on_purpose():
     some.submit(image(), 0.0)
     assert some.next_batch("gpu", 3.0) is None
     assert some.wake_at("gpu") == 4.0
-    some.policy.choose = lambda view: Decision(view.jobs)
+    policy_in(some).choose = lambda view: Decision(view.jobs)
     assert some.next_batch("gpu", 4.0) is not None
     assert some.wake_at("gpu") is None
 
@@ -214,7 +214,7 @@ def test_a_policy_may_wait_on_purpose():
 def test_tokens_are_emitted_one_by_one_until_the_end_of_the_sequence():
     some = scheduler()
     job = some.submit(chat(), 0.0)
-    assert (job.left, job.work_next, job.work) == ({"prefill": 1, "decode": 2}, 2.0, 2.0 + 2 * 0.25)
+    assert (job.calls_left, job.next_output_s, job.remaining_s) == ({"prefill": 1, "decode": 2}, 2.0, 2.0 + 2 * 0.25)
     for now, token in enumerate("abc", 1):
         run(some, float(now), [{"token": token, "eos": token == "c"}])
     events = some.pop_events()
@@ -231,17 +231,17 @@ def test_the_work_to_the_next_output_is_one_decode_step():
     some = scheduler()
     job = some.submit(chat(about=100), 0.0)
     run(some, 0.0, [{"eos": False}])
-    assert (job.work_next, job.work, job.left) == (0.25, 99 * 0.25, {"decode": 99})
+    assert (job.next_output_s, job.remaining_s, job.calls_left) == (0.25, 99 * 0.25, {"decode": 99})
     run(some, 2.0, [{"eos": False}])
-    assert (job.work_next, job.work, job.left) == (0.25, 98 * 0.25, {"decode": 98})
+    assert (job.next_output_s, job.remaining_s, job.calls_left) == (0.25, 98 * 0.25, {"decode": 98})
 
 
 def test_the_work_to_the_next_output_of_a_counted_loop_is_one_round():
     some = scheduler()
     job = some.submit(Request("r1", Graph("frames", loop(VAE, times=3))), 0.0)
-    assert (job.work_next, job.work) == (0.25, 0.75)
+    assert (job.next_output_s, job.remaining_s) == (0.25, 0.75)
     run(some, 0.0)
-    assert (job.work_next, job.work) == (0.25, 0.5)
+    assert (job.next_output_s, job.remaining_s) == (0.25, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -298,18 +298,18 @@ def test_a_sized_step_costs_by_its_jobs_sizes():
 def test_a_prefill_in_chunks_moves_on_only_when_it_is_complete():
     some = scheduler(Hand(lambda view: Decision(view.jobs, sizes=dict.fromkeys(view.jobs, 6))))
     job = some.submit(chat(prompt=16), 0.0)
-    assert (job.size, job.work_next) == (16, 1.0 + 2.0 + 8.0)
+    assert (job.size, job.next_output_s) == (16, 1.0 + 2.0 + 8.0)
     batch, _ = run(some, 0.0, [{"kv": 6}])
     assert (batch.sizes, batch.expected) == ((6,), 1.0 + 0.75 + 1.125)
-    assert (job.stage, job.progress, job.size, job.left["prefill"]) == (PREFILL, 6, 10, 1)
-    assert job.work_next == 1.0 + 1.25 + 3.125  # the 10 tokens that are left
+    assert (job.stage, job.computed, job.size, job.calls_left["prefill"]) == (PREFILL, 6, 10, 1)
+    assert job.next_output_s == 1.0 + 1.25 + 3.125  # the 10 tokens that are left
     assert job.state == {"kv": 6}
     run(some, 1.0)
-    assert (job.progress, job.size) == (12, 4)
+    assert (job.computed, job.size) == (12, 4)
     assert (some.pop_events(), job.outputs) == ([], 0)
     batch, _ = run(some, 2.0, [{"token": "a", "eos": False}])
     assert batch.sizes == (4,)  # never more than what is left
-    assert (job.stage, job.progress, job.size) == (DECODE, 0.0, 17)
+    assert (job.stage, job.computed, job.size) == (DECODE, 0.0, 17)
     assert [event.index for event in some.pop_events()] == [0]
 
 
@@ -362,7 +362,7 @@ def test_stages_without_any_label_cannot_share_a_step():
 def refused(choose, *requests, now=0.0, worker=0, some=None):
     """The message of the PolicyError that `choose` brings about."""
     some = some or scheduler()
-    some.policy = Hand(choose)
+    set_policy(some, Hand(choose))
     for request in requests:
         some.submit(request, 0.0)
     with pytest.raises(PolicyError) as caught:
@@ -429,7 +429,7 @@ def test_a_policy_may_stay_idle_while_something_runs_or_after_dropping_all():
     some.submit(image("r1"), 0.0)
     some.next_batch("gpu", 0.0)
     some.submit(image("r2"), 0.0)
-    some.policy = Hand(lambda view: Decision())
+    set_policy(some, Hand(lambda view: Decision()))
     assert some.next_batch("gpu", 0.0, worker=1) is None
     assert some.wake_at("gpu") is None
     some = scheduler(Hand(lambda view: Decision(drop=dict.fromkeys(view.jobs, "no room"))))
@@ -641,7 +641,7 @@ def test_skipped_counts_steps_of_the_stage_that_ran_without_the_job():
     assert (ran.skipped, ran.ran_last, waited.skipped, waited.ran_last) == (0, True, 3, False)
     late = some.submit(Request("r2", graph), 3.0)
     assert (late.skipped, late.ran_last) == (0, False)
-    some.policy = choosing("r1")
+    set_policy(some, choosing("r1"))
     run(some, 3.0)
     assert [job.skipped for job in (ran, waited, late)] == [1, 3, 1]  # running does not pay skips off
     assert [job.ran_last for job in (ran, waited, late)] == [False, True, False]
@@ -660,7 +660,7 @@ def test_a_step_on_another_worker_skips_no_running_job():
     graph = Graph("g", loop(UNET, times=9))
     jobs = [some.submit(Request(f"r{i}", graph), 0.0) for i in range(3)]
     first = some.next_batch("gpu", 0.0, worker=0)
-    some.policy = choosing("r1")
+    set_policy(some, choosing("r1"))
     second = some.next_batch("gpu", 0.5, worker=1)
     some.finish(first, [{}], 1.0)
     some.finish(second, [{}], 1.5)
@@ -675,7 +675,7 @@ def test_skips_and_waiting_begin_anew_at_another_stage():
     jobs = [some.submit(image(f"r{i}"), 0.0) for i in range(2)]
     run(some, 0.0)
     assert (jobs[0].joined_at, jobs[1].joined_at, jobs[1].skipped) == (0.5, 0.0, 1)
-    some.policy = choosing("r1")
+    set_policy(some, choosing("r1"))
     _, now = run(some, 3.0)
     assert (jobs[1].stage, jobs[1].skipped, jobs[1].joined_at) == (UNET, 0, now)
     assert jobs[0].joined_at == 0.5
@@ -689,9 +689,9 @@ def test_a_view_shows_the_jobs_that_can_run_by_stage_and_what_runs_elsewhere():
     run(some, 0.0)
     batch = some.next_batch("gpu", 1.0)
     assert ids(batch.jobs) == ["r1"]
-    some.policy = Hand()
+    set_policy(some, Hand())
     some.next_batch("gpu", 1.5, worker=1)
-    view = some.policy.view
+    view = policy_in(some).view
     assert (view.now, view.worker, view.pool.name) == (1.5, 1, "gpu")
     assert view.queues == {"text": [jobs[0], jobs[2]]}
     assert view.running == (batch,)
@@ -703,20 +703,20 @@ def test_jobs_wait_in_the_order_in_which_they_came_to_the_stage():
     for i in range(3):
         some.submit(image(f"r{i}"), 0.0)
     run(some, 0.0)
-    some.policy = choosing("r0", "r1")
+    set_policy(some, choosing("r0", "r1"))
     run(some, 1.0)
-    some.policy = Hand()
+    set_policy(some, Hand())
     some.next_batch("gpu", 2.0)
-    assert ids(some.policy.view.queues["unet"]) == ["r2", "r0", "r1"]
+    assert ids(policy_in(some).view.queues["unet"]) == ["r2", "r0", "r1"]
 
 
 # -- what views tell of the past ---------------------------------------------------------------------
 
 
 def seen(some, now=0.0):
-    some.policy = Hand()
+    set_policy(some, Hand())
     some.next_batch("gpu", now)
-    return some.policy.view
+    return policy_in(some).view
 
 
 def test_a_view_tells_what_the_latest_hundred_requests_asked_for():
@@ -740,7 +740,7 @@ def test_what_a_request_asked_for_is_as_it_was_when_it_came():
     ):
         some.submit(request, 2.0)
     before = seen(some, 2.0).recent
-    some.policy = PATIENT
+    set_policy(some, PATIENT)
     _, now = run(some, 2.0)
     run(some, now)
     recent = seen(some, 9.0).recent
@@ -759,7 +759,7 @@ def test_what_a_request_asked_for_is_as_it_was_when_it_came():
 def test_a_request_with_a_promise_for_each_output_has_until_the_last_one():
     some = scheduler()
     job = some.submit(chat(about=3, slo=SLO(first=4.0, step=1.0)), 0.0)
-    some.policy = Hand(lambda view: Decision(view.jobs))
+    set_policy(some, Hand(lambda view: Decision(view.jobs)))
     deadlines = [job.deadline]
     _, now = run(some, 0.0)
     deadlines.append(job.deadline)
@@ -783,7 +783,7 @@ def speeds(*ratios):
     some.submit(image(steps=len(ratios) + 1), 0.0)
     _, now = run(some, 0.0)
     for ratio in ratios:
-        some.policy = PATIENT
+        set_policy(some, PATIENT)
         batch = some.next_batch("gpu", now)
         now += ratio * batch.expected
         some.finish(batch, [{}], now)
@@ -795,10 +795,10 @@ def test_a_view_tells_how_fast_stages_have_been_lately():
     some = scheduler()
     some.submit(image(steps=1), 0.0)
     assert seen(some).speed == {}
-    some.policy = PATIENT
+    set_policy(some, PATIENT)
     some.finish(some.next_batch("gpu", 0.0), [{}], 0.5 * 1.5)
     assert seen(some, 1.0).speed == {"text": 1.25}  # the profile counts like one step
-    some.policy = PATIENT
+    set_policy(some, PATIENT)
     run(some, 1.0)
     assert seen(some, 3.0).speed == {"text": 1.25, "unet": 1.0}
 
@@ -936,9 +936,9 @@ def test_steps_that_keep_taking_longer_correct_the_profile_and_the_work_that_is_
         scheduler.finish(batch, [{}], now)
         events += scheduler.pop_events()
     assert [type(event).__name__ for event in events] == ["Corrected"]
-    assert events[0].factors == scheduler.corrections["a"] == {0: 1.5}
-    assert scheduler.profiles["a"].latency(1) == 1.5
-    assert job.work == pytest.approx(30 * 1.5)
+    assert events[0].factors == scheduler.times.corrections["a"] == {0: 1.5}
+    assert scheduler.times.profiles["a"].latency(1) == 1.5
+    assert job.remaining_s == pytest.approx(30 * 1.5)
     assert scheduler.next_batch("p", now).expected == 1.5
     assert profile.latency(1) == 1.0  # the one that was given is as it was
 
@@ -950,7 +950,7 @@ def test_without_being_asked_to_a_scheduler_corrects_nothing():
     scheduler.submit(Request("r", graph), 0.0)
     for step in range(15):
         scheduler.finish(scheduler.next_batch("p", 3.0 * step), [{}], 3.0 * step + 3.0)
-    assert scheduler.corrections == {} and scheduler.profiles["a"].latency(1) == 1.0
+    assert scheduler.times.corrections == {} and scheduler.times.profiles["a"].latency(1) == 1.0
 
 
 def test_stages_may_be_added_while_others_are_served():

@@ -58,9 +58,9 @@ def test_deadlines_count_from_the_arrival():
 
 def test_slack_is_the_tighter_of_the_end_and_the_next_output():
     job = Job(request(10.0, total=9.0, first=4.0))
-    job.work, job.work_next = 3.0, 1.0
+    job.remaining_s, job.next_output_s = 3.0, 1.0
     assert job.slack(10.0) == 3.0  # first output: 14 - 1 - 10; end: 19 - 3 - 10 = 6
-    job.work = 7.0
+    job.remaining_s = 7.0
     assert job.slack(10.0) == 2.0  # end: 19 - 7 - 10
     assert job.slack(13.0) == -1.0
     assert Job(request()).slack(1e9) == math.inf

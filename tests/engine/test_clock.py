@@ -8,7 +8,8 @@ from concurrent.futures import Future
 import pytest
 from toys import one_stage
 
-from neustream.core.types import Batch, Request
+from neustream.core.batch import Batch
+from neustream.core.types import Request
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.events import Cancel, Done, Stop, Submit, Wake
 

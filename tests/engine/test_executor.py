@@ -25,7 +25,7 @@ from neustream import (
     seq,
     serve,
 )
-from neustream.core.types import Batch
+from neustream.core.batch import Batch
 
 SOON = 30
 ONE = {"s": table("s", 1.0, 1.5)}

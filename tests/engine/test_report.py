@@ -12,9 +12,9 @@ from toys import OUTCOMES, adds_up, draw_and_decode, engine, one_stage, request,
 
 import neustream.engine.report
 from neustream import FCFS, SLO, Graph, Job, Report, Request, Stage, Static, seq
-from neustream.core.scheduler import Ended
-from neustream.core.types import Batch
-from neustream.engine.events import Decided, Finished, Submitted
+from neustream.core.batch import Batch
+from neustream.core.events import Ended, Submitted
+from neustream.engine.events import Decided, Finished
 from neustream.engine.report import Distribution, Shares
 
 GRAPH = one_stage(max_batch=4)
@@ -147,7 +147,7 @@ def asked(*steps, weight=1.0):
     report = Report()
     for at, count in enumerate(steps):
         job = Job(Request(f"r{at}", draw_and_decode(), 0.0, SLO(1.0, weight=weight)))
-        job.total = {"draw": count, "decode": 1}
+        job.planned_calls = {"draw": count, "decode": 1}
         report(Submitted(job, 0.0))
         job.status = "dropped" if count % 2 else "done"
         report(Ended(job, 1.0))

@@ -10,7 +10,8 @@ import pytest
 from toys import batches, draw_and_decode, engine, one_stage, request, table
 
 from neustream import FCFS, SLO, Engine, EventLog, Job, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
-from neustream.engine.events import Cancel, Submitted
+from neustream.core.events import Submitted
+from neustream.engine.events import Cancel
 
 TOY = {"draw": table("draw", 0.10, 0.15), "decode": table("decode", 0.05)}
 

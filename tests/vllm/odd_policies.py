@@ -40,4 +40,4 @@ class Moody:
 
     def decide(self, view):
         jobs = view.jobs
-        return Decision(jobs[:1] * 2 if int(sum(job.run + job.progress for job in jobs)) % 3 == 1 else jobs)
+        return Decision(jobs[:1] * 2 if int(sum(job.call_outputs + job.computed for job in jobs)) % 3 == 1 else jobs)

@@ -98,8 +98,8 @@ class Pipeline:
                 continue
             stale = 0 if request.drop_stale_output else request.num_stale_output_tokens
             seen = request.num_tokens + request.num_output_placeholders + stale
-            running = job.status == "running" and (job.stage.reads or job.share == job.size)
-            assert job.params["prompt_tokens"] + job.run + running == seen, (job, request.status)
+            running = job.status == "running" and (job.stage.phase == "decode" or job.share == job.size)
+            assert job.params["prompt_tokens"] + job.call_outputs + running == seen, (job, request.status)
 
 
 @pytest.mark.parametrize("policy", ["default", "fcfs", "edf", "neustream"])

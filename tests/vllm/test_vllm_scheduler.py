@@ -177,8 +177,8 @@ def assert_agreement(rig):
     """The core is as far with each job as vLLM is."""
     for id, job in rig.scheduler.books.core.jobs.items():
         request = rig.scheduler.requests[id]
-        assert job.params["prompt_tokens"] + job.run == request.num_tokens
-        assert job.stage.reads or job.progress == request.num_computed_tokens
+        assert job.params["prompt_tokens"] + job.call_outputs == request.num_tokens
+        assert job.stage.phase == "decode" or job.computed == request.num_computed_tokens
 
 
 def test_what_a_prefix_cache_saves_is_known_to_the_core(engines):

@@ -43,7 +43,7 @@ from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.request import StepCounts, check, named_arguments, with_defaults
 from neustream.backends.diffusers.run import Run
 from neustream.backends.options import options_of
-from neustream.core.types import Job
+from neustream.core.batch import StepInput
 from neustream.errors import BackendError, nearest
 from neustream.experiment import load_object
 
@@ -106,8 +106,8 @@ class Served:
         self.device_name = place_of(pipe)
         self.dtype = options.dtype
 
-    def begin(self, job: Job) -> Run:
-        return Run(self.pipe, self._parts, self.arguments(job.params), expected=job.params["steps"])
+    def begin(self, given: StepInput) -> Run:
+        return Run(self.pipe, self._parts, self.arguments(given.params), expected=given.params["steps"])
 
     def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline's call that a request's parameters mean."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from neustream.backends.diffusers.run import Run, decode, denoise, encode
+from neustream.core.batch import StepInput
 from neustream.core.graph import Graph, Stage, loop, seq, switch
-from neustream.core.types import Job
+from neustream.core.job import Job
 from neustream.engine.executor import StreamModule
 from neustream.errors import StageFailed
 
@@ -18,34 +19,35 @@ Update = Mapping[str, Any]
 
 
 class Runs:
-    """The runs of jobs. `begin` makes one, when a job first gets to a stage.
+    """The runs of requests. `begin` makes one, when a request first gets to a stage.
 
-    A job's last update is `{"output": what the stock call returned}`.
+    Updates say what the graph asks: whether the request is `denoising`, the steps that it has `left`,
+    and whether it is `over`. The last one has the `output` of the stock call.
     """
 
-    def __init__(self, begin: Callable[[Job], Run], *, check_finite: bool = True) -> None:
+    def __init__(self, begin: Callable[[StepInput], Run], *, check_finite: bool = True) -> None:
         self._begin = begin
-        self._open: dict[Job, Run] = {}
+        self._open: dict[str, Run] = {}
         self._check_finite = check_finite
         self._threads = torch.get_num_threads()
         self._limited: set[int] = set()  # threads that know it
 
-    def get(self, job: Job) -> Run | None:
-        return self._open.get(job)
+    def get(self, id: str) -> Run | None:
+        return self._open.get(id)
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def step(self, role: str, jobs: Sequence[Job]) -> list[Update | StageFailed]:
-        """One step of a stage for `jobs`."""
+    def step(self, role: str, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
+        """One step of a stage for some requests."""
         if (me := threading.get_ident()) not in self._limited:  # a new thread would take all cores for convolutions
             torch.set_num_threads(self._threads)
             self._limited.add(me)
         runs = []
-        for job in jobs:
-            if job not in self._open:
-                self._open[job] = self._begin(job)
-            runs.append(self._open[job])
+        for given in inputs:
+            if given.id not in self._open:
+                self._open[given.id] = self._begin(given)
+            runs.append(self._open[given.id])
         if role == "encode":
             encode(runs)
         elif role == "denoise":
@@ -57,37 +59,23 @@ class Runs:
     @staticmethod
     def _update(run: Run) -> Update | StageFailed:
         if run.error is None:
-            return {"output": run.output} if run.over else {}
+            update = {"denoising": run.denoising, "left": run.left, "over": run.over}
+            return {**update, "output": run.output} if run.over else update
         if isinstance(run.error, StageFailed):
             return run.error
         failed = StageFailed(f"{type(run.error).__name__}: {run.error}")
         failed.__cause__ = run.error
         return failed
 
-    def release(self, job: Job) -> None:
-        run = self._open.pop(job, None)
+    def release(self, id: str) -> None:
+        run = self._open.pop(id, None)
         if run is not None:
             run.close()
 
     def close(self) -> None:
         """End all that is open."""
-        for job in list(self._open):
-            self.release(job)
-
-    # -- what graphs ask, on the engine's thread -------------------------------------------------------
-
-    def denoising(self, job: Job) -> bool:
-        run = self._open.get(job)
-        return run is not None and run.denoising
-
-    def left(self, job: Job, expected: int) -> int:
-        """Denoising steps ahead."""
-        run = self._open.get(job)
-        return expected if run is None or not run.started else max(1, run.total - run.steps)
-
-    def over(self, job: Job) -> bool:
-        run = self._open.get(job)
-        return run is not None and run.over
+        for id in list(self._open):
+            self.release(id)
 
 
 class RunModule:
@@ -100,11 +88,11 @@ class RunModule:
     def load(self, device: str) -> None:
         """Nothing to do: models stay on the device that they are on."""
 
-    def step(self, jobs: Sequence[Job]) -> Sequence[Update | StageFailed]:
-        return self._runs.step(self._role, jobs)
+    def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
+        return self._runs.step(self._role, inputs)
 
-    def release(self, job: Job) -> None:
-        self._runs.release(job)
+    def release(self, id: str) -> None:
+        self._runs.release(id)
 
 
 def modules_of(runs: Runs, names: Mapping[str, str]) -> dict[str, StreamModule]:
@@ -112,18 +100,28 @@ def modules_of(runs: Runs, names: Mapping[str, str]) -> dict[str, StreamModule]:
     return {stage: RunModule(runs, role) for role, stage in names.items()}
 
 
-def graph_of(name: str, runs: Runs, stages: Mapping[str, Stage], expected: Callable[[Job], int]) -> Graph:
+def graph_of(name: str, stages: Mapping[str, Stage]) -> Graph:
     """encode, denoise until the schedule is done, decode (unless the request wants its latents).
 
-    A pipeline without a decoder has no stage of the role decode. `expected` says how many
-    denoising steps a request takes, before its schedule is known.
+    Plain data: its conditions read what the modules returned, and the parameter `steps`, the denoising
+    steps that a request is expected to take. A pipeline without a decoder has no stage of the role decode.
     """
-    steps = loop(
-        stages["denoise"],
-        until=lambda job: not runs.denoising(job),
-        expect=lambda job: runs.left(job, expected(job)),
-    )
+    steps = loop(stages["denoise"], until=_denoised, expect=_steps_left)
     if "decode" not in stages:
         return Graph(name, seq(stages["encode"], steps))
-    rest = switch(runs.over, {False: stages["decode"], True: seq()}, likely=False)
+    rest = switch(_over, {False: stages["decode"], True: seq()}, likely=False)
     return Graph(name, seq(stages["encode"], steps, rest))
+
+
+def _denoised(job: Job) -> bool:
+    return not job.state["denoising"]
+
+
+def _steps_left(job: Job) -> int:
+    left: int = job.state.get("left", job.params["steps"])
+    return left
+
+
+def _over(job: Job) -> bool:
+    over: bool = job.state["over"]
+    return over

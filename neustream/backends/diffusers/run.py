@@ -101,6 +101,11 @@ class Run:
         return max(self.steps, self._scheduled or self._expected)
 
     @property
+    def left(self) -> int:
+        """Denoising steps ahead, at least one."""
+        return max(1, self.total - self.steps)
+
+    @property
     def _scheduled(self) -> int | None:
         if self._view is None:
             return None

@@ -37,11 +37,14 @@ from neustream.backends.diffusers.request import (
 )
 from neustream.backends.diffusers.run import Progress, Run, encode
 from neustream.backends.options import measuring, policy_of, slo_of
+from neustream.core.batch import StepInput
+from neustream.core.events import Corrected
 from neustream.core.graph import Graph, Stage
+from neustream.core.job import Job
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Corrected, Scheduler
-from neustream.core.types import SLO, Job
+from neustream.core.scheduler import Scheduler
+from neustream.core.types import SLO
 from neustream.engine.clock import WallClock
 from neustream.engine.engine import Engine, Result
 from neustream.engine.events import Observer, Record
@@ -115,13 +118,13 @@ class Served:
         roles = {part.role for methods in self.parts.values() for part in methods.values()}
         return ["encode", "denoise", *(["decode"] if "decode" in roles else [])]
 
-    def begin(self, job: Job) -> Run:
+    def begin(self, given: StepInput) -> Run:
         return Run(
             self.pipe,
             self.parts,
-            job.params["arguments"],
-            expected=job.params["steps"],
-            on_step=job.params.get("on_step"),
+            given.params["arguments"],
+            expected=given.params["steps"],
+            on_step=given.params.get("on_step"),
         )
 
     def probe(self, arguments: Mapping[str, Any]) -> Call:
@@ -304,7 +307,7 @@ class PipelineEngine:
     @property
     def profiles(self) -> Mapping[str, LatencyProfile]:
         """The profiles that decisions are made by now, corrections included."""
-        return self.engine.scheduler.profiles
+        return self.engine.scheduler.times.profiles
 
     # -- inside: requests -----------------------------------------------------------------------------
 
@@ -356,14 +359,14 @@ class PipelineEngine:
         names = {role: f"{prefix}{role}@{label}" for role in served.roles}
         files = {stage: f"{role}@{label}" for role, stage in names.items()}
 
-        def graph(runs: Runs) -> Graph:
+        def graph() -> Graph:
             sizes: dict[str, Callable[[Job], float]] = {
-                "encode": lambda job: job.params["samples"] / samples,
-                "denoise": lambda job: job.params["rows"] / rows,
-                "decode": lambda job: job.params["samples"] / samples,
+                "encode": partial(_share, "samples", samples),
+                "denoise": partial(_share, "rows", rows),
+                "decode": partial(_share, "samples", samples),
             }
             stages = {role: Stage(names[role], max_batch=self._batches[role], size=sizes[role]) for role in names}
-            return graph_of(prefix + label, runs, stages, lambda job: int(job.params["steps"]))
+            return graph_of(prefix + label, stages)
 
         profiles = served.shelf.find(files)
 
@@ -376,14 +379,14 @@ class PipelineEngine:
             return {"arguments": arguments, "steps": steps, "rows": rows, "samples": samples}
 
         trial = Runs(served.begin)
-        work = partial(self._try, trial, graph(trial), names, sample, served, warm=profiles is not None)
+        work = partial(self._try, trial, graph(), names, sample, served, warm=profiles is not None)
         measured = self._executor.call(work).result()
         if profiles is None:
             served.shelf.keep(measured, files)
             profiles = served.shelf.find(files)
             assert profiles is not None
         runs = Runs(served.begin, check_finite=self._check_finite)
-        shape = Shape(label, graph(runs), rows, samples)
+        shape = Shape(label, graph(), rows, samples)
         self._executor.add(modules_of(runs, names))
         self.engine.add(POOL, profiles).result()
         return shape
@@ -503,6 +506,12 @@ def default_sample(served: Served) -> dict[str, Any] | None:
     except Exception:  # it wants other arguments: the first request brings them
         return None
     return sample
+
+
+def _share(of: str, usual: int, job: Job) -> float:
+    """How many times as many samples or rows as usual a request has: the size of its steps."""
+    count: int = job.params[of]
+    return count / usual
 
 
 def _servable(name: str, pipe: Any) -> None:

@@ -36,7 +36,7 @@ from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
 from neustream.backends.transformers.request import check_length
 from neustream.backends.transformers.sampling import Sampling
-from neustream.core.types import Job
+from neustream.core.batch import StepInput
 from neustream.errors import BackendError, RequestError, nearest
 from neustream.stepfile import StepsFile
 
@@ -80,11 +80,11 @@ class Served:
         self.device_name = model.place
         self.dtype = options.dtype
 
-    def ask(self, job: Job) -> Ask:
-        seed = job.params["seed"]
+    def ask(self, given: StepInput) -> Ask:
+        seed = given.params["seed"]
         draw = np.random.default_rng(seed)
-        prompt = draw.integers(self.model.vocabulary, size=job.params["prompt_tokens"]).tolist()
-        return Ask(prompt, replace(self._sampling, seed=seed), self.lengths.get(job.id))
+        prompt = draw.integers(self.model.vocabulary, size=given.params["prompt_tokens"]).tolist()
+        return Ask(prompt, replace(self._sampling, seed=seed), self.lengths.get(given.id))
 
     def params(self, at: int) -> dict[str, Any]:
         return {"seed": at}

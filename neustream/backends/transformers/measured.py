@@ -13,12 +13,10 @@ from platformdirs import user_cache_path
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Text, Texts
-from neustream.core.graph import Graph
+from neustream.core.batch import StepInput
 from neustream.core.steps import Step, StepLatency
-from neustream.core.types import Job, Request
 from neustream.engine.clock import stopwatch
 from neustream.errors import ProfileError
-from neustream.graphs import llm
 from neustream.profiling import default_batches, versions
 from neustream.stepfile import StepsFile, Timed, load_steps, save_steps, steps_file, steps_of
 
@@ -99,33 +97,32 @@ def _step(cell: Cell) -> Step:
 
 
 class _Bench:
-    """Jobs in the middle of their way, with slots that are said to hold what was never computed."""
+    """Synthetic requests: their slots are marked as filled without a prefill, so that decodes can be timed."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self._texts = Texts(model, lambda job: Ask([0]), name="llm")
-        self._graph = Graph("sample", llm("llm"))
-        self._jobs: list[Job] = []
+        self._texts = Texts(model, lambda given: Ask([0]), name="llm")
+        self._ids: list[str] = []
 
     def time(self, cell: Cell) -> float:
         prompts, contexts = cell
-        self._jobs = [self._job("llm.prefill", n) for n in prompts] + [self._job("llm.decode", n) for n in contexts]
+        inputs = [self._input(self._texts.prefill, n) for n in prompts]
+        inputs += [self._input(self._texts.decode, n) for n in contexts]
         began = stopwatch()
-        self._texts.step(self._jobs)  # ends with tokens on the CPU: the device is idle then
+        self._texts.step(inputs)  # ends with tokens on the CPU: the device is idle then
         return stopwatch() - began
 
-    def _job(self, stage: str, tokens: int) -> Job:
-        job = Job(Request("sample", self._graph, params={"prompt_tokens": tokens, "max_tokens": 2}))
-        job.stage = self._graph.stages[stage]
-        job.share = float(tokens)
-        job.state["llm"] = Text(Ask([0] * tokens))
-        if stage == "llm.decode":
-            self._texts.pretend(job, tokens - 1)
-        return job
+    def _input(self, stage: str, tokens: int) -> StepInput:
+        id = f"sample-{len(self._ids)}"
+        self._ids.append(id)
+        if stage == self._texts.decode:
+            self._texts.pretend(id, tokens - 1)
+        state = {"llm": Text(Ask([0] * tokens))}
+        return StepInput(id, {}, state, stage, size=float(tokens), whole=float(tokens))
 
     def clear(self) -> None:
-        for job in self._jobs:
-            self._texts.release(job)
-        self._jobs = []
+        for id in self._ids:
+            self._texts.release(id)
+        self._ids = []
 
 
 def file_of(model: LanguageModel, timed: Sequence[Timed], how: str) -> StepsFile:

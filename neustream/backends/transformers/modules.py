@@ -13,7 +13,7 @@ import torch
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Draw, Sampling, choose
 from neustream.backends.transformers.slots import Row
-from neustream.core.types import Job
+from neustream.core.batch import StepInput
 from neustream.engine.executor import StreamModule
 from neustream.errors import StageFailed
 
@@ -21,8 +21,6 @@ Update = Mapping[str, Any]
 WASTE = 1.5
 SHORT = 16
 """A row joins a forward call of longer rows, padded to them, if they have at most so many times or tokens more."""
-
-LIVE = ("waiting", "running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +68,25 @@ class _Held:
         self.slot, self.cached, self.used = slot, 0, 0
 
 
+class _Turn:
+    """What one step does of a text: it computes its tokens up to `end`, in the slot of `row`."""
+
+    __slots__ = ("end", "row", "text")
+
+    row: Row
+
+    def __init__(self, text: Text, end: int) -> None:
+        self.text = text
+        self.end = end
+
+    @property
+    def complete(self) -> bool:
+        """Whether the next token comes out of it."""
+        return self.end == len(self.text.tokens)
+
+
 class Texts:
-    """The texts of jobs on one model, and what is in its slots.
+    """The texts of requests on one model, and what is in its slots.
 
     A step computes, for each job, the tokens that its slot lacks: a part of the prompt, all tokens of
     a job whose slot was taken, or the one that it got last. Where slots do not suffice, a job that is
@@ -79,15 +94,15 @@ class Texts:
 
     Args:
         name: of the node `neustream.graphs.llm(name)`, and of the texts in `job.state`.
-        ask: what a job wants of the model, asked at the start of its prefill.
+        ask: what a request wants of the model, asked at the start of its prefill.
     """
 
-    def __init__(self, model: LanguageModel, ask: Callable[[Job], Ask], *, name: str = "llm") -> None:
+    def __init__(self, model: LanguageModel, ask: Callable[[StepInput], Ask], *, name: str = "llm") -> None:
         self.model = model
         self.name = name
         self.prefill, self.decode = f"{name}.prefill", f"{name}.decode"
         self._ask = ask
-        self._held: dict[Job, _Held] = {}
+        self._held: dict[str, _Held] = {}
         self._free = list(range(model.slots - 1, -1, -1))  # the lowest last: neighbours are read without a copy
         self._clock = 0
         self._threads = torch.get_num_threads()
@@ -98,75 +113,73 @@ class Texts:
         return len(self._held)
 
     @torch.inference_mode()
-    def step(self, jobs: Sequence[Job]) -> list[Update | StageFailed]:
+    def step(self, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
         """One step: prefills, parts of prefills and decodes, in any mixture."""
         if (me := threading.get_ident()) not in self._limited:  # a new thread would take all cores
             torch.set_num_threads(self._threads)
             self._limited.add(me)
         self._clock += 1
-        results: dict[Job, Update | StageFailed] = {}
-        for first in range(0, len(jobs), self.model.slots):
-            results |= self._wave(jobs[first : first + self.model.slots])
-        return [results[job] for job in jobs]
+        results: list[Update | StageFailed] = []
+        for first in range(0, len(inputs), self.model.slots):
+            results += self._wave(inputs[first : first + self.model.slots])
+        return results
 
-    def release(self, job: Job) -> None:
-        """Its slot is free: it is over, or its memory was taken."""
-        held = self._held.pop(job, None)
+    def release(self, id: str) -> None:
+        """Its slot is free: the request is over, or its KV blocks were taken."""
+        held = self._held.pop(id, None)
         if held is not None:
             self._free.append(held.slot)
             self._free.sort(reverse=True)
 
-    def pretend(self, job: Job, cached: int) -> None:
-        """Give `job` a slot that is said to hold so many tokens, which nobody computed: to time steps."""
-        held = self._held[job] = self._take()
+    def pretend(self, id: str, cached: int) -> None:
+        """Mark a slot of `id` as filled with `cached` tokens without computing them: to time decodes."""
+        held = self._held[id] = self._take()
         held.cached = cached
 
     # -- inside ---------------------------------------------------------------------------------------
 
-    def _wave(self, jobs: Sequence[Job]) -> dict[Job, Update | StageFailed]:
-        """A step of as many jobs as there are slots, at most."""
-        texts = {job: self._text(job) for job in jobs}
-        for job in jobs:
-            if job in self._held:
-                self._held[job].used = self._clock
-        self._close_up(jobs)
-        ends = {job: self._end(job, text) for job, text in texts.items()}
-        rows = {job: self._row(job, text, ends[job]) for job, text in texts.items()}
-        results: dict[Job, Update | StageFailed] = {}
-        for group in _groups(rows):
-            logits = self.model.forward([rows[job] for job in group])
-            draws = [texts[job].draw if ends[job] == len(texts[job].tokens) else None for job in group]
-            for job, token in zip(group, choose(logits, draws), strict=True):
-                self._held[job].cached = ends[job]
-                results[job] = self._update(job, texts[job], ends[job], token)
-        return results
+    def _wave(self, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
+        """A step of as many requests as there are slots, at most."""
+        for given in inputs:
+            if given.id in self._held:
+                self._held[given.id].used = self._clock
+        turns = {given.id: self._turn(given) for given in inputs}
+        self._close_up(list(turns))
+        for id, turn in turns.items():
+            turn.row = self._row(id, turn)
+        results: dict[str, Update | StageFailed] = {}
+        for group in _groups({id: turn.row for id, turn in turns.items()}):
+            logits = self.model.forward([turns[id].row for id in group])
+            draws = [turns[id].text.draw if turns[id].complete else None for id in group]
+            for id, token in zip(group, choose(logits, draws), strict=True):
+                self._held[id].cached = turns[id].end
+                results[id] = self._update(id, turns[id], token)
+        return [results[given.id] for given in inputs]
 
-    def _text(self, job: Job) -> Text:
-        """Its text; a new one where a call of the model begins."""
-        text: Text | None = job.state.get(self.name)
-        at_prefill = job.stage is not None and job.stage.name == self.prefill
-        if text is None or (at_prefill and not job.run and not job.progress and len(text.tokens) > text.prompt):
-            text = Text(self._ask(job))
-            if job in self._held:
-                self._held[job].cached = 0
-        return text
+    def _turn(self, given: StepInput) -> _Turn:
+        """The text of a request, and how far this step gets with it."""
+        text: Text | None = given.state.get(self.name)
+        at_prefill = given.stage == self.prefill
+        fresh = at_prefill and not given.outputs and not given.computed
+        if text is None or (fresh and len(text.tokens) > text.prompt):
+            text = Text(self._ask(given))  # a call of the model begins
+            if given.id in self._held:
+                self._held[given.id].cached = 0
+        end = len(text.tokens)
+        if at_prefill:
+            end = max(1, min(round(given.computed + given.size), end))
+        return _Turn(text, end)
 
-    def _end(self, job: Job, text: Text) -> int:
-        """How many of its tokens are in its slot after this step."""
-        if job.stage is not None and job.stage.name == self.prefill:
-            return max(1, min(round(job.progress + job.share), len(text.tokens)))
-        return len(text.tokens)
-
-    def _row(self, job: Job, text: Text, end: int) -> Row:
-        held = self._held.get(job)
+    def _row(self, id: str, turn: _Turn) -> Row:
+        held = self._held.get(id)
         if held is None:
-            held = self._held[job] = self._take()
-        start = min(held.cached, end - 1)
-        return Row(held.slot, start, text.tokens[start:end])
+            held = self._held[id] = self._take()
+        start = min(held.cached, turn.end - 1)
+        return Row(held.slot, start, turn.text.tokens[start : turn.end])
 
-    def _close_up(self, jobs: Sequence[Job]) -> None:
+    def _close_up(self, ids: Sequence[str]) -> None:
         """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""
-        held = sorted((self._held[job] for job in jobs if job in self._held), key=lambda one: one.slot)
+        held = sorted((self._held[id] for id in ids if id in self._held), key=lambda one: one.slot)
         while held:
             hole = min((slot for slot in self._free if slot > held[0].slot), default=math.inf)
             if hole > held[-1].slot:
@@ -177,22 +190,20 @@ class Texts:
             self._free.sort(reverse=True)
 
     def _take(self) -> _Held:
-        """A free slot, or that of a job that is over, or of the one that has not used its own for the longest time.
-
-        A job's end is told behind the step that the scheduler starts then, which may need its slot.
-        """
+        """A free slot, or that of the request that has not used its own for the longest time."""
         if not self._free:
-            self.release(min(self._held, key=lambda job: (job.status in LIVE, self._held[job].used)))
+            self.release(min(self._held, key=lambda id: self._held[id].used))
         held = _Held(self._free.pop())
         held.used = self._clock
         return held
 
-    def _update(self, job: Job, text: Text, end: int, token: int | None) -> Update | StageFailed:
+    def _update(self, id: str, turn: _Turn, token: int | None) -> Update | StageFailed:
+        text = turn.text
         if token is None:
-            self.model.cache.scrub(self._held[job].slot)
-            self.release(job)
+            self.model.cache.scrub(self._held[id].slot)
+            self.release(id)
             return StageFailed(f"stage {self.name!r}: the model's logits are NaN or infinite")
-        if end < len(text.tokens):
+        if not turn.complete:
             return {self.name: text}
         return {self.name: text, "token": token, "ended": text.add(token, self.model.eos)}
 
@@ -206,12 +217,12 @@ class TextModule:
     def load(self, device: str) -> None:
         """Nothing to do: the model stays on the device that it is on."""
 
-    def step(self, jobs: Sequence[Job]) -> Sequence[Update | StageFailed]:
-        results: Sequence[Update | StageFailed] = self._texts.step(jobs)
+    def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
+        results: Sequence[Update | StageFailed] = self._texts.step(inputs)
         return results
 
-    def release(self, job: Job) -> None:
-        self._texts.release(job)
+    def release(self, id: str) -> None:
+        self._texts.release(id)
 
 
 class Prefill(TextModule):
@@ -227,16 +238,16 @@ def modules_of(texts: Texts) -> dict[str, StreamModule]:
     return {texts.prefill: Prefill(texts), texts.decode: Decode(texts), texts.name: TextModule(texts)}
 
 
-def _groups(rows: Mapping[Job, Row]) -> list[list[Job]]:
-    """Jobs by forward call: decodes together, prompts with others of similar length; by slot within each."""
-    groups: list[list[Job]] = []
+def _groups(rows: Mapping[str, Row]) -> list[list[str]]:
+    """Requests by forward call: decodes together, prompts with others of similar length; by slot within each."""
+    groups: list[list[str]] = []
     width = 0
-    for job in sorted(rows, key=lambda job: -len(rows[job].tokens)):
-        length = len(rows[job].tokens)
+    for id in sorted(rows, key=lambda id: -len(rows[id].tokens)):
+        length = len(rows[id].tokens)
         if not groups or width > max(length * WASTE, length + SHORT) or (length == 1) != (width == 1):
             groups.append([])
             width = length
-        groups[-1].append(job)
+        groups[-1].append(id)
     for group in groups:
-        group.sort(key=lambda job: rows[job].slot)
+        group.sort(key=lambda id: rows[id].slot)
     return groups

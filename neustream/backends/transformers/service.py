@@ -20,13 +20,15 @@ from neustream.backends.transformers.modules import Ask, Texts, modules_of
 from neustream.backends.transformers.request import ask_of
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.stream import Answer
+from neustream.core.batch import StepInput
+from neustream.core.events import Emitted
 from neustream.core.graph import Graph
-from neustream.core.memory import Memory
+from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Emitted, Scheduler
+from neustream.core.scheduler import Scheduler
 from neustream.core.steps import LearntSteps, StepLatency
-from neustream.core.types import SLO, Job
+from neustream.core.types import SLO
 from neustream.engine.clock import WallClock
 from neustream.engine.engine import Engine, Result
 from neustream.engine.events import Observer, Record
@@ -58,7 +60,7 @@ class TextEngine:
         slots: requests that can hold keys and values at once.
         max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys and
             values take memory for `slots * max_len` tokens.
-        memory: what the scheduler shares out; default: the slots. A smaller one in blocks of tokens
+        kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of tokens
             makes it take slots away, and compute their tokens again.
         device: move the model there first.
         measure_s: seconds that measuring may take, about.
@@ -80,7 +82,7 @@ class TextEngine:
         profile: StepLatency | Path | str | None = None,
         slots: int = 16,
         max_len: int | None = None,
-        memory: Memory | None = None,
+        kv_cache: KVCache | None = None,
         device: str | None = None,
         measure_s: float = 20.0,
         cache: Path | None = None,
@@ -93,7 +95,7 @@ class TextEngine:
         if device is not None and isinstance(model, PreTrainedModel):
             model.to(device)
         self.model = LanguageModel(model, slots=slots, max_len=max_len)
-        self.memory = memory or Memory(slots, self.model.max_len)
+        self.kv_cache = kv_cache or KVCache(slots, self.model.max_len)
         self.report = Report()
         self._answers: dict[str, Answer] = {}
         self._texts = Texts(self.model, _ask, name=NODE)
@@ -102,7 +104,7 @@ class TextEngine:
             steps = self._executor.call(lambda: self._steps(profile, cache, measure_s, progress)).result()
             self.graph = Graph("chat", llm(NODE, max_batch=slots))
             profiles = llm_profiles(NODE, LearntSteps(steps), max_batch=slots)
-            pool = Pool(POOL, tuple(self.graph.stages), memory=self.memory)
+            pool = Pool(POOL, tuple(self.graph.stages), kv_cache=self.kv_cache)
             scheduler = Scheduler([pool], rule, profiles)
             told: list[Observer] = [self.report, self._watch, *observers]
             self.engine = Engine(scheduler, {POOL: self._executor}, WallClock(), told).start()
@@ -137,10 +139,10 @@ class TextEngine:
         """
         self.engine.ready()
         sampling = Sampling(temperature, top_p, top_k, seed, stop_token_ids, ignore_eos)  # type: ignore[arg-type]
-        ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, self.memory.units)
+        ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, self.kv_cache.capacity)
         promise = self.slo if slo is None else slo_of(slo)
         name = id or uuid.uuid4().hex
-        answer = Answer(name, self.tokenizer, self._give_up)
+        answer = Answer(name, max_tokens, self.tokenizer, self._give_up)
         if self._answers.setdefault(name, answer) is not answer:
             raise RequestError(f"request id {name!r} is already being served")
         params = {"prompt_tokens": len(ask.prompt), "max_tokens": max_tokens, "ask": ask}
@@ -169,7 +171,7 @@ class TextEngine:
     @property
     def profiles(self) -> Mapping[str, LatencyProfile]:
         """The profiles that decisions are made by now, what was learnt included."""
-        return self.engine.scheduler.profiles
+        return self.engine.scheduler.times.profiles
 
     @property
     def used(self) -> int:
@@ -194,10 +196,10 @@ class TextEngine:
 
     def _watch(self, record: Record) -> None:
         """Hand tokens out, on the engine's thread."""
-        if isinstance(record, Emitted) and (answer := self._answers.get(record.job.id)) is not None:
-            job, update = record.job, record.update
-            last = update["ended"] or record.index + 1 == job.params["max_tokens"]
-            answer.push(update["token"], record.at - job.arrival, last)
+        if isinstance(record, Emitted) and (answer := self._answers.get(record.id)) is not None:
+            update = record.update
+            last = update["ended"] or record.index + 1 == answer.max_tokens
+            answer.push(update["token"], record.age, last)
 
     def _answered(self, answer: Answer, done: Future[Result], prompt: int) -> None:
         del self._answers[answer.id]
@@ -226,6 +228,6 @@ def serve(model: PreTrainedModel, tokenizer: Any = None, **options: Any) -> Text
     return TextEngine(model, tokenizer, **options)
 
 
-def _ask(job: Job) -> Ask:
-    ask: Ask = job.params["ask"]
+def _ask(given: StepInput) -> Ask:
+    ask: Ask = given.params["ask"]
     return ask

@@ -11,12 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from neustream.core.batch import Batch
+from neustream.core.events import Ended
 from neustream.core.graph import Graph
-from neustream.core.memory import Memory
+from neustream.core.job import Job
+from neustream.core.kv_cache import KVCache
+from neustream.core.mirror import Mirror
 from neustream.core.policy import Policy, Pool
-from neustream.core.scheduler import Ended, Scheduler, step_of
+from neustream.core.step_times import step_of
 from neustream.core.steps import LearntSteps, Step
-from neustream.core.types import SLO, Batch, Job, Request
+from neustream.core.types import SLO, Request
 from neustream.engine.clock import epoch
 from neustream.errors import NeustreamError
 from neustream.graphs import llm, llm_profiles
@@ -87,10 +91,11 @@ class Books:
         longest: int,
     ) -> None:
         self.learner = learner
+        self.policy = policy
         self.graph = Graph(LABEL, llm(LABEL, max_batch=max_batch))
-        memory = Memory(blocks, block, foreign=True)
-        pool = Pool(POOL, tuple(self.graph.stages), memory=memory, step_tokens=step_tokens)
-        self.core = Scheduler([pool], policy, llm_profiles(LABEL, learner, max_batch))
+        cache = KVCache(blocks, block, external=True)
+        pool = Pool(POOL, tuple(self.graph.stages), kv_cache=cache, step_tokens=step_tokens)
+        self.core = Mirror([pool], policy, llm_profiles(LABEL, learner, max_batch))
         self._longest = longest
 
     def enter(self, requests: Iterable[Any], slos: Mapping[str, SLO], now: float) -> dict[str, str]:
@@ -125,35 +130,36 @@ class Books:
 
     def reach(self, job: Job, tokens: float) -> None:
         """So much of a job's prefill is done without the core having seen it (a prefix cache, earlier steps)."""
-        self.core.reach(job.id, tokens)
+        self.core.mark_computed(job.id, tokens)
 
     def taken(self, request: Any, stale: int, now: float) -> None:
         """vLLM holds nothing of a request's computation any more; `stale` tokens of it are still to come."""
         job = self.core.jobs.get(request.request_id)
-        if job is None or job.stage is None or not (job.stage.reads or job.progress):
+        if job is None or job.stage is None or not (job.stage.phase == "decode" or job.computed):
             return
-        if job.params["prompt_tokens"] + job.run == request.num_tokens + stale:
-            self.core.rewind(job.id, now)
+        if job.params["prompt_tokens"] + job.call_outputs == request.num_tokens + stale:
+            self.core.preempt(job.id, now)
         else:  # some of what was in flight is lost; it comes in anew, as it is
             self.core.cancel(job.id, now)
 
     def runs(self, batch: Batch, requests: Mapping[str, Any], tokens: Mapping[str, int], now: float) -> Batch | None:
         """Tell the core who really runs in this step: `tokens` by request id."""
-        if len(tokens) == len(batch) and all(job.id in tokens and job.stage.reads for job in batch.jobs if job.stage):
+        decodes = all(job.stage is not None and job.stage.phase == "decode" for job in batch.jobs)
+        if decodes and len(tokens) == len(batch) and all(job.id in tokens for job in batch.jobs):
             return batch  # the common case: decodes, all of them
         sizes: dict[Job, float] = {}
         for id, count in tokens.items():
             job = self.core.jobs.get(id)
             if job is None or job.stage is None:
                 continue
-            if not job.stage.reads:
-                self.reach(job, min(requests[id].num_computed_tokens - count, job.progress + job.size - 1))
+            if job.stage.phase != "decode":
+                self.reach(job, min(requests[id].num_computed_tokens - count, job.computed + job.size - 1))
                 # Whether the prompt is done is vLLM's to say; by tokens the two may be one apart.
                 partial = requests[id].is_prefill_chunk and job.size > 1
                 sizes[job] = min(float(count), job.size - 1) if partial else job.size
             else:
                 sizes[job] = job.size
-        return self.core.admit(batch, sizes, now)
+        return self.core.run_instead(batch, sizes, now)
 
     def done(self, flight: Flight, alive: Mapping[str, Any], now: float) -> None:
         """A step is over; requests that are not `alive` any more have ended with it."""
@@ -190,9 +196,9 @@ class Books:
     def given_up(self) -> dict[str, str]:
         """Requests that the core ended by itself since the last call, with the reason."""
         return {
-            event.job.id: event.job.reason
+            event.id: event.reason
             for event in self.core.pop_events()
-            if isinstance(event, Ended) and event.job.status in ("dropped", "failed")
+            if isinstance(event, Ended) and event.status in ("dropped", "failed")
         }
 
 

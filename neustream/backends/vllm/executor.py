@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from neustream.backends.vllm.promises import LARGEST_MS, LARGEST_WEIGHT, slo
-from neustream.core.scheduler import Update
-from neustream.core.types import Batch, Job
+from neustream.core.batch import Batch
+from neustream.core.events import Update
+from neustream.core.job import Job
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done
 from neustream.errors import BackendError, NeustreamError, StageFailed
@@ -69,7 +70,7 @@ class VLLMExecutor:
         # What is left at this moment, read on the engine's own thread.
         self._inbox.put((batch, clock, [_budget(job, now) for job in batch.jobs]))
 
-    def release(self, job: Job) -> None:
+    def release(self, id: str) -> None:
         pass
 
     def close(self) -> None:
@@ -135,7 +136,7 @@ class VLLMExecutor:
 
 def _budget(job: Job, now: float) -> float:
     """Seconds that a job has for this stage: until it is due, less its other work ahead."""
-    return job.due - now - max(job.work - job.unit, 0.0)
+    return job.due - now - max(job.remaining_s - job.unit_s, 0.0)
 
 
 def _promised(sampling: SamplingParams, budget: float, weight: float) -> SamplingParams:

@@ -22,7 +22,8 @@ from neustream.backends.vllm.books import POOL, Books, Flight, Learner, step_of_
 from neustream.backends.vllm.promises import promised, read
 from neustream.backends.vllm.settings import build_policy, load
 from neustream.backends.vllm.stats import Stats
-from neustream.core.types import SLO, Batch
+from neustream.core.batch import Batch
+from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.errors import NeustreamError
 from neustream.stepfile import load_steps
@@ -69,7 +70,7 @@ class SLOMixin(Scheduler):
         self._flights: deque[Flight] = deque()
         self._given_up: list[tuple[str, int, str]] = []
         self._open = False
-        log.info("neustream: %s schedules with %r", type(self).__name__, self.books.core.policy)
+        log.info("neustream: %s schedules with %r", type(self).__name__, self.books.policy)
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ class SLOMixin(Scheduler):
                 books.taken(r, 0 if dropped else getattr(r, "num_stale_output_tokens", 0), now)
         new = [r for id, r in self.requests.items() if id not in core.jobs and r.status in SCHEDULABLE]
         reasons = books.enter(new, self._slos, now)
-        core.free(POOL, self.kv_cache_manager.block_pool.get_num_free_blocks())
+        core.set_free_blocks(POOL, self.kv_cache_manager.block_pool.get_num_free_blocks())
         batch = None
         try:
             batch = core.next_batch(POOL, now)
@@ -187,8 +188,8 @@ class SLOMixin(Scheduler):
         for at, (job, size) in enumerate(zip(batch.jobs, batch.sizes, strict=True) if batch else ()):
             assert job.stage is not None
             rank[job.id] = at
-            tokens[job.id] = 1 if job.stage.reads else max(int(size), 1)
-            if not job.stage.reads and size < job.size:
+            tokens[job.id] = 1 if job.stage.phase == "decode" else max(int(size), 1)
+            if job.stage.phase != "decode" and size < job.size:
                 partial.add(job.id)
         last = len(rank)
         # Whoever gets only a part of its prompt would take all tokens that are left: it comes behind the others.
@@ -233,7 +234,7 @@ class SLOMixin(Scheduler):
             for id in output.num_scheduled_tokens:
                 core.cancel(id, now)
         for id in output.preempted_req_ids or ():
-            if id not in output.num_scheduled_tokens and core.rewind(id, now):
+            if id not in output.num_scheduled_tokens and core.preempt(id, now):
                 self.stats.preempted += 1
         return batch
 

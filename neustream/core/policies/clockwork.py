@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from neustream.core.policies.order import continued
+from neustream.core.job import Job
+from neustream.core.policies.batching import continued
 from neustream.core.policy import Decision, View
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import Job
 from neustream.errors import ConfigError
 
 
@@ -62,7 +62,7 @@ class Clockwork:
             if job.due < start + alone:
                 drop[job] = f"expired: needs {alone:.3f} s, due in {job.due - view.now:.3f} s"
             else:
-                groups.setdefault((job.request.graph, job.stage, *sorted(job.left.items())), []).append(job)
+                groups.setdefault((job.request.graph, job.stage, *sorted(job.calls_left.items())), []).append(job)
         best: tuple[float, list[Job]] | None = None
         for group in groups.values():
             offer = self._offer(view, sorted(group, key=lambda job: job.arrival), start)
@@ -75,7 +75,7 @@ class Clockwork:
         job, size = batch[0], len(batch)
         if not self.plan or job.started_at is None:
             return view.now
-        return job.started_at + view.work(job, size, job.total) - view.work(job, size)
+        return job.started_at + view.work(job, size, job.planned_calls) - view.work(job, size)
 
     def _offer(self, view: View, group: list[Job], start: float) -> tuple[float, list[Job]]:
         """The earliest latest-start among this group's batch sizes, and the batch it would run."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neustream.core.policies.generation import Generation, apart, decision
-from neustream.core.policies.order import in_order
+from neustream.core.job import Job
+from neustream.core.policies.batching import in_order
+from neustream.core.policies.model_queues import ModelQueues, decision, split_by_model
 from neustream.core.policy import Decision, View
-from neustream.core.types import Job
 
 
 def _deadline(job: Job) -> float:
@@ -26,7 +26,7 @@ class EDF:
     drop_hopeless: bool = True
 
     def decide(self, view: View) -> Decision:
-        return apart(view, self._tokens, lambda rest: in_order(rest, _deadline, self.drop_hopeless))
+        return split_by_model(view, self._tokens, lambda rest: in_order(rest, _deadline, self.drop_hopeless))
 
-    def _tokens(self, view: View, model: Generation) -> Decision:
+    def _tokens(self, view: View, model: ModelQueues) -> Decision:
         return decision(view, model, _deadline, view.pool.step_tokens, self.drop_hopeless)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
-from neustream.core.policies.generation import Generation, apart, decision
-from neustream.core.policies.order import in_order
+from neustream.core.policies.batching import in_order
+from neustream.core.policies.model_queues import ModelQueues, decision, split_by_model
 from neustream.core.policy import Decision, View
 
 
@@ -24,7 +24,10 @@ class FCFS:
     drop_hopeless: bool = True
 
     def decide(self, view: View) -> Decision:
-        return apart(view, self._tokens, lambda rest: in_order(rest, attrgetter("arrival"), self.drop_hopeless))
+        return split_by_model(view, self._tokens, self._steps)
 
-    def _tokens(self, view: View, model: Generation) -> Decision:
+    def _steps(self, view: View) -> Decision:
+        return in_order(view, attrgetter("arrival"), self.drop_hopeless)
+
+    def _tokens(self, view: View, model: ModelQueues) -> Decision:
         return decision(view, model, attrgetter("arrival"), view.pool.step_tokens, self.drop_hopeless)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from neustream.core.job import Job
 from neustream.core.lengths import Lengths
-from neustream.core.policies.generation import Generation
+from neustream.core.policies.model_queues import ModelQueues
 from neustream.core.steps import Step
-from neustream.core.types import TICK, Job
+from neustream.core.types import TICK
 
 Floats = NDArray[np.float64]
 POINTS = np.array([0.0, 4.0, 12.0, 28.0, 60.0, 124.0, 252.0, 508.0, 1020.0])
@@ -55,7 +56,7 @@ class Horizon:
 
     def __init__(
         self,
-        model: Generation,
+        model: ModelQueues,
         lengths: Lengths | None,
         now: float,
         most: float,
@@ -80,9 +81,9 @@ class Horizon:
         facts = np.array(
             [
                 (
-                    job.run,
-                    job.left.get(label, 0),
-                    job.size + job.progress,
+                    job.call_outputs,
+                    job.calls_left.get(label, 0),
+                    job.size + job.computed,
                     min(job.slo.step, FOREVER),
                     min(job.due_next - self.now, FOREVER),
                     min(job.due - self.now, FOREVER),

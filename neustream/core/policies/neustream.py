@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from neustream.core.job import Job
 from neustream.core.policy import Decision, View
-from neustream.core.types import Job
 from neustream.errors import ConfigError
 
 
@@ -68,7 +68,7 @@ class NeuStream:
         profile, limit = view.profiles[stage], view.limit(stage)
         scale = self.slo_scale
         if scale is None:
-            scale = sum(job.slo.total / job.solo for job in jobs) / len(jobs)
+            scale = sum(job.slo.total / job.alone_s for job in jobs) / len(jobs)
         size = sum(job.size for job in jobs) / len(jobs)  # the artifact knows no sizes: all count as the mean one
 
         def latency(batch: int) -> float:
@@ -87,9 +87,12 @@ class NeuStream:
             margin = self.margin_s if name in graph.looped and graph.position[name] + 1 < len(graph.stages) else 0.0
             latest = view.now + margin
             for job in queue:
-                if job.due - job.work <= latest or job.due_next - job.work_next <= latest:
+                if job.due - job.remaining_s <= latest or job.due_next - job.next_output_s <= latest:
                     left = min(job.due, job.due_next) - view.now
-                    drop[job] = f"budget: {left:.3f} s left for {job.work:.3f} s of work and {margin:.3f} s of margin"
+                    drop[job] = (
+                        f"budget: {left:.3f} s left for {job.remaining_s:.3f} s of work "
+                        f"and {margin:.3f} s of margin"
+                    )
         return drop
 
 

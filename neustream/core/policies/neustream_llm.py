@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neustream.core.policies.generation import Generation, apart, begun, continuous
-from neustream.core.policies.order import in_order
+from neustream.core.job import Job
+from neustream.core.policies.batching import in_order
+from neustream.core.policies.model_queues import ModelQueues, continuous, has_progress, split_by_model
 from neustream.core.policy import Decision, View
 from neustream.core.steps import Step
-from neustream.core.types import Job
 from neustream.errors import ConfigError
 
 
@@ -44,13 +44,13 @@ class NeuStreamLLM:
                 raise ConfigError(f"neustream_llm: {name} must be 0 or more, got {getattr(self, name)}")
 
     def decide(self, view: View) -> Decision:
-        return apart(view, self._tokens, lambda rest: in_order(rest, lambda job: job.arrival, True))
+        return split_by_model(view, self._tokens, lambda rest: in_order(rest, lambda job: job.arrival, True))
 
-    def _tokens(self, view: View, model: Generation) -> Decision:
+    def _tokens(self, view: View, model: ModelQueues) -> Decision:
         drop = {
-            job: f"hopeless: its first token needs {job.work_next:.3f} s, due in {job.due_next - view.now:.3f} s"
+            job: f"hopeless: its first token needs {job.next_output_s:.3f} s, due in {job.due_next - view.now:.3f} s"
             for job in model.prefills
-            if not begun(job) and job.due_next - view.now < model.speed * job.work_next
+            if not has_progress(job) and job.due_next - view.now < model.speed * job.next_output_s
         }
         waiting = sorted((job for job in model.prefills if job not in drop), key=lambda job: job.size)
         chosen = self._admitted(view, model, waiting)
@@ -59,7 +59,7 @@ class NeuStreamLLM:
         jobs, _ = continuous(view, model, lambda job: job.arrival, 0, model.prefills)
         return Decision(jobs, drop)
 
-    def _admitted(self, view: View, model: Generation, waiting: Sequence[Job]) -> list[Job]:
+    def _admitted(self, view: View, model: ModelQueues, waiting: Sequence[Job]) -> list[Job]:
         """The most of `waiting`, from the front, whose prefill leaves everyone in time."""
         decode = model.seconds(
             Step(decodes=max(len(model.decodes), 1), context=max(sum(job.size for job in model.decodes), 1.0))
@@ -85,7 +85,7 @@ class NeuStreamLLM:
         """Seconds to the deadline of its next token, with its credit."""
         assert job.stage is not None
         earned = 0.0
-        if job.run and math.isfinite(job.slo.step):
-            ahead = min(self.credit - job.run, job.left.get(f"{job.stage.fuse}.decode", 0))
+        if job.call_outputs and math.isfinite(job.slo.step):
+            ahead = min(self.credit - job.call_outputs, job.calls_left.get(f"{job.stage.model}.decode", 0))
             earned = max(ahead, 0) * (job.slo.step - decode)
         return job.due_next - view.now + earned

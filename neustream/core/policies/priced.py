@@ -9,13 +9,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from neustream.core.policies.generation import apart
-from neustream.core.policies.order import largest_in_time
-from neustream.core.policies.plan import Curve, Floats, Ints, Lines, curve
-from neustream.core.policies.tokens import Tokens
+from neustream.core.demand import Demand
+from neustream.core.job import Job
+from neustream.core.policies.batching import largest_in_time
+from neustream.core.policies.feasibility import Curve, Floats, Ints, Lines, curve
+from neustream.core.policies.model_queues import split_by_model
+from neustream.core.policies.token_deadlines import TokenDeadlines
 from neustream.core.policy import Decision, View
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import TICK, Asked, Job
+from neustream.core.types import TICK
 from neustream.errors import ConfigError
 
 WEIGHED = 64
@@ -68,7 +70,7 @@ class Priced:
 
     price: float = 0.9
     gain: float = 0.1
-    tokens: Tokens = field(default_factory=Tokens)
+    tokens: TokenDeadlines = field(default_factory=TokenDeadlines)
 
     def __post_init__(self) -> None:
         for name in ("price", "gain"):
@@ -76,7 +78,7 @@ class Priced:
                 raise ConfigError(f"priced: {name} must be 0 or more and finite, got {getattr(self, name)}")
 
     def decide(self, view: View) -> Decision:
-        return apart(view, self.tokens.decide, self._steps)
+        return split_by_model(view, self.tokens.decide, self._steps)
 
     def _steps(self, view: View) -> Decision:
         drop = view.hopeless()
@@ -232,7 +234,7 @@ def _table(view: View, drop: Mapping[Job, str]) -> _Table:
             continue
         for job in mine:
             looped = job.request.graph.looped
-            line = next((name for name in job.left if name in looped), None)
+            line = next((name for name in job.calls_left if name in looped), None)
             if line is None:
                 ending.setdefault(stage, []).append(job)
                 continue
@@ -249,9 +251,9 @@ def _arranged(
     curves = [_curve(view, name, some) for name, some in lines.items()]
     speeds = [view.speed.get(name, 1.0) for name in lines]
     line = np.repeat(np.arange(len(lines)), [len(some) for some in lines.values()])
-    left = np.array([float(job.left[name]) for name, some in lines.items() for job in some])
+    left = np.array([float(job.calls_left[name]) for name, some in lines.items() for job in some])
     alone = np.array([shape.latency[1] for shape in curves])
-    work = np.array([job.work for job in jobs])
+    work = np.array([job.remaining_s for job in jobs])
     entry = np.zeros(len(jobs))
     if entering:
         place = {job: at for at, job in enumerate(jobs)}
@@ -334,7 +336,7 @@ def _price(view: View) -> float:
 
 @lru_cache(maxsize=16)
 def _price_of(
-    recent: tuple[Asked, ...],
+    recent: tuple[Demand, ...],
     stages: tuple[str, ...],
     profiles: tuple[LatencyProfile, ...],
     speeds: tuple[float, ...],
@@ -348,11 +350,11 @@ def _price_of(
     pay nothing.
     """
     offers, budgets = [], []
-    for asked in recent[1:]:
-        charge = _charge_of(asked, stages, profiles, speeds)
+    for demand in recent[1:]:
+        charge = _charge_of(demand, stages, profiles, speeds)
         if charge > 0:
-            offers.append((asked.weight / charge, charge))
-            budgets.append(asked.budget)
+            offers.append((demand.weight / charge, charge))
+            budgets.append(demand.budget)
     span = recent[-1].at - recent[0].at if recent else 0.0
     if len(offers) + 1 < ENOUGH or span * len(budgets) < sum(budgets):
         return 0.0
@@ -364,32 +366,30 @@ def _price_of(
     return 0.0
 
 
-@lru_cache(maxsize=1024)
 def _charge_of(
-    asked: Asked, stages: tuple[str, ...], profiles: tuple[LatencyProfile, ...], speeds: tuple[float, ...]
+    demand: Demand, stages: tuple[str, ...], profiles: tuple[LatencyProfile, ...], speeds: tuple[float, ...]
 ) -> float:
     """Seconds of this pool that a request costs at least, were all of its budget used; 0 if unknown.
 
     Loops share the budget in proportion to the time that they take alone.
     """
-    known = dict(zip(stages, zip(profiles, speeds, strict=True), strict=True))
-    graph = asked.graph
-    mine = [graph.stages[name] for name in asked.calls if name in known]
-    if math.isinf(asked.budget):
+    if math.isinf(demand.budget):
         return 0.0
-    sizes = {stage.name: float(f"{asked.sizes.get(stage.name, 0.0):.2g}") for stage in mine}
+    known = dict(zip(stages, zip(profiles, speeds, strict=True), strict=True))
+    mine = {name: calls for name, calls in demand.calls.items() if name in known}
+    sizes = {name: float(f"{calls.size:.2g}") for name, calls in mine.items()}
     step = {name: known[name][0].latency(1, size, size * size) for name, size in sizes.items()}
-    alone = {name: asked.calls[name] * seconds for name, seconds in step.items()}
-    once = sum(seconds for name, seconds in alone.items() if name not in graph.looped)
+    alone = {name: calls.count * step[name] for name, calls in mine.items()}
+    once = sum(seconds for name, seconds in alone.items() if not mine[name].looped)
     loops = sum(alone.values()) - once
     if not loops:
         return once
-    stretch = max(asked.budget - once, 0.0) / loops
+    stretch = max(demand.budget - once, 0.0) / loops
     charge = once
-    for stage in mine:
-        if stage.name in graph.looped:
-            profile, speed = known[stage.name]
-            shape = curve(profile, min(stage.max_batch, profile.max_batch), sizes[stage.name])
-            pace = stretch * step[stage.name] / speed
-            charge += asked.calls[stage.name] * shape.charge_of(pace) * speed
+    for name, calls in mine.items():
+        if calls.looped:
+            profile, speed = known[name]
+            shape = curve(profile, min(calls.max_batch, profile.max_batch), sizes[name])
+            pace = stretch * step[name] / speed
+            charge += calls.count * shape.charge_of(pace) * speed
     return charge

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neustream.core.policies.generation import Generation, apart, decision
-from neustream.core.policies.order import in_order
+from neustream.core.job import Job
+from neustream.core.policies.batching import in_order
+from neustream.core.policies.model_queues import ModelQueues, decision, split_by_model
 from neustream.core.policy import Decision, View
-from neustream.core.types import Job
 
 
 def _first_due(job: Job) -> float:
@@ -26,7 +26,7 @@ class Priority:
     drop_hopeless: bool = False
 
     def decide(self, view: View) -> Decision:
-        return apart(view, self._tokens, lambda rest: in_order(rest, _first_due, self.drop_hopeless))
+        return split_by_model(view, self._tokens, lambda rest: in_order(rest, _first_due, self.drop_hopeless))
 
-    def _tokens(self, view: View, model: Generation) -> Decision:
+    def _tokens(self, view: View, model: ModelQueues) -> Decision:
         return decision(view, model, _first_due, view.pool.step_tokens, self.drop_hopeless)

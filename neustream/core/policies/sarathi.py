@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from operator import attrgetter
 
-from neustream.core.policies.generation import Generation, apart, decision
-from neustream.core.policies.order import in_order
+from neustream.core.policies.batching import in_order
+from neustream.core.policies.model_queues import ModelQueues, decision, split_by_model
 from neustream.core.policy import Decision, View
 from neustream.core.steps import Step
 from neustream.errors import ConfigError
@@ -33,14 +33,17 @@ class Sarathi:
             raise ConfigError(f"sarathi: token_budget must be 1 or more, got {self.token_budget}")
 
     def decide(self, view: View) -> Decision:
-        return apart(view, self._tokens, lambda rest: in_order(rest, attrgetter("arrival"), self.drop_hopeless))
+        return split_by_model(view, self._tokens, self._steps)
 
-    def _tokens(self, view: View, model: Generation) -> Decision:
+    def _steps(self, view: View) -> Decision:
+        return in_order(view, attrgetter("arrival"), self.drop_hopeless)
+
+    def _tokens(self, view: View, model: ModelQueues) -> Decision:
         budget = self.token_budget or _stall_free(view, model)
         return decision(view, model, attrgetter("arrival"), min(budget, view.pool.step_tokens), self.drop_hopeless)
 
 
-def _stall_free(view: View, model: Generation) -> int:
+def _stall_free(view: View, model: ModelQueues) -> int:
     """The most tokens of a step that takes no longer than the strictest time per output."""
     pace = min((job.slo.step for some in (model.decodes, model.prefills) for job in some), default=math.inf)
     decodes, context = len(model.decodes), sum(job.size for job in model.decodes)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from neustream.core.job import Job
 from neustream.core.policy import Decision, View
-from neustream.core.types import Job
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
-from neustream.core.policies.order import largest_in_time
+from neustream.core.policies.batching import largest_in_time
 from neustream.core.policy import Decision, View
 
 

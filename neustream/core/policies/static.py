@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neustream.core.policies.order import continued
+from neustream.core.policies.batching import continued
 from neustream.core.policy import Decision, View
 from neustream.errors import ConfigError
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neustream.core.policies.order import largest_in_time, latest_start
+from neustream.core.job import Job
+from neustream.core.policies.batching import largest_in_time, latest_start
 from neustream.core.policy import Decision, View
-from neustream.core.types import TICK, Job
+from neustream.core.types import TICK
 from neustream.errors import ConfigError
 
 
@@ -73,7 +74,7 @@ class Symphony:
         everyone = len(batch) == sum(1 for job in queue if job not in without)
         if not everyone or len(batch) == view.limit(stage) or (stage in looped and (begun or not self.defer_loops)):
             return -math.inf
-        ahead = sum(len(view.queues[name]) for name in batch[0].left if name in looped and name in view.queues)
+        ahead = sum(len(view.queues[name]) for name in batch[0].calls_left if name in looped and name in view.queues)
         if stage in looped:
             ahead -= len(queue)
         sizes = (len(batch), len(batch) + 1 + ahead)  # the smaller one too: tables need not be monotone

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-from neustream.core.policies.generation import Generation, begun
+from neustream.core.demand import Demand
+from neustream.core.job import Job
 from neustream.core.policies.horizon import Horizon
+from neustream.core.policies.model_queues import ModelQueues, has_progress
 from neustream.core.policy import Decision, View
 from neustream.core.steps import Step
-from neustream.core.types import TICK, Asked, Job
+from neustream.core.types import TICK
 from neustream.errors import ConfigError
 
 WEIGHED = 32
@@ -34,7 +35,7 @@ CATCH = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenDeadlines:
     """Before each step:
 
     1. Waiting requests that cannot have their first output in time are given up. Of the others, those
@@ -75,7 +76,7 @@ class Tokens:
         if not 0 < self.memory <= 1:
             raise ConfigError(f"tokens: memory must be above 0 and at most 1, got {self.memory}")
 
-    def decide(self, view: View, model: Generation) -> Decision:
+    def decide(self, view: View, model: ModelQueues) -> Decision:
         plan = _Plan(view, model, self)
         plan.keep()
         plan.admit()
@@ -100,11 +101,11 @@ class _Part:
         """The step, with `size` tokens of one more prompt."""
         if job is None:
             return Step(len(self.chosen), self.tokens, self.square, len(self.decodes), reading)
-        square = self.square + (2 * job.progress + size) * size
+        square = self.square + (2 * job.computed + size) * size
         return Step(len(self.chosen) + 1, self.tokens + size, square, len(self.decodes), reading)
 
     def add(self, job: Job, size: float) -> None:
-        self.square += (2 * job.progress + size) * size
+        self.square += (2 * job.computed + size) * size
         self.tokens += size
         self.chosen[job] = size
 
@@ -114,8 +115,8 @@ class _Plan:
     """One decision in the making."""
 
     view: View
-    model: Generation
-    rule: Tokens
+    model: ModelQueues
+    rule: TokenDeadlines
     alive: list[Job] = field(default_factory=list)  # decodes that can still be on time, most urgent first
     broken: list[Job] = field(default_factory=list)  # those that cannot
     waiting: list[Job] = field(default_factory=list)
@@ -128,8 +129,7 @@ class _Plan:
     def keep(self) -> None:
         """Sort out who can still be on time."""
         view, model = self.view, self.model
-        error = getattr(model.steps, "error", None)
-        self.margin = 1 + self.rule.margin + SAFE * (error or 0.0)
+        self.margin = 1 + self.rule.margin + SAFE * model.steps.error
         now, least = view.now, model.seconds(Step(decodes=1, context=1.0))
         self._whole_generations(least)
         if self.rule.steady and model.decodes:
@@ -138,18 +138,18 @@ class _Plan:
             lost = job.late or self.due(job) - now < least - TICK
             (self.broken if lost else self.alive).append(job)
         for job in model.prefills:
-            need, time = model.speed * job.work_next, self.due(job) - now
+            need, time = model.speed * job.next_output_s, self.due(job) - now
             if time >= need - TICK and not job.late:
                 self.waiting.append(job)
-            elif job.late or job.run:
+            elif job.late or job.call_outputs:
                 self.broken.append(job)
             else:
                 what = "next output" if job not in self.tight else "next output, for all to be in time,"
                 self.drop[job] = f"hopeless: its {what} needs {need:.3f} s, due in {time:.3f} s"
-        if hasattr(model.steps, "error") and self.drop and not (self.alive or self.broken or self.waiting):
+        if model.steps.learns and self.drop and not (self.alive or self.broken or self.waiting):
             self._try_one()
         self.alive.sort(key=self.due)
-        self.waiting.sort(key=lambda job: (not begun(job), self.due(job) == math.inf, job.size / job.weight))
+        self.waiting.sort(key=lambda job: (not has_progress(job), self.due(job) == math.inf, job.size / job.weight))
         self.together = self._decode(self.alive) if self.alive else 0.0
 
     def _try_one(self) -> None:
@@ -159,7 +159,7 @@ class _Plan:
         """
         hope = [job for job in self.drop if self.due(job) > self.view.now]
         if hope:
-            best = max(hope, key=lambda job: self.due(job) - self.model.speed * job.work_next)
+            best = max(hope, key=lambda job: self.due(job) - self.model.speed * job.next_output_s)
             del self.drop[best]
             self.waiting.append(best)
 
@@ -176,10 +176,10 @@ class _Plan:
             gain = job.slo.step - step
             if not 0 < gain < math.inf:
                 gain = 0.0
-            ahead = float(job.left.get(label, 0))
+            ahead = float(job.calls_left.get(label, 0))
             if lengths is not None:
-                ahead = min(ahead, lengths.median(job.run))
-            due = job.first_at + job.run * job.slo.step + gain * ahead * CATCH
+                ahead = min(ahead, lengths.median(job.call_outputs))
+            due = job.first_at + job.call_outputs * job.slo.step + gain * ahead * CATCH
             if self.view.now + least <= due < self.due(job):
                 self.tight[job] = due
 
@@ -191,8 +191,8 @@ class _Plan:
             return
         lengths = view.lengths.get(self.model.label)
         for job in jobs:
-            most = float(max(job.left.get(label, 0) - bool(job.stage and job.stage.reads), 0))
-            seen = lengths.median(job.run) if lengths is not None else math.inf
+            most = float(max(job.calls_left.get(label, 0) - bool(job.stage and job.stage.phase == "decode"), 0))
+            seen = lengths.median(job.call_outputs) if lengths is not None else math.inf
             rest = min(most, seen) if seen < math.inf else 0.0  # nobody knows: no reason to give it up
             self.tight[job] = min(job.due_next, job.due - rest * least)
 
@@ -298,14 +298,14 @@ class _Plan:
         decodes = [job for job in jobs if job not in sizes]
         reading = sum([job.size for job in decodes])
         staying = [job for job in self.broken if job not in self.drop]
-        for job in [job for job in staying if job.stage is not None and job.stage.reads]:
+        for job in [job for job in staying if job.stage is not None and job.stage.phase == "decode"]:
             step = Step(len(sizes), part.tokens, part.square, len(decodes) + 1, reading + job.size)
             if len(jobs) >= self.model.seats or (jobs and self._seconds(step) > time):
                 break
             jobs.append(job)
             decodes.append(job)
             reading += job.size
-        for job in [job for job in staying if job.stage is not None and not job.stage.reads]:
+        for job in [job for job in staying if job.stage is not None and job.stage.phase != "decode"]:
             if not jobs:
                 jobs.append(job)
                 sizes[job] = self._whole(job)
@@ -321,18 +321,18 @@ class _Filler:
         self.plan = plan
         self.waiting = plan.waiting[:WEIGHED]
         self.free = model.room() - sum([model.blocks(job, 1) for job in plan.alive])
-        here = [job for job in plan.broken if job.held or (job.stage is not None and job.stage.reads)]
-        self.late = sorted(here, key=lambda job: job.held)
+        here = [job for job in plan.broken if job.num_blocks or (job.stage is not None and job.stage.phase == "decode")]
+        self.late = sorted(here, key=lambda job: job.num_blocks)
         self.seats = model.seats - len(plan.alive) - len(self.late)
-        label, memory = f"{model.label}.decode", view.pool.memory
+        label, memory = f"{model.label}.decode", view.pool.kv_cache
         self.horizon = Horizon(
             model,
             view.lengths.get(model.label),
             view.now,
-            max([job.left.get(label, 1) for job in (*plan.alive, *self.waiting)], default=1),
+            max([job.calls_left.get(label, 1) for job in (*plan.alive, *self.waiting)], default=1),
             margin=plan.margin - 1,
-            units=math.inf if memory is None else memory.units * plan.rule.memory,
-            block=0 if memory is None else memory.block,
+            units=math.inf if memory is None else memory.capacity * plan.rule.memory,
+            block=0 if memory is None else memory.block_size,
         )
         self.load = self.horizon.of(plan.alive)
         self.rows = self.horizon.rows(self.waiting, running=False)
@@ -358,14 +358,14 @@ class _Filler:
             if size < job.size or seconds > min(slack, due, own) + TICK:
                 size = self._begin(part, job, reading, slack, min(slack, due)) if decodes else 0.0
             need = plan.model.blocks(job, size)
-            if not size or need > free + sum([other.held for other in late]):
+            if not size or need > free + sum([other.num_blocks for other in late]):
                 continue
-            if not job.progress and not self.horizon.bears(load + row):
+            if not job.computed and not self.horizon.bears(load + row):
                 refused += 1
                 continue
             while need > free or seats < 1:
                 part.instead.append(late.pop())
-                free, seats = free + part.instead[-1].held, seats + 1
+                free, seats = free + part.instead[-1].num_blocks, seats + 1
             part.add(job, size)
             load, free, seats = load + row, free - need, seats - 1
             due = min(due, own) if size == job.size else due
@@ -394,17 +394,16 @@ class _Filler:
         return float(low) if steps * step + each * rest <= plan.due(job) - plan.view.now - now else 0.0
 
 
-@lru_cache(maxsize=4)
-def _typical(recent: tuple[Asked, ...], stage: str) -> tuple[float, float]:
+def _typical(recent: tuple[Demand, ...], stage: str) -> tuple[float, float]:
     """Of the latest requests: the median time to their first output that was promised, and the median prompt."""
-    some = [(asked.first, asked.sizes[stage]) for asked in recent if stage in asked.sizes]
+    some = [(demand.first, demand.calls[stage].size) for demand in recent if stage in demand.calls]
     if not some:
         return math.inf, 0.0
     middle = len(some) // 2
     return sorted(first for first, _ in some)[middle], sorted(size for _, size in some)[middle]
 
 
-def _patience(recent: tuple[Asked, ...], model: Generation) -> float:
+def _patience(recent: tuple[Demand, ...], model: ModelQueues) -> float:
     """Seconds that requests like the latest can wait before their prefill; inf if they were promised nothing."""
     first, size = _typical(recent, f"{model.label}.prefill")
     return first - model.seconds(Step(1, size, size * size)) if first < math.inf else math.inf

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from neustream import SLO, Graph, LinearProfile, Pool, Priced, Request, Scheduler, Stage, TableProfile, loop, seq
-from neustream.core.policies.plan import Curve, Lines, curve
+from neustream.core.policies.feasibility import Curve, Lines, curve
 from neustream.core.types import TICK
 
 TABLES = {

@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from neustream.core.job import Job
 from neustream.core.policy import Decision, View
-from neustream.core.steps import Part, Step, StepLatency
-from neustream.core.types import Job
+from neustream.core.steps import PhaseProfile, Step, StepLatency
 
 Key = Callable[[Job], float]
 
 
 @dataclass(slots=True)
-class Generation:
+class ModelQueues:
     """The jobs of a pool that are at the stages of one language model.
 
     `decodes` in the order they came to decoding, `prefills` in the order they came, those whose memory
@@ -35,33 +35,35 @@ class Generation:
 
     def room(self) -> int:
         """Blocks of memory that are free; a great many where there is no limit."""
-        return self.view.free if self.view.pool.memory is not None else 2**60
+        return self.view.free if self.view.pool.kv_cache is not None else 2**60
 
     def blocks(self, job: Job, tokens: float) -> int:
         """Blocks that `job` needs beyond those that it holds to keep `tokens` more of its step."""
-        memory = self.view.pool.memory
+        memory = self.view.pool.kv_cache
         if memory is None:
             return 0
         assert job.stage is not None
-        return memory.blocks_of(job.size if job.stage.reads else job.progress + tokens) - job.held
+        return memory.blocks_of(job.size if job.stage.phase == "decode" else job.computed + tokens) - job.num_blocks
 
 
-def begun(job: Job) -> bool:
+def has_progress(job: Job) -> bool:
     """Whether some of its prompt, or of what it generated, was computed already."""
-    return job.progress > 0 or job.run > 0
+    return job.computed > 0 or job.call_outputs > 0
 
 
-def apart(view: View, tokens: Callable[[View, Generation], Decision], others: Callable[[View], Decision]) -> Decision:
+def split_by_model(
+    view: View, tokens: Callable[[View, ModelQueues], Decision], others: Callable[[View], Decision]
+) -> Decision:
     """The decision of `tokens` for a language model's stages, of `others` for all other stages.
 
-    Where a pool has jobs at both (or at several models'), those are asked first who have to go on the
+    Where a pool has jobs at both (or at several models'), those are demand first who have to go on the
     earliest, or came to their stage first where nothing is due; the next ones only if nobody of them runs.
     """
     groups: dict[str, dict[str, Sequence[Job]]] = {}
     for name, queue in view.queues.items():
         stage = queue[0].stage
-        model = stage is not None and stage.fuse and isinstance(view.profiles[name], Part)
-        groups.setdefault(stage.fuse if stage is not None and model else "", {})[name] = queue
+        model = stage is not None and stage.model and isinstance(view.profiles[name], PhaseProfile)
+        groups.setdefault(stage.model if stage is not None and model else "", {})[name] = queue
     if len(groups) == 1:
         return _one(view, next(iter(groups)), tokens, others)
     urgency = {label: min(_urgency(job) for queue in some.values() for job in queue) for label, some in groups.items()}
@@ -79,31 +81,31 @@ def apart(view: View, tokens: Callable[[View, Generation], Decision], others: Ca
 
 def _urgency(job: Job) -> tuple[float, float]:
     """By when it has to go on; who is late already has no more hurry than those who were promised nothing."""
-    start = math.inf if job.late else min(job.due - job.work, job.due_next - job.work_next)
+    start = math.inf if job.late else min(job.due - job.remaining_s, job.due_next - job.next_output_s)
     return start, job.joined_at
 
 
 def _one(
-    view: View, label: str, tokens: Callable[[View, Generation], Decision], others: Callable[[View], Decision]
+    view: View, label: str, tokens: Callable[[View, ModelQueues], Decision], others: Callable[[View], Decision]
 ) -> Decision:
     if not label:
         return others(view)
     jobs = view.jobs
-    decodes = [job for job in jobs if job.stage is not None and job.stage.reads]
-    prefills = [job for job in jobs if job.stage is not None and not job.stage.reads]
-    prefills.sort(key=lambda job: not begun(job))
+    decodes = [job for job in jobs if job.stage is not None and job.stage.phase == "decode"]
+    prefills = [job for job in jobs if job.stage is not None and job.stage.phase != "decode"]
+    prefills.sort(key=lambda job: not has_progress(job))
     stage = jobs[0].stage
     assert stage is not None
     profile = view.profiles[stage.name]
-    assert isinstance(profile, Part)
+    assert isinstance(profile, PhaseProfile)
     speed = max(view.speed.get(name, 1.0) for name in view.queues)
     seats = min(view.limit(name) for name in view.queues)
-    return tokens(view, Generation(view, profile.steps, label, decodes, prefills, seats, speed))
+    return tokens(view, ModelQueues(view, profile.steps, label, decodes, prefills, seats, speed))
 
 
 def continuous(
     view: View,
-    model: Generation,
+    model: ModelQueues,
     key: Key,
     budget: int,
     drop: Sequence[Job] = (),
@@ -118,14 +120,14 @@ def continuous(
     jobs = sorted((job for job in model.decodes if job not in gone), key=key)
     sizes: dict[Job, float] = {}
     tokens = budget - len(jobs)
-    free = model.room() + sum(job.held for job in gone) - sum(model.blocks(job, 1) for job in jobs)
+    free = model.room() + sum(job.num_blocks for job in gone) - sum(model.blocks(job, 1) for job in jobs)
     seats = model.seats - len(jobs)
     prefills = [job for job in model.prefills if job not in gone]
-    for job in sorted(prefills, key=lambda job: (not job.progress, key(job))):
+    for job in sorted(prefills, key=lambda job: (not job.computed, key(job))):
         size = min(job.size, tokens)
         need = model.blocks(job, size)
-        lacks = need > free or (not job.progress and model.blocks(job, job.size) > free)
-        if size < 1 or seats < 1 or (lacks and (jobs or not job.held)):
+        lacks = need > free or (not job.computed and model.blocks(job, job.size) > free)
+        if size < 1 or seats < 1 or (lacks and (jobs or not job.num_blocks)):
             break  # but for one under way that is alone: it takes others' memory
         jobs.append(job)
         sizes[job] = size
@@ -136,7 +138,7 @@ def continuous(
     return jobs, sizes
 
 
-def decision(view: View, model: Generation, key: Key, budget: int, drop_hopeless: bool) -> Decision:
+def decision(view: View, model: ModelQueues, key: Key, budget: int, drop_hopeless: bool) -> Decision:
     """`continuous` as a decision, with or without giving up who cannot be in time any more."""
     drop = view.hopeless() if drop_hopeless else {}
     jobs, sizes = continuous(view, model, key, budget, list(drop))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from neustream.core.job import Job
 from neustream.core.policy import Decision, View
-from neustream.core.types import TICK, Job
+from neustream.core.types import TICK
 
 
 def in_order(view: View, key: Callable[[Job], float], drop_hopeless: bool) -> Decision:
@@ -28,7 +29,7 @@ def latest_start(view: View, job: Job, batch: int) -> float:
     work = view.work(job, batch)
     if job.due_next >= job.due:
         return job.due - work
-    return min(job.due - work, job.due_next - job.work_next * work / job.work)
+    return min(job.due - work, job.due_next - job.next_output_s * work / job.remaining_s)
 
 
 def largest_in_time(view: View, stage: str, jobs: Sequence[Job], running: Sequence[Job] = ()) -> list[Job]:

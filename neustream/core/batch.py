@@ -1,0 +1,121 @@
+"""One step: the jobs that run in it, and what stream modules and observers are told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neustream.core.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """What a stream module is given of one request in a step; plain data, so it can leave the process.
+
+    Args:
+        id: the request's.
+        params: the caller's; `state`: what earlier steps returned, merged. Both are read, not written.
+        stage: the stage that the request is at (several stages of one model may share a step).
+        size: tokens (or other units) that this step does of it; 0 for stages without sizes.
+        computed: units of the step's whole that earlier parts did; `whole`: all of them. The step is
+            complete if `computed + size == whole`.
+        outputs: outputs of this model call so far.
+    """
+
+    id: str
+    params: Mapping[str, Any]
+    state: Mapping[str, Any]
+    stage: str
+    size: float = 0.0
+    computed: float = 0.0
+    whole: float = 0.0
+    outputs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """A step as observers see it: ids and numbers, no live jobs. Seconds.
+
+    `profiled_s`: what the profile as it was given says; `expected_s`: what was learnt since.
+    `preempted`: requests that lost their KV blocks to it.
+    """
+
+    id: int
+    pool: str
+    worker: int
+    stage: str
+    ids: tuple[str, ...]
+    sizes: tuple[float, ...]
+    started_at: float
+    expected_s: float
+    profiled_s: float
+    preempted: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One step: these jobs, each at its own `stage`, together on one worker.
+
+    Args:
+        stage: the stage's name, or the `model` of several stages that share the step.
+        sizes: how much of the profile's second axis each job gets in this step.
+        expected: seconds that it should take; `started_at + expected` is when it should end.
+        preempted: jobs that lost their KV blocks to it; modules forget theirs before it runs.
+        profiled: seconds by the profile as it was given, where `expected` is from what was learnt.
+    """
+
+    id: int
+    pool: str
+    worker: int
+    stage: str
+    jobs: tuple[Job, ...]
+    sizes: tuple[float, ...]
+    started_at: float
+    expected: float
+    preempted: tuple[Job, ...] = ()
+    profiled: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def info(self) -> StepInfo:
+        """The same without live jobs."""
+        return StepInfo(
+            self.id,
+            self.pool,
+            self.worker,
+            self.stage,
+            tuple([job.id for job in self.jobs]),
+            self.sizes,
+            self.started_at,
+            self.expected,
+            self.profiled or self.expected,
+            tuple([job.id for job in self.preempted]),
+        )
+
+    def inputs(self) -> tuple[StepInput, ...]:
+        """What the stream module of this step is given, in the order of `jobs`."""
+        return tuple(
+            [input_of(job, size) for job, size in zip(self.jobs, self.sizes, strict=True)]
+        )
+
+
+def input_of(job: Job, size: float | None = None) -> StepInput:
+    """What a module is given of `job`, with `size` units of its step (default: all that is left)."""
+    stage = job.stage
+    assert stage is not None
+    left = job.size
+    return StepInput(
+        job.id,
+        job.params,
+        job.state,
+        stage.name,
+        left if size is None else size,
+        job.computed,
+        job.computed + left,
+        job.call_outputs,
+    )

@@ -1,0 +1,97 @@
+"""Checks of what a policy decided; every fault is a PolicyError that names the policy and the job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from neustream.core.graph import Stage
+from neustream.core.job import Job
+from neustream.core.policy import Decision, Policy, View
+from neustream.errors import PolicyError
+
+
+def named(policy: Policy) -> str:
+    """How errors call a policy."""
+    return f"policy {type(policy).__name__!r}"
+
+
+def check_drops(policy: Policy, decision: Decision, live: Mapping[str, Job]) -> None:
+    """Only live jobs that wait can be dropped."""
+    for job in decision.drop:
+        if job.status != "waiting" or live.get(job.id) is not job:
+            raise PolicyError(f"{named(policy)} dropped {job!r}, which is not waiting")
+
+
+def step_label(
+    policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[str, Job]
+) -> str:
+    """The name of the step of `jobs`: their stage, or the model of several stages that share it."""
+    counts: dict[Stage, int] = {}
+    stages = view.pool.stages
+    for job in jobs:
+        stage = job.stage
+        if (
+            stage is None
+            or job.status != "waiting"
+            or live.get(job.id) is not job
+            or stage.name not in stages
+        ):
+            raise PolicyError(
+                f"{named(policy)} chose {job!r}, which is not runnable in pool {view.pool.name!r}"
+            )
+        counts[stage] = counts.get(stage, 0) + 1
+    if len(set(jobs)) != len(jobs):
+        raise PolicyError(f"{named(policy)} chose a job twice for one step")
+    for stage, count in counts.items():
+        most = min(stage.max_batch, view.profiles[stage.name].max_batch)
+        if count > most:
+            raise PolicyError(
+                f"{named(policy)} chose {count} jobs for a step of {stage.name!r} (max_batch {most})"
+            )
+    if len(counts) == 1:
+        return next(iter(counts)).name
+    models = {stage.model for stage in counts}
+    if len(models) != 1 or "" in models:
+        names = [stage.name for stage in counts]
+        raise PolicyError(f"{named(policy)} mixed stages that cannot share a step: {names}")
+    return models.pop()
+
+
+def step_sizes(
+    policy: Policy, jobs: Sequence[Job], sizes: Mapping[Job, float], label: str
+) -> tuple[float, ...]:
+    """How much of its step each job gets; all of it where the step cannot be parted."""
+    if not sizes:
+        return tuple([job.size for job in jobs])
+    given = tuple([part_of(sizes, job) for job in jobs])
+    for job, size in zip(jobs, given, strict=True):
+        if job.stage is not None and job.stage.size is not None and size <= 0:
+            raise PolicyError(f"{named(policy)} gave a job of stage {label!r} a share of 0 of its step")
+    return given
+
+
+def part_of(sizes: Mapping[Job, float], job: Job) -> float:
+    """What a decision gives a job of its step."""
+    whole = job.size
+    if job.stage is None or job.stage.phase == "decode":
+        return whole
+    return min(sizes.get(job, whole), whole)
+
+
+def check_wake(policy: Policy, wake_at: float, now: float) -> None:
+    """A policy that waits must name an instant that is yet to come."""
+    if not now < wake_at < math.inf:
+        raise PolicyError(
+            f"{named(policy)} asked to be woken at {wake_at}, which is not after {now}"
+        )
+
+
+def check_progress(policy: Policy, view: View) -> None:
+    """A policy that neither runs, drops nor waits for an instant would leave these jobs for ever."""
+    mine = (-1, view.worker)  # a job of another worker waits for that one to be asked
+    waiting = sum(job.status == "waiting" and job.worker in mine for job in view.jobs)
+    if waiting:
+        raise PolicyError(
+            f"{named(policy)} left {waiting} job(s) of pool {view.pool.name!r} waiting for ever"
+        )

@@ -1,0 +1,76 @@
+"""What requests asked for lately, in numbers: no graph, no job and no model is kept alive by it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from neustream.core.job import Job
+from neustream.core.lengths import Lengths
+
+RECENT = 100
+"""Requests that are remembered for policies to see the load by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """`count` calls of a stage, of `size` each (0: no sizes), in batches of at most `max_batch`."""
+
+    count: int
+    looped: bool
+    max_batch: int
+    size: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Demand:
+    """What a request asked for when it came at `at`: `calls` by stage, within `budget` seconds.
+
+    Its first output was promised within `first` seconds. inf: nothing was promised.
+    """
+
+    at: float
+    budget: float
+    weight: float = 1.0
+    calls: Mapping[str, Calls] = field(default_factory=dict)
+    first: float = math.inf
+
+    @classmethod
+    def of(cls, job: Job) -> Demand:
+        """That of a job that was just submitted."""
+        graph = job.request.graph
+        calls = {}
+        for name, count in job.planned_calls.items():
+            stage = graph.stages[name]
+            size = stage.size_of(job)
+            calls[name] = Calls(count, name in graph.looped, stage.max_batch, size)
+        return cls(job.arrival, job.deadline - job.arrival, job.weight, calls, job.slo.first)
+
+
+class Recent:
+    """The demand of the latest requests, and the lengths of generations by model."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[str, Lengths] = {}
+        self._demands: deque[Demand] = deque(maxlen=RECENT)
+        self._tuple: tuple[Demand, ...] | None = ()
+
+    def add(self, demand: Demand) -> None:
+        self._demands.append(demand)
+        self._tuple = None
+
+    @property
+    def demands(self) -> tuple[Demand, ...]:
+        """In the order they came; the same tuple until another request comes."""
+        if self._tuple is None:
+            self._tuple = tuple(self._demands)
+        return self._tuple
+
+    def lengths_of(self, model: str) -> Lengths:
+        """What is known of how long generations of `model` get."""
+        lengths = self.lengths.get(model)
+        if lengths is None:
+            lengths = self.lengths[model] = Lengths()
+        return lengths

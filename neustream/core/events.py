@@ -1,0 +1,128 @@
+"""What a scheduler tells of: frozen values with ids and numbers. No live job is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neustream.core.job import Job, Status
+from neustream.core.types import SLO
+
+Update = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A request was accepted. `due`: its deadline, inf without one.
+
+    `steps`: calls of looped stages that it is expected to take, of all stages where none is looped.
+    """
+
+    id: str
+    graph: str
+    arrival: float
+    due: float
+    slo: SLO
+    steps: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A request produced output number `index` (from 0); `late`: after that one's deadline.
+
+    `age`: seconds since the request came.
+    """
+
+    id: str
+    index: int
+    update: Update
+    at: float
+    age: float
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request is over. `latency_s`: from its arrival; `output`: its last one, None unless done."""
+
+    id: str
+    status: Status
+    reason: str
+    output: Update | None
+    on_time: bool
+    arrival: float
+    at: float
+    slo: SLO
+    steps: int
+
+    @property
+    def latency_s(self) -> float:
+        return self.at - self.arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """A stage's profile was corrected: observed over profiled seconds at batch sizes near 2**key."""
+
+    stage: str
+    factors: Mapping[int, float]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A request waits at a step boundary and can be given; it is in no view."""
+
+    id: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A request's next stage is served elsewhere: it waits to be given."""
+
+    id: str
+    stage: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A request left for another scheduler; here it is forgotten."""
+
+    id: str
+    at: float
+
+
+Event = Submitted | Emitted | Ended | Corrected | Held | Left | Given
+
+
+def planned_steps(job: Job) -> int:
+    """Calls of looped stages that a request was expected to take when it came; of all, if none loops."""
+    looped = job.request.graph.looped
+    return sum(calls for stage, calls in job.planned_calls.items() if stage in looped or not looped)
+
+
+def submitted(job: Job, now: float) -> Submitted:
+    """The record of a job that was just accepted."""
+    return Submitted(
+        job.id, job.request.graph.name, job.arrival, job.due, job.slo, planned_steps(job), now
+    )
+
+
+def ended(job: Job, now: float) -> Ended:
+    """The record of a job that has just ended."""
+    output = job.output if job.status == "done" else None
+    return Ended(
+        job.id,
+        job.status,
+        job.reason,
+        output,
+        job.on_time,
+        job.arrival,
+        now,
+        job.slo,
+        planned_steps(job),
+    )

@@ -1,0 +1,256 @@
+"""A request on its way through its graph, as policies and graph conditions may read it.
+
+Only the scheduler (and `work.Walk`, which walks one job alone) writes a job.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from neustream.core.cursor import Cursor
+from neustream.core.graph import Stage
+from neustream.core.types import TICK, Request
+from neustream.errors import PolicyError
+
+Status = Literal["waiting", "running", "held", "away", "done", "dropped", "failed", "cancelled", "gone"]
+
+TRANSITIONS: Mapping[str, frozenset[str]] = {
+    "waiting": frozenset(("running", "held", "away", "gone", "done", "dropped", "failed", "cancelled")),
+    "running": frozenset(("waiting",)),
+    "held": frozenset(("waiting", "away", "gone", "failed", "cancelled")),
+    "away": frozenset(("waiting", "gone", "failed", "cancelled")),
+    "done": frozenset(),
+    "dropped": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+    "gone": frozenset(),
+}
+"""Where a status may lead. A running job waits again before anything else becomes of it. `held`: out
+of all views until it is given or freed; `away`: its next stage is served elsewhere; `gone`: given to
+another scheduler."""
+
+
+class Job:
+    """A request on its way through its graph.
+
+    Attributes:
+        stage: the stage it waits for or runs in; None once it has ended.
+        state: what its steps returned, merged; `output`: the latest output; `outputs`: how many.
+        calls_left: expected calls ahead by stage name, the current one included.
+        remaining_s, next_output_s: seconds of those calls run alone (batch 1), to the end and to
+            the next output.
+        unit_s: seconds of one whole call of its stage alone.
+        planned_calls, alone_s: what `calls_left` and `remaining_s` were when it came.
+        due, due_next: deadlines of the end and of the next output.
+        computed: units of a step in parts that are done (chunked prefill).
+        call_outputs: outputs of the model call that it is in; first_at: when the first of them came.
+        num_blocks: blocks of its pool's KV cache that it holds.
+        promised: whether its SLO promises anything.
+        joined_at: when it came to its stage; skipped: steps of that stage that ran without it since.
+        started_at: when it first ran; None: never.
+        worker: the worker of its present pool that ran it last; -1: none yet.
+    """
+
+    __slots__ = (
+        "alone_s",
+        "arrival",
+        "call_outputs",
+        "calls_left",
+        "computed",
+        "due",
+        "due_next",
+        "ended_at",
+        "first_at",
+        "id",
+        "joined_at",
+        "late",
+        "next_output_s",
+        "num_blocks",
+        "output",
+        "outputs",
+        "params",
+        "planned_calls",
+        "promised",
+        "reason",
+        "remaining_s",
+        "request",
+        "slo",
+        "stage",
+        "started_at",
+        "state",
+        "status",
+        "unit_s",
+        "weight",
+        "worker",
+    )
+
+    def __init__(self, request: Request) -> None:
+        slo = request.slo
+        self.request = request
+        self.id = request.id
+        self.params = request.params
+        self.arrival = request.arrival
+        self.slo = slo
+        self.weight = slo.weight
+        self.promised = slo.promises
+        self.due = request.arrival + slo.total
+        self.due_next = min(self.due, request.arrival + slo.first)
+        self.status: Status = "waiting"
+        self.reason = ""
+        self.state: dict[str, Any] = {}
+        self.output: Mapping[str, Any] | None = None
+        self.outputs = 0
+        self.late = False
+        self.call_outputs = 0
+        self.first_at = -math.inf
+        self.num_blocks = 0
+        self.stage: Stage | None = None
+        self.planned_calls: Mapping[str, int] = {}
+        self.calls_left: dict[str, int] = {}
+        self.alone_s = 0.0
+        self.remaining_s = 0.0
+        self.next_output_s = 0.0
+        self.unit_s = 0.0
+        self.computed = 0.0
+        self.joined_at = request.arrival
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.worker = -1
+
+    @property
+    def skipped(self) -> int:
+        """Steps of its stage that ran without it since it joined that stage's queue."""
+        return 0
+
+    @property
+    def ran_last(self) -> bool:
+        """Whether it was in the latest step of its stage."""
+        return False
+
+    @property
+    def size(self) -> float:
+        """Its share of the profile's second axis in its next step; 0 for stages without sizes."""
+        if self.stage is None or self.stage.size is None:
+            return 0.0
+        return self.stage.size_of(self) - self.computed
+
+    @property
+    def kept(self) -> float:
+        """Tokens that it keeps in its pool's KV cache while it waits."""
+        if self.stage is None or not self.stage.caches:
+            return 0.0
+        return self.size - 1 if self.stage.phase == "decode" else self.computed
+
+    @property
+    def on_time(self) -> bool:
+        """Whether it ended with every promise kept."""
+        return self.status == "done" and not self.late
+
+    @property
+    def deadline(self) -> float:
+        """By when it must be over to keep every promise: the last output's due time, if each has one."""
+        if self.due_next >= self.due:
+            return self.due
+        rest = self.remaining_s - self.next_output_s
+        if self.slo.step < math.inf:
+            stages = self.request.graph.stages
+            outputs = sum(n for name, n in self.calls_left.items() if stages[name].emits)
+            rest = max(rest, self.slo.step * (outputs - 1))
+        return min(self.due, self.due_next + rest)
+
+    def slack(self, now: float) -> float:
+        """Seconds it can still idle, were each of its steps run alone; negative: hopeless."""
+        return min(self.due - self.remaining_s, self.due_next - self.next_output_s) - now
+
+    def take_output(self, update: Mapping[str, Any], now: float) -> bool:
+        """Note that its stage emitted `update`; whether that was late."""
+        late = now > self.due_next + TICK
+        self.late = self.late or late
+        self.output = update
+        self.outputs += 1
+        if not self.call_outputs:
+            self.first_at = now
+        self.call_outputs += 1
+        self.due_next = min(self.due, self.output_due(self.outputs))
+        return late
+
+    def output_due(self, index: int) -> float:
+        """When output `index` (from 0) is due by the promise of a pace; inf without one."""
+        if self.slo.step == math.inf:
+            return math.inf
+        return self.arrival + self.slo.first + index * self.slo.step
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r}, {self.status}, {self.stage})"
+
+
+class Queue:
+    """The jobs that are at one stage, in the order they came; `rounds` counts the stage's steps."""
+
+    __slots__ = ("jobs", "pool", "rounds")
+
+    def __init__(self, pool: str = "") -> None:
+        self.pool = pool
+        self.jobs: dict[str, Entry] = {}
+        self.rounds = 0
+
+
+_NOWHERE = Queue()
+
+
+class Entry(Job):
+    """A job with what only the scheduler needs of it.
+
+    Attributes:
+        cursor: its place in the graph; queue: where it waits.
+        ending: how it ends once the step under way is over.
+        base: rounds of the queue that do not count as skipped; round: the one it last ran in.
+        unit_size: the size that `unit_s` is for; -1: not asked yet.
+        keep: whether it is to be held once the step under way is over.
+    """
+
+    __slots__ = ("base", "cursor", "ending", "keep", "queue", "round", "unit_size")
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.cursor: Cursor | None = None
+        self.queue: Queue = _NOWHERE
+        self.ending: tuple[Status, str] | None = None
+        self.base = 0
+        self.round = -1
+        self.unit_size = -1.0  # not asked yet
+        self.keep = False
+
+    @property
+    def skipped(self) -> int:
+        return self.queue.rounds - self.base
+
+    @property
+    def ran_last(self) -> bool:
+        return self.round == self.queue.rounds
+
+    @property
+    def size(self) -> float:
+        stage = self.stage
+        if stage is None or stage.size is None:
+            return 0.0
+        whole = self.unit_size if self.unit_size >= 0 else stage.size_of(self)
+        return whole - self.computed
+
+    def become(self, status: Status) -> None:
+        """Change the status along `TRANSITIONS`."""
+        if status not in TRANSITIONS[self.status]:
+            raise PolicyError(f"request {self.id!r} is {self.status} and cannot become {status}")
+        self.status = status
+
+    def restart(self) -> None:
+        """Its state is lost: back to the start of its graph. What it was promised stays."""
+        self.state = {}
+        self.output = None
+        self.outputs = self.call_outputs = 0
+        self.computed = 0.0
+        self.first_at = -math.inf
+        self.due_next = min(self.due, self.arrival + self.slo.first)
+        self.cursor = Cursor(self.request.graph, self)

@@ -1,0 +1,184 @@
+"""The KV cache of a pool in blocks: who holds how many, who fits, and who must give way.
+
+`BlockPool` answers; the scheduler acts on the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from neustream.core.job import Job
+from neustream.errors import GraphError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """`num_blocks` of `block_size` tokens each; a job holds whole blocks.
+
+    A job that leaves the prefill and decode stages of its model, or ends, gives its blocks back.
+    `external`: another engine hands the blocks out. The scheduler then neither refuses nor preempts
+    for their sake; it is told (`Mirror`).
+    """
+
+    num_blocks: int
+    block_size: int = 16
+    external: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "block_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise GraphError(f"KV cache: {name} must be a whole number of 1 or more, got {value!r}")
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that all blocks hold."""
+        return self.num_blocks * self.block_size
+
+    def blocks_of(self, tokens: float) -> int:
+        """Blocks that so many tokens fill."""
+        return -int(-tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Blocks that are reserved for a request that is on its way here."""
+
+    number: int
+    pool: str
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Who runs in a step, with the sizes they get; who loses their blocks to it; who never fits."""
+
+    jobs: tuple[Job, ...]
+    sizes: tuple[float, ...]
+    preempted: tuple[Job, ...] = ()
+    too_large: tuple[Job, ...] = ()
+
+
+class BlockPool:
+    """The blocks of one pool's KV cache."""
+
+    def __init__(self, pool: str, cache: KVCache) -> None:
+        self.pool = pool
+        self.cache = cache
+        self.used = 0
+        self._told: int | None = None
+        self._tickets: dict[int, Ticket] = {}
+        self._next_ticket = 1
+
+    @property
+    def reserved(self) -> int:
+        """Blocks kept for requests that are on their way here."""
+        return sum([ticket.blocks for ticket in self._tickets.values()])
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody holds and that are not reserved."""
+        if self._told is not None:
+            return max(self._told, 0)
+        return max(self.cache.num_blocks - self.used - self.reserved, 0)
+
+    def set_free(self, blocks: int) -> None:
+        """What the owner of an external cache says is free."""
+        self._told = blocks
+
+    def set_tokens(self, job: Job, tokens: float) -> None:
+        """Let `job` hold the blocks of so many tokens, no more and no fewer."""
+        blocks = self.cache.blocks_of(tokens)
+        self.used += blocks - job.num_blocks
+        job.num_blocks = blocks
+
+    def need(self, job: Job, size: float) -> int:
+        """Blocks that `job` needs beyond those it holds to do `size` units of its step."""
+        stage = job.stage
+        if stage is None or not stage.caches:
+            return 0
+        tokens = size if stage.phase == "decode" else job.computed + size
+        return self.cache.blocks_of(tokens) - job.num_blocks
+
+    # -- reservations -----------------------------------------------------------------------------
+
+    def reserve(self, tokens: float) -> Ticket:
+        """Keep blocks for a request that is on its way; RequestError if they are not free."""
+        blocks = self.cache.blocks_of(tokens)
+        if blocks > self.free:
+            raise RequestError(
+                f"pool {self.pool!r}: cannot reserve {blocks} blocks ({tokens:g} tokens), "
+                f"{self.free} of {self.cache.num_blocks} are free"
+            )
+        ticket = Ticket(self._next_ticket, self.pool, blocks)
+        self._next_ticket += 1
+        self._tickets[ticket.number] = ticket
+        return ticket
+
+    def release(self, ticket: Ticket) -> None:
+        """Give reserved blocks back; RequestError if they were given back before."""
+        if self._tickets.pop(ticket.number, None) is None:
+            raise RequestError(f"pool {self.pool!r}: {ticket} is not reserved, or was released before")
+
+    # -- a step -----------------------------------------------------------------------------------
+
+    def fits(self, job: Job) -> bool:
+        """Whether the whole cache suffices for the job's next step."""
+        stage = job.stage
+        return stage is None or not stage.caches or job.size <= self.cache.capacity
+
+    def misfit(self, job: Job) -> str:
+        """Why a job that does not fit cannot run."""
+        stage, cache = job.stage, self.cache
+        name = "" if stage is None else stage.name
+        return (
+            f"request {job.id!r}: stage {name!r} needs KV cache for {job.size:.0f} tokens at once, pool "
+            f"{self.pool!r} has {cache.capacity} ({cache.num_blocks} blocks of {cache.block_size})"
+        )
+
+    def allocate(
+        self, jobs: Sequence[Job], sizes: Sequence[float], others: Iterable[Job]
+    ) -> Allocation:
+        """Blocks for a step of `jobs`, in order of importance; `others` are the pool's waiting jobs.
+
+        A job without blocks never preempts. A job with blocks that needs more preempts the least
+        important holder: first those that are not in the step, the latest first, then the step's own
+        from the end; itself included.
+        """
+        too_large = tuple([job for job in jobs if not self.fits(job)])
+        wanted = [
+            (job, size, self.need(job, size))
+            for job, size in zip(jobs, sizes, strict=True)
+            if job not in too_large
+        ]
+        free = self.free
+        if sum([need for _, _, need in wanted]) <= free:
+            kept, given = [job for job, _, _ in wanted], [size for _, size, _ in wanted]
+            return Allocation(tuple(kept), tuple(given), (), too_large)
+        victims = self._victims([job for job, _, _ in wanted], others)
+        seated: dict[Job, float] = {}
+        preempted: dict[Job, None] = {}
+        for job, size, need in wanted:
+            while need > free and job.num_blocks and job not in preempted:
+                victim = victims.pop()
+                preempted[victim] = None
+                free += victim.num_blocks
+            if job in preempted or need > free:
+                continue
+            free -= need
+            seated[job] = size
+        return Allocation(tuple(seated), tuple(seated.values()), tuple(preempted), too_large)
+
+    @staticmethod
+    def _victims(chosen: Sequence[Job], others: Iterable[Job]) -> list[Job]:
+        """Jobs that hold blocks, the most important first."""
+        own = [job for job in chosen if job.num_blocks]
+        step = set(chosen)
+        waiting = [
+            job
+            for job in others
+            if job.num_blocks and job.status == "waiting" and job not in step
+        ]
+        waiting.sort(key=lambda job: job.joined_at)
+        return own + waiting

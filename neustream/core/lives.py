@@ -1,0 +1,297 @@
+"""The lives of jobs between steps: they enter stages, emit outputs, lose their blocks, and end."""
+
+from __future__ import annotations
+
+import weakref
+
+from neustream.core.carry import Carry, unpack
+from neustream.core.cursor import Cursor
+from neustream.core.demand import Demand, Recent
+from neustream.core.events import Emitted, Event, Held, Left, Update, ended
+from neustream.core.graph import Graph, Stage
+from neustream.core.job import Entry, Status
+from neustream.core.policy import Unpromised
+from neustream.core.pool_state import PoolState
+from neustream.core.step_times import StepTimes
+from neustream.core.types import TICK, Request
+from neustream.core.work import Work, ends_call
+from neustream.errors import GraphError, NeustreamError, RequestError
+
+
+class Lives:
+    """The live jobs of a scheduler.
+
+    Attributes:
+        jobs: by id; events: what became of them, until `pop_events`.
+        pool_of: the pool that serves a stage.
+        unpromised: live jobs without a promise.
+    """
+
+    def __init__(self, times: StepTimes, recent: Recent, away: frozenset[str]) -> None:
+        self.jobs: dict[str, Entry] = {}
+        self.events: list[Event] = []
+        self.pool_of: dict[str, PoolState] = {}
+        self.unpromised = 0
+        self._recent = recent
+        self._away = away
+        self._work = Work(times)
+        self._stages: weakref.WeakValueDictionary[str, Stage] = weakref.WeakValueDictionary()
+        self._checked: weakref.WeakSet[Graph] = weakref.WeakSet()
+
+    def pop_events(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    # -- coming -----------------------------------------------------------------------------------
+
+    def begin(self, request: Request, now: float) -> Entry:
+        """A new job, at the first stage of its graph."""
+        self._check(request.id, request.graph)
+        job = Entry(request)
+        job.cursor = Cursor(request.graph, job)
+        self._enlist(job)
+        try:
+            self._go_to(job, job.cursor.stage, now)
+            job.alone_s, job.planned_calls = job.remaining_s, dict(job.calls_left)
+            self._recent.add(Demand.of(job))
+        except NeustreamError:
+            self.forget(job)
+            raise
+        return job
+
+    def adopt(self, carry: Carry, graph: Graph, now: float, cached: bool) -> Entry:
+        """A job that was given by another scheduler, where it was."""
+        self._check(carry.id, graph)
+        job = unpack(carry, graph, now)
+        stage = None if job.cursor is None else job.cursor.stage
+        assert stage is not None
+        state = self.pool_of.get(stage.name)
+        if cached and state is not None:
+            state.check_room(carry)
+        self._enlist(job)
+        try:
+            self._enter(job, stage, now)
+        except NeustreamError:
+            self.forget(job)
+            raise
+        if cached:
+            self.set_tokens(job, carry.kept)
+        elif stage.caches and (carry.kept or job.computed or job.call_outputs):
+            self.preempt(job, now)
+        job.base -= carry.skipped
+        if carry.started_ago is not None:
+            job.worker = 0
+        return job
+
+    def live(self, id: str, what: str) -> Entry:
+        """The job `id`; RequestError, for what was wanted, if it is not being served."""
+        job = self.jobs.get(id)
+        if job is None:
+            raise RequestError(f"{what}: no request {id!r} is being served here")
+        return job
+
+    def _check(self, id: str, graph: Graph) -> None:
+        """RequestError for an id that is being served, GraphError for a graph that is not."""
+        if id in self.jobs:
+            raise RequestError(f"request id {id!r} is already being served")
+        if graph in self._checked:
+            return
+        for name, stage in graph.stages.items():
+            if name not in self.pool_of and name not in self._away:
+                served = sorted([*self.pool_of, *self._away])
+                raise GraphError(
+                    f"graph {graph.name!r}: stage {name!r} is in no pool; stages served: {served}"
+                )
+            if self._stages.get(name, stage) is not stage:
+                raise GraphError(
+                    f"graph {graph.name!r}: another graph already has a stage named {name!r}"
+                )
+        self._stages.update(graph.stages)
+        self._checked.add(graph)
+
+    def _enlist(self, job: Entry) -> None:
+        self.jobs[job.id] = job
+        self.unpromised += not job.promised
+
+    # -- on the way -------------------------------------------------------------------------------
+
+    def move(self, job: Entry, update: Update, size: float, now: float) -> None:
+        """Take in what a step of `size` returned, and go on to the next stage.
+
+        The user's own `size`, `times`, `until` and `on` are asked: what they raise fails the job.
+        """
+        stage, cursor = job.stage, job.cursor
+        assert stage is not None and cursor is not None
+        try:
+            whole = 0.0 if stage.size is None else job.size  # before the update, which may change it
+            if update:
+                job.state.update(update)
+            if stage.size is not None:
+                if size < whole:
+                    job.computed += size
+                    self._work.measure(job)
+                    return
+                job.computed = 0.0
+            if stage.emits:
+                self._emit(job, stage, update, now)
+            if cursor.again(job):
+                self._work.one_call_done(job, stage)
+            else:
+                self._go_to(job, cursor.advance(job), now)
+        except NeustreamError as error:
+            self.end(job, "failed", str(error), now)
+
+    def _emit(self, job: Entry, stage: Stage, update: Update, now: float) -> None:
+        late = job.take_output(update, now)
+        age = now - job.arrival
+        self.events.append(Emitted(job.id, job.outputs - 1, update, now, age, late))
+        if stage.caches:
+            self._recent.lengths_of(stage.model).reached(job.call_outputs)
+
+    def _go_to(self, job: Entry, stage: Stage | None, now: float) -> None:
+        """Leave the present stage for `stage`; None is the end of the graph."""
+        left = job.stage
+        if left is not None and ends_call(job.request.graph, left, stage):
+            if job.calls_left.get(left.name, 0) > 1:
+                self._recent.lengths_of(left.model).ended(job.call_outputs)
+            self.set_tokens(job, 0)
+            job.call_outputs = 0
+        if stage is not None:
+            self._enter(job, stage, now)
+            return
+        if job.output is None:
+            job.output = dict(job.state)
+            job.late = job.late or now > job.due_next + TICK
+        job.late = job.late or now > job.due + TICK
+        self.end(job, "done", "", now)
+
+    def _enter(self, job: Entry, stage: Stage, now: float) -> None:
+        """Make `stage` the job's own, at the end of its queue if it was at another one."""
+        left, job.stage = job.stage, stage
+        self._work.measure(job)
+        state = self.pool_of.get(stage.name)
+        if state is not None and state.blocks is not None and not state.blocks.fits(job):
+            raise RequestError(state.blocks.misfit(job))
+        if stage is left:
+            return
+        if left is not None and self.pool_of.get(left.name) is not state:
+            job.worker = -1
+        job.queue.jobs.pop(job.id, None)
+        if state is None:
+            job.become("away")
+            self.events.append(Left(job.id, stage.name, now))
+            return
+        queue = state.queues[stage.name]
+        queue.jobs[job.id] = job
+        job.queue, job.joined_at = queue, now
+        job.base, job.round = queue.rounds, -1
+
+    def set_tokens(self, job: Entry, tokens: float) -> None:
+        """Let `job` hold the KV blocks of so many tokens, where its stage has a cache."""
+        state = None if job.stage is None else self.pool_of.get(job.stage.name)
+        if state is not None:
+            state.set_tokens(job, tokens)
+
+    def preempt(self, job: Entry, now: float) -> None:
+        """Take the blocks of a job that waits: it goes back to the prefill that fills them again."""
+        left = job.stage
+        assert job.cursor is not None and left is not None
+        self.set_tokens(job, 0)
+        job.computed = 0.0
+        stage = job.cursor.rewind() if left.phase == "decode" else left
+        try:
+            if stage is None:
+                raise GraphError(
+                    f"request {job.id!r}: no stage in front of {left.name!r} fills its KV cache again"
+                )
+            self._enter(job, stage, now)
+        except NeustreamError as error:
+            self.end(job, "failed", str(error), now)
+
+    def restart(self, job: Entry, now: float) -> None:
+        """A job's state is lost: it waits at the start of its graph."""
+        self.set_tokens(job, 0)
+        try:
+            job.restart()
+            assert job.cursor is not None
+            self._go_to(job, job.cursor.stage, now)
+        except NeustreamError as error:
+            self.end(job, "failed", str(error), now)
+
+    def remeasure(self, job: Entry) -> None:
+        """What lies ahead of a job changed."""
+        self._work.measure(job)
+
+    def measure_again(self, stage: str) -> None:
+        """The latencies of a stage changed."""
+        for job in self.jobs.values():
+            if stage in job.calls_left:
+                self._work.measure(job)
+
+    # -- waiting apart ----------------------------------------------------------------------------
+
+    def hold(self, job: Entry, now: float) -> None:
+        """Keep a job out of all steps, at once if it waits, else from the end of its step on."""
+        job.keep = True
+        if job.status == "waiting":
+            job.become("held")
+            assert job.stage is not None
+            self.pool_of[job.stage.name].out += 1
+            self.events.append(Held(job.id, now))
+
+    def resume(self, job: Entry) -> None:
+        """Let a held job run again; RequestError if it is not held."""
+        if not job.keep:
+            raise RequestError(f"resume: request {job.id!r} is not held")
+        job.keep = False
+        if job.status == "held":
+            job.become("waiting")
+            assert job.stage is not None
+            self.pool_of[job.stage.name].out -= 1
+
+    def settle(self, job: Entry, now: float) -> None:
+        """A step is over for a job that waits again: what was wanted of it meanwhile happens now."""
+        if job.status != "waiting":
+            return
+        if job.ending is not None:
+            self.end(job, *job.ending, now)
+        elif job.keep:
+            self.hold(job, now)
+
+    # -- going ------------------------------------------------------------------------------------
+
+    def end_soon(self, id: str, status: Status, reason: str, now: float) -> bool:
+        """End a job at once if it is in no step, else after its step; False if there is none to end."""
+        job = self.jobs.get(id)
+        if job is None or job.ending is not None:
+            return False
+        if job.status == "running":
+            job.ending = (status, reason)
+        else:
+            self.end(job, status, reason, now)
+        return True
+
+    def end(self, job: Entry, status: Status, reason: str, now: float) -> None:
+        """A job is over: it leaves its queue, and its blocks are free."""
+        self.forget(job)
+        job.become(status)
+        job.reason, job.ended_at = reason, now
+        if status == "done" and job.due < now - TICK:
+            job.late = True
+        job.stage = job.cursor = None
+        job.state = {}
+        job.calls_left = {}
+        self.events.append(ended(job, now))
+
+    def forget(self, job: Entry) -> None:
+        """Take a job out of everything; its own facts stay."""
+        if self.jobs.pop(job.id, None) is None:
+            return
+        self.set_tokens(job, 0)
+        job.queue.jobs.pop(job.id, None)
+        if job.status == "held" and job.stage is not None:
+            self.pool_of[job.stage.name].out -= 1
+        self.unpromised -= not job.promised
+        if not self.unpromised:
+            for state in self.pool_of.values():
+                state.unpromised = Unpromised()

@@ -1,0 +1,150 @@
+"""What steps really took, over what they were expected to take."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
+
+import numpy as np
+
+from neustream.core.profile import LatencyProfile
+
+LATEST = 256
+"""Latest steps that the spread is taken from."""
+ENOUGH = 8
+"""Steps before a median is believed."""
+FORGET = 0.05
+"""Weight of the latest step in the running mean."""
+STALL = 2.5
+"""A step that takes so many times the median is a stall."""
+HIGH = 0.9
+"""The quantile that is called high."""
+BIN = 31
+"""Latest steps of one range of batch sizes that a correction is the median of."""
+CHANGE = 0.05
+"""Corrections are replaced when one of them has moved by more than this share."""
+BOUND = 2.0
+"""A correction lies between 1 / BOUND and BOUND: a device off by more needs a new profile."""
+
+
+class Ratios:
+    """The latest ratios of observed to expected seconds of one kind of step.
+
+    `mean` starts as that of all steps and becomes an exponentially weighted one. A single step counts
+    as at most twice and at least half of the mean so far, so that an outlier (a first call that
+    compiles, a stall) does not make everything look hopeless.
+    """
+
+    __slots__ = ("_latest", "_quantiles", "count", "mean")
+
+    def __init__(self, window: int = LATEST) -> None:
+        self.count = 0
+        self.mean = 1.0
+        self._latest: deque[float] = deque(maxlen=window)
+        self._quantiles: tuple[int, float, float, float] = (0, 1.0, 1.0, 0.0)
+
+    def add(self, ratio: float) -> None:
+        mean = self.mean
+        step = min(max(ratio, mean / 2), mean * 2) - mean
+        self.mean = mean + step * max(FORGET, 1 / (self.count + 2))
+        self.count += 1
+        self._latest.append(ratio)
+
+    @property
+    def full(self) -> bool:
+        """Whether as many steps were seen as are kept."""
+        return len(self._latest) == self._latest.maxlen
+
+    @property
+    def median(self) -> float:
+        """The middle one of the latest; 1 before the first."""
+        return median(self._latest) if self._latest else 1.0
+
+    def reset_mean(self) -> None:
+        """Expectations changed: the mean starts anew."""
+        self.mean, self.count = 1.0, 0
+        self._latest.clear()
+
+    # -- the spread -------------------------------------------------------------------------------
+
+    def _spread(self) -> tuple[int, float, float, float]:
+        """(steps seen, typical, high, share of stalls), recomputed once some more steps were seen."""
+        if self.count - self._quantiles[0] >= ENOUGH or self.count < self._quantiles[0]:
+            latest = np.array(self._latest)
+            typical, high = np.quantile(latest, (0.5, HIGH))
+            stalls = float((latest > STALL * typical).mean())
+            self._quantiles = (self.count, float(typical), float(high), stalls)
+        return self._quantiles
+
+    @property
+    def typical(self) -> float:
+        """Median ratio: what a step takes where nothing disturbs it. 1 until some steps were seen."""
+        return self._spread()[1]
+
+    @property
+    def high(self) -> float:
+        """The ratio that nine steps in ten stay below. 1 until some steps were seen."""
+        return self._spread()[2]
+
+    @property
+    def stalls(self) -> float:
+        """Share of the latest steps that took more than `STALL` times the typical one."""
+        return self._spread()[3]
+
+
+class CorrectedProfile:
+    """A profile times a factor by range of batch sizes.
+
+    `factors` maps k to the factor at sizes near 2**k (jobs, or what the stage counts its steps by);
+    between two such sizes it is interpolated, beyond them it is the nearest one's.
+    """
+
+    def __init__(self, base: LatencyProfile, factors: Mapping[int, float]) -> None:
+        self.base = base
+        self.factors = dict(sorted(factors.items()))
+        self._keys, self._values = list(self.factors), list(self.factors.values())
+        self.name = base.name
+        self.device = base.device
+        self.max_batch = base.max_batch
+
+    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        return self.base.latency(batch, total, square) * self.factor(total or batch)
+
+    def factor(self, size: float) -> float:
+        """The factor at steps of `size`."""
+        if not self.factors:
+            return 1.0
+        log = math.log2(max(size, 1e-9))
+        index = bisect_right(self._keys, log)
+        if index in (0, len(self._keys)):
+            return self._values[0 if index == 0 else -1]
+        below, above = self._keys[index - 1], self._keys[index]
+        share = (log - below) / (above - below)
+        return self._values[index - 1] * (1 - share) + self._values[index] * share
+
+
+class Correction:
+    """Compares the steps of one stage with its profile, by range of batch sizes."""
+
+    def __init__(self, base: LatencyProfile) -> None:
+        self.base = base
+        self.factors: dict[int, float] = {}
+        self._ratios: dict[int, Ratios] = {}
+
+    def observe(
+        self, batch: int, total: float, square: float, seconds: float
+    ) -> CorrectedProfile | None:
+        """Take in one step; a profile to use from now on, if it should be another one than before."""
+        key = round(math.log2(max(total or batch, 1)))
+        ratios = self._ratios.setdefault(key, Ratios(BIN))
+        ratios.add(seconds / self.base.latency(batch, total, square))
+        if ratios.count < ENOUGH:
+            return None
+        factor = min(max(ratios.median, 1 / BOUND), BOUND)
+        if abs(factor / self.factors.get(key, 1.0) - 1) <= CHANGE:
+            return None
+        self.factors[key] = factor
+        return CorrectedProfile(self.base, self.factors)

@@ -1,0 +1,162 @@
+"""What a step takes: profiles, their corrections, learnt steps, and how much real steps spread.
+
+This is the only place that knows profiles and what was observed of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from neustream.core.batch import Batch
+from neustream.core.graph import Stage
+from neustream.core.job import Job
+from neustream.core.observed import Correction, Ratios
+from neustream.core.profile import LatencyProfile
+from neustream.core.steps import PhaseProfile, Step
+from neustream.errors import ProfileError
+
+
+class Expected(NamedTuple):
+    """Seconds of a step: by what was learnt, and by the profile as it was given."""
+
+    seconds: float
+    profiled: float
+
+
+def step_of(jobs: Sequence[Job], sizes: Sequence[float]) -> Step:
+    """What jobs at the stages of one language model compute in a step of these sizes."""
+    prefills = decodes = 0
+    tokens = square = context = 0.0
+    for job, size in zip(jobs, sizes, strict=True):
+        assert job.stage is not None
+        if job.stage.phase == "decode":
+            decodes += 1
+            context += size
+        else:
+            prefills += 1
+            tokens += size
+            square += (2 * job.computed + size) * size
+    return Step(prefills, tokens, square, decodes, context)
+
+
+def step_latency(
+    profiles: Mapping[str, LatencyProfile], jobs: Sequence[Job], sizes: Sequence[float]
+) -> float:
+    """Profiled seconds of one step.
+
+    Stages of one model have a step profile in common (`PhaseProfile.steps`); where they have none, a
+    step that they share counts as the sum of their parts.
+    """
+    first = jobs[0].stage
+    assert first is not None
+    profile = profiles[first.name]
+    if first.size is None and not first.model:
+        return profile.latency(len(jobs))
+    if isinstance(profile, PhaseProfile):
+        return profile.steps.seconds(step_of(jobs, sizes))
+    parts: dict[str, list[float]] = {}
+    for job, size in zip(jobs, sizes, strict=True):
+        assert job.stage is not None
+        parts.setdefault(job.stage.name, []).append(size)
+    return sum(
+        profiles[name].latency(len(part), sum(part), sum(x * x for x in part))
+        for name, part in parts.items()
+    )
+
+
+class StepTimes:
+    """Expects what steps take, and learns from those that ran.
+
+    Args:
+        profiles: by stage.
+        correct: whether steps that keep taking other times than their profile says correct it.
+
+    `profiles` holds the corrected ones. It and `speed` (observed over expected seconds lately, by
+    stage) are replaced, never changed: views hold the ones before. `spread`: the latest ratios of
+    observed to expected seconds, by stage.
+    """
+
+    def __init__(self, profiles: Mapping[str, LatencyProfile], *, correct: bool = False) -> None:
+        self.profiles: Mapping[str, LatencyProfile] = dict(profiles)
+        self.speed: Mapping[str, float] = {}
+        self.spread: dict[str, Ratios] = {}
+        self._corrections: dict[str, Correction] | None = {} if correct else None
+        self._alone: dict[str, float] = {}
+
+    def add(self, profiles: Mapping[str, LatencyProfile]) -> None:
+        """More stages."""
+        self.profiles = {**self.profiles, **profiles}
+
+    @property
+    def corrections(self) -> dict[str, dict[int, float]]:
+        """Observed over profiled seconds by stage, at batch sizes near 2**key, where they are off."""
+        known = self._corrections or {}
+        return {name: dict(of.factors) for name, of in known.items() if of.factors}
+
+    def limit(self, stage: Stage) -> int:
+        """The most jobs in one step: what the stage allows and the profile covers."""
+        return min(stage.max_batch, self.profiles[stage.name].max_batch)
+
+    def alone(self, stage: Stage, size: float) -> float:
+        """Seconds of one call of `stage` alone, for a step of `size`."""
+        if stage.size is not None:
+            return self.profiles[stage.name].latency(1, size, size * size)
+        seconds = self._alone.get(stage.name)
+        if seconds is None:
+            if stage.name not in self.profiles:
+                raise ProfileError(f"stage {stage.name!r} has no profile")
+            seconds = self._alone[stage.name] = self.profiles[stage.name].latency(1)
+        return seconds
+
+    def expect(self, jobs: Sequence[Job], sizes: Sequence[float]) -> Expected:
+        """Seconds that a step of `jobs` should take."""
+        first = jobs[0].stage
+        assert first is not None
+        profile = self.profiles[first.name]
+        if isinstance(profile, PhaseProfile):
+            step = step_of(jobs, sizes)
+            seconds = profile.steps.seconds(step)
+            learns = profile.steps.learns
+            return Expected(seconds, profile.steps.profiled(step) if learns else seconds)
+        seconds = step_latency(self.profiles, jobs, sizes)
+        return Expected(seconds, seconds)
+
+    def observe(self, batch: Batch, seconds: float) -> str | None:
+        """Take in a step that ran; the stage whose profile was corrected by it, if any."""
+        if not batch.expected > 0:
+            return None
+        stages = {job.stage.name for job in batch.jobs if job.stage is not None}
+        ratio = seconds / batch.expected
+        for name in stages:
+            ratios = self.spread.get(name)
+            if ratios is None:
+                ratios = self.spread[name] = Ratios()
+            ratios.add(ratio)
+        first = batch.jobs[0].stage
+        assert first is not None
+        profile = self.profiles[first.name]
+        if isinstance(profile, PhaseProfile) and profile.steps.learns:
+            profile.steps.observe(step_of(batch.jobs, batch.sizes), seconds)
+            return None  # what is learnt follows the device: there is no speed beside it
+        correctable = self._corrections is not None and not isinstance(profile, PhaseProfile)
+        if correctable and len(stages) == 1 and self._corrected(first.name, batch, seconds):
+            return first.name
+        self.speed = {**self.speed, **{name: self.spread[name].mean for name in stages}}
+        return None
+
+    def _corrected(self, stage: str, batch: Batch, seconds: float) -> bool:
+        """Compare a step with its stage's profile; whether a corrected one replaced that."""
+        assert self._corrections is not None
+        known = self._corrections.get(stage)
+        if known is None:
+            known = self._corrections[stage] = Correction(self.profiles[stage])
+        square = sum([size * size for size in batch.sizes])
+        profile = known.observe(len(batch), sum(batch.sizes), square, seconds)
+        if profile is None:
+            return False
+        self.profiles = {**self.profiles, stage: profile}
+        self._alone.pop(stage, None)
+        self.speed = {name: speed for name, speed in self.speed.items() if name != stage}
+        self.spread[stage].reset_mean()
+        return True

@@ -1,0 +1,142 @@
+"""What lies ahead of a job, in calls and in seconds alone; and how to walk one job without a scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from neustream.core.cursor import Cursor
+from neustream.core.graph import Graph, Stage
+from neustream.core.job import Entry, Job
+from neustream.core.profile import LatencyProfile
+from neustream.core.step_times import StepTimes
+from neustream.core.types import Request
+from neustream.errors import ProfileError
+
+
+def alone_s(
+    graph: Graph, params: Mapping[str, Any], profiles: Mapping[str, LatencyProfile]
+) -> float:
+    """Seconds that a request with `params` takes alone: the profiled sum of the calls ahead of it."""
+    walk = Walk(Request("alone", graph, params=params))
+    seconds = 0.0
+    for stage, calls in walk.ahead():
+        if stage.name not in profiles:
+            raise ProfileError(f"stage {stage.name!r} of graph {graph.name!r} has no profile")
+        size = stage.size_of(walk.job)
+        seconds += calls * profiles[stage.name].latency(1, size, size * size)
+    return seconds
+
+
+def ends_call(graph: Graph, left: Stage, to: Stage | None) -> bool:
+    """Whether a model call is over when a job goes from the stage `left` on to the stage `to`."""
+    if not left.caches:
+        return False
+    if to is None or to.model != left.model:
+        return True
+    if to is left:
+        return left.phase == "prefill"
+    return graph.position[to.name] < graph.position[left.name]
+
+
+class Walk:
+    """One job on its way through its graph alone: no queue, no time, no pool.
+
+    `job` is what graph conditions and modules read.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.job: Job = Job(request)
+        self._cursor = Cursor(request.graph, self.job)
+        self.job.stage = self._cursor.stage
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that it is at; None at the end."""
+        return self.job.stage
+
+    def ahead(self) -> Iterator[tuple[Stage, int]]:
+        """Expected calls ahead, the current one first (see `Cursor.ahead`)."""
+        return self._cursor.ahead(self.job)
+
+    def advance(self, update: Mapping[str, Any], size: float | None = None) -> Stage | None:
+        """Take in what a step returned that did `size` units of it (default: all); the next stage."""
+        job, stage = self.job, self.job.stage
+        assert stage is not None
+        whole = job.size
+        job.state.update(update)
+        if size is not None and size < whole:
+            job.computed += size
+            return stage
+        job.computed = 0.0
+        if stage.emits:
+            job.take_output(update, job.arrival)
+        following = self._cursor.advance(job)
+        if ends_call(job.request.graph, stage, following):
+            job.call_outputs = 0
+        job.stage = following
+        return following
+
+    def preempt(self) -> Stage | None:
+        """Its KV cache is lost: back to the prefill that fills it again, if there is one."""
+        job = self.job
+        job.computed = 0.0
+        stage = job.stage
+        if stage is not None and stage.phase == "decode":
+            stage = self._cursor.rewind()
+        job.stage = stage
+        return stage
+
+
+class Work:
+    """Keeps `calls_left`, `remaining_s` and `next_output_s` of a scheduler's jobs."""
+
+    def __init__(self, times: StepTimes) -> None:
+        self._times = times
+
+    def measure(self, job: Entry) -> None:
+        """Set all of them from the calls that lie ahead."""
+        assert job.cursor is not None
+        times = self._times
+        total, to_output = 0.0, None
+        calls_left: dict[str, int] = {}
+        for stage, calls in job.cursor.ahead(job):
+            size = stage.size_of(job)
+            first = whole = times.alone(stage, size)
+            if not calls_left:
+                job.unit_s, job.unit_size = whole, size
+                if job.computed:  # the rest of a step in parts
+                    first = times.alone(stage, size - job.computed)
+            calls_left[stage.name] = calls_left.get(stage.name, 0) + calls
+            if stage.emits and to_output is None:
+                to_output = total + first
+            total += first + whole * (calls - 1)
+        job.calls_left = calls_left
+        job.remaining_s = total
+        job.next_output_s = total if to_output is None else to_output
+
+    def one_call_done(self, job: Entry, stage: Stage) -> None:
+        """One round of a loop over `stage` is done, and another one follows."""
+        if stage.size is not None:
+            size = stage.size_of(job)
+            if size != job.unit_size:
+                if stage.phase == "decode":
+                    self._longer_context(job, stage, size)
+                else:
+                    self.measure(job)
+                return
+        job.calls_left[stage.name] -= 1
+        job.remaining_s -= job.unit_s
+        if not stage.emits:
+            job.next_output_s -= job.unit_s
+
+    def _longer_context(self, job: Entry, stage: Stage, size: float) -> None:
+        """One decode step is done: estimate the remaining ones at the present context length."""
+        left = job.calls_left[stage.name] = job.calls_left[stage.name] - 1
+        before, unit = job.unit_s, self._times.alone(stage, size)
+        job.remaining_s += left * unit - (left + 1) * before
+        if stage.emits:
+            job.next_output_s += unit - before
+        else:
+            job.next_output_s += left * unit - (left + 1) * before
+        job.unit_s, job.unit_size = unit, size
