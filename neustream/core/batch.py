@@ -11,15 +11,17 @@ from neustream.core.job import Job
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """What a stream module is given of one request in a step; plain data, so it can leave the process.
+    """What a stream module is given of one request in a step; plain data, so it can leave the
+    process.
 
     Args:
         id: the request's.
-        params: the caller's; `state`: what earlier steps returned, merged. Both are read, not written.
+        params: the caller's; `state`: what earlier steps returned, merged. Both are read, not
+            written.
         stage: the stage that the request is at (several stages of one model may share a step).
         size: tokens (or other units) that this step does of it; 0 for stages without sizes.
-        computed: units of the step's whole that earlier parts did; `whole`: all of them. The step is
-            complete if `computed + size == whole`.
+        computed: units of the step's whole that earlier parts did; `whole`: all of them. The step
+            is complete if `computed + size == whole`.
         outputs: outputs of this model call so far.
     """
 
@@ -99,13 +101,11 @@ class Batch:
 
     def inputs(self) -> tuple[StepInput, ...]:
         """What the stream module of this step is given, in the order of `jobs`."""
-        return tuple(
-            [input_of(job, size) for job, size in zip(self.jobs, self.sizes, strict=True)]
-        )
+        return tuple([input_of(job, size) for job, size in zip(self.jobs, self.sizes, strict=True)])
 
 
 def input_of(job: Job, size: float | None = None) -> StepInput:
-    """What a module is given of `job`, with `size` units of its step (default: all that is left)."""
+    """What a module is given of `job`: `size` units of its step, by default all that is left."""
     stage = job.stage
     assert stage is not None
     left = job.size

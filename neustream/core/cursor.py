@@ -69,7 +69,7 @@ class _Frame:
 
 
 class Saved(NamedTuple):
-    """A cursor's place: (node number, rounds or children behind, total) of each open node, and the stage."""
+    """A cursor's place: its stage, and (number, done, total) of each open node."""
 
     frames: tuple[tuple[int, int, int], ...]
     stage: str | None
@@ -144,7 +144,7 @@ class Cursor:
             node = graph.nodes[index] if 0 <= index < len(graph.nodes) else None
             if not isinstance(node, Seq | Loop) or done < 0 or total < 0:
                 raise GraphError(
-                    f"graph {graph.name!r} has no open sequence or loop number {index} at {done} of {total}"
+                    f"graph {graph.name!r} has no sequence or loop {index} at {done} of {total}"
                 )
             cursor._frames.append(_Frame(node, done, total))
         if saved.stage is not None and saved.stage not in graph.stages:

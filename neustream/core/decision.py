@@ -1,4 +1,4 @@
-"""Checks of what a policy decided; every fault is a PolicyError that names the policy and the job."""
+"""Checks of decisions. A fault is a PolicyError that names the policy and the job."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def check_drops(policy: Policy, decision: Decision, live: Mapping[str, Job]) -> 
             raise PolicyError(f"{named(policy)} dropped {job!r}, which is not waiting")
 
 
-def step_label(
-    policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[str, Job]
-) -> str:
+def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[str, Job]) -> str:
     """The name of the step of `jobs`: their stage, or the model of several stages that share it."""
     counts: dict[Stage, int] = {}
     stages = view.pool.stages
@@ -47,7 +45,8 @@ def step_label(
         most = min(stage.max_batch, view.profiles[stage.name].max_batch)
         if count > most:
             raise PolicyError(
-                f"{named(policy)} chose {count} jobs for a step of {stage.name!r} (max_batch {most})"
+                f"{named(policy)} chose {count} jobs for a step of {stage.name!r} "
+                f"(max_batch {most})"
             )
     if len(counts) == 1:
         return next(iter(counts)).name
@@ -67,7 +66,9 @@ def step_sizes(
     given = tuple([part_of(sizes, job) for job in jobs])
     for job, size in zip(jobs, given, strict=True):
         if job.stage is not None and job.stage.size is not None and size <= 0:
-            raise PolicyError(f"{named(policy)} gave a job of stage {label!r} a share of 0 of its step")
+            raise PolicyError(
+                f"{named(policy)} gave a job of stage {label!r} a share of 0 of its step"
+            )
     return given
 
 
@@ -88,7 +89,7 @@ def check_wake(policy: Policy, wake_at: float, now: float) -> None:
 
 
 def check_progress(policy: Policy, view: View) -> None:
-    """A policy that neither runs, drops nor waits for an instant would leave these jobs for ever."""
+    """PolicyError if jobs would wait for ever: nothing runs, and the policy names no instant."""
     mine = (-1, view.worker)  # a job of another worker waits for that one to be asked
     waiting = sum(job.status == "waiting" and job.worker in mine for job in view.jobs)
     if waiting:

@@ -45,7 +45,7 @@ class Emitted:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request is over. `latency_s`: from its arrival; `output`: its last one, None unless done."""
+    """A request is over. `output`: its last one, None unless done; `latency_s`: since it came."""
 
     id: str
     status: Status
@@ -64,7 +64,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Corrected:
-    """A stage's profile was corrected: observed over profiled seconds at batch sizes near 2**key."""
+    """A profile was corrected. `factors`: observed over profiled seconds at batches near 2**key."""
 
     stage: str
     factors: Mapping[int, float]
@@ -100,7 +100,7 @@ Event = Submitted | Emitted | Ended | Corrected | Held | Left | Given
 
 
 def planned_steps(job: Job) -> int:
-    """Calls of looped stages that a request was expected to take when it came; of all, if none loops."""
+    """Calls of looped stages that were ahead of a request when it came; of all, if none loops."""
     looped = job.request.graph.looped
     return sum(calls for stage, calls in job.planned_calls.items() if stage in looped or not looped)
 

@@ -52,7 +52,9 @@ class Stage:
         if not self.name:
             raise GraphError("a stage needs a name, got ''")
         if self.max_batch < 1:
-            raise GraphError(f"stage {self.name!r}: max_batch must be 1 or more, got {self.max_batch}")
+            raise GraphError(
+                f"stage {self.name!r}: max_batch must be 1 or more, got {self.max_batch}"
+            )
         if self.phase not in PHASES:
             raise GraphError(
                 f"stage {self.name!r}: phase must be one of {', '.join(PHASES)}, got {self.phase!r}"
@@ -66,7 +68,7 @@ class Stage:
         return self.phase != "step"
 
     def size_of(self, job: Job) -> float:
-        """The size of `job`'s step here, 0 for stages without one; GraphError if it is no such number."""
+        """The size of `job`'s step, 0 for stages without one; GraphError for what is no size."""
         if self.size is None:
             return 0.0
         try:
@@ -78,7 +80,8 @@ class Stage:
         whole = float(size) if isinstance(size, Real) else math.nan
         if not 0 <= whole < math.inf:
             raise GraphError(
-                f"request {job.id!r}: size of stage {self.name!r} must be a number >= 0, got {size!r}"
+                f"request {job.id!r}: size of stage {self.name!r} must be a number >= 0, "
+                f"got {size!r}"
             )
         return whole
 
@@ -142,7 +145,9 @@ def loop(
     if (times is None) == (until is None):
         raise GraphError("a loop takes either times=... or until=..., not both and not neither")
     if until is not None and expect is None:
-        raise GraphError("loop(until=...) depends on data, so it needs expect=... for the scheduler's budget")
+        raise GraphError(
+            "loop(until=...) depends on data, so it needs expect=... for the scheduler's budget"
+        )
     counted = None if times is None else _ask(times)
     budget = counted if expect is None else _ask(expect)
     assert budget is not None
@@ -154,7 +159,9 @@ def switch(on: Ask, cases: Mapping[Any, Node], *, likely: Any) -> Switch:
     if not cases:
         raise GraphError("a switch needs at least one case")
     if likely not in cases:
-        raise GraphError(f"switch: likely={likely!r} is not one of its cases {sorted(map(str, cases))}")
+        raise GraphError(
+            f"switch: likely={likely!r} is not one of its cases {sorted(map(str, cases))}"
+        )
     return Switch(on, dict(cases), likely)
 
 
@@ -231,7 +238,9 @@ class Graph:
         looped: set[str] = set()
         for stage, inside in _stages(self.root):
             if found.setdefault(stage.name, stage) is not stage:
-                raise GraphError(f"graph {self.name!r} has two different stages named {stage.name!r}")
+                raise GraphError(
+                    f"graph {self.name!r} has two different stages named {stage.name!r}"
+                )
             if inside:
                 looped.add(stage.name)
         if not found:
@@ -259,5 +268,7 @@ def raised(job: Job, what: str, error: Exception) -> GraphError:
     """The error that names the request and the user's callback that raised `error`."""
     text = f"request {job.id!r}: {what} raised {type(error).__name__}: {error}"
     if isinstance(error, KeyError) and job.stage is not None:
-        text += f"; it is no parameter, and no step returned it (the latest: stage {job.stage.name!r})"
+        text += (
+            f"; it is no parameter, and no step returned it (the latest: stage {job.stage.name!r})"
+        )
     return GraphError(text)

@@ -14,10 +14,14 @@ from neustream.core.graph import Stage
 from neustream.core.types import TICK, Request
 from neustream.errors import PolicyError
 
-Status = Literal["waiting", "running", "held", "away", "done", "dropped", "failed", "cancelled", "gone"]
+Status = Literal[
+    "waiting", "running", "held", "away", "done", "dropped", "failed", "cancelled", "gone"
+]
 
 TRANSITIONS: Mapping[str, frozenset[str]] = {
-    "waiting": frozenset(("running", "held", "away", "gone", "done", "dropped", "failed", "cancelled")),
+    "waiting": frozenset(
+        ("running", "held", "away", "gone", "done", "dropped", "failed", "cancelled")
+    ),
     "running": frozenset(("waiting",)),
     "held": frozenset(("waiting", "away", "gone", "failed", "cancelled")),
     "away": frozenset(("waiting", "gone", "failed", "cancelled")),
@@ -27,9 +31,9 @@ TRANSITIONS: Mapping[str, frozenset[str]] = {
     "cancelled": frozenset(),
     "gone": frozenset(),
 }
-"""Where a status may lead. A running job waits again before anything else becomes of it. `held`: out
-of all views until it is given or freed; `away`: its next stage is served elsewhere; `gone`: given to
-another scheduler."""
+"""Where a status may lead. A running job waits again before anything else becomes of it. `held`:
+out of all views until it is given or freed; `away`: its next stage is served elsewhere; `gone`:
+given to another scheduler."""
 
 
 class Job:
@@ -45,10 +49,12 @@ class Job:
         planned_calls, alone_s: what `calls_left` and `remaining_s` were when it came.
         due, due_next: deadlines of the end and of the next output.
         computed: units of a step in parts that are done (chunked prefill).
-        call_outputs: outputs of the model call that it is in; first_at: when the first of them came.
+        call_outputs: outputs of the model call that it is in; first_at: when the first of them
+            came.
         num_blocks: blocks of its pool's KV cache that it holds.
         promised: whether its SLO promises anything.
-        joined_at: when it came to its stage; skipped: steps of that stage that ran without it since.
+        joined_at: when it came to its stage; skipped: steps of that stage that ran without it
+            since.
         started_at: when it first ran; None: never.
         worker: the worker of its present pool that ran it last; -1: none yet.
     """
@@ -150,7 +156,7 @@ class Job:
 
     @property
     def deadline(self) -> float:
-        """By when it must be over to keep every promise: the last output's due time, if each has one."""
+        """By when it must end to keep every promise: when its last output is due, if each is."""
         if self.due_next >= self.due:
             return self.due
         rest = self.remaining_s - self.next_output_s

@@ -29,7 +29,9 @@ class KVCache:
         for name in ("num_blocks", "block_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise GraphError(f"KV cache: {name} must be a whole number of 1 or more, got {value!r}")
+                raise GraphError(
+                    f"KV cache: {name} must be a whole number of 1 or more, got {value!r}"
+                )
 
     @property
     def capacity(self) -> int:
@@ -119,7 +121,9 @@ class BlockPool:
     def release(self, ticket: Ticket) -> None:
         """Give reserved blocks back; RequestError if they were given back before."""
         if self._tickets.pop(ticket.number, None) is None:
-            raise RequestError(f"pool {self.pool!r}: {ticket} is not reserved, or was released before")
+            raise RequestError(
+                f"pool {self.pool!r}: {ticket} is not reserved, or was released before"
+            )
 
     # -- a step -----------------------------------------------------------------------------------
 
@@ -133,18 +137,19 @@ class BlockPool:
         stage, cache = job.stage, self.cache
         name = "" if stage is None else stage.name
         return (
-            f"request {job.id!r}: stage {name!r} needs KV cache for {job.size:.0f} tokens at once, pool "
-            f"{self.pool!r} has {cache.capacity} ({cache.num_blocks} blocks of {cache.block_size})"
+            f"request {job.id!r}: stage {name!r} needs KV cache for {job.size:.0f} tokens at once, "
+            f"pool {self.pool!r} has {cache.capacity} ({cache.num_blocks} blocks of {cache.block_size})"
         )
 
     def allocate(
         self, jobs: Sequence[Job], sizes: Sequence[float], others: Iterable[Job]
     ) -> Allocation:
-        """Blocks for a step of `jobs`, in order of importance; `others` are the pool's waiting jobs.
+        """Blocks for a step of `jobs`, in order of importance; `others` are the pool's waiting
+        jobs.
 
         A job without blocks never preempts. A job with blocks that needs more preempts the least
-        important holder: first those that are not in the step, the latest first, then the step's own
-        from the end; itself included.
+        important holder: first those that are not in the step, the latest first, then the step's
+        own from the end; itself included.
         """
         too_large = tuple([job for job in jobs if not self.fits(job)])
         wanted = [
@@ -176,9 +181,7 @@ class BlockPool:
         own = [job for job in chosen if job.num_blocks]
         step = set(chosen)
         waiting = [
-            job
-            for job in others
-            if job.num_blocks and job.status == "waiting" and job not in step
+            job for job in others if job.num_blocks and job.status == "waiting" and job not in step
         ]
         waiting.sort(key=lambda job: job.joined_at)
         return own + waiting

@@ -50,24 +50,29 @@ class Lengths:
         self.ends += 1
 
     def survival(self) -> NDArray[np.float64]:
-        """The share of generations that go on to `k * BIN` outputs, for k from 0; constant beyond the last."""
+        """The share of generations that reach `k * BIN` outputs, for k from 0; then constant."""
         if self.ends >= self._fresh:
             self._fresh = self.ends + (REFRESH if self.ends else 1)
-            reached, ended = np.array(self._reached, dtype=float), np.array(self._ended, dtype=float)
+            reached, ended = (
+                np.array(self._reached, dtype=float),
+                np.array(self._ended, dtype=float),
+            )
             hazard = np.minimum(ended / (np.maximum(reached, ended) + PRIOR), 1.0)
             self._survival = np.concatenate([[1.0], np.cumprod(1.0 - hazard)])
         return self._survival
 
     def median(self, outputs: int) -> float:
-        """Outputs that half of the generations that came to `outputs` have behind it; inf if that was never seen."""
+        """Median outputs to come of a generation with `outputs`; inf if none was seen to end."""
         curve = self.survival()
         last = len(curve) - 1
         now = curve[min(outputs // BIN, last)]
         below = np.flatnonzero(curve < now / 2)
         return max(float(below[0]) * BIN - outputs, 0.0) if len(below) and now > 0 else np.inf
 
-    def ahead(self, outputs: NDArray[np.float64], horizon: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The chance that a generation at `outputs[i]` goes on for `horizon[j]` more; one row for each."""
+    def ahead(
+        self, outputs: NDArray[np.float64], horizon: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The chance that a generation at `outputs[i]` lasts for `horizon[j]` more: [i, j]."""
         curve = self.survival()
         last = len(curve) - 1
         points = np.minimum((outputs[:, None] + horizon[None, :]) / BIN, last)

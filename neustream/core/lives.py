@@ -39,8 +39,12 @@ class Lives:
         self._checked: weakref.WeakSet[Graph] = weakref.WeakSet()
 
     def pop_events(self) -> list[Event]:
-        events, self.events = self.events, []
-        return events
+        """What happened since the last call."""
+        events = self.events
+        if events:
+            self.events = []
+            return events
+        return []
 
     # -- coming -----------------------------------------------------------------------------------
 
@@ -123,7 +127,9 @@ class Lives:
         stage, cursor = job.stage, job.cursor
         assert stage is not None and cursor is not None
         try:
-            whole = 0.0 if stage.size is None else job.size  # before the update, which may change it
+            whole = (
+                0.0 if stage.size is None else job.size
+            )  # before the update, which may change it
             if update:
                 job.state.update(update)
             if stage.size is not None:
@@ -193,7 +199,7 @@ class Lives:
             state.set_tokens(job, tokens)
 
     def preempt(self, job: Entry, now: float) -> None:
-        """Take the blocks of a job that waits: it goes back to the prefill that fills them again."""
+        """Take the KV blocks of a waiting job: it goes back to the prefill that fills them."""
         left = job.stage
         assert job.cursor is not None and left is not None
         self.set_tokens(job, 0)
@@ -202,7 +208,7 @@ class Lives:
         try:
             if stage is None:
                 raise GraphError(
-                    f"request {job.id!r}: no stage in front of {left.name!r} fills its KV cache again"
+                    f"request {job.id!r}: no stage before {left.name!r} fills its KV cache again"
                 )
             self._enter(job, stage, now)
         except NeustreamError as error:
@@ -250,7 +256,7 @@ class Lives:
             self.pool_of[job.stage.name].out -= 1
 
     def settle(self, job: Entry, now: float) -> None:
-        """A step is over for a job that waits again: what was wanted of it meanwhile happens now."""
+        """Carry out a cancellation or a hold that came while the job ran."""
         if job.status != "waiting":
             return
         if job.ending is not None:
@@ -261,7 +267,7 @@ class Lives:
     # -- going ------------------------------------------------------------------------------------
 
     def end_soon(self, id: str, status: Status, reason: str, now: float) -> bool:
-        """End a job at once if it is in no step, else after its step; False if there is none to end."""
+        """End a job, after its step if it is in one; False if there is none to end."""
         job = self.jobs.get(id)
         if job is None or job.ending is not None:
             return False

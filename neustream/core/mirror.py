@@ -1,7 +1,8 @@
-"""A scheduler whose jobs are the requests of a serving system that owns its own loop and its own memory.
+"""A scheduler whose jobs are the requests of a serving system that owns its own loop and its own
+memory.
 
-What that system does is told to it: tokens that are computed already, blocks that were taken, requests
-that are over, and who really runs.
+What that system does is told to it: tokens that are computed already, blocks that were taken,
+requests that are over, and who really runs.
 """
 
 from __future__ import annotations
@@ -72,4 +73,3 @@ class Mirror(Scheduler):
             if not known or stage is None or stage.name not in self._pools[batch.pool].queues:
                 raise PolicyError(f"run_instead: {job!r} is not runnable in pool {batch.pool!r}")
         return self._run_instead(batch, sizes, now)
-

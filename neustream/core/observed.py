@@ -33,9 +33,9 @@ BOUND = 2.0
 class Ratios:
     """The latest ratios of observed to expected seconds of one kind of step.
 
-    `mean` starts as that of all steps and becomes an exponentially weighted one. A single step counts
-    as at most twice and at least half of the mean so far, so that an outlier (a first call that
-    compiles, a stall) does not make everything look hopeless.
+    `mean` starts as that of all steps and becomes an exponentially weighted one. A single step
+    counts as at most twice and at least half of the mean so far, so that an outlier (a first call
+    that compiles, a stall) does not make everything look hopeless.
     """
 
     __slots__ = ("_latest", "_quantiles", "count", "mean")
@@ -71,7 +71,7 @@ class Ratios:
     # -- the spread -------------------------------------------------------------------------------
 
     def _spread(self) -> tuple[int, float, float, float]:
-        """(steps seen, typical, high, share of stalls), recomputed once some more steps were seen."""
+        """(steps seen, typical, high, share of stalls), computed anew every `ENOUGH` steps."""
         if self.count - self._quantiles[0] >= ENOUGH or self.count < self._quantiles[0]:
             latest = np.array(self._latest)
             typical, high = np.quantile(latest, (0.5, HIGH))
@@ -81,7 +81,7 @@ class Ratios:
 
     @property
     def typical(self) -> float:
-        """Median ratio: what a step takes where nothing disturbs it. 1 until some steps were seen."""
+        """Median ratio: that of an undisturbed step. 1 until some steps were seen."""
         return self._spread()[1]
 
     @property
@@ -137,7 +137,7 @@ class Correction:
     def observe(
         self, batch: int, total: float, square: float, seconds: float
     ) -> CorrectedProfile | None:
-        """Take in one step; a profile to use from now on, if it should be another one than before."""
+        """Take in one step; a new profile if the one in use is off, else None."""
         key = round(math.log2(max(total or batch, 1)))
         ratios = self._ratios.setdefault(key, Ratios(BIN))
         ratios.add(seconds / self.base.latency(batch, total, square))

@@ -114,8 +114,11 @@ class View:
             if job.due - job.remaining_s < latest or job.due_next - job.next_output_s < latest
         }
 
-    def first_stage(self, key: Callable[[Job], float], without: Mapping[Job, str] = {}) -> str | None:
-        """The stage that runs next where one device serves several, for rules that say nothing of it.
+    def first_stage(
+        self, key: Callable[[Job], float], without: Mapping[Job, str] = {}
+    ) -> str | None:
+        """The stage that runs next where one device serves several, for rules that say nothing of
+        it.
 
         Stages that run once (encoders, decoders, prefill) go before looped ones, the nearest to the
         end first: they are short, and finish or feed requests. Among looped stages the job with
@@ -140,10 +143,10 @@ class Decision:
 
     Args:
         jobs: who runs now, in order of importance. All at one stage, or at stages of one model.
-            Empty: stay idle. Where the pool's memory does not suffice for all, jobs that hold none are
-            left out, and a job that holds some takes the blocks of the least important who do: first
-            those that are not chosen, the latest first, then the chosen ones from the end. Who loses
-            its blocks goes back to the stage that filled them.
+            Empty: stay idle. Where the pool's memory does not suffice for all, jobs that hold none
+            are left out, and a job that holds some takes the blocks of the least important who do:
+            first those that are not chosen, the latest first, then the chosen ones from the end.
+            Who loses its blocks goes back to the stage that filled them.
         drop: who is given up, and why; the caller gets that reason.
         wake_at: with no jobs, when to be asked again if nothing else happens before.
         sizes: at most so much of a job's sized step now (chunked prefill); the rest stays ahead.

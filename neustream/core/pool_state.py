@@ -26,7 +26,17 @@ class PoolState:
         memo: see `View.memo`.
     """
 
-    __slots__ = ("blocks", "memo", "out", "policy", "pool", "queues", "running", "unpromised", "wake_at")
+    __slots__ = (
+        "blocks",
+        "memo",
+        "out",
+        "policy",
+        "pool",
+        "queues",
+        "running",
+        "unpromised",
+        "wake_at",
+    )
 
     def __init__(self, pool: Pool, policy: Policy) -> None:
         if pool.workers < 1:

@@ -38,7 +38,9 @@ def largest_batch(profile: LatencyProfile, budget: float) -> int:
     On a table that is not monotone this may be larger than a batch that does not fit: the table
     says that the device is faster there, and it is believed.
     """
-    return max((b for b in range(1, profile.max_batch + 1) if profile.latency(b) <= budget), default=0)
+    return max(
+        (b for b in range(1, profile.max_batch + 1) if profile.latency(b) <= budget), default=0
+    )
 
 
 def check_table(name: str, what: str, axis: Sequence[int], latency_s: Sequence[float]) -> None:
@@ -50,7 +52,9 @@ def check_table(name: str, what: str, axis: Sequence[int], latency_s: Sequence[f
         )
     check_rising(name, what, axis)
     if bad := [x for x in latency_s if not (math.isfinite(x) and x > 0)]:
-        raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0, got {bad[0]!r}")
+        raise ProfileError(
+            f"profile {name!r}: latencies must be finite and greater than 0, got {bad[0]!r}"
+        )
 
 
 def check_rising(name: str, what: str, axis: Sequence[int]) -> None:
@@ -67,7 +71,9 @@ class TableProfile:
     batch); it is used as measured, and `monotone` tells.
     """
 
-    def __init__(self, name: str, batch: Sequence[int], latency_s: Sequence[float], *, device: str = "") -> None:
+    def __init__(
+        self, name: str, batch: Sequence[int], latency_s: Sequence[float], *, device: str = ""
+    ) -> None:
         check_table(name, "batch", batch, latency_s)
         self.name = name
         self.device = device
@@ -76,7 +82,9 @@ class TableProfile:
         self.max_batch = batch[-1]
         self.monotone = all(a <= b for a, b in itertools.pairwise(latency_s))
         covered = range(batch[0], batch[-1] + 1)
-        self._dense = [math.nan] * batch[0] + [float(x) for x in np.interp(covered, batch, latency_s)]
+        self._dense = [math.nan] * batch[0] + [
+            float(x) for x in np.interp(covered, batch, latency_s)
+        ]
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
         if not self.batch[0] <= batch <= self.max_batch:
@@ -88,12 +96,14 @@ class TableProfile:
 
 
 class UnitProfile:
-    """A table for steps whose jobs are not alike: its axis counts units, a step has the sum of its jobs' sizes.
+    """A table for steps whose jobs are not alike: its axis counts units, a step has the sum of its
+    jobs' sizes.
 
-    A request of two images counts as two where the table was measured with requests of one; where the
-    sum is no size of the table, latencies are interpolated. Below the table's smallest size a step
-    counts as one of that size (fewer rows take no longer); above the largest it runs in several
-    calls, as many full ones as there are and one for the rest. Without sizes, jobs count as 1.
+    A request of two images counts as two where the table was measured with requests of one; where
+    the sum is no size of the table, latencies are interpolated. Below the table's smallest size a
+    step counts as one of that size (fewer rows take no longer); above the largest it runs in
+    several calls, as many full ones as there are and one for the rest. Without sizes, jobs count as
+    1.
     """
 
     def __init__(self, table: TableProfile) -> None:
@@ -127,7 +137,9 @@ class SumProfile:
             raise ProfileError(f"profile {name!r} has no parts to add up")
         devices = {part.device for part in parts}
         if len(devices) > 1:
-            raise ProfileError(f"profile {name!r} adds up parts of different devices: {sorted(devices)}")
+            raise ProfileError(
+                f"profile {name!r} adds up parts of different devices: {sorted(devices)}"
+            )
         self.name = name
         self.parts = tuple(parts)
         self.device = devices.pop()
@@ -135,7 +147,10 @@ class SumProfile:
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
         if batch > self.max_batch:
-            raise ProfileError(f"profile {self.name!r} was not measured at batch {batch} (largest: {self.max_batch})")
+            raise ProfileError(
+                f"profile {self.name!r} was not measured at batch {batch} "
+                f"(largest: {self.max_batch})"
+            )
         return sum(part.latency(batch, total, square) for part in self.parts)
 
 
@@ -167,11 +182,14 @@ class LinearProfile:
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
         if not 1 <= batch <= self.max_batch:
-            raise ProfileError(f"profile {self.name!r} is not valid at batch {batch} (1 to {self.max_batch})")
+            raise ProfileError(
+                f"profile {self.name!r} is not valid at batch {batch} (1 to {self.max_batch})"
+            )
         base, per_job, per_size, per_square = self.coefficients
         seconds = base + per_job * batch + per_size * total + per_square * square
         if not seconds > 0:
             raise ProfileError(
-                f"profile {self.name!r} gives {seconds:.4g} s at batch {batch}, size {total}: outside of its fit"
+                f"profile {self.name!r} gives {seconds:.4g} s at batch {batch}, size {total}: "
+                "outside of its fit"
             )
         return seconds

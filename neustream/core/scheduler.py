@@ -84,7 +84,9 @@ class Scheduler:
             if pool.name in self._pools:
                 raise GraphError(f"pools need different names, got {[p.name for p in pools]}")
             if pool.name not in rules:
-                raise PolicyError(f"pool {pool.name!r} has no policy; policies for: {sorted(rules)}")
+                raise PolicyError(
+                    f"pool {pool.name!r} has no policy; policies for: {sorted(rules)}"
+                )
             self._pools[pool.name] = PoolState(replace(pool, stages=()), rules[pool.name])
             self.add(pool.name, {name: profiles.get(name) for name in pool.stages})
 
@@ -94,7 +96,9 @@ class Scheduler:
         for stage, profile in profiles.items():
             if stage in served:
                 other = served[stage].pool.name
-                raise GraphError(f"stage {stage!r} of pool {pool!r} is served already, by pool {other!r}")
+                raise GraphError(
+                    f"stage {stage!r} of pool {pool!r} is served already, by pool {other!r}"
+                )
             if profile is None:
                 raise ProfileError(f"stage {stage!r} of pool {pool!r} has no profile")
         self.times.add({name: profile for name, profile in profiles.items() if profile is not None})
@@ -226,7 +230,8 @@ class Scheduler:
     def admit(
         self, batch: Batch, jobs: Mapping[Job, float] | Sequence[Job], now: float
     ) -> Batch | None:
-        """Tell who of `batch` really runs, where an executor refuses some, or a part of their steps.
+        """Tell who of `batch` really runs, where an executor refuses some, or a part of their
+        steps.
 
         A mapping says how much of a sized step each gets. The others wait again, and count as
         skipped. Returns the batch that runs, None if it is empty.
@@ -241,11 +246,13 @@ class Scheduler:
     def finish(self, batch: Batch, updates: Sequence[Update | NeustreamError], now: float) -> None:
         """Take the results of a step, one per job in the same order, and move the jobs on.
 
-        An error in place of an update fails that job alone, and so does anything that is no mapping.
-        A wrong number of results fails all.
+        An error in place of an update fails that job alone, and so does anything that is no
+        mapping. A wrong number of results fails all.
         """
         if len(updates) != len(batch.jobs):
-            text = f"stage {batch.stage!r} returned {len(updates)} results for {len(batch.jobs)} jobs"
+            text = (
+                f"stage {batch.stage!r} returned {len(updates)} results for {len(batch.jobs)} jobs"
+            )
             self.fail(batch, StageFailed(text), now)
             return
         self._retire(batch)
@@ -276,8 +283,9 @@ class Scheduler:
     def requeue(self, batch: Batch, now: float, lost: Lost = "nothing") -> None:
         """A step was lost, with its worker maybe: its jobs wait again, from what survives.
 
-        `lost`: "cache" sends jobs that keep something in the KV cache back to their prefill; "state"
-        sends all of them back to the start of their graphs, whose outputs then come again from 0.
+        `lost`: "cache" sends jobs that keep something in the KV cache back to their prefill;
+        "state" sends all of them back to the start of their graphs, whose outputs then come again
+        from 0.
         """
         self._retire(batch)
         for job in cast(tuple[Entry, ...], batch.jobs):
@@ -382,7 +390,9 @@ class Scheduler:
         """The jobs of `sizes` run in place of those of `batch`."""
         for job, size in sizes.items():
             if job.stage is not None and job.stage.size is not None and size <= 0:
-                raise PolicyError(f"admit: {job!r} of batch {batch.id} got a share of 0 of its step")
+                raise PolicyError(
+                    f"admit: {job!r} of batch {batch.id} got a share of 0 of its step"
+                )
         state = self._pools[batch.pool]
         state.take_off(batch)
         for job in cast(tuple[Entry, ...], batch.jobs):
@@ -395,7 +405,7 @@ class Scheduler:
         return self._run(state, batch, tuple(sizes), tuple(sizes.values()))
 
     def _retire(self, batch: Batch) -> None:
-        """Take a batch off its worker; steps of its stage since it began skipped none of its jobs."""
+        """Take a batch off its worker. Steps that ran beside it skipped none of its jobs."""
         self._pools[batch.pool].take_off(batch)
         for job in cast(tuple[Entry, ...], batch.jobs):
             job.base += job.queue.rounds - job.round + 1

@@ -45,8 +45,8 @@ def step_latency(
 ) -> float:
     """Profiled seconds of one step.
 
-    Stages of one model have a step profile in common (`PhaseProfile.steps`); where they have none, a
-    step that they share counts as the sum of their parts.
+    Stages of one model have a step profile in common (`PhaseProfile.steps`); where they have none,
+    a step that they share counts as the sum of their parts.
     """
     first = jobs[0].stage
     assert first is not None
@@ -90,7 +90,7 @@ class StepTimes:
 
     @property
     def corrections(self) -> dict[str, dict[int, float]]:
-        """Observed over profiled seconds by stage, at batch sizes near 2**key, where they are off."""
+        """Observed over profiled seconds of corrected stages, at batch sizes near 2**key."""
         known = self._corrections or {}
         return {name: dict(of.factors) for name, of in known.items() if of.factors}
 

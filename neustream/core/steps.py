@@ -21,7 +21,7 @@ from neustream.errors import ProfileError
 
 
 class Step(NamedTuple):
-    """What one step computes. `square`: sum over prompts of (past + new)^2 - past^2, in tokens squared."""
+    """What one step computes. `square`: sum over prompts of (past + new)^2 - past^2, tokens^2."""
 
     prefills: int = 0
     tokens: float = 0.0
@@ -33,8 +33,8 @@ class Step(NamedTuple):
 class StepLatency(Protocol):
     """Latency of the steps that the stages of one model share.
 
-    `learns`: whether it changes with the steps that run. `error`: median relative error of its latest
-    predictions; 0 for measured latencies, and until something was predicted.
+    `learns`: whether it changes with the steps that run. `error`: median relative error of its
+    latest predictions; 0 for measured latencies, and until something was predicted.
     """
 
     name: str
@@ -61,8 +61,8 @@ class PrefillTable:
     """A measured table by tokens of a step, interpolated; a fit above it.
 
     Below the smallest measured size a step costs as much as that one (the device reads its weights
-    anyway). Above the largest, `base + per_token * tokens + per_square * square`, moved up or down so
-    that it joins the table.
+    anyway). Above the largest, `base + per_token * tokens + per_square * square`, moved up or down
+    so that it joins the table.
     """
 
     def __init__(
@@ -95,12 +95,15 @@ class PrefillTable:
             return max(self._fitted(total, square) + self._join, seconds[-1])
         at = bisect_right(sizes, total)
         share = (total - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
-        past = max(self.fit[2], 0.0) * max(square - total * total, 0.0)  # of parts that follow others
+        past = max(self.fit[2], 0.0) * max(
+            square - total * total, 0.0
+        )  # of parts that follow others
         return seconds[at - 1] + share * (seconds[at] - seconds[at - 1]) + past
 
 
 class DecodeGrid:
-    """Measured decodes by batch and total context: bilinear inside of the grid, a linear fit outside.
+    """Measured decodes by batch and total context: bilinear inside of the grid, a linear fit
+    outside.
 
     `latency_s[i][j]` is a step of `batch[i]` requests of `context[j]` tokens each. The fit is
     `base + per_job * batch + per_token * total context`.
@@ -120,7 +123,8 @@ class DecodeGrid:
         table = np.array(latency_s, dtype=float)
         if table.shape != (len(batch), len(context)) or not table.size:
             raise ProfileError(
-                f"profile {name!r}: latency_s must be {len(batch)} rows (batch) of {len(context)} (context)"
+                f"profile {name!r}: latency_s must be {len(batch)} rows (batch) "
+                f"of {len(context)} (context)"
             )
         if not (np.isfinite(table).all() and (table > 0).all()):
             raise ProfileError(f"profile {name!r}: latencies must be finite and greater than 0")
@@ -133,7 +137,9 @@ class DecodeGrid:
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
         each = total / batch
-        if not (self.batch[0] <= batch <= self.batch[-1] and self.context[0] <= each <= self.context[-1]):
+        if not (
+            self.batch[0] <= batch <= self.batch[-1] and self.context[0] <= each <= self.context[-1]
+        ):
             _, per_job, per_token = self.fit
             inside = min(max(batch, self.batch[0]), self.batch[-1])
             near = min(max(each, self.context[0]), self.context[-1])
@@ -162,13 +168,14 @@ class StepProfile:
 
     A mixed step costs the larger of two estimates, times `mixed`:
 
-    * the decode, and the prefill's tokens beyond the floor that every step pays (reading the weights);
+    * the decode, and the prefill's tokens beyond the floor that every step pays (reading the
+    weights);
     * a prefill of all tokens of the step, those of the decodes too, and the context that they read.
 
-    The first is right while the step is bound by memory, the second while it is bound by compute (the
-    roofline model). Where a backend runs the two one after the other (`sequential`), a mixed step costs their
-    sum, times `mixed`. That is the median of measured over modelled mixed steps, where those were
-    measured, else 1.
+    The first is right while the step is bound by memory, the second while it is bound by compute
+    (the roofline model). Where a backend runs the two one after the other (`sequential`), a mixed
+    step costs their sum, times `mixed`. That is the median of measured over modelled mixed steps,
+    where those were measured, else 1.
     """
 
     def __init__(
@@ -211,7 +218,9 @@ class StepProfile:
         if self.sequential:
             return self.mixed * (prefill + decode)
         reading = decode - self.decode.latency(decodes, float(decodes))
-        together = self.prefill.latency(prefills + decodes, tokens + decodes, square + decodes) + reading
+        together = (
+            self.prefill.latency(prefills + decodes, tokens + decodes, square + decodes) + reading
+        )
         return self.mixed * max(decode + max(prefill - self._floor, 0.0), together)
 
 
@@ -223,7 +232,7 @@ MEMORY = 512.0
 WINDOW = 64
 """Latest steps that the error is a median of."""
 LATEST = 7
-"""Latest steps whose common factor is believed at once: a device that slowed down, a neighbour that left."""
+"""Latest steps whose median ratio is believed at once: the device changed its speed."""
 DRIFT = 4.0
 """That factor is at most so large, and at least its inverse."""
 
@@ -231,18 +240,22 @@ DRIFT = 4.0
 class LearntSteps:
     """Step latencies learnt from the steps that run, starting from a profile or from nothing.
 
-    What is learnt is a linear function of a step's numbers (1, new tokens, squares, whether there is
-    a prefill, decodes, context), fitted by ridge regression to the difference between what was
+    What is learnt is a linear function of a step's numbers (1, new tokens, squares, whether there
+    is a prefill, decodes, context), fitted by ridge regression to the difference between what was
     observed and what `base` says, old steps fading out; coefficients that would make a step cheaper
     for more work are left out where there is no base. A step counts as at most four times what was
-    expected, so that a stall or a first call that compiles does not spoil the fit. What the fit says is
-    multiplied by the median of observed over fitted of the latest few steps, which follows a device
-    that changed its speed at once. Without a base, until steps were seen, a step takes `guess_s`.
+    expected, so that a stall or a first call that compiles does not spoil the fit. What the fit
+    says is multiplied by the median of observed over fitted of the latest few steps, which follows
+    a device that changed its speed at once. Without a base, until steps were seen, a step takes
+    `guess_s`.
 
-    `error`: median of |predicted / observed - 1| over the latest steps, each predicted before it ran.
+    `error`: median of |predicted / observed - 1| over the latest steps, each predicted before it
+        ran.
     """
 
-    def __init__(self, base: StepLatency | None = None, *, name: str = "", guess_s: float = 0.02) -> None:
+    def __init__(
+        self, base: StepLatency | None = None, *, name: str = "", guess_s: float = 0.02
+    ) -> None:
         if base is None and not guess_s > 0:
             raise ProfileError(f"learnt steps: guess_s must be greater than 0, got {guess_s!r}")
         self.base = base
@@ -278,7 +291,14 @@ class LearntSteps:
             return self.base.seconds(step) if self.base else self._guess_s
         a, b, c, d, e, f = self._weights
         prefills, tokens, square, decodes, context = step
-        learnt = a + b * tokens + c * square * 1e-3 + (d if prefills else 0.0) + e * decodes + f * context * 1e-2
+        learnt = (
+            a
+            + b * tokens
+            + c * square * 1e-3
+            + (d if prefills else 0.0)
+            + e * decodes
+            + f * context * 1e-2
+        )
         if self.base is not None:
             base = self.base.seconds(step)
             return max(base + learnt, base / 4)
@@ -297,7 +317,9 @@ class LearntSteps:
             if self.observed >= REFIT or self.base is not None:
                 seconds = min(seconds, 4 * fitted)
         prefills, tokens, square, decodes, context = step
-        x = np.array([1.0, tokens, square * 1e-3, 1.0 if prefills else 0.0, decodes, context * 1e-2])
+        x = np.array(
+            [1.0, tokens, square * 1e-3, 1.0 if prefills else 0.0, decodes, context * 1e-2]
+        )
         target = seconds - (self.base.seconds(step) if self.base else 0.0)
         self._gram = self._gram * (1 - 1 / MEMORY) + np.outer(x, x)
         self._moment = self._moment * (1 - 1 / MEMORY) + x * target
@@ -318,7 +340,9 @@ class LearntSteps:
             some = np.flatnonzero(active)
             if not len(some):
                 break
-            weights[some] = np.linalg.solve(gram[np.ix_(some, some)] + np.diag(ridge[some]), moment[some])
+            weights[some] = np.linalg.solve(
+                gram[np.ix_(some, some)] + np.diag(ridge[some]), moment[some]
+            )
             if self.base is not None or not (weights < 0).any():
                 break
             active &= weights >= 0

@@ -53,7 +53,7 @@ class SLO:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a caller asks for. `params` is the caller's own; graphs and modules read it, core never."""
+    """What a caller asks for. `params` is the caller's: graphs and modules read it, core never."""
 
     id: str
     graph: Graph

@@ -1,4 +1,4 @@
-"""What lies ahead of a job, in calls and in seconds alone; and how to walk one job without a scheduler."""
+"""What lies ahead of a job, in calls and in seconds alone; walking a job without a scheduler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from neustream.errors import ProfileError
 def alone_s(
     graph: Graph, params: Mapping[str, Any], profiles: Mapping[str, LatencyProfile]
 ) -> float:
-    """Seconds that a request with `params` takes alone: the profiled sum of the calls ahead of it."""
+    """Seconds that a request with `params` takes alone: the sum of its calls by their profiles."""
     walk = Walk(Request("alone", graph, params=params))
     seconds = 0.0
     for stage, calls in walk.ahead():
@@ -60,7 +60,7 @@ class Walk:
         return self._cursor.ahead(self.job)
 
     def advance(self, update: Mapping[str, Any], size: float | None = None) -> Stage | None:
-        """Take in what a step returned that did `size` units of it (default: all); the next stage."""
+        """Take in what a step of `size` units returned (default: all of it); the next stage."""
         job, stage = self.job, self.job.stage
         assert stage is not None
         whole = job.size

@@ -86,7 +86,7 @@ class WallClock:
 
 
 def stopwatch() -> float:
-    """An instant in real seconds for measuring how long something took, on whatever clock one runs."""
+    """An instant in real seconds, to measure how long something took on whatever clock."""
     return time.perf_counter()
 
 

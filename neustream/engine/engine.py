@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from neustream.core.events import Emitted, Ended, submitted
+from neustream.core.batch import StepInfo
+from neustream.core.events import Emitted, Ended, Given, submitted
 from neustream.core.graph import Graph
 from neustream.core.job import Status
 from neustream.core.profile import LatencyProfile
@@ -82,7 +83,9 @@ class Engine:
         observers: Sequence[Observer] = (),
     ) -> None:
         if set(executors) != set(scheduler.pools):
-            raise RequestError(f"executors for {sorted(executors)}, but pools are {sorted(scheduler.pools)}")
+            raise RequestError(
+                f"executors for {sorted(executors)}, but pools are {sorted(scheduler.pools)}"
+            )
         self.scheduler = scheduler
         self.clock = clock
         self._executors = dict(executors)
@@ -92,6 +95,7 @@ class Engine:
         self._answers: dict[str, Future[Result]] = {}
         self._listeners: dict[str, Listener] = {}
         self._promised: set[Future[Any]] = set()
+        self._under_way: dict[int, StepInfo] = {}
         self._records: list[Record] = []  # what observers and callers are still to be told
         self._process = os.getpid()
         self._requests: Iterator[Request] = iter(())
@@ -106,7 +110,8 @@ class Engine:
         self._open = False
         self._closed = False
 
-    # -- replaying a workload -----------------------------------------------------------------------
+    # -- replaying a workload
+    # -----------------------------------------------------------------------
 
     def run(self, requests: Iterable[Request], report: Report | None = None) -> Report:
         """Serve `requests` at their arrivals (counted from now) and return when all have ended.
@@ -139,7 +144,8 @@ class Engine:
         """End the open requests as cancelled and take no more; safe from a signal handler."""
         self.clock.post(Stop(cancel=True), self.clock.now())
 
-    # -- serving ------------------------------------------------------------------------------------
+    # -- serving
+    # ------------------------------------------------------------------------------------
 
     def start(self) -> Engine:
         """Serve from now on, on a thread of the engine's own."""
@@ -178,7 +184,7 @@ class Engine:
         return answer
 
     def cancel(self, id: str) -> Future[bool]:
-        """Give up a request: at once if it waits, after its step if it runs; False if it was over."""
+        """Give a request up, after its step if it is in one; False if it was over."""
         with self._serving() as now:
             answer: Future[bool] = self._promise()
             self.clock.post(Cancel(id, answer), now)
@@ -194,7 +200,9 @@ class Engine:
     def close(self, *, cancel: bool = False) -> None:
         """Serve what is open (or end it as cancelled), then stop the loop and the executors."""
         if threading.current_thread() is self._thread:
-            raise RequestError("close() waits for the engine's thread, so it cannot be called on it")
+            raise RequestError(
+                "close() waits for the engine's thread, so it cannot be called on it"
+            )
         with self._gate:
             first, self._closed = not self._closed, True
             if self._thread is not None:
@@ -211,7 +219,8 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close(cancel=exc[0] is not None)
 
-    # -- inside -------------------------------------------------------------------------------------
+    # -- inside
+    # -------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         if self._open or self._closed or self._fault is not None:
@@ -222,7 +231,9 @@ class Engine:
     def _serving(self) -> Iterator[float]:
         """The present instant, with the engine kept from closing meanwhile."""
         if os.getpid() != self._process:  # its threads and locks stayed behind in the parent
-            raise RequestError(f"this engine lives in process {self._process}; make another one after a fork")
+            raise RequestError(
+                f"this engine lives in process {self._process}; make another one after a fork"
+            )
         with self._gate:
             if self._thread is None or self._closed or not self._open:
                 problem = "this engine is not serving: call start() first, and not after close()"
@@ -246,7 +257,9 @@ class Engine:
     def _serve(self) -> None:
         try:
             self._loop()
-        except BaseException as fault:  # whatever a policy or an observer raised: the callers learn of it
+        except (
+            BaseException
+        ) as fault:  # whatever a policy or an observer raised: the callers learn of it
             self._fault = fault
             if not isinstance(fault, NeustreamError):
                 raise
@@ -270,7 +283,9 @@ class Engine:
         while self._accepting or self.scheduler.jobs or (self._coming and not self._interrupted):
             events = self.clock.wait()
             if not events:
-                raise RequestError(f"{len(self.scheduler.jobs)} request(s) are open, but nothing will ever happen")
+                raise RequestError(
+                    f"{len(self.scheduler.jobs)} request(s) are open, but nothing will ever happen"
+                )
             for event in events:
                 self._handle(event)
             for pool in pools:
@@ -284,6 +299,7 @@ class Engine:
         idle, scheduler = self._idle[pool], self.scheduler
         for worker in list(idle):
             now, asked, began = self.clock.now(), scheduler.decisions, stopwatch()
+            step = None
             batch = scheduler.next_batch(pool, now, worker)
             seconds = stopwatch() - began
             if scheduler.decisions > asked:
@@ -291,6 +307,7 @@ class Engine:
                 self._tell(Decided(pool, now, seconds, step))
             if batch is not None:
                 idle.remove(worker)
+                self._under_way[batch.id] = batch.info() if step is None else step
                 self._settle()
                 for job in batch.preempted:
                     self._executors[pool].release(job.id)
@@ -320,9 +337,13 @@ class Engine:
             self.scheduler.fail(batch, results, now)
             error = str(results) or type(results).__name__
         else:
-            error = "" if len(results) == len(batch) else f"{len(results)} results for {len(batch)} jobs"
+            error = (
+                ""
+                if len(results) == len(batch)
+                else f"{len(results)} results for {len(batch)} jobs"
+            )
             self.scheduler.finish(batch, results, now)
-        self._tell(Finished(batch.info(), now, error))
+        self._tell(Finished(self._under_way.pop(batch.id), now, error))
 
     def _accept(self, event: Submit, now: float) -> None:
         if event.answer is None:
@@ -332,7 +353,9 @@ class Engine:
             if not self._coming:
                 self._draw()
         elif self._interrupted:
-            self._answer(event.answer, RequestError("this engine was interrupted and takes no more requests"))
+            self._answer(
+                event.answer, RequestError("this engine was interrupted and takes no more requests")
+            )
             return
         try:
             job = self.scheduler.submit(event.request, now)
@@ -387,7 +410,7 @@ class Engine:
         """
         events = self.scheduler.pop_events()
         for event in events:
-            if isinstance(event, Ended):
+            if isinstance(event, Ended | Given):
                 for executor in self._executors.values():
                     executor.release(event.id)
         self._records += events
@@ -396,7 +419,7 @@ class Engine:
         self._records.append(record)
 
     def _publish(self) -> None:
-        """Tell observers and callers what has happened: while the next steps run, not in front of them."""
+        """Tell observers and callers what has happened, while the next steps run."""
         records, self._records = self._records, []
         for record in records:
             for observer in self._observers:

@@ -29,7 +29,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The caller does not want request `id` any more; `answer` gets whether that changed anything."""
+    """The caller gives request `id` up; `answer` gets whether there was one to end."""
 
     rank: ClassVar[int] = 1
     id: str

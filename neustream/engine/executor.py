@@ -23,7 +23,7 @@ class StreamModule(Protocol):
     """The user's code for one kind of step."""
 
     def load(self, device: str) -> None:
-        """Get ready to run on `device` ("cpu", "cuda:0"); called before the first step, maybe again."""
+        """Get ready to run on `device` ("cpu", "cuda:0"), before the first step; maybe again."""
         ...
 
     def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
@@ -85,10 +85,18 @@ class ProfiledExecutor:
         self._outcome = outcome
 
     def start(self, batch: Batch, clock: Clock) -> None:
-        seconds = batch.expected if self._truth is None else step_latency(self._truth, batch.jobs, batch.sizes)
+        seconds = (
+            batch.expected
+            if self._truth is None
+            else step_latency(self._truth, batch.jobs, batch.sizes)
+        )
         if self._stretch is not None:
             seconds *= self._stretch(batch)
-        overhead = self._overhead_s if isinstance(self._overhead_s, float | int) else self._overhead_s[batch.stage]
+        overhead = (
+            self._overhead_s
+            if isinstance(self._overhead_s, float | int)
+            else self._overhead_s[batch.stage]
+        )
         updates = (_NOTHING,) * len(batch) if self._outcome is None else self._outcome(batch)
         clock.post(Done(batch, updates), batch.started_at + seconds + overhead)
 
@@ -118,16 +126,22 @@ class ThreadExecutor:
     ) -> None:
         workers = [modules] if isinstance(modules, Mapping) else list(modules)
         if len(workers) != len(devices):
-            raise BackendError(f"{len(workers)} set(s) of modules for {len(devices)} device(s): {list(devices)}")
+            raise BackendError(
+                f"{len(workers)} set(s) of modules for {len(devices)} device(s): {list(devices)}"
+            )
         self._check_finite = check_finite
-        self._inbox: list[queue.SimpleQueue[tuple[Batch, Clock] | tuple[Callable[[], Any], Future[Any]] | None]] = []
+        self._inbox: list[
+            queue.SimpleQueue[tuple[Batch, Clock] | tuple[Callable[[], Any], Future[Any]] | None]
+        ] = []
         self._closing = threading.Lock()
         self._closed = False
         self._modules = [dict(mods) for mods in workers]
         self._releasing = [_releasing(mods.values()) for mods in workers]
         self._threads = []
         places = {
-            (id(module), at): module for mods, at in zip(workers, devices, strict=True) for module in mods.values()
+            (id(module), at): module
+            for mods, at in zip(workers, devices, strict=True)
+            for module in mods.values()
         }
         for (_, device), module in places.items():
             module.load(device)
@@ -147,7 +161,7 @@ class ThreadExecutor:
         self._releasing[worker] = _releasing(self._modules[worker].values())
 
     def call(self, function: Callable[[], Any], worker: int = 0) -> Future[Any]:
-        """Run `function` on a worker's thread, between two steps. BackendError if the executor is closed."""
+        """Run `function` on a worker's thread, between two steps. BackendError if it is closed."""
         answer: Future[Any] = Future()
         with self._closing:
             if self._closed:
@@ -187,12 +201,20 @@ class ThreadExecutor:
             if batch.stage not in modules:
                 raise StageFailed(f"no module for it; modules: {sorted(modules)}")
             updates = modules[batch.stage].step(batch.inputs())
-            results = list(updates) if isinstance(updates, Iterable) and not isinstance(updates, Mapping) else [updates]
+            results = (
+                list(updates)
+                if isinstance(updates, Iterable) and not isinstance(updates, Mapping)
+                else [updates]
+            )
             for result in results:
                 if not isinstance(result, Mapping | StageFailed) or isinstance(updates, Mapping):
                     raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
-            return [_finite(batch.stage, result) for result in results] if self._check_finite else results
-        except BaseException as error:  # a stage may raise anything: its batch fails, the engine lives on
+            return (
+                [_finite(batch.stage, result) for result in results]
+                if self._check_finite
+                else results
+            )
+        except BaseException as error:  # noqa: BLE001  a stage may raise anything
             kind = "" if isinstance(error, StageFailed) else f"{type(error).__name__}: "
             failed = StageFailed(f"stage {batch.stage!r}: {kind}{error}")
             failed.__cause__ = error
@@ -202,7 +224,7 @@ class ThreadExecutor:
 def _answer(function: Callable[[], Any], answer: Future[Any]) -> None:
     try:
         answer.set_result(function())
-    except BaseException as error:  # it is the caller's
+    except BaseException as error:  # noqa: BLE001  it is the caller's
         answer.set_exception(error)
 
 

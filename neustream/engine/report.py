@@ -1,8 +1,8 @@
 """What came of a run: counts, goodput, attainment, latencies, batch sizes, the cost of deciding.
 
-Attainment and goodput keep every submitted request in the denominator. `by_steps` tells whether long
-and short requests were treated alike: counts by the work that was asked for (refused requests, of
-which nobody knows that, are in none of its ranges). Memory does not grow with the number of
+Attainment and goodput keep every submitted request in the denominator. `by_steps` tells whether
+long and short requests were treated alike: counts by the work that was asked for (refused requests,
+of which nobody knows that, are in none of its ranges). Memory does not grow with the number of
 requests: distributions are exact up to `KEEP` values and a uniform sample of all values beyond
 (reservoir sampling, seeded), and steps are counted in at most `BINS` bins.
 """
@@ -75,7 +75,7 @@ class Share:
 
 
 class Shares:
-    """A share for each number of steps; where there are more than `BINS`, for bins of equal width."""
+    """A share for each number of steps; for bins of equal width where there are over `BINS`."""
 
     def __init__(self) -> None:
         self._width = 1
@@ -93,7 +93,7 @@ class Shares:
         return share
 
     def ranges(self) -> list[dict[str, Any]]:
-        """At most `RANGES` ranges of equal width from the fewest steps on; those without requests are left out."""
+        """At most `RANGES` ranges of equal width, from the fewest steps on, without empty ones."""
         if not self._bins:
             return []
         first = min(self._bins)
@@ -117,10 +117,10 @@ def _joined(bins: Mapping[int, Share], each: int, first: int) -> dict[int, Share
 class Tokens:
     """What requests whose outputs come one by one were like: LLM calls, and others that stream.
 
-    TTFT is from arrival to the first output, TPOT the mean time per further output of a request, ITL
-    each single gap, E2EL from arrival to the end; of requests that ended with an output and are done.
-    `good` counts those that a client-side harness calls good (`vllm bench serve --goodput`: TTFT, mean
-    TPOT and E2EL within their SLO), whether or not each token was in time.
+    TTFT is from arrival to the first output, TPOT the mean time per further output of a request,
+    ITL each single gap, E2EL from arrival to the end; of requests that ended with an output and are
+    done. `good` counts those that a client-side harness calls good (`vllm bench serve --goodput`:
+    TTFT, mean TPOT and E2EL within their SLO), whether or not each token was in time.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,9 @@ class Tokens:
         self.outputs = 0
         self.in_time = 0
         self.good = 0
-        self._open: dict[str, list[float]] = {}  # by request: first output at, latest output at, outputs
+        self._open: dict[
+            str, list[float]
+        ] = {}  # by request: first output at, latest output at, outputs
 
     def emitted(self, record: Emitted) -> None:
         self.outputs += 1
@@ -152,13 +154,20 @@ class Tokens:
         self.e2el.add(e2el)
         if outputs > 1:
             self.tpot.add(tpot)
-        self.good += ttft <= slo.first + TICK and tpot <= slo.step + TICK and e2el <= slo.total + TICK
+        self.good += (
+            ttft <= slo.first + TICK and tpot <= slo.step + TICK and e2el <= slo.total + TICK
+        )
 
     def to_dict(self, span: float, submitted: int) -> dict[str, Any]:
         """Seconds; `goodput_tps` are outputs in time per second of `span`."""
         out: dict[str, Any] = {
             f"{name}_s": {"mean": some.mean, **{f"p{q}": some.percentile(q) for q in (50, 90, 99)}}
-            for name, some in (("ttft", self.ttft), ("tpot", self.tpot), ("itl", self.itl), ("e2el", self.e2el))
+            for name, some in (
+                ("ttft", self.ttft),
+                ("tpot", self.tpot),
+                ("itl", self.itl),
+                ("e2el", self.e2el),
+            )
         }
         out["outputs"] = self.outputs
         out["goodput_tps"] = self.in_time / span if span > 0 else 0.0
@@ -189,7 +198,7 @@ class Report:
         self.preemptions = 0
         """Times that a request lost its KV blocks and had to compute them again."""
         self.corrections: dict[str, dict[float, float]] = {}
-        """Observed over profiled seconds by stage and batch size, where the profile was corrected."""
+        """Observed over profiled seconds by stage and batch size, of corrected profiles."""
         self._expected: dict[str, float] = {}
         self._observed: dict[str, float] = {}
         self._last_arrival = start
@@ -283,7 +292,7 @@ class Report:
         return self.counts["on_time"] / self.submitted if self.submitted else 0.0
 
     def profile_error(self) -> dict[str, float]:
-        """Observed over profiled seconds of steps, by stage: 1.1 means 10 percent slower than said."""
+        """Observed over profiled seconds of steps, by stage: 1.1 is 10 percent slower."""
         return {s: self._observed[s] / x for s, x in self._expected.items() if x > 0}
 
     def to_dict(self) -> dict[str, Any]:
@@ -294,22 +303,32 @@ class Report:
             "counts": {"submitted": self.submitted, **self.counts},
             "goodput_rps": self.goodput,
             "attainment": self.attainment,
-            "latency_s": {"mean": self.latency.mean, **{f"p{q}": value for q, value in spread.items()}},
+            "latency_s": {
+                "mean": self.latency.mean,
+                **{f"p{q}": value for q, value in spread.items()},
+            },
             "batch_size": {stage: sizes.mean for stage, sizes in self.batch_size.items()},
             "decisions": self.decision.count,
-            "decision_us": {"p50": self.decision.percentile(50), "p99": self.decision.percentile(99)},
+            "decision_us": {
+                "p50": self.decision.percentile(50),
+                "p99": self.decision.percentile(99),
+            },
             "busy_s": dict(self._observed),
             "profile_error": self.profile_error(),
             "by_steps": self.by_steps.ranges(),
         }
-        if self.tokens.outputs > sum(self.counts[name] for name in ("on_time", "late")):  # they come one by one
+        if self.tokens.outputs > sum(
+            self.counts[name] for name in ("on_time", "late")
+        ):  # they come one by one
             out["tokens"] = self.tokens.to_dict(self.span, self.submitted)
         if self.preemptions:
             out["preemptions"] = self.preemptions
         if set(self.classes) - {""}:
             out["classes"] = {name: dict(vars(share)) for name, share in self.classes.items()}
         if self.corrections:
-            out["corrections"] = {stage: dict(factors) for stage, factors in self.corrections.items()}
+            out["corrections"] = {
+                stage: dict(factors) for stage, factors in self.corrections.items()
+            }
         if self.reasons:
             out["failures"] = dict(self.reasons)
         if self.interrupted:

@@ -55,7 +55,12 @@ class EventLog:
             request = record.request  # not by its id, which another may have
             at = {"arrival": request.arrival, "end": record.at}
             name = f"{request.id} (refused {len(self.requests)})"
-            self.requests[name] = {**at, "status": "failed", "reason": record.reason, "on_time": False}
+            self.requests[name] = {
+                **at,
+                "status": "failed",
+                "reason": record.reason,
+                "on_time": False,
+            }
 
     def _count(self, at: float, change: int) -> None:
         self._live += change
@@ -67,16 +72,26 @@ class EventLog:
         Requests are async slices from arrival to end, live requests a counter. Timestamps are in
         microseconds of the engine's clock.
         """
-        pools = {name: at for at, name in enumerate(sorted({step["pool"] for step in self.steps}), 1)}
+        pools = {
+            name: at for at, name in enumerate(sorted({step["pool"] for step in self.steps}), 1)
+        }
         out: list[dict[str, Any]] = []
         for name, pid in pools.items():
-            out.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"pool {name}"}})
+            out.append(
+                {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"pool {name}"}}
+            )
         for pool, worker in sorted({(step["pool"], step["worker"]) for step in self.steps}):
             args = {"name": f"worker {worker}"}
-            out.append({"ph": "M", "name": "thread_name", "pid": pools[pool], "tid": worker, "args": args})
+            out.append(
+                {"ph": "M", "name": "thread_name", "pid": pools[pool], "tid": worker, "args": args}
+            )
         for step in self.steps:
             start, seconds = step["start"], step["end"] - step["start"]
-            args = {"jobs": step["jobs"], "expected_ms": step["expected_s"] * 1e3, "error": step["error"]}
+            args = {
+                "jobs": step["jobs"],
+                "expected_ms": step["expected_s"] * 1e3,
+                "error": step["error"],
+            }
             out.append(
                 {
                     "ph": "X",
@@ -91,13 +106,28 @@ class EventLog:
             )
         out.append({"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "requests"}})
         for id, request in self.requests.items():
-            outcome = "open" if "end" not in request else "on time" if request["on_time"] else request["status"]
+            outcome = (
+                "open"
+                if "end" not in request
+                else "on time"
+                if request["on_time"]
+                else request["status"]
+            )
             both = {"name": f"{id}: {outcome}", "cat": "request", "id": id, "pid": 0, "tid": 0}
             out.append({**both, "ph": "b", "ts": request["arrival"] * 1e6, "args": request})
             if "end" in request:
                 out.append({**both, "ph": "e", "ts": request["end"] * 1e6})
         for at, live in self.waiting:
-            out.append({"ph": "C", "name": "live requests", "pid": 0, "tid": 0, "ts": at * 1e6, "args": {"n": live}})
+            out.append(
+                {
+                    "ph": "C",
+                    "name": "live requests",
+                    "pid": 0,
+                    "tid": 0,
+                    "ts": at * 1e6,
+                    "args": {"n": live},
+                }
+            )
         return {"traceEvents": out, "displayTimeUnit": "ms"}
 
     def save(self, path: Path) -> None:
