@@ -14,6 +14,7 @@ from typing import Protocol
 from neustream.core.lengths import Lengths
 from neustream.core.memory import Memory
 from neustream.core.profile import LatencyProfile
+from neustream.core.reasons import due, span
 from neustream.core.types import TICK, Asked, Batch, Job
 
 
@@ -85,7 +86,7 @@ class View:
         """Jobs that would be late even if they ran alone from now on, with the reason to give."""
         now, latest = self.now, self.now - TICK
         return {
-            job: f"hopeless: needs {job.work:.3f} s more, due in {min(job.due, job.due_next) - now:.3f} s"
+            job: f"hopeless: needs {span(job.work)} more, {due(min(job.due, job.due_next) - now)}"
             for queue in self.queues.values()
             for job in queue
             if job.due - job.work < latest or job.due_next - job.work_next < latest

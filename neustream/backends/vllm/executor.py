@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from neustream.backends.vllm.promises import LARGEST_MS, LARGEST_WEIGHT, slo
+from neustream.core.reasons import due
 from neustream.core.scheduler import Update
 from neustream.core.types import Batch, Job
 from neustream.engine.clock import Clock
@@ -143,7 +144,7 @@ def _promised(sampling: SamplingParams, budget: float, weight: float) -> Samplin
     if math.isinf(budget):
         return sampling
     if budget <= 0:
-        raise StageFailed(f"its time was over {-budget:.3f} s before it began")
+        raise StageFailed(f"its time was over before it began: {due(budget)}")
     args = slo(total_ms=min(budget * 1e3, LARGEST_MS), weight=min(weight, LARGEST_WEIGHT))
     given = sampling.clone()
     given.extra_args = {**(given.extra_args or {}), **args}

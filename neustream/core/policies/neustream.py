@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neustream.core.policy import Decision, View
+from neustream.core.reasons import due, span
 from neustream.core.types import Job
 from neustream.errors import ConfigError
 
@@ -89,7 +90,7 @@ class NeuStream:
             for job in queue:
                 if job.due - job.work <= latest or job.due_next - job.work_next <= latest:
                     left = min(job.due, job.due_next) - view.now
-                    drop[job] = f"budget: {left:.3f} s left for {job.work:.3f} s of work and {margin:.3f} s of margin"
+                    drop[job] = f"budget: needs {span(job.work)} and {span(margin)} of margin, {due(left)}"
         return drop
 
 

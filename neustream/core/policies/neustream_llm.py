@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from neustream.core.policies.generation import Generation, apart, begun, continuous
 from neustream.core.policies.order import in_order
 from neustream.core.policy import Decision, View
+from neustream.core.reasons import due, span
 from neustream.core.steps import Step
 from neustream.core.types import Job
 from neustream.errors import ConfigError
@@ -48,7 +49,7 @@ class NeuStreamLLM:
 
     def _tokens(self, view: View, model: Generation) -> Decision:
         drop = {
-            job: f"hopeless: its first token needs {job.work_next:.3f} s, due in {job.due_next - view.now:.3f} s"
+            job: f"hopeless: its first token needs {span(job.work_next)}, {due(job.due_next - view.now)}"
             for job in model.prefills
             if not begun(job) and job.due_next - view.now < model.speed * job.work_next
         }

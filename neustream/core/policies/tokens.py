@@ -15,6 +15,7 @@ from functools import lru_cache
 from neustream.core.policies.generation import Generation, begun
 from neustream.core.policies.horizon import Horizon
 from neustream.core.policy import Decision, View
+from neustream.core.reasons import due, span
 from neustream.core.steps import Step
 from neustream.core.types import TICK, Asked, Job
 from neustream.errors import ConfigError
@@ -145,7 +146,7 @@ class _Plan:
                 self.broken.append(job)
             else:
                 what = "next output" if job not in self.tight else "next output, for all to be in time,"
-                self.drop[job] = f"hopeless: its {what} needs {need:.3f} s, due in {time:.3f} s"
+                self.drop[job] = f"hopeless: its {what} needs {span(need)}, {due(time)}"
         if hasattr(model.steps, "error") and self.drop and not (self.alive or self.broken or self.waiting):
             self._try_one()
         self.alive.sort(key=self.due)
