@@ -109,7 +109,7 @@ def _profile(file: TableFile | LinearFile) -> LatencyProfile:
     )
 
 
-def load_stage(stage: str, paths: Sequence[Path]) -> LatencyProfile:
+def load_stage(stage: str, paths: Sequence[Path | str]) -> LatencyProfile:
     """The profile of a stage that runs one module, or several back to back."""
     parts = [load_profile(path) for path in paths]
     return parts[0] if len(parts) == 1 else SumProfile(stage, parts)
@@ -278,9 +278,15 @@ def profiles_of(measured: Mapping[str, Sequence[Measurement]], device: str = "")
 
 
 def save(
-    measured: Mapping[str, Sequence[Measurement]], out: Path, *, model: str, device: str, origin: Mapping[str, Any]
+    measured: Mapping[str, Sequence[Measurement]],
+    out: Path | str,
+    *,
+    model: str,
+    device: str,
+    origin: Mapping[str, Any],
 ) -> list[Path]:
     """Write one file per stage under `out`; returns their paths."""
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, some in measured.items():

@@ -102,7 +102,12 @@ def measure_experiment(
 
 
 def profile_shapes(
-    experiment: Experiment, device: str, shapes: Sequence[tuple[int, int]], out: Path, seconds: float, progress: bool
+    experiment: Experiment,
+    device: str,
+    shapes: Sequence[tuple[int, int]],
+    out: Path | str,
+    seconds: float,
+    progress: bool,
 ) -> list[Path]:
     """Time a pipeline's stages at some sizes (height, width), into files for `serve(pipe, profiles=out)`."""
     backend = make_backend(experiment, device)
@@ -119,12 +124,12 @@ def profile_shapes(
 
 
 def profile_steps(
-    experiment: Experiment, device: str, out: Path, seconds: float, tick: Callable[[str, int, float], None]
+    experiment: Experiment, device: str, out: Path | str, seconds: float, tick: Callable[[str, int, float], None]
 ) -> StepsFile:
     """Time the steps of an experiment's language model, into its profile's file under `out`."""
     assert experiment.llm is not None
     file = cast(LlmBackend, make_backend(experiment, device)).steps(seconds, tick)
-    save_steps(file, out / f"{experiment.llm.profile}.json")
+    save_steps(file, Path(out) / f"{experiment.llm.profile}.json")
     return file
 
 
@@ -142,7 +147,7 @@ class Gallery:
             if image is not None:
                 self._images[record.job.id] = image
 
-    def save(self, path: Path) -> bool:
+    def save(self, path: Path | str) -> bool:
         """Write them as one picture; False if there are none."""
         if not self._images:
             return False

@@ -75,7 +75,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    checkpoint: str | None = None
+    checkpoint: str | Path | None = None
     pipeline: str | None = None
     components: dict[str, Any] = Field(default_factory=dict)
     arguments: dict[str, Any] = Field(default_factory=dict)
