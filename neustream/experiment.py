@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from neustream.engine.events import Observer
 from neustream.engine.executor import Executor, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, ProfileError, nearest
+from neustream.explain import explain
 from neustream.graphs import llm, llm_profiles
 from neustream.profiling import load_stage
 from neustream.requests import Params, build_generations, build_requests
@@ -359,6 +359,8 @@ def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> 
     if getattr(part, key) is None or unused:
         raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")
     for value in values:
-        if not 0 < value < math.inf:
-            raise ConfigError(f"cannot sweep {over}: values must be greater than 0 and finite, got {value}")
-        yield value, experiment.model_copy(update={section: part.model_copy(update={key: value})})
+        try:
+            changed = type(part).model_validate({**part.model_dump(exclude_unset=True), key: value})
+        except ValidationError as error:
+            raise ConfigError(f"cannot sweep {over}: {explain(error, type(part))}") from None
+        yield value, experiment.model_copy(update={section: changed})

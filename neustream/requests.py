@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neustream.config import Between, Choices, Experiment, LogNormal, SloClass
+from neustream.config import Experiment, SloClass
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import solo_latency
 from neustream.core.types import SLO, Request
 from neustream.errors import ConfigError
+from neustream.explain import shortened
+from neustream.fields import MOST_TOKENS, MOST_WORK, Between, Choices, LogNormal
 from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace, with_burst
 
 Params = Mapping[str, Any]
@@ -41,6 +43,7 @@ def build_requests(
     ]
     rounds = [stage.times for stage in experiment.stages.values() if stage.times]
     asked = [_with_counts(at, {**params(at), **row.params, "steps": steps[at]}, rounds) for at, row in enumerate(trace)]
+    _check_work(sum(some[name] for some in asked for name in rounds))
     solo = _solo_latencies(experiment, graph, profiles, asked)
     if load.arrivals == "trace":
         arrivals = [row.arrival for row in trace]
@@ -49,12 +52,9 @@ def build_requests(
         arrivals = [float(at) for at in _arrivals(experiment, rate)]
     requests = []
     for at, (row, slo) in enumerate(zip(trace, _classes(experiment, len(trace)), strict=True)):
-        total = row.slo_s or slo.total_s
-        if total is None:
-            assert slo.scale is not None
-            total = slo.scale * (experiment.slo.extra_s + solo[at])
-            if not total > 0:
-                raise ConfigError(f"slo.scale: request {at} has no work, so its SLO would be 0 s; use slo.total_s")
+        total = _promised(row.slo_s or slo.total_s, slo.scale, experiment.slo.extra_s + solo[at])
+        if not total > 0:
+            raise ConfigError(f"slo.scale: request {at} has no work, so its SLO would be 0 s; use slo.total_s")
         promise = SLO(total, weight=slo.weight, name=slo.name)
         requests.append(Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at]))
     return requests
@@ -79,6 +79,7 @@ def build_generations(
             raise ConfigError(f"request {at}: prompt_tokens, output_tokens and max_tokens must be 1 or more")
         ends.append(min(given.pop("output_tokens"), given["max_tokens"]))
         asked.append(given)
+    _check_work(sum(ends))
     prefill, decode = (profiles[f"llm.{stage}"] for stage in ("prefill", "decode"))
     first = [prefill.latency(1, n, n * n) for n in (float(some["prompt_tokens"]) for some in asked)]
     step = [decode.latency(1, some["prompt_tokens"] + some["max_tokens"] / 2) for some in asked]
@@ -124,11 +125,17 @@ def _with_counts(at: int, request: dict[str, Any], names: Sequence[str]) -> dict
     """The request with the parameters that loops ask for as whole numbers (a CSV file has texts)."""
     for name in names:
         value = request.get(name)
-        if isinstance(value, str) and value.isdecimal():
+        if isinstance(value, str) and value.isdecimal() and len(value) < 20:
             request[name] = value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"request {at}: {name!r} is what a stage's `times` ask for, so a count; got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_TOKENS:
+            what = f"{name!r} is what a stage's `times` ask for, so a count of at most {MOST_TOKENS}"
+            raise ConfigError(f"request {at}: {what}; got {shortened(value)}")
     return request
+
+
+def _check_work(steps: int) -> None:
+    if steps > MOST_WORK:
+        raise ConfigError(f"workload: its requests ask for {steps} steps in all; allowed: at most {MOST_WORK}")
 
 
 def _solo_latencies(
@@ -154,7 +161,10 @@ def _trace(experiment: Experiment) -> list[Row]:
     if "requests" not in load.model_fields_set:
         return rows
     if load.requests > len(rows):
-        raise ConfigError(f"workload.requests is {load.requests}, but {load.file} has {len(rows)} rows")
+        raise ConfigError(
+            f"workload.requests is {load.requests}, but {load.file} has {len(rows)} rows; "
+            "for all of them drop it: --set workload.requests=null"
+        )
     return rows[: load.requests]
 
 

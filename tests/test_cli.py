@@ -174,7 +174,7 @@ def test_the_module_can_be_run():
         ),
         (
             ["sweep", "toy.yaml", "--over", "workload.rate", "--values", "0", "--out", "o"],
-            "ConfigError: cannot sweep workload.rate: values must be greater than 0 and finite, got 0.0",
+            "ConfigError: cannot sweep workload.rate: rate: Input should be greater than or equal to 0.000001, got 0.0",
         ),
         (["profile", "toy.yaml", "--set", "backend=null", "--out", "o"], "ConfigError: config 'toy' has no backend"),
         (["run", "toy.yaml", "--set", "backend.reject=3"], "BackendError: request 'toy-3': number must not be 3"),

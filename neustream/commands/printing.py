@@ -70,5 +70,5 @@ def title_of(experiment: Experiment) -> str:
     for name, scale, seconds in (("TTFT", slo.first_scale, slo.first_s), ("TPOT", slo.step_scale, slo.step_s)):
         if scale or seconds:
             promises.append(f"{name} {scale:g}x solo" if scale else f"{name} {seconds:g} s")
-    promise = f"SLO {', '.join(promises)}" if promises else "SLO classes"
+    promise = f"SLO {', '.join(promises)}" if promises else "SLO classes" if slo.classes else "no SLO"
     return f"{experiment.name}: {arrivals}{burst}, {promise}, seed {load.seed}"
