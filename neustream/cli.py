@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -20,8 +21,8 @@ COMMANDS = {
 """Name -> what `neustream --help` says of it; the function is `command` in `neustream/commands/NAME.py`."""
 
 EXITS = (
-    "Exit codes: 0 all went well; 2 wrong arguments, config, files or device, told in one line on stderr; "
-    "130 interrupted (Ctrl-C), with the results until then where the command writes any."
+    "Exit codes: 0 all went well; 2 wrong arguments, config, files, device, policy or model, told in one line on "
+    "stderr; 130 interrupted (Ctrl-C), with the results until then."
 )
 
 
@@ -30,12 +31,21 @@ def main() -> None:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # where --policy module:Class and kind: module:function are looked for
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install what is not needed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names in a config may be more than the terminal can show
     try:
         application(sys.argv[1:])()
     except NeustreamError as error:
         _complain(type(error).__name__, " ".join(str(error).split()))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as error:
-        _complain("cannot read or write", f"{error.filename}: {error.strerror}")
+        what = f"{error.filename}: " if error.filename is not None else ""
+        _complain("cannot read or write", f"{what}{error.strerror or error}")
+    except MemoryError:
+        _complain("MemoryError", "this experiment needs more memory than there is here")
 
 
 def application(arguments: list[str]) -> typer.Typer:
@@ -51,7 +61,9 @@ def application(arguments: list[str]) -> typer.Typer:
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, about in COMMANDS.items():
         if name == asked:
-            app.command(name)(importlib.import_module(f"neustream.commands.{name}").command)
+            from neustream.commands.interrupts import interruptible
+
+            app.command(name)(interruptible(importlib.import_module(f"neustream.commands.{name}").command))
         else:
             app.command(name, short_help=about)(_not_asked)
     return app

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,8 +34,8 @@ from neustream.engine.engine import Engine
 from neustream.engine.events import Observer
 from neustream.engine.executor import Executor, ProfiledExecutor
 from neustream.engine.report import Report
-from neustream.errors import ConfigError, ProfileError, nearest
-from neustream.explain import explain
+from neustream.errors import ConfigError, NeustreamError, PolicyError, ProfileError, nearest
+from neustream.explain import explain, one_line, shortened, told
 from neustream.graphs import llm, llm_profiles
 from neustream.profiling import load_stage
 from neustream.requests import Params, build_generations, build_requests
@@ -67,6 +69,13 @@ def load_profiles(experiment: Experiment) -> dict[str, LatencyProfile]:
     for pool in build_pools(experiment):
         _check_device(pool, profiles)
     return profiles
+
+
+def profile_files(experiment: Experiment) -> list[Path]:
+    """The files that `load_profiles` reads."""
+    if experiment.llm is not None:
+        return [experiment.profiles / f"{experiment.llm.profile}.json"]
+    return [file for name, stage in experiment.stages.items() for file in _files(experiment.profiles, name, stage)]
 
 
 def _check_device(pool: Pool, profiles: Mapping[str, LatencyProfile]) -> None:
@@ -119,6 +128,8 @@ def build_policy(experiment: Experiment, name: str) -> Policy:
         policy: Policy = make(**given)
     except (TypeError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{where}: making it raised {told(error)}") from error
     if not callable(getattr(policy, "decide", None)):
         raise ConfigError(f"policy {name!r} makes a {type(policy).__name__}, which has no decide(view)")
     return policy
@@ -144,12 +155,14 @@ def _plan(experiment: Experiment, where: str, files: Any) -> dict[str, LatencyPr
 
 
 def load_object(path: str, what: str) -> Any:
-    """The object at `package.module:name`."""
+    """The object at `package.module:name`; ConfigError if it cannot be imported, whatever its module raises."""
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{what} {path!r}: {error}") from error
+        raise ConfigError(f"{what} {shortened(path)}: {one_line(error)[:200]}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{what} {path!r}: its module raised {told(error)}") from error
 
 
 # -- running ----------------------------------------------------------------------------------------
@@ -305,7 +318,9 @@ def simulate(
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
     executor = ProfiledExecutor(overhead_s=overheads, stretch=factor, outcome=outcome)
     executors = dict.fromkeys((pool.name for pool in prepared.pools), executor)
-    return Engine(prepared.scheduler(policy), executors, VirtualClock(), observers).run(prepared.requests)
+    engine = Engine(prepared.scheduler(policy), executors, VirtualClock(), observers)
+    with policy_faults(policy):
+        return engine.run(prepared.requests)
 
 
 def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:
@@ -339,7 +354,26 @@ def serve(
     """Serve the workload in real time on `executors`, which stay open; `started` gets the engine."""
     engine = Engine(prepared.scheduler(policy, learn=True), executors, WallClock(), observers)
     started(engine)
-    return engine.run(prepared.requests)
+    with policy_faults(policy):
+        return engine.run(prepared.requests)
+
+
+@contextlib.contextmanager
+def policy_faults(policy: str | Policy) -> Iterator[None]:
+    """What a policy's `decide` raises, or its decision brings about, becomes a PolicyError that says where."""
+    try:
+        yield
+    except NeustreamError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        inside = {frame.name for frame in frames}
+        if "next_batch" not in inside:  # not while the policy was asked
+            raise
+        name = policy if isinstance(policy, str) else type(policy).__name__
+        what = "decide raised" if "decide" in inside else "its decision cannot be carried out:"
+        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+        raise PolicyError(f"policy {name!r}: {what} {told(error)} ({where})") from error
 
 
 def record(experiment: Experiment, policy: str, report: Report) -> dict[str, Any]:

@@ -27,6 +27,12 @@ def shortened(value: Any, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def told(error: BaseException) -> str:
+    """What somebody else's code raised, in a line of a message."""
+    text = one_line(error)
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
 def explain(
     error: ValidationError,
     model: type[BaseModel],

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toys import TESTS, adds_up, command, squash, toy, write_profile
+from toys import TESTS, adds_up, command, results, squash, toy, write_profile
 
 from neustream import Decision
 from neustream.config import load_experiment
@@ -20,10 +20,6 @@ PAPER = [
     path for path in sorted((Path(__file__).parent.parent / "configs/paper").glob("*.yaml")) if "opt_" not in path.name
 ]
 POLICIES = ["serial", "static", "fcfs", "edf", "clockwork", "neustream"]
-
-
-def results(path):
-    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 # -- simulate -------------------------------------------------------------------------------------------

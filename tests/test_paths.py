@@ -17,6 +17,7 @@ from neustream.config import load_experiment
 from neustream.experiment import prepare, record, simulate
 from neustream.profiling import Measurement, load_stage, save
 from neustream.stepfile import load_steps, save_steps
+from neustream.sweeping import batches_of
 from neustream.yamlfile import read_document
 
 STEPS = Path(__file__).parent.parent / "profiles/a6000/opt_13b/steps.json"
@@ -46,7 +47,7 @@ WRITE = {
     "save": lambda path: save(MEASURED, path, model="m", device="d", origin={}),
     "save_steps": lambda path: save_steps(steps(), path),
     "plot_sweep": lambda path: plot_sweep(records(Path(path).parent.parent), "workload.rate", ["fcfs"], "t", path),
-    "plot_batches": lambda path: plot_batches({"fcfs": LOG}, "draw", "t", f"{path}.png"),
+    "plot_batches": lambda path: plot_batches({"fcfs": batches_of(LOG, "draw")}, "draw", "t", f"{path}.png"),
     "plot_served": lambda path: plot_served(records(Path(path).parent.parent), "t", f"{path}.png"),
 }
 

@@ -19,9 +19,10 @@ from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report
-from neustream.errors import BackendError, ConfigError, ProfileError, nearest
+from neustream.errors import BackendError, ConfigError, NeustreamError, ProfileError, nearest
 from neustream.experiment import Prepared, build_graph, load_object, load_profiles, prepare, serve
-from neustream.profiling import Measurement, measure, versions
+from neustream.explain import told
+from neustream.profiling import Measurement, measure, module_faults, versions
 from neustream.stepfile import StepsFile, save_steps
 
 NEEDED = {
@@ -43,7 +44,12 @@ def make_backend(experiment: Experiment, device: str) -> ModelBackend:
     if missing := [name for name in needed if find_spec(name) is None]:
         raise BackendError(f"backend {config.kind!r} needs {', '.join(missing)}: pip install 'neustream[{extra}]'")
     make: Make = load_object(path, "backend")
-    backend = make(config.options, device)
+    try:
+        backend = make(config.options, device)
+    except NeustreamError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise BackendError(f"backend {config.kind!r}: making it for {device!r} raised {told(error)}") from error
     label = {"llm"} if experiment.llm is not None else set()  # steps of both of its stages
     if unserved := (set(experiment.stages) | label) - set(backend.modules):
         raise ConfigError(
@@ -189,7 +195,8 @@ class Session:
             stages += ["llm"] if experiment.llm is not None else []
             modules = [{stage: backends[place].modules[stage] for stage in stages} for place in some]
             finite = experiment.backend.check_finite
-            self._executors[name] = ThreadExecutor(modules, some, check_finite=finite)
+            with module_faults(f"pool {name!r}: loading {', '.join(stages)}"):
+                self._executors[name] = ThreadExecutor(modules, some, check_finite=finite)
 
     def _check(
         self, experiment: Experiment, backends: Mapping[str, ModelBackend], places: Mapping[str, Sequence[str]]

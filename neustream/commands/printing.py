@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ console = Console()
 problems = Console(stderr=True)
 
 
-def new_progress() -> Progress:
-    """A bar on stderr."""
-    return Progress(
+@contextlib.contextmanager
+def new_progress() -> Iterator[Progress]:
+    """A bar on stderr, if that is a terminal."""
+    bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,13 +35,19 @@ def new_progress() -> Progress:
         TimeElapsedColumn(),
         console=problems,
         refresh_per_second=2,  # drawing takes time from the steps of `run`
+        disable=not problems.is_terminal,
     )
+    if bar.disable:
+        yield bar
+        return
+    with bar:
+        yield bar
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write results, and make the folder that they lie in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def note(progress: Progress, text: str) -> None:
+    """Say how far the work is where there is no bar: a line in a log."""
+    if progress.disable:
+        problems.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def wrote(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
+from neustream.commands.interrupts import raise_unless_pressed
 from neustream.config import Experiment
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
@@ -22,6 +23,9 @@ def chosen_policies(config: Path, experiment: Experiment, chosen: list[str] | No
             build_policy(experiment, name)
         except ConfigError as error:
             raise ConfigError(f"{config}: {error}") from None
+        except KeyboardInterrupt:
+            raise_unless_pressed(f"policy {name!r}")
+            raise
     return names
 
 
