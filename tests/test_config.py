@@ -11,8 +11,9 @@ from toys import toy
 
 from neustream import ConfigError
 from neustream.config import load_experiment
-from neustream.experiment import build_policy, prepare
+from neustream.experiment import prepare
 from neustream.fields import Between, Choices
+from neustream.named import build_policy
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 

@@ -26,7 +26,8 @@ from neustream import (
 )
 from neustream.backends.serving import Session
 from neustream.config import load_experiment
-from neustream.experiment import build_policy, prepare, sweep_points
+from neustream.experiment import prepare, sweep_points
+from neustream.named import build_policy
 from neustream.workload import load_trace
 
 ONE = {"s": table("s", 1.0)}

@@ -20,8 +20,9 @@ from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report
 from neustream.errors import BackendError, ConfigError, NeustreamError, ProfileError, nearest
-from neustream.experiment import Prepared, build_graph, load_object, load_profiles, prepare, serve
+from neustream.experiment import Prepared, build_graph, load_profiles, prepare, serve
 from neustream.explain import told
+from neustream.named import load_object
 from neustream.profiling import Measurement, measure, module_faults, versions
 from neustream.stepfile import StepsFile, save_steps
 

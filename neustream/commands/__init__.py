@@ -1,4 +1,4 @@
 """The commands, one file each: its function `command` is what runs, and its docstring the help.
 
-`neustream.cli` lists them; `options.py`, `outputs.py`, `printing.py`, `interrupts.py` and `reach.py` are what they share.
+`neustream.cli` lists them. They share `options.py`, `outputs.py`, `printing.py`, `interrupts.py` and `reach.py`.
 """

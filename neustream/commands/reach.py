@@ -12,7 +12,8 @@ from neustream.commands.interrupts import raise_unless_pressed
 from neustream.config import Experiment
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
-from neustream.experiment import Prepared, build_policy
+from neustream.experiment import Prepared
+from neustream.named import build_policy
 
 
 def chosen_policies(config: Path, experiment: Experiment, chosen: list[str] | None) -> list[str]:

@@ -45,7 +45,7 @@ from neustream.backends.diffusers.run import Run
 from neustream.backends.options import options_of
 from neustream.core.types import Job
 from neustream.errors import BackendError, nearest
-from neustream.experiment import load_object
+from neustream.named import load_object
 
 PROMPTS = (
     "a lighthouse in a storm, oil painting",

@@ -23,8 +23,8 @@ from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy
 from neustream.core.types import SLO
 from neustream.errors import ConfigError, nearest
-from neustream.experiment import load_object
 from neustream.explain import explain
+from neustream.named import load_object
 from neustream.yamlfile import read_document
 
 KEY = "neustream"
