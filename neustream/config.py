@@ -11,37 +11,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    Strict,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from neustream.errors import ConfigError, nearest
-from neustream.explain import explain, one_line
+from neustream.explain import explain, keys_at
+from neustream.fields import (
+    MOST_REQUESTS,
+    BatchSize,
+    Factor,
+    Rate,
+    Requests,
+    Seconds,
+    Section,
+    Share,
+    Steps,
+    TokenCount,
+    Tokens,
+)
+from neustream.overrides import anchored, check_dropped, override
+from neustream.yamlfile import read_document
+
+MOST_WORKERS = 1024
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_values_as_numbers(cls, raw: Any) -> Any:
-        for key, field in cls.model_fields.items() if isinstance(raw, dict) else ():
-            if isinstance(raw.get(key), bool) and field.annotation is not bool:
-                raise ValueError(f"{key} cannot be {str(raw[key]).lower()}")
-        return raw
-
-
-class StageConfig(_Strict):
+class StageConfig(Section):
     """One stage of the pipeline.
 
     `times` names the request parameter that says how often the stage runs (its loop); without it
@@ -49,92 +42,29 @@ class StageConfig(_Strict):
     modules run back to back as one step; it defaults to the stage's own name.
     """
 
-    max_batch: PositiveInt = 1
+    max_batch: BatchSize = 1
     times: str | None = None
     profile: list[str] | None = Field(default=None, min_length=1)
     pool: str = "gpu"
 
 
-class PoolConfig(_Strict):
+class PoolConfig(Section):
     """Interchangeable workers; for `run`, `devices` names one device each."""
 
-    workers: PositiveInt = 1
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     sticky: bool = False
     devices: list[str] | None = None
 
 
-class Between(_Strict):
-    """Whole numbers drawn uniformly, both ends included."""
-
-    min: int = Field(ge=0)
-    max: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Between:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is larger than max {self.max}")
-        return self
-
-
-class Choices(_Strict):
-    """One of some values, equally often."""
-
-    choices: list[Annotated[int, Strict(), Field(ge=0)]] = Field(min_length=1)
-
-
-def _kind_of_steps(value: Any) -> str:
-    if isinstance(value, Choices) or (isinstance(value, dict) and not {"min", "max"} & set(value)):
-        return "of choices"
-    return "from to" if isinstance(value, dict | Between) else "a number"
-
-
-Steps = Annotated[
-    Annotated[int, Tag("a number")] | Annotated[Between, Tag("from to")] | Annotated[Choices, Tag("of choices")],
-    Discriminator(_kind_of_steps),
-]
-"""One number for all requests, or how each request's is drawn."""
-
-
-class LogNormal(_Strict):
-    """Whole numbers around `median`, log-normal with `sigma`, cut off at `min` and `max`."""
-
-    median: PositiveFloat
-    sigma: float = Field(ge=0, le=5)
-    min: PositiveInt = 1
-    max: PositiveInt = 2**20
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LogNormal:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is larger than max {self.max}")
-        return self
-
-
-def _kind_of_tokens(value: Any) -> str:
-    if isinstance(value, LogNormal) or (isinstance(value, dict) and "median" in value):
-        return "log-normal"
-    return _kind_of_steps(value)
-
-
-Tokens = Annotated[
-    Annotated[int, Tag("a number")]
-    | Annotated[Between, Tag("from to")]
-    | Annotated[Choices, Tag("of choices")]
-    | Annotated[LogNormal, Tag("log-normal")],
-    Discriminator(_kind_of_tokens),
-]
-"""How many tokens a text has: for all requests, or how each request's number is drawn."""
-
-
-class Burst(_Strict):
+class Burst(Section):
     """A surge: the `requests` that come after the first `after` do so `factor` times as fast (below 1: a lull)."""
 
-    after: int = Field(ge=0)
-    requests: PositiveInt
-    factor: PositiveFloat
+    after: int = Field(ge=0, le=MOST_REQUESTS)
+    requests: Requests
+    factor: Factor
 
 
-class Workload(_Strict):
+class Workload(Section):
     """Arrivals and step counts. `seed` seeds each draw anew (0: the artifact's numbers).
 
     `rate` is in requests per second; `load` instead of it makes the rate that many times what one
@@ -147,57 +77,67 @@ class Workload(_Strict):
     """
 
     arrivals: Literal["gamma", "constant", "trace"] = "gamma"
-    requests: PositiveInt = 500
-    rate: PositiveFloat = 1.0
-    load: PositiveFloat | None = None
-    cv: float = Field(default=1.0, gt=0, le=1000)
+    requests: Requests = 500
+    rate: Rate = 1.0
+    load: Factor | None = None
+    cv: float = Field(default=1.0, ge=0.001, le=1000)
     file: Path | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     steps: Steps = 1
     prompt: Tokens = 128
     output: Tokens = 128
-    max_tokens: PositiveInt = 256
+    max_tokens: TokenCount = 256
     burst: Burst | None = None
 
     @model_validator(mode="after")
     def _file(self) -> Workload:
         if (self.arrivals == "trace") != (self.file is not None):
             raise ValueError("arrivals: trace needs a file, and a file needs arrivals: trace")
-        if self.load is not None and ("rate" in self.model_fields_set or self.arrivals == "trace"):
-            raise ValueError("load takes the place of rate, and does not go with arrivals: trace")
-        if self.burst is not None and self.arrivals == "trace":
-            raise ValueError("burst does not go with arrivals: trace")
+        if self.load is not None and "rate" in self.model_fields_set:
+            raise ValueError(f"load takes the place of rate; {either('workload.load', 'workload.rate')}")
+        for key in ("load", "burst"):
+            if getattr(self, key) is not None and self.arrivals == "trace":
+                raise ValueError(f"{key} does not go with arrivals: trace; {dropped(f'workload.{key}')}")
         if self.burst is not None and self.burst.after >= self.requests:
             raise ValueError(f"burst: none comes after {self.burst.after} of {self.requests} requests")
-        if isinstance(self.steps, int) and self.steps < 0:
-            raise ValueError(f"steps must be 0 or more, got {self.steps}")
         return self
+
+
+def dropped(*keys: str) -> str:
+    """How to be rid of keys."""
+    return "drop it: " + " ".join(f"--set {key}=null" for key in keys)
+
+
+def either(a: str, b: str) -> str:
+    """How to be rid of one of two keys."""
+    return f"drop one: --set {a}=null or --set {b}=null"
 
 
 TOKEN_SLOS = ("first_scale", "step_scale", "first_s", "step_s")
 
 
-def _check_slo(slo: Any) -> None:
+def _check_slo(slo: Slo | SloClass) -> None:
     """What is wrong in combinations of promises, as ValueErrors."""
     for a, b in (("scale", "total_s"), ("first_scale", "first_s"), ("step_scale", "step_s")):
         if getattr(slo, a) is not None and getattr(slo, b) is not None:
-            raise ValueError(f"give {a} or {b}, not both")
+            hint = f"; {either(f'slo.{a}', f'slo.{b}')}" if isinstance(slo, Slo) else ""
+            raise ValueError(f"give {a} or {b}, not both{hint}")
     if slo.first_scale is None and slo.first_s is None and (slo.step_scale or slo.step_s) is not None:
         raise ValueError("step_scale and step_s need first_scale or first_s: output k is due at first + k * step")
 
 
-class SloClass(_Strict):
-    """A class of promises: as a `scale` of the request's own solo latency, or absolute."""
+class SloClass(Section):
+    """A class of promises: as a `scale` of the request's own solo latency, or absolute; without any, none."""
 
     name: str = ""
-    share: PositiveFloat = 1.0
-    weight: PositiveFloat = 1.0
-    scale: PositiveFloat | None = None
-    total_s: PositiveFloat | None = None
-    first_scale: PositiveFloat | None = None
-    step_scale: PositiveFloat | None = None
-    first_s: PositiveFloat | None = None
-    step_s: PositiveFloat | None = None
+    share: Share = 1.0
+    weight: Share = 1.0
+    scale: Share | None = None
+    total_s: Seconds | None = None
+    first_scale: Share | None = None
+    step_scale: Share | None = None
+    first_s: Seconds | None = None
+    step_s: Seconds | None = None
 
     @property
     def of_tokens(self) -> bool:
@@ -207,28 +147,27 @@ class SloClass(_Strict):
     @model_validator(mode="after")
     def _one(self) -> SloClass:
         _check_slo(self)
-        if self.scale is None and self.total_s is None and not self.of_tokens:
-            raise ValueError("an SLO is a scale or total_s, or for outputs first_* and step_*; none is given")
         return self
 
 
-class Slo(_Strict):
+class Slo(Section):
     """What requests are promised: one `scale` or `total_s` for all, or `classes` drawn by share.
 
     With a scale, a request's SLO is `scale * (solo latency + extra_s)`. Outputs of an LLM: the first is
     due after `first_s` (TTFT), or `first_scale` times the prefill of that prompt alone; each further one
     `step_s` later (TPOT, cumulative: an early token buys slack), or `step_scale` times a decode alone
     in the middle of the request's `max_tokens`. A scale of an LLM's whole request is of all `max_tokens`.
+    With none of them, nothing is promised: requests are on time whenever they end.
     """
 
-    scale: PositiveFloat | None = None
-    total_s: PositiveFloat | None = None
+    scale: Share | None = None
+    total_s: Seconds | None = None
     classes: list[SloClass] | None = Field(default=None, min_length=1)
-    first_scale: PositiveFloat | None = None
-    step_scale: PositiveFloat | None = None
-    first_s: PositiveFloat | None = None
-    step_s: PositiveFloat | None = None
-    extra_s: float = Field(default=0.0, ge=0)
+    first_scale: Share | None = None
+    step_scale: Share | None = None
+    first_s: Seconds | None = None
+    step_s: Seconds | None = None
+    extra_s: float = Field(default=0.0, ge=0, le=1e9)
 
     @property
     def of_tokens(self) -> bool:
@@ -240,24 +179,21 @@ class Slo(_Strict):
     @model_validator(mode="after")
     def _one(self) -> Slo:
         _check_slo(self)
-        alone = [self.scale, self.total_s, *(getattr(self, name) for name in TOKEN_SLOS)]
-        given = sum(x is not None for x in (self.scale, self.total_s, self.classes))
-        if self.classes is not None and any(x is not None for x in alone):
-            raise ValueError("give exactly one of scale, total_s and classes; promises of tokens go into the classes")
-        if given != 1 and not (given == 0 and any(x is not None for x in alone)):
-            raise ValueError("give exactly one of scale, total_s and classes (or, for an LLM, first_* and step_*)")
+        alone = [name for name in ("scale", "total_s", *TOKEN_SLOS) if getattr(self, name) is not None]
+        if self.classes is not None and alone:
+            raise ValueError(f"{alone[0]} goes into the classes, or alone; {either('slo.classes', f'slo.{alone[0]}')}")
         return self
 
 
-class Slowdown(_Strict):
+class Slowdown(Section):
     """A time during which the device is slower: steps that start in it take `factor` times as long."""
 
-    start_s: float = Field(ge=0)
-    duration_s: PositiveFloat
-    factor: PositiveFloat
+    start_s: float = Field(ge=0, le=1e13)
+    duration_s: float = Field(ge=1e-9, le=1e13)
+    factor: Factor
 
 
-class Simulation(_Strict):
+class Simulation(Section):
     """How the simulated device differs from its profile.
 
     `step_overhead_s` is added to each step (launching, copying: what a table of bare model calls
@@ -267,16 +203,16 @@ class Simulation(_Strict):
     they overlap, all of them count. Policies know of none of this.
     """
 
-    step_overhead_s: float = Field(default=0.0, ge=0)
-    latency_scale: PositiveFloat = 1.0
+    step_overhead_s: float = Field(default=0.0, ge=0, le=1e6)
+    latency_scale: Factor = 1.0
     latency_noise: float = Field(default=0.0, ge=0, le=5)
-    slowdowns: list[Slowdown] = []
+    slowdowns: list[Slowdown] = Field(default=[])
 
 
-class Sweep(_Strict):
+class Sweep(Section):
     """What `neustream sweep` varies by default: the values, and other keys that it holds meanwhile."""
 
-    values: list[PositiveFloat] = Field(min_length=1)
+    values: list[Share] = Field(min_length=1)
     at: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -294,6 +230,9 @@ class Backend(BaseModel):
         return dict(self.model_extra or {})
 
 
+ASIDE = "x-"
+"""What keys at the top begin with that hold nothing but anchors."""
+
 SWEEPABLE = (
     "workload.rate",
     "workload.load",
@@ -304,11 +243,11 @@ SWEEPABLE = (
 )
 
 
-class MemoryConfig(_Strict):
+class MemoryConfig(Section):
     """The KV cache of one worker: room for `tokens`, in blocks of `block`."""
 
-    tokens: PositiveInt
-    block: PositiveInt = 16
+    tokens: Annotated[int, Field(ge=1, le=2**40)]
+    block: Annotated[int, Field(ge=1, le=2**20)] = 16
 
     @model_validator(mode="after")
     def _one_block(self) -> MemoryConfig:
@@ -317,7 +256,7 @@ class MemoryConfig(_Strict):
         return self
 
 
-class LlmConfig(_Strict):
+class LlmConfig(Section):
     """A language model in place of `stages`: prefill, then decode until the end.
 
     `max_batch`: the most requests in one step. `profile`: the file of the `profiles` folder (without
@@ -325,13 +264,13 @@ class LlmConfig(_Strict):
     `step_tokens`: the most tokens that one step computes where prompts are prefilled in parts.
     """
 
-    max_batch: PositiveInt = 256
+    max_batch: BatchSize = 256
     profile: str = "steps"
     memory: MemoryConfig | None = None
-    step_tokens: PositiveInt = 2048
+    step_tokens: TokenCount = 2048
 
 
-class Experiment(_Strict):
+class Experiment(Section):
     """One YAML file: a pipeline, its profiles, a workload, promises, and policies to compare."""
 
     name: str
@@ -341,11 +280,16 @@ class Experiment(_Strict):
     pools: dict[str, PoolConfig] = Field(default_factory=lambda: {"gpu": PoolConfig()})
     profiles: Path
     workload: Workload = Workload()
-    slo: Slo
+    slo: Slo = Slo()
     policies: dict[str, dict[str, Any]] = Field(default={"default": {}}, min_length=1)
     simulation: Simulation = Simulation()
     sweeps: dict[str, Sweep] = Field(default_factory=dict)
     backend: Backend | None = None
+
+    @field_validator("slo", mode="before")
+    @classmethod
+    def _no_promise(cls, slo: Any) -> Any:
+        return {} if slo is None else slo
 
     @model_validator(mode="before")
     @classmethod
@@ -389,59 +333,29 @@ PATHS = ("profiles", "workload.file")
 """Keys whose values are paths."""
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read `path` and apply `overrides` of the form `dotted.key=value` (values are YAML)."""
-    try:
-        raw = yaml.load(path.read_text("utf-8"), _Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, got {type(raw).__name__}")
+def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
+    """Read `path` and apply `overrides` of the form `dotted.key=value` (see `neustream.overrides`).
+
+    Raises:
+        ConfigError: it names the file, the line or the override, the key, the value, and what is allowed.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides are a list of texts dotted.key=value, got {overrides!r}")
+    path = Path(path)
+    document = read_document(path)
+    values = {key: value for key, value in document.values.items() if not str(key).startswith(ASIDE)}
     for key in PATHS:
-        _anchor(raw, key, path.parent)
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {override!r}: expected dotted.key=value")
-        try:
-            _set(raw, key, yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r}: {one_line(error)}") from None
-        if key in PATHS:
-            _anchor(raw, key, Path.cwd())
+        values = anchored(values, key, path.parent)
+    changed = []
+    for text in overrides:
+        values, place = override(values, text, {"sweeps": SWEEPABLE}, free=["backend"])
+        check_dropped(values, place, keys_at(Experiment, place[:-1]), f"--set {text}")
+        changed.append(place)
+        for key in PATHS:
+            if tuple(key.split("."))[: len(place)] == place:
+                values = anchored(values, key, Path.cwd())
     try:
-        return Experiment.model_validate(raw)
+        return Experiment.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, Experiment)}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not a silent choice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _anchor(raw: dict[str, Any], key: str, folder: Path) -> None:
-    *parents, last = key.split(".")
-    at: Any = raw
-    for part in parents:
-        at = at.get(part) if isinstance(at, dict) else None
-    if isinstance(at, dict) and isinstance(at.get(last), str):
-        at[last] = str(folder / at[last])
-
-
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    at: Any = raw
-    for part in parents:
-        at = at.setdefault(part, {})
-        if at is None or not isinstance(at, dict):
-            raise ConfigError(f"--set {key}: {part!r} is not a section")
-    at[last] = value
+        lines = {place: line for place, line in document.lines.items() if place not in changed}
+        raise ConfigError(f"{path}: {explain(error, Experiment, lines, changed)}") from None

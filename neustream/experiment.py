@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import math
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,33 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from neustream.config import SWEEPABLE, Between, Choices, Experiment, LogNormal, Simulation, SloClass, StageConfig
-from neustream.core.batch import Batch
+from neustream.config import SWEEPABLE, Experiment, Simulation, StageConfig
 from neustream.core.graph import Graph, Node, Stage, loop, seq
-from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
-from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.core.steps import LearntSteps, PhaseProfile
-from neustream.core.types import SLO, Request
-from neustream.core.work import alone_s
+from neustream.core.batch import Batch
+from neustream.core.job import Job
+from neustream.core.types import Request
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer
 from neustream.engine.executor import Executor, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, ProfileError, nearest
+from neustream.explain import explain
 from neustream.graphs import llm, llm_profiles
+from neustream.named import build_policy, policy_faults
 from neustream.profiling import load_stage
+from neustream.requests import Params, build_generations, build_requests
 from neustream.stepfile import load_steps
-from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace, with_burst
-
-Params = Mapping[str, Any]
 
 
 def build_graph(experiment: Experiment) -> Graph:
@@ -75,6 +69,13 @@ def load_profiles(experiment: Experiment) -> dict[str, LatencyProfile]:
     return profiles
 
 
+def profile_files(experiment: Experiment) -> list[Path]:
+    """The files that `load_profiles` reads."""
+    if experiment.llm is not None:
+        return [experiment.profiles / f"{experiment.llm.profile}.json"]
+    return [file for name, stage in experiment.stages.items() for file in _files(experiment.profiles, name, stage)]
+
+
 def _check_device(pool: Pool, profiles: Mapping[str, LatencyProfile]) -> None:
     devices = {name: profiles[name].device for name in pool.stages}
     if len(set(devices.values())) > 1:
@@ -94,235 +95,6 @@ def build_pools(experiment: Experiment) -> list[Pool]:
         Pool(name, tuple(s for s, stage in experiment.stages.items() if stage.pool == name), pool.workers, pool.sticky)
         for name, pool in experiment.pools.items()
     ]
-
-
-# -- workload ---------------------------------------------------------------------------------------
-
-
-def build_requests(
-    experiment: Experiment,
-    graph: Graph,
-    profiles: Mapping[str, LatencyProfile],
-    params: Callable[[int], Params] = lambda at: {},
-) -> list[Request]:
-    """The workload's requests in order of arrival; `params` adds what a real backend needs."""
-    if experiment.llm is not None:
-        return [request for request, _ in build_generations(experiment, graph, profiles, params)]
-    load = experiment.workload
-    count = load.requests
-    trace = _trace(experiment) if load.arrivals == "trace" else [Row(0.0)] * count
-    steps = [
-        drawn if row.steps is None else row.steps
-        for row, drawn in zip(trace, _steps(load.steps, len(trace), load.seed), strict=True)
-    ]
-    rounds = [stage.times for stage in experiment.stages.values() if stage.times]
-    asked = [_with_counts(at, {**params(at), **row.params, "steps": steps[at]}, rounds) for at, row in enumerate(trace)]
-    solo = _solo_latencies(experiment, graph, profiles, asked)
-    if load.arrivals == "trace":
-        arrivals = [row.arrival for row in trace]
-    else:
-        rate = load.rate if load.load is None else load.load * count / sum(solo)
-        arrivals = [float(at) for at in _arrivals(experiment, rate)]
-    requests = []
-    for at, (row, slo) in enumerate(zip(trace, _classes(experiment, len(trace)), strict=True)):
-        total = row.slo_s or slo.total_s
-        if total is None:
-            assert slo.scale is not None
-            total = slo.scale * (experiment.slo.extra_s + solo[at])
-            if not total > 0:
-                raise ConfigError(f"slo.scale: request {at} has no work, so its SLO would be 0 s; use slo.total_s")
-        promise = SLO(total, weight=slo.weight, name=slo.name)
-        requests.append(Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at]))
-    return requests
-
-
-def build_generations(
-    experiment: Experiment,
-    graph: Graph,
-    profiles: Mapping[str, LatencyProfile],
-    params: Callable[[int], Params] = lambda at: {},
-) -> list[tuple[Request, int]]:
-    """An LLM's requests in order of arrival, each with the outputs after which its generation ends."""
-    load = experiment.workload
-    trace = _trace(experiment) if load.arrivals == "trace" else [Row(0.0)] * load.requests
-    count = len(trace)
-    drawn = [_tokens(load.prompt, count, load.seed, 2), _tokens(load.output, count, load.seed, 3)]
-    asked, ends = [], []
-    for at, (row, prompt, output) in enumerate(zip(trace, *drawn, strict=True)):
-        numbers = {"prompt_tokens": prompt, "output_tokens": output, "max_tokens": load.max_tokens}
-        given = _with_counts(at, {**numbers, **params(at), **row.params}, list(numbers))
-        if min(given[name] for name in numbers) < 1:
-            raise ConfigError(f"request {at}: prompt_tokens, output_tokens and max_tokens must be 1 or more")
-        ends.append(min(given.pop("output_tokens"), given["max_tokens"]))
-        asked.append(given)
-    prefill, decode = (profiles[f"llm.{stage}"] for stage in ("prefill", "decode"))
-    first = [prefill.latency(1, n, n * n) for n in (float(some["prompt_tokens"]) for some in asked)]
-    step = [decode.latency(1, some["prompt_tokens"] + some["max_tokens"] / 2) for some in asked]
-    if load.arrivals == "trace":
-        arrivals = [row.arrival for row in trace]
-    else:
-        alone = sum(a + b * (n - 1) for a, b, n in zip(first, step, ends, strict=True))
-        rate = load.rate if load.load is None else load.load * count / alone
-        arrivals = [float(at) for at in _arrivals(experiment, rate)]
-    requests = []
-    for at, (row, slo) in enumerate(zip(trace, _classes(experiment, count), strict=True)):
-        whole = first[at] + step[at] * (asked[at]["max_tokens"] - 1)
-        promise = SLO(
-            total=_promised(row.slo_s or slo.total_s, slo.scale, whole + experiment.slo.extra_s),
-            first=_promised(slo.first_s, slo.first_scale, first[at] + experiment.slo.extra_s),
-            step=_promised(slo.step_s, slo.step_scale, step[at]),
-            weight=slo.weight,
-            name=slo.name,
-        )
-        request = Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at])
-        requests.append((request, ends[at]))
-    return requests
-
-
-def _promised(seconds: float | None, scale: float | None, alone: float) -> float:
-    return seconds if seconds is not None else math.inf if scale is None else scale * alone
-
-
-def _tokens(tokens: int | Between | Choices | LogNormal, count: int, seed: int, stream: int) -> list[int]:
-    """Numbers of tokens, drawn from a stream of their own."""
-    draw = np.random.default_rng([seed, stream])
-    if isinstance(tokens, LogNormal):
-        values = np.exp(draw.normal(math.log(tokens.median), tokens.sigma, count))
-        return [int(x) for x in np.clip(np.rint(values), tokens.min, tokens.max)]
-    if isinstance(tokens, Between):
-        return [int(x) for x in draw.integers(tokens.min, tokens.max + 1, count)]
-    if isinstance(tokens, Choices):
-        return [int(x) for x in draw.choice(tokens.choices, count)]
-    return [tokens] * count
-
-
-def _with_counts(at: int, request: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The request with the parameters that loops ask for as whole numbers (a CSV file has texts)."""
-    for name in names:
-        value = request.get(name)
-        if isinstance(value, str) and value.isdecimal():
-            request[name] = value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"request {at}: {name!r} is what a stage's `times` ask for, so a count; got {value!r}")
-    return request
-
-
-def _solo_latencies(
-    experiment: Experiment, graph: Graph, profiles: Mapping[str, LatencyProfile], asked: Sequence[Params]
-) -> list[float]:
-    """Each request's time alone; computed once for those that agree in what their loops ask for."""
-    known: dict[tuple[Any, ...], float] = {}
-    out = []
-    for request in asked:
-        key = tuple(request[stage.times] for stage in experiment.stages.values() if stage.times)
-        if key not in known:
-            known[key] = alone_s(graph, request, profiles)
-        out.append(known[key])
-    if experiment.workload.load is not None and not sum(out) > 0:
-        raise ConfigError("workload.load: the requests have no work, so no rate makes that load; use workload.rate")
-    return out
-
-
-def _trace(experiment: Experiment) -> list[Row]:
-    load = experiment.workload
-    assert load.file is not None
-    rows = load_trace(load.file)
-    if "requests" not in load.model_fields_set:
-        return rows
-    if load.requests > len(rows):
-        raise ConfigError(f"workload.requests is {load.requests}, but {load.file} has {len(rows)} rows")
-    return rows[: load.requests]
-
-
-def _arrivals(experiment: Experiment, rate: float) -> NDArray[np.float64]:
-    load = experiment.workload
-    if load.arrivals == "constant":
-        arrivals = constant_arrivals(load.requests, rate=rate)
-    else:
-        arrivals = gamma_arrivals(load.requests, rate=rate, cv=load.cv, seed=load.seed)
-    return arrivals if load.burst is None else with_burst(arrivals, **load.burst.model_dump())
-
-
-def _steps(steps: int | Between | Choices, count: int, seed: int) -> list[int]:
-    draw = np.random.RandomState(seed)
-    if isinstance(steps, Between):
-        return [int(x) for x in draw.randint(steps.min, steps.max + 1, count)]
-    if isinstance(steps, Choices):
-        return [int(x) for x in draw.choice(steps.choices, count)]
-    return [steps] * count
-
-
-def _classes(experiment: Experiment, count: int) -> list[SloClass]:
-    slo = experiment.slo
-    if slo.classes is None:
-        given = slo.model_dump(exclude_none=True, exclude={"extra_s"})
-        return [SloClass(**given)] * count
-    share = np.array([c.share for c in slo.classes])
-    draw = np.random.default_rng([experiment.workload.seed, 1])  # a stream apart from arrivals and steps
-    chosen = draw.choice(len(share), count, p=share / share.sum())
-    return [slo.classes[int(at)] for at in chosen]
-
-
-# -- policies ---------------------------------------------------------------------------------------
-
-
-def build_policy(experiment: Experiment, name: str) -> Policy:
-    """The policy `name` (one of the library's, "default", or `module:Class`) with the config's parameters for it."""
-    kind = DEFAULT if name == "default" else name
-    make = POLICIES.get(kind) or (load_object(name, "policy") if ":" in name else None)
-    if make is None:
-        raise ConfigError(
-            f"unknown policy {name!r}; {nearest(name, [*POLICIES, 'default'])}; or module:Class for one of your own"
-        )
-    given = dict(experiment.policies.get(name) or experiment.policies.get(kind, {}))
-    where = f"policies.{name}"
-    known = {field.name: field for field in dataclasses.fields(make)} if dataclasses.is_dataclass(make) else None
-    if known is not None:
-        hints = typing.get_type_hints(make)
-        for key, value in given.items():
-            if key not in known:
-                raise ConfigError(f"{where}: unknown parameter {key!r}; {nearest(key, known)}")
-            if key == "plan":
-                given[key] = _plan(experiment, where, value)
-            else:
-                given[key] = _checked(f"{where}.{key}", hints[key], value)
-        if "slo_scale" in known and "slo_scale" not in given and experiment.slo.scale is not None:
-            given["slo_scale"] = experiment.slo.scale
-    try:
-        policy: Policy = make(**given)
-    except (TypeError, ConfigError) as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if not callable(getattr(policy, "decide", None)):
-        raise ConfigError(f"policy {name!r} makes a {type(policy).__name__}, which has no decide(view)")
-    return policy
-
-
-def _checked(where: str, hint: Any, value: Any) -> Any:
-    try:
-        return TypeAdapter(hint).validate_python(value)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from None
-
-
-def _plan(experiment: Experiment, where: str, files: Any) -> dict[str, LatencyProfile]:
-    """Profiles that a policy plans with instead of the true ones: stage -> files (without .json)."""
-    lists = isinstance(files, dict) and all(isinstance(parts, list) and parts for parts in files.values())
-    if not lists or set(files) - set(experiment.stages):
-        stages = sorted(experiment.stages)
-        raise ConfigError(f"{where}.plan: expected a mapping of stages {stages} to lists of files, got {files!r}")
-    return {
-        name: load_stage(name, [experiment.profiles / f"{part}.json" for part in parts])
-        for name, parts in files.items()
-    }
-
-
-def load_object(path: str, what: str) -> Any:
-    """The object at `package.module:name`."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{what} {path!r}: {error}") from error
 
 
 # -- running ----------------------------------------------------------------------------------------
@@ -478,7 +250,9 @@ def simulate(
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
     executor = ProfiledExecutor(overhead_s=overheads, stretch=factor, outcome=outcome)
     executors = dict.fromkeys((pool.name for pool in prepared.pools), executor)
-    return Engine(prepared.scheduler(policy), executors, VirtualClock(), observers).run(prepared.requests)
+    engine = Engine(prepared.scheduler(policy), executors, VirtualClock(), observers)
+    with policy_faults(policy):
+        return engine.run(prepared.requests)
 
 
 def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:
@@ -512,7 +286,8 @@ def serve(
     """Serve the workload in real time on `executors`, which stay open; `started` gets the engine."""
     engine = Engine(prepared.scheduler(policy, learn=True), executors, WallClock(), observers)
     started(engine)
-    return engine.run(prepared.requests)
+    with policy_faults(policy):
+        return engine.run(prepared.requests)
 
 
 def record(experiment: Experiment, policy: str, report: Report) -> dict[str, Any]:
@@ -532,6 +307,8 @@ def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> 
     if getattr(part, key) is None or unused:
         raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")
     for value in values:
-        if not 0 < value < math.inf:
-            raise ConfigError(f"cannot sweep {over}: values must be greater than 0 and finite, got {value}")
-        yield value, experiment.model_copy(update={section: part.model_copy(update={key: value})})
+        try:
+            changed = type(part).model_validate({**part.model_dump(exclude_unset=True), key: value})
+        except ValidationError as error:
+            raise ConfigError(f"cannot sweep {over}: {explain(error, type(part))}") from None
+        yield value, experiment.model_copy(update={section: changed})

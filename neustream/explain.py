@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 from neustream.errors import nearest
 
@@ -17,21 +18,65 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problems of a validation of `model`."""
-    problems, tags = [], _tags(model)
-    for problem in error.errors()[:3]:
-        where = [str(part) for part in problem["loc"] if part not in tags]
-        key = ".".join(where)
-        if problem["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key!r}; {nearest(where[-1], _keys_at(model, where[:-1]))}")
-        elif problem["type"] == "missing":
-            problems.append(f"key {key!r} is needed")
-        else:
-            value = problem["input"]
-            shown = f", got {value!r}" if not isinstance(value, dict) else ""
-            problems.append(f"{key or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}")
-    return "; ".join(problems)
+def shortened(value: Any, most: int = 60) -> str:
+    """How a value is shown in a message: not longer than `most` characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # a number of too many digits, a list in itself
+        return f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def told(error: BaseException) -> str:
+    """What somebody else's code raised, in a line of a message."""
+    text = one_line(error)
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    lines: Mapping[tuple[str, ...], int] = {},
+    changed: Sequence[tuple[str, ...]] = (),
+) -> str:
+    """The first problems of a validation of `model`.
+
+    Args:
+        lines: the line of each key in the file that was validated.
+        changed: the keys that did not come from the file.
+    """
+    tags = _tags(model)
+    return "; ".join(_told(problem, model, tags, lines, changed) for problem in error.errors()[:3])
+
+
+def _told(
+    problem: ErrorDetails,
+    model: type[BaseModel],
+    tags: set[str],
+    lines: Mapping[tuple[str, ...], int],
+    changed: Sequence[tuple[str, ...]],
+) -> str:
+    where = tuple(str(part) for part in problem["loc"] if part not in tags)
+    key = shortened(".".join(where), 100)
+    line = _line(where, lines, changed)
+    if problem["type"] == "extra_forbidden":
+        return f"{line}unknown key {key}; {nearest(where[-1], keys_at(model, where[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{line}key {key} is needed"
+    value = problem["input"]
+    shown = f", got {shortened(value)}" if not isinstance(value, dict) else ""
+    return f"{line}{key[1:-1] or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _line(where: tuple[str, ...], lines: Mapping[tuple[str, ...], int], changed: Sequence[tuple[str, ...]]) -> str:
+    """The line of a key, or of the section that it should be in; nothing for what came from elsewhere."""
+    for end in range(len(where), 0, -1):
+        place = where[:end]
+        if any(other[: len(place)] == place or place[: len(other)] == other for other in changed):
+            return ""
+        if place in lines:
+            return f"line {lines[place]}: "
+    return ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +86,7 @@ class _Entries:
     model: type[BaseModel]
 
 
-def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+def keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """The keys that are valid in the section at `path`; of all that it may be, where it is a union."""
     at: list[type[BaseModel] | _Entries] = [model]
     for part in path:

@@ -11,10 +11,11 @@ or `"kind": "linear"` with `base_s, per_job_s, per_size_s, per_square_s, max_bat
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +32,8 @@ from neustream.core.types import Request
 from neustream.core.work import Walk
 from neustream.engine.clock import stopwatch
 from neustream.engine.executor import StreamModule
-from neustream.errors import ProfileError, StageFailed
+from neustream.errors import NeustreamError, ProfileError, StageFailed
+from neustream.explain import told
 
 FORMAT: Literal["neustream.profile/1"] = "neustream.profile/1"
 
@@ -111,7 +113,7 @@ def _profile(file: TableFile | LinearFile) -> LatencyProfile:
     )
 
 
-def load_stage(stage: str, paths: Sequence[Path]) -> LatencyProfile:
+def load_stage(stage: str, paths: Sequence[Path | str]) -> LatencyProfile:
     """The profile of a stage that runs one module, or several back to back."""
     parts = [load_profile(path) for path in paths]
     return parts[0] if len(parts) == 1 else SumProfile(stage, parts)
@@ -170,8 +172,9 @@ def measure(
         out_of_memory: on these, that batch and larger ones are left out, and `on_limit` is told.
         stages: which stages to time, default: all.
     """
-    for module in modules.values():
-        module.load(device)
+    for name, module in modules.items():
+        with module_faults(f"stage {name!r}: loading it"):
+            module.load(device)
     lab = _Lab(graph, modules, sample, sync)
     out: dict[str, list[Measurement]] = {}
     for name, stage in graph.stages.items():
@@ -182,7 +185,8 @@ def measure(
         for turn in range(warmup + repeats):
             for batch in list(seconds):
                 try:
-                    lasted = lab.step(name, batch)
+                    with module_faults(f"stage {name!r}: a step of {batch}", out_of_memory):
+                        lasted = lab.step(name, batch)
                 except out_of_memory as error:
                     lab.clear()
                     if batch == min(seconds):
@@ -196,6 +200,19 @@ def measure(
         out[name] = [Measurement(name, batch, tuple(some)) for batch, some in seconds.items()]
         lab.clear()
     return out
+
+
+@contextlib.contextmanager
+def module_faults(what: str, passed: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """What a stream module raises becomes a StageFailed that says what was done, but for what is `passed` on."""
+    try:
+        yield
+    except NeustreamError:
+        raise
+    except Exception as error:
+        if isinstance(error, passed):
+            raise
+        raise StageFailed(f"{what} raised {told(error)}") from error
 
 
 def default_batches(largest: int) -> list[int]:
@@ -288,9 +305,15 @@ def profiles_of(measured: Mapping[str, Sequence[Measurement]], device: str = "")
 
 
 def save(
-    measured: Mapping[str, Sequence[Measurement]], out: Path, *, model: str, device: str, origin: Mapping[str, Any]
+    measured: Mapping[str, Sequence[Measurement]],
+    out: Path | str,
+    *,
+    model: str,
+    device: str,
+    origin: Mapping[str, Any],
 ) -> list[Path]:
     """Write one file per stage under `out`; returns their paths."""
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, some in measured.items():

@@ -181,7 +181,8 @@ def _fitted(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> tuple[
     return (a, b, c), error
 
 
-def save_steps(file: StepsFile, path: Path) -> None:
+def save_steps(file: StepsFile, path: Path | str) -> None:
     """Write one file, and the folder that it lies in."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(file.model_dump(exclude_none=True), indent=1) + "\n")

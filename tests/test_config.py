@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from toys import toy
 
 from neustream import ConfigError
-from neustream.config import Between, Choices, load_experiment
-from neustream.experiment import build_policy, prepare
+from neustream.config import load_experiment
+from neustream.experiment import prepare
+from neustream.fields import Between, Choices
+from neustream.named import build_policy
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
@@ -70,7 +72,7 @@ def test_a_folder_is_no_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"), [("- a\n- b\n", "list"), ("", "NoneType"), ("just words\n", "str"), ("3\n", "int")]
+    ("text", "kind"), [("- a\n- b\n", "list"), ("", "nothing"), ("just words\n", "str"), ("3\n", "int")]
 )
 def test_a_file_that_is_not_a_mapping(tmp_path, text, kind):
     path = tmp_path / "config.yaml"
@@ -138,15 +140,15 @@ def test_an_unknown_key_like_no_other_lists_what_is_allowed(tmp_path):
 
 VALUES = [
     ("workload.rate=fast", "workload.rate", "'fast'"),
-    ("workload.rate=0", "workload.rate: Input should be greater than 0", "got 0"),
-    ("workload.rate=-1", "workload.rate: Input should be greater than 0", "got -1"),
+    ("workload.rate=0", "workload.rate: Input should be greater than or equal to 0.000001", "got 0"),
+    ("workload.rate=-1", "workload.rate: Input should be greater than or equal to 0.000001", "got -1"),
     ("workload.cv=0", "workload.cv", "got 0"),
     ("workload.requests=0", "workload.requests", "got 0"),
     ("workload.requests=2.5", "workload.requests", "got 2.5"),
     ("workload.seed=-1", "workload.seed", "got -1"),
     ("workload.seed=4294967296", "workload.seed", "got 4294967296"),
     ("workload.arrivals=poisson", "workload.arrivals: Input should be 'gamma', 'constant' or 'trace'", "'poisson'"),
-    ("workload.steps=-1", "workload: steps must be 0 or more, got -1", ""),
+    ("workload.steps=-1", "workload.steps: Input should be greater than or equal to 0", "got -1"),
     ("workload.steps=many", "workload.steps", "got 'many'"),
     ("workload.steps=[1, 2]", "workload.steps", "got [1, 2]"),
     ("workload.steps={min: 5, max: 2}", "workload.steps: min 5 is larger than max 2", ""),
@@ -159,9 +161,7 @@ VALUES = [
     ("workload.file=x.csv", "a file needs arrivals: trace", ""),
     ("slo.total_s=0", "slo.total_s", "got 0"),
     ("slo.scale=2", "slo: give scale or total_s, not both", ""),
-    ("slo={}", "slo: give exactly one of scale, total_s and classes", ""),
     ("slo={classes: []}", "slo.classes", "got []"),
-    ("slo={classes: [{name: a}]}", "slo.classes.0: an SLO is a scale or total_s", "none is given"),
     ("slo={classes: [{scale: 1, total_s: 1}]}", "slo.classes.0: give scale or total_s, not both", ""),
     ("slo.extra_s=-1", "slo.extra_s", "got -1"),
     ("simulation.latency_scale=0", "simulation.latency_scale", "got 0"),
@@ -226,7 +226,7 @@ def test_an_unknown_key_of_a_burst_or_a_slowdown(tmp_path):
     assert "unknown key 'simulation.slowdowns.0.faktor'; did you mean 'factor'?" in message
 
 
-@pytest.mark.parametrize("key", ["name", "profiles", "slo"])
+@pytest.mark.parametrize("key", ["name", "profiles"])
 def test_a_missing_key(tmp_path, key):
     path = toy(tmp_path)
     raw = yaml.safe_load(path.read_text())

@@ -26,7 +26,8 @@ from neustream import (
 )
 from neustream.backends.serving import Session
 from neustream.config import load_experiment
-from neustream.experiment import build_policy, prepare, sweep_points
+from neustream.experiment import prepare, sweep_points
+from neustream.named import build_policy
 from neustream.workload import load_trace
 
 ONE = {"s": table("s", 1.0)}
@@ -337,4 +338,4 @@ def test_columns_of_numbers_are_numbers(tmp_path):
 
 def test_results_that_cannot_be_written_are_one_line(tmp_path):
     done = command("simulate", toy(tmp_path), "--json", tmp_path)
-    assert done.status == 2 and "cannot read or write" in done.err
+    assert done.status == 2 and f"--json {tmp_path}: is a directory" in done.err

@@ -26,7 +26,8 @@ from neustream import (
 )
 from neustream.backends.serving import Session, make_backend
 from neustream.config import load_experiment
-from neustream.experiment import build_graph, build_policy, build_pools, merge, prepare, record, simulate, sweep_points
+from neustream.experiment import build_graph, build_pools, merge, prepare, record, simulate, sweep_points
+from neustream.named import build_policy
 
 
 def policy_of(path, name, *overrides):
@@ -444,7 +445,7 @@ def test_a_trace_cannot_be_swept_over_its_rate(tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
 def test_values_of_a_sweep_are_positive(tmp_path, value):
-    with pytest.raises(ConfigError, match="values must be greater than 0"):
+    with pytest.raises(ConfigError, match=r"cannot sweep workload\.rate: rate: Input should be"):
         list(sweep_points(load_experiment(toy(tmp_path)), "workload.rate", [1.0, value]))
 
 

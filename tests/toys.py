@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import yaml
 
 from neustream import (
@@ -182,6 +183,11 @@ def command(*args):
             status = done.code or 0
     gc.unfreeze()  # `run` froze what it found
     return Called(status, out.getvalue(), err.getvalue())
+
+
+def results(path):
+    """The content of a JSON file, which has neither NaN nor infinities."""
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def squash(text):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neustream.engine.trace import EventLog
 from neustream.errors import BackendError
+from neustream.sweeping import Batches
 
 try:
     import matplotlib
@@ -30,7 +30,7 @@ MARKS = "osv^D*XP<>"
 
 
 def plot_sweep(
-    points: Sequence[Mapping[str, Any]], over: str, policies: Sequence[str], title: str, out: Path
+    points: Sequence[Mapping[str, Any]], over: str, policies: Sequence[str], title: str, out: Path | str
 ) -> list[Path]:
     """Goodput and attainment against the swept value, one line a policy (the paper's Figures 11, 12)."""
     paths = []
@@ -47,9 +47,7 @@ def plot_sweep(
         axes.set_ylim(bottom=0, top=1.03 if key == "attainment" else None)
         axes.grid(alpha=0.3)
         axes.legend()
-        paths.append(out / f"{key.removesuffix('_rps')}.png")
-        figure.savefig(paths[-1], dpi=130)
-        plt.close(figure)
+        paths.append(_saved(figure, Path(out) / f"{key.removesuffix('_rps')}.png"))
     return paths
 
 
@@ -59,45 +57,25 @@ def _bound(point: Mapping[str, Any], key: str) -> float:
     return float(bound["goodput_rps"] if key == "goodput_rps" else bound["value"] / point["counts"]["submitted"])
 
 
-def plot_batches(logs: Mapping[str, EventLog], stage: str, title: str, path: Path) -> Path:
+def plot_batches(batches: Mapping[str, Batches], stage: str, title: str, path: Path | str) -> Path:
     """Batch size of `stage` over time, one panel a policy (the paper's Figure 13)."""
-    size = (8.0, 1.0 + 1.3 * len(logs))
-    figure, panels = plt.subplots(len(logs), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
-    largest = max(
-        (len(step["jobs"]) for log in logs.values() for step in log.steps if step["stage"] == stage), default=1
-    )
-    for at, ((policy, log), row) in enumerate(zip(logs.items(), panels, strict=True)):
+    size = (8.0, 1.0 + 1.3 * len(batches))
+    figure, panels = plt.subplots(len(batches), 1, figsize=size, sharex=True, squeeze=False, layout="constrained")
+    largest = max((size for some in batches.values() for size in some.sizes), default=0) or 1
+    for at, ((policy, some), row) in enumerate(zip(batches.items(), panels, strict=True)):
         axes: Any = row[0]
-        steps = [step for step in log.steps if step["stage"] == stage]
-        axes.step(*_sizes_over_time(steps), where="post", lw=0.8, color=COLOURS[at % len(COLOURS)])
+        axes.step(some.times, some.sizes, where="post", lw=0.8, color=COLOURS[at % len(COLOURS)])
         axes.set_ylim(0, largest * 1.1)
         axes.set_ylabel(policy)
         axes.grid(alpha=0.3)
     panels[0][0].set_title(f"{title}: batch size of {stage!r} over time")
     panels[-1][0].set_xlabel("time (s)")
-    last = max((request["arrival"] for log in logs.values() for request in log.requests.values()), default=1.0)
+    last = max(some.last_arrival for some in batches.values()) or 1.0
     panels[-1][0].set_xlim(0, last * 1.05)  # a policy that drops nobody may run on for long
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return _saved(figure, path)
 
 
-def _sizes_over_time(steps: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[int]]:
-    """Instants and batch sizes, 0 where the stage paused for longer than one of its steps took."""
-    times: list[float] = []
-    sizes: list[int] = []
-    ended, lasted = 0.0, 0.0
-    for step in steps:
-        if step["start"] > ended + lasted:
-            times.append(ended)
-            sizes.append(0)
-        times.append(step["start"])
-        sizes.append(len(step["jobs"]))
-        ended, lasted = step["end"], step["end"] - step["start"]
-    return [*times, ended], [*sizes, 0]
-
-
-def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path) -> Path:
+def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path | str) -> Path:
     """Goodput, attainment and p99 of a real run beside what the simulator said, by policy."""
     figure, panels = plt.subplots(1, 3, figsize=(11.0, 3.6), layout="constrained")
     names = [record["policy"] for record in records]
@@ -120,6 +98,12 @@ def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path) ->
         axes.grid(alpha=0.3, axis="y")
     panels[0].legend()
     figure.suptitle(title)
+    return _saved(figure, path)
+
+
+def _saved(figure: Any, path: Path | str) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path

@@ -19,9 +19,11 @@ from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report
-from neustream.errors import BackendError, ConfigError, ProfileError, nearest
-from neustream.experiment import Prepared, build_graph, load_object, load_profiles, prepare, serve
-from neustream.profiling import Measurement, measure, versions
+from neustream.errors import BackendError, ConfigError, NeustreamError, ProfileError, nearest
+from neustream.experiment import Prepared, build_graph, load_profiles, prepare, serve
+from neustream.explain import told
+from neustream.named import load_object
+from neustream.profiling import Measurement, measure, module_faults, versions
 from neustream.stepfile import StepsFile, save_steps
 
 NEEDED = {
@@ -43,7 +45,12 @@ def make_backend(experiment: Experiment, device: str) -> ModelBackend:
     if missing := [name for name in needed if find_spec(name) is None]:
         raise BackendError(f"backend {config.kind!r} needs {', '.join(missing)}: pip install 'neustream[{extra}]'")
     make: Make = load_object(path, "backend")
-    backend = make(config.options, device)
+    try:
+        backend = make(config.options, device)
+    except NeustreamError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise BackendError(f"backend {config.kind!r}: making it for {device!r} raised {told(error)}") from error
     label = {"llm"} if experiment.llm is not None else set()  # steps of both of its stages
     if unserved := (set(experiment.stages) | label) - set(backend.modules):
         raise ConfigError(
@@ -102,7 +109,12 @@ def measure_experiment(
 
 
 def profile_shapes(
-    experiment: Experiment, device: str, shapes: Sequence[tuple[int, int]], out: Path, seconds: float, progress: bool
+    experiment: Experiment,
+    device: str,
+    shapes: Sequence[tuple[int, int]],
+    out: Path | str,
+    seconds: float,
+    progress: bool,
 ) -> list[Path]:
     """Time a pipeline's stages at some sizes (height, width), into files for `serve(pipe, profiles=out)`."""
     backend = make_backend(experiment, device)
@@ -119,12 +131,12 @@ def profile_shapes(
 
 
 def profile_steps(
-    experiment: Experiment, device: str, out: Path, seconds: float, tick: Callable[[str, int, float], None]
+    experiment: Experiment, device: str, out: Path | str, seconds: float, tick: Callable[[str, int, float], None]
 ) -> StepsFile:
     """Time the steps of an experiment's language model, into its profile's file under `out`."""
     assert experiment.llm is not None
     file = cast(LlmBackend, make_backend(experiment, device)).steps(seconds, tick)
-    save_steps(file, out / f"{experiment.llm.profile}.json")
+    save_steps(file, Path(out) / f"{experiment.llm.profile}.json")
     return file
 
 
@@ -142,7 +154,7 @@ class Gallery:
             if image is not None:
                 self._images[record.id] = image
 
-    def save(self, path: Path) -> bool:
+    def save(self, path: Path | str) -> bool:
         """Write them as one picture; False if there are none."""
         if not self._images:
             return False
@@ -184,7 +196,8 @@ class Session:
             stages += ["llm"] if experiment.llm is not None else []
             modules = [{stage: backends[place].modules[stage] for stage in stages} for place in some]
             finite = experiment.backend.check_finite
-            self._executors[name] = ThreadExecutor(modules, some, check_finite=finite)
+            with module_faults(f"pool {name!r}: loading {', '.join(stages)}"):
+                self._executors[name] = ThreadExecutor(modules, some, check_finite=finite)
 
     def _check(
         self, experiment: Experiment, backends: Mapping[str, ModelBackend], places: Mapping[str, Sequence[str]]

@@ -138,7 +138,8 @@ class BlockPool:
         name = "" if stage is None else stage.name
         return (
             f"request {job.id!r}: stage {name!r} needs KV cache for {job.size:.0f} tokens at once, "
-            f"pool {self.pool!r} has {cache.capacity} ({cache.num_blocks} blocks of {cache.block_size})"
+            f"pool {self.pool!r} has {cache.capacity} "
+            f"({cache.num_blocks} blocks of {cache.block_size})"
         )
 
     def allocate(

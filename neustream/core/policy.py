@@ -18,6 +18,7 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.lengths import Lengths
 from neustream.core.observed import Ratios
 from neustream.core.profile import LatencyProfile
+from neustream.core.reasons import due, span
 from neustream.core.types import TICK
 
 
@@ -106,13 +107,16 @@ class View:
 
     def hopeless(self) -> dict[Job, str]:
         """Jobs that would be late even if they ran alone from now on, with the reason to give."""
-        now, latest = self.now, self.now - TICK
-        return {
-            job: f"hopeless: needs {job.remaining_s:.3f} s more, due in {min(job.due, job.due_next) - now:.3f} s"
-            for queue in self.queues.values()
-            for job in queue
-            if job.due - job.remaining_s < latest or job.due_next - job.next_output_s < latest
-        }
+        latest = self.now - TICK
+        late: dict[Job, str] = {}
+        for queue in self.queues.values():
+            for job in queue:
+                to_end = job.due - job.remaining_s
+                to_output = job.due_next - job.next_output_s
+                if to_end < latest or to_output < latest:
+                    left = min(job.due, job.due_next) - self.now
+                    late[job] = f"hopeless: needs {span(job.remaining_s)} more, {due(left)}"
+        return late
 
     def first_stage(
         self, key: Callable[[Job], float], without: Mapping[Job, str] = {}

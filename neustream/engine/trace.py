@@ -130,7 +130,8 @@ class EventLog:
             )
         return {"traceEvents": out, "displayTimeUnit": "ms"}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the Chrome trace to `path`; open it at ui.perfetto.dev or chrome://tracing."""
+        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.chrome()))

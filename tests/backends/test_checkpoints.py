@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'diffusion'")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     d = pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'diffusion'")
     from pipelines import FAMILIES, Request, alone, build, difference, ready, requests, stock, together
 
 pytestmark = [
@@ -97,27 +98,38 @@ def test_an_added_word_with_its_embedding():
     assert difference(references[1], stock(pipe, of_prompts("", "a photo of a cat", guidance_scale=5.0)[1])) > 1e-3
 
 
-def adapted(kind="stable_diffusion"):
-    """A pipeline with a LoRA in its denoiser and one in its text encoder."""
+def adapted(*, text=False):
+    """A pipeline with a LoRA in its denoiser and, with `text`, one in its text encoder."""
     peft = pytest.importorskip("peft", reason="needs peft")
     torch.manual_seed(1)
-    pipe = build(kind)
+    pipe = build("stable_diffusion")
     config = {"r": 4, "lora_alpha": 4, "init_lora_weights": False}
     pipe.unet.add_adapter(peft.LoraConfig(**config, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "style")
-    pipe.text_encoder.add_adapter(peft.LoraConfig(**config, target_modules=["q_proj", "v_proj"]), "style")
+    if text:
+        try:
+            pipe.text_encoder.add_adapter(peft.LoraConfig(**config, target_modules=["q_proj", "v_proj"]), "style")
+        except ValueError as error:  # transformers 5.24 asks for peft 0.22 before there is one
+            if "use a version >=" not in str(error):
+                raise
+            pytest.skip(f"transformers {transformers.__version__} with peft {peft.__version__}: {error}")
     return ready(pipe, torch.float32)
 
 
-def test_lora():
-    pipe, some = adapted(), of_prompts("a cat", "two dogs", "tree", guidance_scale=5.0)
+WHERE = pytest.mark.parametrize("text", [False, True], ids=["denoiser", "text encoder too"])
+
+
+@WHERE
+def test_lora(text):
+    pipe, some = adapted(text=text), of_prompts("a cat", "two dogs", "tree", guidance_scale=5.0)
     references = check(pipe, some, 1e-5)
     pipe.disable_lora()
     assert difference(stock(pipe, some[0]), references[0]) > 1e-3
 
 
-def test_lora_of_other_strength_in_each_request():
+@WHERE
+def test_lora_of_other_strength_in_each_request(text):
     """The stock call scales the layers of models that everybody uses, and scales them back."""
-    pipe, some = adapted(), of_prompts("a cat", "two dogs", "tree", "a cat", guidance_scale=5.0)
+    pipe, some = adapted(text=text), of_prompts("a cat", "two dogs", "tree", "a cat", guidance_scale=5.0)
     strengths = ({"scale": 0.5}, {"scale": 1.0}, None, {"scale": 0.5})
     some = [
         Request({**request.content, "cross_attention_kwargs": strength}, request.seed, steps=4)

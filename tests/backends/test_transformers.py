@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+
 import pytest
 import torch
 import transformers
 from texts import CONFIGS, SIZES, VOCABULARY, Drive, alone, model_of, prompts
 
 from neustream.backends.transformers import LanguageModel
+from neustream.backends.transformers.model import CACHE_NAMES
 from neustream.errors import BackendError, StageFailed
 
 MAX = 12
@@ -186,6 +190,37 @@ def test_models_that_cannot_be_shared_are_refused_by_name():
         LanguageModel(transformers.LlamaForCausalLM(config).eval())
     with pytest.raises(BackendError, match="encoder or cross-attention"):
         LanguageModel(model_of("gpt2", add_cross_attention=True))
+
+
+def renamed(model, cache):
+    """A copy of the model with a forward that knows its cache by another name (None: by no name)."""
+    model = copy.deepcopy(model)
+    stock = model.forward
+    (theirs,) = set(CACHE_NAMES) & set(inspect.signature(stock).parameters)
+
+    def newer(input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=None):
+        return stock(input_ids, attention_mask, position_ids=position_ids, use_cache=use_cache, **{theirs: cache})
+
+    def older(input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
+        return newer(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+
+    def neither(input_ids, attention_mask=None, position_ids=None, use_cache=None):
+        return newer(input_ids, attention_mask, position_ids, None, use_cache)
+
+    model.forward = {"cache": newer, "past_key_values": older, None: neither}[cache]
+    return model
+
+
+@pytest.mark.parametrize("cache", CACHE_NAMES)
+def test_the_cache_has_the_name_that_the_models_forward_gives_it(cache):
+    wanted = [alone(model_of("llama"), prompt, MAX) for prompt in prompts(3)]
+    drive = Drive(renamed(model_of("llama"), cache))
+    assert drive.finish([drive.job(prompt, MAX) for prompt in prompts(3)]) == wanted
+
+
+def test_a_model_that_takes_no_cache_is_refused():
+    with pytest.raises(BackendError, match="OPTForCausalLM cannot be served: it takes no cache or past_key_values"):
+        LanguageModel(renamed(model_of("opt"), None))
 
 
 def test_models_in_the_wrong_state_are_refused():

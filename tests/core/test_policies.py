@@ -564,7 +564,7 @@ def test_neustream_drops_whose_budget_is_not_more_than_the_work_left():
     assert dropped(NeuStream(3.0), some) == ["r0"]
     assert dropped(NeuStream(3.0), some, now=0.125) == ["r0", "r1"]
     (reason,) = NeuStream(3.0).decide(seen(some)).drop.values()
-    assert reason == "budget: 4.000 s left for 4.000 s of work and 0.000 s of margin"
+    assert reason == "budget: needs 4.000 s and 0 s of margin, due in 4.000 s"
 
 
 def test_neustream_tests_every_queue_and_the_next_output_too():

@@ -96,7 +96,7 @@ def test_wrong_settings_are_named(raw, says):
         load({"neustream": raw})
 
 
-@pytest.mark.parametrize("text, says", [("- edf", "expected a mapping"), ("a: [", "neustream.yaml: while")])
+@pytest.mark.parametrize("text, says", [("- edf", "expected a mapping"), ("a: [", "neustream.yaml: line 1: while")])
 def test_a_file_that_is_none_is_named(tmp_path, text, says):
     file = tmp_path / "neustream.yaml"
     file.write_text(text)

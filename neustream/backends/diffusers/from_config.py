@@ -45,7 +45,7 @@ from neustream.backends.diffusers.run import Run
 from neustream.backends.options import options_of
 from neustream.core.batch import StepInput
 from neustream.errors import BackendError, nearest
-from neustream.experiment import load_object
+from neustream.named import load_object
 
 PROMPTS = (
     "a lighthouse in a storm, oil painting",
@@ -75,7 +75,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    checkpoint: str | None = None
+    checkpoint: str | Path | None = None
     pipeline: str | None = None
     components: dict[str, Any] = Field(default_factory=dict)
     arguments: dict[str, Any] = Field(default_factory=dict)

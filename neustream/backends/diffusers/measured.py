@@ -40,14 +40,14 @@ class Shelf:
     def __init__(
         self,
         pipe: DiffusionPipeline,
-        given: Mapping[str, LatencyProfile] | Path | None,
+        given: Mapping[str, LatencyProfile] | Path | str | None,
         options: Mapping[str, Any],
-        cache: Path | None = None,
+        cache: Path | str | None = None,
     ) -> None:
         self._pipe = pipe
         self._options = dict(options)
-        self._given = given
-        self._cache = (cache or user_cache_path("neustream")) / "profiles" / fingerprint(pipe, options)
+        self._given = Path(given) if isinstance(given, str) else given
+        self._cache = Path(cache or user_cache_path("neustream")) / "profiles" / fingerprint(pipe, options)
 
     def find(self, stages: Mapping[str, str]) -> dict[str, LatencyProfile] | None:
         """Profiles by stage; `stages` maps stage names to file names. None if they have to be measured."""
@@ -62,7 +62,7 @@ class Shelf:
         return {stage: _units(load_profile(path)) for stage, path in paths.items()}
 
     def keep(
-        self, measured: Mapping[str, list[Measurement]], files: Mapping[str, str], out: Path | None = None
+        self, measured: Mapping[str, list[Measurement]], files: Mapping[str, str], out: Path | str | None = None
     ) -> None:
         """Write what was measured into the cache, or to `out`."""
         named = {files[stage]: some for stage, some in measured.items()}

@@ -201,7 +201,7 @@ class PipelineEngine:
         compile: bool | Mapping[str, Any] = False,
         check_finite: bool = True,
         measure_s: float = 60.0,
-        cache: Path | None = None,
+        cache: Path | str | None = None,
         observers: Sequence[Observer] = (),
         progress: bool | None = None,
     ) -> None:
@@ -477,11 +477,12 @@ class _Generators:
                 self._users.pop(id(generator), None)
 
 
-def profile(pipe: DiffusionPipeline, calls: Sequence[Mapping[str, Any]], out: Path, **options: Any) -> list[Path]:
+def profile(pipe: DiffusionPipeline, calls: Sequence[Mapping[str, Any]], out: Path | str, **options: Any) -> list[Path]:
     """Measure the stages of `calls` of a pipeline, one for each shape; `serve(pipe, profiles=out)` finds the files.
 
     `options` are those of `PipelineEngine`.
     """
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         PipelineEngine(pipe, samples=calls, cache=Path(folder), **options).close()

@@ -48,7 +48,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    checkpoint: str | None = None
+    checkpoint: str | Path | None = None
     model_type: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -135,11 +135,11 @@ def build(options: Options, place: torch.device) -> Any:
         if options.config:
             raise BackendError("backend.config: a checkpoint brings its own")
         if not Path(options.checkpoint).is_dir():
-            raise BackendError(f"backend.checkpoint {options.checkpoint!r} is no folder")
+            raise BackendError(f"backend.checkpoint {str(options.checkpoint)!r} is no folder")
         try:
             model = AutoModelForCausalLM.from_pretrained(options.checkpoint, local_files_only=True, **how)
         except (OSError, ValueError, KeyError) as error:
-            raise BackendError(f"backend.checkpoint {options.checkpoint!r}: {error}") from error
+            raise BackendError(f"backend.checkpoint {str(options.checkpoint)!r}: {error}") from error
     else:
         try:
             config = AutoConfig.for_model(options.model_type, **options.config)

@@ -143,12 +143,12 @@ def file_of(model: LanguageModel, timed: Sequence[Timed], how: str) -> StepsFile
 
 def steps_for(
     model: LanguageModel,
-    cache: Path | None,
+    cache: Path | str | None,
     seconds: float,
     tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
 ) -> StepLatency:
     """The step profile of a model from the cache (default: the user's); what is not there is measured and kept."""
-    path = (cache or user_cache_path("neustream")) / "profiles" / fingerprint(model) / "steps.json"
+    path = Path(cache or user_cache_path("neustream")) / "profiles" / fingerprint(model) / "steps.json"
     if path.exists():
         return load_steps(path)
     file = file_of(model, measure_steps(model, seconds=seconds, tick=tick), "measured when served")

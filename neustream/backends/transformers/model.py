@@ -14,6 +14,8 @@ from neustream.errors import BackendError
 
 MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask of our own."""
+CACHE_NAMES = ("cache", "past_key_values")
+"""What models call the cache that they are given, newest name first."""
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """By how much logits in company may differ from those alone, over the largest; other dtypes: `CLOSE_HALF`."""
 CLOSE_HALF = 3e-2
@@ -43,12 +45,7 @@ class LanguageModel:
             raise BackendError(
                 f"{name} runs with attention {implementation!r}; load it with attn_implementation='sdpa' or 'eager'"
             )
-        accepted = inspect.signature(model.forward).parameters
-        if missing := [key for key in ("position_ids", "attention_mask", "past_key_values") if key not in accepted]:
-            raise BackendError(
-                f"{name} cannot be served: it takes no {', '.join(missing)}, so requests of different lengths cannot "
-                "share a call"
-            )
+        self._cache_name, keeps = _arguments(model)
         self.model, self.name = model, name
         self.eager = implementation == "eager"
         self.vocabulary: int = config.vocab_size
@@ -57,7 +54,7 @@ class LanguageModel:
         if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
             raise BackendError(f"slots must be a whole number of 1 or more, got {slots!r}")
         self.eos = _eos(model)
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._last_only = {"logits_to_keep": 1} if keeps else {}
         self.cache = Slots(model, slots, self.max_len)
         try:
             self._prove()
@@ -114,8 +111,8 @@ class LanguageModel:
             input_ids=call.ids,
             attention_mask=mask,
             position_ids=call.positions,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self._cache_name: self.cache},
             **self._last_only,
         )
         logits: torch.Tensor = out.logits[:, -1]
@@ -148,6 +145,24 @@ class LanguageModel:
                     f"{self.name} cannot be served: in company its logits differ from those alone by {off:.1e} of the "
                     "largest, so its requests are not independent of each other"
                 )
+
+
+def _arguments(model: PreTrainedModel) -> tuple[str, bool]:
+    """What the model's forward calls its cache, and whether it can leave out logits.
+
+    BackendError: it takes too little for requests of different lengths to share a call.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    missing = [key for key in ("position_ids", "attention_mask") if key not in accepted]
+    cache = next((key for key in CACHE_NAMES if key in accepted), None)
+    if cache is not None and not missing:
+        return cache, "logits_to_keep" in accepted
+    if cache is None:
+        missing.append(" or ".join(CACHE_NAMES))
+    raise BackendError(
+        f"{type(model).__name__} cannot be served: it takes no {', '.join(missing)}, so requests "
+        "of different lengths cannot share a call"
+    )
 
 
 def _eos(model: PreTrainedModel) -> frozenset[int]:

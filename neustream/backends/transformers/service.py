@@ -85,7 +85,7 @@ class TextEngine:
         kv_cache: KVCache | None = None,
         device: str | None = None,
         measure_s: float = 20.0,
-        cache: Path | None = None,
+        cache: Path | str | None = None,
         observers: Sequence[Observer] = (),
         progress: bool | None = None,
     ) -> None:
@@ -184,7 +184,7 @@ class TextEngine:
     # -- inside ---------------------------------------------------------------------------------------
 
     def _steps(
-        self, profile: StepLatency | Path | str | None, cache: Path | None, seconds: float, progress: bool | None
+        self, profile: StepLatency | Path | str | None, cache: Path | str | None, seconds: float, progress: bool | None
     ) -> StepLatency:
         if isinstance(profile, str | Path):
             return load_steps(profile)

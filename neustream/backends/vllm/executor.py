@@ -22,6 +22,7 @@ from neustream.backends.vllm.promises import LARGEST_MS, LARGEST_WEIGHT, slo
 from neustream.core.batch import Batch
 from neustream.core.events import Update
 from neustream.core.job import Job
+from neustream.core.reasons import due
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done
 from neustream.errors import BackendError, NeustreamError, StageFailed
@@ -144,7 +145,7 @@ def _promised(sampling: SamplingParams, budget: float, weight: float) -> Samplin
     if math.isinf(budget):
         return sampling
     if budget <= 0:
-        raise StageFailed(f"its time was over {-budget:.3f} s before it began")
+        raise StageFailed(f"its time was over before it began: {due(budget)}")
     args = slo(total_ms=min(budget * 1e3, LARGEST_MS), weight=min(weight, LARGEST_WEIGHT))
     given = sampling.clone()
     given.extra_args = {**(given.extra_args or {}), **args}

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
 from neustream.backends.vllm.promises import LARGEST_MS, LARGEST_WEIGHT
@@ -24,8 +23,9 @@ from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy
 from neustream.core.types import SLO
 from neustream.errors import ConfigError, nearest
-from neustream.experiment import load_object
-from neustream.explain import explain, one_line
+from neustream.explain import explain
+from neustream.named import load_object
+from neustream.yamlfile import read_document
 
 KEY = "neustream"
 """Where our settings are in vLLM's `additional_config`."""
@@ -112,14 +112,7 @@ def build_policy(settings: Settings) -> Policy:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, got {type(raw).__name__}")
+    raw = dict(read_document(path).values)
     if isinstance(raw.get("profile"), str):
         raw["profile"] = path.parent / raw["profile"]
     return raw

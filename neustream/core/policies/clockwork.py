@@ -10,6 +10,7 @@ from neustream.core.job import Job
 from neustream.core.policies.batching import continued
 from neustream.core.policy import Decision, View
 from neustream.core.profile import LatencyProfile
+from neustream.core.reasons import due, span
 from neustream.errors import ConfigError
 
 
@@ -60,7 +61,7 @@ class Clockwork:
                 continue  # another worker is in the middle of its batch
             alone = view.work(job, 1)
             if job.due < start + alone:
-                drop[job] = f"expired: needs {alone:.3f} s, due in {job.due - view.now:.3f} s"
+                drop[job] = f"expired: needs {span(alone)}, {due(job.due - view.now)}"
             else:
                 groups.setdefault((job.request.graph, job.stage, *sorted(job.calls_left.items())), []).append(job)
         best: tuple[float, list[Job]] | None = None

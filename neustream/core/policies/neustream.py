@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from neustream.core.job import Job
 from neustream.core.policy import Decision, View
+from neustream.core.reasons import due, span
 from neustream.errors import ConfigError
 
 
@@ -89,10 +90,7 @@ class NeuStream:
             for job in queue:
                 if job.due - job.remaining_s <= latest or job.due_next - job.next_output_s <= latest:
                     left = min(job.due, job.due_next) - view.now
-                    drop[job] = (
-                        f"budget: {left:.3f} s left for {job.remaining_s:.3f} s of work "
-                        f"and {margin:.3f} s of margin"
-                    )
+                    drop[job] = f"budget: needs {span(job.remaining_s)} and {span(margin)} of margin, {due(left)}"
         return drop
 
 

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 
 from neustream.core.job import Job
 from neustream.core.policies.batching import in_order
-from neustream.core.policies.model_queues import ModelQueues, continuous, has_progress, split_by_model
+from neustream.core.policies.model_queues import (
+    ModelQueues,
+    continuous,
+    has_progress,
+    split_by_model,
+)
 from neustream.core.policy import Decision, View
+from neustream.core.reasons import due, span
 from neustream.core.steps import Step
 from neustream.errors import ConfigError
 
@@ -48,7 +54,7 @@ class NeuStreamLLM:
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
         drop = {
-            job: f"hopeless: its first token needs {job.next_output_s:.3f} s, due in {job.due_next - view.now:.3f} s"
+            job: f"hopeless: its first token needs {span(job.next_output_s)}, {due(job.due_next - view.now)}"
             for job in model.prefills
             if not has_progress(job) and job.due_next - view.now < model.speed * job.next_output_s
         }

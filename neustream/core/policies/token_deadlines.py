@@ -16,6 +16,7 @@ from neustream.core.job import Job
 from neustream.core.policies.horizon import Horizon
 from neustream.core.policies.model_queues import ModelQueues, has_progress
 from neustream.core.policy import Decision, View
+from neustream.core.reasons import due, span
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 from neustream.errors import ConfigError
@@ -145,8 +146,8 @@ class _Plan:
                 self.broken.append(job)
             else:
                 what = "next output" if job not in self.tight else "next output, for all to be in time,"
-                self.drop[job] = f"hopeless: its {what} needs {need:.3f} s, due in {time:.3f} s"
-        if model.steps.learns and self.drop and not (self.alive or self.broken or self.waiting):
+                self.drop[job] = f"hopeless: its {what} needs {span(need)}, {due(time)}"
+        if hasattr(model.steps, "error") and self.drop and not (self.alive or self.broken or self.waiting):
             self._try_one()
         self.alive.sort(key=self.due)
         self.waiting.sort(key=lambda job: (not has_progress(job), self.due(job) == math.inf, job.size / job.weight))

@@ -1,0 +1,5 @@
+"""`python -m neustream`."""
+
+from neustream.cli import main
+
+main()

@@ -1,0 +1,76 @@
+"""Ctrl-C: commands end with status 130 and what they have; engines that serve end their open requests."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from neustream.engine.engine import Engine
+from neustream.errors import NeustreamError
+
+INTERRUPTED = 130
+pressed = threading.Event()
+"""Whether it was Ctrl-C that raised a KeyboardInterrupt, and not a policy or a model."""
+
+
+def _press(number: int, frame: FrameType | None) -> NoReturn:
+    pressed.set()
+    raise KeyboardInterrupt
+
+
+def interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, which Ctrl-C ends with a word and its exit status."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        pressed.clear()
+        before = signal.signal(signal.SIGINT, _press)
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise_unless_pressed("the command")
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    return run
+
+
+def raise_unless_pressed(what: str) -> None:
+    """In the face of a KeyboardInterrupt that nobody's Ctrl-C raised: an error of one line."""
+    if not pressed.is_set():
+        raise NeustreamError(f"{what} raised KeyboardInterrupt, without Ctrl-C") from None
+
+
+class Interrupts:
+    """Ctrl-C ends the open requests of the engine being watched as cancelled; a second one the program."""
+
+    def __init__(self) -> None:
+        self.hit = False
+        self._engine: Engine | None = None
+
+    def watch(self, engine: Engine) -> None:
+        """Interrupt this engine, and no other before it."""
+        self._engine = engine
+        if self.hit:
+            engine.interrupt()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.hit = True
+        signal.signal(signal.SIGINT, self._before)
+        if self._engine is not None:
+            self._engine.interrupt()
+
+    def __enter__(self) -> Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._stop)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, self._before)

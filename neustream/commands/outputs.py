@@ -1,0 +1,134 @@
+"""Files that commands write: checked before the work begins, and written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from neustream.errors import ConfigError
+
+STDOUT = Path("-")
+
+
+def check_outputs(outputs: Iterable[tuple[str, Path]]) -> None:
+    """Make the folders that files will lie in, and see that each file can be written.
+
+    Raises:
+        ConfigError: it names the option, the path, and what is in the way.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in outputs:
+        if path == STDOUT:
+            raise ConfigError(f"{option} -: only --json can go to stdout; give a file")
+        try:
+            whole = path.resolve()
+            _check(whole)
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a loop of links
+            why = (error.strerror if isinstance(error, OSError) else str(error)) or "cannot be written"
+            raise ConfigError(f"{option} {path}: {why[0].lower()}{why[1:]}") from None
+        if whole in seen and not stat.S_ISCHR(_mode(whole)):
+            raise ConfigError(f"{option} {path}: {seen[whole]} goes to the same file")
+        seen[whole] = option
+
+
+def json_file(path: Path | None) -> list[tuple[str, Path]]:
+    """The file that `--json` asks for, to be checked; none if it is not asked for, or stdout."""
+    return [] if path is None or path == STDOUT else [("--json", path)]
+
+
+def check_folder(option: str, folder: Path, names: Iterable[str]) -> None:
+    """The same for files in a folder that is made if it is missing."""
+    if folder == STDOUT:
+        raise ConfigError(f"{option} -: only --json can go to stdout; give a folder")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{option} {folder}: is no folder")
+    check_outputs((option, folder / name) for name in names)
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode if path.exists() else 0
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(21, "is a directory")
+    there = next(folder for folder in path.parents if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(20, f"{there} is not a directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "permission denied")
+        if path.is_file():
+            path.open("ab").close()
+        return
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}."):
+        pass
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file and the folder that it lies in; one that is there is replaced in one go."""
+    whole = path.resolve()
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    if whole.exists() and not whole.is_file():  # a device or a pipe
+        whole.write_text(text)
+        return
+    draft = whole.with_name(f".{whole.name[:40]}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text)
+        draft.replace(whole)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def json_text(content: Any) -> str:
+    """Results as JSON, which knows no infinity and no NaN."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+@contextlib.contextmanager
+def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
+    """How results are written to a file, to stdout (`-`), or nowhere.
+
+    While they go to stdout, what the command (or a module that it imports) prints goes to stderr.
+    """
+    if path is None:
+        yield lambda content: None
+    elif path != STDOUT:
+        yield lambda content: write_text(path, json_text(content))
+    else:
+        results: list[str] = []
+        out = sys.stdout
+        try:
+            with _diverted(out):
+                yield lambda content: results.append(json_text(content))
+        finally:
+            out.write("".join(results))
+            out.flush()
+
+
+@contextlib.contextmanager
+def _diverted(out: TextIO) -> Iterator[None]:
+    """Stdout is stderr meanwhile: of Python, and of the process where `out` is a real file."""
+    try:
+        number, other = out.fileno(), sys.stderr.fileno()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+        return
+    out.flush()
+    kept = os.dup(number)
+    os.dup2(other, number)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)

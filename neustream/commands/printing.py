@@ -1,0 +1,81 @@
+"""What commands print: results on stdout, progress and problems on stderr, and the files they write."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from neustream.analysis.tables import policies_table, tokens_table
+from neustream.config import Experiment
+
+console = Console()
+problems = Console(stderr=True)
+
+
+@contextlib.contextmanager
+def new_progress() -> Iterator[Progress]:
+    """A bar on stderr, if that is a terminal."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=problems,
+        refresh_per_second=2,  # drawing takes time from the steps of `run`
+        disable=not problems.is_terminal,
+    )
+    if bar.disable:
+        yield bar
+        return
+    with bar:
+        yield bar
+
+
+def note(progress: Progress, text: str) -> None:
+    """Say how far the work is where there is no bar: a line in a log."""
+    if progress.disable:
+        problems.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def wrote(path: Path) -> None:
+    """Say which file was written."""
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def trace_path(trace: Path, policy: str, several: bool) -> Path:
+    """The file of a policy's trace: the one asked for, or one beside it named after the policy."""
+    return trace.with_name(f"{trace.stem}-{policy.replace(':', '.')}{trace.suffix}") if several else trace
+
+
+def show(title: str, records: Sequence[dict[str, Any]]) -> None:
+    """Print the table of the policies, and that of outputs where there are language models."""
+    console.print(policies_table(title, records))
+    if any("tokens" in entry for entry in records):
+        console.print(tokens_table(records))
+
+
+def title_of(experiment: Experiment) -> str:
+    """What was run, in a line."""
+    load, slo = experiment.workload, experiment.slo
+    rate = f"{load.rate:g} req/s" if load.load is None else f"{load.load:g}x solo load"
+    arrivals = load.arrivals if load.arrivals == "trace" else f"{load.arrivals} {rate}"
+    burst = f", cv {load.cv:g}" if load.arrivals == "gamma" else ""
+    promises = [f"{slo.scale:g}x solo"] if slo.scale else [f"{slo.total_s:g} s"] if slo.total_s else []
+    for name, scale, seconds in (("TTFT", slo.first_scale, slo.first_s), ("TPOT", slo.step_scale, slo.step_s)):
+        if scale or seconds:
+            promises.append(f"{name} {scale:g}x solo" if scale else f"{name} {seconds:g} s")
+    promise = f"SLO {', '.join(promises)}" if promises else "SLO classes" if slo.classes else "no SLO"
+    return f"{experiment.name}: {arrivals}{burst}, {promise}, seed {load.seed}"

@@ -1,0 +1,108 @@
+"""`neustream profile`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from neustream.analysis.tables import new_table
+from neustream.backends.serving import measure_experiment, profile_shapes, profile_steps
+from neustream.commands.options import ConfigArgument, SetOption, finite
+from neustream.commands.outputs import check_folder
+from neustream.commands.printing import console, new_progress, problems, wrote
+from neustream.config import load_experiment
+from neustream.errors import ConfigError
+from neustream.profiling import Measurement, default_batches, save
+from neustream.stepfile import StepsFile
+
+LARGEST_SIDE = 16384
+
+
+def command(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option(help="Folder for one JSON file a stage.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, ...")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=3, max=10_000, help="Timed steps per batch size.")] = 15,
+    warmup: Annotated[int, typer.Option(min=0, max=10_000, help="Untimed steps before them.")] = 2,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="HEIGHTxWIDTH in pixels, may be repeated: files that serve(pipe, profiles=...) finds."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=1e6, help="About how long each --size, or an llm, may take.")
+    ] = 120.0,
+    set_: SetOption = None,
+) -> None:
+    """Measure every stage of an experiment's real model over its batch sizes, and over image sizes if given.
+
+    Of an llm: its steps, over batch sizes, tokens and contexts.
+    """
+    finite("--seconds", seconds)
+    sizes = [_size(text) for text in size or ()]
+    experiment = load_experiment(config, set_ or ())
+    profiled = [experiment.llm.profile] if experiment.llm is not None else experiment.stages
+    check_folder("--out", out, [f"{name}.json" for name in profiled])
+    if sizes:
+        for path in profile_shapes(experiment, device, sizes, out, seconds, True):
+            wrote(path)
+        return
+
+    def tick(stage: str, batch: int, seconds: float) -> None:
+        progress.update(task, description=f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms")
+        progress.advance(task)
+
+    def limit(stage: str, batch: int, error: BaseException) -> None:
+        problems.print(f"{stage!r}: out of memory at batch {batch}, stops at the size before ({error})", markup=False)
+
+    if experiment.llm is not None:
+        with console.status("building the model") as status:
+            file = profile_steps(
+                experiment,
+                device,
+                out,
+                seconds,
+                lambda stage, batch, seconds: status.update(f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms"),
+            )
+        console.print(_steps_table(f"{experiment.name} on {file.device}", file))
+        wrote(out / f"{experiment.llm.profile}.json")
+        return
+
+    with new_progress() as progress:
+        batches = sum(len(default_batches(stage.max_batch)) for stage in experiment.stages.values())
+        task = progress.add_task("building the model", total=batches * (warmup + repeats))
+        measured, about = measure_experiment(experiment, device, repeats, warmup, tick, limit)
+    console.print(_profile_table(f"{experiment.name} on {about.device_name}", measured))
+    for path in save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin):
+        wrote(path)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    pixels = [int(side) for side in (height, width) if side.isdecimal() and len(side) <= 5]
+    if len(pixels) < 2 or not all(1 <= side <= LARGEST_SIDE for side in pixels):
+        raise ConfigError(f"--size {text[:40]!r}: give HEIGHTxWIDTH in pixels from 1 to {LARGEST_SIDE}, as in 512x512")
+    return pixels[0], pixels[1]
+
+
+def _profile_table(title: str, measured: Mapping[str, Sequence[Measurement]]) -> Table:
+    table = new_table(title, "stage", ("batch", "median ms", "p90 ms", "spread", "ms per request"))
+    for some in measured.values():
+        for m in some:
+            times = (m.median, m.p90, m.median / m.batch)
+            median, p90, each = (f"{seconds * 1e3:.3f}" for seconds in times)
+            table.add_row(m.stage, str(m.batch), median, p90, f"{m.spread:.1%}", each)
+    return table
+
+
+def _steps_table(title: str, file: StepsFile) -> Table:
+    table = new_table(title, "step", ("requests", "tokens", "median ms"))
+    for tokens, seconds in zip(file.prefill.tokens, file.prefill.latency_s, strict=True):
+        table.add_row("prefill", "", str(tokens), f"{seconds * 1e3:.3f}")
+    for batch, row in zip(file.decode.batch or (), file.decode.latency_s or (), strict=True):
+        for context, seconds in zip(file.decode.context or (), row, strict=True):
+            table.add_row("decode", str(batch), f"{batch} x {context}", f"{seconds * 1e3:.3f}")
+    return table

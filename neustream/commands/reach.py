@@ -1,0 +1,59 @@
+"""How far policies are from the bound and from hindsight, and which policies those are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+from neustream.commands.interrupts import raise_unless_pressed
+from neustream.config import Experiment
+from neustream.engine.report import Report
+from neustream.errors import ConfigError
+from neustream.experiment import Prepared
+from neustream.named import build_policy
+
+
+def chosen_policies(config: Path, experiment: Experiment, chosen: list[str] | None) -> list[str]:
+    """The policies to run; all that the config names are checked."""
+    names = list(dict.fromkeys(chosen or experiment.policies))
+    for name in dict.fromkeys([*names, *experiment.policies]):
+        try:
+            build_policy(experiment, name)
+        except ConfigError as error:
+            raise ConfigError(f"{config}: {error}") from None
+        except KeyboardInterrupt:
+            raise_unless_pressed(f"policy {name!r}")
+            raise
+    return names
+
+
+def reach_of(
+    prepared: Prepared,
+    bound: bool,
+    hindsight: float | None,
+    policies: Sequence[str],
+    progress: Progress,
+    task: TaskID,
+) -> Callable[[Report], dict[str, Any]]:
+    """What to add to each policy's record: how far it is from the bound and from hindsight, if asked for."""
+    if not bound and hindsight is None:
+        return lambda report: {}
+    if hindsight is not None and any(experiment.llm is not None for experiment in prepared.experiments):
+        raise ConfigError("--hindsight searches schedules of pipelines; for an llm there is --bound")
+    from neustream.analysis.headroom import bound_of, headroom
+    from neustream.analysis.hindsight import STARTS
+    from neustream.analysis.hindsight import hindsight as search
+
+    most = best = None
+    if bound:
+        progress.update(task, description="computing the bound")
+        most = bound_of(prepared)
+        progress.advance(task)
+    if hindsight is not None:
+        progress.update(task, description="searching in hindsight")
+        best = search(prepared, hindsight, policies=[*STARTS, *policies])
+        progress.advance(task)
+    return lambda report: headroom(prepared, report, most, best)

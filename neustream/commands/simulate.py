@@ -1,0 +1,103 @@
+"""`neustream simulate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from neustream.commands.interrupts import INTERRUPTED
+from neustream.commands.options import (
+    BoundOption,
+    ConfigArgument,
+    JsonOption,
+    PolicyOption,
+    SetOption,
+    TraceOption,
+    finite,
+)
+from neustream.commands.outputs import check_outputs, json_file, json_output
+from neustream.commands.printing import new_progress, problems, show, title_of, trace_path, wrote
+from neustream.commands.reach import chosen_policies, reach_of
+from neustream.config import Experiment, load_experiment
+from neustream.engine.trace import EventLog
+from neustream.errors import NeustreamError
+from neustream.experiment import prepare, record, simulate
+
+
+def command(
+    config: ConfigArgument,
+    policy: PolicyOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = None,
+    trace: TraceOption = None,
+    bound: BoundOption = False,
+    hindsight: Annotated[
+        float | None,
+        typer.Option(
+            min=1, max=1e6, metavar="SECONDS", help="Also search for a better schedule, with the trace known."
+        ),
+    ] = None,
+) -> None:
+    """Serve an experiment's workload in virtual time, by its latency profiles."""
+    finite("--hindsight", hindsight)
+    with json_output(json_) as write:
+        experiment = load_experiment(config, set_ or ())
+        names = chosen_policies(config, experiment, policy)
+        traces = {name: trace_path(trace, name, len(names) > 1) for name in names} if trace else {}
+        check_outputs([*json_file(json_), *(("--trace", path) for path in traces.values())])
+        done = _Done()
+        try:
+            _simulate(experiment, names, bound, hindsight, traces, done)
+        except NeustreamError as error:  # what was simulated before is reported all the same
+            if not done.records:
+                raise
+            done.fault = error
+        except KeyboardInterrupt:
+            if not done.records:
+                raise
+            done.interrupted = True
+        show(title_of(experiment), done.records)
+        write(done.records)
+        for path in done.traces:
+            wrote(path)
+        if done.fault is not None:
+            raise done.fault
+        if done.interrupted:
+            problems.print(f"interrupted: {len(done.records)} of {len(names)} policies are done")
+            raise typer.Exit(INTERRUPTED)
+
+
+class _Done:
+    """What a command has to show so far."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.traces: list[Path] = []
+        self.fault: NeustreamError | None = None
+        self.interrupted = False
+
+
+def _simulate(
+    experiment: Experiment,
+    names: Sequence[str],
+    bound: bool,
+    hindsight: float | None,
+    traces: dict[str, Path],
+    done: _Done,
+) -> None:
+    prepared = prepare(experiment)
+    with new_progress() as progress:
+        task = progress.add_task("simulating", total=len(names) + bound + (hindsight is not None))
+        reach = reach_of(prepared, bound, hindsight, names, progress, task)
+        for name in names:
+            progress.update(task, description=f"simulating {name}")
+            log = EventLog() if traces else None
+            report = simulate(prepared, name, [log] if log else [])
+            if log:
+                log.save(traces[name])
+                done.traces.append(traces[name])
+            done.records.append({**record(experiment, name, report), **reach(report)})
+            progress.advance(task)

@@ -1,0 +1,156 @@
+"""`neustream sweep`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from neustream.analysis.tables import new_table
+from neustream.commands.interrupts import INTERRUPTED
+from neustream.commands.options import BoundOption, ConfigArgument, PolicyOption, SetOption
+from neustream.commands.outputs import check_folder, json_text, write_text
+from neustream.commands.printing import console, new_progress, note, problems, wrote
+from neustream.commands.reach import chosen_policies
+from neustream.config import SWEEPABLE, Experiment, load_experiment
+from neustream.errors import ConfigError, nearest
+from neustream.experiment import sweep_points
+from neustream.explain import shortened
+from neustream.sweeping import Kept, Point, Unit, cores, fingerprint, run_units
+
+Points = dict[tuple[float, str], Point]
+"""By value and policy."""
+KEPT = "points.jsonl"
+
+
+def command(
+    config: ConfigArgument,
+    over: Annotated[str, typer.Option(help=f"What to vary: {', '.join(SWEEPABLE)}.")],
+    out: Annotated[Path, typer.Option(help=f"Folder for sweep.json, the figures, and {KEPT} to go on from.")],
+    values: Annotated[str | None, typer.Option(help="Comma-separated; default: the config's own sweep.")] = None,
+    policy: PolicyOption = None,
+    set_: SetOption = None,
+    bound: BoundOption = False,
+    jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="Processes; default: one a core.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Simulate again what an earlier sweep has finished.")] = False,
+) -> None:
+    """Simulate an experiment at several rates, burstinesses or SLOs, and draw what comes out.
+
+    Points run on all cores, and are kept as they finish: after Ctrl-C the same command goes on from there.
+    What was kept is used only where config, profiles, traces, policy and code are still the same.
+    """
+    from neustream.analysis.plots import plot_batches, plot_sweep
+
+    experiment, numbers = _experiment(config, over, values, set_ or [])
+    points = list(sweep_points(experiment, over, numbers))
+    names = chosen_policies(config, experiment, policy)
+    check_folder("--out", out, ("sweep.json", KEPT, "goodput.png", "attainment.png", "batches.png"))
+    stage = next((name for name, stage in experiment.stages.items() if stage.times), list(experiment.stages)[-1])
+    units = _units(points, over, names, bound, stage)
+    done = _simulated(units, out / KEPT, jobs or cores(), fresh)
+    records = [dict(done[value, name].entry) for (value, _), name in itertools.product(points, names)]
+    write_text(out / "sweep.json", json_text(records))
+    console.print(_sweep_table(experiment, over, names, records))
+    paths = plot_sweep(records, over, names, experiment.name, out)
+    last = points[-1][0]
+    batches = {name: some for name in names if (some := done[last, name].batches) is not None}
+    paths.append(plot_batches(batches, stage, f"{experiment.name}, {over}={last:g}", out / "batches.png"))
+    for path in [out / "sweep.json", *paths]:
+        wrote(path)
+
+
+def _experiment(config: Path, over: str, values: str | None, settings: list[str]) -> tuple[Experiment, list[float]]:
+    """The experiment with what its sweep holds meanwhile, and the values to try."""
+    if over not in SWEEPABLE:
+        raise ConfigError(f"cannot sweep {shortened(over)}; {nearest(over, SWEEPABLE)}")
+    default = load_experiment(config, settings).sweeps.get(over)
+    if values is None and default is None:
+        raise ConfigError(f"{config} has no sweep over {over}; give --values")
+    held = [f"{key}={json_text(value)}" for key, value in default.at.items()] if default else []
+    numbers = _numbers(values) if values is not None else default.values if default else []
+    return load_experiment(config, [*held, *settings]), list(dict.fromkeys(numbers))
+
+
+def _units(
+    points: Sequence[tuple[float, Experiment]], over: str, names: Sequence[str], bound: bool, stage: str
+) -> list[Unit]:
+    """A unit for each point and policy; with a bound, which is computed once, for each point."""
+    groups = [tuple(names)] if bound else [(name,) for name in names]
+    last = points[-1][0]
+    return [
+        Unit(variant, over, value, group, bound, stage if value == last else None)
+        for (value, variant), group in itertools.product(points, groups)
+    ]
+
+
+def _simulated(units: Sequence[Unit], path: Path, jobs: int, fresh: bool) -> Points:
+    """The points of all units: those that are kept, and the others as they are simulated, which are kept then."""
+    kept, done, left = Kept(path), Points(), list[Unit]()
+    keys = {(unit.value, name): fingerprint(unit, name) for unit in units for name in unit.policies}
+    for unit in units:
+        found = {name: kept.find(keys[unit.value, name], unit.stage is not None) for name in unit.policies}
+        if fresh or None in found.values():
+            left.append(unit)
+        else:
+            done |= {(unit.value, name): point for name, point in found.items() if point is not None}
+    if len(kept):
+        others = len(kept) - len(done)
+        problems.print(
+            f"{len(done)} of {len(keys)} points are reused from {path}; "
+            f"{others} of another config, policy, profile or code are not",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def finished(unit: Unit, points: list[Point]) -> None:
+        for name, point in zip(unit.policies, points, strict=True):
+            kept.add(keys[unit.value, name], point)
+            done[unit.value, name] = point
+
+    try:
+        _run(left, jobs, len(keys), lambda: len(done), finished)
+    except KeyboardInterrupt:
+        what = f"interrupted: {len(done)} of {len(keys)} points are kept in {path}; the same command goes on from there"
+        problems.print(what, highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+    return done
+
+
+def _run(
+    units: Sequence[Unit],
+    jobs: int,
+    total: int,
+    count: Callable[[], int],
+    finished: Callable[[Unit, list[Point]], None],
+) -> None:
+    with new_progress() as progress:
+        task = progress.add_task(f"simulating on {max(1, min(jobs, len(units)))} process(es)", total=total)
+        progress.update(task, completed=count())
+        for unit, points in run_units(units, jobs):
+            finished(unit, points)
+            progress.update(task, completed=count())
+            note(progress, f"{count()} of {total}: {unit.over}={unit.value:g} {' '.join(unit.policies)}")
+
+
+def _numbers(values: str) -> list[float]:
+    try:
+        return [float(value) for value in values.split(",")]
+    except ValueError:
+        raise ConfigError(f"--values {shortened(values)}: expected numbers separated by commas") from None
+
+
+def _sweep_table(experiment: Experiment, over: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> Table:
+    submitted = max(entry["counts"]["submitted"] for entry in records)
+    bounded = "bound" in records[0]
+    table = new_table(
+        f"{experiment.name}: requests on time of {submitted}", over, [*names, *(["bound"] if bounded else [])]
+    )
+    for value in dict.fromkeys(entry["value"] for entry in records):
+        some = [entry for entry in records if entry["value"] == value]
+        row = [str(entry["counts"]["on_time"]) for entry in some]
+        table.add_row(f"{value:g}", *row, *([f"{some[0]['bound']['value']:g}"] if bounded else []))
+    return table
