@@ -17,14 +17,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from neustream.config import SWEEPABLE, Experiment, Simulation, StageConfig
+from neustream.core.batch import Batch
 from neustream.core.graph import Graph, Node, Stage, loop, seq
+from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.core.steps import LearntSteps, PhaseProfile
-from neustream.core.batch import Batch
-from neustream.core.job import Job
 from neustream.core.types import Request
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine

@@ -12,7 +12,7 @@ from typing import Any
 from neustream.core.cursor import Cursor, Saved
 from neustream.core.graph import Graph
 from neustream.core.job import Entry
-from neustream.core.types import Request, SLO
+from neustream.core.types import SLO, Request
 from neustream.errors import GraphError
 
 

@@ -19,7 +19,7 @@ from neustream.core.graph import Graph
 from neustream.core.job import Status
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
-from neustream.core.types import Request, SLO
+from neustream.core.types import SLO, Request
 from neustream.engine.clock import Clock, stopwatch
 from neustream.engine.events import (
     Cancel,
