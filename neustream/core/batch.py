@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.core.job import Job
+from neustream.errors import NeustreamError
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +120,10 @@ def input_of(job: Job, size: float | None = None) -> StepInput:
         job.computed + left,
         job.call_outputs,
     )
+
+
+def no_update(stage: str, update: object) -> str:
+    """Why a request fails whose step returned `update`, which is no mapping."""
+    if isinstance(update, NeustreamError):
+        return str(update)
+    return f"stage {stage!r} must return one dict per job, got {type(update).__name__}"

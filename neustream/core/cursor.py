@@ -68,6 +68,24 @@ class _Frame:
     total: int  # exact for `Seq` and `times`, expected for `until`
 
 
+def _opened(node: Seq | Loop, job: Job) -> _Frame:
+    """A sequence or loop that a job gets to."""
+    if isinstance(node, Seq):
+        return _Frame(node, -1, len(node.nodes))
+    if node.times is not None:
+        return _Frame(node, -1, _rounds(node.times, job, "times"))
+    return _Frame(node, -1, _rounds(node.expect, job, "expect"))
+
+
+def _chosen(node: Switch, job: Job) -> Node:
+    """The branch that a job takes."""
+    choice = answer(node.on, job, "a switch")
+    if not isinstance(choice, Hashable) or choice not in node.cases:
+        cases = sorted(map(str, node.cases))
+        raise GraphError(f"request {job.id!r}: switch chose {choice!r}; its cases are {cases}")
+    return node.cases[choice]
+
+
 class Saved(NamedTuple):
     """A cursor's place: its stage, and (number, done, total) of each open node."""
 
@@ -159,21 +177,11 @@ class Cursor:
         turned: list[_Frame] = []  # loops that began a round without a stage having run since
         while True:
             while isinstance(node, Switch):
-                choice = answer(node.on, job, "a switch")
-                if not isinstance(choice, Hashable) or choice not in node.cases:
-                    cases = sorted(map(str, node.cases))
-                    raise GraphError(
-                        f"request {job.id!r}: switch chose {choice!r}; its cases are {cases}"
-                    )
-                node = node.cases[choice]
+                node = _chosen(node, job)
             if isinstance(node, Stage):
                 return node
-            if isinstance(node, Seq):
-                self._frames.append(_Frame(node, -1, len(node.nodes)))
-            elif isinstance(node, Loop):
-                counted = node.times is not None
-                total = _rounds(node.times or node.expect, job, "times" if counted else "expect")
-                self._frames.append(_Frame(node, -1, total))
+            if node is not None:
+                self._frames.append(_opened(node, job))
             node = None
             while node is None:
                 if not self._frames:

@@ -19,35 +19,24 @@ def named(policy: Policy) -> str:
 def check_drops(policy: Policy, decision: Decision, live: Mapping[str, Job]) -> None:
     """Only live jobs that wait can be dropped."""
     for job in decision.drop:
-        if job.status != "waiting" or live.get(job.id) is not job:
+        if not _runnable(job, live):
             raise PolicyError(f"{named(policy)} dropped {job!r}, which is not waiting")
 
 
 def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[str, Job]) -> str:
     """The name of the step of `jobs`: their stage, or the model of several stages that share it."""
     counts: dict[Stage, int] = {}
-    stages = view.pool.stages
+    served = view.pool.stages
     for job in jobs:
         stage = job.stage
-        if (
-            stage is None
-            or job.status != "waiting"
-            or live.get(job.id) is not job
-            or stage.name not in stages
-        ):
+        if stage is None or stage.name not in served or not _runnable(job, live):
             raise PolicyError(
                 f"{named(policy)} chose {job!r}, which is not runnable in pool {view.pool.name!r}"
             )
         counts[stage] = counts.get(stage, 0) + 1
     if len(set(jobs)) != len(jobs):
         raise PolicyError(f"{named(policy)} chose a job twice for one step")
-    for stage, count in counts.items():
-        most = min(stage.max_batch, view.profiles[stage.name].max_batch)
-        if count > most:
-            raise PolicyError(
-                f"{named(policy)} chose {count} jobs for a step of {stage.name!r} "
-                f"(max_batch {most})"
-            )
+    _check_limits(policy, counts, view)
     if len(counts) == 1:
         return next(iter(counts)).name
     models = {stage.model for stage in counts}
@@ -55,6 +44,20 @@ def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[st
         names = [stage.name for stage in counts]
         raise PolicyError(f"{named(policy)} mixed stages that cannot share a step: {names}")
     return models.pop()
+
+
+def _runnable(job: Job, live: Mapping[str, Job]) -> bool:
+    return job.status == "waiting" and live.get(job.id) is job
+
+
+def _check_limits(policy: Policy, counts: Mapping[Stage, int], view: View) -> None:
+    for stage, count in counts.items():
+        most = min(stage.max_batch, view.profiles[stage.name].max_batch)
+        if count > most:
+            raise PolicyError(
+                f"{named(policy)} chose {count} jobs for a step of {stage.name!r} "
+                f"(max_batch {most})"
+            )
 
 
 def step_sizes(

@@ -153,28 +153,32 @@ class BlockPool:
         own from the end; itself included.
         """
         too_large = tuple([job for job in jobs if not self.fits(job)])
-        wanted = [
-            (job, size, self.need(job, size))
-            for job, size in zip(jobs, sizes, strict=True)
-            if job not in too_large
-        ]
+        if too_large:
+            kept = [(job, size) for job, size in zip(jobs, sizes, strict=True) if self.fits(job)]
+            jobs, sizes = [job for job, _ in kept], [size for _, size in kept]
+        needs = [self.need(job, size) for job, size in zip(jobs, sizes, strict=True)]
+        if sum(needs) <= self.free:
+            return Allocation(tuple(jobs), tuple(sizes), (), too_large)
+        seated, preempted = self._seat(jobs, needs, self._victims(jobs, others))
+        given = [size for job, size in zip(jobs, sizes, strict=True) if job in seated]
+        return Allocation(tuple(seated), tuple(given), tuple(preempted), too_large)
+
+    def _seat(
+        self, jobs: Sequence[Job], needs: Sequence[int], victims: list[Job]
+    ) -> tuple[dict[Job, None], dict[Job, None]]:
+        """Who of `jobs` gets the blocks that it needs, and who loses theirs; both in order."""
         free = self.free
-        if sum([need for _, _, need in wanted]) <= free:
-            kept, given = [job for job, _, _ in wanted], [size for _, size, _ in wanted]
-            return Allocation(tuple(kept), tuple(given), (), too_large)
-        victims = self._victims([job for job, _, _ in wanted], others)
-        seated: dict[Job, float] = {}
+        seated: dict[Job, None] = {}
         preempted: dict[Job, None] = {}
-        for job, size, need in wanted:
+        for job, need in zip(jobs, needs, strict=True):
             while need > free and job.num_blocks and job not in preempted:
                 victim = victims.pop()
                 preempted[victim] = None
                 free += victim.num_blocks
-            if job in preempted or need > free:
-                continue
-            free -= need
-            seated[job] = size
-        return Allocation(tuple(seated), tuple(seated.values()), tuple(preempted), too_large)
+            if need <= free and job not in preempted:
+                free -= need
+                seated[job] = None
+        return seated, preempted
 
     @staticmethod
     def _victims(chosen: Sequence[Job], others: Iterable[Job]) -> list[Job]:

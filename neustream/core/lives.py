@@ -68,7 +68,8 @@ class Lives:
         self._check(carry.id, graph)
         job = unpack(carry, graph, now)
         stage = None if job.cursor is None else job.cursor.stage
-        assert stage is not None
+        if stage is None:
+            raise GraphError(f"request {carry.id!r} is at the end of graph {graph.name!r}")
         state = self.pool_of.get(stage.name)
         if cached and state is not None:
             state.check_room(carry)
@@ -78,13 +79,13 @@ class Lives:
         except NeustreamError:
             self.forget(job)
             raise
-        if cached:
-            self.set_tokens(job, carry.kept)
-        elif stage.caches and (carry.kept or job.computed or job.call_outputs):
-            self.preempt(job, now)
-        job.base -= carry.skipped
         if carry.started_ago is not None:
             job.worker = 0
+        job.base -= carry.skipped
+        if cached:
+            self.set_tokens(job, carry.kept)
+        elif stage.caches and _has_progress(job):
+            self.preempt(job, now)
         return job
 
     def live(self, id: str, what: str) -> Entry:
@@ -301,3 +302,8 @@ class Lives:
         if not self.unpromised:
             for state in self.pool_of.values():
                 state.unpromised = Unpromised()
+
+
+def _has_progress(job: Entry) -> bool:
+    """Whether some of its model call was computed already."""
+    return job.computed > 0 or job.call_outputs > 0

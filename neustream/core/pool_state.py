@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from neustream.core.batch import Batch
 from neustream.core.carry import Carry
 from neustream.core.job import Entry, Job, Queue
 from neustream.core.kv_cache import BlockPool
 from neustream.core.policy import Policy, Pool, Unpromised, View
+from neustream.core.step_times import StepTimes
 from neustream.errors import GraphError, PolicyError, RequestError
 
 
@@ -65,15 +66,15 @@ class PoolState:
     def waiting(self, worker: int) -> dict[str, Sequence[Job]]:
         """The runnable jobs by stage, as `worker` may run them."""
         queues: dict[str, Sequence[Job]] = {}
-        sticky, some_out = self.pool.sticky, bool(self.running) or self.out > 0
+        some_are_out = bool(self.running) or self.out > 0
         for stage, queue in self.queues.items():
             if not queue.jobs:
                 continue
             jobs: list[Entry] = list(queue.jobs.values())
-            if some_out:
+            if some_are_out:
                 jobs = [job for job in jobs if job.status == "waiting"]
-            if sticky:
-                jobs = [job for job in jobs if job.worker in (-1, worker)]
+            if self.pool.sticky:
+                jobs = _of_worker(jobs, worker)
             if jobs:
                 queues[stage] = jobs
         return queues
@@ -89,10 +90,56 @@ class PoolState:
         share = seconds * count / len(batch.jobs)
         self.unpromised = Unpromised(busy + seconds, served + share)
 
+    # -- steps ------------------------------------------------------------------------------------
+
+    def run(
+        self, batch: Batch, jobs: tuple[Job, ...], sizes: tuple[float, ...], times: StepTimes
+    ) -> Batch:
+        """Note that `jobs` run, with the id, worker and time of `batch`."""
+        known = {job.queue for job in cast(tuple[Entry, ...], batch.jobs)}
+        first = jobs[0].stage
+        assert first is not None
+        label = first.name
+        for job, size in zip(cast(tuple[Entry, ...], jobs), sizes, strict=True):
+            queue, stage = job.queue, job.stage
+            assert stage is not None
+            if queue not in known:
+                known.add(queue)
+                queue.rounds += 1
+            job.status, job.round = "running", queue.rounds
+            if stage is not first:
+                label = stage.model
+            if stage.caches:
+                self.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
+        seconds, profiled = times.expect(jobs, sizes)
+        running = Batch(
+            batch.id,
+            batch.pool,
+            batch.worker,
+            label,
+            jobs,
+            sizes,
+            batch.started_at,
+            seconds,
+            batch.preempted,
+            profiled,
+        )
+        self.running[batch.id] = running
+        return running
+
     def take_off(self, batch: Batch) -> None:
         """A step is not running any more; PolicyError if it was not."""
         if self.running.pop(batch.id, None) is None:
             raise PolicyError(f"batch {batch.id} of pool {batch.pool!r} is not running")
+
+    def retire(self, batch: Batch) -> None:
+        """A step is over. Steps that ran beside it skipped none of its jobs."""
+        self.take_off(batch)
+        for job in cast(tuple[Entry, ...], batch.jobs):
+            job.base += job.queue.rounds - job.round + 1
+            job.worker = batch.worker
+            if job.started_at is None:
+                job.started_at = batch.started_at
 
     # -- blocks -----------------------------------------------------------------------------------
 
@@ -111,6 +158,11 @@ class PoolState:
                 f"pool {self.pool.name!r}: request {carry.id!r} comes with {blocks} blocks, "
                 f"{self.blocks.free} of {self.blocks.cache.num_blocks} are free"
             )
+
+
+def _of_worker(jobs: list[Entry], worker: int) -> list[Entry]:
+    """Those that `worker` started, or that nobody did."""
+    return [job for job in jobs if job.worker in (-1, worker)]
 
 
 def with_blocks(view: View) -> View:

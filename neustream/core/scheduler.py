@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
-from neustream.core.batch import Batch
+from neustream.core.batch import Batch, no_update
 from neustream.core.carry import Carry, pack
 from neustream.core.decision import (
     check_drops,
@@ -255,7 +255,7 @@ class Scheduler:
             )
             self.fail(batch, StageFailed(text), now)
             return
-        self._retire(batch)
+        self._pools[batch.pool].retire(batch)
         self._observe(batch, now)
         lives = self._lives
         jobs = cast(tuple[Entry, ...], batch.jobs)
@@ -268,11 +268,11 @@ class Scheduler:
                 if job.keep:
                     lives.settle(job, now)
             else:
-                lives.end(job, "failed", _fault(batch.stage, update), now)
+                lives.end(job, "failed", no_update(batch.stage, update), now)
 
     def fail(self, batch: Batch, error: BaseException, now: float) -> None:
         """A step failed as a whole: all of its jobs end, with the error as the reason."""
-        self._retire(batch)
+        self._pools[batch.pool].retire(batch)
         known = isinstance(error, NeustreamError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         for job in cast(tuple[Entry, ...], batch.jobs):
@@ -287,7 +287,7 @@ class Scheduler:
         "state" sends all of them back to the start of their graphs, whose outputs then come again
         from 0.
         """
-        self._retire(batch)
+        self._pools[batch.pool].retire(batch)
         for job in cast(tuple[Entry, ...], batch.jobs):
             job.status = "waiting"
             if job.ending is None and lost == "state":
@@ -349,42 +349,7 @@ class Scheduler:
         self._batches += 1
         name, worker = state.pool.name, view.worker
         empty = Batch(self._batches, name, worker, label, (), (), view.now, 0.0, preempted)
-        return self._run(state, empty, jobs, sizes)
-
-    def _run(
-        self, state: PoolState, batch: Batch, jobs: tuple[Job, ...], sizes: tuple[float, ...]
-    ) -> Batch:
-        """Note that `jobs` run, with the pool, worker and time of `batch`."""
-        known = {job.queue for job in cast(tuple[Entry, ...], batch.jobs)}
-        first = jobs[0].stage
-        assert first is not None
-        label = first.name
-        for job, size in zip(cast(tuple[Entry, ...], jobs), sizes, strict=True):
-            queue, stage = job.queue, job.stage
-            assert stage is not None
-            if queue not in known:
-                known.add(queue)
-                queue.rounds += 1
-            job.status, job.round = "running", queue.rounds
-            if stage is not first:
-                label = stage.model
-            if stage.caches:
-                state.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
-        seconds, profiled = self.times.expect(jobs, sizes)
-        running = Batch(
-            batch.id,
-            batch.pool,
-            batch.worker,
-            label,
-            jobs,
-            sizes,
-            batch.started_at,
-            seconds,
-            batch.preempted,
-            profiled,
-        )
-        state.running[batch.id] = running
-        return running
+        return state.run(empty, jobs, sizes, self.times)
 
     def _run_instead(self, batch: Batch, sizes: Mapping[Job, float], now: float) -> Batch | None:
         """The jobs of `sizes` run in place of those of `batch`."""
@@ -402,16 +367,7 @@ class Scheduler:
                 self._lives.settle(job, now)
         if not sizes:
             return None
-        return self._run(state, batch, tuple(sizes), tuple(sizes.values()))
-
-    def _retire(self, batch: Batch) -> None:
-        """Take a batch off its worker. Steps that ran beside it skipped none of its jobs."""
-        self._pools[batch.pool].take_off(batch)
-        for job in cast(tuple[Entry, ...], batch.jobs):
-            job.base += job.queue.rounds - job.round + 1
-            job.worker = batch.worker
-            if job.started_at is None:
-                job.started_at = batch.started_at
+        return state.run(batch, tuple(sizes), tuple(sizes.values()), self.times)
 
     def _observe(self, batch: Batch, now: float) -> None:
         """Learn from a step that ran."""
@@ -423,10 +379,3 @@ class Scheduler:
             self._lives.measure_again(corrected)
             factors = self.times.corrections[corrected]
             self._lives.events.append(Corrected(corrected, factors, now))
-
-
-def _fault(stage: str, update: object) -> str:
-    """Why a job fails whose step returned no mapping."""
-    if isinstance(update, NeustreamError):
-        return str(update)
-    return f"stage {stage!r} must return one dict per job, got {type(update).__name__}"

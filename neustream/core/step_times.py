@@ -127,27 +127,29 @@ class StepTimes:
         if not batch.expected > 0:
             return None
         stages = {job.stage.name for job in batch.jobs if job.stage is not None}
-        ratio = seconds / batch.expected
+        self._note(stages, seconds / batch.expected)
+        profile = self.profiles[next(iter(stages))]
+        if isinstance(profile, PhaseProfile):
+            if profile.steps.learns:  # what is learnt follows the device: no speed beside it
+                profile.steps.observe(step_of(batch.jobs, batch.sizes), seconds)
+                return None
+        elif len(stages) == 1 and self._corrected(batch.stage, batch, seconds):
+            return batch.stage
+        self.speed = {**self.speed, **{name: self.spread[name].mean for name in stages}}
+        return None
+
+    def _note(self, stages: set[str], ratio: float) -> None:
+        """A step of `stages` took `ratio` times what was expected."""
         for name in stages:
             ratios = self.spread.get(name)
             if ratios is None:
                 ratios = self.spread[name] = Ratios()
             ratios.add(ratio)
-        first = batch.jobs[0].stage
-        assert first is not None
-        profile = self.profiles[first.name]
-        if isinstance(profile, PhaseProfile) and profile.steps.learns:
-            profile.steps.observe(step_of(batch.jobs, batch.sizes), seconds)
-            return None  # what is learnt follows the device: there is no speed beside it
-        correctable = self._corrections is not None and not isinstance(profile, PhaseProfile)
-        if correctable and len(stages) == 1 and self._corrected(first.name, batch, seconds):
-            return first.name
-        self.speed = {**self.speed, **{name: self.spread[name].mean for name in stages}}
-        return None
 
     def _corrected(self, stage: str, batch: Batch, seconds: float) -> bool:
         """Compare a step with its stage's profile; whether a corrected one replaced that."""
-        assert self._corrections is not None
+        if self._corrections is None:
+            return False
         known = self._corrections.get(stage)
         if known is None:
             known = self._corrections[stage] = Correction(self.profiles[stage])

@@ -308,18 +308,10 @@ class LearntSteps:
         """Take in one step that ran."""
         if not seconds > 0:
             return
-        fitted = self._fitted(step)
-        if self.observed or self.base is not None:
-            self._errors.append(abs(self._drift * fitted / seconds - 1))
-            self._ratios.add(seconds / fitted)
-            if self._ratios.full:
-                self._drift = min(max(self._ratios.median, 1 / DRIFT), DRIFT)
-            if self.observed >= REFIT or self.base is not None:
-                seconds = min(seconds, 4 * fitted)
+        seconds = self._believed(self._fitted(step), seconds)
         prefills, tokens, square, decodes, context = step
-        x = np.array(
-            [1.0, tokens, square * 1e-3, 1.0 if prefills else 0.0, decodes, context * 1e-2]
-        )
+        prefilling = 1.0 if prefills else 0.0
+        x = np.array([1.0, tokens, square * 1e-3, prefilling, decodes, context * 1e-2])
         target = seconds - (self.base.seconds(step) if self.base else 0.0)
         self._gram = self._gram * (1 - 1 / MEMORY) + np.outer(x, x)
         self._moment = self._moment * (1 - 1 / MEMORY) + x * target
@@ -327,6 +319,18 @@ class LearntSteps:
         self._mean += (seconds - self._mean) / min(self.observed, MEMORY)
         if self.observed <= REFIT or self.observed % REFIT == 0:
             self._refit()
+
+    def _believed(self, fitted: float, seconds: float) -> float:
+        """What a step counts as where `fitted` was expected, drift aside; notes the error."""
+        if not self.observed and self.base is None:
+            return seconds
+        self._errors.append(abs(self._drift * fitted / seconds - 1))
+        self._ratios.add(seconds / fitted)
+        if self._ratios.full:
+            self._drift = min(max(self._ratios.median, 1 / DRIFT), DRIFT)
+        if self.observed >= REFIT or self.base is not None:
+            return min(seconds, 4 * fitted)
+        return seconds
 
     def _refit(self) -> None:
         """Ridge, scaled by each feature's own size; with no base, without negative coefficients."""
