@@ -130,9 +130,7 @@ class ThreadExecutor:
                 f"{len(workers)} set(s) of modules for {len(devices)} device(s): {list(devices)}"
             )
         self._check_finite = check_finite
-        self._inbox: list[
-            queue.SimpleQueue[tuple[Batch, Clock] | tuple[Callable[[], Any], Future[Any]] | None]
-        ] = []
+        self._inbox: list[queue.SimpleQueue[Callable[[], None] | None]] = []
         self._closing = threading.Lock()
         self._closed = False
         self._modules = [dict(mods) for mods in workers]
@@ -145,15 +143,16 @@ class ThreadExecutor:
         }
         for (_, device), module in places.items():
             module.load(device)
-        for at, mods in enumerate(self._modules):
+        for worker in range(len(self._modules)):
             self._inbox.append(queue.SimpleQueue())
-            thread = threading.Thread(target=self._work, args=(self._inbox[at], mods), daemon=True)
-            thread.name = f"neustream-worker-{at}"
+            thread = threading.Thread(target=_work, args=(self._inbox[worker],), daemon=True)
+            thread.name = f"neustream-worker-{worker}"
             self._threads.append(thread)
             thread.start()
 
     def start(self, batch: Batch, clock: Clock) -> None:
-        self._inbox[batch.worker].put((batch, clock))
+        work = partial(self._run, batch, batch.inputs(), clock)
+        self._inbox[batch.worker].put(work)
 
     def add(self, modules: Mapping[str, StreamModule], worker: int = 0) -> None:
         """More stages for a worker; their modules are loaded already."""
@@ -166,13 +165,14 @@ class ThreadExecutor:
         with self._closing:
             if self._closed:
                 raise BackendError("this executor is closed")
-            self._inbox[worker].put((function, answer))
+            self._inbox[worker].put(partial(_answer, function, answer))
         return answer
 
     def release(self, id: str) -> None:
         for at, releasing in enumerate(self._releasing):
             if releasing:
-                self._inbox[at].put((partial(_release, releasing, id), Future()))
+                work = partial(_release, releasing, id)
+                self._inbox[at].put(partial(_answer, work, Future()))
 
     def close(self) -> None:
         """Let the steps under way end, and what was called before; then the threads end."""
@@ -183,42 +183,43 @@ class ThreadExecutor:
         for thread in self._threads:
             thread.join()
 
-    def _work(self, inbox: queue.SimpleQueue[Any], modules: Mapping[str, StreamModule]) -> None:
-        while (item := inbox.get()) is not None:
-            first, second = item
-            if not isinstance(first, Batch):
-                _answer(first, second)
-                del item, first, second
-                continue
-            batch, clock = first, second
-            clock.post(Done(batch, self._step(batch, modules)), clock.now())
-            del item, first, batch  # hold no finished job's tensors while idle
+    def _run(self, batch: Batch, inputs: Sequence[StepInput], clock: Clock) -> None:
+        results = self._step(batch, inputs, self._modules[batch.worker])
+        clock.post(Done(batch, results), clock.now())
 
     def _step(
-        self, batch: Batch, modules: Mapping[str, StreamModule]
+        self, batch: Batch, inputs: Sequence[StepInput], modules: Mapping[str, StreamModule]
     ) -> Sequence[Update | NeustreamError] | BaseException:
         try:
             if batch.stage not in modules:
                 raise StageFailed(f"no module for it; modules: {sorted(modules)}")
-            updates = modules[batch.stage].step(batch.inputs())
-            results = (
-                list(updates)
-                if isinstance(updates, Iterable) and not isinstance(updates, Mapping)
-                else [updates]
-            )
-            for result in results:
-                if not isinstance(result, Mapping | StageFailed) or isinstance(updates, Mapping):
-                    raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
-            return (
-                [_finite(batch.stage, result) for result in results]
-                if self._check_finite
-                else results
-            )
+            results = _one_each(modules[batch.stage].step(inputs))
+            if self._check_finite:
+                results = [_finite(batch.stage, result) for result in results]
+            return results
         except BaseException as error:  # noqa: BLE001  a stage may raise anything
             kind = "" if isinstance(error, StageFailed) else f"{type(error).__name__}: "
             failed = StageFailed(f"stage {batch.stage!r}: {kind}{error}")
             failed.__cause__ = error
             return failed
+
+
+def _work(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    """A worker's thread: one thing after the other, until None comes."""
+    while (work := inbox.get()) is not None:
+        work()
+        del work  # hold no finished request's tensors while idle
+
+
+def _one_each(updates: object) -> list[Update | StageFailed]:
+    """What a module returned, as a list of updates; StageFailed if it is none."""
+    if isinstance(updates, Mapping) or not isinstance(updates, Iterable):
+        raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
+    results = list(updates)
+    for result in results:
+        if not isinstance(result, Mapping | StageFailed):
+            raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
+    return results
 
 
 def _answer(function: Callable[[], Any], answer: Future[Any]) -> None:

@@ -297,40 +297,32 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types; seconds, but `decision_us` in microseconds."""
-        spread = {q: self.latency.percentile(q) for q in (50, 90, 99)}
+        quantiles = {f"p{q}": self.latency.percentile(q) for q in (50, 90, 99)}
         out: dict[str, Any] = {
             "duration_s": self.duration,
             "counts": {"submitted": self.submitted, **self.counts},
             "goodput_rps": self.goodput,
             "attainment": self.attainment,
-            "latency_s": {
-                "mean": self.latency.mean,
-                **{f"p{q}": value for q, value in spread.items()},
-            },
+            "latency_s": {"mean": self.latency.mean, **quantiles},
             "batch_size": {stage: sizes.mean for stage, sizes in self.batch_size.items()},
             "decisions": self.decision.count,
-            "decision_us": {
-                "p50": self.decision.percentile(50),
-                "p99": self.decision.percentile(99),
-            },
+            "decision_us": {f"p{q}": self.decision.percentile(q) for q in (50, 99)},
             "busy_s": dict(self._observed),
             "profile_error": self.profile_error(),
             "by_steps": self.by_steps.ranges(),
         }
-        if self.tokens.outputs > sum(
-            self.counts[name] for name in ("on_time", "late")
-        ):  # they come one by one
-            out["tokens"] = self.tokens.to_dict(self.span, self.submitted)
-        if self.preemptions:
-            out["preemptions"] = self.preemptions
-        if set(self.classes) - {""}:
-            out["classes"] = {name: dict(vars(share)) for name, share in self.classes.items()}
-        if self.corrections:
-            out["corrections"] = {
-                stage: dict(factors) for stage, factors in self.corrections.items()
-            }
-        if self.reasons:
-            out["failures"] = dict(self.reasons)
-        if self.interrupted:
-            out["interrupted"] = True
-        return out
+        return out | {name: value for name, value in self._where_it_applies().items() if value}
+
+    def _where_it_applies(self) -> dict[str, Any]:
+        """What only some runs have; falsy where this one has not."""
+        ended = self.counts["on_time"] + self.counts["late"]
+        one_by_one = self.tokens.outputs > ended
+        named = set(self.classes) - {""}
+        return {
+            "tokens": self.tokens.to_dict(self.span, self.submitted) if one_by_one else None,
+            "preemptions": self.preemptions,
+            "classes": {n: dict(vars(of)) for n, of in self.classes.items()} if named else None,
+            "corrections": {stage: dict(of) for stage, of in self.corrections.items()},
+            "failures": dict(self.reasons),
+            "interrupted": self.interrupted,
+        }

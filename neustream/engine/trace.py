@@ -72,62 +72,16 @@ class EventLog:
         Requests are async slices from arrival to end, live requests a counter. Timestamps are in
         microseconds of the engine's clock.
         """
-        pools = {
-            name: at for at, name in enumerate(sorted({step["pool"] for step in self.steps}), 1)
-        }
-        out: list[dict[str, Any]] = []
-        for name, pid in pools.items():
-            out.append(
-                {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": f"pool {name}"}}
-            )
+        pools = sorted({step["pool"] for step in self.steps})
+        pids = {name: pid for pid, name in enumerate(pools, 1)}
+        out = [_named("process_name", 0, "requests")]
+        out += [_named("process_name", pid, f"pool {name}") for name, pid in pids.items()]
         for pool, worker in sorted({(step["pool"], step["worker"]) for step in self.steps}):
-            args = {"name": f"worker {worker}"}
-            out.append(
-                {"ph": "M", "name": "thread_name", "pid": pools[pool], "tid": worker, "args": args}
-            )
-        for step in self.steps:
-            start, seconds = step["start"], step["end"] - step["start"]
-            args = {
-                "jobs": step["jobs"],
-                "expected_ms": step["expected_s"] * 1e3,
-                "error": step["error"],
-            }
-            out.append(
-                {
-                    "ph": "X",
-                    "name": f"{step['stage']} x{len(step['jobs'])}",
-                    "cat": step["stage"],
-                    "pid": pools[step["pool"]],
-                    "tid": step["worker"],
-                    "ts": start * 1e6,
-                    "dur": seconds * 1e6,
-                    "args": args,
-                }
-            )
-        out.append({"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "requests"}})
+            out.append(_named("thread_name", pids[pool], f"worker {worker}", worker))
+        out += [_slice(step, pids[step["pool"]]) for step in self.steps]
         for id, request in self.requests.items():
-            outcome = (
-                "open"
-                if "end" not in request
-                else "on time"
-                if request["on_time"]
-                else request["status"]
-            )
-            both = {"name": f"{id}: {outcome}", "cat": "request", "id": id, "pid": 0, "tid": 0}
-            out.append({**both, "ph": "b", "ts": request["arrival"] * 1e6, "args": request})
-            if "end" in request:
-                out.append({**both, "ph": "e", "ts": request["end"] * 1e6})
-        for at, live in self.waiting:
-            out.append(
-                {
-                    "ph": "C",
-                    "name": "live requests",
-                    "pid": 0,
-                    "tid": 0,
-                    "ts": at * 1e6,
-                    "args": {"n": live},
-                }
-            )
+            out += _request(id, request)
+        out += [_live(at, count) for at, count in self.waiting]
         return {"traceEvents": out, "displayTimeUnit": "ms"}
 
     def save(self, path: Path | str) -> None:
@@ -135,3 +89,45 @@ class EventLog:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.chrome()))
+
+
+def _named(what: str, pid: int, name: str, tid: int = 0) -> dict[str, Any]:
+    """A name for a row of the trace."""
+    return {"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
+
+
+def _slice(step: dict[str, Any], pid: int) -> dict[str, Any]:
+    """A step on its worker's row."""
+    start = step["start"]
+    return {
+        "ph": "X",
+        "name": f"{step['stage']} x{len(step['jobs'])}",
+        "cat": step["stage"],
+        "pid": pid,
+        "tid": step["worker"],
+        "ts": start * 1e6,
+        "dur": (step["end"] - start) * 1e6,
+        "args": {
+            "jobs": step["jobs"],
+            "expected_ms": step["expected_s"] * 1e3,
+            "error": step["error"],
+        },
+    }
+
+
+def _request(id: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """A request as an async slice from its arrival to its end, if it has ended."""
+    outcome = "open"
+    if "end" in request:
+        outcome = "on time" if request["on_time"] else request["status"]
+    both = {"name": f"{id}: {outcome}", "cat": "request", "id": id, "pid": 0, "tid": 0}
+    began = {**both, "ph": "b", "ts": request["arrival"] * 1e6, "args": request}
+    if "end" not in request:
+        return [began]
+    return [began, {**both, "ph": "e", "ts": request["end"] * 1e6}]
+
+
+def _live(at: float, count: int) -> dict[str, Any]:
+    """The number of live requests from an instant on."""
+    counter = {"ph": "C", "name": "live requests", "pid": 0, "tid": 0}
+    return {**counter, "ts": at * 1e6, "args": {"n": count}}
