@@ -72,8 +72,12 @@ class Workload(Section):
     some of the arrivals; those before it stay as they are, those behind it keep their gaps.
 
     For an LLM, `prompt` are the tokens of the prompts, `output` those after which the model ends (which
-    no policy knows), and `max_tokens` what requests allow at most, which policies do know. A trace may
-    have columns `prompt_tokens`, `output_tokens` and `max_tokens` instead.
+    no policy knows), and `max_tokens` what requests allow at most, which policies do know.
+
+    `trace` takes arrivals, and what requests ask for, from a file, in a `format` that its content tells
+    or that is named: `requests` of it at most, from `start_s` for `duration_s`, `speed` times as fast.
+    What the trace does not say is drawn; `columns` names those that count. A trace of texts needs a
+    `tokenizer`, and one without arrivals has `arrivals: gamma` or `constant`. `configs/README.md` has more.
     """
 
     arrivals: Literal["gamma", "constant", "trace"] = "gamma"
@@ -81,7 +85,13 @@ class Workload(Section):
     rate: Rate = 1.0
     load: Factor | None = None
     cv: float = Field(default=1.0, ge=0.001, le=1000)
-    file: Path | None = None
+    trace: Path | None = None
+    format: str = "auto"
+    start_s: float = Field(default=0.0, ge=0, le=1e11)
+    duration_s: Seconds | None = None
+    speed: Factor = 1.0
+    columns: list[str] | None = Field(default=None, min_length=1)
+    tokenizer: Path | None = None
     seed: int = Field(default=0, ge=0, lt=2**32)
     steps: Steps = 1
     prompt: Tokens = 128
@@ -89,15 +99,25 @@ class Workload(Section):
     max_tokens: TokenCount = 256
     burst: Burst | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _arrivals_of_trace(cls, raw: Any) -> Any:
+        """A trace brings its arrivals, unless others are asked for."""
+        if isinstance(raw, dict) and raw.get("trace") is not None:
+            return {"arrivals": "trace", **raw}
+        return raw
+
     @model_validator(mode="after")
-    def _file(self) -> Workload:
-        if (self.arrivals == "trace") != (self.file is not None):
-            raise ValueError("arrivals: trace needs a file, and a file needs arrivals: trace")
-        if self.load is not None and "rate" in self.model_fields_set:
+    def _trace(self) -> Workload:
+        given = self.model_fields_set
+        own = sorted(given & {"format", "start_s", "duration_s", "speed", "columns", "tokenizer"})
+        if self.trace is None and (own or self.arrivals == "trace"):
+            raise ValueError(f"{own[0] if own else 'arrivals: trace'} needs a trace: FILE")
+        if self.arrivals == "trace" and (idle := [key for key in ("rate", "load", "cv", "burst") if key in given]):
+            hint = dropped(*(f"workload.{key}" for key in idle))
+            raise ValueError(f"a trace brings its arrivals, without {', '.join(idle)}; {hint}")
+        if self.load is not None and "rate" in given:
             raise ValueError(f"load takes the place of rate; {either('workload.load', 'workload.rate')}")
-        for key in ("load", "burst"):
-            if getattr(self, key) is not None and self.arrivals == "trace":
-                raise ValueError(f"{key} does not go with arrivals: trace; {dropped(f'workload.{key}')}")
         if self.burst is not None and self.burst.after >= self.requests:
             raise ValueError(f"burst: none comes after {self.burst.after} of {self.requests} requests")
         return self
@@ -237,6 +257,7 @@ SWEEPABLE = (
     "workload.rate",
     "workload.load",
     "workload.cv",
+    "workload.speed",
     "slo.scale",
     "slo.first_scale",
     "slo.step_scale",
@@ -329,7 +350,7 @@ class Experiment(Section):
         return self
 
 
-PATHS = ("profiles", "workload.file")
+PATHS = ("profiles", "workload.trace", "workload.tokenizer")
 """Keys whose values are paths."""
 
 

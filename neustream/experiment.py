@@ -36,7 +36,7 @@ from neustream.explain import explain
 from neustream.graphs import llm, llm_profiles
 from neustream.named import build_policy, policy_faults
 from neustream.profiling import load_stage
-from neustream.requests import Params, build_generations, build_requests
+from neustream.requests import Params, draw
 from neustream.stepfile import load_steps
 
 
@@ -114,6 +114,8 @@ class Prepared:
     requests: Sequence[Request]
     lengths: Mapping[str, int] = field(default_factory=dict)
     """Outputs after which generations end, by request: what only the simulated device knows."""
+    notes: Sequence[str] = ()
+    """What the user of a trace should know of how it was read, one sentence each."""
 
     @property
     def experiment(self) -> Experiment:
@@ -153,12 +155,8 @@ def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at:
         experiment = _prefixed(experiment, prefix)
     graph, profiles = build_graph(experiment), load_profiles(experiment)
     pools = build_pools(experiment)
-    if experiment.llm is not None:
-        generations = build_generations(experiment, graph, profiles, params)
-        lengths = {request.id: length for request, length in generations}
-        return Prepared([experiment], [graph], pools, profiles, [request for request, _ in generations], lengths)
-    requests = build_requests(experiment, graph, profiles, params)
-    return Prepared([experiment], [graph], pools, profiles, requests)
+    drawn = draw(experiment, graph, profiles, params)
+    return Prepared([experiment], [graph], pools, profiles, drawn.requests, drawn.lengths, drawn.notes)
 
 
 def _prefixed(experiment: Experiment, prefix: str) -> Experiment:
@@ -196,7 +194,9 @@ def merge(prepared: Sequence[Prepared]) -> Prepared:
     profiles = {name: profile for one in prepared for name, profile in one.profiles.items()}
     _check_device(pool, profiles)
     experiments = [experiment for one in prepared for experiment in one.experiments]
-    return Prepared(experiments, [graph for one in prepared for graph in one.graphs], [pool], profiles, requests)
+    graphs = [graph for one in prepared for graph in one.graphs]
+    notes = [note for one in prepared for note in one.notes]
+    return Prepared(experiments, graphs, [pool], profiles, requests, notes=notes)
 
 
 def _policy_for(experiments: Sequence[Experiment], name: str) -> Policy:
@@ -302,7 +302,7 @@ def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> 
         raise ConfigError(f"cannot sweep {over!r}; {nearest(over, SWEEPABLE)}")
     part = getattr(experiment, section)
     load = experiment.workload
-    unused = load.arrivals == "trace" or (key == "cv" and load.arrivals != "gamma")
+    unused = (load.arrivals == "trace") != (key == "speed") or (key == "cv" and load.arrivals != "gamma")
     unused = section == "workload" and (unused or (key == "rate" and load.load is not None))
     if getattr(part, key) is None or unused:
         raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")

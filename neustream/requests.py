@@ -1,12 +1,14 @@
 """From a config's workload to requests: arrivals, what each asks for, what it is promised.
 
-Every draw has a seed of its own, so that one key of a config changes one thing.
+Every draw has a seed of its own, so that one key of a config changes one thing. What a trace says of
+a request is taken instead of what would be drawn for it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,91 +19,140 @@ from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO, Request
 from neustream.core.work import alone_s
-from neustream.errors import ConfigError
+from neustream.errors import ConfigError, nearest
 from neustream.explain import shortened
 from neustream.fields import MOST_TOKENS, MOST_WORK, Between, Choices, LogNormal
-from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace, with_burst
+from neustream.tracerows import Rows, rows_of
+from neustream.workload import Row, constant_arrivals, gamma_arrivals, with_burst
 
 Params = Mapping[str, Any]
 
 
-def build_requests(
+@dataclass(frozen=True)
+class Drawn:
+    """The requests of a workload in order of arrival.
+
+    `lengths`: outputs after which generations end, by request. `notes`: what the user of a trace
+    should know, one sentence each.
+    """
+
+    requests: list[Request]
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def draw(
     experiment: Experiment,
     graph: Graph,
     profiles: Mapping[str, LatencyProfile],
     params: Callable[[int], Params] = lambda at: {},
-) -> list[Request]:
-    """The workload's requests in order of arrival; `params` adds what a real backend needs."""
+) -> Drawn:
+    """The workload's requests; `params` adds what a real backend needs. The same config gives the same ones.
+
+    Raises:
+        ConfigError: the trace cannot be read, or lacks what the pipeline asks for.
+    """
+    rows = rows_of(experiment)
     if experiment.llm is not None:
-        return [request for request, _ in build_generations(experiment, graph, profiles, params)]
-    load = experiment.workload
-    count = load.requests
-    trace = _trace(experiment) if load.arrivals == "trace" else [Row(0.0)] * count
-    steps = [
-        drawn if row.steps is None else row.steps
-        for row, drawn in zip(trace, _steps(load.steps, len(trace), load.seed), strict=True)
-    ]
+        return _generations(experiment, rows, graph, profiles, params)
+    return _runs(experiment, rows, graph, profiles, params)
+
+
+def _runs(
+    experiment: Experiment,
+    rows: Rows,
+    graph: Graph,
+    profiles: Mapping[str, LatencyProfile],
+    params: Callable[[int], Params],
+) -> Drawn:
+    """Requests of a pipeline of stages."""
+    load, count = experiment.workload, len(rows.rows)
     rounds = [stage.times for stage in experiment.stages.values() if stage.times]
-    asked = [_with_counts(at, {**params(at), **row.params, "steps": steps[at]}, rounds) for at, row in enumerate(trace)]
+    if "steps" in rounds:
+        rows.need("steps", "steps", example=50)
+    asked = []
+    for at, (row, drawn) in enumerate(zip(rows.rows, _steps(load.steps, count, load.seed), strict=True)):
+        steps = drawn if row.steps is None else row.steps
+        given = {**params(at), **rows.sizes(row), **row.params, "steps": steps}
+        asked.append(_with_counts(rows, at, given, rounds))
     _check_work(sum(some[name] for some in asked for name in rounds))
     solo = _solo_latencies(experiment, graph, profiles, asked)
-    if load.arrivals == "trace":
-        arrivals = [row.arrival for row in trace]
-    else:
-        rate = load.rate if load.load is None else load.load * count / sum(solo)
-        arrivals = [float(at) for at in _arrivals(experiment, rate)]
+    arrivals = _arrivals(experiment, rows, sum(solo))
     requests = []
-    for at, (row, slo) in enumerate(zip(trace, _classes(experiment, len(trace)), strict=True)):
-        total = _promised(row.slo_s or slo.total_s, slo.scale, experiment.slo.extra_s + solo[at])
-        if not total > 0:
-            raise ConfigError(f"slo.scale: request {at} has no work, so its SLO would be 0 s; use slo.total_s")
-        promise = SLO(total, weight=slo.weight, name=slo.name)
+    for at, slo in enumerate(_classes(experiment, rows)):
+        promise = _promise(rows, at, slo, solo[at] + experiment.slo.extra_s)
         requests.append(Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at]))
-    return requests
+    return Drawn(requests, notes=rows.notes)
 
 
-def build_generations(
+def _promise(rows: Rows, at: int, slo: SloClass, alone: float) -> SLO:
+    """What a request of a pipeline is promised, that takes `alone` seconds and the config's extra."""
+    row = rows.rows[at]
+    if row.slo_ttft_s is not None or row.slo_tpot_s is not None:
+        raise ConfigError(f"{rows.where(at)}: promises of tokens (slo_ttft_*, slo_tpot_*) are for an llm")
+    total = _promised(row.slo_s or slo.total_s, slo.scale, alone)
+    if not total > 0:
+        raise ConfigError(f"slo.scale: request {at} has no work, so its SLO would be 0 s; use slo.total_s")
+    return SLO(total, weight=slo.weight, name=slo.name)
+
+
+def _generations(
     experiment: Experiment,
+    rows: Rows,
     graph: Graph,
     profiles: Mapping[str, LatencyProfile],
-    params: Callable[[int], Params] = lambda at: {},
-) -> list[tuple[Request, int]]:
-    """An LLM's requests in order of arrival, each with the outputs after which its generation ends."""
-    load = experiment.workload
-    trace = _trace(experiment) if load.arrivals == "trace" else [Row(0.0)] * load.requests
-    count = len(trace)
-    drawn = [_tokens(load.prompt, count, load.seed, 2), _tokens(load.output, count, load.seed, 3)]
-    asked, ends = [], []
-    for at, (row, prompt, output) in enumerate(zip(trace, *drawn, strict=True)):
-        numbers = {"prompt_tokens": prompt, "output_tokens": output, "max_tokens": load.max_tokens}
-        given = _with_counts(at, {**numbers, **params(at), **row.params}, list(numbers))
-        if min(given[name] for name in numbers) < 1:
-            raise ConfigError(f"request {at}: prompt_tokens, output_tokens and max_tokens must be 1 or more")
-        ends.append(min(given.pop("output_tokens"), given["max_tokens"]))
-        asked.append(given)
+    params: Callable[[int], Params],
+) -> Drawn:
+    """Requests of a language model, and the outputs after which each generation ends."""
+    asked = _texts(experiment, rows, params)
+    ends = [min(some.pop("output_tokens"), some["max_tokens"]) for some in asked]
     _check_work(sum(ends))
     prefill, decode = (profiles[f"llm.{stage}"] for stage in ("prefill", "decode"))
     first = [prefill.latency(1, n, n * n) for n in (float(some["prompt_tokens"]) for some in asked)]
     step = [decode.latency(1, some["prompt_tokens"] + some["max_tokens"] / 2) for some in asked]
-    if load.arrivals == "trace":
-        arrivals = [row.arrival for row in trace]
-    else:
-        alone = sum(a + b * (n - 1) for a, b, n in zip(first, step, ends, strict=True))
-        rate = load.rate if load.load is None else load.load * count / alone
-        arrivals = [float(at) for at in _arrivals(experiment, rate)]
+    alone = sum(a + b * (n - 1) for a, b, n in zip(first, step, ends, strict=True))
+    arrivals = _arrivals(experiment, rows, alone)
     requests = []
-    for at, (row, slo) in enumerate(zip(trace, _classes(experiment, count), strict=True)):
+    for at, slo in enumerate(_classes(experiment, rows)):
+        row, extra = rows.rows[at], experiment.slo.extra_s
         whole = first[at] + step[at] * (asked[at]["max_tokens"] - 1)
-        promise = SLO(
-            total=_promised(row.slo_s or slo.total_s, slo.scale, whole + experiment.slo.extra_s),
-            first=_promised(slo.first_s, slo.first_scale, first[at] + experiment.slo.extra_s),
-            step=_promised(slo.step_s, slo.step_scale, step[at]),
-            weight=slo.weight,
-            name=slo.name,
-        )
-        request = Request(f"{experiment.name}-{at}", graph, arrivals[at], promise, asked[at])
-        requests.append((request, ends[at]))
-    return requests
+        promise = {
+            "total": _promised(row.slo_s or slo.total_s, slo.scale, whole + extra),
+            "first": _promised(row.slo_ttft_s or slo.first_s, slo.first_scale, first[at] + extra),
+            "step": _promised(row.slo_tpot_s or slo.step_s, slo.step_scale, step[at]),
+        }
+        if promise["step"] < math.inf and promise["first"] == math.inf:
+            raise ConfigError(f"{rows.where(at)}: slo_tpot_* needs slo_ttft_*: token k is due at TTFT + k * TPOT")
+        made = SLO(**promise, weight=slo.weight, name=slo.name)
+        requests.append(Request(f"{experiment.name}-{at}", graph, arrivals[at], made, asked[at]))
+    lengths = {request.id: end for request, end in zip(requests, ends, strict=True)}
+    return Drawn(requests, lengths, rows.notes)
+
+
+def _texts(experiment: Experiment, rows: Rows, params: Callable[[int], Params]) -> list[dict[str, Any]]:
+    """Numbers of tokens, and what a real backend needs.
+
+    Where neither the trace nor the config has `max_tokens`, all may have as many as the longest output.
+    """
+    load, count = experiment.workload, len(rows.rows)
+    rows.need("prompt_tokens", "prompt", example=512)
+    rows.need("output_tokens", "output", example=128)
+    prompts = _tokens(load.prompt, count, load.seed, 2)
+    outputs = _tokens(load.output, count, load.seed, 3)
+    most = load.max_tokens
+    if load.trace is not None and "max_tokens" not in load.model_fields_set:
+        most = max(row.output_tokens or drawn for row, drawn in zip(rows.rows, outputs, strict=True))
+    asked = []
+    for at, (row, prompt, output) in enumerate(zip(rows.rows, prompts, outputs, strict=True)):
+        numbers = {
+            "prompt_tokens": row.prompt_tokens or prompt,
+            "output_tokens": row.output_tokens or output,
+            "max_tokens": row.max_tokens or most,
+        }
+        if min(numbers.values()) < 1:
+            raise ConfigError(f"{rows.where(at)}: prompt_tokens, output_tokens and max_tokens must be 1 or more")
+        asked.append({**params(at), **row.params, **numbers})
+    return asked
 
 
 def _promised(seconds: float | None, scale: float | None, alone: float) -> float:
@@ -121,15 +172,13 @@ def _tokens(tokens: int | Between | Choices | LogNormal, count: int, seed: int, 
     return [tokens] * count
 
 
-def _with_counts(at: int, request: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The request with the parameters that loops ask for as whole numbers (a CSV file has texts)."""
+def _with_counts(rows: Rows, at: int, request: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The request, if the parameters that loops ask for are whole numbers."""
     for name in names:
         value = request.get(name)
-        if isinstance(value, str) and value.isdecimal() and len(value) < 20:
-            request[name] = value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_TOKENS:
             what = f"{name!r} is what a stage's `times` ask for, so a count of at most {MOST_TOKENS}"
-            raise ConfigError(f"request {at}: {what}; got {shortened(value)}")
+            raise ConfigError(f"{rows.where(at)}: {what}; got {shortened(value)}")
     return request
 
 
@@ -154,27 +203,18 @@ def _solo_latencies(
     return out
 
 
-def _trace(experiment: Experiment) -> list[Row]:
-    load = experiment.workload
-    assert load.file is not None
-    rows = load_trace(load.file)
-    if "requests" not in load.model_fields_set:
-        return rows
-    if load.requests > len(rows):
-        raise ConfigError(
-            f"workload.requests is {load.requests}, but {load.file} has {len(rows)} rows; "
-            "for all of them drop it: --set workload.requests=null"
-        )
-    return rows[: load.requests]
-
-
-def _arrivals(experiment: Experiment, rate: float) -> NDArray[np.float64]:
-    load = experiment.workload
+def _arrivals(experiment: Experiment, rows: Rows, alone: float) -> list[float]:
+    """When requests come that take `alone` seconds one after the other."""
+    load, count = experiment.workload, len(rows.rows)
+    if load.arrivals == "trace":
+        return [row.arrival_s or 0.0 for row in rows.rows]
+    rate = load.rate if load.load is None else load.load * count / alone
     if load.arrivals == "constant":
-        arrivals = constant_arrivals(load.requests, rate=rate)
+        arrivals = constant_arrivals(count, rate=rate)
     else:
-        arrivals = gamma_arrivals(load.requests, rate=rate, cv=load.cv, seed=load.seed)
-    return arrivals if load.burst is None else with_burst(arrivals, **load.burst.model_dump())
+        arrivals = gamma_arrivals(count, rate=rate, cv=load.cv, seed=load.seed)
+    changed: NDArray[np.float64] = arrivals if load.burst is None else with_burst(arrivals, **load.burst.model_dump())
+    return [float(at) for at in changed]
 
 
 def _steps(steps: int | Between | Choices, count: int, seed: int) -> list[int]:
@@ -186,12 +226,24 @@ def _steps(steps: int | Between | Choices, count: int, seed: int) -> list[int]:
     return [steps] * count
 
 
-def _classes(experiment: Experiment, count: int) -> list[SloClass]:
-    slo = experiment.slo
+def _classes(experiment: Experiment, rows: Rows) -> list[SloClass]:
+    """Each request's class of promises: the one that its row names, or one drawn by share."""
+    slo, count = experiment.slo, len(rows.rows)
     if slo.classes is None:
         given = slo.model_dump(exclude_none=True, exclude={"extra_s"})
-        return [SloClass(**given)] * count
-    share = np.array([c.share for c in slo.classes])
-    draw = np.random.default_rng([experiment.workload.seed, 1])  # a stream apart from arrivals and steps
-    chosen = draw.choice(len(share), count, p=share / share.sum())
-    return [slo.classes[int(at)] for at in chosen]
+        drawn = [SloClass(**given)] * count
+    else:
+        share = np.array([c.share for c in slo.classes])
+        draw = np.random.default_rng([experiment.workload.seed, 1])  # a stream apart from arrivals and steps
+        chosen = draw.choice(len(share), count, p=share / share.sum())
+        drawn = [slo.classes[int(at)] for at in chosen]
+    named = {known.name: known for known in slo.classes or () if known.name}
+    for at, row in enumerate(rows.rows):
+        if row.slo_class is not None and row.slo_class not in named:
+            hint = nearest(row.slo_class, named)
+            raise ConfigError(f"{rows.where(at)}: slo_class {row.slo_class!r} is no class of the config's slo; {hint}")
+    return [_named(row, named, other) for row, other in zip(rows.rows, drawn, strict=True)]
+
+
+def _named(row: Row, named: Mapping[str, SloClass], other: SloClass) -> SloClass:
+    return other if row.slo_class is None else named[row.slo_class]

@@ -127,7 +127,8 @@ def test_the_trace_of_one_policy_has_the_name_asked_for(tmp_path):
         ({"slo": {"total_s": 0.5}}, "SLO 0.5 s"),
         ({"workload": {"load": 1.5}}, "gamma 1.5x solo load, cv 1"),
         ({"workload": {"arrivals": "constant", "rate": 7}}, "constant 7 req/s, SLO"),
-        ({"workload": {"arrivals": "trace", "file": "t.csv"}}, "toy: trace, SLO"),
+        ({"workload": {"trace": "t.csv", "steps": 3}}, "toy: trace t.csv, SLO"),
+        ({"workload": {"trace": "t.csv", "steps": 3, "speed": 2}}, "toy: trace t.csv at 2x speed, SLO"),
     ],
 )
 def test_the_title_says_what_was_run(tmp_path, changes, title):
@@ -156,7 +157,7 @@ def test_the_module_can_be_run():
         (["simulate", "toy.yaml", "--set", "workload.rate"], "ConfigError: --set 'workload.rate': expected"),
         (["simulate", "toy.yaml", "--set", "workload.rate=x"], "ConfigError: toy.yaml: workload.rate: Input should be"),
         (["simulate", "toy.yaml", "--set", "profiles=nowhere"], "ProfileError: no profile at"),
-        (["simulate", "toy.yaml", "--set", "workload.file=t.csv"], "ConfigError: toy.yaml: workload: arrivals: trace"),
+        (["simulate", "toy.yaml", "--set", "workload.trace=t.csv"], "t.csv: No such file or directory"),
         (["simulate", "toy.yaml", "-s", "stages.draw.max_batch=9"], ""),
         (["sweep", "toy.yaml", "--over", "workload.rat", "--out", "o"], "ConfigError: cannot sweep 'workload.rat'"),
         (["sweep", "toy.yaml", "--over", "slo.scale", "--out", "o"], "ConfigError: toy.yaml has no sweep over slo.sca"),

@@ -133,8 +133,8 @@ def test_an_unknown_key_of_a_sweep_or_a_class(tmp_path):
 def test_an_unknown_key_like_no_other_lists_what_is_allowed(tmp_path):
     message = wrong(toy(tmp_path), "workload.xyzzy=1")
     assert (
-        "unknown key 'workload.xyzzy'; allowed: arrivals, burst, cv, file, load, max_tokens, output, "
-        "prompt, rate, requests, seed, steps" in message
+        "unknown key 'workload.xyzzy'; allowed: arrivals, burst, columns, cv, duration_s, format, load, "
+        "max_tokens, output, prompt, rate, requests, seed, speed, start_s, steps, tokenizer, trace" in message
     )
 
 
@@ -157,8 +157,14 @@ VALUES = [
     ("workload.steps={choices: []}", "workload.steps.choices", "got []"),
     ("workload.steps={choices: [a]}", "workload.steps.choices.0", "got 'a'"),
     ("workload=3", "workload", "got 3"),
-    ("workload.arrivals=trace", "workload: arrivals: trace needs a file", ""),
-    ("workload.file=x.csv", "a file needs arrivals: trace", ""),
+    ("workload.arrivals=trace", "workload: arrivals: trace needs a trace: FILE", ""),
+    ("workload.speed=2", "workload: speed needs a trace: FILE", ""),
+    ("workload={trace: x.csv, speed: 0}", "workload.speed", "got 0"),
+    (
+        "workload={trace: x.csv, rate: 2, cv: 3}",
+        "a trace brings its arrivals, without rate, cv; drop it: --set workload.rate=null --set workload.cv=null",
+        "",
+    ),
     ("slo.total_s=0", "slo.total_s", "got 0"),
     ("slo.scale=2", "slo: give scale or total_s, not both", ""),
     ("slo={classes: []}", "slo.classes", "got []"),
@@ -209,13 +215,17 @@ def test_load_takes_the_place_of_rate(tmp_path):
 
 
 def test_load_does_not_go_with_a_trace(tmp_path):
-    load = {"arrivals": "trace", "file": "x.csv", "load": 2}
-    assert "does not go with arrivals: trace" in wrong(toy(tmp_path, workload=load))
+    load = {"trace": "x.csv", "load": 2}
+    assert "a trace brings its arrivals, without load; drop it: --set workload.load=null" in wrong(
+        toy(tmp_path, workload=load)
+    )
 
 
 def test_a_burst_does_not_go_with_a_trace(tmp_path):
-    load = {"arrivals": "trace", "file": "x.csv", "burst": {"after": 0, "requests": 1, "factor": 2}}
-    assert "burst does not go with arrivals: trace" in wrong(toy(tmp_path, workload=load))
+    load = {"trace": "x.csv", "burst": {"after": 0, "requests": 1, "factor": 2}}
+    assert "a trace brings its arrivals, without burst; drop it: --set workload.burst=null" in wrong(
+        toy(tmp_path, workload=load)
+    )
 
 
 def test_an_unknown_key_of_a_burst_or_a_slowdown(tmp_path):
@@ -321,12 +331,13 @@ def test_an_override_of_what_is_no_section(tmp_path, override, part):
 
 def test_paths_of_a_file_are_relative_to_it_and_those_of_overrides_to_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "a/b").mkdir(parents=True)
-    path = toy(tmp_path / "a", profiles="../p", workload={"arrivals": "trace", "file": "b/t.csv"})
+    path = toy(tmp_path / "a", profiles="../p", workload={"trace": "b/t.csv", "tokenizer": "tokenizer.json"})
     monkeypatch.chdir(tmp_path / "a/b")
     assert load_experiment(path).profiles.resolve() == tmp_path / "p"
-    assert load_experiment(path).workload.file == tmp_path / "a/b/t.csv"
+    assert load_experiment(path).workload.trace == tmp_path / "a/b/t.csv"
+    assert load_experiment(path).workload.tokenizer == tmp_path / "a/tokenizer.json"
     assert load_experiment(Path("../toy.yaml")).profiles.resolve() == tmp_path / "p"
-    overridden = load_experiment(path, ["profiles=here", "workload.file=t.csv"])
+    overridden = load_experiment(path, ["profiles=here", "workload.trace=t.csv"])
     assert overridden.profiles == tmp_path / "a/b/here"
-    assert overridden.workload.file == tmp_path / "a/b/t.csv"
+    assert overridden.workload.trace == tmp_path / "a/b/t.csv"
     assert load_experiment(path, [f"profiles={tmp_path}/abs"]).profiles == tmp_path / "abs"

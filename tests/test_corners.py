@@ -28,7 +28,6 @@ from neustream.backends.serving import Session
 from neustream.config import load_experiment
 from neustream.experiment import prepare, sweep_points
 from neustream.named import build_policy
-from neustream.workload import load_trace
 
 ONE = {"s": table("s", 1.0)}
 SOON = 5
@@ -154,29 +153,12 @@ def test_negative_choices_are_a_config_error(tmp_path):
         load_experiment(toy(tmp_path), ["workload.steps={choices: [-1]}"])
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("a.csv", "arrival_s,steps\n0.1,2\n,3\n"),  # AssertionError
-        ("b.jsonl", '{"arrival_s": null}\n'),  # AssertionError
-        ("c.jsonl", '{"arrival_s": 1}\n5\n'),  # TypeError
-        ("d.jsonl", '{"arrival_s": 1}\n[1, 2]\n'),  # TypeError
-        ("e.csv", "a,b\n1,2,3\n"),  # TypeError
-        ("f.csv", b"arrival_s\n\xff\xfe\n"),  # UnicodeDecodeError
-        ("g.jsonl", '{"arrival_s": 1}\n{"arr\n'),  # ConfigError, but says "line 1" and no row
-    ],
-)
-def test_a_wrong_row_is_told_by_its_number(tmp_path, name, text):
-    path = tmp_path / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ConfigError, match=r"row \d" if name[0] != "f" else "utf-8"):
-        load_trace(path)
-
-
 def test_promises_follow_each_requests_own_loops(tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"arrival_s": 1, "rounds": 1}\n{"arrival_s": 2, "rounds": 100}\n')
+    (tmp_path / "t.jsonl").write_text(
+        '{"arrival_s": 1, "params": {"rounds": 1}}\n{"arrival_s": 2, "params": {"rounds": 100}}\n'
+    )
     stages = {"draw": {"times": "rounds", "max_batch": 4}, "decode": {"max_batch": 2}}
-    path = toy(tmp_path, stages=stages, workload={"arrivals": "trace", "file": "t.jsonl"}, slo={"scale": 3})
+    path = toy(tmp_path, stages=stages, workload={"trace": "t.jsonl"}, slo={"scale": 3})
     totals = [r.slo.total for r in prepare(load_experiment(path)).requests]
     assert totals == pytest.approx([3 * 0.003, 3 * 0.201])
 
@@ -328,12 +310,6 @@ def test_policy_parameters_have_bounds_even_if_another_policy_runs(tmp_path, pol
     path = toy(tmp_path)
     done = command("simulate", path, "-p", "fcfs", "--set", f"policies.{policy}.{parameter}")
     assert done.status == 2 and named in done.err.replace("\n", " ")
-
-
-def test_columns_of_numbers_are_numbers(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text("arrival_s,seed,guidance_scale,prompt\n0.5,3,4.5,a 7\n")
-    assert load_trace(path)[0].params == {"seed": 3, "guidance_scale": 4.5, "prompt": "a 7"}
 
 
 def test_results_that_cannot_be_written_are_one_line(tmp_path):

@@ -425,7 +425,8 @@ def test_the_points_of_a_sweep(tmp_path):
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ("workload.speed", "cannot sweep 'workload.speed'"),
+        ("workload.seed", "cannot sweep 'workload.seed'"),
+        ("workload.speed", "cannot sweep workload.speed: config 'toy' does not use it"),
         ("workload.load", "cannot sweep workload.load: config 'toy' does not use it"),
         ("slo.scale", "cannot sweep slo.scale: config 'toy' does not use it"),
     ],
@@ -438,9 +439,10 @@ def test_what_a_config_does_not_use_cannot_be_swept(tmp_path, over, message):
 
 def test_a_trace_cannot_be_swept_over_its_rate(tmp_path):
     (tmp_path / "t.csv").write_text("arrival_s\n1\n")
-    experiment = load_experiment(toy(tmp_path, workload={"arrivals": "trace", "file": "t.csv"}))
+    experiment = load_experiment(toy(tmp_path, workload={"trace": "t.csv"}))
     with pytest.raises(ConfigError, match="does not use it"):
         list(sweep_points(experiment, "workload.rate", [1.0]))
+    assert [variant.workload.speed for _, variant in sweep_points(experiment, "workload.speed", [0.5, 2])] == [0.5, 2]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])

@@ -50,6 +50,10 @@ def test_core_imports_only_itself_and_numpy(root):
     assert outside(root / "neustream/core", CORE_MAY) == []
 
 
+def test_workloads_import_only_core_and_themselves(root):
+    assert outside(root / "neustream/workload", CORE_MAY | {"neustream.workload"}) == []
+
+
 def test_engine_imports_only_core_and_itself(root):
     assert outside(root / "neustream/engine", ENGINE_MAY) == []
 

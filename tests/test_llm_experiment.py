@@ -63,7 +63,7 @@ def test_a_trace_may_bring_lengths(path, tmp_path):
     trace.write_text("arrival_s,prompt_tokens,output_tokens,max_tokens\n0,10,5,8\n1,20,9,8\n")
     config = yaml.safe_load(path("opt_13b").read_text())
     config |= {"profiles": str(path("opt_13b").parent / config["profiles"]), "sweeps": {}}
-    config["workload"] = {"arrivals": "trace", "file": str(trace)}
+    config["workload"] = {"trace": str(trace)}
     own = tmp_path / "own.yaml"
     own.write_text(yaml.safe_dump(config))
     some = prepared(own)

@@ -133,9 +133,9 @@ SWITCHES = {
         "drop one: --set workload.load=null or --set workload.rate",
     ),
     "trace": (
-        ["workload.arrivals=trace", "workload.file=t.csv"],
-        ["workload.requests=null"],
-        "--set workload.requests=null",
+        ["workload.trace=t.csv"],
+        ["workload.arrivals=null", "workload.rate=null", "workload.cv=null", "workload.requests=null"],
+        "drop it: --set workload.arrivals=null --set workload.rate=null --set workload.cv=null",
     ),
     "total": (["slo.total_s=30"], ["slo.scale=null"], "drop one: --set slo.scale=null or --set slo.total_s=null"),
     "classes": (["slo.classes=[{scale: 2}, {share: 3}]"], ["slo.scale=null"], "--set slo.scale=null"),

@@ -72,7 +72,7 @@ def test_another_config_is_not_mixed_with_old_points(tmp_path, change):
 
 
 def test_what_a_fingerprint_depends_on(tmp_path, monkeypatch):
-    path = toy(tmp_path, workload={"arrivals": "trace", "file": "t.csv"})
+    path = toy(tmp_path, workload={"trace": "t.csv"})
     (tmp_path / "t.csv").write_text("arrival_s\n1\n")
     (tmp_path / "own_rule.py").write_text("from toys import Newest\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,8 +1,6 @@
-"""Workloads: arrivals and step counts bit for bit, trace files with every fault, promises."""
+"""Workloads: arrivals and step counts bit for bit, promises."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from toys import toy
 from neustream import ConfigError, alone_s
 from neustream.config import load_experiment
 from neustream.experiment import prepare
-from neustream.workload import Row, constant_arrivals, gamma_arrivals, load_trace, with_burst
+from neustream.workload import constant_arrivals, gamma_arrivals, with_burst
 
 STEP, DECODE = 0.002, 0.001  # solo latencies of the toy profiles
 
@@ -186,122 +184,3 @@ def test_classes_are_drawn_by_share_and_carry_weight_and_promise(tmp_path):
     assert totals_of(plain) == pytest.approx([4 * (5 * STEP + DECODE)] * len(plain))
     again = requests_of(tmp_path / "toy.yaml")
     assert [request.slo.name for request in again] == [request.slo.name for request in requests]
-
-
-# -- trace files ------------------------------------------------------------------------------------------
-
-
-def write(folder, name, *lines):
-    path = folder / name
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_a_csv_trace(tmp_path):
-    path = write(tmp_path, "t.csv", "arrival_s,steps,slo_s,prompt", "0,3,1.5,a cat", "0.25,,,", "0.25,4,,a dog")
-    assert load_trace(path) == [
-        Row(0.0, 3, 1.5, {"prompt": "a cat"}),
-        Row(0.25, None, None, {"prompt": ""}),
-        Row(0.25, 4, None, {"prompt": "a dog"}),
-    ]
-
-
-@pytest.mark.parametrize("name", ["t.jsonl", "t.ndjson"])
-def test_a_json_lines_trace(tmp_path, name):
-    rows = [{"arrival_s": 0.5, "steps": 3, "class_label": 7}, {"arrival_s": 2, "slo_s": 0.1, "prompt": "x"}]
-    path = write(tmp_path, name, json.dumps(rows[0]), "", json.dumps(rows[1]))
-    assert load_trace(path) == [
-        Row(0.5, 3, None, {"class_label": 7}),
-        Row(2.0, None, 0.1, {"prompt": "x"}),
-    ]
-
-
-ROWS = [
-    (["arrival_s", "-1"], "row 1: arrival_s must be a number of at least 0, got '-1'"),
-    (["arrival_s", "0", "soon"], "row 2: arrival_s must be a number of at least 0, got 'soon'"),
-    (["arrival_s", "nan"], "row 1: arrival_s must be a number"),
-    (["arrival_s", "inf"], "row 1: arrival_s must be a number"),
-    (["arrival_s", "2", "3", "1"], "row 3: arrival_s goes back from 3.0 to 1.0"),
-    (["arrival,steps", "1,2"], "row 1: no column 'arrival_s'; columns: ['arrival', 'steps']"),
-    (["arrival_s,steps", "1,2.5"], "row 1: steps must be a whole number, got 2.5"),
-    (["arrival_s,steps", "1,-2"], "row 1: steps must be a number of at least 0, got '-2'"),
-    (["arrival_s,steps", "1,many"], "row 1: steps must be a number of at least 0, got 'many'"),
-    (["arrival_s,slo_s", "1,1", "2,0"], "row 2: slo_s must be a number"),
-    (["arrival_s,slo_s", "1,-1"], "row 1: slo_s must be a number"),
-    (["arrival_s"], "has no rows"),
-]
-
-
-@pytest.mark.parametrize(("lines", "message"), ROWS, ids=[message[:40] for _, message in ROWS])
-def test_a_wrong_csv_trace_is_told_by_row_and_column(tmp_path, lines, message):
-    path = write(tmp_path, "t.csv", *lines)
-    with pytest.raises(ConfigError) as wrong:
-        load_trace(path)
-    assert str(path) in str(wrong.value)
-    assert message in str(wrong.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("t.jsonl", '{"arrival_s": [1]}', "row 1: arrival_s must be a number of at least 0, got [1]"),
-        ("t.jsonl", '{"arrival_s": 1, "steps": "x"}', "row 1: steps must be a number"),
-        ("t.jsonl", '{"arrival_s": 1, "slo_s": NaN}', "row 1: slo_s must be a number"),
-        ("t.jsonl", '{"steps": 1}', "row 1: no column 'arrival_s'; columns: ['steps']"),
-        ("t.jsonl", "{not json", "Expecting property name"),
-        ("t.jsonl", "", "has no rows"),
-        ("t.json", "[]", "unknown kind '.json'; allowed: .csv, .jsonl, .ndjson"),
-        ("trace", "", "unknown kind ''; allowed"),
-    ],
-)
-def test_a_wrong_trace_is_told(tmp_path, name, text, message):
-    path = write(tmp_path, name, text)
-    with pytest.raises(ConfigError) as wrong:
-        load_trace(path)
-    assert str(path) in str(wrong.value)
-    assert message in str(wrong.value)
-
-
-def test_a_missing_trace_is_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere.csv: No such file"):
-        load_trace(tmp_path / "nowhere.csv")
-
-
-def with_trace(folder, *lines, name="trace.csv", **load):
-    write(folder, name, *lines)
-    return toy(folder, workload={"arrivals": "trace", "file": name, "steps": 2, **load}, slo={"scale": 2})
-
-
-def test_a_config_takes_its_requests_from_a_trace(tmp_path):
-    lines = ["arrival_s,steps,slo_s,prompt", "0.5,,,cat", "1.0,6,,dog", "1.5,,9.5,owl"]
-    requests = requests_of(with_trace(tmp_path, *lines))
-    assert arrivals_of(requests) == [0.5, 1.0, 1.5]
-    assert steps_of(requests) == [2, 6, 2]
-    assert totals_of(requests) == pytest.approx([2 * (2 * STEP + DECODE), 2 * (6 * STEP + DECODE), 9.5])
-    assert [request.params["prompt"] for request in requests] == ["cat", "dog", "owl"]
-
-
-def test_steps_that_a_trace_leaves_out_are_drawn(tmp_path):
-    lines = ["arrival_s,steps", *(f"{at},{'' if at % 2 else 50}" for at in range(40))]
-    steps = steps_of(requests_of(with_trace(tmp_path, *lines), "workload.steps={min: 1, max: 4}"))
-    assert set(steps[::2]) == {50}
-    assert set(steps[1::2]) <= {1, 2, 3, 4}
-    np.random.seed(0)
-    assert steps[1::2] == np.random.randint(1, 5, 40).tolist()[1::2]
-
-
-def test_requests_takes_the_first_rows_of_a_trace(tmp_path):
-    path = with_trace(tmp_path, "arrival_s", "1", "2", "3")
-    assert len(requests_of(path)) == 3
-    assert arrivals_of(requests_of(path, "workload.requests=2")) == [1.0, 2.0]
-    with pytest.raises(ConfigError, match=r"workload.requests is 4, but .*trace.csv has 3 rows"):
-        requests_of(path, "workload.requests=4")
-
-
-def test_a_traces_file_is_relative_to_the_config_or_to_the_working_directory(tmp_path, monkeypatch):
-    path = with_trace(tmp_path, "arrival_s", "1")
-    (tmp_path / "elsewhere").mkdir()
-    write(tmp_path / "elsewhere", "other.csv", "arrival_s", "5", "6")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert arrivals_of(requests_of(path)) == [1.0]
-    assert arrivals_of(requests_of(path, "workload.file=other.csv")) == [5.0, 6.0]

@@ -55,6 +55,12 @@ def wrote(path: Path) -> None:
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
+def say_notes(notes: Sequence[str]) -> None:
+    """Say on stderr how a trace was read."""
+    for note in notes:
+        problems.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
 def trace_path(trace: Path, policy: str, several: bool) -> Path:
     """The file of a policy's trace: the one asked for, or one beside it named after the policy."""
     return trace.with_name(f"{trace.stem}-{policy.replace(':', '.')}{trace.suffix}") if several else trace
@@ -71,7 +77,9 @@ def title_of(experiment: Experiment) -> str:
     """What was run, in a line."""
     load, slo = experiment.workload, experiment.slo
     rate = f"{load.rate:g} req/s" if load.load is None else f"{load.load:g}x solo load"
-    arrivals = load.arrivals if load.arrivals == "trace" else f"{load.arrivals} {rate}"
+    arrivals = f"{load.arrivals} {rate}"
+    if load.arrivals == "trace" and load.trace is not None:
+        arrivals = f"trace {load.trace.name}" + (f" at {load.speed:g}x speed" if load.speed != 1 else "")
     burst = f", cv {load.cv:g}" if load.arrivals == "gamma" else ""
     promises = [f"{slo.scale:g}x solo"] if slo.scale else [f"{slo.total_s:g} s"] if slo.total_s else []
     for name, scale, seconds in (("TTFT", slo.first_scale, slo.first_s), ("TPOT", slo.step_scale, slo.step_s)):

@@ -14,7 +14,17 @@ from neustream.backends.serving import Gallery, Session
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import ConfigArgument, JsonOption, PolicyOption, SetOption, TraceOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
-from neustream.commands.printing import console, new_progress, note, problems, show, title_of, trace_path, wrote
+from neustream.commands.printing import (
+    console,
+    new_progress,
+    note,
+    problems,
+    say_notes,
+    show,
+    title_of,
+    trace_path,
+    wrote,
+)
 from neustream.commands.reach import chosen_policies
 from neustream.config import Experiment, load_experiment
 from neustream.engine.report import Report
@@ -72,6 +82,7 @@ class _Served:
             task = progress.add_task("building the model", total=None)
             with Session(self.experiment, device) as session:
                 self.pictures = session.gallery
+                say_notes(session.prepared.notes)
                 progress.update(task, description="warming up")
                 session.warm_up()
                 progress.update(task, total=len(self._names) * len(session.prepared.requests), completed=0)

@@ -19,7 +19,7 @@ from neustream.commands.options import (
     finite,
 )
 from neustream.commands.outputs import check_outputs, json_file, json_output
-from neustream.commands.printing import new_progress, problems, show, title_of, trace_path, wrote
+from neustream.commands.printing import new_progress, problems, say_notes, show, title_of, trace_path, wrote
 from neustream.commands.reach import chosen_policies, reach_of
 from neustream.config import Experiment, load_experiment
 from neustream.engine.trace import EventLog
@@ -89,6 +89,7 @@ def _simulate(
     done: _Done,
 ) -> None:
     prepared = prepare(experiment)
+    say_notes(prepared.notes)
     with new_progress() as progress:
         task = progress.add_task("simulating", total=len(names) + bound + (hindsight is not None))
         reach = reach_of(prepared, bound, hindsight, names, progress, task)

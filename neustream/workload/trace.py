@@ -1,97 +1,185 @@
-"""Arrivals from a file: CSV or JSON lines, one request a row.
+"""A trace file as rows, and the part of it that a workload takes.
 
-Columns: `arrival_s` (needed; seconds from the start of the trace); `steps` and `slo_s` (absolute)
-where the file knows them; every other column becomes a parameter of the request.
+Nothing is held but what is taken: the file is read one record at a time, and no further than it
+must be.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
+import heapq
 import itertools
-import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from neustream.errors import ConfigError
+from neustream.workload.formats import Format, choose, rows_of
+from neustream.workload.records import Fault, open_records
+from neustream.workload.row import Notes, Row
 
 
 @dataclass(frozen=True)
-class Row:
-    """One request of a trace file; None where the file does not say."""
+class Trace:
+    """A trace file, of a format by name or "auto": told by the file's content.
 
-    arrival: float
-    steps: int | None = None
-    slo_s: float | None = None
-    params: dict[str, Any] = field(default_factory=dict)
+    `tokenizer`: a tokenizer.json, for texts without lengths (ShareGPT).
+    """
+
+    path: Path
+    format: str = "auto"
+    tokenizer: Path | None = None
+
+    def known_format(self) -> Format:
+        """The format that the file is of; ConfigError if it is of none."""
+        with _Complaints(self.path):
+            return choose(open_records(self.path), self.format)
+
+    def unit(self) -> str:
+        """What the file's rows are numbered by: "line" or "row"."""
+        with _Complaints(self.path):
+            return open_records(self.path).unit
+
+    def rows(self, notes: Notes | None = None) -> Iterator[Row]:
+        """All rows as the file has them; ConfigError names file, line, column, value and what is allowed."""
+        notes = Notes() if notes is None else notes
+        with _Complaints(self.path) as complaints:
+            records = open_records(self.path)
+            complaints.unit = records.unit
+            form = choose(records, self.format)
+            yield from rows_of(form, records, notes, self.tokenizer)
 
 
-def load_trace(path: Path) -> list[Row]:
-    """Read a trace, in order of arrival; ConfigError names file, row and column of what is wrong."""
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError(f"trace {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"trace {path}: {error}") from None
-    if path.suffix == ".csv":
-        raw: list[Any] = list(csv.DictReader(text.splitlines()))
-    elif path.suffix in (".jsonl", ".ndjson"):
-        raw = [_parsed(path, at, line) for at, line in enumerate(filter(str.strip, text.splitlines()), 1)]
-    else:
-        raise ConfigError(f"trace {path}: unknown kind {path.suffix!r}; allowed: .csv, .jsonl, .ndjson")
-    if not raw:
-        raise ConfigError(f"trace {path} has no rows")
-    rows = [_row(path, at, fields) for at, fields in enumerate(raw, 1)]
-    for at, (earlier, later) in enumerate(itertools.pairwise(rows), 2):
-        if later.arrival < earlier.arrival:
-            raise ConfigError(f"trace {path}, row {at}: arrival_s goes back from {earlier.arrival} to {later.arrival}")
+class _Complaints:
+    """Makes errors of faults."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.unit = "line"
+
+    def __enter__(self) -> _Complaints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Fault):
+            where = f", {self.unit} {error.line}" if error.line else ""
+            raise ConfigError(f"trace {self._path}{where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which part of a trace is taken, and how fast it is replayed.
+
+    `start_s` and `duration_s` are seconds of the file, from its first arrival; `requests` the most
+    rows; `speed` 2 makes arrivals come twice as fast.
+    """
+
+    start_s: float = 0.0
+    duration_s: float | None = None
+    requests: int | None = None
+    speed: float = 1.0
+
+    @property
+    def end_s(self) -> float:
+        return math.inf if self.duration_s is None else self.start_s + self.duration_s
+
+
+ALL = Window()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The rows that a window takes, by arrival, the first at 0; of a trace without arrivals, in its order."""
+
+    rows: list[Row]
+    notes: Notes
+    timed: bool
+
+
+def take(trace: Trace, window: Window = ALL) -> Taken:
+    """The rows of the window, in order of arrival.
+
+    Reading ends with the first row behind the window (or with its last row, where `requests` counts
+    them), as long as arrivals have not gone back so far. If they have, the whole file is read, and
+    the rows are sorted; rows of one instant stay in the file's order. So a file counts as sorted if it
+    is up to the end of the window.
+    """
+    notes = Notes()
+    first = next(trace.rows(notes), None)
+    if first is None:
+        skipped = "; ".join(notes.lines())
+        raise ConfigError(f"trace {trace.path} has no rows" + (f" ({skipped})" if skipped else ""))
+    if first.arrival_s is None:
+        return _untimed(trace, window)
+    notes = Notes()
+    rows = _in_order(trace, window, first.arrival_s, notes)
+    if rows is None:
+        notes = Notes()
+        rows = _sorted(trace, window, notes)
+    if not rows:
+        raise ConfigError(_none_in(trace, window))
+    start = rows[0][0]
+    return Taken([row._replace(arrival_s=(at - start) / window.speed) for at, row in rows], notes, timed=True)
+
+
+def _untimed(trace: Trace, window: Window) -> Taken:
+    if replace(window, requests=None) != ALL:
+        raise ConfigError(f"trace {trace.path} has no arrivals: start_s, duration_s and speed do not go with it")
+    notes = Notes()
+    rows = list(itertools.islice(trace.rows(notes), window.requests))
+    for row in rows:
+        if row.arrival_s is not None:
+            raise ConfigError(f"trace {trace.path}, line {row.line}: an arrival; allowed: one in each row, or in none")
+    return Taken(rows, notes, timed=False)
+
+
+def _timed(trace: Trace, notes: Notes) -> Iterator[tuple[float, Row]]:
+    for row in trace.rows(notes):
+        if row.arrival_s is None:
+            raise ConfigError(f"trace {trace.path}, line {row.line}: no arrival; allowed: one in each row, or in none")
+        yield row.arrival_s, row
+
+
+def _in_order(trace: Trace, window: Window, start: float, notes: Notes) -> list[tuple[float, Row]] | None:
+    """The window of a file whose arrivals do not go back; None as soon as they do."""
+    rows: list[tuple[float, Row]] = []
+    latest = start
+    for arrival, row in _timed(trace, notes):
+        if arrival < latest:
+            return None
+        latest = arrival
+        if arrival - start >= window.end_s:
+            break
+        if arrival - start >= window.start_s:
+            rows.append((arrival, row))
+            if len(rows) == window.requests:
+                break
     return rows
 
 
-def _parsed(path: Path, at: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"trace {path}, row {at}: not JSON: {error.msg}") from None
+def _sorted(trace: Trace, window: Window, notes: Notes) -> list[tuple[float, Row]]:
+    """The window of a file in any order: one reading finds its first arrival, another what is taken."""
+    start = min(arrival for arrival, _ in _timed(trace, Notes()))
+
+    def inside() -> Iterator[tuple[float, Row]]:
+        latest = start
+        for arrival, row in _timed(trace, notes):
+            notes.disordered += arrival < latest
+            latest = max(latest, arrival)
+            if window.start_s <= arrival - start < window.end_s:
+                yield arrival, row
+
+    if window.requests is None:
+        return sorted(inside(), key=itemgetter(0))
+    return heapq.nsmallest(window.requests, inside(), key=itemgetter(0))
 
 
-def _row(path: Path, at: int, raw: Any) -> Row:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"trace {path}, row {at}: expected an object, got {raw!r}")
-    if None in raw:
-        raise ConfigError(f"trace {path}, row {at}: more cells than columns: {raw[None]}")
-    fields = dict(raw)
-    if "arrival_s" not in fields:
-        raise ConfigError(f"trace {path}, row {at}: no column 'arrival_s'; columns: {sorted(fields)}")
-    arrival = _number(path, at, "arrival_s", fields.pop("arrival_s"), least=0.0)
-    if arrival is None:
-        raise ConfigError(f"trace {path}, row {at}: arrival_s is empty")
-    steps = _number(path, at, "steps", fields.pop("steps", None), least=0.0)
-    slo = _number(path, at, "slo_s", fields.pop("slo_s", None), least=math.ulp(0.0))
-    if steps is not None and steps != int(steps):
-        raise ConfigError(f"trace {path}, row {at}: steps must be a whole number, got {steps}")
-    return Row(arrival, None if steps is None else int(steps), slo, {key: _typed(v) for key, v in fields.items()})
-
-
-def _typed(value: Any) -> Any:
-    """A CSV cell that reads as a number, as that number."""
-    for kind in (int, float):
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                return kind(value)
-    return value
-
-
-def _number(path: Path, at: int, column: str, value: Any, *, least: float) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= least):
-        raise ConfigError(f"trace {path}, row {at}: {column} must be a number of at least {least:g}, got {value!r}")
-    return number
+def _none_in(trace: Trace, window: Window) -> str:
+    first, last = math.inf, -math.inf
+    for arrival, _ in _timed(trace, Notes()):
+        first, last = min(first, arrival), max(last, arrival)
+    return (
+        f"trace {trace.path} has no rows from start_s {window.start_s:g} to {window.end_s:g}; "
+        f"its arrivals span {last - first:g} s"
+    )
