@@ -56,3 +56,23 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     meant = f"did you mean {close[0]!r}? " if close else ""
     return f"{meant}allowed: {', '.join(names) or 'none'}"
+
+
+def told(error: BaseException) -> str:
+    """What an error says of itself, with its type if it is not one of ours; whatever its `str()` does."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = "its text could not be made"
+    if isinstance(error, NeustreamError):
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
+def shown(value: object) -> str:
+    """`repr(value)`, shortened; whatever its `repr()` does."""
+    try:
+        text = repr(value)
+    except BaseException:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"

@@ -11,24 +11,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from neustream.core.graph import Ask, Graph, Loop, Node, Seq, Stage, Switch, answer, raised
-from neustream.errors import GraphError
+from neustream.errors import GraphError, shown
 
 if TYPE_CHECKING:
     from neustream.core.job import Job
 
 
+MOST_ROUNDS = 10**9
+"""Rounds of a loop; more are a slip, and sums of their seconds would overflow."""
+
+
 def _over(until: Ask, job: Job) -> bool:
     try:
         return bool(until(job))
-    except Exception as error:
+    except BaseException as error:
         raise raised(job, "a loop's until", error) from error
 
 
 def _rounds(ask: Ask, job: Job, what: str) -> int:
     rounds = answer(ask, job, f"a loop's {what}")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 0 <= rounds <= MOST_ROUNDS:
         raise GraphError(
-            f"request {job.id!r}: a loop's {what} must be a whole number >= 0, got {rounds!r}"
+            f"request {job.id!r}: a loop's {what} must be a whole number from 0 to {MOST_ROUNDS}, "
+            f"got {shown(rounds)}"
         )
     return rounds
 
@@ -80,10 +85,14 @@ def _opened(node: Seq | Loop, job: Job) -> _Frame:
 def _chosen(node: Switch, job: Job) -> Node:
     """The branch that a job takes."""
     choice = answer(node.on, job, "a switch")
-    if not isinstance(choice, Hashable) or choice not in node.cases:
+    try:
+        branch = node.cases.get(choice) if isinstance(choice, Hashable) else None
+    except BaseException as error:
+        raise raised(job, "comparing what a switch chose", error) from error
+    if branch is None:
         cases = sorted(map(str, node.cases))
-        raise GraphError(f"request {job.id!r}: switch chose {choice!r}; its cases are {cases}")
-    return node.cases[choice]
+        raise GraphError(f"request {job.id!r}: switch chose {shown(choice)}; its cases are {cases}")
+    return branch
 
 
 class Saved(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
-from neustream.errors import GraphError
+from neustream.errors import GraphError, shown, told
 
 if TYPE_CHECKING:
     from neustream.core.job import Job
@@ -73,15 +73,13 @@ class Stage:
             return 0.0
         try:
             size = self.size(job)
-        except Exception as error:
+            whole = float(size) if isinstance(size, Real) else math.nan
+        except BaseException as error:
             raise raised(job, f"size of stage {self.name!r}", error) from error
-        if type(size) is int and size >= 0:  # the common case, asked at each step of a decode
-            return float(size)
-        whole = float(size) if isinstance(size, Real) else math.nan
         if not 0 <= whole < math.inf:
             raise GraphError(
                 f"request {job.id!r}: size of stage {self.name!r} must be a number >= 0, "
-                f"got {size!r}"
+                f"got {shown(size)}"
             )
         return whole
 
@@ -260,13 +258,13 @@ def answer(ask: Ask, job: Job, what: str) -> Any:
     """Ask a user's callback about a job; whatever it raises becomes a GraphError that names it."""
     try:
         return ask(job)
-    except Exception as error:
+    except BaseException as error:
         raise raised(job, what, error) from error
 
 
-def raised(job: Job, what: str, error: Exception) -> GraphError:
+def raised(job: Job, what: str, error: BaseException) -> GraphError:
     """The error that names the request and the user's callback that raised `error`."""
-    text = f"request {job.id!r}: {what} raised {type(error).__name__}: {error}"
+    text = f"request {job.id!r}: {what} raised {told(error)}"
     if isinstance(error, KeyError) and job.stage is not None:
         text += (
             f"; it is no parameter, and no step returned it (the latest: stage {job.stage.name!r})"

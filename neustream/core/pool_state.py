@@ -12,7 +12,7 @@ from neustream.core.job import Entry, Job, Queue
 from neustream.core.kv_cache import BlockPool
 from neustream.core.policy import Policy, Pool, Unpromised, View
 from neustream.core.step_times import StepTimes
-from neustream.errors import GraphError, PolicyError, RequestError
+from neustream.errors import GraphError, PolicyError, RequestError, shown
 
 
 class PoolState:
@@ -45,6 +45,12 @@ class PoolState:
         if pool.kv_cache is not None and pool.workers > 1:
             raise GraphError(
                 f"pool {pool.name!r}: a KV cache is one worker's; {pool.workers} need a pool each"
+            )
+        if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
+            hint = f"; make one: {policy.__name__}()" if isinstance(policy, type) else ""
+            raise PolicyError(
+                f"pool {pool.name!r}: a policy is an object with decide(view), "
+                f"got {shown(policy)}{hint}"
             )
         self.pool = pool
         self.policy = policy

@@ -42,6 +42,7 @@ from neustream.errors import (
     ProfileError,
     RequestError,
     StageFailed,
+    told,
 )
 
 Lost = Literal["nothing", "cache", "state"]
@@ -273,8 +274,7 @@ class Scheduler:
     def fail(self, batch: Batch, error: BaseException, now: float) -> None:
         """A step failed as a whole: all of its jobs end, with the error as the reason."""
         self._pools[batch.pool].retire(batch)
-        known = isinstance(error, NeustreamError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        reason = told(error)
         for job in cast(tuple[Entry, ...], batch.jobs):
             job.status = "waiting"
             status, why = job.ending or ("failed", reason)

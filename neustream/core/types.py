@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from neustream.core.graph import Graph
-from neustream.errors import RequestError
+from neustream.errors import RequestError, shown
 
 TICK = 1e-9
 """Seconds by which an instant may pass a deadline: sums of latencies are no finer than this."""
@@ -35,11 +36,11 @@ class SLO:
 
     def __post_init__(self) -> None:
         for what in ("total", "first", "step", "weight"):
-            value = getattr(self, what)
-            if not value > 0:
-                raise RequestError(f"SLO: {what} must be greater than 0, got {value!r}")
+            object.__setattr__(self, what, _positive(what, getattr(self, what)))
         if math.isinf(self.weight):
             raise RequestError("SLO: weight must be finite, got inf")
+        if not isinstance(self.name, str):
+            raise RequestError(f"SLO: name must be a string, got {shown(self.name)}")
         if self.step < math.inf and self.first == math.inf:
             raise RequestError(
                 f"SLO: step={self.step!r} needs first: output k is due at first + k * step"
@@ -49,6 +50,19 @@ class SLO:
     def promises(self) -> bool:
         """Whether anything was promised at all."""
         return self.total < math.inf or self.first < math.inf
+
+
+def _positive(what: str, value: object) -> float:
+    """A number of an SLO as a float; RequestError for anything else."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (OverflowError, ValueError):
+            raise RequestError(f"SLO: {what} is out of range, got {shown(value)}") from None
+        if number > 0:
+            return number
+        raise RequestError(f"SLO: {what} must be greater than 0, got {shown(value)}")
+    raise RequestError(f"SLO: {what} must be a number of seconds, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,14 @@ class Request:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise RequestError(f"request id must be a string, not empty, got {shown(self.id)}")
+        for what, kind in (("graph", Graph), ("slo", SLO), ("params", Mapping)):
+            value = getattr(self, what)
+            if not isinstance(value, kind):
+                raise RequestError(
+                    f"request {self.id!r}: {what} must be a {kind.__name__}, got {shown(value)}"
+                )
         if not (math.isfinite(self.arrival) and self.arrival >= 0):
             raise RequestError(
                 f"request {self.id!r}: arrival must be a finite time >= 0, got {self.arrival!r}"

@@ -16,7 +16,7 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import step_latency
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done
-from neustream.errors import BackendError, NeustreamError, StageFailed
+from neustream.errors import BackendError, NeustreamError, StageFailed, told
 
 
 class StreamModule(Protocol):
@@ -198,8 +198,7 @@ class ThreadExecutor:
                 results = [_finite(batch.stage, result) for result in results]
             return results
         except BaseException as error:  # noqa: BLE001  a stage may raise anything
-            kind = "" if isinstance(error, StageFailed) else f"{type(error).__name__}: "
-            failed = StageFailed(f"stage {batch.stage!r}: {kind}{error}")
+            failed = StageFailed(f"stage {batch.stage!r}: {told(error)}")
             failed.__cause__ = error
             return failed
 
