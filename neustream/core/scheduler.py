@@ -129,6 +129,10 @@ class Scheduler:
         """
         return self._lives.end_soon(id, "cancelled", "cancelled by the caller", now)
 
+    def give_up(self, id: str, reason: str, now: float) -> bool:
+        """End a request as failed, because what it needs is gone; as `cancel` otherwise."""
+        return self._lives.end_soon(id, "failed", reason, now)
+
     # -- jobs that move ---------------------------------------------------------------------------
 
     def hold(self, id: str, now: float) -> None:
@@ -194,34 +198,37 @@ class Scheduler:
 
     # -- steps ------------------------------------------------------------------------------------
 
-    def next_batch(self, pool: str, now: float, worker: int = 0) -> Batch | None:
+    def next_batch(
+        self, pool: str, now: float, worker: int = 0, instead: Policy | None = None
+    ) -> Batch | None:
         """Ask the policy about a free worker; carry out its drops; return the step to run, if any.
 
         With None, `wake_at(pool)` says when to ask again if nothing else happens before. A policy
         that neither runs nor drops anything, nor names such a time, while jobs wait and nothing
-        runs, would wait for ever: that is a PolicyError.
+        runs, would wait for ever: that is a PolicyError. `instead` decides in its place this once.
         """
         state = self._pools[pool]
+        policy = state.policy if instead is None else instead
         state.wake_at = None
         view = self._view(state, now, worker)
         if not view.queues:
             return None
-        decision = self._decide(state, view)
+        decision = self._decide(policy, view)
         if decision.jobs:
-            batch = self._start(state, decision, view)
+            batch = self._start(state, policy, decision, view)
             if batch is None:  # no blocks for any of them: jobs that hold some go on
                 view = self._view(state, now, worker)
                 holders = with_blocks(view)
-                decision = self._decide(state, holders if holders.queues else view)
+                decision = self._decide(policy, holders if holders.queues else view)
                 if decision.jobs:
-                    batch = self._start(state, decision, view)
+                    batch = self._start(state, policy, decision, view)
             if batch is not None:
                 return batch
         if decision.wake_at is not None:
-            check_wake(state.policy, decision.wake_at, now)
+            check_wake(policy, decision.wake_at, now)
             state.wake_at = decision.wake_at
         elif not state.running:
-            check_progress(state.policy, view)
+            check_progress(policy, view)
         return None
 
     def wake_at(self, pool: str) -> float | None:
@@ -322,20 +329,22 @@ class Scheduler:
             state.memo,
         )
 
-    def _decide(self, state: PoolState, view: View) -> Decision:
+    def _decide(self, policy: Policy, view: View) -> Decision:
         self.decisions += 1
-        decision = state.policy.decide(view)
+        decision = policy.decide(view)
         if decision.drop:
-            check_drops(state.policy, decision, self.jobs)
+            check_drops(policy, decision, self.jobs)
             for job, reason in decision.drop.items():
                 self._lives.end(cast(Entry, job), "dropped", reason, view.now)
         return decision
 
-    def _start(self, state: PoolState, decision: Decision, view: View) -> Batch | None:
+    def _start(
+        self, state: PoolState, policy: Policy, decision: Decision, view: View
+    ) -> Batch | None:
         """The step that a decision asks for; None if there are no blocks for any of its jobs."""
         jobs = tuple(decision.jobs)
-        label = step_label(state.policy, jobs, view, self.jobs)
-        sizes = step_sizes(state.policy, jobs, decision.sizes, label)
+        label = step_label(policy, jobs, view, self.jobs)
+        sizes = step_sizes(policy, jobs, decision.sizes, label)
         preempted: tuple[Job, ...] = ()
         if state.blocks is not None and not state.blocks.cache.external:
             seats = state.blocks.allocate(jobs, sizes, state.all_jobs())

@@ -1,44 +1,30 @@
-"""The one loop. Simulating and serving differ in its `clock` and `executors`, nowhere else."""
+"""Requests from callers, on any thread; their answers as futures. Or a workload, replayed."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from neustream.core.batch import StepInfo
-from neustream.core.events import Emitted, Ended, Given, submitted
+from neustream.core.events import Emitted, Ended
 from neustream.core.graph import Graph
 from neustream.core.job import Status
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO, Request
-from neustream.engine.clock import Clock, stopwatch
-from neustream.engine.events import (
-    Cancel,
-    Decided,
-    Done,
-    Event,
-    Extend,
-    Finished,
-    Listener,
-    Observer,
-    Record,
-    Refused,
-    Stop,
-    Submit,
-    Wake,
-)
+from neustream.engine.clock import Clock
+from neustream.engine.events import Cancel, Extend, Listener, Observer, Record, Stop, Submit
 from neustream.engine.executor import Executor
+from neustream.engine.loop import Loop
+from neustream.engine.replay import Replay
 from neustream.engine.report import Report
-from neustream.errors import NeustreamError, RequestError
+from neustream.errors import NeustreamError, RequestError, told
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +47,25 @@ class Result:
         return self.output
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How an engine is, at some moment.
+
+    Args:
+        state: "failed" if its loop broke; `reason` says why it serves nothing or not all.
+        open: requests that have no answer yet.
+        policy_faults: decisions that FCFS made since the policy raised or decided what cannot be.
+        closed: why pools serve nothing any more, by name.
+    """
+
+    state: Literal["new", "serving", "closing", "closed", "failed"]
+    reason: str = ""
+    open: int = 0
+    decisions: int = 0
+    policy_faults: int = 0
+    closed: Mapping[str, str] = field(default_factory=dict)
+
+
 class Engine:
     """Drives a scheduler: feeds it requests, starts the steps it chooses, hands out the results.
 
@@ -68,11 +73,17 @@ class Engine:
     Report; or `start()` and then `submit(...)` from any thread, `close()` at the end (the engine
     is a context manager that does both).
 
+    While serving, nobody's fault is another's: what a caller's callbacks or a stage raise ends at
+    most that request, a policy that raises is covered by FCFS, an observer that raises is told no
+    more, and a step that does not come back fails its own requests.
+
     Args:
         scheduler: whose pools are served.
         executors: one per pool, by the pool's name.
         clock: virtual or wall.
-        observers: called with every Record, on the loop's thread; they must be quick and not raise.
+        observers: called with every Record, on the loop's thread; they must be quick.
+        max_open: the most requests without an answer; more are refused at `submit`. None: no limit.
+        step_timeout_s: see `Loop`.
     """
 
     def __init__(
@@ -81,79 +92,79 @@ class Engine:
         executors: Mapping[str, Executor],
         clock: Clock,
         observers: Sequence[Observer] = (),
+        *,
+        max_open: int | None = None,
+        step_timeout_s: float | None = None,
     ) -> None:
-        if set(executors) != set(scheduler.pools):
-            raise RequestError(
-                f"executors for {sorted(executors)}, but pools are {sorted(scheduler.pools)}"
-            )
+        if max_open is not None and max_open < 1:
+            raise RequestError(f"max_open must be 1 or more, got {max_open!r}")
         self.scheduler = scheduler
         self.clock = clock
-        self._executors = dict(executors)
-        self._observers = list(observers)
-        self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
-        self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
+        self._loop = Loop(scheduler, executors, clock, observers, step_timeout_s)
+        self._loop.handlers |= {
+            Submit: self._submitted,
+            Cancel: self._cancelled,
+            Extend: self._extended,
+            Stop: self._stopped,
+        }
+        self._replay: Replay | None = None
+        self._max_open = max_open
         self._answers: dict[str, Future[Result]] = {}
         self._listeners: dict[str, Listener] = {}
-        self._promised: set[Future[Any]] = set()
-        self._under_way: dict[int, StepInfo] = {}
-        self._records: list[Record] = []  # what observers and callers are still to be told
+        self._open: set[Future[Any]] = set()  # all that are not answered yet
         self._process = os.getpid()
-        self._requests: Iterator[Request] = iter(())
-        self._next: Request | None = None  # drawn from them, not posted yet
-        self._coming = 0  # Submit events posted for a workload and not handled yet
         self._accepting = False  # whether callers may still submit
-        self._interrupted = False
-        self._started = clock.now()
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
         self._gate = threading.Lock()  # between submitting threads and the end of the loop
-        self._open = False
+        self._running = False
         self._closed = False
 
-    # -- replaying a workload
-    # -----------------------------------------------------------------------
+    # -- replaying a workload ---------------------------------------------------------------------
 
     def run(self, requests: Iterable[Request], report: Report | None = None) -> Report:
         """Serve `requests` at their arrivals (counted from now) and return when all have ended.
 
         They are drawn one at a time, so a generator of millions works; arrivals must not go back.
         A failing stage, a dropped request or one that cannot be accepted (a duplicate id) does not
-        raise; it is in the report.
+        raise; it is in the report. A policy's fault does.
         """
         self._begin()
-        self._started = self.clock.now()
-        report = report or Report(self._started)
-        self._requests = iter(requests)
-        self._next = next(self._requests, None)
-        self._coming = 0
-        self._observers.append(report)
-        self._interrupted = False
+        report = report or Report(self.clock.now())
+        self._loop.observers.append(report)
         try:
-            self._draw()
-            self._loop()
+            self._replay = Replay(self._loop, requests)
+            self._loop.run(self._replay)
         except NeustreamError as fault:
             self._fault = fault
             raise
         finally:
-            self._observers.remove(report)
-            self._open = False
-            report.interrupted = self._interrupted
+            with contextlib.suppress(ValueError):
+                self._loop.observers.remove(report)
+            self._running = False
+            report.interrupted = self._replay is not None and self._replay.interrupted
         return report
 
     def interrupt(self) -> None:
         """End the open requests as cancelled and take no more; safe from a signal handler."""
         self.clock.post(Stop(cancel=True), self.clock.now())
 
-    # -- serving
-    # ------------------------------------------------------------------------------------
+    # -- serving ----------------------------------------------------------------------------------
 
     def start(self) -> Engine:
         """Serve from now on, on a thread of the engine's own."""
         self._begin()
         self._accepting = True
+        self._loop.forgiving = True
+        self._loop.observers.append(self._hear)
         self._thread = threading.Thread(target=self._serve, name="neustream-engine", daemon=True)
         self._thread.start()
         return self
+
+    @property
+    def over(self) -> bool:
+        """Whether no more requests will come."""
+        return not self._accepting
 
     def ready(self) -> None:
         """RequestError if it takes no requests: not started, closed, or in another process."""
@@ -173,29 +184,66 @@ class Engine:
 
         The future raises only where the request was never accepted (a duplicate id, a graph that
         is not served) or the engine itself broke. Safe from any thread; in asyncio use
-        `asyncio.wrap_future`. `on_output(index, update)` is called on the engine's thread for each
-        output, in order, before the future is answered; it must be quick, and if it raises it is
-        called no more.
+        `asyncio.wrap_future`. `cancel()` of the future gives the request up. `on_output(index,
+        update)` is called on the engine's thread for each output, in order, before the future is
+        answered; it must be quick, and if it raises it is called no more.
+
+        Raises:
+            RequestError: for arguments that are none, while `max_open` requests are open, or if the
+                engine takes no requests.
         """
+        name = uuid.uuid4().hex if id is None else id
+        slo = SLO() if slo is None else slo
+        params = {} if params is None else params
+        if on_output is not None and not callable(on_output):
+            raise RequestError(f"on_output must be callable, got {type(on_output).__name__}")
         with self._serving() as now:
-            answer: Future[Result] = self._promise()
-            request = Request(id or uuid.uuid4().hex, graph, now, slo or SLO(), params or {})
-            self.clock.post(Submit(request, answer, listener=on_output), now)
+            request = Request(name, graph, now, slo, params)
+            if self._max_open is not None and len(self._open) >= self._max_open:
+                raise RequestError(
+                    f"request {name!r}: {len(self._open)} requests are open, "
+                    f"and max_open is {self._max_open}"
+                )
+            answer: Future[Result] = Future()
+            self._open.add(answer)
+            self.clock.post(Submit(request, answer, on_output), now)
+        answer.add_done_callback(lambda done: self._given_up(done, name))
         return answer
 
     def cancel(self, id: str) -> Future[bool]:
         """Give a request up, after its step if it is in one; False if it was over."""
         with self._serving() as now:
-            answer: Future[bool] = self._promise()
+            answer: Future[bool] = Future()
+            self._open.add(answer)
             self.clock.post(Cancel(id, answer), now)
         return answer
 
     def add(self, pool: str, profiles: Mapping[str, LatencyProfile]) -> Future[None]:
         """Serve more stages on `pool` from now on; its executor must have their modules already."""
         with self._serving() as now:
-            answer: Future[None] = self._promise()
+            answer: Future[None] = Future()
+            self._open.add(answer)
             self.clock.post(Extend(pool, profiles, answer), now)
         return answer
+
+    def snapshot(self) -> Snapshot:
+        """How it is; from any thread, without waiting for the loop."""
+        state: Literal["new", "serving", "closing", "closed", "failed"] = "new"
+        reason = "; ".join(self._loop.closed.values())
+        if self._fault is not None:
+            state, reason = "failed", told(self._fault)
+        elif self._closed:
+            state = "closing" if self._running else "closed"
+        elif self._running:
+            state = "serving"
+        return Snapshot(
+            state,
+            reason,
+            len(self._open),
+            self.scheduler.decisions,
+            self._loop.policy_faults,
+            dict(self._loop.closed),
+        )
 
     def close(self, *, cancel: bool = False) -> None:
         """Serve what is open (or end it as cancelled), then stop the loop and the executors."""
@@ -210,7 +258,7 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
         if first:
-            for executor in self._executors.values():
+            for executor in self._loop.executors.values():
                 executor.close()
 
     def __enter__(self) -> Engine:
@@ -219,13 +267,12 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close(cancel=exc[0] is not None)
 
-    # -- inside
-    # -------------------------------------------------------------------------------------
+    # -- inside -----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        if self._open or self._closed or self._fault is not None:
+        if self._running or self._closed or self._fault is not None:
             raise RequestError("this engine is running already, or was closed")
-        self._open = True
+        self._running = True
 
     @contextlib.contextmanager
     def _serving(self) -> Iterator[float]:
@@ -235,37 +282,21 @@ class Engine:
                 f"this engine lives in process {self._process}; make another one after a fork"
             )
         with self._gate:
-            if self._thread is None or self._closed or not self._open:
+            if self._thread is None or self._closed or not self._running:
                 problem = "this engine is not serving: call start() first, and not after close()"
                 raise RequestError(problem) from self._fault
             yield self.clock.now()
 
-    def _promise(self) -> Future[Any]:
-        """A future that is answered even if the loop breaks."""
-        answer: Future[Any] = Future()
-        answer.set_running_or_notify_cancel()
-        self._promised.add(answer)
-        return answer
-
-    def _answer(self, answer: Future[Any], value: Any) -> None:
-        self._promised.discard(answer)
-        if isinstance(value, BaseException):
-            answer.set_exception(value)
-        else:
-            answer.set_result(value)
-
     def _serve(self) -> None:
         try:
-            self._loop()
-        except (
-            BaseException
-        ) as fault:  # whatever a policy or an observer raised: the callers learn of it
+            self._loop.run(self)
+        except BaseException as fault:
             self._fault = fault
             if not isinstance(fault, NeustreamError):
-                raise
+                log.exception("the engine's loop broke")
         finally:
             with self._gate:
-                self._open = False
+                self._running = False
             self._abandon()
 
     def _abandon(self) -> None:
@@ -274,168 +305,81 @@ class Engine:
         if not isinstance(fault, NeustreamError):
             fault = RequestError("the engine stopped before this request was served")
             fault.__cause__ = self._fault
-        for answer in list(self._promised):
-            self._answer(answer, fault)
+        for answer in list(self._open):
+            self._resolve(answer, fault)
         self._answers.clear()
+        self._listeners.clear()
 
-    def _loop(self) -> None:
-        pools = list(self._idle)
-        while self._accepting or self.scheduler.jobs or (self._coming and not self._interrupted):
-            events = self.clock.wait()
-            if not events:
-                raise RequestError(
-                    f"{len(self.scheduler.jobs)} request(s) are open, but nothing will ever happen"
-                )
-            for event in events:
-                self._handle(event)
-            for pool in pools:
-                if self._idle[pool]:
-                    self._dispatch(pool)
-            self._settle()
-            self._publish()
-            del events, event  # while idle, hold no finished request's results
+    def _resolve(self, answer: Future[Any], value: Any) -> None:
+        """Answer a future; what its callbacks raise is its owner's."""
+        self._open.discard(answer)
+        if not answer.set_running_or_notify_cancel():
+            return  # its caller gave it up
+        try:
+            if isinstance(value, BaseException):
+                answer.set_exception(value)
+            else:
+                answer.set_result(value)
+        except BaseException:
+            log.exception("a callback of a request's future raised")
 
-    def _dispatch(self, pool: str) -> None:
-        idle, scheduler = self._idle[pool], self.scheduler
-        for worker in list(idle):
-            now, asked, began = self.clock.now(), scheduler.decisions, stopwatch()
-            step = None
-            batch = scheduler.next_batch(pool, now, worker)
-            seconds = stopwatch() - began
-            if scheduler.decisions > asked:
-                step = None if batch is None else batch.info()
-                self._tell(Decided(pool, now, seconds, step))
-            if batch is not None:
-                idle.remove(worker)
-                self._under_way[batch.id] = batch.info() if step is None else step
-                self._settle()
-                for job in batch.preempted:
-                    self._executors[pool].release(job.id)
-                self._executors[pool].start(batch, self.clock)
-            elif (at := scheduler.wake_at(pool)) is not None and not now < self._wakes[pool] <= at:
-                self._wakes[pool] = at  # one that comes no later is under way otherwise
-                self.clock.post(Wake(pool), at)
+    def _given_up(self, answer: Future[Result], id: str) -> None:
+        """Called when a request's future is done; if that was by its caller, so is the request."""
+        if answer.cancelled():
+            self._open.discard(answer)
+            with contextlib.suppress(RequestError):  # the engine is closed: it is over anyway
+                self.cancel(id)
 
-    def _handle(self, event: Event) -> None:
-        now = self.clock.now()
-        if isinstance(event, Done):
-            self._finish(event, now)
-        elif isinstance(event, Submit):
-            self._accept(event, now)
-        elif isinstance(event, Cancel):
-            self._answer(event.answer, self.scheduler.cancel(event.id, now))
-        elif isinstance(event, Extend):
-            self._extend(event)
-        elif isinstance(event, Stop):
-            self._stop(event, now)
-        self._settle()
+    # -- events -----------------------------------------------------------------------------------
 
-    def _finish(self, event: Done, now: float) -> None:
-        batch, results = event.batch, event.results
-        self._idle[batch.pool].append(batch.worker)
-        if isinstance(results, BaseException):
-            self.scheduler.fail(batch, results, now)
-            error = str(results) or type(results).__name__
-        else:
-            error = (
-                ""
-                if len(results) == len(batch)
-                else f"{len(results)} results for {len(batch)} jobs"
-            )
-            self.scheduler.finish(batch, results, now)
-        self._tell(Finished(self._under_way.pop(batch.id), now, error))
-
-    def _accept(self, event: Submit, now: float) -> None:
-        if event.answer is None:
-            if self._interrupted or event.workload is not self._requests:
-                return  # of a workload that was interrupted
-            self._coming -= 1
-            if not self._coming:
-                self._draw()
-        elif self._interrupted:
-            self._answer(
-                event.answer, RequestError("this engine was interrupted and takes no more requests")
-            )
+    def _submitted(self, event: Submit, now: float) -> None:
+        if event.answer.cancelled():
             return
         try:
-            job = self.scheduler.submit(event.request, now)
+            self._loop.accept(event.request, now)
         except NeustreamError as error:
-            if event.answer is not None:
-                self._answer(event.answer, error)
-            else:
-                self._tell(Refused(event.request, str(error), now))
+            self._resolve(event.answer, error)
             return
-        if event.answer is not None:
-            self._answers[job.id] = event.answer
+        self._answers[event.request.id] = event.answer
         if event.listener is not None:
-            self._listeners[job.id] = event.listener
-        self._tell(submitted(job, now))
+            self._listeners[event.request.id] = event.listener
 
-    def _extend(self, event: Extend) -> None:
+    def _cancelled(self, event: Cancel, now: float) -> None:
+        self._resolve(event.answer, self.scheduler.cancel(event.id, now))
+
+    def _extended(self, event: Extend, now: float) -> None:
         try:
             self.scheduler.add(event.pool, event.profiles)
         except NeustreamError as error:
-            self._answer(event.answer, error)
+            self._resolve(event.answer, error)
         else:
-            self._answer(event.answer, None)
+            self._resolve(event.answer, None)
 
-    def _draw(self) -> None:
-        """Post the workload's next request, and those that come at the same instant."""
-        request = self._next
-        while request is not None:
-            self._coming += 1
-            at = request.arrival + self._started
-            moved = dataclasses.replace(request, arrival=at) if self._started else request
-            self.clock.post(Submit(moved, workload=self._requests), at)
-            self._next = next(self._requests, None)
-            if self._next is not None and self._next.arrival < request.arrival:
-                raise RequestError(
-                    f"request {self._next.id!r}: arrivals must not go back, "
-                    f"got {self._next.arrival} after {request.arrival}"
-                )
-            same = self._next is not None and self._next.arrival <= request.arrival
-            request = self._next if same else None
-
-    def _stop(self, event: Stop, now: float) -> None:
+    def _stopped(self, event: Stop, now: float) -> None:
         self._accepting = False
-        if event.cancel:
-            self._interrupted = True
-            for id in list(self.scheduler.jobs):
-                self.scheduler.cancel(id, now)
+        if not event.cancel:
+            return
+        if self._replay is not None:
+            self._replay.interrupt(now)
+        else:
+            self._loop.cancel_all(now)
 
-    def _settle(self) -> None:
-        """Take note of what the scheduler's last moves brought about.
+    def _hear(self, record: Record) -> None:
+        """Hand outputs and ends to callers."""
+        if isinstance(record, Emitted):
+            listener = self._listeners.get(record.id)
+            if listener is not None:
+                self._call(listener, record)
+        elif isinstance(record, Ended):
+            self._listeners.pop(record.id, None)
+            answer = self._answers.pop(record.id, None)
+            if answer is not None:
+                self._resolve(answer, _result(record))
 
-        Executors hear of ended jobs at once: memory that the scheduler hands out anew must be free.
-        """
-        events = self.scheduler.pop_events()
-        for event in events:
-            if isinstance(event, Ended | Given):
-                for executor in self._executors.values():
-                    executor.release(event.id)
-        self._records += events
-
-    def _tell(self, record: Record) -> None:
-        self._records.append(record)
-
-    def _publish(self) -> None:
-        """Tell observers and callers what has happened, while the next steps run."""
-        records, self._records = self._records, []
-        for record in records:
-            for observer in self._observers:
-                observer(record)
-            if isinstance(record, Emitted):
-                if self._listeners and (listener := self._listeners.get(record.id)) is not None:
-                    self._hear(listener, record)
-            elif isinstance(record, Ended):
-                self._listeners.pop(record.id, None)
-                if (answer := self._answers.pop(record.id, None)) is not None:
-                    self._answer(answer, _result(record))
-
-    def _hear(self, listener: Listener, record: Emitted) -> None:
+    def _call(self, listener: Listener, record: Emitted) -> None:
         try:
             listener(record.index, record.update)
-        except Exception:  # the caller's own fault; the engine and its other callers go on
+        except BaseException:
             del self._listeners[record.id]
             log.exception("on_output of request %r raised; it is called no more", record.id)
 

@@ -38,13 +38,28 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A request arrives: from a caller, whose `answer` gets its Result, or from a `workload`."""
+    """A caller's request arrives; `answer` gets its Result."""
 
     rank: ClassVar[int] = 2
     request: Request
-    answer: Future[Any] | None = None
-    workload: object = None
+    answer: Future[Any]
     listener: Listener | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request of a workload arrives; `source` posted it."""
+
+    rank: ClassVar[int] = 2
+    request: Request
+    source: object
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """Some step under way may have taken too long."""
+
+    rank: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +88,7 @@ class Stop:
     cancel: bool
 
 
-Event = Done | Cancel | Extend | Submit | Wake | Stop
+Event = Done | Cancel | Extend | Submit | Arrival | Overdue | Wake | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,283 @@
+"""The one loop: it feeds a scheduler with what happens, and starts the steps that it chooses.
+
+Simulating and serving differ in `clock` and `executors`, nowhere else. Where requests come from is
+the business of `replay.py` (a workload) and `engine.py` (callers).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from neustream.core.batch import Batch, StepInfo
+from neustream.core.events import Ended, Given, Submitted, submitted
+from neustream.core.policies import FCFS
+from neustream.core.scheduler import Scheduler
+from neustream.core.types import Request
+from neustream.engine.clock import Clock, stopwatch
+from neustream.engine.events import Decided, Done, Event, Finished, Observer, Overdue, Record, Wake
+from neustream.engine.executor import Executor
+from neustream.errors import RequestError, StageFailed, told
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 20.0
+"""A step is given up after so many times what is expected, and not before `PATIENT_S`."""
+PATIENT_S = 60.0
+
+
+class Source(Protocol):
+    """Where requests come from."""
+
+    @property
+    def over(self) -> bool:
+        """Whether no more will come."""
+        ...
+
+
+class Loop:
+    """Drives a scheduler on a clock.
+
+    Args:
+        scheduler: whose pools are served.
+        executors: one per pool, by the pool's name.
+        clock: virtual or wall.
+        step_timeout_s: a step that does not come back for so long fails its requests; None:
+            `PATIENCE` times its expectation; inf: never. Steps are timed while `forgiving` alone.
+
+    Attributes:
+        observers: told of every record. One that raises is removed, and the log says so.
+        forgiving: whether a policy's fault is covered by FCFS; else it ends the loop.
+        policy_faults: how often that happened; `closed`: why a pool serves nothing any more.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executors: Mapping[str, Executor],
+        clock: Clock,
+        observers: Sequence[Observer] = (),
+        step_timeout_s: float | None = None,
+    ) -> None:
+        if set(executors) != set(scheduler.pools):
+            raise RequestError(
+                f"executors for {sorted(executors)}, but pools are {sorted(scheduler.pools)}"
+            )
+        if step_timeout_s is not None and not step_timeout_s > 0:
+            raise RequestError(f"step_timeout_s must be greater than 0, got {step_timeout_s!r}")
+        self.scheduler = scheduler
+        self.clock = clock
+        self.executors = dict(executors)
+        self.observers = list(observers)
+        self.forgiving = False
+        self.policy_faults = 0
+        self.closed: dict[str, str] = {}
+        self.handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            Done: self._done,
+            Wake: lambda event, now: None,
+            Overdue: self._overdue,
+        }
+        self._step_timeout_s = step_timeout_s
+        self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
+        self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
+        self._under_way: dict[int, tuple[StepInfo, Batch]] = {}
+        self._limits: dict[int, float] = {}  # when steps under way are given up
+        self._watched = False  # whether an `Overdue` is posted
+        self._lost: dict[int, tuple[str, int]] = {}  # steps given up: pool and worker
+        self._records: list[Record] = []  # what observers are still to be told
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def run(self, source: Source) -> None:
+        """Until `source` is over and all requests have ended."""
+        pools = list(self._idle)
+        while not source.over or self.scheduler.jobs:
+            events = self.clock.wait()
+            if not events:
+                raise RequestError(
+                    f"{len(self.scheduler.jobs)} request(s) are open, but nothing will ever happen"
+                )
+            for event in events:
+                self.handle(event)
+            for pool in pools:
+                if self._idle[pool]:
+                    self._dispatch(pool)
+            self._settle()
+            self.publish()
+            del events, event  # while idle, hold no finished request's results
+
+    def handle(self, event: Event) -> None:
+        """Take in one event."""
+        self.handlers[type(event)](event, self.clock.now())
+        self._settle()
+
+    def accept(self, request: Request, now: float) -> Submitted:
+        """Take a request in; NeustreamError if that cannot be."""
+        if self.closed:
+            self._check_open(request)
+        record = submitted(self.scheduler.submit(request, now), now)
+        self.tell(record)
+        return record
+
+    def cancel_all(self, now: float) -> None:
+        """End all open requests as cancelled."""
+        for id in list(self.scheduler.jobs):
+            self.scheduler.cancel(id, now)
+
+    def tell(self, record: Record) -> None:
+        """Let observers know, once the steps that can start have started."""
+        self._records.append(record)
+
+    def publish(self) -> None:
+        """Tell observers what has happened, while the next steps run."""
+        records, self._records = self._records, []
+        for record in records:
+            for observer in list(self.observers):
+                try:
+                    observer(record)
+                except BaseException:
+                    self.observers.remove(observer)
+                    log.exception("observer %r raised; it is told nothing more", observer)
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _dispatch(self, pool: str) -> None:
+        idle = self._idle[pool]
+        for worker in list(idle):
+            now = self.clock.now()
+            batch, info = self._decide(pool, worker, now)
+            if batch is not None:
+                idle.remove(worker)
+                self._start(batch, batch.info() if info is None else info, now)
+                continue
+            at = self.scheduler.wake_at(pool)
+            if at is not None and not now < self._wakes[pool] <= at:
+                self._wakes[pool] = at  # one that comes no later is under way otherwise
+                self.clock.post(Wake(pool), at)
+
+    def _decide(self, pool: str, worker: int, now: float) -> tuple[Batch | None, StepInfo | None]:
+        """The next step, and what observers are told of it if a policy was asked."""
+        scheduler = self.scheduler
+        asked, began = scheduler.decisions, stopwatch()
+        try:
+            batch = scheduler.next_batch(pool, now, worker)
+        except Exception as error:
+            if not self.forgiving:
+                raise
+            self.policy_faults += 1
+            if self.policy_faults in (1, 10, 100) or self.policy_faults % 1000 == 0:
+                log.error(
+                    "policy fault %d: %s; FCFS decided in its place",
+                    self.policy_faults,
+                    told(error),
+                )
+            batch = scheduler.next_batch(pool, now, worker, FCFS(drop_hopeless=False))
+        if scheduler.decisions == asked:
+            return batch, None
+        info = None if batch is None else batch.info()
+        self.tell(Decided(pool, now, stopwatch() - began, info))
+        return batch, info
+
+    def _start(self, batch: Batch, info: StepInfo, now: float) -> None:
+        self._under_way[batch.id] = info, batch
+        self._settle()
+        executor = self.executors[batch.pool]
+        for job in batch.preempted:
+            executor.release(job.id)
+        if self.forgiving:
+            self._watch(batch, now)
+        try:
+            executor.start(batch, self.clock)
+        except Exception as error:
+            if not self.forgiving:
+                raise
+            failed = StageFailed(f"stage {batch.stage!r}: its step could not start: {told(error)}")
+            failed.__cause__ = error
+            self.clock.post(Done(batch, failed), now)
+
+    def _done(self, event: Done, now: float) -> None:
+        batch, results = event.batch, event.results
+        self._limits.pop(batch.id, None)
+        if self._lost.pop(batch.id, None) is not None:  # given up, and back after all
+            self._idle[batch.pool].append(batch.worker)
+            self.closed.pop(batch.pool, None)
+            return
+        info, _ = self._under_way.pop(batch.id)
+        self._idle[batch.pool].append(batch.worker)
+        if isinstance(results, BaseException):
+            self.scheduler.fail(batch, results, now)
+            error = told(results) or type(results).__name__
+        else:
+            whole = len(results) == len(batch)
+            error = "" if whole else f"{len(results)} results for {len(batch)} jobs"
+            self.scheduler.finish(batch, results, now)
+        self.tell(Finished(info, now, error))
+
+    # -- steps that do not come back --------------------------------------------------------------
+
+    def _watch(self, batch: Batch, now: float) -> None:
+        """Give the step up in good time."""
+        limit = self._step_timeout_s
+        if limit is None:
+            limit = max(PATIENCE * batch.expected, PATIENT_S)
+        self._limits[batch.id] = now + limit
+        if not self._watched and now + limit < float("inf"):
+            self._watched = True
+            self.clock.post(Overdue(), now + limit)
+
+    def _overdue(self, event: Overdue, now: float) -> None:
+        self._watched = False
+        for number, limit in list(self._limits.items()):
+            if limit <= now:
+                self._give_up(number, now)
+        if self._limits:
+            self._watched = True
+            self.clock.post(Overdue(), min(self._limits.values()))
+
+    def _give_up(self, number: int, now: float) -> None:
+        """A step did not come back: its requests fail, and its worker gets no more."""
+        limit = self._limits.pop(number)
+        info, batch = self._under_way.pop(number)
+        seconds = limit - batch.started_at
+        reason = f"stage {batch.stage!r}: its step did not come back within {seconds:.1f} s"
+        log.error("pool %r, worker %d: %s", batch.pool, batch.worker, reason)
+        self.scheduler.fail(batch, StageFailed(reason), now)
+        self.tell(Finished(info, now, reason))
+        self._lost[number] = batch.pool, batch.worker
+        gone = {worker for pool, worker in self._lost.values() if pool == batch.pool}
+        if len(gone) == self.scheduler.pools[batch.pool].workers:
+            self._close(batch.pool, f"pool {batch.pool!r} is closed: {reason}", now)
+
+    def _close(self, pool: str, reason: str, now: float) -> None:
+        """No worker of a pool is left: whoever waits there, or comes, hears of it."""
+        self.closed[pool] = reason
+        stages = set(self.scheduler.pools[pool].stages)
+        for id, job in list(self.scheduler.jobs.items()):
+            if not stages.isdisjoint(job.calls_left):
+                self.scheduler.give_up(id, reason, now)
+
+    def _check_open(self, request: Request) -> None:
+        for pool, reason in self.closed.items():
+            if not set(self.scheduler.pools[pool].stages).isdisjoint(request.graph.stages):
+                raise RequestError(f"request {request.id!r}: {reason}")
+
+    # -- what the scheduler tells -----------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Take note of what the scheduler's last moves brought about.
+
+        Executors hear of ended requests at once: KV blocks that are handed out anew must be free.
+        """
+        events = self.scheduler.pop_events()
+        for event in events:
+            if isinstance(event, Ended | Given):
+                self._release(event.id)
+        self._records += events
+
+    def _release(self, id: str) -> None:
+        for pool, executor in self.executors.items():
+            try:
+                executor.release(id)
+            except Exception:  # noqa: BLE001  it may reach out to anything
+                log.exception("pool %r: request %r could not be released", pool, id)
