@@ -78,11 +78,12 @@ class Request:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise RequestError(f"request id must be a string, not empty, got {shown(self.id)}")
-        for what, kind in (("graph", Graph), ("slo", SLO), ("params", Mapping)):
+        kinds = (("graph", Graph, "a Graph"), ("slo", SLO, "an SLO"), ("params", Mapping, "a dict"))
+        for what, kind, called in kinds:
             value = getattr(self, what)
             if not isinstance(value, kind):
                 raise RequestError(
-                    f"request {self.id!r}: {what} must be a {kind.__name__}, got {shown(value)}"
+                    f"request {self.id!r}: {what} must be {called}, got {shown(value)}"
                 )
         if not (math.isfinite(self.arrival) and self.arrival >= 0):
             raise RequestError(

@@ -162,16 +162,12 @@ class Loop:
         asked, began = scheduler.decisions, stopwatch()
         try:
             batch = scheduler.next_batch(pool, now, worker)
-        except Exception as error:
+        except BaseException as error:
             if not self.forgiving:
                 raise
-            self.policy_faults += 1
-            if self.policy_faults in (1, 10, 100) or self.policy_faults % 1000 == 0:
-                log.error(
-                    "policy fault %d: %s; FCFS decided in its place",
-                    self.policy_faults,
-                    told(error),
-                )
+            count = self.policy_faults = self.policy_faults + 1
+            if count in (1, 10, 100) or count % 1000 == 0:
+                log.error("policy fault %d: %s; FCFS decided in its place", count, told(error))
             batch = scheduler.next_batch(pool, now, worker, FCFS(drop_hopeless=False))
         if scheduler.decisions == asked:
             return batch, None
@@ -189,7 +185,7 @@ class Loop:
             self._watch(batch, now)
         try:
             executor.start(batch, self.clock)
-        except Exception as error:
+        except BaseException as error:
             if not self.forgiving:
                 raise
             failed = StageFailed(f"stage {batch.stage!r}: its step could not start: {told(error)}")
@@ -279,5 +275,5 @@ class Loop:
         for pool, executor in self.executors.items():
             try:
                 executor.release(id)
-            except Exception:  # noqa: BLE001  it may reach out to anything
+            except Exception:
                 log.exception("pool %r: request %r could not be released", pool, id)
