@@ -66,13 +66,19 @@ def step_sizes(
     """How much of its step each job gets; all of it where the step cannot be parted."""
     if not sizes:
         return tuple([job.size for job in jobs])
-    given = tuple([part_of(sizes, job) for job in jobs])
-    for job, size in zip(jobs, given, strict=True):
-        if job.stage is not None and job.stage.size is not None and size <= 0:
+    given = []
+    for job in jobs:
+        size = part_of(sizes, job)
+        if size <= 0 and _is_sized(job):
             raise PolicyError(
                 f"{named(policy)} gave a job of stage {label!r} a share of 0 of its step"
             )
-    return given
+        given.append(size)
+    return tuple(given)
+
+
+def _is_sized(job: Job) -> bool:
+    return job.stage is not None and job.stage.size is not None
 
 
 def part_of(sizes: Mapping[Job, float], job: Job) -> float:

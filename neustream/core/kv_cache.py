@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from neustream.core.job import Job
 from neustream.errors import GraphError, RequestError
@@ -152,41 +153,58 @@ class BlockPool:
         important holder: first those that are not in the step, the latest first, then the step's
         own from the end; itself included.
         """
-        too_large = tuple([job for job in jobs if not self.fits(job)])
-        if too_large:
-            kept = [(job, size) for job, size in zip(jobs, sizes, strict=True) if self.fits(job)]
-            jobs, sizes = [job for job, _ in kept], [size for _, size in kept]
-        needs = [self.need(job, size) for job, size in zip(jobs, sizes, strict=True)]
-        if sum(needs) <= self.free:
-            return Allocation(tuple(jobs), tuple(sizes), (), too_large)
-        seated, preempted = self._seat(jobs, needs, self._victims(jobs, others))
-        given = [size for job, size in zip(jobs, sizes, strict=True) if job in seated]
-        return Allocation(tuple(seated), tuple(given), tuple(preempted), too_large)
+        wanted: list[_Wanted] = []
+        too_large: list[Job] = []
+        for job, size in zip(jobs, sizes, strict=True):
+            if self.fits(job):
+                wanted.append(_Wanted(job, size, self.need(job, size)))
+            else:
+                too_large.append(job)
+        preempted: dict[Job, None] = {}
+        if sum([want.need for want in wanted]) > self.free:
+            wanted, preempted = self._seat(wanted, others)
+        return Allocation(
+            tuple([want.job for want in wanted]),
+            tuple([want.size for want in wanted]),
+            tuple(preempted),
+            tuple(too_large),
+        )
 
     def _seat(
-        self, jobs: Sequence[Job], needs: Sequence[int], victims: list[Job]
-    ) -> tuple[dict[Job, None], dict[Job, None]]:
-        """Who of `jobs` gets the blocks that it needs, and who loses theirs; both in order."""
+        self, wanted: list[_Wanted], others: Iterable[Job]
+    ) -> tuple[list[_Wanted], dict[Job, None]]:
+        """What of `wanted` there are blocks for, and who loses theirs to it."""
+        victims = _victims([want.job for want in wanted], others)
         free = self.free
-        seated: dict[Job, None] = {}
+        seated: list[_Wanted] = []
         preempted: dict[Job, None] = {}
-        for job, need in zip(jobs, needs, strict=True):
-            while need > free and job.num_blocks and job not in preempted:
+        for want in wanted:
+            job = want.job
+            while want.need > free and job.num_blocks and job not in preempted:
                 victim = victims.pop()
                 preempted[victim] = None
                 free += victim.num_blocks
-            if need <= free and job not in preempted:
-                free -= need
-                seated[job] = None
+            if want.need <= free and job not in preempted:
+                free -= want.need
+                seated.append(want)
         return seated, preempted
 
-    @staticmethod
-    def _victims(chosen: Sequence[Job], others: Iterable[Job]) -> list[Job]:
-        """Jobs that hold blocks, the most important first."""
-        own = [job for job in chosen if job.num_blocks]
-        step = set(chosen)
-        waiting = [
-            job for job in others if job.num_blocks and job.status == "waiting" and job not in step
-        ]
-        waiting.sort(key=lambda job: job.joined_at)
-        return own + waiting
+
+class _Wanted(NamedTuple):
+    """A job of a step, what it is to do, and the blocks that it lacks for it."""
+
+    job: Job
+    size: float
+    need: int
+
+
+def _victims(chosen: Sequence[Job], others: Iterable[Job]) -> list[Job]:
+    """Jobs that hold blocks, the most important first."""
+    holders = [job for job in chosen if job.num_blocks]
+    step = set(chosen)
+    outside = []
+    for job in others:
+        if job.num_blocks and job.status == "waiting" and job not in step:
+            outside.append(job)
+    outside.sort(key=lambda job: job.joined_at)
+    return holders + outside

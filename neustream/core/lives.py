@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Literal
 
 from neustream.core.carry import Carry, unpack
 from neustream.core.cursor import Cursor
@@ -16,6 +17,9 @@ from neustream.core.step_times import StepTimes
 from neustream.core.types import TICK, Request
 from neustream.core.work import Work, ends_call
 from neustream.errors import GraphError, NeustreamError, RequestError
+
+Lost = Literal["nothing", "cache", "state"]
+"""What a step that was lost took with it: KV blocks, or all that earlier steps returned."""
 
 
 class Lives:
@@ -214,6 +218,15 @@ class Lives:
             self._enter(job, stage, now)
         except NeustreamError as error:
             self.end(job, "failed", str(error), now)
+
+    def lose(self, job: Entry, lost: Lost, now: float) -> None:
+        """Go on with what is left of a job whose step was lost."""
+        if lost == "state":
+            self.restart(job, now)
+        elif lost == "cache" and job.stage is not None and job.stage.caches:
+            self.preempt(job, now)
+        else:
+            self.set_tokens(job, job.kept)
 
     def restart(self, job: Entry, now: float) -> None:
         """A job's state is lost: it waits at the start of its graph."""

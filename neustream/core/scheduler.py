@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import cast
 
 from neustream.core.batch import Batch, no_update
 from neustream.core.carry import Carry, pack
@@ -29,7 +29,7 @@ from neustream.core.events import Corrected, Event, Given, Update
 from neustream.core.graph import Graph
 from neustream.core.job import Entry, Job
 from neustream.core.kv_cache import Ticket
-from neustream.core.lives import Lives
+from neustream.core.lives import Lives, Lost
 from neustream.core.policy import Decision, Policy, Pool, View
 from neustream.core.pool_state import PoolState, with_blocks
 from neustream.core.profile import LatencyProfile
@@ -44,9 +44,6 @@ from neustream.errors import (
     StageFailed,
     told,
 )
-
-Lost = Literal["nothing", "cache", "state"]
-"""What a step that was lost took with it: KV blocks, or all that earlier steps returned."""
 
 
 class Scheduler:
@@ -297,12 +294,8 @@ class Scheduler:
         self._pools[batch.pool].retire(batch)
         for job in cast(tuple[Entry, ...], batch.jobs):
             job.status = "waiting"
-            if job.ending is None and lost == "state":
-                self._lives.restart(job, now)
-            elif job.ending is None and lost == "cache" and job.stage and job.stage.caches:
-                self._lives.preempt(job, now)
-            else:
-                self._lives.set_tokens(job, job.kept)
+            if job.ending is None:
+                self._lives.lose(job, lost, now)
             self._lives.settle(job, now)
 
     def pop_events(self) -> list[Event]:

@@ -495,6 +495,20 @@ def test_a_lost_step_s_jobs_are_cancelled_or_held_if_that_was_wanted():
     assert [type(event) for event in scheduler.pop_events()] == [Ended, Held]
 
 
+def test_a_held_job_that_is_lost_with_its_state_can_be_resumed_where_it_starts_again():
+    pools = [Pool("a", ("encode",)), Pool("b", ("denoise", "decode"))]
+    scheduler = Scheduler(pools, FCFS(), PROFILES)
+    scheduler.submit(Request("a", IMAGE), 0.0)
+    scheduler.finish(scheduler.next_batch("a", 0.0), [{}], 1.0)
+    batch = scheduler.next_batch("b", 1.0)
+    scheduler.hold("a", 1.5)
+    scheduler.requeue(batch, 2.0, "state")
+    assert scheduler.next_batch("a", 2.0) is None
+    scheduler.resume("a")
+    assert scheduler.next_batch("a", 2.0).stage == "encode"
+    assert [state.out for state in scheduler._pools.values()] == [0, 0]
+
+
 def test_each_pool_may_have_a_policy_of_its_own():
     pools = [Pool("a", ("encode",)), Pool("b", ("denoise", "decode"))]
     latest = Hand(lambda view: Decision([max(view.jobs, key=lambda job: job.arrival)]))
