@@ -58,15 +58,15 @@ class Draw:
     def load(self, device):
         pass
 
-    def step(self, jobs):
-        if len(jobs) > self.limit:
-            raise MemoryError(f"{len(jobs)} do not fit")
+    def step(self, inputs):
+        if len(inputs) > self.limit:
+            raise MemoryError(f"{len(inputs)} do not fit")
         time.sleep(self.step_s)
-        served = [job for job in jobs if not job.id.startswith("sample-")]
+        served = [one for one in inputs if not one.id.startswith("sample-")]
         if served and self.marker:
             Path(self.marker).touch()
-        updates = [{"x": job.state.get("x", np.zeros(3)) + 1.0} for job in jobs]
-        if not any(job.params["number"] == self.at for job in served):
+        updates = [{"x": one.state.get("x", np.zeros(3)) + 1.0} for one in inputs]
+        if not any(one.params["number"] == self.at for one in served):
             return updates
         if self.fault == "raise":
             raise ValueError("the toy broke")
@@ -75,8 +75,8 @@ class Draw:
         if self.fault == "dict":
             return {"x": 0.0}
         assert self.fault == "nan", self.fault
-        for job, update in zip(jobs, updates, strict=True):
-            if job.params["number"] == self.at:
+        for one, update in zip(inputs, updates, strict=True):
+            if one.params["number"] == self.at:
                 update["x"][1] = np.nan
         return updates
 
@@ -85,5 +85,5 @@ class Decode:
     def load(self, device):
         pass
 
-    def step(self, jobs):
-        return [{"image": 2.0 * job.state["x"]} for job in jobs]
+    def step(self, inputs):
+        return [{"image": 2.0 * one.state["x"]} for one in inputs]

@@ -83,9 +83,9 @@ def adds_up(counts):
 
 
 class Step:
-    """A stream module that applies a function to each job, and remembers where it was loaded."""
+    """A stream module that applies a function to each input, and remembers where it was loaded."""
 
-    def __init__(self, function=lambda job: {"out": job.id}):
+    def __init__(self, function=lambda one: {"out": one.id}):
         self.function = function
         self.loaded = []
         self.sizes = []
@@ -94,9 +94,9 @@ class Step:
         assert not self.sizes, "loaded after the first step"
         self.loaded.append(device)
 
-    def step(self, jobs):
-        self.sizes.append(len(jobs))
-        return [self.function(job) for job in jobs]
+    def step(self, inputs):
+        self.sizes.append(len(inputs))
+        return [self.function(one) for one in inputs]
 
 
 class Gate(Step):
@@ -107,10 +107,10 @@ class Gate(Step):
         self.began = threading.Event()
         self.go = threading.Event()
 
-    def step(self, jobs):
+    def step(self, inputs):
         self.began.set()
         assert self.go.wait(30)
-        return super().step(jobs)
+        return super().step(inputs)
 
 
 # -- policies that configs name ---------------------------------------------------------------------

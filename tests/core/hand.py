@@ -1,10 +1,11 @@
-"""A policy that does what a test tells it, and shows the test what policies see."""
+"""What tests of the core share: a policy that does what a test tells it, and reads of what it was shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from neustream import Decision, View
+from neustream import Batch, Decision, Job, Policy, Scheduler, View
+from neustream.core.events import Ended, Event
 
 
 class Hand:
@@ -19,7 +20,19 @@ class Hand:
         return self.choose(view)
 
 
-def seen(scheduler, now=0.0, worker=0, pool="gpu"):
+def policy_in(scheduler: Scheduler) -> Policy:
+    """The policy of its pools; the same for all."""
+    (policy,) = {id(policy): policy for policy in scheduler.policies.values()}.values()
+    return policy
+
+
+def set_policy(scheduler: Scheduler, policy: Policy) -> None:
+    """Let `policy` decide for all pools from now on."""
+    for state in scheduler._pools.values():
+        state.policy = policy
+
+
+def seen(scheduler: Scheduler, now: float = 0.0, worker: int = 0, pool: str = "gpu") -> View:
     """What a policy is shown there and then."""
     hand = Hand()
     set_policy(scheduler, hand)
@@ -27,17 +40,34 @@ def seen(scheduler, now=0.0, worker=0, pool="gpu"):
     return hand.view
 
 
-def policy_in(scheduler):
-    """The policy of its pools; the same for all."""
-    (policy,) = {id(policy): policy for policy in scheduler.policies.values()}.values()
-    return policy
+def chosen(policy: Policy, scheduler: Scheduler, now: float = 0.0, worker: int = 0) -> list[str]:
+    """Whom `policy` would run there and then."""
+    return ids(policy.decide(seen(scheduler, now, worker)).jobs)
 
 
-def set_policy(scheduler, policy):
-    """Let `policy` decide for all pools from now on."""
-    for state in scheduler._pools.values():
-        state.policy = policy
+def dropped(policy: Policy, scheduler: Scheduler, now: float = 0.0, worker: int = 0) -> list[str]:
+    """Whom `policy` would drop there and then."""
+    return ids(policy.decide(seen(scheduler, now, worker)).drop)
 
 
-def ids(jobs):
+def begin(scheduler: Scheduler, *names: str, now: float = 0.0, worker: int = 0) -> Batch:
+    """Start a step of the named jobs."""
+    set_policy(scheduler, Hand(lambda view: Decision([job for job in view.jobs if job.id in names])))
+    batch = scheduler.next_batch("gpu", now, worker)
+    assert sorted(job.id for job in batch.jobs) == sorted(names)
+    return batch
+
+
+def ids(jobs: Iterable[Job]) -> list[str]:
     return [job.id for job in jobs]
+
+
+def facts(events: Iterable[Event]) -> list[tuple[str, str, str, float]]:
+    """(id, status, reason, instant) of events that are all ends."""
+    assert all(type(event) is Ended for event in events)
+    return [(event.id, event.status, event.reason, event.at) for event in events]
+
+
+def free_blocks(scheduler: Scheduler, pool: str = "gpu") -> int:
+    """KV blocks of a pool that nobody holds."""
+    return scheduler._pools[pool].blocks.free

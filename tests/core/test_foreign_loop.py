@@ -70,15 +70,18 @@ class Loop:
     running: list[str] = field(default_factory=list)  # those that hold blocks, the youngest last
     held: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
+    asked: dict[str, dict[str, int]] = field(default_factory=dict)  # what each was submitted with last
+    told: Counter[str] = field(default_factory=Counter)  # tokens that were part of its prompt then
     ended: Counter[tuple[str, str]] = field(default_factory=Counter)
     preempted: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     leaving: set[str] = field(default_factory=set)  # pre-empted, and not back in the queue yet
     gone: list[str] = field(default_factory=list)  # given up by their callers
 
-    def add(self, request: Request) -> None:
-        self.scheduler.submit(request, self.now)
-        self.waiting.append(request.id)
+    def add(self, id: str, params: dict[str, int]) -> None:
+        self.scheduler.submit(Request(id, CHAT, params=params), self.now)
+        self.waiting.append(id)
+        self.asked[id], self.told[id] = params, self.tokens[id]
 
     def step(self) -> None:
         if batch := self.scheduler.next_batch("engine", self.now):
@@ -87,6 +90,7 @@ class Loop:
             if isinstance(event, Emitted):
                 self.tokens[event.id] += 1
             else:
+                assert isinstance(event, Ended)
                 self.end(event)
 
     def run(self, batch: Batch) -> None:
@@ -121,15 +125,15 @@ class Loop:
         self.scheduler.cancel(id, self.now)
 
     def end(self, event: Ended) -> None:
-        job = event.job
-        self.free += self.held.pop(job.id, 0)
-        (self.running if job.id in self.running else self.waiting).remove(job.id)
-        if job.id in self.leaving:
-            self.leaving.remove(job.id)
-            prompt = job.params["prompt"] + job.outputs
-            self.add(Request(job.id, CHAT, params={**job.params, "prompt": prompt}))
+        id = event.id
+        self.free += self.held.pop(id, 0)
+        (self.running if id in self.running else self.waiting).remove(id)
+        if id in self.leaving:
+            self.leaving.remove(id)
+            params = self.asked[id]
+            self.add(id, {**params, "prompt": params["prompt"] + self.tokens[id] - self.told[id]})
         else:
-            self.ended[job.id, job.status] += 1
+            self.ended[id, event.status] += 1
 
     def check(self, blocks: int) -> None:
         assert self.free >= 0
@@ -142,11 +146,11 @@ def serve(blocks, requests=40, seed=0, cancels=0):
     """Requests that come while others run; the callers of some give up in the middle."""
     dice = random.Random(seed)
     lengths = {f"r{i}": 1 if i == 7 else dice.randint(1, 60) for i in range(requests)}
-    coming = [Request(id, CHAT, params={"prompt": dice.randint(1, 200), "max_tokens": lengths[id]}) for id in lengths]
+    coming = [(id, {"prompt": dice.randint(1, 200), "max_tokens": lengths[id]}) for id in lengths]
     some, steps = Loop(blocks, lengths), 0
     while coming or some.scheduler.jobs:
         if coming and steps % 3 == 0:
-            some.add(coming.pop(0))
+            some.add(*coming.pop(0))
         if steps == 60 and cancels:
             some.gone = (some.running + some.waiting)[-cancels:]
             assert all(some.scheduler.cancel(id, some.now) for id in some.gone)
@@ -163,7 +167,7 @@ def test_every_request_writes_all_its_tokens_and_ends_once(blocks):
     assert some.ended == Counter((id, "done") for id in some.lengths)
     assert some.tokens == some.lengths
     assert some.free == blocks
-    assert not some.num_blocks
+    assert not some.held
     assert not some.waiting
     assert not some.running
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 
 import pytest
+from hand import free_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ from neustream import (
     loop,
     seq,
 )
-from neustream.core.events import Emitted, Ended, Submitted
+from neustream.core.events import Emitted, Ended
 from neustream.core.kv_cache import KVCache
 from neustream.core.steps import StepProfile
 from neustream.engine.events import Cancel, Decided
@@ -75,29 +76,19 @@ cases = st.builds(
 )
 
 
-class Watch:
-    """An observer that checks memory, tokens and ends against what came before."""
+class Watch(Scheduler):
+    """A scheduler whose steps are checked, KV blocks and tokens, when they begin."""
 
-    def __init__(self, case: Case, scheduler: Scheduler) -> None:
-        self.case, self.scheduler = case, scheduler
-        self.ended: Counter[str] = Counter()
-        self.outputs: Counter[str] = Counter()
+    def __init__(self, pool, policy, profiles, case: Case) -> None:
+        super().__init__([pool], policy, profiles)
+        self.case = case
         self.computed: defaultdict[str, float] = defaultdict(float)  # tokens whose keys and values exist
-        self.submitted = 0
 
-    def __call__(self, record):
-        match record:
-            case Submitted():
-                self.submitted += 1
-            case Decided(batch=batch) if batch is not None:
-                self.began(batch)
-            case Emitted(job=job, index=index):
-                assert index == self.outputs[job.id], "an output was lost or came twice"
-                self.outputs[job.id] += 1
-            case Ended(job=job):
-                self.ended[job.id] += 1
-                assert job.num_blocks == 0
-                assert job.reason or job.status == "done"
+    def next_batch(self, pool, now, worker=0):
+        batch = super().next_batch(pool, now, worker)
+        if batch is not None:
+            self.began(batch)
+        return batch
 
     def began(self, batch):
         assert len(batch.jobs) <= self.case.seats
@@ -116,9 +107,29 @@ class Watch:
                 assert job.computed == self.computed[job.id]
                 assert 0 < size <= job.params["prompt_tokens"] + job.call_outputs - job.computed
                 self.computed[job.id] += size
-        held = sum(job.num_blocks for job in self.scheduler.jobs.values())
-        assert held <= self.case.blocks, "more memory than there is"
-        assert held == self.scheduler._used["gpu"]
+        held = sum(job.num_blocks for job in self.jobs.values())
+        assert held <= self.case.blocks, "more blocks than there are"
+        assert held == self.case.blocks - free_blocks(self)
+
+
+class Told:
+    """An observer that counts tokens and ends."""
+
+    def __init__(self) -> None:
+        self.ended: Counter[str] = Counter()
+        self.outputs: Counter[str] = Counter()
+        self.preempted = 0
+
+    def __call__(self, record):
+        match record:
+            case Decided(step=step) if step is not None:
+                self.preempted += len(step.preempted)
+            case Emitted(id=id, index=index):
+                assert index == self.outputs[id], "an output was lost or came twice"
+                self.outputs[id] += 1
+            case Ended(id=id):
+                self.ended[id] += 1
+                assert record.reason or record.status == "done"
 
 
 def graph(turns):
@@ -139,7 +150,7 @@ def run(policy, case):
     model, stages = graph(case.turns)
     profiles = {**llm_profiles("llm", STEPS, 999), "tool": LinearProfile("tool", base=0.25, max_batch=2)}
     pool = Pool("gpu", stages, kv_cache=KVCache(case.blocks, BLOCK), step_tokens=case.step_tokens)
-    scheduler = Scheduler([pool], policy, profiles)
+    scheduler, watch = Watch(pool, policy, profiles, case), Told()
     requests, now = [], 0.0
     for at, (gap, prompt, most, _, slo) in enumerate(case.requests):
         now += gap
@@ -157,7 +168,6 @@ def run(policy, case):
                 updates.append({"ended": job.call_outputs + 1 >= case.requests[at][3]})
         return updates
 
-    watch = Watch(case, scheduler)
     clock = VirtualClock()
     for at, delay in case.cancels:
         if at < len(requests):
@@ -173,7 +183,7 @@ def test_nothing_is_lost(name, case):
     case = Case(case.requests, case.blocks, 6, case.step_tokens, case.turns, case.cancels, case.errors)
     report, watch, scheduler = run(POLICIES[name](), case)
     assert report.submitted == len(case.requests) == sum(report.counts.values())
-    assert not scheduler.jobs and scheduler._used["gpu"] == 0
+    assert not scheduler.jobs and free_blocks(scheduler) == case.blocks
     assert all(count == 1 for count in watch.ended.values())
     if not case.cancels and not case.errors:
         units = case.blocks * BLOCK
@@ -183,20 +193,20 @@ def test_nothing_is_lost(name, case):
                 assert watch.outputs[f"r{at}"] == expected(case, at)
 
 
-def test_without_memory_pressure_everyone_gets_every_token():
+def test_with_blocks_for_all_everyone_gets_every_token():
     case = Case(tuple((0.25, 5, 8, 3 + at, SLO()) for at in range(6)), 100, 6, 16, 2, (), frozenset())
     for name in POLICIES:
         report, watch, _ = run(POLICIES[name](), case)
         assert report.counts["on_time"] == 6, name
         assert [watch.outputs[f"r{at}"] for at in range(6)] == [expected(case, at) for at in range(6)], name
-        assert report.evictions == 0
+        assert report.preemptions == 0
 
 
-def test_who_loses_its_memory_computes_it_again_and_repeats_no_token():
+def test_who_is_preempted_computes_its_cache_again_and_repeats_no_token():
     requests = tuple((0.0, 6, 12, 14, SLO()) for _ in range(4))  # 18 tokens each in the end, room for 32
     case = Case(requests, 8, 6, 64, 1, (), frozenset())
     report, watch, _ = run(POLICIES["fcfs"](drop_hopeless=False), case)
-    assert report.evictions > 0
+    assert report.preemptions == watch.preempted > 0
     assert report.counts["on_time"] == 4
     assert set(watch.outputs.values()) == {12}
-    assert report.to_dict()["evictions"] == report.evictions
+    assert report.to_dict()["preemptions"] == report.preemptions

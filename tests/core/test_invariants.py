@@ -100,54 +100,66 @@ class Watch:
 
     slowdown: float
     now: float = 0.0
-    submitted: list[Job] = field(default_factory=list)
-    ended: Counter[str] = field(default_factory=Counter)
+    submitted: list[str] = field(default_factory=list)
+    ended: dict[str, Ended] = field(default_factory=dict)
     outputs: Counter[str] = field(default_factory=Counter)
-    steps: defaultdict[str, list[Stage]] = field(default_factory=lambda: defaultdict(list))
-    live: dict[Job, int] = field(default_factory=dict)  # to the batch that it runs in
+    steps: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    live: dict[str, int] = field(default_factory=dict)  # to the step that it runs in
     busy: set[tuple[str, int]] = field(default_factory=set)
 
     def __call__(self, record):
         assert record.at >= self.now, "time went back"
         self.now = record.at
         match record:
-            case Submitted(job=job):
-                self.submitted.append(job)
-            case Decided(batch=batch) if batch is not None:
-                self.began(batch)
-            case Finished(batch=batch):
-                self.busy.remove((batch.pool, batch.worker))
-                assert record.at == batch.started_at + batch.expected * self.slowdown
-                for job in batch.jobs:
-                    assert self.live.pop(job) == batch.id
-            case Emitted(job=job, index=index):
-                assert index == self.outputs[job.id], "an output was lost or came twice"
-                self.outputs[job.id] += 1
-            case Ended(job=job):
-                self.ended[job.id] += 1
-                assert job not in self.live, "it ended while it ran"
-                assert job.status not in ("waiting", "running")
-                assert job.reason or job.status == "done"
-                assert job.ended_at == record.at
+            case Submitted():
+                self.submitted.append(record.id)
+            case Decided(step=step) if step is not None:
+                self.began(step)
+            case Finished(step=step):
+                self.busy.remove((step.pool, step.worker))
+                assert record.at == step.started_at + step.expected_s * self.slowdown
+                for id in step.ids:
+                    assert self.live.pop(id) == step.id
+            case Emitted(id=id, index=index):
+                assert index == self.outputs[id], "an output was lost or came twice"
+                self.outputs[id] += 1
+            case Ended(id=id, status=status):
+                assert id not in self.ended, "it ended twice"
+                self.ended[id] = record
+                assert id not in self.live, "it ended while it ran"
+                assert status in ("done", "dropped", "failed", "cancelled")
+                assert record.reason or status == "done"
 
-    def began(self, batch):
-        assert (batch.pool, batch.worker) not in self.busy, "a worker got two steps"
-        self.busy.add((batch.pool, batch.worker))
-        (stage,) = {job.stage for job in batch.jobs}
-        assert stage.name == batch.stage
-        assert 1 <= len(batch) <= min(stage.max_batch, PROFILES[stage.name].max_batch)
-        for job in batch.jobs:
-            assert job not in self.live, "in two live batches"
-            assert not self.ended[job.id], "ran after its end"
-            self.live[job] = batch.id
-            self.steps[job.id].append(stage)
+    def began(self, step):
+        assert (step.pool, step.worker) not in self.busy, "a worker got two steps"
+        self.busy.add((step.pool, step.worker))
+        stage = next(stage for stage in STAGES if stage.name == step.stage)
+        assert 1 <= len(step) <= min(stage.max_batch, PROFILES[stage.name].max_batch)
+        for id in step.ids:
+            assert id not in self.live, "in two live steps"
+            assert id not in self.ended, "ran after its end"
+            self.live[id] = step.id
+            self.steps[id].append(stage.name)
+
+
+class Kept(Scheduler):
+    """A scheduler that keeps the jobs of all requests, for the test to look at when they are over."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.taken: list[Job] = []
+
+    def submit(self, request, now):
+        job = super().submit(request, now)
+        self.taken.append(job)
+        return job
 
 
 def expected_steps(job):
     """The steps of an undisturbed walk, by the plain generator."""
     twin, stages = Job(job.request), []
     for stage in walk(job.request.graph.root, twin):
-        stages.append(stage)
+        stages.append(stage.name)
         twin.state.update(step(twin))
     return stages
 
@@ -166,7 +178,7 @@ def misfortunes(case):
 
 def run(case, name):
     pools = [Pool(f"pool{i}", stages, case.workers, case.sticky) for i, stages in enumerate(case.pools)]
-    scheduler = Scheduler(pools, POLICIES[name](), PROFILES)
+    scheduler = Kept(pools, POLICIES[name](), PROFILES)
     clock, watch = VirtualClock(), Watch(case.slowdown)
     executor = ProfiledExecutor(stretch=lambda batch: case.slowdown, outcome=misfortunes(case))
     graphs = [Graph(f"g{i}", seq(node, NOTHING)) for i, node in enumerate(case.graphs)]
@@ -190,15 +202,18 @@ def run(case, name):
 def test_every_request_ends_exactly_once(name, case):
     scheduler, watch, report, requests, cancelled = run(case, name)
 
-    assert [job.id for job in watch.submitted] == [request.id for request in requests]
-    assert watch.ended == Counter(request.id for request in requests)
+    assert watch.submitted == [job.id for job in scheduler.taken] == [request.id for request in requests]
+    assert set(watch.ended) == set(watch.submitted)
     assert report.submitted == len(requests) == sum(report.counts.values())
     assert report.counts["cancelled"] == len(cancelled)
-    for job in watch.submitted:
+    for job in scheduler.taken:
         steps, whole = watch.steps[job.id], expected_steps(job)
         assert steps == whole if job.status == "done" else steps == whole[: len(steps)]
         assert watch.outputs[job.id] == job.outputs
         assert (job.status == "cancelled") == (job.id in cancelled)
+        end = watch.ended[job.id]
+        assert (end.status, end.reason, end.on_time) == (job.status, job.reason, job.on_time)
+        assert (end.output, end.at) == (job.output if job.status == "done" else None, job.ended_at)
         assert job.started_at is None or job.arrival <= job.started_at <= job.ended_at
         assert not (job.state or job.calls_left or job.stage)
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import pytest
-from hand import Hand, ids, seen, set_policy
+from hand import Hand, begin, chosen, dropped, ids, seen
 from toys import batches, engine
 
 from neustream import (
@@ -74,20 +74,10 @@ def waiting(*requests, workers=1, policy=None):
 
 def run(some, *names, now=0.0, worker=0, end=True):
     """One step of the named jobs on `worker`."""
-    set_policy(some, Hand(lambda view: Decision([job for job in view.jobs if job.id in names])))
-    batch = some.next_batch("gpu", now, worker)
-    assert sorted(job.id for job in batch.jobs) == sorted(names)
+    batch = begin(some, *names, now=now, worker=worker)
     if end:
         some.finish(batch, [{}] * len(batch), now)
     return batch
-
-
-def chosen(policy, some, now=0.0, worker=0):
-    return ids(policy.decide(seen(some, now, worker)).jobs)
-
-
-def dropped(policy, some, now=0.0, worker=0):
-    return ids(policy.decide(seen(some, now, worker)).drop)
 
 
 def steps_run(policy, *requests):

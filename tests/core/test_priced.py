@@ -7,6 +7,7 @@ import math
 import random
 
 import pytest
+import hand
 from hand import Hand, ids, seen, set_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from neustream import (
     loop,
     seq,
 )
-from neustream.core.demand import Demand
+from neustream.core.demand import Calls, Demand
 from neustream.core.events import Ended
 
 TEXT, UNET, VAE = Stage("text", max_batch=2), Stage("unet", max_batch=4), Stage("vae", max_batch=2, emits=True)
@@ -70,20 +71,18 @@ def waiting(*requests, workers=1, profiles=PROFILES):
 
 def run(some, *names, now=0.0, worker=0, end=True):
     """One step of the named jobs, which takes as long as its profile says; returns when it ends."""
-    set_policy(some, Hand(lambda view: Decision([job for job in view.jobs if job.id in names])))
-    batch = some.next_batch("gpu", now, worker)
-    assert sorted(job.id for job in batch.jobs) == sorted(names)
+    batch = hand.begin(some, *names, now=now, worker=worker)
     if end:
         some.finish(batch, [{}] * len(batch), now + batch.expected)
     return now + batch.expected
 
 
 def chosen(some, now=0.0, worker=0, policy=None):
-    return ids((policy or Priced()).decide(seen(some, now, worker)).jobs)
+    return hand.chosen(policy or Priced(), some, now, worker)
 
 
 def dropped(some, now=0.0):
-    return ids(Priced().decide(seen(some, now)).drop)
+    return hand.dropped(Priced(), some, now)
 
 
 def outcomes(*requests, policy=None, graph=EVERY, profiles=PROFILES):
@@ -190,8 +189,8 @@ def late_one(gap, asked=100, *, total=5.2, budget=6.0, weight=1.0, graph=LOOP, p
     now = run(some, "r0")
     some.submit(ask("r1", 4, now + total, arrival=0.5, weight=weight), now)
     view = seen(some, now)
-    calls = dict.fromkeys(graph.stages, 4)
-    view.recent = tuple(Demand(at * gap, budget, 1.0, graph, calls) for at in range(asked))
+    calls = {name: Calls(4, name in graph.looped, stage.max_batch) for name, stage in graph.stages.items()}
+    view.recent = tuple(Demand(at * gap, budget, calls=calls) for at in range(asked))
     return ids((policy or Priced()).decide(view).jobs)
 
 
@@ -381,7 +380,7 @@ def test_the_device_does_not_idle_while_there_is_hope():
     assert late_one(gap=1.0) == ["r0"]
     some = waiting(ask("r0", 4, 4.2))
     view = seen(some)
-    view.recent = tuple(Demand(float(at), 6.0, 1.0, LOOP, {"unet": 4}) for at in range(100))
+    view.recent = tuple(Demand(float(at), 6.0, calls={"unet": Calls(4, True, 4)}) for at in range(100))
     assert ids(Priced().decide(view).jobs) == ["r0"]  # brings far less than the price
     some.submit(ask("r1", 4, 4.1), 0.0)
     some.submit(ask("r2", 4, 4.3), 0.0)

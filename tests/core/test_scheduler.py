@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hand import Hand, policy_in, set_policy
+from hand import Hand, facts, ids, policy_in, seen, set_policy
 
 from neustream import (
     EDF,
@@ -31,6 +31,7 @@ from neustream import (
     seq,
     switch,
 )
+from neustream.core.demand import Calls
 from neustream.core.events import Emitted, Ended
 
 TEXT, UNET, VAE = Stage("text", max_batch=4), Stage("unet", max_batch=4), Stage("vae", max_batch=2, emits=True)
@@ -69,10 +70,6 @@ def run(some, now, updates=None, worker=0, pool="gpu"):
     return batch, now + batch.expected
 
 
-def ids(jobs):
-    return [job.id for job in jobs]
-
-
 # -- a request from its submission to its end -------------------------------------------------------
 
 
@@ -93,10 +90,10 @@ def test_work_and_calls_left_as_a_job_moves_through_its_graph():
     assert (job.status, now, job.ended_at, job.alone_s) == ("done", 2.75, 2.75, 2.75)
 
 
-def test_solo_latency_is_the_work_of_a_fresh_job():
+def test_alone_s_is_the_work_of_a_fresh_job():
     some = scheduler()
-    assert some.submit(image(steps=7), 0.0).solo == alone_s(IMAGE, {"steps": 7}, PROFILES)
-    assert some.submit(chat("r2"), 0.0).solo == alone_s(CHAT, {"prompt": 4, "about": 3}, PROFILES)
+    assert some.submit(image(steps=7), 0.0).alone_s == alone_s(IMAGE, {"steps": 7}, PROFILES)
+    assert some.submit(chat("r2"), 0.0).alone_s == alone_s(CHAT, {"prompt": 4, "about": 3}, PROFILES)
     with pytest.raises(ProfileError, match="stage 'text' of graph 'image' has no profile"):
         alone_s(IMAGE, {"steps": 7}, {})
 
@@ -135,13 +132,20 @@ def test_without_an_emitting_stage_the_state_is_the_output():
 
 def test_events_tell_outputs_and_ends_in_order_and_once():
     some = scheduler()
-    first, second = some.submit(image("r1", steps=0), 0.0), some.submit(image("r2", steps=1), 0.0)
-    run(some, 0.0)
+    slo = SLO(total=9.0, name="gold")
+    some.submit(image("r1", steps=0, slo=slo, arrival=0.25), 0.25)
+    some.submit(image("r2", steps=1), 0.25)
+    run(some, 0.25)
     run(some, 1.0, [{"image": "x"}])
-    assert some.pop_events() == [Emitted(first, 0, {"image": "x"}, 1.25), Ended(first, 1.25)]
+    assert some.pop_events() == [
+        Emitted("r1", 0, {"image": "x"}, at=1.25, age=1.0, late=False),
+        Ended("r1", "done", "", {"image": "x"}, on_time=True, arrival=0.25, at=1.25, slo=slo, steps=0),
+    ]
     assert some.pop_events() == []
     some.cancel("r2", 3.0)
-    assert some.pop_events() == [Ended(second, 3.0)]
+    (end,) = some.pop_events()
+    assert end == Ended("r2", "cancelled", "cancelled by the caller", None, False, 0.0, 3.0, SLO(), steps=1)
+    assert end.latency_s == 3.0
 
 
 def test_a_finished_job_is_forgotten():
@@ -162,7 +166,7 @@ def test_a_request_of_no_steps_ends_at_once():
     job = some.submit(Request("r1", nothing), 5.0)
     assert (job.status, job.output, job.ended_at, job.on_time) == ("done", {}, 5.0, True)
     assert some.jobs == {}
-    assert some.pop_events() == [Ended(job, 5.0)]
+    assert some.pop_events() == [Ended("r1", "done", "", {}, True, 0.0, 5.0, SLO(), steps=0)]
     assert some.next_batch("gpu", 5.0) is None
     some.submit(Request("r1", nothing), 6.0)
 
@@ -194,7 +198,7 @@ def test_the_policy_s_drops_are_answers_with_a_reason():
     fine = some.submit(image("r2", slo=SLO(total=9.0)), 0.0)
     assert some.next_batch("gpu", 0.0).jobs == (fine,)
     assert (hopeless.status, hopeless.reason) == ("dropped", "hopeless: needs 2.750 s more, due in 1.000 s")
-    assert some.pop_events() == [Ended(hopeless, 0.0)]
+    assert facts(some.pop_events()) == [("r1", "dropped", hopeless.reason, 0.0)]
     assert list(some.jobs) == ["r2"]
 
 
@@ -223,7 +227,7 @@ def test_tokens_are_emitted_one_by_one_until_the_end_of_the_sequence():
         (1, "b", 2.25),
         (2, "c", 3.25),
     ]
-    assert events[3:] == [Ended(job, 3.25)]
+    assert facts(events[3:]) == [("r1", "done", "", 3.25)]
     assert (job.status, job.outputs, job.output) == ("done", 3, {"token": "c", "eos": True})
 
 
@@ -468,7 +472,7 @@ def test_a_wrong_number_of_results_fails_the_whole_step(updates):
     reason = f"stage 'text' returned {len(updates)} results for 2 jobs"
     assert failures(jobs) == {"r0": reason, "r1": reason}
     assert some.jobs == {}
-    assert some.pop_events() == [Ended(jobs[0], 1.0), Ended(jobs[1], 1.0)]
+    assert facts(some.pop_events()) == [("r0", "failed", reason, 1.0), ("r1", "failed", reason, 1.0)]
 
 
 def test_an_error_in_place_of_an_update_fails_that_job_alone():
@@ -713,10 +717,8 @@ def test_jobs_wait_in_the_order_in_which_they_came_to_the_stage():
 # -- what views tell of the past ---------------------------------------------------------------------
 
 
-def seen(some, now=0.0):
-    set_policy(some, Hand())
-    some.next_batch("gpu", now)
-    return policy_in(some).view
+def counts(demand):
+    return {stage: calls.count for stage, calls in demand.calls.items()}
 
 
 def test_a_view_tells_what_the_latest_hundred_requests_asked_for():
@@ -726,8 +728,8 @@ def test_a_view_tells_what_the_latest_hundred_requests_asked_for():
         some.cancel(f"r{i - 1}", float(i))  # over, but not forgotten
         if i in (0, 99, 129):
             recent = seen(some, float(i)).recent
-            assert [asked.at for asked in recent] == [float(at) for at in range(max(0, i - 99), i + 1)]
-            assert all(asked.calls == {"text": 1, "unet": 1 + asked.at, "vae": 1} for asked in recent)
+            assert [demand.at for demand in recent] == [float(at) for at in range(max(0, i - 99), i + 1)]
+            assert all(counts(demand) == {"text": 1, "unet": 1 + demand.at, "vae": 1} for demand in recent)
 
 
 def test_what_a_request_asked_for_is_as_it_was_when_it_came():
@@ -744,16 +746,12 @@ def test_what_a_request_asked_for_is_as_it_was_when_it_came():
     _, now = run(some, 2.0)
     run(some, now)
     recent = seen(some, 9.0).recent
-    assert recent == before  # the same objects
-    assert [(asked.at, asked.weight, asked.graph) for asked in recent] == [
-        (2.0, 5.0, IMAGE),
-        (0.0, 1.0, IMAGE),
-        (0.0, 1.0, IMAGE),
-        (0.0, 1.0, CHAT),
-    ]
-    assert [asked.budget for asked in recent[:3]] == [10.0, math.inf, 8.0]
-    assert recent[0].calls == {"text": 1, "unet": 3, "vae": 1}
-    assert recent[3].calls == {"prefill": 1, "decode": 2}
+    assert all(one is other for one, other in zip(recent, before, strict=True))
+    assert [(demand.at, demand.weight) for demand in recent] == [(2.0, 5.0), (0.0, 1.0), (0.0, 1.0), (0.0, 1.0)]
+    assert [demand.budget for demand in recent[:3]] == [10.0, math.inf, 8.0]
+    assert [demand.first for demand in recent] == [math.inf, math.inf, 8.0, 4.0]
+    assert recent[0].calls == {"text": Calls(1, False, 4), "unet": Calls(3, True, 4), "vae": Calls(1, False, 2)}
+    assert recent[3].calls == {"prefill": Calls(1, False, 4, size=4), "decode": Calls(2, True, 8, size=4)}
 
 
 def test_a_request_with_a_promise_for_each_output_has_until_the_last_one():
@@ -891,7 +889,7 @@ def test_a_pool_needs_a_worker():
 
 
 def test_a_stage_is_in_one_pool():
-    with pytest.raises(GraphError, match="stage 'text' is in two pools: 'a' and 'b'"):
+    with pytest.raises(GraphError, match="stage 'text' of pool 'b' is served already, by pool 'a'"):
         Scheduler([Pool("a", ("text",)), Pool("b", ("vae", "text"))], PATIENT, PROFILES)
 
 
@@ -963,5 +961,5 @@ def test_stages_may_be_added_while_others_are_served():
     scheduler.add("p", {"b": profile})
     scheduler.submit(Request("s", Graph("h", second)), 0.0)
     assert {job.id for job in scheduler.next_batch("p", 0.0).jobs} == {"r"}
-    with pytest.raises(GraphError, match="stage 'a' is served already"):
+    with pytest.raises(GraphError, match="stage 'a' of pool 'p' is served already, by pool 'p'"):
         scheduler.add("p", {"a": profile})

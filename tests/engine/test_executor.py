@@ -12,7 +12,6 @@ from neustream import (
     BackendError,
     EventLog,
     Graph,
-    Job,
     LinearProfile,
     ProfiledExecutor,
     Request,
@@ -26,6 +25,7 @@ from neustream import (
     serve,
 )
 from neustream.core.batch import Batch
+from neustream.core.work import Walk
 
 SOON = 30
 ONE = {"s": table("s", 1.0, 1.5)}
@@ -33,7 +33,7 @@ ONE = {"s": table("s", 1.0, 1.5)}
 
 def batch(*ids, stage="s", worker=0, at=0.0, expected=1.0):
     graph = one_stage(max_batch=8)
-    jobs = tuple(Job(Request(id, graph)) for id in ids)
+    jobs = tuple(Walk(Request(id, graph)).job for id in ids)
     return Batch(1, "gpu", worker, stage, jobs, (0.0,) * len(jobs), at, expected)
 
 
@@ -54,7 +54,7 @@ class Returns(Step):
         super().__init__()
         self.value = value
 
-    def step(self, jobs):
+    def step(self, inputs):
         return self.value
 
 
@@ -135,10 +135,10 @@ def test_an_error_in_place_of_an_update_fails_that_job_alone():
 
 
 FAULTS = {
-    "raises": (lambda jobs: 1 / 0, "stage 's': ZeroDivisionError: division by zero"),
-    "too few": (lambda jobs: [{}] * (len(jobs) - 1), "stage 's' returned 0 results for 1 jobs"),
-    "too many": (lambda jobs: [{}] * (len(jobs) + 1), "stage 's' returned 2 results for 1 jobs"),
-    "a dict": (lambda jobs: {}, "stage 's': must return one dict per job, got dict"),
+    "raises": (lambda inputs: 1 / 0, "stage 's': ZeroDivisionError: division by zero"),
+    "too few": (lambda inputs: [{}] * (len(inputs) - 1), "stage 's' returned 0 results for 1 jobs"),
+    "too many": (lambda inputs: [{}] * (len(inputs) + 1), "stage 's' returned 2 results for 1 jobs"),
+    "a dict": (lambda inputs: {}, "stage 's': must return one dict per job, got dict"),
 }
 
 
@@ -148,8 +148,8 @@ def test_the_engine_lives_on_after_a_failed_batch(fault):
     graph = one_stage()
 
     class Sometimes(Step):
-        def step(self, jobs):
-            return misbehave(jobs) if jobs[0].params else super().step(jobs)
+        def step(self, inputs):
+            return misbehave(inputs) if inputs[0].params else super().step(inputs)
 
     with serve(graph, {"s": Sometimes()}, ONE) as engine:
         answers = [engine.submit(graph, params) for params in ({}, {"bad": True}, {})]

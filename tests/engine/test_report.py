@@ -12,8 +12,8 @@ from toys import OUTCOMES, adds_up, draw_and_decode, engine, one_stage, request,
 
 import neustream.engine.report
 from neustream import FCFS, SLO, Graph, Job, Report, Request, Stage, Static, seq
-from neustream.core.batch import Batch
-from neustream.core.events import Ended, Submitted
+from neustream.core.batch import StepInfo
+from neustream.core.events import ended, submitted
 from neustream.engine.events import Decided, Finished
 from neustream.engine.report import Distribution, Shares
 
@@ -24,10 +24,10 @@ PROMISE = SLO(1.0)
 def tell(report, arrival, end, status="done", late=False, slo=PROMISE, reason=""):
     """A request's whole life, as a report sees it; `end` None leaves it open."""
     job = Job(Request(f"r{report.submitted}", GRAPH, arrival, slo))
-    report(Submitted(job, arrival))
+    report(submitted(job, arrival))
     if end is not None:
         job.status, job.late, job.reason = status, late, reason
-        report(Ended(job, end))
+        report(ended(job, end))
 
 
 def strict(content):
@@ -148,9 +148,9 @@ def asked(*steps, weight=1.0):
     for at, count in enumerate(steps):
         job = Job(Request(f"r{at}", draw_and_decode(), 0.0, SLO(1.0, weight=weight)))
         job.planned_calls = {"draw": count, "decode": 1}
-        report(Submitted(job, 0.0))
+        report(submitted(job, 0.0))
         job.status = "dropped" if count % 2 else "done"
-        report(Ended(job, 1.0))
+        report(ended(job, 1.0))
     return report
 
 
@@ -211,8 +211,9 @@ def test_many_numbers_of_steps_are_counted_in_bounded_memory(monkeypatch):
 def test_batch_sizes_and_the_error_of_profiles_are_by_stage():
     report = Report()
     for stage, size, expected, observed in [("s", 1, 1.0, 1.5), ("s", 3, 2.0, 1.5), ("t", 2, 0.1, 0.3)]:
-        jobs = tuple(Job(Request(f"r{at}", GRAPH)) for at in range(size))
-        report(Finished(Batch(1, "gpu", 0, stage, jobs, (0.0,) * size, 5.0, expected), 5.0 + observed, ""))
+        ids = tuple(f"r{at}" for at in range(size))
+        step = StepInfo(1, "gpu", 0, stage, ids, (0.0,) * size, 5.0, expected_s=observed, profiled_s=expected)
+        report(Finished(step, 5.0 + observed, ""))
     out = strict(report.to_dict())
     assert out["batch_size"] == {"s": 2.0, "t": 2.0}
     assert out["profile_error"] == {"s": pytest.approx(1.0), "t": pytest.approx(3.0)}

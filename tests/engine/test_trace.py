@@ -10,7 +10,7 @@ import pytest
 from toys import batches, draw_and_decode, engine, one_stage, request, table
 
 from neustream import FCFS, SLO, Engine, EventLog, Job, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
-from neustream.core.events import Submitted
+from neustream.core.events import submitted
 from neustream.engine.events import Cancel
 
 TOY = {"draw": table("draw", 0.10, 0.15), "decode": table("decode", 0.05)}
@@ -130,7 +130,7 @@ def test_no_promise_is_null(log):
 
 def test_a_request_that_is_still_open_has_no_end():
     log = EventLog()
-    log(Submitted(Job(Request("a", one_stage(), 1.0, SLO(2.0))), 1.0))
+    log(submitted(Job(Request("a", one_stage(), 1.0, SLO(2.0))), 1.0))
     trace = log.chrome()
     [begin] = of_kind(trace, "b")
     assert begin["name"] == "a: open"
