@@ -6,8 +6,7 @@ import dataclasses
 import itertools
 
 import pytest
-from hand import policy_in
-from toys import Newest, Plain, adds_up, toy, write_profile
+from toys import Newest, Plain, adds_up, policy_in, toy, write_profile
 
 from neustream import (
     EDF,

@@ -82,7 +82,7 @@ WRONG = [
     ("slo={first_s: 1, first_scale: 2}", "give first_scale or first_s, not both"),
     ("slo={classes: [{first_s: 1}], first_s: 2}", "first_s goes into the classes"),
     ("slo.first_scale=-1", "slo.first_scale"),
-    ("llm.kv_cache={tokens: 8, block: 16}", "less than one block"),
+    ("llm.memory={tokens: 8, block: 16}", "less than one block"),
     ("llm.memory.tokens=0", "llm.memory.tokens"),
     ("llm.max_batch=0", "llm.max_batch"),
     ("llm.max_bach=3", "did you mean 'max_batch'?"),
@@ -121,7 +121,7 @@ def test_a_prompt_larger_than_the_memory_fails_alone(path):
     report = simulate(some, "priced")
     large = sum(request.params["prompt_tokens"] > 320 for request in some.requests)
     assert 0 < large <= report.counts["failed"] < 50
-    assert any("needs memory for" in reason for reason in report.reasons)
+    assert any("needs KV cache for" in reason for reason in report.reasons)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -168,7 +168,7 @@ def test_a_backend_says_what_out_of_memory_is():
     modules = {"draw": Small(2, CudaError), "decode": Decode()}
     with pytest.raises(StageFailed, match=r"^stage 'draw': a step of 3 raised CudaError"):
         measured(modules=modules)
-    out = measured(modules=modules, out_of_kv_cache=(CudaError, MemoryError))
+    out = measured(modules=modules, out_of_memory=(CudaError, MemoryError))
     assert [m.batch for m in out["draw"]] == [1, 2]
 
 

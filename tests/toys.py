@@ -60,6 +60,12 @@ def engine(graph, profiles, policy=None, *, workers=1, executor=None, clock=None
     return Engine(scheduler, {"gpu": executor or ProfiledExecutor()}, clock or VirtualClock(), observers)
 
 
+def policy_in(scheduler):
+    """The policy of its pools; the same for all."""
+    (policy,) = {id(policy): policy for policy in scheduler.policies.values()}.values()
+    return policy
+
+
 def request(id, graph, arrival=0.0, steps=1, total=1000.0, **slo):
     return Request(id, graph, arrival, SLO(total, **slo), {"steps": steps})
 

@@ -207,20 +207,17 @@ class Scheduler:
         state = self._pools[pool]
         policy = state.policy if instead is None else instead
         state.wake_at = None
-        view = self._view(state, now, worker)
-        if not view.queues:
-            return None
-        decision = self._decide(policy, view)
-        if decision.jobs:
-            batch = self._start(state, policy, decision, view)
-            if batch is None:  # no blocks for any of them: jobs that hold some go on
-                view = self._view(state, now, worker)
-                holders = with_blocks(view)
-                decision = self._decide(policy, holders if holders.queues else view)
-                if decision.jobs:
-                    batch = self._start(state, policy, decision, view)
+        live = -1
+        while live != len(self.jobs):  # again, if those that were chosen could not run and failed
+            live = len(self.jobs)
+            view = self._view(state, now, worker)
+            if not view.queues:
+                return None
+            decision, batch = self._ask(state, policy, view)
             if batch is not None:
                 return batch
+            if not decision.jobs:
+                break
         if decision.wake_at is not None:
             check_wake(policy, decision.wake_at, now)
             state.wake_at = decision.wake_at
@@ -321,6 +318,18 @@ class Scheduler:
             state.unpromised,
             state.memo,
         )
+
+    def _ask(self, state: PoolState, policy: Policy, view: View) -> tuple[Decision, Batch | None]:
+        """What the policy decides, and the step that comes of it, if any."""
+        decision = self._decide(policy, view)
+        batch = self._start(state, policy, decision, view) if decision.jobs else None
+        if decision.jobs and batch is None:  # no blocks for any of them: jobs that hold some go on
+            view = self._view(state, view.now, view.worker)
+            holders = with_blocks(view)
+            decision = self._decide(policy, holders if holders.queues else view)
+            if decision.jobs:
+                batch = self._start(state, policy, decision, view)
+        return decision, batch
 
     def _decide(self, policy: Policy, view: View) -> Decision:
         self.decisions += 1

@@ -11,9 +11,8 @@ from functools import cache
 from toys import table
 
 from neustream import SLO, Graph, Pool, Request, Stage, loop, seq
-from neustream.core.cursor import Cursor
-from neustream.core.job import Job
 from neustream.core.types import TICK
+from neustream.core.work import Walk
 
 SHAPES = ("loop", "ends", "rounds", "two")
 
@@ -81,12 +80,10 @@ def _seconds(rng: random.Random, monotone: bool) -> list[float]:
 
 def _sequence(request: Request) -> list[str]:
     """The stages of a request's steps, one by one."""
-    job = Job(request)
-    job.cursor = cursor = Cursor(request.graph, job)
-    names = []
-    while cursor.stage is not None:
-        names.append(cursor.stage.name)
-        cursor.advance(job)
+    walk, names = Walk(request), []
+    while walk.stage is not None:
+        names.append(walk.stage.name)
+        walk.advance({})
     return names
 
 

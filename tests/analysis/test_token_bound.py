@@ -63,9 +63,9 @@ SLOW = "slo={first_scale: 3, step_scale: 2}"
 VARIANTS = [
     ([], {}),
     (["workload.rate=30"], {"mixed": 0.8}),
-    (["workload.rate=15", "llm.kv_cache={tokens: 320}"], {"grid": True}),
-    (["workload.rate=20", "slo={total_s: 1.0}"], {"apart": True}),
-    (["slo={first_s: 0.3}", "workload.rate=30", "llm.kv_cache=null"], {"apart": True, "mixed": 0.7, "grid": True}),
+    (["workload.rate=15", "llm.memory={tokens: 320}"], {"grid": True}),
+    (["workload.rate=20", "slo={total_s: 1.0}"], {"sequential": True}),
+    (["slo={first_s: 0.3}", "workload.rate=30", "llm.memory=null"], {"sequential": True, "mixed": 0.7, "grid": True}),
     (["simulation.latency_scale=1.3", "simulation.step_overhead_s=0.01", SLOW], {}),
     (["slo={classes: [{first_scale: 2, step_scale: 1.3, weight: 2.5}, {total_s: 0.9}]}", "workload.rate=30"], {}),
 ]
@@ -149,7 +149,7 @@ def test_with_no_time_the_bound_is_what_is_known(tmp_path):
 
 
 def test_a_request_larger_than_the_memory_is_not_served(tmp_path):
-    small = chat(tmp_path, ["llm.kv_cache={tokens: 32}", "workload.prompt=20", "workload.output=30", "slo.step_scale=9"])
+    small = chat(tmp_path, ["llm.memory={tokens: 32}", "workload.prompt=20", "workload.output=30", "slo.step_scale=9"])
     assert bound_of(small).value == 0
 
 

@@ -20,12 +20,6 @@ class Hand:
         return self.choose(view)
 
 
-def policy_in(scheduler: Scheduler) -> Policy:
-    """The policy of its pools; the same for all."""
-    (policy,) = {id(policy): policy for policy in scheduler.policies.values()}.values()
-    return policy
-
-
 def set_policy(scheduler: Scheduler, policy: Policy) -> None:
     """Let `policy` decide for all pools from now on."""
     for state in scheduler._pools.values():

@@ -57,7 +57,9 @@ def ask(id, prompt=20, most=10, slo=NOTHING, arrival=0.0):
 def step(scheduler, now, jobs=None, sizes=None, ended=()):
     """Let `jobs` (all that wait) run one step that ends at `now`; its batch."""
     if jobs is not None:
-        set_policy(scheduler, Hand(lambda view: Decision([job for job in view.jobs if job.id in jobs], sizes=sizes or {})))
+        set_policy(
+            scheduler, Hand(lambda view: Decision([job for job in view.jobs if job.id in jobs], sizes=sizes or {}))
+        )
     batch = scheduler.next_batch("gpu", now)
     assert batch is not None
     scheduler.finish(batch, [{"ended": job.id in ended} for job in batch.jobs], now)
@@ -93,7 +95,9 @@ def test_work_of_a_decode_follows_its_growing_context():
     for now in range(1, 11):
         step(scheduler, float(now), {"a"})
     unit = scheduler.times.profiles["llm.decode"].latency(1, 110)
-    assert job.unit_s == unit and job.remaining_s == pytest.approx(40 * unit) and job.next_output_s == pytest.approx(unit)
+    assert (
+        job.unit_s == unit and job.remaining_s == pytest.approx(40 * unit) and job.next_output_s == pytest.approx(unit)
+    )
 
 
 def test_token_deadlines_are_cumulative():
@@ -137,7 +141,9 @@ def test_the_least_important_holder_is_preempted_and_goes_back_to_its_prefill():
 
 def test_a_request_larger_than_the_cache_is_refused_or_fails_with_the_numbers():
     scheduler = scheduler_of(POLICIES["fcfs"](drop_hopeless=False), blocks=2)
-    with pytest.raises(RequestError, match=r"'a': stage 'llm.prefill' needs KV cache for 40 tokens .* 32 \(2 blocks of"):
+    with pytest.raises(
+        RequestError, match=r"'a': stage 'llm.prefill' needs KV cache for 40 tokens .* 32 \(2 blocks of"
+    ):
         scheduler.submit(ask("a", 40), 0.0)
     assert not scheduler.jobs
     job = scheduler.submit(ask("b", 30, 10), 0.0)
@@ -493,3 +499,17 @@ def test_calls_of_an_agent_are_told_apart():
         if job.status == "done":
             break
     assert sizes == [20, 21, 20, 21, 22, 23] and free_blocks(scheduler) == 8
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_who_outgrew_the_cache_fails_and_the_others_go_on(name):
+    """The last that holds blocks needs more than there are, while another waits for some."""
+    scheduler = scheduler_of(POLICIES[name](), blocks=2)
+    jobs = [scheduler.submit(ask("long", 31, 9), 0.0), scheduler.submit(ask("short", 1, 1), 0.0)]
+    now = 0.0
+    while scheduler.jobs:
+        batch = scheduler.next_batch("gpu", now)
+        now = now + 1.0 if batch is not None else scheduler.wake_at("gpu")
+        if batch is not None:
+            scheduler.finish(batch, [{} for _ in batch.jobs], now)
+    assert [(job.status, job.outputs) for job in jobs] == [("failed", 2), ("done", 1)]

@@ -16,7 +16,6 @@ from neustream import (
     SLO,
     Clockwork,
     ConfigError,
-    Decision,
     EventLog,
     Graph,
     Job,
@@ -108,7 +107,10 @@ def busy():
 
 
 def facts(job):
-    return {name: getattr(job, name) for name in Job.__slots__} | {"left": dict(job.calls_left), "state": dict(job.state)}
+    return {name: getattr(job, name) for name in Job.__slots__} | {
+        "left": dict(job.calls_left),
+        "state": dict(job.state),
+    }
 
 
 @pytest.mark.parametrize("policy", [make() for make in POLICIES.values()], ids=list(POLICIES))

@@ -6,8 +6,8 @@ import dataclasses
 import math
 import random
 
-import pytest
 import hand
+import pytest
 from hand import Hand, ids, seen, set_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from hand import Hand, facts, ids, policy_in, seen, set_policy
+from hand import Hand, facts, ids, seen, set_policy
+from toys import policy_in
 
 from neustream import (
     EDF,
