@@ -29,8 +29,7 @@ def set_policy(scheduler: Scheduler, policy: Policy) -> None:
 def seen(scheduler: Scheduler, now: float = 0.0, worker: int = 0, pool: str = "gpu") -> View:
     """What a policy is shown there and then."""
     hand = Hand()
-    set_policy(scheduler, hand)
-    scheduler.next_batch(pool, now, worker)
+    scheduler.next_batch(pool, now, worker, instead=hand)
     return hand.view
 
 
@@ -46,8 +45,8 @@ def dropped(policy: Policy, scheduler: Scheduler, now: float = 0.0, worker: int 
 
 def begin(scheduler: Scheduler, *names: str, now: float = 0.0, worker: int = 0) -> Batch:
     """Start a step of the named jobs."""
-    set_policy(scheduler, Hand(lambda view: Decision([job for job in view.jobs if job.id in names])))
-    batch = scheduler.next_batch("gpu", now, worker)
+    named = Hand(lambda view: Decision([job for job in view.jobs if job.id in names]))
+    batch = scheduler.next_batch("gpu", now, worker, instead=named)
     assert sorted(job.id for job in batch.jobs) == sorted(names)
     return batch
 

@@ -54,13 +54,10 @@ def ask(id, prompt=20, most=10, slo=NOTHING, arrival=0.0):
     return Request(id, CHAT, arrival, slo, {"prompt_tokens": prompt, "max_tokens": most})
 
 
-def step(scheduler, now, jobs=None, sizes=None, ended=()):
-    """Let `jobs` (all that wait) run one step that ends at `now`; its batch."""
-    if jobs is not None:
-        set_policy(
-            scheduler, Hand(lambda view: Decision([job for job in view.jobs if job.id in jobs], sizes=sizes or {}))
-        )
-    batch = scheduler.next_batch("gpu", now)
+def step(scheduler, now, jobs, sizes=None, ended=()):
+    """Let `jobs` run one step that ends at `now`; its batch."""
+    wanted = Hand(lambda view: Decision([job for job in view.jobs if job.id in jobs], sizes=sizes or {}))
+    batch = scheduler.next_batch("gpu", now, instead=wanted)
     assert batch is not None
     scheduler.finish(batch, [{"ended": job.id in ended} for job in batch.jobs], now)
     return batch

@@ -109,12 +109,12 @@ def test_pools_and_workers_are_named(log):
     trace = both.chrome()
     names = [(event["name"], event["pid"], event.get("tid"), event["args"]["name"]) for event in of_kind(trace, "M")]
     assert names == [
-        ("process_name", 1, None, "pool first"),
-        ("process_name", 2, None, "pool second"),
+        ("process_name", 0, 0, "requests"),
+        ("process_name", 1, 0, "pool first"),
+        ("process_name", 2, 0, "pool second"),
         ("thread_name", 1, 0, "worker 0"),
         ("thread_name", 1, 1, "worker 1"),
         ("thread_name", 2, 0, "worker 0"),
-        ("process_name", 0, None, "requests"),
     ]
     places = {(event["cat"], event["pid"], event["tid"]) for event in of_kind(trace, "X")}
     assert places == {("draw", 1, 0), ("draw", 1, 1), ("decode", 2, 0)}
