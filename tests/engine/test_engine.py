@@ -513,22 +513,14 @@ class Breaks:
         return FCFS().decide(view)
 
 
-def test_a_policy_that_breaks_its_contract_ends_every_future_with_the_error():
-    graph, module = one_stage(), Gate()
-    tested = started(graph, module, Breaks(), workers=2)
-    good = tested.submit(graph)
-    assert module.began.wait(SOON)
-    bad = tested.submit(graph, id="bad")
-    for answer in (bad, good):
-        with pytest.raises(PolicyError, match="'Breaks' chose a job twice"):
-            answer.result(SOON)
-    module.go.set()
-    tested.close()
-    with pytest.raises(RequestError) as refused:
-        tested.submit(graph)
-    assert isinstance(refused.value.__cause__, PolicyError)
-    with pytest.raises(RequestError):
-        tested.run([])
+def test_a_policy_that_breaks_its_contract_ends_a_replay_and_its_engine():
+    graph = one_stage()
+    tested = engine(graph, ONE, Breaks())
+    with pytest.raises(PolicyError, match="'Breaks' chose a job twice"):
+        tested.run([request("good", graph), request("bad", graph)])
+    for again in (lambda: tested.run([]), lambda: tested.start(), lambda: tested.submit(graph)):
+        with pytest.raises(RequestError):
+            again()
 
 
 def test_an_interrupt_ends_a_serving_engine():
@@ -604,15 +596,6 @@ def test_giving_up_an_await_leaves_the_engine_alone():
 
     with serve(graph, {"s": module}, ONE) as tested:
         assert asyncio.run(give_up(tested)).status == "done"
-
-
-def test_an_answer_cannot_be_cancelled_behind_the_engines_back():
-    graph, module = one_stage(), Gate()
-    with serve(graph, {"s": module}, ONE) as tested:
-        answer = tested.submit(graph)
-        assert answer.cancel() is False
-        module.go.set()
-        assert answer.result(SOON).status == "done"
 
 
 # -- the same trace on both clocks ------------------------------------------------------------------------
