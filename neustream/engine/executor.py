@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
@@ -16,7 +14,8 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import step_latency
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done
-from neustream.errors import BackendError, NeustreamError, StageFailed, told
+from neustream.engine.worker import Pieces, Worker
+from neustream.errors import BackendError, StageFailed
 
 
 class StreamModule(Protocol):
@@ -38,8 +37,12 @@ class StreamModule(Protocol):
         state; all are called on the same thread, between two steps:
 
         `release(id)`: the request is over, gone, or lost its KV blocks: nothing is to be kept.
-        `export(input) -> Any`: what it keeps, as plain data that can leave the process.
+        `export(input) -> Any`: what it keeps, as plain data that can be pickled; None: nothing.
+            StageFailed if another module could not go on from it.
         `adopt(input, piece)`: make it this module's own; StageFailed if that cannot be.
+
+        Requests of a module with `release` and without the other two cannot move once they have
+        begun (`movable`). One object may serve several stages: what it keeps then moves once.
         """
         ...
 
@@ -124,40 +127,29 @@ class ThreadExecutor:
         *,
         check_finite: bool = False,
     ) -> None:
-        workers = [modules] if isinstance(modules, Mapping) else list(modules)
-        if len(workers) != len(devices):
+        sets = [modules] if isinstance(modules, Mapping) else list(modules)
+        if len(sets) != len(devices):
             raise BackendError(
-                f"{len(workers)} set(s) of modules for {len(devices)} device(s): {list(devices)}"
+                f"{len(sets)} set(s) of modules for {len(devices)} device(s): {list(devices)}"
             )
-        self._check_finite = check_finite
-        self._inbox: list[queue.SimpleQueue[Callable[[], None] | None]] = []
-        self._closing = threading.Lock()
-        self._closed = False
-        self._modules = [dict(mods) for mods in workers]
-        self._releasing = [_releasing(mods.values()) for mods in workers]
-        self._threads = []
         places = {
             (id(module), at): module
-            for mods, at in zip(workers, devices, strict=True)
+            for mods, at in zip(sets, devices, strict=True)
             for module in mods.values()
         }
         for (_, device), module in places.items():
             module.load(device)
-        for worker in range(len(self._modules)):
-            self._inbox.append(queue.SimpleQueue())
-            thread = threading.Thread(target=_work, args=(self._inbox[worker],), daemon=True)
-            thread.name = f"neustream-worker-{worker}"
-            self._threads.append(thread)
-            thread.start()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._check_finite = check_finite
+        self._workers = [Worker(f"neustream-worker-{at}", mods) for at, mods in enumerate(sets)]
 
     def start(self, batch: Batch, clock: Clock) -> None:
-        work = partial(self._run, batch, batch.inputs(), clock)
-        self._inbox[batch.worker].put(work)
+        self._workers[batch.worker].post(partial(self._run, batch, batch.inputs(), clock))
 
     def add(self, modules: Mapping[str, StreamModule], worker: int = 0) -> None:
         """More stages for a worker; their modules are loaded already."""
-        self._modules[worker].update(modules)
-        self._releasing[worker] = _releasing(self._modules[worker].values())
+        self._workers[worker].modules.update(modules)
 
     def call(self, function: Callable[[], Any], worker: int = 0) -> Future[Any]:
         """Run `function` on a worker's thread, between two steps. BackendError if it is closed."""
@@ -165,60 +157,48 @@ class ThreadExecutor:
         with self._closing:
             if self._closed:
                 raise BackendError("this executor is closed")
-            self._inbox[worker].put(partial(_answer, function, answer))
+            self._workers[worker].post(partial(_answer, function, answer))
         return answer
 
     def release(self, id: str) -> None:
-        for at, releasing in enumerate(self._releasing):
-            if releasing:
-                work = partial(_release, releasing, id)
-                self._inbox[at].put(partial(_answer, work, Future()))
+        for worker in self._workers:
+            if worker.releases:
+                worker.post(partial(_answer, partial(worker.release, id), Future()))
+
+    def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
+        """What a worker's modules keep of a request that waits, as plain data, for `adopt`.
+
+        Ask for it while the scheduler holds the request, before `give`. Nothing changes here: that
+        is for `release`. Empty if the modules keep nothing of it.
+
+        Raises:
+            StageFailed: from the Future, if a module cannot part with it; names the module's class.
+            BackendError: the executor is closed.
+        """
+        return self.call(partial(self._workers[worker].export, input), worker)
+
+    def adopt(self, input: StepInput, pieces: Pieces, worker: int = 0) -> Future[None]:
+        """Make what `export` gave a worker's own; steps that start after this call find it there.
+
+        Raises:
+            StageFailed: from the Future: a module cannot go on from it. Then none keeps anything.
+            BackendError: the executor is closed.
+        """
+        return self.call(partial(self._workers[worker].adopt, input, pieces), worker)
 
     def close(self) -> None:
         """Let the steps under way end, and what was called before; then the threads end."""
         with self._closing:
             self._closed = True
-            for inbox in self._inbox:
-                inbox.put(None)
-        for thread in self._threads:
-            thread.join()
+            for worker in self._workers:
+                worker.post(None)
+        for worker in self._workers:
+            worker.join()
 
     def _run(self, batch: Batch, inputs: Sequence[StepInput], clock: Clock) -> None:
-        results = self._step(batch, inputs, self._modules[batch.worker])
+        worker = self._workers[batch.worker]
+        results = worker.step(batch, inputs, check_finite=self._check_finite)
         clock.post(Done(batch, results), clock.now())
-
-    def _step(
-        self, batch: Batch, inputs: Sequence[StepInput], modules: Mapping[str, StreamModule]
-    ) -> Sequence[Update | NeustreamError] | BaseException:
-        try:
-            if batch.stage not in modules:
-                raise StageFailed(f"no module for it; modules: {sorted(modules)}")
-            results = _one_each(modules[batch.stage].step(inputs))
-            if self._check_finite:
-                results = [_finite(batch.stage, result) for result in results]
-            return results
-        except BaseException as error:  # noqa: BLE001  a stage may raise anything
-            failed = StageFailed(f"stage {batch.stage!r}: {told(error)}")
-            failed.__cause__ = error
-            return failed
-
-
-def _work(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    """A worker's thread: one thing after the other, until None comes."""
-    while (work := inbox.get()) is not None:
-        work()
-        del work  # hold no finished request's tensors while idle
-
-
-def _one_each(updates: object) -> list[Update | StageFailed]:
-    """What a module returned, as a list of updates; StageFailed if it is none."""
-    if isinstance(updates, Mapping) or not isinstance(updates, Iterable):
-        raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
-    results = list(updates)
-    for result in results:
-        if not isinstance(result, Mapping | StageFailed):
-            raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
-    return results
 
 
 def _answer(function: Callable[[], Any], answer: Future[Any]) -> None:
@@ -226,30 +206,3 @@ def _answer(function: Callable[[], Any], answer: Future[Any]) -> None:
         answer.set_result(function())
     except BaseException as error:  # noqa: BLE001  it is the caller's
         answer.set_exception(error)
-
-
-def _releasing(modules: Iterable[StreamModule]) -> list[Callable[[str], None]]:
-    known = {id(module): module.release for module in modules if hasattr(module, "release")}
-    return list(known.values())
-
-
-def _release(releasing: Sequence[Callable[[str], None]], id: str) -> None:
-    for release in releasing:
-        release(id)
-
-
-def _finite(stage: str, update: Update | StageFailed) -> Update | StageFailed:
-    if isinstance(update, StageFailed):
-        return update
-    for key, value in update.items():
-        if isinstance(value, float):
-            finite = math.isfinite(value)
-        elif hasattr(value, "isfinite"):  # torch
-            finite = bool(value.isfinite().all())
-        elif hasattr(value, "dtype") and value.dtype.kind in "fc":  # numpy
-            finite = bool((abs(value) < math.inf).all())
-        else:
-            continue
-        if not finite:
-            return StageFailed(f"stage {stage!r} returned NaN or infinity in {key!r}")
-    return update

@@ -606,7 +606,7 @@ def test_tensors_of_ended_requests_are_gone(sd):
     with serve(sd, SD_SHAPE, policy="priced") as engine:
         engine(**words(0))
         engine.submit(**words(0, guidance_scale=1.0)).result(timeout=30)
-        runs = engine._executor._modules[0][f"denoise@{SD_SHAPE}"]._runs
+        runs = engine._executor._workers[0].modules[f"denoise@{SD_SHAPE}"]._runs
 
         def settled():
             deadline = time.monotonic() + 20

@@ -1,0 +1,166 @@
+"""One worker of a `ThreadExecutor`: its thread, its modules, and what they keep of requests."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from neustream.core.batch import Batch, StepInput
+from neustream.core.events import Update
+from neustream.errors import NeustreamError, StageFailed, told
+
+if TYPE_CHECKING:
+    from neustream.engine.executor import StreamModule
+
+Pieces = Mapping[str, Any]
+"""What modules kept of a request that moves, by the stage that each ran last for it."""
+
+
+def movable(module: StreamModule) -> bool:
+    """Whether requests that have begun on `module` can go on elsewhere.
+
+    A module without `release` keeps nothing of them; one with it needs `export` and `adopt`.
+    """
+    leaves = hasattr(module, "export") and hasattr(module, "adopt")
+    return leaves or not hasattr(module, "release")
+
+
+class Worker:
+    """A thread, its modules by stage name, and which of them keep something of a request."""
+
+    def __init__(self, name: str, modules: Mapping[str, StreamModule]) -> None:
+        self.modules = dict(modules)
+        self._kept: dict[str, dict[int, str]] = {}
+        """By request: the modules that keep something of it, each with the stage it ran last."""
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_work, args=(self._inbox,), daemon=True, name=name)
+        self._thread.start()
+
+    @property
+    def releases(self) -> bool:
+        """Whether any of its modules keeps something of requests."""
+        return any(hasattr(module, "release") for module in list(self.modules.values()))
+
+    def post(self, work: Callable[[], None] | None) -> None:
+        """Do `work` on the thread, behind all that was posted before; None ends the thread."""
+        self._inbox.put(work)
+
+    def join(self) -> None:
+        self._thread.join()
+
+    # -- on the thread ----------------------------------------------------------------------------
+
+    def release(self, request: str) -> None:
+        """Nothing of `request` is to be kept."""
+        self._kept.pop(request, None)
+        for module in {id(module): module for module in self.modules.values()}.values():
+            if hasattr(module, "release"):
+                module.release(request)
+
+    def export(self, given: StepInput) -> dict[str, Any]:
+        """What the modules keep of a request; StageFailed if one of them cannot part with it."""
+        pieces: dict[str, Any] = {}
+        for stage in self._kept.get(given.id, {}).values():
+            module: Any = self.modules[stage]
+            if not movable(module):
+                raise StageFailed(_not_movable(stage, module, given.id))
+            piece = _called(stage, partial(module.export, given))
+            if piece is not None:
+                pieces[stage] = piece
+        return pieces
+
+    def adopt(self, given: StepInput, pieces: Pieces) -> None:
+        """Make what another worker exported of a request this one's; all of it, or StageFailed."""
+        if given.id in self._kept:
+            raise StageFailed(f"request {given.id!r} is here already")
+        for stage in pieces:
+            if stage not in self.modules:
+                raise StageFailed(
+                    f"stage {stage!r}: no module for it; modules: {sorted(self.modules)}"
+                )
+            if not hasattr(self.modules[stage], "adopt"):
+                raise StageFailed(_not_movable(stage, self.modules[stage], given.id))
+        try:
+            for stage, piece in pieces.items():
+                module: Any = self.modules[stage]
+                _called(stage, partial(module.adopt, given, piece))
+                self._kept.setdefault(given.id, {})[id(module)] = stage
+        except StageFailed:
+            self.release(given.id)
+            raise
+
+    def step(
+        self, batch: Batch, inputs: Sequence[StepInput], *, check_finite: bool
+    ) -> Sequence[Update | NeustreamError] | BaseException:
+        """What the module of a step returned, or why it failed."""
+        try:
+            module = self.modules.get(batch.stage)
+            if module is None:
+                raise StageFailed(f"no module for it; modules: {sorted(self.modules)}")
+            if hasattr(module, "release"):
+                for given in inputs:
+                    self._kept.setdefault(given.id, {})[id(module)] = batch.stage
+            results = _one_each(module.step(inputs))
+            return [_finite(batch.stage, one) for one in results] if check_finite else results
+        except BaseException as error:  # noqa: BLE001  a stage may raise anything
+            return _failed(batch.stage, error)
+
+
+def _work(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    """A worker's thread: one thing after the other, until None comes."""
+    while (work := inbox.get()) is not None:
+        work()
+        del work  # hold no finished request's tensors while idle
+
+
+def _one_each(updates: object) -> list[Update | StageFailed]:
+    """What a module returned, as a list of updates; StageFailed if it is none."""
+    if isinstance(updates, Mapping) or not isinstance(updates, Iterable):
+        raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
+    results = list(updates)
+    for result in results:
+        if not isinstance(result, Mapping | StageFailed):
+            raise StageFailed(f"must return one dict per job, got {type(updates).__name__}")
+    return results
+
+
+def _called(stage: str, function: Callable[[], Any]) -> Any:
+    """What `function` of a stage's module returns; all that it raises becomes a StageFailed."""
+    try:
+        return function()
+    except Exception as error:  # a module may raise anything
+        raise _failed(stage, error) from error
+
+
+def _failed(stage: str, error: BaseException) -> StageFailed:
+    failed = StageFailed(f"stage {stage!r}: {told(error)}")
+    failed.__cause__ = error
+    return failed
+
+
+def _not_movable(stage: str, module: object, id: str) -> str:
+    return (
+        f"stage {stage!r}: request {id!r} cannot move: {type(module).__name__} keeps something "
+        "of it (it has `release`) and has no `export` and `adopt`"
+    )
+
+
+def _finite(stage: str, update: Update | StageFailed) -> Update | StageFailed:
+    if isinstance(update, StageFailed):
+        return update
+    for key, value in update.items():
+        if isinstance(value, float):
+            finite = math.isfinite(value)
+        elif hasattr(value, "isfinite"):  # torch
+            finite = bool(value.isfinite().all())
+        elif hasattr(value, "dtype") and value.dtype.kind in "fc":  # numpy
+            finite = bool((abs(value) < math.inf).all())
+        else:
+            continue
+        if not finite:
+            return StageFailed(f"stage {stage!r} returned NaN or infinity in {key!r}")
+    return update
