@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from neustream.core.batch import StepInput
 from neustream.core.cursor import Cursor, Saved
 from neustream.core.graph import Graph
 from neustream.core.job import Entry
@@ -49,6 +50,14 @@ class Carry:
     planned_calls: Mapping[str, int]
     skipped: int
     kept: float
+
+    def input(self) -> StepInput:
+        """What the modules are given that are to adopt it."""
+        stage = self.saved.stage or ""
+        outputs, computed = self.call_outputs, self.computed
+        return StepInput(
+            self.id, self.params, self.state, stage, computed=computed, outputs=outputs
+        )
 
 
 def pack(job: Entry, now: float) -> Carry:

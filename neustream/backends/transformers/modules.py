@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from neustream.backends.transformers.model import LanguageModel
@@ -35,32 +36,58 @@ class Ask:
     end: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Text:
-    """One call of the model for one job: its tokens so far, and its random stream.
+    """One call of the model for one request: what was asked, its outputs so far, its random stream.
 
-    It lives in `job.state`, apart from the keys and values in a slot: those can be computed anew
-    from the tokens, by which they and all later tokens come out the same.
+    It is in the request's state: plain data, a new value after each step. Keys and values in a slot
+    can be computed anew from it, by which they and all later tokens come out the same.
+
+    Args:
+        stream: where the random stream is (see `Draw`); empty: at its start.
     """
 
-    __slots__ = ("ask", "draw", "prompt", "tokens")
+    ask: Ask
+    outputs: tuple[int, ...] = ()
+    stream: bytes = b""
 
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.prompt = len(ask.prompt)
-        self.tokens = list(ask.prompt)
-        self.draw = Draw(ask.sampling) if ask.sampling.temperature > 0 else None
+    def __len__(self) -> int:
+        """Tokens of prompt and outputs."""
+        return len(self.ask.prompt) + len(self.outputs)
 
-    def add(self, token: int, eos: Collection[int]) -> bool:
-        """Take in the next token; whether the text has ended with it."""
-        self.tokens.append(token)
-        sampling = self.ask.sampling
-        if len(self.tokens) - self.prompt == self.ask.end:
+    def tokens(self, first: int, last: int) -> list[int]:
+        """Its tokens number `first` to `last` (from 0, without the last)."""
+        prompt = len(self.ask.prompt)
+        own = self.outputs[max(first - prompt, 0) : max(last - prompt, 0)]
+        return [*self.ask.prompt[first:last], *own]
+
+    def add(self, token: int, stream: bytes) -> Text:
+        """The text with one more output."""
+        return Text(self.ask, (*self.outputs, token), stream)
+
+    def over(self, eos: Collection[int]) -> bool:
+        """Whether it ends with its latest output."""
+        sampling, token = self.ask.sampling, self.outputs[-1]
+        if len(self.outputs) == self.ask.end:
             return True
         return token in sampling.stop_token_ids or (token in eos and not sampling.ignore_eos)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KeysAndValues:
+    """Keys and values of tokens `first` to `last` of a request, out of a slot.
+
+    `layers`: the bytes of [2, heads, last - first, width] in `dtype`, of each layer, as uint8.
+    """
+
+    first: int
+    last: int
+    dtype: str
+    layers: tuple[np.ndarray, ...]
+
+
 class _Held:
-    """A job's slot, how many of its tokens are in it, and when it was last used."""
+    """A request's slot, how many of its tokens are in it, and when it was last used."""
 
     __slots__ = ("cached", "slot", "used")
 
@@ -82,7 +109,7 @@ class _Turn:
     @property
     def complete(self) -> bool:
         """Whether the next token comes out of it."""
-        return self.end == len(self.text.tokens)
+        return self.end == len(self.text)
 
 
 class Texts:
@@ -103,6 +130,8 @@ class Texts:
         self.prefill, self.decode = f"{name}.prefill", f"{name}.decode"
         self._ask = ask
         self._held: dict[str, _Held] = {}
+        self._draws: dict[str, tuple[bytes, Draw]] = {}
+        """Random streams at work, and where they are: those of requests that are still there go on."""
         self._free = list(range(model.slots - 1, -1, -1))  # the lowest last: neighbours are read without a copy
         self._clock = 0
         self._threads = torch.get_num_threads()
@@ -126,10 +155,42 @@ class Texts:
 
     def release(self, id: str) -> None:
         """Its slot is free: the request is over, or its KV blocks were taken."""
-        held = self._held.pop(id, None)
-        if held is not None:
-            self._free.append(held.slot)
-            self._free.sort(reverse=True)
+        self._draws.pop(id, None)
+        self._leave(id)
+
+    def export(self, given: StepInput, first: int = 0) -> KeysAndValues | None:
+        """Keys and values of a request from token `first` on, as plain data; None if no slot has any.
+
+        The text itself is in the request's state. It goes on without them too: they are computed anew.
+        While the request runs on here, a later call with `first` at the `last` of the one before
+        gives what came since.
+        """
+        held = self._held.get(given.id)
+        if held is None or held.cached <= first:
+            return None
+        states = self.model.cache.read(held.slot, first, held.cached)
+        layers = tuple(x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for x in states)
+        return KeysAndValues(first, held.cached, str(states[0].dtype), layers)
+
+    def adopt(self, given: StepInput, piece: KeysAndValues) -> None:
+        """Put what another model's texts exported of a request into a slot; the next step goes on from it.
+
+        StageFailed if it does not fit this model, or does not follow on what is there.
+        """
+        held = self._held.get(given.id)
+        there = 0 if held is None else held.cached
+        self._check(given, piece, there)
+        cache = self.model.cache
+        dtype, device = cache.layers[0].keys.dtype, self.model.device
+        shapes = cache.shapes(piece.last - piece.first)
+        states = [
+            torch.frombuffer(bytearray(one), dtype=torch.uint8).view(dtype).reshape(shape).to(device)
+            for one, shape in zip(piece.layers, shapes, strict=True)
+        ]
+        if held is None:
+            held = self._held[given.id] = self._take()
+        cache.write(held.slot, piece.first, states)
+        held.cached, held.used = piece.last, self._clock
 
     def pretend(self, id: str, cached: int) -> None:
         """Mark a slot of `id` as filled with `cached` tokens without computing them: to time decodes."""
@@ -137,6 +198,36 @@ class Texts:
         held.cached = cached
 
     # -- inside ---------------------------------------------------------------------------------------
+
+    def _check(self, given: StepInput, piece: KeysAndValues, there: int) -> None:
+        """StageFailed if keys and values of a request cannot be put behind the `there` tokens in its slot."""
+        cache = self.model.cache
+        text: Text | None = given.state.get(self.name)
+        most = 0 if text is None else len(text) - 1
+        dtype = cache.layers[0].keys.dtype
+        sizes = [math.prod(shape) * dtype.itemsize for shape in cache.shapes(piece.last - piece.first)]
+        why = ""
+        if str(dtype) != piece.dtype or sizes != [one.nbytes for one in piece.layers]:
+            why = (
+                f"they are of {len(piece.layers)} layer(s) in {piece.dtype}, {self.model.name} here has "
+                f"{len(sizes)} in {dtype}, or other heads"
+            )
+        elif piece.last > cache.length:
+            why = f"a slot here has {cache.length} tokens"
+        elif piece.last > most:
+            why = f"its state is of {most} computed tokens"
+        elif piece.first != there:
+            why = f"{there} tokens are there"
+        if why:
+            raise StageFailed(
+                f"keys and values of tokens {piece.first} to {piece.last} of request {given.id!r} cannot be used: {why}"
+            )
+
+    def _leave(self, id: str) -> None:
+        held = self._held.pop(id, None)
+        if held is not None:
+            self._free.append(held.slot)
+            self._free.sort(reverse=True)
 
     def _wave(self, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
         """A step of as many requests as there are slots, at most."""
@@ -150,7 +241,7 @@ class Texts:
         results: dict[str, Update | StageFailed] = {}
         for group in _groups({id: turn.row for id, turn in turns.items()}):
             logits = self.model.forward([turns[id].row for id in group])
-            draws = [turns[id].text.draw if turns[id].complete else None for id in group]
+            draws = [self._draw(id, turns[id].text) if turns[id].complete else None for id in group]
             for id, token in zip(group, choose(logits, draws), strict=True):
                 self._held[id].cached = turns[id].end
                 results[id] = self._update(id, turns[id], token)
@@ -161,11 +252,11 @@ class Texts:
         text: Text | None = given.state.get(self.name)
         at_prefill = given.stage == self.prefill
         fresh = at_prefill and not given.outputs and not given.computed
-        if text is None or (fresh and len(text.tokens) > text.prompt):
+        if text is None or (fresh and text.outputs):
             text = Text(self._ask(given))  # a call of the model begins
             if given.id in self._held:
                 self._held[given.id].cached = 0
-        end = len(text.tokens)
+        end = len(text)
         if at_prefill:
             end = max(1, min(round(given.computed + given.size), end))
         return _Turn(text, end)
@@ -175,7 +266,17 @@ class Texts:
         if held is None:
             held = self._held[id] = self._take()
         start = min(held.cached, turn.end - 1)
-        return Row(held.slot, start, turn.text.tokens[start : turn.end])
+        return Row(held.slot, start, turn.text.tokens(start, turn.end))
+
+    def _draw(self, id: str, text: Text) -> Draw | None:
+        """The random stream of a text, where it left off; None if its tokens are the likeliest."""
+        if text.ask.sampling.temperature == 0:
+            return None
+        stream, draw = self._draws.get(id, (None, None))
+        if draw is None or stream is not text.stream:
+            draw = Draw(text.ask.sampling, text.stream)
+            self._draws[id] = text.stream, draw
+        return draw
 
     def _close_up(self, ids: Sequence[str]) -> None:
         """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""
@@ -192,7 +293,7 @@ class Texts:
     def _take(self) -> _Held:
         """A free slot, or that of the request that has not used its own for the longest time."""
         if not self._free:
-            self.release(min(self._held, key=lambda id: self._held[id].used))
+            self._leave(min(self._held, key=lambda id: self._held[id].used))
         held = _Held(self._free.pop())
         held.used = self._clock
         return held
@@ -205,11 +306,17 @@ class Texts:
             return StageFailed(f"stage {self.name!r}: the model's logits are NaN or infinite")
         if not turn.complete:
             return {self.name: text}
-        return {self.name: text, "token": token, "ended": text.add(token, self.model.eos)}
+        stream = text.stream
+        if id in self._draws:
+            draw = self._draws[id][1]
+            stream = draw.stream
+            self._draws[id] = stream, draw
+        text = text.add(token, stream)
+        return {self.name: text, "token": token, "ended": text.over(self.model.eos)}
 
 
 class TextModule:
-    """Steps of some texts; the model is where its owner put it."""
+    """Steps of some texts: prefills, decodes and both; the model is where its owner put it."""
 
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
@@ -224,18 +331,16 @@ class TextModule:
     def release(self, id: str) -> None:
         self._texts.release(id)
 
+    def export(self, given: StepInput) -> KeysAndValues | None:
+        return self._texts.export(given)
 
-class Prefill(TextModule):
-    """Computes prompts, whole or in parts; a complete one gets its first token."""
-
-
-class Decode(TextModule):
-    """Adds one token to each text."""
+    def adopt(self, given: StepInput, piece: KeysAndValues) -> None:
+        self._texts.adopt(given, piece)
 
 
 def modules_of(texts: Texts) -> dict[str, StreamModule]:
-    """The modules of `neustream.graphs.llm(texts.name)`: prefills, decodes, and both in one step."""
-    return {texts.prefill: Prefill(texts), texts.decode: Decode(texts), texts.name: TextModule(texts)}
+    """The module of `neustream.graphs.llm(texts.name)`, by the names of its steps."""
+    return dict.fromkeys((texts.prefill, texts.decode, texts.name), TextModule(texts))
 
 
 def _groups(rows: Mapping[str, Row]) -> list[list[str]]:

@@ -63,12 +63,17 @@ def _whole(name: str, value: Any, low: int, high: float = math.inf) -> None:
 
 
 class Draw:
-    """One request's random stream, and the stock library's filters in the stock order."""
+    """One request's random stream, and the stock library's filters in the stock order.
 
-    __slots__ = ("_filters", "_generator", "_sampling")
+    Args:
+        stream: where the random stream is, as `stream` says; empty: at its start.
+    """
 
-    def __init__(self, sampling: Sampling) -> None:
+    __slots__ = ("_filters", "_generator", "_sampling", "_stream")
+
+    def __init__(self, sampling: Sampling, stream: bytes = b"") -> None:
         self._sampling = sampling
+        self._stream = stream
         self._generator: torch.Generator | None = None
         self._filters: list[Any] = []
         if sampling.temperature != 1:
@@ -78,17 +83,30 @@ class Draw:
         if sampling.top_p < 1:
             self._filters.append(TopPLogitsWarper(float(sampling.top_p)))
 
+    @property
+    def stream(self) -> bytes:
+        """Where the random stream is: the state of torch's generator on its kind of device."""
+        if self._generator is not None:
+            self._stream = self._generator.get_state().numpy().tobytes()
+        return self._stream
+
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """A token id [1] from `logits` [1, vocabulary]; moves the stream on."""
         if self._generator is None:
-            self._generator = torch.Generator(logits.device)
-            if self._sampling.seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(self._sampling.seed)
+            self._generator = self._begun(logits.device)
         for filter in self._filters:
             logits = filter(None, logits)
         return torch.multinomial(logits.softmax(-1), 1, generator=self._generator)[0]
+
+    def _begun(self, device: torch.device) -> torch.Generator:
+        generator = torch.Generator(device)
+        if self._stream:
+            generator.set_state(torch.frombuffer(bytearray(self._stream), dtype=torch.uint8))
+        elif self._sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self._sampling.seed)
+        return generator
 
 
 def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:

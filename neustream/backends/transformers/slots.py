@@ -176,6 +176,22 @@ class Slots(Cache):
             layer.keys[target, :, :tokens] = layer.keys[source, :, :tokens]
             layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
 
+    def read(self, slot: int, first: int, last: int) -> list[torch.Tensor]:
+        """Keys and values of tokens `first` to `last` of a slot: [2, heads, last - first, width] of each layer."""
+        place = (slot, slice(None), slice(first, last))
+        return [torch.stack((layer.keys[place], layer.values[place])) for layer in self.layers]
+
+    @torch.inference_mode()
+    def write(self, slot: int, first: int, states: Sequence[torch.Tensor]) -> None:
+        """Put what `read` gave into a slot, from token `first` on."""
+        for layer, both in zip(self.layers, states, strict=True):
+            place = (slot, slice(None), slice(first, first + both.shape[2]))
+            layer.keys[place], layer.values[place] = both[0], both[1]
+
+    def shapes(self, tokens: int) -> list[tuple[int, ...]]:
+        """The shapes of what `read` gives of so many tokens."""
+        return [(2, layer.keys.shape[1], tokens, layer.keys.shape[3]) for layer in self.layers]
+
     @torch.inference_mode()
     def scrub(self, slot: int) -> None:
         """Forget what is in a slot, where it may hold NaN."""
