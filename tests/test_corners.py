@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,6 @@ from neustream import (
     ConfigError,
     Decision,
     EventLog,
-    PolicyError,
     ProfileError,
     Report,
     RequestError,
@@ -33,23 +31,23 @@ ONE = {"s": table("s", 1.0)}
 SOON = 5
 
 
-def test_futures_posted_while_the_engine_breaks_are_ended_too():
+def test_futures_posted_while_a_policy_breaks_are_answered_too():
     graph, lost = one_stage(), []
 
     @dataclass(frozen=True)
     class Bad:
         def decide(self, view):
-            lost.append(tested.submit(graph))
-            lost.append(tested.cancel("nobody"))
+            if len(lost) < 10:
+                lost.append(tested.submit(graph))
+                lost.append(tested.cancel("nobody"))
             return Decision()
 
     tested = serve(graph, {"s": Step()}, ONE, policy=Bad())
     tested.start()
-    with pytest.raises(PolicyError):
-        tested.submit(graph).result(SOON)
-    for answer in lost:
-        with pytest.raises((PolicyError, RequestError)):
-            answer.result(SOON)
+    assert tested.submit(graph).result(SOON).status == "done"
+    for at in range(0, 10, 2):  # each of them was asked for before the one in front of it ran
+        assert lost[at].result(SOON).status == "done"
+        assert lost[at + 1].result(SOON) is False
     tested.close()
 
 
@@ -67,13 +65,13 @@ def test_nothing_is_accepted_after_an_interrupt():
     assert module.began.wait(SOON)
     tested.interrupt()
     assert second.result(SOON).status == "cancelled"  # the Stop was handled
-    try:
-        late = tested.submit(graph)
-    except RequestError:
-        late = None
+    late = tested.submit(graph)  # a step is under way, so the loop still hears of it
+    with pytest.raises(RequestError, match="this engine was interrupted"):
+        late.result(SOON)
     module.go.set()
     assert first.result(SOON).status == "cancelled"
-    assert late is None or late.exception(SOON) is not None or late.result(SOON).status == "cancelled"
+    with pytest.raises(RequestError, match="is not serving"):
+        tested.cancel("nobody").result(SOON)
     tested.close()
 
 
@@ -93,28 +91,15 @@ def test_arrivals_count_from_now_whatever_report_is_given():
     assert log.requests["b"]["arrival"] == 15.0
 
 
-def test_an_error_of_a_policy_that_is_no_neustream_error_reaches_the_futures(monkeypatch):
-    monkeypatch.setattr(threading, "excepthook", lambda args: None)
-
-    class Raises:
-        def decide(self, view):
-            return {}["missing"]
-
-    graph = one_stage()
-    tested = serve(graph, {"s": Step()}, ONE, policy=Raises()).start()
-    error = tested.submit(graph).exception(SOON)
-    tested.close()
-    assert "missing" in str(error) or isinstance(error.__cause__, KeyError)
-
-
-def test_a_module_may_return_any_iterable_or_is_told_so():
+def test_a_module_may_return_any_iterable():
     class Lazy(Step):
-        def step(self, jobs):
-            return ({"out": job.id} for job in jobs)
+        def step(self, inputs):
+            return ({"out": one.id} for one in inputs)
 
     graph = one_stage()
     with serve(graph, {"s": Lazy()}, ONE) as tested:
-        assert "0 results" not in tested.submit(graph).result(SOON).reason
+        result = tested.submit(graph, id="a").result(SOON)
+    assert (result.status, result.reason, result.output) == ("done", "", {"out": "a"})
 
 
 @pytest.mark.parametrize("text", ["my key: 1\n", '"": {a: 1}\nmy other key: 2\n'])

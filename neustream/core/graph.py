@@ -267,6 +267,6 @@ def raised(job: Job, what: str, error: BaseException) -> GraphError:
     text = f"request {job.id!r}: {what} raised {told(error)}"
     if isinstance(error, KeyError) and job.stage is not None:
         text += (
-            f"; it is no parameter, and no step returned it (the latest: stage {job.stage.name!r})"
+            f"; it is no parameter, and no step returned it so far (at stage {job.stage.name!r})"
         )
     return GraphError(text)

@@ -67,12 +67,13 @@ class Ratios:
         """Expectations changed: the mean starts anew."""
         self.mean, self.count = 1.0, 0
         self._latest.clear()
+        self._quantiles = (0, 1.0, 1.0, 0.0)
 
     # -- the spread -------------------------------------------------------------------------------
 
     def _spread(self) -> tuple[int, float, float, float]:
         """(steps seen, typical, high, share of stalls), computed anew every `ENOUGH` steps."""
-        if self.count - self._quantiles[0] >= ENOUGH or self.count < self._quantiles[0]:
+        if self.count - self._quantiles[0] >= ENOUGH:
             latest = np.array(self._latest)
             typical, high = np.quantile(latest, (0.5, HIGH))
             stalls = float((latest > STALL * typical).mean())

@@ -149,6 +149,11 @@ class PoolState:
 
     # -- blocks -----------------------------------------------------------------------------------
 
+    @property
+    def blocks_kept(self) -> bool:
+        """Whether KV blocks may be kept for requests that are in no view: held, or on their way."""
+        return self.blocks is not None and (self.out > 0 or self.blocks.reserved > 0)
+
     def set_tokens(self, job: Job, tokens: float) -> None:
         """Let `job` hold the blocks of so many tokens."""
         if self.blocks is not None and (tokens or job.num_blocks):

@@ -221,7 +221,7 @@ class Scheduler:
         if decision.wake_at is not None:
             check_wake(policy, decision.wake_at, now)
             state.wake_at = decision.wake_at
-        elif not state.running:
+        elif not state.running and not state.blocks_kept:
             check_progress(policy, view)
         return None
 

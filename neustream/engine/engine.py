@@ -114,6 +114,7 @@ class Engine:
         self._open: set[Future[Any]] = set()  # all that are not answered yet
         self._process = os.getpid()
         self._accepting = False  # whether callers may still submit
+        self._interrupted = False  # whether it serves nothing that comes now
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
         self._gate = threading.Lock()  # between submitting threads and the end of the loop
@@ -335,6 +336,10 @@ class Engine:
     def _submitted(self, event: Submit, now: float) -> None:
         if event.answer.cancelled():
             return
+        if self._interrupted:
+            text = f"request {event.request.id!r}: this engine was interrupted"
+            self._resolve(event.answer, RequestError(text))
+            return
         try:
             self._loop.accept(event.request, now)
         except NeustreamError as error:
@@ -362,6 +367,7 @@ class Engine:
         if self._replay is not None:
             self._replay.interrupt(now)
         else:
+            self._interrupted = True
             self._loop.cancel_all(now)
 
     def _hear(self, record: Record) -> None:

@@ -11,7 +11,7 @@ from neustream.core import events
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import Update
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import Request
+from neustream.core.types import SLO, Request
 from neustream.errors import NeustreamError
 
 Listener = Callable[[int, Update], None]
@@ -95,8 +95,10 @@ Event = Done | Cancel | Extend | Submit | Arrival | Overdue | Wake | Stop
 class Refused:
     """A workload's request could not be accepted (a duplicate id, a graph that is not served)."""
 
-    request: Request
+    id: str
     reason: str
+    arrival: float
+    slo: SLO
     at: float
 
 

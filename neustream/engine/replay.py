@@ -66,4 +66,6 @@ class Replay:
         try:
             self._loop.accept(event.request, now)
         except NeustreamError as error:
-            self._loop.tell(Refused(event.request, str(error), now))
+            request = event.request
+            refused = Refused(request.id, str(error), request.arrival, request.slo, now)
+            self._loop.tell(refused)

@@ -241,14 +241,13 @@ class Report:
         return classes, self.by_steps.of(record.steps)
 
     def _refused(self, record: Refused) -> None:
-        request = record.request
         self.submitted += 1
         self.counts["failed"] += 1
-        self._last_arrival = max(self._last_arrival, request.arrival)
+        self._last_arrival = max(self._last_arrival, record.arrival)
         self._last_end = max(self._last_end, record.at)
-        share = self.classes.setdefault(request.slo.name, Share())
+        share = self.classes.setdefault(record.slo.name, Share())
         share.submitted += 1
-        share.weight += request.slo.weight
+        share.weight += record.slo.weight
         self._failed(record.reason)
 
     def _failed(self, reason: str) -> None:

@@ -52,11 +52,10 @@ class EventLog:
         elif isinstance(record, Emitted):
             self.requests[record.id].setdefault("outputs", []).append(record.at)
         elif isinstance(record, Refused):
-            request = record.request  # not by its id, which another may have
-            at = {"arrival": request.arrival, "end": record.at}
-            name = f"{request.id} (refused {len(self.requests)})"
+            name = f"{record.id} (refused {len(self.requests)})"  # another may have its id
             self.requests[name] = {
-                **at,
+                "arrival": record.arrival,
+                "end": record.at,
                 "status": "failed",
                 "reason": record.reason,
                 "on_time": False,

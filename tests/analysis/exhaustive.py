@@ -46,7 +46,7 @@ def draw(seed: int) -> Instance:
     for at in range(count):
         graph, steps = rng.choice(graphs), rng.randint(1, 3 if shape in ("loop", "two") else 2)
         arrival = rng.randint(0, spread) / 4
-        sequence = _sequence(Request("", graph, params={"steps": steps}))
+        sequence = _sequence(Request("alone", graph, params={"steps": steps}))
         alone = sum(min(profiles[name].latency_s) + overhead_s for name in sequence)
         total = math.ceil(alone * rng.choice([0.8, 1.0, 1.2, 1.6, 2.5]) * 4) / 4
         requests.append(Request(str(at), graph, arrival, SLO(total, weight=rng.choice(weights)), {"steps": steps}))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 
-from neustream import Batch, Decision, Job, Policy, Scheduler, View
+from neustream import Batch, Decision, Graph, Job, Policy, Request, Scheduler, Stage, View
+from neustream.core.cursor import Cursor
 from neustream.core.events import Ended, Event
+from neustream.core.job import Queue
 
 
 class Hand:
@@ -64,3 +67,22 @@ def facts(events: Iterable[Event]) -> list[tuple[str, str, str, float]]:
 def free_blocks(scheduler: Scheduler, pool: str = "gpu") -> int:
     """KV blocks of a pool that nobody holds."""
     return scheduler._pools[pool].blocks.free
+
+
+LIVE = (Job, Queue, Batch, Scheduler, Request, Graph, Stage, Cursor)
+
+
+def live_parts(value: object, path: str = "record") -> list[str]:
+    """Where in a record, its fields and theirs, something lives on that others change or keep."""
+    if isinstance(value, LIVE):
+        return [f"{path}: {type(value).__name__}"]
+    inner: Iterable[tuple[str, object]] = ()
+    if dataclasses.is_dataclass(value):
+        if not value.__dataclass_params__.frozen:
+            return [f"{path}: {type(value).__name__} is not frozen"]
+        inner = [(f"{path}.{one.name}", getattr(value, one.name)) for one in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        inner = [(f"{path}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        inner = [(f"{path}[{at}]", item) for at, item in enumerate(value)]
+    return [found for name, item in inner for found in live_parts(item, name)]

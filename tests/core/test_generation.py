@@ -510,3 +510,29 @@ def test_who_outgrew_the_cache_fails_and_the_others_go_on(name):
         if batch is not None:
             scheduler.finish(batch, [{} for _ in batch.jobs], now)
     assert [(job.status, job.outputs) for job in jobs] == [("failed", 2), ("done", 1)]
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_waiting_for_blocks_that_others_keep_is_no_fault_of_the_policy(name):
+    scheduler = scheduler_of(blocks=4)
+    scheduler.submit(ask("a", 16, 3), 0.0)
+    step(scheduler, 1.0, {"a"})
+    ticket = scheduler.reserve("gpu", 48)  # all of the others
+    assert free_blocks(scheduler) == 0
+    set_policy(scheduler, POLICIES[name]())
+    assert scheduler.next_batch("gpu", 2.0) is None
+    scheduler.release(ticket)
+    while scheduler.jobs:
+        batch = scheduler.next_batch("gpu", 3.0)
+        scheduler.finish(batch, [{}], 3.0)
+    assert [event.index for event in scheduler.pop_events() if isinstance(event, Emitted)] == [0, 1, 2]
+
+
+def test_waiting_for_the_blocks_of_a_held_request_is_no_fault_of_the_policy():
+    scheduler = scheduler_of(POLICIES["fcfs"](), blocks=4)
+    jobs = [scheduler.submit(ask(name, prompt, 3), 0.0) for name, prompt in (("a", 16), ("b", 40))]
+    step(scheduler, 1.0, {"a", "b"})
+    scheduler.hold("b", 1.0)
+    assert scheduler.next_batch("gpu", 2.0) is None
+    scheduler.cancel("b", 3.0)
+    assert ids(scheduler.next_batch("gpu", 3.0).jobs) == ["a"] and jobs[1].num_blocks == 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 import pytest
+from hand import live_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from walks import free, step, walk
@@ -109,6 +110,7 @@ class Watch:
 
     def __call__(self, record):
         assert record.at >= self.now, "time went back"
+        assert live_parts(record) == []
         self.now = record.at
         match record:
             case Submitted():

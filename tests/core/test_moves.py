@@ -393,8 +393,7 @@ def test_reserved_blocks_are_not_free_for_others_and_wait_for_their_request():
     there.submit(ask("b", 8, 2), 0.0)
     seen = []
     set_policy(there, Hand(lambda view: seen.append(view.free) or Decision(view.jobs)))
-    with pytest.raises(PolicyError, match="waiting for ever"):
-        there.next_batch("gpu", 0.0)
+    assert there.next_batch("gpu", 0.0) is None  # its blocks come free without the policy
     assert seen[0] == 1
     moved = there.take(carry, CHAT, 0.0, cached=True, ticket=ticket)
     assert moved.num_blocks == 2

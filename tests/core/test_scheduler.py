@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 
 import pytest
 from hand import Hand, facts, ids, seen, set_policy
@@ -482,6 +483,47 @@ def test_an_error_in_place_of_an_update_fails_that_job_alone():
     some.finish(some.next_batch("gpu", 0.0), [{}, StageFailed("NaN in latent"), {}], 1.0)
     assert failures(jobs) == {"r1": "NaN in latent"}
     assert ids(some.next_batch("gpu", 1.0).jobs) == ["r0", "r2"]
+
+
+@pytest.mark.parametrize("update", [None, 1, "text", [("a", 1)], {"a"}, object()])
+def test_an_update_that_is_no_mapping_fails_that_job_alone(update):
+    some = scheduler()
+    jobs = [some.submit(image(f"r{i}"), 0.0) for i in range(3)]
+    some.finish(some.next_batch("gpu", 0.0), [{"a": 1}, update, {"a": 2}], 1.0)
+    assert failures(jobs) == {"r1": f"stage 'text' must return one dict per job, got {type(update).__name__}"}
+    assert [job.state for job in jobs] == [{"a": 1}, {}, {"a": 2}]
+
+
+def test_an_update_may_be_any_mapping():
+    some = scheduler()
+    job = some.submit(image(), 0.0)
+    some.finish(some.next_batch("gpu", 0.0), [types.MappingProxyType({"a": 1})], 1.0)
+    assert (job.state, job.stage) == ({"a": 1}, UNET)
+
+
+SIZED = Stage("decode", max_batch=8, size=lambda job: job.state["context"])
+
+
+@pytest.mark.parametrize(
+    "node, what, key, at",
+    [
+        (loop(UNET, until=lambda job: job.state["over"], expect=2), "a loop's until", "over", "unet"),
+        (seq(UNET, loop(TEXT, times=lambda job: job.state["turns"], expect=1)), "a loop's times", "turns", "unet"),
+        (seq(UNET, switch(lambda job: job.state["route"], {1: TEXT}, likely=1)), "a switch", "route", "unet"),
+        (
+            seq(UNET, switch(lambda job: job.params.get("more", 0), {0: SIZED, 1: TEXT}, likely=1)),
+            "size of stage 'decode'",
+            "context",
+            "decode",
+        ),
+    ],
+)
+def test_an_update_that_lacks_what_the_graph_asks_is_told_with_stage_and_key(node, what, key, at):
+    some = scheduler()
+    job = some.submit(Request("r1", Graph("g", node)), 0.0)
+    run(some, 0.0, [{"other": 1}])
+    said = f"request 'r1': {what} raised KeyError: '{key}'; it is no parameter, and no step returned it so far"
+    assert failures([job]) == {"r1": f"{said} (at stage '{at}')"}
 
 
 def test_a_failed_step_fails_all_of_its_jobs_and_no_other():
