@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from neustream import SLO, Graph, LinearProfile, Pool, Priced, Request, Scheduler, Stage, TableProfile, loop, seq
-from neustream.core.policies.feasibility import Curve, Lines, curve
+from neustream.core.policies.curve import Curve
+from neustream.core.policies.feasibility import Lines
 from neustream.core.types import TICK
 
 TABLES = {
@@ -95,9 +97,8 @@ def test_the_charge_of_one_is_the_charge_of_many(seconds):
 def test_a_curve_goes_as_far_as_its_limit_and_has_the_sizes_of_its_jobs():
     assert shape(TABLES["rising"], limit=2).latency.tolist() == [0.0, 1.0, 1.25]
     read = LinearProfile("read", base=1.0, per_job=0.5, per_size=0.25, per_square=0.125, max_batch=3)
-    sized = curve(read, 2, 2.0)
+    sized = Curve(read, 2, 2.0)
     assert sized.latency.tolist() == [0.0, 1.0 + 0.5 + 0.5 + 0.5, 1.0 + 1.0 + 1.0 + 1.0]
-    assert curve(read, 2, 2.0) is sized
 
 
 # -- random sets ------------------------------------------------------------------------------------
@@ -283,13 +284,12 @@ def after_steps(names, seconds, graphs, asked):
 def least_extra(plan, due, answer):
     """The least time by which all deadlines must be later for `answer(plan)` to be yes, to 0.01; None above 60."""
     low, high = -10.0, 60.0
-    plan.due = due + high
-    if not answer(plan):
+    if not answer(replace(plan, due=due + high)):
         return None
     while high - low > 0.01:
         middle = (low + high) / 2
-        plan.due = due + middle
-        low, high = (low, middle) if answer(plan) else (middle, high)
+        fits = answer(replace(plan, due=due + middle))
+        low, high = (low, middle) if fits else (middle, high)
     return high
 
 

@@ -32,7 +32,9 @@ def latest_start(view: View, job: Job, batch: int) -> float:
     return min(job.due - work, job.due_next - job.next_output_s * work / job.remaining_s)
 
 
-def largest_in_time(view: View, stage: str, jobs: Sequence[Job], running: Sequence[Job] = ()) -> list[Job]:
+def largest_in_time(
+    view: View, stage: str, jobs: Sequence[Job], running: Sequence[Job] = ()
+) -> list[Job]:
     """The largest batch of `stage` that keeps the promises of its members, taken in the order of `jobs`.
 
     They keep them if each of their steps left, run in a batch as large, ends in time. Those of
@@ -42,7 +44,9 @@ def largest_in_time(view: View, stage: str, jobs: Sequence[Job], running: Sequen
     now = view.now - TICK
     for size in range(min(len(jobs), view.limit(stage)), 1, -1):
         starts = {job: latest_start(view, job, size) for job in running}
-        batch = [job for job, start in starts.items() if start - view.work(job, size, {stage: 1}) < now]
+        batch = [
+            job for job, start in starts.items() if start - view.work(job, size, {stage: 1}) < now
+        ]
         if len(batch) > size or any(starts[job] < now for job in batch):
             continue
         seated = set(batch)
@@ -67,4 +71,6 @@ def continued(view: View) -> list[Job]:
         return []
     position = mine[0].request.graph.position
     stage = min((job.stage.name for job in mine if job.stage is not None), key=position.__getitem__)
-    return [job for job in mine if job.stage is not None and job.stage.name == stage][: view.limit(stage)]
+    return [job for job in mine if job.stage is not None and job.stage.name == stage][
+        : view.limit(stage)
+    ]

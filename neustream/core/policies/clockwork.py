@@ -63,7 +63,9 @@ class Clockwork:
             if job.due < start + alone:
                 drop[job] = f"expired: needs {span(alone)}, {due(job.due - view.now)}"
             else:
-                groups.setdefault((job.request.graph, job.stage, *sorted(job.calls_left.items())), []).append(job)
+                groups.setdefault(
+                    (job.request.graph, job.stage, *sorted(job.calls_left.items())), []
+                ).append(job)
         best: tuple[float, list[Job]] | None = None
         for group in groups.values():
             offer = self._offer(view, sorted(group, key=lambda job: job.arrival), start)

@@ -26,7 +26,9 @@ class EDF:
     drop_hopeless: bool = True
 
     def decide(self, view: View) -> Decision:
-        return split_by_model(view, self._tokens, lambda rest: in_order(rest, _deadline, self.drop_hopeless))
+        return split_by_model(
+            view, self._tokens, lambda rest: in_order(rest, _deadline, self.drop_hopeless)
+        )
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
         return decision(view, model, _deadline, view.pool.step_tokens, self.drop_hopeless)

@@ -30,4 +30,6 @@ class FCFS:
         return in_order(view, attrgetter("arrival"), self.drop_hopeless)
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
-        return decision(view, model, attrgetter("arrival"), view.pool.step_tokens, self.drop_hopeless)
+        return decision(
+            view, model, attrgetter("arrival"), view.pool.step_tokens, self.drop_hopeless
+        )

@@ -43,7 +43,10 @@ class ModelQueues:
         if memory is None:
             return 0
         assert job.stage is not None
-        return memory.blocks_of(job.size if job.stage.phase == "decode" else job.computed + tokens) - job.num_blocks
+        return (
+            memory.blocks_of(job.size if job.stage.phase == "decode" else job.computed + tokens)
+            - job.num_blocks
+        )
 
 
 def has_progress(job: Job) -> bool:
@@ -66,7 +69,10 @@ def split_by_model(
         groups.setdefault(stage.model if stage is not None and model else "", {})[name] = queue
     if len(groups) == 1:
         return _one(view, next(iter(groups)), tokens, others)
-    urgency = {label: min(_urgency(job) for queue in some.values() for job in queue) for label, some in groups.items()}
+    urgency = {
+        label: min(_urgency(job) for queue in some.values() for job in queue)
+        for label, some in groups.items()
+    }
     drop: dict[Job, str] = {}
     wakes: list[float] = []
     for label in sorted(groups, key=urgency.__getitem__):
@@ -81,12 +87,17 @@ def split_by_model(
 
 def _urgency(job: Job) -> tuple[float, float]:
     """By when it has to go on; who is late already has no more hurry than those who were promised nothing."""
-    start = math.inf if job.late else min(job.due - job.remaining_s, job.due_next - job.next_output_s)
+    start = (
+        math.inf if job.late else min(job.due - job.remaining_s, job.due_next - job.next_output_s)
+    )
     return start, job.joined_at
 
 
 def _one(
-    view: View, label: str, tokens: Callable[[View, ModelQueues], Decision], others: Callable[[View], Decision]
+    view: View,
+    label: str,
+    tokens: Callable[[View, ModelQueues], Decision],
+    others: Callable[[View], Decision],
 ) -> Decision:
     if not label:
         return others(view)
@@ -120,7 +131,11 @@ def continuous(
     jobs = sorted((job for job in model.decodes if job not in gone), key=key)
     sizes: dict[Job, float] = {}
     tokens = budget - len(jobs)
-    free = model.room() + sum(job.num_blocks for job in gone) - sum(model.blocks(job, 1) for job in jobs)
+    free = (
+        model.room()
+        + sum(job.num_blocks for job in gone)
+        - sum(model.blocks(job, 1) for job in jobs)
+    )
     seats = model.seats - len(jobs)
     prefills = [job for job in model.prefills if job not in gone]
     for job in sorted(prefills, key=lambda job: (not job.computed, key(job))):
@@ -138,7 +153,9 @@ def continuous(
     return jobs, sizes
 
 
-def decision(view: View, model: ModelQueues, key: Key, budget: int, drop_hopeless: bool) -> Decision:
+def decision(
+    view: View, model: ModelQueues, key: Key, budget: int, drop_hopeless: bool
+) -> Decision:
     """`continuous` as a decision, with or without giving up who cannot be in time any more."""
     drop = view.hopeless() if drop_hopeless else {}
     jobs, sizes = continuous(view, model, key, budget, list(drop))

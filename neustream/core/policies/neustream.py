@@ -46,7 +46,9 @@ class NeuStream:
         for name in ("slo_scale", "step_delta"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"neustream: {name} must be greater than 0 and finite, got {value}")
+                raise ConfigError(
+                    f"neustream: {name} must be greater than 0 and finite, got {value}"
+                )
         if not 0 <= self.margin_s < math.inf:
             raise ConfigError(f"neustream: margin_s must be a time >= 0, got {self.margin_s}")
 
@@ -70,7 +72,9 @@ class NeuStream:
         scale = self.slo_scale
         if scale is None:
             scale = sum(job.slo.total / job.alone_s for job in jobs) / len(jobs)
-        size = sum(job.size for job in jobs) / len(jobs)  # the artifact knows no sizes: all count as the mean one
+        size = sum(job.size for job in jobs) / len(
+            jobs
+        )  # the artifact knows no sizes: all count as the mean one
 
         def latency(batch: int) -> float:
             return profile.latency(batch, batch * size, batch * size * size)
@@ -85,12 +89,21 @@ class NeuStream:
         drop = {}
         for name, queue in view.queues.items():
             graph = queue[0].request.graph
-            margin = self.margin_s if name in graph.looped and graph.position[name] + 1 < len(graph.stages) else 0.0
+            margin = (
+                self.margin_s
+                if name in graph.looped and graph.position[name] + 1 < len(graph.stages)
+                else 0.0
+            )
             latest = view.now + margin
             for job in queue:
-                if job.due - job.remaining_s <= latest or job.due_next - job.next_output_s <= latest:
+                if (
+                    job.due - job.remaining_s <= latest
+                    or job.due_next - job.next_output_s <= latest
+                ):
                     left = min(job.due, job.due_next) - view.now
-                    drop[job] = f"budget: needs {span(job.remaining_s)} and {span(margin)} of margin, {due(left)}"
+                    drop[job] = (
+                        f"budget: needs {span(job.remaining_s)} and {span(margin)} of margin, {due(left)}"
+                    )
         return drop
 
 

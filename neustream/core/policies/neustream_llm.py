@@ -47,10 +47,14 @@ class NeuStreamLLM:
     def __post_init__(self) -> None:
         for name in ("credit", "most_tokens"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"neustream_llm: {name} must be 0 or more, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"neustream_llm: {name} must be 0 or more, got {getattr(self, name)}"
+                )
 
     def decide(self, view: View) -> Decision:
-        return split_by_model(view, self._tokens, lambda rest: in_order(rest, lambda job: job.arrival, True))
+        return split_by_model(
+            view, self._tokens, lambda rest: in_order(rest, lambda job: job.arrival, True)
+        )
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
         drop = {
@@ -58,7 +62,9 @@ class NeuStreamLLM:
             for job in model.prefills
             if not has_progress(job) and job.due_next - view.now < model.speed * job.next_output_s
         }
-        waiting = sorted((job for job in model.prefills if job not in drop), key=lambda job: job.size)
+        waiting = sorted(
+            (job for job in model.prefills if job not in drop), key=lambda job: job.size
+        )
         chosen = self._admitted(view, model, waiting)
         if chosen or not model.decodes:
             return Decision(chosen or waiting[:1], drop)
@@ -68,7 +74,10 @@ class NeuStreamLLM:
     def _admitted(self, view: View, model: ModelQueues, waiting: Sequence[Job]) -> list[Job]:
         """The most of `waiting`, from the front, whose prefill leaves everyone in time."""
         decode = model.seconds(
-            Step(decodes=max(len(model.decodes), 1), context=max(sum(job.size for job in model.decodes), 1.0))
+            Step(
+                decodes=max(len(model.decodes), 1),
+                context=max(sum(job.size for job in model.decodes), 1.0),
+            )
         )
         rest = min((self._rest(view, job, decode) for job in model.decodes), default=math.inf)
         chosen: list[Job] = []
@@ -76,10 +85,16 @@ class NeuStreamLLM:
         context = sum(job.size + 1 for job in model.decodes)
         free = model.room()
         for job in waiting[: max(model.seats - len(model.decodes), 0)]:
-            tokens, square, context = tokens + job.size, square + job.size**2, context + job.size + 1
+            tokens, square, context = (
+                tokens + job.size,
+                square + job.size**2,
+                context + job.size + 1,
+            )
             free -= model.blocks(job, job.size)
             cost = model.seconds(Step(len(chosen) + 1, tokens, square))
-            after = cost + model.seconds(Step(decodes=len(chosen) + 1 + len(model.decodes), context=context))
+            after = cost + model.seconds(
+                Step(decodes=len(chosen) + 1 + len(model.decodes), context=context)
+            )
             rest = min(rest, self._rest(view, job, decode) + min(job.slo.step, math.inf))
             first = min(some.due_next for some in (*chosen, job)) - view.now
             if tokens > self.most_tokens or free < 0 or after > rest or cost > first:
@@ -92,6 +107,8 @@ class NeuStreamLLM:
         assert job.stage is not None
         earned = 0.0
         if job.call_outputs and math.isfinite(job.slo.step):
-            ahead = min(self.credit - job.call_outputs, job.calls_left.get(f"{job.stage.model}.decode", 0))
+            ahead = min(
+                self.credit - job.call_outputs, job.calls_left.get(f"{job.stage.model}.decode", 0)
+            )
             earned = max(ahead, 0) * (job.slo.step - decode)
         return job.due_next - view.now + earned

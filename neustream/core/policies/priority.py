@@ -26,7 +26,9 @@ class Priority:
     drop_hopeless: bool = False
 
     def decide(self, view: View) -> Decision:
-        return split_by_model(view, self._tokens, lambda rest: in_order(rest, _first_due, self.drop_hopeless))
+        return split_by_model(
+            view, self._tokens, lambda rest: in_order(rest, _first_due, self.drop_hopeless)
+        )
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
         return decision(view, model, _first_due, view.pool.step_tokens, self.drop_hopeless)

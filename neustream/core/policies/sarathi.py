@@ -40,12 +40,20 @@ class Sarathi:
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
         budget = self.token_budget or _stall_free(view, model)
-        return decision(view, model, attrgetter("arrival"), min(budget, view.pool.step_tokens), self.drop_hopeless)
+        return decision(
+            view,
+            model,
+            attrgetter("arrival"),
+            min(budget, view.pool.step_tokens),
+            self.drop_hopeless,
+        )
 
 
 def _stall_free(view: View, model: ModelQueues) -> int:
     """The most tokens of a step that takes no longer than the strictest time per output."""
-    pace = min((job.slo.step for some in (model.decodes, model.prefills) for job in some), default=math.inf)
+    pace = min(
+        (job.slo.step for some in (model.decodes, model.prefills) for job in some), default=math.inf
+    )
     decodes, context = len(model.decodes), sum(job.size for job in model.decodes)
     low, high = LEAST, max(view.pool.step_tokens - decodes, LEAST)
     while low < high:

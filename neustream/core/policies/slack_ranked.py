@@ -42,7 +42,9 @@ class SlackRanked:
         if stage is not None:
             jobs = [job for job in view.queues[stage] if job not in hopeless]
             jobs.sort(key=lambda job: job.slack(view.now))
-            return Decision(largest_in_time(view, stage, jobs, [job for job in jobs if job.ran_last]), drop)
+            return Decision(
+                largest_in_time(view, stage, jobs, [job for job in jobs if job.ran_last]), drop
+            )
         stage = view.first_stage(attrgetter("arrival"), without=drop)
         if stage is None:
             return Decision(drop=drop)

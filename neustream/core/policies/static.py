@@ -40,6 +40,8 @@ class Static:
         assert stage is not None
         here = [name for name in view.pool.stages if name in graph.stages]
         here = [name for name in here if name in graph.looped] or here
-        most = min(min(graph.stages[name].max_batch, view.profiles[name].max_batch) for name in here)
+        most = min(
+            min(graph.stages[name].max_batch, view.profiles[name].max_batch) for name in here
+        )
         alike = [job for job in fresh if job.stage is stage and job.request.graph is graph]
         return Decision(alike[: min(most, self.max_batch or most, view.limit(stage.name))], drop)

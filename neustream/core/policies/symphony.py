@@ -53,8 +53,12 @@ class Symphony:
         batches: dict[str, list[Job]] = {}
         for stage, queue in view.queues.items():
             if jobs := [job for job in queue if job not in drop]:
-                batches[stage] = largest_in_time(view, stage, sorted(jobs, key=lambda job: job.slack(view.now)))
-        steps = {stage: view.work(batch[0], len(batch), {stage: 1}) for stage, batch in batches.items()}
+                batches[stage] = largest_in_time(
+                    view, stage, sorted(jobs, key=lambda job: job.slack(view.now))
+                )
+        steps = {
+            stage: view.work(batch[0], len(batch), {stage: 1}) for stage, batch in batches.items()
+        }
         waits: dict[str, float] = {}
         for stage, batch in batches.items():
             others = sum(seconds for other, seconds in steps.items() if other != stage)
@@ -67,15 +71,28 @@ class Symphony:
             return Decision(batches[chosen], drop)
         return Decision(drop=drop, wake_at=min(waits.values(), default=None))
 
-    def _window(self, view: View, stage: str, batch: Sequence[Job], without: dict[Job, str]) -> float:
+    def _window(
+        self, view: View, stage: str, batch: Sequence[Job], without: dict[Job, str]
+    ) -> float:
         """When `batch` could start at the latest if it were one larger; -inf if it should not wait."""
         looped, queue = batch[0].request.graph.looped, view.queues[stage]
         begun = any(job.started_at is not None for job in queue)
         everyone = len(batch) == sum(1 for job in queue if job not in without)
-        if not everyone or len(batch) == view.limit(stage) or (stage in looped and (begun or not self.defer_loops)):
+        if (
+            not everyone
+            or len(batch) == view.limit(stage)
+            or (stage in looped and (begun or not self.defer_loops))
+        ):
             return -math.inf
-        ahead = sum(len(view.queues[name]) for name in batch[0].calls_left if name in looped and name in view.queues)
+        ahead = sum(
+            len(view.queues[name])
+            for name in batch[0].calls_left
+            if name in looped and name in view.queues
+        )
         if stage in looped:
             ahead -= len(queue)
-        sizes = (len(batch), len(batch) + 1 + ahead)  # the smaller one too: tables need not be monotone
+        sizes = (
+            len(batch),
+            len(batch) + 1 + ahead,
+        )  # the smaller one too: tables need not be monotone
         return min(latest_start(view, job, size) for job in batch for size in sizes)

@@ -73,7 +73,9 @@ class TokenDeadlines:
     def __post_init__(self) -> None:
         for name in ("margin", "pause"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"tokens: {name} must be 0 or more and finite, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"tokens: {name} must be 0 or more and finite, got {getattr(self, name)}"
+                )
         if not 0 < self.memory <= 1:
             raise ConfigError(f"tokens: memory must be above 0 and at most 1, got {self.memory}")
 
@@ -118,14 +120,18 @@ class _Plan:
     view: View
     model: ModelQueues
     rule: TokenDeadlines
-    alive: list[Job] = field(default_factory=list)  # decodes that can still be on time, most urgent first
+    alive: list[Job] = field(
+        default_factory=list
+    )  # decodes that can still be on time, most urgent first
     broken: list[Job] = field(default_factory=list)  # those that cannot
     waiting: list[Job] = field(default_factory=list)
     drop: dict[Job, str] = field(default_factory=dict)
     part: _Part | None = None  # the prompts of this step
     margin: float = 1.0  # times an expectation: what is counted with
     together: float = 0.0  # seconds of a decode of all that are alive
-    tight: dict[Job, float] = field(default_factory=dict)  # when the next output of some is due, for their last one
+    tight: dict[Job, float] = field(
+        default_factory=dict
+    )  # when the next output of some is due, for their last one
 
     def keep(self) -> None:
         """Sort out who can still be on time."""
@@ -145,12 +151,26 @@ class _Plan:
             elif job.late or job.call_outputs:
                 self.broken.append(job)
             else:
-                what = "next output" if job not in self.tight else "next output, for all to be in time,"
+                what = (
+                    "next output"
+                    if job not in self.tight
+                    else "next output, for all to be in time,"
+                )
                 self.drop[job] = f"hopeless: its {what} needs {span(need)}, {due(time)}"
-        if hasattr(model.steps, "error") and self.drop and not (self.alive or self.broken or self.waiting):
+        if (
+            hasattr(model.steps, "error")
+            and self.drop
+            and not (self.alive or self.broken or self.waiting)
+        ):
             self._try_one()
         self.alive.sort(key=self.due)
-        self.waiting.sort(key=lambda job: (not has_progress(job), self.due(job) == math.inf, job.size / job.weight))
+        self.waiting.sort(
+            key=lambda job: (
+                not has_progress(job),
+                self.due(job) == math.inf,
+                job.size / job.weight,
+            )
+        )
         self.together = self._decode(self.alive) if self.alive else 0.0
 
     def _try_one(self) -> None:
@@ -192,9 +212,16 @@ class _Plan:
             return
         lengths = view.lengths.get(self.model.label)
         for job in jobs:
-            most = float(max(job.calls_left.get(label, 0) - bool(job.stage and job.stage.phase == "decode"), 0))
+            most = float(
+                max(
+                    job.calls_left.get(label, 0) - bool(job.stage and job.stage.phase == "decode"),
+                    0,
+                )
+            )
             seen = lengths.median(job.call_outputs) if lengths is not None else math.inf
-            rest = min(most, seen) if seen < math.inf else 0.0  # nobody knows: no reason to give it up
+            rest = (
+                min(most, seen) if seen < math.inf else 0.0
+            )  # nobody knows: no reason to give it up
             self.tight[job] = min(job.due_next, job.due - rest * least)
 
     def _seconds(self, step: Step) -> float:
@@ -281,7 +308,11 @@ class _Plan:
             low, high = 0, len(alive)
             while low < high:
                 middle = (low + high + 1) // 2
-                low, high = (middle, high) if self._decode(alive[:middle]) <= time + TICK else (low, middle - 1)
+                low, high = (
+                    (middle, high)
+                    if self._decode(alive[:middle]) <= time + TICK
+                    else (low, middle - 1)
+                )
             if low:
                 return alive[:low]
             alive = alive[1:]  # even alone it may be late
@@ -295,23 +326,31 @@ class _Plan:
         if self.part is not None and len(part.decodes) < len(self.alive):
             return
         time = min([self.due(job) for job in (*self.alive, *sizes)], default=math.inf) - view.now
-        time = min([time, *(job.slo.step for job in self.alive)])  # nor does it eat up anybody's slack
+        time = min(
+            [time, *(job.slo.step for job in self.alive)]
+        )  # nor does it eat up anybody's slack
         decodes = [job for job in jobs if job not in sizes]
         reading = sum([job.size for job in decodes])
         staying = [job for job in self.broken if job not in self.drop]
-        for job in [job for job in staying if job.stage is not None and job.stage.phase == "decode"]:
+        for job in [
+            job for job in staying if job.stage is not None and job.stage.phase == "decode"
+        ]:
             step = Step(len(sizes), part.tokens, part.square, len(decodes) + 1, reading + job.size)
             if len(jobs) >= self.model.seats or (jobs and self._seconds(step) > time):
                 break
             jobs.append(job)
             decodes.append(job)
             reading += job.size
-        for job in [job for job in staying if job.stage is not None and job.stage.phase != "decode"]:
+        for job in [
+            job for job in staying if job.stage is not None and job.stage.phase != "decode"
+        ]:
             if not jobs:
                 jobs.append(job)
                 sizes[job] = self._whole(job)
             elif self.waiting:
-                self.drop[job] = "gave way: it lost its memory and cannot be in time any more, and others wait"
+                self.drop[job] = (
+                    "gave way: it lost its memory and cannot be in time any more, and others wait"
+                )
 
 
 class _Filler:
@@ -322,7 +361,11 @@ class _Filler:
         self.plan = plan
         self.waiting = plan.waiting[:WEIGHED]
         self.free = model.room() - sum([model.blocks(job, 1) for job in plan.alive])
-        here = [job for job in plan.broken if job.num_blocks or (job.stage is not None and job.stage.phase == "decode")]
+        here = [
+            job
+            for job in plan.broken
+            if job.num_blocks or (job.stage is not None and job.stage.phase == "decode")
+        ]
         self.late = sorted(here, key=lambda job: job.num_blocks)
         self.seats = model.seats - len(plan.alive) - len(self.late)
         label, memory = f"{model.label}.decode", view.pool.kv_cache
@@ -349,7 +392,12 @@ class _Filler:
             others = next(job for job in plan.alive if job not in within)  # the most urgent of them
             slack = min(slack, plan.due(others) - now - plan.together)
         part, load, late = _Part(decodes), self.load, list(self.late)
-        most, free, seats, refused = plan.view.pool.step_tokens - len(decodes), self.free, self.seats, 0
+        most, free, seats, refused = (
+            plan.view.pool.step_tokens - len(decodes),
+            self.free,
+            self.seats,
+            0,
+        )
         due = math.inf  # when the step must be over for the prompts that end in it
         for job, row in zip(self.waiting, self.rows, strict=True):
             if (seats < 1 and not late) or most - part.tokens < 1 or refused == REFUSALS:
@@ -375,7 +423,10 @@ class _Filler:
     def _begin(self, part: _Part, job: Job, reading: float, slack: float, limit: float) -> float:
         """Tokens of a prompt that fit into this step so that the rest still gets done in time; 0 if it does not."""
         plan = self.plan
-        low, high = 0, int(min(job.size, plan.view.pool.step_tokens - len(part.decodes) - part.tokens))
+        low, high = (
+            0,
+            int(min(job.size, plan.view.pool.step_tokens - len(part.decodes) - part.tokens)),
+        )
         while low < high:
             middle = (low + high + 1) // 2
             fits = plan._seconds(part.step(reading, job, middle)) <= limit + TICK
@@ -384,7 +435,9 @@ class _Filler:
             return 0.0
         now = plan._seconds(part.step(reading, job, low))
         step = plan._seconds(part.step(reading, job, 1.0))  # decodes, and what any prompt adds
-        each = (plan._seconds(part.step(reading, job, job.size)) - step) / job.size  # what a token of it adds
+        each = (
+            plan._seconds(part.step(reading, job, job.size)) - step
+        ) / job.size  # what a token of it adds
         rest = job.size - low
         if rest <= 0 or self.pace <= step:
             return float(low) if rest <= 0 else 0.0
@@ -392,7 +445,9 @@ class _Filler:
         steps = math.ceil(rest / low)
         if self.pace < math.inf:
             steps = max(steps, math.ceil((each * rest - left) / (self.pace - step)))
-        return float(low) if steps * step + each * rest <= plan.due(job) - plan.view.now - now else 0.0
+        return (
+            float(low) if steps * step + each * rest <= plan.due(job) - plan.view.now - now else 0.0
+        )
 
 
 def _typical(recent: tuple[Demand, ...], stage: str) -> tuple[float, float]:

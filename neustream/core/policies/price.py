@@ -1,0 +1,108 @@
+"""What device time is worth under the load of lately: the shadow price of `priced`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+from neustream.core.demand import Calls, Demand
+from neustream.core.policies.curve import curve_of, profile_key
+from neustream.core.policy import View
+
+ENOUGH = 10
+"""Recent requests from which on there is a price."""
+
+
+class _Known(NamedTuple):
+    """The latest price of a pool, and what it follows from."""
+
+    key: Hashable
+    recent: tuple[Demand, ...]
+    charges: Mapping[Demand, float]
+    price: float
+
+
+def price_of(view: View) -> float:
+    """Weight per second of charge of the best recent request that the device had no time for.
+
+    The recent requests, at the charges that they came with and the most weight per charge first,
+    fill the time between the first and the last of them. The price is 0 if that suffices for all,
+    and as long as that time is shorter than their mean budget: a first burst is no load yet.
+    Requests without a deadline pay nothing.
+
+    It changes with arrivals and, slightly, with speeds; `view.memo` keeps the latest one.
+    """
+    stages = view.pool.stages
+    profiles = tuple([profile_key(view.profiles[name]) for name in stages])
+    speeds = tuple([round(view.speed.get(name, 1.0), 2) for name in stages])
+    key = (stages, profiles, speeds, view.pool.workers)
+    known: _Known | None = view.memo.get(_Known)
+    charges: Mapping[Demand, float] = {}
+    if known is not None and known.key == key:
+        if known.recent is view.recent:
+            return known.price
+        charges = known.charges
+    speed = dict(zip(stages, speeds, strict=True))
+    charges = {
+        demand: charges[demand] if demand in charges else _charge_of(view, demand, speed)
+        for demand in view.recent[1:]
+    }
+    price = _cleared(view, charges)
+    view.memo[_Known] = _Known(key, view.recent, charges, price)
+    return price
+
+
+def _cleared(view: View, charges: Mapping[Demand, float]) -> float:
+    """The price at which the recent requests would have filled the device."""
+    recent = view.recent
+    offers = [(demand, charges[demand]) for demand in recent[1:] if charges[demand] > 0]
+    if len(offers) + 1 < ENOUGH:
+        return 0.0
+    span = recent[-1].at - recent[0].at
+    if span * len(offers) < sum(demand.budget for demand, _ in offers):
+        return 0.0
+    room = span * view.pool.workers
+    ranked = [(demand.weight / charge, charge) for demand, charge in offers]
+    for density, charge in sorted(ranked, reverse=True):
+        room -= charge
+        if room < 0:
+            return density
+    return 0.0
+
+
+def _charge_of(view: View, demand: Demand, speeds: Mapping[str, float]) -> float:
+    """Seconds of this pool that a request costs at least, were all of its budget used.
+
+    Loops share the budget in proportion to the time that they take alone. 0 if that is not known.
+    """
+    if math.isinf(demand.budget):
+        return 0.0
+    calls_here = {name: calls for name, calls in demand.calls.items() if name in speeds}
+    step = {name: _one_call(view, name, calls) for name, calls in calls_here.items()}
+    alone = {name: calls.count * step[name] for name, calls in calls_here.items()}
+    once = sum(seconds for name, seconds in alone.items() if not calls_here[name].looped)
+    loops = sum(alone.values()) - once
+    if not loops:
+        return once
+    stretch = max(demand.budget - once, 0.0) / loops
+    charge = once
+    for name, calls in calls_here.items():
+        if calls.looped:
+            speed = speeds[name]
+            limit = min(calls.max_batch, view.profiles[name].max_batch)
+            curve = curve_of(view, name, limit, _rounded(calls.size))
+            pace = stretch * step[name] / speed
+            charge += calls.count * curve.charge_of(pace) * speed
+    return charge
+
+
+def _one_call(view: View, stage: str, calls: Calls) -> float:
+    """Profiled seconds of one call alone."""
+    size = _rounded(calls.size)
+    return view.profiles[stage].latency(1, size, size * size)
+
+
+def _rounded(size: float) -> float:
+    """To two digits, so that jobs of nearly the same size share a curve."""
+    return float(f"{size:.2g}")
