@@ -17,6 +17,7 @@ from neustream.errors import ConfigError, nearest
 from neustream.explain import explain, keys_at
 from neustream.fields import (
     MOST_REQUESTS,
+    MOST_WORK,
     BatchSize,
     Factor,
     Rate,
@@ -27,6 +28,7 @@ from neustream.fields import (
     Steps,
     TokenCount,
     Tokens,
+    mean_of,
 )
 from neustream.overrides import anchored, check_dropped, override
 from neustream.yamlfile import read_document
@@ -336,6 +338,18 @@ class Experiment(Section):
             raise ValueError(f"an llm runs on the one pool 'gpu', got {sorted(self.pools)}")
         if self.llm is not None and self.pools["gpu"].workers > 1:
             raise ValueError("pools.gpu.workers: an llm's memory is one worker's; several are several pools")
+        return self
+
+    @model_validator(mode="after")
+    def _work(self) -> Experiment:
+        """A workload that no machine finishes is not even drawn."""
+        load = self.workload
+        each = sum(mean_of(load.steps) for stage in self.stages.values() if stage.times == "steps")
+        if self.llm is not None:
+            each = min(mean_of(load.output), load.max_tokens)
+        if load.requests * each > MOST_WORK:
+            steps = f"{load.requests} requests of about {each:g} steps each"
+            raise ValueError(f"workload: {steps} are more than {MOST_WORK} in all")
         return self
 
     @model_validator(mode="after")

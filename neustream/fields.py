@@ -102,3 +102,14 @@ Tokens = Annotated[
     Discriminator(_kind_of_tokens),
 ]
 """How many tokens a text has: for all requests, or how each request's number is drawn."""
+
+
+def mean_of(count: int | Between | Choices | LogNormal) -> float:
+    """About how many are drawn on average; of a log-normal number, its median at least."""
+    if isinstance(count, Between):
+        return (count.min + count.max) / 2
+    if isinstance(count, Choices):
+        return sum(count.choices) / len(count.choices)
+    if isinstance(count, LogNormal):
+        return min(max(count.median, count.min), count.max)
+    return count
