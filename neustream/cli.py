@@ -25,6 +25,9 @@ EXITS = (
     "stderr; 130 interrupted (Ctrl-C), with the results until then."
 )
 
+LONGEST = 1500
+"""Characters of a message: names in it may be longer than any file's."""
+
 
 def main() -> None:
     """The entry point: errors of ours are one line and exit status 2."""
@@ -77,7 +80,9 @@ def _complain(kind: str, message: str) -> None:
     from neustream.commands.printing import problems
 
     problems.print(f"[bold red]{kind}[/]: ", end="")
-    problems.print(message, markup=False, highlight=False, soft_wrap=True)
+    problems.print(
+        message if len(message) <= LONGEST else f"{message[:LONGEST]}...", markup=False, highlight=False, soft_wrap=True
+    )
     raise SystemExit(2) from None
 
 

@@ -27,28 +27,28 @@ class Trace:
     `tokenizer`: a tokenizer.json, for texts without lengths (ShareGPT).
     """
 
-    path: Path
+    path: Path | str
     format: str = "auto"
-    tokenizer: Path | None = None
+    tokenizer: Path | str | None = None
 
     def known_format(self) -> Format:
         """The format that the file is of; ConfigError if it is of none."""
-        with _Complaints(self.path):
-            return choose(open_records(self.path), self.format)
+        with _Complaints(Path(self.path)):
+            return choose(open_records(Path(self.path)), self.format)
 
     def unit(self) -> str:
         """What the file's rows are numbered by: "line" or "row"."""
-        with _Complaints(self.path):
-            return open_records(self.path).unit
+        with _Complaints(Path(self.path)):
+            return open_records(Path(self.path)).unit
 
     def rows(self, notes: Notes | None = None) -> Iterator[Row]:
         """All rows as the file has them; ConfigError names file, line, column, value and what is allowed."""
         notes = Notes() if notes is None else notes
-        with _Complaints(self.path) as complaints:
-            records = open_records(self.path)
+        with _Complaints(Path(self.path)) as complaints:
+            records = open_records(Path(self.path))
             complaints.unit = records.unit
             form = choose(records, self.format)
-            yield from rows_of(form, records, notes, self.tokenizer)
+            yield from rows_of(form, records, notes, None if self.tokenizer is None else Path(self.tokenizer))
 
 
 class _Complaints:

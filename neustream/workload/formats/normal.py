@@ -91,6 +91,7 @@ def write_trace(path: Path | str, rows: Sequence[Row]) -> None:
         raise ConfigError(f"trace {path}: written as one of {', '.join(SUFFIXES)}, by the file's suffix")
     if any(row.arrival_s is None for row in rows):
         raise ConfigError(f"trace {path}: a row has no arrival_s; allowed: traces with arrivals")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write = _write_csv if ".csv" in suffix else _write_lines
     if suffix.endswith(".gz"):
         with gzip.open(path, "wt", encoding="utf-8", newline="") as packed:
