@@ -52,19 +52,18 @@ Cell = Callable[[Any], Any]
 Kind = Callable[[Notes], Cell]
 """A kind of cell: makes the reader of one column of one file."""
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-
 
 def _number(value: Any) -> float | None:
     """The finite number that a cell holds; None if it holds another thing."""
-    if isinstance(value, str):
-        text = value.strip()
-        value = float(text) if _NUMBER.fullmatch(text) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    kind = type(value)
+    if kind is str:
+        if "_" in value or not value.isascii():  # float() would take both
+            return None
+    elif kind is not int and kind is not float:
         return None
     try:
         number = float(value)
-    except OverflowError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -168,13 +167,16 @@ NOT_JSON = object()
 def loads(text: str) -> Any:
     """What a JSON text says; NOT_JSON if it is none (NaN and infinities are not)."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         return NOT_JSON
 
 
 def _refuse(name: str) -> None:
     raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 # -- dates ----------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from neustream.errors import ConfigError
-from neustream.workload import requestlines
 from neustream.workload.cells import WrongValue, shown
+from neustream.workload.requestlines import Lines
 
 LARGEST = 2**24
 """Bytes of the longest record: what a file without line ends may cost."""
@@ -184,8 +184,8 @@ class CsvFile:
 
 
 def _picker(places: Sequence[int]) -> Callable[[list[str]], Sequence[str]]:
-    if len(places) == 1:
-        return lambda cells: (cells[places[0]],)
+    if len(places) < 2:  # itemgetter would give the cell itself
+        return lambda cells: [cells[place] for place in places]
     return itemgetter(*places)
 
 
@@ -248,11 +248,12 @@ class RequestLines(Objects):
     """`Request(name=value, ...)` a line, as vLLM-Omni's traces have them."""
 
     def objects(self) -> Iterator[dict[str, Any]]:
+        read = Lines()
         for number, line in lines(self.path):
             self.line = number
             try:
                 if not line.isspace():
-                    yield requestlines.parse(line.strip())
+                    yield read.parse(line.strip())
             except WrongValue as wrong:
                 raise Fault(f"{shown(wrong.value)}; allowed: {wrong.allowed}", number) from None
 

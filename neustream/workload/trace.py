@@ -120,7 +120,7 @@ def take(trace: Trace, window: Window = ALL) -> Taken:
     if not rows:
         raise ConfigError(_none_in(trace, window))
     start = rows[0][0]
-    return Taken([row._replace(arrival_s=(at - start) / window.speed) for at, row in rows], notes, timed=True)
+    return Taken([Row((at - start) / window.speed, *row[1:]) for at, row in rows], notes, timed=True)
 
 
 def _untimed(trace: Trace, window: Window) -> Taken:
