@@ -16,6 +16,7 @@ COMMANDS = {
     "simulate": "Serve a workload in virtual time, by latency profiles.",
     "sweep": "Simulate over rates, burstinesses or SLOs; figures.",
     "profile": "Measure every stage of a real model.",
+    "trace": "Say what a trace holds: rate, burstiness, lengths.",
     "run": "Serve a workload for real, beside the prediction.",
 }
 """Name -> what `neustream --help` says of it; the function is `command` in `neustream/commands/NAME.py`."""

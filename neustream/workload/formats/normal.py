@@ -86,9 +86,7 @@ def write_trace(path: Path | str, rows: Sequence[Row]) -> None:
     What no row says has no column; an empty text is nothing said. `line` is not written.
     """
     path = Path(path)
-    suffix = next((suffix for suffix in sorted(SUFFIXES, key=len) if path.name.endswith(suffix)), None)
-    if suffix is None:
-        raise ConfigError(f"trace {path}: written as one of {', '.join(SUFFIXES)}, by the file's suffix")
+    suffix = suffix_of(path)
     if any(row.arrival_s is None for row in rows):
         raise ConfigError(f"trace {path}: a row has no arrival_s; allowed: traces with arrivals")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +97,14 @@ def write_trace(path: Path | str, rows: Sequence[Row]) -> None:
     else:
         with path.open("w", encoding="utf-8", newline="") as file:
             write(path, file, rows)
+
+
+def suffix_of(path: Path) -> str:
+    """The one of `SUFFIXES` that a file to be written has; ConfigError if it has none."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return suffix
+    raise ConfigError(f"trace {path}: written as one of {', '.join(SUFFIXES)}, by the file's suffix")
 
 
 def _write_lines(path: Path, file: IO[str], rows: Sequence[Row]) -> None:
