@@ -80,10 +80,9 @@ def _not_asked() -> None:
 def _complain(kind: str, message: str) -> None:
     from neustream.commands.printing import problems
 
-    problems.print(f"[bold red]{kind}[/]: ", end="")
-    problems.print(
-        message if len(message) <= LONGEST else f"{message[:LONGEST]}...", markup=False, highlight=False, soft_wrap=True
-    )
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message[:LONGEST])
+    problems.print(kind, style="bold red", end="")
+    problems.print(f": {shown}{'...' if len(message) > LONGEST else ''}", soft_wrap=True)
     raise SystemExit(2) from None
 
 

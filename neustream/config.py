@@ -20,6 +20,7 @@ from neustream.fields import (
     MOST_WORK,
     BatchSize,
     Factor,
+    Name,
     Rate,
     Requests,
     Seconds,
@@ -296,7 +297,7 @@ class LlmConfig(Section):
 class Experiment(Section):
     """One YAML file: a pipeline, its profiles, a workload, promises, and policies to compare."""
 
-    name: str
+    name: Name
     about: str = ""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
     llm: LlmConfig | None = None

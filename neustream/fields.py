@@ -17,6 +17,8 @@ MOST_TOKENS = 2**24
 MOST_WORK = 10**9
 """Steps of all requests."""
 
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Of an experiment: it stands in tables, figures and the ids of requests."""
 Requests = Annotated[int, Field(ge=1, le=MOST_REQUESTS)]
 Count = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 TokenCount = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
