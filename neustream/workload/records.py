@@ -157,11 +157,7 @@ class CsvFile:
                 yield cells
 
     def columns(self) -> list[str]:
-        names = next(self._records(), [])
-        for name, count in Counter(names).items():
-            if name and count > 1:
-                raise Fault(f"column {shown(name)} is there {count} times; allowed: once", self.line)
-        return names
+        return checked_names(next(self._records(), []), self.line)
 
     def take(self, names: Sequence[str], other: Callable[[str], None]) -> Iterator[Sequence[Any]]:
         header = self.columns()
@@ -181,6 +177,14 @@ class CsvFile:
                 )
             cells.append("")  # what columns hold that are not there
             yield pick(cells)
+
+
+def checked_names(names: list[str], line: int = 0) -> list[str]:
+    """The names of columns, if none is there twice."""
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise Fault(f"column {shown(name)} is there {count} times; allowed: once", line)
+    return names
 
 
 def _picker(places: Sequence[int]) -> Callable[[list[str]], Sequence[str]]:

@@ -64,7 +64,8 @@ class _Complaints:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Fault):
             where = f", {self.unit} {error.line}" if error.line else ""
-            raise ConfigError(f"trace {self._path}{where}: {error}") from None
+            message = " ".join(str(error).splitlines())  # other libraries' errors may have several
+            raise ConfigError(f"trace {self._path}{where}: {message}") from None
 
 
 @dataclass(frozen=True)
