@@ -118,7 +118,7 @@ class Workload(Section):
             raise ValueError(f"{own[0] if own else 'arrivals: trace'} needs a trace: FILE")
         if self.arrivals == "trace" and (idle := [key for key in ("rate", "load", "cv", "burst") if key in given]):
             hint = dropped(*(f"workload.{key}" for key in idle))
-            raise ValueError(f"a trace brings its arrivals, without {', '.join(idle)}; {hint}")
+            raise ValueError(f"a trace brings its arrivals: {', '.join(idle)} do not go with it; {hint}")
         if self.load is not None and "rate" in given:
             raise ValueError(f"load takes the place of rate; {either('workload.load', 'workload.rate')}")
         if self.burst is not None and self.burst.after >= self.requests:

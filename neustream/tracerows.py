@@ -74,7 +74,7 @@ def _check_arrivals(load: Workload, taken: Taken) -> None:
     if taken.timed and load.arrivals != "trace":
         idle = [key for key in ("arrivals", "rate", "load", "cv", "burst") if key in load.model_fields_set]
         hint = dropped(*(f"workload.{key}" for key in idle))
-        raise ConfigError(f"trace {load.trace} has arrivals of its own, without {', '.join(idle)}; {hint}")
+        raise ConfigError(f"trace {load.trace} brings its arrivals: {', '.join(idle)} do not go with it; {hint}")
     if not taken.timed and load.arrivals == "trace":
         raise ConfigError(
             f"trace {load.trace} has no arrivals: draw them, by workload.arrivals (gamma or constant) and workload.rate"
