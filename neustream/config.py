@@ -146,7 +146,9 @@ def _check_slo(slo: Slo | SloClass) -> None:
             hint = f"; {either(f'slo.{a}', f'slo.{b}')}" if isinstance(slo, Slo) else ""
             raise ValueError(f"give {a} or {b}, not both{hint}")
     if slo.first_scale is None and slo.first_s is None and (slo.step_scale or slo.step_s) is not None:
-        raise ValueError("step_scale and step_s need first_scale or first_s: output k is due at first + k * step")
+        step = "step_s" if slo.step_scale is None else "step_scale"
+        hint = f"; {dropped(f'slo.{step}')}" if isinstance(slo, Slo) else ""
+        raise ValueError(f"{step} needs first_scale or first_s: output k is due at first + k * step{hint}")
 
 
 class SloClass(Section):
