@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neustream.commands.interrupts import INTERRUPTED
+from neustream.commands.interrupts import INTERRUPTED, raise_unless_pressed
 from neustream.commands.options import (
     BoundOption,
     ConfigArgument,
@@ -57,6 +57,7 @@ def command(
                 raise
             done.fault = error
         except KeyboardInterrupt:
+            raise_unless_pressed("a policy")
             if not done.records:
                 raise
             done.interrupted = True

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from neustream.analysis.tables import new_table
-from neustream.commands.interrupts import INTERRUPTED
+from neustream.commands.interrupts import INTERRUPTED, raise_unless_pressed
 from neustream.commands.options import BoundOption, ConfigArgument, PolicyOption, SetOption
 from neustream.commands.outputs import check_folder, json_text, write_text
 from neustream.commands.printing import console, new_progress, note, problems, wrote
@@ -115,6 +115,7 @@ def _simulated(units: Sequence[Unit], path: Path, jobs: int, fresh: bool) -> Poi
     try:
         _run(left, jobs, len(keys), lambda: len(done), finished)
     except KeyboardInterrupt:
+        raise_unless_pressed("a policy")
         what = f"interrupted: {len(done)} of {len(keys)} points are kept in {path}; the same command goes on from there"
         problems.print(what, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
