@@ -9,7 +9,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -149,16 +149,19 @@ def value(notes: Notes) -> Cell:
     return cell
 
 
-def mapping(notes: Notes) -> Cell:
-    """An object with names that are identifiers; in a CSV file, as JSON."""
+def mapping(taken: Collection[str]) -> Kind:
+    """An object with names that are identifiers and not `taken`; in a CSV file, as JSON."""
 
     def cell(value: Any) -> dict[str, Any]:
         found = loads(value) if isinstance(value, str) else value
         if not isinstance(found, dict) or not all(name.isidentifier() for name in found):
             raise WrongValue(value, "an object of parameters by name")
+        if not found.keys().isdisjoint(taken):
+            name = next(name for name in found if name in taken)
+            raise WrongValue(value, f"parameters that are no columns; {name!r} is one")
         return found
 
-    return cell
+    return lambda notes: cell
 
 
 NOT_JSON = object()
@@ -172,17 +175,26 @@ def loads(text: str) -> Any:
         return NOT_JSON
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(name)
+def refuse(name: str) -> None:
+    """For JSON's decoder: NaN and infinities are no numbers."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+def finite(text: str) -> float:
+    """For JSON's decoder: 1e999 is no number either."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{shown(text)} is too large for a number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=refuse, parse_float=finite)
 
 
 # -- dates ----------------------------------------------------------------------------------------
 
 _INSTANT = re.compile(
-    r"(\d{4}-\d\d-\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?\s?(Z|UTC|([+-])(\d\d):?(\d\d)?)?",
+    r"(\d{4}-\d\d-\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d+))?\s?(Z|UTC|([+-])(\d\d):?(\d\d)?)?",
     re.ASCII,
 )
 
@@ -224,10 +236,12 @@ def _nanoseconds(match: re.Match[str]) -> int | None:
     if start is None or int(hours) > 23 or int(minutes) > 59 or int(secs) > 59:
         return None
     since = start * 86400 + int(hours) * 3600 + int(minutes) * 60 + int(secs)
+    if sign and (int(off_hours) > 23 or int(off_minutes or 0) > 59):
+        return None
     if sign:
         offset = int(off_hours) * 3600 + int(off_minutes or 0) * 60
         since -= offset if sign == "+" else -offset
-    return since * 10**9 + (int(fraction.ljust(9, "0")) if fraction else 0)
+    return since * 10**9 + (int(fraction[:9].ljust(9, "0")) if fraction else 0)
 
 
 @lru_cache(maxsize=1024)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from neustream.errors import ConfigError
-from neustream.workload.cells import WrongValue, shown
+from neustream.workload.cells import WrongValue, finite, refuse, shown
 from neustream.workload.requestlines import Lines
 
 LARGEST = 2**24
@@ -153,7 +153,7 @@ class CsvFile:
                 return
             except csv.Error as error:
                 raise Fault(f"not CSV: {error}; allowed: {_CSV}", self.line) from None
-            if any(cells):
+            if any(cells) and not (len(cells) == 1 and cells[0].isspace()):
                 yield cells
 
     def columns(self) -> list[str]:
@@ -278,10 +278,6 @@ def checked_object(found: Any, number: int) -> dict[str, Any]:
     return found
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
@@ -291,7 +287,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_once)
+DECODER = json.JSONDecoder(parse_constant=refuse, parse_float=finite, object_pairs_hook=_once)
 
 
 def complain(path: Path, unit: str, fault: Fault) -> ConfigError:

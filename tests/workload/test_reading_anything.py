@@ -16,7 +16,7 @@ from neustream import NeustreamError
 from neustream.workload import FORMATS, Row, Trace, take, write_trace
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
-NAMES = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+NAMES = st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda name: name not in Row._fields)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | WORDS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),

@@ -73,7 +73,9 @@ def rows_of(form: Format, records: Records, notes: Notes, tokenizer: Path | None
 
     def other(name: str) -> None:
         if form.strict and name:
-            raise Fault(f"unknown column {shown(name)}; {nearest(name, known)}, {PARAM}NAME", records.line)
+            raise Fault(
+                f"unknown column {shown(name)}; {nearest(name.removeprefix(PARAM), known)}, {PARAM}NAME", records.line
+            )
         notes.unused.add(shown(name))
 
     table = _Table(columns, notes)

@@ -63,13 +63,14 @@ COLUMNS += [
 ]
 
 
-_PARAMS = Column("params", "params", mapping, needed=False)
+_PARAMS = Column("params", "params", mapping(_FIELDS), needed=False)
 
 
 def _fit(columns: Sequence[Column], there: Sequence[str]) -> Sequence[Column]:
-    """With the file's own `params.NAME`."""
-    named = [name for name in there if name.removeprefix(PARAM) != name and name.removeprefix(PARAM).isidentifier()]
-    return [*columns, _PARAMS, *(Column(name, name, value, needed=False) for name in named)]
+    """With the file's own `params.NAME`, where NAME is no column of its own."""
+    params = [name.removeprefix(PARAM) for name in there if name.startswith(PARAM)]
+    known = [name for name in params if name.isidentifier() and name not in _FIELDS]
+    return [*columns, _PARAMS, *(Column(PARAM + name, PARAM + name, value, needed=False) for name in known)]
 
 
 NEUSTREAM = Format("neustream", "our own, written in configs/README.md", COLUMNS, strict=True, fit=_fit)
