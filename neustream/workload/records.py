@@ -1,7 +1,7 @@
 """The records of a trace file, one after the other: CSV, JSON, `Request(...)` lines or parquet.
 
-Which of these a file is shows in its first bytes, whatever it is called; gzip too. Reading holds one
-record at a time. Errors name the file and the line.
+Which of these a file is shows in its first bytes, whatever it is called; gzip too. Reading holds
+one record at a time. Errors name the file and the line.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _picker(places: Sequence[int]) -> Callable[[list[str]], Sequence[str]]:
 
 
 class _Cells:
-    """Cells of any length: the limit of `csv` is one for the whole process, so it is put back at once."""
+    """Cells of any length: `csv` has one limit for the whole process, which is put back at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,7 @@
-"""What a trace holds, in numbers: rows, span, rate, burstiness, lengths. One number a row is held, not the row."""
+"""What a trace holds, in numbers: rows, span, rate, burstiness, lengths.
+
+Of each row its arrival is held, and of numbers how often each came.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,11 @@ BINS, SHAPE = 60, 16
 class Summary:
     """The numbers; times in seconds. `origin`: the first arrival, where arrivals are dates.
 
-    `rate` is of the gaps between arrivals, `cv` their coefficient of variation (1: Poisson; burstiness is
-    `1 / cv**2`); None where there are too few. `per_bin` are arrivals in each of `BINS` equal parts of
-    the span. `numbers` has for each field that rows have: how many do, mean, percentiles, and in `shape` how
-    many are in each of `SHAPE` equal parts from the least to the 99th percentile; `names` how many different
-    ones of a text there are.
+    `rate` is of the gaps between arrivals, `cv` their coefficient of variation (1: Poisson;
+    burstiness is `1 / cv**2`); None where there are too few. `per_bin` are arrivals in each of `BINS`
+    equal parts of the span. `numbers` has for each field that rows have: how many do, mean,
+    percentiles, and in `shape` how many are in each of `SHAPE` equal parts from the least to the
+    99th percentile; `names` how many different ones of a text there are.
     """
 
     path: str

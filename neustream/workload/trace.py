@@ -42,7 +42,11 @@ class Trace:
             return open_records(Path(self.path)).unit
 
     def rows(self, notes: Notes | None = None) -> Iterator[Row]:
-        """All rows as the file has them; ConfigError names file, line, column, value and what is allowed."""
+        """All rows, as the file has them.
+
+        Raises:
+            ConfigError: it names file, line, column, value and what is allowed.
+        """
         notes = Notes() if notes is None else notes
         with _Complaints(Path(self.path)) as complaints:
             records = open_records(Path(self.path))
@@ -91,7 +95,10 @@ ALL = Window()
 
 @dataclass(frozen=True)
 class Taken:
-    """The rows that a window takes, by arrival, the first at 0; of a trace without arrivals, in its order."""
+    """The rows that a window takes, by arrival, the first at 0.
+
+    `timed`: whether the trace has arrivals; if it has none, rows are in its order.
+    """
 
     rows: list[Row]
     notes: Notes
@@ -103,8 +110,8 @@ def take(trace: Trace, window: Window = ALL) -> Taken:
 
     Reading ends with the first row behind the window (or with its last row, where `requests` counts
     them), as long as arrivals have not gone back so far. If they have, the whole file is read, and
-    the rows are sorted; rows of one instant stay in the file's order. So a file counts as sorted if it
-    is up to the end of the window.
+    the rows are sorted; rows of one instant stay in the file's order. So a file counts as sorted if
+    it is up to the end of the window.
     """
     notes = Notes()
     first = next(trace.rows(notes), None)
@@ -160,7 +167,7 @@ def _in_order(trace: Trace, window: Window, start: float, notes: Notes) -> list[
 
 
 def _sorted(trace: Trace, window: Window, notes: Notes) -> list[tuple[float, Row]]:
-    """The window of a file in any order: one reading finds its first arrival, another what is taken."""
+    """The window of a file in any order, read twice: for its first arrival, then for the rows."""
     start = min(arrival for arrival, _ in _timed(trace, Notes()))
 
     def inside() -> Iterator[tuple[float, Row]]:
