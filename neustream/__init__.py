@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         largest_batch,
     )
     from neustream.core.scheduler import Scheduler
-    from neustream.core.types import SLO, Request
+    from neustream.core.types import Request, SLO
     from neustream.core.work import alone_s
     from neustream.engine.clock import VirtualClock, WallClock
     from neustream.engine.engine import Engine, Result

@@ -16,6 +16,7 @@ COMMANDS = {
     "simulate": "Serve a workload in virtual time, by latency profiles.",
     "sweep": "Simulate over rates, burstinesses or SLOs; figures.",
     "profile": "Measure every stage of a real model.",
+    "trace": "Say what a trace holds: rate, burstiness, lengths.",
     "run": "Serve a workload for real, beside the prediction.",
 }
 """Name -> what `neustream --help` says of it; the function is `command` in `neustream/commands/NAME.py`."""
@@ -24,6 +25,9 @@ EXITS = (
     "Exit codes: 0 all went well; 2 wrong arguments, config, files, device, policy or model, told in one line on "
     "stderr; 130 interrupted (Ctrl-C), with the results until then."
 )
+
+LONGEST = 1500
+"""Characters of a message: names in it may be longer than any file's."""
 
 
 def main() -> None:
@@ -76,8 +80,9 @@ def _not_asked() -> None:
 def _complain(kind: str, message: str) -> None:
     from neustream.commands.printing import problems
 
-    problems.print(f"[bold red]{kind}[/]: ", end="")
-    problems.print(message, markup=False, highlight=False, soft_wrap=True)
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message[:LONGEST])
+    problems.print(kind, style="bold red", end="")
+    problems.print(f": {shown}{'...' if len(message) > LONGEST else ''}", soft_wrap=True)
     raise SystemExit(2) from None
 
 

@@ -17,8 +17,10 @@ from neustream.errors import ConfigError, nearest
 from neustream.explain import explain, keys_at
 from neustream.fields import (
     MOST_REQUESTS,
+    MOST_WORK,
     BatchSize,
     Factor,
+    Name,
     Rate,
     Requests,
     Seconds,
@@ -27,6 +29,7 @@ from neustream.fields import (
     Steps,
     TokenCount,
     Tokens,
+    mean_of,
 )
 from neustream.overrides import anchored, check_dropped, override
 from neustream.yamlfile import read_document
@@ -115,7 +118,7 @@ class Workload(Section):
             raise ValueError(f"{own[0] if own else 'arrivals: trace'} needs a trace: FILE")
         if self.arrivals == "trace" and (idle := [key for key in ("rate", "load", "cv", "burst") if key in given]):
             hint = dropped(*(f"workload.{key}" for key in idle))
-            raise ValueError(f"a trace brings its arrivals, without {', '.join(idle)}; {hint}")
+            raise ValueError(f"a trace brings its arrivals: {', '.join(idle)} do not go with it; {hint}")
         if self.load is not None and "rate" in given:
             raise ValueError(f"load takes the place of rate; {either('workload.load', 'workload.rate')}")
         if self.burst is not None and self.burst.after >= self.requests:
@@ -143,7 +146,9 @@ def _check_slo(slo: Slo | SloClass) -> None:
             hint = f"; {either(f'slo.{a}', f'slo.{b}')}" if isinstance(slo, Slo) else ""
             raise ValueError(f"give {a} or {b}, not both{hint}")
     if slo.first_scale is None and slo.first_s is None and (slo.step_scale or slo.step_s) is not None:
-        raise ValueError("step_scale and step_s need first_scale or first_s: output k is due at first + k * step")
+        step = "step_s" if slo.step_scale is None else "step_scale"
+        hint = f"; {dropped(f'slo.{step}')}" if isinstance(slo, Slo) else ""
+        raise ValueError(f"{step} needs first_scale or first_s: output k is due at first + k * step{hint}")
 
 
 class SloClass(Section):
@@ -294,7 +299,7 @@ class LlmConfig(Section):
 class Experiment(Section):
     """One YAML file: a pipeline, its profiles, a workload, promises, and policies to compare."""
 
-    name: str
+    name: Name
     about: str = ""
     stages: dict[str, StageConfig] = Field(default_factory=dict)
     llm: LlmConfig | None = None
@@ -336,6 +341,18 @@ class Experiment(Section):
             raise ValueError(f"an llm runs on the one pool 'gpu', got {sorted(self.pools)}")
         if self.llm is not None and self.pools["gpu"].workers > 1:
             raise ValueError("pools.gpu.workers: an llm's memory is one worker's; several are several pools")
+        return self
+
+    @model_validator(mode="after")
+    def _work(self) -> Experiment:
+        """A workload that no machine finishes is not even drawn."""
+        load = self.workload
+        each = sum(mean_of(load.steps) for stage in self.stages.values() if stage.times == "steps")
+        if self.llm is not None:
+            each = min(mean_of(load.output), load.max_tokens)
+        if load.requests * each > MOST_WORK:
+            steps = f"{load.requests} requests of about {each:g} steps each"
+            raise ValueError(f"workload: {steps} are more than {MOST_WORK} in all")
         return self
 
     @model_validator(mode="after")

@@ -24,13 +24,18 @@ def shortened(value: Any, most: int = 60) -> str:
         text = " ".join(repr(value).split())
     except (ValueError, RecursionError):  # a number of too many digits, a list in itself
         return f"a {type(value).__name__}"
+    return cut(text, most)
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most `most` characters, with dots in place of what there was more."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def told(error: BaseException) -> str:
     """What somebody else's code raised, in a line of a message."""
     text = one_line(error)
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {cut(text, 200)}" if text else type(error).__name__
 
 
 def explain(
@@ -65,7 +70,7 @@ def _told(
         return f"{line}key {key} is needed"
     value = problem["input"]
     shown = f", got {shortened(value)}" if not isinstance(value, dict) else ""
-    return f"{line}{key[1:-1] or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{line}{key[1:-1] or 'the file'}: {cut(problem['msg'].removeprefix('Value error, '), 300)}{shown}"
 
 
 def _line(where: tuple[str, ...], lines: Mapping[tuple[str, ...], int], changed: Sequence[tuple[str, ...]]) -> str:

@@ -17,6 +17,8 @@ MOST_TOKENS = 2**24
 MOST_WORK = 10**9
 """Steps of all requests."""
 
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Of an experiment: it stands in tables, figures and the ids of requests."""
 Requests = Annotated[int, Field(ge=1, le=MOST_REQUESTS)]
 Count = Annotated[int, Field(ge=0, le=MOST_STEPS)]
 TokenCount = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
@@ -102,3 +104,14 @@ Tokens = Annotated[
     Discriminator(_kind_of_tokens),
 ]
 """How many tokens a text has: for all requests, or how each request's number is drawn."""
+
+
+def mean_of(count: int | Between | Choices | LogNormal) -> float:
+    """About how many are drawn on average; of a log-normal number, its median at least."""
+    if isinstance(count, Between):
+        return (count.min + count.max) / 2
+    if isinstance(count, Choices):
+        return sum(count.choices) / len(count.choices)
+    if isinstance(count, LogNormal):
+        return min(max(count.median, count.min), count.max)
+    return count

@@ -18,7 +18,7 @@ from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy
 from neustream.core.profile import LatencyProfile
 from neustream.errors import ConfigError, NeustreamError, PolicyError, nearest
-from neustream.explain import one_line, shortened, told
+from neustream.explain import cut, one_line, shortened, told
 from neustream.profiling import load_stage
 
 
@@ -27,9 +27,8 @@ def build_policy(experiment: Experiment, name: str) -> Policy:
     kind = DEFAULT if name == "default" else name
     make = POLICIES.get(kind) or (load_object(name, "policy") if ":" in name else None)
     if make is None:
-        raise ConfigError(
-            f"unknown policy {name!r}; {nearest(name, [*POLICIES, 'default'])}; or module:Class for one of your own"
-        )
+        hint = f"{nearest(name, [*POLICIES, 'default'])}; or module:Class for one of your own"
+        raise ConfigError(f"unknown policy {shortened(name)}; {hint}")
     given = dict(experiment.policies.get(name) or experiment.policies.get(kind, {}))
     where = f"policies.{name}"
     known = {field.name: field for field in dataclasses.fields(make)} if dataclasses.is_dataclass(make) else None
@@ -37,7 +36,7 @@ def build_policy(experiment: Experiment, name: str) -> Policy:
         hints = typing.get_type_hints(make)
         for key, value in given.items():
             if key not in known:
-                raise ConfigError(f"{where}: unknown parameter {key!r}; {nearest(key, known)}")
+                raise ConfigError(f"{where}: unknown parameter {shortened(key)}; {nearest(key, known)}")
             if key == "plan":
                 given[key] = _plan(experiment, where, value)
             else:
@@ -59,7 +58,7 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {value!r}") from None
+        raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {shortened(value)}") from None
 
 
 def _plan(experiment: Experiment, where: str, files: Any) -> dict[str, LatencyProfile]:
@@ -67,7 +66,9 @@ def _plan(experiment: Experiment, where: str, files: Any) -> dict[str, LatencyPr
     lists = isinstance(files, dict) and all(isinstance(parts, list) and parts for parts in files.values())
     if not lists or set(files) - set(experiment.stages):
         stages = sorted(experiment.stages)
-        raise ConfigError(f"{where}.plan: expected a mapping of stages {stages} to lists of files, got {files!r}")
+        raise ConfigError(
+            f"{where}.plan: expected a mapping of stages {stages} to lists of files, got {shortened(files)}"
+        )
     return {
         name: load_stage(name, [experiment.profiles / f"{part}.json" for part in parts])
         for name, parts in files.items()
@@ -80,7 +81,7 @@ def load_object(path: str, what: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{what} {shortened(path)}: {one_line(error)[:200]}") from error
+        raise ConfigError(f"{what} {shortened(path)}: {cut(one_line(error), 200)}") from error
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{what} {path!r}: its module raised {told(error)}") from error
 

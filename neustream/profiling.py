@@ -33,18 +33,26 @@ from neustream.core.work import Walk
 from neustream.engine.clock import stopwatch
 from neustream.engine.executor import StreamModule
 from neustream.errors import NeustreamError, ProfileError, StageFailed
-from neustream.explain import told
+from neustream.explain import cut, shortened, told
 
 FORMAT: Literal["neustream.profile/1"] = "neustream.profile/1"
 
 
+Name = Annotated[str, Field(max_length=200)]
+LargestBatch = Annotated[int, Field(le=2**20)]
+Latency = Annotated[float, Field(gt=0, le=1e6)]
+"""Seconds of a step."""
+Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""Seconds of a step, or more of them for each unit of its size."""
+
+
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     format: Literal["neustream.profile/1"]
-    stage: str
-    model: str = ""
-    device: str
+    stage: Name
+    model: Name = ""
+    device: Name
     origin: dict[str, Any]
 
 
@@ -52,8 +60,8 @@ class TableFile(_File):
     """Latencies at measured batch sizes; `p90_s` and `spread` (IQR over median) tell the noise."""
 
     kind: Literal["table"]
-    batch: list[int]
-    latency_s: list[float]
+    batch: list[LargestBatch]
+    latency_s: list[Latency]
     p90_s: list[float] | None = None
     spread: list[float] | None = None
 
@@ -62,11 +70,11 @@ class LinearFile(_File):
     """Coefficients of a fit."""
 
     kind: Literal["linear"]
-    base_s: float
-    per_job_s: float = 0.0
-    per_size_s: float = 0.0
-    per_square_s: float = 0.0
-    max_batch: int
+    base_s: Coefficient
+    per_job_s: Coefficient = 0.0
+    per_size_s: Coefficient = 0.0
+    per_square_s: Coefficient = 0.0
+    max_batch: LargestBatch
 
 
 _FILES: TypeAdapter[TableFile | LinearFile] = TypeAdapter(
@@ -94,7 +102,8 @@ def read_profile(path: Path, parse: Callable[[bytes], File], make: Callable[[Fil
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"] if part not in ("table", "linear")) or "the file"
-        raise ProfileError(f"{path}: {where}: {problem['msg']}") from None
+        shown = "" if isinstance(problem["input"], dict | bytes) else f", got {shortened(problem['input'])}"
+        raise ProfileError(f"{path}: {where}: {cut(problem['msg'], 200)}{shown}") from None
     except ProfileError as error:
         raise ProfileError(f"{path}: {error}") from None
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from neustream.config import Experiment, SloClass
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import SLO, Request
+from neustream.core.types import Request, SLO
 from neustream.core.work import alone_s
 from neustream.errors import ConfigError, nearest
 from neustream.explain import shortened

@@ -18,39 +18,41 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neustream.core.profile import LatencyProfile, LinearProfile
 from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
 from neustream.errors import ProfileError
-from neustream.profiling import FORMAT, read_profile
+from neustream.profiling import FORMAT, Coefficient, LargestBatch, Latency, Name, read_profile
 
 ANY_BATCH = 2**20
 """Step profiles limit no batch: memory and `Stage.max_batch` do."""
 
+Tokens = Annotated[int, Field(ge=1, le=2**24)]
+
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class PrefillPart(_Strict):
     """Latencies of prefills by tokens in the step."""
 
-    tokens: list[int]
-    latency_s: list[float]
-    fit: tuple[float, float, float]
+    tokens: list[Tokens]
+    latency_s: list[Latency]
+    fit: tuple[Coefficient, Coefficient, Coefficient]
 
 
 class DecodePart(_Strict):
     """Latencies of decodes, a row for each batch and a column for each context per request; or the fit alone."""
 
-    batch: list[int] | None = None
-    context: list[int] | None = None
-    latency_s: list[list[float]] | None = None
-    fit: tuple[float, float, float]
+    batch: list[LargestBatch] | None = None
+    context: list[Tokens] | None = None
+    latency_s: list[list[Latency]] | None = None
+    fit: tuple[Coefficient, Coefficient, Coefficient]
 
     @model_validator(mode="after")
     def _whole(self) -> DecodePart:
@@ -67,12 +69,12 @@ class StepsFile(_Strict):
 
     format: Literal["neustream.profile/1"]
     kind: Literal["steps"]
-    stage: str
-    model: str = ""
-    device: str
+    stage: Name
+    model: Name = ""
+    device: Name
     prefill: PrefillPart
     decode: DecodePart
-    mixed: float = 1.0
+    mixed: Annotated[float, Field(gt=0, le=1e3)] = 1.0
     sequential: bool = False
     error: dict[str, float] = {}
     origin: dict[str, Any]

@@ -185,8 +185,8 @@ class Kept:
         """Keep a point, at once."""
         batches = None if point.batches is None else dataclasses.asdict(point.batches)
         line = json.dumps({"key": key, "entry": point.entry, "batches": batches}, allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n" if self._cut_off() else f"{line}\n")
+        with self.path.open("ab", buffering=0) as file:  # in one go: Ctrl-C comes before or after
+            file.write((f"\n{line}\n" if self._cut_off() else f"{line}\n").encode())
 
     def _cut_off(self) -> bool:
         """Whether the last line has no end."""

@@ -1,4 +1,4 @@
-"""The rows that a config's workload takes from its trace, and what they lack or bring for nothing."""
+"""The rows that a config's workload takes from its trace, and what they lack or bring idly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rows:
         return f"trace {self.load.trace}, {Trace(self.load.trace).unit()} {self.rows[at].line}"
 
     def need(self, column: str, key: str, *, example: int) -> None:
-        """ConfigError if rows of a trace lack the column, and the workload does not say `key` in its place."""
+        """ConfigError if rows of a trace lack the column and the workload does not say `key` instead."""
         if self.load.trace is None or key in self.load.model_fields_set:
             return
         for at, row in enumerate(self.rows):
@@ -74,7 +74,7 @@ def _check_arrivals(load: Workload, taken: Taken) -> None:
     if taken.timed and load.arrivals != "trace":
         idle = [key for key in ("arrivals", "rate", "load", "cv", "burst") if key in load.model_fields_set]
         hint = dropped(*(f"workload.{key}" for key in idle))
-        raise ConfigError(f"trace {load.trace} has arrivals of its own, without {', '.join(idle)}; {hint}")
+        raise ConfigError(f"trace {load.trace} brings its arrivals: {', '.join(idle)} do not go with it; {hint}")
     if not taken.timed and load.arrivals == "trace":
         raise ConfigError(
             f"trace {load.trace} has no arrivals: draw them, by workload.arrivals (gamma or constant) and workload.rate"

@@ -145,6 +145,19 @@ def test_the_module_can_be_run():
         assert name in done.stdout
 
 
+@pytest.mark.parametrize("name", ["[bold]x[/nope]", "[red]", ":smile:", "a: [b", "x" * 200, "ü"])
+def test_a_name_is_shown_as_it_is(tmp_path, name):
+    done = command("simulate", toy(tmp_path, name=name))
+    assert done.status == 0, done.err
+    assert squash(name) in squash(done.out)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201, "a\nb", "\x1b[31mred", "\x85"])
+def test_a_name_that_cannot_be_shown(tmp_path, name):
+    done = command("simulate", toy(tmp_path, name=name))
+    assert done.status == 2 and ": name: String should" in done.err and done.err.count("\n") == 1
+
+
 # -- errors ---------------------------------------------------------------------------------------------
 
 
@@ -163,7 +176,7 @@ def test_the_module_can_be_run():
         (["sweep", "toy.yaml", "--over", "slo.scale", "--out", "o"], "ConfigError: toy.yaml has no sweep over slo.sca"),
         (
             ["sweep", "toy.yaml", "--over", "slo.scale", "--values", "2", "--out", "o"],
-            "ConfigError: cannot sweep slo.scale: config 'toy' does not use it",
+            "ConfigError: toy.yaml: cannot sweep slo.scale: config 'toy' does not use it",
         ),
         (
             ["sweep", "toy.yaml", "--over", "workload.rate", "--values", "1,x", "--out", "o"],
@@ -171,9 +184,12 @@ def test_the_module_can_be_run():
         ),
         (
             ["sweep", "toy.yaml", "--over", "workload.rate", "--values", "0", "--out", "o"],
-            "ConfigError: cannot sweep workload.rate: rate: Input should be greater than or equal to 0.000001, got 0.0",
+            "ConfigError: toy.yaml: cannot sweep workload.rate: rate: Input should be greater than or equal to",
         ),
-        (["profile", "toy.yaml", "--set", "backend=null", "--out", "o"], "ConfigError: config 'toy' has no backend"),
+        (
+            ["profile", "toy.yaml", "--set", "backend=null", "--out", "o"],
+            "ConfigError: toy.yaml: config 'toy' has no backend",
+        ),
         (["run", "toy.yaml", "--set", "backend.reject=3"], "BackendError: request 'toy-3': number must not be 3"),
     ],
 )

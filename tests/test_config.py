@@ -162,8 +162,8 @@ VALUES = [
     ("workload={trace: x.csv, speed: 0}", "workload.speed", "got 0"),
     (
         "workload={trace: x.csv, rate: 2, cv: 3}",
-        "a trace brings its arrivals, without rate, cv; drop it: --set workload.rate=null --set workload.cv=null",
-        "",
+        "a trace brings its arrivals: rate, cv do not go with it; drop it",
+        "--set workload.rate=null --set workload.cv=null",
     ),
     ("slo.total_s=0", "slo.total_s", "got 0"),
     ("slo.scale=2", "slo: give scale or total_s, not both", ""),
@@ -216,14 +216,14 @@ def test_load_takes_the_place_of_rate(tmp_path):
 
 def test_load_does_not_go_with_a_trace(tmp_path):
     load = {"trace": "x.csv", "load": 2}
-    assert "a trace brings its arrivals, without load; drop it: --set workload.load=null" in wrong(
+    assert "a trace brings its arrivals: load do not go with it; drop it: --set workload.load=null" in wrong(
         toy(tmp_path, workload=load)
     )
 
 
 def test_a_burst_does_not_go_with_a_trace(tmp_path):
     load = {"trace": "x.csv", "burst": {"after": 0, "requests": 1, "factor": 2}}
-    assert "a trace brings its arrivals, without burst; drop it: --set workload.burst=null" in wrong(
+    assert "a trace brings its arrivals: burst do not go with it; drop it: --set workload.burst=null" in wrong(
         toy(tmp_path, workload=load)
     )
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from toys import TESTS, adds_up, command, results, toy
@@ -160,15 +161,15 @@ def make(options, device):
 
 
 def interrupted(*arguments, folder, marker):
-    """Run the command, press Ctrl-C once the file `marker` is there, and return what came of it."""
+    """Run the command, press Ctrl-C once there is something in the file `marker`, and return what came of it."""
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     asked = [sys.executable, "-m", "neustream", *map(str, arguments)]
     running = subprocess.Popen(
         asked, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with running:
-        while not (folder / marker).exists() and running.poll() is None:
-            pass
+        while not ((folder / marker).exists() and (folder / marker).stat().st_size) and running.poll() is None:
+            time.sleep(0.01)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
     assert "Traceback" not in err
@@ -180,7 +181,7 @@ import pathlib, time
 from neustream import FCFS
 class Slow(FCFS):
     def decide(self, view):
-        pathlib.Path("marker").touch()
+        pathlib.Path("marker").write_text("here")
         time.sleep(60)
 """
 
@@ -195,6 +196,8 @@ def test_control_c_in_simulate_keeps_what_is_done(folder):
 
 
 def test_control_c_before_anything_is_done(folder):
-    (folder / "slow_module.py").write_text("import pathlib, time\npathlib.Path('marker').touch()\ntime.sleep(60)\n")
+    (folder / "slow_module.py").write_text(
+        "import pathlib, time\npathlib.Path('marker').write_text('here')\ntime.sleep(60)\n"
+    )
     status, out, err = interrupted("simulate", "toy.yaml", "-p", "slow_module:P", folder=folder, marker="marker")
     assert (status, out, err.splitlines()[-1]) == (130, "", "interrupted")

@@ -78,7 +78,10 @@ def test_a_trace_may_bring_lengths(path, tmp_path):
 WRONG = [
     ("stages={a: {}}", "give stages or llm, not both"),
     ("slo={scale: 2, total_s: 3}", "give scale or total_s, not both"),
-    ("slo={step_s: 0.1}", "step_scale and step_s need first_scale or first_s"),
+    (
+        "slo={step_s: 0.1}",
+        "step_s needs first_scale or first_s: output k is due at first + k * step; drop it: --set slo.step_s=null",
+    ),
     ("slo={first_s: 1, first_scale: 2}", "give first_scale or first_s, not both"),
     ("slo={classes: [{first_s: 1}], first_s: 2}", "first_s goes into the classes"),
     ("slo.first_scale=-1", "slo.first_scale"),

@@ -155,6 +155,23 @@ def test_every_paper_config_can_be_switched_and_says_what_to_drop(tmp_path, monk
     assert len(prepare(experiment).requests) == 7
 
 
+@pytest.mark.parametrize("path", [p for p in PAPER if "opt_" in p.stem], ids=lambda path: path.stem)
+def test_every_paper_config_of_a_language_model_can_be_switched(path):
+    few = ["workload.requests=5"]
+    with pytest.raises(
+        ConfigError, match=r"step_scale needs first_scale or first_s.*drop it: --set slo\.step_scale=null"
+    ):
+        load_experiment(path, ["slo.first_scale=null"])
+    for settings in (
+        ["slo.first_scale=null", "slo.step_scale=null", "slo.total_s=5"],
+        ["slo.first_scale=null", "slo.first_s=0.5"],
+        ["slo={classes: [{first_s: 1, step_s: 0.1}, {name: batch}]}"],
+        ["slo=null"],
+        ["workload.load=1", "workload.rate=null"],
+    ):
+        assert len(prepare(load_experiment(path, [*few, *settings])).requests) == 5
+
+
 # -- requests without a promise -------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from neustream.experiment import prepare, record, simulate
 from neustream.profiling import Measurement, load_stage, save
 from neustream.stepfile import load_steps, save_steps
 from neustream.sweeping import batches_of
+from neustream.workload import Row, Trace, take, write_trace
 from neustream.yamlfile import read_document
 
 STEPS = Path(__file__).parent.parent / "profiles/a6000/opt_13b/steps.json"
@@ -37,6 +38,7 @@ READ = {
     "load_profile": lambda path, folder: load_profile(path(toy(folder).parent / "profiles/draw.json")),
     "load_stage": lambda path, folder: load_stage("draw", [path(toy(folder).parent / "profiles/draw.json")]),
     "load_steps": lambda path, folder: load_steps(path(STEPS)),
+    "Trace": lambda path, folder: take(Trace(path(traced(folder)))),
     "vllm settings": lambda path, folder: load_settings({"neustream": {"config": path(settings(folder))}}),
     "vllm profile": lambda path, folder: load_settings({"neustream": {"profile": path(STEPS)}}),
     "diffusers checkpoint": lambda path, folder: PipelineOptions(checkpoint=path(folder)),
@@ -45,11 +47,20 @@ READ = {
 WRITE = {
     "EventLog.save": lambda path: LOG.save(path),
     "save": lambda path: save(MEASURED, path, model="m", device="d", origin={}),
+    "write_trace": lambda path: write_trace(
+        f"{path}.csv" if isinstance(path, str) else path.with_suffix(".csv"), [Row(1.0)]
+    ),
     "save_steps": lambda path: save_steps(steps(), path),
     "plot_sweep": lambda path: plot_sweep(records(Path(path).parent.parent), "workload.rate", ["fcfs"], "t", path),
     "plot_batches": lambda path: plot_batches({"fcfs": batches_of(LOG, "draw")}, "draw", "t", f"{path}.png"),
     "plot_served": lambda path: plot_served(records(Path(path).parent.parent), "t", f"{path}.png"),
 }
+
+
+def traced(folder):
+    path = folder / "t.csv"
+    path.write_text("arrival_s\n1\n")
+    return path
 
 
 def settings(folder):

@@ -154,6 +154,21 @@ def test_a_process_that_dies_is_told(tmp_path):
         list(run_units(units, 2))
 
 
+class Presses:
+    """A policy that pretends that somebody pressed Ctrl-C."""
+
+    def decide(self, view):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_policy_does_not_press_control_c(tmp_path, jobs):
+    done = command(
+        "sweep", toy(tmp_path), *VALUES, "--out", tmp_path / "out", "--jobs", jobs, "-p", "test_sweeping:Presses"
+    )
+    assert done.status == 2 and "a policy raised KeyboardInterrupt, without Ctrl-C" in done.err
+
+
 def test_an_error_in_a_process_is_one_line_and_keeps_the_other_points(tmp_path):
     path = toy(tmp_path, workload={"arrivals": "constant", "rate": 10, "requests": 10, "steps": 3})
     asked = ["--over", "workload.rate", "--values", "10,20,400", "--out", tmp_path / "out", "--jobs", 2]

@@ -20,8 +20,8 @@ from rich.progress import (
 from neustream.analysis.tables import policies_table, tokens_table
 from neustream.config import Experiment
 
-console = Console()
-problems = Console(stderr=True)
+console = Console(markup=False, emoji=False, highlight=False)  # names of others are texts, whatever is in them
+problems = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def new_progress() -> Iterator[Progress]:
     """A bar on stderr, if that is a terminal."""
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -47,18 +47,18 @@ def new_progress() -> Iterator[Progress]:
 def note(progress: Progress, text: str) -> None:
     """Say how far the work is where there is no bar: a line in a log."""
     if progress.disable:
-        problems.print(text, highlight=False, markup=False, soft_wrap=True)
+        problems.print(text, soft_wrap=True)
 
 
 def wrote(path: Path) -> None:
     """Say which file was written."""
-    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {path}", soft_wrap=True)
 
 
 def say_notes(notes: Sequence[str]) -> None:
     """Say on stderr how a trace was read."""
     for note in notes:
-        problems.print(note, markup=False, highlight=False, soft_wrap=True)
+        problems.print(note, soft_wrap=True)
 
 
 def trace_path(trace: Path, policy: str, several: bool) -> Path:

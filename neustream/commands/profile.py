@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from neustream.analysis.tables import new_table
 from neustream.backends.serving import measure_experiment, profile_shapes, profile_steps
 from neustream.commands.options import ConfigArgument, SetOption, finite
 from neustream.commands.outputs import check_folder
 from neustream.commands.printing import console, new_progress, problems, wrote
-from neustream.config import load_experiment
+from neustream.commands.reach import naming
+from neustream.config import Experiment, load_experiment
 from neustream.errors import ConfigError
 from neustream.profiling import Measurement, default_batches, save
 from neustream.stepfile import StepsFile
@@ -46,38 +48,43 @@ def command(
     experiment = load_experiment(config, set_ or ())
     profiled = [experiment.llm.profile] if experiment.llm is not None else experiment.stages
     check_folder("--out", out, [f"{name}.json" for name in profiled])
-    if sizes:
-        for path in profile_shapes(experiment, device, sizes, out, seconds, True):
-            wrote(path)
-        return
+    with naming(config):
+        if sizes:
+            paths = profile_shapes(experiment, device, sizes, out, seconds, True)
+        elif experiment.llm is not None:
+            paths = _profile_llm(experiment, device, out, seconds)
+        else:
+            paths = _profile_stages(experiment, device, out, repeats, warmup)
+    for path in paths:
+        wrote(path)
 
+
+def _profile_llm(experiment: Experiment, device: str, out: Path, seconds: float) -> list[Path]:
+    assert experiment.llm is not None
+    with problems.status("building the model") as status:
+
+        def tick(stage: str, batch: int, seconds: float) -> None:
+            status.update(Text(f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms"))
+
+        file = profile_steps(experiment, device, out, seconds, tick)
+    console.print(_steps_table(f"{experiment.name} on {file.device}", file))
+    return [out / f"{experiment.llm.profile}.json"]
+
+
+def _profile_stages(experiment: Experiment, device: str, out: Path, repeats: int, warmup: int) -> list[Path]:
     def tick(stage: str, batch: int, seconds: float) -> None:
         progress.update(task, description=f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms")
         progress.advance(task)
 
     def limit(stage: str, batch: int, error: BaseException) -> None:
-        problems.print(f"{stage!r}: out of memory at batch {batch}, stops at the size before ({error})", markup=False)
-
-    if experiment.llm is not None:
-        with console.status("building the model") as status:
-            file = profile_steps(
-                experiment,
-                device,
-                out,
-                seconds,
-                lambda stage, batch, seconds: status.update(f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms"),
-            )
-        console.print(_steps_table(f"{experiment.name} on {file.device}", file))
-        wrote(out / f"{experiment.llm.profile}.json")
-        return
+        problems.print(f"{stage!r}: out of memory at batch {batch}, stops at the size before ({error})")
 
     with new_progress() as progress:
         batches = sum(len(default_batches(stage.max_batch)) for stage in experiment.stages.values())
         task = progress.add_task("building the model", total=batches * (warmup + repeats))
         measured, about = measure_experiment(experiment, device, repeats, warmup, tick, limit)
     console.print(_profile_table(f"{experiment.name} on {about.device_name}", measured))
-    for path in save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin):
-        wrote(path)
+    return save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin)
 
 
 def _size(text: str) -> tuple[int, int]:

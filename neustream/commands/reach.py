@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,25 @@ from neustream.experiment import Prepared
 from neustream.named import build_policy
 
 
+@contextlib.contextmanager
+def naming(config: Path) -> Iterator[None]:
+    """A ConfigError inside names the file, where it does not yet (nor an option)."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        if text.startswith("--") or str(config) in text:
+            raise
+        raise ConfigError(f"{config}: {text}") from None
+
+
 def chosen_policies(config: Path, experiment: Experiment, chosen: list[str] | None) -> list[str]:
     """The policies to run; all that the config names are checked."""
     names = list(dict.fromkeys(chosen or experiment.policies))
     for name in dict.fromkeys([*names, *experiment.policies]):
         try:
-            build_policy(experiment, name)
-        except ConfigError as error:
-            raise ConfigError(f"{config}: {error}") from None
+            with naming(config):
+                build_policy(experiment, name)
         except KeyboardInterrupt:
             raise_unless_pressed(f"policy {name!r}")
             raise

@@ -25,7 +25,7 @@ from neustream.commands.printing import (
     trace_path,
     wrote,
 )
-from neustream.commands.reach import chosen_policies
+from neustream.commands.reach import chosen_policies, naming
 from neustream.config import Experiment, load_experiment
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
@@ -53,7 +53,8 @@ def command(
             check_folder("--out", out, ("report.json", "served.png", "images.png"))
         check_outputs([*json_file(json_), *(("--trace", path) for path in traces.values())])
         served = _Served(experiment, names, traces)
-        served.run(device)
+        with naming(config):
+            served.run(device)
         if served.fault is not None and not served.records:
             raise served.fault
         _report(served, out, write)
@@ -146,5 +147,4 @@ def _explain(records: Sequence[dict[str, Any]]) -> None:
             console.print(
                 f"{entry['policy']}: steps took {busy / profiled:.2f} times what the profiles say; "
                 f"simulated at that speed: {again:.2f}/s",
-                highlight=False,
             )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from neustream.commands.interrupts import INTERRUPTED
+from neustream.commands.interrupts import INTERRUPTED, raise_unless_pressed
 from neustream.commands.options import (
     BoundOption,
     ConfigArgument,
@@ -20,7 +20,7 @@ from neustream.commands.options import (
 )
 from neustream.commands.outputs import check_outputs, json_file, json_output
 from neustream.commands.printing import new_progress, problems, say_notes, show, title_of, trace_path, wrote
-from neustream.commands.reach import chosen_policies, reach_of
+from neustream.commands.reach import chosen_policies, naming, reach_of
 from neustream.config import Experiment, load_experiment
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
@@ -50,12 +50,14 @@ def command(
         check_outputs([*json_file(json_), *(("--trace", path) for path in traces.values())])
         done = _Done()
         try:
-            _simulate(experiment, names, bound, hindsight, traces, done)
+            with naming(config):
+                _simulate(experiment, names, bound, hindsight, traces, done)
         except NeustreamError as error:  # what was simulated before is reported all the same
             if not done.records:
                 raise
             done.fault = error
         except KeyboardInterrupt:
+            raise_unless_pressed("a policy")
             if not done.records:
                 raise
             done.interrupted = True

@@ -11,11 +11,11 @@ import typer
 from rich.table import Table
 
 from neustream.analysis.tables import new_table
-from neustream.commands.interrupts import INTERRUPTED
+from neustream.commands.interrupts import INTERRUPTED, raise_unless_pressed
 from neustream.commands.options import BoundOption, ConfigArgument, PolicyOption, SetOption
 from neustream.commands.outputs import check_folder, json_text, write_text
 from neustream.commands.printing import console, new_progress, note, problems, wrote
-from neustream.commands.reach import chosen_policies
+from neustream.commands.reach import chosen_policies, naming
 from neustream.config import SWEEPABLE, Experiment, load_experiment
 from neustream.errors import ConfigError, nearest
 from neustream.experiment import sweep_points
@@ -46,12 +46,14 @@ def command(
     from neustream.analysis.plots import plot_batches, plot_sweep
 
     experiment, numbers = _experiment(config, over, values, set_ or [])
-    points = list(sweep_points(experiment, over, numbers))
+    with naming(config):
+        points = list(sweep_points(experiment, over, numbers))
     names = chosen_policies(config, experiment, policy)
     check_folder("--out", out, ("sweep.json", KEPT, "goodput.png", "attainment.png", "batches.png"))
     stage = next((name for name, stage in experiment.stages.items() if stage.times), list(experiment.stages)[-1])
     units = _units(points, over, names, bound, stage)
-    done = _simulated(units, out / KEPT, jobs or cores(), fresh)
+    with naming(config):
+        done = _simulated(units, out / KEPT, jobs or cores(), fresh)
     records = [dict(done[value, name].entry) for (value, _), name in itertools.product(points, names)]
     write_text(out / "sweep.json", json_text(records))
     console.print(_sweep_table(experiment, over, names, records))
@@ -102,7 +104,6 @@ def _simulated(units: Sequence[Unit], path: Path, jobs: int, fresh: bool) -> Poi
         problems.print(
             f"{len(done)} of {len(keys)} points are reused from {path}; "
             f"{others} of another config, policy, profile or code are not",
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -114,8 +115,9 @@ def _simulated(units: Sequence[Unit], path: Path, jobs: int, fresh: bool) -> Poi
     try:
         _run(left, jobs, len(keys), lambda: len(done), finished)
     except KeyboardInterrupt:
+        raise_unless_pressed("a policy")
         what = f"interrupted: {len(done)} of {len(keys)} points are kept in {path}; the same command goes on from there"
-        problems.print(what, highlight=False, soft_wrap=True)
+        problems.print(what, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     return done
 

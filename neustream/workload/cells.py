@@ -9,7 +9,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -52,19 +52,18 @@ Cell = Callable[[Any], Any]
 Kind = Callable[[Notes], Cell]
 """A kind of cell: makes the reader of one column of one file."""
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-
 
 def _number(value: Any) -> float | None:
     """The finite number that a cell holds; None if it holds another thing."""
-    if isinstance(value, str):
-        text = value.strip()
-        value = float(text) if _NUMBER.fullmatch(text) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    kind = type(value)
+    if kind is str:
+        if "_" in value or not value.isascii():  # float() would take both
+            return None
+    elif kind is not int and kind is not float:
         return None
     try:
         number = float(value)
-    except OverflowError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -150,16 +149,19 @@ def value(notes: Notes) -> Cell:
     return cell
 
 
-def mapping(notes: Notes) -> Cell:
-    """An object with names that are identifiers; in a CSV file, as JSON."""
+def mapping(taken: Collection[str]) -> Kind:
+    """An object with names that are identifiers and not `taken`; in a CSV file, as JSON."""
 
     def cell(value: Any) -> dict[str, Any]:
         found = loads(value) if isinstance(value, str) else value
         if not isinstance(found, dict) or not all(name.isidentifier() for name in found):
             raise WrongValue(value, "an object of parameters by name")
+        if not found.keys().isdisjoint(taken):
+            name = next(name for name in found if name in taken)
+            raise WrongValue(value, f"parameters that are no columns; {name!r} is one")
         return found
 
-    return cell
+    return lambda notes: cell
 
 
 NOT_JSON = object()
@@ -168,19 +170,31 @@ NOT_JSON = object()
 def loads(text: str) -> Any:
     """What a JSON text says; NOT_JSON if it is none (NaN and infinities are not)."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         return NOT_JSON
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(name)
+def refuse(name: str) -> None:
+    """For JSON's decoder: NaN and infinities are no numbers."""
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def finite(text: str) -> float:
+    """For JSON's decoder: 1e999 is no number either."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{shown(text)} is too large for a number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=refuse, parse_float=finite)
 
 
 # -- dates ----------------------------------------------------------------------------------------
 
 _INSTANT = re.compile(
-    r"(\d{4}-\d\d-\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?\s?(Z|UTC|([+-])(\d\d):?(\d\d)?)?",
+    r"(\d{4}-\d\d-\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d+))?\s?(Z|UTC|([+-])(\d\d):?(\d\d)?)?",
     re.ASCII,
 )
 
@@ -222,10 +236,12 @@ def _nanoseconds(match: re.Match[str]) -> int | None:
     if start is None or int(hours) > 23 or int(minutes) > 59 or int(secs) > 59:
         return None
     since = start * 86400 + int(hours) * 3600 + int(minutes) * 60 + int(secs)
+    if sign and (int(off_hours) > 23 or int(off_minutes or 0) > 59):
+        return None
     if sign:
         offset = int(off_hours) * 3600 + int(off_minutes or 0) * 60
         since -= offset if sign == "+" else -offset
-    return since * 10**9 + (int(fraction.ljust(9, "0")) if fraction else 0)
+    return since * 10**9 + (int(fraction[:9].ljust(9, "0")) if fraction else 0)
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from neustream.workload.records import Fault, open_bytes
+from neustream.workload.records import Fault, checked_names, open_bytes
 
 ROWS = 8192
 """Rows that are held at a time."""
@@ -31,7 +31,6 @@ class Parquet:
             raise Fault("a parquet file needs pyarrow: pip install 'neustream[traces]'") from None
         self.path = path
         self.line = 0
-        self._wrong = (self._arrow.ArrowException, EOFError, zlib.error, OSError)
 
     def _seekable(self) -> IO[bytes]:
         """The file's content; unpacked into a temporary file where it is gzipped."""
@@ -39,17 +38,22 @@ class Parquet:
         if not isinstance(stream.raw, gzip.GzipFile):
             return stream
         unpacked = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
-        with stream:
-            shutil.copyfileobj(stream, unpacked)
+        try:
+            with stream:
+                shutil.copyfileobj(stream, unpacked)
+        except (EOFError, zlib.error, OSError) as error:
+            unpacked.close()
+            raise Fault(f"the gzip stream is broken: {error}") from None
         unpacked.seek(0)
         return unpacked
 
     def columns(self) -> list[str]:
         with self._seekable() as stream:
             try:
-                return list(self._parquet.read_schema(stream).names)
-            except self._wrong as error:
+                names = list(self._parquet.read_schema(stream).names)
+            except Exception as error:  # pyarrow raises many kinds for damaged files
                 raise Fault(f"not a parquet file: {error}") from None
+        return checked_names(names)
 
     def take(self, names: Sequence[str], other: Callable[[str], None]) -> Iterator[Sequence[Any]]:
         there = self.columns()
@@ -67,7 +71,7 @@ class Parquet:
                     for values in zip(*(cells.get(name, nothing) for name in names), strict=True):
                         self.line += 1
                         yield values
-            except self._wrong as error:
+            except Exception as error:  # pyarrow raises many kinds for damaged files
                 raise Fault(f"not a parquet file: {error}", self.line + 1) from None
 
     def _values(self, column: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """The records of a trace file, one after the other: CSV, JSON, `Request(...)` lines or parquet.
 
-Which of these a file is shows in its first bytes, whatever it is called; gzip too. Reading holds one
-record at a time. Errors name the file and the line.
+Which of these a file is shows in its first bytes, whatever it is called; gzip too. Reading holds
+one record at a time. Errors name the file and the line.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from neustream.errors import ConfigError
-from neustream.workload import requestlines
-from neustream.workload.cells import WrongValue, shown
+from neustream.workload.cells import WrongValue, finite, refuse, shown
+from neustream.workload.requestlines import Lines
 
 LARGEST = 2**24
 """Bytes of the longest record: what a file without line ends may cost."""
@@ -153,15 +153,11 @@ class CsvFile:
                 return
             except csv.Error as error:
                 raise Fault(f"not CSV: {error}; allowed: {_CSV}", self.line) from None
-            if any(cells):
+            if any(cells) and not (len(cells) == 1 and cells[0].isspace()):
                 yield cells
 
     def columns(self) -> list[str]:
-        names = next(self._records(), [])
-        for name, count in Counter(names).items():
-            if name and count > 1:
-                raise Fault(f"column {shown(name)} is there {count} times; allowed: once", self.line)
-        return names
+        return checked_names(next(self._records(), []), self.line)
 
     def take(self, names: Sequence[str], other: Callable[[str], None]) -> Iterator[Sequence[Any]]:
         header = self.columns()
@@ -183,14 +179,22 @@ class CsvFile:
             yield pick(cells)
 
 
+def checked_names(names: list[str], line: int = 0) -> list[str]:
+    """The names of columns, if none is there twice."""
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise Fault(f"column {shown(name)} is there {count} times; allowed: once", line)
+    return names
+
+
 def _picker(places: Sequence[int]) -> Callable[[list[str]], Sequence[str]]:
-    if len(places) == 1:
-        return lambda cells: (cells[places[0]],)
+    if len(places) < 2:  # itemgetter would give the cell itself
+        return lambda cells: [cells[place] for place in places]
     return itemgetter(*places)
 
 
 class _Cells:
-    """Cells of any length: the limit of `csv` is one for the whole process, so it is put back at once."""
+    """Cells of any length: `csv` has one limit for the whole process, which is put back at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -248,11 +252,12 @@ class RequestLines(Objects):
     """`Request(name=value, ...)` a line, as vLLM-Omni's traces have them."""
 
     def objects(self) -> Iterator[dict[str, Any]]:
+        read = Lines()
         for number, line in lines(self.path):
             self.line = number
             try:
                 if not line.isspace():
-                    yield requestlines.parse(line.strip())
+                    yield read.parse(line.strip())
             except WrongValue as wrong:
                 raise Fault(f"{shown(wrong.value)}; allowed: {wrong.allowed}", number) from None
 
@@ -273,10 +278,6 @@ def checked_object(found: Any, number: int) -> dict[str, Any]:
     return found
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
@@ -286,7 +287,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_once)
+DECODER = json.JSONDecoder(parse_constant=refuse, parse_float=finite, object_pairs_hook=_once)
 
 
 def complain(path: Path, unit: str, fault: Fault) -> ConfigError:

@@ -11,46 +11,43 @@ from neustream.workload.cells import WrongValue
 
 ALLOWED = "Request(name=value, ...) with literals as values"
 
-_PAIR = re.compile(
-    r"\s*([A-Za-z_]\w*)\s*=\s*"
-    r"(?:(-?\d{1,18})|(-?\d+\.\d+(?:[eE][+-]?\d+)?)|'([^'\\]*)'|\"([^\"\\]*)\"|(None))"
-    r"\s*(?:,|$)",
-    re.ASCII,
-)
+_PLAIN = r"""(-?\d{1,18}(?:\.\d{1,18}(?:[eE][+-]?\d{1,3})?)?|'[^'\\]*'|"[^"\\]*"|None)"""
+"""Numbers, and texts without escapes."""
 
 
-def parse(line: str) -> dict[str, Any]:
-    """The names and values of a line; WrongValue for anything but literals by name."""
-    if not (line.startswith("Request(") and line.endswith(")")):
-        raise WrongValue(line, ALLOWED)
-    plain = _plain(line[len("Request(") : -1])
-    return _general(line) if plain is None else plain
+class Lines:
+    """Reads lines that mostly have the names of the line before, in its order, with plain values."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._usual: re.Pattern[str] | None = None
+
+    def parse(self, line: str) -> dict[str, Any]:
+        """The names and values of a line; WrongValue for anything but literals by name."""
+        match = self._usual.fullmatch(line) if self._usual is not None else None
+        if match is not None:
+            return dict(zip(self._names, map(_plain, match.groups()), strict=True))
+        out = _any(line)
+        self._names = list(out)
+        pairs = r",\s*".join(rf"{name}\s*=\s*{_PLAIN}" for name in out)
+        self._usual = re.compile(rf"Request\(\s*{pairs}\s*\)", re.ASCII) if len(out) < 64 else None
+        return out
 
 
-def _plain(body: str) -> dict[str, Any] | None:
-    """The usual line, whose values are numbers and texts without escapes; None for any other."""
-    out: dict[str, Any] = {}
-    position = 0
-    while position < len(body):
-        match = _PAIR.match(body, position)
-        if match is None or match[1] in out:
-            return None
-        name, integer, number, single, double, _ = match.groups()
-        if integer is not None:
-            out[name] = int(integer)
-        elif number is not None:
-            out[name] = float(number)
-        else:
-            out[name] = single if single is not None else double
-        position = match.end()
-    return out
+def _plain(text: str) -> Any:
+    if text[0] in "'\"":
+        return text[1:-1]
+    if text == "None":
+        return None
+    return float(text) if "." in text else int(text)
 
 
-def _general(line: str) -> dict[str, Any]:
+def _any(line: str) -> dict[str, Any]:
+    """What any line of the allowed kind says."""
     try:
         with warnings.catch_warnings(action="ignore"):
             call = ast.parse(line, mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
+        if not isinstance(call, ast.Call) or call.args or ast.unparse(call.func) != "Request":
             raise WrongValue(line, ALLOWED)
         out: dict[str, Any] = {}
         for pair in call.keywords:

@@ -27,28 +27,32 @@ class Trace:
     `tokenizer`: a tokenizer.json, for texts without lengths (ShareGPT).
     """
 
-    path: Path
+    path: Path | str
     format: str = "auto"
-    tokenizer: Path | None = None
+    tokenizer: Path | str | None = None
 
     def known_format(self) -> Format:
         """The format that the file is of; ConfigError if it is of none."""
-        with _Complaints(self.path):
-            return choose(open_records(self.path), self.format)
+        with _Complaints(Path(self.path)):
+            return choose(open_records(Path(self.path)), self.format)
 
     def unit(self) -> str:
         """What the file's rows are numbered by: "line" or "row"."""
-        with _Complaints(self.path):
-            return open_records(self.path).unit
+        with _Complaints(Path(self.path)):
+            return open_records(Path(self.path)).unit
 
     def rows(self, notes: Notes | None = None) -> Iterator[Row]:
-        """All rows as the file has them; ConfigError names file, line, column, value and what is allowed."""
+        """All rows, as the file has them.
+
+        Raises:
+            ConfigError: it names file, line, column, value and what is allowed.
+        """
         notes = Notes() if notes is None else notes
-        with _Complaints(self.path) as complaints:
-            records = open_records(self.path)
+        with _Complaints(Path(self.path)) as complaints:
+            records = open_records(Path(self.path))
             complaints.unit = records.unit
             form = choose(records, self.format)
-            yield from rows_of(form, records, notes, self.tokenizer)
+            yield from rows_of(form, records, notes, None if self.tokenizer is None else Path(self.tokenizer))
 
 
 class _Complaints:
@@ -64,7 +68,8 @@ class _Complaints:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Fault):
             where = f", {self.unit} {error.line}" if error.line else ""
-            raise ConfigError(f"trace {self._path}{where}: {error}") from None
+            message = " ".join(str(error).splitlines())  # other libraries' errors may have several
+            raise ConfigError(f"trace {self._path}{where}: {message}") from None
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,10 @@ ALL = Window()
 
 @dataclass(frozen=True)
 class Taken:
-    """The rows that a window takes, by arrival, the first at 0; of a trace without arrivals, in its order."""
+    """The rows that a window takes, by arrival, the first at 0.
+
+    `timed`: whether the trace has arrivals; if it has none, rows are in its order.
+    """
 
     rows: list[Row]
     notes: Notes
@@ -102,8 +110,8 @@ def take(trace: Trace, window: Window = ALL) -> Taken:
 
     Reading ends with the first row behind the window (or with its last row, where `requests` counts
     them), as long as arrivals have not gone back so far. If they have, the whole file is read, and
-    the rows are sorted; rows of one instant stay in the file's order. So a file counts as sorted if it
-    is up to the end of the window.
+    the rows are sorted; rows of one instant stay in the file's order. So a file counts as sorted if
+    it is up to the end of the window.
     """
     notes = Notes()
     first = next(trace.rows(notes), None)
@@ -120,7 +128,7 @@ def take(trace: Trace, window: Window = ALL) -> Taken:
     if not rows:
         raise ConfigError(_none_in(trace, window))
     start = rows[0][0]
-    return Taken([row._replace(arrival_s=(at - start) / window.speed) for at, row in rows], notes, timed=True)
+    return Taken([Row((at - start) / window.speed, *row[1:]) for at, row in rows], notes, timed=True)
 
 
 def _untimed(trace: Trace, window: Window) -> Taken:
@@ -159,7 +167,7 @@ def _in_order(trace: Trace, window: Window, start: float, notes: Notes) -> list[
 
 
 def _sorted(trace: Trace, window: Window, notes: Notes) -> list[tuple[float, Row]]:
-    """The window of a file in any order: one reading finds its first arrival, another what is taken."""
+    """The window of a file in any order, read twice: for its first arrival, then for the rows."""
     start = min(arrival for arrival, _ in _timed(trace, Notes()))
 
     def inside() -> Iterator[tuple[float, Row]]:

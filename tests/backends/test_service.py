@@ -323,12 +323,12 @@ def test_profiles_are_measured_once_and_kept(dit, tmp_path):
         assert engine(**call(1)).images.shape == (1, 3, 16, 16)
     files = {path.name: path.read_bytes() for path in tmp_path.rglob("*.json")}
     assert set(files) == {f"{role}@{DIT_SHAPE}.json" for role in ("encode", "denoise", "decode")}
-    with ns.serve(dit, **options) as engine:
+    with ns.serve(dit, **{**options, "cache": str(tmp_path)}) as engine:
         again = engine.profiles
         assert again.keys() == measured.keys()
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.json")} == files
     folder = next(tmp_path.rglob("*.json")).parent
-    with ns.serve(dit, profiles=folder, progress=False) as engine:  # the same files, named by the caller
+    with ns.serve(dit, profiles=str(folder), progress=False) as engine:  # the same files, named by the caller
         assert engine(**call(1)).images.shape == (1, 3, 16, 16)
     dit.to(torch.float64)
     with ns.serve(dit, **options):  # another dtype is another profile

@@ -380,9 +380,9 @@ def test_profiles_are_measured_once_and_kept(tmp_path):
         assert running([3, 4, 5], max_tokens=4).on_time
     (path,) = tmp_path.rglob("steps.json")
     written = path.stat().st_mtime_ns
-    with serve(model, slots=2, max_len=32, cache=tmp_path) as running:
+    with serve(model, slots=2, max_len=32, cache=str(tmp_path)) as running:
         assert running.profiles["llm.decode"].latency(1, 16) > 0
-    with serve(model, slots=2, max_len=32, profile=path) as running:
+    with serve(model, slots=2, max_len=32, profile=str(path)) as running:
         assert running([3, 4, 5], max_tokens=4).on_time
     assert path.stat().st_mtime_ns == written
 

@@ -106,7 +106,7 @@ def test_unix_times_are_taken_from_the_first(tmp_path):
 
 
 def test_a_column_without_a_name_is_not_read_and_neither_is_a_row_without_content(tmp_path):
-    assert [row.arrival_s for row in rows(tmp_path, ",arrival_s,\n0,5,\n,,\n1,6,\n")] == [0.0, 1.0]
+    assert [row.arrival_s for row in rows(tmp_path, " \n,arrival_s,\n0,5,\n,,\n  \n1,6,\n")] == [0.0, 1.0]
 
 
 def test_equal_rows_are_as_many_requests(tmp_path):
@@ -124,6 +124,9 @@ NORMAL = [
     ("arrival_s,stpes\n0,3\n", ", line 1: unknown column 'stpes'; did you mean 'steps'?"),
     ("arrival_s, steps\n0,3\n", ", line 1: unknown column ' steps'; did you mean 'steps'?"),
     ("arrival_s,Steps\n0,3\n", ", line 1: unknown column 'Steps'; did you mean 'steps'?"),
+    ("arrival_s,params.steps\n0,3\n", ", line 1: unknown column 'params.steps'; did you mean 'steps'?"),
+    ('{"arrival_s": 0, "params": {"steps": 3}}', "allowed: parameters that are no columns; 'steps' is one"),
+    ('{"arrival_s": 0, "params": {"a": [1e999]}}', "'1e999' is too large for a number"),
     ("arrival_s,params.a-b\n0,3\n", ", line 1: unknown column 'params.a-b'"),
     ('{"arrival_s": 0}\n{"arrival_s": 1, "stpes": 3}', ", line 2: unknown column 'stpes'; did you mean 'steps'?"),
     ("arrival,steps\n0,3\n", "the nearest is 'neustream', which needs 'arrival_s' (the file has 'arrival')"),
@@ -176,7 +179,15 @@ def test_a_promise_that_is_none(tmp_path, column, value):
     assert message.startswith(f", line 2: column {column!r} is {value!r}; allowed: ")
 
 
-DATES = ["16.11.2023 18:17", "2023-11-16", "2023-02-29 00:00:00", "2023-11-16 24:00:00", "2023-11-16 00:60:00", "0"]
+DATES = [
+    "16.11.2023 18:17",
+    "2023-11-16",
+    "2023-02-29 00:00:00",
+    "2023-11-16 24:00:00",
+    "2023-11-16 00:60:00",
+    "0",
+    "2023-11-16 00:00:00+24:00",
+]
 
 
 @pytest.mark.parametrize("value", DATES)

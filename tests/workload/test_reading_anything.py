@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tempfile
 from pathlib import Path
 
+import pytest
 from files import AZURE_2023, BURSTGPT, DIFFUSIONDB, MOONCAKE, VLLM_OMNI
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from neustream import NeustreamError
 from neustream.workload import FORMATS, Row, Trace, take, write_trace
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
-NAMES = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
+NAMES = st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda name: name not in Row._fields)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | WORDS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
@@ -101,3 +103,22 @@ def test_a_trace_with_damage_is_read_or_told_in_one_line(content, damage, packed
     for at, instead in damage:
         content = content[:at] + instead + content[at + len(instead) + 1 :]
     read(content)
+
+
+def test_a_parquet_file_with_damage_is_read_or_told_in_one_line(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "trace"
+    columns = {"arrival_s": [float(at) for at in range(50)], "session": ["a", "b"] * 25}
+    parquet.write_table(arrow.table(columns), path)
+    content, draw = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[draw.randrange(4, len(content) - 4)] = draw.randrange(256)
+        read(bytes(damaged))
+    packed = gzip.compress(content)
+    for length in range(20, len(packed), 50):
+        read(packed[:length])
+    parquet.write_table(arrow.table([[1.0], [2.0]], names=["arrival_s", "arrival_s"]), path)
+    with pytest.raises(NeustreamError, match="column 'arrival_s' is there 2 times; allowed: once"):
+        take(Trace(path))

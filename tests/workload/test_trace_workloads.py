@@ -223,7 +223,7 @@ def test_sharegpt_has_drawn_arrivals(llm, tmp_path):
 
 def test_a_trace_with_arrivals_does_not_go_with_drawn_ones(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"has arrivals of its own, without arrivals, rate; drop it: --set workload.arr"
+        ConfigError, match=r"brings its arrivals: arrivals, rate do not go with it; drop it: --set workload.arr"
     ):
         prepared(tmp_path, VLLM_OMNI, arrivals="gamma", rate=3)
 

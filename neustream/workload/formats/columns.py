@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,22 @@ def rows_of(form: Format, records: Records, notes: Notes, tokenizer: Path | None
     if form.own is not None:
         yield from form.own(records, notes, tokenizer)
         return
-    columns = form.fit(form.columns, records.columns())
-    if records.named:
-        _check_names(form, columns, records)
+    there = records.columns()
+    columns = form.fit(form.columns, there)
     known = [column.name for column in columns]
+    if records.named:
+        _check_names(form, columns, there)
+        columns = [column for column in columns if column.name in there]
 
     def other(name: str) -> None:
         if form.strict and name:
-            raise Fault(f"unknown column {shown(name)}; {nearest(name, known)}, {PARAM}NAME", records.line)
+            raise Fault(
+                f"unknown column {shown(name)}; {nearest(name.removeprefix(PARAM), known)}, {PARAM}NAME", records.line
+            )
         notes.unused.add(shown(name))
 
     table = _Table(columns, notes)
-    for cells in records.take(known, other):
+    for cells in records.take([column.name for column in columns], other):
         try:
             row = table.row(cells, records.line)
         except Skip as why:
@@ -87,46 +91,46 @@ def rows_of(form: Format, records: Records, notes: Notes, tokenizer: Path | None
             yield row
 
 
-def _check_names(form: Format, columns: Sequence[Column], records: Records) -> None:
-    there = records.columns()
+def _check_names(form: Format, columns: Sequence[Column], there: Sequence[str]) -> None:
     for column in columns:
         if column.needed and column.name not in there:
             hint = nearest(column.name, [name[:80] for name in there if name][:60])
             raise Fault(f"format {form.name!r} needs column {column.name!r}; {hint.replace('allowed', 'the file has')}")
 
 
-@dataclass
 class _Table:
     """From cells in the order of `columns` to rows; `name` is the column that was read last."""
 
-    columns: Sequence[Column]
-    notes: Notes
-    name: str = ""
-    _readers: list[tuple[str, int, str, Cell, bool]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._readers = []
-        for column in self.columns:
+    def __init__(self, columns: Sequence[Column], notes: Notes) -> None:
+        self.name = ""
+        self._readers: list[tuple[str, int, str, Cell, bool]] = []
+        for column in columns:
             param = column.field.removeprefix(PARAM) if column.field.startswith(PARAM) else ""
             at = Row._fields.index("params" if param else column.field)
-            self._readers.append((column.name, at, param, column.kind(self.notes), column.needed))
-        self._blank: list[Any] = list(Row(params={}))
+            self._readers.append((column.name, at, param, column.kind(notes), column.needed))
+        self._blank: list[Any] = list(Row())
 
     def row(self, cells: Sequence[Any], line: int) -> Row:
+        """The row of these cells; WrongValue or Skip."""
         out = self._blank.copy()
         out[_LINE] = line
         params: dict[str, Any] = {}
         for (name, at, param, read, needed), cell in zip(self._readers, cells, strict=True):
-            self.name = name
             if cell is None or cell == "":
                 if needed:
+                    self.name = name
                     raise WrongValue(cell, "a value")
-            elif param:
-                params[param] = read(cell)
-            elif out[at]:
-                raise WrongValue(cell, f"one column for {Row._fields[at]}, but another was read")
+                continue
+            self.name = name
+            value = read(cell)
+            if param:
+                params[param] = value
+            elif at == _PARAMS:
+                params.update(value)
+            elif out[at] is None:
+                out[at] = value
             else:
-                out[at] = read(cell)
+                raise WrongValue(cell, f"one column for {Row._fields[at]}, but another was read")
         if params:
-            out[_PARAMS] = {**out[_PARAMS], **params}
+            out[_PARAMS] = params
         return Row._make(out)

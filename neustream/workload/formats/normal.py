@@ -63,13 +63,14 @@ COLUMNS += [
 ]
 
 
-_PARAMS = Column("params", "params", mapping, needed=False)
+_PARAMS = Column("params", "params", mapping(_FIELDS), needed=False)
 
 
 def _fit(columns: Sequence[Column], there: Sequence[str]) -> Sequence[Column]:
-    """With the file's own `params.NAME`."""
-    named = [name for name in there if name.removeprefix(PARAM) != name and name.removeprefix(PARAM).isidentifier()]
-    return [*columns, _PARAMS, *(Column(name, name, value, needed=False) for name in named)]
+    """With the file's own `params.NAME`, where NAME is no column of its own."""
+    params = [name.removeprefix(PARAM) for name in there if name.startswith(PARAM)]
+    known = [name for name in params if name.isidentifier() and name not in _FIELDS]
+    return [*columns, _PARAMS, *(Column(PARAM + name, PARAM + name, value, needed=False) for name in known)]
 
 
 NEUSTREAM = Format("neustream", "our own, written in configs/README.md", COLUMNS, strict=True, fit=_fit)
@@ -86,11 +87,10 @@ def write_trace(path: Path | str, rows: Sequence[Row]) -> None:
     What no row says has no column; an empty text is nothing said. `line` is not written.
     """
     path = Path(path)
-    suffix = next((suffix for suffix in sorted(SUFFIXES, key=len) if path.name.endswith(suffix)), None)
-    if suffix is None:
-        raise ConfigError(f"trace {path}: written as one of {', '.join(SUFFIXES)}, by the file's suffix")
+    suffix = suffix_of(path)
     if any(row.arrival_s is None for row in rows):
         raise ConfigError(f"trace {path}: a row has no arrival_s; allowed: traces with arrivals")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write = _write_csv if ".csv" in suffix else _write_lines
     if suffix.endswith(".gz"):
         with gzip.open(path, "wt", encoding="utf-8", newline="") as packed:
@@ -98,6 +98,14 @@ def write_trace(path: Path | str, rows: Sequence[Row]) -> None:
     else:
         with path.open("w", encoding="utf-8", newline="") as file:
             write(path, file, rows)
+
+
+def suffix_of(path: Path) -> str:
+    """The one of `SUFFIXES` that a file to be written has; ConfigError if it has none."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return suffix
+    raise ConfigError(f"trace {path}: written as one of {', '.join(SUFFIXES)}, by the file's suffix")
 
 
 def _write_lines(path: Path, file: IO[str], rows: Sequence[Row]) -> None:

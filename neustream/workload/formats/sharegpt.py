@@ -85,7 +85,7 @@ def _tokenizer(path: Path) -> Lengths:
     tokenizer.no_padding()
 
     def lengths(texts: list[str]) -> list[int]:
-        encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [len(one.ids) for one in encoded]
 
     return lengths
