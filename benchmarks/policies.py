@@ -67,11 +67,11 @@ from neustream.analysis.headroom import bound_of
 from neustream.analysis.hindsight import hindsight
 from neustream.analysis.plots import COLOURS, MARKS
 from neustream.config import Burst, Experiment, Simulation, Slo, SloClass, Slowdown, load_experiment
+from neustream.config.fields import Between, Choices
 from neustream.core.policies import POLICIES
 from neustream.core.profile import LatencyProfile
 from neustream.engine.report import Report
 from neustream.experiment import Prepared, load_profiles, merge, prepare, simulate
-from neustream.fields import Between, Choices
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         largest_batch,
     )
     from neustream.core.scheduler import Scheduler
-    from neustream.core.types import Request, SLO
+    from neustream.core.types import SLO, Request
     from neustream.core.work import alone_s
     from neustream.engine.clock import VirtualClock, WallClock
     from neustream.engine.engine import Engine, Result
@@ -56,7 +56,8 @@ if TYPE_CHECKING:
         RequestError,
         StageFailed,
     )
-    from neustream.profiling import load_profile, measure, profiles_of
+    from neustream.profiling.files import load_profile
+    from neustream.profiling.measure import measure, profiles_of
     from neustream.serving import serve, simulate
 
 __version__ = "0.1.0"

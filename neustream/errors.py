@@ -58,21 +58,31 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f"{meant}allowed: {', '.join(names) or 'none'}"
 
 
-def told(error: BaseException) -> str:
-    """What an error says of itself, with its type if it is not one of ours; whatever its `str()` does."""
+def one_line(error: BaseException) -> str:
+    """What an error says of itself, which may be on several lines; whatever its `str()` does."""
     try:
-        text = str(error)
-    except BaseException:
-        text = "its text could not be made"
+        return " ".join(str(error).split())
+    except BaseException:  # it may be anybody's
+        return "its text could not be made"
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most `most` characters, with dots in place of what there was more."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown(value: object, most: int = 60) -> str:
+    """How a value is shown in a message, in at most `most` characters; whatever its `repr()` does."""
+    try:
+        text = " ".join(repr(value).split())
+    except BaseException:  # it may be anybody's, or a number of too many digits
+        return f"a {type(value).__name__}"
+    return cut(text, most)
+
+
+def told(error: BaseException) -> str:
+    """An error in a line of a message: ours as it is, others with their type."""
+    text = one_line(error)
     if isinstance(error, NeustreamError):
         return text
-    return f"{type(error).__name__}: {text}"
-
-
-def shown(value: object) -> str:
-    """`repr(value)`, shortened; whatever its `repr()` does."""
-    try:
-        text = repr(value)
-    except BaseException:
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
+    return f"{type(error).__name__}: {cut(text, 200)}" if text else type(error).__name__

@@ -13,9 +13,9 @@ from toys import command, toy
 
 from neustream import NeustreamError
 from neustream.config import Experiment, load_experiment
+from neustream.config.messages import keys_at
 from neustream.experiment import prepare
-from neustream.explain import keys_at
-from neustream.named import build_policy
+from neustream.experiment.policies import build_policy
 
 LLM = Path(__file__).parent.parent / "configs/paper/opt_13b_a6000.yaml"
 

@@ -11,9 +11,9 @@ from toys import toy
 
 from neustream import ConfigError
 from neustream.config import load_experiment
+from neustream.config.fields import Between, Choices
 from neustream.experiment import prepare
-from neustream.fields import Between, Choices
-from neustream.named import build_policy
+from neustream.experiment.policies import build_policy
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 

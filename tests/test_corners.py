@@ -25,7 +25,7 @@ from neustream import (
 from neustream.backends.serving import Session
 from neustream.config import load_experiment
 from neustream.experiment import prepare, sweep_points
-from neustream.named import build_policy
+from neustream.experiment.policies import build_policy
 
 ONE = {"s": table("s", 1.0)}
 SOON = 5

@@ -26,7 +26,7 @@ from neustream import (
 from neustream.backends.serving import Session, make_backend
 from neustream.config import load_experiment
 from neustream.experiment import build_graph, build_pools, merge, prepare, record, simulate, sweep_points
-from neustream.named import build_policy
+from neustream.experiment.policies import build_policy
 
 
 def policy_of(path, name, *overrides):

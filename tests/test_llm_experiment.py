@@ -13,7 +13,7 @@ from neustream import ConfigError, ProfileError
 from neustream.config import load_experiment
 from neustream.core.steps import Step
 from neustream.experiment import prepare, simulate, sweep_points
-from neustream.stepfile import load_steps, save_steps, steps_file
+from neustream.profiling.steps import load_steps, save_steps, steps_file
 
 SETTINGS = ("opt_13b", "opt_30b", "opt_66b")
 

@@ -9,8 +9,8 @@ from toys import adds_up, command, toy
 
 from neustream import ConfigError
 from neustream.config import load_experiment
+from neustream.config.overrides import override
 from neustream.experiment import prepare, simulate
-from neustream.overrides import override
 
 ROOT = Path(__file__).parent.parent
 PAPER = sorted((ROOT / "configs/paper").glob("*.yaml"))

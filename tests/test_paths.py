@@ -14,12 +14,12 @@ from neustream.backends.serving import Gallery, profile_steps
 from neustream.backends.transformers.from_config import Options as TextOptions
 from neustream.backends.vllm.settings import load as load_settings
 from neustream.config import load_experiment
+from neustream.config.yaml_file import read_document
 from neustream.experiment import prepare, record, simulate
+from neustream.experiment.sweeping import batches_of
 from neustream.profiling import Measurement, load_stage, save
-from neustream.stepfile import load_steps, save_steps
-from neustream.sweeping import batches_of
+from neustream.profiling.steps import load_steps, save_steps
 from neustream.workload import Row, Trace, take, write_trace
-from neustream.yamlfile import read_document
 
 STEPS = Path(__file__).parent.parent / "profiles/a6000/opt_13b/steps.json"
 MEASURED = {"draw": [Measurement("draw", 1, (0.1, 0.2))]}
@@ -70,7 +70,7 @@ def settings(folder):
 
 
 def steps():
-    from neustream.stepfile import StepsFile
+    from neustream.profiling.steps import StepsFile
 
     return StepsFile.model_validate_json(STEPS.read_bytes())
 

@@ -16,7 +16,7 @@ from toys import TESTS, command, results, toy, write_profile
 from neustream import NeustreamError
 from neustream.config import load_experiment
 from neustream.engine.trace import EventLog
-from neustream.sweeping import Batches, Kept, Point, Unit, batches_of, fingerprint, run_units
+from neustream.experiment.sweeping import Batches, Kept, Point, Unit, batches_of, fingerprint, run_units
 
 VALUES = ["--over", "workload.rate", "--values", "50,100,400"]
 
@@ -78,9 +78,9 @@ def test_what_a_fingerprint_depends_on(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
     def name(*settings, policy="fcfs"):
-        import neustream.sweeping
+        import neustream.experiment.sweeping
 
-        neustream.sweeping._digest.cache_clear()
+        neustream.experiment.sweeping._digest.cache_clear()
         return fingerprint(Unit(load_experiment(path, settings), "slo.scale", 1.0, (policy,)), policy)
 
     first = name()

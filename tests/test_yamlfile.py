@@ -7,7 +7,7 @@ import os
 import pytest
 
 from neustream import ConfigError
-from neustream.yamlfile import DEEPEST, LARGEST, parse_value, read_document
+from neustream.config.yaml_file import DEEPEST, LARGEST, parse_value, read_document
 
 REPEATED = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

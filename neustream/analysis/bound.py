@@ -59,7 +59,7 @@ from numpy.typing import NDArray
 from neustream.core.graph import Graph, Loop, Node, Seq, Stage, Switch
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import Request, TICK
+from neustream.core.types import TICK, Request
 from neustream.core.work import Walk
 from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, GraphError, ProfileError

@@ -11,12 +11,12 @@ from typing import Any
 from neustream.analysis.bound import Bound, upper_bound
 from neustream.analysis.hindsight import Hindsight
 from neustream.analysis.token_bound import token_bound
-from neustream.config import Simulation
+from neustream.config.schema import Simulation
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
-from neustream.experiment import Prepared
+from neustream.experiment.running import Prepared
 
 
 def least_scale(simulation: Simulation) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neustream.errors import BackendError
-from neustream.sweeping import Batches
+from neustream.experiment.sweeping import Batches
 
 try:
     import matplotlib

@@ -67,7 +67,7 @@ from neustream.analysis.bound import ROUNDING, Bound
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile, LinearProfile
 from neustream.core.steps import DecodeGrid, PrefillTable, StepLatency, StepProfile
-from neustream.core.types import Request, TICK
+from neustream.core.types import TICK, Request
 from neustream.core.work import Walk
 from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, GraphError, ProfileError

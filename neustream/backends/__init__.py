@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from neustream.engine.executor import StreamModule
-from neustream.stepfile import StepsFile
+from neustream.profiling.steps import StepsFile
 
 KINDS = {
     "diffusers": "neustream.backends.diffusers.from_config:make",

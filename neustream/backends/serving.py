@@ -13,18 +13,26 @@ from pathlib import Path
 from typing import Any, cast
 
 from neustream.backends import KINDS, LlmBackend, Make, ModelBackend
-from neustream.config import Experiment
+from neustream.config.schema import Experiment
 from neustream.core.events import Emitted, Ended
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report
-from neustream.errors import BackendError, ConfigError, NeustreamError, ProfileError, nearest
-from neustream.experiment import Prepared, build_graph, load_profiles, prepare, serve
-from neustream.explain import shortened, told
-from neustream.named import load_object
-from neustream.profiling import Measurement, measure, module_faults, versions
-from neustream.stepfile import StepsFile, save_steps
+from neustream.errors import (
+    BackendError,
+    ConfigError,
+    NeustreamError,
+    ProfileError,
+    nearest,
+    shown,
+    told,
+)
+from neustream.experiment.policies import load_object
+from neustream.experiment.running import Prepared, build_graph, load_profiles, prepare, serve
+from neustream.profiling.files import Measurement
+from neustream.profiling.measure import measure, module_faults, versions
+from neustream.profiling.steps import StepsFile, save_steps
 
 NEEDED = {
     "diffusers": ("diffusion", ("torch", "diffusers", "transformers")),
@@ -40,7 +48,7 @@ def make_backend(experiment: Experiment, device: str) -> ModelBackend:
         raise ConfigError(f"config {experiment.name!r} has no backend section, so it can only be simulated")
     path = KINDS.get(config.kind, config.kind)
     if ":" not in path:
-        raise ConfigError(f"backend.kind {shortened(config.kind)}: {nearest(config.kind, KINDS)}; or module:function")
+        raise ConfigError(f"backend.kind {shown(config.kind)}: {nearest(config.kind, KINDS)}; or module:function")
     extra, needed = NEEDED.get(config.kind, ("", ()))
     if missing := [name for name in needed if find_spec(name) is None]:
         raise BackendError(f"backend {config.kind!r} needs {', '.join(missing)}: pip install 'neustream[{extra}]'")

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from neustream.analysis.tables import policies_table, tokens_table
-from neustream.config import Experiment
+from neustream.config.schema import Experiment
 
 console = Console(markup=False, emoji=False, highlight=False)  # names of others are texts, whatever is in them
 problems = Console(markup=False, emoji=False, highlight=False, stderr=True)

@@ -16,10 +16,11 @@ from neustream.commands.options import ConfigArgument, SetOption, finite
 from neustream.commands.outputs import check_folder
 from neustream.commands.printing import console, new_progress, problems, wrote
 from neustream.commands.reach import naming
-from neustream.config import Experiment, load_experiment
+from neustream.config.schema import Experiment, load_experiment
 from neustream.errors import ConfigError
-from neustream.profiling import Measurement, default_batches, save
-from neustream.stepfile import StepsFile
+from neustream.profiling.files import Measurement, save
+from neustream.profiling.measure import default_batches
+from neustream.profiling.steps import StepsFile
 
 LARGEST_SIDE = 16384
 

@@ -10,11 +10,11 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from neustream.commands.interrupts import raise_unless_pressed
-from neustream.config import Experiment
+from neustream.config.schema import Experiment
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
-from neustream.experiment import Prepared
-from neustream.named import build_policy
+from neustream.experiment.policies import build_policy
+from neustream.experiment.running import Prepared
 
 
 @contextlib.contextmanager

@@ -26,11 +26,11 @@ from neustream.commands.printing import (
     wrote,
 )
 from neustream.commands.reach import chosen_policies, naming
-from neustream.config import Experiment, load_experiment
+from neustream.config.schema import Experiment, load_experiment
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
-from neustream.experiment import record, simulate
+from neustream.experiment.running import record, simulate
 
 
 def command(

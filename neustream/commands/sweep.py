@@ -16,11 +16,10 @@ from neustream.commands.options import BoundOption, ConfigArgument, PolicyOption
 from neustream.commands.outputs import check_folder, json_text, write_text
 from neustream.commands.printing import console, new_progress, note, problems, wrote
 from neustream.commands.reach import chosen_policies, naming
-from neustream.config import SWEEPABLE, Experiment, load_experiment
-from neustream.errors import ConfigError, nearest
-from neustream.experiment import sweep_points
-from neustream.explain import shortened
-from neustream.sweeping import Kept, Point, Unit, cores, fingerprint, run_units
+from neustream.config.schema import SWEEPABLE, Experiment, load_experiment
+from neustream.errors import ConfigError, nearest, shown
+from neustream.experiment.running import sweep_points
+from neustream.experiment.sweeping import Kept, Point, Unit, cores, fingerprint, run_units
 
 Points = dict[tuple[float, str], Point]
 """By value and policy."""
@@ -68,7 +67,7 @@ def command(
 def _experiment(config: Path, over: str, values: str | None, settings: list[str]) -> tuple[Experiment, list[float]]:
     """The experiment with what its sweep holds meanwhile, and the values to try."""
     if over not in SWEEPABLE:
-        raise ConfigError(f"cannot sweep {shortened(over)}; {nearest(over, SWEEPABLE)}")
+        raise ConfigError(f"cannot sweep {shown(over)}; {nearest(over, SWEEPABLE)}")
     default = load_experiment(config, settings).sweeps.get(over)
     if values is None and default is None:
         raise ConfigError(f"{config} has no sweep over {over}; give --values")
@@ -142,7 +141,7 @@ def _numbers(values: str) -> list[float]:
     try:
         return [float(value) for value in values.split(",")]
     except ValueError:
-        raise ConfigError(f"--values {shortened(values)}: expected numbers separated by commas") from None
+        raise ConfigError(f"--values {shown(values)}: expected numbers separated by commas") from None
 
 
 def _sweep_table(experiment: Experiment, over: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> Table:

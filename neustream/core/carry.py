@@ -13,7 +13,7 @@ from neustream.core.batch import StepInput
 from neustream.core.cursor import Cursor, Saved
 from neustream.core.graph import Graph
 from neustream.core.job import Entry
-from neustream.core.types import Request, SLO
+from neustream.core.types import SLO, Request
 from neustream.errors import GraphError
 
 

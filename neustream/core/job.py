@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from neustream.core.cursor import Cursor
 from neustream.core.graph import Stage
-from neustream.core.types import Request, TICK
+from neustream.core.types import TICK, Request
 from neustream.errors import PolicyError
 
 Status = Literal[

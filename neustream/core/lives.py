@@ -14,7 +14,7 @@ from neustream.core.job import Entry, Status
 from neustream.core.policy import Unpromised
 from neustream.core.pool_state import PoolState
 from neustream.core.step_times import StepTimes
-from neustream.core.types import Request, TICK
+from neustream.core.types import TICK, Request
 from neustream.core.work import Work, ends_call
 from neustream.errors import GraphError, NeustreamError, RequestError
 

@@ -17,7 +17,7 @@ from neustream.core.graph import Graph
 from neustream.core.job import Status
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
-from neustream.core.types import Request, SLO
+from neustream.core.types import SLO, Request
 from neustream.engine.clock import Clock
 from neustream.engine.events import Cancel, Extend, Listener, Observer, Record, Stop, Submit
 from neustream.engine.executor import Executor

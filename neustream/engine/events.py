@@ -11,7 +11,7 @@ from neustream.core import events
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import Update
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import Request, SLO
+from neustream.core.types import SLO, Request
 from neustream.errors import NeustreamError
 
 Listener = Callable[[int, Update], None]

@@ -15,7 +15,7 @@ from neustream.backends.transformers.from_config import make
 from neustream.config import load_experiment
 from neustream.core.cursor import Cursor
 from neustream.graphs import llm
-from neustream.stepfile import load_steps
+from neustream.profiling.steps import load_steps
 
 TINY = {
     "model_type": "opt",

@@ -22,7 +22,7 @@ from neustream.backends.transformers.measured import cells_of, file_of, measure_
 from neustream.core.kv_cache import KVCache
 from neustream.core.steps import Step
 from neustream.errors import BackendError, NeustreamError
-from neustream.stepfile import save_steps, steps_file, steps_of
+from neustream.profiling.steps import save_steps, steps_file, steps_of
 
 MAX = 10
 

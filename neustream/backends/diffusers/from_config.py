@@ -45,7 +45,7 @@ from neustream.backends.diffusers.run import Run
 from neustream.backends.options import options_of
 from neustream.core.batch import StepInput
 from neustream.errors import BackendError, nearest
-from neustream.named import load_object
+from neustream.experiment.policies import load_object
 
 PROMPTS = (
     "a lighthouse in a storm, oil painting",

@@ -19,7 +19,8 @@ from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile, TableProfile, UnitProfile
 from neustream.engine.executor import StreamModule
 from neustream.errors import ProfileError
-from neustream.profiling import Measurement, default_batches, load_profile, measure, save, versions
+from neustream.profiling.files import Measurement, load_profile, save
+from neustream.profiling.measure import default_batches, measure, versions
 
 REPEATS = 5
 WARMUP = 1

@@ -51,7 +51,7 @@ from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report
 from neustream.errors import BackendError, RequestError, nearest
-from neustream.profiling import Measurement
+from neustream.profiling.files import Measurement
 
 log = logging.getLogger("neustream")
 

@@ -38,7 +38,7 @@ from neustream.backends.transformers.request import check_length
 from neustream.backends.transformers.sampling import Sampling
 from neustream.core.batch import StepInput
 from neustream.errors import BackendError, RequestError, nearest
-from neustream.stepfile import StepsFile
+from neustream.profiling.steps import StepsFile
 
 SAMPLING = [field.name for field in fields(Sampling) if field.name not in ("seed", "ignore_eos")]
 

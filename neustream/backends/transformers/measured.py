@@ -17,8 +17,8 @@ from neustream.core.batch import StepInput
 from neustream.core.steps import Step, StepLatency
 from neustream.engine.clock import stopwatch
 from neustream.errors import ProfileError
-from neustream.profiling import default_batches, versions
-from neustream.stepfile import StepsFile, Timed, load_steps, save_steps, steps_file, steps_of
+from neustream.profiling.measure import default_batches, versions
+from neustream.profiling.steps import StepsFile, Timed, load_steps, save_steps, steps_file, steps_of
 
 REPEATS = 15
 SPREAD = 4

@@ -36,7 +36,7 @@ from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report
 from neustream.errors import BackendError, RequestError
 from neustream.graphs import llm, llm_profiles
-from neustream.stepfile import load_steps
+from neustream.profiling.steps import load_steps
 
 log = logging.getLogger("neustream")
 

@@ -20,7 +20,7 @@ from neustream.core.mirror import Mirror
 from neustream.core.policy import Policy, Pool
 from neustream.core.step_times import step_of
 from neustream.core.steps import LearntSteps, Step
-from neustream.core.types import Request, SLO
+from neustream.core.types import SLO, Request
 from neustream.engine.clock import epoch
 from neustream.errors import NeustreamError
 from neustream.graphs import llm, llm_profiles

@@ -26,7 +26,7 @@ from neustream.core.batch import Batch
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.errors import NeustreamError
-from neustream.stepfile import load_steps
+from neustream.profiling.steps import load_steps
 
 log = logging.getLogger("vllm.neustream")  # below vLLM's own, so that it is shown where vLLM's is
 SAMPLED = 16

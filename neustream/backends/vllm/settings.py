@@ -19,13 +19,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
 from neustream.backends.vllm.promises import LARGEST_MS, LARGEST_WEIGHT
+from neustream.config.messages import explain
+from neustream.config.yaml_file import read_document
 from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy
 from neustream.core.types import SLO
 from neustream.errors import ConfigError, nearest
-from neustream.explain import explain
-from neustream.named import load_object
-from neustream.yamlfile import read_document
+from neustream.experiment.policies import load_object
 
 KEY = "neustream"
 """Where our settings are in vLLM's `additional_config`."""

@@ -13,9 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from neustream.errors import ConfigError, nearest
-from neustream.explain import explain, keys_at
-from neustream.fields import (
+from neustream.config.fields import (
     MOST_REQUESTS,
     MOST_WORK,
     BatchSize,
@@ -31,8 +29,10 @@ from neustream.fields import (
     Tokens,
     mean_of,
 )
-from neustream.overrides import anchored, check_dropped, override
-from neustream.yamlfile import read_document
+from neustream.config.messages import explain, keys_at
+from neustream.config.overrides import anchored, check_dropped, override
+from neustream.config.yaml_file import read_document
+from neustream.errors import ConfigError, nearest
 
 MOST_WORKERS = 1024
 
@@ -372,7 +372,7 @@ PATHS = ("profiles", "workload.trace", "workload.tokenizer")
 
 
 def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
-    """Read `path` and apply `overrides` of the form `dotted.key=value` (see `neustream.overrides`).
+    """Read `path` and apply `overrides` of the form `dotted.key=value` (see `neustream.config.overrides`).
 
     Raises:
         ConfigError: it names the file, the line or the override, the key, the value, and what is allowed.

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from neustream.config import SWEEPABLE, Experiment, Simulation, StageConfig
+from neustream.config.messages import explain
+from neustream.config.schema import SWEEPABLE, Experiment, Simulation, StageConfig
 from neustream.core.batch import Batch
 from neustream.core.graph import Graph, Node, Stage, loop, seq
 from neustream.core.job import Job
@@ -32,12 +33,11 @@ from neustream.engine.events import Observer
 from neustream.engine.executor import Executor, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, ProfileError, nearest
-from neustream.explain import explain
+from neustream.experiment.policies import build_policy, policy_faults
+from neustream.experiment.requests import Params, draw
 from neustream.graphs import llm, llm_profiles
-from neustream.named import build_policy, policy_faults
-from neustream.profiling import load_stage
-from neustream.requests import Params, draw
-from neustream.stepfile import load_steps
+from neustream.profiling.files import load_stage
+from neustream.profiling.steps import load_steps
 
 
 def build_graph(experiment: Experiment) -> Graph:

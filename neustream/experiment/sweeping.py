@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from neustream.config import Experiment
+from neustream.config.schema import Experiment
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
-from neustream.experiment import prepare, profile_files, record, simulate
+from neustream.experiment.running import prepare, profile_files, record, simulate
 
 
 @dataclass(frozen=True)

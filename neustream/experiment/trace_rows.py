@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neustream.config import Experiment, Workload, dropped
+from neustream.config.fields import MOST_REQUESTS
+from neustream.config.schema import Experiment, Workload, dropped
 from neustream.errors import ConfigError, nearest
-from neustream.fields import MOST_REQUESTS
 from neustream.workload import Row, Taken, Trace, Window, take
 
 SIZES = ("width", "height", "frames", "images")

@@ -13,13 +13,21 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from neustream.config import Experiment
+from neustream.config.schema import Experiment
 from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy
 from neustream.core.profile import LatencyProfile
-from neustream.errors import ConfigError, NeustreamError, PolicyError, nearest
-from neustream.explain import cut, one_line, shortened, told
-from neustream.profiling import load_stage
+from neustream.errors import (
+    ConfigError,
+    NeustreamError,
+    PolicyError,
+    cut,
+    nearest,
+    one_line,
+    shown,
+    told,
+)
+from neustream.profiling.files import load_stage
 
 
 def build_policy(experiment: Experiment, name: str) -> Policy:
@@ -28,7 +36,7 @@ def build_policy(experiment: Experiment, name: str) -> Policy:
     make = POLICIES.get(kind) or (load_object(name, "policy") if ":" in name else None)
     if make is None:
         hint = f"{nearest(name, [*POLICIES, 'default'])}; or module:Class for one of your own"
-        raise ConfigError(f"unknown policy {shortened(name)}; {hint}")
+        raise ConfigError(f"unknown policy {shown(name)}; {hint}")
     given = dict(experiment.policies.get(name) or experiment.policies.get(kind, {}))
     where = f"policies.{name}"
     known = {field.name: field for field in dataclasses.fields(make)} if dataclasses.is_dataclass(make) else None
@@ -36,7 +44,7 @@ def build_policy(experiment: Experiment, name: str) -> Policy:
         hints = typing.get_type_hints(make)
         for key, value in given.items():
             if key not in known:
-                raise ConfigError(f"{where}: unknown parameter {shortened(key)}; {nearest(key, known)}")
+                raise ConfigError(f"{where}: unknown parameter {shown(key)}; {nearest(key, known)}")
             if key == "plan":
                 given[key] = _plan(experiment, where, value)
             else:
@@ -58,7 +66,7 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {shortened(value)}") from None
+        raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {shown(value)}") from None
 
 
 def _plan(experiment: Experiment, where: str, files: Any) -> dict[str, LatencyProfile]:
@@ -66,9 +74,7 @@ def _plan(experiment: Experiment, where: str, files: Any) -> dict[str, LatencyPr
     lists = isinstance(files, dict) and all(isinstance(parts, list) and parts for parts in files.values())
     if not lists or set(files) - set(experiment.stages):
         stages = sorted(experiment.stages)
-        raise ConfigError(
-            f"{where}.plan: expected a mapping of stages {stages} to lists of files, got {shortened(files)}"
-        )
+        raise ConfigError(f"{where}.plan: expected a mapping of stages {stages} to lists of files, got {shown(files)}")
     return {
         name: load_stage(name, [experiment.profiles / f"{part}.json" for part in parts])
         for name, parts in files.items()
@@ -81,7 +87,7 @@ def load_object(path: str, what: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{what} {shortened(path)}: {cut(one_line(error), 200)}") from error
+        raise ConfigError(f"{what} {shown(path)}: {cut(one_line(error), 200)}") from error
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{what} {path!r}: its module raised {told(error)}") from error
 

@@ -1,154 +1,24 @@
-"""Latency profiles as files: read and write them, and measure stream modules to make them.
-
-A file holds one stage of one model on one device, with where its numbers come from:
-
-    {"format": "neustream.profile/1", "kind": "table", "stage": "unet", "model": "SD 1.5, 512 px",
-     "device": "NVIDIA H100", "batch": [1, 2, 4], "latency_s": [0.026, 0.031, 0.049],
-     "origin": {...}}
-
-or `"kind": "linear"` with `base_s, per_job_s, per_size_s, per_square_s, max_batch`.
-"""
+"""Measuring stream modules: how long each stage of a graph takes, over its batch sizes."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
-import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing import Any
 
 from neustream.core.batch import input_of
 from neustream.core.events import Update
 from neustream.core.graph import Graph
-from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile
+from neustream.core.profile import LatencyProfile, TableProfile
 from neustream.core.types import Request
 from neustream.core.work import Walk
 from neustream.engine.clock import stopwatch
 from neustream.engine.executor import StreamModule
-from neustream.errors import NeustreamError, ProfileError, StageFailed
-from neustream.explain import cut, shortened, told
-
-FORMAT: Literal["neustream.profile/1"] = "neustream.profile/1"
-
-
-Name = Annotated[str, Field(max_length=200)]
-LargestBatch = Annotated[int, Field(le=2**20)]
-Latency = Annotated[float, Field(gt=0, le=1e6)]
-"""Seconds of a step."""
-Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
-"""Seconds of a step, or more of them for each unit of its size."""
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    format: Literal["neustream.profile/1"]
-    stage: Name
-    model: Name = ""
-    device: Name
-    origin: dict[str, Any]
-
-
-class TableFile(_File):
-    """Latencies at measured batch sizes; `p90_s` and `spread` (IQR over median) tell the noise."""
-
-    kind: Literal["table"]
-    batch: list[LargestBatch]
-    latency_s: list[Latency]
-    p90_s: list[float] | None = None
-    spread: list[float] | None = None
-
-
-class LinearFile(_File):
-    """Coefficients of a fit."""
-
-    kind: Literal["linear"]
-    base_s: Coefficient
-    per_job_s: Coefficient = 0.0
-    per_size_s: Coefficient = 0.0
-    per_square_s: Coefficient = 0.0
-    max_batch: LargestBatch
-
-
-_FILES: TypeAdapter[TableFile | LinearFile] = TypeAdapter(
-    Annotated[TableFile | LinearFile, Field(discriminator="kind")]
-)
-
-
-def load_profile(path: Path | str) -> LatencyProfile:
-    """Read one profile file; ProfileError names the file and what is wrong with it."""
-    return read_profile(Path(path), _FILES.validate_json, _profile, "profile")
-
-
-File = TypeVar("File")
-Read = TypeVar("Read")
-
-
-def read_profile(path: Path, parse: Callable[[bytes], File], make: Callable[[File], Read], what: str) -> Read:
-    """What `make` makes of a file that pydantic's `parse` reads; ProfileError names the file and the fault."""
-    try:
-        return make(parse(path.read_bytes()))
-    except FileNotFoundError:
-        raise ProfileError(f"no {what} at {path}; `neustream profile CONFIG --out DIR` measures one") from None
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"] if part not in ("table", "linear")) or "the file"
-        shown = "" if isinstance(problem["input"], dict | bytes) else f", got {shortened(problem['input'])}"
-        raise ProfileError(f"{path}: {where}: {cut(problem['msg'], 200)}{shown}") from None
-    except ProfileError as error:
-        raise ProfileError(f"{path}: {error}") from None
-
-
-def _profile(file: TableFile | LinearFile) -> LatencyProfile:
-    if isinstance(file, TableFile):
-        return TableProfile(file.stage, file.batch, file.latency_s, device=file.device)
-    return LinearProfile(
-        file.stage,
-        base=file.base_s,
-        per_job=file.per_job_s,
-        per_size=file.per_size_s,
-        per_square=file.per_square_s,
-        max_batch=file.max_batch,
-        device=file.device,
-    )
-
-
-def load_stage(stage: str, paths: Sequence[Path | str]) -> LatencyProfile:
-    """The profile of a stage that runs one module, or several back to back."""
-    parts = [load_profile(path) for path in paths]
-    return parts[0] if len(parts) == 1 else SumProfile(stage, parts)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Timings of one stage at one batch size, in seconds."""
-
-    stage: str
-    batch: int
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def p90(self) -> float:
-        return float(np.percentile(self.seconds, 90))
-
-    @property
-    def spread(self) -> float:
-        """Interquartile range over the median."""
-        low, high = np.percentile(self.seconds, (25, 75))
-        return float(high - low) / self.median
+from neustream.errors import NeustreamError, ProfileError, StageFailed, told
+from neustream.profiling.files import Measurement
 
 
 def measure(
@@ -289,16 +159,12 @@ class _Lab:
             module = self._modules[walk.stage.name]
             self._apply([walk], module.step([input_of(walk.job)]))
         if walk.stage is None:
-            raise ProfileError(
-                f"the sample requests never get to stage {stage!r}; check their parameters"
-            )
+            raise ProfileError(f"the sample requests never get to stage {stage!r}; check their parameters")
         return walk
 
     def _apply(self, walks: Sequence[Walk], updates: Sequence[Update | StageFailed]) -> None:
         if len(updates) != len(walks):
-            raise StageFailed(
-                f"stage {walks[0].stage} returned {len(updates)} results for {len(walks)} jobs"
-            )
+            raise StageFailed(f"stage {walks[0].stage} returned {len(updates)} results for {len(walks)} jobs")
         for walk, update in zip(walks, updates, strict=True):
             if isinstance(update, StageFailed):
                 raise update
@@ -311,36 +177,6 @@ def profiles_of(measured: Mapping[str, Sequence[Measurement]], device: str = "")
         name: TableProfile(name, [m.batch for m in some], [m.median for m in some], device=device)
         for name, some in measured.items()
     }
-
-
-def save(
-    measured: Mapping[str, Sequence[Measurement]],
-    out: Path | str,
-    *,
-    model: str,
-    device: str,
-    origin: Mapping[str, Any],
-) -> list[Path]:
-    """Write one file per stage under `out`; returns their paths."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, some in measured.items():
-        file = TableFile(
-            format=FORMAT,
-            kind="table",
-            stage=name,
-            model=model,
-            device=device,
-            batch=[m.batch for m in some],
-            latency_s=[m.median for m in some],
-            p90_s=[m.p90 for m in some],
-            spread=[m.spread for m in some],
-            origin={**origin, "repeats": len(some[0].seconds), "statistic": "median of wall seconds per step"},
-        )
-        paths.append(out / f"{name}.json")
-        paths[-1].write_text(json.dumps(file.model_dump(exclude_none=True), indent=1) + "\n")
-    return paths
 
 
 def processor() -> str:

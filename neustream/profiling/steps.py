@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from neustream.core.profile import LatencyProfile, LinearProfile
 from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
 from neustream.errors import ProfileError
-from neustream.profiling import FORMAT, Coefficient, LargestBatch, Latency, Name, read_profile
+from neustream.profiling.files import FORMAT, Coefficient, LargestBatch, Latency, Name, read_profile
 
 ANY_BATCH = 2**20
 """Step profiles limit no batch: memory and `Stage.max_batch` do."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neustream.config.yaml_file import Place, parse_value
 from neustream.errors import ConfigError, nearest
-from neustream.yamlfile import Place, parse_value
 
 PART = re.compile(r'"([^"]*)"|([^."]+)')
 

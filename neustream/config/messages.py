@@ -10,32 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from neustream.errors import nearest
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error that may come on several lines."""
-    return " ".join(str(error).split())
-
-
-def shortened(value: Any, most: int = 60) -> str:
-    """How a value is shown in a message: not longer than `most` characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):  # a number of too many digits, a list in itself
-        return f"a {type(value).__name__}"
-    return cut(text, most)
-
-
-def cut(text: str, most: int) -> str:
-    """A text of at most `most` characters, with dots in place of what there was more."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def told(error: BaseException) -> str:
-    """What somebody else's code raised, in a line of a message."""
-    text = one_line(error)
-    return f"{type(error).__name__}: {cut(text, 200)}" if text else type(error).__name__
+from neustream.errors import cut, nearest, shown
 
 
 def explain(
@@ -62,15 +37,16 @@ def _told(
     changed: Sequence[tuple[str, ...]],
 ) -> str:
     where = tuple(str(part) for part in problem["loc"] if part not in tags)
-    key = shortened(".".join(where), 100)
+    key = shown(".".join(where), 100)
     line = _line(where, lines, changed)
     if problem["type"] == "extra_forbidden":
         return f"{line}unknown key {key}; {nearest(where[-1], keys_at(model, where[:-1]))}"
     if problem["type"] == "missing":
         return f"{line}key {key} is needed"
     value = problem["input"]
-    shown = f", got {shortened(value)}" if not isinstance(value, dict) else ""
-    return f"{line}{key[1:-1] or 'the file'}: {cut(problem['msg'].removeprefix('Value error, '), 300)}{shown}"
+    got = f", got {shown(value)}" if not isinstance(value, dict) else ""
+    said = cut(problem["msg"].removeprefix("Value error, "), 300)
+    return f"{line}{key[1:-1] or 'the file'}: {said}{got}"
 
 
 def _line(where: tuple[str, ...], lines: Mapping[tuple[str, ...], int], changed: Sequence[tuple[str, ...]]) -> str:

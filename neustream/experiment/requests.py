@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neustream.config import Experiment, SloClass
+from neustream.config.fields import MOST_TOKENS, MOST_WORK, Between, Choices, LogNormal
+from neustream.config.schema import Experiment, SloClass
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
-from neustream.core.types import Request, SLO
+from neustream.core.types import SLO, Request
 from neustream.core.work import alone_s
-from neustream.errors import ConfigError, nearest
-from neustream.explain import shortened
-from neustream.fields import MOST_TOKENS, MOST_WORK, Between, Choices, LogNormal
-from neustream.tracerows import Rows, rows_of
+from neustream.errors import ConfigError, nearest, shown
+from neustream.experiment.trace_rows import Rows, rows_of
 from neustream.workload import Row, constant_arrivals, gamma_arrivals, with_burst
 
 Params = Mapping[str, Any]
@@ -178,7 +177,7 @@ def _with_counts(rows: Rows, at: int, request: dict[str, Any], names: Sequence[s
         value = request.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_TOKENS:
             what = f"{name!r} is what a stage's `times` ask for, so a count of at most {MOST_TOKENS}"
-            raise ConfigError(f"{rows.where(at)}: {what}; got {shortened(value)}")
+            raise ConfigError(f"{rows.where(at)}: {what}; got {shown(value)}")
     return request
 
 
