@@ -56,8 +56,7 @@ if TYPE_CHECKING:
         RequestError,
         StageFailed,
     )
-    from neustream.profiling.files import load_profile
-    from neustream.profiling.measure import measure, profiles_of
+    from neustream.profiling import load_profile, measure, profiles_of
     from neustream.serving import serve, simulate
 
 __version__ = "0.1.0"

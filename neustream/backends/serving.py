@@ -31,7 +31,7 @@ from neustream.errors import (
 from neustream.experiment.policies import load_object
 from neustream.experiment.running import Prepared, build_graph, load_profiles, prepare, serve
 from neustream.profiling.files import Measurement
-from neustream.profiling.measure import measure, module_faults, versions
+from neustream.profiling.measuring import measure, module_faults, versions
 from neustream.profiling.steps import StepsFile, save_steps
 
 NEEDED = {

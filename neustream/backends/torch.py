@@ -10,7 +10,7 @@ from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
 from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError, nearest
-from neustream.profiling.measure import measure, processor, profiles_of
+from neustream.profiling.measuring import measure, processor, profiles_of
 
 try:
     import torch

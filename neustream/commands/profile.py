@@ -19,7 +19,7 @@ from neustream.commands.reach import naming
 from neustream.config.schema import Experiment, load_experiment
 from neustream.errors import ConfigError
 from neustream.profiling.files import Measurement, save
-from neustream.profiling.measure import default_batches
+from neustream.profiling.measuring import default_batches
 from neustream.profiling.steps import StepsFile
 
 LARGEST_SIDE = 16384

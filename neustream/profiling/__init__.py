@@ -1,7 +1,7 @@
 """Latency profiles: measured on stream modules, kept as files."""
 
 from neustream.profiling.files import Measurement, load_profile, load_stage, save
-from neustream.profiling.measure import (
+from neustream.profiling.measuring import (
     default_batches,
     measure,
     processor,

@@ -20,7 +20,7 @@ from neustream.core.profile import LatencyProfile, TableProfile, UnitProfile
 from neustream.engine.executor import StreamModule
 from neustream.errors import ProfileError
 from neustream.profiling.files import Measurement, load_profile, save
-from neustream.profiling.measure import default_batches, measure, versions
+from neustream.profiling.measuring import default_batches, measure, versions
 
 REPEATS = 5
 WARMUP = 1

@@ -17,7 +17,7 @@ from neustream.core.batch import StepInput
 from neustream.core.steps import Step, StepLatency
 from neustream.engine.clock import stopwatch
 from neustream.errors import ProfileError
-from neustream.profiling.measure import default_batches, versions
+from neustream.profiling.measuring import default_batches, versions
 from neustream.profiling.steps import StepsFile, Timed, load_steps, save_steps, steps_file, steps_of
 
 REPEATS = 15
