@@ -12,6 +12,7 @@ from texts import CONFIGS, SIZES, VOCABULARY, Drive, alone, model_of, prompts
 
 from neustream.backends.transformers import LanguageModel
 from neustream.backends.transformers.model import CACHE_NAMES
+from neustream.core.batch import input_of
 from neustream.errors import BackendError, StageFailed
 
 MAX = 12
@@ -69,15 +70,14 @@ def test_jobs_that_find_no_slot_take_one_and_give_it_back(slots):
     assert len(drive.texts) == 0
 
 
-def test_a_slot_of_a_job_that_is_over_goes_first():
+def test_the_slot_that_was_not_used_for_the_longest_time_goes_first():
     drive = Drive(model_of("opt"), slots=2)
     old, new, third = [drive.job(prompt, MAX) for prompt in prompts(3)]
-    drive.step({old: None})
-    drive.step({new: None})
-    new.status = "cancelled"  # over, but nobody has released it yet
-    drive.step({third: None})
-    assert old in drive.texts._held and new not in drive.texts._held
-    drive.texts.release(new)
+    for job in (old, new, old, third):
+        drive.step({job: None})
+    held = [drive.texts.export(input_of(job)) is not None for job in (old, new, third)]
+    assert held == [True, False, True]
+    drive.texts.release(new.id)
     assert len(drive.texts) == 2
 
 
@@ -145,12 +145,10 @@ def test_nan_fails_its_own_job_and_leaves_nothing_behind():
     wanted = [alone(model, prompt, MAX) for prompt in good]
     drive = Drive(model, slots=2)
     sick, well = drive.job([*range(4, 40), 50, 3], MAX), drive.job(good[0], MAX)
-    for job in (sick, well):
-        job.share = job.size
-    failed, fine = drive.modules["llm.prefill"].step([sick, well])
+    failed, fine = drive.modules["llm.prefill"].step([input_of(sick), input_of(well)])
     assert isinstance(failed, StageFailed) and "NaN" in str(failed)
     assert fine["token"] == wanted[0][0]
-    drive.texts.release(well)
+    drive.texts.release(well.id)
     assert drive.finish([drive.job(prompt, MAX) for prompt in good]) == wanted  # one of them in the sick one's slot
 
 
@@ -173,8 +171,9 @@ def test_a_window_that_holds_all_tokens_is_no_window():
 
 def test_half_precision_is_served():
     model = model_of("llama", num_hidden_layers=1).to(torch.bfloat16)
+    wanted = [alone(model, prompt, MAX) for prompt in prompts(3)]
     drive = Drive(model)
-    assert all(len(tokens) <= MAX for tokens in drive.finish([drive.job(p, MAX) for p in prompts(3)]))
+    assert drive.finish([drive.job(prompt, MAX) for prompt in prompts(3)]) == wanted
     model_of.cache_clear()
 
 

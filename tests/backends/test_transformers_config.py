@@ -9,11 +9,13 @@ import yaml
 from texts import model_of
 from toys import adds_up, command, squash
 
-from neustream import BackendError, ConfigError, Graph, Job, Request
+from neustream import BackendError, ConfigError, Graph, Request
 from neustream.backends.serving import Session, make_backend
 from neustream.backends.transformers.from_config import make
 from neustream.config import load_experiment
-from neustream.core.cursor import Cursor
+from neustream.core.batch import input_of
+from neustream.core.events import Emitted
+from neustream.core.work import Walk
 from neustream.graphs import llm
 from neustream.profiling.steps import load_steps
 
@@ -73,8 +75,8 @@ def test_generations_end_where_the_workload_says(tmp_path):
         outputs = {}
 
         def count(record):
-            if type(record).__name__ == "Ended":
-                outputs[record.id] = record.outputs
+            if isinstance(record, Emitted):
+                outputs[record.id] = record.index + 1
 
         session.serve("fcfs", [count], lambda: None, lambda engine: None)
     assert outputs == wanted and len(set(wanted.values())) > 3
@@ -87,19 +89,14 @@ def test_a_checkpoint_of_a_config(tmp_path):
     assert served.modules.keys() == {"llm.prefill", "llm.decode", "llm"}
     served.lengths = {"r": 3}
     graph = Graph("chat", llm())
-    job = Job(Request("r", graph, params={"prompt_tokens": 5, "max_tokens": 9, **served.params(4)}))
-    job.cursor = Cursor(graph, job)
-    job.stage = job.cursor.stage
-    tokens = []
-    while job.stage is not None:
-        job.share = job.size
-        (update,) = served.modules[job.stage.name].step([job])
-        job.state.update(update)
+    walk = Walk(Request("r", graph, params={"prompt_tokens": 5, "max_tokens": 9, **served.params(4)}))
+    first, tokens = input_of(walk.job), []
+    while walk.stage is not None:
+        (update,) = served.modules[walk.stage.name].step([input_of(walk.job)])
         tokens.append(update["token"])
-        job.call_outputs += 1
-        job.stage = job.cursor.advance(job)
-    assert len(tokens) == 3 and served.ask(job).prompt == served.ask(job).prompt
-    served.texts.release(job)
+        walk.advance(update)
+    assert len(tokens) == 3 and served.ask(first).prompt == served.ask(first).prompt
+    served.texts.release("r")
     served.sync()
     assert served.image({}) is None
 

@@ -8,11 +8,12 @@ from functools import cache
 import torch
 import transformers
 
-from neustream import Graph, Job, Request
+from neustream import Graph, Request
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
 from neustream.backends.transformers.sampling import Sampling
-from neustream.core.cursor import Cursor
+from neustream.core.batch import input_of
+from neustream.core.work import Walk
 from neustream.errors import StageFailed
 from neustream.graphs import llm
 
@@ -63,8 +64,10 @@ class Drive:
 
     def __init__(self, model, slots=8, max_len=None):
         self.node = Graph("chat", llm("llm"))
-        self.texts = Texts(LanguageModel(model, slots=slots, max_len=max_len), lambda job: job.params["ask"])
+        self.texts = Texts(LanguageModel(model, slots=slots, max_len=max_len), lambda given: given.params["ask"])
         self.modules = modules_of(self.texts)
+        self.walks = {}
+        self.count = 0
 
     def job(self, prompt, max_tokens=8, **sampling):
         params = {
@@ -73,42 +76,36 @@ class Drive:
             "ask": Ask(prompt, Sampling(**sampling)),
             "tokens": [],
         }
-        job = Job(Request(f"r{len(prompt)}", self.node, params=params))
-        job.cursor = Cursor(self.node, job)
-        job.stage = job.cursor.stage
-        return job
+        self.count += 1
+        walk = Walk(Request(f"r{self.count}", self.node, params=params))
+        self.walks[walk.job] = walk
+        return walk.job
 
     def step(self, shares):
         """One step for the jobs of `shares`, each with its part of a prefill (None: all of it)."""
         jobs = list(shares)
-        for job, share in shares.items():
-            whole = job.size
-            job.share = whole if share is None or job.stage.name == "llm.decode" else min(share, whole)
+        sizes = [
+            job.size if share is None or job.stage.phase == "decode" else min(share, job.size)
+            for job, share in shares.items()
+        ]
         names = {job.stage.name for job in jobs}
-        updates = self.modules[names.pop() if len(names) == 1 else "llm"].step(jobs)
+        inputs = [input_of(job, size) for job, size in zip(jobs, sizes, strict=True)]
+        updates = self.modules[names.pop() if len(names) == 1 else "llm"].step(inputs)
         assert len(updates) == len(jobs)
-        for job, update in zip(jobs, updates, strict=True):
+        for job, size, update in zip(jobs, sizes, updates, strict=True):
             if isinstance(update, StageFailed):
                 raise update
-            complete = job.share == job.size
-            job.state.update(update)
-            if not complete:
-                assert "token" not in update
-                job.computed += job.share
-                continue
-            job.params["tokens"].append(update["token"])
-            job.computed, job.call_outputs, job.outputs = 0.0, job.call_outputs + 1, job.outputs + 1
-            job.stage = job.cursor.advance(job)
-            if job.stage is None:
-                self.texts.release(job)
+            assert ("token" in update) == (size == job.size)
+            if "token" in update:
+                job.params["tokens"].append(update["token"])
+            if self.walks[job].advance(update, size) is None:
+                self.texts.release(job.id)
 
     def evict(self, job):
-        """Take its memory, as a scheduler does: it goes back to its prefill."""
-        self.texts.release(job)
-        self.texts.release(job)  # twice changes nothing
-        if job.stage.name == "llm.decode":
-            job.stage = job.cursor.rewind()
-        job.computed = 0.0
+        """Take its blocks, as a scheduler does: it goes back to its prefill."""
+        self.texts.release(job.id)
+        self.texts.release(job.id)  # twice changes nothing
+        self.walks[job].preempt()
 
     def finish(self, jobs):
         while open := [job for job in jobs if job.stage is not None]:

@@ -92,13 +92,15 @@ class Pipeline:
 
     def agree(self):
         """The core is exactly as far with each job as vLLM, what is in flight counted as done."""
+        under_way = [flight.batch for flight in self.scheduler._flights if flight.batch is not None]
+        sizes = {job: size for batch in under_way for job, size in zip(batch.jobs, batch.sizes, strict=True)}
         for id, job in self.scheduler.books.core.jobs.items():
             request = self.scheduler.requests.get(id)
             if request is None or job.ending is not None:
                 continue
             stale = 0 if request.drop_stale_output else request.num_stale_output_tokens
             seen = request.num_tokens + request.num_output_placeholders + stale
-            running = job.status == "running" and (job.stage.phase == "decode" or job.share == job.size)
+            running = job.status == "running" and (job.stage.phase == "decode" or sizes[job] == job.size)
             assert job.params["prompt_tokens"] + job.call_outputs + running == seen, (job, request.status)
 
 

@@ -23,8 +23,8 @@ class Look:
     def load(self, device):
         pass
 
-    def step(self, jobs):
-        return [{"seen": True} for job in jobs]
+    def step(self, inputs):
+        return [{"seen": True} for _ in inputs]
 
 
 @pytest.fixture
