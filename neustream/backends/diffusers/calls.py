@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from neustream.backends.diffusers.results import Unshareable, close, rows_of
 from neustream.backends.torch import OUT_OF_MEMORY
-from neustream.errors import BackendError, StageFailed
+from neustream.errors import StageFailed
 
 log = logging.getLogger("neustream")
 
@@ -46,8 +46,6 @@ PROVEN = {
     "WanTransformer3DModel",
 }
 """Models whose rows do not influence each other, as the tests show; others are checked when first batched."""
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-HALF_TOLERANCE = 5e-2
 
 
 class Part:
@@ -182,7 +180,7 @@ class Part:
         (call,) = calls
         with _autocast(call.autocast):
             result = self.function(*call.args, **call.kwargs)
-        return [_rows_of(result, 0, call.rows, call.rows, self.name, copy=True) if self.reused else result]
+        return [rows_of(result, 0, call.rows, call.rows, self.name, copy=True) if self.reused else result]
 
     def _together(self, calls: list[Call]) -> list[Any]:
         rows = sum(call.rows for call in calls)
@@ -194,7 +192,7 @@ class Part:
         keep = self.reused or self.role != "denoise"
         results, at = [], 0
         for call in calls:
-            results.append(_rows_of(whole, at, at + call.rows, bucket, self.name, copy=keep))
+            results.append(rows_of(whole, at, at + call.rows, bucket, self.name, copy=keep))
             at += call.rows
         return results
 
@@ -206,7 +204,7 @@ class Part:
         try:
             self._settle(calls[0])
             together = self._together(calls)
-            if _close(alone[0], together[0]):
+            if close(alone[0], together[0]):
                 self._rows_apart[key] = True
                 return together
             self._keep_apart(key, "its results differ")
@@ -219,10 +217,6 @@ class Part:
     def _keep_apart(self, key: Any, why: str) -> None:
         self._rows_apart[key] = False
         log.warning("%s (%s) is served one request at a time, without padding: %s", self.name, self.owner, why)
-
-
-class Unshareable(Exception):
-    """A batch's result cannot be shared out among its calls."""
 
 
 class Call:
@@ -253,6 +247,11 @@ class Call:
         for name, value in named.items():
             self._flatten(name, value, name in SHARED, kinds)
         self.key = tuple(kinds)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Its rows, and the key without what its arguments hold: as for this call in another process."""
+        return self.rows, *map(_without_content, self.key)
 
     @property
     def shape(self) -> tuple[tuple[int, ...], torch.dtype]:
@@ -286,6 +285,11 @@ class Call:
             kinds.append((name, type(value), value))
         else:
             kinds.append((name, "object", id(value)))
+
+
+def _without_content(entry: Any) -> Any:
+    hidden = isinstance(entry, tuple) and len(entry) == 3 and entry[1] in ("same", "object")
+    return entry[:2] if hidden else entry
 
 
 Autocast = tuple[tuple[bool, torch.dtype], ...]
@@ -361,64 +365,3 @@ def _promoted(times: list[torch.Tensor], device: torch.device | None) -> list[to
         if other.dtype != dtype:
             dtype = torch.promote_types(dtype, other.dtype)
     return [x if x.dtype == dtype and x.device == device else x.to(device, dtype) for x in times]
-
-
-def _rows_of(whole: Any, start: int, stop: int, rows: int, name: str, *, copy: bool) -> Any:
-    """The part of a batched result that belongs to rows `start` to `stop`."""
-
-    def part(value: Any) -> Any:
-        return _rows_of(value, start, stop, rows, name, copy=copy)
-
-    if isinstance(whole, torch.Tensor):
-        if not whole.ndim or whole.shape[0] != rows:
-            raise Unshareable(f"it returned a tensor of shape {tuple(whole.shape)} for {rows} rows")
-        return whole[start:stop].clone() if copy else whole[start:stop]
-    if isinstance(whole, DiagonalGaussianDistribution):
-        return DiagonalGaussianDistribution(part(whole.parameters), deterministic=whole.deterministic)
-    if isinstance(whole, Mapping):
-        return type(whole)(**{key: _field(key, value, part) for key, value in whole.items()})
-    if isinstance(whole, list | tuple):
-        return type(whole)(part(value) for value in whole)
-    if whole is None or isinstance(whole, bool | int | float | str):
-        return whole
-    raise Unshareable(f"it returned a {type(whole).__name__}")
-
-
-def _field(key: str, value: Any, part: Callable[[Any], Any]) -> Any:
-    try:
-        return part(value)
-    except Unshareable:
-        if isinstance(value, torch.Tensor):
-            raise
-        return Withheld(f"{key} ({type(value).__name__})")
-
-
-class Withheld:
-    """In place of what cannot be shared out of a result (a language model's cache): an error, once it is used."""
-
-    def __init__(self, what: str) -> None:
-        self.__dict__["_what"] = what
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise BackendError(f"{self._what} of a result that requests shared is not there for each of them")
-
-
-def _close(alone: Any, together: Any) -> bool:
-    if isinstance(alone, torch.Tensor):
-        if alone.shape != together.shape:
-            return False
-        if not alone.is_floating_point():
-            return bool(torch.equal(alone, together))
-        scale = float(alone.abs().max()) if alone.numel() else 0.0
-        return float((alone - together).abs().max()) <= TOLERANCE.get(alone.dtype, HALF_TOLERANCE) * scale
-    if isinstance(together, Withheld):
-        return True
-    if isinstance(alone, DiagonalGaussianDistribution):
-        return _close(alone.parameters, together.parameters)
-    if isinstance(alone, Mapping):
-        return all(_close(value, together[key]) for key, value in alone.items())
-    if isinstance(alone, list | tuple):
-        return all(_close(a, b) for a, b in zip(alone, together, strict=True))
-    return True

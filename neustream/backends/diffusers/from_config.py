@@ -100,7 +100,7 @@ class Served:
         self._request = options.request
         self._steps = StepCounts(pipe)
         runs = Runs(self.begin, check_finite=False)  # the experiment says whether to check
-        self.modules = {name: RunModule(runs, role) for name, role in STAGES.items()}
+        self.modules = dict.fromkeys(STAGES, RunModule(runs, STAGES))
         weights = sum(weight.numel() for _, model in models_of(pipe) for weight in model.parameters())
         self.model_name = f"{type(pipe).__name__}, {weights / 1e6:.1f} M parameters"
         self.device_name = place_of(pipe)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from neustream.backends.diffusers import moves
+from neustream.backends.diffusers.journal import Packed
 from neustream.backends.diffusers.run import Run, decode, denoise, encode
 from neustream.core.batch import StepInput
 from neustream.core.graph import Graph, Stage, loop, seq, switch
@@ -46,7 +48,8 @@ class Runs:
         runs = []
         for given in inputs:
             if given.id not in self._open:
-                self._open[given.id] = self._begin(given)
+                over = bool(given.state.get("over"))  # before it came here
+                self._open[given.id] = Run.ended(given.state["output"]) if over else self._begin(given)
             runs.append(self._open[given.id])
         if role == "encode":
             encode(runs)
@@ -72,6 +75,29 @@ class Runs:
         if run is not None:
             run.close()
 
+    def export(self, given: StepInput) -> Packed | None:
+        """Where a request's call is, as plain data; None if it has ended, or not begun.
+
+        StageFailed, by the pipeline's name, for calls that cannot be made again elsewhere.
+        """
+        run = self._open.get(given.id)
+        if run is None or run.over:
+            return None
+        if given.state.get("left") != run.left:
+            raise StageFailed(f"request {given.id!r} is in a step, or its state is not of the latest")
+        return moves.export(run)
+
+    def adopt(self, given: StepInput, place: Packed) -> None:
+        """Bring a request's call to where it was elsewhere, without running a model.
+
+        StageFailed if it gets anywhere else.
+        """
+        if given.id in self._open:
+            raise StageFailed(f"request {given.id!r} is here already")
+        run = self._begin(given)
+        moves.bring(run, place)
+        self._open[given.id] = run
+
     def close(self) -> None:
         """End all that is open."""
         for id in list(self._open):
@@ -79,25 +105,35 @@ class Runs:
 
 
 class RunModule:
-    """One kind of stage of some runs; the pipeline is where its owner put it."""
+    """The stages of some runs; the pipeline is where its owner put it.
 
-    def __init__(self, runs: Runs, role: str) -> None:
+    Args:
+        roles: what each stage does: "encode", "denoise" or "decode".
+    """
+
+    def __init__(self, runs: Runs, roles: Mapping[str, str]) -> None:
         self._runs = runs
-        self._role = role
+        self._roles = roles
 
     def load(self, device: str) -> None:
         """Nothing to do: models stay on the device that they are on."""
 
     def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
-        return self._runs.step(self._role, inputs)
+        return self._runs.step(self._roles[inputs[0].stage], inputs)
 
     def release(self, id: str) -> None:
         self._runs.release(id)
 
+    def export(self, given: StepInput) -> Packed | None:
+        return self._runs.export(given)
+
+    def adopt(self, given: StepInput, piece: Packed) -> None:
+        self._runs.adopt(given, piece)
+
 
 def modules_of(runs: Runs, names: Mapping[str, str]) -> dict[str, StreamModule]:
-    """The modules of the roles in `names`, under the names that their stages have."""
-    return {stage: RunModule(runs, role) for role, stage in names.items()}
+    """The module of the roles in `names`, under the names that their stages have."""
+    return dict.fromkeys(names.values(), RunModule(runs, {stage: role for role, stage in names.items()}))
 
 
 def graph_of(name: str, stages: Mapping[str, Stage]) -> Graph:

@@ -107,11 +107,6 @@ def _cloned(generator: Any) -> Any:
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 
-def generators_of(named: Mapping[str, Any]) -> list[torch.Generator]:
-    given = named.get("generator")
-    return [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, torch.Generator)]
-
-
 def samples_of(named: Mapping[str, Any]) -> int:
     """How many images (videos) a call makes."""
     count = 1

@@ -24,6 +24,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from tqdm import tqdm
 
 from neustream.backends.diffusers.calls import Call, Part, autocast_now, set_autocast
+from neustream.backends.diffusers.journal import Journal, generators_of, may_move, noise_now, same
 from neustream.backends.diffusers.parts import Parts
 from neustream.backends.diffusers.stepping import Hooks, Step, own_scheduler, step_together
 from neustream.errors import BackendError, StageFailed
@@ -61,21 +62,32 @@ class Run:
         expected: int = 1,
         on_step: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._pipe: DiffusionPipeline | None = pipe
+        self.pipe: DiffusionPipeline | None = pipe
         self.parts = parts
-        self._kwargs = kwargs
+        self.kwargs = kwargs
         self._on_step = on_step
         self._expected = expected
         self._view: Any = None
         self._greenlet: Any = None
         self._autocast = autocast_now()  # of the stock call, put back whenever it goes on
-        self._nested = False
+        self.nested = False  # whether there are pipelines inside the pipeline
         self.steps_counted = False  # whether a scheduler of its own counts its steps
+        self.journal = Journal(may_move(pipe))
         self.parked: Call | Step | None = None
         self.steps = 0
         self.over = False
         self.output: Any = None
+        self._known = 0  # scheduler steps ahead that were taken elsewhere
+        self._arrived: Callable[[Any], None] = _nothing
         self.error: BaseException | None = None
+
+    @classmethod
+    def ended(cls, output: Any) -> Run:
+        """One that ended elsewhere with `output`."""
+        run = cls.__new__(cls)
+        run.parked = run.error = run._greenlet = run._view = None
+        run.steps, run.over, run.output = 0, True, output
+        return run
 
     @property
     def started(self) -> bool:
@@ -85,7 +97,7 @@ class Run:
     def _scaled(self) -> bool:
         """Whether the stock call scales adapters of its text encoders while it uses them: then nobody shares them."""
         names = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
-        return any("scale" in (self._kwargs.get(name) or {}) for name in names)
+        return any("scale" in (self.kwargs.get(name) or {}) for name in names)
 
     @property
     def denoising(self) -> bool:
@@ -112,7 +124,7 @@ class Run:
         known = self._view.__dict__.get("_num_timesteps")
         if isinstance(known, int):
             return known
-        return self._expected if self._nested else None  # pipelines inside it have their own schedules
+        return self._expected if self.nested else None  # pipelines inside it have their own schedules
 
     # -- moving on ------------------------------------------------------------------------------------
 
@@ -120,10 +132,23 @@ class Run:
         """Go on with the result of the parked call (an exception is raised there) up to the next one."""
         if self.over:
             return
+        parked, journal = self.parked, self.journal
         if self._greenlet is None:
             self._greenlet = greenlet(self._main)
-        elif not self.steps_counted and isinstance(self.parked, Call) and self.parked.part.role == "denoise":
-            self.steps += 1
+            journal.began = [one.get_state() for one in generators_of(self.kwargs)]
+        elif isinstance(parked, Call):
+            value = journal.called(parked, value, self.steps)
+            self.steps += not self.steps_counted and parked.part.role == "denoise"
+        if self.steps or not journal.keeps:
+            self._go_on(value)
+            return
+        before = noise_now(self.parts.device)
+        self._go_on(value)
+        if not same(before, noise_now(self.parts.device)):
+            journal.draws[len(journal.calls)] = before
+
+    def _go_on(self, value: Any) -> None:
+        """Let the stock call run up to the next thing that it waits for, or to its end."""
         self.parked = None
         outside = autocast_now()
         set_autocast(self._autocast)
@@ -148,14 +173,15 @@ class Run:
 
     def _forget(self) -> None:
         self.over = True
-        self._pipe = self.parked = self._view = self._greenlet = self._on_step = None
-        self._kwargs = {}
+        self.pipe = self.parked = self._view = self._greenlet = self._on_step = None
+        self.kwargs = {}
+        self.journal = Journal()
 
     def _main(self, _: Any = None) -> None:
         try:
-            assert self._pipe is not None
-            self._view = self._seen(self._pipe)
-            self.output = self._view(**self._kwargs)
+            assert self.pipe is not None
+            self._view = self._seen(self.pipe)
+            self.output = self._view(**self.kwargs)
         except GreenletExit:
             raise
         except BaseException as error:  # the caller's own callbacks run in there
@@ -175,17 +201,40 @@ class Run:
             if id(value) in self.parts:
                 own[name] = StandIn(value, self.parts[id(value)], inline="encode" if self._scaled else "")
             elif callable(getattr(value, "step", None)) and hasattr(value, "timesteps"):
-                own[name] = own_scheduler(value, Hooks(park, self._stepped))
+                own[name] = own_scheduler(value, Hooks(park, self._stepped, self._step_known, self._step_taken))
                 self.steps_counted = True
             elif isinstance(value, DiffusionPipeline):
                 own[name] = self._seen(value)
-                self._nested = True
+                self.nested = True
         return view
+
+    def follow(self, steps: int, result: Any, arrived: Callable[[Any], None]) -> None:
+        """Take `steps` scheduler steps by their last `result`, then tell `arrived` of the scheduler."""
+        self._known, self._arrived = steps, arrived
+        self.journal.result = result
+
+    def _step_known(self, scheduler: Any) -> Any:
+        """The result of a step that was taken elsewhere; None for others."""
+        if not self._known:
+            return None
+        self.steps += 1
+        self._known -= 1
+        if not self._known:
+            self._arrived(scheduler)
+            self.journal.goes_on(scheduler)
+        return self.journal.result
+
+    def _step_taken(self, scheduler: Any, result: Any) -> None:
+        self.journal.stepped(scheduler, result)
 
     def _stepped(self, latents: torch.Tensor) -> None:
         self.steps += 1
         if self._on_step is not None:
             self._on_step(Progress(self.steps, self.total, latents))
+
+
+def _nothing(scheduler: Any) -> None:
+    """What a run that began here is told of."""
 
 
 def park(wanted: Call | Step) -> Any:

@@ -22,13 +22,13 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from neustream.backends.diffusers.calls import Call
+from neustream.backends.diffusers.journal import generators_of
 from neustream.backends.diffusers.measured import Shelf, timed
 from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
 from neustream.backends.diffusers.parts import Parts, models_of, parts_of, state_of
 from neustream.backends.diffusers.request import (
     StepCounts,
     check,
-    generators_of,
     kind_of,
     named_arguments,
     samples_of,

@@ -114,11 +114,14 @@ class Hooks:
     """What a request's schedulers (and copies that its call makes of them) tell.
 
     `park` takes a step that can be shared, and returns what `step_together` gives, or None for the
-    stock step to be taken; `stepped` is told of each new sample.
+    stock step to be taken; `stepped` is told of each new sample. `known` gives the result of a step
+    that was taken elsewhere, None for others; `taken` is told of each scheduler and its result.
     """
 
     park: Callable[[Step], Any]
     stepped: Callable[[torch.Tensor], None]
+    known: Callable[[Any], Any] = lambda scheduler: None
+    taken: Callable[[Any, Any], None] = lambda scheduler, result: None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hooks:
         return self
@@ -140,9 +143,12 @@ def _step(
     self: Any, stock: Callable[..., Any], model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """A stock scheduler's step, shared if it can be."""
+    hooks: Hooks = self._neustream_hooks
+    known = hooks.known(self)
+    if known is not None:
+        return known
     if self._neustream_timesteps is not self.timesteps:
         self._neustream_timesteps, self._neustream_table = self.timesteps, table_of(self)
-    hooks: Hooks = self._neustream_hooks
     table: Table | None = self._neustream_table
     result = None
     if table is not None and not args and _plain(kwargs) and _alike(model_output, sample):
@@ -154,6 +160,7 @@ def _step(
             result = table.result(*values) if kwargs.get("return_dict", True) else values
     if result is None:
         result = stock(self, model_output, timestep, sample, *args, **kwargs)
+    hooks.taken(self, result)
     hooks.stepped(result[0])
     return result
 
