@@ -34,6 +34,7 @@ with warnings.catch_warnings():
     from neustream import Stage, StageFailed, TableProfile
     from neustream.backends.diffusers import journal, moves
     from neustream.backends.diffusers.journal import packed, unpacked
+    from neustream.backends.diffusers.locals import needed
     from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
     from neustream.backends.diffusers.service import PipelineEngine
     from neustream.core.batch import input_of
@@ -265,7 +266,7 @@ def test_pipelines_that_were_not_shown_to_move(name, why):
         moves.export(run)
 
 
-class Momentum(d.StableDiffusionPipeline):
+class Mine(d.StableDiffusionPipeline):
     """Who knows what it does between its steps."""
 
 
@@ -275,21 +276,12 @@ def keep(pipe, step, timestep, given):
 
 def test_subclasses_and_callbacks_stay():
     one, _ = two("stable_diffusion")
-    mine = Momentum(**one.components, requires_safety_checker=False)
+    mine = Mine(**one.components, requires_safety_checker=False)
     request = requests("stable_diffusion")[0]
-    with pytest.raises(StageFailed, match="Momentum cannot move"):
+    with pytest.raises(StageFailed, match="Mine cannot move"):
         moves.export(stepped(mine, request.arguments(), 1))
     with pytest.raises(StageFailed, match="its callback_on_step_end may have changed it"):
         moves.export(stepped(one, request.arguments(callback_on_step_end=keep), 1))
-
-
-def test_a_call_that_keeps_more_than_is_known_is_found_out(monkeypatch):
-    monkeypatch.setattr(journal, "FORWARD", journal.FORWARD | {"Averaged"})
-    one = Averaged(**two("ddpm")[0].components)
-    request = requests("ddpm")[1]
-    run = stepped(one, request.arguments(), 3)
-    with pytest.raises(StageFailed, match=r"Averaged cannot go on .* after 3 step.* keeps more than known"):
-        moved(run, one, request.arguments())
 
 
 class Averaged(d.DDPMPipeline):
@@ -304,8 +296,78 @@ class Averaged(d.DDPMPipeline):
         seen = []
         for t in self.scheduler.timesteps:
             seen.append(image)
-            image = self.scheduler.step(self.unet(sum(seen) / len(seen), t).sample, t, image).prev_sample
+            image = self.scheduler.step(
+                self.unet(sum(seen) / len(seen), t).sample, t, image, generator=generator
+            ).prev_sample
         return (image,)
+
+
+class Momentum(d.DDPMPipeline):
+    """Mixes what its model said before into what it says now: its model sees nothing of it."""
+
+    __module__ = "diffusers.pipelines.momentum"
+
+    @torch.no_grad()
+    def __call__(self, generator, num_inference_steps, batch_size=1, output_type="pt"):
+        self.scheduler.set_timesteps(num_inference_steps)
+        image = torch.randn(batch_size, 3, 8, 8, generator=generator)
+        mean = 0.0
+        for t in self.scheduler.timesteps:
+            said = self.unet(image, t).sample
+            mean = 0.5 * mean + said
+            image = self.scheduler.step(mean, t, image, generator=generator).prev_sample
+        return (image,)
+
+
+class Attribute(Momentum):
+    """The same, in an attribute of its own."""
+
+    __module__ = "diffusers.pipelines.momentum"
+
+    @torch.no_grad()
+    def __call__(self, generator, num_inference_steps, batch_size=1, output_type="pt"):
+        self.scheduler.set_timesteps(num_inference_steps)
+        image = torch.randn(batch_size, 3, 8, 8, generator=generator)
+        self._mean = 0.0
+        for t in self.scheduler.timesteps:
+            said = self.unet(image, t).sample
+            self._mean = 0.5 * self._mean + said
+            image = self.scheduler.step(self._mean, t, image, generator=generator).prev_sample
+        return (image,)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Averaged, "seen"), (Momentum, "mean"), (Attribute, "self")])
+def test_a_call_that_keeps_more_than_is_known_is_found_out(kind, name, monkeypatch):
+    monkeypatch.setattr(journal, "FORWARD", journal.FORWARD | {kind.__name__})
+    one = kind(**two("ddpm")[0].components)
+    request = requests("ddpm")[1]
+    run = stepped(one, request.arguments(), 3)
+    with pytest.raises(StageFailed, match=rf"after 3 step\(s\) it keeps more than known, in __call__: {name}"):
+        moved(run, one, request.arguments())
+    start = stepped(one, request.arguments(), 0)  # in front of its first step it keeps nothing
+    assert torch.equal(finished(moved(start, one, request.arguments())), stock(one, request))
+
+
+def test_variables_that_are_written_before_they_are_read_are_not_needed():
+    def walk(flag, total):
+        kept, spent = 1, 2
+        for step in range(total):
+            spent = step + kept
+            kept = spent if flag else kept
+            yield
+            unread = spent + step
+            del unread
+        return kept
+
+    def names(flag, steps):
+        walker = walk(flag, 9)
+        for _ in range(steps):
+            next(walker)
+        return needed(walker.gi_frame, names.__code__)
+
+    assert set(names(True, 2)) == {f"walk: {name}" for name in ("flag", "kept", "spent", "step")}
+    one, other = names(True, 2), names(False, 2)
+    assert {name for name in one if one[name] != other[name]} == {"walk: flag", "walk: kept"}
 
 
 def test_another_pipeline_scheduler_or_request_is_refused():
@@ -325,7 +387,7 @@ def test_another_pipeline_scheduler_or_request_is_refused():
     elsewhere("dit", "DiTPipeline cannot go on .* it was a StableDiffusionPipeline")
     refused(build("stable_diffusion", scheduler=SCHEDULERS["PNDM"]()), "its scheduler was a DDIMScheduler")
     refused(other, "has other arguments here|here of", num_images_per_prompt=2)
-    refused(other, "not where it was|has other arguments|here of", guidance_scale=1.0)
+    refused(other, "keeps more than known|has other arguments|here of", guidance_scale=1.0)
     refused(other, r"it had 1 generator\(s\), here are 0", generator=None)
     new = moved(stepped(one, request.arguments(), 2), other, request.arguments())
     assert torch.equal(finished(new), stock(one, request))

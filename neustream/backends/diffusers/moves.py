@@ -46,6 +46,7 @@ class Place:
     scheduler: tuple[str, Mapping[str, Any], dict[str, Any]] | None
     parked: str
     given: bytes
+    needed: dict[str, bytes]
 
 
 def export(run: Run) -> Packed:
@@ -73,6 +74,7 @@ def export(run: Run) -> Packed:
                 scheduler,
                 parked.part.name,
                 digest(parked),
+                run.needed(),
             )
         )
     except StageFailed as error:
@@ -122,8 +124,12 @@ def _repeat(run: Run, place: Place, device: torch.device) -> None:
         _resume(run, place, result, device)
     parked = _parked(run, len(place.calls), place.parked)
     now = [one.get_state() for one in generators_of(run.kwargs)]
+    here = run.needed()
+    kept = sorted(name for name in here | place.needed if here.get(name) != place.needed.get(name))
+    if kept:
+        raise StageFailed(f"after {run.steps} step(s) it keeps more than known, in {', '.join(kept)}")
     if run.steps != place.steps or digest(parked) != place.given or not same(now, place.generators):
-        raise StageFailed(f"after {run.steps} step(s) it is not where it was: it keeps more than known")
+        raise StageFailed(f"after {run.steps} step(s) it is not where it was")
 
 
 def _begin(run: Run, place: Place) -> None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from neustream.backends.diffusers.calls import Call, Part, autocast_now, set_autocast
 from neustream.backends.diffusers.journal import Journal, generators_of, may_move, noise_now, same
+from neustream.backends.diffusers.locals import needed
 from neustream.backends.diffusers.parts import Parts
 from neustream.backends.diffusers.stepping import Hooks, Step, own_scheduler, step_together
 from neustream.errors import BackendError, StageFailed
@@ -125,6 +126,10 @@ class Run:
         if isinstance(known, int):
             return known
         return self._expected if self.nested else None  # pipelines inside it have their own schedules
+
+    def needed(self) -> dict[str, bytes]:
+        """Digests of the variables that the stock call may still read, by function and name."""
+        return needed(self._greenlet.gr_frame, Run._main.__code__)
 
     # -- moving on ------------------------------------------------------------------------------------
 
