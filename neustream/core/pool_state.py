@@ -102,6 +102,7 @@ class PoolState:
         self, batch: Batch, jobs: tuple[Job, ...], sizes: tuple[float, ...], times: StepTimes
     ) -> Batch:
         """Note that `jobs` run, with the id, worker and time of `batch`."""
+        seconds, profiled = times.expect(jobs, sizes)  # a profile may raise: first of all
         known = {job.queue for job in cast(tuple[Entry, ...], batch.jobs)}
         first = jobs[0].stage
         assert first is not None
@@ -117,7 +118,6 @@ class PoolState:
                 label = stage.model
             if stage.caches:
                 self.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
-        seconds, profiled = times.expect(jobs, sizes)
         running = Batch(
             batch.id,
             batch.pool,

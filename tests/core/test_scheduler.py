@@ -485,6 +485,22 @@ def test_an_error_in_place_of_an_update_fails_that_job_alone():
     assert ids(some.next_batch("gpu", 1.0).jobs) == ["r0", "r2"]
 
 
+def test_a_profile_that_raises_leaves_its_jobs_waiting():
+    class Alone:
+        name, device, max_batch = "text", "", 4
+
+        def latency(self, batch, total=0.0, square=0.0):
+            return {1: 0.5}[batch]
+
+    some = Scheduler([Pool("gpu", tuple(PROFILES))], PATIENT, {**PROFILES, "text": Alone()})
+    jobs = [some.submit(image(f"r{i}"), 0.0) for i in range(2)]
+    with pytest.raises(KeyError):
+        some.next_batch("gpu", 0.0)
+    assert [(job.status, job.skipped, job.ran_last) for job in jobs] == [("waiting", 0, False)] * 2
+    set_policy(some, choosing("r1"))
+    assert ids(some.next_batch("gpu", 0.0).jobs) == ["r1"]
+
+
 @pytest.mark.parametrize("update", [None, 1, "text", [("a", 1)], {"a"}, object()])
 def test_an_update_that_is_no_mapping_fails_that_job_alone(update):
     some = scheduler()
