@@ -10,6 +10,7 @@ import yaml
 from toys import command
 
 from neustream import ConfigError, ProfileError
+from neustream.analysis.tables import tokens_table
 from neustream.config import load_experiment
 from neustream.core.steps import Step
 from neustream.experiment import prepare, simulate, sweep_points
@@ -234,3 +235,12 @@ def test_simulate_shows_both_views(path):
 def test_hindsight_is_not_for_language_models(path):
     done = command("simulate", path("opt_13b"), "--set", "workload.requests=10", "--hindsight", "5")
     assert done.status != 0 and "for an llm there is --bound" in done.err
+
+
+def test_the_table_of_tokens_has_the_preemptions_of_the_report(path):
+    some = prepared(path("opt_13b"), "llm.memory.tokens=3200", "workload.requests=60", "workload.rate=8")
+    report = simulate(some, "fcfs")
+    assert report.preemptions > 0
+    table = tokens_table([{"policy": "fcfs", **report.to_dict()}])
+    column = next(column for column in table.columns if column.header == "preempted")
+    assert list(column.cells) == [str(report.preemptions)]

@@ -58,7 +58,7 @@ def tokens_table(records: Sequence[Record]) -> Table:
     table = new_table(
         "outputs; medians and p99 in ms",
         "policy",
-        ["tok/s", "TTFT", "p99", "TPOT", "p99", "ITL", "p99", "client met", "evicted"],
+        ["tok/s", "TTFT", "p99", "TPOT", "p99", "ITL", "p99", "client met", "preempted"],
     )
     for record in shown:
         tokens = record["tokens"]
@@ -66,7 +66,7 @@ def tokens_table(records: Sequence[Record]) -> Table:
         for name, quantile in (("ttft", 50), ("ttft", 99), ("tpot", 50), ("tpot", 99), ("itl", 50), ("itl", 99)):
             seconds = tokens[f"{name}_s"][f"p{quantile}"]
             cells.append("-" if seconds is None else f"{seconds * 1e3:.0f}")
-        table.add_row(record["policy"], *cells, f"{tokens['client_attainment']:.1%}", str(record.get("evictions", 0)))
+        table.add_row(record["policy"], *cells, f"{tokens['client_attainment']:.1%}", str(record.get("preemptions", 0)))
     table.caption = "tok/s: in time; client met: TTFT, mean TPOT and E2EL in their SLO (vllm bench --goodput)"
     table.caption_justify = "left"
     return table
