@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -102,7 +103,7 @@ class Sweep:
     about: Mapping[str, str]
     out: Path
     preload: Sequence[str] = ()
-    limit_s: float = 120.0
+    limit_s: float = 300.0
     memory_gib: float = 12.0
 
 
@@ -138,7 +139,8 @@ def _attempt(check: Callable[[str, Phase], Found], name: str, out: Connection, l
     try:
         found = check(name, phase)
         outcome, detail = judge(found)
-        out.send(("end", (outcome, detail, found.off, found.batch)))
+        off = found.off if math.isfinite(found.off) else None
+        out.send(("end", (outcome, detail, off, found.batch)))
     except BaseException as error:  # whatever the world does
         out.send(("end", (*blame(error, now[0]), None, None)))
     os._exit(0)  # threads of a request that hangs are not waited for

@@ -151,7 +151,12 @@ DENOISERS: dict[str, Config] = {
         **{name: value for name, value in HUNYUAN_DIT.items() if name != "num_layers"},
         "transformer_num_layers": 4,
     },
-    "HunyuanImageTransformer2DModel": {**HUNYUAN, "rope_axes_dim": (5, 5), "patch_size": (1, 1)},
+    "HunyuanImageTransformer2DModel": {
+        **HUNYUAN,
+        "attention_head_dim": 8,
+        "rope_axes_dim": (4, 4),
+        "patch_size": (1, 1),
+    },
     "Ideogram4Transformer2DModel": {
         "in_channels": 16,
         "num_layers": 1,

@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -45,9 +45,17 @@ class Tiny:
 
     pipe: Any
     content: Callable[[int], Mapping[str, Any]] = field(repr=False)
+    dtype: torch.dtype = torch.float32
+
+    def double(self) -> Tiny:
+        """The same in float64, where rounding is a billion times smaller."""
+        return replace(self, pipe=self.pipe.to(torch.float64), dtype=torch.float64)
 
     def arguments(self, at: int) -> dict[str, Any]:
         given = dict(self.content(at))
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                given[name] = value.to(self.dtype)
         if "generator" in inspect.signature(self.pipe.__call__).parameters:
             given["generator"] = torch.Generator().manual_seed(10 + at)
         return given
@@ -243,13 +251,14 @@ def _content(name: str, kind: Any, at: int) -> dict[str, Any]:
         "max_sequence_length": 16,
         "clean_caption": False,
         "use_resolution_binning": False,
-        "complex_human_instruction": None,
         "class_labels": [31 * at],
         "batch_size": 1,
         "output_type": "np",
     }
     parameters = inspect.signature(kind.__call__).parameters
-    given = {key: value for key, value in usual.items() if key in parameters}
+    given = {key: value for key, value in usual.items() if key in parameters and value is not None}
+    if "complex_human_instruction" in parameters:
+        given["complex_human_instruction"] = None  # the default is as long as a page
     for key, value in own.items():
         if value is ...:
             given.pop(key, None)

@@ -68,6 +68,7 @@ PARTS: Table = {
             "cross_attention_dim": (16, 32),
         },
         "vae": {"in_channels": 1, "out_channels": 1},
+        "text_encoder": {"projection_dim": 32},
     },
     "AnimateDiffSDXLPipeline": {"unet": UNET_XL},
     "BriaFibo2Pipeline": {"text_encoder": None, "processor": None},
@@ -82,6 +83,7 @@ PARTS: Table = {
     "DanceDiffusionPipeline": {"scheduler": {"class": "IPNDMScheduler"}},
     "DreamLite...": {"text_encoder": None, "tokenizer": None, "processor": None},
     "Flux2Pipeline": {"text_encoder": None, "tokenizer": None},
+    "EasyAnimateInpaintPipeline": {"transformer": {"in_channels": 9}},
     "FluxControl...": {"transformer": {"in_channels": 32, "out_channels": 16}},
     "FluxControlNet...": {"transformer": {}},
     "FluxFillPipeline": {"transformer": {"in_channels": 48, "out_channels": 16}},
@@ -90,7 +92,7 @@ PARTS: Table = {
     "HunyuanDiT...": {"text_encoder_2": {}, "tokenizer_2": {}},
     "HunyuanDiTControlNetPipeline": {"transformer": {"num_layers": 4}},
     "HunyuanImageRefinerPipeline": {
-        "transformer": {"in_channels": 16, "out_channels": 8, "patch_size": (1, 1, 1), "rope_axes_dim": (2, 4, 4)}
+        "transformer": {"in_channels": 16, "out_channels": 8, "patch_size": (1, 1, 1), "rope_axes_dim": (4, 2, 2)}
     },
     "HunyuanSkyreelsImageToVideoPipeline": {"transformer": {"in_channels": 8}},
     "HunyuanVideoImageToVideoPipeline": {"transformer": {"image_condition_type": "token_replace"}},
@@ -152,7 +154,10 @@ PARTS: Table = {
     "ShapE...": SHAP_E,
     "StableCascadePriorPipeline": {"prior": CASCADE_PRIOR},
     "StableCascadeCombinedPipeline": {"prior_prior": CASCADE_PRIOR},
-    "StableDiffusionControlNetXSPipeline": {"controlnet": XS},
+    "StableDiffusionControlNetXSPipeline": {
+        "controlnet": {**XS, "use_linear_projection": False},
+        "unet": {"layers_per_block": 2},
+    },
     "SkyReelsV2ImageToVideoPipeline": {**WAN_IMAGE},
     "StableAudioPipeline": {
         "projection_model": {"text_encoder_dim": 32, "conditioning_dim": 16, "min_value": 0, "max_value": 32},
@@ -185,6 +190,16 @@ PARTS: Table = {
     },
     "StableDiffusionXL...ControlNet...": {"controlnet": {**XL_CONTROL, "class": "ControlNetModel"}},
     "StableDiffusionXLControlNetUnion...": {"controlnet": UNION},
+    "StableDiffusionXLControlNetXSPipeline": {
+        "controlnet": {
+            **XS,
+            "down_block_types": UNET_XL["down_block_types"],
+            "transformer_layers_per_block": (1, 2),
+            "num_attention_heads": (2, 4),
+            "cross_attention_dim": 64,
+        },
+        "unet": {**UNET_XL, "layers_per_block": 2},
+    },
     "StableDiffusionXLInstructPix2PixPipeline": {"unet": {**UNET_XL, "in_channels": 8}},
     "StableUnCLIP...": {
         "image_normalizer": {"embedding_dim": 32},
@@ -227,6 +242,9 @@ CALLS: Table = {
     "AllegroPipeline": {"output_type": "latent", "frames": 8},
     "AnyFlow...": {"video": ..., "frames": 5},
     "BriaFibo2Pipeline": {**MASKED, "image": ...},
+    "BriaFibo...": {"negative_prompt": "blurry"},  # of an empty one three families make no tokens
+    "CogView4...": {"negative_prompt": "blurry"},
+    "EasyAnimate...": {"negative_prompt": "blurry"},
     "BriaFiboEditPipeline": {"prompt": lambda at: f'{{"edit_instruction": "{PROMPTS[at]}"}}'},
     "Cosmos...": {"size": 32},
     "Cosmos...VideoToWorldPipeline": {"image": ...},
@@ -234,6 +252,10 @@ CALLS: Table = {
     "Cosmos2_5_TransferPipeline": {"controls": lambda at: [picture(10 * at + frame, 32) for frame in range(5)]},
     "CycleDiffusionPipeline": {"source_prompt": lambda at: PROMPTS[at - 1]},
     "DreamLite...": {"image": ...},
+    "EasyAnimateInpaintPipeline": {
+        "video": lambda at: noise(at, 1, 3, 5, 16, 16).sigmoid(),
+        "mask_video": lambda at: torch.ones(1, 1, 5, 16, 16) * 255,
+    },
     "Flux2Klein...": {"text_encoder_out_layers": (1,), "image": ...},
     "Flux2KleinInpaintPipeline": {"image": pictured(16)},
     "Flux2KleinKVPipeline": {"image": pictured(64)},
@@ -271,7 +293,6 @@ CALLS: Table = {
     "KandinskyV22InpaintPipeline": {"hint": ...},
     "LDMSuperResolutionPipeline": {"image": pictured(32)},
     "LTX...": {"size": 32},
-    "LTX2ImageToVideoPipeline": {"crf": 0},
     "LucyEditPipeline": EMBEDS,
     "Marigold...": {"prompt": ..., "strength": ...},
     "MotifVideo...": {**ATTENDED, "prompt": None},
@@ -284,7 +305,7 @@ CALLS: Table = {
     "RePaintPipeline": {"image": pictured(32), "mask_image": masked(32), "jump_length": 2, "jump_n_sample": 2},
     "Sana...": {"size": 32},
     "SanaSprint...": {"intermediate_timesteps": None},
-    "ShapE...": {"frame_size": 16},
+    "ShapE...": {"frame_size": 64},
     "SkyReelsV2...": {**EMBEDS, "prompt": None},
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": {"overlap_history": 1, "base_num_frames": 5, "num_frames": 9},
     "StableAudioPipeline": {"audio_end_in_s": lambda at: (2.0, 2.0, 1.0, 2.0)[at], "output_type": "pt"},

@@ -173,8 +173,8 @@ UNETS: dict[str, Config] = {
     "UNet1DModel": {
         "sample_size": 32,
         "sample_rate": 32,
-        "extra_in_channels": 16,
-        "block_out_channels": (8, 8, 16),
+        "extra_in_channels": 64,
+        "block_out_channels": (32, 32, 64),
         "use_timestep_embedding": False,
     },
     "UNet3DConditionModel": VIDEO_UNET,
