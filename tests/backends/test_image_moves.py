@@ -37,7 +37,7 @@ with warnings.catch_warnings():
     from neustream.backends.diffusers.locals import needed
     from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
     from neustream.backends.diffusers.service import PipelineEngine
-    from neustream.core.batch import input_of
+    from neustream.core.batch import StepInput, input_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -230,6 +230,20 @@ def test_a_request_that_moves_with_its_place_in_the_graph():
             assert torch.equal(target.image("a"), wanted), at
         assert Told.seen == (1, 2, 3)  # each step is told of once
     assert len(source.runs) == len(target.runs) == 0
+
+
+def test_a_call_that_is_over_takes_its_output_along():
+    """A config's graph has a decode behind the steps, whatever they left to do."""
+    one, other = two("dit")
+    request = requests("dit")[0]
+    run = stepped(one, request.arguments(output_type="latent"), request.steps)
+    decode([run])
+    state = {"denoising": False, "left": 1, "over": True, "output": run.output}
+    runs = Runs(lambda given: Run(other, parts_of(other), request.arguments()))
+    [update] = runs.step("decode", [StepInput("a", {}, state, "decode@8")])
+    assert update == {**state, "output": run.output}
+    runs.release("a")
+    assert len(runs) == 0
 
 
 def test_others_on_both_sides_get_what_they_get_anyway():

@@ -87,7 +87,7 @@ class Run:
         """One that ended elsewhere with `output`."""
         run = cls.__new__(cls)
         run.parked = run.error = run._greenlet = run._view = None
-        run.steps, run.over, run.output = 0, True, output
+        run.steps, run._expected, run.over, run.output = 0, 1, True, output
         return run
 
     @property
