@@ -350,10 +350,11 @@ def test_decodes_do_not_wait_until_they_are_late():
 
 
 def test_jobs_without_a_deadline_fill_what_is_left():
-    some = waiting(ask("r0", 4, 5.0), ask("r1", 4))
+    # r0 needs 4 s, and 0.25 s more for a step with r1: that leaves it half of its time
+    some = waiting(ask("r0", 4, 8.51), ask("r1", 4))
     assert chosen(some) == ["r0", "r1"]
-    assert chosen(waiting(ask("r0", 4, 4.9), ask("r1", 9))) == ["r0"]
-    assert chosen(waiting(ask("r0", 1), ask("r1", 9))) == ["r1", "r0"]
+    assert chosen(waiting(ask("r0", 4, 8.49), ask("r1", 9))) == ["r0"]
+    assert chosen(waiting(ask("r0", 1), ask("r1", 9))) == ["r0", "r1"]
 
 
 def test_a_job_without_a_deadline_is_no_promise_even_if_it_has_run():

@@ -101,6 +101,20 @@ def _one(
 ) -> Decision:
     if not label:
         return others(view)
+    return tokens(view, _queues(view, label))
+
+
+def model_queues(view: View, label: str) -> ModelQueues | None:
+    """The jobs of a view that are at the stages of a language model; None without any."""
+    queues = {}
+    for name, queue in view.queues.items():
+        stage = queue[0].stage
+        if stage is not None and stage.model == label:
+            queues[name] = queue
+    return _queues(replace(view, queues=queues), label) if queues else None
+
+
+def _queues(view: View, label: str) -> ModelQueues:
     jobs = view.jobs
     decodes = [job for job in jobs if job.stage is not None and job.stage.phase == "decode"]
     prefills = [job for job in jobs if job.stage is not None and job.stage.phase != "decode"]
@@ -111,7 +125,7 @@ def _one(
     assert isinstance(profile, PhaseProfile)
     speed = max(view.speed.get(name, 1.0) for name in view.queues)
     seats = min(view.limit(name) for name in view.queues)
-    return tokens(view, ModelQueues(view, profile.steps, label, decodes, prefills, seats, speed))
+    return ModelQueues(view, profile.steps, label, decodes, prefills, seats, speed)
 
 
 def continuous(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from neustream.core.job import Job
+from neustream.core.policies.background import beside
 from neustream.core.policies.batching import largest_in_time
 from neustream.core.policies.feasibility import Ints
 from neustream.core.policies.line_up import LineUp, line_up, seconds_of_step
@@ -54,8 +55,10 @@ class Priced:
 
     A job that is not promised waits until it is promised or hopeless. If none is promised, the
     price is waived; if none fits even so, the job of the most weight per charge runs: no device
-    idles while there is hope. Jobs without a deadline fill what is left. Latencies are the
-    profile's times `View.speed`.
+    idles while there is hope. Latencies are the profile's times `View.speed`.
+
+    Jobs without a promise get at least the share `background` of the device's time while some of
+    them wait (`background.py`; 0: no such share). Promised jobs are decided as if they were absent.
 
     The steps of a language model follow a rule of their own with the same aims
     (`token_deadlines.py`, whose parameters are `tokens`).
@@ -67,14 +70,22 @@ class Priced:
     price: float = 0.9
     gain: float = 0.1
     tokens: TokenDeadlines = field(default_factory=TokenDeadlines)
+    background: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("price", "gain"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"priced: {name} must be 0 or more and finite, got {value}")
+        if not 0 <= self.background < 1:
+            raise ConfigError(
+                f"priced: background must be 0 or more and below 1, got {self.background}"
+            )
 
     def decide(self, view: View) -> Decision:
+        return beside(view, self.background, self._promised)
+
+    def _promised(self, view: View) -> Decision:
         return split_by_model(view, self.tokens.decide, self._steps)
 
     def _steps(self, view: View) -> Decision:

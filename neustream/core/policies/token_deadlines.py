@@ -258,7 +258,7 @@ class _Plan:
     def _hurried(self, part: _Part) -> bool:
         """Whether who comes during this step is likely to be late for it."""
         step = self._seconds(part.step(sum([job.size for job in part.decodes])))
-        return _patience(self.view.recent, self.model) < step
+        return patience(self.view.recent, self.model) < step
 
     def _in_vain(self, part: _Part) -> bool:
         """Whether prompts and decodes take as long together as one after the other (two calls, on some backends)."""
@@ -291,7 +291,7 @@ class _Plan:
         """When the decodes go on, if until then it is better to be ready for who may come."""
         if not self.alive or self.due(self.alive[0]) == math.inf or not self.rule.pause:
             return None
-        if _patience(self.view.recent, self.model) >= self.together:
+        if patience(self.view.recent, self.model) >= self.together:
             return None
         _, size = _typical(self.view.recent, f"{self.model.label}.prefill")
         reserve = self.rule.pause * self.model.seconds(Step(1, size, size * size))
@@ -459,7 +459,7 @@ def _typical(recent: tuple[Demand, ...], stage: str) -> tuple[float, float]:
     return sorted(first for first, _ in some)[middle], sorted(size for _, size in some)[middle]
 
 
-def _patience(recent: tuple[Demand, ...], model: ModelQueues) -> float:
+def patience(recent: tuple[Demand, ...], model: ModelQueues) -> float:
     """Seconds that requests like the latest can wait before their prefill; inf if they were promised nothing."""
     first, size = _typical(recent, f"{model.label}.prefill")
     return first - model.seconds(Step(1, size, size * size)) if first < math.inf else math.inf
