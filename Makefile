@@ -1,21 +1,29 @@
 # make demo   install and serve a small real model on the CPU, with progress; results in out/demo
 # make test   install and run all tests
-# make test-vllm  the same for the vLLM backend, on a real vLLM with a venv of its own
 # make check  ruff, mypy and the import rules
+# make test-vllm    the tests of the vLLM backend, on a real vLLM with a venv of its own
+# make test-latest  all tests with the newest versions that pyproject.toml allows, in a new venv
+# make test-oldest  all tests with the oldest ones
+# make constraints  write the versions anew that the others install
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+LATEST := .venv-latest
+OLDEST := .venv-oldest
+PINS := .venv-pins
 DEMO := out/demo
 export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-vllm check bench clean
+.PHONY: demo test check test-vllm test-latest test-oldest constraints bench clean
 
-$(VENV)/installed: pyproject.toml
+# The build needs setuptools, which pip would fetch without the constraints.
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e '.[all,dev]'
+	$(BIN)/pip install -q -c constraints.txt setuptools
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[all,dev]'
 	touch $@
 
 demo: $(VENV)/installed
@@ -28,25 +36,46 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-$(VLLM)/installed: pyproject.toml tests/vllm/requirements.txt
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install -q --no-deps -r tests/vllm/requirements.txt
-	$(VLLM)/bin/pip install -q --no-deps -e .
-	touch $@
-
-# vLLM and what it imports warn of things that are theirs.
-test-vllm: $(VLLM)/installed
-	VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(VLLM)/bin/python -m pytest tests/vllm -o filterwarnings=ignore
-
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
+$(VLLM)/installed: pyproject.toml tests/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q --no-deps -r tests/vllm/requirements.txt
+	$(VLLM)/bin/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# vLLM and what it imports warn of things that are theirs.
+test-vllm: $(VLLM)/installed
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(VLLM)/bin/python -m pytest tests/vllm -o filterwarnings=ignore
+
+test-latest:
+	$(PYTHON) -m venv --clear $(LATEST)
+	$(LATEST)/bin/pip install -q -e '.[all,dev]'
+	$(LATEST)/bin/python -m pytest
+
+# Releases of last year warn of each other.
+test-oldest:
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(PYTHON) tools/pins.py floors > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install -q -c $(OLDEST)/constraints.txt setuptools
+	$(OLDEST)/bin/pip install -q -c $(OLDEST)/constraints.txt --no-build-isolation -e '.[all,dev]'
+	$(OLDEST)/bin/python -m pytest -o filterwarnings=default
+
+constraints:
+	$(PYTHON) -m venv --clear $(PINS)
+	$(PINS)/bin/pip install -q packaging
+	$(PINS)/bin/python tools/pins.py constraints > $(PINS)/constraints.txt
+	$(PINS)/bin/python tools/pins.py vllm > $(PINS)/vllm.txt
+	mv $(PINS)/constraints.txt constraints.txt
+	mv $(PINS)/vllm.txt tests/vllm/requirements.txt
+
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/scheduler_overhead.py
 	$(BIN)/python benchmarks/paper_diffusion.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) out build *.egg-info
+	rm -rf .venv .venv-* out build *.egg-info

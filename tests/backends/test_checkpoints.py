@@ -145,7 +145,7 @@ def test_lora_loaded_from_a_file(tmp_path):
     get = pytest.importorskip("peft").get_peft_model_state_dict
     d.StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get(made.unet, adapter_name="style"))
     pipe = build("stable_diffusion")
-    pipe.load_lora_weights(tmp_path, adapter_name="style")
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors", adapter_name="style")
     some = of_prompts("a cat", "two dogs", guidance_scale=5.0)
     references = check(ready(pipe, torch.float32), some, 1e-5)
     pipe.set_adapters("style", 0.3)

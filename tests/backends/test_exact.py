@@ -36,7 +36,7 @@ with warnings.catch_warnings():
 
     from neustream.backends.diffusers.calls import PROVEN
     from neustream.backends.diffusers.parts import parts_of
-    from neustream.backends.diffusers.run import Run, decode, denoise, encode
+    from neustream.backends.diffusers.run import Run, _asked_of_to, decode, denoise, encode
     from neustream.backends.diffusers.stepping import Hooks, Step, own_scheduler, step_together, table_of
     from neustream.errors import BackendError
 
@@ -620,6 +620,38 @@ class Closing(d.DDPMPipeline):
     def __call__(self, **kwargs):
         self.progress_bar(total=3).close()
         return super().__call__(**kwargs)
+
+
+def test_methods_whose_wrapper_hides_the_names_of_their_arguments():
+    pipe, rows = build("dit"), []
+    stock_decode = pipe.vae.decode
+
+    def decode(*args, **kwargs):
+        rows.append(len(args[0]))
+        return stock_decode(*args, **kwargs)
+
+    pipe.vae.decode = decode
+    some = [Request(request.content, request.seed, steps=3) for request in requests("dit")[:3]]
+    references = [stock(pipe, request) for request in some]
+    most = max(rows)
+    for output, reference in zip(together(pipe, some, apart=0, pause=1000), references, strict=True):
+        assert difference(output, reference) < 1e-5
+    assert max(rows) > most
+
+
+@pytest.mark.parametrize(
+    "args, kwargs, device, dtype",
+    [
+        ((torch.float16,), {}, None, torch.float16),
+        (("cpu",), {}, "cpu", None),
+        (("cuda:1", torch.float32, True), {}, "cuda:1", torch.float32),
+        ((torch.zeros(1, dtype=torch.float64),), {}, "cpu", torch.float64),
+        ((), {"device": "meta", "dtype": torch.bfloat16, "memory_format": torch.channels_last}, "meta", torch.bfloat16),
+        ((), {}, None, None),
+    ],
+)
+def test_what_a_stock_call_asks_of_to(args, kwargs, device, dtype):
+    assert _asked_of_to(*args, **kwargs) == (None if device is None else torch.device(device), dtype)
 
 
 def test_progress_bars_that_are_closed():

@@ -98,7 +98,10 @@ class Part:
         """Whether calls of a key can be one, as far as that was tried."""
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any], cast: torch.dtype | None = None) -> Call:
-        named = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        names = self._parameters
+        if len(args) > len(names):  # a wrapper's `*args` hides the names
+            names = [f"*{at}" for at in range(len(args))]
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
         for key in list(named):
             if (self.owner, key) in UNUSED:
                 named[key] = None
@@ -186,8 +189,9 @@ class Part:
         rows = sum(call.rows for call in calls)
         bucket = self._bucket(rows)
         named = _joined(calls, bucket - rows)
+        args = [named.pop(name) for name in list(named) if name.startswith("*")]
         with _autocast(calls[0].autocast):
-            whole = self.function(**named)
+            whole = self.function(*args, **named)
         # what outlives this step must not keep the whole batch's memory
         keep = self.reused or self.role != "denoise"
         results, at = [], 0

@@ -275,7 +275,7 @@ class StandIn:
 
     def to(self, *args: Any, **kwargs: Any) -> StandIn:
         """Cast the model for this request (SDXL decodes in float32); others have it in the dtype that they want."""
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype = _asked_of_to(*args, **kwargs)
         if device is not None and device.type != self._model.device.type:
             raise BackendError(f"a pipeline that moves {type(self._model).__name__} in its call cannot share it")
         if dtype is not None:
@@ -291,6 +291,20 @@ class StandIn:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise BackendError(f"a pipeline that sets {name!r} of a model in its call cannot share that model")
+
+
+def _asked_of_to(
+    *args: Any, device: Any = None, dtype: torch.dtype | None = None, **_: Any
+) -> tuple[torch.device | None, torch.dtype | None]:
+    """The device and the dtype in the arguments of a `Module.to`, None where it leaves them."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            device, dtype = arg.device, arg.dtype
+        elif isinstance(arg, torch.dtype):
+            dtype = arg
+        elif not isinstance(arg, bool):  # non_blocking
+            device = arg
+    return (None if device is None else torch.device(device)), dtype
 
 
 class View:
