@@ -24,7 +24,7 @@ from neustream.core.job import Job
 from neustream.core.policies.fcfs import FCFS
 from neustream.core.policies.line_up import line_up
 from neustream.core.policies.model_queues import ModelQueues, continuous, model_queues
-from neustream.core.policies.token_deadlines import patience
+from neustream.core.policies.recent_prompts import patience
 from neustream.core.policy import Decision, View
 from neustream.core.step_times import step_latency, step_of
 from neustream.core.steps import PhaseProfile, Step

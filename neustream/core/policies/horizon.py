@@ -114,7 +114,7 @@ class Horizon:
             np.min([row.time for row in rows], 0),
         )
 
-    def bears(self, load: Load) -> bool:
+    def fits(self, load: Load) -> bool:
         """Whether all of a load has memory, and keeps pace if it decodes step by step."""
         if (load.kept > self.units).any():
             return False

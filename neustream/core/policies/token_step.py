@@ -1,0 +1,280 @@
+"""One decision of `TokenDeadlines` in the making: which generations decode, wait, or are dropped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from neustream.core.job import Job
+from neustream.core.policies.model_queues import ModelQueues, has_progress
+from neustream.core.policies.recent_prompts import patience, typical
+from neustream.core.policies.token_prefill import PrefillFiller, PrefillPlan
+from neustream.core.policy import Decision, View
+from neustream.core.reasons import due, span
+from neustream.core.steps import Step
+from neustream.core.types import TICK
+
+SAFE = 3.0
+"""Times the median error of predictions that is kept as slack: nearly all steps are within it."""
+VAIN = 0.95
+"""A step of prompts and decodes that takes more than this share of the two apart is not worth it."""
+CATCH = 0.25
+"""Of the outputs expected ahead, the share by which `steady` lets a generation catch up with its pace."""
+
+
+class Parameters(Protocol):
+    """Those of `TokenDeadlines`."""
+
+    @property
+    def margin(self) -> float: ...
+
+    @property
+    def memory(self) -> float: ...
+
+    @property
+    def pause(self) -> float: ...
+
+    @property
+    def steady(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One decision in the making."""
+
+    view: View
+    model: ModelQueues
+    rule: Parameters
+    alive: list[Job] = field(
+        default_factory=list
+    )  # decodes that can still be on time, most urgent first
+    broken: list[Job] = field(default_factory=list)  # those that cannot
+    waiting: list[Job] = field(default_factory=list)
+    drop: dict[Job, str] = field(default_factory=dict)
+    part: PrefillPlan | None = None  # the prompts of this step
+    margin: float = 1.0  # times an expectation: what is counted with
+    together: float = 0.0  # seconds of a decode of all that are alive
+    tight: dict[Job, float] = field(
+        default_factory=dict
+    )  # when the next output of some is due, for their last one
+
+    def keep(self) -> None:
+        """Sort out who can still be on time."""
+        view, model = self.view, self.model
+        self.margin = 1 + self.rule.margin + SAFE * model.steps.error
+        now, least = view.now, model.seconds(Step(decodes=1, context=1.0))
+        self._whole_generations(least)
+        if self.rule.steady and model.decodes:
+            self._steady(least)
+        for job in model.decodes:
+            lost = job.late or self.due(job) - now < least - TICK
+            (self.broken if lost else self.alive).append(job)
+        for job in model.prefills:
+            need, time = model.speed * job.next_output_s, self.due(job) - now
+            if time >= need - TICK and not job.late:
+                self.waiting.append(job)
+            elif job.late or job.call_outputs:
+                self.broken.append(job)
+            else:
+                what = (
+                    "next output"
+                    if job not in self.tight
+                    else "next output, for all to be in time,"
+                )
+                self.drop[job] = f"hopeless: its {what} needs {span(need)}, {due(time)}"
+        if (
+            hasattr(model.steps, "error")
+            and self.drop
+            and not (self.alive or self.broken or self.waiting)
+        ):
+            self._try_one()
+        self.alive.sort(key=self.due)
+        self.waiting.sort(
+            key=lambda job: (
+                not has_progress(job),
+                self.due(job) == math.inf,
+                job.size / job.weight,
+            )
+        )
+        self.together = self._decode(self.alive) if self.alive else 0.0
+
+    def _try_one(self) -> None:
+        """Keep the one with most hope of those that a learnt latency calls hopeless, on an idle device.
+
+        What is learnt may be wrong (the device was slow for a while), and only steps that run tell.
+        """
+        hope = [job for job in self.drop if self.due(job) > self.view.now]
+        if hope:
+            best = max(hope, key=lambda job: self.due(job) - self.model.speed * job.next_output_s)
+            del self.drop[best]
+            self.waiting.append(best)
+
+    def due(self, job: Job) -> float:
+        """When its next output is due."""
+        return self.tight.get(job, job.due_next)
+
+    def _steady(self, least: float) -> None:
+        """Outputs come at their TPOT from the first one on, after some more of those expected at the latest."""
+        model, label = self.model, f"{self.model.label}.decode"
+        step = self._decode(model.decodes)
+        lengths = self.view.lengths.get(model.label)
+        for job in model.decodes:
+            gain = job.slo.step - step
+            if not 0 < gain < math.inf:
+                gain = 0.0
+            ahead = float(job.calls_left.get(label, 0))
+            if lengths is not None:
+                ahead = min(ahead, lengths.median(job.call_outputs))
+            due = job.first_at + job.call_outputs * job.slo.step + gain * ahead * CATCH
+            if self.view.now + least <= due < self.due(job):
+                self.tight[job] = due
+
+    def _whole_generations(self, least: float) -> None:
+        """Where the whole is due by an instant, the next output is, with time for those that usually follow."""
+        view, label = self.view, f"{self.model.label}.decode"
+        jobs = [job for job in (*self.model.decodes, *self.model.prefills) if job.due < math.inf]
+        if not jobs:
+            return
+        lengths = view.lengths.get(self.model.label)
+        for job in jobs:
+            most = float(
+                max(
+                    job.calls_left.get(label, 0) - bool(job.stage and job.stage.phase == "decode"),
+                    0,
+                )
+            )
+            seen = lengths.median(job.call_outputs) if lengths is not None else math.inf
+            rest = (
+                min(most, seen) if seen < math.inf else 0.0
+            )  # nobody knows: no reason to give it up
+            self.tight[job] = min(job.due_next, job.due - rest * least)
+
+    def seconds(self, step: Step) -> float:
+        return self.margin * self.model.seconds(step)
+
+    def _decode(self, jobs: Sequence[Job]) -> float:
+        return self.seconds(Step(decodes=len(jobs), context=sum([job.size for job in jobs])))
+
+    # -- prompts --------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Choose the prompts of this step, and the decodes that they run beside."""
+        if not self.waiting:
+            return
+        filler = PrefillFiller(self)
+        best = filler.fill(self.alive)
+        if self.alive:
+            hurried = bool(best.chosen) and (self._hurried(best) or self._in_vain(best))
+            if len(best.chosen) < len(self.waiting) and (urgent := self._urgent()) is not None:
+                some = filler.fill(urgent)
+                best = some if some.worth > best.worth else best
+            alone = filler.fill([])
+            if alone.worth > best.worth or (hurried and alone.worth == best.worth):
+                best = alone
+        if best.chosen:
+            self.part = best
+
+    def _urgent(self) -> list[Job] | None:
+        """The decodes without which a step as long as the most urgent one can bear makes somebody late."""
+        until = self.due(self.alive[0]) + self.together
+        some = [job for job in self.alive if self.due(job) < until]
+        return some if len(some) < len(self.alive) else None
+
+    def _hurried(self, part: PrefillPlan) -> bool:
+        """Whether who comes during this step is likely to be late for it."""
+        step = self.seconds(part.step(sum([job.size for job in part.decodes])))
+        return patience(self.view.recent, self.model) < step
+
+    def _in_vain(self, part: PrefillPlan) -> bool:
+        """Whether prompts and decodes take as long together as one after the other (two calls, on some backends)."""
+        alone = self.seconds(PrefillPlan([], part.chosen, part.tokens, part.square).step(0.0))
+        both = self.seconds(part.step(sum([job.size for job in part.decodes])))
+        return both >= VAIN * (alone + self.together)
+
+    # -- the step -------------------------------------------------------------------------------------
+
+    def decision(self) -> Decision:
+        if self.part is None:
+            if not self.waiting and not self.broken and (wake := self._pause()) is not None:
+                return Decision(drop=self.drop, wake_at=wake)
+            jobs = self._decoding()
+            if not jobs and self.waiting:  # nobody runs: what is there is better than nothing
+                self.part = PrefillPlan([], {self.waiting[0]: self._whole(self.waiting[0])})
+                jobs = self.waiting[:1]
+        else:
+            jobs = [*self.part.decodes, *self.part.chosen]
+        sizes = {} if self.part is None else dict(self.part.chosen)
+        if self.broken:
+            self._late(jobs, sizes)
+        return Decision(jobs, self.drop, sizes=sizes)
+
+    def _whole(self, job: Job) -> float:
+        """As much of a prompt as a step may have."""
+        return min(job.size, float(self.view.pool.step_tokens))
+
+    def _pause(self) -> float | None:
+        """When the decodes go on, if until then it is better to be ready for who may come."""
+        if not self.alive or self.due(self.alive[0]) == math.inf or not self.rule.pause:
+            return None
+        if patience(self.view.recent, self.model) >= self.together:
+            return None
+        _, size = typical(self.view.recent, f"{self.model.label}.prefill")
+        reserve = self.rule.pause * self.model.seconds(Step(1, size, size * size))
+        wake = self.due(self.alive[0]) - self.together - reserve
+        return wake if wake > self.view.now + TICK else None
+
+    def _decoding(self) -> list[Job]:
+        """The running generations that decode: all, unless that would make the most urgent ones late."""
+        now, alive = self.view.now, self.alive
+        if alive and self.together <= self.due(alive[0]) - now + TICK:
+            return list(alive)
+        while alive:
+            time = self.due(alive[0]) - now
+            low, high = 0, len(alive)
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (
+                    (middle, high)
+                    if self._decode(alive[:middle]) <= time + TICK
+                    else (low, middle - 1)
+                )
+            if low:
+                return alive[:low]
+            alive = alive[1:]  # even alone it may be late
+        return list(self.alive[:1])
+
+    def _late(self, jobs: list[Job], sizes: dict[Job, float]) -> None:
+        """Who is late goes along where that makes nobody else late, and is given up where room is scarce."""
+        view, part = self.view, self.part or PrefillPlan([])
+        for job in part.instead:
+            self.drop[job] = "gave way: it cannot be in time any more, and others had no room"
+        if self.part is not None and len(part.decodes) < len(self.alive):
+            return
+        time = min([self.due(job) for job in (*self.alive, *sizes)], default=math.inf) - view.now
+        time = min(
+            [time, *(job.slo.step for job in self.alive)]
+        )  # nor does it eat up anybody's slack
+        decodes = [job for job in jobs if job not in sizes]
+        reading = sum([job.size for job in decodes])
+        staying = [job for job in self.broken if job not in self.drop]
+        for job in [
+            job for job in staying if job.stage is not None and job.stage.phase == "decode"
+        ]:
+            step = Step(len(sizes), part.tokens, part.square, len(decodes) + 1, reading + job.size)
+            if len(jobs) >= self.model.seats or (jobs and self.seconds(step) > time):
+                break
+            jobs.append(job)
+            decodes.append(job)
+            reading += job.size
+        for job in [
+            job for job in staying if job.stage is not None and job.stage.phase != "decode"
+        ]:
+            if not jobs:
+                jobs.append(job)
+                sizes[job] = self._whole(job)
+            elif self.waiting:
+                self.drop[job] = (
+                    "gave way: it lost its memory and cannot be in time any more, and others wait"
+                )
