@@ -35,11 +35,12 @@ def latest_start(view: View, job: Job, batch: int) -> float:
 def largest_in_time(
     view: View, stage: str, jobs: Sequence[Job], running: Sequence[Job] = ()
 ) -> list[Job]:
-    """The largest batch of `stage` that keeps the promises of its members, taken in the order of `jobs`.
+    """The largest batch of `stage` that keeps the promises of its members, taken in the order of
+    `jobs`.
 
     They keep them if each of their steps left, run in a batch as large, ends in time. Those of
-    `running` that would be late after one such step without them are members first of all; a size at
-    which even then they would be late is too large. If nobody is in time, the first of `jobs`.
+    `running` that would be late after one such step without them are members first of all; a size
+    at which even then they would be late is too large. If nobody is in time, the first of `jobs`.
     """
     now = view.now - TICK
     for size in range(min(len(jobs), view.limit(stage)), 1, -1):

@@ -26,9 +26,9 @@ class Clockwork:
 
     `lead_s` is how far ahead of the worker the artifact's controller planned; `max_batch` its
     largest batch; `plan` replaces profiles in the predictions by others (by stage name): on its
-    H100 the artifact planned with tables of an RTX 4090. Its controller handed a worker the next batch
-    when the present one should have been over; so with a `plan` that is slower than the device,
-    steps wait for the plan.
+    H100 the artifact planned with tables of an RTX 4090. Its controller handed a worker the next
+    batch when the present one should have been over; so with a `plan` that is slower than the
+    device, steps wait for the plan.
 
     Differences from that source: the Stable Diffusion controller looked only at groups of exactly b
     requests and polled every 1 to 5 ms; here all of a group's sizes count and nothing is polled.

@@ -1,4 +1,5 @@
-"""Some steps ahead of a language model: how many generations are left, what they read, what time they have.
+"""Some steps ahead of a language model: how many generations are left, what they read, what time
+they have.
 
 How long a generation gets is not known; what is known is how many of those before it went on so far
 (`Lengths`). All numbers here are expectations at the `POINTS`, steps from now.
@@ -27,8 +28,8 @@ FOREVER = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """At each point: generations expected to be left, the tokens that they read, the units of memory that
-    they keep (whole blocks), and the least time that one of them has."""
+    """At each point: generations expected to be left, the tokens that they read, the units of
+    memory that they keep (whole blocks), and the least time that one of them has."""
 
     count: Floats
     context: Floats

@@ -1,4 +1,4 @@
-"""Mechanics of LLM steps that several policies share: who decodes, who prefills, what a step takes."""
+"""Mechanics of LLM steps that policies share: who decodes, who prefills, what a step takes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Key = Callable[[Job], float]
 class ModelQueues:
     """The jobs of a pool that are at the stages of one language model.
 
-    `decodes` in the order they came to decoding, `prefills` in the order they came, those whose memory
-    was taken or whose prefill has begun first. `seats`: the most requests in one step.
+    `decodes` in the order they came to decoding, `prefills` in the order they came, those whose
+    memory was taken or whose prefill has begun first. `seats`: the most requests in one step.
     """
 
     view: View
@@ -59,8 +59,9 @@ def split_by_model(
 ) -> Decision:
     """The decision of `tokens` for a language model's stages, of `others` for all other stages.
 
-    Where a pool has jobs at both (or at several models'), those are demand first who have to go on the
-    earliest, or came to their stage first where nothing is due; the next ones only if nobody of them runs.
+    Where a pool has jobs at both (or at several models'), those are demand first who have to go on
+    the earliest, or came to their stage first where nothing is due; the next ones only if nobody of
+    them runs.
     """
     groups: dict[str, dict[str, Sequence[Job]]] = {}
     for name, queue in view.queues.items():
@@ -86,7 +87,7 @@ def split_by_model(
 
 
 def _urgency(job: Job) -> tuple[float, float]:
-    """By when it has to go on; who is late already has no more hurry than those who were promised nothing."""
+    """Latest time at which a job must run to stay on time; late and unpromised jobs sort last."""
     start = (
         math.inf if job.late else min(job.due - job.remaining_s, job.due_next - job.next_output_s)
     )
@@ -137,9 +138,10 @@ def continuous(
 ) -> tuple[list[Job], dict[Job, float]]:
     """One step of continuous batching with chunked prefill, as vLLM's default scheduler makes it.
 
-    All decodes run. Prompts are prefilled in parts of what is left of `budget` tokens, those that are under
-    way first, then the others by `key`, as long as there are seats, and memory for all of the next one;
-    it waits, and those behind it, if there are not. Returns who runs, by `key`, and the prompts' parts.
+    All decodes run. Prompts are prefilled in parts of what is left of `budget` tokens, those that
+    are under way first, then the others by `key`, as long as there are seats, and memory for all of
+    the next one; it waits, and those behind it, if there are not. Returns who runs, by `key`, and
+    the prompts' parts.
     """
     gone = set(drop)
     jobs = sorted((job for job in model.decodes if job not in gone), key=key)

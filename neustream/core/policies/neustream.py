@@ -102,7 +102,8 @@ class NeuStream:
                 ):
                     left = min(job.due, job.due_next) - view.now
                     drop[job] = (
-                        f"budget: needs {span(job.remaining_s)} and {span(margin)} of margin, {due(left)}"
+                        f"budget: needs {span(job.remaining_s)} and {span(margin)} of margin, "
+                        f"{due(left)}"
                     )
         return drop
 

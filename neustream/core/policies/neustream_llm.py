@@ -1,4 +1,4 @@
-"""The rule of NeuStream's LLM part: prefill as many as leave every running request its next token."""
+"""NeuStream's rule for LLMs: prefill as many as leave every running request its next token."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from neustream.errors import ConfigError
 class NeuStreamLLM:
     """The temporal scheduler that NeuStream (EuroSys'25) put into vLLM, after its published code.
 
-    A step is either prefills or decodes. Waiting requests that cannot prefill by their first deadline
-    are given up. Of the others, the shortest prompts first, as many are prefilled together as leave
-    everyone, running and new, in time for its next token after this step and a decode of all; if none
-    does, all running requests decode.
+    A step is either prefills or decodes. Waiting requests that cannot prefill by their first
+    deadline are given up. Of the others, the shortest prompts first, as many are prefilled together
+    as leave everyone, running and new, in time for its next token after this step and a decode of
+    all; if none does, all running requests decode.
 
-    What differs from that code, on purpose: arrivals are those of the clients, not the moments at which
-    the serving loop looked; the cost of a batch is that of the prompts in it (there, of as many others
-    in order of arrival); requests are never lost; hopeless ones are given up also while nothing runs, and
-    only as many are prefilled then as can be in time (there: all); a batch also keeps the first
-    deadlines of those in it; and there is no credit by default. With `credit` (30 in that code),
-    deadlines are taken to be later by what the next so many tokens are hoped to earn: their TPOT less a
-    decode of all who run. It lets first tokens be late, and gives short answers what they never earn, so
-    it is counted here only for as many tokens as the request may still have, and never for a first one.
-    `most_tokens` bounds a prefill (8192 there). Its correction terms for decodes (2 to 4 ms) are left
+    What differs from that code, on purpose: arrivals are those of the clients, not the moments at
+    which the serving loop looked; the cost of a batch is that of the prompts in it (there, of as
+    many others in order of arrival); requests are never lost; hopeless ones are given up also while
+    nothing runs, and only as many are prefilled then as can be in time (there: all); a batch also
+    keeps the first deadlines of those in it; and there is no credit by default. With `credit` (30
+    in that code), deadlines are taken to be later by what the next so many tokens are hoped to
+    earn: their TPOT less a decode of all who run. It lets first tokens be late, and gives short
+    answers what they never earn, so it is counted here only for as many tokens as the request may
+    still have, and never for a first one. `most_tokens` bounds a prefill (8192 there). Its
+    correction terms for decodes (2 to 4 ms) are left
     out: they are fits to one device.
     """
 
@@ -58,7 +59,8 @@ class NeuStreamLLM:
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
         drop = {
-            job: f"hopeless: its first token needs {span(job.next_output_s)}, {due(job.due_next - view.now)}"
+            job: f"hopeless: its first token needs {span(job.next_output_s)}, "
+            f"{due(job.due_next - view.now)}"
             for job in model.prefills
             if not has_progress(job) and job.due_next - view.now < model.speed * job.next_output_s
         }

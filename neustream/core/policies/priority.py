@@ -1,4 +1,4 @@
-"""Continuous batching of LLM requests by a priority that is their deadline, as a client can set it."""
+"""Continuous batching of LLM requests by priority, which is their deadline."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Priority:
     """vLLM's `--scheduling-policy priority` with the deadline of the first output as the priority.
 
     Requests are admitted in that order, and lose their memory in the reverse one. The priority of a
-    request never changes, and nobody is given up unless `drop_hopeless`. Stages that are no language
-    model's run in the same order.
+    request never changes, and nobody is given up unless `drop_hopeless`. Stages that are no
+    language model's run in the same order.
     """
 
     drop_hopeless: bool = False

@@ -10,7 +10,7 @@ from neustream.core.steps import Step
 
 
 def typical(recent: tuple[Demand, ...], stage: str) -> tuple[float, float]:
-    """Of the latest requests: the median time to their first output that was promised, and the median prompt."""
+    """The median TTFT that the latest requests were promised, and their median prompt."""
     some = [(demand.first, demand.calls[stage].size) for demand in recent if stage in demand.calls]
     if not some:
         return math.inf, 0.0
@@ -19,6 +19,6 @@ def typical(recent: tuple[Demand, ...], stage: str) -> tuple[float, float]:
 
 
 def patience(recent: tuple[Demand, ...], model: ModelQueues) -> float:
-    """Seconds that requests like the latest can wait before their prefill; inf if they were promised nothing."""
+    """Seconds that requests like the latest can wait before their prefill; inf without an SLO."""
     first, size = typical(recent, f"{model.label}.prefill")
     return first - model.seconds(Step(1, size, size * size)) if first < math.inf else math.inf

@@ -18,11 +18,13 @@ LEAST = 32
 
 @dataclass(frozen=True)
 class Sarathi:
-    """Sarathi-Serve (OSDI'24): every decode runs in every step; prompts fill a token budget beside them.
+    """Sarathi-Serve (OSDI'24): every decode runs in every step; prompts fill a token budget beside
+    them.
 
-    The budget bounds the time between tokens. The paper picks it once per deployment from a profile;
-    `token_budget` does so here, and None takes the most tokens with which a step of the present decodes
-    keeps to the strictest TPOT of the requests that are there. Requests are served in order of arrival.
+    The budget bounds the time between tokens. The paper picks it once per deployment from a
+    profile; `token_budget` does so here, and None takes the most tokens with which a step of the
+    present decodes keeps to the strictest TPOT of the requests that are there. Requests are served
+    in order of arrival.
     """
 
     token_budget: int | None = None

@@ -17,28 +17,30 @@ from neustream.errors import ConfigError
 class Symphony:
     """A batch that is not full waits while a larger one could still be in time.
 
-    Source: Symphony's deferred batch scheduling (arXiv 2308.07470): a batch of b starts in the window
-    between d - l(b + 1) and d - l(b), where d is the deadline of its most urgent member. Before that
-    window a further request could still join it at no one's cost; after it, it would be late.
+    Source: Symphony's deferred batch scheduling (arXiv 2308.07470): a batch of b starts in the
+    window between d - l(b + 1) and d - l(b), where d is the deadline of its most urgent member.
+    Before that window a further request could still join it at no one's cost; after it, it would be
+    late.
 
     Here l is what a request has left, all of its steps run in batches of that size:
 
-    * Members: the largest b such that b requests are in time if each of their steps left takes l(b),
-      those of the least slack first. Requests that would be late even alone are dropped.
+    * Members: the largest b such that b requests are in time if each of their steps left takes
+      l(b), those of the least slack first. Requests that would be late even alone are dropped.
     * Window: a batch that holds everyone who waits at its stage, and could hold more, waits until
       its most urgent member must start to be in time at b + 1. Each request that is in a loop ahead
       of it counts as one more, since they will share their steps there.
-    * Only batches that are to start wait: those of stages that run once, and, with `defer_loops`, of
-      loops that nobody in them has begun. A loop can be joined at every step, hence the default.
+    * Only batches that are to start wait: those of stages that run once, and, with `defer_loops`,
+      of loops that nobody in them has begun. A loop can be joined at every step, hence the default.
     * While a stage waits, the worker runs the others. It stops waiting early enough for one step of
-      each of them, and `margin_s` earlier still, for steps that are slower than their profile. A batch
-      that was promised nothing starts at once.
+      each of them, and `margin_s` earlier still, for steps that are slower than their profile. A
+      batch that was promised nothing starts at once.
 
     Differences from that source: it schedules whole invocations, of many models on many GPUs, that
-    nobody can join once they run; there, waiting is how a batch grows. A loop can be joined at every
-    step, so that waiting in front of one (or in front of an encoder that leads to one) only spends
-    the slack that its requests would share steps with. Counting those ahead, looking at all that a
-    request has left, the order by slack and the choice among several stages are this port's own.
+    nobody can join once they run; there, waiting is how a batch grows. A loop can be joined at
+    every step, so that waiting in front of one (or in front of an encoder that leads to one) only
+    spends the slack that its requests would share steps with. Counting those ahead, looking at all
+    that a request has left, the order by slack and the choice among several stages are this port's
+    own.
     """
 
     defer_loops: bool = False
@@ -52,10 +54,10 @@ class Symphony:
         drop = view.hopeless()
         batches: dict[str, list[Job]] = {}
         for stage, queue in view.queues.items():
-            if jobs := [job for job in queue if job not in drop]:
-                batches[stage] = largest_in_time(
-                    view, stage, sorted(jobs, key=lambda job: job.slack(view.now))
-                )
+            jobs = [job for job in queue if job not in drop]
+            if jobs:
+                jobs.sort(key=lambda job: job.slack(view.now))
+                batches[stage] = largest_in_time(view, stage, jobs)
         steps = {
             stage: view.work(batch[0], len(batch), {stage: 1}) for stage, batch in batches.items()
         }
@@ -74,25 +76,20 @@ class Symphony:
     def _window(
         self, view: View, stage: str, batch: Sequence[Job], without: dict[Job, str]
     ) -> float:
-        """When `batch` could start at the latest if it were one larger; -inf if it should not wait."""
+        """Latest start of `batch` if it were one larger; -inf if it should not wait."""
         looped, queue = batch[0].request.graph.looped, view.queues[stage]
         begun = any(job.started_at is not None for job in queue)
         everyone = len(batch) == sum(1 for job in queue if job not in without)
-        if (
-            not everyone
-            or len(batch) == view.limit(stage)
-            or (stage in looped and (begun or not self.defer_loops))
-        ):
+        if not everyone or len(batch) == view.limit(stage):
             return -math.inf
-        ahead = sum(
-            len(view.queues[name])
-            for name in batch[0].calls_left
-            if name in looped and name in view.queues
-        )
+        if stage in looped and (begun or not self.defer_loops):
+            return -math.inf
+        ahead = 0
+        for name in batch[0].calls_left:
+            if name in looped and name in view.queues:
+                ahead += len(view.queues[name])
         if stage in looped:
             ahead -= len(queue)
-        sizes = (
-            len(batch),
-            len(batch) + 1 + ahead,
-        )  # the smaller one too: tables need not be monotone
+        # the smaller one too: tables need not be monotone
+        sizes = (len(batch), len(batch) + 1 + ahead)
         return min(latest_start(view, job, size) for job in batch for size in sizes)

@@ -77,7 +77,7 @@ class PrefillFiller:
         self.pace = min([job.slo.step for job in plan.alive], default=math.inf)
 
     def fill(self, decodes: list[Job]) -> PrefillPlan:
-        """The prompts that can be prefilled now, and how much of each, with `decodes` in the same step."""
+        """The prompts that fit into a step with `decodes`, and how much of each."""
         plan, now = self.plan, self.plan.view.now
         reading = sum([job.size for job in decodes])
         slack = min([plan.due(job) for job in decodes], default=math.inf) - now
@@ -86,12 +86,8 @@ class PrefillFiller:
             others = next(job for job in plan.alive if job not in within)  # the most urgent of them
             slack = min(slack, plan.due(others) - now - plan.together)
         part, load, late = PrefillPlan(decodes), self.load, list(self.late)
-        most, free, seats, refused = (
-            plan.view.pool.step_tokens - len(decodes),
-            self.free,
-            self.seats,
-            0,
-        )
+        most = plan.view.pool.step_tokens - len(decodes)
+        free, seats, refused = self.free, self.seats, 0
         due = math.inf  # when the step must be over for the prompts that end in it
         for job, row in zip(self.waiting, self.rows, strict=True):
             if (seats < 1 and not late) or most - part.tokens < 1 or refused == REFUSALS:
@@ -117,30 +113,36 @@ class PrefillFiller:
     def _begin(
         self, part: PrefillPlan, job: Job, reading: float, slack: float, limit: float
     ) -> float:
-        """Tokens of a prompt that fit into this step so that the rest still gets done in time; 0 if it does not."""
+        """Tokens of a prompt for this step if the rest of it can follow in time; else 0."""
         plan = self.plan
-        low, high = (
-            0,
-            int(min(job.size, plan.view.pool.step_tokens - len(part.decodes) - part.tokens)),
-        )
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = plan.seconds(part.step(reading, job, middle)) <= limit + TICK
-            low, high = (middle, high) if fits else (low, middle - 1)
+        low = self._tokens_within(part, job, reading, limit)
         if low < 1:
             return 0.0
         now = plan.seconds(part.step(reading, job, low))
         step = plan.seconds(part.step(reading, job, 1.0))  # decodes, and what any prompt adds
-        each = (
-            plan.seconds(part.step(reading, job, job.size)) - step
-        ) / job.size  # what a token of it adds
+        whole = plan.seconds(part.step(reading, job, job.size))
+        each = (whole - step) / job.size  # what a token of it adds
         rest = job.size - low
-        if rest <= 0 or self.pace <= step:
-            return float(low) if rest <= 0 else 0.0
+        if rest <= 0:
+            return float(low)
+        if self.pace <= step:
+            return 0.0
         left = max(slack - now, 0.0)
         steps = math.ceil(rest / low)
         if self.pace < math.inf:
             steps = max(steps, math.ceil((each * rest - left) / (self.pace - step)))
-        return (
-            float(low) if steps * step + each * rest <= plan.due(job) - plan.view.now - now else 0.0
-        )
+        in_time = steps * step + each * rest <= plan.due(job) - plan.view.now - now
+        return float(low) if in_time else 0.0
+
+    def _tokens_within(self, part: PrefillPlan, job: Job, reading: float, limit: float) -> int:
+        """The most tokens of a prompt with which the step ends within `limit`."""
+        plan = self.plan
+        budget = plan.view.pool.step_tokens - len(part.decodes) - part.tokens
+        low, high = 0, int(min(job.size, budget))
+        while low < high:
+            middle = (low + high + 1) // 2
+            if plan.seconds(part.step(reading, job, middle)) <= limit + TICK:
+                low = middle
+            else:
+                high = middle - 1
+        return low

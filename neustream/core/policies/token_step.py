@@ -1,4 +1,4 @@
-"""One decision of `TokenDeadlines` in the making: which generations decode, wait, or are dropped."""
+"""One decision of `TokenDeadlines`: which generations decode, wait, or are dropped."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from neustream.core.types import TICK
 SAFE = 3.0
 """Times the median error of predictions that is kept as slack: nearly all steps are within it."""
 VAIN = 0.95
-"""A step of prompts and decodes that takes more than this share of the two apart is not worth it."""
+"""Prefill and decode are mixed only if that takes less than this share of the two separately."""
 CATCH = 0.25
-"""Of the outputs expected ahead, the share by which `steady` lets a generation catch up with its pace."""
+"""Share of the outputs ahead within which `steady` brings a generation back to its pace."""
 
 
 class Parameters(Protocol):
@@ -69,41 +69,41 @@ class StepPlan:
         if self.rule.steady and model.decodes:
             self._steady(least)
         for job in model.decodes:
-            lost = job.late or self.due(job) - now < least - TICK
-            (self.broken if lost else self.alive).append(job)
-        for job in model.prefills:
-            need, time = model.speed * job.next_output_s, self.due(job) - now
-            if time >= need - TICK and not job.late:
-                self.waiting.append(job)
-            elif job.late or job.call_outputs:
+            if job.late or self.due(job) - now < least - TICK:
                 self.broken.append(job)
             else:
-                what = (
-                    "next output"
-                    if job not in self.tight
-                    else "next output, for all to be in time,"
-                )
-                self.drop[job] = f"hopeless: its {what} needs {span(need)}, {due(time)}"
-        if (
-            hasattr(model.steps, "error")
-            and self.drop
-            and not (self.alive or self.broken or self.waiting)
-        ):
+                self.alive.append(job)
+        for job in model.prefills:
+            self._sort_prefill(job)
+        served = self.alive or self.broken or self.waiting
+        if model.steps.learns and self.drop and not served:
             self._try_one()
         self.alive.sort(key=self.due)
-        self.waiting.sort(
-            key=lambda job: (
-                not has_progress(job),
-                self.due(job) == math.inf,
-                job.size / job.weight,
-            )
-        )
+        self.waiting.sort(key=self._rank)
         self.together = self._decode(self.alive) if self.alive else 0.0
 
-    def _try_one(self) -> None:
-        """Keep the one with most hope of those that a learnt latency calls hopeless, on an idle device.
+    def _sort_prefill(self, job: Job) -> None:
+        """A prompt waits if it can be in time, is kept if it has outputs, and else dropped."""
+        need = self.model.speed * job.next_output_s
+        time = self.due(job) - self.view.now
+        if time >= need - TICK and not job.late:
+            self.waiting.append(job)
+        elif job.late or job.call_outputs:
+            self.broken.append(job)
+        else:
+            what = "next output"
+            if job in self.tight:
+                what += ", for all to be in time,"
+            self.drop[job] = f"hopeless: its {what} needs {span(need)}, {due(time)}"
 
-        What is learnt may be wrong (the device was slow for a while), and only steps that run tell.
+    def _rank(self, job: Job) -> tuple[bool, bool, float]:
+        """Prompts under way first, then those with a deadline, then the shortest by weight."""
+        return not has_progress(job), self.due(job) == math.inf, job.size / job.weight
+
+    def _try_one(self) -> None:
+        """Keep the job with the most slack of those that a learnt latency calls hopeless.
+
+        The device is idle. What was learnt may be wrong, and only steps that run correct it.
         """
         hope = [job for job in self.drop if self.due(job) > self.view.now]
         if hope:
@@ -116,7 +116,7 @@ class StepPlan:
         return self.tight.get(job, job.due_next)
 
     def _steady(self, least: float) -> None:
-        """Outputs come at their TPOT from the first one on, after some more of those expected at the latest."""
+        """Tighten deadlines so that outputs come at their TPOT, where they came early."""
         model, label = self.model, f"{self.model.label}.decode"
         step = self._decode(model.decodes)
         lengths = self.view.lengths.get(model.label)
@@ -132,24 +132,24 @@ class StepPlan:
                 self.tight[job] = due
 
     def _whole_generations(self, least: float) -> None:
-        """Where the whole is due by an instant, the next output is, with time for those that usually follow."""
-        view, label = self.view, f"{self.model.label}.decode"
-        jobs = [job for job in (*self.model.decodes, *self.model.prefills) if job.due < math.inf]
-        if not jobs:
-            return
-        lengths = view.lengths.get(self.model.label)
-        for job in jobs:
-            most = float(
-                max(
-                    job.calls_left.get(label, 0) - bool(job.stage and job.stage.phase == "decode"),
-                    0,
-                )
-            )
-            seen = lengths.median(job.call_outputs) if lengths is not None else math.inf
-            rest = (
-                min(most, seen) if seen < math.inf else 0.0
-            )  # nobody knows: no reason to give it up
-            self.tight[job] = min(job.due_next, job.due - rest * least)
+        """Deadlines of next outputs that leave time for the rest, where a total was promised."""
+        for job in (*self.model.decodes, *self.model.prefills):
+            if job.due < math.inf:
+                rest = self._outputs_behind(job)
+                self.tight[job] = min(job.due_next, job.due - rest * least)
+
+    def _outputs_behind(self, job: Job) -> float:
+        """Outputs that usually follow the next one; 0 while no generation was seen to end."""
+        lengths = self.view.lengths.get(self.model.label)
+        if lengths is None:
+            return 0.0
+        seen = lengths.median(job.call_outputs)
+        if seen == math.inf:
+            return 0.0
+        most = job.calls_left.get(f"{self.model.label}.decode", 0)
+        if job.stage is not None and job.stage.phase == "decode":
+            most -= 1
+        return min(float(max(most, 0)), seen)
 
     def seconds(self, step: Step) -> float:
         return self.margin * self.model.seconds(step)
@@ -157,7 +157,7 @@ class StepPlan:
     def _decode(self, jobs: Sequence[Job]) -> float:
         return self.seconds(Step(decodes=len(jobs), context=sum([job.size for job in jobs])))
 
-    # -- prompts --------------------------------------------------------------------------------------
+    # -- prompts ----------------------------------------------------------------------------------
 
     def admit(self) -> None:
         """Choose the prompts of this step, and the decodes that they run beside."""
@@ -177,7 +177,7 @@ class StepPlan:
             self.part = best
 
     def _urgent(self) -> list[Job] | None:
-        """The decodes without which a step as long as the most urgent one can bear makes somebody late."""
+        """Decodes that would be late after the longest step that the most urgent one allows."""
         until = self.due(self.alive[0]) + self.together
         some = [job for job in self.alive if self.due(job) < until]
         return some if len(some) < len(self.alive) else None
@@ -188,12 +188,12 @@ class StepPlan:
         return patience(self.view.recent, self.model) < step
 
     def _in_vain(self, part: PrefillPlan) -> bool:
-        """Whether prompts and decodes take as long together as one after the other (two calls, on some backends)."""
+        """Whether a mixed step saves next to nothing over the two run separately."""
         alone = self.seconds(PrefillPlan([], part.chosen, part.tokens, part.square).step(0.0))
         both = self.seconds(part.step(sum([job.size for job in part.decodes])))
         return both >= VAIN * (alone + self.together)
 
-    # -- the step -------------------------------------------------------------------------------------
+    # -- the step ---------------------------------------------------------------------------------
 
     def decision(self) -> Decision:
         if self.part is None:
@@ -226,55 +226,60 @@ class StepPlan:
         return wake if wake > self.view.now + TICK else None
 
     def _decoding(self) -> list[Job]:
-        """The running generations that decode: all, unless that would make the most urgent ones late."""
+        """The generations that decode: all of them, or as many as keep the most urgent in time."""
         now, alive = self.view.now, self.alive
         if alive and self.together <= self.due(alive[0]) - now + TICK:
             return list(alive)
         while alive:
-            time = self.due(alive[0]) - now
-            low, high = 0, len(alive)
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (
-                    (middle, high)
-                    if self._decode(alive[:middle]) <= time + TICK
-                    else (low, middle - 1)
-                )
-            if low:
-                return alive[:low]
+            count = self._in_time(alive, self.due(alive[0]) - now)
+            if count:
+                return alive[:count]
             alive = alive[1:]  # even alone it may be late
         return list(self.alive[:1])
 
+    def _in_time(self, jobs: Sequence[Job], time: float) -> int:
+        """How many of `jobs`, from the front, decode within `time`."""
+        low, high = 0, len(jobs)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._decode(jobs[:middle]) <= time + TICK:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
     def _late(self, jobs: list[Job], sizes: dict[Job, float]) -> None:
-        """Who is late goes along where that makes nobody else late, and is given up where room is scarce."""
-        view, part = self.view, self.part or PrefillPlan([])
+        """Add late jobs if nobody becomes late by it; drop them if others need their room."""
+        part = self.part or PrefillPlan([])
         for job in part.instead:
-            self.drop[job] = "gave way: it cannot be in time any more, and others had no room"
+            self.drop[job] = "shed: it cannot be in time any more, and others had no room"
         if self.part is not None and len(part.decodes) < len(self.alive):
             return
-        time = min([self.due(job) for job in (*self.alive, *sizes)], default=math.inf) - view.now
-        time = min(
-            [time, *(job.slo.step for job in self.alive)]
-        )  # nor does it eat up anybody's slack
-        decodes = [job for job in jobs if job not in sizes]
-        reading = sum([job.size for job in decodes])
-        staying = [job for job in self.broken if job not in self.drop]
-        for job in [
-            job for job in staying if job.stage is not None and job.stage.phase == "decode"
-        ]:
-            step = Step(len(sizes), part.tokens, part.square, len(decodes) + 1, reading + job.size)
-            if len(jobs) >= self.model.seats or (jobs and self.seconds(step) > time):
-                break
-            jobs.append(job)
-            decodes.append(job)
-            reading += job.size
-        for job in [
-            job for job in staying if job.stage is not None and job.stage.phase != "decode"
-        ]:
+        self._late_decodes(part, jobs, sizes)
+        for job in self.broken:
+            if job in self.drop or (job.stage is not None and job.stage.phase == "decode"):
+                continue
             if not jobs:
                 jobs.append(job)
                 sizes[job] = self._whole(job)
             elif self.waiting:
                 self.drop[job] = (
-                    "gave way: it lost its memory and cannot be in time any more, and others wait"
+                    "shed: it lost its KV blocks and cannot be in time any more, and others wait"
                 )
+
+    def _late_decodes(self, part: PrefillPlan, jobs: list[Job], sizes: dict[Job, float]) -> None:
+        """Add late decodes as long as the step costs no deadline and nobody's slack."""
+        dues = [self.due(job) for job in (*self.alive, *sizes)]
+        time = min(dues, default=math.inf) - self.view.now
+        time = min([time, *(job.slo.step for job in self.alive)])
+        decodes = len(jobs) - len(sizes)
+        reading = sum([job.size for job in jobs if job not in sizes])
+        for job in self.broken:
+            if job in self.drop or job.stage is None or job.stage.phase != "decode":
+                continue
+            step = Step(len(sizes), part.tokens, part.square, decodes + 1, reading + job.size)
+            if len(jobs) >= self.model.seats or (jobs and self.seconds(step) > time):
+                return
+            jobs.append(job)
+            decodes += 1
+            reading += job.size
