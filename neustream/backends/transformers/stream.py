@@ -107,9 +107,7 @@ class Answer(Future[Completion]):
     that stops reading does not. `ended` says how it went and how long it took.
     """
 
-    def __init__(
-        self, id: str, max_tokens: int, tokenizer: Any, give_up: Callable[[str], Any]
-    ) -> None:
+    def __init__(self, id: str, max_tokens: int, tokenizer: Any, give_up: Callable[[str], Any]) -> None:
         super().__init__()
         self.id = id
         self.max_tokens = max_tokens
