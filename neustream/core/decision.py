@@ -25,25 +25,37 @@ def check_drops(policy: Policy, decision: Decision, live: Mapping[str, Job]) -> 
 
 def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[str, Job]) -> str:
     """The name of the step of `jobs`: their stage, or the model of several stages that share it."""
-    counts: dict[Stage, int] = {}
-    served = view.pool.stages
-    for job in jobs:
-        stage = job.stage
-        if stage is None or stage.name not in served or not _runnable(job, live):
-            raise PolicyError(
-                f"{named(policy)} chose {job!r}, which is not runnable in pool {view.pool.name!r}"
-            )
-        counts[stage] = counts.get(stage, 0) + 1
+    unfit = [job for job in jobs if job.status != "waiting" or live.get(job.id) is not job]
+    counts = _by_stage([job.stage for job in jobs])
+    for stage in counts:
+        if stage is None or stage.name not in view.pool.stages:
+            unfit += [job for job in jobs if job.stage is stage]
+    if unfit:
+        raise PolicyError(
+            f"{named(policy)} chose {unfit[0]!r}, which is not runnable in pool {view.pool.name!r}"
+        )
     if len(set(jobs)) != len(jobs):
         raise PolicyError(f"{named(policy)} chose a job twice for one step")
-    _check_limits(policy, counts, view)
-    if len(counts) == 1:
-        return next(iter(counts)).name
-    models = {stage.model for stage in counts}
+    stages = {stage: count for stage, count in counts.items() if stage is not None}
+    _check_limits(policy, stages, view)
+    if len(stages) == 1:
+        return next(iter(stages)).name
+    models = {stage.model for stage in stages}
     if len(models) != 1 or "" in models:
-        names = [stage.name for stage in counts]
+        names = [stage.name for stage in stages]
         raise PolicyError(f"{named(policy)} mixed stages that cannot share a step: {names}")
     return models.pop()
+
+
+def _by_stage(stages: list[Stage | None]) -> dict[Stage | None, int]:
+    """How many jobs are at each stage; nearly always all are at one."""
+    first = stages[0]
+    if stages.count(first) == len(stages):
+        return {first: len(stages)}
+    counts: dict[Stage | None, int] = {}
+    for stage in stages:
+        counts[stage] = counts.get(stage, 0) + 1
+    return counts
 
 
 def _runnable(job: Job, live: Mapping[str, Job]) -> bool:

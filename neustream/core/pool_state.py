@@ -104,25 +104,20 @@ class PoolState:
         """Note that `jobs` run, with the id, worker and time of `batch`."""
         seconds, profiled = times.expect(jobs, sizes)  # a profile may raise: first of all
         known = {job.queue for job in cast(tuple[Entry, ...], batch.jobs)}
-        first = jobs[0].stage
-        assert first is not None
-        label = first.name
-        for job, size in zip(cast(tuple[Entry, ...], jobs), sizes, strict=True):
-            queue, stage = job.queue, job.stage
-            assert stage is not None
+        for job in cast(tuple[Entry, ...], jobs):
+            queue = job.queue
             if queue not in known:
                 known.add(queue)
                 queue.rounds += 1
-            job.status, job.round = "running", queue.rounds
-            if stage is not first:
-                label = stage.model
-            if stage.caches:
-                self.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
+            job.status = "running"
+            job.round = queue.rounds
+        if self.blocks is not None:
+            self._hold_blocks(jobs, sizes)
         running = Batch(
             batch.id,
             batch.pool,
             batch.worker,
-            label,
+            _label(jobs),
             jobs,
             sizes,
             batch.started_at,
@@ -132,6 +127,13 @@ class PoolState:
         )
         self.running[batch.id] = running
         return running
+
+    def _hold_blocks(self, jobs: Sequence[Job], sizes: Sequence[float]) -> None:
+        """Let jobs hold the blocks of what they will have after a step of these sizes."""
+        for job, size in zip(jobs, sizes, strict=True):
+            stage = job.stage
+            if stage is not None and stage.caches:
+                self.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
 
     def take_off(self, batch: Batch) -> None:
         """A step is not running any more; PolicyError if it was not."""
@@ -169,6 +171,14 @@ class PoolState:
                 f"pool {self.pool.name!r}: request {carry.id!r} comes with {blocks} blocks, "
                 f"{self.blocks.free} of {self.blocks.cache.num_blocks} are free"
             )
+
+
+def _label(jobs: Sequence[Job]) -> str:
+    """What a step of `jobs` is called: their stage, or the model of several."""
+    first = jobs[0].stage
+    assert first is not None
+    alone = len({job.stage for job in jobs}) == 1
+    return first.name if alone else first.model
 
 
 def _of_worker(jobs: list[Entry], worker: int) -> list[Entry]:
