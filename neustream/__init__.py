@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from neustream.core.scheduler import Scheduler
     from neustream.core.types import SLO, Request
     from neustream.core.work import alone_s
+    from neustream.engine.answers import Result
     from neustream.engine.clock import VirtualClock, WallClock
-    from neustream.engine.engine import Engine, Result
+    from neustream.engine.engine import Engine
     from neustream.engine.executor import Executor, ProfiledExecutor, StreamModule, ThreadExecutor
     from neustream.engine.report import Report
     from neustream.engine.trace import EventLog
@@ -178,10 +179,8 @@ _HOMES = {
         "VirtualClock",
         "WallClock",
     ),
-    "neustream.engine.engine": (
-        "Engine",
-        "Result",
-    ),
+    "neustream.engine.engine": ("Engine",),
+    "neustream.engine.answers": ("Result",),
     "neustream.engine.executor": (
         "Executor",
         "ProfiledExecutor",

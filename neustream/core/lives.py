@@ -62,7 +62,7 @@ class Lives:
             self._go_to(job, job.cursor.stage, now)
             job.alone_s, job.planned_calls = job.remaining_s, dict(job.calls_left)
             self._recent.add(Demand.of(job))
-        except NeustreamError:
+        except BaseException:
             self.forget(job)
             raise
         return job
@@ -80,7 +80,7 @@ class Lives:
         self._enlist(job)
         try:
             self._enter(job, stage, now)
-        except NeustreamError:
+        except BaseException:
             self.forget(job)
             raise
         if carry.started_ago is not None:

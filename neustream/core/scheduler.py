@@ -91,6 +91,8 @@ class Scheduler:
     def add(self, pool: str, profiles: Mapping[str, LatencyProfile | None]) -> None:
         """Serve more stages on `pool` from now on (another resolution, another model)."""
         served = self._lives.pool_of
+        if pool not in self._pools:
+            raise GraphError(f"no pool {pool!r}; pools: {sorted(self._pools)}")
         for stage, profile in profiles.items():
             if stage in served:
                 other = served[stage].pool.name

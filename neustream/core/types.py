@@ -78,6 +78,8 @@ class Request:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise RequestError(f"request id must be a string, not empty, got {shown(self.id)}")
+        if type(self.id) is not str:  # another class's may compare and hash as it likes
+            object.__setattr__(self, "id", str.__str__(self.id))
         kinds = (("graph", Graph, "a Graph"), ("slo", SLO, "an SLO"), ("params", Mapping, "a dict"))
         for what, kind, called in kinds:
             value = getattr(self, what)

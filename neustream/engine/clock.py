@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import time
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from neustream.engine.events import Event
 
+LONGEST_WAIT_S = 86400.0
+"""A wall clock looks again after so long: a wait for years is more than locks can do."""
+
 
 class Clock(Protocol):
-    """A source of instants and of the events posted for them."""
+    """A source of instants and of the events posted for them.
+
+    `shared`: whether `post` may be called from any thread, so that callers can be served by it.
+    """
+
+    shared: ClassVar[bool]
 
     def now(self) -> float:
         """Seconds since the clock was made."""
         ...
 
     def post(self, event: Event, at: float) -> None:
-        """Deliver `event` at instant `at` (at once if that is past). Safe from any thread."""
+        """Deliver `event` at instant `at` (at once if that is past)."""
         ...
 
     def wait(self) -> list[Event]:
@@ -33,6 +42,8 @@ class Clock(Protocol):
 
 class VirtualClock:
     """Jumps from event to event; for simulation. Not for use from several threads."""
+
+    shared: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -59,6 +70,8 @@ class VirtualClock:
 class WallClock:
     """Waits for real time (monotonic) and for posts of other threads."""
 
+    shared: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self._origin = time.monotonic()
         self._heap: list[tuple[float, int, int, Event]] = []
@@ -82,7 +95,8 @@ class WallClock:
                     due.append(heapq.heappop(self._heap)[3])
                 if due:
                     return due
-                self._changed.wait(self._heap[0][0] - now if self._heap else None)
+                left = self._heap[0][0] - now if self._heap else math.inf
+                self._changed.wait(min(left, LONGEST_WAIT_S))
 
 
 def stopwatch() -> float:

@@ -12,39 +12,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from neustream.core.events import Emitted, Ended
 from neustream.core.graph import Graph
-from neustream.core.job import Status
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO, Request
+from neustream.engine.answers import Answers, Result, refusal
 from neustream.engine.clock import Clock
-from neustream.engine.events import Cancel, Extend, Listener, Observer, Record, Stop, Submit
+from neustream.engine.events import Cancel, Extend, Listener, Observer, Stop, Submit
 from neustream.engine.executor import Executor
 from neustream.engine.loop import Loop
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
-from neustream.errors import NeustreamError, RequestError, told
+from neustream.errors import NeustreamError, RequestError, shown, told
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a request ended. `output` is the last output of its graph; None unless it is done."""
-
-    id: str
-    status: Status
-    reason: str
-    output: Mapping[str, Any] | None
-    latency_s: float
-    on_time: bool
-
-    def unwrap(self) -> Mapping[str, Any]:
-        """The output; RequestError if the request was dropped, cancelled or failed."""
-        if self.output is None:
-            raise RequestError(f"request {self.id!r} was {self.status}: {self.reason}")
-        return self.output
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +90,13 @@ class Engine:
         }
         self._replay: Replay | None = None
         self._max_open = max_open
-        self._answers: dict[str, Future[Result]] = {}
-        self._listeners: dict[str, Listener] = {}
-        self._open: set[Future[Any]] = set()  # all that are not answered yet
+        self._answers = Answers()
         self._process = os.getpid()
         self._accepting = False  # whether callers may still submit
         self._interrupted = False  # whether it serves nothing that comes now
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
-        self._gate = threading.Lock()  # between submitting threads and the end of the loop
+        self._gate = threading.RLock()  # between submitting threads and the end of the loop
         self._running = False
         self._closed = False
 
@@ -136,28 +115,37 @@ class Engine:
         try:
             self._replay = Replay(self._loop, requests)
             self._loop.run(self._replay)
-        except NeustreamError as fault:
+            report.interrupted = self._replay.interrupted
+        except BaseException as fault:
             self._fault = fault
             raise
         finally:
             with contextlib.suppress(ValueError):
                 self._loop.observers.remove(report)
-            self._running = False
-            report.interrupted = self._replay is not None and self._replay.interrupted
+            self._running, self._replay = False, None
         return report
 
     def interrupt(self) -> None:
-        """End the open requests as cancelled and take no more; safe from a signal handler."""
+        """End the open requests as cancelled and take no more; safe from a signal handler.
+
+        While serving, `close` is still to be called.
+        """
         self.clock.post(Stop(cancel=True), self.clock.now())
 
     # -- serving ----------------------------------------------------------------------------------
 
     def start(self) -> Engine:
-        """Serve from now on, on a thread of the engine's own."""
+        """Serve from now on, on a thread of the engine's own; once in the life of an engine.
+
+        RequestError if its clock is one that only simulates, or if it ran, or was closed.
+        """
+        if not self.clock.shared:
+            name = type(self.clock).__name__
+            raise RequestError(f"start() needs a clock that threads share; {name} is for run()")
         self._begin()
         self._accepting = True
         self._loop.forgiving = True
-        self._loop.observers.append(self._hear)
+        self._loop.observers.append(self._answers.hear)
         self._thread = threading.Thread(target=self._serve, name="neustream-engine", daemon=True)
         self._thread.start()
         return self
@@ -200,30 +188,34 @@ class Engine:
             raise RequestError(f"on_output must be callable, got {type(on_output).__name__}")
         with self._serving() as now:
             request = Request(name, graph, now, slo, params)
-            if self._max_open is not None and len(self._open) >= self._max_open:
+            if self._max_open is not None and len(self._answers.open) >= self._max_open:
                 raise RequestError(
-                    f"request {name!r}: {len(self._open)} requests are open, "
+                    f"request {request.id!r}: {len(self._answers.open)} requests are open, "
                     f"and max_open is {self._max_open}"
                 )
             answer: Future[Result] = Future()
-            self._open.add(answer)
+            self._answers.open.add(answer)
             self.clock.post(Submit(request, answer, on_output), now)
-        answer.add_done_callback(lambda done: self._given_up(done, name))
+        answer.add_done_callback(lambda done: self._given_up(done, request.id))
         return answer
 
     def cancel(self, id: str) -> Future[bool]:
-        """Give a request up, after its step if it is in one; False if it was over."""
-        with self._serving() as now:
-            answer: Future[bool] = Future()
-            self._open.add(answer)
-            self.clock.post(Cancel(id, answer), now)
-        return answer
+        """Give a request up, after its step if it is in one; the future gets False if it was over.
+
+        RequestError for an id that is no string, or if the engine takes no requests.
+        """
+        if not isinstance(id, str):
+            raise RequestError(f"cancel: a request id is a string, got {shown(id)}")
+        return self._cancel(id, None)
 
     def add(self, pool: str, profiles: Mapping[str, LatencyProfile]) -> Future[None]:
-        """Serve more stages on `pool` from now on; its executor must have their modules already."""
+        """Serve more stages on `pool` from now on; its executor must have their modules already.
+
+        The future raises what is wrong with them.
+        """
         with self._serving() as now:
             answer: Future[None] = Future()
-            self._open.add(answer)
+            self._answers.asked.add(answer)
             self.clock.post(Extend(pool, profiles, answer), now)
         return answer
 
@@ -233,34 +225,49 @@ class Engine:
         reason = "; ".join(self._loop.closed.values())
         if self._fault is not None:
             state, reason = "failed", told(self._fault)
-        elif self._closed:
-            state = "closing" if self._running else "closed"
         elif self._running:
-            state = "serving"
+            state = "serving" if self._accepting or self._thread is None else "closing"
+            state = "closing" if self._closed else state
+        elif self._closed or self._thread is not None:
+            state = "closed"
         return Snapshot(
             state,
             reason,
-            len(self._open),
+            len(self._answers.open),
             self.scheduler.decisions,
             self._loop.policy_faults,
             dict(self._loop.closed),
         )
 
     def close(self, *, cancel: bool = False) -> None:
-        """Serve what is open (or end it as cancelled), then stop the loop and the executors."""
+        """Serve what is open (or end it as cancelled), then stop the loop and the executors.
+
+        A worker whose step was given up is not waited for. In a forked process this does nothing:
+        the threads are the parent's.
+
+        RequestError on a thread that it waits for: the engine's own, or a worker's; and during
+        `run`, which `interrupt` ends.
+        """
+        if os.getpid() != self._process:
+            return
+        executors = self._loop.executors
         if threading.current_thread() is self._thread:
             raise RequestError(
                 "close() waits for the engine's thread, so it cannot be called on it"
             )
+        if any(executor.here() for executor in executors.values()):
+            raise RequestError("close() waits for workers, so it cannot be called in a step")
         with self._gate:
+            if self._running and self._thread is None:
+                raise RequestError("close() cannot be called during run(): interrupt() ends that")
             first, self._closed = not self._closed, True
             if self._thread is not None:
                 self.clock.post(Stop(cancel), self.clock.now())
         if self._thread is not None:
             self._thread.join()
         if first:
-            for executor in self._loop.executors.values():
-                executor.close()
+            for pool, executor in executors.items():
+                executor.close(wait=not self._loop.lost(pool))
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -271,9 +278,14 @@ class Engine:
     # -- inside -----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        if self._running or self._closed or self._fault is not None:
-            raise RequestError("this engine is running already, or was closed")
-        self._running = True
+        with self._gate:
+            if self._running:
+                raise RequestError("this engine is running already")
+            if self._closed or self._thread is not None:
+                raise RequestError("this engine was closed, or interrupted: make another one")
+            if self._fault is not None:
+                raise RequestError("this engine failed: make another one") from self._fault
+            self._running = True
 
     @contextlib.contextmanager
     def _serving(self) -> Iterator[float]:
@@ -298,38 +310,21 @@ class Engine:
         finally:
             with self._gate:
                 self._running = False
-            self._abandon()
-
-    def _abandon(self) -> None:
-        """The loop is over: nobody may wait for an answer that cannot come."""
-        fault = self._fault
-        if not isinstance(fault, NeustreamError):
-            fault = RequestError("the engine stopped before this request was served")
-            fault.__cause__ = self._fault
-        for answer in list(self._open):
-            self._resolve(answer, fault)
-        self._answers.clear()
-        self._listeners.clear()
-
-    def _resolve(self, answer: Future[Any], value: Any) -> None:
-        """Answer a future; what its callbacks raise is its owner's."""
-        self._open.discard(answer)
-        if not answer.set_running_or_notify_cancel():
-            return  # its caller gave it up
-        try:
-            if isinstance(value, BaseException):
-                answer.set_exception(value)
-            else:
-                answer.set_result(value)
-        except BaseException:
-            log.exception("a callback of a request's future raised")
+            self._answers.abandon(self._fault)
 
     def _given_up(self, answer: Future[Result], id: str) -> None:
         """Called when a request's future is done; if that was by its caller, so is the request."""
         if answer.cancelled():
-            self._open.discard(answer)
+            self._answers.open.discard(answer)
             with contextlib.suppress(RequestError):  # the engine is closed: it is over anyway
-                self.cancel(id)
+                self._cancel(id, answer)
+
+    def _cancel(self, id: str, request: Future[Result] | None) -> Future[bool]:
+        with self._serving() as now:
+            answer: Future[bool] = Future()
+            self._answers.asked.add(answer)
+            self.clock.post(Cancel(id, answer, request), now)
+        return answer
 
     # -- events -----------------------------------------------------------------------------------
 
@@ -338,27 +333,30 @@ class Engine:
             return
         if self._interrupted:
             text = f"request {event.request.id!r}: this engine was interrupted"
-            self._resolve(event.answer, RequestError(text))
+            self._answers.resolve(event.answer, RequestError(text))
             return
+        id = event.request.id
+        if self._answers.of(id) is not None and id not in self.scheduler.jobs:
+            self._loop.publish()  # the one before it has ended just now: it is answered first
         try:
             self._loop.accept(event.request, now)
-        except NeustreamError as error:
-            self._resolve(event.answer, error)
+        except BaseException as error:  # noqa: BLE001  a caller's objects may raise anything
+            self._answers.resolve(event.answer, refusal(error, f"request {id!r}"))
             return
-        self._answers[event.request.id] = event.answer
-        if event.listener is not None:
-            self._listeners[event.request.id] = event.listener
+        self._answers.accept(event)
 
     def _cancelled(self, event: Cancel, now: float) -> None:
-        self._resolve(event.answer, self.scheduler.cancel(event.id, now))
+        theirs = event.request is not None and self._answers.of(event.id) is not event.request
+        ended = not theirs and self.scheduler.cancel(event.id, now)
+        self._answers.resolve(event.answer, ended)
 
     def _extended(self, event: Extend, now: float) -> None:
         try:
             self.scheduler.add(event.pool, event.profiles)
-        except NeustreamError as error:
-            self._resolve(event.answer, error)
+        except BaseException as error:  # noqa: BLE001  profiles are the caller's objects
+            self._answers.resolve(event.answer, refusal(error, f"pool {shown(event.pool)}"))
         else:
-            self._resolve(event.answer, None)
+            self._answers.resolve(event.answer, None)
 
     def _stopped(self, event: Stop, now: float) -> None:
         self._accepting = False
@@ -369,28 +367,3 @@ class Engine:
         else:
             self._interrupted = True
             self._loop.cancel_all(now)
-
-    def _hear(self, record: Record) -> None:
-        """Hand outputs and ends to callers."""
-        if isinstance(record, Emitted):
-            listener = self._listeners.get(record.id)
-            if listener is not None:
-                self._call(listener, record)
-        elif isinstance(record, Ended):
-            self._listeners.pop(record.id, None)
-            answer = self._answers.pop(record.id, None)
-            if answer is not None:
-                self._resolve(answer, _result(record))
-
-    def _call(self, listener: Listener, record: Emitted) -> None:
-        try:
-            listener(record.index, record.update)
-        except BaseException:
-            del self._listeners[record.id]
-            log.exception("on_output of request %r raised; it is called no more", record.id)
-
-
-def _result(record: Ended) -> Result:
-    return Result(
-        record.id, record.status, record.reason, record.output, record.latency_s, record.on_time
-    )

@@ -29,11 +29,16 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The caller gives request `id` up; `answer` gets whether there was one to end."""
+    """The caller gives request `id` up; `answer` gets whether there was one to end.
+
+    With `request`, the future of a submitted request, only that one is meant: another may have its
+    id by then.
+    """
 
     rank: ClassVar[int] = 1
     id: str
     answer: Future[bool]
+    request: Future[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

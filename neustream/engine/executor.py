@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -56,7 +57,13 @@ class Executor(Protocol):
         """Request `id` is over, or lost its KV blocks: nothing of it needs to be kept."""
         ...
 
-    def close(self) -> None: ...
+    def close(self, *, wait: bool = True) -> None:
+        """No more steps. `wait` for those under way; without, their threads end when they do."""
+        ...
+
+    def here(self) -> bool:
+        """Whether the present thread is one that `close` waits for."""
+        ...
 
 
 _NOTHING: Update = {}
@@ -106,8 +113,11 @@ class ProfiledExecutor:
     def release(self, id: str) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         pass
+
+    def here(self) -> bool:
+        return False
 
 
 class ThreadExecutor:
@@ -139,13 +149,14 @@ class ThreadExecutor:
         }
         for (_, device), module in places.items():
             module.load(device)
+        self._process = os.getpid()
         self._closing = threading.Lock()
         self._closed = False
         self._check_finite = check_finite
         self._workers = [Worker(f"neustream-worker-{at}", mods) for at, mods in enumerate(sets)]
 
     def start(self, batch: Batch, clock: Clock) -> None:
-        self._workers[batch.worker].post(partial(self._run, batch, batch.inputs(), clock))
+        self._post(batch.worker, partial(self._run, batch, batch.inputs(), clock))
 
     def add(self, modules: Mapping[str, StreamModule], worker: int = 0) -> None:
         """More stages for a worker; their modules are loaded already."""
@@ -154,16 +165,13 @@ class ThreadExecutor:
     def call(self, function: Callable[[], Any], worker: int = 0) -> Future[Any]:
         """Run `function` on a worker's thread, between two steps. BackendError if it is closed."""
         answer: Future[Any] = Future()
-        with self._closing:
-            if self._closed:
-                raise BackendError("this executor is closed")
-            self._workers[worker].post(partial(_answer, function, answer))
+        self._post(worker, partial(_answer, function, answer))
         return answer
 
     def release(self, id: str) -> None:
         for worker in self._workers:
             if worker.releases:
-                worker.post(partial(_answer, partial(worker.release, id), Future()))
+                worker.post(partial(worker.release, id))
 
     def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
         """What a worker's modules keep of a request that waits, as plain data, for `adopt`.
@@ -186,14 +194,27 @@ class ThreadExecutor:
         """
         return self.call(partial(self._workers[worker].adopt, input, pieces), worker)
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Let the steps under way end, and what was called before; then the threads end."""
         with self._closing:
             self._closed = True
             for worker in self._workers:
                 worker.post(None)
-        for worker in self._workers:
-            worker.join()
+        if wait:
+            for worker in self._workers:
+                worker.join()
+
+    def here(self) -> bool:
+        return any(worker.here() for worker in self._workers)
+
+    def _post(self, worker: int, work: Callable[[], None]) -> None:
+        """Have a worker do `work`; BackendError if nobody would ever do it."""
+        if os.getpid() != self._process:
+            raise BackendError(f"this executor's threads are those of process {self._process}")
+        with self._closing:
+            if self._closed:
+                raise BackendError("this executor is closed")
+            self._workers[worker].post(work)
 
     def _run(self, batch: Batch, inputs: Sequence[StepInput], clock: Clock) -> None:
         worker = self._workers[batch.worker]
@@ -202,7 +223,12 @@ class ThreadExecutor:
 
 
 def _answer(function: Callable[[], Any], answer: Future[Any]) -> None:
+    """Answer a future with what `function` returns or raises; not called if it was given up."""
+    if not answer.set_running_or_notify_cancel():
+        return
     try:
-        answer.set_result(function())
+        value = function()
     except BaseException as error:  # noqa: BLE001  it is the caller's
         answer.set_exception(error)
+    else:
+        answer.set_result(value)

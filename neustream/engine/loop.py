@@ -129,6 +129,10 @@ class Loop:
         """Let observers know, once the steps that can start have started."""
         self._records.append(record)
 
+    def lost(self, pool: str) -> bool:
+        """Whether a worker of `pool` is still in a step that was given up."""
+        return any(name == pool for name, _ in self._lost.values())
+
     def publish(self) -> None:
         """Tell observers what has happened, while the next steps run."""
         records, self._records = self._records, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
@@ -15,6 +16,8 @@ from neustream.errors import NeustreamError, StageFailed, told
 
 if TYPE_CHECKING:
     from neustream.engine.executor import StreamModule
+
+log = logging.getLogger(__name__)
 
 Pieces = Mapping[str, Any]
 """What modules kept of a request that moves, by the stage that each ran last for it."""
@@ -52,14 +55,23 @@ class Worker:
     def join(self) -> None:
         self._thread.join()
 
+    def here(self) -> bool:
+        """Whether the present thread is this worker's."""
+        return threading.current_thread() is self._thread
+
     # -- on the thread ----------------------------------------------------------------------------
 
     def release(self, request: str) -> None:
         """Nothing of `request` is to be kept."""
         self._kept.pop(request, None)
-        for module in {id(module): module for module in self.modules.values()}.values():
-            if hasattr(module, "release"):
+        for module in {id(module): module for module in list(self.modules.values())}.values():
+            if not hasattr(module, "release"):
+                continue
+            try:
                 module.release(request)
+            except Exception:
+                name = type(module).__name__
+                log.exception("%s: request %r could not be released", name, request)
 
     def export(self, given: StepInput) -> dict[str, Any]:
         """What the modules keep of a request; StageFailed if one of them cannot part with it."""
@@ -111,9 +123,15 @@ class Worker:
 
 
 def _work(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    """A worker's thread: one thing after the other, until None comes."""
+    """A worker's thread: one thing after the other, until None comes; whatever one of them raises.
+
+    What callbacks of futures raise ends up here.
+    """
     while (work := inbox.get()) is not None:
-        work()
+        try:
+            work()
+        except BaseException:
+            log.exception("a callback on the thread of a worker raised")
         del work  # hold no finished request's tensors while idle
 
 

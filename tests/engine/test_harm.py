@@ -116,7 +116,7 @@ ERRORS = [ValueError("odd"), Wild("wild"), SystemExit(3), KeyboardInterrupt(), G
         (lambda e: e.submit(GRAPH, id=""), "request id must be a string, not empty, got ''"),
         (lambda e: e.submit(GRAPH, [1]), r"params must be a dict, got \[1\]"),
         (lambda e: e.submit(GRAPH, on_output=3), "on_output must be callable, got int"),
-        (lambda e: SLO(total=10**400), "SLO: total is out of range, got 1000.*characters"),
+        (lambda e: SLO(total=10**400), "SLO: total is out of range, got 1000.*"),
         (lambda e: SLO(total=True), "SLO: total must be a number of seconds, got True"),
         (lambda e: SLO(total="5"), "SLO: total must be a number of seconds, got '5'"),
         (lambda e: SLO(first=float("nan")), "SLO: first must be greater than 0, got nan"),

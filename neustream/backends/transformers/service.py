@@ -29,8 +29,9 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.core.steps import LearntSteps, StepLatency
 from neustream.core.types import SLO
+from neustream.engine.answers import Result
 from neustream.engine.clock import WallClock
-from neustream.engine.engine import Engine, Result
+from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
 from neustream.engine.report import Report

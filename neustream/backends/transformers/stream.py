@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from neustream.engine.engine import Result
+from neustream.engine.answers import Result
 
 Reason = Literal["stop", "length"]
 BROKEN = "\ufffd"

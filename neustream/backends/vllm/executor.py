@@ -74,10 +74,14 @@ class VLLMExecutor:
     def release(self, id: str) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Let the generations under way end; the LLM itself stays the caller's."""
         self._inbox.put(None)
-        self._thread.join()
+        if wait:
+            self._thread.join()
+
+    def here(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def _work(self) -> None:
         closing = False

@@ -1,0 +1,120 @@
+"""The futures that callers of an engine hold: which are open, and what each of them gets.
+
+Whatever a caller does with its future, or in a callback, is its own: nothing here raises for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from neustream.core.events import Emitted, Ended
+from neustream.core.job import Status
+from neustream.engine.events import Listener, Record, Submit
+from neustream.errors import NeustreamError, RequestError, told
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a request ended. `output` is the last output of its graph; None unless it is done."""
+
+    id: str
+    status: Status
+    reason: str
+    output: Mapping[str, Any] | None
+    latency_s: float
+    on_time: bool
+
+    def unwrap(self) -> Mapping[str, Any]:
+        """The output; RequestError if the request was dropped, cancelled or failed."""
+        if self.output is None:
+            raise RequestError(f"request {self.id!r} was {self.status}: {self.reason}")
+        return self.output
+
+
+class Answers:
+    """The futures of an engine's callers. `hear` is an observer of its loop.
+
+    Attributes:
+        open: those of requests that have no answer yet; asked: those of other questions.
+    """
+
+    def __init__(self) -> None:
+        self.open: set[Future[Any]] = set()
+        self.asked: set[Future[Any]] = set()
+        self._accepted: dict[str, Future[Any]] = {}
+        self._listeners: dict[str, Listener] = {}
+
+    def accept(self, event: Submit) -> None:
+        """The request of `event` is being served: its future gets how it ends."""
+        self._accepted[event.request.id] = event.answer
+        if event.listener is not None:
+            self._listeners[event.request.id] = event.listener
+
+    def of(self, id: str) -> Future[Any] | None:
+        """The future of the accepted request `id`; None if it was answered, or is none."""
+        return self._accepted.get(id)
+
+    def resolve(self, answer: Future[Any], value: Any) -> None:
+        """Answer a future, with an exception if `value` is one."""
+        self.open.discard(answer)
+        self.asked.discard(answer)
+        try:
+            if not answer.set_running_or_notify_cancel():
+                return  # its caller gave it up
+            if isinstance(value, BaseException):
+                answer.set_exception(value)
+            else:
+                answer.set_result(value)
+        except BaseException:
+            log.exception("a callback of a future raised, or its caller had answered it")
+
+    def abandon(self, fault: BaseException | None) -> None:
+        """The loop is over: nobody may wait for an answer that cannot come."""
+        reason = fault
+        if not isinstance(fault, NeustreamError):
+            reason = RequestError("the engine stopped before this request was served")
+            reason.__cause__ = fault
+        for answer in [*self.open, *self.asked]:
+            self.resolve(answer, reason)
+        self._accepted.clear()
+        self._listeners.clear()
+
+    def hear(self, record: Record) -> None:
+        """Hand outputs and ends to callers."""
+        if isinstance(record, Emitted):
+            listener = self._listeners.get(record.id)
+            if listener is not None:
+                self._call(listener, record)
+        elif isinstance(record, Ended):
+            self._listeners.pop(record.id, None)
+            answer = self._accepted.pop(record.id, None)
+            if answer is not None:
+                self.resolve(answer, _result(record))
+
+    def _call(self, listener: Listener, record: Emitted) -> None:
+        try:
+            listener(record.index, record.update)
+        except BaseException:
+            del self._listeners[record.id]
+            log.exception("on_output of request %r raised; it is called no more", record.id)
+
+
+def refusal(error: BaseException, what: str) -> NeustreamError:
+    """What a caller is told whose request, or more stages, could not be accepted."""
+    if isinstance(error, NeustreamError):
+        return error
+    refused = RequestError(f"{what}: {told(error)}")
+    refused.__cause__ = error
+    return refused
+
+
+def _result(record: Ended) -> Result:
+    return Result(
+        record.id, record.status, record.reason, record.output, record.latency_s, record.on_time
+    )

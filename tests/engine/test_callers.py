@@ -1,0 +1,292 @@
+"""What callers do with futures, ids and threads stays their own; closing never hangs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import pytest
+
+from neustream import (
+    FCFS,
+    BackendError,
+    Engine,
+    Graph,
+    GraphError,
+    Pool,
+    ProfiledExecutor,
+    Request,
+    RequestError,
+    Scheduler,
+    Stage,
+    TableProfile,
+    ThreadExecutor,
+    VirtualClock,
+    WallClock,
+    loop,
+)
+from neustream.engine.events import Cancel, Done, Submit
+
+WORK = Stage("work", max_batch=8, emits=True)
+PROFILES = {"work": TableProfile("work", [1, 8], [1e-4, 2e-4])}
+GRAPH = Graph("good", loop(WORK, times=lambda job: job.params.get("rounds", 1)))
+
+
+class Module:
+    """Does in a step what a request's parameters say."""
+
+    def load(self, device):
+        pass
+
+    def step(self, inputs):
+        for given in inputs:
+            given.params.get("in_step", int)()
+        return [{"value": given.params.get("value")} for given in inputs]
+
+
+def engine_of(executor=None, **options):
+    scheduler = Scheduler([Pool("p", ("work",))], FCFS(drop_hopeless=False), PROFILES)
+    return Engine(scheduler, {"p": executor or ThreadExecutor({"work": Module()})}, WallClock(), **options)
+
+
+def served(engine, value=1):
+    return engine.submit(GRAPH, {"value": value}).result(20).output == {"value": value}
+
+
+# -- arguments, futures and ids ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("id", [[1], None, 3, {}])
+def test_cancelling_what_is_no_id_is_refused_at_once(id):
+    with engine_of() as engine:
+        with pytest.raises(RequestError, match="cancel: a request id is a string, got"):
+            engine.cancel(id)
+        assert served(engine)
+
+
+@pytest.mark.parametrize(
+    ("pool", "profiles", "error"),
+    [
+        ("nope", PROFILES, "no pool 'nope'; pools: \\['p'\\]"),
+        ([1], PROFILES, "pool \\[1\\]: TypeError"),
+        ("p", 3, "pool 'p': AttributeError"),
+        ("p", PROFILES, "is served already"),
+    ],
+)
+def test_stages_that_cannot_be_added_harm_nobody(pool, profiles, error):
+    with engine_of() as engine:
+        with pytest.raises((GraphError, RequestError), match=error):
+            engine.add(pool, profiles).result(20)
+        assert served(engine) and engine.snapshot().open == 0
+
+
+def test_a_future_that_its_caller_answers_harms_nobody():
+    held = threading.Event()
+    with engine_of() as engine:
+        tampered = engine.submit(GRAPH, {"in_step": lambda: held.wait(20)})
+        tampered.set_result(None)
+        held.set()
+        assert served(engine) and engine.snapshot().open == 0
+
+
+def test_a_refused_future_that_is_cancelled_leaves_the_request_of_that_id_alone():
+    held = threading.Event()
+    with engine_of() as engine:
+        first = engine.submit(GRAPH, {"in_step": lambda: held.wait(20), "rounds": 3, "value": 7}, id="x")
+        second = engine.submit(GRAPH, id="x")
+        assert second.cancel()
+        held.set()
+        assert first.result(20).output == {"value": 7}
+
+
+class OneAtATime(WallClock):
+    """Gives out what a test says, in place of what time it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.events, self.posted = [], []
+
+    def post(self, event, at):
+        self.posted.append(event)
+        if not isinstance(event, Submit | Done | Cancel):
+            super().post(event, at)
+
+    def wait(self):
+        return self.events.pop(0)
+
+
+def test_an_id_that_is_used_again_as_its_request_ends_has_two_answers():
+    scheduler = Scheduler([Pool("p", ("work",))], FCFS(), PROFILES)
+    clock = OneAtATime()
+    engine = Engine(scheduler, {"p": ProfiledExecutor()}, clock)
+    for name in ("_accepting", "_running"):
+        setattr(engine, name, True)
+    engine._thread = threading.current_thread()
+    engine._loop.observers.append(engine._answers.hear)
+    answers = [engine.submit(GRAPH, id="x") for _ in range(2)]
+    first, second = clock.posted
+    engine._loop.handle(first)
+    engine._loop._dispatch("p")
+    engine._loop.handle(clock.posted[-1])  # its step ends, and the other comes in the same moment
+    engine._loop.handle(second)
+    assert answers[0].result(0).status == "done" and not answers[1].done()
+    engine._loop._dispatch("p")
+    engine._loop.handle(clock.posted[-1])
+    engine._loop.publish()
+    assert answers[1].result(0).status == "done"
+
+
+class Id(str):
+    """A string that compares as it likes."""
+
+    def __eq__(self, other):
+        raise SystemExit(2)
+
+    def __hash__(self):
+        raise SystemExit(2)
+
+
+def test_an_id_is_a_plain_string_whatever_class_it_comes_as():
+    with engine_of() as engine:
+        result = engine.submit(GRAPH, id=Id("x")).result(20)
+        assert (type(result.id), result.status) == (str, "done")
+        assert served(engine)
+
+
+class Odd(Graph):
+    """A graph whose hash raises: what it does is its caller's."""
+
+    def __hash__(self):
+        raise SystemExit(3)
+
+
+def test_a_graph_that_raises_is_refused_and_leaves_nothing_behind():
+    with engine_of() as engine:
+        with pytest.raises(RequestError, match="request 'x': SystemExit: 3"):
+            engine.submit(Odd("odd", WORK), id="x").result(20)
+        assert served(engine) and not engine.scheduler.jobs
+
+
+def test_a_call_on_a_worker_that_is_given_up_or_answered_badly_leaves_the_worker_alone(caplog):
+    executor = ThreadExecutor({"work": Module()})
+    held = threading.Event()
+
+    def leave(done):
+        raise SystemExit(1)
+
+    with engine_of(executor) as engine, caplog.at_level(logging.ERROR):
+        executor.call(lambda: held.wait(20))
+        assert executor.call(int).cancel()
+        loud = executor.call(int)
+        loud.add_done_callback(leave)
+        held.set()
+        assert served(engine) and loud.result(20) == 0
+
+
+class Keeping(Module):
+    def release(self, id):
+        raise ValueError("cannot let go")
+
+
+def test_a_module_that_cannot_release_is_logged(caplog):
+    with engine_of(ThreadExecutor({"work": Keeping()})) as engine, caplog.at_level(logging.ERROR):
+        assert served(engine) and served(engine)
+    assert "Keeping: request" in caplog.text and "cannot let go" in caplog.text
+
+
+def test_a_limit_of_years_is_no_fault():
+    with engine_of(step_timeout_s=1e12) as engine:
+        assert served(engine)
+
+
+# -- starting and closing ------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps_serves_nobody():
+    scheduler = Scheduler([Pool("p", ("work",))], FCFS(), PROFILES)
+    engine = Engine(scheduler, {"p": ProfiledExecutor()}, VirtualClock())
+    with pytest.raises(RequestError, match="needs a clock that threads share; VirtualClock is for run"):
+        engine.start()
+    assert engine.run([Request("a", GRAPH)]).counts["on_time"] == 1
+
+
+def test_an_interrupted_engine_is_closed_and_starts_no_more():
+    engine = engine_of().start()
+    engine.interrupt()
+    engine._thread.join(20)
+    assert engine.snapshot().state == "closed"
+    with pytest.raises(RequestError, match="was closed, or interrupted"):
+        engine.start()
+    engine.close()
+
+
+def test_closing_does_not_wait_for_a_step_that_was_given_up():
+    held = threading.Event()
+    engine = engine_of(step_timeout_s=0.05).start()
+    assert "did not come back" in engine.submit(GRAPH, {"in_step": lambda: held.wait(60)}).result(20).reason
+    closing = threading.Thread(target=engine.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    hung = closing.is_alive()
+    held.set()
+    assert not hung and engine.snapshot().state == "closed"
+
+
+def test_close_in_a_step_is_refused():
+    seen = []
+    with engine_of() as engine:
+
+        def close():
+            with pytest.raises(RequestError, match="close\\(\\) waits for workers"):
+                engine.close()
+            seen.append(1)
+
+        assert engine.submit(GRAPH, {"in_step": close}).result(20).status == "done"
+    assert seen == [1]
+
+
+def test_close_during_a_replay_is_refused():
+    executor = ThreadExecutor({"work": Module()})
+    engine = engine_of(executor)
+    refused = []
+
+    def close():
+        try:
+            engine.close()
+        except RequestError as error:
+            refused.append(str(error))
+
+    engine._loop.observers.append(lambda record: close())
+    assert engine.run([Request("a", GRAPH)]).counts["on_time"] == 1
+    assert set(refused) == {"close() cannot be called during run(): interrupt() ends that"}
+    engine.close()
+
+
+def test_a_closed_executor_refuses_steps():
+    executor = ThreadExecutor({"work": Module()})
+    engine = engine_of(executor)
+    executor.close()
+    with pytest.raises(BackendError, match="this executor is closed"):
+        engine.run([Request("a", GRAPH)])
+    with pytest.raises(RequestError, match="this engine failed: make another one"):
+        engine.run([Request("b", GRAPH)])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_in_a_fork_steps_are_refused_and_close_does_nothing():
+    with engine_of() as engine:
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                engine.close()
+                engine.scheduler.submit(Request("a", GRAPH), 0.0)
+                batch = engine.scheduler.next_batch("p", 0.0)
+                engine._loop.executors["p"].start(batch, engine.clock)
+            except BackendError:
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert served(engine)
