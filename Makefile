@@ -60,7 +60,7 @@ test-latest:
 # Releases of last year warn of each other.
 test-oldest:
 	$(PYTHON) -m venv --clear $(OLDEST)
-	$(PYTHON) tools/pins.py floors > $(OLDEST)/constraints.txt
+	$(PYTHON) .ci/pins.py floors > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install -q -c $(OLDEST)/constraints.txt setuptools
 	$(OLDEST)/bin/pip install -q -c $(OLDEST)/constraints.txt --no-build-isolation -e '.[all,dev]'
 	$(OLDEST)/bin/python -m pytest -o filterwarnings=default
@@ -68,8 +68,8 @@ test-oldest:
 constraints:
 	$(PYTHON) -m venv --clear $(PINS)
 	$(PINS)/bin/pip install -q packaging
-	$(PINS)/bin/python tools/pins.py constraints > $(PINS)/constraints.txt
-	$(PINS)/bin/python tools/pins.py vllm > $(PINS)/vllm.txt
+	$(PINS)/bin/python .ci/pins.py constraints > $(PINS)/constraints.txt
+	$(PINS)/bin/python .ci/pins.py vllm > $(PINS)/vllm.txt
 	mv $(PINS)/constraints.txt constraints.txt
 	mv $(PINS)/vllm.txt tests/vllm/requirements.txt
 

@@ -16,7 +16,7 @@ OURS, VLLM = "constraints.txt", "tests/vllm/requirements.txt"
 
 @pytest.fixture(scope="module")
 def tool(root):
-    spec = importlib.util.spec_from_file_location("pins", root / "tools/pins.py")
+    spec = importlib.util.spec_from_file_location("pins", root / ".ci/pins.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,9 +1,9 @@
 """Pins: the versions that `make` installs, read off pip's resolver, and the floors of pyproject.toml.
 
-    python tools/pins.py constraints  # the newest versions that pyproject.toml allows: constraints.txt
-    python tools/pins.py vllm         # what `make test-vllm` installs: tests/vllm/requirements.txt
-    python tools/pins.py vllm 0.28.0  # the same for another release of vLLM
-    python tools/pins.py floors       # the oldest versions that pyproject.toml allows
+    python .ci/pins.py constraints  # the newest versions that pyproject.toml allows: constraints.txt
+    python .ci/pins.py vllm         # what `make test-vllm` installs: tests/vllm/requirements.txt
+    python .ci/pins.py vllm 0.28.0  # the same for another release of vLLM
+    python .ci/pins.py floors       # the oldest versions that pyproject.toml allows
 
 Each prints to stdout. `vllm` needs the package `packaging`, the others Python alone.
 """
@@ -122,7 +122,7 @@ HEADS = {
 """,
     "vllm": """\
 # Exact versions of vLLM's CPU build and of what its tests import, for `make test-vllm`. To be installed
-# with --no-deps: tools/pins.py says what is left out. Written by `make constraints`; not to be edited.
+# with --no-deps: .ci/pins.py says what is left out. Written by `make constraints`; not to be edited.
 """,
     "floors": "# The oldest versions that pyproject.toml allows.\n",
 }
