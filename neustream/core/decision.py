@@ -26,9 +26,9 @@ def check_drops(policy: Policy, decision: Decision, live: Mapping[str, Job]) -> 
 def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[str, Job]) -> str:
     """The name of the step of `jobs`: their stage, or the model of several stages that share it."""
     unfit = [job for job in jobs if job.status != "waiting" or live.get(job.id) is not job]
-    counts = _by_stage([job.stage for job in jobs])
+    counts = _by_stage(jobs)
     for stage in counts:
-        if stage is None or stage.name not in view.pool.stages:
+        if stage.name not in view.pool.stages:
             unfit += [job for job in jobs if job.stage is stage]
     if unfit:
         raise PolicyError(
@@ -36,26 +36,32 @@ def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[st
         )
     if len(set(jobs)) != len(jobs):
         raise PolicyError(f"{named(policy)} chose a job twice for one step")
-    stages = {stage: count for stage, count in counts.items() if stage is not None}
-    _check_limits(policy, stages, view)
-    if len(stages) == 1:
-        return next(iter(stages)).name
-    models = {stage.model for stage in stages}
-    if len(models) != 1 or "" in models:
-        names = [stage.name for stage in stages]
-        raise PolicyError(f"{named(policy)} mixed stages that cannot share a step: {names}")
-    return models.pop()
+    _check_limits(policy, counts, view)
+    if len(counts) == 1:
+        return next(iter(counts)).name
+    return _common_model(policy, list(counts))
 
 
-def _by_stage(stages: list[Stage | None]) -> dict[Stage | None, int]:
-    """How many jobs are at each stage; nearly always all are at one."""
+def _by_stage(jobs: Sequence[Job]) -> dict[Stage, int]:
+    """How many jobs are at each stage; nearly always all are at one. Ended jobs are at none."""
+    stages = [job.stage for job in jobs]
     first = stages[0]
-    if stages.count(first) == len(stages):
+    if first is not None and stages.count(first) == len(stages):
         return {first: len(stages)}
-    counts: dict[Stage | None, int] = {}
+    counts: dict[Stage, int] = {}
     for stage in stages:
-        counts[stage] = counts.get(stage, 0) + 1
+        if stage is not None:
+            counts[stage] = counts.get(stage, 0) + 1
     return counts
+
+
+def _common_model(policy: Policy, stages: Sequence[Stage]) -> str:
+    """The model that stages of one step belong to; PolicyError if they cannot share a step."""
+    models = {stage.model for stage in stages}
+    if len(models) == 1 and "" not in models:
+        return models.pop()
+    names = [stage.name for stage in stages]
+    raise PolicyError(f"{named(policy)} mixed stages that cannot share a step: {names}")
 
 
 def _runnable(job: Job, live: Mapping[str, Job]) -> bool:

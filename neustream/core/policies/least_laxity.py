@@ -17,7 +17,7 @@ class LeastLaxity:
     capacity, as EDF is; unlike EDF it sees that a long request of a late deadline may be the more
     urgent one.
 
-    Differences from that source: demand at every step boundary instead of at every instant, which
+    Differences from that source: asked at every step boundary instead of at every instant, which
     spares it the endless swaps of jobs of equal laxity but not those of one step each; and a step
     runs the least lax of the stage together, up to its `max_batch`, without asking what the batch
     costs them. Under overload it favours whoever is about to be late, which `drop_hopeless` only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neustream.core.job import Job
@@ -59,21 +59,15 @@ def split_by_model(
 ) -> Decision:
     """The decision of `tokens` for a language model's stages, of `others` for all other stages.
 
-    Where a pool has jobs at both (or at several models'), those are demand first who have to go on
-    the earliest, or came to their stage first where nothing is due; the next ones only if nobody of
-    them runs.
+    Where a pool has jobs at both (or at several models'), the group with the most urgent job is
+    asked first. The next one is asked only if that group runs nothing.
     """
     groups: dict[str, dict[str, Sequence[Job]]] = {}
     for name, queue in view.queues.items():
-        stage = queue[0].stage
-        model = stage is not None and stage.model and isinstance(view.profiles[name], PhaseProfile)
-        groups.setdefault(stage.model if stage is not None and model else "", {})[name] = queue
+        groups.setdefault(_model_of(view, name), {})[name] = queue
     if len(groups) == 1:
         return _one(view, next(iter(groups)), tokens, others)
-    urgency = {
-        label: min(_urgency(job) for queue in some.values() for job in queue)
-        for label, some in groups.items()
-    }
+    urgency = {label: _most_urgent(queues) for label, queues in groups.items()}
     drop: dict[Job, str] = {}
     wakes: list[float] = []
     for label in sorted(groups, key=urgency.__getitem__):
@@ -86,11 +80,23 @@ def split_by_model(
     return Decision(drop=drop, wake_at=min(wakes, default=None))
 
 
+def _model_of(view: View, stage: str) -> str:
+    """The language model that the jobs of a stage are in a step of; "" for other stages."""
+    declared = view.queues[stage][0].stage
+    if declared is None or not isinstance(view.profiles[stage], PhaseProfile):
+        return ""
+    return declared.model
+
+
+def _most_urgent(queues: Mapping[str, Sequence[Job]]) -> tuple[float, float]:
+    return min(_urgency(job) for queue in queues.values() for job in queue)
+
+
 def _urgency(job: Job) -> tuple[float, float]:
     """Latest time at which a job must run to stay on time; late and unpromised jobs sort last."""
-    start = (
-        math.inf if job.late else min(job.due - job.remaining_s, job.due_next - job.next_output_s)
-    )
+    if job.late:
+        return math.inf, job.joined_at
+    start = min(job.due - job.remaining_s, job.due_next - job.next_output_s)
     return start, job.joined_at
 
 

@@ -58,38 +58,46 @@ class Symphony:
             if jobs:
                 jobs.sort(key=lambda job: job.slack(view.now))
                 batches[stage] = largest_in_time(view, stage, jobs)
-        steps = {
-            stage: view.work(batch[0], len(batch), {stage: 1}) for stage, batch in batches.items()
-        }
-        waits: dict[str, float] = {}
-        for stage, batch in batches.items():
-            others = sum(seconds for other, seconds in steps.items() if other != stage)
-            until = self._window(view, stage, batch, without=drop) - others - self.margin_s
-            if view.now + TICK < until < math.inf:
-                waits[stage] = until
+        waits = self._waits(view, batches, drop)
         later = drop | {job: "" for stage in waits for job in batches[stage]}
         chosen = view.first_stage(lambda job: job.slack(view.now), without=later)
         if chosen is not None:
             return Decision(batches[chosen], drop)
         return Decision(drop=drop, wake_at=min(waits.values(), default=None))
 
+    def _waits(
+        self, view: View, batches: dict[str, list[Job]], drop: dict[Job, str]
+    ) -> dict[str, float]:
+        """Until when batches that could be larger wait, by stage."""
+        steps = {}
+        for stage, batch in batches.items():
+            steps[stage] = view.work(batch[0], len(batch), {stage: 1})
+        waits = {}
+        for stage, batch in batches.items():
+            others = sum(seconds for other, seconds in steps.items() if other != stage)
+            until = self._window(view, stage, batch, without=drop) - others - self.margin_s
+            if view.now + TICK < until < math.inf:
+                waits[stage] = until
+        return waits
+
     def _window(
         self, view: View, stage: str, batch: Sequence[Job], without: dict[Job, str]
     ) -> float:
         """Latest start of `batch` if it were one larger; -inf if it should not wait."""
         looped, queue = batch[0].request.graph.looped, view.queues[stage]
-        begun = any(job.started_at is not None for job in queue)
-        everyone = len(batch) == sum(1 for job in queue if job not in without)
-        if not everyone or len(batch) == view.limit(stage):
+        left_out = [job for job in queue if job not in without and job not in batch]
+        if left_out or len(batch) == view.limit(stage):
             return -math.inf
-        if stage in looped and (begun or not self.defer_loops):
+        if stage in looped and not self._may_defer(queue):
             return -math.inf
         ahead = 0
         for name in batch[0].calls_left:
-            if name in looped and name in view.queues:
-                ahead += len(view.queues[name])
-        if stage in looped:
-            ahead -= len(queue)
+            if name in looped and name != stage:
+                ahead += len(view.queues.get(name, ()))
         # the smaller one too: tables need not be monotone
         sizes = (len(batch), len(batch) + 1 + ahead)
         return min(latest_start(view, job, size) for job in batch for size in sizes)
+
+    def _may_defer(self, queue: Sequence[Job]) -> bool:
+        """Whether a looped stage may wait: none of its jobs has begun."""
+        return self.defer_loops and all(job.started_at is None for job in queue)

@@ -80,11 +80,7 @@ class PrefillFiller:
         """The prompts that fit into a step with `decodes`, and how much of each."""
         plan, now = self.plan, self.plan.view.now
         reading = sum([job.size for job in decodes])
-        slack = min([plan.due(job) for job in decodes], default=math.inf) - now
-        if len(decodes) < len(plan.alive):
-            within = set(decodes)
-            others = next(job for job in plan.alive if job not in within)  # the most urgent of them
-            slack = min(slack, plan.due(others) - now - plan.together)
+        slack = self._slack(decodes)
         part, load, late = PrefillPlan(decodes), self.load, list(self.late)
         most = plan.view.pool.step_tokens - len(decodes)
         free, seats, refused = self.free, self.seats, 0
@@ -109,6 +105,16 @@ class PrefillFiller:
             load, free, seats = load + row, free - need, seats - 1
             due = min(due, own) if size == job.size else due
         return part
+
+    def _slack(self, decodes: list[Job]) -> float:
+        """Seconds that a step with `decodes` may take, so that all generations stay in time."""
+        plan, now = self.plan, self.plan.view.now
+        slack = min([plan.due(job) for job in decodes], default=math.inf) - now
+        if len(decodes) < len(plan.alive):
+            within = set(decodes)
+            outside = next(job for job in plan.alive if job not in within)  # the most urgent
+            slack = min(slack, plan.due(outside) - now - plan.together)
+        return slack
 
     def _begin(
         self, part: PrefillPlan, job: Job, reading: float, slack: float, limit: float
