@@ -88,7 +88,7 @@ class Lives:
         job.base -= carry.skipped
         if cached:
             self.set_tokens(job, carry.kept)
-        elif stage.caches and _has_progress(job):
+        elif stage.caches and (job.computed or carry.started_ago is not None):
             self.preempt(job, now)
         return job
 
@@ -234,7 +234,10 @@ class Lives:
         try:
             job.restart()
             assert job.cursor is not None
-            self._go_to(job, job.cursor.stage, now)
+            if job.cursor.stage is None:
+                self._go_to(job, None, now)
+            else:  # no generation has come to its end by this
+                self._enter(job, job.cursor.stage, now)
         except NeustreamError as error:
             self.end(job, "failed", str(error), now)
 
@@ -315,8 +318,3 @@ class Lives:
         if not self.unpromised:
             for state in self.pool_of.values():
                 state.unpromised = Unpromised()
-
-
-def _has_progress(job: Entry) -> bool:
-    """Whether some of its model call was computed already."""
-    return job.computed > 0 or job.call_outputs > 0

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import Ended, Given, Submitted, submitted
+from neustream.core.job import Job
 from neustream.core.policies import FCFS
+from neustream.core.reasons import span
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
 from neustream.engine.clock import Clock, stopwatch
@@ -100,6 +102,8 @@ class Loop:
                 )
             for event in events:
                 self.handle(event)
+            if self.closed:
+                self._turn_away()
             for pool in pools:
                 if self._idle[pool]:
                     self._dispatch(pool)
@@ -172,22 +176,46 @@ class Loop:
             count = self.policy_faults = self.policy_faults + 1
             if count in (1, 10, 100) or count % 1000 == 0:
                 log.error("policy fault %d: %s; FCFS decided in its place", count, told(error))
-            batch = scheduler.next_batch(pool, now, worker, FCFS(drop_hopeless=False))
+            batch = self._fcfs(pool, worker, now)
         if scheduler.decisions == asked:
             return batch, None
         info = None if batch is None else batch.info()
         self.tell(Decided(pool, now, stopwatch() - began, info))
         return batch, info
 
+    def _fcfs(self, pool: str, worker: int, now: float) -> Batch | None:
+        """The next step by FCFS. Where that raises too, a profile does: the oldest job fails."""
+        while True:
+            try:
+                return self.scheduler.next_batch(pool, now, worker, FCFS(drop_hopeless=False))
+            except BaseException as error:
+                job = self._oldest(pool)
+                if job is None:
+                    raise
+                reason = f"no step could be planned for it: {told(error)}"
+                log.error("pool %r: request %r: %s", pool, job.id, reason)
+                self.scheduler.give_up(job.id, reason, now)
+
+    def _oldest(self, pool: str) -> Job | None:
+        """The job that has been waiting longest in `pool`."""
+        jobs = [job for job in self._at(pool) if job.status == "waiting"]
+        return min(jobs, key=lambda job: job.arrival, default=None)
+
+    def _at(self, pool: str) -> list[Job]:
+        """The jobs that are at a stage of `pool`."""
+        stages = set(self.scheduler.pools[pool].stages)
+        jobs = self.scheduler.jobs.values()
+        return [job for job in jobs if job.stage is not None and job.stage.name in stages]
+
     def _start(self, batch: Batch, info: StepInfo, now: float) -> None:
         self._under_way[batch.id] = info, batch
         self._settle()
         executor = self.executors[batch.pool]
-        for job in batch.preempted:
-            executor.release(job.id)
         if self.forgiving:
             self._watch(batch, now)
         try:
+            for job in batch.preempted:
+                executor.release(job.id)
             executor.start(batch, self.clock)
         except BaseException as error:
             if not self.forgiving:
@@ -240,22 +268,38 @@ class Loop:
         limit = self._limits.pop(number)
         info, batch = self._under_way.pop(number)
         seconds = limit - batch.started_at
-        reason = f"stage {batch.stage!r}: its step did not come back within {seconds:.1f} s"
+        reason = f"stage {batch.stage!r}: its step did not come back within {span(seconds)}"
         log.error("pool %r, worker %d: %s", batch.pool, batch.worker, reason)
         self.scheduler.fail(batch, StageFailed(reason), now)
         self.tell(Finished(info, now, reason))
         self._lost[number] = batch.pool, batch.worker
         gone = {worker for pool, worker in self._lost.values() if pool == batch.pool}
-        if len(gone) == self.scheduler.pools[batch.pool].workers:
+        pool = self.scheduler.pools[batch.pool]
+        if len(gone) == pool.workers:
             self._close(batch.pool, f"pool {batch.pool!r} is closed: {reason}", now)
+        elif pool.sticky:
+            self._give_up_bound(batch.pool, batch.worker, reason, now)
 
     def _close(self, pool: str, reason: str, now: float) -> None:
-        """No worker of a pool is left: whoever waits there, or comes, hears of it."""
+        """No worker of a pool is left: requests that will need it, or come, hear of it."""
         self.closed[pool] = reason
         stages = set(self.scheduler.pools[pool].stages)
         for id, job in list(self.scheduler.jobs.items()):
             if not stages.isdisjoint(job.calls_left):
                 self.scheduler.give_up(id, reason, now)
+
+    def _give_up_bound(self, pool: str, worker: int, reason: str, now: float) -> None:
+        """A worker of a sticky pool is lost: so is what it keeps of requests that wait for it."""
+        for job in self._at(pool):
+            if job.worker == worker:
+                self.scheduler.give_up(job.id, reason, now)
+
+    def _turn_away(self) -> None:
+        """Fail the jobs that have come to a closed pool by a branch that was not expected."""
+        for pool, reason in self.closed.items():
+            for job in self._at(pool):
+                if job.status == "waiting":
+                    self.scheduler.give_up(job.id, reason, self.clock.now())
 
     def _check_open(self, request: Request) -> None:
         for pool, reason in self.closed.items():
