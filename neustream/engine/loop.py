@@ -20,13 +20,10 @@ from neustream.core.types import Request
 from neustream.engine.clock import Clock, stopwatch
 from neustream.engine.events import Decided, Done, Event, Finished, Observer, Overdue, Record, Wake
 from neustream.engine.executor import Executor
+from neustream.engine.overdue import Limits
 from neustream.errors import RequestError, StageFailed, told
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 20.0
-"""A step is given up after so many times what is expected, and not before `PATIENT_S`."""
-PATIENT_S = 60.0
 
 
 class Source(Protocol):
@@ -45,8 +42,8 @@ class Loop:
         scheduler: whose pools are served.
         executors: one per pool, by the pool's name.
         clock: virtual or wall.
-        step_timeout_s: a step that does not come back for so long fails its requests; None:
-            `PATIENCE` times its expectation; inf: never. Steps are timed while `forgiving` alone.
+        step_timeout_s: a step that does not come back for so long fails its requests (see
+            `Limits`). Steps are timed while `forgiving` alone.
 
     Attributes:
         observers: told of every record. One that raises is removed, and the log says so.
@@ -66,8 +63,6 @@ class Loop:
             raise RequestError(
                 f"executors for {sorted(executors)}, but pools are {sorted(scheduler.pools)}"
             )
-        if step_timeout_s is not None and not step_timeout_s > 0:
-            raise RequestError(f"step_timeout_s must be greater than 0, got {step_timeout_s!r}")
         self.scheduler = scheduler
         self.clock = clock
         self.executors = dict(executors)
@@ -80,13 +75,10 @@ class Loop:
             Wake: lambda event, now: None,
             Overdue: self._overdue,
         }
-        self._step_timeout_s = step_timeout_s
+        self._limits = Limits(clock, step_timeout_s)
         self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
         self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
         self._under_way: dict[int, tuple[StepInfo, Batch]] = {}
-        self._limits: dict[int, float] = {}  # when steps under way are given up
-        self._watched = False  # whether an `Overdue` is posted
-        self._lost: dict[int, tuple[str, int]] = {}  # steps given up: pool and worker
         self._records: list[Record] = []  # what observers are still to be told
 
     # -- running ----------------------------------------------------------------------------------
@@ -135,7 +127,7 @@ class Loop:
 
     def lost(self, pool: str) -> bool:
         """Whether a worker of `pool` is still in a step that was given up."""
-        return any(name == pool for name, _ in self._lost.values())
+        return bool(self._limits.lost(pool))
 
     def publish(self) -> None:
         """Tell observers what has happened, while the next steps run."""
@@ -212,7 +204,7 @@ class Loop:
         self._settle()
         executor = self.executors[batch.pool]
         if self.forgiving:
-            self._watch(batch, now)
+            self._limits.watch(batch, now)
         try:
             for job in batch.preempted:
                 executor.release(job.id)
@@ -226,8 +218,7 @@ class Loop:
 
     def _done(self, event: Done, now: float) -> None:
         batch, results = event.batch, event.results
-        self._limits.pop(batch.id, None)
-        if self._lost.pop(batch.id, None) is not None:  # given up, and back after all
+        if self._limits.ended(batch):  # given up, and back after all
             self._idle[batch.pool].append(batch.worker)
             self.closed.pop(batch.pool, None)
             return
@@ -244,38 +235,21 @@ class Loop:
 
     # -- steps that do not come back --------------------------------------------------------------
 
-    def _watch(self, batch: Batch, now: float) -> None:
-        """Give the step up in good time."""
-        limit = self._step_timeout_s
-        if limit is None:
-            limit = max(PATIENCE * batch.expected, PATIENT_S)
-        self._limits[batch.id] = now + limit
-        if not self._watched and now + limit < float("inf"):
-            self._watched = True
-            self.clock.post(Overdue(), now + limit)
-
     def _overdue(self, event: Overdue, now: float) -> None:
-        self._watched = False
-        for number, limit in list(self._limits.items()):
-            if limit <= now:
-                self._give_up(number, now)
-        if self._limits:
-            self._watched = True
-            self.clock.post(Overdue(), min(self._limits.values()))
+        for number, limit in self._limits.over(now).items():
+            self._give_up(number, limit, now)
 
-    def _give_up(self, number: int, now: float) -> None:
+    def _give_up(self, number: int, limit: float, now: float) -> None:
         """A step did not come back: its requests fail, and its worker gets no more."""
-        limit = self._limits.pop(number)
         info, batch = self._under_way.pop(number)
         seconds = limit - batch.started_at
         reason = f"stage {batch.stage!r}: its step did not come back within {span(seconds)}"
         log.error("pool %r, worker %d: %s", batch.pool, batch.worker, reason)
         self.scheduler.fail(batch, StageFailed(reason), now)
         self.tell(Finished(info, now, reason))
-        self._lost[number] = batch.pool, batch.worker
-        gone = {worker for pool, worker in self._lost.values() if pool == batch.pool}
+        self._limits.lose(batch)
         pool = self.scheduler.pools[batch.pool]
-        if len(gone) == pool.workers:
+        if len(self._limits.lost(batch.pool)) == pool.workers:
             self._close(batch.pool, f"pool {batch.pool!r} is closed: {reason}", now)
         elif pool.sticky:
             self._give_up_bound(batch.pool, batch.worker, reason, now)
