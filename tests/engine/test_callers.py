@@ -309,6 +309,45 @@ class Fails(TableProfile):
         return super().latency(batch, total, square)
 
 
+class Unreadable(dict):
+    """An update that raises as it is read."""
+
+    def keys(self):
+        raise SystemExit(2)
+
+    __iter__ = keys
+
+
+class Strange(Module):
+    def step(self, inputs):
+        return [Unreadable(x=1) if given.params.get("odd") else {"value": given.params["value"]} for given in inputs]
+
+
+def test_an_update_that_cannot_be_read_fails_its_request_alone():
+    with engine_of(ThreadExecutor({"work": Strange()})) as engine:
+        result = engine.submit(GRAPH, {"odd": True}).result(20)
+        assert result.reason == "stage 'work': what it returned cannot be read: SystemExit: 2"
+        assert served(engine)
+
+
+class Stubborn(ThreadExecutor):
+    def close(self, *, wait=True):
+        super().close(wait=wait)
+        raise OSError("cannot close")
+
+
+def test_an_executor_that_cannot_close_leaves_no_other_open():
+    pools = [Pool(name, (name,)) for name in ("work", "last")]
+    scheduler = Scheduler(pools, FCFS(), {name: TableProfile(name, [1], [1e-4]) for name in ("work", "last")})
+    executors = {pool.name: Stubborn({pool.name: Module()}) for pool in pools}
+    engine = Engine(scheduler, executors, WallClock()).start()
+    with pytest.raises(OSError, match="cannot close"):
+        engine.close()
+    for executor in executors.values():
+        with pytest.raises(BackendError, match="this executor is closed"):
+            executor.call(int)
+
+
 class Gate:
     """A step that waits in here until it may go on."""
 
