@@ -212,15 +212,15 @@ TORCH = [
            lambda: torch.Generator().manual_seed(3).clone_state().initial_seed() == 3),
 ]  # fmt: skip
 PYDANTIC = [
-    Detail("an unknown key is an `extra_forbidden` problem at the key", "explain.py",
+    Detail("an unknown key is an `extra_forbidden` problem at the key", "config/messages.py",
            lambda: problems(Section, sise=3)[0][:2] == ("extra_forbidden", ("sise",))),
-    Detail("our ValueErrors are told behind `Value error, `", "explain.py",
+    Detail("our ValueErrors are told behind `Value error, `", "config/messages.py",
            lambda: problems(Section, size=2)[0][2:] == ("Value error, must be odd", 2)),
-    Detail("locations hold the tag of a union's branch", "explain.py",
+    Detail("locations hold the tag of a union's branch", "config/messages.py",
            lambda: problems(Section, kind=[])[0][1] == ("kind", "whole")),
-    Detail("the tags of a field are in its annotation", "explain.py",
+    Detail("the tags of a field are in its annotation", "config/messages.py",
            lambda: "Tag(tag='word')" in repr(Section.model_fields["kind"].annotation)),
-    Detail("a key that is not there is a `missing` problem", "explain.py",
+    Detail("a key that is not there is a `missing` problem", "config/messages.py",
            lambda: problems(pydantic.create_model("Needs", size=(int, ...)))[0][:2] == ("missing", ("size",))),
 ]  # fmt: skip
 ALL = [
@@ -236,7 +236,7 @@ ALL = [
 )
 def test_a_detail_that_we_build_on_is_there(root, library, folder, detail):
     user = root / "neustream" / folder / detail.user
-    assert user.exists()
+    assert user.exists(), f"the file that needs it moved: {user.relative_to(root)}"
     told = f"{library} changed: {detail.what}; {user.relative_to(root)} needs it"
     try:
         there = detail.holds()

@@ -195,10 +195,9 @@ class Job:
 class Queue:
     """The jobs that are at one stage, in the order they came; `rounds` counts the stage's steps."""
 
-    __slots__ = ("jobs", "pool", "rounds")
+    __slots__ = ("jobs", "rounds")
 
-    def __init__(self, pool: str = "") -> None:
-        self.pool = pool
+    def __init__(self) -> None:
         self.jobs: dict[str, Entry] = {}
         self.rounds = 0
 
@@ -258,5 +257,6 @@ class Entry(Job):
         self.outputs = self.call_outputs = 0
         self.computed = 0.0
         self.first_at = -math.inf
+        self.worker = -1
         self.due_next = min(self.due, self.arrival + self.slo.first)
         self.cursor = Cursor(self.request.graph, self)

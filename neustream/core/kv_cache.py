@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -108,6 +109,10 @@ class BlockPool:
 
     def reserve(self, tokens: float) -> Ticket:
         """Keep blocks for a request that is on its way; RequestError if they are not free."""
+        if not 0 <= tokens < math.inf:
+            raise RequestError(
+                f"pool {self.pool!r}: tokens to reserve must be a number >= 0, got {tokens!r}"
+            )
         blocks = self.cache.blocks_of(tokens)
         if blocks > self.free:
             raise RequestError(
@@ -121,10 +126,11 @@ class BlockPool:
 
     def release(self, ticket: Ticket) -> None:
         """Give reserved blocks back; RequestError if they were given back before."""
-        if self._tickets.pop(ticket.number, None) is None:
+        if self._tickets.get(ticket.number) != ticket:
             raise RequestError(
                 f"pool {self.pool!r}: {ticket} is not reserved, or was released before"
             )
+        del self._tickets[ticket.number]
 
     # -- a step -----------------------------------------------------------------------------------
 

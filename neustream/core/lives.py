@@ -16,7 +16,7 @@ from neustream.core.pool_state import PoolState
 from neustream.core.step_times import StepTimes
 from neustream.core.types import TICK, Request
 from neustream.core.work import Work, ends_call
-from neustream.errors import GraphError, NeustreamError, RequestError
+from neustream.errors import GraphError, NeustreamError, RequestError, StageFailed, told
 
 Lost = Literal["nothing", "cache", "state"]
 """What a step that was lost took with it: KV blocks, or all that earlier steps returned."""
@@ -88,7 +88,7 @@ class Lives:
         job.base -= carry.skipped
         if cached:
             self.set_tokens(job, carry.kept)
-        elif stage.caches and _has_progress(job):
+        elif stage.caches and (job.computed or carry.started_ago is not None):
             self.preempt(job, now)
         return job
 
@@ -132,10 +132,11 @@ class Lives:
         stage, cursor = job.stage, job.cursor
         assert stage is not None and cursor is not None
         try:
-            whole = (
-                0.0 if stage.size is None else job.size
-            )  # before the update, which may change it
-            if update:
+            # Before the update, which may change it.
+            whole = 0.0 if stage.size is None else job.size
+            if type(update) is not dict:
+                _read(job, stage, update)
+            elif update:
                 job.state.update(update)
             if stage.size is not None:
                 if size < whole:
@@ -234,7 +235,10 @@ class Lives:
         try:
             job.restart()
             assert job.cursor is not None
-            self._go_to(job, job.cursor.stage, now)
+            if job.cursor.stage is None:
+                self._go_to(job, None, now)
+            else:  # no generation has come to its end by this
+                self._enter(job, job.cursor.stage, now)
         except NeustreamError as error:
             self.end(job, "failed", str(error), now)
 
@@ -317,6 +321,10 @@ class Lives:
                 state.unpromised = Unpromised()
 
 
-def _has_progress(job: Entry) -> bool:
-    """Whether some of its model call was computed already."""
-    return job.computed > 0 or job.call_outputs > 0
+def _read(job: Entry, stage: Stage, update: Update) -> None:
+    """Merge an update of a class of its own; StageFailed if that raises."""
+    try:
+        job.state.update(update)
+    except BaseException as error:
+        text = f"stage {stage.name!r}: what it returned cannot be read: {told(error)}"
+        raise StageFailed(text) from error

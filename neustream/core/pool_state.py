@@ -11,7 +11,7 @@ from neustream.core.carry import Carry
 from neustream.core.job import Entry, Job, Queue
 from neustream.core.kv_cache import BlockPool
 from neustream.core.policy import Policy, Pool, Unpromised, View
-from neustream.core.step_times import StepTimes
+from neustream.core.step_times import Expected
 from neustream.errors import GraphError, PolicyError, RequestError, shown
 
 
@@ -66,7 +66,7 @@ class PoolState:
         """Serve more stages."""
         stages = tuple(stages)
         for stage in stages:
-            self.queues[stage] = Queue(stage)
+            self.queues[stage] = Queue()
         self.pool = replace(self.pool, stages=(*self.pool.stages, *stages))
 
     def waiting(self, worker: int) -> dict[str, Sequence[Job]]:
@@ -99,10 +99,10 @@ class PoolState:
     # -- steps ------------------------------------------------------------------------------------
 
     def run(
-        self, batch: Batch, jobs: tuple[Job, ...], sizes: tuple[float, ...], times: StepTimes
+        self, batch: Batch, jobs: tuple[Job, ...], sizes: tuple[float, ...], expected: Expected
     ) -> Batch:
         """Note that `jobs` run, with the id, worker and time of `batch`."""
-        seconds, profiled = times.expect(jobs, sizes)  # a profile may raise: first of all
+        seconds, profiled = expected
         known = {job.queue for job in cast(tuple[Entry, ...], batch.jobs)}
         for job in cast(tuple[Entry, ...], jobs):
             queue = job.queue

@@ -184,7 +184,10 @@ class Scheduler:
 
     def reserve(self, pool: str, tokens: float) -> Ticket:
         """Keep KV blocks for a request that is on its way; RequestError if they are not free."""
-        blocks = self._pools[pool].blocks
+        state = self._pools.get(pool)
+        if state is None:
+            raise RequestError(f"reserve: no pool {pool!r}; pools: {sorted(self._pools)}")
+        blocks = state.blocks
         if blocks is None:
             raise RequestError(f"pool {pool!r} has no KV cache to reserve {tokens:g} tokens of")
         return blocks.reserve(tokens)
@@ -362,7 +365,7 @@ class Scheduler:
         self._batches += 1
         name, worker = state.pool.name, view.worker
         empty = Batch(self._batches, name, worker, label, (), (), view.now, 0.0, preempted)
-        return state.run(empty, jobs, sizes, self.times)
+        return state.run(empty, jobs, sizes, self.times.expect(jobs, sizes))
 
     def _run_instead(self, batch: Batch, sizes: Mapping[Job, float], now: float) -> Batch | None:
         """The jobs of `sizes` run in place of those of `batch`."""
@@ -371,6 +374,8 @@ class Scheduler:
                 raise PolicyError(
                     f"admit: {job!r} of batch {batch.id} got a share of 0 of its step"
                 )
+        jobs, shares = tuple(sizes), tuple(sizes.values())
+        expected = self.times.expect(jobs, shares) if jobs else None  # a profile may raise: first
         state = self._pools[batch.pool]
         state.take_off(batch)
         for job in cast(tuple[Entry, ...], batch.jobs):
@@ -378,9 +383,7 @@ class Scheduler:
                 job.status, job.round = "waiting", -1
                 state.set_tokens(job, job.kept)
                 self._lives.settle(job, now)
-        if not sizes:
-            return None
-        return state.run(batch, tuple(sizes), tuple(sizes.values()), self.times)
+        return None if expected is None else state.run(batch, jobs, shares, expected)
 
     def _observe(self, batch: Batch, now: float) -> None:
         """Learn from a step that ran."""

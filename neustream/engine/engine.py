@@ -266,8 +266,9 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
         if first:
-            for pool, executor in executors.items():
-                executor.close(wait=not self._loop.lost(pool))
+            with contextlib.ExitStack() as closing:  # all of them, also if one raises
+                for pool, executor in executors.items():
+                    closing.callback(executor.close, wait=not self._loop.lost(pool))
 
     def __enter__(self) -> Engine:
         return self.start()

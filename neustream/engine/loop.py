@@ -12,19 +12,18 @@ from typing import Any, Protocol
 
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import Ended, Given, Submitted, submitted
+from neustream.core.job import Job
 from neustream.core.policies import FCFS
+from neustream.core.reasons import span
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
 from neustream.engine.clock import Clock, stopwatch
 from neustream.engine.events import Decided, Done, Event, Finished, Observer, Overdue, Record, Wake
 from neustream.engine.executor import Executor
+from neustream.engine.overdue import Limits
 from neustream.errors import RequestError, StageFailed, told
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 20.0
-"""A step is given up after so many times what is expected, and not before `PATIENT_S`."""
-PATIENT_S = 60.0
 
 
 class Source(Protocol):
@@ -43,8 +42,8 @@ class Loop:
         scheduler: whose pools are served.
         executors: one per pool, by the pool's name.
         clock: virtual or wall.
-        step_timeout_s: a step that does not come back for so long fails its requests; None:
-            `PATIENCE` times its expectation; inf: never. Steps are timed while `forgiving` alone.
+        step_timeout_s: a step that does not come back for so long fails its requests (see
+            `Limits`). Steps are timed while `forgiving` alone.
 
     Attributes:
         observers: told of every record. One that raises is removed, and the log says so.
@@ -64,8 +63,6 @@ class Loop:
             raise RequestError(
                 f"executors for {sorted(executors)}, but pools are {sorted(scheduler.pools)}"
             )
-        if step_timeout_s is not None and not step_timeout_s > 0:
-            raise RequestError(f"step_timeout_s must be greater than 0, got {step_timeout_s!r}")
         self.scheduler = scheduler
         self.clock = clock
         self.executors = dict(executors)
@@ -78,13 +75,10 @@ class Loop:
             Wake: lambda event, now: None,
             Overdue: self._overdue,
         }
-        self._step_timeout_s = step_timeout_s
+        self._limits = Limits(clock, step_timeout_s)
         self._idle = {pool.name: list(range(pool.workers)) for pool in scheduler.pools.values()}
         self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
         self._under_way: dict[int, tuple[StepInfo, Batch]] = {}
-        self._limits: dict[int, float] = {}  # when steps under way are given up
-        self._watched = False  # whether an `Overdue` is posted
-        self._lost: dict[int, tuple[str, int]] = {}  # steps given up: pool and worker
         self._records: list[Record] = []  # what observers are still to be told
 
     # -- running ----------------------------------------------------------------------------------
@@ -100,6 +94,8 @@ class Loop:
                 )
             for event in events:
                 self.handle(event)
+            if self.closed:
+                self._turn_away()
             for pool in pools:
                 if self._idle[pool]:
                     self._dispatch(pool)
@@ -131,7 +127,7 @@ class Loop:
 
     def lost(self, pool: str) -> bool:
         """Whether a worker of `pool` is still in a step that was given up."""
-        return any(name == pool for name, _ in self._lost.values())
+        return bool(self._limits.lost(pool))
 
     def publish(self) -> None:
         """Tell observers what has happened, while the next steps run."""
@@ -172,22 +168,46 @@ class Loop:
             count = self.policy_faults = self.policy_faults + 1
             if count in (1, 10, 100) or count % 1000 == 0:
                 log.error("policy fault %d: %s; FCFS decided in its place", count, told(error))
-            batch = scheduler.next_batch(pool, now, worker, FCFS(drop_hopeless=False))
+            batch = self._fcfs(pool, worker, now)
         if scheduler.decisions == asked:
             return batch, None
         info = None if batch is None else batch.info()
         self.tell(Decided(pool, now, stopwatch() - began, info))
         return batch, info
 
+    def _fcfs(self, pool: str, worker: int, now: float) -> Batch | None:
+        """The next step by FCFS. Where that raises too, a profile does: the oldest job fails."""
+        while True:
+            try:
+                return self.scheduler.next_batch(pool, now, worker, FCFS(drop_hopeless=False))
+            except BaseException as error:
+                job = self._oldest(pool)
+                if job is None:
+                    raise
+                reason = f"no step could be planned for it: {told(error)}"
+                log.error("pool %r: request %r: %s", pool, job.id, reason)
+                self.scheduler.give_up(job.id, reason, now)
+
+    def _oldest(self, pool: str) -> Job | None:
+        """The job that has been waiting longest in `pool`."""
+        jobs = [job for job in self._at(pool) if job.status == "waiting"]
+        return min(jobs, key=lambda job: job.arrival, default=None)
+
+    def _at(self, pool: str) -> list[Job]:
+        """The jobs that are at a stage of `pool`."""
+        stages = set(self.scheduler.pools[pool].stages)
+        jobs = self.scheduler.jobs.values()
+        return [job for job in jobs if job.stage is not None and job.stage.name in stages]
+
     def _start(self, batch: Batch, info: StepInfo, now: float) -> None:
         self._under_way[batch.id] = info, batch
         self._settle()
         executor = self.executors[batch.pool]
-        for job in batch.preempted:
-            executor.release(job.id)
         if self.forgiving:
-            self._watch(batch, now)
+            self._limits.watch(batch, now)
         try:
+            for job in batch.preempted:
+                executor.release(job.id)
             executor.start(batch, self.clock)
         except BaseException as error:
             if not self.forgiving:
@@ -198,8 +218,7 @@ class Loop:
 
     def _done(self, event: Done, now: float) -> None:
         batch, results = event.batch, event.results
-        self._limits.pop(batch.id, None)
-        if self._lost.pop(batch.id, None) is not None:  # given up, and back after all
+        if self._limits.ended(batch):  # given up, and back after all
             self._idle[batch.pool].append(batch.worker)
             self.closed.pop(batch.pool, None)
             return
@@ -216,46 +235,45 @@ class Loop:
 
     # -- steps that do not come back --------------------------------------------------------------
 
-    def _watch(self, batch: Batch, now: float) -> None:
-        """Give the step up in good time."""
-        limit = self._step_timeout_s
-        if limit is None:
-            limit = max(PATIENCE * batch.expected, PATIENT_S)
-        self._limits[batch.id] = now + limit
-        if not self._watched and now + limit < float("inf"):
-            self._watched = True
-            self.clock.post(Overdue(), now + limit)
-
     def _overdue(self, event: Overdue, now: float) -> None:
-        self._watched = False
-        for number, limit in list(self._limits.items()):
-            if limit <= now:
-                self._give_up(number, now)
-        if self._limits:
-            self._watched = True
-            self.clock.post(Overdue(), min(self._limits.values()))
+        for number, limit in self._limits.over(now).items():
+            self._give_up(number, limit, now)
 
-    def _give_up(self, number: int, now: float) -> None:
+    def _give_up(self, number: int, limit: float, now: float) -> None:
         """A step did not come back: its requests fail, and its worker gets no more."""
-        limit = self._limits.pop(number)
         info, batch = self._under_way.pop(number)
         seconds = limit - batch.started_at
-        reason = f"stage {batch.stage!r}: its step did not come back within {seconds:.1f} s"
+        reason = f"stage {batch.stage!r}: its step did not come back within {span(seconds)}"
         log.error("pool %r, worker %d: %s", batch.pool, batch.worker, reason)
         self.scheduler.fail(batch, StageFailed(reason), now)
         self.tell(Finished(info, now, reason))
-        self._lost[number] = batch.pool, batch.worker
-        gone = {worker for pool, worker in self._lost.values() if pool == batch.pool}
-        if len(gone) == self.scheduler.pools[batch.pool].workers:
+        self._limits.lose(batch)
+        pool = self.scheduler.pools[batch.pool]
+        if len(self._limits.lost(batch.pool)) == pool.workers:
             self._close(batch.pool, f"pool {batch.pool!r} is closed: {reason}", now)
+        elif pool.sticky:
+            self._give_up_bound(batch.pool, batch.worker, reason, now)
 
     def _close(self, pool: str, reason: str, now: float) -> None:
-        """No worker of a pool is left: whoever waits there, or comes, hears of it."""
+        """No worker of a pool is left: requests that will need it, or come, hear of it."""
         self.closed[pool] = reason
         stages = set(self.scheduler.pools[pool].stages)
         for id, job in list(self.scheduler.jobs.items()):
             if not stages.isdisjoint(job.calls_left):
                 self.scheduler.give_up(id, reason, now)
+
+    def _give_up_bound(self, pool: str, worker: int, reason: str, now: float) -> None:
+        """A worker of a sticky pool is lost: so is what it keeps of requests that wait for it."""
+        for job in self._at(pool):
+            if job.worker == worker:
+                self.scheduler.give_up(job.id, reason, now)
+
+    def _turn_away(self) -> None:
+        """Fail the jobs that have come to a closed pool by a branch that was not expected."""
+        for pool, reason in self.closed.items():
+            for job in self._at(pool):
+                if job.status == "waiting":
+                    self.scheduler.give_up(job.id, reason, self.clock.now())
 
     def _check_open(self, request: Request) -> None:
         for pool, reason in self.closed.items():

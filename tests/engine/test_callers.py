@@ -11,6 +11,7 @@ import pytest
 from neustream import (
     FCFS,
     BackendError,
+    Decision,
     Engine,
     Graph,
     GraphError,
@@ -25,6 +26,8 @@ from neustream import (
     VirtualClock,
     WallClock,
     loop,
+    seq,
+    switch,
 )
 from neustream.engine.events import Cancel, Done, Submit
 
@@ -290,3 +293,128 @@ def test_in_a_fork_steps_are_refused_and_close_does_nothing():
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert served(engine)
+
+
+# -- workers and profiles that fail --------------------------------------------------------------------
+
+
+class Fails(TableProfile):
+    """Raises once the engine serves."""
+
+    serving = False
+
+    def latency(self, batch, total=0.0, square=0.0):
+        if self.serving and batch == 3:
+            raise ZeroDivisionError("no latency of three")
+        return super().latency(batch, total, square)
+
+
+class Unreadable(dict):
+    """An update that raises as it is read."""
+
+    def keys(self):
+        raise SystemExit(2)
+
+    __iter__ = keys
+
+
+class Strange(Module):
+    def step(self, inputs):
+        return [Unreadable(x=1) if given.params.get("odd") else {"value": given.params["value"]} for given in inputs]
+
+
+def test_an_update_that_cannot_be_read_fails_its_request_alone():
+    with engine_of(ThreadExecutor({"work": Strange()})) as engine:
+        result = engine.submit(GRAPH, {"odd": True}).result(20)
+        assert result.reason == "stage 'work': what it returned cannot be read: SystemExit: 2"
+        assert served(engine)
+
+
+class Stubborn(ThreadExecutor):
+    def close(self, *, wait=True):
+        super().close(wait=wait)
+        raise OSError("cannot close")
+
+
+def test_an_executor_that_cannot_close_leaves_no_other_open():
+    pools = [Pool(name, (name,)) for name in ("work", "last")]
+    scheduler = Scheduler(pools, FCFS(), {name: TableProfile(name, [1], [1e-4]) for name in ("work", "last")})
+    executors = {pool.name: Stubborn({pool.name: Module()}) for pool in pools}
+    engine = Engine(scheduler, executors, WallClock()).start()
+    with pytest.raises(OSError, match="cannot close"):
+        engine.close()
+    for executor in executors.values():
+        with pytest.raises(BackendError, match="this executor is closed"):
+            executor.call(int)
+
+
+class Gate:
+    """A step that waits in here until it may go on."""
+
+    def __init__(self):
+        self.entered, self.opened = threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.entered.set()
+        assert self.opened.wait(60)
+
+
+def test_a_profile_that_raises_fails_the_oldest_request_and_the_others_go_on(caplog):
+    profile = Fails("work", [1, 8], [1e-4, 2e-4])
+    scheduler = Scheduler([Pool("p", ("work",))], FCFS(drop_hopeless=False), {"work": profile})
+    gate = Gate()
+    engine = Engine(scheduler, {"p": ThreadExecutor({"work": Module()})}, WallClock())
+    with engine, caplog.at_level(logging.CRITICAL):
+        first = engine.submit(GRAPH, {"in_step": gate})
+        assert gate.entered.wait(20)
+        profile.serving = True
+        three = [engine.submit(GRAPH, {"value": n}) for n in range(3)]
+        gate.opened.set()
+        results = [answer.result(20) for answer in (first, *three)]
+        assert [result.status for result in results] == ["done", "failed", "done", "done"]
+        assert results[1].reason == "no step could be planned for it: ZeroDivisionError: no latency of three"
+        profile.serving = False
+        assert served(engine)
+
+
+class StuckFirst:
+    """One job at a time, the one called "stuck" before all others."""
+
+    def decide(self, view):
+        return Decision([min(view.jobs, key=lambda job: (job.id != "stuck", job.arrival))])
+
+
+def test_what_a_lost_worker_keeps_of_waiting_requests_is_lost_too():
+    pool = Pool("p", ("work",), workers=2, sticky=True)
+    scheduler = Scheduler([pool], StuckFirst(), PROFILES)
+    executor = ThreadExecutor([{"work": Module()}, {"work": Module()}], ("cpu", "cpu"))
+    busy, begun, stuck = Gate(), Gate(), Gate()
+    with Engine(scheduler, {"p": executor}, WallClock(), step_timeout_s=1.0) as engine:
+        other = engine.submit(GRAPH, {"in_step": busy})
+        waits = engine.submit(GRAPH, {"in_step": begun, "rounds": 2})
+        assert busy.entered.wait(20) and begun.entered.wait(20)
+        never = engine.submit(GRAPH, {"in_step": stuck}, id="stuck")
+        begun.opened.set()
+        assert stuck.entered.wait(20)
+        busy.opened.set()
+        assert other.result(20).status == "done"
+        for answer in (never, waits):
+            assert answer.result(20).reason == "stage 'work': its step did not come back within 1.000 s"
+        assert served(engine)
+        stuck.opened.set()
+
+
+def test_a_request_that_comes_to_a_closed_pool_by_an_unexpected_branch_fails():
+    draw, last = Stage("draw"), Stage("last")
+    graph = Graph("odd", seq(draw, switch(lambda job: 1, {1: last, 2: seq()}, likely=2)))
+    profiles = {name: TableProfile(name, [1], [1e-4]) for name in ("draw", "last")}
+    scheduler = Scheduler([Pool("a", ("draw",)), Pool("b", ("last",))], FCFS(), profiles)
+    executors = {"a": ThreadExecutor({"draw": Module()}), "b": ThreadExecutor({"last": Module()})}
+    drawing = Gate()
+    with Engine(scheduler, executors, WallClock()) as engine:
+        answer = engine.submit(graph, {"in_step": drawing})
+        assert drawing.entered.wait(20)
+        engine._loop.closed["b"] = "pool 'b' is closed: a test did it"
+        drawing.opened.set()
+        result = answer.result(20)
+        assert (result.status, result.reason) == ("failed", "pool 'b' is closed: a test did it")

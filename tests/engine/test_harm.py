@@ -323,7 +323,7 @@ def test_a_step_that_does_not_come_back_fails_its_requests_and_closes_its_pool_u
     with engine_of(step_timeout_s=0.05) as engine:
         stuck = engine.submit(GRAPH, {"in_step": lambda: held.wait(20)})
         behind = engine.submit(GRAPH)
-        assert "did not come back within 0.1 s" in stuck.result(20).reason
+        assert "did not come back within 0.050 s" in stuck.result(20).reason
         assert "pool 'p' is closed" in behind.result(20).reason
         with pytest.raises(RequestError, match="pool 'p' is closed: stage 'work': its step did not come back"):
             engine.submit(GRAPH).result(20)

@@ -1,0 +1,68 @@
+"""How long steps may take, and which workers are in steps that were given up."""
+
+from __future__ import annotations
+
+import math
+
+from neustream.core.batch import Batch
+from neustream.engine.clock import Clock
+from neustream.engine.events import Overdue
+from neustream.errors import RequestError
+
+PATIENCE = 20.0
+"""A step is given up after so many times what is expected, and not before `PATIENT_S`."""
+PATIENT_S = 60.0
+
+
+class Limits:
+    """Limits of the steps under way; posts `Overdue` when one of them may be over.
+
+    Args:
+        step_timeout_s: seconds of a step; None: `PATIENCE` times its expectation; inf: no limit.
+    """
+
+    def __init__(self, clock: Clock, step_timeout_s: float | None) -> None:
+        if step_timeout_s is not None and not step_timeout_s > 0:
+            raise RequestError(f"step_timeout_s must be greater than 0, got {step_timeout_s!r}")
+        self._clock = clock
+        self._step_timeout_s = step_timeout_s
+        self._limits: dict[int, float] = {}
+        self._watched = False  # whether an `Overdue` is posted
+        self._lost: dict[int, tuple[str, int]] = {}
+
+    def watch(self, batch: Batch, now: float) -> None:
+        """A step starts."""
+        limit = self._step_timeout_s
+        if limit is None:
+            limit = max(PATIENCE * batch.expected, PATIENT_S)
+        self._limits[batch.id] = now + limit
+        if not self._watched:
+            self._post(now + limit)
+
+    def ended(self, batch: Batch) -> bool:
+        """A step came back; whether it had been given up."""
+        self._limits.pop(batch.id, None)
+        return self._lost.pop(batch.id, None) is not None
+
+    def over(self, now: float) -> dict[int, float]:
+        """The steps, by id, whose limits are over; limits are kept no longer."""
+        over = {number: limit for number, limit in self._limits.items() if limit <= now}
+        for number in over:
+            del self._limits[number]
+        self._watched = False
+        if self._limits:
+            self._post(min(self._limits.values()))
+        return over
+
+    def lose(self, batch: Batch) -> None:
+        """A step is given up: its worker is lost until it comes back."""
+        self._lost[batch.id] = batch.pool, batch.worker
+
+    def lost(self, pool: str) -> set[int]:
+        """The workers of `pool` that are in steps which were given up."""
+        return {worker for name, worker in self._lost.values() if name == pool}
+
+    def _post(self, at: float) -> None:
+        if at < math.inf:
+            self._watched = True
+            self._clock.post(Overdue(), at)
