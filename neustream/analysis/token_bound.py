@@ -92,7 +92,7 @@ ENTRIES = 200_000
 BUCKETS = 8
 """Buckets of time in the mean life of a generation."""
 SLACK = 2 * TICK
-"""One tick late is on time; another is for the rounding of whoever adds up latencies."""
+"""Tolerance: one TICK late still counts as on time, a second one absorbs rounding in sums."""
 
 
 def token_bound(

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from neustream.backends.vllm.promises import promised, read, slo
 from neustream.backends.vllm.settings import Settings, build_policy, load
+from neustream.backends.vllm.slo_args import promised, read, slo
 from neustream.core.policies import EDF, Priced
 from neustream.core.types import SLO
 from neustream.errors import ConfigError, RequestError

@@ -26,10 +26,10 @@ REPEATS = 5
 WARMUP = 1
 LOOPED_STEPS = 25
 ONCE_STEPS = 2
-"""Denoising steps of the requests that a looped stage, and one that runs once, are measured with."""
+"""Sample requests take LOOPED_STEPS steps when a looped stage is timed, else ONCE_STEPS."""
 
 
-class Shelf:
+class ProfileCache:
     """Where the profiles of one pipeline come from.
 
     Args:

@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 
 from neustream.backends.diffusers.calls import Call
 from neustream.backends.diffusers.journal import generators_of
-from neustream.backends.diffusers.measured import Shelf, timed
+from neustream.backends.diffusers.measured import ProfileCache, timed
 from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
 from neustream.backends.diffusers.parts import Parts, models_of, parts_of, state_of
 from neustream.backends.diffusers.request import (
@@ -102,11 +102,11 @@ class Shape:
 class Served:
     """One pipeline of an engine: its parts, its runs, and the shapes that it has been asked for."""
 
-    def __init__(self, name: str, pipe: DiffusionPipeline, parts: Parts, shelf: Shelf) -> None:
+    def __init__(self, name: str, pipe: DiffusionPipeline, parts: Parts, profile_cache: ProfileCache) -> None:
         self.name = name
         self.pipe = pipe
         self.parts = parts
-        self.shelf = shelf
+        self.profile_cache = profile_cache
         self.state = state_of(pipe)
         self.steps = StepCounts(pipe)
         self.shapes: dict[Hashable, Shape] = {}
@@ -220,8 +220,8 @@ class PipelineEngine:
             _servable(name, pipe)
             parts = parts_of(pipe, buckets=buckets, compile=compile)
             given = Path(profiles) / name if isinstance(profiles, str | Path) else profiles
-            shelf = Shelf(pipe, given, {**options, **self._batches}, cache)
-            self._models[name] = Served(name, pipe, parts, shelf)
+            profile_cache = ProfileCache(pipe, given, {**options, **self._batches}, cache)
+            self._models[name] = Served(name, pipe, parts, profile_cache)
         self.report = Report()
         rule = policy_of(policy)
         scheduler = Scheduler([Pool(POOL, ())], rule, {}, correct=True)
@@ -369,7 +369,7 @@ class PipelineEngine:
             stages = {role: Stage(names[role], max_batch=self._batches[role], size=sizes[role]) for role in names}
             return graph_of(prefix + label, stages)
 
-        profiles = served.shelf.find(files)
+        profiles = served.profile_cache.find(files)
 
         def sample(steps: int) -> dict[str, Any]:
             arguments = without_side_effects(named)
@@ -383,8 +383,8 @@ class PipelineEngine:
         work = partial(self._try, trial, graph(), names, sample, served, warm=profiles is not None)
         measured = self._executor.call(work).result()
         if profiles is None:
-            served.shelf.keep(measured, files)
-            profiles = served.shelf.find(files)
+            served.profile_cache.keep(measured, files)
+            profiles = served.profile_cache.find(files)
             assert profiles is not None
         runs = Runs(served.begin, check_finite=self._check_finite)
         shape = Shape(label, graph(), rows, samples)

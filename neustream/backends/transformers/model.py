@@ -100,7 +100,7 @@ class LanguageModel:
     def forward(self, rows: Sequence[Row]) -> torch.Tensor:
         """Compute the rows' tokens, their keys and values into their slots; the logits behind each row's last.
 
-        Rows are given in the order of their slots.         Returns float32 [rows, vocabulary].
+        Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
         call = Call(rows, self.max_len, self.device)
         self.cache.select(call)

@@ -31,7 +31,7 @@ class Row:
 
 
 HOLES = 0.5
-"""Unused slots between those of a decode that are computed along, as a share of its rows: less work than copies."""
+"""Largest share of unused slots that a decode may compute and ignore: cheaper than gathering slots."""
 ALIGNED = 8
 """Masks have a multiple of so many keys, as far as slots have them: GPU kernels copy them otherwise, in each layer."""
 

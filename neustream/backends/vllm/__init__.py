@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from neustream.backends.vllm.promises import slo
+from neustream.backends.vllm.slo_args import slo
 
 _HOMES = {
     "AsyncSLOScheduler": "scheduler",

@@ -36,7 +36,8 @@ OLDEST = 86400.0
 class Learner(LearntSteps):
     """Learns from whole turns of vLLM's loop, which only the loop can time.
 
-    What the core observes is left out: in a pipeline the ends that it is told are predictions.
+    `observe` does nothing: with async scheduling the core is told predicted ends of steps. Real
+    durations come through `learn`.
     """
 
     _skipped = 0

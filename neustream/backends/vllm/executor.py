@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from neustream.backends.vllm.promises import LARGEST_MS, LARGEST_WEIGHT, slo
+from neustream.backends.vllm.slo_args import LARGEST_MS, LARGEST_WEIGHT, slo
 from neustream.core.batch import Batch
 from neustream.core.events import Update
 from neustream.core.job import Job

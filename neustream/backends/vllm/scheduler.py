@@ -19,8 +19,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from neustream.backends.vllm import contract
 from neustream.backends.vllm.books import POOL, Books, Flight, Learner, step_of_batch, step_of_tokens
-from neustream.backends.vllm.promises import promised, read
 from neustream.backends.vllm.settings import build_policy, load
+from neustream.backends.vllm.slo_args import promised, read
 from neustream.backends.vllm.stats import Stats
 from neustream.core.batch import Batch
 from neustream.core.types import SLO

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
-from neustream.backends.vllm.promises import LARGEST_MS, LARGEST_WEIGHT
+from neustream.backends.vllm.slo_args import LARGEST_MS, LARGEST_WEIGHT
 from neustream.config.messages import explain
 from neustream.config.yaml_file import read_document
 from neustream.core.policies import DEFAULT, POLICIES
@@ -35,7 +35,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Promise(_Section):
+class DefaultSLO(_Section):
     """SLOs of requests that bring none of their own."""
 
     ttft_ms: float | None = Field(default=None, gt=0, le=LARGEST_MS, strict=True)
@@ -44,7 +44,7 @@ class Promise(_Section):
     weight: float = Field(default=1.0, gt=0, le=LARGEST_WEIGHT, strict=True)
 
     @model_validator(mode="after")
-    def _counted_from_the_first(self) -> Promise:
+    def _counted_from_the_first(self) -> DefaultSLO:
         if self.tpot_ms is not None and self.ttft_ms is None:
             raise ValueError("tpot_ms needs ttft_ms: token k is due at ttft_ms + k * tpot_ms")
         return self
@@ -62,7 +62,7 @@ class Settings(_Section):
     policy: str = "default"
     options: dict[str, Any] = Field(default_factory=dict)
     profile: Path | None = None
-    slo: Promise = Promise()
+    slo: DefaultSLO = DefaultSLO()
     log_every_s: PositiveFloat = 60.0
 
 
