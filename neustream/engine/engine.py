@@ -226,8 +226,8 @@ class Engine:
         if self._fault is not None:
             state, reason = "failed", told(self._fault)
         elif self._running:
-            state = "serving" if self._accepting or self._thread is None else "closing"
-            state = "closing" if self._closed else state
+            ending = self._closed or (self._thread is not None and not self._accepting)
+            state = "closing" if ending else "serving"
         elif self._closed or self._thread is not None:
             state = "closed"
         return Snapshot(
@@ -239,17 +239,21 @@ class Engine:
             dict(self._loop.closed),
         )
 
-    def close(self, *, cancel: bool = False) -> None:
+    def close(self, *, cancel: bool = False, timeout_s: float | None = None) -> None:
         """Serve what is open (or end it as cancelled), then stop the loop and the executors.
 
-        A worker whose step was given up is not waited for. In a forked process this does nothing:
-        the threads are the parent's.
+        After `timeout_s` seconds (None: never) what is still open ends as cancelled, too; steps
+        under way end first. A worker whose step was given up is not waited for. In a forked process
+        this does nothing: the threads are the parent's.
 
-        RequestError on a thread that it waits for: the engine's own, or a worker's; and during
-        `run`, which `interrupt` ends.
+        Raises:
+            RequestError: on a thread that it waits for (the engine's own, a worker's), or during
+                `run`, which `interrupt` ends.
         """
         if os.getpid() != self._process:
             return
+        if timeout_s is not None and not 0 <= timeout_s <= threading.TIMEOUT_MAX:
+            raise RequestError(f"timeout_s must be a number of seconds >= 0, got {timeout_s!r}")
         executors = self._loop.executors
         if threading.current_thread() is self._thread:
             raise RequestError(
@@ -264,7 +268,10 @@ class Engine:
             if self._thread is not None:
                 self.clock.post(Stop(cancel), self.clock.now())
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self.clock.post(Stop(cancel=True), self.clock.now())
+                self._thread.join()
         if first:
             with contextlib.ExitStack() as closing:  # all of them, also if one raises
                 for pool, executor in executors.items():

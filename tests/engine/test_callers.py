@@ -236,6 +236,18 @@ def test_closing_does_not_wait_for_a_step_that_was_given_up():
     assert not hung and engine.snapshot().state == "closed"
 
 
+def test_after_its_timeout_close_cancels_what_is_open():
+    engine = engine_of().start()
+    endless = engine.submit(GRAPH, {"rounds": 10**9})
+    done = engine.submit(GRAPH)
+    assert done.result(20).status == "done"
+    engine.close(timeout_s=0.05)
+    assert endless.result(0).status == "cancelled" and engine.snapshot().state == "closed"
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(RequestError, match="timeout_s must be a number of seconds >= 0, got"):
+            engine.close(timeout_s=wrong)
+
+
 def test_close_in_a_step_is_refused():
     seen = []
     with engine_of() as engine:
