@@ -7,10 +7,12 @@ import io
 import os
 import sys
 from pathlib import Path
-
-import typer
+from typing import TYPE_CHECKING
 
 from neustream.errors import NeustreamError
+
+if TYPE_CHECKING:
+    import typer
 
 COMMANDS = {
     "simulate": "Serve a workload in virtual time, by latency profiles.",
@@ -48,12 +50,17 @@ def main() -> None:
     except OSError as error:
         what = f"{error.filename}: " if error.filename is not None else ""
         _complain("cannot read or write", f"{what}{error.strerror or error}")
+    except KeyboardInterrupt:  # while modules are imported; later the command itself sees to it
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except MemoryError:
         _complain("MemoryError", "this experiment needs more memory than there is here")
 
 
 def application(arguments: list[str]) -> typer.Typer:
     """The commands, of which only the one asked for is imported: `--help` needs none of what they do."""
+    import typer  # here, so that Ctrl-C meanwhile is seen by `main`
+
     app = typer.Typer(
         add_completion=False,
         no_args_is_help=True,

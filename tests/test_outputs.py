@@ -11,6 +11,7 @@ import sys
 import pytest
 from toys import TESTS, command, squash, toy
 
+from neustream import cli
 from neustream.commands.outputs import check_outputs, write_text
 from neustream.errors import ConfigError
 
@@ -161,7 +162,18 @@ def test_a_reader_that_has_seen_enough(tmp_path):
     assert done.stdout == "[" and "Traceback" not in done.stderr
 
 
+def test_ctrl_c_while_modules_are_imported_is_one_word(monkeypatch, capsys):
+    def pressed(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "application", pressed)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_full_disk_is_one_line(here):
     done = command("simulate", "toy.yaml", "--json", "/dev/full")
-    assert done.status == 2 and "No space left on device" in done.err
+    assert done.status == 2 and "/dev/full: No space left on device" in done.err
     assert "goodput" in done.out, "the table is shown first"

@@ -75,7 +75,15 @@ def _check(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file and the folder that it lies in; one that is there is replaced in one go."""
-    whole = path.resolve()
+    try:
+        _write_whole(path.resolve(), text)
+    except OSError as error:
+        if error.filename is None:  # of a full disk the system does not say where
+            error.filename = str(path)
+        raise
+
+
+def _write_whole(whole: Path, text: str) -> None:
     whole.parent.mkdir(parents=True, exist_ok=True)
     if whole.exists() and not whole.is_file():  # a device or a pipe
         whole.write_text(text)

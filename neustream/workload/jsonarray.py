@@ -23,7 +23,8 @@ class JsonArray(Objects):
     def _of(self, text: _Text) -> Iterator[dict[str, Any]]:
         text.skip(_SPACE + "\ufeff")
         text.drop("[")
-        more = text.next() != "]"
+        empty = text.next() == "]"
+        more = not empty
         while more:
             self.line = text.line
             yield text.object()
@@ -34,6 +35,8 @@ class JsonArray(Objects):
         text.drop("]")
         if rest := text.next():
             raise Fault(f"{rest!r} after the end of the array; allowed: nothing", text.line)
+        if empty:
+            raise Fault("has no rows")
 
 
 class _Text:

@@ -234,7 +234,7 @@ FILES = [
     (b'[{"arrival_s": 1,\n\n"steps": 1}\n{"id": 2}]', ", line 4: '{'; allowed: ']' of an array of objects"),
     (b'[{"arrival_s": 1},\n{"id"', ", line 2: not JSON: "),
     (b"[1]", ", line 1: 1; allowed: an object with columns as its keys"),
-    (b"[]", "columns of no known format"),
+    (b"[]", ": has no rows"),
     (b"[] x", ", line 1: 'x' after the end of the array; allowed: nothing"),
     (b"Request(width=1, width=2)", "with literals as values, each name once"),
     (b"Request(timestamp=1)\nRequest(timestamp=", ", line 2: 'Request(timestamp='; allowed: Request(name=value, ...)"),
