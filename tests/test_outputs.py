@@ -38,6 +38,7 @@ PLACES = {
     "read-only": ("/proc/version/x", "not a directory"),
     "nowhere": ("/proc/nowhere/x", "no such file or directory"),
     "a loop": ("loop/x", "ymlink"),
+    "a pipe that nobody reads": ("pipe", "is a named pipe, which waits for a reader"),
 }
 OPTIONS = {
     "simulate --json": ["simulate", "toy.yaml", "--json"],
@@ -53,6 +54,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -66,6 +66,8 @@ def _check(path: Path) -> None:
     if path.exists():
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "permission denied")
+        if path.is_fifo():
+            raise OSError(29, "is a named pipe, which waits for a reader; give a file, or - for stdout")
         if path.is_file():
             path.open("ab").close()
         return
