@@ -152,12 +152,12 @@ class BlockPool:
     def allocate(
         self, jobs: Sequence[Job], sizes: Sequence[float], others: Iterable[Job]
     ) -> Allocation:
-        """Blocks for a step of `jobs`, in order of importance; `others` are the pool's waiting
-        jobs.
+        """Blocks for a step of `jobs`, in order of importance; `others` are all jobs of the pool.
 
-        A job without blocks never preempts. A job with blocks that needs more preempts the least
-        important holder: first those that are not in the step, the latest first, then the step's
-        own from the end; itself included.
+        Jobs that the whole cache does not suffice for are told apart: they are to end, so their
+        blocks count as free. A job without blocks never preempts. A job with blocks that needs more
+        preempts the least important holder: first those that are not in the step, the latest first,
+        then the step's own from the end; itself included.
         """
         wanted: list[_Wanted] = []
         too_large: list[Job] = []
@@ -166,34 +166,17 @@ class BlockPool:
                 wanted.append(_Wanted(job, size, self.need(job, size)))
             else:
                 too_large.append(job)
+        free = self.free + sum([job.num_blocks for job in too_large])
         preempted: dict[Job, None] = {}
-        if sum([want.need for want in wanted]) > self.free:
-            wanted, preempted = self._seat(wanted, others)
+        if sum([want.need for want in wanted]) > free:
+            holders = _victims([want.job for want in wanted], others, too_large)
+            wanted, preempted = _seat(wanted, free, holders)
         return Allocation(
             tuple([want.job for want in wanted]),
             tuple([want.size for want in wanted]),
             tuple(preempted),
             tuple(too_large),
         )
-
-    def _seat(
-        self, wanted: list[_Wanted], others: Iterable[Job]
-    ) -> tuple[list[_Wanted], dict[Job, None]]:
-        """What of `wanted` there are blocks for, and who loses theirs to it."""
-        victims = _victims([want.job for want in wanted], others)
-        free = self.free
-        seated: list[_Wanted] = []
-        preempted: dict[Job, None] = {}
-        for want in wanted:
-            job = want.job
-            while want.need > free and job.num_blocks and job not in preempted:
-                victim = victims.pop()
-                preempted[victim] = None
-                free += victim.num_blocks
-            if want.need <= free and job not in preempted:
-                free -= want.need
-                seated.append(want)
-        return seated, preempted
 
 
 class _Wanted(NamedTuple):
@@ -204,10 +187,28 @@ class _Wanted(NamedTuple):
     need: int
 
 
-def _victims(chosen: Sequence[Job], others: Iterable[Job]) -> list[Job]:
-    """Jobs that hold blocks, the most important first."""
+def _seat(
+    wanted: Sequence[_Wanted], free: int, victims: list[Job]
+) -> tuple[list[_Wanted], dict[Job, None]]:
+    """What of `wanted` there are blocks for, and which of `victims` lose theirs to it."""
+    seated: list[_Wanted] = []
+    preempted: dict[Job, None] = {}
+    for want in wanted:
+        job = want.job
+        while want.need > free and job.num_blocks and job not in preempted:
+            victim = victims.pop()
+            preempted[victim] = None
+            free += victim.num_blocks
+        if want.need <= free and job not in preempted:
+            free -= want.need
+            seated.append(want)
+    return seated, preempted
+
+
+def _victims(chosen: Sequence[Job], others: Iterable[Job], too_large: Sequence[Job]) -> list[Job]:
+    """Jobs that hold blocks, the most important first, without those that are to end."""
     holders = [job for job in chosen if job.num_blocks]
-    step = set(chosen)
+    step = {*chosen, *too_large}
     outside = []
     for job in others:
         if job.num_blocks and job.status == "waiting" and job not in step:

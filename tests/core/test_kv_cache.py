@@ -37,6 +37,7 @@ def plain(free, jobs, sizes, others):
 
     wanted = [(job, size) for job, size in zip(jobs, sizes, strict=True) if not large(job)]
     too_large = tuple(job for job in jobs if large(job))
+    free += sum(job.num_blocks for job in too_large)
     if sum(lacks(job, size) for job, size in wanted) <= free:
         return Allocation(tuple(job for job, _ in wanted), tuple(size for _, size in wanted), (), too_large)
     ran, given, lost = [], [], []
@@ -100,7 +101,8 @@ def test_allocating_is_what_the_plain_rule_does(chosen, others, shares, reserved
     made = pool.allocate(jobs, sizes, jobs + rest)
     assert made == plain(free, jobs, sizes, rest)
     assert (pool.free, pool.used) == (free, used), "it answers, and changes nothing"
-    back = sum(job.num_blocks for job in made.preempted)
+    back = sum(job.num_blocks for job in (*made.preempted, *made.too_large))
+    assert not set(made.preempted) & set(made.too_large)
     assert sum(pool.need(job, size) for job, size in zip(made.jobs, made.sizes, strict=True)) <= free + back
     assert not set(made.jobs) & {*made.preempted, *made.too_large}
 
@@ -125,3 +127,12 @@ def test_who_owns_an_external_cache_says_what_is_free():
     for told, free in ((5, 5), (0, 0), (-2, 0)):
         pool.set_free(told)
         assert pool.free == free
+
+
+def test_a_job_that_outgrew_the_cache_is_no_victim_and_leaves_its_blocks():
+    pool = BlockPool("gpu", KVCache(NUM_BLOCKS, BLOCK))
+    first, outgrown = job_of("a", DECODE, BLOCK + 1, 0, 0.0), job_of("b", DECODE, NUM_BLOCKS * BLOCK + 1, 0, 1.0)
+    pool.set_tokens(first, BLOCK)
+    pool.set_tokens(outgrown, (NUM_BLOCKS - 1) * BLOCK)
+    made = pool.allocate([first, outgrown], [first.size, outgrown.size], [first, outgrown])
+    assert (made.jobs, made.preempted, made.too_large) == ((first,), (), (outgrown,))
