@@ -116,17 +116,20 @@ def run_units(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, list[Poi
             yield unit, run_unit(unit)
         return
     before = set(multiprocessing.active_children())
+    finished = False
     pool = ProcessPoolExecutor(min(jobs, len(units)), _context(), _begin_worker)
     try:
         futures: dict[Future[list[Point]], Unit] = {pool.submit(run_unit, unit): unit for unit in units}
         for future in as_completed(futures):
             yield futures[future], future.result()
+        finished = True
     except BrokenProcessPool:
         raise NeustreamError("a process of the sweep died (out of memory?); fewer at once: --jobs 1") from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
+        if not finished:  # what they still simulate nobody waits for
+            for child in set(multiprocessing.active_children()) - before:
+                child.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)  # or its thread is still there at exit
 
 
 def _context() -> ForkServerContext | SpawnContext:
