@@ -13,7 +13,7 @@ from typing import Any
 
 from neustream.errors import BackendError
 
-FIRST, LAST = (0, 28), (0, 33)
+FIRST, LAST = (0, 28), (0, 32)
 """Versions of vLLM that this backend is for, both ends included; `vllm.__version__`, not a distribution's."""
 
 METHODS: dict[str, tuple[str, ...]] = {
