@@ -41,7 +41,8 @@ class StepInfo:
     """A step as observers see it: ids and numbers, no live jobs. Seconds.
 
     `profiled_s`: what the profile as it was given says; `expected_s`: what was learnt since.
-    `preempted`: requests that lost their KV blocks to it.
+    `preempted`: requests that lost their KV blocks to it. `planned`: decided while the step before
+    it ran.
     """
 
     id: int
@@ -54,6 +55,7 @@ class StepInfo:
     expected_s: float
     profiled_s: float
     preempted: tuple[str, ...] = ()
+    planned: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,6 +71,7 @@ class Batch:
         expected: seconds that it should take; `started_at + expected` is when it should end.
         preempted: jobs that lost their KV blocks to it; modules forget theirs before it runs.
         profiled: seconds by the profile as it was given, where `expected` is from what was learnt.
+        planned: whether it was decided while the step before it ran.
     """
 
     id: int
@@ -81,6 +84,7 @@ class Batch:
     expected: float
     preempted: tuple[Job, ...] = ()
     profiled: float = 0.0
+    planned: bool = False
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -98,6 +102,7 @@ class Batch:
             self.expected,
             self.profiled or self.expected,
             tuple([job.id for job in self.preempted]),
+            self.planned,
         )
 
     def inputs(self) -> tuple[StepInput, ...]:

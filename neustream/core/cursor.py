@@ -111,26 +111,37 @@ class Cursor:
         self._frames: list[_Frame] = []
         self.stage: Stage | None = self._descend(graph.root, job)
 
-    def again(self, job: Job) -> bool:
+    def again(self, job: Job, likely: bool = False) -> bool:
         """Move on by one round if the current stage is alone in a loop with (expected) rounds left.
 
         This is the common step of a denoising or decoding loop, made cheap. False: nothing has
-        changed, and `advance` must be called.
+        changed, and `advance` must be called. `likely`: see there.
         """
         frame = self._frames[-1] if self._frames else None
         if frame is None or frame.node.__class__ is not Loop or frame.node.body is not self.stage:
             return False
         if frame.done + 1 >= frame.total:
             return False
-        if frame.node.until is not None and _over(frame.node.until, job):
+        if not likely and frame.node.until is not None and _over(frame.node.until, job):
             return False
         frame.done += 1
         return True
 
-    def advance(self, job: Job) -> Stage | None:
-        """Move past the current stage; asks `until`, `times` and `on` as they come up."""
-        self.stage = self._descend(None, job)
+    def advance(self, job: Job, likely: bool = False) -> Stage | None:
+        """Move past the current stage; asks `until`, `times` and `on` as they come up.
+
+        `likely`: where the job will probably go, before its step has returned anything: `until` is
+        taken to hold after the expected rounds, and switches take their likely branch.
+        """
+        self.stage = self._descend(None, job, likely)
         return self.stage
+
+    def copy(self) -> Cursor:
+        """Another cursor at the same place."""
+        twin = Cursor.__new__(Cursor)
+        twin._frames = [_Frame(frame.node, frame.done, frame.total) for frame in self._frames]
+        twin.stage = self.stage
+        return twin
 
     def rewind(self) -> Stage | None:
         """Go back to the prefill that fills the KV cache which the current stage reads.
@@ -181,12 +192,12 @@ class Cursor:
 
     # -- walking ----------------------------------------------------------------------------------
 
-    def _descend(self, node: Node | None, job: Job) -> Stage | None:
+    def _descend(self, node: Node | None, job: Job, likely: bool = False) -> Stage | None:
         """Open nodes from `node` down to a stage; from None, go on behind what has just ended."""
         turned: list[_Frame] = []  # loops that began a round without a stage having run since
         while True:
             while isinstance(node, Switch):
-                node = _chosen(node, job)
+                node = node.cases[node.likely] if likely else _chosen(node, job)
             if isinstance(node, Stage):
                 return node
             if node is not None:
@@ -195,20 +206,22 @@ class Cursor:
             while node is None:
                 if not self._frames:
                     return None
-                node = self._next_child(self._frames[-1], job, turned)
+                node = self._next_child(self._frames[-1], job, turned, likely)
                 if node is None:
                     self._frames.pop()
 
     @staticmethod
-    def _next_child(frame: _Frame, job: Job, turned: list[_Frame]) -> Node | None:
+    def _next_child(frame: _Frame, job: Job, turned: list[_Frame], likely: bool) -> Node | None:
         node = frame.node
         frame.done += 1
         if isinstance(node, Seq):
             return node.nodes[frame.done] if frame.done < frame.total else None
         if node.until is None:
             return node.body if frame.done < frame.total else None
-        if frame.done > 0 and _over(node.until, job):
-            return None
+        if frame.done > 0:
+            over = frame.done == frame.total if likely else _over(node.until, job)
+            if over:
+                return None
         if any(frame is other for other in turned):
             raise GraphError(
                 f"request {job.id!r}: a round of a loop ran no stage, so it would never end"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from neustream.core.graph import Stage
 from neustream.core.job import Job
-from neustream.core.policy import Decision, Policy, View
+from neustream.core.policy import Policy, View
 from neustream.errors import PolicyError
 
 
@@ -16,9 +16,9 @@ def named(policy: Policy) -> str:
     return f"policy {type(policy).__name__!r}"
 
 
-def check_drops(policy: Policy, decision: Decision, live: Mapping[str, Job]) -> None:
+def check_drops(policy: Policy, drop: Iterable[Job], live: Mapping[str, Job]) -> None:
     """Only live jobs that wait can be dropped."""
-    for job in decision.drop:
+    for job in drop:
         if not _runnable(job, live):
             raise PolicyError(f"{named(policy)} dropped {job!r}, which is not waiting")
 

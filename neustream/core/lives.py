@@ -28,7 +28,7 @@ class Lives:
     Attributes:
         jobs: by id; events: what became of them, until `pop_events`.
         pool_of: the pool that serves a stage.
-        unpromised: live jobs without a promise.
+        unpromised: live jobs without a promise; work: what lies ahead of jobs.
     """
 
     def __init__(self, times: StepTimes, recent: Recent, away: frozenset[str]) -> None:
@@ -38,7 +38,7 @@ class Lives:
         self.unpromised = 0
         self._recent = recent
         self._away = away
-        self._work = Work(times)
+        self.work = Work(times)
         self._stages: weakref.WeakValueDictionary[str, Stage] = weakref.WeakValueDictionary()
         self._checked: weakref.WeakSet[Graph] = weakref.WeakSet()
 
@@ -141,13 +141,13 @@ class Lives:
             if stage.size is not None:
                 if size < whole:
                     job.computed += size
-                    self._work.measure(job)
+                    self.work.measure(job)
                     return
                 job.computed = 0.0
             if stage.emits:
                 self._emit(job, stage, update, now)
             if cursor.again(job):
-                self._work.one_call_done(job, stage)
+                self.work.one_call_done(job, stage)
             else:
                 self._go_to(job, cursor.advance(job), now)
         except NeustreamError as error:
@@ -180,7 +180,7 @@ class Lives:
     def _enter(self, job: Entry, stage: Stage, now: float) -> None:
         """Make `stage` the job's own, at the end of its queue if it was at another one."""
         left, job.stage = job.stage, stage
-        self._work.measure(job)
+        self.work.measure(job)
         state = self.pool_of.get(stage.name)
         if state is not None and state.blocks is not None and not state.blocks.fits(job):
             raise RequestError(state.blocks.misfit(job))
@@ -193,6 +193,7 @@ class Lives:
             job.become("away")
             self.events.append(Left(job.id, stage.name, now))
             return
+        state.note(job)
         queue = state.queues[stage.name]
         queue.jobs[job.id] = job
         job.queue, job.joined_at = queue, now
@@ -244,13 +245,13 @@ class Lives:
 
     def remeasure(self, job: Entry) -> None:
         """What lies ahead of a job changed."""
-        self._work.measure(job)
+        self.work.measure(job)
 
     def measure_again(self, stage: str) -> None:
         """The latencies of a stage changed."""
         for job in self.jobs.values():
             if stage in job.calls_left:
-                self._work.measure(job)
+                self.work.measure(job)
 
     # -- waiting apart ----------------------------------------------------------------------------
 
@@ -271,7 +272,9 @@ class Lives:
         if job.status == "held":
             job.become("waiting")
             assert job.stage is not None
-            self.pool_of[job.stage.name].out -= 1
+            state = self.pool_of[job.stage.name]
+            state.out -= 1
+            state.note(job)
 
     def settle(self, job: Entry, now: float) -> None:
         """Carry out a cancellation or a hold that came while the job ran."""
@@ -313,8 +316,10 @@ class Lives:
             return
         self.set_tokens(job, 0)
         job.queue.jobs.pop(job.id, None)
-        if job.status == "held" and job.stage is not None:
-            self.pool_of[job.stage.name].out -= 1
+        state = None if job.stage is None else self.pool_of.get(job.stage.name)
+        if state is not None:
+            state.note(job)
+            state.out -= job.status == "held"
         self.unpromised -= not job.promised
         if not self.unpromised:
             for state in self.pool_of.values():

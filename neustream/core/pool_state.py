@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from neustream.core.ahead import Plan
 from neustream.core.batch import Batch
 from neustream.core.carry import Carry
 from neustream.core.job import Entry, Job, Queue
@@ -20,6 +21,7 @@ class PoolState:
 
     Attributes:
         queues: by stage; running: steps under way by their id.
+        plans: what workers do after the steps that they are in, where that is decided.
         blocks: of its KV cache, None without one.
         wake_at: when the policy wants to be asked again.
         out: jobs that are in a queue and in no view (held).
@@ -31,6 +33,7 @@ class PoolState:
         "blocks",
         "memo",
         "out",
+        "plans",
         "policy",
         "pool",
         "queues",
@@ -57,6 +60,7 @@ class PoolState:
         self.blocks = None if pool.kv_cache is None else BlockPool(pool.name, pool.kv_cache)
         self.queues: dict[str, Queue] = {}
         self.running: dict[int, Batch] = {}
+        self.plans: dict[int, Plan] = {}
         self.wake_at: float | None = None
         self.out = 0
         self.unpromised = Unpromised()
@@ -85,16 +89,27 @@ class PoolState:
                 queues[stage] = jobs
         return queues
 
+    def may_run(self, job: Entry, worker: int) -> bool:
+        """Whether `worker` may run a job now."""
+        bound = self.pool.sticky and job.worker not in (-1, worker)
+        return job.status == "waiting" and not bound
+
+    def note(self, job: Entry) -> None:
+        """A job came to the pool, or left it: what was planned may be decided otherwise."""
+        for plan in self.plans.values():
+            plan.changed = True
+            plan.came.append(job)
+
     def all_jobs(self) -> list[Job]:
         """Its live jobs, waiting, held or running."""
         return [job for queue in self.queues.values() for job in queue.jobs.values()]
 
-    def note_unpromised(self, batch: Batch, seconds: float) -> None:
-        """A step ran while jobs without a promise were there."""
+    def unpromised_after(self, batch: Batch, seconds: float) -> Unpromised:
+        """What jobs without a promise will have got after a step that runs while some are there."""
         count = sum([not job.promised for job in batch.jobs])
         busy, served = self.unpromised
         share = seconds * count / len(batch.jobs)
-        self.unpromised = Unpromised(busy + seconds, served + share)
+        return Unpromised(busy + seconds, served + share)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -124,6 +139,7 @@ class PoolState:
             seconds,
             batch.preempted,
             profiled,
+            batch.planned,
         )
         self.running[batch.id] = running
         return running

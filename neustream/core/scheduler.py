@@ -3,7 +3,7 @@
 Every method takes `now`; nothing here reads a clock, starts a thread or touches a tensor. Any loop
 can drive it: the engine's, a simulator's, or a serving system's that owns its own queues:
 
-    submit -> next_batch -> (admit) -> finish | fail | requeue -> pop_events -> next_batch -> ...
+    submit -> next_batch -> (admit, plan) -> finish | fail | requeue -> pop_events -> next_batch ...
 
 `cancel`, `hold`, `give` and `take` may come at any moment. A job ends exactly once, here or on the
 scheduler that it was given to, and is then forgotten.
@@ -17,21 +17,15 @@ from typing import cast
 
 from neustream.core.batch import Batch, no_update
 from neustream.core.carry import Carry, pack
-from neustream.core.decision import (
-    check_drops,
-    check_progress,
-    check_wake,
-    step_label,
-    step_sizes,
-)
 from neustream.core.demand import Recent
+from neustream.core.dispatch import Dispatch
 from neustream.core.events import Corrected, Event, Given, Update
 from neustream.core.graph import Graph
 from neustream.core.job import Entry, Job
 from neustream.core.kv_cache import Ticket
 from neustream.core.lives import Lives, Lost
-from neustream.core.policy import Decision, Policy, Pool, View
-from neustream.core.pool_state import PoolState, with_blocks
+from neustream.core.policy import Policy, Pool
+from neustream.core.pool_state import PoolState
 from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import StepTimes
 from neustream.core.types import Request
@@ -58,7 +52,6 @@ class Scheduler:
             one waits for `give`.
 
     `jobs` are the live ones by id, `times` knows what steps take, `recent` what requests asked for.
-    `decisions` counts how often a policy was asked.
     """
 
     def __init__(
@@ -73,11 +66,10 @@ class Scheduler:
         rules = policy if isinstance(policy, Mapping) else {pool.name: policy for pool in pools}
         self.times = StepTimes({**profiles, **(away or {})}, correct=correct)
         self.recent = Recent()
-        self.decisions = 0
         self._lives = Lives(self.times, self.recent, frozenset(away or ()))
+        self._dispatch = Dispatch(self._lives, self.times, self.recent)
         self.jobs: Mapping[str, Job] = self._lives.jobs
         self._pools: dict[str, PoolState] = {}
-        self._batches = 0
         for pool in pools:
             if pool.name in self._pools:
                 raise GraphError(f"pools need different names, got {[p.name for p in pools]}")
@@ -114,6 +106,11 @@ class Scheduler:
     def policies(self) -> dict[str, Policy]:
         """Each pool's policy."""
         return {name: state.policy for name, state in self._pools.items()}
+
+    @property
+    def decisions(self) -> int:
+        """How often a policy was asked."""
+        return self._dispatch.decisions
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -209,26 +206,21 @@ class Scheduler:
         that neither runs nor drops anything, nor names such a time, while jobs wait and nothing
         runs, would wait for ever: that is a PolicyError. `instead` decides in its place this once.
         """
-        state = self._pools[pool]
-        policy = state.policy if instead is None else instead
-        state.wake_at = None
-        live = -1
-        while live != len(self.jobs):  # again, if those that were chosen could not run and failed
-            live = len(self.jobs)
-            view = self._view(state, now, worker)
-            if not view.queues:
-                return None
-            decision, batch = self._ask(state, policy, view)
-            if batch is not None:
-                return batch
-            if not decision.jobs:
-                break
-        if decision.wake_at is not None:
-            check_wake(policy, decision.wake_at, now)
-            state.wake_at = decision.wake_at
-        elif not state.running and not state.blocks_kept:
-            check_progress(policy, view)
-        return None
+        return self._dispatch.next_batch(self._pools[pool], now, worker, instead)
+
+    def plan(self, batch: Batch, now: float, instead: Policy | None = None) -> None:
+        """Decide, while `batch` runs, what its worker does next, as if it ended when it should.
+
+        `next_batch` then starts that step without asking the policy, less the jobs that have ended
+        by then, if the plan still holds (see `Plan.decision`). Waiting jobs that the policy drops
+        end at once. A later plan replaces an earlier one.
+        """
+        self._dispatch.plan(self._pools[batch.pool], batch, now, instead)
+
+    def planned(self, batch: Batch) -> bool:
+        """Whether there is a plan for what follows `batch`, and nothing came up since."""
+        plan = self._pools[batch.pool].plans.get(batch.worker)
+        return plan is not None and plan.after == batch.id and not plan.changed
 
     def wake_at(self, pool: str) -> float | None:
         """When the policy asked to be asked again, after a `next_batch` that gave None."""
@@ -306,67 +298,6 @@ class Scheduler:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _view(self, state: PoolState, now: float, worker: int) -> View:
-        times, recent = self.times, self.recent
-        return View(
-            now,
-            state.pool,
-            worker,
-            state.waiting(worker),
-            times.profiles,
-            tuple(state.running.values()),
-            recent.demands,
-            times.speed,
-            0 if state.blocks is None else state.blocks.free,
-            recent.lengths,
-            times.spread,
-            state.unpromised,
-            state.memo,
-        )
-
-    def _ask(self, state: PoolState, policy: Policy, view: View) -> tuple[Decision, Batch | None]:
-        """What the policy decides, and the step that comes of it, if any."""
-        decision = self._decide(policy, view)
-        batch = self._start(state, policy, decision, view) if decision.jobs else None
-        if decision.jobs and batch is None:  # no blocks for any of them: jobs that hold some go on
-            view = self._view(state, view.now, view.worker)
-            holders = with_blocks(view)
-            decision = self._decide(policy, holders if holders.queues else view)
-            if decision.jobs:
-                batch = self._start(state, policy, decision, view)
-        return decision, batch
-
-    def _decide(self, policy: Policy, view: View) -> Decision:
-        self.decisions += 1
-        decision = policy.decide(view)
-        if decision.drop:
-            check_drops(policy, decision, self.jobs)
-            for job, reason in decision.drop.items():
-                self._lives.end(cast(Entry, job), "dropped", reason, view.now)
-        return decision
-
-    def _start(
-        self, state: PoolState, policy: Policy, decision: Decision, view: View
-    ) -> Batch | None:
-        """The step that a decision asks for; None if there are no blocks for any of its jobs."""
-        jobs = tuple(decision.jobs)
-        label = step_label(policy, jobs, view, self.jobs)
-        sizes = step_sizes(policy, jobs, decision.sizes, label)
-        preempted: tuple[Job, ...] = ()
-        if state.blocks is not None and not state.blocks.cache.external:
-            seats = state.blocks.allocate(jobs, sizes, state.all_jobs())
-            jobs, sizes, preempted = seats.jobs, seats.sizes, seats.preempted
-            for job in seats.too_large:
-                self._lives.end(cast(Entry, job), "failed", state.blocks.misfit(job), view.now)
-            for job in preempted:
-                self._lives.preempt(cast(Entry, job), view.now)
-        if not jobs:
-            return None
-        self._batches += 1
-        name, worker = state.pool.name, view.worker
-        empty = Batch(self._batches, name, worker, label, (), (), view.now, 0.0, preempted)
-        return state.run(empty, jobs, sizes, self.times.expect(jobs, sizes))
-
     def _run_instead(self, batch: Batch, sizes: Mapping[Job, float], now: float) -> Batch | None:
         """The jobs of `sizes` run in place of those of `batch`."""
         for job, size in sizes.items():
@@ -388,8 +319,9 @@ class Scheduler:
     def _observe(self, batch: Batch, now: float) -> None:
         """Learn from a step that ran."""
         seconds = now - batch.started_at
+        state = self._pools[batch.pool]
         if self._lives.unpromised:
-            self._pools[batch.pool].note_unpromised(batch, seconds)
+            state.unpromised = state.unpromised_after(batch, seconds)
         corrected = self.times.observe(batch, seconds)
         if corrected is not None:
             self._lives.measure_again(corrected)

@@ -1,0 +1,186 @@
+"""The next step of a worker, decided while the present one runs.
+
+The policy sees the pool as it should be when that step is over: `forecast` copies each of its jobs
+and moves the copy on. What really came of the step then decides whether the plan holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from neustream.core.batch import Batch
+from neustream.core.graph import Stage
+from neustream.core.job import Entry, Job
+from neustream.core.policy import Decision, Pool
+from neustream.core.types import TICK
+from neustream.core.work import Work, ends_call
+from neustream.errors import NeustreamError
+
+if TYPE_CHECKING:
+    from neustream.core.pool_state import PoolState
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """What a worker does after the step under way.
+
+    Args:
+        after: the id of that step; `over_at`: when it should be over.
+        decided_at: when the policy was asked.
+        ran: where each of its jobs should be then; None: not in this pool.
+        jobs: who runs next, in order of importance, each with its stage.
+        sizes, drop: as in a Decision.
+        seconds: what the planned step should take.
+        came: jobs that have come to the pool since.
+        changed: whether the policy may decide otherwise by now.
+    """
+
+    after: int
+    over_at: float
+    decided_at: float
+    ran: Mapping[Entry, Stage | None]
+    jobs: Sequence[tuple[Entry, Stage]] = ()
+    sizes: Mapping[Job, float] = field(default_factory=dict)
+    drop: dict[Job, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    came: list[Entry] = field(default_factory=list)
+    changed: bool = False
+
+    def takes(self, job: Job) -> bool:
+        """Whether `job` runs in the planned step and not in the one under way."""
+        return job not in self.ran and any(job is planned for planned, _ in self.jobs)
+
+    def decision(self, pool: Pool, worker: int, now: float) -> Decision | None:
+        """What is left of it, now that the step is over; None: the policy has to be asked.
+
+        Jobs that have ended, or are held, are left out. The plan is void if the step took longer by
+        more than the planned one would, if a job is not where it should be, if another worker took
+        one, or if the planned step would cost a job that came meanwhile its promise.
+        """
+        if now - self.over_at > self.seconds or self._surprised(pool):
+            return None
+        jobs: list[Job] = []
+        for job, stage in self.jobs:
+            if job.status == "running" or (pool.sticky and job.worker not in (-1, worker)):
+                return None
+            if job.status == "waiting" and job.stage is stage:
+                jobs.append(job)
+        if not jobs or self._costs_a_promise(now):
+            return None
+        drop = {job: reason for job, reason in self.drop.items() if job.status == "waiting"}
+        return Decision(jobs, drop, sizes=self.sizes)
+
+    def _surprised(self, pool: Pool) -> bool:
+        """Whether a job that ran waits in this pool, and not where it should be."""
+        for job, expected in self.ran.items():
+            stage = job.stage
+            if job.status != "waiting" or stage is expected or stage is None:
+                continue
+            if stage.name in pool.stages:
+                return True
+        return False
+
+    def _costs_a_promise(self, now: float) -> bool:
+        """Whether a job that came meanwhile would be hopeless after the planned step, not now."""
+        if not self.came:
+            return False
+        known = {*self.ran, *[job for job, _ in self.jobs]}
+        for job in self.came:
+            if job.status != "waiting" or job in known:
+                continue
+            if -TICK <= job.slack(now) < self.seconds - TICK:
+                return True
+        return False
+
+
+class Forecast(NamedTuple):
+    """A pool as it should be when a step is over.
+
+    `queues`: as in a View. `twins`: for each job of the step, what it should be like then; None if
+    it should be gone. `freed`: KV blocks of those.
+    """
+
+    queues: dict[str, Sequence[Job]]
+    twins: dict[Entry, Entry | None]
+    freed: int
+
+
+def forecast(state: PoolState, batch: Batch, at: float, work: Work) -> Forecast:
+    """The pool as it should be when `batch` is over, at the instant `at`."""
+    twins: dict[Entry, Entry | None] = {}
+    freed = 0
+    for job, size in zip(cast(tuple[Entry, ...], batch.jobs), batch.sizes, strict=True):
+        twin = _moved_on(job, size, batch, at, work, state)
+        if twin is None or not twin.num_blocks:
+            freed += job.num_blocks
+        twins[job] = twin
+    planned = [plan for worker, plan in state.plans.items() if worker != batch.worker]
+    moved = [twin for job, twin in twins.items() if twin and twin.queue is not job.queue]
+    queues: dict[str, Sequence[Job]] = {}
+    for name, queue in state.queues.items():
+        waiting: list[Job] = []
+        for job in queue.jobs.values():
+            stays = twins.get(job)
+            if stays is not None and stays.queue is queue:
+                waiting.append(stays)
+            elif state.may_run(job, batch.worker) and not _taken(job, planned):
+                waiting.append(job)
+        waiting += [twin for twin in moved if twin.queue is queue]
+        if waiting:
+            queues[name] = waiting
+    return Forecast(queues, twins, freed)
+
+
+def _taken(job: Entry, plans: Sequence[Plan]) -> bool:
+    """Whether another worker is to run `job` next."""
+    return any(plan.takes(job) for plan in plans)
+
+
+def _moved_on(
+    job: Entry, size: float, batch: Batch, at: float, work: Work, state: PoolState
+) -> Entry | None:
+    """A copy of `job` behind its step; None if it should be over, held, or in another pool."""
+    if job.ending is not None or job.keep:
+        return None
+    twin = job.copy()
+    twin.status = "waiting"
+    twin.base += job.queue.rounds - job.round + 1
+    twin.worker = batch.worker
+    if twin.started_at is None:
+        twin.started_at = batch.started_at
+    try:
+        stage = _next_stage(twin, size, at, work)
+    except NeustreamError:  # what the caller's own code raises is for the real move to tell
+        return None
+    queue = None if stage is None else state.queues.get(stage.name)
+    if queue is None:
+        return None
+    if queue is not twin.queue:
+        twin.queue, twin.joined_at = queue, at
+        twin.base, twin.round = queue.rounds, -1
+    return twin
+
+
+def _next_stage(twin: Entry, size: float, at: float, work: Work) -> Stage | None:
+    """Where a copy should be after a step of `size`; it is moved there."""
+    stage, cursor = twin.stage, twin.cursor
+    assert stage is not None and cursor is not None
+    if stage.size is not None and size < twin.size:
+        twin.computed += size
+        work.measure(twin)
+        return stage
+    twin.computed = 0.0
+    if stage.emits:
+        twin.take_output(twin.output or {}, at)
+    if cursor.again(twin, likely=True):
+        work.one_call_done(twin, stage)
+        return stage
+    following = cursor.advance(twin, likely=True)
+    if ends_call(twin.request.graph, stage, following):
+        twin.num_blocks = twin.call_outputs = 0
+    twin.stage = following
+    if following is not None:
+        work.measure(twin)
+    return following

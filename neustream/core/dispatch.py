@@ -1,0 +1,201 @@
+"""Asks a policy what a worker does, now or after the step under way, and starts what it decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from neustream.core.ahead import Forecast, Plan, forecast
+from neustream.core.batch import Batch
+from neustream.core.decision import (
+    check_drops,
+    check_progress,
+    check_wake,
+    step_label,
+    step_sizes,
+)
+from neustream.core.demand import Recent
+from neustream.core.graph import Stage
+from neustream.core.job import Entry, Job
+from neustream.core.lives import Lives
+from neustream.core.policy import Decision, Policy, View
+from neustream.core.pool_state import PoolState, with_blocks
+from neustream.core.step_times import StepTimes
+from neustream.errors import PolicyError
+
+
+class Dispatch:
+    """The side of a scheduler that talks to policies; `decisions` counts how often."""
+
+    def __init__(self, lives: Lives, times: StepTimes, recent: Recent) -> None:
+        self.decisions = 0
+        self._lives = lives
+        self._times = times
+        self._recent = recent
+        self._batches = 0
+
+    def next_batch(
+        self, state: PoolState, now: float, worker: int, instead: Policy | None
+    ) -> Batch | None:
+        """See `Scheduler.next_batch`."""
+        state.wake_at = None
+        plan = state.plans.pop(worker, None)
+        if plan is not None and instead is None:
+            batch = self._start_planned(state, plan, worker, now)
+            if batch is not None:
+                return batch
+        policy = state.policy if instead is None else instead
+        jobs = self._lives.jobs
+        live = -1
+        while live != len(jobs):  # again, if those that were chosen could not run and failed
+            live = len(jobs)
+            view = self._view(state, now, worker)
+            if not view.queues:
+                return None
+            decision, batch = self._ask(state, policy, view)
+            if batch is not None:
+                return batch
+            if not decision.jobs:
+                break
+        if decision.wake_at is not None:
+            check_wake(policy, decision.wake_at, now)
+            state.wake_at = decision.wake_at
+        elif not state.running and not state.blocks_kept:
+            check_progress(policy, view)
+        return None
+
+    def plan(self, state: PoolState, batch: Batch, now: float, instead: Policy | None) -> None:
+        """See `Scheduler.plan`."""
+        state.plans.pop(batch.worker, None)
+        if batch.id not in state.running:
+            raise PolicyError(f"plan: batch {batch.id} of pool {batch.pool!r} is not running")
+        over_at = max(now, batch.started_at + batch.expected)
+        ahead = forecast(state, batch, over_at, self._lives.work)
+        ran = {job: None if twin is None else twin.stage for job, twin in ahead.twins.items()}
+        plan = Plan(batch.id, over_at, now, ran)
+        if ahead.queues:
+            policy = state.policy if instead is None else instead
+            view = self._view_ahead(state, batch, ahead, over_at)
+            self.decisions += 1
+            self._note(plan, policy, policy.decide(view), ahead)
+        state.plans[batch.worker] = plan
+
+    def _note(self, plan: Plan, policy: Policy, decision: Decision, ahead: Forecast) -> None:
+        """Take down what a policy decided of a forecast, in terms of the jobs themselves."""
+        real: dict[Job, Entry] = {
+            twin: job for job, twin in ahead.twins.items() if twin is not None
+        }
+        waiting = {job: why for job, why in decision.drop.items() if job not in real}
+        self._drop(policy, waiting, plan.decided_at)
+        plan.drop = {real[job]: why for job, why in decision.drop.items() if job in real}
+        jobs: list[tuple[Entry, Stage]] = []
+        for job in decision.jobs:
+            if job.stage is not None:
+                jobs.append((real.get(job, cast(Entry, job)), job.stage))
+        plan.jobs = jobs
+        plan.sizes = {real.get(job, job): size for job, size in decision.sizes.items()}
+        if jobs:
+            parts = [decision.sizes.get(job, job.size) for job in decision.jobs]
+            plan.seconds = self._times.expect(decision.jobs, parts).seconds
+
+    def _start_planned(self, state: PoolState, plan: Plan, worker: int, now: float) -> Batch | None:
+        """The step that was planned, as far as it holds; None: the policy has to be asked."""
+        decision = plan.decision(state.pool, worker, now)
+        if decision is None:
+            return None
+        self._drop(state.policy, decision.drop, now)
+        view = View(now, state.pool, worker, {}, self._times.profiles)
+        return self._start(state, state.policy, decision, view, planned=True)
+
+    def _view(self, state: PoolState, now: float, worker: int) -> View:
+        times, recent = self._times, self._recent
+        return View(
+            now,
+            state.pool,
+            worker,
+            state.waiting(worker),
+            times.profiles,
+            tuple(state.running.values()),
+            recent.demands,
+            times.speed,
+            0 if state.blocks is None else state.blocks.free,
+            recent.lengths,
+            times.spread,
+            state.unpromised,
+            state.memo,
+        )
+
+    def _view_ahead(self, state: PoolState, batch: Batch, ahead: Forecast, over_at: float) -> View:
+        """What the policy should see when `batch` is over."""
+        times, recent, unpromised = self._times, self._recent, state.unpromised
+        if self._lives.unpromised:
+            unpromised = state.unpromised_after(batch, over_at - batch.started_at)
+        return View(
+            over_at,
+            state.pool,
+            batch.worker,
+            ahead.queues,
+            times.profiles,
+            tuple([other for other in state.running.values() if other is not batch]),
+            recent.demands,
+            times.speed,
+            0 if state.blocks is None else state.blocks.free + ahead.freed,
+            recent.lengths,
+            times.spread,
+            unpromised,
+            state.memo,
+        )
+
+    def _ask(self, state: PoolState, policy: Policy, view: View) -> tuple[Decision, Batch | None]:
+        """What the policy decides, and the step that comes of it, if any."""
+        decision = self._decide(policy, view)
+        batch = self._start(state, policy, decision, view) if decision.jobs else None
+        if decision.jobs and batch is None:  # no blocks for any of them: jobs that hold some go on
+            view = self._view(state, view.now, view.worker)
+            holders = with_blocks(view)
+            decision = self._decide(policy, holders if holders.queues else view)
+            if decision.jobs:
+                batch = self._start(state, policy, decision, view)
+        return decision, batch
+
+    def _decide(self, policy: Policy, view: View) -> Decision:
+        self.decisions += 1
+        decision = policy.decide(view)
+        if decision.drop:
+            self._drop(policy, decision.drop, view.now)
+        return decision
+
+    def _drop(self, policy: Policy, drop: Mapping[Job, str], now: float) -> None:
+        """End the jobs that a policy gives up."""
+        check_drops(policy, drop, self._lives.jobs)
+        for job, reason in drop.items():
+            self._lives.end(cast(Entry, job), "dropped", reason, now)
+
+    def _start(
+        self,
+        state: PoolState,
+        policy: Policy,
+        decision: Decision,
+        view: View,
+        planned: bool = False,
+    ) -> Batch | None:
+        """The step that a decision asks for; None if there are no blocks for any of its jobs."""
+        jobs = tuple(decision.jobs)
+        label = step_label(policy, jobs, view, self._lives.jobs)
+        sizes = step_sizes(policy, jobs, decision.sizes, label)
+        preempted: tuple[Job, ...] = ()
+        if state.blocks is not None and not state.blocks.cache.external:
+            seats = state.blocks.allocate(jobs, sizes, state.all_jobs())
+            jobs, sizes, preempted = seats.jobs, seats.sizes, seats.preempted
+            for job in seats.too_large:
+                self._lives.end(cast(Entry, job), "failed", state.blocks.misfit(job), view.now)
+            for job in preempted:
+                self._lives.preempt(cast(Entry, job), view.now)
+        if not jobs:
+            return None
+        self._batches += 1
+        name, worker = state.pool.name, view.worker
+        empty = Batch(
+            self._batches, name, worker, label, (), (), view.now, 0.0, preempted, 0.0, planned
+        )
+        return state.run(empty, jobs, sizes, self._times.expect(jobs, sizes))
