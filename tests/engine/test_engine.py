@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 from toys import Gate, Step, adds_up, batches, draw_and_decode, ends, engine, one_stage, request, table
 
-import neustream.engine.report
+import neustream.engine.tally
 from neustream import (
     EDF,
     FCFS,
@@ -297,7 +297,7 @@ def run_many(count):
 
 
 def test_a_generator_of_many_requests_takes_no_more_memory_than_few(monkeypatch):
-    monkeypatch.setattr(neustream.engine.report, "KEEP", 500)
+    monkeypatch.setattr(neustream.engine.tally, "KEEP", 500)
     few, small = run_many(5_000)
     many, large = run_many(20_000)
     assert (few.counts["on_time"], many.counts["on_time"]) == (5_000, 20_000)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from toys import OUTCOMES, adds_up, draw_and_decode, engine, one_stage, request, table
 
-import neustream.engine.report
+import neustream.engine.tally
 from neustream import FCFS, SLO, Graph, Job, Report, Request, Stage, Static, seq
 from neustream.core.batch import StepInfo
 from neustream.core.events import ended, submitted
 from neustream.engine.events import Decided, Finished
-from neustream.engine.report import Distribution, Shares
+from neustream.engine.tally import Distribution, Shares
 
 GRAPH = one_stage(max_batch=4)
 PROMISE = SLO(1.0)
@@ -191,7 +191,7 @@ def test_refused_requests_are_in_no_range_of_steps():
 
 
 def test_many_numbers_of_steps_are_counted_in_bounded_memory(monkeypatch):
-    monkeypatch.setattr(neustream.engine.report, "BINS", 8)
+    monkeypatch.setattr(neustream.engine.tally, "BINS", 8)
     shares = Shares()
     for steps in [3, 1000, *range(100)]:
         shares.of(steps).submitted += 1
@@ -282,7 +282,7 @@ def test_an_empty_distribution_has_neither_mean_nor_quantiles():
 
 
 def test_a_long_distribution_keeps_its_exact_mean_and_a_fair_sample(monkeypatch):
-    monkeypatch.setattr(neustream.engine.report, "KEEP", 1000)
+    monkeypatch.setattr(neustream.engine.tally, "KEEP", 1000)
     distribution = Distribution()
     for value in range(30_000):
         distribution.add(float(value))
@@ -293,7 +293,7 @@ def test_a_long_distribution_keeps_its_exact_mean_and_a_fair_sample(monkeypatch)
 
 
 def test_a_long_distribution_is_the_same_each_time(monkeypatch):
-    monkeypatch.setattr(neustream.engine.report, "KEEP", 50)
+    monkeypatch.setattr(neustream.engine.tally, "KEEP", 50)
     first, second = Distribution(), Distribution()
     for value in range(1000):
         first.add(value)
@@ -302,7 +302,7 @@ def test_a_long_distribution_is_the_same_each_time(monkeypatch):
 
 
 def test_a_long_distribution_takes_bounded_memory(monkeypatch):
-    monkeypatch.setattr(neustream.engine.report, "KEEP", 200)
+    monkeypatch.setattr(neustream.engine.tally, "KEEP", 200)
 
     def peak(count):
         tracemalloc.start()
