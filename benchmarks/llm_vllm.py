@@ -195,7 +195,7 @@ def alone(engine: Any) -> tuple[Callable[[int], float], float]:
 
 def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> float:
     """The share on time that the simulator gives for the same requests, with latencies as ours learnt them."""
-    from neustream import SLO, Engine, Graph, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
+    from neustream import SLO, Engine, Graph, Member, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
     from neustream.core.kv_cache import KVCache
     from neustream.graphs import llm, llm_profiles
 
@@ -217,7 +217,9 @@ def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> float:
         return [{"ended": job.call_outputs + 1 >= lengths[job.id]} for job in batch.jobs]
 
     scheduler = Scheduler([pool], policy, llm_profiles("llm", steps, SEATS))
-    return Engine(scheduler, {"vllm": ProfiledExecutor(outcome=outcome)}, VirtualClock()).run(requests).attainment
+    return (
+        Engine(Member(scheduler, {"vllm": ProfiledExecutor(outcome=outcome)}), VirtualClock()).run(requests).attainment
+    )
 
 
 def overhead(engine: Any, count: int = 400) -> dict[str, float]:

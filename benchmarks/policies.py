@@ -250,7 +250,7 @@ def capacity(setting: Experiment) -> float:
 
     Steps take what the profile says and the simulation's overhead; request lengths are the mean.
     """
-    profiles, overhead = load_profiles(setting), setting.simulation.step_overhead_s
+    profiles, overhead = load_profiles(setting), setting.simulation.handover_s or 0.0
     seconds = 0.0
     for name, stage in setting.stages.items():
         sizes = range(1, min(stage.max_batch, profiles[name].max_batch) + 1)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from neustream.engine.clock import VirtualClock, WallClock
     from neustream.engine.engine import Engine
     from neustream.engine.executor import Executor, ProfiledExecutor, StreamModule, ThreadExecutor
+    from neustream.engine.member import Member
     from neustream.engine.report import Report
     from neustream.engine.trace import EventLog
     from neustream.errors import (
@@ -84,6 +85,7 @@ __all__ = [
     "LatencyProfile",
     "LeastLaxity",
     "LinearProfile",
+    "Member",
     "NeuStream",
     "NeustreamError",
     "Policy",
@@ -180,6 +182,7 @@ _HOMES = {
         "WallClock",
     ),
     "neustream.engine.engine": ("Engine",),
+    "neustream.engine.member": ("Member",),
     "neustream.engine.answers": ("Result",),
     "neustream.engine.executor": (
         "Executor",

@@ -15,6 +15,7 @@ from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer
 from neustream.engine.executor import ProfiledExecutor, StreamModule, ThreadExecutor
+from neustream.engine.member import Member
 from neustream.engine.report import Report
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _serve_graph(
     observers: Sequence[Observer] = (),
 ) -> Engine:
     executor = ThreadExecutor(modules, (device,))
-    return Engine(_scheduler(graph, profiles, policy), {POOL: executor}, WallClock(), observers)
+    return Engine(Member(_scheduler(graph, profiles, policy), {POOL: executor}), WallClock(), observers)
 
 
 def simulate(
@@ -99,4 +100,4 @@ def simulate(
 ) -> Report:
     """What would come of `requests` on one worker, by the profiles, in virtual time."""
     scheduler = _scheduler(graph, profiles, policy)
-    return Engine(scheduler, {POOL: ProfiledExecutor()}, VirtualClock(), observers).run(requests)
+    return Engine(Member(scheduler, {POOL: ProfiledExecutor()}), VirtualClock(), observers).run(requests)

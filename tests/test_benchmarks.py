@@ -37,7 +37,7 @@ def row(policies, on_time, **given):
 
 
 def test_at_capacity_batches_of_the_best_size_fill_the_device(policies, setting):
-    profiles, overhead = load_profiles(setting), setting.simulation.step_overhead_s
+    profiles, overhead = load_profiles(setting), setting.simulation.handover_s or 0.0
     busy = 0.0
     for name, calls in {"clip": 1, "unet": 40, "vae": 1}.items():
         sizes = range(1, min(setting.stages[name].max_batch, profiles[name].max_batch) + 1)

@@ -107,7 +107,7 @@ UNKNOWN = [
     ("workload.ratee", "workload.ratee", "rate"),
     ("workload.sede", "workload.sede", "seed"),
     ("slo.total", "slo.total", "total_s"),
-    ("simulation.overhead_s", "simulation.overhead_s", "step_overhead_s"),
+    ("simulation.overhead_s", "simulation.overhead_s", "handover_s"),
     ("stages.draw.max_bach", "stages.draw.max_bach", "max_batch"),
     ("stages.draw.time", "stages.draw.time", "times"),
     ("pools.gpu.worker", "pools.gpu.worker", "workers"),
@@ -297,14 +297,14 @@ def test_overrides_are_yaml_and_the_last_one_counts(tmp_path):
             "about=a = b",
             "policies.serial={}",
             "policies.clockwork.max_batch=7",
-            "simulation.step_overhead_s=1e-3",
+            "simulation.handover_s=1e-3",
         ],
     )
     assert experiment.workload.rate == 8.5
     assert experiment.workload.steps == Between(min=2, max=3)
     assert experiment.about == "a = b"
     assert experiment.policies == {"fcfs": {}, "serial": {}, "clockwork": {"max_batch": 7}}
-    assert experiment.simulation.step_overhead_s == 0.001
+    assert experiment.simulation.handover_s == 0.001
 
 
 def test_an_override_leaves_its_neighbours(tmp_path):

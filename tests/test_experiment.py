@@ -225,7 +225,7 @@ def test_overheads_and_slower_devices_are_simulated(tmp_path):
     path = toy(tmp_path, workload={"arrivals": "constant", "rate": 1, "requests": 5, "steps": 3})
     plain = simulate(prepare(load_experiment(path)), "serial")
     assert plain.latency.mean == pytest.approx(3 * 0.002 + 0.001)
-    more = simulate(prepare(load_experiment(path, ["simulation.step_overhead_s=0.01"])), "serial")
+    more = simulate(prepare(load_experiment(path, ["simulation.handover_s=0.01"])), "serial")
     assert more.latency.mean == pytest.approx(3 * 0.012 + 0.011)
     slow = simulate(prepare(load_experiment(path, ["simulation.latency_scale=3"])), "serial")
     assert slow.latency.mean == pytest.approx(3 * 0.007)
@@ -275,7 +275,7 @@ def test_steps_that_start_in_a_slowdown_take_longer(tmp_path):
 
 def test_slowdowns_go_with_noise_scale_and_overhead(tmp_path):
     load = {"arrivals": "constant", "rate": 1, "requests": 5, "steps": 1}
-    device = {"latency_noise": 0.3, "latency_scale": 2, "step_overhead_s": 0.5}
+    device = {"latency_noise": 0.3, "latency_scale": 2, "handover_s": 0.5}
     whole = {**device, "slowdowns": [{"start_s": 0, "duration_s": 1e6, "factor": 4}]}
     plain, slow = (
         durations(prepare(load_experiment(toy(tmp_path, workload=load, simulation=simulation))))
@@ -305,7 +305,7 @@ def test_a_record_says_what_was_run(tmp_path):
 EVERY = [*POLICIES]
 ONE = {"load": 1.2, "requests": 40, "steps": {"min": 1, "max": 4}, "cv": 2}
 TWO = {"load": 0.9, "requests": 30, "steps": 6, "seed": 3}
-ROUGH = {"latency_noise": 0.2, "step_overhead_s": 0.0002, "latency_scale": 1.1}
+ROUGH = {"latency_noise": 0.2, "handover_s": 0.0002, "latency_scale": 1.1}
 
 
 def two(tmp_path, one={}, other={}):

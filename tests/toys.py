@@ -21,6 +21,7 @@ from neustream import (
     Decision,
     Engine,
     Graph,
+    Member,
     Pool,
     ProfiledExecutor,
     Request,
@@ -57,7 +58,7 @@ def draw_and_decode(max_batch=2, decode_batch=1):
 def engine(graph, profiles, policy=None, *, workers=1, executor=None, clock=None, observers=(), sticky=False):
     """An engine on one pool named "gpu"; in virtual time by the profiles unless told otherwise."""
     scheduler = Scheduler([Pool("gpu", tuple(graph.stages), workers, sticky)], policy or FCFS(), profiles)
-    return Engine(scheduler, {"gpu": executor or ProfiledExecutor()}, clock or VirtualClock(), observers)
+    return Engine(Member(scheduler, {"gpu": executor or ProfiledExecutor()}), clock or VirtualClock(), observers)
 
 
 def policy_in(scheduler):

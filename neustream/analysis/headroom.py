@@ -33,7 +33,7 @@ class TrueProfile:
         self.max_batch = profile.max_batch
         self._profile = profile
         self._scale = least_scale(simulation)
-        self._overhead_s = simulation.step_overhead_s
+        self._overhead_s = simulation.handover_s or 0.0
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
         return self._profile.latency(batch, total, square) * self._scale + self._overhead_s
@@ -74,7 +74,7 @@ def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
         pool,
         max_batch=llm.max_batch,
         scale=least_scale(simulation),
-        overhead_s=simulation.step_overhead_s,
+        overhead_s=simulation.handover_s or 0.0,
         time_limit_s=time_limit_s,
     )
 

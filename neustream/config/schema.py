@@ -221,14 +221,17 @@ class Slowdown(Section):
 class Simulation(Section):
     """How the simulated device differs from its profile.
 
-    `step_overhead_s` is added to each step (launching, copying: what a table of bare model calls
-    leaves out); `latency_scale` multiplies and `latency_noise` spreads each step's latency (the
+    `handover_s` is added to each step (from the end of one to the start of the next: what a table
+    of bare model calls leaves out), `decision_s` passes while a policy decides, beside the step
+    under way where there is one; by default both are what the profiles were measured with, or 0.
+    `latency_scale` multiplies and `latency_noise` spreads each step's latency (the
     sigma of a log-normal factor of median 1, drawn with the workload's seed). `slowdowns` are times
     of the trace during which steps take longer still (a neighbour on the device, throttling); where
     they overlap, all of them count. Policies know of none of this.
     """
 
-    step_overhead_s: float = Field(default=0.0, ge=0, le=1e6)
+    handover_s: float | None = Field(default=None, ge=0, le=1e6)
+    decision_s: float | None = Field(default=None, ge=0, le=1e6)
     latency_scale: Factor = 1.0
     latency_noise: float = Field(default=0.0, ge=0, le=5)
     slowdowns: list[Slowdown] = Field(default=[])

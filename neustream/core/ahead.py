@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from neustream.core.batch import Batch
 from neustream.core.graph import Stage
 from neustream.core.job import Entry, Job
-from neustream.core.policy import Decision, Pool
+from neustream.core.policy import Pool
+from neustream.core.step_times import Expected
 from neustream.core.types import TICK
 from neustream.core.work import Work, ends_call
 from neustream.errors import NeustreamError
 
 if TYPE_CHECKING:
     from neustream.core.pool_state import PoolState
+
+
+_NOTHING = Expected(0.0, 0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -31,8 +35,8 @@ class Plan:
         decided_at: when the policy was asked.
         ran: where each of its jobs should be then; None: not in this pool.
         jobs: who runs next, in order of importance, each with its stage.
-        sizes, drop: as in a Decision.
-        seconds: what the planned step should take.
+        sizes, drop: as in a Decision; parts: what each of `jobs` gets by it.
+        expected: what the planned step should take.
         came: jobs that have come to the pool since.
         changed: whether the policy may decide otherwise by now.
     """
@@ -44,7 +48,8 @@ class Plan:
     jobs: Sequence[tuple[Entry, Stage]] = ()
     sizes: Mapping[Job, float] = field(default_factory=dict)
     drop: dict[Job, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    parts: tuple[float, ...] = ()
+    expected: Expected = _NOTHING
     came: list[Entry] = field(default_factory=list)
     changed: bool = False
 
@@ -52,25 +57,22 @@ class Plan:
         """Whether `job` runs in the planned step and not in the one under way."""
         return job not in self.ran and any(job is planned for planned, _ in self.jobs)
 
-    def decision(self, pool: Pool, worker: int, now: float) -> Decision | None:
-        """What is left of it, now that the step is over; None: the policy has to be asked.
+    def left(self, pool: Pool, worker: int, now: float) -> tuple[Job, ...]:
+        """Who runs by it, now that the step is over; nobody: the policy has to be asked.
 
         Jobs that have ended, or are held, are left out. The plan is void if the step took longer by
         more than the planned one would, if a job is not where it should be, if another worker took
         one, or if the planned step would cost a job that came meanwhile its promise.
         """
-        if now - self.over_at > self.seconds or self._surprised(pool):
-            return None
+        if now - self.over_at > self.expected.seconds or self._surprised(pool):
+            return ()
         jobs: list[Job] = []
         for job, stage in self.jobs:
             if job.status == "running" or (pool.sticky and job.worker not in (-1, worker)):
-                return None
-            if job.status == "waiting" and job.stage is stage:
+                return ()
+            if job.status == "waiting" and job.stage is stage and job not in self.drop:
                 jobs.append(job)
-        if not jobs or self._costs_a_promise(now):
-            return None
-        drop = {job: reason for job, reason in self.drop.items() if job.status == "waiting"}
-        return Decision(jobs, drop, sizes=self.sizes)
+        return () if self._costs_a_promise(now) else tuple(jobs)
 
     def _surprised(self, pool: Pool) -> bool:
         """Whether a job that ran waits in this pool, and not where it should be."""
@@ -90,7 +92,7 @@ class Plan:
         for job in self.came:
             if job.status != "waiting" or job in known:
                 continue
-            if -TICK <= job.slack(now) < self.seconds - TICK:
+            if -TICK <= job.slack(now) < self.expected.seconds - TICK:
                 return True
         return False
 

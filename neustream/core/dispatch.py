@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 from neustream.core.ahead import Forecast, Plan, forecast
 from neustream.core.batch import Batch
@@ -11,6 +11,7 @@ from neustream.core.decision import (
     check_drops,
     check_progress,
     check_wake,
+    part_of,
     step_label,
     step_sizes,
 )
@@ -20,8 +21,19 @@ from neustream.core.job import Entry, Job
 from neustream.core.lives import Lives
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.pool_state import PoolState, with_blocks
-from neustream.core.step_times import StepTimes
+from neustream.core.step_times import Expected, StepTimes
 from neustream.errors import PolicyError
+
+
+class _Step(NamedTuple):
+    """A step that may start; `expected`: what it should take, where that is known."""
+
+    worker: int
+    now: float
+    jobs: tuple[Job, ...]
+    sizes: tuple[float, ...]
+    expected: Expected | None = None
+    planned: bool = False
 
 
 class Dispatch:
@@ -77,10 +89,12 @@ class Dispatch:
             policy = state.policy if instead is None else instead
             view = self._view_ahead(state, batch, ahead, over_at)
             self.decisions += 1
-            self._note(plan, policy, policy.decide(view), ahead)
+            self._note(plan, policy, policy.decide(view), view, ahead)
         state.plans[batch.worker] = plan
 
-    def _note(self, plan: Plan, policy: Policy, decision: Decision, ahead: Forecast) -> None:
+    def _note(
+        self, plan: Plan, policy: Policy, decision: Decision, view: View, ahead: Forecast
+    ) -> None:
         """Take down what a policy decided of a forecast, in terms of the jobs themselves."""
         real: dict[Job, Entry] = {
             twin: job for job, twin in ahead.twins.items() if twin is not None
@@ -88,24 +102,28 @@ class Dispatch:
         waiting = {job: why for job, why in decision.drop.items() if job not in real}
         self._drop(policy, waiting, plan.decided_at)
         plan.drop = {real[job]: why for job, why in decision.drop.items() if job in real}
-        jobs: list[tuple[Entry, Stage]] = []
-        for job in decision.jobs:
-            if job.stage is not None:
-                jobs.append((real.get(job, cast(Entry, job)), job.stage))
-        plan.jobs = jobs
+        jobs = tuple(decision.jobs)
+        if not jobs:
+            return
+        live = {**self._lives.jobs, **{twin.id: twin for twin in real}}
+        label = step_label(policy, jobs, view, live)
+        plan.parts = step_sizes(policy, jobs, decision.sizes, label)
+        plan.expected = self._times.expect(jobs, plan.parts)
         plan.sizes = {real.get(job, job): size for job, size in decision.sizes.items()}
-        if jobs:
-            parts = [decision.sizes.get(job, job.size) for job in decision.jobs]
-            plan.seconds = self._times.expect(decision.jobs, parts).seconds
+        plan.jobs = [(real.get(job, cast(Entry, job)), cast(Stage, job.stage)) for job in jobs]
 
     def _start_planned(self, state: PoolState, plan: Plan, worker: int, now: float) -> Batch | None:
         """The step that was planned, as far as it holds; None: the policy has to be asked."""
-        decision = plan.decision(state.pool, worker, now)
-        if decision is None:
+        jobs = plan.left(state.pool, worker, now)
+        if not jobs:
             return None
-        self._drop(state.policy, decision.drop, now)
-        view = View(now, state.pool, worker, {}, self._times.profiles)
-        return self._start(state, state.policy, decision, view, planned=True)
+        for job, reason in plan.drop.items():
+            if job.status == "waiting":
+                self._lives.end(cast(Entry, job), "dropped", reason, now)
+        sizes = tuple([part_of(plan.sizes, job) for job in jobs])
+        whole = len(jobs) == len(plan.jobs) and sizes == plan.parts
+        expected = plan.expected if whole else None
+        return self._start(state, _Step(worker, now, jobs, sizes, expected, planned=True))
 
     def _view(self, state: PoolState, now: float, worker: int) -> View:
         times, recent = self._times, self._recent
@@ -149,13 +167,12 @@ class Dispatch:
     def _ask(self, state: PoolState, policy: Policy, view: View) -> tuple[Decision, Batch | None]:
         """What the policy decides, and the step that comes of it, if any."""
         decision = self._decide(policy, view)
-        batch = self._start(state, policy, decision, view) if decision.jobs else None
+        batch = self._start_decided(state, policy, decision, view)
         if decision.jobs and batch is None:  # no blocks for any of them: jobs that hold some go on
             view = self._view(state, view.now, view.worker)
             holders = with_blocks(view)
             decision = self._decide(policy, holders if holders.queues else view)
-            if decision.jobs:
-                batch = self._start(state, policy, decision, view)
+            batch = self._start_decided(state, policy, decision, view)
         return decision, batch
 
     def _decide(self, policy: Policy, view: View) -> Decision:
@@ -171,31 +188,35 @@ class Dispatch:
         for job, reason in drop.items():
             self._lives.end(cast(Entry, job), "dropped", reason, now)
 
-    def _start(
-        self,
-        state: PoolState,
-        policy: Policy,
-        decision: Decision,
-        view: View,
-        planned: bool = False,
+    def _start_decided(
+        self, state: PoolState, policy: Policy, decision: Decision, view: View
     ) -> Batch | None:
-        """The step that a decision asks for; None if there are no blocks for any of its jobs."""
+        """The step that a decision asks for, if any, checked."""
         jobs = tuple(decision.jobs)
+        if not jobs:
+            return None
         label = step_label(policy, jobs, view, self._lives.jobs)
         sizes = step_sizes(policy, jobs, decision.sizes, label)
+        return self._start(state, _Step(view.worker, view.now, jobs, sizes))
+
+    def _start(self, state: PoolState, step: _Step) -> Batch | None:
+        """Start a step; None if there are no blocks for any of its jobs."""
+        jobs, sizes, expected, now = step.jobs, step.sizes, step.expected, step.now
         preempted: tuple[Job, ...] = ()
         if state.blocks is not None and not state.blocks.cache.external:
             seats = state.blocks.allocate(jobs, sizes, state.all_jobs())
+            if len(seats.jobs) < len(jobs):
+                expected = None
             jobs, sizes, preempted = seats.jobs, seats.sizes, seats.preempted
             for job in seats.too_large:
-                self._lives.end(cast(Entry, job), "failed", state.blocks.misfit(job), view.now)
+                self._lives.end(cast(Entry, job), "failed", state.blocks.misfit(job), now)
             for job in preempted:
-                self._lives.preempt(cast(Entry, job), view.now)
+                self._lives.preempt(cast(Entry, job), now)
         if not jobs:
             return None
+        if expected is None:
+            expected = self._times.expect(jobs, sizes)
         self._batches += 1
-        name, worker = state.pool.name, view.worker
-        empty = Batch(
-            self._batches, name, worker, label, (), (), view.now, 0.0, preempted, 0.0, planned
-        )
-        return state.run(empty, jobs, sizes, self._times.expect(jobs, sizes))
+        number, name, planned = self._batches, state.pool.name, step.planned
+        empty = Batch(number, name, step.worker, "", (), (), now, 0.0, preempted, 0.0, planned)
+        return state.run(empty, jobs, sizes, expected)

@@ -6,14 +6,16 @@ trace meets the same decisions on either. This is the only file of the package t
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import math
-import threading
+import queue
 import time
 from typing import ClassVar, Protocol
 
 from neustream.engine.events import Event
+from neustream.errors import RequestError
 
 LONGEST_WAIT_S = 86400.0
 """A wall clock looks again after so long: a wait for years is more than locks can do."""
@@ -26,6 +28,15 @@ class Clock(Protocol):
     """
 
     shared: ClassVar[bool]
+
+    @property
+    def decides_at_once(self) -> bool:
+        """Whether no time passes while a policy decides: then nothing is won by planning ahead."""
+        ...
+
+    def decided(self, seconds: float) -> float:
+        """A policy decided, which took so many real seconds; what it took on this clock."""
+        ...
 
     def now(self) -> float:
         """Seconds since the clock was made."""
@@ -41,17 +52,31 @@ class Clock(Protocol):
 
 
 class VirtualClock:
-    """Jumps from event to event; for simulation. Not for use from several threads."""
+    """Jumps from event to event; for simulation. Not for use from several threads.
+
+    `decision_s`: what passes whenever a policy decides.
+    """
 
     shared: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    def __init__(self, decision_s: float = 0.0) -> None:
+        if not 0 <= decision_s < math.inf:
+            raise RequestError(f"decision_s must be a time >= 0, got {decision_s!r}")
+        self._decision_s = decision_s
         self._now = 0.0
         self._heap: list[tuple[float, int, int, Event]] = []
         self._order = itertools.count()
 
     def now(self) -> float:
         return self._now
+
+    @property
+    def decides_at_once(self) -> bool:
+        return not self._decision_s
+
+    def decided(self, seconds: float) -> float:
+        self._now += self._decision_s
+        return self._decision_s
 
     def post(self, event: Event, at: float) -> None:
         heapq.heappush(self._heap, (max(at, self._now), event.rank, next(self._order), event))
@@ -60,7 +85,8 @@ class VirtualClock:
         heap = self._heap
         if not heap:
             return []
-        self._now, _, _, event = heapq.heappop(heap)
+        at, _, _, event = heapq.heappop(heap)
+        self._now = max(self._now, at)
         due = [event]
         while heap and heap[0][0] <= self._now:
             due.append(heapq.heappop(heap)[3])
@@ -71,32 +97,38 @@ class WallClock:
     """Waits for real time (monotonic) and for posts of other threads."""
 
     shared: ClassVar[bool] = True
+    decides_at_once: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._origin = time.monotonic()
         self._heap: list[tuple[float, int, int, Event]] = []
         self._order = itertools.count()
-        self._changed = threading.Condition()  # on an RLock: a signal handler may post too
+        self._inbox: queue.SimpleQueue[tuple[float, int, int, Event]] = queue.SimpleQueue()
 
     def now(self) -> float:
         return time.monotonic() - self._origin
 
+    def decided(self, seconds: float) -> float:
+        return seconds
+
     def post(self, event: Event, at: float) -> None:
-        with self._changed:
-            heapq.heappush(self._heap, (at, event.rank, next(self._order), event))
-            self._changed.notify()
+        # A SimpleQueue may be put to from a signal handler, too.
+        self._inbox.put((at, event.rank, next(self._order), event))
 
     def wait(self) -> list[Event]:
-        with self._changed:
-            while True:
-                now = self.now()
-                due: list[Event] = []
-                while self._heap and self._heap[0][0] <= now:
-                    due.append(heapq.heappop(self._heap)[3])
-                if due:
-                    return due
-                left = self._heap[0][0] - now if self._heap else math.inf
-                self._changed.wait(min(left, LONGEST_WAIT_S))
+        heap, inbox = self._heap, self._inbox
+        while True:
+            while not inbox.empty():
+                heapq.heappush(heap, inbox.get_nowait())
+            now = self.now()
+            due: list[Event] = []
+            while heap and heap[0][0] <= now:
+                due.append(heapq.heappop(heap)[3])
+            if due:
+                return due
+            left = heap[0][0] - now if heap else LONGEST_WAIT_S
+            with contextlib.suppress(queue.Empty):
+                heapq.heappush(heap, inbox.get(timeout=min(left, LONGEST_WAIT_S)))
 
 
 def stopwatch() -> float:

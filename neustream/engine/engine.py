@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO, Request
-from neustream.engine.answers import Answers, Result, refusal
+from neustream.engine.answers import Result
 from neustream.engine.clock import Clock
+from neustream.engine.desk import Desk
 from neustream.engine.events import Cancel, Extend, Listener, Observer, Stop, Submit
-from neustream.engine.executor import Executor
 from neustream.engine.loop import Loop
+from neustream.engine.member import Member
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
+from neustream.engine.routing import LeastWork, Router
 from neustream.errors import NeustreamError, RequestError, shown, told
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Snapshot:
         state: "failed" if its loop broke; `reason` says why it serves nothing or not all.
         open: requests that have no answer yet.
         policy_faults: decisions that FCFS made since the policy raised or decided what cannot be.
-        closed: why pools serve nothing any more, by name.
+        closed: why pools serve nothing any more, by name (`member/pool` where members have names).
     """
 
     state: Literal["new", "serving", "closing", "closed", "failed"]
@@ -48,7 +49,7 @@ class Snapshot:
 
 
 class Engine:
-    """Drives a scheduler: feeds it requests, starts the steps it chooses, hands out the results.
+    """Drives schedulers: feeds them requests, starts the steps they choose, hands out the results.
 
     Two ways to use one: `run(requests)` replays a workload on the calling thread and returns a
     Report; or `start()` and then `submit(...)` from any thread, `close()` at the end (the engine
@@ -59,41 +60,38 @@ class Engine:
     more, and a step that does not come back fails its own requests.
 
     Args:
-        scheduler: whose pools are served.
-        executors: one per pool, by the pool's name.
+        members: what serves: one scheduler with its executors, or several (replicas, or instances
+            that serve different stages). Each request stays with one of them.
         clock: virtual or wall.
         observers: called with every Record, on the loop's thread; they must be quick.
+        router: chooses the member of a request, where several can serve it; default: `LeastWork`.
         max_open: the most requests without an answer; more are refused at `submit`. None: no limit.
-        step_timeout_s: see `Loop`.
+        step_timeout_s: a step that does not come back for so long fails its requests (see
+            `Limits`); while serving.
     """
 
     def __init__(
         self,
-        scheduler: Scheduler,
-        executors: Mapping[str, Executor],
+        members: Member | Sequence[Member],
         clock: Clock,
         observers: Sequence[Observer] = (),
         *,
+        router: Router | None = None,
         max_open: int | None = None,
         step_timeout_s: float | None = None,
     ) -> None:
         if max_open is not None and max_open < 1:
             raise RequestError(f"max_open must be 1 or more, got {max_open!r}")
-        self.scheduler = scheduler
         self.clock = clock
-        self._loop = Loop(scheduler, executors, clock, observers, step_timeout_s)
-        self._loop.handlers |= {
-            Submit: self._submitted,
-            Cancel: self._cancelled,
-            Extend: self._extended,
-            Stop: self._stopped,
-        }
+        self.members = (members,) if isinstance(members, Member) else tuple(members)
+        self._loop = Loop(self.members, clock, router or LeastWork(), observers, step_timeout_s)
+        self._loop.handlers[Stop] = self._stopped
+        self._desk = Desk(self._loop)
+        self._answers = self._desk.answers
         self._replay: Replay | None = None
         self._max_open = max_open
-        self._answers = Answers()
         self._process = os.getpid()
         self._accepting = False  # whether callers may still submit
-        self._interrupted = False  # whether it serves nothing that comes now
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
         self._gate = threading.RLock()  # between submitting threads and the end of the loop
@@ -144,7 +142,8 @@ class Engine:
             raise RequestError(f"start() needs a clock that threads share; {name} is for run()")
         self._begin()
         self._accepting = True
-        self._loop.forgiving = True
+        for drive in self._loop.drives:
+            drive.forgiving = True
         self._loop.observers.append(self._answers.hear)
         self._thread = threading.Thread(target=self._serve, name="neustream-engine", daemon=True)
         self._thread.start()
@@ -208,21 +207,28 @@ class Engine:
             raise RequestError(f"cancel: a request id is a string, got {shown(id)}")
         return self._cancel(id, None)
 
-    def add(self, pool: str, profiles: Mapping[str, LatencyProfile]) -> Future[None]:
+    def add(
+        self, pool: str, profiles: Mapping[str, LatencyProfile], member: str | None = None
+    ) -> Future[None]:
         """Serve more stages on `pool` from now on; its executor must have their modules already.
 
-        The future raises what is wrong with them.
+        `member`: whose; None: of each that has such a pool. The future raises what is wrong.
         """
         with self._serving() as now:
             answer: Future[None] = Future()
             self._answers.asked.add(answer)
-            self.clock.post(Extend(pool, profiles, answer), now)
+            self.clock.post(Extend(pool, profiles, answer, member), now)
         return answer
 
     def snapshot(self) -> Snapshot:
         """How it is; from any thread, without waiting for the loop."""
         state: Literal["new", "serving", "closing", "closed", "failed"] = "new"
-        reason = "; ".join(self._loop.closed.values())
+        drives = self._loop.drives
+        closed: dict[str, str] = {}
+        for drive in drives:
+            for pool, why in drive.closed.items():
+                closed[f"{drive.name}/{pool}" if drive.name else pool] = why
+        reason = "; ".join(closed.values())
         if self._fault is not None:
             state, reason = "failed", told(self._fault)
         elif self._running:
@@ -234,9 +240,9 @@ class Engine:
             state,
             reason,
             len(self._answers.open),
-            self.scheduler.decisions,
-            self._loop.policy_faults,
-            dict(self._loop.closed),
+            sum([drive.scheduler.decisions for drive in drives]),
+            sum([drive.policy_faults for drive in drives]),
+            closed,
         )
 
     def close(self, *, cancel: bool = False, timeout_s: float | None = None) -> None:
@@ -254,12 +260,13 @@ class Engine:
             return
         if timeout_s is not None and not 0 <= timeout_s <= threading.TIMEOUT_MAX:
             raise RequestError(f"timeout_s must be a number of seconds >= 0, got {timeout_s!r}")
-        executors = self._loop.executors
+        drives = self._loop.drives
+        executors = [each for drive in drives for each in drive.executors.values()]
         if threading.current_thread() is self._thread:
             raise RequestError(
                 "close() waits for the engine's thread, so it cannot be called on it"
             )
-        if any(executor.here() for executor in executors.values()):
+        if any(executor.here() for executor in executors):
             raise RequestError("close() waits for workers, so it cannot be called in a step")
         with self._gate:
             if self._running and self._thread is None:
@@ -274,8 +281,8 @@ class Engine:
                 self._thread.join()
         if first:
             with contextlib.ExitStack() as closing:  # all of them, also if one raises
-                for pool, executor in executors.items():
-                    closing.callback(executor.close, wait=not self._loop.lost(pool))
+                for drive in drives:
+                    drive.close(closing)
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -334,38 +341,6 @@ class Engine:
             self.clock.post(Cancel(id, answer, request), now)
         return answer
 
-    # -- events -----------------------------------------------------------------------------------
-
-    def _submitted(self, event: Submit, now: float) -> None:
-        if event.answer.cancelled():
-            return
-        if self._interrupted:
-            text = f"request {event.request.id!r}: this engine was interrupted"
-            self._answers.resolve(event.answer, RequestError(text))
-            return
-        id = event.request.id
-        if self._answers.of(id) is not None and id not in self.scheduler.jobs:
-            self._loop.publish()  # the one before it has ended just now: it is answered first
-        try:
-            self._loop.accept(event.request, now)
-        except BaseException as error:  # noqa: BLE001  a caller's objects may raise anything
-            self._answers.resolve(event.answer, refusal(error, f"request {id!r}"))
-            return
-        self._answers.accept(event)
-
-    def _cancelled(self, event: Cancel, now: float) -> None:
-        theirs = event.request is not None and self._answers.of(event.id) is not event.request
-        ended = not theirs and self.scheduler.cancel(event.id, now)
-        self._answers.resolve(event.answer, ended)
-
-    def _extended(self, event: Extend, now: float) -> None:
-        try:
-            self.scheduler.add(event.pool, event.profiles)
-        except BaseException as error:  # noqa: BLE001  profiles are the caller's objects
-            self._answers.resolve(event.answer, refusal(error, f"pool {shown(event.pool)}"))
-        else:
-            self._answers.resolve(event.answer, None)
-
     def _stopped(self, event: Stop, now: float) -> None:
         self._accepting = False
         if not event.cancel:
@@ -373,5 +348,5 @@ class Engine:
         if self._replay is not None:
             self._replay.interrupt(now)
         else:
-            self._interrupted = True
+            self._desk.interrupted = True
             self._loop.cancel_all(now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from neustream.core import events
 from neustream.core.batch import Batch, StepInfo
@@ -13,6 +13,9 @@ from neustream.core.events import Update
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO, Request
 from neustream.errors import NeustreamError
+
+if TYPE_CHECKING:
+    from neustream.engine.member import Drive
 
 Listener = Callable[[int, Update], None]
 """Told of a request's outputs as they come: index and update."""
@@ -62,9 +65,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """Some step under way may have taken too long."""
+    """Some step of a member may have been under way for too long."""
 
     rank: ClassVar[int] = 3
+    drive: Drive
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +79,25 @@ class Extend:
     pool: str
     profiles: Mapping[str, LatencyProfile]
     answer: Future[None]
+    member: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """The policy asked to be asked again."""
+    """A pool's policy asked to be asked again."""
 
     rank: ClassVar[int] = 3
+    drive: Drive
     pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What follows some step of a member is to be planned, at `at`."""
+
+    rank: ClassVar[int] = 3
+    drive: Drive
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,7 @@ class Stop:
     cancel: bool
 
 
-Event = Done | Cancel | Extend | Submit | Arrival | Overdue | Wake | Stop
+Event = Done | Cancel | Extend | Submit | Arrival | Overdue | Wake | Look | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +124,16 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A policy was asked; `seconds` of real time, and the step that starts (None: stay idle)."""
+    """A policy was asked, in `seconds`.
+
+    `step`: what starts; None: the worker stays idle, or the step after the present one was planned.
+    """
 
     pool: str
     at: float
     seconds: float
     step: StepInfo | None
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +143,7 @@ class Finished:
     step: StepInfo
     at: float
     error: str
+    member: str = ""
 
 
 Record = events.Event | Refused | Decided | Finished

@@ -76,7 +76,7 @@ class ProfiledExecutor:
 
     Args:
         truth: profiles of how long steps really take, by stage; None: as the scheduler expects.
-        overhead_s: added to each step (launch, transport); one for all, or by stage.
+        handover_s: from the end of a step to the start of the next; one for all, or by stage.
         stretch: multiplies a step's latency (noise, a device that slows down).
         outcome: updates of a step's jobs (an end-of-sequence that only the simulation knows).
     """
@@ -85,12 +85,12 @@ class ProfiledExecutor:
         self,
         truth: Mapping[str, LatencyProfile] | None = None,
         *,
-        overhead_s: float | Mapping[str, float] = 0.0,
+        handover_s: float | Mapping[str, float] = 0.0,
         stretch: Callable[[Batch], float] | None = None,
         outcome: Callable[[Batch], Sequence[Update]] | None = None,
     ) -> None:
         self._truth = truth
-        self._overhead_s = overhead_s
+        self._handover_s = handover_s
         self._stretch = stretch
         self._outcome = outcome
 
@@ -102,13 +102,11 @@ class ProfiledExecutor:
         )
         if self._stretch is not None:
             seconds *= self._stretch(batch)
-        overhead = (
-            self._overhead_s
-            if isinstance(self._overhead_s, float | int)
-            else self._overhead_s[batch.stage]
-        )
+        handover = self._handover_s
+        if not isinstance(handover, float | int):
+            handover = handover[batch.stage]
         updates = (_NOTHING,) * len(batch) if self._outcome is None else self._outcome(batch)
-        clock.post(Done(batch, updates), batch.started_at + seconds + overhead)
+        clock.post(Done(batch, updates), clock.now() + seconds + handover)
 
     def release(self, id: str) -> None:
         pass

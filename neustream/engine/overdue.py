@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from neustream.core.batch import Batch
 from neustream.engine.clock import Clock
 from neustream.engine.events import Overdue
 from neustream.errors import RequestError
+
+if TYPE_CHECKING:
+    from neustream.engine.member import Drive
 
 PATIENCE = 20.0
 """A step is given up after so many times what is expected, and not before `PATIENT_S`."""
@@ -21,9 +25,10 @@ class Limits:
         step_timeout_s: seconds of a step; None: `PATIENCE` times its expectation; inf: no limit.
     """
 
-    def __init__(self, clock: Clock, step_timeout_s: float | None) -> None:
+    def __init__(self, owner: Drive, clock: Clock, step_timeout_s: float | None) -> None:
         if step_timeout_s is not None and not step_timeout_s > 0:
             raise RequestError(f"step_timeout_s must be greater than 0, got {step_timeout_s!r}")
+        self._owner = owner
         self._clock = clock
         self._step_timeout_s = step_timeout_s
         self._limits: dict[int, float] = {}
@@ -65,4 +70,4 @@ class Limits:
     def _post(self, at: float) -> None:
         if at < math.inf:
             self._watched = True
-            self._clock.post(Overdue(), at)
+            self._clock.post(Overdue(self._owner), at)

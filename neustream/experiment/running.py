@@ -31,12 +31,13 @@ from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer
 from neustream.engine.executor import Executor, ProfiledExecutor
+from neustream.engine.member import Member
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, ProfileError, nearest
 from neustream.experiment.policies import build_policy, policy_faults
 from neustream.experiment.requests import Params, draw
 from neustream.graphs import llm, llm_profiles
-from neustream.profiling.files import load_stage
+from neustream.profiling.files import load_costs, load_stage
 from neustream.profiling.steps import load_steps
 
 
@@ -154,9 +155,17 @@ def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at:
     if prefix:
         experiment = _prefixed(experiment, prefix)
     graph, profiles = build_graph(experiment), load_profiles(experiment)
+    experiment = _with_costs(experiment)
     pools = build_pools(experiment)
     drawn = draw(experiment, graph, profiles, params)
     return Prepared([experiment], [graph], pools, profiles, drawn.requests, drawn.lengths, drawn.notes)
+
+
+def _with_costs(experiment: Experiment) -> Experiment:
+    """The experiment with what its profiles say of serving, where the config does not say it."""
+    costs, simulation = load_costs(profile_files(experiment)), experiment.simulation
+    update = {name: cost for name, cost in costs if getattr(simulation, name) is None}
+    return experiment.model_copy(update={"simulation": simulation.model_copy(update=update)})
 
 
 def _prefixed(experiment: Experiment, prefix: str) -> Experiment:
@@ -234,23 +243,25 @@ def simulate(
     multiplies the profiled latencies of stages in place of what the config says under
     `simulation`; policies go on planning with the profiles.
     """
-    overheads: dict[str, float] = {}
+    handovers: dict[str, float] = {}
     stretches: dict[str, Callable[[Batch], float]] = {}
     for experiment in prepared.experiments:
         simulation = Simulation() if speed else experiment.simulation
         stretch = _stretch(simulation, experiment.workload.seed)
-        overheads |= dict.fromkeys(experiment.stages, simulation.step_overhead_s)
+        handover_s = simulation.handover_s or 0.0
+        handovers |= dict.fromkeys(experiment.stages, handover_s)
         stretches |= dict.fromkeys(experiment.stages, stretch)
         if experiment.llm is not None:  # steps of both of its stages
-            overheads["llm"], stretches["llm"] = simulation.step_overhead_s, stretch
+            handovers["llm"], stretches["llm"] = handover_s, stretch
 
     def factor(batch: Batch) -> float:
         return stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
 
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
-    executor = ProfiledExecutor(overhead_s=overheads, stretch=factor, outcome=outcome)
+    executor = ProfiledExecutor(handover_s=handovers, stretch=factor, outcome=outcome)
     executors = dict.fromkeys((pool.name for pool in prepared.pools), executor)
-    engine = Engine(prepared.scheduler(policy), executors, VirtualClock(), observers)
+    decision_s = max(experiment.simulation.decision_s or 0.0 for experiment in prepared.experiments)
+    engine = Engine(Member(prepared.scheduler(policy), executors), VirtualClock(decision_s), observers)
     with policy_faults(policy):
         return engine.run(prepared.requests)
 
@@ -284,7 +295,7 @@ def serve(
     started: Callable[[Engine], None] = lambda engine: None,
 ) -> Report:
     """Serve the workload in real time on `executors`, which stay open; `started` gets the engine."""
-    engine = Engine(prepared.scheduler(policy, learn=True), executors, WallClock(), observers)
+    engine = Engine(Member(prepared.scheduler(policy, learn=True), executors), WallClock(), observers)
     started(engine)
     with policy_faults(policy):
         return engine.run(prepared.requests)

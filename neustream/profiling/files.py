@@ -35,9 +35,23 @@ Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Seconds of a step, or more of them for each unit of its size."""
 
 
+class EngineCosts(BaseModel):
+    """What serving adds to steps, in seconds, as measured on the engine.
+
+    `handover_s`: from the end of a step to the start of the next, where that is planned already;
+    `decision_s`: what the default policy takes to decide.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    handover_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    decision_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    engine: EngineCosts | None = None
     format: Literal["neustream.profile/1"]
     stage: Name
     model: Name = ""
@@ -110,6 +124,27 @@ def _profile(file: TableFile | LinearFile) -> LatencyProfile:
         max_batch=file.max_batch,
         device=file.device,
     )
+
+
+class _Costs(BaseModel):
+    """A profile file of whatever kind, of which its costs are read alone."""
+
+    engine: EngineCosts = EngineCosts()
+
+
+def load_costs(paths: Sequence[Path]) -> EngineCosts:
+    """What serving adds to the steps of these profiles: the least that one of them says."""
+    costs = [read_profile(path, _Costs.model_validate_json, lambda file: file.engine, "profile") for path in paths]
+    return EngineCosts(
+        handover_s=min(cost.handover_s for cost in costs), decision_s=min(cost.decision_s for cost in costs)
+    )
+
+
+def save_costs(costs: EngineCosts, paths: Sequence[Path]) -> None:
+    """Add what serving adds to profile files that are there."""
+    for path in paths:
+        file = json.loads(path.read_text())
+        path.write_text(json.dumps({**file, "engine": costs.model_dump()}, indent=1) + "\n")
 
 
 def load_stage(stage: str, paths: Sequence[Path | str]) -> LatencyProfile:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from neustream.core.profile import LatencyProfile, LinearProfile
 from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
 from neustream.errors import ProfileError
-from neustream.profiling.files import FORMAT, Coefficient, LargestBatch, Latency, Name, read_profile
+from neustream.profiling.files import FORMAT, Coefficient, EngineCosts, LargestBatch, Latency, Name, read_profile
 
 ANY_BATCH = 2**20
 """Step profiles limit no batch: memory and `Stage.max_batch` do."""
@@ -77,6 +77,7 @@ class StepsFile(_Strict):
     mixed: Annotated[float, Field(gt=0, le=1e3)] = 1.0
     sequential: bool = False
     error: dict[str, float] = {}
+    engine: EngineCosts | None = None
     origin: dict[str, Any]
 
 

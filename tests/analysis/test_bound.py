@@ -12,7 +12,20 @@ import pytest
 from exhaustive import draw, optimum
 from toys import draw_and_decode, request, table
 
-from neustream import Engine, Graph, Pool, ProfiledExecutor, Request, Scheduler, Stage, VirtualClock, loop, seq, switch
+from neustream import (
+    Engine,
+    Graph,
+    Member,
+    Pool,
+    ProfiledExecutor,
+    Request,
+    Scheduler,
+    Stage,
+    VirtualClock,
+    loop,
+    seq,
+    switch,
+)
 from neustream.analysis import bound as module
 from neustream.analysis.bound import slack_bound, upper_bound
 from neustream.core.policies import POLICIES
@@ -83,8 +96,8 @@ def test_no_policy_serves_more_than_the_bound(seed, workers):
     found = upper_bound(requests, profiles, [pool], overhead_s=overhead_s)
     for name, make in POLICIES.items():
         log = EventLog()
-        executors = {"gpu": ProfiledExecutor(overhead_s=overhead_s)}
-        Engine(Scheduler([pool], make(), profiles), executors, VirtualClock(), [log]).run(requests)
+        executors = {"gpu": ProfiledExecutor(handover_s=overhead_s)}
+        Engine(Member(Scheduler([pool], make(), profiles), executors), VirtualClock(), [log]).run(requests)
         assert sum(r.slo.weight for r in requests if log.requests[r.id]["on_time"]) <= found.value + CLOSE, name
 
 

@@ -51,7 +51,7 @@ def test_where_everything_is_served_nothing_is_searched(tmp_path):
 
 
 def test_the_truth_is_the_profile_with_what_the_simulation_does_to_it(tmp_path):
-    overrides = ["simulation.latency_scale=1.5", "simulation.step_overhead_s=0.25"]
+    overrides = ["simulation.latency_scale=1.5", "simulation.handover_s=0.25"]
     slower = prepare(load_experiment(toy(tmp_path), overrides))
     for name, profile in true_profiles(slower).items():
         assert profile.latency(1) == 1.5 * slower.profiles[name].latency(1) + 0.25

@@ -66,7 +66,7 @@ VARIANTS = [
     (["workload.rate=15", "llm.memory={tokens: 320}"], {"grid": True}),
     (["workload.rate=20", "slo={total_s: 1.0}"], {"sequential": True}),
     (["slo={first_s: 0.3}", "workload.rate=30", "llm.memory=null"], {"sequential": True, "mixed": 0.7, "grid": True}),
-    (["simulation.latency_scale=1.3", "simulation.step_overhead_s=0.01", SLOW], {}),
+    (["simulation.latency_scale=1.3", "simulation.handover_s=0.01", SLOW], {}),
     (["slo={classes: [{first_scale: 2, step_scale: 1.3, weight: 2.5}, {total_s: 0.9}]}", "workload.rate=30"], {}),
 ]
 

@@ -366,14 +366,14 @@ def test_a_plan_that_drops_a_stranger_is_a_fault_of_the_policy():
         tested.plan(batch, 0.0)
 
 
-def test_a_planned_step_that_cannot_be_is_found_when_it_starts():
+def test_a_planned_step_that_cannot_be_is_a_fault_at_once():
     hand = Hand(FCFS().decide)
     tested = scheduler(hand)
     batch = start(tested, request("a"))
     hand.choose = lambda view: Decision([*view.jobs, *view.jobs])
-    tested.plan(batch, 0.0)
     with pytest.raises(PolicyError, match="twice"):
-        tested.next_batch("gpu", over(tested, batch))
+        tested.plan(batch, 0.0)
+    assert not tested.planned(batch)
 
 
 def test_planning_after_a_step_that_is_over_is_a_fault():

@@ -15,6 +15,7 @@ from neustream import (
     Graph,
     GraphError,
     LinearProfile,
+    Member,
     PolicyError,
     Pool,
     ProfiledExecutor,
@@ -44,7 +45,7 @@ def test_whole_request_policies_serve_on_two_workers(policy):
     graph = Graph("g", loop(Stage("unet"), times=lambda job: job.params["steps"]))
     some = scheduler(policy, "unet", workers=2)
     requests = [Request(f"r{n}", graph, params={"steps": n}) for n in (1, 3)]
-    report = Engine(some, {"gpu": ProfiledExecutor()}, VirtualClock()).run(requests)
+    report = Engine(Member(some, {"gpu": ProfiledExecutor()}), VirtualClock()).run(requests)
     assert report.counts["on_time"] == 2
 
 
@@ -172,7 +173,9 @@ def test_admitting_nothing_of_a_sized_step_is_a_policy_error():
 def test_requests_of_the_same_instant_share_the_first_step():
     some = scheduler(FCFS(), "unet")
     graph = Graph("g", Stage("unet", max_batch=8))
-    report = Engine(some, {"gpu": ProfiledExecutor()}, VirtualClock()).run(Request(f"r{i}", graph) for i in range(8))
+    report = Engine(Member(some, {"gpu": ProfiledExecutor()}), VirtualClock()).run(
+        Request(f"r{i}", graph) for i in range(8)
+    )
     assert report.batch_size["unet"].mean == 8
 
 

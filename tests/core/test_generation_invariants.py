@@ -18,6 +18,7 @@ from neustream import (
     Engine,
     Graph,
     LinearProfile,
+    Member,
     Pool,
     ProfiledExecutor,
     Request,
@@ -172,7 +173,7 @@ def run(policy, case):
     for at, delay in case.cancels:
         if at < len(requests):
             clock.post(Cancel(f"r{at}", Future()), requests[at].arrival + delay)
-    report = Engine(scheduler, {"gpu": ProfiledExecutor(outcome=outcome)}, clock, [watch]).run(requests)
+    report = Engine(Member(scheduler, {"gpu": ProfiledExecutor(outcome=outcome)}), clock, [watch]).run(requests)
     return report, watch, scheduler
 
 

@@ -20,6 +20,7 @@ from neustream import (
     Graph,
     Job,
     LinearProfile,
+    Member,
     Pool,
     ProfiledExecutor,
     Request,
@@ -193,7 +194,7 @@ def run(case, name):
         if i < len(requests):
             answers.append((str(i), Future()))
             clock.post(Cancel(*answers[-1]), requests[i].arrival + delay)
-    report = Engine(scheduler, dict.fromkeys(scheduler.pools, executor), clock, [watch]).run(requests)
+    report = Engine(Member(scheduler, dict.fromkeys(scheduler.pools, executor)), clock, [watch]).run(requests)
     cancelled = {id for id, answer in answers if answer.done() and answer.result()}
     return scheduler, watch, report, requests, cancelled
 

@@ -48,7 +48,7 @@ def test_a_served_graph_is_gone_once_its_engine_is(name):
     ended = served.run(requests(graph, 200)).counts
     assert sum(ended.values()) == 200
     assert ended["failed"] == 0
-    gone = weakref.ref(weights), weakref.ref(graph), weakref.ref(served.scheduler)
+    gone = weakref.ref(weights), weakref.ref(graph), weakref.ref(served.members[0].scheduler)
     del weights, graph, served
     gc.collect()
     assert [what() for what in gone] == [None, None, None]

@@ -15,6 +15,7 @@ from neustream import (
     Engine,
     Graph,
     GraphError,
+    Member,
     Pool,
     ProfiledExecutor,
     Request,
@@ -50,7 +51,7 @@ class Module:
 
 def engine_of(executor=None, **options):
     scheduler = Scheduler([Pool("p", ("work",))], FCFS(drop_hopeless=False), PROFILES)
-    return Engine(scheduler, {"p": executor or ThreadExecutor({"work": Module()})}, WallClock(), **options)
+    return Engine(Member(scheduler, {"p": executor or ThreadExecutor({"work": Module()})}), WallClock(), **options)
 
 
 def served(engine, value=1):
@@ -118,11 +119,15 @@ class OneAtATime(WallClock):
     def wait(self):
         return self.events.pop(0)
 
+    def step(self):
+        """The latest step that ended."""
+        return [event for event in self.posted if isinstance(event, Done)][-1]
+
 
 def test_an_id_that_is_used_again_as_its_request_ends_has_two_answers():
     scheduler = Scheduler([Pool("p", ("work",))], FCFS(), PROFILES)
     clock = OneAtATime()
-    engine = Engine(scheduler, {"p": ProfiledExecutor()}, clock)
+    engine = Engine(Member(scheduler, {"p": ProfiledExecutor()}), clock)
     for name in ("_accepting", "_running"):
         setattr(engine, name, True)
     engine._thread = threading.current_thread()
@@ -130,12 +135,12 @@ def test_an_id_that_is_used_again_as_its_request_ends_has_two_answers():
     answers = [engine.submit(GRAPH, id="x") for _ in range(2)]
     first, second = clock.posted
     engine._loop.handle(first)
-    engine._loop._dispatch("p")
-    engine._loop.handle(clock.posted[-1])  # its step ends, and the other comes in the same moment
+    engine._loop.drives[0].turn()
+    engine._loop.handle(clock.step())  # its step ends, and the other comes in the same moment
     engine._loop.handle(second)
     assert answers[0].result(0).status == "done" and not answers[1].done()
-    engine._loop._dispatch("p")
-    engine._loop.handle(clock.posted[-1])
+    engine._loop.drives[0].turn()
+    engine._loop.handle(clock.step())
     engine._loop.publish()
     assert answers[1].result(0).status == "done"
 
@@ -168,7 +173,7 @@ def test_a_graph_that_raises_is_refused_and_leaves_nothing_behind():
     with engine_of() as engine:
         with pytest.raises(RequestError, match="request 'x': SystemExit: 3"):
             engine.submit(Odd("odd", WORK), id="x").result(20)
-        assert served(engine) and not engine.scheduler.jobs
+        assert served(engine) and not engine.members[0].scheduler.jobs
 
 
 def test_a_call_on_a_worker_that_is_given_up_or_answered_badly_leaves_the_worker_alone(caplog):
@@ -208,7 +213,7 @@ def test_a_limit_of_years_is_no_fault():
 
 def test_a_clock_that_jumps_serves_nobody():
     scheduler = Scheduler([Pool("p", ("work",))], FCFS(), PROFILES)
-    engine = Engine(scheduler, {"p": ProfiledExecutor()}, VirtualClock())
+    engine = Engine(Member(scheduler, {"p": ProfiledExecutor()}), VirtualClock())
     with pytest.raises(RequestError, match="needs a clock that threads share; VirtualClock is for run"):
         engine.start()
     assert engine.run([Request("a", GRAPH)]).counts["on_time"] == 1
@@ -296,9 +301,9 @@ def test_in_a_fork_steps_are_refused_and_close_does_nothing():
             code = 1
             try:
                 engine.close()
-                engine.scheduler.submit(Request("a", GRAPH), 0.0)
-                batch = engine.scheduler.next_batch("p", 0.0)
-                engine._loop.executors["p"].start(batch, engine.clock)
+                engine.members[0].scheduler.submit(Request("a", GRAPH), 0.0)
+                batch = engine.members[0].scheduler.next_batch("p", 0.0)
+                engine.members[0].executors["p"].start(batch, engine.clock)
             except BackendError:
                 code = 0
             finally:
@@ -352,7 +357,7 @@ def test_an_executor_that_cannot_close_leaves_no_other_open():
     pools = [Pool(name, (name,)) for name in ("work", "last")]
     scheduler = Scheduler(pools, FCFS(), {name: TableProfile(name, [1], [1e-4]) for name in ("work", "last")})
     executors = {pool.name: Stubborn({pool.name: Module()}) for pool in pools}
-    engine = Engine(scheduler, executors, WallClock()).start()
+    engine = Engine(Member(scheduler, executors), WallClock()).start()
     with pytest.raises(OSError, match="cannot close"):
         engine.close()
     for executor in executors.values():
@@ -375,7 +380,7 @@ def test_a_profile_that_raises_fails_the_oldest_request_and_the_others_go_on(cap
     profile = Fails("work", [1, 8], [1e-4, 2e-4])
     scheduler = Scheduler([Pool("p", ("work",))], FCFS(drop_hopeless=False), {"work": profile})
     gate = Gate()
-    engine = Engine(scheduler, {"p": ThreadExecutor({"work": Module()})}, WallClock())
+    engine = Engine(Member(scheduler, {"p": ThreadExecutor({"work": Module()})}), WallClock())
     with engine, caplog.at_level(logging.CRITICAL):
         first = engine.submit(GRAPH, {"in_step": gate})
         assert gate.entered.wait(20)
@@ -401,7 +406,7 @@ def test_what_a_lost_worker_keeps_of_waiting_requests_is_lost_too():
     scheduler = Scheduler([pool], StuckFirst(), PROFILES)
     executor = ThreadExecutor([{"work": Module()}, {"work": Module()}], ("cpu", "cpu"))
     busy, begun, stuck = Gate(), Gate(), Gate()
-    with Engine(scheduler, {"p": executor}, WallClock(), step_timeout_s=1.0) as engine:
+    with Engine(Member(scheduler, {"p": executor}), WallClock(), step_timeout_s=1.0) as engine:
         other = engine.submit(GRAPH, {"in_step": busy})
         waits = engine.submit(GRAPH, {"in_step": begun, "rounds": 2})
         assert busy.entered.wait(20) and begun.entered.wait(20)
@@ -423,10 +428,10 @@ def test_a_request_that_comes_to_a_closed_pool_by_an_unexpected_branch_fails():
     scheduler = Scheduler([Pool("a", ("draw",)), Pool("b", ("last",))], FCFS(), profiles)
     executors = {"a": ThreadExecutor({"draw": Module()}), "b": ThreadExecutor({"last": Module()})}
     drawing = Gate()
-    with Engine(scheduler, executors, WallClock()) as engine:
+    with Engine(Member(scheduler, executors), WallClock()) as engine:
         answer = engine.submit(graph, {"in_step": drawing})
         assert drawing.entered.wait(20)
-        engine._loop.closed["b"] = "pool 'b' is closed: a test did it"
+        engine._loop.drives[0].closed["b"] = "pool 'b' is closed: a test did it"
         drawing.opened.set()
         result = answer.result(20)
         assert (result.status, result.reason) == ("failed", "pool 'b' is closed: a test did it")

@@ -25,7 +25,7 @@ def submit(id="a"):
 @pytest.mark.parametrize("make", [VirtualClock, WallClock])
 def test_events_of_one_instant_come_by_kind(make):
     clock = make()
-    events = [done(), Cancel("a", Future()), submit(), Wake("gpu"), Stop(False)]
+    events = [done(), Cancel("a", Future()), submit(), Wake(None, "gpu"), Stop(False)]
     for event in reversed(events):
         clock.post(event, 0.0)
     assert clock.wait() == events
@@ -34,7 +34,7 @@ def test_events_of_one_instant_come_by_kind(make):
 @pytest.mark.parametrize("make", [VirtualClock, WallClock])
 def test_events_of_one_instant_and_kind_come_as_posted(make):
     clock = make()
-    events = [Wake(name) for name in "zbkaq"]
+    events = [Wake(None, name) for name in "zbkaq"]
     for event in events:
         clock.post(event, 0.0)
     assert clock.wait() == events
@@ -55,7 +55,7 @@ def test_virtual_time_jumps_to_the_next_event():
     clock = VirtualClock()
     assert clock.now() == 0.0
     for at in (7.5, 2.0, 2.0):
-        clock.post(Wake("gpu"), at)
+        clock.post(Wake(None, "gpu"), at)
     assert len(clock.wait()) == 2
     assert clock.now() == 2.0
     assert len(clock.wait()) == 1
@@ -66,9 +66,9 @@ def test_virtual_time_jumps_to_the_next_event():
 
 def test_virtual_time_never_goes_back():
     clock = VirtualClock()
-    clock.post(Wake("late"), 5.0)
+    clock.post(Wake(None, "late"), 5.0)
     clock.wait()
-    clock.post(Wake("past"), 1.0)
+    clock.post(Wake(None, "past"), 1.0)
     clock.post(done(), 5.0)
     assert [type(event) for event in clock.wait()] == [Done, Wake]  # the past counts as now
     assert clock.now() == 5.0
@@ -76,20 +76,20 @@ def test_virtual_time_never_goes_back():
 
 def test_wall_time_delivers_the_past_at_once():
     clock = WallClock()
-    clock.post(Wake("past"), -3.0)
-    assert clock.wait() == [Wake("past")]
+    clock.post(Wake(None, "past"), -3.0)
+    assert clock.wait() == [Wake(None, "past")]
     assert clock.now() >= 0.0
 
 
 def test_wall_time_waits_for_the_instant():
     clock = WallClock()
-    clock.post(Wake("later"), 0.01)
-    clock.post(Wake("sooner"), 0.005)
+    clock.post(Wake(None, "later"), 0.01)
+    clock.post(Wake(None, "sooner"), 0.005)
     got = []
     while len(got) < 2:
         got += clock.wait()
         assert clock.now() >= (0.005 if len(got) == 1 else 0.01)
-    assert got == [Wake("sooner"), Wake("later")]
+    assert got == [Wake(None, "sooner"), Wake(None, "later")]
 
 
 @pytest.mark.parametrize("other", [None, 3600.0], ids=["waiting for nothing", "waiting for a later event"])
@@ -100,9 +100,9 @@ def test_wall_clock_wakes_on_a_post_from_another_thread(other):
     got = []
     waiter = threading.Thread(target=lambda: got.extend(clock.wait()), daemon=True)
     waiter.start()
-    clock.post(Wake("gpu"), clock.now())
+    clock.post(Wake(None, "gpu"), clock.now())
     waiter.join(30)
-    assert got == [Wake("gpu")]
+    assert got == [Wake(None, "gpu")]
 
 
 def test_wall_clock_takes_posts_of_many_threads():
@@ -110,7 +110,7 @@ def test_wall_clock_takes_posts_of_many_threads():
 
     def post(name):
         for _ in range(50):
-            clock.post(Wake(name), clock.now())
+            clock.post(Wake(None, name), clock.now())
 
     threads = [threading.Thread(target=post, args=(str(at),)) for at in range(8)]
     for thread in threads:

@@ -21,6 +21,7 @@ from neustream import (
     Engine,
     EventLog,
     Graph,
+    Member,
     NeuStream,
     PolicyError,
     Pool,
@@ -151,7 +152,7 @@ def test_a_pipeline_over_two_pools_overlaps():
     profiles = {"draw": table("draw", 1.0), "decode": table("decode", 1.0)}
     pools = [Pool("first", ("draw",)), Pool("second", ("decode",))]
     executors = {pool.name: ProfiledExecutor() for pool in pools}
-    report = Engine(Scheduler(pools, FCFS(), profiles), executors, VirtualClock(), [log]).run(
+    report = Engine(Member(Scheduler(pools, FCFS(), profiles), executors), VirtualClock(), [log]).run(
         [request("a", graph), request("b", graph)]
     )
     assert ends(log) == {"a": 2.0, "b": 3.0}
@@ -177,7 +178,7 @@ def test_a_request_with_nothing_to_run_ends_on_arrival():
 def test_executors_must_be_those_of_the_pools():
     scheduler = Scheduler([Pool("gpu", ("s",))], FCFS(), ONE)
     with pytest.raises(RequestError, match=r"executors for \['cpu'\], but pools are \['gpu'\]"):
-        Engine(scheduler, {"cpu": ProfiledExecutor()}, VirtualClock())
+        Engine(Member(scheduler, {"cpu": ProfiledExecutor()}), VirtualClock())
 
 
 def test_a_duplicate_id_in_a_workload_fails_alone():
@@ -552,7 +553,7 @@ def test_stages_of_two_pools_in_real_time():
     profiles = {"draw": table("draw", *[0.001] * 4), "decode": table("decode", *[0.001] * 4)}
     scheduler = Scheduler([Pool("first", ("draw",)), Pool("second", ("decode",))], FCFS(), profiles)
     executors = {"first": ThreadExecutor({"draw": draw}), "second": ThreadExecutor({"decode": decode})}
-    with Engine(scheduler, executors, WallClock()) as tested:
+    with Engine(Member(scheduler, executors), WallClock()) as tested:
         answers = [tested.submit(graph, {"steps": steps}) for steps in (3, 0, 1, 5) if steps]
         assert [answer.result(SOON).output["image"] for answer in answers] == [3, 1, 5]
 
@@ -664,7 +665,7 @@ def test_an_interrupt_does_not_wait_for_arrivals_to_come():
     graph = Graph("g", Stage("a"))
     profiles = {"a": TableProfile("a", [1], [0.001])}
     scheduler = Scheduler([Pool("gpu", ("a",))], FCFS(), profiles)
-    engine = Engine(scheduler, {"gpu": ProfiledExecutor()}, WallClock())
+    engine = Engine(Member(scheduler, {"gpu": ProfiledExecutor()}), WallClock())
     stop = threading.Timer(0.05, engine.interrupt)
     stop.start()
     report = engine.run([Request("now", graph), Request("later", graph, 3600.0)])

@@ -240,10 +240,10 @@ def run(executor, *requests, graph=None, profiles=ONE):
 
 def test_a_profiled_step_takes_what_the_scheduler_expects():
     clock = VirtualClock()
-    asked = batch("a", "b", at=2.0, expected=0.5)
+    asked = batch("a", "b", expected=0.5)
     ProfiledExecutor().start(asked, clock)
     [done] = clock.wait()
-    assert clock.now() == 2.5
+    assert clock.now() == 0.5
     assert done.batch is asked
     assert list(done.results) == [{}, {}]
 
@@ -251,7 +251,7 @@ def test_a_profiled_step_takes_what_the_scheduler_expects():
 def test_overhead_is_added_to_each_step():
     graph = draw_and_decode(max_batch=1)
     profiles = {"draw": table("draw", 1.0), "decode": table("decode", 0.5)}
-    got, report = run(ProfiledExecutor(overhead_s=0.25), request("a", graph, steps=2), graph=graph, profiles=profiles)
+    got, report = run(ProfiledExecutor(handover_s=0.25), request("a", graph, steps=2), graph=graph, profiles=profiles)
     assert got == {"a": 3.25}
     assert report.profile_error() == {"draw": 1.25, "decode": 1.5}
 
@@ -271,7 +271,7 @@ def test_stretch_multiplies_each_step():
 
 def test_stretch_does_not_touch_the_overhead():
     graph = one_stage()
-    executor = ProfiledExecutor(stretch=lambda asked: 3.0, overhead_s=0.5)
+    executor = ProfiledExecutor(stretch=lambda asked: 3.0, handover_s=0.5)
     assert run(executor, request("a", graph), graph=graph)[0] == {"a": 3.5}
 
 
@@ -329,5 +329,5 @@ def test_overheads_are_one_for_all_or_by_stage():
     for overhead, end in [(0.5, 4.5), (1, 6.0), ({"draw": 0.25, "decode": 2.0}, 5.5)]:
         log = EventLog()
         work = [request("a", graph, steps=2)]
-        engine(graph, profiles, executor=ProfiledExecutor(overhead_s=overhead), observers=[log]).run(work)
+        engine(graph, profiles, executor=ProfiledExecutor(handover_s=overhead), observers=[log]).run(work)
         assert ends(log) == {"a": end}

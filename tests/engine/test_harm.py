@@ -17,6 +17,7 @@ from neustream import (
     Engine,
     Graph,
     GraphError,
+    Member,
     PolicyError,
     Pool,
     RequestError,
@@ -62,7 +63,7 @@ def engine_of(policy=None, *, executor=None, **options):
     scheduler = Scheduler([Pool("p", names)], policy or Alone(drop_hopeless=False), PROFILES)
     module = Module()
     executor = executor or ThreadExecutor(dict.fromkeys(names, module))
-    return Engine(scheduler, {"p": executor}, WallClock(), **options)
+    return Engine(Member(scheduler, {"p": executor}), WallClock(), **options)
 
 
 def served(engine, value=1):
@@ -225,7 +226,7 @@ def test_cancelling_the_future_gives_the_request_up():
         with pytest.raises(CancelledError):
             waiting.result(20)
         assert served(engine)
-        assert engine.snapshot().open == 0 and not engine.scheduler.jobs
+        assert engine.snapshot().open == 0 and not engine.members[0].scheduler.jobs
 
 
 def test_no_more_than_max_open_are_accepted():
@@ -276,7 +277,7 @@ def test_in_a_replay_a_policy_s_fault_is_an_error():
     from neustream import ProfiledExecutor, Request, VirtualClock
 
     with pytest.raises(ValueError, match="odd"):
-        Engine(scheduler, {"p": ProfiledExecutor()}, VirtualClock()).run([Request("a", GRAPH)])
+        Engine(Member(scheduler, {"p": ProfiledExecutor()}), VirtualClock()).run([Request("a", GRAPH)])
 
 
 def test_an_observer_that_raises_is_told_no_more(caplog):
@@ -341,7 +342,7 @@ def test_a_snapshot_tells_every_state():
     assert engine.snapshot().state == "serving"
     engine.close()
     assert engine.snapshot().state == "closed"
-    fresh = Engine(Scheduler([Pool("p", ("work", "last"))], FCFS(), PROFILES), {"p": Module}, WallClock())
+    fresh = Engine(Member(Scheduler([Pool("p", ("work", "last"))], FCFS(), PROFILES), {"p": Module}), WallClock())
     assert fresh.snapshot().state == "new"
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import pytest
 from toys import batches, draw_and_decode, engine, one_stage, request, table
 
-from neustream import FCFS, SLO, Engine, EventLog, Job, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
+from neustream import FCFS, SLO, Engine, EventLog, Job, Member, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
 from neustream.core.events import submitted
 from neustream.engine.events import Cancel
 
@@ -20,7 +20,7 @@ TOY = {"draw": table("draw", 0.10, 0.15), "decode": table("decode", 0.05)}
 def log():
     """Five requests: two on time, one late, one dropped, one cancelled."""
     graph, log = draw_and_decode(), EventLog()
-    tested = engine(graph, TOY, FCFS(), observers=[log], executor=ProfiledExecutor(overhead_s=0.01))
+    tested = engine(graph, TOY, FCFS(), observers=[log], executor=ProfiledExecutor(handover_s=0.01))
     tested.clock.post(Cancel("cancelled", Future()), 0.05)
     tested.run(
         [
@@ -105,7 +105,8 @@ def test_pools_and_workers_are_named(log):
     scheduler = Scheduler([Pool("second", ("decode",)), Pool("first", ("draw",), workers=2)], FCFS(), TOY)
     both = EventLog()
     executors = {name: ProfiledExecutor() for name in ("first", "second")}
-    Engine(scheduler, executors, VirtualClock(), [both]).run(request(f"r{at}", graph, at / 50) for at in range(6))
+    tested = Engine(Member(scheduler, executors), VirtualClock(), [both])
+    tested.run(request(f"r{at}", graph, at / 50) for at in range(6))
     trace = both.chrome()
     names = [(event["name"], event["pid"], event.get("tid"), event["args"]["name"]) for event in of_kind(trace, "M")]
     assert names == [

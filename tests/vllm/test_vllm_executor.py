@@ -13,6 +13,7 @@ from neustream.core.types import SLO
 from neustream.engine.clock import WallClock
 from neustream.engine.engine import Engine
 from neustream.engine.executor import ThreadExecutor
+from neustream.engine.member import Member
 
 OURS = "neustream.backends.vllm.SLOScheduler"
 
@@ -37,7 +38,7 @@ def serve(engines):
     profiles = {"look": TableProfile("look", [1, 4], [0.001, 0.001]), "write": TableProfile("write", [1], [0.02])}
     scheduler = Scheduler([Pool("cpu", ("look",)), Pool("llm", ("write",), workers=6)], FCFS(), profiles)
     executors = {"cpu": ThreadExecutor({"look": Look()}), "llm": VLLMExecutor(rig.llm)}
-    with Engine(scheduler, executors, WallClock()) as engine:
+    with Engine(Member(scheduler, executors), WallClock()) as engine:
         engine.graph, engine.rig = graph, rig
         yield engine
     rig.assert_empty()

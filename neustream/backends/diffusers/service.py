@@ -50,6 +50,7 @@ from neustream.engine.clock import WallClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
+from neustream.engine.member import Member
 from neustream.engine.report import Report
 from neustream.errors import BackendError, RequestError, nearest
 from neustream.profiling.files import Measurement
@@ -227,7 +228,7 @@ class PipelineEngine:
         scheduler = Scheduler([Pool(POOL, ())], rule, {}, correct=True)
         self._executor = ThreadExecutor({})
         observers = [self.report, self._watch, *observers]
-        self.engine = Engine(scheduler, {POOL: self._executor}, WallClock(), observers)
+        self.engine = Engine(Member(scheduler, {POOL: self._executor}), WallClock(), observers)
         self._claim()
         self.engine.start()
         try:
@@ -308,7 +309,7 @@ class PipelineEngine:
     @property
     def profiles(self) -> Mapping[str, LatencyProfile]:
         """The profiles that decisions are made by now, corrections included."""
-        return self.engine.scheduler.times.profiles
+        return self.engine.members[0].scheduler.times.profiles
 
     # -- inside: requests -----------------------------------------------------------------------------
 

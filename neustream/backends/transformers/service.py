@@ -34,6 +34,7 @@ from neustream.engine.clock import WallClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
+from neustream.engine.member import Member
 from neustream.engine.report import Report
 from neustream.errors import BackendError, RequestError
 from neustream.graphs import llm, llm_profiles
@@ -108,7 +109,7 @@ class TextEngine:
             pool = Pool(POOL, tuple(self.graph.stages), kv_cache=self.kv_cache)
             scheduler = Scheduler([pool], rule, profiles)
             told: list[Observer] = [self.report, self._watch, *observers]
-            self.engine = Engine(scheduler, {POOL: self._executor}, WallClock(), told).start()
+            self.engine = Engine(Member(scheduler, {POOL: self._executor}), WallClock(), told).start()
         except BaseException:
             self._executor.close()
             raise
@@ -172,7 +173,7 @@ class TextEngine:
     @property
     def profiles(self) -> Mapping[str, LatencyProfile]:
         """The profiles that decisions are made by now, what was learnt included."""
-        return self.engine.scheduler.times.profiles
+        return self.engine.members[0].scheduler.times.profiles
 
     @property
     def used(self) -> int:

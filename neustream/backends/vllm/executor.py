@@ -3,7 +3,7 @@
     writer = Stage("write")
     graph = Graph("rag", seq(search, writer, image))
     pool = Pool("llm", ("write",), workers=16)         # 16 generations at once, batched inside of vLLM
-    Engine(scheduler, {"llm": VLLMExecutor(llm), ...}, WallClock())
+    Engine(Member(scheduler, {"llm": VLLMExecutor(llm), ...}), WallClock())
 
 The pool's workers are seats in the one engine: its own scheduler (ours, `SLOScheduler`) batches them
 token by token. Each request is given the time that its job has left, less what comes after this stage.

@@ -1,0 +1,322 @@
+"""One instance of what is served, and what the loop does for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+from neustream.core.batch import Batch, StepInfo
+from neustream.core.events import Ended, Given, Submitted, submitted
+from neustream.core.job import Job
+from neustream.core.policies import FCFS
+from neustream.core.reasons import span
+from neustream.core.scheduler import Scheduler
+from neustream.core.types import Request
+from neustream.engine.clock import Clock, stopwatch
+from neustream.engine.events import Decided, Done, Finished, Look, Record, Wake
+from neustream.engine.executor import Executor
+from neustream.engine.looks import Looks
+from neustream.engine.overdue import Limits
+from neustream.engine.routing import Load
+from neustream.errors import RequestError, StageFailed, told
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One instance of what is served: a scheduler with the executors of its pools, by name."""
+
+    scheduler: Scheduler
+    executors: Mapping[str, Executor]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if set(self.executors) != set(self.scheduler.pools):
+            pools = sorted(self.scheduler.pools)
+            raise RequestError(f"executors for {sorted(self.executors)}, but pools are {pools}")
+
+
+class Drive:
+    """Drives one member: asks for steps, starts them, takes their results.
+
+    Args:
+        tell: for what observers are to know.
+        steps: takes down whose a step is that has started.
+        step_timeout_s: a step that does not come back for so long fails its requests (see
+            `Limits`). Steps are timed while `forgiving` alone.
+
+    Attributes:
+        forgiving: whether a policy's fault is covered by FCFS; else it ends the loop.
+        policy_faults: how often that happened; `closed`: why a pool serves nothing any more.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        clock: Clock,
+        tell: Callable[[Record], None],
+        steps: dict[Batch, Drive],
+        step_timeout_s: float | None = None,
+    ) -> None:
+        self.name = member.name
+        self.scheduler = member.scheduler
+        self.executors = dict(member.executors)
+        self.forgiving = False
+        self.policy_faults = 0
+        self.closed: dict[str, str] = {}
+        self._clock = clock
+        self._tell = tell
+        self._steps = steps
+        self._limits = Limits(self, clock, step_timeout_s)
+        self._looks = None if clock.decides_at_once else Looks(self, clock)
+        pools = member.scheduler.pools.values()
+        self._idle = {pool.name: list(range(pool.workers)) for pool in pools}
+        self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
+        self._under_way: dict[int, tuple[StepInfo, Batch]] = {}
+
+    def serves(self, request: Request) -> bool:
+        """Whether it can serve a request now."""
+        stages = request.graph.stages
+        served = {stage for pool in self.scheduler.pools.values() for stage in pool.stages}
+        return served.issuperset(stages) and not self._closed_to(request)
+
+    def load(self) -> Load:
+        """How busy it is."""
+        jobs = self.scheduler.jobs.values()
+        return Load(self.name, len(jobs), sum([job.remaining_s for job in jobs]))
+
+    def accept(self, request: Request, now: float) -> Submitted:
+        """Take a request in; NeustreamError if that cannot be."""
+        reason = self._closed_to(request)
+        if reason:
+            raise RequestError(f"request {request.id!r}: {reason}")
+        record = submitted(self.scheduler.submit(request, now), now)
+        self._tell(record)
+        return record
+
+    def close(self, closing: ExitStack) -> None:
+        """Have `closing` close the executors; workers in steps that were given up are not waited
+        for."""
+        for pool, executor in self.executors.items():
+            closing.callback(executor.close, wait=not self._limits.lost(pool))
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Start what can start."""
+        if self.closed:
+            self._turn_away()
+        for pool, idle in self._idle.items():
+            if idle:
+                self._dispatch(pool, idle)
+        self.settle()
+
+    def _dispatch(self, pool: str, idle: list[int]) -> None:
+        for worker in list(idle):
+            now = self._clock.now()
+            batch, info = self._next(pool, worker, now)
+            if batch is not None:
+                idle.remove(worker)
+                self._start(batch, batch.info() if info is None else info, now)
+                continue
+            at = self.scheduler.wake_at(pool)
+            if at is not None and not now < self._wakes[pool] <= at:
+                self._wakes[pool] = at  # one that comes no later is under way otherwise
+                self._clock.post(Wake(self, pool), at)
+
+    def _next(self, pool: str, worker: int, now: float) -> tuple[Batch | None, StepInfo | None]:
+        """The next step, and what observers are told of it if a policy was asked."""
+        scheduler = self.scheduler
+        asked, began = scheduler.decisions, stopwatch()
+        try:
+            batch = scheduler.next_batch(pool, now, worker)
+        except BaseException as error:
+            if not self.forgiving:
+                raise
+            self._fault(error)
+            batch = self._fcfs(pool, worker, now)
+        if scheduler.decisions == asked:
+            return batch, None
+        info = None if batch is None else batch.info()
+        self._decided(pool, now, began, info)
+        return batch, info
+
+    def _decided(self, pool: str, now: float, began: float, info: StepInfo | None) -> None:
+        """A policy was asked, `began` on the stopwatch."""
+        seconds = self._clock.decided(stopwatch() - began)
+        if self._looks is not None:
+            self._looks.took(seconds)
+        self._tell(Decided(pool, now, seconds, info, self.name))
+
+    def _fault(self, error: BaseException) -> None:
+        """A policy raised, or decided what cannot be: log it now and then."""
+        count = self.policy_faults = self.policy_faults + 1
+        if count in (1, 10, 100) or count % 1000 == 0:
+            log.error("policy fault %d: %s; FCFS decided in its place", count, told(error))
+
+    def _fcfs(self, pool: str, worker: int, now: float) -> Batch | None:
+        """The next step by FCFS. Where that raises too, a profile does: the oldest job fails."""
+        while True:
+            try:
+                return self.scheduler.next_batch(pool, now, worker, FCFS(drop_hopeless=False))
+            except BaseException as error:
+                job = self._oldest(pool)
+                if job is None:
+                    raise
+                reason = f"no step could be planned for it: {told(error)}"
+                log.error("pool %r: request %r: %s", pool, job.id, reason)
+                self.scheduler.give_up(job.id, reason, now)
+
+    def _oldest(self, pool: str) -> Job | None:
+        """The job that has been waiting longest in `pool`."""
+        jobs = [job for job in self._at(pool) if job.status == "waiting"]
+        return min(jobs, key=lambda job: job.arrival, default=None)
+
+    def _at(self, pool: str) -> list[Job]:
+        """The jobs that are at a stage of `pool`."""
+        stages = set(self.scheduler.pools[pool].stages)
+        jobs = self.scheduler.jobs.values()
+        return [job for job in jobs if job.stage is not None and job.stage.name in stages]
+
+    def _start(self, batch: Batch, info: StepInfo, now: float) -> None:
+        self._under_way[batch.id] = info, batch
+        self._steps[batch] = self
+        self.settle()
+        executor = self.executors[batch.pool]
+        if self.forgiving:
+            self._limits.watch(batch, now)
+        try:
+            for job in batch.preempted:
+                executor.release(job.id)
+            executor.start(batch, self._clock)
+        except BaseException as error:
+            if not self.forgiving:
+                raise
+            failed = StageFailed(f"stage {batch.stage!r}: its step could not start: {told(error)}")
+            failed.__cause__ = error
+            self._clock.post(Done(batch, failed), now)
+        if self._looks is not None:
+            self._looks.started(batch, now)
+
+    def done(self, event: Done, now: float) -> None:
+        """A step came back."""
+        batch, results = event.batch, event.results
+        self._idle[batch.pool].append(batch.worker)
+        if self._limits.ended(batch):  # given up, and back after all
+            self.closed.pop(batch.pool, None)
+            return
+        info = self._leave(batch)
+        if isinstance(results, BaseException):
+            self.scheduler.fail(batch, results, now)
+            error = told(results) or type(results).__name__
+        else:
+            whole = len(results) == len(batch)
+            error = "" if whole else f"{len(results)} results for {len(batch)} jobs"
+            self.scheduler.finish(batch, results, now)
+        self._tell(Finished(info, now, error, self.name))
+
+    def _leave(self, batch: Batch) -> StepInfo:
+        """A step is not under way any more."""
+        if self._looks is not None:
+            self._looks.over(batch)
+        info, _ = self._under_way.pop(batch.id)
+        return info
+
+    # -- the step after ---------------------------------------------------------------------------
+
+    def look(self, event: Look, now: float) -> None:
+        """Plan what follows the steps whose ends are near, unless they have just come back."""
+        looks = self._looks
+        assert looks is not None
+        for number in looks.due(now, event.at):
+            _, batch = self._under_way[number]
+            late = now >= batch.started_at + batch.expected
+            if late or not self.scheduler.planned(batch):
+                asked, began = self.scheduler.decisions, stopwatch()
+                self._plan(batch, now)
+                if self.scheduler.decisions > asked:
+                    self._decided(batch.pool, now, began, None)
+            looks.looked(batch, now)
+
+    def _plan(self, batch: Batch, now: float) -> None:
+        try:
+            self.scheduler.plan(batch, now)
+        except BaseException as error:
+            if not self.forgiving:
+                raise
+            self._fault(error)
+            with suppress(Exception):  # of a profile: the step itself will tell
+                self.scheduler.plan(batch, now, FCFS(drop_hopeless=False))
+
+    # -- steps that do not come back --------------------------------------------------------------
+
+    def overdue(self, now: float) -> None:
+        """Some step may be under way for too long."""
+        for number, limit in self._limits.over(now).items():
+            self._give_up(number, limit, now)
+
+    def _give_up(self, number: int, limit: float, now: float) -> None:
+        """A step did not come back: its requests fail, and its worker gets no more."""
+        _, batch = self._under_way[number]
+        info = self._leave(batch)
+        seconds = limit - batch.started_at
+        reason = f"stage {batch.stage!r}: its step did not come back within {span(seconds)}"
+        log.error("pool %r, worker %d: %s", batch.pool, batch.worker, reason)
+        self.scheduler.fail(batch, StageFailed(reason), now)
+        self._tell(Finished(info, now, reason, self.name))
+        self._limits.lose(batch)
+        pool = self.scheduler.pools[batch.pool]
+        if len(self._limits.lost(batch.pool)) == pool.workers:
+            self._close(batch.pool, f"pool {batch.pool!r} is closed: {reason}", now)
+        elif pool.sticky:
+            self._give_up_bound(batch.pool, batch.worker, reason, now)
+
+    def _close(self, pool: str, reason: str, now: float) -> None:
+        """No worker of a pool is left: requests that will need it, or come, hear of it."""
+        self.closed[pool] = reason
+        stages = set(self.scheduler.pools[pool].stages)
+        for id, job in list(self.scheduler.jobs.items()):
+            if not stages.isdisjoint(job.calls_left):
+                self.scheduler.give_up(id, reason, now)
+
+    def _give_up_bound(self, pool: str, worker: int, reason: str, now: float) -> None:
+        """A worker of a sticky pool is lost: so is what it keeps of requests that wait for it."""
+        for job in self._at(pool):
+            if job.worker == worker:
+                self.scheduler.give_up(job.id, reason, now)
+
+    def _turn_away(self) -> None:
+        """Fail the jobs that have come to a closed pool by a branch that was not expected."""
+        for pool, reason in self.closed.items():
+            for job in self._at(pool):
+                if job.status == "waiting":
+                    self.scheduler.give_up(job.id, reason, self._clock.now())
+
+    def _closed_to(self, request: Request) -> str:
+        """Why a request cannot be served any more; "" if it can."""
+        for pool, reason in self.closed.items():
+            if not set(self.scheduler.pools[pool].stages).isdisjoint(request.graph.stages):
+                return reason
+        return ""
+
+    # -- what the scheduler tells -----------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Take note of what the scheduler's last moves brought about.
+
+        Executors hear of ended requests at once: KV blocks that are handed out anew must be free.
+        """
+        for event in self.scheduler.pop_events():
+            if isinstance(event, Ended | Given):
+                self._release(event.id)
+            self._tell(event)
+
+    def _release(self, id: str) -> None:
+        for pool, executor in self.executors.items():
+            try:
+                executor.release(id)
+            except Exception:
+                log.exception("pool %r: request %r could not be released", pool, id)

@@ -1,0 +1,231 @@
+"""When the loop plans the step after the one under way, and what decisions cost on a virtual clock."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import draw_and_decode, ends, engine, request, table
+
+from neustream import (
+    FCFS,
+    POLICIES,
+    SLO,
+    Decision,
+    EventLog,
+    Graph,
+    ProfiledExecutor,
+    Request,
+    RequestError,
+    Stage,
+    ThreadExecutor,
+    VirtualClock,
+    WallClock,
+    loop,
+)
+from neustream.core.events import Ended
+from neustream.engine.events import Decided, Done, Finished
+
+PROFILES = {"draw": table("draw", 1.0, 1.25), "decode": table("decode", 0.5)}
+
+
+class Told(list):
+    """An observer that keeps all records."""
+
+    __call__ = list.append
+
+    def of(self, kind):
+        return [record for record in self if isinstance(record, kind)]
+
+
+def run(*requests, decision_s=0.25, policy=None, executor=None, profiles=PROFILES, graph=None):
+    """What observers were told of requests for draws and a decode, and when each of them ended."""
+    told, log = Told(), EventLog()
+    clock = VirtualClock(decision_s)
+    tested = engine(graph or draw_and_decode(), profiles, policy, clock=clock, observers=[told, log], executor=executor)
+    tested.run(requests)
+    return told, ends(log)
+
+
+GRAPH = draw_and_decode()
+
+
+def ask(id, arrival=0.0, steps=1, total=1000.0):
+    return request(id, GRAPH, arrival, steps, total)
+
+
+# -- what decisions cost ---------------------------------------------------------------------------
+
+
+def test_a_decision_beside_a_step_takes_no_time_of_the_device():
+    told, ended = run(ask("a", steps=3), graph=GRAPH)
+    assert ended == {"a": 0.25 + 3 * 1.0 + 0.5}  # the first step alone waits for a decision
+    assert [record.step.planned for record in told.of(Finished)] == [False, True, True, True]
+    assert [record.seconds for record in told.of(Decided)] == [0.25] * 4
+
+
+def test_where_deciding_takes_no_time_nothing_is_planned():
+    told, ended = run(ask("a", steps=3), decision_s=0.0, graph=GRAPH)
+    assert ended == {"a": 3.5}
+    assert not any(record.step.planned for record in told.of(Finished))
+    assert len(told.of(Decided)) == 4
+
+
+def test_a_step_that_is_shorter_than_a_decision_does_not_hide_it():
+    profiles = {"draw": table("draw", 0.0625), "decode": table("decode", 0.0625)}
+    _, ended = run(ask("a", steps=2), profiles=profiles, graph=draw_and_decode(1) and GRAPH)
+    assert ended["a"] > 3 * 0.25
+
+
+def test_a_handover_comes_between_all_steps():
+    _, ended = run(ask("a", steps=3), executor=ProfiledExecutor(handover_s=0.125), graph=GRAPH)
+    assert ended == {"a": 0.25 + 3 * 1.125 + 0.625}
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
+def test_a_decision_takes_a_time(seconds):
+    with pytest.raises(RequestError, match="decision_s must be a time >= 0, got"):
+        VirtualClock(seconds)
+
+
+# -- what a plan knows of --------------------------------------------------------------------------
+
+
+def test_who_comes_before_the_plan_is_made_is_in_it():
+    told, _ = run(ask("a", steps=3), ask("b", 0.5), decision_s=1e-3, graph=GRAPH)
+    steps = [(record.step.ids, record.step.planned) for record in told.of(Finished)]
+    assert steps[1] == (("a", "b"), True)
+
+
+def test_who_comes_after_it_runs_a_step_later():
+    told, _ = run(ask("a", steps=3), ask("b", 0.975), decision_s=1e-3, graph=GRAPH)
+    steps = [(record.step.ids, record.step.planned) for record in told.of(Finished)]
+    assert steps[1:3] == [(("a",), True), (("a", "b"), True)]
+
+
+def test_who_would_lose_its_promise_by_that_runs_at_once():
+    told, ended = run(ask("a", steps=3), ask("b", 0.975, total=2.25), decision_s=1e-3, graph=GRAPH)
+    steps = [(record.step.ids, record.step.planned) for record in told.of(Finished)]
+    assert steps[1] == (("a", "b"), False)
+    assert ended["b"] < 0.975 + 2.25
+
+
+# -- who is without hope hears of it ---------------------------------------------------------------
+
+LONG = {"draw": table("draw", 10.0, 10.0), "decode": table("decode", 0.5)}
+
+
+def test_a_request_without_hope_behind_a_long_step_hears_of_it_at_once():
+    told, _ = run(ask("a"), ask("b", 1.0, total=5.0), decision_s=1e-3, profiles=LONG, graph=GRAPH)
+    (dropped,) = [record for record in told.of(Ended) if record.status == "dropped"]
+    assert dropped.id == "b"
+    assert dropped.at < 1.1
+
+
+def test_a_request_that_loses_hope_while_a_step_overruns_hears_of_it_before_its_end():
+    slow = ProfiledExecutor(stretch=lambda batch: 40.0)
+    told, _ = run(ask("a"), ask("b", 0.5, total=9.0), decision_s=1e-3, executor=slow, graph=GRAPH)
+    (dropped,) = [record for record in told.of(Ended) if record.status == "dropped"]
+    assert dropped.id == "b"
+    assert 8.0 <= dropped.at < 20.0  # its own 1.5 s do not fit any more; the step goes on to 40
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+class RaisesWhenPlanning:
+    """Decides as FCFS does, but for views in which somebody has run."""
+
+    def decide(self, view):
+        if any(job.started_at is not None for job in view.jobs):
+            raise ValueError("not now")
+        return FCFS().decide(view)
+
+
+def test_a_policy_that_raises_while_planning_ends_a_replay():
+    with pytest.raises(ValueError, match="not now"):
+        run(ask("a", steps=3), policy=RaisesWhenPlanning(), graph=GRAPH)
+
+
+class Sleeps:
+    """A step of 0.15 s."""
+
+    def load(self, device):
+        pass
+
+    def step(self, inputs):
+        time.sleep(0.15)
+        return [{} for _ in inputs]
+
+
+ONE = Graph("one", loop(Stage("nap", 4), times=lambda job: job.params["steps"]))
+
+
+def serving(policy, told):
+    profiles = {"nap": table("nap", 0.1, 0.1, 0.1, 0.1)}
+    executor = ThreadExecutor({"nap": Sleeps()})
+    return engine(ONE, profiles, policy, executor=executor, clock=WallClock(), observers=[told])
+
+
+def test_a_served_step_is_planned_while_the_one_before_it_runs():
+    told = Told()
+    with serving(FCFS(), told) as tested:
+        assert tested.submit(ONE, {"steps": 3}).result(20).status == "done"
+    assert [record.step.planned for record in told.of(Finished)] == [False, True, True]
+
+
+def test_a_policy_that_raises_while_planning_is_covered_by_fcfs():
+    told = Told()
+    with serving(RaisesWhenPlanning(), told) as tested:
+        assert tested.submit(ONE, {"steps": 3}).result(20).status == "done"
+        assert tested.snapshot().policy_faults >= 2
+    assert [record.step.planned for record in told.of(Finished)] == [False, True, True]
+
+
+def test_a_step_that_comes_back_twice_is_taken_once(caplog):
+    class Twice(ProfiledExecutor):
+        def start(self, batch, clock):
+            super().start(batch, clock)
+            clock.post(Done(batch, [{}] * len(batch)), clock.now() + 0.5)
+
+    _, ended = run(ask("a", steps=2), executor=Twice(), decision_s=0.0, graph=GRAPH)
+    assert ended == {"a": 1.5}
+    assert "came back twice; ignored" in caplog.text
+
+
+# -- invariants ------------------------------------------------------------------------------------
+
+
+class Moody:
+    """Decides as FCFS does, and sometimes waits."""
+
+    def decide(self, view):
+        if int(view.now * 10) % 3 == 2:
+            return Decision(wake_at=view.now + 0.15)
+        return FCFS().decide(view)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "moody"])
+@settings(max_examples=10)
+@given(
+    arrivals=st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(1, 4), st.floats(1.0, 20.0)), max_size=12),
+    decision_s=st.sampled_from([1e-4, 0.05, 0.7]),
+    stretch=st.lists(st.sampled_from([0.3, 1.0, 1.0, 1.2, 30.0]), min_size=1),
+)
+def test_whatever_steps_and_decisions_take_everybody_ends_once(policy, arrivals, decision_s, stretch):
+    now, requests = 0.0, []
+    for index, (gap, steps, total) in enumerate(arrivals):
+        now += gap
+        requests.append(Request(f"r{index}", GRAPH, now, SLO(total=total), {"steps": steps}))
+    executor = ProfiledExecutor(stretch=lambda batch: stretch[batch.id % len(stretch)])
+    rule = Moody() if policy == "moody" else POLICIES[policy]()
+    told, ended = run(*requests, decision_s=decision_s, policy=rule, executor=executor, graph=GRAPH)
+    assert sorted(record.id for record in told.of(Ended)) == sorted(request.id for request in requests)
+    assert all(at is not None for at in ended.values())
+    ran = [id for record in told.of(Finished) for id in record.step.ids]
+    done = [record for record in told.of(Ended) if record.status == "done"]
+    for record in done:
+        steps = next(request.params["steps"] for request in requests if request.id == record.id)
+        assert ran.count(record.id) == steps + 1
