@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pytest
 import yaml
-from toys import command
+from toys import adds_up, command
 
 from neustream import ConfigError, ProfileError
 from neustream.analysis.tables import tokens_table
 from neustream.config import load_experiment
 from neustream.core.steps import Step
+from neustream.engine.events import Finished
 from neustream.experiment import prepare, simulate, sweep_points
 from neustream.profiling.steps import load_steps, save_steps, steps_file
 
@@ -76,6 +77,60 @@ def test_a_trace_may_bring_lengths(path, tmp_path):
     assert simulate(some, "priced").tokens.outputs == 13
 
 
+class Busy:
+    """An observer: seconds of steps by member, and the members of each request."""
+
+    def __init__(self):
+        self.seconds, self.places = {}, {}
+
+    def __call__(self, record):
+        if isinstance(record, Finished):
+            seconds = record.at - record.step.started_at
+            self.seconds[record.member] = self.seconds.get(record.member, 0.0) + seconds
+            for id in record.step.ids:
+                self.places.setdefault(id, set()).add(record.member)
+
+
+@pytest.mark.parametrize("policy", ["priced", "fcfs", "sarathi"])
+def test_two_instances_at_twice_the_rate_do_what_one_does(path, policy):
+    shared = ["workload.requests=150", "workload.cv=1"]
+    one = simulate(prepared(path("opt_13b"), *shared, "workload.rate=3"), policy)
+    busy = Busy()
+    two = simulate(prepared(path("opt_13b"), *shared, "workload.rate=6", "llm.instances=2"), policy, [busy])
+    alone = simulate(prepared(path("opt_13b"), *shared, "workload.rate=6"), policy)
+    assert adds_up({"submitted": two.submitted, **two.counts})
+    assert len(busy.places) >= 140 and all(len(members) == 1 for members in busy.places.values())
+    assert set(busy.seconds) == {"0", "1"} and min(busy.seconds.values()) > 0.7 * max(busy.seconds.values())
+    assert two.counts["on_time"] > alone.counts["on_time"]
+    assert abs(two.attainment - one.attainment) < 0.15
+
+
+def test_one_instance_is_what_is_simulated_without_the_key(path):
+    reports = [
+        simulate(prepared(path("opt_13b"), "workload.requests=80", *more), "priced").to_dict()
+        for more in ([], ["llm.instances=1"])
+    ]
+    for report in reports:
+        del report["decision_us"]
+    assert reports[0] == reports[1]
+
+
+def test_there_is_no_bound_for_several_instances(path):
+    told = command("simulate", path("opt_13b"), "--bound", "--set", "llm.instances=2")
+    assert told.status and "llm.instances is 2, and the bound of an llm is for one" in " ".join(told.err.split())
+
+
+def test_a_sweep_drives_several_instances(path, tmp_path):
+    arguments = ["--policy", "fcfs", "--set", "workload.requests=60", "--over", "workload.rate", "--values", "6"]
+    on_time = []
+    for instances in (1, 3):
+        more = ["--set", f"llm.instances={instances}", "--jobs", "1", "--out", tmp_path]
+        told = command("sweep", path("opt_13b"), *arguments, *more)
+        assert told.status == 0, told.err
+        on_time.append(json.loads((tmp_path / "sweep.json").read_text())[0]["counts"]["on_time"])
+    assert on_time[0] < on_time[1]
+
+
 WRONG = [
     ("stages={a: {}}", "give stages or llm, not both"),
     ("slo={scale: 2, total_s: 3}", "give scale or total_s, not both"),
@@ -90,7 +145,10 @@ WRONG = [
     ("llm.memory.tokens=0", "llm.memory.tokens"),
     ("llm.max_batch=0", "llm.max_batch"),
     ("llm.max_bach=3", "did you mean 'max_batch'?"),
-    ("pools={gpu: {workers: 2}}", "an llm's memory is one worker's"),
+    ("pools={gpu: {workers: 2}}", "an llm's memory is one worker's; for several there is llm.instances"),
+    ("llm.instances=0", "llm.instances"),
+    ("llm.instances=1.5", "llm.instances"),
+    ("llm.instances=4096", "llm.instances"),
     ("workload.prompt={median: 0, sigma: 1}", "workload.prompt"),
     ("workload.prompt={median: 5, sigma: 1, min: 9, max: 3}", "min 9 is larger than max 3"),
     ("workload.max_tokens=0", "workload.max_tokens"),

@@ -66,6 +66,10 @@ def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
     simulation = prepared.experiment.simulation
     llm, part = prepared.experiment.llm, prepared.profiles["llm.decode"]
     assert llm is not None and isinstance(part, PhaseProfile)
+    if llm.instances > 1:
+        raise ConfigError(
+            f"config {prepared.experiment.name!r}: llm.instances is {llm.instances}, and the bound of an llm is for one"
+        )
     (pool,) = prepared.pools
     return token_bound(
         prepared.requests,

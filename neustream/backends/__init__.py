@@ -56,6 +56,10 @@ class LlmBackend(ModelBackend, Protocol):
 
     lengths: Mapping[str, int]
 
+    def replica(self) -> LlmBackend:
+        """The same model on the same device once more, to run beside it; weights may be shared."""
+        ...
+
     def warm_up(self) -> None:
         """Run steps of all kinds, so that the first real request finds all loaded."""
         ...

@@ -178,34 +178,67 @@ class Gallery:
         return True
 
 
+def _places(experiment: Experiment, device: str) -> dict[str, list[str]]:
+    """The devices of each pool's workers, of an llm those of its instances; ConfigError for a wrong number."""
+    places: dict[str, list[str]] = {}
+    for name, pool in experiment.pools.items():
+        count, what = pool.workers, "worker(s)"
+        if experiment.llm is not None:
+            count, what = experiment.llm.instances, "instance(s)"
+        places[name] = pool.devices or [device] * count
+        if len(places[name]) != count:
+            raise ConfigError(f"pools.{name}: {len(places[name])} device(s) for {count} {what}")
+    return places
+
+
+def _instances(backends: Mapping[str, LlmBackend], places: Sequence[str]) -> list[LlmBackend]:
+    """A language model for each place: the backend there, then replicas of it."""
+    found: list[LlmBackend] = []
+    for place in places:
+        llm = backends[place]
+        if llm in found:
+            if not hasattr(llm, "replica"):
+                raise BackendError(f"{type(llm).__name__} has no `replica`, so {place!r} can have one instance")
+            llm = llm.replica()
+        found.append(llm)
+    return found
+
+
 class Session:
     """An experiment with its model loaded: the same modules and requests for each policy in turn."""
 
     def __init__(self, experiment: Experiment, device: str) -> None:
-        places = {name: pool.devices or [device] * pool.workers for name, pool in experiment.pools.items()}
-        for name, pool in experiment.pools.items():
-            if len(places[name]) != pool.workers:
-                raise ConfigError(f"pools.{name}: {len(places[name])} device(s) for {pool.workers} worker(s)")
+        places = _places(experiment, device)
         load_profiles(experiment)  # a missing one is told before a model is built
         devices = dict.fromkeys(place for some in places.values() for place in some)
         backends = {place: make_backend(experiment, place) for place in devices}
         backend = next(iter(backends.values()))
         self.prepared: Prepared = prepare(experiment, backend.params)
-        if experiment.llm is not None:
-            for each in backends.values():
-                cast(LlmBackend, each).lengths = self.prepared.lengths
         self._check(experiment, backends, places)
         self._backends = backends
         self.gallery = Gallery(backend)
-        self._executors: dict[str, ThreadExecutor] = {}
+        self._llms: list[LlmBackend] = []
+        self._executors: list[dict[str, ThreadExecutor]] = []
+        """Of each instance, by pool."""
+        if experiment.llm is None:
+            sets = {name: [backends[place] for place in some] for name, some in places.items()}
+            self._executors.append({name: self._executor(name, sets[name], some) for name, some in places.items()})
+            return
+        ((name, some),) = places.items()
+        self._llms = _instances(cast(Mapping[str, LlmBackend], backends), some)
+        for llm, place in zip(self._llms, some, strict=True):
+            llm.lengths = self.prepared.lengths
+            self._executors.append({name: self._executor(name, [llm], [place])})
+
+    def _executor(self, pool: str, backends: Sequence[ModelBackend], places: Sequence[str]) -> ThreadExecutor:
+        """The workers of a pool, one for each place, with the backend there."""
+        experiment = self.prepared.experiment
         assert experiment.backend is not None
-        for name, some in places.items():
-            stages = [stage for stage, config in experiment.stages.items() if config.pool == name]
-            stages += ["llm"] if experiment.llm is not None else []
-            modules = [{stage: backends[place].modules[stage] for stage in stages} for place in some]
-            finite = experiment.backend.check_finite
-            with module_faults(f"pool {name!r}: loading {', '.join(stages)}"):
-                self._executors[name] = ThreadExecutor(modules, some, check_finite=finite)
+        stages = [stage for stage, config in experiment.stages.items() if config.pool == pool]
+        stages += ["llm"] if experiment.llm is not None else []
+        modules = [{stage: backend.modules[stage] for stage in stages} for backend in backends]
+        with module_faults(f"pool {pool!r}: loading {', '.join(stages)}"):
+            return ThreadExecutor(modules, places, check_finite=experiment.backend.check_finite)
 
     def _check(
         self, experiment: Experiment, backends: Mapping[str, ModelBackend], places: Mapping[str, Sequence[str]]
@@ -230,10 +263,9 @@ class Session:
     def warm_up(self) -> None:
         """Run every stage a few times, untimed, so that the first real request finds all loaded."""
         experiment = self.prepared.experiment
-        for place, backend in self._backends.items():
-            if experiment.llm is not None:
-                cast(LlmBackend, backend).warm_up()
-                continue
+        for llm in self._llms:
+            llm.warm_up()
+        for place, backend in self._backends.items() if experiment.llm is None else ():
             modules = {name: backend.modules[name] for name in experiment.stages}
             sample = _sampler(experiment, backend, SAMPLE_ROUNDS)
             measure(build_graph(experiment), modules, sample, device=place, batches=[1], repeats=2, warmup=1)
@@ -256,8 +288,9 @@ class Session:
         return serve(self.prepared, policy, self._executors, [*observers, self.gallery, tick], started)
 
     def close(self) -> None:
-        for executor in self._executors.values():
-            executor.close()
+        for executors in self._executors:
+            for executor in executors.values():
+                executor.close()
 
     def __enter__(self) -> Session:
         return self

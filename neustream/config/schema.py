@@ -291,12 +291,15 @@ class LlmConfig(Section):
     `max_batch`: the most requests in one step. `profile`: the file of the `profiles` folder (without
     .json) with its steps. `memory`: its KV cache; without one, memory is no limit.
     `step_tokens`: the most tokens that one step computes where prompts are prefilled in parts.
+    `instances`: so many of it, each on a device of its own with its own memory; a request goes to the
+    one with the least work left, and stays there.
     """
 
     max_batch: BatchSize = 256
     profile: str = "steps"
     memory: MemoryConfig | None = None
     step_tokens: TokenCount = 2048
+    instances: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
 
 
 class Experiment(Section):
@@ -343,7 +346,7 @@ class Experiment(Section):
         if self.llm is not None and set(self.pools) != {"gpu"}:
             raise ValueError(f"an llm runs on the one pool 'gpu', got {sorted(self.pools)}")
         if self.llm is not None and self.pools["gpu"].workers > 1:
-            raise ValueError("pools.gpu.workers: an llm's memory is one worker's; several are several pools")
+            raise ValueError("pools.gpu.workers: an llm's memory is one worker's; for several there is llm.instances")
         return self
 
     @model_validator(mode="after")

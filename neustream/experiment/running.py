@@ -130,6 +130,21 @@ class Prepared:
         (graph,) = self.graphs
         return graph
 
+    @property
+    def instances(self) -> int:
+        """How many there are of what serves."""
+        counts = [1 if experiment.llm is None else experiment.llm.instances for experiment in self.experiments]
+        return max(counts)
+
+    def members(
+        self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]], *, learn: bool = False
+    ) -> list[Member]:
+        """A member for each of `executors` (those of an instance, by pool); see `scheduler`."""
+        names = [str(number) for number in range(len(executors))] if len(executors) > 1 else [""]
+        return [
+            Member(self.scheduler(policy, learn=learn), each, name) for name, each in zip(names, executors, strict=True)
+        ]
+
     def scheduler(self, policy: str | Policy, *, learn: bool = False) -> Scheduler:
         """A scheduler for its pools; a policy by name gets the config's parameters.
 
@@ -261,7 +276,8 @@ def simulate(
     executor = ProfiledExecutor(handover_s=handovers, stretch=factor, outcome=outcome)
     executors = dict.fromkeys((pool.name for pool in prepared.pools), executor)
     decision_s = max(experiment.simulation.decision_s or 0.0 for experiment in prepared.experiments)
-    engine = Engine(Member(prepared.scheduler(policy), executors), VirtualClock(decision_s), observers)
+    members = prepared.members(policy, [executors] * prepared.instances)
+    engine = Engine(members, VirtualClock(decision_s), observers)
     with policy_faults(policy):
         return engine.run(prepared.requests)
 
@@ -290,12 +306,15 @@ def _stretch(simulation: Simulation, seed: int) -> Callable[[Batch], float]:
 def serve(
     prepared: Prepared,
     policy: str,
-    executors: Mapping[str, Executor],
+    executors: Sequence[Mapping[str, Executor]],
     observers: Sequence[Observer] = (),
     started: Callable[[Engine], None] = lambda engine: None,
 ) -> Report:
-    """Serve the workload in real time on `executors`, which stay open; `started` gets the engine."""
-    engine = Engine(Member(prepared.scheduler(policy, learn=True), executors), WallClock(), observers)
+    """Serve the workload in real time; `started` gets the engine.
+
+    `executors`: of each instance, by pool; they stay open.
+    """
+    engine = Engine(prepared.members(policy, executors, learn=True), WallClock(), observers)
     started(engine)
     with policy_faults(policy):
         return engine.run(prepared.requests)

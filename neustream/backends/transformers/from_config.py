@@ -34,6 +34,7 @@ from neustream.backends.options import options_of
 from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.replicas import twin
 from neustream.backends.transformers.request import check_length
 from neustream.backends.transformers.sampling import Sampling
 from neustream.core.batch import StepInput
@@ -72,6 +73,7 @@ class Served:
     def __init__(self, model: LanguageModel, options: Options) -> None:
         self.model = model
         self.lengths: Mapping[str, int] = {}
+        self._options = options
         self._sampling = _sampling(options.request)
         self.texts = Texts(model, self.ask, name="llm")
         self.modules = modules_of(self.texts)
@@ -79,6 +81,11 @@ class Served:
         self.model_name = f"{model.name}, {weights / 1e6:.1f} M parameters"
         self.device_name = model.place
         self.dtype = options.dtype
+
+    def replica(self) -> Served:
+        """The same weights, with KV slots of its own."""
+        model = LanguageModel(twin(self.model.model), slots=self.model.slots, max_len=self.model.max_len)
+        return Served(model, self._options)
 
     def ask(self, given: StepInput) -> Ask:
         seed = given.params["seed"]

@@ -17,6 +17,7 @@ from neustream.backends.options import measuring, policy_of, slo_of
 from neustream.backends.transformers.measured import steps_for
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.replicas import Replica, places_of, replicate
 from neustream.backends.transformers.request import ask_of
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.stream import Answer
@@ -47,7 +48,7 @@ NODE = "llm"
 
 
 class TextEngine:
-    """A stock causal language model, served token by token by one device.
+    """A stock causal language model, served token by token, by one replica or several.
 
     Args:
         model: any `AutoModelForCausalLM` in eval mode, on the device and in the dtype that it is to run
@@ -59,12 +60,15 @@ class TextEngine:
         profile: how long steps take: a step profile, or its file (`neustream profile` writes one).
             None: the one in the user's cache; what is not there is measured first and kept. It is
             corrected by the steps that run.
-        slots: requests that can hold keys and values at once.
+        slots: requests that can hold keys and values at once, on each replica.
         max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys and
-            values take memory for `slots * max_len` tokens.
+            values take memory for `slots * max_len` tokens, on each replica.
         kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of tokens
             makes it take slots away, and compute their tokens again.
         device: move the model there first.
+        devices: in its place, a replica on each of them; ["cpu", "cpu"]: two there, on the same weights.
+            Each has a KV cache and a thread of its own. A request goes to the one with the least work
+            left (`LeastWork`), and stays there.
         measure_s: seconds that measuring may take, about.
         cache: the folder of the cache; default: the user's.
         observers: told of every Record.
@@ -86,6 +90,7 @@ class TextEngine:
         max_len: int | None = None,
         kv_cache: KVCache | None = None,
         device: str | None = None,
+        devices: Sequence[str] | None = None,
         measure_s: float = 20.0,
         cache: Path | str | None = None,
         observers: Sequence[Observer] = (),
@@ -94,24 +99,25 @@ class TextEngine:
         self.slo = slo_of(slo)
         self.tokenizer = tokenizer
         rule = policy_of(policy)
-        if device is not None and isinstance(model, PreTrainedModel):
-            model.to(device)
-        self.model = LanguageModel(model, slots=slots, max_len=max_len)
+        places = places_of(device, devices)
+        models = [model]
+        if places is not None and isinstance(model, PreTrainedModel):
+            models = replicate(model, places)
+        served = [LanguageModel(one, slots=slots, max_len=max_len) for one in models]
+        self.model = served[0]
         self.kv_cache = kv_cache or KVCache(slots, self.model.max_len)
+        self.graph = Graph("chat", llm(NODE, max_batch=slots))
         self.report = Report()
         self._answers: dict[str, Answer] = {}
-        self._texts = Texts(self.model, _ask, name=NODE)
-        self._executor = ThreadExecutor(modules_of(self._texts))
+        self._replicas = [_replica(one) for one in served]
         try:
-            steps = self._executor.call(lambda: self._steps(profile, cache, measure_s, progress)).result()
-            self.graph = Graph("chat", llm(NODE, max_batch=slots))
-            profiles = llm_profiles(NODE, LearntSteps(steps), max_batch=slots)
-            pool = Pool(POOL, tuple(self.graph.stages), kv_cache=self.kv_cache)
-            scheduler = Scheduler([pool], rule, profiles)
+            steps = [self._steps(replica, profile, cache, measure_s, progress) for replica in self._replicas]
+            members = self._members(rule, steps, slots)
             told: list[Observer] = [self.report, self._watch, *observers]
-            self.engine = Engine(Member(scheduler, {POOL: self._executor}), WallClock(), told).start()
+            self.engine = Engine(members, WallClock(), told).start()
         except BaseException:
-            self._executor.close()
+            for replica in self._replicas:
+                replica.executor.close()
             raise
 
     # -- requests -------------------------------------------------------------------------------------
@@ -172,29 +178,44 @@ class TextEngine:
 
     @property
     def profiles(self) -> Mapping[str, LatencyProfile]:
-        """The profiles that decisions are made by now, what was learnt included."""
+        """The profiles that decisions are made by now, of the first replica; what was learnt included."""
         return self.engine.members[0].scheduler.times.profiles
 
     @property
     def used(self) -> int:
-        """Slots in use."""
-        with contextlib.suppress(BackendError):  # closed: nobody else counts
-            used: int = self._executor.call(lambda: len(self._texts)).result()
-            return used
-        return len(self._texts)
+        """Slots in use, of all replicas."""
+        return sum([_used(replica) for replica in self._replicas])
 
     # -- inside ---------------------------------------------------------------------------------------
 
+    def _members(self, policy: Policy, steps: Sequence[StepLatency], slots: int) -> list[Member]:
+        """A member for each replica, with the latencies of its steps."""
+        names = [str(number) for number in range(len(steps))] if len(steps) > 1 else [""]
+        pool = Pool(POOL, tuple(self.graph.stages), kv_cache=self.kv_cache)
+        members = []
+        for name, replica, taken in zip(names, self._replicas, steps, strict=True):
+            profiles = llm_profiles(NODE, LearntSteps(taken), max_batch=slots)
+            members.append(Member(Scheduler([pool], policy, profiles), {POOL: replica.executor}, name))
+        return members
+
     def _steps(
-        self, profile: StepLatency | Path | str | None, cache: Path | str | None, seconds: float, progress: bool | None
+        self,
+        replica: Replica,
+        profile: StepLatency | Path | str | None,
+        cache: Path | str | None,
+        seconds: float,
+        progress: bool | None,
     ) -> StepLatency:
+        """How long the steps of a replica take: as given, or as measured on its own thread."""
         if isinstance(profile, str | Path):
             return load_steps(profile)
         if profile is not None:
             return profile
         show = sys.stderr.isatty() if progress is None else progress
-        with measuring(f"measuring {self.model.name}", show) as tick:
-            return steps_for(self.model, cache, seconds, tick)
+        model = replica.model
+        with measuring(f"measuring {model.name}", show) as tick:
+            steps: StepLatency = replica.executor.call(lambda: steps_for(model, cache, seconds, tick)).result()
+            return steps
 
     def _watch(self, record: Record) -> None:
         """Hand tokens out, on the engine's thread."""
@@ -228,6 +249,19 @@ class TextEngine:
 def serve(model: PreTrainedModel, tokenizer: Any = None, **options: Any) -> TextEngine:
     """A running `TextEngine` for `model`; `options` are its own."""
     return TextEngine(model, tokenizer, **options)
+
+
+def _replica(model: LanguageModel) -> Replica:
+    texts = Texts(model, _ask, name=NODE)
+    return Replica(model, texts, ThreadExecutor(modules_of(texts)))
+
+
+def _used(replica: Replica) -> int:
+    """Slots of a replica that are in use."""
+    with contextlib.suppress(BackendError):  # closed: nobody else counts
+        used: int = replica.executor.call(lambda: len(replica.texts)).result()
+        return used
+    return len(replica.texts)
 
 
 def _ask(given: StepInput) -> Ask:
