@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from neustream.engine.executor import Executor, ProfiledExecutor, StreamModule, ThreadExecutor
     from neustream.engine.member import Member
     from neustream.engine.report import Report
+    from neustream.engine.tools import ToolExecutor
     from neustream.engine.trace import EventLog
     from neustream.errors import (
         BackendError,
@@ -110,6 +111,7 @@ __all__ = [
     "Symphony",
     "TableProfile",
     "ThreadExecutor",
+    "ToolExecutor",
     "UnitProfile",
     "View",
     "VirtualClock",
@@ -183,6 +185,7 @@ _HOMES = {
     ),
     "neustream.engine.engine": ("Engine",),
     "neustream.engine.member": ("Member",),
+    "neustream.engine.tools": ("ToolExecutor",),
     "neustream.engine.answers": ("Result",),
     "neustream.engine.executor": (
         "Executor",

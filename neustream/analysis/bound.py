@@ -188,7 +188,7 @@ def upper_bound(
     clock = WallClock()
     stages, tasks, free = _tasks(requests, profiles, pools, overhead_s)
     groups = [_Group(tasks) for tasks in _overlapping(tasks)]
-    build = partial(_program, stages=stages, workers=[pool.workers for pool in pools])
+    build = partial(_program, stages=stages, workers=[pool.seats for pool in pools])
     _relax(groups, build, clock, time_limit_s)
     _tighten(groups, build, clock, time_limit_s)
     counts = Counter(group.method for group in groups)
@@ -254,7 +254,7 @@ def slack_bound(
     best = math.inf
     for at, pool in enumerate(pools):
         charges = np.array([_least_charge(task, stages, at) for task in tasks])
-        best = min(best, _flow(tasks, charges, pool.workers))
+        best = min(best, _flow(tasks, charges, pool.seats))
     return free + best
 
 

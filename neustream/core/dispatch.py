@@ -50,6 +50,11 @@ class Dispatch:
         self, state: PoolState, now: float, worker: int, instead: Policy | None
     ) -> Batch | None:
         """See `Scheduler.next_batch`."""
+        if state.policy is None:
+            job = state.first()
+            if job is None:
+                return None
+            return self._start(state, _Step(worker, now, (job,), (job.size,)))
         state.wake_at = None
         plan = state.plans.pop(worker, None)
         if plan is not None and instead is None:
@@ -78,6 +83,8 @@ class Dispatch:
 
     def plan(self, state: PoolState, batch: Batch, now: float, instead: Policy | None) -> None:
         """See `Scheduler.plan`."""
+        if state.policy is None:
+            return
         state.plans.pop(batch.worker, None)
         if batch.id not in state.running:
             raise PolicyError(f"plan: batch {batch.id} of pool {batch.pool!r} is not running")

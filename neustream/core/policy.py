@@ -29,6 +29,9 @@ class Pool:
     `sticky`: once started, a job stays on its worker (its tensors live there). `kv_cache`: that of
     the language models served here (one worker's). `step_tokens`: the most tokens that a step of a
     language model computes, prompts' and decodes', for policies that prefill in parts.
+
+    `concurrency`: a pool without a policy, for tools and other things that just start. Its jobs do
+    so in the order in which they come, each alone, up to so many at once (as on so many workers).
     """
 
     name: str
@@ -37,6 +40,12 @@ class Pool:
     sticky: bool = False
     kv_cache: KVCache | None = None
     step_tokens: int = 2048
+    concurrency: int | None = None
+
+    @property
+    def seats(self) -> int:
+        """Steps that may be under way at once."""
+        return self.workers if self.concurrency is None else self.concurrency
 
 
 class Unpromised(NamedTuple):

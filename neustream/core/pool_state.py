@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -42,21 +42,12 @@ class PoolState:
         "wake_at",
     )
 
-    def __init__(self, pool: Pool, policy: Policy) -> None:
-        if pool.workers < 1:
-            raise GraphError(f"pool {pool.name!r}: workers must be 1 or more, got {pool.workers}")
-        if pool.kv_cache is not None and pool.workers > 1:
-            raise GraphError(
-                f"pool {pool.name!r}: a KV cache is one worker's; {pool.workers} need a pool each"
-            )
-        if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
-            hint = f"; make one: {policy.__name__}()" if isinstance(policy, type) else ""
-            raise PolicyError(
-                f"pool {pool.name!r}: a policy is an object with decide(view), "
-                f"got {shown(policy)}{hint}"
-            )
+    def __init__(self, pool: Pool, policy: Policy | None) -> None:
+        _check(pool)
+        if pool.concurrency is None:
+            _check_policy(pool, policy)
         self.pool = pool
-        self.policy = policy
+        self.policy = policy  # None: jobs just start
         self.blocks = None if pool.kv_cache is None else BlockPool(pool.name, pool.kv_cache)
         self.queues: dict[str, Queue] = {}
         self.running: dict[int, Batch] = {}
@@ -88,6 +79,15 @@ class PoolState:
             if jobs:
                 queues[stage] = jobs
         return queues
+
+    def first(self) -> Entry | None:
+        """The waiting job that came first."""
+        heads = []
+        for queue in self.queues.values():
+            head = next((job for job in queue.jobs.values() if job.status == "waiting"), None)
+            if head is not None:
+                heads.append(head)
+        return min(heads, key=lambda job: (job.joined_at, job.arrival), default=None)
 
     def may_run(self, job: Entry, worker: int) -> bool:
         """Whether `worker` may run a job now."""
@@ -187,6 +187,53 @@ class PoolState:
                 f"pool {self.pool.name!r}: request {carry.id!r} comes with {blocks} blocks, "
                 f"{self.blocks.free} of {self.blocks.cache.num_blocks} are free"
             )
+
+
+def _check(pool: Pool) -> None:
+    """GraphError for a pool that cannot be."""
+    name = f"pool {pool.name!r}"
+    if pool.workers < 1:
+        raise GraphError(f"{name}: workers must be 1 or more, got {pool.workers}")
+    if pool.kv_cache is not None and pool.workers > 1:
+        raise GraphError(f"{name}: a KV cache is one worker's; {pool.workers} need a pool each")
+    count = pool.concurrency
+    if count is None:
+        return
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise GraphError(f"{name}: concurrency must be 1 or more, got {shown(count)}")
+    if pool.workers > 1 or pool.sticky or pool.kv_cache is not None:
+        raise GraphError(
+            f"{name}: concurrency is for pools without a policy; workers, sticky and kv_cache do "
+            "not go with it"
+        )
+
+
+def _check_policy(pool: Pool, policy: object) -> None:
+    """PolicyError for what is no policy."""
+    if isinstance(policy, type) or not callable(getattr(policy, "decide", None)):
+        hint = f"; make one: {policy.__name__}()" if isinstance(policy, type) else ""
+        raise PolicyError(
+            f"pool {pool.name!r}: a policy is an object with decide(view), "
+            f"got {shown(policy)}{hint}"
+        )
+
+
+def rules(pools: Sequence[Pool], policy: Policy | Mapping[str, Policy]) -> Sequence[Policy | None]:
+    """The policy of each pool, None where none is asked; PolicyError if one lacks, or is too many.
+
+    `policy`: one rule for all, or one for each by the pool's name.
+    """
+    if not isinstance(policy, Mapping):
+        return [policy if pool.concurrency is None else None for pool in pools]
+    for pool in pools:
+        asked = pool.concurrency is None
+        if asked and pool.name not in policy:
+            raise PolicyError(f"pool {pool.name!r} has no policy; policies for: {sorted(policy)}")
+        if not asked and pool.name in policy:
+            raise PolicyError(
+                f"pool {pool.name!r} has a concurrency: its jobs just start, and no policy is asked"
+            )
+    return [policy.get(pool.name) for pool in pools]
 
 
 def _label(jobs: Sequence[Job]) -> str:

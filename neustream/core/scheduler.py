@@ -25,7 +25,7 @@ from neustream.core.job import Entry, Job
 from neustream.core.kv_cache import Ticket
 from neustream.core.lives import Lives, Lost
 from neustream.core.policy import Policy, Pool
-from neustream.core.pool_state import PoolState
+from neustream.core.pool_state import PoolState, rules
 from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import StepTimes
 from neustream.core.types import Request
@@ -45,7 +45,8 @@ class Scheduler:
 
     Args:
         pools: their stage names must not overlap.
-        policy: one rule for all pools, or one for each by the pool's name.
+        policy: one rule for all pools, or one for each by the pool's name. None is asked for pools
+            with a `concurrency`.
         profiles: a latency profile for each stage of each pool.
         correct: whether steps that keep taking other times than their profile says correct it.
         away: latencies of stages that other schedulers serve, as seen from here. A job that gets to
@@ -63,21 +64,16 @@ class Scheduler:
         correct: bool = False,
         away: Mapping[str, LatencyProfile] | None = None,
     ) -> None:
-        rules = policy if isinstance(policy, Mapping) else {pool.name: policy for pool in pools}
         self.times = StepTimes({**profiles, **(away or {})}, correct=correct)
         self.recent = Recent()
         self._lives = Lives(self.times, self.recent, frozenset(away or ()))
         self._dispatch = Dispatch(self._lives, self.times, self.recent)
         self.jobs: Mapping[str, Job] = self._lives.jobs
         self._pools: dict[str, PoolState] = {}
-        for pool in pools:
+        for pool, rule in zip(pools, rules(pools, policy), strict=True):
             if pool.name in self._pools:
                 raise GraphError(f"pools need different names, got {[p.name for p in pools]}")
-            if pool.name not in rules:
-                raise PolicyError(
-                    f"pool {pool.name!r} has no policy; policies for: {sorted(rules)}"
-                )
-            self._pools[pool.name] = PoolState(replace(pool, stages=()), rules[pool.name])
+            self._pools[pool.name] = PoolState(replace(pool, stages=()), rule)
             self.add(pool.name, {name: profiles.get(name) for name in pool.stages})
 
     def add(self, pool: str, profiles: Mapping[str, LatencyProfile | None]) -> None:
@@ -104,8 +100,9 @@ class Scheduler:
 
     @property
     def policies(self) -> dict[str, Policy]:
-        """Each pool's policy."""
-        return {name: state.policy for name, state in self._pools.items()}
+        """The policy of each pool that has one."""
+        rules = {name: state.policy for name, state in self._pools.items()}
+        return {name: rule for name, rule in rules.items() if rule is not None}
 
     @property
     def decisions(self) -> int:
@@ -205,6 +202,7 @@ class Scheduler:
         With None, `wake_at(pool)` says when to ask again if nothing else happens before. A policy
         that neither runs nor drops anything, nor names such a time, while jobs wait and nothing
         runs, would wait for ever: that is a PolicyError. `instead` decides in its place this once.
+        Where no policy is asked, the job that came first runs alone.
         """
         return self._dispatch.next_batch(self._pools[pool], now, worker, instead)
 

@@ -73,8 +73,9 @@ class Drive:
         self._limits = Limits(self, clock, step_timeout_s)
         self._looks = None if clock.decides_at_once else Looks(self, clock)
         pools = member.scheduler.pools.values()
-        self._idle = {pool.name: list(range(pool.workers)) for pool in pools}
+        self._idle = {pool.name: list(range(pool.seats)) for pool in pools}
         self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
+        self._asked = frozenset(member.scheduler.policies)  # pools whose policy is asked
         self._under_way: dict[int, tuple[StepInfo, Batch]] = {}
 
     def serves(self, request: Request) -> bool:
@@ -126,6 +127,8 @@ class Drive:
             if at is not None and not now < self._wakes[pool] <= at:
                 self._wakes[pool] = at  # one that comes no later is under way otherwise
                 self._clock.post(Wake(self, pool), at)
+            if pool not in self._asked:
+                return  # nothing waits, for the other workers neither
 
     def _next(self, pool: str, worker: int, now: float) -> tuple[Batch | None, StepInfo | None]:
         """The next step, and what observers are told of it if a policy was asked."""
@@ -198,7 +201,7 @@ class Drive:
             failed = StageFailed(f"stage {batch.stage!r}: its step could not start: {told(error)}")
             failed.__cause__ = error
             self._clock.post(Done(batch, failed), now)
-        if self._looks is not None:
+        if self._looks is not None and batch.pool in self._asked:
             self._looks.started(batch, now)
 
     def done(self, event: Done, now: float) -> None:
@@ -269,7 +272,7 @@ class Drive:
         self._tell(Finished(info, now, reason, self.name))
         self._limits.lose(batch)
         pool = self.scheduler.pools[batch.pool]
-        if len(self._limits.lost(batch.pool)) == pool.workers:
+        if len(self._limits.lost(batch.pool)) == pool.seats:
             self._close(batch.pool, f"pool {batch.pool!r} is closed: {reason}", now)
         elif pool.sticky:
             self._give_up_bound(batch.pool, batch.worker, reason, now)

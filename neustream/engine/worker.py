@@ -40,7 +40,7 @@ class Worker:
         self._kept: dict[str, dict[int, str]] = {}
         """By request: the modules that keep something of it, each with the stage it ran last."""
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=_work, args=(self._inbox,), daemon=True, name=name)
+        self._thread = threading.Thread(target=attend, args=(self._inbox,), daemon=True, name=name)
         self._thread.start()
 
     @property
@@ -119,10 +119,10 @@ class Worker:
             results = _one_each(module.step(inputs))
             return [_finite(batch.stage, one) for one in results] if check_finite else results
         except BaseException as error:  # noqa: BLE001  a stage may raise anything
-            return _failed(batch.stage, error)
+            return failed(batch.stage, error)
 
 
-def _work(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+def attend(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
     """A worker's thread: one thing after the other, until None comes; whatever one of them raises.
 
     What callbacks of futures raise ends up here.
@@ -151,10 +151,10 @@ def _called(stage: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:  # a module may raise anything
-        raise _failed(stage, error) from error
+        raise failed(stage, error) from error
 
 
-def _failed(stage: str, error: BaseException) -> StageFailed:
+def failed(stage: str, error: BaseException) -> StageFailed:
     failed = StageFailed(f"stage {stage!r}: {told(error)}")
     failed.__cause__ = error
     return failed

@@ -1,0 +1,185 @@
+"""Tools and other calls that just start: functions on threads, coroutines on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from neustream.core.batch import Batch, StepInput
+from neustream.core.events import Update
+from neustream.engine.clock import Clock
+from neustream.engine.events import Done
+from neustream.engine.executor import settled
+from neustream.engine.worker import Pieces, attend, failed
+from neustream.errors import BackendError, NeustreamError, RequestError, StageFailed
+
+Tool = Callable[[StepInput], Update | Awaitable[Update]]
+"""One call for one request: what it returns is merged into the request's state."""
+
+
+class ToolExecutor:
+    """Runs the calls of a pool with a `concurrency`.
+
+    A plain function runs on a thread of its own while it takes; an `async def` is awaited, with all
+    others, on one thread. What a call raises fails its own request.
+
+    Args:
+        tools: the calls by stage name: `async def search(input): ...` or a plain function.
+    """
+
+    def __init__(self, tools: Mapping[str, Tool]) -> None:
+        for stage, tool in tools.items():
+            if not callable(tool):
+                raise RequestError(
+                    f"stage {stage!r}: a tool is a function, got {type(tool).__name__}"
+                )
+        self._tools = dict(tools)
+        self._process = os.getpid()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._threads: dict[int, _Thread] = {}
+        self._awaits: _Awaits | None = None
+
+    def start(self, batch: Batch, clock: Clock) -> None:
+        if os.getpid() != self._process:
+            raise BackendError(f"this executor's threads are those of process {self._process}")
+        tool = self._tools.get(batch.stage)
+        if tool is None or len(batch) != 1:
+            why = f"no tool for it; tools: {sorted(self._tools)}"
+            if tool is not None:
+                why = f"a tool is called for one request at a time, got {len(batch)}"
+            clock.post(Done(batch, failed(batch.stage, StageFailed(why))), clock.now())
+            return
+        call = _Call(batch, clock)
+        with self._closing:
+            if self._closed:
+                raise BackendError("this executor is closed")
+            if _is_async(tool):
+                self._await(call.awaited(tool))
+                return
+            thread = self._threads.get(batch.worker)
+            if thread is None:
+                thread = self._threads[batch.worker] = _Thread(f"neustream-tool-{batch.worker}")
+        thread.inbox.put(partial(call.run, tool))
+
+    def release(self, id: str) -> None:
+        """Calls keep nothing."""
+
+    def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
+        """Nothing: calls keep nothing."""
+        return settled({})
+
+    def adopt(self, input: StepInput, pieces: Pieces, worker: int = 0) -> Future[None]:
+        """Nothing to do."""
+        return settled(None)
+
+    def close(self, *, wait: bool = True) -> None:
+        with self._closing:
+            self._closed = True
+            threads = list(self._threads.values())
+            for thread in threads:
+                thread.inbox.put(None)
+            if self._awaits is not None:
+                self._awaits.close()
+        for each in threads if wait else ():
+            each.thread.join()
+        if wait and self._awaits is not None:
+            self._awaits.thread.join()
+
+    def here(self) -> bool:
+        present = threading.current_thread()
+        awaits = self._awaits
+        if awaits is not None and awaits.thread is present:
+            return True
+        return any(thread.thread is present for thread in list(self._threads.values()))
+
+    def _await(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._awaits is None:
+            self._awaits = _Awaits()
+        self._awaits.add(coroutine)
+
+
+class _Call:
+    """A step that is under way: one call, for one request."""
+
+    def __init__(self, batch: Batch, clock: Clock) -> None:
+        [self._input] = batch.inputs()
+        self._batch = batch
+        self._clock = clock
+
+    def run(self, tool: Tool) -> None:
+        """Call a plain function."""
+        try:
+            result: Any = tool(self._input)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise StageFailed("it returned a coroutine: make it an `async def`")
+        except BaseException as error:  # noqa: BLE001  a tool may raise anything
+            result = failed(self._batch.stage, error)
+        self._over(result)
+
+    async def awaited(self, tool: Tool) -> None:
+        """Call an `async def`."""
+        try:
+            result: Any = await tool(self._input)  # type: ignore[misc]  # it was looked at
+        except BaseException as error:  # noqa: BLE001  also what would end the event loop
+            result = failed(self._batch.stage, error)
+        self._over(result)
+
+    def _over(self, result: Update | NeustreamError) -> None:
+        self._clock.post(Done(self._batch, [result]), self._clock.now())
+
+
+class _Thread:
+    """A thread that does one thing after the other, until None comes."""
+
+    def __init__(self, name: str) -> None:
+        self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=attend, args=(self.inbox,), daemon=True, name=name)
+        self.thread.start()
+
+
+class _Awaits:
+    """An event loop on a thread; it ends when it is closed and nothing is awaited any more."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        name = "neustream-tools"
+        self.thread = threading.Thread(target=self._serve, daemon=True, name=name)
+        self.thread.start()
+
+    def add(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._loop.call_soon_threadsafe(self._begin, coroutine)
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._over.set)
+
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._until_over())
+
+    async def _until_over(self) -> None:
+        await self._over.wait()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+def _is_async(tool: Tool) -> bool:
+    """Whether calling it only makes a coroutine."""
+    call = getattr(tool, "__call__", None)  # noqa: B004  of an object, its method
+    return inspect.iscoroutinefunction(tool) or inspect.iscoroutinefunction(call)
