@@ -1,4 +1,7 @@
-"""What a scheduler tells of: frozen values with ids and numbers. No live job is in them."""
+"""What a scheduler tells of: frozen values with ids and numbers. No live job is in them.
+
+`member`, of all of them, names the instance that the scheduler is part of (the engine does).
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ class Submitted:
     slo: SLO
     steps: int
     at: float
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Emitted:
     at: float
     age: float
     late: bool = False
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Ended:
     at: float
     slo: SLO
     steps: int
+    member: str = ""
 
     @property
     def latency_s(self) -> float:
@@ -69,6 +75,7 @@ class Corrected:
     stage: str
     factors: Mapping[int, float]
     at: float
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class Held:
 
     id: str
     at: float
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class Left:
     id: str
     stage: str
     at: float
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,7 @@ class Given:
 
     id: str
     at: float
+    member: str = ""
 
 
 Event = Submitted | Emitted | Ended | Corrected | Held | Left | Given

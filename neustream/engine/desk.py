@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
-from neustream.engine.answers import Answers, refusal
-from neustream.engine.events import Cancel, Extend, Submit
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from neustream.core.types import Request
+from neustream.engine.answers import Answers, Result, refusal
+from neustream.engine.events import Cancel, Event, Extend, Leave, Listener, Submit
 from neustream.engine.loop import Loop
 from neustream.errors import RequestError, shown
 
+T = TypeVar("T")
+
 
 class Desk:
-    """Handles callers' events on the loop's thread; each is answered, whatever it brings.
+    """Posts what callers ask, and handles it on the loop's thread; all of it is answered.
 
     `answers` are the callers' futures; with `interrupted`, nothing that comes now is served.
+    `max_open`: the most requests without an answer; None: no limit.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, max_open: int | None = None) -> None:
+        if max_open is not None and max_open < 1:
+            raise RequestError(f"max_open must be 1 or more, got {max_open!r}")
+        self._max_open = max_open
         self.answers = Answers()
         self.interrupted = False
         self._loop = loop
+        loop.departures.resolve = self.answers.resolve
         loop.handlers |= {
             Submit: self._submitted,
             Cancel: self._cancelled,
             Extend: self._extended,
+            Leave: self._left,
         }
+
+    # -- on callers' threads ----------------------------------------------------------------------
+
+    def submit(self, request: Request, listener: Listener | None, now: float) -> Future[Result]:
+        """Post a request; RequestError while too many are open."""
+        count = len(self.answers.open)
+        if self._max_open is not None and count >= self._max_open:
+            raise RequestError(
+                f"request {request.id!r}: {count} requests are open, "
+                f"and max_open is {self._max_open}"
+            )
+        answer: Future[Result] = Future()
+        self.answers.open.add(answer)
+        self._loop.clock.post(Submit(request, answer, listener), now)
+        return answer
+
+    def ask(self, question: Callable[[Future[T]], Event], now: float) -> Future[T]:
+        """Post a question that is no request."""
+        answer: Future[T] = Future()
+        self.answers.asked.add(answer)
+        self._loop.clock.post(question(answer), now)
+        return answer
+
+    # -- on the loop's ----------------------------------------------------------------------------
 
     def _submitted(self, event: Submit, now: float) -> None:
         if event.answer.cancelled():
@@ -56,3 +93,9 @@ class Desk:
             self.answers.resolve(event.answer, refusal(error, f"pool {shown(event.pool)}"))
         else:
             self.answers.resolve(event.answer, None)
+
+    def _left(self, event: Leave, now: float) -> None:
+        try:
+            self._loop.leave(event.member, event.answer, now)
+        except RequestError as error:
+            self.answers.resolve(event.answer, error)

@@ -9,8 +9,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
@@ -18,34 +17,16 @@ from neustream.core.types import SLO, Request
 from neustream.engine.answers import Result
 from neustream.engine.clock import Clock
 from neustream.engine.desk import Desk
-from neustream.engine.events import Cancel, Extend, Listener, Observer, Stop, Submit
+from neustream.engine.events import Cancel, Extend, Leave, Listener, Observer, Stop
 from neustream.engine.loop import Loop
 from neustream.engine.member import Member
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.routing import LeastWork, Router
-from neustream.errors import NeustreamError, RequestError, shown, told
+from neustream.engine.snapshot import Snapshot, State, take
+from neustream.errors import NeustreamError, RequestError, shown
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """How an engine is, at some moment.
-
-    Args:
-        state: "failed" if its loop broke; `reason` says why it serves nothing or not all.
-        open: requests that have no answer yet.
-        policy_faults: decisions that FCFS made since the policy raised or decided what cannot be.
-        closed: why pools serve nothing any more, by name (`member/pool` where members have names).
-    """
-
-    state: Literal["new", "serving", "closing", "closed", "failed"]
-    reason: str = ""
-    open: int = 0
-    decisions: int = 0
-    policy_faults: int = 0
-    closed: Mapping[str, str] = field(default_factory=dict)
 
 
 class Engine:
@@ -80,16 +61,13 @@ class Engine:
         max_open: int | None = None,
         step_timeout_s: float | None = None,
     ) -> None:
-        if max_open is not None and max_open < 1:
-            raise RequestError(f"max_open must be 1 or more, got {max_open!r}")
         self.clock = clock
-        self.members = (members,) if isinstance(members, Member) else tuple(members)
-        self._loop = Loop(self.members, clock, router or LeastWork(), observers, step_timeout_s)
+        served = [members] if isinstance(members, Member) else list(members)
+        self._loop = Loop(served, clock, router or LeastWork(), observers, step_timeout_s)
         self._loop.handlers[Stop] = self._stopped
-        self._desk = Desk(self._loop)
+        self._desk = Desk(self._loop, max_open)
         self._answers = self._desk.answers
         self._replay: Replay | None = None
-        self._max_open = max_open
         self._process = os.getpid()
         self._accepting = False  # whether callers may still submit
         self._thread: threading.Thread | None = None
@@ -143,11 +121,16 @@ class Engine:
         self._begin()
         self._accepting = True
         for drive in self._loop.drives:
-            drive.forgiving = True
+            drive.deciding.forgiving = True
         self._loop.observers.append(self._answers.hear)
         self._thread = threading.Thread(target=self._serve, name="neustream-engine", daemon=True)
         self._thread.start()
         return self
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """What serves."""
+        return tuple([drive.member for drive in self._loop.drives])
 
     @property
     def over(self) -> bool:
@@ -187,14 +170,7 @@ class Engine:
             raise RequestError(f"on_output must be callable, got {type(on_output).__name__}")
         with self._serving() as now:
             request = Request(name, graph, now, slo, params)
-            if self._max_open is not None and len(self._answers.open) >= self._max_open:
-                raise RequestError(
-                    f"request {request.id!r}: {len(self._answers.open)} requests are open, "
-                    f"and max_open is {self._max_open}"
-                )
-            answer: Future[Result] = Future()
-            self._answers.open.add(answer)
-            self.clock.post(Submit(request, answer, on_output), now)
+            answer = self._desk.submit(request, on_output, now)
         answer.add_done_callback(lambda done: self._given_up(done, request.id))
         return answer
 
@@ -215,35 +191,30 @@ class Engine:
         `member`: whose; None: of each that has such a pool. The future raises what is wrong.
         """
         with self._serving() as now:
-            answer: Future[None] = Future()
-            self._answers.asked.add(answer)
-            self.clock.post(Extend(pool, profiles, answer, member), now)
-        return answer
+            return self._desk.ask(lambda answer: Extend(pool, profiles, answer, member), now)
+
+    def remove(self, member: str) -> Future[None]:
+        """Let a member go: it takes no more requests, and the future is set once it has none.
+
+        Those that wait go to other members that can serve them, now or at the end of their steps:
+        without anything if they have not begun, else with what the executors keep of them. Where
+        that cannot be (no other member, a module without `export`), they end where they are. The
+        future raises RequestError if there is no such member.
+        """
+        with self._serving() as now:
+            return self._desk.ask(lambda answer: Leave(member, answer), now)
 
     def snapshot(self) -> Snapshot:
         """How it is; from any thread, without waiting for the loop."""
-        state: Literal["new", "serving", "closing", "closed", "failed"] = "new"
-        drives = self._loop.drives
-        closed: dict[str, str] = {}
-        for drive in drives:
-            for pool, why in drive.closed.items():
-                closed[f"{drive.name}/{pool}" if drive.name else pool] = why
-        reason = "; ".join(closed.values())
+        state: State = "new"
         if self._fault is not None:
-            state, reason = "failed", told(self._fault)
+            state = "failed"
         elif self._running:
             ending = self._closed or (self._thread is not None and not self._accepting)
             state = "closing" if ending else "serving"
         elif self._closed or self._thread is not None:
             state = "closed"
-        return Snapshot(
-            state,
-            reason,
-            len(self._answers.open),
-            sum([drive.scheduler.decisions for drive in drives]),
-            sum([drive.policy_faults for drive in drives]),
-            closed,
-        )
+        return take(state, self._loop.drives, len(self._answers.open), self._fault)
 
     def close(self, *, cancel: bool = False, timeout_s: float | None = None) -> None:
         """Serve what is open (or end it as cancelled), then stop the loop and the executors.
@@ -261,12 +232,11 @@ class Engine:
         if timeout_s is not None and not 0 <= timeout_s <= threading.TIMEOUT_MAX:
             raise RequestError(f"timeout_s must be a number of seconds >= 0, got {timeout_s!r}")
         drives = self._loop.drives
-        executors = [each for drive in drives for each in drive.executors.values()]
         if threading.current_thread() is self._thread:
             raise RequestError(
                 "close() waits for the engine's thread, so it cannot be called on it"
             )
-        if any(executor.here() for executor in executors):
+        if any(drive.here() for drive in drives):
             raise RequestError("close() waits for workers, so it cannot be called in a step")
         with self._gate:
             if self._running and self._thread is None:
@@ -336,10 +306,7 @@ class Engine:
 
     def _cancel(self, id: str, request: Future[Result] | None) -> Future[bool]:
         with self._serving() as now:
-            answer: Future[bool] = Future()
-            self._answers.asked.add(answer)
-            self.clock.post(Cancel(id, answer, request), now)
-        return answer
+            return self._desk.ask(lambda answer: Cancel(id, answer, request), now)
 
     def _stopped(self, event: Stop, now: float) -> None:
         self._accepting = False

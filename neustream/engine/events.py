@@ -15,6 +15,7 @@ from neustream.core.types import SLO, Request
 from neustream.errors import NeustreamError
 
 if TYPE_CHECKING:
+    from neustream.engine.leaving import Parcel
     from neustream.engine.member import Drive
 
 Listener = Callable[[int, Update], None]
@@ -101,6 +102,35 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Leave:
+    """A member is to go; `answer` is set once it has."""
+
+    rank: ClassVar[int] = 1
+    member: str
+    answer: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A worker told what it keeps of a request that is to move."""
+
+    rank: ClassVar[int] = 1
+    parcel: Parcel
+    pool: str
+    pieces: Future[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """A member cannot go on with a request that moved there."""
+
+    rank: ClassVar[int] = 1
+    drive: Drive
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """No more requests. With `cancel`, open ones end as cancelled; without, they are served."""
 
@@ -108,7 +138,20 @@ class Stop:
     cancel: bool
 
 
-Event = Done | Cancel | Extend | Submit | Arrival | Overdue | Wake | Look | Stop
+Event = (
+    Done
+    | Cancel
+    | Extend
+    | Leave
+    | Packed
+    | Unfit
+    | Submit
+    | Arrival
+    | Overdue
+    | Wake
+    | Look
+    | Stop
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from neustream.core.batch import Batch, StepInput
 from neustream.core.events import Update
@@ -64,6 +64,15 @@ class Executor(Protocol):
     def here(self) -> bool:
         """Whether the present thread is one that `close` waits for."""
         ...
+
+
+@runtime_checkable
+class Mover(Protocol):
+    """An executor whose requests can go on elsewhere; see `ThreadExecutor`."""
+
+    def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]: ...
+
+    def adopt(self, input: StepInput, pieces: Pieces, worker: int = 0) -> Future[None]: ...
 
 
 _NOTHING: Update = {}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from neustream.core.batch import Batch
@@ -17,6 +19,7 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.types import Request
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done, Event, Look, Observer, Overdue, Record, Wake
+from neustream.engine.leaving import Departures
 from neustream.engine.member import Drive, Member
 from neustream.engine.routing import Router
 from neustream.errors import PolicyError, RequestError, shown
@@ -71,6 +74,7 @@ class Loop:
             Look: lambda event, now: event.drive.look(event, now),
             Overdue: lambda event, now: event.drive.overdue(now),
         }
+        self.departures = Departures(self)
         self._records: list[Record] = []  # what observers are still to be told
 
     @property
@@ -82,15 +86,15 @@ class Loop:
 
     def run(self, source: Source) -> None:
         """Until `source` is over and all requests have ended."""
-        drives = self.drives
         while not source.over or self.open:
             events = self.clock.wait()
             if not events:
                 raise RequestError(f"{self.open} request(s) are open, but nothing will ever happen")
             for event in events:
                 self.handle(event)
-            for drive in drives:
+            for drive in self.drives:
                 drive.turn()
+            self.departures.settle()
             self.publish()
             del events, event  # while idle, hold no finished request's results
 
@@ -102,16 +106,24 @@ class Loop:
 
     def accept(self, request: Request, now: float) -> Submitted:
         """Take a request in, at the member that the router chooses; NeustreamError if none can."""
-        drive = self.drives[0]
-        if len(self.drives) > 1:
-            if self.of(request.id) is not None:
-                raise RequestError(f"request id {request.id!r} is already being served")
-            drive = self._chosen(request)
-        return drive.accept(request, now)
+        drives = self.drives
+        if len(drives) == 1:
+            return drives[0].accept(request, now)
+        if not drives:
+            raise RequestError(f"request {request.id!r}: no member is left")
+        if self.of(request.id) is not None:
+            raise RequestError(f"request id {request.id!r} is already being served")
+        able = [drive for drive in drives if drive.serves(request)]
+        staying = [drive for drive in drives if drive.departures is None]
+        chosen = self.chosen(able or (staying or drives)[:1], request)  # who cannot says why
+        return chosen.accept(request, now)
 
-    def _chosen(self, request: Request) -> Drive:
-        """The member that a request goes to; the first, which will refuse it, if none can."""
-        able = [drive for drive in self.drives if drive.serves(request)] or self.drives[:1]
+    def others(self, request: Request, drive: Drive) -> list[Drive]:
+        """The members beside `drive` that can serve a request."""
+        return [other for other in self.drives if other is not drive and other.serves(request)]
+
+    def chosen(self, able: Sequence[Drive], request: Request) -> Drive:
+        """Which of some members a request goes to."""
         if len(able) == 1:
             return able[0]
         loads = [drive.load() for drive in able]
@@ -121,6 +133,24 @@ class Loop:
                 f"router {type(self.router).__name__!r} chose {shown(place)} of {len(able)} members"
             )
         return able[place]
+
+    def leave(self, name: str, answer: Future[None], now: float) -> None:
+        """Have a member go; RequestError if there is none of that name that stays."""
+        for drive in self.drives:
+            if drive.name == name and drive.departures is None:
+                self.departures.begin(drive, answer, now)
+                return
+        names = [drive.name for drive in self.drives if drive.departures is None]
+        raise RequestError(f"no member {shown(name)}; members: {names}")
+
+    def drop(self, drive: Drive) -> None:
+        """A member is gone; its threads end by themselves."""
+        self.drives = [other for other in self.drives if other is not drive]
+        try:
+            with ExitStack() as closing:
+                drive.close(closing, wait=False)
+        except Exception:
+            log.exception("member %r: an executor could not be closed", drive.name)
 
     def of(self, id: str) -> Drive | None:
         """Where a request is being served; None if it is not."""

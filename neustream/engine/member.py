@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from neustream.core.batch import Batch, StepInfo
-from neustream.core.events import Ended, Given, Submitted, submitted
-from neustream.core.job import Job
-from neustream.core.policies import FCFS
+from neustream.core.events import Ended, Given, Held, Submitted, submitted
 from neustream.core.reasons import span
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
-from neustream.engine.clock import Clock, stopwatch
-from neustream.engine.events import Decided, Done, Finished, Look, Record, Wake
+from neustream.engine.clock import Clock
+from neustream.engine.deciding import Deciding, at_pool
+from neustream.engine.events import Done, Finished, Look, Record, Wake
 from neustream.engine.executor import Executor
 from neustream.engine.looks import Looks
 from neustream.engine.overdue import Limits
 from neustream.engine.routing import Load
 from neustream.errors import RequestError, StageFailed, told
+
+if TYPE_CHECKING:
+    from neustream.engine.leaving import Departures
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +49,11 @@ class Drive:
         tell: for what observers are to know.
         steps: takes down whose a step is that has started.
         step_timeout_s: a step that does not come back for so long fails its requests (see
-            `Limits`). Steps are timed while `forgiving` alone.
+            `Limits`). Steps are timed while faults are forgiven alone.
 
     Attributes:
-        forgiving: whether a policy's fault is covered by FCFS; else it ends the loop.
-        policy_faults: how often that happened; `closed`: why a pool serves nothing any more.
+        deciding: asks the scheduler; closed: why a pool serves nothing any more.
+        departures: takes care of its requests, if it is to go.
     """
 
     def __init__(
@@ -61,17 +64,18 @@ class Drive:
         steps: dict[Batch, Drive],
         step_timeout_s: float | None = None,
     ) -> None:
+        self.member = member
         self.name = member.name
         self.scheduler = member.scheduler
         self.executors = dict(member.executors)
-        self.forgiving = False
-        self.policy_faults = 0
+        self.departures: Departures | None = None
         self.closed: dict[str, str] = {}
         self._clock = clock
         self._tell = tell
         self._steps = steps
         self._limits = Limits(self, clock, step_timeout_s)
         self._looks = None if clock.decides_at_once else Looks(self, clock)
+        self.deciding = Deciding(member.scheduler, clock, self._looks, tell, member.name)
         pools = member.scheduler.pools.values()
         self._idle = {pool.name: list(range(pool.seats)) for pool in pools}
         self._wakes = dict.fromkeys(self._idle, -1.0)  # when each pool is woken next, if ahead
@@ -95,14 +99,20 @@ class Drive:
         if reason:
             raise RequestError(f"request {request.id!r}: {reason}")
         record = submitted(self.scheduler.submit(request, now), now)
+        if self.name:
+            record = replace(record, member=self.name)
         self._tell(record)
         return record
 
-    def close(self, closing: ExitStack) -> None:
+    def close(self, closing: ExitStack, *, wait: bool = True) -> None:
         """Have `closing` close the executors; workers in steps that were given up are not waited
         for."""
         for pool, executor in self.executors.items():
-            closing.callback(executor.close, wait=not self._limits.lost(pool))
+            closing.callback(executor.close, wait=wait and not self._limits.lost(pool))
+
+    def here(self) -> bool:
+        """Whether the present thread is one that `close` waits for."""
+        return any(executor.here() for executor in self.executors.values())
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -118,7 +128,7 @@ class Drive:
     def _dispatch(self, pool: str, idle: list[int]) -> None:
         for worker in list(idle):
             now = self._clock.now()
-            batch, info = self._next(pool, worker, now)
+            batch, info = self.deciding.next(pool, worker, now)
             if batch is not None:
                 idle.remove(worker)
                 self._start(batch, batch.info() if info is None else info, now)
@@ -130,73 +140,19 @@ class Drive:
             if pool not in self._asked:
                 return  # nothing waits, for the other workers neither
 
-    def _next(self, pool: str, worker: int, now: float) -> tuple[Batch | None, StepInfo | None]:
-        """The next step, and what observers are told of it if a policy was asked."""
-        scheduler = self.scheduler
-        asked, began = scheduler.decisions, stopwatch()
-        try:
-            batch = scheduler.next_batch(pool, now, worker)
-        except BaseException as error:
-            if not self.forgiving:
-                raise
-            self._fault(error)
-            batch = self._fcfs(pool, worker, now)
-        if scheduler.decisions == asked:
-            return batch, None
-        info = None if batch is None else batch.info()
-        self._decided(pool, now, began, info)
-        return batch, info
-
-    def _decided(self, pool: str, now: float, began: float, info: StepInfo | None) -> None:
-        """A policy was asked, `began` on the stopwatch."""
-        seconds = self._clock.decided(stopwatch() - began)
-        if self._looks is not None:
-            self._looks.took(seconds)
-        self._tell(Decided(pool, now, seconds, info, self.name))
-
-    def _fault(self, error: BaseException) -> None:
-        """A policy raised, or decided what cannot be: log it now and then."""
-        count = self.policy_faults = self.policy_faults + 1
-        if count in (1, 10, 100) or count % 1000 == 0:
-            log.error("policy fault %d: %s; FCFS decided in its place", count, told(error))
-
-    def _fcfs(self, pool: str, worker: int, now: float) -> Batch | None:
-        """The next step by FCFS. Where that raises too, a profile does: the oldest job fails."""
-        while True:
-            try:
-                return self.scheduler.next_batch(pool, now, worker, FCFS(drop_hopeless=False))
-            except BaseException as error:
-                job = self._oldest(pool)
-                if job is None:
-                    raise
-                reason = f"no step could be planned for it: {told(error)}"
-                log.error("pool %r: request %r: %s", pool, job.id, reason)
-                self.scheduler.give_up(job.id, reason, now)
-
-    def _oldest(self, pool: str) -> Job | None:
-        """The job that has been waiting longest in `pool`."""
-        jobs = [job for job in self._at(pool) if job.status == "waiting"]
-        return min(jobs, key=lambda job: job.arrival, default=None)
-
-    def _at(self, pool: str) -> list[Job]:
-        """The jobs that are at a stage of `pool`."""
-        stages = set(self.scheduler.pools[pool].stages)
-        jobs = self.scheduler.jobs.values()
-        return [job for job in jobs if job.stage is not None and job.stage.name in stages]
-
     def _start(self, batch: Batch, info: StepInfo, now: float) -> None:
         self._under_way[batch.id] = info, batch
         self._steps[batch] = self
         self.settle()
         executor = self.executors[batch.pool]
-        if self.forgiving:
+        if self.deciding.forgiving:
             self._limits.watch(batch, now)
         try:
             for job in batch.preempted:
                 executor.release(job.id)
             executor.start(batch, self._clock)
         except BaseException as error:
-            if not self.forgiving:
+            if not self.deciding.forgiving:
                 raise
             failed = StageFailed(f"stage {batch.stage!r}: its step could not start: {told(error)}")
             failed.__cause__ = error
@@ -238,21 +194,8 @@ class Drive:
             _, batch = self._under_way[number]
             late = now >= batch.started_at + batch.expected
             if late or not self.scheduler.planned(batch):
-                asked, began = self.scheduler.decisions, stopwatch()
-                self._plan(batch, now)
-                if self.scheduler.decisions > asked:
-                    self._decided(batch.pool, now, began, None)
+                self.deciding.plan(batch, now)
             looks.looked(batch, now)
-
-    def _plan(self, batch: Batch, now: float) -> None:
-        try:
-            self.scheduler.plan(batch, now)
-        except BaseException as error:
-            if not self.forgiving:
-                raise
-            self._fault(error)
-            with suppress(Exception):  # of a profile: the step itself will tell
-                self.scheduler.plan(batch, now, FCFS(drop_hopeless=False))
 
     # -- steps that do not come back --------------------------------------------------------------
 
@@ -276,6 +219,8 @@ class Drive:
             self._close(batch.pool, f"pool {batch.pool!r} is closed: {reason}", now)
         elif pool.sticky:
             self._give_up_bound(batch.pool, batch.worker, reason, now)
+        if self.departures is not None:
+            self.departures.give_up(self)
 
     def _close(self, pool: str, reason: str, now: float) -> None:
         """No worker of a pool is left: requests that will need it, or come, hear of it."""
@@ -287,19 +232,21 @@ class Drive:
 
     def _give_up_bound(self, pool: str, worker: int, reason: str, now: float) -> None:
         """A worker of a sticky pool is lost: so is what it keeps of requests that wait for it."""
-        for job in self._at(pool):
+        for job in at_pool(self.scheduler, pool):
             if job.worker == worker:
                 self.scheduler.give_up(job.id, reason, now)
 
     def _turn_away(self) -> None:
         """Fail the jobs that have come to a closed pool by a branch that was not expected."""
         for pool, reason in self.closed.items():
-            for job in self._at(pool):
+            for job in at_pool(self.scheduler, pool):
                 if job.status == "waiting":
                     self.scheduler.give_up(job.id, reason, self._clock.now())
 
     def _closed_to(self, request: Request) -> str:
         """Why a request cannot be served any more; "" if it can."""
+        if self.departures is not None:
+            return f"member {self.name!r} is to go"
         for pool, reason in self.closed.items():
             if not set(self.scheduler.pools[pool].stages).isdisjoint(request.graph.stages):
                 return reason
@@ -312,10 +259,13 @@ class Drive:
 
         Executors hear of ended requests at once: KV blocks that are handed out anew must be free.
         """
-        for event in self.scheduler.pop_events():
-            if isinstance(event, Ended | Given):
-                self._release(event.id)
-            self._tell(event)
+        while events := self.scheduler.pop_events():
+            for event in events:
+                if isinstance(event, Ended | Given):
+                    self._release(event.id)
+                elif self.departures is not None and isinstance(event, Held):
+                    self.departures.held(self, event.id, self._clock.now())
+                self._tell(replace(event, member=self.name) if self.name else event)
 
     def _release(self, id: str) -> None:
         for pool, executor in self.executors.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from neustream.core.events import Corrected, Emitted, Ended, Submitted
 from neustream.engine.events import Decided, Finished, Record, Refused
-from neustream.engine.tally import Distribution, Mean, Share, Shares, Tokens
+from neustream.engine.tally import Distribution, Mean, Part, Share, Shares, Tokens
 
 OUTCOMES = ("on_time", "late", "dropped", "failed", "cancelled")
 
@@ -37,6 +37,8 @@ class Report:
         self.tokens = Tokens()
         self.preemptions = 0
         """Times that a request lost its KV blocks and had to compute them again."""
+        self.members: dict[str, Part] = {}
+        """What each member of several did."""
         self.corrections: dict[str, dict[float, float]] = {}
         """Observed over profiled seconds by stage and batch size, of corrected profiles."""
         self._expected: dict[str, float] = {}
@@ -74,6 +76,10 @@ class Report:
         self._expected[step.stage] += step.profiled_s
         self._observed[step.stage] += record.at - step.started_at
         self.preemptions += len(step.preempted)
+        if record.member:
+            part = self.members.setdefault(record.member, Part())
+            part.steps += 1
+            part.busy_s += record.at - step.started_at
 
     def _shares(self, record: Submitted | Ended) -> tuple[Share, Share]:
         """Those that a request counts in: of its SLO class, and of its number of steps."""
@@ -99,6 +105,10 @@ class Report:
         if outcome == "done":
             outcome = "on_time" if record.on_time else "late"
         self.counts[outcome] += 1
+        if record.member:
+            part = self.members.setdefault(record.member, Part())
+            part.ended += 1
+            part.on_time += outcome == "on_time"
         self.tokens.ended(record)
         self._last_end = max(self._last_end, record.at)
         if outcome == "on_time":
@@ -157,6 +167,7 @@ class Report:
         ended = self.counts["on_time"] + self.counts["late"]
         one_by_one = self.tokens.outputs > ended
         named = set(self.classes) - {""}
+        parts = {name: dict(vars(part)) for name, part in sorted(self.members.items())}
         return {
             "tokens": self.tokens.to_dict(self.span, self.submitted) if one_by_one else None,
             "preemptions": self.preemptions,
@@ -164,4 +175,5 @@ class Report:
             "corrections": {stage: dict(of) for stage, of in self.corrections.items()},
             "failures": dict(self.reasons),
             "interrupted": self.interrupted,
+            "members": parts if len(parts) > 1 else None,
         }

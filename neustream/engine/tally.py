@@ -110,6 +110,14 @@ def _joined(bins: Mapping[int, Share], each: int, first: int) -> dict[int, Share
     return joined
 
 
+class Part:
+    """What one member of several did: requests that ended there, steps, seconds in steps."""
+
+    def __init__(self) -> None:
+        self.ended = self.on_time = self.steps = 0
+        self.busy_s = 0.0
+
+
 class Tokens:
     """What requests whose outputs come one by one were like: LLM calls, and others that stream.
 

@@ -29,6 +29,7 @@ class EventLog:
             self.steps.append(
                 {
                     "stage": step.stage,
+                    "member": record.member,
                     "pool": step.pool,
                     "worker": step.worker,
                     "start": step.started_at,
@@ -44,10 +45,14 @@ class EventLog:
                 "arrival": record.arrival,
                 "due": record.due if record.due < math.inf else None,
             }
+            if record.member:
+                self.requests[record.id]["member"] = record.member
             self._count(record.at, 1)
         elif isinstance(record, Ended):
             facts = {"status": record.status, "reason": record.reason, "on_time": record.on_time}
             self.requests[record.id].update(end=record.at, **facts)
+            if record.member:
+                self.requests[record.id]["member"] = record.member  # it may have moved
             self._count(record.at, -1)
         elif isinstance(record, Emitted):
             self.requests[record.id].setdefault("outputs", []).append(record.at)
@@ -71,13 +76,13 @@ class EventLog:
         Requests are async slices from arrival to end, live requests a counter. Timestamps are in
         microseconds of the engine's clock.
         """
-        pools = sorted({step["pool"] for step in self.steps})
+        pools = sorted({_pool(step) for step in self.steps})
         pids = {name: pid for pid, name in enumerate(pools, 1)}
         out = [_named("process_name", 0, "requests")]
         out += [_named("process_name", pid, f"pool {name}") for name, pid in pids.items()]
-        for pool, worker in sorted({(step["pool"], step["worker"]) for step in self.steps}):
+        for pool, worker in sorted({(_pool(step), step["worker"]) for step in self.steps}):
             out.append(_named("thread_name", pids[pool], f"worker {worker}", worker))
-        out += [_slice(step, pids[step["pool"]]) for step in self.steps]
+        out += [_slice(step, pids[_pool(step)]) for step in self.steps]
         for id, request in self.requests.items():
             out += _request(id, request)
         out += [_live(at, count) for at, count in self.waiting]
@@ -88,6 +93,11 @@ class EventLog:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.chrome()))
+
+
+def _pool(step: dict[str, Any]) -> str:
+    """What the pool of a step is called, where members have pools of the same names."""
+    return f"{step['member']}/{step['pool']}" if step["member"] else str(step["pool"])
 
 
 def _named(what: str, pid: int, name: str, tid: int = 0) -> dict[str, Any]:
