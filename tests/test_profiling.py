@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 
 import numpy as np
 import pytest
-from toys import command, draw_and_decode, toy, write_profile
+from toys import command, draw_and_decode, table, toy, write_profile
 
 from neustream import (
+    SLO,
     Graph,
     LinearProfile,
+    Pool,
     ProfileError,
+    Request,
     Stage,
     StageFailed,
     SumProfile,
@@ -26,6 +30,7 @@ from neustream import (
 from neustream.config import load_experiment
 from neustream.experiment import prepare
 from neustream.profiling import Measurement, default_batches, load_stage, save, versions
+from neustream.profiling.costs import engine_costs
 
 
 class Draw:
@@ -371,3 +376,68 @@ def test_neustream_profile_measures_and_writes_every_stage(tmp_path):
     assert draw["origin"]["config"] == "toy"
     assert draw["origin"]["dtype"] == "float64"
     assert draw["origin"]["repeats"] == 3
+
+
+# -- what the engine adds ---------------------------------------------------------------------------------
+
+
+class Nap:
+    """A step of 20 ms, which returns what it was given or fails."""
+
+    def __init__(self, error=None):
+        self.error, self.released = error, []
+
+    def load(self, device):
+        pass
+
+    def step(self, inputs):
+        time.sleep(0.02)
+        if self.error:
+            raise self.error
+        return [{} for _ in inputs]
+
+    def release(self, id):
+        self.released.append(id)
+
+
+def costs_of(nap, requests=3):
+    graph = draw_and_decode(4, 2)
+    profiles = {"draw": table("draw", *[0.02] * 4), "decode": table("decode", 0.02, 0.02)}
+    asked = [Request(f"r{at}", graph, at * 50.0, SLO(total=0.001), {"steps": 4}) for at in range(requests)]
+    return engine_costs([Pool("gpu", tuple(graph.stages), 2)], profiles, {"draw": nap, "decode": nap}, asked, "cpu")
+
+
+def test_what_the_engine_adds_to_steps_is_measured_by_serving_some():
+    nap = Nap()
+    costs = costs_of(nap)
+    assert 0 < costs.handover_s < 0.02
+    assert 0 < costs.decision_s < 0.02
+    assert set(nap.released) == {"r0", "r1", "r2"}  # what modules have beside `step` is called, too
+
+
+def test_a_model_that_fails_while_that_is_measured_is_an_error():
+    with pytest.raises(StageFailed, match="serving the sample requests: stage 'draw': ValueError: no"):
+        costs_of(Nap(ValueError("no")))
+
+
+def test_profiles_say_what_the_engine_adds_and_configs_may_say_otherwise(tmp_path):
+    path = toy(tmp_path)
+    assert prepare(load_experiment(path)).experiment.simulation.handover_s == 0.0
+    for number, stage in enumerate(("draw", "decode")):
+        file = next(tmp_path.rglob(f"{stage}.json"))
+        engine = {"handover_s": 0.25 + number, "decision_s": 0.125}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "engine": engine}))
+    simulation = prepare(load_experiment(path)).experiment.simulation
+    assert (simulation.handover_s, simulation.decision_s) == (0.25, 0.125)
+    said = load_experiment(path, ["simulation.handover_s=0", "simulation.decision_s=0.5"])
+    simulation = prepare(said).experiment.simulation
+    assert (simulation.handover_s, simulation.decision_s) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("value", [-1, "x", None])
+def test_costs_that_are_none_are_refused_by_name(tmp_path, value):
+    path = toy(tmp_path)
+    file = next(tmp_path.rglob("draw.json"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "engine": {"handover_s": value}}))
+    with pytest.raises(ProfileError, match=r"draw.json: engine.handover_s: "):
+        prepare(load_experiment(path))

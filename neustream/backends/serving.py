@@ -15,6 +15,7 @@ from typing import Any, cast
 from neustream.backends import KINDS, LlmBackend, Make, ModelBackend
 from neustream.config.schema import Experiment
 from neustream.core.events import Emitted, Ended
+from neustream.core.profile import LatencyProfile
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
@@ -29,10 +30,13 @@ from neustream.errors import (
     told,
 )
 from neustream.experiment.policies import load_object
-from neustream.experiment.running import Prepared, build_graph, load_profiles, prepare, serve
-from neustream.profiling.files import Measurement
-from neustream.profiling.measuring import measure, module_faults, versions
-from neustream.profiling.steps import StepsFile, save_steps
+from neustream.experiment.requests import draw
+from neustream.experiment.running import Prepared, build_graph, build_pools, load_profiles, prepare, serve
+from neustream.graphs import llm_profiles
+from neustream.profiling.costs import TOGETHER, engine_costs
+from neustream.profiling.files import EngineCosts, Measurement
+from neustream.profiling.measuring import measure, module_faults, profiles_of, versions
+from neustream.profiling.steps import StepsFile, save_steps, steps_of
 
 NEEDED = {
     "diffusers": ("diffusion", ("torch", "diffusers", "transformers")),
@@ -74,6 +78,7 @@ class Measured:
     model_name: str
     device_name: str
     origin: Mapping[str, Any]
+    engine: EngineCosts
 
 
 SAMPLE_ROUNDS = 4
@@ -113,7 +118,20 @@ def measure_experiment(
             stages=[name],
         )
     origin = {"how": "neustream profile", "config": experiment.name, "dtype": backend.dtype, "versions": versions()}
-    return measured, Measured(backend.model_name, backend.device_name, origin)
+    costs = _costs(experiment, backend, profiles_of(measured), device)
+    return measured, Measured(backend.model_name, backend.device_name, origin, costs)
+
+
+def _costs(
+    experiment: Experiment, backend: ModelBackend, profiles: Mapping[str, LatencyProfile], device: str
+) -> EngineCosts:
+    """What the engine adds to the steps of a model that was just measured."""
+    few = experiment.workload.model_copy(update={"requests": TOGETHER, "trace": None})
+    sample = experiment.model_copy(update={"workload": few})
+    drawn = draw(sample, build_graph(sample), profiles, backend.params)
+    if experiment.llm is not None:
+        cast(LlmBackend, backend).lengths = drawn.lengths
+    return engine_costs(build_pools(experiment), profiles, backend.modules, drawn.requests, device)
 
 
 def profile_shapes(
@@ -143,7 +161,10 @@ def profile_steps(
 ) -> StepsFile:
     """Time the steps of an experiment's language model, into its profile's file under `out`."""
     assert experiment.llm is not None
-    file = cast(LlmBackend, make_backend(experiment, device)).steps(seconds, tick)
+    backend = cast(LlmBackend, make_backend(experiment, device))
+    file = backend.steps(seconds, tick)
+    profiles = llm_profiles("llm", steps_of(file), experiment.llm.max_batch)
+    file = file.model_copy(update={"engine": _costs(experiment, backend, profiles, device)})
     save_steps(file, Path(out) / f"{experiment.llm.profile}.json")
     return file
 

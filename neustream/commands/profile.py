@@ -18,7 +18,7 @@ from neustream.commands.printing import console, new_progress, problems, wrote
 from neustream.commands.reach import naming
 from neustream.config.schema import Experiment, load_experiment
 from neustream.errors import ConfigError
-from neustream.profiling.files import Measurement, save
+from neustream.profiling.files import EngineCosts, Measurement, save
 from neustream.profiling.measuring import default_batches
 from neustream.profiling.steps import StepsFile
 
@@ -69,6 +69,8 @@ def _profile_llm(experiment: Experiment, device: str, out: Path, seconds: float)
 
         file = profile_steps(experiment, device, out, seconds, tick)
     console.print(_steps_table(f"{experiment.name} on {file.device}", file))
+    if file.engine is not None:
+        _say_costs(file.engine)
     return [out / f"{experiment.llm.profile}.json"]
 
 
@@ -85,7 +87,15 @@ def _profile_stages(experiment: Experiment, device: str, out: Path, repeats: int
         task = progress.add_task("building the model", total=batches * (warmup + repeats))
         measured, about = measure_experiment(experiment, device, repeats, warmup, tick, limit)
     console.print(_profile_table(f"{experiment.name} on {about.device_name}", measured))
-    return save(measured, out, model=about.model_name, device=about.device_name, origin=about.origin)
+    _say_costs(about.engine)
+    return save(
+        measured, out, model=about.model_name, device=about.device_name, origin=about.origin, engine=about.engine
+    )
+
+
+def _say_costs(costs: EngineCosts) -> None:
+    handover, decision = costs.handover_s * 1e6, costs.decision_s * 1e6
+    console.print(f"the engine: {handover:.0f} us from step to step, {decision:.0f} us a decision", highlight=False)
 
 
 def _size(text: str) -> tuple[int, int]:

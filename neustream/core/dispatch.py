@@ -88,7 +88,7 @@ class Dispatch:
         state.plans.pop(batch.worker, None)
         if batch.id not in state.running:
             raise PolicyError(f"plan: batch {batch.id} of pool {batch.pool!r} is not running")
-        over_at = max(now, batch.started_at + batch.expected)
+        over_at = max(now, self._times.over_at(batch))
         ahead = forecast(state, batch, over_at, self._lives.work)
         ran = {job: None if twin is None else twin.stage for job, twin in ahead.twins.items()}
         plan = Plan(batch.id, over_at, now, ran)

@@ -122,6 +122,12 @@ class StepTimes:
         seconds = step_latency(self.profiles, jobs, sizes)
         return Expected(seconds, seconds)
 
+    def over_at(self, batch: Batch) -> float:
+        """When a step under way should be over, at the speed of its stage lately."""
+        first = batch.jobs[0].stage
+        speed = 1.0 if first is None else self.speed.get(first.name, 1.0)
+        return batch.started_at + batch.expected * speed
+
     def observe(self, batch: Batch, seconds: float) -> str | None:
         """Take in a step that ran; the stage whose profile was corrected by it, if any."""
         if not batch.expected > 0:

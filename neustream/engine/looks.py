@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from neustream.core.batch import Batch
+from neustream.core.step_times import StepTimes
 from neustream.engine.clock import Clock
 from neustream.engine.events import Look
 
@@ -31,9 +32,10 @@ class Looks:
     than expected, again and again, ever more seldom.
     """
 
-    def __init__(self, owner: Drive, clock: Clock) -> None:
+    def __init__(self, owner: Drive, clock: Clock, times: StepTimes) -> None:
         self._owner = owner
         self._clock = clock
+        self._times = times
         self._at: dict[int, float] = {}
         self._posted: set[float] = set()
         self._took = 0.0  # by the clock, what a decision takes if it takes long
@@ -53,11 +55,11 @@ class Looks:
 
     def looked(self, batch: Batch, now: float) -> None:
         """What follows a step was planned, or need not be planned anew."""
-        last, end = self._last(batch), batch.started_at + batch.expected
+        last, end = self._last(batch), self._times.over_at(batch)
         if now < last:
             self._watch(batch, min(last, now + SOON_S))
             return
-        later = max(now, end) + max(SOON_S, OVER * batch.expected, now - end)
+        later = max(now, end) + max(SOON_S, OVER * (end - batch.started_at), now - end)
         self._watch(batch, math.ceil(later / SOON_S) * SOON_S)  # steps share these events
 
     def took(self, seconds: float) -> None:
@@ -66,7 +68,8 @@ class Looks:
 
     def _last(self, batch: Batch) -> float:
         """When a plan has to be begun to be ready in time."""
-        return batch.started_at + (1 - SLIP) * batch.expected - 2 * self._took
+        end = self._times.over_at(batch)
+        return end - SLIP * (end - batch.started_at) - 2 * self._took
 
     def _watch(self, batch: Batch, at: float, earliest: float = 0.0) -> None:
         at = max(at, earliest)

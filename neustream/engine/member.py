@@ -74,7 +74,7 @@ class Drive:
         self._tell = tell
         self._steps = steps
         self._limits = Limits(self, clock, step_timeout_s)
-        self._looks = None if clock.decides_at_once else Looks(self, clock)
+        self._looks = None if clock.decides_at_once else Looks(self, clock, member.scheduler.times)
         self.deciding = Deciding(member.scheduler, clock, self._looks, tell, member.name)
         pools = member.scheduler.pools.values()
         self._idle = {pool.name: list(range(pool.seats)) for pool in pools}
@@ -192,7 +192,7 @@ class Drive:
         assert looks is not None
         for number in looks.due(now, event.at):
             _, batch = self._under_way[number]
-            late = now >= batch.started_at + batch.expected
+            late = now >= self.scheduler.times.over_at(batch)
             if late or not self.scheduler.planned(batch):
                 self.deciding.plan(batch, now)
             looks.looked(batch, now)

@@ -258,12 +258,14 @@ def simulate(
     multiplies the profiled latencies of stages in place of what the config says under
     `simulation`; policies go on planning with the profiles.
     """
+    decision_s = 0.0
     handovers: dict[str, float] = {}
     stretches: dict[str, Callable[[Batch], float]] = {}
     for experiment in prepared.experiments:
         simulation = Simulation() if speed else experiment.simulation
         stretch = _stretch(simulation, experiment.workload.seed)
         handover_s = simulation.handover_s or 0.0
+        decision_s = max(decision_s, simulation.decision_s or 0.0)
         handovers |= dict.fromkeys(experiment.stages, handover_s)
         stretches |= dict.fromkeys(experiment.stages, stretch)
         if experiment.llm is not None:  # steps of both of its stages
@@ -275,7 +277,6 @@ def simulate(
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
     executor = ProfiledExecutor(handover_s=handovers, stretch=factor, outcome=outcome)
     executors = dict.fromkeys((pool.name for pool in prepared.pools), executor)
-    decision_s = max(experiment.simulation.decision_s or 0.0 for experiment in prepared.experiments)
     members = prepared.members(policy, [executors] * prepared.instances)
     engine = Engine(members, VirtualClock(decision_s), observers)
     with policy_faults(policy):

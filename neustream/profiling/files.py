@@ -51,12 +51,12 @@ class EngineCosts(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    engine: EngineCosts | None = None
     format: Literal["neustream.profile/1"]
     stage: Name
     model: Name = ""
     device: Name
     origin: dict[str, Any]
+    engine: EngineCosts | None = None
 
 
 class TableFile(_File):
@@ -140,13 +140,6 @@ def load_costs(paths: Sequence[Path]) -> EngineCosts:
     )
 
 
-def save_costs(costs: EngineCosts, paths: Sequence[Path]) -> None:
-    """Add what serving adds to profile files that are there."""
-    for path in paths:
-        file = json.loads(path.read_text())
-        path.write_text(json.dumps({**file, "engine": costs.model_dump()}, indent=1) + "\n")
-
-
 def load_stage(stage: str, paths: Sequence[Path | str]) -> LatencyProfile:
     """The profile of a stage that runs one module, or several back to back."""
     parts = [load_profile(path) for path in paths]
@@ -183,6 +176,7 @@ def save(
     model: str,
     device: str,
     origin: Mapping[str, Any],
+    engine: EngineCosts | None = None,
 ) -> list[Path]:
     """Write one file per stage under `out`; returns their paths."""
     out = Path(out)
@@ -199,6 +193,7 @@ def save(
             latency_s=[m.median for m in some],
             p90_s=[m.p90 for m in some],
             spread=[m.spread for m in some],
+            engine=engine,
             origin={**origin, "repeats": len(some[0].seconds), "statistic": "median of wall seconds per step"},
         )
         paths.append(out / f"{name}.json")

@@ -507,7 +507,7 @@ PATIENT = [name for name in POLICIES if name not in ("symphony", "clockwork")]
 
 
 @pytest.mark.parametrize("name", PATIENT)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(ARRIVALS)
 def test_planning_ahead_decides_as_deciding_late_does(name: str, drawn: list[tuple[float, int, float]]):
     outcomes = []

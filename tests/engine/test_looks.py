@@ -208,7 +208,7 @@ class Moody:
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "moody"])
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(
     arrivals=st.lists(st.tuples(st.floats(0.0, 2.0), st.integers(1, 4), st.floats(1.0, 20.0)), max_size=12),
     decision_s=st.sampled_from([1e-4, 0.05, 0.7]),

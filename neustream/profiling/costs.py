@@ -1,0 +1,112 @@
+"""What serving adds to the steps of a model: decisions, and handing steps to a worker and back."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from neustream.core.batch import StepInput
+from neustream.core.events import Update
+from neustream.core.policies import DEFAULT, POLICIES
+from neustream.core.policy import Pool
+from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Scheduler
+from neustream.core.types import SLO, Request
+from neustream.engine.clock import WallClock, stopwatch
+from neustream.engine.engine import Engine
+from neustream.engine.events import Decided, Finished, Record
+from neustream.engine.executor import StreamModule, ThreadExecutor
+from neustream.engine.member import Member
+from neustream.errors import StageFailed
+from neustream.profiling.files import EngineCosts
+
+STEPS = 96
+"""Steps that are served, at most."""
+TOGETHER = 8
+"""Requests that are served at once."""
+PATIENT = SLO(total=1e6)
+"""A promise that is kept in any case: the policy has to think of it."""
+
+
+def engine_costs(
+    pools: Sequence[Pool],
+    profiles: Mapping[str, LatencyProfile],
+    modules: Mapping[str, StreamModule],
+    requests: Sequence[Request],
+    device: str,
+) -> EngineCosts:
+    """Serve some requests under the default policy, on one worker a pool, and see what that takes.
+
+    Args:
+        modules: by stage, or model; as for a `ThreadExecutor`.
+        requests: the first few are served, all at once, and without their own promises.
+    """
+    alone = [replace(pool, workers=1) for pool in pools]
+    watches = {pool.name: _Watch() for pool in alone}
+    executors = {
+        name: ThreadExecutor({stage: _Timed(module, watch) for stage, module in modules.items()}, [device])
+        for name, watch in watches.items()
+    }
+    scheduler = Scheduler(alone, POLICIES[DEFAULT](), profiles)
+
+    def observe(record: Record) -> None:
+        if isinstance(record, Finished):
+            watches[record.step.pool].finished.append(record)
+            if sum(len(watch.finished) for watch in watches.values()) == STEPS:
+                engine.interrupt()
+        elif isinstance(record, Decided):
+            watches[record.pool].decided.append(record)
+
+    engine = Engine(Member(scheduler, executors), WallClock(), [observe])
+    with closing(engine):
+        report = engine.run([replace(request, arrival=0.0, slo=PATIENT) for request in requests[:TOGETHER]])
+    if report.counts["failed"]:
+        raise StageFailed(f"serving the sample requests: {next(iter(report.reasons))}")
+    gaps = [gap for watch in watches.values() for gap in watch.gaps()]
+    decisions = [record.seconds for watch in watches.values() for record in watch.decided]
+    return EngineCosts(handover_s=_median(gaps), decision_s=_median(decisions))
+
+
+def _median(seconds: Sequence[float]) -> float:
+    return max(statistics.median(seconds), 0.0) if seconds else 0.0
+
+
+class _Watch:
+    """What happened in one pool: when its modules were called, and what the engine told."""
+
+    def __init__(self) -> None:
+        self.called: list[tuple[float, float]] = []
+        self.finished: list[Finished] = []
+        self.decided: list[Decided] = []
+
+    def gaps(self) -> list[float]:
+        """Seconds from the end of each step to the start of the next, without those of a decision in between."""
+        seconds = {record.step.id: record.seconds for record in self.decided if record.step is not None}
+        found = []
+        for (before, after), record in zip(pairwise(self.called), self.finished[1:], strict=False):
+            found.append(after[0] - before[1] - seconds.get(record.step.id, 0.0))
+        return found
+
+
+class _Timed:
+    """A stream module whose steps are timed; otherwise the module itself."""
+
+    def __init__(self, module: StreamModule, watch: _Watch) -> None:
+        self._module = module
+        self._watch = watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def load(self, device: str) -> None:
+        self._module.load(device)
+
+    def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
+        began = stopwatch()
+        updates = self._module.step(inputs)
+        self._watch.called.append((began, stopwatch()))
+        return updates
