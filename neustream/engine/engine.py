@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,12 +17,13 @@ from neustream.engine.answers import Result
 from neustream.engine.clock import Clock
 from neustream.engine.desk import Desk
 from neustream.engine.events import Cancel, Extend, Leave, Listener, Observer, Stop
+from neustream.engine.life import Life
 from neustream.engine.loop import Loop
 from neustream.engine.member import Member
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.routing import LeastWork, Router
-from neustream.engine.snapshot import Snapshot, State, take
+from neustream.engine.snapshot import Snapshot, take
 from neustream.errors import NeustreamError, RequestError, shown
 
 log = logging.getLogger(__name__)
@@ -68,13 +68,8 @@ class Engine:
         self._desk = Desk(self._loop, max_open)
         self._answers = self._desk.answers
         self._replay: Replay | None = None
-        self._process = os.getpid()
-        self._accepting = False  # whether callers may still submit
+        self._life = Life(clock)
         self._thread: threading.Thread | None = None
-        self._fault: BaseException | None = None
-        self._gate = threading.RLock()  # between submitting threads and the end of the loop
-        self._running = False
-        self._closed = False
 
     # -- replaying a workload ---------------------------------------------------------------------
 
@@ -85,7 +80,7 @@ class Engine:
         A failing stage, a dropped request or one that cannot be accepted (a duplicate id) does not
         raise; it is in the report. A policy's fault does.
         """
-        self._begin()
+        self._life.begin(serving=False)
         report = report or Report(self.clock.now())
         self._loop.observers.append(report)
         try:
@@ -93,12 +88,12 @@ class Engine:
             self._loop.run(self._replay)
             report.interrupted = self._replay.interrupted
         except BaseException as fault:
-            self._fault = fault
+            self._life.fault = fault
             raise
         finally:
             with contextlib.suppress(ValueError):
                 self._loop.observers.remove(report)
-            self._running, self._replay = False, None
+            self._life.running, self._replay = False, None
         return report
 
     def interrupt(self) -> None:
@@ -118,8 +113,7 @@ class Engine:
         if not self.clock.shared:
             name = type(self.clock).__name__
             raise RequestError(f"start() needs a clock that threads share; {name} is for run()")
-        self._begin()
-        self._accepting = True
+        self._life.begin(serving=True)
         for drive in self._loop.drives:
             drive.deciding.forgiving = True
         self._loop.observers.append(self._answers.hear)
@@ -135,11 +129,11 @@ class Engine:
     @property
     def over(self) -> bool:
         """Whether no more requests will come."""
-        return not self._accepting
+        return not self._life.accepting
 
     def ready(self) -> None:
         """RequestError if it takes no requests: not started, closed, or in another process."""
-        with self._serving():
+        with self._life.serving():
             pass
 
     def submit(
@@ -168,7 +162,7 @@ class Engine:
         params = {} if params is None else params
         if on_output is not None and not callable(on_output):
             raise RequestError(f"on_output must be callable, got {type(on_output).__name__}")
-        with self._serving() as now:
+        with self._life.serving() as now:
             request = Request(name, graph, now, slo, params)
             answer = self._desk.submit(request, on_output, now)
         answer.add_done_callback(lambda done: self._given_up(done, request.id))
@@ -190,7 +184,7 @@ class Engine:
 
         `member`: whose; None: of each that has such a pool. The future raises what is wrong.
         """
-        with self._serving() as now:
+        with self._life.serving() as now:
             return self._desk.ask(lambda answer: Extend(pool, profiles, answer, member), now)
 
     def remove(self, member: str) -> Future[None]:
@@ -201,20 +195,13 @@ class Engine:
         that cannot be (no other member, a module without `export`), they end where they are. The
         future raises RequestError if there is no such member.
         """
-        with self._serving() as now:
+        with self._life.serving() as now:
             return self._desk.ask(lambda answer: Leave(member, answer), now)
 
     def snapshot(self) -> Snapshot:
         """How it is; from any thread, without waiting for the loop."""
-        state: State = "new"
-        if self._fault is not None:
-            state = "failed"
-        elif self._running:
-            ending = self._closed or (self._thread is not None and not self._accepting)
-            state = "closing" if ending else "serving"
-        elif self._closed or self._thread is not None:
-            state = "closed"
-        return take(state, self._loop.drives, len(self._answers.open), self._fault)
+        life = self._life
+        return take(life.state, self._loop.drives, len(self._answers.open), life.fault)
 
     def close(self, *, cancel: bool = False, timeout_s: float | None = None) -> None:
         """Serve what is open (or end it as cancelled), then stop the loop and the executors.
@@ -227,7 +214,7 @@ class Engine:
             RequestError: on a thread that it waits for (the engine's own, a worker's), or during
                 `run`, which `interrupt` ends.
         """
-        if os.getpid() != self._process:
+        if self._life.forked:
             return
         if timeout_s is not None and not 0 <= timeout_s <= threading.TIMEOUT_MAX:
             raise RequestError(f"timeout_s must be a number of seconds >= 0, got {timeout_s!r}")
@@ -238,10 +225,10 @@ class Engine:
             )
         if any(drive.here() for drive in drives):
             raise RequestError("close() waits for workers, so it cannot be called in a step")
-        with self._gate:
-            if self._running and self._thread is None:
+        with self._life.gate:
+            if self._life.running and self._thread is None:
                 raise RequestError("close() cannot be called during run(): interrupt() ends that")
-            first, self._closed = not self._closed, True
+            first, self._life.closed = not self._life.closed, True
             if self._thread is not None:
                 self.clock.post(Stop(cancel), self.clock.now())
         if self._thread is not None:
@@ -262,40 +249,17 @@ class Engine:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        with self._gate:
-            if self._running:
-                raise RequestError("this engine is running already")
-            if self._closed or self._thread is not None:
-                raise RequestError("this engine was closed, or interrupted: make another one")
-            if self._fault is not None:
-                raise RequestError("this engine failed: make another one") from self._fault
-            self._running = True
-
-    @contextlib.contextmanager
-    def _serving(self) -> Iterator[float]:
-        """The present instant, with the engine kept from closing meanwhile."""
-        if os.getpid() != self._process:  # its threads and locks stayed behind in the parent
-            raise RequestError(
-                f"this engine lives in process {self._process}; make another one after a fork"
-            )
-        with self._gate:
-            if self._thread is None or self._closed or not self._running:
-                problem = "this engine is not serving: call start() first, and not after close()"
-                raise RequestError(problem) from self._fault
-            yield self.clock.now()
-
     def _serve(self) -> None:
         try:
             self._loop.run(self)
         except BaseException as fault:
-            self._fault = fault
+            self._life.fault = fault
             if not isinstance(fault, NeustreamError):
                 log.exception("the engine's loop broke")
         finally:
-            with self._gate:
-                self._running = False
-            self._answers.abandon(self._fault)
+            with self._life.gate:
+                self._life.running = False
+            self._answers.abandon(self._life.fault)
 
     def _given_up(self, answer: Future[Result], id: str) -> None:
         """Called when a request's future is done; if that was by its caller, so is the request."""
@@ -305,11 +269,11 @@ class Engine:
                 self._cancel(id, answer)
 
     def _cancel(self, id: str, request: Future[Result] | None) -> Future[bool]:
-        with self._serving() as now:
+        with self._life.serving() as now:
             return self._desk.ask(lambda answer: Cancel(id, answer, request), now)
 
     def _stopped(self, event: Stop, now: float) -> None:
-        self._accepting = False
+        self._life.accepting = False
         if not event.cancel:
             return
         if self._replay is not None:

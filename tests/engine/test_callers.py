@@ -128,9 +128,7 @@ def test_an_id_that_is_used_again_as_its_request_ends_has_two_answers():
     scheduler = Scheduler([Pool("p", ("work",))], FCFS(), PROFILES)
     clock = OneAtATime()
     engine = Engine(Member(scheduler, {"p": ProfiledExecutor()}), clock)
-    for name in ("_accepting", "_running"):
-        setattr(engine, name, True)
-    engine._thread = threading.current_thread()
+    engine._life.begin(serving=True)
     engine._loop.observers.append(engine._answers.hear)
     answers = [engine.submit(GRAPH, id="x") for _ in range(2)]
     first, second = clock.posted

@@ -391,3 +391,42 @@ def test_a_clock_that_jumps():
     for name in "ab":
         mine = [step for step in log.steps if step["member"] == name]
         assert all(one["end"] <= other["start"] for one, other in pairwise(mine))
+
+
+def test_a_storm_over_members_that_go():
+    """Threads that submit and cancel; two of three members go; each is answered once."""
+    engine = serving({name: Step(lambda one: {"out": one.params["n"]}) for name in "abc"}).start()
+    told, lock = Counter(), threading.Lock()
+
+    def caller(first):
+        for number in range(first, first + 100):
+            answer = engine.submit(ONE, {"n": number}, id=str(number))
+
+            def back(done, number=number):
+                with lock:
+                    told[number] += 1
+
+            answer.add_done_callback(back)
+            if number % 7 == 0:
+                engine.cancel(str(number))
+            if number % 11 == 0:
+                answer.cancel()
+            answers[number] = answer
+
+    answers = {}
+    threads = [threading.Thread(target=caller, args=(100 * at,)) for at in range(8)]
+    for thread in threads:
+        thread.start()
+    gone = [engine.remove(name) for name in "ab"]
+    for thread in threads:
+        thread.join()
+    for one in gone:
+        one.result(30)
+    engine.close()
+    assert told == dict.fromkeys(range(800), 1)
+    for number, answer in answers.items():
+        if not answer.cancelled():
+            result = answer.result(0)
+            assert result.status == "cancelled" or result.output == {"out": number}
+            assert result.status == "done" or number % 7 == 0
+    assert list(engine.snapshot().members) == ["c"]
