@@ -146,8 +146,7 @@ def _moved_on(
     """A copy of `job` behind its step; None if it should be over, held, or in another pool."""
     if job.ending is not None or job.keep:
         return None
-    twin = job.copy()
-    twin.status = "waiting"
+    twin = copy_of(job)
     twin.base += job.queue.rounds - job.round + 1
     twin.worker = batch.worker
     if twin.started_at is None:
@@ -186,3 +185,50 @@ def _next_stage(twin: Entry, size: float, at: float, work: Work) -> Stage | None
     if following is not None:
         work.measure(twin)
     return following
+
+
+def copy_of(job: Entry) -> Entry:
+    """Another job in the same state, of the same request, that waits and can be moved on by itself.
+
+    Attribute by attribute: this is done for every job of every step, and loops over names take six
+    times as long.
+    """
+    twin = Entry.__new__(Entry)
+    twin.alone_s = job.alone_s
+    twin.arrival = job.arrival
+    twin.call_outputs = job.call_outputs
+    twin.computed = job.computed
+    twin.due = job.due
+    twin.due_next = job.due_next
+    twin.ended_at = job.ended_at
+    twin.first_at = job.first_at
+    twin.id = job.id
+    twin.joined_at = job.joined_at
+    twin.late = job.late
+    twin.next_output_s = job.next_output_s
+    twin.num_blocks = job.num_blocks
+    twin.output = job.output
+    twin.outputs = job.outputs
+    twin.params = job.params
+    twin.planned_calls = job.planned_calls
+    twin.promised = job.promised
+    twin.reason = job.reason
+    twin.remaining_s = job.remaining_s
+    twin.request = job.request
+    twin.slo = job.slo
+    twin.stage = job.stage
+    twin.started_at = job.started_at
+    twin.state = job.state
+    twin.unit_s = job.unit_s
+    twin.weight = job.weight
+    twin.worker = job.worker
+    twin.base = job.base
+    twin.ending = job.ending
+    twin.keep = job.keep
+    twin.queue = job.queue
+    twin.round = job.round
+    twin.unit_size = job.unit_size
+    twin.status = "waiting"
+    twin.calls_left = dict(job.calls_left)
+    twin.cursor = None if job.cursor is None else job.cursor.copy()
+    return twin

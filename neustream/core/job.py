@@ -250,15 +250,6 @@ class Entry(Job):
             raise PolicyError(f"request {self.id!r} is {self.status} and cannot become {status}")
         self.status = status
 
-    def copy(self) -> Entry:
-        """Another job in the same state, of the same request, that can be moved on by itself."""
-        twin = Entry.__new__(Entry)
-        for name in _FIELDS:
-            setattr(twin, name, getattr(self, name))
-        twin.calls_left = dict(self.calls_left)
-        twin.cursor = None if self.cursor is None else self.cursor.copy()
-        return twin
-
     def restart(self) -> None:
         """Its state is lost: back to the start of its graph. What it was promised stays."""
         self.state = {}
@@ -269,6 +260,3 @@ class Entry(Job):
         self.worker = -1
         self.due_next = min(self.due, self.arrival + self.slo.first)
         self.cursor = Cursor(self.request.graph, self)
-
-
-_FIELDS = (*Job.__slots__, *Entry.__slots__)

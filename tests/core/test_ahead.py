@@ -30,8 +30,10 @@ from neustream import (
     seq,
     switch,
 )
+from neustream.core.ahead import copy_of
 from neustream.core.batch import Batch
 from neustream.core.events import Ended, Event
+from neustream.core.job import Entry, Job
 from neustream.core.steps import PrefillTable, StepProfile
 from neustream.errors import PolicyError
 from neustream.graphs import llm, llm_profiles
@@ -188,6 +190,18 @@ def test_an_empty_pool_is_planned_as_such_once():
     assert tested.decisions == before
     assert tested.planned(batch)
     assert asked(tested, over(tested, batch)) == (None, False)
+
+
+def test_a_copy_of_a_job_has_all_that_the_job_has():
+    tested = scheduler()
+    job = start(tested, request("a")).jobs[0]
+    twin = copy_of(job)
+    for name in (*Job.__slots__, *Entry.__slots__):
+        if name not in ("status", "cursor", "calls_left"):
+            assert getattr(twin, name) is getattr(job, name), name
+    assert twin.status == "waiting"
+    assert twin.calls_left == job.calls_left and twin.calls_left is not job.calls_left
+    assert twin.cursor.save(COUNTED) == job.cursor.save(COUNTED) and twin.cursor is not job.cursor
 
 
 # -- a plan that does not hold ---------------------------------------------------------------------
