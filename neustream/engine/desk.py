@@ -83,6 +83,7 @@ class Desk:
         theirs = event.request is None or self.answers.of(event.id) is event.request
         drive = self._loop.of(event.id)
         if theirs and drive is not None:
+            self._loop.touch(drive)
             ended = drive.scheduler.cancel(event.id, now)
         self.answers.resolve(event.answer, ended)
 

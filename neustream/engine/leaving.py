@@ -56,6 +56,7 @@ class Departures:
     def begin(self, drive: Drive, answer: Future[None], now: float) -> None:
         """`drive` takes no more requests; `answer` is for when its last one is gone or over."""
         drive.departures = self
+        self._loop.touch(drive)
         self._answers[drive] = answer
         for id in list(drive.scheduler.jobs):
             drive.scheduler.hold(id, now)
@@ -134,6 +135,7 @@ class Departures:
     def _stay(self, parcel: Parcel) -> None:
         """Let a request go on where it is, if it is still there."""
         if _held(parcel.source, parcel.id) is not None:
+            self._loop.touch(parcel.source)
             parcel.source.scheduler.resume(parcel.id)
 
     def _move(self, parcel: Parcel, now: float) -> None:
@@ -149,7 +151,9 @@ class Departures:
         carry = pack(job, now)
         while able:
             target = self._loop.chosen(able, job.request)
+            self._loop.touch(target)
             if self._take(target, carry, job, pieces, now):
+                self._loop.touch(source)
                 source.scheduler.give(id, now)
                 return
             able.remove(target)
@@ -185,6 +189,7 @@ class Departures:
 
     def _unfit(self, event: Unfit, now: float) -> None:
         """A member could not go on from what another one kept of a request."""
+        self._loop.touch(event.drive)
         event.drive.scheduler.give_up(event.id, event.reason, now)
 
 

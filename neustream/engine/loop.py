@@ -70,10 +70,11 @@ class Loop:
         ]
         self.handlers: dict[type[Any], Callable[[Any, float], None]] = {
             Done: self._done,
-            Wake: lambda event, now: None,
-            Look: lambda event, now: event.drive.look(event, now),
-            Overdue: lambda event, now: event.drive.overdue(now),
+            Wake: lambda event, now: self.touch(event.drive),
+            Look: self._look,
+            Overdue: self._overdue,
         }
+        self._touched: dict[Drive, None] = {}  # members that something happened to
         self.departures = Departures(self)
         self._records: list[Record] = []  # what observers are still to be told
 
@@ -82,32 +83,43 @@ class Loop:
         """Requests that have not ended."""
         return sum([len(drive.scheduler.jobs) for drive in self.drives])
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are any."""
+        return any(drive.scheduler.jobs for drive in self.drives)
+
+    def touch(self, drive: Drive) -> None:
+        """Something happens to a member: it takes its turn once all events are taken in."""
+        self._touched[drive] = None
+
     # -- running ----------------------------------------------------------------------------------
 
     def run(self, source: Source) -> None:
         """Until `source` is over and all requests have ended."""
-        while not source.over or self.open:
+        while not source.over or self.busy:
             events = self.clock.wait()
             if not events:
                 raise RequestError(f"{self.open} request(s) are open, but nothing will ever happen")
             for event in events:
                 self.handle(event)
-            for drive in self.drives:
+            touched, self._touched = self._touched, {}
+            for drive in touched:
                 drive.turn()
             self.departures.settle()
             self.publish()
-            del events, event  # while idle, hold no finished request's results
+            del events, event, touched  # while idle, hold no finished request's results
 
     def handle(self, event: Event) -> None:
         """Take in one event."""
         self.handlers[type(event)](event, self.clock.now())
-        for drive in self.drives:
+        for drive in list(self._touched):
             drive.settle()
 
     def accept(self, request: Request, now: float) -> Submitted:
         """Take a request in, at the member that the router chooses; NeustreamError if none can."""
         drives = self.drives
         if len(drives) == 1:
+            self.touch(drives[0])
             return drives[0].accept(request, now)
         if not drives:
             raise RequestError(f"request {request.id!r}: no member is left")
@@ -116,6 +128,7 @@ class Loop:
         able = [drive for drive in drives if drive.serves(request)]
         staying = [drive for drive in drives if drive.departures is None]
         chosen = self.chosen(able or (staying or drives)[:1], request)  # who cannot says why
+        self.touch(chosen)
         return chosen.accept(request, now)
 
     def others(self, request: Request, drive: Drive) -> list[Drive]:
@@ -169,11 +182,13 @@ class Loop:
             raise RequestError(f"no member {shown(member)}; members: {names}")
         having = [drive for drive in drives if pool in drive.scheduler.pools]
         for drive in having or drives[:1]:  # who has none says so
+            self.touch(drive)
             drive.scheduler.add(pool, profiles)
 
     def cancel_all(self, now: float) -> None:
         """End all open requests as cancelled."""
         for drive in self.drives:
+            self.touch(drive)
             for id in list(drive.scheduler.jobs):
                 drive.scheduler.cancel(id, now)
 
@@ -197,4 +212,13 @@ class Loop:
         if drive is None:
             log.error("a step of stage %r came back twice; ignored", event.batch.stage)
         else:
+            self.touch(drive)
             drive.done(event, now)
+
+    def _look(self, event: Look, now: float) -> None:
+        self.touch(event.drive)
+        event.drive.look(event, now)
+
+    def _overdue(self, event: Overdue, now: float) -> None:
+        self.touch(event.drive)
+        event.drive.overdue(now)

@@ -165,7 +165,7 @@ def test_more_stages_for_one_member_or_for_all():
 
 def test_a_member_whose_pools_are_closed_gets_nothing_while_another_can_serve():
     gates = {"a": Gate(), "b": Step()}
-    with serving(gates, step_timeout_s=0.02) as engine:
+    with serving(gates, step_timeout_s=0.5) as engine:
         lost = engine.submit(ONE).result(30)
         assert "did not come back within" in lost.reason
         assert list(engine.snapshot().closed) == ["a/gpu"]
