@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from neustream.core.batch import Batch, StepInfo
+from neustream.core.batch import Batch
 from neustream.core.job import Job
 from neustream.core.policies import FCFS
 from neustream.core.scheduler import Scheduler
@@ -45,8 +45,8 @@ class Deciding:
         self._tell = tell
         self._member = member
 
-    def next(self, pool: str, worker: int, now: float) -> tuple[Batch | None, StepInfo | None]:
-        """The next step, and what observers are told of it if a policy was asked."""
+    def next(self, pool: str, worker: int, now: float) -> Batch | None:
+        """The next step of a worker, if any."""
         scheduler = self._scheduler
         asked, began = scheduler.decisions, stopwatch()
         try:
@@ -56,18 +56,16 @@ class Deciding:
                 raise
             self._fault(error)
             batch = self._fcfs(pool, worker, now)
-        if scheduler.decisions == asked:
-            return batch, None
-        info = None if batch is None else batch.info()
-        self._decided(pool, now, began, info)
-        return batch, info
+        if scheduler.decisions > asked:
+            self._decided(pool, now, began, ahead=False)
+        return batch
 
-    def _decided(self, pool: str, now: float, began: float, info: StepInfo | None) -> None:
+    def _decided(self, pool: str, now: float, began: float, *, ahead: bool) -> None:
         """A policy was asked, `began` on the stopwatch."""
         seconds = self._clock.decided(stopwatch() - began)
         if self._looks is not None:
             self._looks.took(seconds)
-        self._tell(Decided(pool, now, seconds, info, self._member))
+        self._tell(Decided(pool, now, seconds, ahead, self._member))
 
     def _fault(self, error: BaseException) -> None:
         """A policy raised, or decided what cannot be: log it now and then."""
@@ -98,7 +96,7 @@ class Deciding:
         asked, began = self._scheduler.decisions, stopwatch()
         self._plan(batch, now)
         if self._scheduler.decisions > asked:
-            self._decided(batch.pool, now, began, None)
+            self._decided(batch.pool, now, began, ahead=True)
 
     def _plan(self, batch: Batch, now: float) -> None:
         try:

@@ -167,15 +167,21 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A policy was asked, in `seconds`.
-
-    `step`: what starts; None: the worker stays idle, or the step after the present one was planned.
-    """
+    """A policy was asked, in `seconds`; `ahead`: for the step after the one under way."""
 
     pool: str
     at: float
     seconds: float
-    step: StepInfo | None
+    ahead: bool = False
+    member: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A step started."""
+
+    step: StepInfo
+    at: float
     member: str = ""
 
 
@@ -189,5 +195,5 @@ class Finished:
     member: str = ""
 
 
-Record = events.Event | Refused | Decided | Finished
+Record = events.Event | Refused | Decided | Started | Finished
 Observer = Callable[[Record], None]

@@ -15,7 +15,7 @@ from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
 from neustream.engine.clock import Clock
 from neustream.engine.deciding import Deciding, at_pool
-from neustream.engine.events import Done, Finished, Look, Record, Wake
+from neustream.engine.events import Done, Finished, Look, Record, Started, Wake
 from neustream.engine.executor import Executor
 from neustream.engine.looks import Looks
 from neustream.engine.overdue import Limits
@@ -128,10 +128,10 @@ class Drive:
     def _dispatch(self, pool: str, idle: list[int]) -> None:
         for worker in list(idle):
             now = self._clock.now()
-            batch, info = self.deciding.next(pool, worker, now)
+            batch = self.deciding.next(pool, worker, now)
             if batch is not None:
                 idle.remove(worker)
-                self._start(batch, batch.info() if info is None else info, now)
+                self._start(batch, now)
                 continue
             at = self.scheduler.wake_at(pool)
             if at is not None and not now < self._wakes[pool] <= at:
@@ -140,10 +140,12 @@ class Drive:
             if pool not in self._asked:
                 return  # nothing waits, for the other workers neither
 
-    def _start(self, batch: Batch, info: StepInfo, now: float) -> None:
+    def _start(self, batch: Batch, now: float) -> None:
+        info = batch.info()
         self._under_way[batch.id] = info, batch
         self._steps[batch] = self
         self.settle()
+        self._tell(Started(info, now, self.name))
         executor = self.executors[batch.pool]
         if self.deciding.forgiving:
             self._limits.watch(batch, now)

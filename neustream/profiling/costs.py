@@ -18,7 +18,7 @@ from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO, Request
 from neustream.engine.clock import WallClock, stopwatch
 from neustream.engine.engine import Engine
-from neustream.engine.events import Decided, Finished, Record
+from neustream.engine.events import Decided, Finished, Record, Started
 from neustream.engine.executor import StreamModule, ThreadExecutor
 from neustream.engine.member import Member
 from neustream.errors import StageFailed
@@ -59,7 +59,9 @@ def engine_costs(
             if sum(len(watch.finished) for watch in watches.values()) == STEPS:
                 engine.interrupt()
         elif isinstance(record, Decided):
-            watches[record.pool].decided.append(record)
+            watches[record.pool].decided(record)
+        elif isinstance(record, Started):
+            watches[record.step.pool].started(record)
 
     engine = Engine(Member(scheduler, executors), WallClock(), [observe])
     with closing(engine):
@@ -67,7 +69,7 @@ def engine_costs(
     if report.counts["failed"]:
         raise StageFailed(f"serving the sample requests: {next(iter(report.reasons))}")
     gaps = [gap for watch in watches.values() for gap in watch.gaps()]
-    decisions = [record.seconds for watch in watches.values() for record in watch.decided]
+    decisions = [seconds for watch in watches.values() for seconds in watch.decisions]
     return EngineCosts(handover_s=_median(gaps), decision_s=_median(decisions))
 
 
@@ -81,14 +83,22 @@ class _Watch:
     def __init__(self) -> None:
         self.called: list[tuple[float, float]] = []
         self.finished: list[Finished] = []
-        self.decided: list[Decided] = []
+        self.decisions: list[float] = []
+        self._waited: list[float] = []  # by step: for a decision, before it started
+        self._latest = 0.0
+
+    def decided(self, record: Decided) -> None:
+        self.decisions.append(record.seconds)
+        self._latest = record.seconds
+
+    def started(self, record: Started) -> None:
+        self._waited.append(0.0 if record.step.planned else self._latest)
 
     def gaps(self) -> list[float]:
-        """Seconds from the end of each step to the start of the next, without those of a decision in between."""
-        seconds = {record.step.id: record.seconds for record in self.decided if record.step is not None}
+        """Seconds from the end of each step to the start of the next, but for a decision in between."""
         found = []
-        for (before, after), record in zip(pairwise(self.called), self.finished[1:], strict=False):
-            found.append(after[0] - before[1] - seconds.get(record.step.id, 0.0))
+        for (before, after), waited in zip(pairwise(self.called), self._waited[1:], strict=False):
+            found.append(after[0] - before[1] - waited)
         return found
 
 

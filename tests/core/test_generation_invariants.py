@@ -32,7 +32,7 @@ from neustream import (
 from neustream.core.events import Emitted, Ended
 from neustream.core.kv_cache import KVCache
 from neustream.core.steps import StepProfile
-from neustream.engine.events import Cancel, Decided
+from neustream.engine.events import Cancel, Started
 from neustream.graphs import llm, llm_profiles
 
 STEPS = StepProfile(
@@ -54,6 +54,7 @@ class Case:
     turns: int  # calls of the model in one request
     cancels: tuple[tuple[int, float], ...]
     errors: frozenset[tuple[int, int]]  # request, output: an error in its place
+    decision_s: float = 0.0  # what a decision takes; above 0 steps are planned
 
 
 slos = st.builds(
@@ -74,6 +75,7 @@ cases = st.builds(
     turns=st.sampled_from([1, 1, 2]),
     cancels=st.lists(st.tuples(st.integers(0, 8), st.sampled_from([0.0, 0.75, 3.0])), max_size=3).map(tuple),
     errors=st.frozensets(st.tuples(st.integers(0, 8), st.integers(0, 6)), max_size=2),
+    decision_s=st.sampled_from([0.0, 0.01, 0.2]),
 )
 
 
@@ -123,7 +125,7 @@ class Told:
 
     def __call__(self, record):
         match record:
-            case Decided(step=step) if step is not None:
+            case Started(step=step):
                 self.preempted += len(step.preempted)
             case Emitted(id=id, index=index):
                 assert index == self.outputs[id], "an output was lost or came twice"
@@ -169,7 +171,7 @@ def run(policy, case):
                 updates.append({"ended": job.call_outputs + 1 >= case.requests[at][3]})
         return updates
 
-    clock = VirtualClock()
+    clock = VirtualClock(case.decision_s)
     for at, delay in case.cancels:
         if at < len(requests):
             clock.post(Cancel(f"r{at}", Future()), requests[at].arrival + delay)
@@ -181,7 +183,7 @@ def run(policy, case):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(case=cases)
 def test_nothing_is_lost(name, case):
-    case = Case(case.requests, case.blocks, 6, case.step_tokens, case.turns, case.cancels, case.errors)
+    case = Case(case.requests, case.blocks, 6, case.step_tokens, case.turns, case.cancels, case.errors, case.decision_s)
     report, watch, scheduler = run(POLICIES[name](), case)
     assert report.submitted == len(case.requests) == sum(report.counts.values())
     assert not scheduler.jobs and free_blocks(scheduler) == case.blocks

@@ -34,7 +34,7 @@ from neustream import (
 )
 from neustream.core.events import Emitted, Ended, Submitted
 from neustream.core.graph import Node
-from neustream.engine.events import Cancel, Decided, Finished
+from neustream.engine.events import Cancel, Finished, Started
 
 STAGES = [
     Stage("encode", max_batch=2),
@@ -63,6 +63,7 @@ class Case:
     workers: int
     sticky: bool
     slowdown: float  # of every step, beyond its profile
+    decision_s: float  # what a decision takes; above 0 steps are planned
     cancels: tuple[tuple[int, float], ...]  # request, how long after its arrival
     errors: frozenset[tuple[int, int]]  # (request, step): an error in place of its update
     losses: frozenset[int]  # batches that return too few results
@@ -90,6 +91,7 @@ cases = st.builds(
     workers=st.integers(1, 3),
     sticky=st.booleans(),
     slowdown=st.sampled_from([1.0, 1.5]),
+    decision_s=st.sampled_from([0.0, 0.0, 0.01, 0.3]),
     cancels=st.lists(st.tuples(st.integers(0, 11), delays), max_size=6).map(tuple),
     errors=st.frozensets(st.tuples(st.integers(0, 11), st.integers(0, 6)), max_size=3),
     losses=st.frozensets(st.integers(1, 20), max_size=1),
@@ -101,6 +103,7 @@ class Watch:
     """An observer that checks each record against all before it."""
 
     slowdown: float
+    decision_s: float
     now: float = 0.0
     submitted: list[str] = field(default_factory=list)
     ended: dict[str, Ended] = field(default_factory=dict)
@@ -116,11 +119,13 @@ class Watch:
         match record:
             case Submitted():
                 self.submitted.append(record.id)
-            case Decided(step=step) if step is not None:
+            case Started(step=step):
                 self.began(step)
             case Finished(step=step):
                 self.busy.remove((step.pool, step.worker))
-                assert record.at == step.started_at + step.expected_s * self.slowdown
+                seconds = step.expected_s * self.slowdown
+                assert record.at >= step.started_at + seconds
+                assert self.decision_s or record.at == step.started_at + seconds
                 for id in step.ids:
                     assert self.live.pop(id) == step.id
             case Emitted(id=id, index=index):
@@ -182,7 +187,7 @@ def misfortunes(case):
 def run(case, name):
     pools = [Pool(f"pool{i}", stages, case.workers, case.sticky) for i, stages in enumerate(case.pools)]
     scheduler = Kept(pools, POLICIES[name](), PROFILES)
-    clock, watch = VirtualClock(), Watch(case.slowdown)
+    clock, watch = VirtualClock(case.decision_s), Watch(case.slowdown, case.decision_s)
     executor = ProfiledExecutor(stretch=lambda batch: case.slowdown, outcome=misfortunes(case))
     graphs = [Graph(f"g{i}", seq(node, NOTHING)) for i, node in enumerate(case.graphs)]
     requests, now = [], 0.0

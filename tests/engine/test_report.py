@@ -222,7 +222,7 @@ def test_batch_sizes_and_the_error_of_profiles_are_by_stage():
 def test_decisions_are_counted_in_microseconds():
     report = Report()
     for micro in range(1, 102):
-        report(Decided("gpu", 0.0, micro * 1e-6, None))
+        report(Decided("gpu", 0.0, micro * 1e-6))
     out = strict(report.to_dict())
     assert out["decisions"] == 101
     assert out["decision_us"] == {"p50": pytest.approx(51.0), "p99": pytest.approx(100.0)}
