@@ -121,6 +121,14 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpacked:
+    """Workers may take too long to tell what they keep of a request."""
+
+    rank: ClassVar[int] = 3
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
 class Unfit:
     """A member cannot go on with a request that moved there."""
 
@@ -144,6 +152,7 @@ Event = (
     | Extend
     | Leave
     | Packed
+    | Unpacked
     | Unfit
     | Submit
     | Arrival

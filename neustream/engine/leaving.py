@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from neustream.core.batch import StepInput, input_of
 from neustream.core.carry import Carry, pack
 from neustream.core.job import Entry
-from neustream.engine.events import Packed, Unfit
+from neustream.engine.events import Packed, Unfit, Unpacked
 from neustream.engine.executor import Mover
 from neustream.engine.worker import Pieces
 from neustream.errors import NeustreamError, told
@@ -51,7 +52,11 @@ class Departures:
         self._parcels: dict[tuple[Drive, str], Parcel] = {}
         self._answers: dict[Drive, Future[None]] = {}
         self.resolve: Callable[[Future[None], None], None] = Future.set_result
-        loop.handlers |= {Packed: self._packed, Unfit: self._unfit}
+        loop.handlers |= {
+            Packed: self._packed,
+            Unpacked: self._unpacked,
+            Unfit: self._unfit,
+        }
 
     def begin(self, drive: Drive, answer: Future[None], now: float) -> None:
         """`drive` takes no more requests; `answer` is for when its last one is gone or over."""
@@ -76,8 +81,8 @@ class Departures:
             drive.scheduler.resume(id)
         elif job.started_at is None:
             self._move(Parcel(drive, id), now)
-        elif all(isinstance(executor, Mover) for executor in drive.executors.values()):
-            self._pack(drive, input_of(job))
+        elif _movable(drive):
+            self._pack(drive, input_of(job), now)
         else:
             drive.scheduler.resume(id)
 
@@ -90,7 +95,7 @@ class Departures:
 
     # -- packing ----------------------------------------------------------------------------------
 
-    def _pack(self, drive: Drive, given: StepInput) -> None:
+    def _pack(self, drive: Drive, given: StepInput, now: float) -> None:
         """Ask all workers for what they keep of a request."""
         parcel = self._parcels[drive, given.id] = Parcel(drive, given.id)
         asked: list[tuple[str, Future[Pieces]]] = []
@@ -106,6 +111,8 @@ class Departures:
             pieces.add_done_callback(partial(self._post, parcel, name))
         if not asked:
             self._stay(parcel)
+        elif drive.patience_s < math.inf and not all(pieces.done() for _, pieces in asked):
+            self._loop.clock.post(Unpacked(parcel), now + drive.patience_s)
 
     def _post(self, parcel: Parcel, pool: str, pieces: Future[Pieces]) -> None:
         """On whatever thread: hand a worker's answer to the loop."""
@@ -129,6 +136,14 @@ class Departures:
             self._stay(parcel)
         else:
             self._move(parcel, now)
+
+    def _unpacked(self, event: Unpacked, now: float) -> None:
+        """A module's `export` does not come back: the request goes on without it."""
+        parcel = event.parcel
+        if self._parcels.get((parcel.source, parcel.id)) is parcel:
+            del self._parcels[parcel.source, parcel.id]
+            log.error("request %r stays: nobody told in time what is kept of it", parcel.id)
+            self._stay(parcel)
 
     # -- moving -----------------------------------------------------------------------------------
 
@@ -197,6 +212,12 @@ def _held(drive: Drive, id: str) -> Entry | None:
     """The request, if it waits to be given."""
     job = drive.scheduler.jobs.get(id)
     return job if isinstance(job, Entry) and job.status == "held" else None
+
+
+def _movable(drive: Drive) -> bool:
+    """Whether all workers can be asked for what they keep, and will answer."""
+    able = all(isinstance(executor, Mover) for executor in drive.executors.values())
+    return able and not any(drive.lost(pool) for pool in drive.executors)
 
 
 def _has_room(drive: Drive, pieces: Places) -> bool:

@@ -18,7 +18,7 @@ from neustream.engine.deciding import Deciding, at_pool
 from neustream.engine.events import Done, Finished, Look, Record, Started, Wake
 from neustream.engine.executor import Executor
 from neustream.engine.looks import Looks
-from neustream.engine.overdue import Limits
+from neustream.engine.overdue import PATIENT_S, Limits
 from neustream.engine.routing import Load
 from neustream.errors import RequestError, StageFailed, told
 
@@ -74,6 +74,7 @@ class Drive:
         self._tell = tell
         self._steps = steps
         self._limits = Limits(self, clock, step_timeout_s)
+        self.patience_s = PATIENT_S if step_timeout_s is None else step_timeout_s
         self._looks = None if clock.decides_at_once else Looks(self, clock, member.scheduler.times)
         self.deciding = Deciding(member.scheduler, clock, self._looks, tell, member.name)
         pools = member.scheduler.pools.values()
@@ -109,6 +110,10 @@ class Drive:
         for."""
         for pool, executor in self.executors.items():
             closing.callback(executor.close, wait=wait and not self._limits.lost(pool))
+
+    def lost(self, pool: str) -> bool:
+        """Whether a worker of `pool` is still in a step that was given up."""
+        return bool(self._limits.lost(pool))
 
     def here(self) -> bool:
         """Whether the present thread is one that `close` waits for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from neustream import (
     Stage,
     StageFailed,
     ThreadExecutor,
+    ToolExecutor,
     VirtualClock,
     WallClock,
     seq,
@@ -328,6 +330,93 @@ def test_a_request_whose_modules_cannot_part_with_it_ends_where_it_is(first):
 def test_a_member_that_cannot_go_on_from_what_was_kept_fails_that_request():
     result, _ = between(Movable(), Proud())
     assert result.status == "failed" and "not invented here" in result.reason
+
+
+def two_pools(name, first, second, **options):
+    """A member with the stage "s" on one pool and "n0", "n1", "n2" on another, each with its executor."""
+    pools = [Pool("one", ("s",)), Pool("two", tuple(STEPS.stages), **options)]
+    policies = {pool.name: FCFS() for pool in pools if pool.concurrency is None}
+    profiles = {stage: table(stage, 1.0) for stage in ("s", *STEPS.stages)}
+    return Member(Scheduler(pools, policies, profiles), {"one": first, "two": second}, name)
+
+
+class ByName:
+    """A router: a request goes to the member that its id begins with."""
+
+    def choose(self, loads, request):
+        return [load.name for load in loads].index(request.id[0])
+
+
+STEPS = Graph("steps", seq(Stage("n0"), Stage("n1"), Stage("n2", emits=True)))
+
+
+class Hung(ProfiledExecutor):
+    """Steps never end, and nothing that it is asked is answered."""
+
+    def start(self, batch, clock):
+        pass
+
+    def export(self, given, worker=0):
+        return Future()
+
+
+@pytest.mark.parametrize("arrival", [0.0, 0.8], ids=["held before", "held after"])
+def test_a_worker_that_is_lost_keeps_no_request_that_could_go_on(arrival):
+    """It is asked what it keeps of a request that is to move, and never answers."""
+    clock, log = VirtualClock(), EventLog()
+    members = [two_pools("a", Hung(), ProfiledExecutor()), two_pools("b", ProfiledExecutor(), ProfiledExecutor())]
+    engine = Engine(members, clock, [log], router=ByName(), step_timeout_s=1.5)
+    for drive in engine._loop.drives:
+        drive.deciding.forgiving = True  # as when callers are served
+    clock.post(Leave("a", Future()), arrival + 0.1)
+    report = engine.run([request("a lost", ONE), request("a held", STEPS, arrival)])
+    assert report.counts["failed"] == 1 == report.counts["on_time"]
+    assert "did not come back within 1.500 s" in next(iter(report.reasons))
+    assert [step["member"] for step in log.steps if step["jobs"] == ["a held"]] == ["a"] * 3
+    starts = [step["start"] for step in log.steps if step["jobs"] == ["a held"]]
+    assert starts == pytest.approx([arrival, max(arrival + 1, 1.5), max(arrival + 2, 2.5)])
+    assert [member.name for member in engine.members] == ["b"]
+
+
+class Mute(ProfiledExecutor):
+    """Its steps end, and what it is asked is not answered."""
+
+    def export(self, given, worker=0):
+        return Future()
+
+
+def test_an_executor_that_never_tells_what_it_keeps():
+    clock, log = VirtualClock(), EventLog()
+    members = [two_pools("a", Mute(), Mute()), two_pools("b", ProfiledExecutor(), ProfiledExecutor())]
+    engine = Engine(members, clock, [log], step_timeout_s=5.0)
+    clock.post(Leave("a", Future()), 0.5)
+    report = engine.run([request("x", STEPS)])
+    assert report.counts["on_time"] == 1
+    assert [(step["member"], step["start"]) for step in log.steps] == [("a", 0.0), ("a", 6.0), ("a", 7.0)]
+
+
+def test_a_member_with_tools_goes():
+    async def call(given):
+        tools.began.set()
+        while not tools.go.is_set():
+            await asyncio.sleep(0.001)
+        return {"at": given.stage}
+
+    tools = Gate()
+    calls = dict.fromkeys(STEPS.stages, call)
+    members = [two_pools(name, ThreadExecutor({"s": Step()}), ToolExecutor(calls), concurrency=4) for name in "ab"]
+    log = EventLog()
+    with Engine(members, WallClock(), [log]) as engine:
+        answers = [engine.submit(STEPS, id=str(at)) for at in range(12)]
+        assert tools.began.wait(30)
+        gone = engine.remove("a")
+        until(lambda: engine.snapshot().members["a"].leaving)
+        tools.go.set()
+        gone.result(30)
+        assert [answer.result(30).output for answer in answers] == [{"at": "n2"}] * 12
+    steps = Counter(id for step in log.steps for id in step["jobs"])
+    assert steps == {str(at): 3 for at in range(12)}
+    assert {step["stage"] for step in log.steps if step["member"] == "a"} == {"n0"}
 
 
 # -- closing ------------------------------------------------------------------------------------------
