@@ -296,7 +296,7 @@ def run_vllm(args: argparse.Namespace, write: Callable[..., None]) -> None:
                 row[kind]["goodput_rps"] = statistics.median(good)
                 tokens = [sum(len(a.tokens) for a in some) for some in some_runs]
                 row[kind]["tokens_per_s"] = statistics.median(n / x for n, x in zip(tokens, span, strict=True))
-            steps = servers["ours"].engine_core.engine_core.scheduler.books.learner
+            steps = servers["ours"].engine_core.engine_core.scheduler.step_times
             row["simulated"] = {
                 kind: statistics.median(simulated(some, steps, policy) for some in runs[kind])
                 for kind, policy in (

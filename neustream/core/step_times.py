@@ -5,7 +5,7 @@ This is the only place that knows profiles and what was observed of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from neustream.core.batch import Batch
@@ -133,7 +133,7 @@ class StepTimes:
         if not batch.expected > 0:
             return None
         stages = {job.stage.name for job in batch.jobs if job.stage is not None}
-        self._note(stages, seconds / batch.expected)
+        self.note(stages, seconds / batch.expected)
         profile = self.profiles[next(iter(stages))]
         if isinstance(profile, PhaseProfile):
             if profile.steps.learns:  # what is learnt follows the device: no speed beside it
@@ -144,7 +144,7 @@ class StepTimes:
         self.speed = {**self.speed, **{name: self.spread[name].mean for name in stages}}
         return None
 
-    def _note(self, stages: set[str], ratio: float) -> None:
+    def note(self, stages: Iterable[str], ratio: float) -> None:
         """A step of `stages` took `ratio` times what was expected."""
         for name in stages:
             ratios = self.spread.get(name)

@@ -17,6 +17,14 @@ class Wrong:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """Raises what is no error of the library."""
+
+    def decide(self, view):
+        return view.jobs[0].params["no such parameter"]
+
+
+@dataclass(frozen=True)
 class Patient:
     """Waits two milliseconds before each step."""
 

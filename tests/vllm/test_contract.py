@@ -104,3 +104,103 @@ def test_a_cache_smaller_than_the_longest_request_is_vllms_to_refuse(engines):
     """So no request that vLLM lets in is larger than its cache."""
     with pytest.raises(ValueError, match="KV cache"):
         engines(OURS, num_gpu_blocks_override=8)
+
+
+# -- what vLLM's queues mean ------------------------------------------------------------------------
+
+
+def parts_of(rig):
+    """What a scheduler of an engine's is made with."""
+    made = rig.scheduler
+    return {
+        "vllm_config": rig.core.vllm_config,
+        "kv_cache_config": made.kv_cache_config,
+        "structured_output_manager": rig.core.structured_output_manager,
+        "block_size": made.block_size,
+        "hash_block_size": made.hash_block_size,
+    }
+
+
+@pytest.mark.parametrize("kind", ["Scheduler", "AsyncScheduler"])
+@pytest.mark.parametrize("setup", [{}, {"max_num_seqs": 1}, {"enable_prefix_caching": True}], ids=str)
+def test_the_installed_vllm_schedules_as_we_need_it(engines, kind, setup):
+    from vllm.v1.core.sched import async_scheduler
+
+    from neustream.backends.vllm.trial import check_meaning
+
+    rig = engines(OURS, **setup)
+    free = rig.pool.get_num_free_blocks()
+    assert check_meaning(getattr(async_scheduler, kind), (), parts_of(rig)) is None  # no BackendError
+    assert rig.pool.get_num_free_blocks() == free and not rig.scheduler.requests
+    assert rig.core.vllm_config.scheduler_config.max_num_seqs == setup.get("max_num_seqs", 8)
+
+
+def lose_what_is_not_running(scheduler):
+    for request in scheduler.requests.values():
+        if request.num_computed_tokens and request not in scheduler.running:
+            scheduler.kv_cache_manager.free(request)
+
+
+def run_all_requests(scheduler):
+    for request in scheduler.requests.values():
+        if request.num_computed_tokens and request not in scheduler.running:
+            scheduler.running.append(request)
+
+
+def begin_all_requests(scheduler):
+    for request in scheduler.requests.values():
+        if not request.num_computed_tokens and request not in list(scheduler.waiting):
+            scheduler.waiting.add_request(request)
+
+
+def forget_the_bound(scheduler):
+    scheduler.max_num_scheduled_tokens = 2048
+
+
+def forget_the_limit(scheduler):
+    setattr(scheduler, contract.limit_name(scheduler), 8)
+
+
+def turn_the_list_round(scheduler):
+    if not scheduler.waiting:
+        scheduler.running.reverse()
+
+
+@pytest.mark.parametrize(
+    "before, says",
+    [
+        (lose_what_is_not_running, "a request that is out of `running` for one step loses what it has computed"),
+        (run_all_requests, "with b out of `running`, a step ran ['a', 'b', 'c'] in place of a and c"),
+        (begin_all_requests, "with c, a in `waiting`, a step began ['c', 'a', 'b']"),
+        (forget_the_bound, "of c, b, a in `running`, ['c', 'b', 'a'] got the two tokens of a step"),
+        (forget_the_limit, "with max_num_active_reqs of 1, a step ran ['a', 'b']"),
+        (turn_the_list_round, "where KV blocks are short, of a, b in `running` ['b'] ran"),
+    ],
+)
+def test_a_vllm_that_means_something_else_is_refused(engines, before, says):
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from neustream.backends.vllm.trial import check_meaning
+
+    class Other(Scheduler):
+        def schedule(self, *args, **kwargs):
+            before(self)
+            return super().schedule(*args, **kwargs)
+
+    with pytest.raises(BackendError) as refused:
+        check_meaning(Other, (), parts_of(engines(OURS)))
+    assert "does not schedule as this scheduler needs it: " in str(refused.value)
+    assert says in str(refused.value)
+
+
+def test_a_vllm_whose_steps_raise_is_refused(engines):
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from neustream.backends.vllm.trial import check_meaning
+
+    class Other(Scheduler):
+        def update_from_output(self, scheduler_output, model_runner_output):
+            raise KeyError("req_ids")
+
+    with pytest.raises(BackendError, match="running request is kept out: KeyError: 'req_ids'; waiting request"):
+        check_meaning(Other, (), parts_of(engines(OURS)))

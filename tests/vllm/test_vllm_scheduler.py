@@ -83,7 +83,7 @@ def test_a_running_request_that_became_hopeless_keeps_its_tokens(engines):
     for _ in range(5):
         rig.step()
     had = next(iter(rig.scheduler.requests.values())).num_output_tokens
-    job = next(iter(rig.scheduler.books.core.jobs.values()))
+    job = next(iter(rig.scheduler.views.jobs.values()))
     job.due = job.due_next = 0.0  # as if the time had passed
     rig.run()
     assert rig.ended["r"].finish_reason == "abort"
@@ -96,10 +96,10 @@ def test_the_first_slo_finds_requests_midway(ours):
     ours.ask("long", 400, 10)
     for _ in range(3):
         ours.step()
-    assert not ours.scheduler.books.core.jobs
+    assert not ours.scheduler.views.jobs
     ours.ask("promised", 30, 10, slo(ttft_ms=60_000, tpot_ms=1_000))
     ours.step()
-    assert len(ours.scheduler.books.core.jobs) == 3
+    assert len(ours.scheduler.views.jobs) == 3
     ours.run()
     assert {id: len(end.token_ids) for id, end in ours.ended.items()} == {"plain": 40, "long": 10, "promised": 10}
 
@@ -174,14 +174,18 @@ def test_500_random_requests_with_random_cancels(engines):
 
 
 def assert_agreement(rig):
-    """The core is as far with each job as vLLM is."""
-    for id, job in rig.scheduler.books.core.jobs.items():
-        request = rig.scheduler.requests[id]
+    """A policy would read of each request what vLLM says of it."""
+    scheduler = rig.scheduler
+    view = scheduler.views.build(scheduler.requests, {}, 0, 0.0)
+    assert {job.id for job in view.jobs} == set(scheduler.requests)
+    for job in view.jobs:
+        request = scheduler.requests[job.id]
         assert job.params["prompt_tokens"] + job.call_outputs == request.num_tokens
         assert job.stage.phase == "decode" or job.computed == request.num_computed_tokens
+        assert job.stage.phase != "decode" or job.size == request.num_computed_tokens + 1
 
 
-def test_what_a_prefix_cache_saves_is_known_to_the_core(engines):
+def test_what_a_prefix_cache_saves_is_seen_by_policies(engines):
     stock = engines(enable_prefix_caching=True)
     rig = engines(OURS, enable_prefix_caching=True)
     for _ in range(2):
@@ -252,8 +256,9 @@ def test_a_paused_engine_goes_on_later(ours):
     assert {len(end.token_ids) for end in ours.ended.values()} == {30}
 
 
-def test_a_policy_that_errs_does_not_stop_the_engine(engines):
-    rig = engines(OURS, additional_config={"neustream": {"policy": "odd_policies:Wrong"}})
+@pytest.mark.parametrize("policy", ["Wrong", "Broken"])
+def test_a_policy_that_errs_does_not_stop_the_engine(engines, policy):
+    rig = engines(OURS, additional_config={"neustream": {"policy": f"odd_policies:{policy}"}})
     for at in range(4):
         rig.ask(f"r{at}", 40, 10, slo(total_ms=600_000))
     rig.run()
@@ -262,7 +267,7 @@ def test_a_policy_that_errs_does_not_stop_the_engine(engines):
     rig.assert_empty()
 
 
-def test_after_a_policys_error_the_core_is_right_again(engines):
+def test_after_a_policys_error_policies_see_what_there_is(engines):
     rig = engines(OURS, additional_config={"neustream": {"policy": "odd_policies:Moody"}})
     for at in range(4):
         rig.ask(f"r{at}", 200, 20, slo(total_ms=600_000))
@@ -304,14 +309,21 @@ def test_a_policy_that_waits_is_asked_again(engines):
     rig.assert_empty()
 
 
-def test_decodes_that_are_not_chosen_wait(engines):
-    """A policy that runs one request at a time: the others keep their place, and their blocks."""
-    rig = engines(OURS, additional_config={"neustream": {"policy": "odd_policies:One"}})
-    stock = engines()
+@pytest.mark.parametrize("blocks", [200, 18], ids=["room for all", "short of KV blocks"])
+def test_decodes_that_are_not_chosen_wait(engines, blocks):
+    """A policy that runs one request at a time: the others keep their place, and their blocks while
+    there are enough."""
+    more = {"num_gpu_blocks_override": blocks}
+    rig = engines(OURS, additional_config={"neustream": {"policy": "odd_policies:One"}}, **more)
+    stock = engines(**more)
     for some, extra in ((stock, None), (rig, slo(total_ms=600_000))):
-        for at in range(4):
-            some.ask(f"r{at}", 40, 10, extra)
+        for at in range(6):
+            some.ask(f"r{at}", 100, 40, extra)
         some.run()
-    assert {id: e.token_ids for id, e in rig.ended.items()} == {id: e.token_ids for id, e in stock.ended.items()}
-    assert rig.steps >= 40
+    tokens = {id: end.token_ids for id, end in stock.ended.items()}
+    assert {id: end.token_ids for id, end in rig.ended.items()} == tokens
+    if blocks == 200:
+        assert rig.steps >= 6 * 40 and not rig.scheduler.stats.preempted
+    else:
+        assert rig.scheduler.stats.preempted
     rig.assert_empty()

@@ -1,8 +1,9 @@
-"""What we take for granted of the installed vLLM, looked at before the first request.
+"""Names of the installed vLLM that we use, looked at before the first request.
 
 vLLM calls its scheduler interface not public. So each attribute and signature that `scheduler.py`
 uses is named here; one that is missing, a version that nobody tried, or a setup that we do not
-support is a BackendError at start, which says what is wrong, instead of half a scheduler.
+support is a BackendError at start, which says what is wrong, instead of half a scheduler. Whether
+the names mean what we take them to mean, `trial.py` tries.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from neustream.errors import BackendError
 
 FIRST, LAST = (0, 28), (0, 32)
-"""Versions of vLLM that this backend is for, both ends included; `vllm.__version__`, not a distribution's."""
+"""Versions of vLLM (`vllm.__version__`) that this backend is for, both ends included."""
 
 METHODS: dict[str, tuple[str, ...]] = {
     "add_request": ("request",),
@@ -23,11 +24,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "schedule": (),
     "update_from_output": ("scheduler_output", "model_runner_output"),
 }
-"""Methods of vLLM's Scheduler that we override or call, with the arguments we give or take by position."""
+"""Methods of vLLM's Scheduler that we override or call, with the arguments that we give or take by
+position."""
 
 SCHEDULER = (
-    "current_step",
+    "block_size",
     "kv_cache_manager",
+    "max_model_len",
     "max_num_running_reqs",
     "max_num_scheduled_tokens",
     "requests",
@@ -39,21 +42,25 @@ SCHEDULER = (
 REQUEST = (
     "arrival_time",
     "client_index",
+    "drop_stale_output",
+    "is_prefill_chunk",
     "max_tokens",
-    "next_decode_eligible_step",
     "num_computed_tokens",
     "num_output_placeholders",
     "num_output_tokens",
     "num_preemptions",
     "num_prompt_tokens",
-    "num_tokens",
+    "num_stale_output_tokens",
     "sampling_params",
     "status",
 )
 """Attributes of its requests."""
 
+LIMITS = ("max_num_active_reqs", "max_num_running_reqs")
+"""Attributes of a scheduler that limit the running requests; the first that is there counts."""
+
 STATUS = ("WAITING", "RUNNING", "PREEMPTED", "FINISHED_ABORTED")
-QUEUE = ("add_request", "remove_requests", "prepend_requests", "__iter__")
+QUEUE = ("clear", "extend", "remove_requests", "__iter__")
 OUTPUT = ("request_id", "new_token_ids", "finish_reason", "stop_reason")
 
 
@@ -63,7 +70,9 @@ def check_version(version: str) -> None:
     known = len(parts) == 2 and all(part.isdigit() for part in parts)
     if not known or not FIRST <= (int(parts[0]), int(parts[1])) <= LAST:
         low, high = (".".join(map(str, end)) for end in (FIRST, LAST))
-        raise BackendError(f"vLLM {version} is not supported: this scheduler is for {low} to {high}")
+        raise BackendError(
+            f"vLLM {version} is not supported: this scheduler is for {low} to {high}"
+        )
 
 
 def check_classes() -> None:
@@ -88,13 +97,18 @@ def check_classes() -> None:
         (EngineCoreOutputs, ("outputs",)),
         (SchedulerOutput, ("num_scheduled_tokens", "preempted_req_ids")),
     ):
-        fields = getattr(holder, "__struct_fields__", None) or getattr(holder, "__dataclass_fields__", {})
+        fields = getattr(holder, "__struct_fields__", None) or getattr(
+            holder, "__dataclass_fields__", {}
+        )
         faults += [f"{holder.__name__}.{name}" for name in names if name not in fields]
     if not hasattr(FinishReason, "ABORT"):
         faults.append("FinishReason.ABORT")
     try:
         request = Request(
-            request_id="", prompt_token_ids=[1], sampling_params=SamplingParams(max_tokens=1), pooling_params=None
+            request_id="",
+            prompt_token_ids=[1],
+            sampling_params=SamplingParams(max_tokens=1),
+            pooling_params=None,
         )
         faults += [f"Request.{name}" for name in REQUEST if not hasattr(request, name)]
     except TypeError as error:
@@ -115,17 +129,25 @@ def check_scheduler(scheduler: Any) -> None:
     _refuse(faults, vllm.__version__)
 
 
+def limit_name(scheduler: Any) -> str:
+    """The attribute of a scheduler that limits who is admitted to the running ones."""
+    return next(name for name in LIMITS if hasattr(scheduler, name))
+
+
 def check_setup(config: Any) -> None:
     """BackendError if vLLM was configured for something that this scheduler was not made for."""
     scheduler, parallel = config.scheduler_config, config.parallel_config
     refusals = {
         "speculative decoding": config.speculative_config is not None,
-        f"scheduling_policy={scheduler.policy!r} (use 'fcfs': the order is ours)": scheduler.policy != "fcfs",
+        f"scheduling_policy={scheduler.policy!r} (use 'fcfs': the order is ours)": scheduler.policy
+        != "fcfs",
         "chunked prefill switched off": not scheduler.enable_chunked_prefill,
         "KV connectors (kv_transfer_config)": config.kv_transfer_config is not None,
-        "encoder connectors (ec_transfer_config)": getattr(config, "ec_transfer_config", None) is not None,
+        "encoder connectors (ec_transfer_config)": getattr(config, "ec_transfer_config", None)
+        is not None,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
-        f"runner_type={config.model_config.runner_type!r}": config.model_config.runner_type != "generate",
+        f"runner_type={config.model_config.runner_type!r}": config.model_config.runner_type
+        != "generate",
         "encoder-decoder models": config.model_config.is_encoder_decoder,
     }
     if wrong := [what for what, is_so in refusals.items() if is_so]:
@@ -139,15 +161,20 @@ def _method(cls: type, name: str, args: tuple[str, ...]) -> str:
     have = list(inspect.signature(method).parameters.values())[1:]
     names = tuple(p.name for p in have)
     more = [
-        p.name for p in have[len(args) :] if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        p.name
+        for p in have[len(args) :]
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if names[: len(args)] != args or more:
-        return f"{cls.__name__}.{name}({', '.join(args)}) (it takes {', '.join(names) or 'nothing'})"
+        return (
+            f"{cls.__name__}.{name}({', '.join(args)}) (it takes {', '.join(names) or 'nothing'})"
+        )
     return ""
 
 
 def _refuse(faults: list[str], version: str) -> None:
     if faults:
+        named = ", ".join(dict.fromkeys(faults))
         raise BackendError(
-            f"vLLM {version} is not as this scheduler needs it; missing or changed: {', '.join(dict.fromkeys(faults))}"
+            f"vLLM {version} is not as this scheduler needs it; missing or changed: {named}"
         )

@@ -2,11 +2,12 @@
 
     writer = Stage("write")
     graph = Graph("rag", seq(search, writer, image))
-    pool = Pool("llm", ("write",), workers=16)         # 16 generations at once, batched inside of vLLM
+    pool = Pool("llm", ("write",), workers=16)   # 16 generations at once, batched inside of vLLM
     Engine(Member(scheduler, {"llm": VLLMExecutor(llm), ...}), WallClock())
 
-The pool's workers are seats in the one engine: its own scheduler (ours, `SLOScheduler`) batches them
-token by token. Each request is given the time that its job has left, less what comes after this stage.
+The pool's workers are seats in the one engine: its own scheduler (ours, `SLOScheduler`) batches
+them token by token. Each request is given the time that its job has left, less what comes after
+this stage.
 """
 
 from __future__ import annotations
@@ -48,19 +49,21 @@ class VLLMExecutor:
     """Runs the generations of one stage on one vLLM engine.
 
     Args:
-        llm: the engine; made with `scheduler_cls="neustream.backends.vllm.SLOScheduler"`, or it would
-            ignore what its requests have left.
-        asks: prompt and SamplingParams of a job; by default `params["prompt"]` (text, or a mapping as
-            vLLM takes it) and `params["sampling"]` (SamplingParams or its arguments).
+        llm: the engine; made with `scheduler_cls="neustream.backends.vllm.SLOScheduler"`, or it
+            would ignore what its requests have left.
+        asks: prompt and SamplingParams of a job; by default `params["prompt"]` (text, or a mapping
+            as vLLM takes it) and `params["sampling"]` (SamplingParams or its arguments).
 
-    The update of a job is `{"text": str, "tokens": tuple of ids, "finish_reason": str}`. A generation
-    that the inner scheduler gives up fails its job with that reason.
+    The update of a job is `{"text": str, "tokens": tuple of ids, "finish_reason": str}`. A
+    generation that the inner scheduler gives up fails its job with that reason.
     """
 
     def __init__(self, llm: LLM, asks: Asks | None = None) -> None:
         self._engine = llm.llm_engine
         self._asks = _from_params if asks is None else asks
-        self._inbox: queue.SimpleQueue[tuple[Batch, Clock, list[float]] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Batch, Clock, list[float]] | None] = (
+            queue.SimpleQueue()
+        )
         self._places: dict[str, tuple[_Open, int]] = {}
         self._count = 0
         self._thread = threading.Thread(target=self._work, name="neustream-vllm", daemon=True)
@@ -104,15 +107,17 @@ class VLLMExecutor:
                 prompt, sampling = self._asks(job)
                 self._engine.add_request(id, prompt, _promised(sampling, budget, job.weight))
                 self._places[id] = opened, at
-            except Exception as error:  # vLLM refuses a prompt in many ways: that job fails alone
-                opened.results[at] = StageFailed(f"stage {batch.stage!r}: {type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 vLLM refuses a prompt in many ways
+                opened.results[at] = StageFailed(
+                    f"stage {batch.stage!r}: {type(error).__name__}: {error}"
+                )
         self._post_if_whole(opened)
 
     def _turn(self) -> None:
         """One step of vLLM's loop."""
         try:
             outputs = self._engine.step()
-        except Exception as error:  # the engine failed in a step: all that were in it fail, others may come
+        except Exception as error:  # noqa: BLE001 all that were in the step fail, others may come
             self._fail_all(error)
             return
         for output in outputs:
@@ -125,10 +130,12 @@ class VLLMExecutor:
         places, self._places = self._places, {}
         try:
             self._engine.abort_request(list(places))
-        except Exception as dead:  # an engine in another process that is gone cannot be told either
+        except Exception as dead:  # noqa: BLE001 its process may be gone
             error.add_note(f"and its requests could not be aborted: {dead}")
         for opened, at in places.values():
-            failed = StageFailed(f"stage {opened.batch.stage!r}: vLLM: {type(error).__name__}: {error}")
+            failed = StageFailed(
+                f"stage {opened.batch.stage!r}: vLLM: {type(error).__name__}: {error}"
+            )
             failed.__cause__ = error
             opened.results[at] = failed
             self._post_if_whole(opened)
@@ -160,15 +167,18 @@ def _from_params(job: Job) -> tuple[Any, SamplingParams]:
     from vllm import SamplingParams
 
     if "prompt" not in job.params:
-        raise BackendError(f"request {job.id!r} has no parameter 'prompt'; it has {sorted(job.params)}")
+        raise BackendError(
+            f"request {job.id!r} has no parameter 'prompt'; it has {sorted(job.params)}"
+        )
     sampling = job.params.get("sampling", {})
-    return job.params["prompt"], SamplingParams(**sampling) if isinstance(sampling, Mapping) else sampling
+    return job.params["prompt"], SamplingParams(**sampling) if isinstance(
+        sampling, Mapping
+    ) else sampling
 
 
 def _update(stage: str, output: RequestOutput) -> Update | NeustreamError:
     best = output.outputs[0]
     if best.finish_reason not in ("stop", "length"):
-        return StageFailed(
-            f"stage {stage!r}: ended with {best.finish_reason!r}: {best.stop_reason or 'no reason given'}"
-        )
+        reason = best.stop_reason or "no reason given"
+        return StageFailed(f"stage {stage!r}: ended with {best.finish_reason!r}: {reason}")
     return {"text": best.text, "tokens": tuple(best.token_ids), "finish_reason": best.finish_reason}

@@ -1,15 +1,15 @@
 """vLLM's own scheduler with our policy in front of it: who runs, in what order, who is given up.
 
-`SLOMixin` decides before vLLM's `schedule` and tells the core afterwards what came of it. It touches
-`running`, `waiting` and `max_num_scheduled_tokens`, around one call of the original, and copies none
-of its code. While no live request has an SLO it leaves everything to vLLM.
+`SLOMixin` decides before vLLM's `schedule` what that may see. It changes `running`, `waiting`,
+`max_num_scheduled_tokens` and the limit of running requests for one call of the original, and
+copies none of its code. While no live request has an SLO it leaves everything to vLLM.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -18,11 +18,13 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from neustream.backends.vllm import contract
-from neustream.backends.vllm.books import POOL, Books, Flight, Learner, step_of_batch, step_of_tokens
+from neustream.backends.vllm.choice import Arrangement, Choice, Room, arrange, ask, put_back
 from neustream.backends.vllm.settings import build_policy, load
 from neustream.backends.vllm.slo_args import promised, read
 from neustream.backends.vllm.stats import Stats
-from neustream.core.batch import Batch
+from neustream.backends.vllm.steps import StepInFlight, TurnSteps, step_of_tokens
+from neustream.backends.vllm.trial import check_meaning
+from neustream.backends.vllm.view import ViewBuilder
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.errors import NeustreamError
@@ -33,7 +35,8 @@ SAMPLED = 16
 """Of the steps that are left to vLLM, one in so many is timed for the step latency."""
 SOON = 0.005
 """A turn that begins within so many seconds of the last one's end belongs to the same busy time."""
-SCHEDULABLE = (RequestStatus.WAITING, RequestStatus.RUNNING, RequestStatus.PREEMPTED)
+READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+"""Statuses of waiting requests that may begin at once."""
 
 
 class SLOMixin(Scheduler):
@@ -46,31 +49,37 @@ class SLOMixin(Scheduler):
         super().__init__(*args, **kwargs)
         contract.check_scheduler(self)
         contract.check_setup(self.vllm_config)
+        check_meaning(
+            AsyncScheduler if isinstance(self, AsyncScheduler) else Scheduler, args, kwargs
+        )
         settings = load(self.vllm_config.additional_config)
         self.stats = Stats()
         base = None if settings.profile is None else load_steps(settings.profile)
         if base is None:
             log.warning("neustream: no profile was given; step latencies are learnt from nothing")
-        self.books = Books(
-            build_policy(settings),
-            Learner(base),
-            blocks=self.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is vLLM's null block
-            block=self.block_size,
+        self.slo_policy = build_policy(settings)
+        self.step_times = TurnSteps(base)
+        self.views = ViewBuilder(
+            self.step_times,
+            (*READY, RequestStatus.RUNNING),
+            num_blocks=self.kv_cache_manager.block_pool.num_gpu_blocks - 1,  # one is a null block
+            block_size=self.block_size,
             max_batch=self.max_num_running_reqs,
             step_tokens=self.max_num_scheduled_tokens,
-            longest=self.max_model_len,
+            max_len=self.max_model_len,
         )
         self._default = settings.slo.slo()
         self._log_every_s = settings.log_every_s
         self._logged_at = self._turned_at = stopwatch()
-        self._full = self.max_num_scheduled_tokens
+        self._step_tokens = self.max_num_scheduled_tokens
         self._depth = int(getattr(self.vllm_config, "max_concurrent_batches", 1))
+        self._limit = contract.limit_name(self)
         self._slos: dict[str, SLO] = {}
         self._promised: set[str] = set()
-        self._flights: deque[Flight] = deque()
+        self._in_flight: deque[StepInFlight] = deque()
         self._given_up: list[tuple[str, int, str]] = []
-        self._open = False
-        log.info("neustream: %s schedules with %r", type(self).__name__, self.books.policy)
+        self._stuck = False
+        log.info("neustream: %s schedules with %r", type(self).__name__, self.slo_policy)
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -79,10 +88,7 @@ class SLOMixin(Scheduler):
         if request.request_id not in self.requests:
             params = request.sampling_params
             slo, faults = read(None if params is None else params.extra_args, self._default)
-            for kind, story in faults.items():
-                if not self.stats.ignored[kind]:
-                    log.warning("neustream: request %s: %s; ignored, from now on silently", request.request_id, story)
-                self.stats.ignored[kind] += 1
+            self._note_faults(request.request_id, faults)
             if slo != SLO():
                 self._slos[request.request_id] = slo
             if promised(slo):
@@ -90,18 +96,26 @@ class SLOMixin(Scheduler):
                 self.stats.promised += 1
         super().add_request(request)
 
-    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
-        """vLLM ends requests from outside: a client is gone, the engine stops, a grammar is broken."""
+    def _note_faults(self, id: str, faults: dict[str, str]) -> None:
+        """Count SLO values that make no sense; the first of a kind is logged."""
+        for kind, story in faults.items():
+            if not self.stats.ignored[kind]:
+                log.warning("neustream: request %s: %s; ignored, from now on silently", id, story)
+            self.stats.ignored[kind] += 1
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """vLLM ends requests from outside: a client is gone, the engine stops, a grammar broke."""
         ended: list[Request] = super().finish_requests(request_ids, finished_status)
-        now = stopwatch()
         for request in ended:
-            self.books.core.cancel(request.request_id, now)
             self._forget(request.request_id)
         return ended
 
     def _forget(self, id: str) -> None:
         self._promised.discard(id)
         self._slos.pop(id, None)
+        self.views.forget(id)
 
     # -- a step -----------------------------------------------------------------------------------
 
@@ -109,141 +123,124 @@ class SLOMixin(Scheduler):
         """One step: vLLM's own while nobody was promised anything, else what the policy decides."""
         began = stopwatch()
         self.stats.steps += 1
-        while len(self._flights) >= self._depth:  # vLLM would not ask: that step failed, nobody will report it
-            self.books.lost(self._flights.popleft(), began)
+        while len(self._in_flight) >= self._depth:  # that step failed: it is never reported
+            self._in_flight.popleft()
         if not self._promised:
             return self._stock(began, args, kwargs)
         self.stats.steered += 1
-        now = began
-        for flight in self._flights:
-            now = self.books.predicted(flight, now)
-        batch = self._decide(now)
-        before, held, output = list(self.waiting), set[Request](), None
-        try:
-            self._arrange(batch, held)
-            asked = stopwatch()
-            output = super().schedule(*args, **kwargs)
-            answered = stopwatch()
-        finally:
-            self.max_num_scheduled_tokens = self._full
-            self._put_back(before, held)
-            if output is None and batch is not None:
-                self.books.core.admit(batch, [], now)
-        batch = self._tell(batch, output, now)
-        self._flights.append(Flight(output, batch, None if batch is None else step_of_batch(batch), began))
-        self.stats.overhead_s += stopwatch() - began - (answered - asked)
+        starts_at = max([began, *[step.ends_at for step in self._in_flight]])
+        plan = self._plan(self._choose(starts_at))
+        output, vllm_s = self._run(plan, args, kwargs)
+        self._note(plan, output, began, starts_at)
+        self.stats.overhead_s += stopwatch() - began - vllm_s
         return output
 
     def _stock(self, began: float, args: Any, kwargs: Any) -> Any:
         """A step that is left to vLLM; some of them are timed."""
-        if self.books.core.jobs:
-            self.books.leave(began)
+        self.views.forget_all()
         output = super().schedule(*args, **kwargs)
-        observed = self.books.learner.observed
+        observed = self.step_times.observed
         if output.num_scheduled_tokens and (observed < SAMPLED or not self.stats.steps % SAMPLED):
             step = step_of_tokens(self.requests, output.num_scheduled_tokens)
-            self._flights.append(Flight(output, None, step, began))
+            self._in_flight.append(StepInFlight(output, step, began))
         return output
 
-    def _decide(self, now: float) -> Batch | None:
-        """The policy's next step; whom it gives up is ended."""
-        books, core = self.books, self.books.core
-        asked, began = core.decisions, stopwatch()
-        for r in self.waiting:
-            if r.status == RequestStatus.PREEMPTED and not r.num_computed_tokens:  # between two steps, if it is news
-                dropped = getattr(r, "drop_stale_output", False)
-                books.taken(r, 0 if dropped else getattr(r, "num_stale_output_tokens", 0), now)
-        new = [r for id, r in self.requests.items() if id not in core.jobs and r.status in SCHEDULABLE]
-        reasons = books.enter(new, self._slos, now)
-        core.set_free_blocks(POOL, self.kv_cache_manager.block_pool.get_num_free_blocks())
-        batch = None
+    def _choose(self, now: float) -> Choice | None:
+        """What the policy decides; None if it fails, which must not stop the engine."""
+        began = stopwatch()
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        choice = None
         try:
-            batch = core.next_batch(POOL, now)
-        except NeustreamError as error:  # a policy's fault must not stop the engine: this step runs as stock
-            self._open = True
+            view = self.views.build(self.requests, self._slos, free, now)
+            self.stats.decisions += bool(view.queues)
+            choice = ask(self.slo_policy, view, in_flight=bool(self._in_flight))
+        except NeustreamError as error:
             if not self.stats.errors:
                 log.error("neustream: %s; such steps run as stock", error)
             self.stats.errors += 1
-        self.stats.decisions += core.decisions - asked
         self.stats.decision_s += stopwatch() - began
-        reasons |= books.given_up()
-        if reasons:
-            self._give_up(reasons)
-        return batch
+        if choice is not None and choice.drop:
+            self._give_up(choice.drop)
+        return choice
 
-    def _give_up(self, reasons: dict[str, str]) -> None:
+    def _give_up(self, reasons: Mapping[str, str]) -> None:
         """End requests for good; their clients hear why with the outputs of this step."""
-        some = [(id, self.requests[id].client_index, why) for id, why in reasons.items() if id in self.requests]
-        super().finish_requests([id for id, _, _ in some], RequestStatus.FINISHED_ABORTED)
-        self._given_up += some
-        self.stats.dropped += len(some)
-        for id, _, _ in some:
-            self._forget(id)
+        for id, reason in reasons.items():
+            self._given_up.append((id, self.requests[id].client_index, reason))
+        self.stats.dropped += len(reasons)
+        self.finish_requests(list(reasons), RequestStatus.FINISHED_ABORTED)
 
-    def _arrange(self, batch: Batch | None, held: set[Request]) -> None:
-        """Order `running`, leave only the chosen in `waiting`, set the step's tokens; `held` gets the others."""
-        rank: dict[str, int] = {}
-        tokens: dict[str, int] = {}
-        partial: set[str] = set()
-        for at, (job, size) in enumerate(zip(batch.jobs, batch.sizes, strict=True) if batch else ()):
-            assert job.stage is not None
-            rank[job.id] = at
-            tokens[job.id] = 1 if job.stage.phase == "decode" else max(int(size), 1)
-            if job.stage.phase != "decode" and size < job.size:
-                partial.add(job.id)
-        last = len(rank)
-        # Whoever gets only a part of its prompt would take all tokens that are left: it comes behind the others.
-        self.running.sort(
-            key=lambda r: (r.request_id not in rank, r.request_id in partial, rank.get(r.request_id, last))
+    def _plan(self, choice: Choice | None) -> Arrangement[Request] | None:
+        """What vLLM's queues hold during this step; None: all that they hold, anyone may run."""
+        if choice is None or self._stuck:
+            self._stuck = False
+            return None
+        ready: list[Request] = []
+        blocked: list[Request] = []
+        for request in self.waiting:
+            (ready if request.status in READY else blocked).append(request)
+        room = Room(
+            getattr(self, self._limit) - len(self.running),
+            self.kv_cache_manager.block_pool.get_num_free_blocks(),
+            self.block_size,
+            self._step_tokens,
         )
-        ready = [r for r in self.waiting if r.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)]
-        blocked = [r for r in self.waiting if r.status not in (RequestStatus.WAITING, RequestStatus.PREEMPTED)]
-        chosen = sorted((r for r in ready if r.request_id in rank), key=lambda r: rank[r.request_id])
-        moving = any(r.request_id in rank for r in self.running)
-        full = len(self.running) >= self.max_num_running_reqs
-        if self._open or (not moving and full and self.running):
-            self._open = False  # anyone may run: what the policy chose cannot
-            return
-        for request in self.running:
-            if request.request_id not in rank and request.request_id in self.books.core.jobs:
-                # schedule() counts current_step up before it looks at this
-                request.next_decode_eligible_step = max(request.next_decode_eligible_step, self.current_step + 2)
-        chosen.sort(key=lambda r: r.request_id in partial)
-        held.update(r for r in ready if r.request_id not in rank)
-        self.waiting.clear()
-        self.waiting.extend([*chosen, *blocked])
-        # One more for requests that vLLM has to look at before they can run (grammars, sessions).
-        self.max_num_scheduled_tokens = min(sum(tokens.values()) + bool(blocked), self._full)
+        return arrange(choice, self.running, ready, blocked, room)
 
-    def _put_back(self, before: Sequence[Request], held: set[Request]) -> None:
-        """The waiting queue as it was, but for those who left it; in front whom vLLM preempted just now."""
-        known = set(before)
-        new = [r for r in self.waiting if r not in known]
-        held.update(self.waiting)
-        rest = [r for r in before if r in held]
-        self.waiting.clear()
-        self.waiting.extend([*new, *rest])
+    def _run(self, plan: Arrangement[Request] | None, args: Any, kwargs: Any) -> tuple[Any, float]:
+        """vLLM's `schedule` on the arranged queues, and the seconds that it took.
 
-    def _tell(self, batch: Batch | None, output: Any, now: float) -> Batch | None:
-        """Tell the core what vLLM made of the step."""
-        core = self.books.core
-        if batch is not None:
-            batch = self.books.runs(batch, self.requests, output.num_scheduled_tokens, now)
-            self._open = not output.num_scheduled_tokens
-        else:  # whoever ran without the core's knowledge comes in anew
-            for id in output.num_scheduled_tokens:
-                core.cancel(id, now)
+        Who is kept out of the step is in no queue during the call, and back in its place after it.
+        """
+        if plan is None:
+            began = stopwatch()
+            output = super().schedule(*args, **kwargs)
+            return output, stopwatch() - began
+        before, limit = list(self.waiting), getattr(self, self._limit)
+        self.running[:] = plan.running
+        self.waiting.clear()
+        self.waiting.extend(plan.waiting)
+        self.max_num_scheduled_tokens = plan.tokens
+        setattr(self, self._limit, limit - len(plan.apart))  # they keep their seats
+        began = stopwatch()
+        try:
+            output = super().schedule(*args, **kwargs)
+            seconds = stopwatch() - began
+        finally:
+            setattr(self, self._limit, limit)
+            self.max_num_scheduled_tokens = self._step_tokens
+            self.running.extend(plan.apart)
+            waiting = put_back(before, plan.waiting, list(self.waiting))
+            self.waiting.clear()
+            self.waiting.extend(waiting)
+        return output, seconds
+
+    def _note(
+        self, plan: Arrangement[Request] | None, output: Any, began: float, starts_at: float
+    ) -> None:
+        """Keep what is to be known of a step when it comes back."""
+        tokens = output.num_scheduled_tokens
+        unpromised = self.views.scheduled(tokens, starts_at)
+        step, expected = None, 0.0
+        if tokens:
+            step = step_of_tokens(self.requests, tokens)
+            expected = self.step_times.seconds(step)
+        ends_at = starts_at + expected
+        self._in_flight.append(StepInFlight(output, step, began, expected, ends_at, unpromised))
+        self._stuck = not tokens and plan is not None and plan.chosen
         for id in output.preempted_req_ids or ():
-            if id not in output.num_scheduled_tokens and core.preempt(id, now):
-                self.stats.preempted += 1
-        return batch
+            self.stats.preempted += id not in tokens
 
-    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, EngineCoreOutputs]:
+    def update_from_output(
+        self, scheduler_output: Any, model_runner_output: Any
+    ) -> dict[int, EngineCoreOutputs]:
         """What a step brought: vLLM's outputs, and word to those who were given up."""
-        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+            scheduler_output, model_runner_output
+        )
         now = stopwatch()
         since, self._turned_at = self._turned_at, now
-        if self._flights or self._slos:
+        if self._in_flight or self._slos:
             self._landed(scheduler_output, since, now)
         if self._given_up:
             self._report(outputs)
@@ -254,26 +251,32 @@ class SLOMixin(Scheduler):
         return outputs
 
     def _landed(self, output: Any, since: float, now: float) -> None:
-        """A step came back: the core moves its jobs on, the learner hears how long it took."""
-        books = self.books
-        if any(flight.output is output for flight in self._flights):
-            while (flight := self._flights.popleft()).output is not output:
-                books.lost(flight, now)
-            if flight.step is not None:
-                began = since if flight.at - since < SOON else flight.at
-                if books.learner.learn(flight.step, now - began):
-                    self.stats.step_error = books.learner.error
-            books.done(flight, self.requests, now)
-        ended = [id for id in output.num_scheduled_tokens if id not in self.requests]
-        books.over(ended, now)
-        for id in ended:
-            self._forget(id)
+        """A step came back: learn how long it took, and what became of its requests."""
+        if any(step.output is output for step in self._in_flight):
+            while (flight := self._in_flight.popleft()).output is not output:
+                pass  # a step that failed: it is never reported
+            self._learn(flight, now - (since if flight.began - since < SOON else flight.began))
+        tokens = output.num_scheduled_tokens
+        self.views.landed(tokens, self.requests, now)
+        for id in tokens:
+            if id not in self.requests:
+                self._forget(id)
+
+    def _learn(self, flight: StepInFlight, seconds: float) -> None:
+        if flight.step is None:
+            return
+        self.views.ran(flight.expected, seconds, flight.unpromised)
+        if self.step_times.learn(flight.step, seconds):
+            self.stats.step_error = self.step_times.error
 
     def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         for id, client, reason in self._given_up:
             mine = outputs.setdefault(client, EngineCoreOutputs())
             said = EngineCoreOutput(
-                request_id=id, new_token_ids=[], finish_reason=FinishReason.ABORT, stop_reason=f"slo: {reason}"
+                request_id=id,
+                new_token_ids=[],
+                finish_reason=FinishReason.ABORT,
+                stop_reason=f"slo: {reason}",
             )
             mine.outputs = [*mine.outputs, said]
         self._given_up = []

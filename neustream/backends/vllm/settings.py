@@ -1,4 +1,5 @@
-"""The scheduler's settings inside vLLM: `additional_config={"neustream": {...}}`, or a YAML file that it names.
+"""The scheduler's settings inside vLLM: `additional_config={"neustream": {...}}`, or a YAML file
+that it names.
 
 policy: priced          # one of the library's, "default", or module:Class
 options: {price: 0.9}   # the policy's parameters
@@ -16,7 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from neustream.backends.vllm.slo_args import LARGEST_MS, LARGEST_WEIGHT
 from neustream.config.messages import explain
@@ -51,7 +60,8 @@ class DefaultSLO(_Section):
 
     def slo(self) -> SLO:
         total, first, step = (
-            math.inf if ms is None else ms / 1e3 for ms in (self.total_ms, self.ttft_ms, self.tpot_ms)
+            math.inf if ms is None else ms / 1e3
+            for ms in (self.total_ms, self.ttft_ms, self.tpot_ms)
         )
         return SLO(total, first, step, self.weight)
 
@@ -67,7 +77,7 @@ class Settings(_Section):
 
 
 def load(additional: Any) -> Settings:
-    """The settings in vLLM's `additional_config`; what stands beside `config` there overrides the file."""
+    """The settings in vLLM's `additional_config`; they override those of its `config` file."""
     raw = additional.get(KEY, {}) if isinstance(additional, Mapping) else {}
     where = f"additional_config[{KEY!r}]"
     if not isinstance(raw, Mapping):
@@ -89,7 +99,9 @@ def build_policy(settings: Settings) -> Policy:
     name = DEFAULT if settings.policy == "default" else settings.policy
     make = POLICIES.get(name) or (load_object(name, "policy") if ":" in name else None)
     if make is None:
-        raise ConfigError(f"unknown policy {name!r}; {nearest(name, [*POLICIES, 'default'])}; or module:Class")
+        raise ConfigError(
+            f"unknown policy {name!r}; {nearest(name, [*POLICIES, 'default'])}; or module:Class"
+        )
     options = dict(settings.options)
     if dataclasses.is_dataclass(make):
         hints = typing.get_type_hints(make)
@@ -101,13 +113,17 @@ def build_policy(settings: Settings) -> Policy:
                 options[key] = TypeAdapter(hints[key]).validate_python(value)
             except ValidationError as error:
                 problem = error.errors()[0]["msg"]
-                raise ConfigError(f"policy {name!r}: option {key}: {problem}, got {value!r}") from None
+                raise ConfigError(
+                    f"policy {name!r}: option {key}: {problem}, got {value!r}"
+                ) from None
     try:
         policy: Policy = make(**options)
     except TypeError as error:
         raise ConfigError(f"policy {name!r}: {error}") from None
     if not callable(getattr(policy, "decide", None)):
-        raise ConfigError(f"policy {name!r} makes a {type(policy).__name__}, which has no decide(view)")
+        raise ConfigError(
+            f"policy {name!r} makes a {type(policy).__name__}, which has no decide(view)"
+        )
     return policy
 
 

@@ -43,12 +43,14 @@ def slo(
         if fault := _fault(key, value):
             raise RequestError(f"slo: {key.removeprefix('slo_')} {fault}, got {value!r}")
     if tpot_ms is not None and ttft_ms is None:
-        raise RequestError(f"slo: tpot_ms={tpot_ms!r} needs ttft_ms: token k is due at ttft_ms + k * tpot_ms")
+        raise RequestError(
+            f"slo: tpot_ms={tpot_ms!r} needs ttft_ms: token k is due at ttft_ms + k * tpot_ms"
+        )
     return args
 
 
 def read(extra: Any, default: SLO) -> tuple[SLO, dict[str, str]]:
-    """What a request was promised, and what of it was ignored: kind of the fault -> the whole story.
+    """What a request was promised, and what of it was ignored: the story by kind of fault.
 
     Where it says nothing, `default` holds. The kinds are few, whatever clients send.
     """
@@ -72,9 +74,13 @@ def read(extra: Any, default: SLO) -> tuple[SLO, dict[str, str]]:
     step_s = default.step if step is None else step / 1e3
     total_s = default.total if total is None else total / 1e3
     if step_s < math.inf and first_s == math.inf:
-        faults["slo_tpot_ms without slo_ttft_ms"] = "slo_tpot_ms needs slo_ttft_ms: token k is due at ttft + k * tpot"
+        faults["slo_tpot_ms without slo_ttft_ms"] = (
+            "slo_tpot_ms needs slo_ttft_ms: token k is due at ttft + k * tpot"
+        )
         step_s = math.inf
-    return SLO(total_s, first_s, step_s, default.weight if weight is None else float(weight), default.name), faults
+    return SLO(
+        total_s, first_s, step_s, default.weight if weight is None else float(weight), default.name
+    ), faults
 
 
 def promised(slo: SLO) -> bool:

@@ -19,7 +19,8 @@ class Stats:
         ignored: SLO values that made no sense, by kind.
         preempted: times that vLLM took a request's memory during steered steps.
         errors: decisions that the policy got wrong; those turns ran as stock.
-        step_error: median of |predicted / observed - 1| over the latest timed steps, None before any.
+        step_error: median of |predicted / observed - 1| over the latest timed steps; None before
+            any.
     """
 
     steps: int = 0
