@@ -121,7 +121,7 @@ def token_bound(
     """
     clock = WallClock()
     every = [_task(request, lengths[request.id]) for request in sorted(requests, key=lambda one: one.arrival)]
-    memory = None if pool.kv_cache is None or pool.kv_cache.external else pool.kv_cache.capacity
+    memory = None if pool.kv_cache is None else pool.kv_cache.capacity
     context = max((task.prompt + task.outputs for task in every), default=1)
     costs = _costs(steps, context, max_batch, memory, scale, overhead_s)
     promised = [task for task in every if len(task.due)]

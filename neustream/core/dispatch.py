@@ -210,7 +210,7 @@ class Dispatch:
         """Start a step; None if there are no blocks for any of its jobs."""
         jobs, sizes, expected, now = step.jobs, step.sizes, step.expected, step.now
         preempted: tuple[Job, ...] = ()
-        if state.blocks is not None and not state.blocks.cache.external:
+        if state.blocks is not None:
             seats = state.blocks.allocate(jobs, sizes, state.all_jobs())
             if len(seats.jobs) < len(jobs):
                 expected = None

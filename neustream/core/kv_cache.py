@@ -19,13 +19,10 @@ class KVCache:
     """`num_blocks` of `block_size` tokens each; a job holds whole blocks.
 
     A job that leaves the prefill and decode stages of its model, or ends, gives its blocks back.
-    `external`: another engine hands the blocks out. The scheduler then neither refuses nor preempts
-    for their sake; it is told (`Mirror`).
     """
 
     num_blocks: int
     block_size: int = 16
-    external: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size"):
@@ -71,7 +68,6 @@ class BlockPool:
         self.pool = pool
         self.cache = cache
         self.used = 0
-        self._told: int | None = None
         self._tickets: dict[int, Ticket] = {}
         self._next_ticket = 1
 
@@ -83,13 +79,7 @@ class BlockPool:
     @property
     def free(self) -> int:
         """Blocks that nobody holds and that are not reserved."""
-        if self._told is not None:
-            return max(self._told, 0)
         return max(self.cache.num_blocks - self.used - self.reserved, 0)
-
-    def set_free(self, blocks: int) -> None:
-        """What the owner of an external cache says is free."""
-        self._told = blocks
 
     def set_tokens(self, job: Job, tokens: float) -> None:
         """Let `job` hold the blocks of so many tokens, no more and no fewer."""

@@ -243,10 +243,6 @@ class Lives:
         except NeustreamError as error:
             self.end(job, "failed", str(error), now)
 
-    def remeasure(self, job: Entry) -> None:
-        """What lies ahead of a job changed."""
-        self.work.measure(job)
-
     def measure_again(self, stage: str) -> None:
         """The latencies of a stage changed."""
         for job in self.jobs.values():

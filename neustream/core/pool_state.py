@@ -118,7 +118,7 @@ class PoolState:
     ) -> Batch:
         """Note that `jobs` run, with the id, worker and time of `batch`."""
         seconds, profiled = expected
-        known = {job.queue for job in cast(tuple[Entry, ...], batch.jobs)}
+        known: set[Queue] = set()
         for job in cast(tuple[Entry, ...], jobs):
             queue = job.queue
             if queue not in known:

@@ -3,7 +3,7 @@
 Every method takes `now`; nothing here reads a clock, starts a thread or touches a tensor. Any loop
 can drive it: the engine's, a simulator's, or a serving system's that owns its own queues:
 
-    submit -> next_batch -> (admit, plan) -> finish | fail | requeue -> pop_events -> next_batch ...
+    submit -> next_batch -> (plan) -> finish | fail | requeue -> pop_events -> next_batch ...
 
 `cancel`, `hold`, `give` and `take` may come at any moment. A job ends exactly once, here or on the
 scheduler that it was given to, and is then forgotten.
@@ -224,22 +224,6 @@ class Scheduler:
         """When the policy asked to be asked again, after a `next_batch` that gave None."""
         return self._pools[pool].wake_at
 
-    def admit(
-        self, batch: Batch, jobs: Mapping[Job, float] | Sequence[Job], now: float
-    ) -> Batch | None:
-        """Tell who of `batch` really runs, where an executor refuses some, or a part of their
-        steps.
-
-        A mapping says how much of a sized step each gets. The others wait again, and count as
-        skipped. Returns the batch that runs, None if it is empty.
-        """
-        sizes = dict(zip(batch.jobs, batch.sizes, strict=True))
-        strangers = sum(job not in sizes for job in jobs)
-        if strangers:
-            raise PolicyError(f"admit: {strangers} job(s) are not in batch {batch.id}")
-        chosen = jobs if isinstance(jobs, Mapping) else {job: sizes[job] for job in jobs}
-        return self._run_instead(batch, chosen, now)
-
     def finish(self, batch: Batch, updates: Sequence[Update | NeustreamError], now: float) -> None:
         """Take the results of a step, one per job in the same order, and move the jobs on.
 
@@ -295,24 +279,6 @@ class Scheduler:
         return self._lives.pop_events()
 
     # -- inside -----------------------------------------------------------------------------------
-
-    def _run_instead(self, batch: Batch, sizes: Mapping[Job, float], now: float) -> Batch | None:
-        """The jobs of `sizes` run in place of those of `batch`."""
-        for job, size in sizes.items():
-            if job.stage is not None and job.stage.size is not None and size <= 0:
-                raise PolicyError(
-                    f"admit: {job!r} of batch {batch.id} got a share of 0 of its step"
-                )
-        jobs, shares = tuple(sizes), tuple(sizes.values())
-        expected = self.times.expect(jobs, shares) if jobs else None  # a profile may raise: first
-        state = self._pools[batch.pool]
-        state.take_off(batch)
-        for job in cast(tuple[Entry, ...], batch.jobs):
-            if job not in sizes:
-                job.status, job.round = "waiting", -1
-                state.set_tokens(job, job.kept)
-                self._lives.settle(job, now)
-        return None if expected is None else state.run(batch, jobs, shares, expected)
 
     def _observe(self, batch: Batch, now: float) -> None:
         """Learn from a step that ran."""

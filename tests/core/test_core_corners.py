@@ -71,26 +71,6 @@ def test_a_size_that_fails_in_the_middle_of_a_loop_fails_that_job_alone():
     assert (bad.status, good.status) == ("failed", "waiting")
 
 
-def test_a_job_that_was_refused_has_not_started():
-    some = scheduler(FCFS(), "unet", workers=2, sticky=True)
-    graph = Graph("g", loop(Stage("unet", max_batch=4), times=2))
-    jobs = [some.submit(Request(f"r{i}", graph), 0.0) for i in range(2)]
-    batch = some.admit(some.next_batch("gpu", 0.0), jobs[:1], 0.0)
-    assert (jobs[1].started_at, jobs[1].worker) == (None, -1)
-    assert some.next_batch("gpu", 0.0, worker=1).jobs == (jobs[1],)  # the other worker may have room
-    some.finish(batch, [{}], 1.0)
-    assert (jobs[0].started_at, jobs[0].worker) == (0.0, 0)
-
-
-def test_admitting_a_batch_that_is_over_is_a_policy_error():
-    some = scheduler(FCFS(), "unet")
-    job = some.submit(Request("r1", Graph("g", loop(Stage("unet"), times=2))), 0.0)
-    batch = some.next_batch("gpu", 0.0)
-    some.finish(batch, [{}], 1.0)
-    with pytest.raises(PolicyError, match="batch 1 of pool 'gpu' is not running"):
-        some.admit(batch, [job], 1.0)
-
-
 def test_a_refused_graph_leaves_nothing_behind():
     some = scheduler(FCFS(), "text", "vae")
     with pytest.raises(GraphError, match="'upscale' is in no pool"):
@@ -160,14 +140,6 @@ def test_a_policy_may_not_exceed_the_profile():
 def test_a_sum_needs_parts():
     with pytest.raises(ProfileError, match="no parts"):
         SumProfile("vae", [])
-
-
-def test_admitting_nothing_of_a_sized_step_is_a_policy_error():
-    some = scheduler(FCFS(), "read")
-    job = some.submit(Request("r1", Graph("g", Stage("read", size=lambda job: 10))), 0.0)
-    batch = some.next_batch("gpu", 0.0)
-    with pytest.raises(PolicyError, match="share of 0"):
-        some.admit(batch, {job: 0}, 0.0)
 
 
 def test_requests_of_the_same_instant_share_the_first_step():

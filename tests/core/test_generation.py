@@ -15,7 +15,6 @@ from neustream import (
     Graph,
     GraphError,
     LinearProfile,
-    PolicyError,
     Pool,
     ProfileError,
     Request,
@@ -23,10 +22,9 @@ from neustream import (
     Scheduler,
     loop,
 )
-from neustream.core.events import Emitted, Ended
+from neustream.core.events import Emitted
 from neustream.core.kv_cache import KVCache
 from neustream.core.lengths import BIN, Lengths
-from neustream.core.mirror import Mirror
 from neustream.core.policies.token_deadlines import TokenDeadlines
 from neustream.core.steps import DecodeGrid, LearntSteps, PhaseProfile, PrefillTable, Step, StepProfile
 from neustream.core.work import alone_s
@@ -41,10 +39,10 @@ CHAT = Graph("chat", llm("llm", max_batch=8))
 STAGES = ("llm.prefill", "llm.decode")
 
 
-def scheduler_of(policy=None, blocks=None, steps=STEPS, step_tokens=2048, kind=Scheduler):
-    cache = None if blocks is None else KVCache(blocks, 16, external=kind is Mirror)
+def scheduler_of(policy=None, blocks=None, steps=STEPS, step_tokens=2048):
+    cache = None if blocks is None else KVCache(blocks, 16)
     pool = Pool("gpu", STAGES, kv_cache=cache, step_tokens=step_tokens)
-    return kind([pool], policy or Hand(), llm_profiles("llm", steps, 8))
+    return Scheduler([pool], policy or Hand(), llm_profiles("llm", steps, 8))
 
 
 NOTHING = SLO()
@@ -151,39 +149,6 @@ def test_a_request_larger_than_the_cache_is_refused_or_fails_with_the_numbers():
         if batch is not None:
             scheduler.finish(batch, [{} for _ in batch.jobs], now)
     assert job.status == "failed" and "needs KV cache for 33 tokens" in job.reason and job.outputs == 3
-
-
-def test_an_external_cache_is_told_not_kept():
-    scheduler = scheduler_of(blocks=2, kind=Mirror)
-    for name in "ab":
-        scheduler.submit(ask(name, 30), 0.0)
-    scheduler.set_free_blocks("gpu", 1)
-    assert seen(scheduler).free == 1
-    batch = step(scheduler, 1.0, {"a", "b"})
-    assert len(batch) == 2 and not batch.preempted
-    assert scheduler.preempt("a", 2.0) and not scheduler.preempt("nobody", 2.0)
-    assert scheduler.jobs["a"].stage.name == "llm.prefill" and scheduler.jobs["a"].size == 31
-
-
-def test_a_running_request_cannot_be_preempted():
-    scheduler = scheduler_of(Hand(lambda view: Decision(view.jobs)), kind=Mirror)
-    scheduler.submit(ask("a"), 0.0)
-    scheduler.next_batch("gpu", 0.0)
-    with pytest.raises(PolicyError, match="'a' is in a step"):
-        scheduler.preempt("a", 1.0)
-
-
-def test_a_loop_that_knows_better_names_others_and_completes_requests():
-    scheduler = scheduler_of(kind=Mirror)
-    a, b = (scheduler.submit(ask(name), 0.0) for name in "ab")
-    set_policy(scheduler, Hand(lambda view: Decision([a])))
-    batch = scheduler.run_instead(scheduler.next_batch("gpu", 0.0), {b: 7.0}, 0.0)
-    assert ids(batch.jobs) == ["b"] and batch.sizes == (7.0,) and a.status == "waiting"
-    assert scheduler.complete("b", 0.5) and not scheduler.complete("b", 0.5)
-    scheduler.finish(batch, [{}], 1.0)
-    assert b.status == "done" and scheduler.complete("a", 1.0) and a.status == "done"
-    assert not scheduler.complete("a", 1.0)
-    assert [event.id for event in scheduler.pop_events() if isinstance(event, Ended)] == ["b", "a"]
 
 
 @pytest.mark.parametrize(("blocks", "block"), [(0, 16), (4, 0), (True, 16), (2.5, 16)])
@@ -421,17 +386,6 @@ def test_ours_gives_up_whole_generations_that_usually_do_not_end_in_time():
         scheduler.submit(request, 0.0)
     decision = POLICIES["priced"]().decide(seen(scheduler))
     assert ids(decision.jobs) == ["fine"] and ids(decision.drop) == ["hopeless"]
-
-
-def test_what_a_loop_knows_to_be_done_already_need_not_run():
-    scheduler = scheduler_of(kind=Mirror)
-    job = scheduler.submit(ask("a", 40), 0.0)
-    work = job.next_output_s
-    assert scheduler.mark_computed("a", 30) and (job.computed, job.size) == (30, 10) and job.next_output_s < work
-    assert scheduler.mark_computed("a", 10) and job.computed == 30
-    assert not scheduler.mark_computed("nobody", 10)
-    step(scheduler, 1.0, {"a"})
-    assert job.outputs == 1 and not scheduler.mark_computed("a", 5)
 
 
 def test_a_device_that_changes_its_speed_is_followed_at_once():

@@ -122,13 +122,6 @@ def test_blocks_in_use_reserved_and_free_add_up():
         pool.release(ticket)
 
 
-def test_who_owns_an_external_cache_says_what_is_free():
-    pool = BlockPool("gpu", KVCache(NUM_BLOCKS, BLOCK, external=True))
-    for told, free in ((5, 5), (0, 0), (-2, 0)):
-        pool.set_free(told)
-        assert pool.free == free
-
-
 def test_a_job_that_outgrew_the_cache_is_no_victim_and_leaves_its_blocks():
     pool = BlockPool("gpu", KVCache(NUM_BLOCKS, BLOCK))
     first, outgrown = job_of("a", DECODE, BLOCK + 1, 0, 0.0), job_of("b", DECODE, NUM_BLOCKS * BLOCK + 1, 0, 1.0)

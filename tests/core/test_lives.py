@@ -102,12 +102,6 @@ class Life:
         if not self.running and (batch := self.some.next_batch("gpu", self.now)) is not None:
             self.running.append(batch)
 
-    def admit(self, number):
-        if self.running:
-            batch = self.running.pop()
-            batch = self.some.admit(batch, batch.jobs[number % 2 :], self.now)
-            self.running += [] if batch is None else [batch]
-
     def finish(self, number):
         if self.running:
             batch = self.running.pop()
@@ -142,7 +136,7 @@ class Life:
             self.some.take(carry, graph, self.now)
 
 
-KINDS = ("submit", "step", "finish", "fail", "requeue", "admit", "cancel", "hold", "resume", "give", "take")
+KINDS = ("submit", "step", "finish", "fail", "requeue", "cancel", "hold", "resume", "give", "take")
 OFTEN = ("submit", "step", "finish", "step", "finish", "step", "finish")
 actions = st.lists(st.tuples(st.sampled_from(OFTEN + KINDS), st.integers(0, 999)), min_size=10, max_size=80)
 

@@ -12,7 +12,6 @@ from neustream import (
     KVCache,
     LinearProfile,
     Pool,
-    ProfileError,
     Request,
     RequestError,
     Scheduler,
@@ -20,7 +19,6 @@ from neustream import (
     loop,
     seq,
 )
-from neustream.core.mirror import Mirror
 from neustream.core.steps import StepProfile
 from neustream.graphs import llm, llm_profiles
 
@@ -28,33 +26,6 @@ STEPS = StepProfile("llm", LinearProfile("p", base=0.25, max_batch=8), LinearPro
 CHAT = Graph("chat", llm("llm", max_batch=4))
 DRAW = Stage("draw", max_batch=4)
 IMAGE = Graph("image", loop(DRAW, times=3))
-
-
-class Fussy(LinearProfile):
-    """Was not measured for one job alone, once `strict`."""
-
-    strict = False
-
-    def latency(self, batch, total=0.0, square=0.0):
-        if self.strict and batch == 1:
-            raise ProfileError("not measured at batch 1")
-        return super().latency(batch, total, square)
-
-
-@pytest.mark.parametrize("kind", [Scheduler, Mirror])
-def test_an_admission_whose_profile_raises_changes_nothing(kind):
-    profile = Fussy("draw", base=0.5, max_batch=4)
-    scheduler = kind([Pool("gpu", ("draw",))], FCFS(), {"draw": profile})
-    for id in "ab":
-        scheduler.submit(Request(id, IMAGE), 0.0)
-    batch = scheduler.next_batch("gpu", 0.0)
-    profile.strict = True
-    with pytest.raises(ProfileError, match="not measured at batch 1"):
-        scheduler.admit(batch, batch.jobs[:1], 0.0)
-    profile.strict = False
-    assert [job.status for job in batch.jobs] == ["running", "running"]
-    scheduler.finish(batch, [{}, {}], 1.0)
-    assert [job.status for job in batch.jobs] == ["waiting", "waiting"]
 
 
 def test_a_job_whose_state_was_lost_is_bound_to_no_worker():

@@ -629,63 +629,6 @@ def test_cancelling_after_the_end_or_an_unknown_id_changes_nothing():
     assert job.status == "done"
 
 
-# -- executors that refuse --------------------------------------------------------------------------
-
-
-def test_refused_jobs_go_back_to_waiting_and_count_as_skipped():
-    some = scheduler()
-    jobs = [some.submit(image(f"r{i}"), 0.0) for i in range(3)]
-    batch = some.admit(some.next_batch("gpu", 0.0), jobs[:2], 0.0)
-    assert ids(batch.jobs) == ["r0", "r1"]
-    assert [job.status for job in jobs] == ["running", "running", "waiting"]
-    some.finish(batch, [{}, {}], 1.0)
-    assert [job.skipped for job in jobs] == [0, 0, 1]
-    assert (jobs[2].stage, jobs[2].ran_last) == (TEXT, False)
-
-
-def test_an_admitted_batch_is_as_fast_as_its_size():
-    some = scheduler()
-    jobs = [some.submit(Request(f"r{i}", Graph("g", UNET)), 0.0) for i in range(3)]
-    batch = some.next_batch("gpu", 0.0)
-    admitted = some.admit(batch, jobs[:1], 0.0)
-    assert (batch.expected, admitted.expected) == (1.5, 1.0)
-    assert (admitted.id, admitted.stage, admitted.started_at) == (batch.id, "unet", 0.0)
-
-
-def test_an_executor_may_admit_a_part_of_a_sized_step():
-    some = scheduler()
-    job = some.submit(chat(prompt=16), 0.0)
-    batch = some.admit(some.next_batch("gpu", 0.0), {job: 6}, 0.0)
-    assert (batch.sizes, batch.expected) == ((6,), 1.0 + 0.75 + 1.125)
-    some.finish(batch, [{}], 1.0)
-    assert (job.stage, job.size) == (PREFILL, 10)
-
-
-def test_admitting_nobody_gives_no_batch():
-    some = scheduler()
-    job = some.submit(image(), 0.0)
-    assert some.admit(some.next_batch("gpu", 0.0), [], 0.0) is None
-    assert job.status == "waiting"
-    assert some.next_batch("gpu", 0.0).jobs == (job,)
-
-
-def test_a_job_cancelled_before_it_is_refused_ends_there():
-    some = scheduler()
-    job = some.submit(image(), 0.0)
-    batch = some.next_batch("gpu", 0.0)
-    some.cancel("r1", 0.0)
-    assert some.admit(batch, [], 0.5) is None
-    assert (job.status, job.ended_at) == ("cancelled", 0.5)
-
-
-def test_only_jobs_of_the_batch_can_be_admitted():
-    some = scheduler()
-    jobs = [some.submit(image(f"r{i}"), 0.0) for i in range(5)]
-    batch = some.next_batch("gpu", 0.0)
-    with pytest.raises(PolicyError, match=r"admit: 1 job\(s\) are not in batch 1"):
-        some.admit(batch, [jobs[0], jobs[4]], 0.0)
-
-
 # -- what policies read: skipped, ran_last, joined_at -----------------------------------------------
 
 
@@ -885,17 +828,6 @@ def test_a_step_that_failed_as_a_whole_says_nothing_of_the_speed():
     some.finish(some.next_batch("gpu", 5.0), [], 50.0)
     some.submit(image("r3"), 50.0)
     assert seen(some, 50.0).speed == {}
-
-
-def test_an_admitted_part_is_measured_against_its_own_latency():
-    some = scheduler()
-    for i in range(3):
-        some.submit(image(f"r{i}"), 0.0)
-    run(some, 0.0)
-    batch = some.next_batch("gpu", 1.0)
-    batch = some.admit(batch, batch.jobs[:1], 1.0)
-    some.finish(batch, [{}], 2.0)  # 1 s alone, 1.5 s for three
-    assert seen(some, 2.0).speed == {"text": 1.0, "unet": 1.0}
 
 
 # -- pools ------------------------------------------------------------------------------------------
