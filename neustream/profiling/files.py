@@ -96,20 +96,21 @@ Read = TypeVar("Read")
 
 def read_profile(path: Path, parse: Callable[[bytes], File], make: Callable[[File], Read], what: str) -> Read:
     """What `make` makes of a file that pydantic's `parse` reads; ProfileError names the file and the fault."""
+    name = cut(str(path), 300)
     try:
         return make(parse(path.read_bytes()))
     except FileNotFoundError:
-        raise ProfileError(f"no {what} at {path}; `neustream profile CONFIG --out DIR` measures one") from None
+        raise ProfileError(f"no {what} at {name}; `neustream profile CONFIG --out DIR` measures one") from None
     except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}") from None
+        raise ProfileError(f"{name}: {error.strerror}") from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"] if part not in ("table", "linear")) or "the file"
         value = problem["input"]
         got = "" if isinstance(value, dict | bytes) else f", got {shown(value)}"
-        raise ProfileError(f"{path}: {where}: {cut(problem['msg'], 200)}{got}") from None
+        raise ProfileError(f"{name}: {where}: {cut(problem['msg'], 200)}{got}") from None
     except ProfileError as error:
-        raise ProfileError(f"{path}: {error}") from None
+        raise ProfileError(f"{name}: {error}") from None
 
 
 def _profile(file: TableFile | LinearFile) -> LatencyProfile:
