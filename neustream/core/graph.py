@@ -244,7 +244,7 @@ class Graph:
         if not found:
             raise GraphError(f"graph {self.name!r} has no stage")
         object.__setattr__(self, "stages", found)
-        object.__setattr__(self, "position", {name: at for at, name in enumerate(found)})
+        object.__setattr__(self, "position", {name: place for place, name in enumerate(found)})
         object.__setattr__(self, "looped", frozenset(looped))
         object.__setattr__(self, "nodes", tuple(_preorder(self.root)))
         digest = hashlib.sha256(f"{self.name}|{_shape(self.root)}".encode())

@@ -34,29 +34,27 @@ class Lengths:
         """A generation has come to `outputs`; called for each output."""
         if outputs % BIN and outputs != 1:
             return
-        at = outputs // BIN
-        while at >= len(self._reached):
-            self._reached += [0] * len(self._reached)
-            self._ended += [0] * len(self._ended)
-        self._reached[at] += 1
+        self._reached[self._bin(outputs)] += 1
 
     def ended(self, outputs: int) -> None:
         """A generation ended of itself (not at its maximum) after `outputs`."""
-        at = outputs // BIN
-        while at >= len(self._reached):
+        self._ended[self._bin(outputs)] += 1
+        self.ends += 1
+
+    def _bin(self, outputs: int) -> int:
+        """The bin of a number of outputs; there are bins up to it from now on."""
+        index = outputs // BIN
+        while index >= len(self._reached):
             self._reached += [0] * len(self._reached)
             self._ended += [0] * len(self._ended)
-        self._ended[at] += 1
-        self.ends += 1
+        return index
 
     def survival(self) -> NDArray[np.float64]:
         """The share of generations that reach `k * BIN` outputs, for k from 0; then constant."""
         if self.ends >= self._fresh:
             self._fresh = self.ends + (REFRESH if self.ends else 1)
-            reached, ended = (
-                np.array(self._reached, dtype=float),
-                np.array(self._ended, dtype=float),
-            )
+            reached = np.array(self._reached, dtype=float)
+            ended = np.array(self._ended, dtype=float)
             hazard = np.minimum(ended / (np.maximum(reached, ended) + PRIOR), 1.0)
             self._survival = np.concatenate([[1.0], np.cumprod(1.0 - hazard)])
         return self._survival
@@ -75,11 +73,16 @@ class Lengths:
         """The chance that a generation at `outputs[i]` lasts for `horizon[j]` more: [i, j]."""
         curve = self.survival()
         last = len(curve) - 1
-        points = np.minimum((outputs[:, None] + horizon[None, :]) / BIN, last)
-        low = points.astype(np.int64)
-        share = points - low
-        value = curve[low] * (1 - share) + curve[np.minimum(low + 1, last)] * share
-        now = np.minimum(outputs / BIN, last)
-        at = now.astype(np.int64)
-        base = curve[at] * (1 - (now - at)) + curve[np.minimum(at + 1, last)] * (now - at)
-        return np.minimum(value / np.maximum(base[:, None], 1e-9), 1.0)
+        then = np.minimum((outputs[:, None] + horizon[None, :]) / BIN, last)
+        now = np.minimum(outputs[:, None] / BIN, last)
+        base = np.maximum(_interpolated(curve, now), 1e-9)
+        return np.minimum(_interpolated(curve, then) / base, 1.0)
+
+
+def _interpolated(curve: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`curve` between its places; `points` do not go beyond the last one."""
+    low = points.astype(np.int64)
+    share = points - low
+    high = np.minimum(low + 1, len(curve) - 1)
+    between: NDArray[np.float64] = curve[low] * (1 - share) + curve[high] * share
+    return between

@@ -141,11 +141,12 @@ class UnitProfile:
             whole = calls * seconds[-1]
             if not units:
                 return whole
-        at = bisect_left(sizes, units)
-        if at == 0:
+        index = bisect_left(sizes, units)
+        if index == 0:
             return whole + seconds[0]
-        share = (units - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
-        return whole + seconds[at - 1] + share * (seconds[at] - seconds[at - 1])
+        below, above = sizes[index - 1], sizes[index]
+        share = (units - below) / (above - below)
+        return whole + seconds[index - 1] + share * (seconds[index] - seconds[index - 1])
 
 
 class SumProfile:

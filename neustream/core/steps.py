@@ -93,12 +93,12 @@ class PrefillTable:
             return seconds[0]
         if total >= sizes[-1]:
             return max(self._fitted(total, square) + self._join, seconds[-1])
-        at = bisect_right(sizes, total)
-        share = (total - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
-        past = max(self.fit[2], 0.0) * max(
-            square - total * total, 0.0
-        )  # of parts that follow others
-        return seconds[at - 1] + share * (seconds[at] - seconds[at - 1]) + past
+        index = bisect_right(sizes, total)
+        below, above = sizes[index - 1], sizes[index]
+        share = (total - below) / (above - below)
+        # of parts that follow others
+        past = max(self.fit[2], 0.0) * max(square - total * total, 0.0)
+        return seconds[index - 1] + share * (seconds[index] - seconds[index - 1]) + past
 
 
 class DecodeGrid:
@@ -136,20 +136,21 @@ class DecodeGrid:
         self.fit = fit
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
-        each = total / batch
-        if not (
-            self.batch[0] <= batch <= self.batch[-1] and self.context[0] <= each <= self.context[-1]
-        ):
-            _, per_job, per_token = self.fit
-            inside = min(max(batch, self.batch[0]), self.batch[-1])
-            near = min(max(each, self.context[0]), self.context[-1])
-            beyond = per_job * (batch - inside) + per_token * (total - inside * near)
-            return max(self._inside(inside, near) + beyond, self.latency_s[0][0] / 2)
-        return self._inside(batch, each)
+        context = total / batch
+        nearest_batch = min(max(batch, self.batch[0]), self.batch[-1])
+        nearest_context = min(max(context, self.context[0]), self.context[-1])
+        seconds = self._inside(nearest_batch, nearest_context)
+        if nearest_batch == batch and nearest_context == context:
+            return seconds
+        _, per_job, per_token = self.fit
+        beyond = per_job * (batch - nearest_batch)
+        beyond += per_token * (total - nearest_batch * nearest_context)
+        return max(seconds + beyond, self.latency_s[0][0] / 2)
 
-    def _inside(self, batch: float, each: float) -> float:
+    def _inside(self, batch: float, context: float) -> float:
+        """Seconds of `batch` requests of `context` tokens each, within the grid."""
         i, x = _cell(self.batch, batch)
-        j, y = _cell(self.context, each)
+        j, y = _cell(self.context, context)
         low, high = self.latency_s[i], self.latency_s[min(i + 1, len(self.batch) - 1)]
         k = min(j + 1, len(self.context) - 1)
         return (1 - x) * ((1 - y) * low[j] + y * low[k]) + x * ((1 - y) * high[j] + y * high[k])
@@ -157,10 +158,11 @@ class DecodeGrid:
 
 def _cell(axis: list[float], value: float) -> tuple[int, float]:
     """The index of the point at or below `value`, and how far it is to the next one."""
-    at = max(bisect_right(axis, value) - 1, 0)
-    if at >= len(axis) - 1:
+    index = max(bisect_right(axis, value) - 1, 0)
+    if index >= len(axis) - 1:
         return len(axis) - 1, 0.0
-    return at, (value - axis[at]) / (axis[at + 1] - axis[at])
+    below, above = axis[index], axis[index + 1]
+    return index, (value - below) / (above - below)
 
 
 class StepProfile:
@@ -341,12 +343,11 @@ class LearntSteps:
         weights = np.zeros(FEATURES)
         for _ in range(FEATURES):
             weights[:] = 0.0
-            some = np.flatnonzero(active)
-            if not len(some):
+            features = np.flatnonzero(active)
+            if not len(features):
                 break
-            weights[some] = np.linalg.solve(
-                gram[np.ix_(some, some)] + np.diag(ridge[some]), moment[some]
-            )
+            system = gram[np.ix_(features, features)] + np.diag(ridge[features])
+            weights[features] = np.linalg.solve(system, moment[features])
             if self.base is not None or not (weights < 0).any():
                 break
             active &= weights >= 0

@@ -42,23 +42,40 @@ def largest_in_time(
     `running` that would be late after one such step without them are members first of all; a size
     at which even then they would be late is too large. If nobody is in time, the first of `jobs`.
     """
-    now = view.now - TICK
     for size in range(min(len(jobs), view.limit(stage)), 1, -1):
-        starts = {job: latest_start(view, job, size) for job in running}
-        batch = [
-            job for job, start in starts.items() if start - view.work(job, size, {stage: 1}) < now
-        ]
-        if len(batch) > size or any(starts[job] < now for job in batch):
+        seated = _seated(view, stage, size, running)
+        if seated is None or len(seated) > size:
             continue
-        seated = set(batch)
-        for job in jobs:
-            if len(batch) == size:
-                break
-            if job not in seated and latest_start(view, job, size) >= now:
-                batch.append(job)
+        batch = _filled(view, size, seated, jobs)
         if len(batch) == size:
             return batch
     return list(jobs[:1])
+
+
+def _seated(view: View, stage: str, size: int, running: Sequence[Job]) -> list[Job] | None:
+    """Those of `running` that would be late after a step without them; None if one is even so."""
+    now = view.now - TICK
+    seated = []
+    for job in running:
+        start = latest_start(view, job, size)
+        if start - view.work(job, size, {stage: 1}) < now:
+            if start < now:
+                return None
+            seated.append(job)
+    return seated
+
+
+def _filled(view: View, size: int, seated: list[Job], jobs: Sequence[Job]) -> list[Job]:
+    """`seated` and as many of `jobs`, in order, that are in time in batches of `size`."""
+    now = view.now - TICK
+    batch = list(seated)
+    taken = set(seated)
+    for job in jobs:
+        if len(batch) == size:
+            break
+        if job not in taken and latest_start(view, job, size) >= now:
+            batch.append(job)
+    return batch
 
 
 def continued(view: View) -> list[Job]:
@@ -67,11 +84,15 @@ def continued(view: View) -> list[Job]:
     The batch moves through its graph stage by stage: members that are ahead wait for the others,
     so that results come together, as they do from a pipeline that was called with all of them.
     """
-    mine = [job for job in view.jobs if job.worker == view.worker]
-    if not mine:
+    members = [job for job in view.jobs if job.worker == view.worker]
+    if not members:
         return []
-    position = mine[0].request.graph.position
-    stage = min((job.stage.name for job in mine if job.stage is not None), key=position.__getitem__)
-    return [job for job in mine if job.stage is not None and job.stage.name == stage][
-        : view.limit(stage)
-    ]
+    position = members[0].request.graph.position
+    stages = {_stage_name(job) for job in members}
+    stage = min(stages, key=position.__getitem__)
+    return [job for job in members if _stage_name(job) == stage][: view.limit(stage)]
+
+
+def _stage_name(job: Job) -> str:
+    assert job.stage is not None
+    return job.stage.name

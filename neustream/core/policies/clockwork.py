@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter, itemgetter
 
 from neustream.core.job import Job
 from neustream.core.policies.batching import continued
@@ -54,24 +55,27 @@ class Clockwork:
             ready = self._planned_start(view, batch)
             return Decision(batch) if ready <= view.now else Decision(wake_at=ready)
         start = view.now + self.lead_s
+        groups, drop = self._groups(view, start)
+        offers = [self._offer(view, group, start) for group in groups]
+        if not offers:
+            return Decision(drop=drop)
+        _, batch = min(offers, key=itemgetter(0))
+        return Decision(batch, drop)
+
+    def _groups(self, view: View, start: float) -> tuple[list[list[Job]], dict[Job, str]]:
+        """Jobs that have not begun, with those that run the same calls, and those that expired."""
         drop: dict[Job, str] = {}
-        groups: dict[tuple[object, ...], list[Job]] = {}
+        groups: dict[Hashable, list[Job]] = {}
         for job in view.jobs:
             if job.worker >= 0:
                 continue  # another worker is in the middle of its batch
             alone = view.work(job, 1)
             if job.due < start + alone:
                 drop[job] = f"expired: needs {span(alone)}, {due(job.due - view.now)}"
-            else:
-                groups.setdefault(
-                    (job.request.graph, job.stage, *sorted(job.calls_left.items())), []
-                ).append(job)
-        best: tuple[float, list[Job]] | None = None
-        for group in groups.values():
-            offer = self._offer(view, sorted(group, key=lambda job: job.arrival), start)
-            if best is None or offer[0] < best[0]:
-                best = offer
-        return Decision(best[1] if best else (), drop)
+                continue
+            calls = (job.request.graph, job.stage, *sorted(job.calls_left.items()))
+            groups.setdefault(calls, []).append(job)
+        return [sorted(group, key=attrgetter("arrival")) for group in groups.values()], drop
 
     def _planned_start(self, view: View, batch: list[Job]) -> float:
         """When the plan starts this step of a batch that is under way."""

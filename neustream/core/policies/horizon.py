@@ -79,28 +79,27 @@ class Horizon:
         if not jobs:
             return []
         label = f"{self.model.label}.decode"
-        facts = np.array(
-            [
-                (
-                    job.call_outputs,
-                    job.calls_left.get(label, 0),
-                    job.size + job.computed,
-                    min(job.slo.step, FOREVER),
-                    min(job.due_next - self.now, FOREVER),
-                    min(job.due - self.now, FOREVER),
-                )
-                for job in jobs
-            ]
-        )
-        run, left, size, pace, slack, total = facts.T
-        there = self.lengths.ahead(run, self.points)
-        there[self.points > np.maximum(left, 1)[:, None]] = 0.0
+        columns = np.array([self._numbers(job, label) for job in jobs]).T
+        left, size, pace, slack, total = columns[1:, :, None]
+        most = np.maximum(left, 1)
+        count = self.lengths.ahead(columns[0], self.points)
+        count[self.points > most] = 0.0
         steps = self.points if running else self.points + 1
-        time = np.minimum(slack[:, None] + pace[:, None] * steps, total[:, None])
-        time[there < 0.5] = FOREVER  # most are over by then
-        tokens = size[:, None] + np.minimum(self.points, np.maximum(left, 1)[:, None])
-        kept = there * np.ceil(tokens / self.block) * self.block if self.block else there * tokens
-        return [Load(*row) for row in zip(there, there * tokens, kept, time, strict=True)]
+        time = np.minimum(slack + pace * steps, total)
+        time[count < 0.5] = FOREVER  # most are over by then
+        tokens = size + np.minimum(self.points, most)
+        context = kept = count * tokens
+        if self.block:
+            kept = count * np.ceil(tokens / self.block) * self.block
+        return [Load(*row) for row in zip(count, context, kept, time, strict=True)]
+
+    def _numbers(self, job: Job, label: str) -> tuple[float, ...]:
+        """Outputs, decodes left, tokens read; seconds of TPOT, to the next output, to the end."""
+        pace = min(job.slo.step, FOREVER)
+        slack = min(job.due_next - self.now, FOREVER)
+        total = min(job.due - self.now, FOREVER)
+        read = job.size + job.computed
+        return job.call_outputs, job.calls_left.get(label, 0), read, pace, slack, total
 
     def of(self, jobs: Sequence[Job]) -> Load:
         """The load of all the running ones together."""

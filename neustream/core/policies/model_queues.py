@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neustream.core.job import Job
@@ -42,11 +42,13 @@ class ModelQueues:
         memory = self.view.pool.kv_cache
         if memory is None:
             return 0
-        assert job.stage is not None
-        return (
-            memory.blocks_of(job.size if job.stage.phase == "decode" else job.computed + tokens)
-            - job.num_blocks
-        )
+        kept = job.size if at_decode(job) else job.computed + tokens
+        return memory.blocks_of(kept) - job.num_blocks
+
+
+def at_decode(job: Job) -> bool:
+    """Whether it waits for its next decode."""
+    return job.stage is not None and job.stage.phase == "decode"
 
 
 def has_progress(job: Job) -> bool:
@@ -150,22 +152,21 @@ def continuous(
     the prompts' parts.
     """
     gone = set(drop)
-    jobs = sorted((job for job in model.decodes if job not in gone), key=key)
+    jobs = sorted(_without(model.decodes, gone), key=key)
     sizes: dict[Job, float] = {}
     tokens = budget - len(jobs)
-    free = (
-        model.room()
-        + sum(job.num_blocks for job in gone)
-        - sum(model.blocks(job, 1) for job in jobs)
-    )
+    free = model.room() + sum([job.num_blocks for job in gone])
+    free -= sum([model.blocks(job, 1) for job in jobs])
     seats = model.seats - len(jobs)
-    prefills = [job for job in model.prefills if job not in gone]
+    prefills = _without(model.prefills, gone)
     for job in sorted(prefills, key=lambda job: (not job.computed, key(job))):
         size = min(job.size, tokens)
+        if size < 1 or seats < 1:
+            break
         need = model.blocks(job, size)
-        lacks = need > free or (not job.computed and model.blocks(job, job.size) > free)
-        if size < 1 or seats < 1 or (lacks and (jobs or not job.num_blocks)):
-            break  # but for one under way that is alone: it takes others' memory
+        takes_from_others = not jobs and job.num_blocks > 0  # one under way that is alone
+        if need > _room_for(model, job, free) and not takes_from_others:
+            break
         jobs.append(job)
         sizes[job] = size
         tokens -= int(size)
@@ -173,6 +174,17 @@ def continuous(
         seats -= 1
     jobs.sort(key=key)  # who loses its memory is the last of all
     return jobs, sizes
+
+
+def _without(jobs: Sequence[Job], gone: Collection[Job]) -> list[Job]:
+    return [job for job in jobs if job not in gone]
+
+
+def _room_for(model: ModelQueues, job: Job, free: int) -> int:
+    """Blocks for a part of a prompt: none for the first part if there are not enough for all."""
+    if not job.computed and model.blocks(job, job.size) > free:
+        return -1
+    return free
 
 
 def decision(

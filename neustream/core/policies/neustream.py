@@ -72,9 +72,8 @@ class NeuStream:
         scale = self.slo_scale
         if scale is None:
             scale = sum(job.slo.total / job.alone_s for job in jobs) / len(jobs)
-        size = sum(job.size for job in jobs) / len(
-            jobs
-        )  # the artifact knows no sizes: all count as the mean one
+        # the artifact knows no sizes: all count as the mean one
+        size = sum([job.size for job in jobs]) / len(jobs)
 
         def latency(batch: int) -> float:
             return profile.latency(batch, batch * size, batch * size * size)
@@ -88,24 +87,19 @@ class NeuStream:
     def _hopeless(self, view: View) -> dict[Job, str]:
         drop = {}
         for name, queue in view.queues.items():
-            graph = queue[0].request.graph
-            margin = (
-                self.margin_s
-                if name in graph.looped and graph.position[name] + 1 < len(graph.stages)
-                else 0.0
-            )
-            latest = view.now + margin
+            margin = self.margin_s if _has_later_stage(queue[0], name) else 0.0
             for job in queue:
-                if (
-                    job.due - job.remaining_s <= latest
-                    or job.due_next - job.next_output_s <= latest
-                ):
+                if job.slack(view.now + margin) <= 0:
+                    needs = f"{span(job.remaining_s)} and {span(margin)} of margin"
                     left = min(job.due, job.due_next) - view.now
-                    drop[job] = (
-                        f"budget: needs {span(job.remaining_s)} and {span(margin)} of margin, "
-                        f"{due(left)}"
-                    )
+                    drop[job] = f"budget: needs {needs}, {due(left)}"
         return drop
+
+
+def _has_later_stage(job: Job, loop: str) -> bool:
+    """Whether a stage is a loop with another stage behind it."""
+    graph = job.request.graph
+    return loop in graph.looped and graph.position[loop] + 1 < len(graph.stages)
 
 
 def _sticky_rank(job: Job) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from neustream.core.job import Job
 from neustream.core.policies.batching import in_order
@@ -18,6 +19,12 @@ from neustream.core.policy import Decision, View
 from neustream.core.reasons import due, span
 from neustream.core.steps import Step
 from neustream.errors import ConfigError
+
+_arrival = attrgetter("arrival")
+
+
+def _in_order_of_arrival(view: View) -> Decision:
+    return in_order(view, _arrival, True)
 
 
 @dataclass(frozen=True)
@@ -53,53 +60,52 @@ class NeuStreamLLM:
                 )
 
     def decide(self, view: View) -> Decision:
-        return split_by_model(
-            view, self._tokens, lambda rest: in_order(rest, lambda job: job.arrival, True)
-        )
+        return split_by_model(view, self._tokens, _in_order_of_arrival)
 
     def _tokens(self, view: View, model: ModelQueues) -> Decision:
-        drop = {
-            job: f"hopeless: its first token needs {span(job.next_output_s)}, "
-            f"{due(job.due_next - view.now)}"
-            for job in model.prefills
-            if not has_progress(job) and job.due_next - view.now < model.speed * job.next_output_s
-        }
-        waiting = sorted(
-            (job for job in model.prefills if job not in drop), key=lambda job: job.size
-        )
+        drop = self._hopeless(view, model)
+        waiting = [job for job in model.prefills if job not in drop]
+        waiting.sort(key=attrgetter("size"))
         chosen = self._admitted(view, model, waiting)
         if chosen or not model.decodes:
             return Decision(chosen or waiting[:1], drop)
-        jobs, _ = continuous(view, model, lambda job: job.arrival, 0, model.prefills)
+        jobs, _ = continuous(view, model, _arrival, 0, model.prefills)
         return Decision(jobs, drop)
+
+    def _hopeless(self, view: View, model: ModelQueues) -> dict[Job, str]:
+        """Waiting requests that cannot prefill by their first deadline, with the reason to give."""
+        drop = {}
+        for job in model.prefills:
+            time = job.due_next - view.now
+            if time < model.speed * job.next_output_s and not has_progress(job):
+                needs = span(job.next_output_s)
+                drop[job] = f"hopeless: its first token needs {needs}, {due(time)}"
+        return drop
 
     def _admitted(self, view: View, model: ModelQueues, waiting: Sequence[Job]) -> list[Job]:
         """The most of `waiting`, from the front, whose prefill leaves everyone in time."""
-        decode = model.seconds(
-            Step(
-                decodes=max(len(model.decodes), 1),
-                context=max(sum(job.size for job in model.decodes), 1.0),
-            )
-        )
-        rest = min((self._rest(view, job, decode) for job in model.decodes), default=math.inf)
+        count = len(model.decodes)
+        read = sum([job.size for job in model.decodes])
+        decode = model.seconds(Step(decodes=max(count, 1), context=max(read, 1.0)))
+        rest = min([self._rest(view, job, decode) for job in model.decodes], default=math.inf)
+        first_due = math.inf
         chosen: list[Job] = []
         tokens = square = 0.0
-        context = sum(job.size + 1 for job in model.decodes)
+        context = sum([job.size + 1 for job in model.decodes])
         free = model.room()
-        for job in waiting[: max(model.seats - len(model.decodes), 0)]:
-            tokens, square, context = (
-                tokens + job.size,
-                square + job.size**2,
-                context + job.size + 1,
-            )
+        for job in waiting[: max(model.seats - count, 0)]:
+            tokens += job.size
+            square += job.size**2
+            context += job.size + 1
             free -= model.blocks(job, job.size)
-            cost = model.seconds(Step(len(chosen) + 1, tokens, square))
-            after = cost + model.seconds(
-                Step(decodes=len(chosen) + 1 + len(model.decodes), context=context)
-            )
-            rest = min(rest, self._rest(view, job, decode) + min(job.slo.step, math.inf))
-            first = min(some.due_next for some in (*chosen, job)) - view.now
-            if tokens > self.most_tokens or free < 0 or after > rest or cost > first:
+            if tokens > self.most_tokens or free < 0:
+                break
+            prompts = len(chosen) + 1
+            prefill = model.seconds(Step(prompts, tokens, square))
+            both = prefill + model.seconds(Step(decodes=prompts + count, context=context))
+            rest = min(rest, self._rest(view, job, decode) + job.slo.step)
+            first_due = min(first_due, job.due_next)
+            if both > rest or prefill > first_due - view.now:
                 break  # the larger the batch, the less time it leaves
             chosen.append(job)
         return chosen
@@ -109,8 +115,7 @@ class NeuStreamLLM:
         assert job.stage is not None
         earned = 0.0
         if job.call_outputs and math.isfinite(job.slo.step):
-            ahead = min(
-                self.credit - job.call_outputs, job.calls_left.get(f"{job.stage.model}.decode", 0)
-            )
+            left = job.calls_left.get(f"{job.stage.model}.decode", 0)
+            ahead = min(self.credit - job.call_outputs, left)
             earned = max(ahead, 0) * (job.slo.step - decode)
         return job.due_next - view.now + earned

@@ -11,14 +11,18 @@ from neustream.core.steps import Step
 
 def typical(recent: tuple[Demand, ...], stage: str) -> tuple[float, float]:
     """The median TTFT that the latest requests were promised, and their median prompt."""
-    some = [(demand.first, demand.calls[stage].size) for demand in recent if stage in demand.calls]
-    if not some:
+    demands = [demand for demand in recent if stage in demand.calls]
+    if not demands:
         return math.inf, 0.0
-    middle = len(some) // 2
-    return sorted(first for first, _ in some)[middle], sorted(size for _, size in some)[middle]
+    middle = len(demands) // 2
+    firsts = sorted([demand.first for demand in demands])
+    sizes = sorted([demand.calls[stage].size for demand in demands])
+    return firsts[middle], sizes[middle]
 
 
 def patience(recent: tuple[Demand, ...], model: ModelQueues) -> float:
     """Seconds that requests like the latest can wait before their prefill; inf without an SLO."""
     first, size = typical(recent, f"{model.label}.prefill")
-    return first - model.seconds(Step(1, size, size * size)) if first < math.inf else math.inf
+    if first == math.inf:
+        return math.inf
+    return first - model.seconds(Step(1, size, size * size))

@@ -53,13 +53,15 @@ class Sarathi:
 
 def _stall_free(view: View, model: ModelQueues) -> int:
     """The most tokens of a step that takes no longer than the strictest time per output."""
-    pace = min(
-        (job.slo.step for some in (model.decodes, model.prefills) for job in some), default=math.inf
-    )
-    decodes, context = len(model.decodes), sum(job.size for job in model.decodes)
+    jobs = (*model.decodes, *model.prefills)
+    pace = min([job.slo.step for job in jobs], default=math.inf)
+    decodes = len(model.decodes)
+    context = sum([job.size for job in model.decodes])
     low, high = LEAST, max(view.pool.step_tokens - decodes, LEAST)
     while low < high:
         middle = (low + high + 1) // 2
-        step = Step(1, middle, middle * middle, decodes, context)
-        low, high = (middle, high) if model.seconds(step) <= pace else (low, middle - 1)
+        if model.seconds(Step(1, middle, middle * middle, decodes, context)) <= pace:
+            low = middle
+        else:
+            high = middle - 1
     return low + decodes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
+from neustream.core.job import Job
 from neustream.core.policies.batching import largest_in_time
 from neustream.core.policy import Decision, View
 
@@ -38,15 +39,17 @@ class SlackRanked:
     drop_hopeless: bool = True
 
     def decide(self, view: View) -> Decision:
+        def slack(job: Job) -> float:
+            return job.slack(view.now)
+
         hopeless = view.hopeless()
         drop = hopeless if self.drop_hopeless else {}
-        stage = view.first_stage(lambda job: job.slack(view.now), without=hopeless)
+        stage = view.first_stage(slack, without=hopeless)
         if stage is not None:
             jobs = [job for job in view.queues[stage] if job not in hopeless]
-            jobs.sort(key=lambda job: job.slack(view.now))
-            return Decision(
-                largest_in_time(view, stage, jobs, [job for job in jobs if job.ran_last]), drop
-            )
+            jobs.sort(key=slack)
+            running = [job for job in jobs if job.ran_last]
+            return Decision(largest_in_time(view, stage, jobs, running), drop)
         stage = view.first_stage(attrgetter("arrival"), without=drop)
         if stage is None:
             return Decision(drop=drop)

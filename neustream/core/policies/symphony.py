@@ -84,19 +84,17 @@ class Symphony:
         self, view: View, stage: str, batch: Sequence[Job], without: dict[Job, str]
     ) -> float:
         """Latest start of `batch` if it were one larger; -inf if it should not wait."""
-        looped, queue = batch[0].request.graph.looped, view.queues[stage]
-        left_out = [job for job in queue if job not in without and job not in batch]
-        if left_out or len(batch) == view.limit(stage):
+        queue = view.queues[stage]
+        if len(batch) == view.limit(stage) or set(queue) - without.keys() - set(batch):
             return -math.inf
+        looped = batch[0].request.graph.looped
         if stage in looped and not self._may_defer(queue):
             return -math.inf
-        ahead = 0
-        for name in batch[0].calls_left:
-            if name in looped and name != stage:
-                ahead += len(view.queues.get(name, ()))
+        loops_ahead = (looped & batch[0].calls_left.keys()) - {stage}
+        ahead = sum([len(view.queues.get(name, ())) for name in loops_ahead])
         # the smaller one too: tables need not be monotone
         sizes = (len(batch), len(batch) + 1 + ahead)
-        return min(latest_start(view, job, size) for job in batch for size in sizes)
+        return min([latest_start(view, job, size) for job in batch for size in sizes])
 
     def _may_defer(self, queue: Sequence[Job]) -> bool:
         """Whether a looped stage may wait: none of its jobs has begun."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from neustream.core.job import Job
 from neustream.core.policies.horizon import Horizon
+from neustream.core.policies.model_queues import at_decode
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 
@@ -22,29 +24,87 @@ REFUSALS = 4
 
 @dataclass(slots=True)
 class PrefillPlan:
-    """Prompts in a step: who, how many tokens of each, beside which decodes."""
+    """Prompts in a step: who, how many tokens of each, beside which decodes.
+
+    Attributes:
+        slack: seconds that the step may take for the decodes' sake.
+        due: seconds after which it must be over for the prompts that end in it.
+        chosen: tokens of each prompt; `tokens`, `square`: their sums (see `Step`).
+        instead: late requests whose room they need.
+        context: tokens that the decodes read.
+    """
 
     decodes: list[Job]
+    slack: float = math.inf
+    due: float = math.inf
     chosen: dict[Job, float] = field(default_factory=dict)
     tokens: float = 0.0
     square: float = 0.0
-    instead: list[Job] = field(default_factory=list)  # late ones whose room they need
+    instead: list[Job] = field(default_factory=list)
+    context: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.context = sum([job.size for job in self.decodes])
 
     @property
     def worth(self) -> float:
-        return sum(job.weight * size / job.size for job, size in self.chosen.items())
+        """The weight of the prompts, each by the part of it that is prefilled."""
+        return sum([job.weight * size / job.size for job, size in self.chosen.items()])
 
-    def step(self, reading: float, job: Job | None = None, size: float = 0.0) -> Step:
-        """The step, with `size` tokens of one more prompt."""
-        if job is None:
-            return Step(len(self.chosen), self.tokens, self.square, len(self.decodes), reading)
+    @property
+    def limit(self) -> float:
+        """Seconds that the step may take."""
+        return min(self.slack, self.due)
+
+    def step(self) -> Step:
+        """The step as it is."""
+        return Step(len(self.chosen), self.tokens, self.square, len(self.decodes), self.context)
+
+    def step_with(self, job: Job, size: float) -> Step:
+        """The step with `size` tokens of one more prompt."""
         square = self.square + (2 * job.computed + size) * size
-        return Step(len(self.chosen) + 1, self.tokens + size, square, len(self.decodes), reading)
+        prompts, tokens = len(self.chosen) + 1, self.tokens + size
+        return Step(prompts, tokens, square, len(self.decodes), self.context)
+
+    def without_decodes(self) -> Step:
+        """The prompts' step alone."""
+        return Step(len(self.chosen), self.tokens, self.square)
 
     def add(self, job: Job, size: float) -> None:
+        """Prefill `size` tokens of `job` in this step."""
         self.square += (2 * job.computed + size) * size
         self.tokens += size
         self.chosen[job] = size
+
+
+@dataclass(slots=True)
+class _Room:
+    """Blocks and seats for prompts. Late requests, the largest last, lose theirs if need be."""
+
+    free: int
+    seats: int
+    late: list[Job]
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no seat for anybody."""
+        return self.seats < 1 and not self.late
+
+    def has(self, blocks: int) -> bool:
+        """Whether there are so many blocks."""
+        return blocks <= self.free + sum([job.num_blocks for job in self.late])
+
+    def take(self, blocks: int) -> list[Job]:
+        """Take a seat and so many blocks; the late requests that lose theirs for it."""
+        losers = []
+        while blocks > self.free or self.seats < 1:
+            loser = self.late.pop()
+            losers.append(loser)
+            self.free += loser.num_blocks
+            self.seats += 1
+        self.free -= blocks
+        self.seats -= 1
+        return losers
 
 
 class PrefillFiller:
@@ -55,12 +115,8 @@ class PrefillFiller:
         self.plan = plan
         self.waiting = plan.waiting[:WEIGHED]
         self.free = model.room() - sum([model.blocks(job, 1) for job in plan.alive])
-        here = [
-            job
-            for job in plan.broken
-            if job.num_blocks or (job.stage is not None and job.stage.phase == "decode")
-        ]
-        self.late = sorted(here, key=lambda job: job.num_blocks)
+        late = [job for job in plan.broken if job.num_blocks or at_decode(job)]
+        self.late = sorted(late, key=attrgetter("num_blocks"))
         self.seats = model.seats - len(plan.alive) - len(self.late)
         label, memory = f"{model.label}.decode", view.pool.kv_cache
         self.horizon = Horizon(
@@ -78,33 +134,33 @@ class PrefillFiller:
 
     def fill(self, decodes: list[Job]) -> PrefillPlan:
         """The prompts that fit into a step with `decodes`, and how much of each."""
-        plan, now = self.plan, self.plan.view.now
-        reading = sum([job.size for job in decodes])
-        slack = self._slack(decodes)
-        part, load, late = PrefillPlan(decodes), self.load, list(self.late)
-        most = plan.view.pool.step_tokens - len(decodes)
-        free, seats, refused = self.free, self.seats, 0
-        due = math.inf  # when the step must be over for the prompts that end in it
+        part = PrefillPlan(decodes, self._slack(decodes))
+        room = _Room(self.free, self.seats, list(self.late))
+        load, refused = self.load, 0
         for job, row in zip(self.waiting, self.rows, strict=True):
-            if (seats < 1 and not late) or most - part.tokens < 1 or refused == REFUSALS:
+            if room.full or self._tokens_left(part) < 1 or refused == REFUSALS:
                 break
-            size, own = min(job.size, most - part.tokens), plan.due(job) - now
-            seconds = plan.seconds(part.step(reading, job, size))
-            if size < job.size or seconds > min(slack, due, own) + TICK:
-                size = self._begin(part, job, reading, slack, min(slack, due)) if decodes else 0.0
-            need = plan.model.blocks(job, size)
-            if not size or need > free + sum([other.num_blocks for other in late]):
+            size = self._size(part, job)
+            need = self.plan.model.blocks(job, size)
+            if not size or not room.has(need):
                 continue
             if not job.computed and not self.horizon.fits(load + row):
                 refused += 1
                 continue
-            while need > free or seats < 1:
-                part.instead.append(late.pop())
-                free, seats = free + part.instead[-1].num_blocks, seats + 1
+            part.instead += room.take(need)
             part.add(job, size)
-            load, free, seats = load + row, free - need, seats - 1
-            due = min(due, own) if size == job.size else due
+            load = load + row
+            if size == job.size:
+                part.due = min(part.due, self._time(job))
         return part
+
+    def _time(self, job: Job) -> float:
+        """Seconds until the next output of a job is due."""
+        return self.plan.due(job) - self.plan.view.now
+
+    def _tokens_left(self, part: PrefillPlan) -> float:
+        """Tokens that a step may still compute."""
+        return self.plan.view.pool.step_tokens - len(part.decodes) - part.tokens
 
     def _slack(self, decodes: list[Job]) -> float:
         """Seconds that a step with `decodes` may take, so that all generations stay in time."""
@@ -116,38 +172,44 @@ class PrefillFiller:
             slack = min(slack, plan.due(outside) - now - plan.together)
         return slack
 
-    def _begin(
-        self, part: PrefillPlan, job: Job, reading: float, slack: float, limit: float
-    ) -> float:
+    def _size(self, part: PrefillPlan, job: Job) -> float:
+        """Tokens of a prompt for this step: all, or a first part of them, or 0."""
+        size = min(job.size, self._tokens_left(part))
+        if size == job.size:
+            seconds = self.plan.seconds(part.step_with(job, size))
+            if seconds <= min(part.limit, self._time(job)) + TICK:
+                return size
+        return self._begin(part, job) if part.decodes else 0.0
+
+    def _begin(self, part: PrefillPlan, job: Job) -> float:
         """Tokens of a prompt for this step if the rest of it can follow in time; else 0."""
         plan = self.plan
-        low = self._tokens_within(part, job, reading, limit)
-        if low < 1:
+        first = self._tokens_within(part, job)
+        if first < 1:
             return 0.0
-        now = plan.seconds(part.step(reading, job, low))
-        step = plan.seconds(part.step(reading, job, 1.0))  # decodes, and what any prompt adds
-        whole = plan.seconds(part.step(reading, job, job.size))
+        now = plan.seconds(part.step_with(job, first))
+        step = plan.seconds(part.step_with(job, 1.0))  # decodes, and what any prompt adds
+        whole = plan.seconds(part.step_with(job, job.size))
         each = (whole - step) / job.size  # what a token of it adds
-        rest = job.size - low
+        rest = job.size - first
         if rest <= 0:
-            return float(low)
+            return float(first)
         if self.pace <= step:
             return 0.0
-        left = max(slack - now, 0.0)
-        steps = math.ceil(rest / low)
+        left = max(part.slack - now, 0.0)
+        steps = math.ceil(rest / first)
         if self.pace < math.inf:
             steps = max(steps, math.ceil((each * rest - left) / (self.pace - step)))
-        in_time = steps * step + each * rest <= plan.due(job) - plan.view.now - now
-        return float(low) if in_time else 0.0
+        in_time = steps * step + each * rest <= self._time(job) - now
+        return float(first) if in_time else 0.0
 
-    def _tokens_within(self, part: PrefillPlan, job: Job, reading: float, limit: float) -> int:
-        """The most tokens of a prompt with which the step ends within `limit`."""
-        plan = self.plan
-        budget = plan.view.pool.step_tokens - len(part.decodes) - part.tokens
-        low, high = 0, int(min(job.size, budget))
+    def _tokens_within(self, part: PrefillPlan, job: Job) -> int:
+        """The most tokens of a prompt with which the step ends within its limit."""
+        limit = part.limit + TICK
+        low, high = 0, int(min(job.size, self._tokens_left(part)))
         while low < high:
             middle = (low + high + 1) // 2
-            if plan.seconds(part.step(reading, job, middle)) <= limit + TICK:
+            if self.plan.seconds(part.step_with(job, middle)) <= limit:
                 low = middle
             else:
                 high = middle - 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import filterfalse
 from typing import Protocol
 
 from neustream.core.job import Job
-from neustream.core.policies.model_queues import ModelQueues, has_progress
+from neustream.core.policies.model_queues import ModelQueues, at_decode, has_progress
 from neustream.core.policies.recent_prompts import patience, typical
 from neustream.core.policies.token_prefill import PrefillFiller, PrefillPlan
 from neustream.core.policy import Decision, View
@@ -42,50 +43,59 @@ class Parameters(Protocol):
 
 @dataclass(slots=True)
 class StepPlan:
-    """One decision in the making."""
+    """One decision in the making.
+
+    Attributes:
+        alive: decodes that can still be on time, the most urgent first; `broken`: jobs that cannot.
+        waiting: prompts that can.
+        part: the prompts of this step.
+        margin: factor of expected seconds for what is counted with.
+        together: seconds of a decode of all that are alive.
+        tight: when the next output of some jobs is due, for the sake of later ones.
+    """
 
     view: View
     model: ModelQueues
     rule: Parameters
-    alive: list[Job] = field(
-        default_factory=list
-    )  # decodes that can still be on time, most urgent first
-    broken: list[Job] = field(default_factory=list)  # those that cannot
+    alive: list[Job] = field(default_factory=list)
+    broken: list[Job] = field(default_factory=list)
     waiting: list[Job] = field(default_factory=list)
     drop: dict[Job, str] = field(default_factory=dict)
-    part: PrefillPlan | None = None  # the prompts of this step
-    margin: float = 1.0  # times an expectation: what is counted with
-    together: float = 0.0  # seconds of a decode of all that are alive
-    tight: dict[Job, float] = field(
-        default_factory=dict
-    )  # when the next output of some is due, for their last one
+    part: PrefillPlan | None = None
+    margin: float = 1.0
+    together: float = 0.0
+    tight: dict[Job, float] = field(default_factory=dict)
 
     def keep(self) -> None:
         """Sort out who can still be on time."""
-        view, model = self.view, self.model
+        model = self.model
         self.margin = 1 + self.rule.margin + SAFE * model.steps.error
-        now, least = view.now, model.seconds(Step(decodes=1, context=1.0))
+        least = model.seconds(Step(decodes=1, context=1.0))
         self._whole_generations(least)
-        if self.rule.steady and model.decodes:
+        if self.rule.steady:
             self._steady(least)
         for job in model.decodes:
-            if job.late or self.due(job) - now < least - TICK:
-                self.broken.append(job)
-            else:
-                self.alive.append(job)
+            self._sort_decode(job, least)
         for job in model.prefills:
             self._sort_prefill(job)
         served = self.alive or self.broken or self.waiting
-        if model.steps.learns and self.drop and not served:
+        if self.drop and model.steps.learns and not served:
             self._try_one()
         self.alive.sort(key=self.due)
         self.waiting.sort(key=self._rank)
         self.together = self._decode(self.alive) if self.alive else 0.0
 
+    def _sort_decode(self, job: Job, least: float) -> None:
+        """A decode is alive if its next output can be in time."""
+        if job.late or self._time(job) < least - TICK:
+            self.broken.append(job)
+        else:
+            self.alive.append(job)
+
     def _sort_prefill(self, job: Job) -> None:
         """A prompt waits if it can be in time, is kept if it has outputs, and else dropped."""
         need = self.model.speed * job.next_output_s
-        time = self.due(job) - self.view.now
+        time = self._time(job)
         if time >= need - TICK and not job.late:
             self.waiting.append(job)
         elif job.late or job.call_outputs:
@@ -105,9 +115,9 @@ class StepPlan:
 
         The device is idle. What was learnt may be wrong, and only steps that run correct it.
         """
-        hope = [job for job in self.drop if self.due(job) > self.view.now]
-        if hope:
-            best = max(hope, key=lambda job: self.due(job) - self.model.speed * job.next_output_s)
+        hopes = [job for job in self.drop if self.due(job) > self.view.now]
+        if hopes:
+            best = max(hopes, key=lambda job: self.due(job) - self.model.speed * job.next_output_s)
             del self.drop[best]
             self.waiting.append(best)
 
@@ -115,9 +125,15 @@ class StepPlan:
         """When its next output is due."""
         return self.tight.get(job, job.due_next)
 
+    def _time(self, job: Job) -> float:
+        """Seconds until its next output is due."""
+        return self.due(job) - self.view.now
+
     def _steady(self, least: float) -> None:
         """Tighten deadlines so that outputs come at their TPOT, where they came early."""
         model, label = self.model, f"{self.model.label}.decode"
+        if not model.decodes:
+            return
         step = self._decode(model.decodes)
         lengths = self.view.lengths.get(model.label)
         for job in model.decodes:
@@ -147,7 +163,7 @@ class StepPlan:
         if seen == math.inf:
             return 0.0
         most = job.calls_left.get(f"{self.model.label}.decode", 0)
-        if job.stage is not None and job.stage.phase == "decode":
+        if at_decode(job):
             most -= 1
         return min(float(max(most, 0)), seen)
 
@@ -166,46 +182,59 @@ class StepPlan:
         filler = PrefillFiller(self)
         best = filler.fill(self.alive)
         if self.alive:
-            hurried = bool(best.chosen) and (self._hurried(best) or self._in_vain(best))
-            if len(best.chosen) < len(self.waiting) and (urgent := self._urgent()) is not None:
-                some = filler.fill(urgent)
-                best = some if some.worth > best.worth else best
-            alone = filler.fill([])
-            if alone.worth > best.worth or (hurried and alone.worth == best.worth):
-                best = alone
+            best = self._best(filler, best)
         if best.chosen:
             self.part = best
 
+    def _best(self, filler: PrefillFiller, beside_all: PrefillPlan) -> PrefillPlan:
+        """Prompts beside all decodes, beside the urgent ones or alone: what takes most of them in.
+
+        At equality prompts run alone where they cannot wait for a longer step, or save nothing.
+        """
+        best = beside_all
+        urgent = self._urgent()
+        if urgent is not None and len(best.chosen) < len(self.waiting):
+            beside_urgent = filler.fill(urgent)
+            if beside_urgent.worth > best.worth:
+                best = beside_urgent
+        alone = filler.fill([])
+        if alone.worth == best.worth and beside_all.chosen:
+            return alone if self._hurried(beside_all) or self._in_vain(beside_all) else best
+        return alone if alone.worth > best.worth else best
+
     def _urgent(self) -> list[Job] | None:
-        """Decodes that would be late after the longest step that the most urgent one allows."""
+        """Decodes that would be late after the longest step that the most urgent one allows.
+
+        None if those are all.
+        """
         until = self.due(self.alive[0]) + self.together
-        some = [job for job in self.alive if self.due(job) < until]
-        return some if len(some) < len(self.alive) else None
+        urgent = [job for job in self.alive if self.due(job) < until]
+        return urgent if len(urgent) < len(self.alive) else None
 
     def _hurried(self, part: PrefillPlan) -> bool:
         """Whether who comes during this step is likely to be late for it."""
-        step = self.seconds(part.step(sum([job.size for job in part.decodes])))
-        return patience(self.view.recent, self.model) < step
+        return patience(self.view.recent, self.model) < self.seconds(part.step())
 
     def _in_vain(self, part: PrefillPlan) -> bool:
         """Whether a mixed step saves next to nothing over the two run separately."""
-        alone = self.seconds(PrefillPlan([], part.chosen, part.tokens, part.square).step(0.0))
-        both = self.seconds(part.step(sum([job.size for job in part.decodes])))
-        return both >= VAIN * (alone + self.together)
+        alone = self.seconds(part.without_decodes())
+        return self.seconds(part.step()) >= VAIN * (alone + self.together)
 
     # -- the step ---------------------------------------------------------------------------------
 
     def decision(self) -> Decision:
-        if self.part is None:
-            if not self.waiting and not self.broken and (wake := self._pause()) is not None:
-                return Decision(drop=self.drop, wake_at=wake)
-            jobs = self._decoding()
-            if not jobs and self.waiting:  # nobody runs: what is there is better than nothing
-                self.part = PrefillPlan([], {self.waiting[0]: self._whole(self.waiting[0])})
-                jobs = self.waiting[:1]
+        """The step, or a pause, and who is given up."""
+        if self.part is not None:
+            jobs, sizes = [*self.part.decodes, *self.part.chosen], dict(self.part.chosen)
         else:
-            jobs = [*self.part.decodes, *self.part.chosen]
-        sizes = {} if self.part is None else dict(self.part.chosen)
+            wake_at = self._pause()
+            if wake_at is not None:
+                return Decision(drop=self.drop, wake_at=wake_at)
+            jobs, sizes = self._decoding(), {}
+            if not jobs and self.waiting:  # nobody runs: what is there is better than nothing
+                sizes = {self.waiting[0]: self._whole(self.waiting[0])}
+                jobs = self.waiting[:1]
+                self.part = PrefillPlan([], chosen=dict(sizes))
         if self.broken:
             self._late(jobs, sizes)
         return Decision(jobs, self.drop, sizes=sizes)
@@ -216,7 +245,9 @@ class StepPlan:
 
     def _pause(self) -> float | None:
         """When the decodes go on, if until then it is better to be ready for who may come."""
-        if not self.alive or self.due(self.alive[0]) == math.inf or not self.rule.pause:
+        if not self.rule.pause or self.waiting or self.broken:
+            return None
+        if not self.alive or self.due(self.alive[0]) == math.inf:
             return None
         if patience(self.view.recent, self.model) >= self.together:
             return None
@@ -255,31 +286,33 @@ class StepPlan:
             self.drop[job] = "shed: it cannot be in time any more, and others had no room"
         if self.part is not None and len(part.decodes) < len(self.alive):
             return
-        self._late_decodes(part, jobs, sizes)
-        for job in self.broken:
-            if job in self.drop or (job.stage is not None and job.stage.phase == "decode"):
-                continue
-            if not jobs:
-                jobs.append(job)
-                sizes[job] = self._whole(job)
-            elif self.waiting:
-                self.drop[job] = (
-                    "shed: it lost its KV blocks and cannot be in time any more, and others wait"
-                )
+        broken = [job for job in self.broken if job not in self.drop]
+        self._late_decodes(filter(at_decode, broken), part, jobs, sizes)
+        for job in filterfalse(at_decode, broken):
+            self._late_prompt(job, jobs, sizes)
 
-    def _late_decodes(self, part: PrefillPlan, jobs: list[Job], sizes: dict[Job, float]) -> None:
+    def _late_prompt(self, job: Job, jobs: list[Job], sizes: dict[Job, float]) -> None:
+        """A late prompt runs if nothing else does, and is dropped if others wait."""
+        if not jobs:
+            jobs.append(job)
+            sizes[job] = self._whole(job)
+        elif self.waiting:
+            self.drop[job] = (
+                "shed: it lost its KV blocks and cannot be in time any more, and others wait"
+            )
+
+    def _late_decodes(
+        self, late: Iterable[Job], part: PrefillPlan, jobs: list[Job], sizes: dict[Job, float]
+    ) -> None:
         """Add late decodes as long as the step costs no deadline and nobody's slack."""
-        dues = [self.due(job) for job in (*self.alive, *sizes)]
-        time = min(dues, default=math.inf) - self.view.now
-        time = min([time, *(job.slo.step for job in self.alive)])
+        first_due = min([self.due(job) for job in (*self.alive, *sizes)], default=math.inf)
+        time = min([first_due - self.view.now, *[job.slo.step for job in self.alive]])
         decodes = len(jobs) - len(sizes)
-        reading = sum([job.size for job in jobs if job not in sizes])
-        for job in self.broken:
-            if job in self.drop or job.stage is None or job.stage.phase != "decode":
-                continue
-            step = Step(len(sizes), part.tokens, part.square, decodes + 1, reading + job.size)
+        context = sum([job.size for job in jobs if job not in sizes])
+        for job in late:
+            decodes += 1
+            context += job.size
+            step = Step(len(sizes), part.tokens, part.square, decodes, context)
             if len(jobs) >= self.model.seats or (jobs and self.seconds(step) > time):
                 return
             jobs.append(job)
-            decodes += 1
-            reading += job.size
