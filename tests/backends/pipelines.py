@@ -355,26 +355,35 @@ def kandinsky() -> Any:
     return d.KandinskyV22Pipeline(unet=denoiser, movq=decoder, scheduler=scheduler)
 
 
-def kandinsky_combined() -> Any:
-    """Two pipelines inside one: a prior that makes image embeddings of text, and the decoder."""
+def _prior_parts() -> dict[str, Any]:
+    """What makes image embeddings of text."""
     text_encoder, tokenizer = clip(t.CLIPTextModelWithProjection)
     vision = t.CLIPVisionConfig(**{**TEXT, "projection_dim": 32, "image_size": 32, "patch_size": 16})
     prior = d.PriorTransformer(num_attention_heads=2, attention_head_dim=12, embedding_dim=32, num_layers=1)
     torch.nn.init.ones_(prior.clip_std)
-    one = kandinsky()
-    return d.KandinskyV22CombinedPipeline(
-        unet=one.unet,
-        scheduler=one.scheduler,
-        movq=one.movq,
-        prior_prior=prior,
-        prior_image_encoder=t.CLIPVisionModelWithProjection(vision),
-        prior_text_encoder=text_encoder,
-        prior_tokenizer=tokenizer,
-        prior_scheduler=d.UnCLIPScheduler(
-            variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
-        ),
-        prior_image_processor=None,
+    scheduler = d.UnCLIPScheduler(
+        variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=5.0
     )
+    return {
+        "prior": prior,
+        "image_encoder": t.CLIPVisionModelWithProjection(vision),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "scheduler": scheduler,
+        "image_processor": None,
+    }
+
+
+def kandinsky_prior() -> Any:
+    """No decoder, and an encoder that is called once more behind the last step."""
+    return d.KandinskyV22PriorPipeline(**_prior_parts())
+
+
+def kandinsky_combined() -> Any:
+    """Two pipelines inside one: a prior that makes image embeddings of text, and the decoder."""
+    one = kandinsky()
+    prior = {f"prior_{name}": part for name, part in _prior_parts().items()}
+    return d.KandinskyV22CombinedPipeline(unet=one.unet, scheduler=one.scheduler, movq=one.movq, **prior)
 
 
 def marigold() -> Any:
@@ -693,6 +702,7 @@ FAMILIES: dict[str, Family] = {
     "cogvideox": Family(cogvideox, _wan, several="num_videos_per_prompt", tolerance=1e-4),
     "ddpm": Family(ddpm, _ddpm, guided=False, several=None),
     "kandinsky": Family(kandinsky, _kandinsky, tolerance=1e-4),
+    "kandinsky_prior": Family(kandinsky_prior, _prompt),
     "kandinsky_combined": Family(kandinsky_combined, _combined, tolerance=1e-3),
     "marigold": Family(marigold, _marigold, guided=False, several=None),
     "animatediff": Family(animatediff, _animatediff, several="num_videos_per_prompt", rounded=True, shared=False),

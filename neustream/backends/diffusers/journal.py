@@ -33,6 +33,7 @@ FORWARD = frozenset(
         "DiTPipeline",
         "FluxPipeline",
         "KandinskyV22Pipeline",
+        "KandinskyV22PriorPipeline",
         "LTXPipeline",
         "PixArtAlphaPipeline",
         "QwenImagePipeline",

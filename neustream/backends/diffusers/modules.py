@@ -143,8 +143,9 @@ def graph_of(name: str, stages: Mapping[str, Stage]) -> Graph:
     steps that a request is expected to take. A pipeline without a decoder has no stage of the role decode.
     """
     steps = loop(stages["denoise"], until=_denoised, expect=_steps_left)
-    if "decode" not in stages:
-        return Graph(name, seq(stages["encode"], steps))
+    if "decode" not in stages:  # some encode once more at their end (the priors of Kandinsky)
+        rest = switch(_over, {False: stages["encode"], True: seq()}, likely=True)
+        return Graph(name, seq(stages["encode"], steps, rest))
     rest = switch(_over, {False: stages["decode"], True: seq()}, likely=False)
     return Graph(name, seq(stages["encode"], steps, rest))
 

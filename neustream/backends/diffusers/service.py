@@ -331,7 +331,7 @@ class PipelineEngine:
             answer.set_exception(error)
             return
         try:
-            answer.set_result(done.result().unwrap()["output"])
+            answer.set_result(_output_of(done.result()))
         except RequestError as failed:
             answer.set_exception(failed)
 
@@ -509,6 +509,14 @@ def default_sample(served: Served) -> dict[str, Any] | None:
     except Exception:  # it wants other arguments: the first request brings them
         return None
     return sample
+
+
+def _output_of(result: Result) -> Any:
+    """What the pipeline returned; RequestError if the request has none, and why."""
+    output = result.unwrap()
+    if "output" not in output:
+        raise RequestError(f"request {result.id!r}: the pipeline's call did not end with its last stage")
+    return output["output"]
 
 
 def _share(of: str, usual: int, job: Job) -> float:
