@@ -90,8 +90,18 @@ def test_what_is_written_and_the_folders_in_front_of_it(tmp_path, what, path):
 
 @pytest.mark.parametrize("path", [str, Path])
 def test_where_a_backends_steps_and_pictures_go(tmp_path, path):
+    class Served:
+        def load(self, device):
+            pass
+
+        def step(self, inputs):
+            return [{"ended": False} for _ in inputs]
+
     class Backend:
-        modules = {"llm.prefill": None, "llm.decode": None, "llm": None}  # noqa: RUF012
+        modules = dict.fromkeys(("llm.prefill", "llm.decode", "llm"), Served())  # noqa: RUF012
+
+        def params(self, at):
+            return {}
 
         def steps(self, seconds, tick):
             return steps()
