@@ -98,7 +98,7 @@ def test_where_a_backends_steps_and_pictures_go(tmp_path, path):
             return [{"ended": False} for _ in inputs]
 
     class Backend:
-        modules = dict.fromkeys(("llm.prefill", "llm.decode", "llm"), Served())  # noqa: RUF012
+        modules = dict.fromkeys(("llm.prefill", "llm.decode", "llm"), Served())
 
         def params(self, at):
             return {}
