@@ -37,6 +37,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "sarathi": Sarathi,
     "priced": Priced,
 }
+"""The rules by the names that configs and the command know them by."""
 DEFAULT = "priced"
 """The policy that is meant where none is named, and by the name "default"."""
 

@@ -1,0 +1,46 @@
+"""The names of the package: complete, found where they are said to be, each with a docstring of a sentence."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import itertools
+
+import pytest
+
+import neustream
+
+HOME_OF = {name: module for module, names in neustream._HOMES.items() for name in names}
+
+
+def test_the_names_and_their_homes_are_the_same():
+    assert sorted(HOME_OF) == sorted(neustream.__all__)
+    assert sum(len(names) for names in neustream._HOMES.values()) == len(HOME_OF)
+    assert len(set(neustream.__all__)) == len(neustream.__all__)
+
+
+def own_text(name: str) -> str:
+    """A name's own docstring; of a constant, the text behind it in its file."""
+    value = getattr(neustream, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return inspect.cleandoc(vars(value).get("__doc__") or "" if inspect.isclass(value) else value.__doc__ or "")
+    body = ast.parse(inspect.getsource(importlib.import_module(HOME_OF[name]))).body
+    for before, after in itertools.pairwise(body):
+        targets = before.targets if isinstance(before, ast.Assign) else [getattr(before, "target", None)]
+        named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+        if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            return str(after.value.value)
+    return ""
+
+
+@pytest.mark.parametrize("name", neustream.__all__)
+def test_each_has_a_docstring_of_a_sentence(name):
+    first = own_text(name).split("\n\n")[0]
+    assert not first.startswith(f"{name}("), "what dataclasses write themselves"
+    assert len(first.split()) >= 3 and first.rstrip()[-1] in ".:", first
+
+
+@pytest.mark.parametrize("name", neustream.__all__)
+def test_each_is_what_its_home_has(name):
+    assert getattr(neustream, name) is getattr(importlib.import_module(HOME_OF[name]), name)
