@@ -117,13 +117,14 @@ def test_a_step_has_no_more_tokens_than_vllm_gives_it():
 
 
 def test_who_waits_on_purpose_runs_nothing():
-    plan = arrange(Choice(), queue("ab", 20), queue("x"), queue("g"), Room(0, 50, 16, 64))
+    plan = arrange(Choice(), queue("ab", 20), queue("x"), queue("g"), ROOM)
     assert told(plan) == ("", "ab", "g", 1) and not plan.chosen
 
 
-def test_where_no_seat_is_free_for_those_chosen_anyone_may_run():
+def test_where_no_seat_is_free_and_nobody_goes_on_anyone_may_run():
     full = Room(seats=0, blocks=50, block_size=16, step_tokens=64)
     assert arrange(Choice({"x": 20}), queue("ab", 20), queue("x"), [], full) is None
+    assert arrange(Choice(), queue("ab", 20), queue("x"), [], full) is None
     assert arrange(Choice({"x": 20, "a": 1}), queue("ab", 20), queue("x"), [], full) is not None
 
 

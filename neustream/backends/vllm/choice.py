@@ -139,7 +139,10 @@ class Arrangement(Generic[R]):
 def arrange(
     choice: Choice, running: Sequence[R], ready: Sequence[R], blocked: Sequence[R], room: Room
 ) -> Arrangement[R] | None:
-    """The queues with which vLLM runs what was chosen; None if it could run none of it.
+    """The queues with which vLLM runs what was chosen; None if anyone may run.
+
+    That is where no seat is free and none of the running ones was chosen: those that were cannot
+    begin, and to wait for requests that may come is in vain.
 
     `ready` and `blocked` are the waiting ones: those that may be chosen, and those that vLLM has to
     look at before they can run (grammars). Who is not chosen is taken out of the queues. Where the
@@ -148,7 +151,7 @@ def arrange(
     """
     going = _in_order(choice, running)
     apart = [request for request in running if request.request_id not in choice.tokens]
-    if choice.tokens and running and not going and room.seats <= 0:
+    if running and not going and room.seats <= 0:
         return None
     lack = 0
     going_tokens = 0
