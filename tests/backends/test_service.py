@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import CancelledError
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ with warnings.catch_warnings():
     from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 
     from neustream.backends.diffusers import from_config
+    from neustream.backends.diffusers.served import Shape, predicted
 
 import neustream as ns  # noqa: E402
 
@@ -333,6 +335,41 @@ def test_profiles_are_measured_once_and_kept(dit, tmp_path):
     dit.to(torch.float64)
     with ns.serve(dit, **options):  # another dtype is another profile
         assert len(list(tmp_path.rglob("*.json"))) == 6
+
+
+def test_profiles_of_a_size_that_nobody_measured_are_predicted_from_a_known_one(sd, tmp_path):
+    options = {"cache": tmp_path, "measure_s": 0.5, "max_batch": 4, "decode_batch": 2, "progress": False}
+    large = {"height": 32, "width": 16}
+    with ns.serve(sd, slo=60.0, samples=[{"prompt": "x", "height": 16, "width": 16}], **options) as engine:
+        before = {path.name for path in tmp_path.rglob("*.json")}
+        engine._executor.call = only_probes(engine._executor.call)
+        image = engine(**words(1, **large)).images
+        known = engine.profiles
+    assert close_to(image, sd(**words(1, **large)).images)
+    assert {path.name for path in tmp_path.rglob("*.json")} == before  # only what is measured is kept
+    for role, ratio in (("encode", 1.0), ("denoise", 2.0), ("decode", 2.0)):
+        near, new = known[f"{role}@4x8x8"], known[f"{role}@4x16x8"]
+        assert new.latency(1, 1.0) == pytest.approx(ratio * near.latency(1, 1.0), rel=1.2)  # corrected since
+        assert new.max_batch == near.max_batch
+
+
+def only_probes(call):
+    """The executor's `call`, for the first call of a shape alone: no stage may be timed on it."""
+
+    def checked(work, worker=0):
+        assert "probe" in work.__code__.co_names
+        return call(work, worker)
+
+    return checked
+
+
+def test_predicted_profiles_are_in_proportion_to_what_a_row_holds():
+    tables = {role: ns.TableProfile(role, [1, 4], [1.0, 2.0]) for role in ("encode", "denoise", "decode")}
+    near = Shape("4x8x8", None, rows=2, samples=1, elements=256, profiles=tables)
+    call = SimpleNamespace(shape=((4, 16, 8), torch.float32), rows=1)
+    new = predicted(near, call, samples=2)
+    assert [profile.latency(1, 1.0) for profile in new.values()] == [2.0, 1.0, 4.0]
+    assert [profile.latency(1, 4.0) for profile in new.values()] == [4.0, 2.0, 8.0]
 
 
 def test_a_folder_without_the_profile(dit, tmp_path):

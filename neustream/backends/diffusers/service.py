@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import math
 import shutil
 import sys
 import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,10 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from neustream.backends.diffusers.calls import Call
-from neustream.backends.diffusers.journal import generators_of
 from neustream.backends.diffusers.measured import ProfileCache, timed
 from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
-from neustream.backends.diffusers.parts import Parts, models_of, parts_of, state_of
+from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.request import (
-    StepCounts,
     check,
     kind_of,
     named_arguments,
@@ -35,9 +33,9 @@ from neustream.backends.diffusers.request import (
     with_defaults,
     without_side_effects,
 )
-from neustream.backends.diffusers.run import Progress, Run, encode
+from neustream.backends.diffusers.run import Progress
+from neustream.backends.diffusers.served import Generators, Served, Shape, default_sample, label_of, predicted, share_of
 from neustream.backends.options import measuring, policy_of, slo_of
-from neustream.core.batch import StepInput
 from neustream.core.events import Corrected
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
@@ -90,71 +88,6 @@ class Answer(Future[Any]):
         return asyncio.wrap_future(self).__await__()
 
 
-@dataclass(frozen=True, eq=False)
-class Shape:
-    """Calls whose steps can share batches: their graph, and the rows and samples that count as one unit."""
-
-    label: str
-    graph: Graph
-    rows: int
-    samples: int
-
-
-class Served:
-    """One pipeline of an engine: its parts, its runs, and the shapes that it has been asked for."""
-
-    def __init__(self, name: str, pipe: DiffusionPipeline, parts: Parts, profile_cache: ProfileCache) -> None:
-        self.name = name
-        self.pipe = pipe
-        self.parts = parts
-        self.profile_cache = profile_cache
-        self.state = state_of(pipe)
-        self.steps = StepCounts(pipe)
-        self.shapes: dict[Hashable, Shape] = {}
-        self.kinds: dict[Hashable, tuple[Shape, int]] = {}
-        self.lock = threading.Lock()
-
-    @property
-    def roles(self) -> list[str]:
-        """The stages that its requests go through: those without a decoder end with their last step."""
-        roles = {part.role for methods in self.parts.values() for part in methods.values()}
-        return ["encode", "denoise", *(["decode"] if "decode" in roles else [])]
-
-    def begin(self, given: StepInput) -> Run:
-        return Run(
-            self.pipe,
-            self.parts,
-            given.params["arguments"],
-            expected=given.params["steps"],
-            on_step=given.params.get("on_step"),
-        )
-
-    def probe(self, arguments: Mapping[str, Any]) -> Call:
-        """The first call of a denoiser that a call of the pipeline makes."""
-        run = Run(self.pipe, self.parts, arguments)
-        encode([run])
-        call = run.parked
-        if run.error is not None:
-            raise run.error
-        if not isinstance(call, Call):
-            raise BackendError(f"{type(self.pipe).__name__} ended without a call of a denoiser")
-        run.close()
-        return call
-
-    def unchanged(self) -> None:
-        """RequestError if somebody moved or changed the pipeline since it was served."""
-        now = state_of(self.pipe)
-        for name, known in self.state.items():
-            if now.get(name) == known:
-                continue
-            what = "replaced or removed" if name not in now or now[name][0] != known[0] else "moved or changed"
-            detail = "" if name not in now else f": {known[1:]} before, {now[name][1:]} now"
-            raise RequestError(
-                f"{name} of {type(self.pipe).__name__} was {what} while it is served{detail}; "
-                "close the engine first, then serve the pipeline again"
-            )
-
-
 _served: weakref.WeakValueDictionary[int, PipelineEngine] = weakref.WeakValueDictionary()
 """Which engine serves a model, by the model's id."""
 _claims = threading.Lock()
@@ -170,16 +103,17 @@ class PipelineEngine:
             one; several pipelines have a folder each in it). None: those in the user's cache; what is
             not there is measured first and kept.
         policy: an object or the name of one; default: `Priced`.
-        samples: arguments of calls that are measured and warmed up at the start (other shapes: when
-            they are first asked for). Default: one call with the pipeline's defaults, if it needs no
-            more than a prompt or a class.
+        samples: arguments of calls that are measured and warmed up at the start. Profiles of other
+            shapes are predicted from those of the nearest one, when they are first asked for, and
+            corrected while they are served; `neustream profile --size` measures them. Default: one
+            call with the pipeline's defaults, if it needs no more than a prompt or a class.
         max_batch, encode_batch, decode_batch: the most requests in one step.
         buckets: row counts that batches are padded to. A request's result then does not depend, to
             the last bit, on who shared its batches, if there is one bucket.
         compile: compile the denoisers with `torch.compile`, once per bucket; a mapping: its arguments
             (`{"mode": "reduce-overhead"}` captures CUDA graphs).
         check_finite: fail a request whose latents hold NaN or infinity in place of decoding them.
-        measure_s: seconds that measuring one shape may take, about.
+        measure_s: seconds that measuring a sample may take, about.
         cache: the folder of the cache; default: the user's.
         observers: told of every Record.
         progress: show what is measured; default: if stderr is a terminal.
@@ -212,7 +146,7 @@ class PipelineEngine:
         self._check_finite = check_finite
         self._measure_s = measure_s
         self._progress = progress
-        self._generators = _Generators()
+        self._generators = Generators()
         self._warned: set[str] = set()
         options = {"buckets": tuple(buckets), "compile": compile}
         named = dict(pipes) if isinstance(pipes, Mapping) else {"": pipes}
@@ -251,7 +185,9 @@ class PipelineEngine:
         """Ask for one call of the pipeline with its own arguments; safe from any thread.
 
         The stock call looks at its arguments first and raises what it has against them. A call of a
-        shape that was not asked for before waits here until that is measured.
+        shape that was not asked for before is looked at on the device first, up to its first
+        denoising step; its latencies are predicted from those of known shapes. The very first one
+        waits until it is measured, if no `samples` were.
 
         Args:
             slo: what it is promised; a number is `SLO(total=...)`. Default: the engine's.
@@ -341,36 +277,90 @@ class PipelineEngine:
 
     # -- inside: shapes -------------------------------------------------------------------------------
 
-    def _shape(self, served: Served, named: Mapping[str, Any], whole: Mapping[str, Any]) -> tuple[Shape, int]:
-        """The shape of a call and its rows; what is new is looked at, and measured, on the device's thread."""
+    def _shape(
+        self, served: Served, named: Mapping[str, Any], whole: Mapping[str, Any], *, first: bool = False
+    ) -> tuple[Shape, int]:
+        """The shape of a call and its rows; what is new is looked at on the device's thread.
+
+        `first`: before anybody is served, so that it can be measured.
+        """
         kind = kind_of(whole)
         if kind not in served.kinds:
             with served.lock:
                 if kind not in served.kinds:
                     call = self._executor.call(lambda: served.probe(without_side_effects(named))).result()
                     if call.shape not in served.shapes:
-                        served.shapes[call.shape] = self._open(served, call, named, whole)
+                        served.shapes[call.shape] = self._open(served, call, named, whole, first)
                     served.kinds[kind] = served.shapes[call.shape], call.rows
         return served.kinds[kind]
 
-    def _open(self, served: Served, call: Call, named: Mapping[str, Any], whole: Mapping[str, Any]) -> Shape:
+    def _open(
+        self, served: Served, call: Call, named: Mapping[str, Any], whole: Mapping[str, Any], first: bool
+    ) -> Shape:
         """Serve calls of a new shape: its graph, modules and profiles."""
-        rows, samples = call.rows, samples_of(whole)
-        label = "x".join(map(str, call.shape[0]))
+        samples = samples_of(whole)
+        label = label_of(call)
         prefix = f"{served.name}/" if served.name else ""
         names = {role: f"{prefix}{role}@{label}" for role in served.roles}
-        files = {stage: f"{role}@{label}" for role, stage in names.items()}
+        graph = partial(self._graph, prefix + label, names, call.rows, samples)
+        profiles = self._profiles(served, call, names, graph, named, whole, first)
+        runs = Runs(served.begin, check_finite=self._check_finite)
+        self._executor.add(modules_of(runs, names))
+        self.engine.add(POOL, {names[role]: profile for role, profile in profiles.items()}).result()
+        return Shape(label, graph(), call.rows, samples, math.prod(call.shape[0]), profiles)
 
-        def graph() -> Graph:
-            sizes: dict[str, Callable[[Job], float]] = {
-                "encode": partial(_share, "samples", samples),
-                "denoise": partial(_share, "rows", rows),
-                "decode": partial(_share, "samples", samples),
-            }
-            stages = {role: Stage(names[role], max_batch=self._batches[role], size=sizes[role]) for role in names}
-            return graph_of(prefix + label, stages)
+    def _graph(self, name: str, names: Mapping[str, str], rows: int, samples: int) -> Graph:
+        """What requests of a shape go through, with `rows` and `samples` counting as one."""
+        sizes: dict[str, Callable[[Job], float]] = {
+            "encode": partial(share_of, "samples", samples),
+            "denoise": partial(share_of, "rows", rows),
+            "decode": partial(share_of, "samples", samples),
+        }
+        stages = {role: Stage(names[role], max_batch=self._batches[role], size=sizes[role]) for role in names}
+        return graph_of(name, stages)
 
-        profiles = served.profile_cache.find(files)
+    def _profiles(
+        self,
+        served: Served,
+        call: Call,
+        names: Mapping[str, str],
+        graph: Callable[[], Graph],
+        named: Mapping[str, Any],
+        whole: Mapping[str, Any],
+        first: bool,
+    ) -> Mapping[str, LatencyProfile]:
+        """Profiles of a new shape by role: given, kept, predicted from those of a known one, or measured.
+
+        What comes first, and the first shape of all, is tried on the device: measured, or only to have
+        everything loaded.
+        """
+        files = {stage: f"{role}@{label_of(call)}" for role, stage in names.items()}
+        found = served.profile_cache.find(files)
+        near = None if first else served.nearest(call)
+        if found is None and near is not None:
+            log.info("%s %s: profiles predicted from those of %s", type(served.pipe).__name__, graph().name, near.label)
+            return predicted(near, call, samples_of(whole))
+        if near is None:
+            work = partial(self._try, graph(), names, served, call, named, whole, warm=found is not None)
+            measured = self._executor.call(work).result()
+            if found is None:
+                served.profile_cache.keep(measured, files)
+                found = served.profile_cache.find(files)
+        assert found is not None
+        return {role: found[stage] for role, stage in names.items()}
+
+    def _try(
+        self,
+        graph: Graph,
+        names: Mapping[str, str],
+        served: Served,
+        call: Call,
+        named: Mapping[str, Any],
+        whole: Mapping[str, Any],
+        *,
+        warm: bool,
+    ) -> dict[str, list[Measurement]]:
+        """Run the stages of a shape: to measure them, or only to have everything loaded and compiled."""
 
         def sample(steps: int) -> dict[str, Any]:
             arguments = without_side_effects(named)
@@ -378,34 +368,11 @@ class PipelineEngine:
                 del arguments["output_type"]  # others will want theirs decoded
             if "num_inference_steps" in whole:
                 arguments["num_inference_steps"] = steps
-            return {"arguments": arguments, "steps": steps, "rows": rows, "samples": samples}
+            return {"arguments": arguments, "steps": steps, "rows": call.rows, "samples": samples_of(whole)}
 
-        trial = Runs(served.begin)
-        work = partial(self._try, trial, graph(), names, sample, served, warm=profiles is not None)
-        measured = self._executor.call(work).result()
-        if profiles is None:
-            served.profile_cache.keep(measured, files)
-            profiles = served.profile_cache.find(files)
-            assert profiles is not None
-        runs = Runs(served.begin, check_finite=self._check_finite)
-        shape = Shape(label, graph(), rows, samples)
-        self._executor.add(modules_of(runs, names))
-        self.engine.add(POOL, profiles).result()
-        return shape
-
-    def _try(
-        self,
-        runs: Runs,
-        graph: Graph,
-        names: Mapping[str, str],
-        sample: Callable[[int], Mapping[str, Any]],
-        served: Served,
-        *,
-        warm: bool,
-    ) -> dict[str, list[Measurement]]:
-        """Run the stages of a new shape: to measure them, or only to have everything loaded and compiled."""
         show = sys.stderr.isatty() if self._progress is None else self._progress
         what = f"{'warming up' if warm else 'measuring'} {type(served.pipe).__name__} {graph.name}"
+        runs = Runs(served.begin)
         with measuring(what, show) as tick:
             try:
                 modules = modules_of(runs, names)
@@ -424,7 +391,7 @@ class PipelineEngine:
                     check(served.pipe, named, served.parts.device)
                 except Exception as error:  # whatever the pipeline has against it
                     raise BackendError(f"samples: {dict(sample)}: {error}") from error
-                self._shape(served, named, with_defaults(served.pipe, named))
+                self._shape(served, named, with_defaults(served.pipe, named), first=True)
 
     # -- inside: the engine ---------------------------------------------------------------------------
 
@@ -455,30 +422,6 @@ class PipelineEngine:
             )
 
 
-class _Generators:
-    """Which request each torch.Generator draws for: one at a time, or results would depend on their order."""
-
-    def __init__(self) -> None:
-        self._users: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    def take(self, named: Mapping[str, Any], request: str) -> None:
-        mine = [id(generator) for generator in generators_of(named)]
-        with self._lock:
-            for generator in mine:
-                if generator in self._users:
-                    raise RequestError(
-                        f"the generator of request {request!r} is in use by request {self._users[generator]!r}: "
-                        "give each request its own"
-                    )
-            self._users.update(dict.fromkeys(mine, request))
-
-    def free(self, named: Mapping[str, Any]) -> None:
-        with self._lock:
-            for generator in generators_of(named):
-                self._users.pop(id(generator), None)
-
-
 def profile(pipe: DiffusionPipeline, calls: Sequence[Mapping[str, Any]], out: Path | str, **options: Any) -> list[Path]:
     """Measure the stages of `calls` of a pipeline, one for each shape; `serve(pipe, profiles=out)` finds the files.
 
@@ -492,37 +435,12 @@ def profile(pipe: DiffusionPipeline, calls: Sequence[Mapping[str, Any]], out: Pa
         return [Path(shutil.copy(file, out / file.name)) for file in files]
 
 
-def default_sample(served: Served) -> dict[str, Any] | None:
-    """A call with the pipeline's defaults; None if it needs more than a prompt or a class."""
-    pipe = served.pipe
-    parameters = inspect.signature(pipe.__call__).parameters.values()
-    sample = {p.name: SAMPLE[p.name] for p in parameters if p.name in SAMPLE}
-    needed = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL
-    ]
-    if not sample or set(needed) - set(sample) or any(p.name == "image" for p in parameters):
-        return None
-    try:
-        check(pipe, sample, served.parts.device)
-    except Exception:  # it wants other arguments: the first request brings them
-        return None
-    return sample
-
-
 def _output_of(result: Result) -> Any:
     """What the pipeline returned; RequestError if the request has none, and why."""
     output = result.unwrap()
     if "output" not in output:
         raise RequestError(f"request {result.id!r}: the pipeline's call did not end with its last stage")
     return output["output"]
-
-
-def _share(of: str, usual: int, job: Job) -> float:
-    """How many times as many samples or rows as usual a request has: the size of its steps."""
-    count: int = job.params[of]
-    return count / usual
 
 
 def _servable(name: str, pipe: Any) -> None:
