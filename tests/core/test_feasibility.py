@@ -213,7 +213,7 @@ def test_one_more_fits_if_the_set_with_it_does(count, entry):
         some = subset(draw, len(plan.left) - 1)
         others = np.array(sorted(set(range(len(plan.left))) - set(some.tolist())), dtype=np.int64)
         joint = [np.sort(np.append(some, other)) for other in others]
-        fit = plan.fits_with(some, others).tolist()
+        fit = plan.fits_with(some, others)
         assert fit == [plan.fits(them, entry) for them in joint]
         found += fit
         seated += sum(plan.fits(them, entry) and not plan.in_turns(them, entry) for them in joint)
@@ -229,7 +229,7 @@ def test_one_more_fits_among_equals():
         plan.due[:] = np.minimum.accumulate(plan.due[::-1])[::-1]
         for other in range(len(plan.left)):
             some = np.delete(np.arange(len(plan.left)), other)
-            found.append(bool(plan.fits_with(some, np.array([other]))[0]))
+            found.append(plan.fits_with(some, np.array([other]))[0])
             assert found[-1] == plan.fits(np.arange(len(plan.left)))
     assert 0.05 < sum(found) / len(found) < 0.95
 
@@ -239,7 +239,7 @@ def test_one_alone_fits_with_nobody():
     for count in (1, 2):
         plan, _ = lines(draw, count, 20)
         nobody, all_of_them = np.array([], dtype=np.int64), np.arange(20)
-        assert plan.fits_with(nobody, all_of_them).tolist() == [plan.fits(np.array([at])) for at in range(20)]
+        assert plan.fits_with(nobody, all_of_them) == [plan.fits(np.array([at])) for at in range(20)]
         assert plan.fits(nobody)
 
 
@@ -248,12 +248,12 @@ def test_an_encoding_of_one_delays_all_but_is_paid_once():
     entry = np.array([0.0, 0.5])
     plan = Lines(0.0, [shape(TABLES["rising"])], [1.0], [1.0], zero.astype(np.int64), four, due, zero, entry)
     one, other = np.array([0]), np.array([1])
-    assert plan.fits_with(one, other).tolist() == [True]  # 0.5 + 4 * 1.25
-    assert plan.fits_with(other, one).tolist() == [True]
+    assert plan.fits_with(one, other) == [True]  # 0.5 + 4 * 1.25
+    assert plan.fits_with(other, one) == [True]
     plan.entry[:] = 0.75
-    assert plan.fits_with(one, other).tolist() == [False]
+    assert plan.fits_with(one, other) == [False]
     plan.entry[:] = 0.0
-    assert plan.fits_with(one, other).tolist() == [True]
+    assert plan.fits_with(one, other) == [True]
 
 
 # -- promises and real steps ------------------------------------------------------------------------

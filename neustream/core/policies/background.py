@@ -50,7 +50,7 @@ def beside(view: View, share: float, decide: Callable[[View], Decision]) -> Deci
         share: of the device's time that jobs without a promise get at least.
         decide: the rule for promised jobs.
     """
-    if all(job.promised for queue in view.queues.values() for job in queue):
+    if _all_are_promised(view):
         return decide(view)
     promised, others = _parted(view)
     if not promised.queues:
@@ -67,6 +67,14 @@ def beside(view: View, share: float, decide: Callable[[View], Decision]) -> Deci
     if isinstance(view.profiles[first.name], PhaseProfile):
         return _in_tokens(promised, others, decision, share if claim else 0.0)
     return _in_steps(promised, others, decision, claim)
+
+
+def _all_are_promised(view: View) -> bool:
+    for queue in view.queues.values():
+        for job in queue:
+            if not job.promised:
+                return False
+    return True
 
 
 def _parted(view: View) -> tuple[View, View]:

@@ -24,12 +24,13 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.policies.curve import Curve, Floats
+from neustream.core.policies.seats import Taken, sums
 from neustream.core.types import TICK
 
 Ints = NDArray[np.int64]
@@ -39,15 +40,12 @@ FEW = 6
 """Up to so many jobs it is quicker to ask of each whether it fits than of all at once."""
 
 
-@dataclass(slots=True)
-class Columns:
+class Columns(NamedTuple):
     """The jobs of `Lines` as arrays."""
 
-    line: Ints
     left: Floats
     due: Floats
     behind: Floats
-    entry: Floats
     turns_left: Floats
 
 
@@ -80,6 +78,7 @@ class Lines:
 
     turns_left: Sequence[float] | Floats = field(init=False)
     _latest: tuple[object, float, bool] = field(init=False, default=(None, 0.0, False))
+    _arrays: Columns | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if len(self.curves) == 1:
@@ -88,16 +87,21 @@ class Lines:
             left = zip(self.line, self.left, strict=True)
             self.turns_left = [steps / self.paces[line] for line, steps in left]
 
-    @cached_property
+    @property
     def arrays(self) -> Columns:
-        return Columns(
-            np.asarray(self.line),
-            np.asarray(self.left, dtype=np.float64),
-            np.asarray(self.due),
-            np.asarray(self.behind),
-            np.asarray(self.entry),
-            np.asarray(self.turns_left, dtype=np.float64),
-        )
+        """The columns that are asked for by many jobs at once."""
+        if self._arrays is None:
+            left, due, behind = np.array([self.left, self.due, self.behind], dtype=np.float64)
+            turns = left if self.turns_left is self.left else np.array(self.turns_left)
+            self._arrays = Columns(left, due, behind, turns)
+        return self._arrays
+
+    def of_line(self, line: int, jobs: Sequence[int] | Ints) -> Bools:
+        """Which of `jobs` are of a line."""
+        if len(self.curves) == 1:
+            return np.ones(len(jobs), dtype=bool)
+        mine: Bools = np.asarray(self.line)[jobs] == line
+        return mine
 
     # -- a set ------------------------------------------------------------------------------------
 
@@ -115,29 +119,26 @@ class Lines:
 
     def _in_turns(self, jobs: Sequence[int] | Ints, entry: float) -> bool:
         turns_left, due, behind = self.turns_left, self.due, self.behind
+        speed, costs = self._costs(jobs)
         start = self.start + entry - TICK
         end = before = 0.0
-        for index, cost in zip(jobs, self._costs(jobs), strict=True):
-            turns = turns_left[index]
-            after = behind[index]
-            end += (turns - before) * cost + after
+        for index, cost in zip(jobs, costs, strict=True):
+            turns, after = turns_left[index], behind[index]
+            end += (turns - before) * (speed * cost) + after
             if end - after > due[index] - start:
                 return False
             before = turns
         return True
 
-    def _costs(self, jobs: Sequence[int] | Ints) -> list[float]:
-        """Seconds of a common turn while job k and those behind it are left, for each k."""
+    def _costs(self, jobs: Sequence[int] | Ints) -> tuple[float, list[float]]:
+        """A factor, and by it seconds of a common turn while job k and those behind it are left."""
         count = len(jobs)
         if len(self.curves) == 1:
-            turns, speed = self.curves[0].turn_list(count), self.speeds[0]
-            costs = turns[count:0:-1]
-            return costs if speed == 1.0 else [speed * cost for cost in costs]
-        lines = self.arrays.line[jobs]
+            return self.speeds[0], self.curves[0].turn_list(count)[count:0:-1]
         together = np.zeros(count)
         for line in range(len(self.curves)):
-            together += self._line_costs(line, _left_from(lines == line))
-        return list(together.tolist())
+            together += self._line_costs(line, _left_from(self.of_line(line, jobs)))
+        return 1.0, together.tolist()
 
     def _line_costs(self, line: int, counts: Ints) -> Floats:
         turns = self.curves[line].turns(len(self.left) + 1)
@@ -152,18 +153,16 @@ class Lines:
         """
         if len(self.curves) > 1 or len(jobs) < 2:
             return 0
-        columns = self.arrays
         start = self.start + entry
-        paces = (columns.due[jobs] - start) / (columns.left[jobs] + 1)
-        size = self._affordable(float(paces.min()), len(jobs) - 1)
-        if not size:
-            return 0
-        work, time = self._on_seats(jobs, start, size)
-        if (work > time).any():
-            return 0
-        taken = _Taken(time, work, columns.behind[jobs])
-        room = size * np.maximum(0.0, taken.points - taken.behind_by(taken.points))
-        return size if (taken.work_by(taken.points) <= room + TICK).all() else 0
+        places = np.asarray(jobs, np.int64)
+        size = self._affordable(float(self._pace(places, start).min()), len(jobs) - 1)
+        taken = self._taken(places, start, size) if size else None
+        return size if taken is not None and taken.fit_on(size) else 0
+
+    def _pace(self, jobs: Ints, start: float) -> Floats:
+        """Seconds that each has for a step, with one step to spare."""
+        columns = self.arrays
+        return (columns.due[jobs] - start) / (columns.left[jobs] + 1)
 
     def _affordable(self, pace: float, most: int) -> int:
         """The most efficient batch of at most `most` that takes at most `pace` a step; 0: none."""
@@ -171,38 +170,46 @@ class Lines:
         fast = bisect_right(curve.fast, pace / speed)
         return curve.best[min(fast, most, curve.limit)]
 
-    def _on_seats(
-        self, jobs: Sequence[int] | Ints, start: float, size: int
-    ) -> tuple[Floats, Floats]:
-        """Seconds that each needs on a seat, and has until its deadline (one step less)."""
+    def _on_seats(self, jobs: Ints, start: float, size: int) -> tuple[Floats, Floats]:
+        """Seconds that each has on a seat until its deadline (one step less), and needs."""
         step = self.curves[0].seconds[size] * self.speeds[0]
-        return self.arrays.left[jobs] * step, self.arrays.due[jobs] - (start + step)
+        return self.arrays.due[jobs] - (start + step), self.arrays.left[jobs] * step
+
+    def _taken(self, jobs: Ints, start: float, size: int) -> Taken | None:
+        """What `jobs` take of `size` seats; None if one of them needs longer than it has."""
+        time, work = self._on_seats(jobs, start, size)
+        if (work > time).any():
+            return None
+        return Taken(time, work, self.arrays.behind[jobs])
 
     # -- a set and one more -----------------------------------------------------------------------
 
-    def fits_with(self, jobs: Sequence[int] | Ints, others: Ints) -> Bools:
+    def fits_with(self, jobs: Sequence[int] | Ints, others: Sequence[int] | Ints) -> list[bool]:
         """For each of `others` whether it fits together with all of `jobs`."""
         if len(others) <= FEW:
-            fit = self._each_with(list(jobs), others)
-            jobs = np.asarray(jobs, dtype=np.int64)
+            fit = self._each_with(jobs, others)
         else:
-            jobs = np.asarray(jobs, dtype=np.int64)
-            fit = self._turns_with(jobs, others)
-        if len(self.curves) == 1 and len(jobs) and not fit.all():
-            missing = np.flatnonzero(~fit)
-            fit[missing] = self._seats_with(jobs, others[missing])
+            fit = self._turns_with(np.asarray(jobs, np.int64), np.asarray(others, np.int64))
+        if len(self.curves) > 1 or not len(jobs):
+            return fit
+        missing = [place for place, fits in enumerate(fit) if not fits]
+        if missing:
+            rest = np.array([others[place] for place in missing], np.int64)
+            seated = self._seats_with(np.asarray(jobs, np.int64), rest)
+            for place, fits in zip(missing, seated, strict=True):
+                fit[place] = fits
         return fit
 
-    def _each_with(self, jobs: list[int], others: Ints) -> Bools:
+    def _each_with(self, jobs: Sequence[int] | Ints, others: Sequence[int] | Ints) -> list[bool]:
         """`fits_with` in turns, asked one by one."""
-        fit = np.zeros(len(others), dtype=bool)
-        for place, new in enumerate(others.tolist()):
-            joint = jobs.copy()
+        fit = []
+        for new in others:
+            joint = list(jobs)
             insort(joint, new)
-            fit[place] = self._in_turns(joint, self.entry[new])
+            fit.append(self._in_turns(joint, self.entry[new]))
         return fit
 
-    def _turns_with(self, jobs: Ints, others: Ints) -> Bools:
+    def _turns_with(self, jobs: Ints, others: Ints) -> list[bool]:
         """`fits_with` in turns, for all of `others` at once.
 
         Jobs before the new one in the order wait for a larger batch; those behind it wait for all
@@ -210,20 +217,21 @@ class Lines:
         """
         columns = self.arrays
         left, behind = columns.turns_left[jobs], columns.behind[jobs]
-        steps, after = _gaps(left), _sums(behind)
-        without = np.append(self._costs(jobs), 0.0)
-        ends = _sums(steps * without[:-1])
+        steps, after = _gaps(left), sums(behind)
+        speed, costs = self._costs(jobs)
+        without = speed * np.array([*costs, 0.0])
+        ends = sums(steps * without[:-1])
         due = columns.due[jobs] - self.start - after[:-1]
         later = np.append(np.minimum.accumulate((due - ends[1:])[::-1])[::-1], np.inf)
         fit = np.zeros(len(others), dtype=bool)
         for line in range(len(self.curves)):
-            chosen = self._of_line(line, others)
+            chosen = np.flatnonzero(self.of_line(line, others))
             if not len(chosen):
                 continue
             new = others[chosen]
-            entry = columns.entry[new]
+            entry = np.asarray(self.entry)[new]
             together = self._costs_with(jobs, line, without)
-            ends_with = _sums(steps * together[:-1])
+            ends_with = sums(steps * together[:-1])
             before = np.append(np.minimum.accumulate(due - ends_with[1:]), np.inf)  # [-1]: nobody
             place = jobs.searchsorted(new)
             beyond = columns.turns_left[new] - np.append(left, 0.0)[place - 1]
@@ -232,98 +240,38 @@ class Lines:
             own_slack = columns.due[new] - (self.start + end + after[place])
             slack = np.minimum(own_slack, before[place - 1] - entry)
             fit[chosen] = np.minimum(slack, later[place] - delay) >= -TICK
-        return fit
-
-    def _of_line(self, line: int, jobs: Ints) -> Ints:
-        """The places in `jobs` of those of a line."""
-        if len(self.curves) == 1:
-            return np.arange(len(jobs))
-        return np.flatnonzero(self.arrays.line[jobs] == line)
+        answer: list[bool] = fit.tolist()
+        return answer
 
     def _costs_with(self, jobs: Ints, line: int, without: Floats) -> Floats:
         """`_costs` with one more job of `line`, and of that job alone."""
         if len(self.curves) == 1:
             count = len(jobs) + 1
             return self.speeds[0] * self.curves[0].turns(count)[count:0:-1]
-        counts = np.append(_left_from(self.arrays.line[jobs] == line), 0)
+        counts = np.append(_left_from(self.of_line(line, jobs)), 0)
         return without + self._line_costs(line, counts + 1) - self._line_costs(line, counts)
 
-    def _seats_with(self, jobs: Ints, others: Ints) -> Bools:
+    def _seats_with(self, jobs: Ints, others: Ints) -> list[bool]:
         """As `seats`, for `jobs` with each one of `others`."""
-        columns = self.arrays
-        start = self.start + float(columns.entry[others].max())
-        pace = ((columns.due[jobs] - start) / (columns.left[jobs] + 1)).min()
-        paces = np.minimum(pace, (columns.due[others] - start) / (columns.left[others] + 1))
-        sizes = np.array([self._affordable(float(x), len(jobs)) for x in paces])
+        start = self.start + max([self.entry[new] for new in others])
+        paces = np.minimum(self._pace(jobs, start).min(), self._pace(others, start))
+        sizes = [self._affordable(pace, len(jobs)) for pace in paces.tolist()]
         fit = np.zeros(len(others), dtype=bool)
-        for size in set(sizes.tolist()) - {0}:
-            chosen = np.flatnonzero(sizes == size)
-            fit[chosen] = self._seats_of(size, jobs, others[chosen], start)
-        return fit
-
-    def _seats_of(self, size: int, jobs: Ints, others: Ints, start: float) -> Bools:
-        """Whether `jobs` with each one of `others` are on time on `size` seats."""
-        work, time = self._on_seats(jobs, start, size)
-        if (work > time).any():
-            return np.zeros(len(others), dtype=bool)
-        columns = self.arrays
-        taken = _Taken(time, work, columns.behind[jobs])
-        new_behind = columns.behind[others, None]
-        new_work, new_time = (x[:, None] for x in self._on_seats(others, start, size))
-        begin = new_time - new_work
-        points = taken.points
-        behind = taken.behind_by(points)
-        room = size * np.maximum(0.0, points - behind - new_behind * (new_time <= points))
-        must = taken.work_by(points) + np.minimum(np.maximum(points - begin, 0.0), new_work)
-        fit: Bools = (must <= room + TICK).all(axis=1) & (begin >= 0)[:, 0]
-        room = size * np.maximum(0.0, new_time - taken.behind_by(new_time) - new_behind)
-        fit &= (taken.work_by(new_time) + new_work <= room + TICK)[:, 0]
-        room = size * np.maximum(0.0, begin - taken.behind_by(begin))
-        fit &= (taken.work_by(begin) <= room + TICK)[:, 0]
-        return fit
-
-
-class _Taken:
-    """Seats taken by jobs that need `work` seconds, are due in `time`, and go on for `behind`.
-
-    `points`: where what must be done by an instant can exceed what can be.
-    """
-
-    def __init__(self, time: Floats, work: Floats, behind: Floats) -> None:
-        begin = time - work
-        order = time.argsort()
-        self.points = np.concatenate([time, begin])
-        begin.sort()
-        self._time = time[order]
-        self._begin = begin
-        self._times = _sums(self._time)
-        self._begins = _sums(begin)
-        self._behind = _sums(behind[order])
-
-    def work_by(self, points: Floats) -> Floats:
-        """Seconds of work that must be done by each of `points`.
-
-        That is sum_i clip(x - (time_i - work_i), 0, work_i) at each x.
-        """
-        begun = self._begin.searchsorted(points)
-        over = self._time.searchsorted(points)
-        return (begun - over) * points - self._begins[begun] + self._times[over]
-
-    def behind_by(self, points: Floats) -> Floats:
-        """Seconds behind the loops of the jobs that are due by each of `points`."""
-        return self._behind[self._time.searchsorted(points, side="right")]
+        for size in set(sizes) - {0}:
+            taken = self._taken(jobs, start, size)
+            if taken is None:
+                continue
+            chosen = np.flatnonzero(np.array(sizes) == size)
+            new = others[chosen]
+            time, work = self._on_seats(new, start, size)
+            fit[chosen] = taken.fit_with(size, time, work, self.arrays.behind[new])
+        answer: list[bool] = fit.tolist()
+        return answer
 
 
 def _left_from(jobs: Bools) -> Ints:
     """How many are true from each place on."""
     return jobs[::-1].cumsum()[::-1]
-
-
-def _sums(x: Floats) -> Floats:
-    """The sums of the first 0, 1, ... of x."""
-    out = np.zeros(len(x) + 1)
-    np.cumsum(x, out=out[1:])
-    return out
 
 
 def _gaps(x: Floats) -> Floats:

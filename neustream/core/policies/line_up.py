@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from neustream.core.job import Job
-from neustream.core.policies.curve import Curve, Floats, curve_of
-from neustream.core.policies.feasibility import Ints, Lines
+from neustream.core.policies.curve import Curve, curve_of
+from neustream.core.policies.feasibility import Lines
 from neustream.core.policy import View
 from neustream.core.types import TICK
 
@@ -41,36 +41,38 @@ class LineUp:
     ending: dict[str, list[Job]] = field(default_factory=dict)
 
     @cached_property
-    def weight(self) -> Floats:
-        return np.array([job.weight for job in self.jobs])
-
-    @cached_property
-    def spare(self) -> Floats:
-        """Seconds that each has for its steps."""
-        return np.maximum(self.plan.arrays.due - self.now, TICK)
-
-    @cached_property
-    def density(self) -> Floats:
+    def density(self) -> list[float]:
         """Weight per second of charge."""
         plan, columns = self.plan, self.plan.arrays
+        everyone = range(len(self.jobs))
+        spare = np.maximum(columns.due - self.now, TICK)
         charge = columns.behind + TICK
         for line, (curve, speed) in enumerate(zip(plan.curves, plan.speeds, strict=True)):
-            jobs = columns.line == line
+            jobs = plan.of_line(line, everyone)
             left = columns.left[jobs]
-            charge[jobs] += left * curve.charge(self.spare[jobs] / left / speed) * speed
-        return self.weight / charge
+            charge[jobs] += left * curve.charge(spare[jobs] / left / speed) * speed
+        density: list[float] = (np.array([job.weight for job in self.jobs]) / charge).tolist()
+        return density
 
-    @cached_property
-    def urgency(self) -> Floats:
-        """In the order of admission: minus the time per step, by weight; inf without a deadline."""
-        endless = np.array([math.isinf(job.deadline) for job in self.jobs], dtype=bool)
-        return np.where(endless, math.inf, -self.spare / self.plan.arrays.left * self.weight)
+    def most_urgent_first(self, places: list[int]) -> list[int]:
+        """In the order of admission: the most time per step, by weight; at the end no deadline."""
+        if len(places) < 2:
+            return places
+        columns = self.plan.arrays
+        chosen = np.array(places)
+        jobs = [self.jobs[place] for place in places]
+        weight = np.array([job.weight for job in jobs])
+        spare = np.maximum(columns.due[chosen] - self.now, TICK)
+        urgency = -spare / columns.left[chosen] * weight
+        urgency[[job.due == math.inf and job.deadline == math.inf for job in jobs]] = math.inf
+        ranked: list[int] = chosen[urgency.argsort(kind="stable")].tolist()
+        return ranked
 
-    def entries(self, jobs: Sequence[int] | Ints) -> float:
+    def entries(self, jobs: Sequence[int]) -> float:
         """Seconds of encodings (one batch a stage) before the loops of `jobs` can all run."""
         if not self.entering:
             return 0.0
-        return float(self.plan.arrays.entry[jobs].max(initial=0.0))
+        return max([self.plan.entry[index] for index in jobs], default=0.0)
 
 
 def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
@@ -79,35 +81,39 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
     entering: dict[str, list[Job]] = {}
     ending: dict[str, list[Job]] = {}
     for stage, queue in view.queues.items():
-        queue = _servable(view, queue, drop)
-        graphs = {job.request.graph for job in queue}
-        if queue and all(stage in graph.looped for graph in graphs):
-            lines.setdefault(stage, []).extend(queue)
-            continue
-        for job in queue:
-            line = _line_of(job, stage)
+        for line, jobs in _by_line(stage, _servable(view, queue, drop)).items():
             if line is None:
-                ending.setdefault(stage, []).append(job)
+                ending[stage] = list(jobs)
                 continue
-            lines.setdefault(line, []).append(job)
+            lines.setdefault(line, []).extend(jobs)
             if line != stage:
-                entering.setdefault(stage, []).append(job)
-    rows, curves, paces = _rows(view, lines, entering)
+                entering.setdefault(stage, []).extend(jobs)
+    start = view.now + sum([seconds_of_step(view, name, queue) for name, queue in ending.items()])
+    curves = [_curve(view, name, queue) for name, queue in lines.items()]
+    rows = _rows(view, lines, curves, _in_front(view, entering))
+    paces = [1.0]
+    if len(curves) > 1:
+        paces = _paces(view, rows, len(curves))
+        rows = [(row[0] / paces[row[3]], *row[1:]) for row in rows]
+    rows.sort()
     columns = zip(*rows, strict=True) if rows else [()] * 8
-    _, due, _, lines_of, left, behind, committed, jobs = columns
+    _, due, _, line_of, left, behind, committed, jobs = columns
+    speeds = [view.speed.get(name, 1.0) for name in lines]
     entry = _encodings(view, entering)
-    plan = Lines(
-        view.now + sum(seconds_of_step(view, name, queue) for name, queue in ending.items()),
-        curves,
-        [view.speed.get(name, 1.0) for name in lines],
-        paces,
-        lines_of,
-        left,
-        due,
-        behind,
-        [entry.get(job, 0.0) for job in jobs] if entry else [0.0] * len(jobs),
-    )
+    entries = [entry.get(job, 0.0) for job in jobs] if entry else [0.0] * len(jobs)
+    plan = Lines(start, curves, speeds, paces, line_of, left, due, behind, entries)
     return LineUp(view.now, plan, jobs, committed, entering, ending)
+
+
+def _by_line(stage: str, queue: Sequence[Job]) -> Mapping[str | None, Sequence[Job]]:
+    """The jobs of a queue by the looped stage that they are at or get to; None behind all loops."""
+    graphs = {job.request.graph for job in queue}
+    if all(stage in graph.looped for graph in graphs):
+        return {stage: queue} if queue else {}
+    jobs: dict[str | None, list[Job]] = {}
+    for job in queue:
+        jobs.setdefault(_line_of(job, stage), []).append(job)
+    return jobs
 
 
 def _servable(view: View, queue: Sequence[Job], drop: Mapping[Job, str]) -> Sequence[Job]:
@@ -131,41 +137,33 @@ def _line_of(job: Job, stage: str) -> str | None:
 
 
 def _rows(
-    view: View, lines: Mapping[str, Sequence[Job]], entering: Mapping[str, Sequence[Job]]
-) -> tuple[list[_Row], list[Curve], list[float]]:
-    """The jobs in the order of their plan, and the curves and paces of their lines."""
+    view: View,
+    lines: Mapping[str, Sequence[Job]],
+    curves: Sequence[Curve],
+    in_front: Mapping[Job, float],
+) -> list[_Row]:
+    """The jobs of some lines, in the order of their queues."""
     rows: list[_Row] = []
-    curves: list[Curve] = []
     slower = _mean_speed_outside(view, lines)
     latest = view.now + FOREVER
-    for name, queue in lines.items():
-        line, curve = len(curves), _curve(view, name, queue)
-        curves.append(curve)
-        alone = curve.seconds[1]
-        for job in queue:
+    for line, (name, queue) in enumerate(lines.items()):
+        alone = curves[line].seconds[1]
+        for place, job in enumerate(queue, len(rows)):
             left = job.calls_left[name]
-            work = job.remaining_s
-            if entering:
-                work -= _in_front(view, job, name)
-            behind = max(0.0, work - left * alone) * slower
+            work = job.remaining_s - in_front.get(job, 0.0) - left * alone
+            behind = work * slower if work > 0.0 else 0.0
             deadline = job.deadline
-            due = min(deadline, latest) - behind
+            due = (deadline if deadline < latest else latest) - behind
             committed = job.worker >= 0 and deadline < math.inf
-            rows.append((left, due, len(rows), line, left, behind, committed, job))
-    paces = [1.0]
-    if len(curves) > 1:
-        paces = _paces(view, rows, len(curves))
-        rows = [(row[0] / paces[row[3]], *row[1:]) for row in rows]
-    rows.sort()
-    return rows, curves, paces
+            rows.append((left, due, place, line, left, behind, committed, job))
+    return rows
 
 
-def _in_front(view: View, job: Job, line: str) -> float:
-    """Seconds of its step alone if that is in front of its line."""
-    stage = job.stage
-    if stage is None or stage.name == line:
-        return 0.0
-    return view.work(job, 1, {stage.name: 1})
+def _in_front(view: View, entering: Mapping[str, Sequence[Job]]) -> dict[Job, float]:
+    """Seconds of the step alone of each job in front of its loop."""
+    return {
+        job: view.work(job, 1, {stage: 1}) for stage, queue in entering.items() for job in queue
+    }
 
 
 def _encodings(view: View, entering: Mapping[str, Sequence[Job]]) -> dict[Job, float]:

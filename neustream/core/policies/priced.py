@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import accumulate, compress
 
-import numpy as np
-
-from neustream.core.job import Job
 from neustream.core.policies.background import beside
-from neustream.core.policies.batching import largest_in_time
-from neustream.core.policies.feasibility import Ints
-from neustream.core.policies.line_up import LineUp, line_up, seconds_of_step
+from neustream.core.policies.line_up import LineUp, line_up
 from neustream.core.policies.model_queues import split_by_model
+from neustream.core.policies.next_step import can_wait, ending, entering, loop_step
 from neustream.core.policies.price import price_of
 from neustream.core.policies.token_deadlines import TokenDeadlines
 from neustream.core.policy import Decision, View
-from neustream.core.types import TICK
 from neustream.errors import ConfigError
 
 WEIGHED = 64
@@ -92,118 +88,134 @@ class Priced:
         drop = view.hopeless()
         jobs = line_up(view, drop)
         if not jobs.jobs:
-            return Decision(_ending(view, jobs), drop)
+            return Decision(ending(view, jobs), drop)
         promised = self._admit(view, jobs)
         if jobs.ending:
-            batch = _ending(view, jobs)
+            batch = ending(view, jobs)
             others_wait = 0 < len(promised) < len(jobs.jobs)
-            if not others_wait or not _can_wait(view, jobs, batch, len(promised)):
+            if not others_wait or not can_wait(view, jobs, batch, len(promised)):
                 return Decision(batch, drop)
         if not promised:
-            promised = [int(np.argmax(jobs.density))]
-        batch = _entering(view, jobs, promised) or _loop_step(jobs, promised)
+            promised = [max(range(len(jobs.jobs)), key=jobs.density.__getitem__)]
+        batch = entering(view, jobs, promised) or loop_step(jobs, promised)
         return Decision(batch, drop)
 
     # -- which jobs are promised ------------------------------------------------------------------
 
-    def _admit(self, view: View, jobs: LineUp) -> Sequence[int]:
-        """The promised jobs, by their place in the plan."""
+    def _admit(self, view: View, jobs: LineUp) -> list[int]:
+        """The promised jobs, by their place in the plan, rising."""
         everyone = list(range(len(jobs.jobs)))
-        committed = everyone
+        promised = everyone
         if not all(jobs.committed):
-            committed = [index for index in everyone if jobs.committed[index]]
-        kept = jobs.plan.fits(committed, jobs.entries(committed))
-        if kept and committed is everyone:
-            return everyone
-        promised = np.array(committed, dtype=np.int64)
-        if not kept:
-            promised = _fitting(jobs, _ranked(promised, -jobs.density))
-        outside = np.flatnonzero(~np.array(jobs.committed))
-        if not len(outside):
-            return list(promised.tolist())
-        outside = _ranked(outside, jobs.urgency)
-        worth = jobs.density[outside] >= self.price * price_of(view)
-        promised = self._admit_more(jobs, promised, outside[worth][:WEIGHED])
-        if not len(promised):  # the price is not for an idle device
+            promised = list(compress(everyone, jobs.committed))
+        if not jobs.plan.fits(promised, jobs.entries(promised)):
+            promised = _fitting(jobs, _sparsest_last(jobs, promised))
+        outside = [index for index in everyone if not jobs.committed[index]]
+        if not outside:
+            return promised
+        outside = jobs.most_urgent_first(outside)
+        price = self.price * price_of(view)
+        worth = outside
+        if price > 0:
+            worth = [index for index in outside if jobs.density[index] >= price]
+        promised = self._admit_more(jobs, promised, worth[:WEIGHED])
+        if not promised:  # the price is not for an idle device
             promised = _fitting(jobs, outside[:WEIGHED])
-        return list(promised.tolist())
+        return promised
 
-    def _admit_more(self, jobs: LineUp, promised: Ints, queue: Ints) -> Ints:
+    def _admit_more(self, jobs: LineUp, promised: list[int], queue: list[int]) -> list[int]:
         """`promised` with those of `queue` that fit, or are worth an exchange."""
         for _ in range(CHANGES):
-            if not len(queue):
+            if not queue:
                 break
             fit = jobs.plan.fits_with(promised, queue)
-            if fit.any():  # those that do not fit now will not fit with more
-                promised, rest = _first_that_fit(jobs, promised, queue[fit], known=1)
-                queue = np.concatenate([rest[1:], queue[~fit]])
+            if any(fit):  # those that do not fit now will not fit with more
+                fitting = list(compress(queue, fit))
+                promised, rest = _first_that_fit(jobs, promised, fitting, known=1)
+                queue = rest[1:] + [index for index in queue if index not in fitting]
                 if len(rest) > 1:
                     continue
-            exchanged = self._exchange(jobs, promised, queue[jobs.urgency[queue] < math.inf])
+            dated = [index for index in queue if jobs.jobs[index].deadline < math.inf]
+            exchanged = self._exchange(jobs, promised, dated)
             if exchanged is None:
                 break
             promised, queue = exchanged
         return promised
 
-    def _exchange(self, jobs: LineUp, promised: Ints, queue: Ints) -> tuple[Ints, Ints] | None:
+    def _exchange(
+        self, jobs: LineUp, promised: list[int], queue: list[int]
+    ) -> tuple[list[int], list[int]] | None:
         """The sets after one exchange; None if none is worth it."""
-        if not len(promised) or not len(queue):
+        if not promised or not queue:
             return None
-        ranked = _ranked(promised, jobs.density)
-        one = self._for_one(jobs, promised, queue, ranked)
-        return one or self._for_several(jobs, promised, queue, ranked)
+        ranked = sorted(promised, key=jobs.density.__getitem__)
+        return self._for_one(jobs, promised, queue, ranked) or self._for_several(
+            jobs, promised, queue, ranked
+        )
 
     def _for_one(
-        self, jobs: LineUp, promised: Ints, queue: Ints, ranked: Ints
-    ) -> tuple[Ints, Ints] | None:
+        self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
+    ) -> tuple[list[int], list[int]] | None:
         """A promised job makes room for one of a smaller charge."""
-        density, weight = jobs.density, jobs.weight
         for victim in ranked[:VICTIMS]:
-            denser = density[queue] > density[victim] * (1 + self.gain)
-            better = queue[denser & (weight[queue] >= weight[victim])]
-            others = promised[promised != victim]
-            fit = better[jobs.plan.fits_with(others, better)]
-            if len(fit):
-                return np.sort(np.append(others, fit[0])), queue[queue != fit[0]]
+            least = jobs.density[victim] * (1 + self.gain)
+            weight = jobs.jobs[victim].weight
+            denser = [index for index in queue if jobs.density[index] > least]
+            better = [index for index in denser if jobs.jobs[index].weight >= weight]
+            others = [index for index in promised if index != victim]
+            chosen = next(compress(better, jobs.plan.fits_with(others, better)), None)
+            if chosen is not None:
+                return _exchanged(others, queue, chosen)
         return None
 
     def _for_several(
-        self, jobs: LineUp, promised: Ints, queue: Ints, ranked: Ints
-    ) -> tuple[Ints, Ints] | None:
+        self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
+    ) -> tuple[list[int], list[int]] | None:
         """Several promised jobs make room for one of more weight than they have together."""
-        density, weight = jobs.density, jobs.weight
-        heavy = weight[queue] > 2 * weight[promised].min()
-        for chosen in queue[heavy]:
-            victims = ranked[density[ranked] * (1 + self.gain) < density[chosen]]
-            weights = np.cumsum(weight[victims])
-            most = int(np.searchsorted(weights, weight[chosen] / (1 + self.gain), side="right"))
+        density = jobs.density
+        lightest = min([jobs.jobs[index].weight for index in promised])
+        for chosen in queue:
+            weight = jobs.jobs[chosen].weight
+            if weight <= 2 * lightest:
+                continue
+            victims = [
+                index for index in ranked if density[index] * (1 + self.gain) < density[chosen]
+            ]
+            weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
+            most = bisect_right(weights, weight / (1 + self.gain))
             for count in range(2, most + 1):
-                others = np.setdiff1d(promised, victims[:count])
-                if jobs.plan.fits_with(others, np.array([chosen]))[0]:
-                    return np.sort(np.append(others, chosen)), queue[queue != chosen]
+                gone = set(victims[:count])
+                others = [index for index in promised if index not in gone]
+                if jobs.plan.fits_with(others, [chosen])[0]:
+                    return _exchanged(others, queue, chosen)
         return None
 
 
 # -- sets that fit ---------------------------------------------------------------------------------
 
 
-def _ranked(jobs: Ints, key: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Ints:
-    """`jobs` in the order of `key`."""
-    return jobs[np.argsort(key[jobs], kind="stable")]
+def _exchanged(others: list[int], queue: list[int], chosen: int) -> tuple[list[int], list[int]]:
+    """`others` with the chosen one, and the queue without it."""
+    return sorted([*others, chosen]), [index for index in queue if index != chosen]
 
 
-def _fitting(jobs: LineUp, ranked: Ints) -> Ints:
+def _sparsest_last(jobs: LineUp, places: list[int]) -> list[int]:
+    """Those of the most weight per charge first."""
+    return sorted(places, key=lambda index: -jobs.density[index])
+
+
+def _fitting(jobs: LineUp, ranked: list[int]) -> list[int]:
     """Those of `ranked` that fit together, each taken if it fits with the ones before it."""
-    kept = ranked[:0]
-    while len(ranked):
+    kept: list[int] = []
+    while ranked:
         kept, ranked = _first_that_fit(jobs, kept, ranked)
         ranked = ranked[1:]  # the first one that does not
     return kept
 
 
 def _first_that_fit(
-    jobs: LineUp, promised: Ints, ranked: Ints, known: int = 0
-) -> tuple[Ints, Ints]:
+    jobs: LineUp, promised: list[int], ranked: list[int], known: int = 0
+) -> tuple[list[int], list[int]]:
     """`promised` with as many of `ranked`, from the front, as fit all together; and the others.
 
     By bisection, after a look at all of them; the first `known` are known to fit.
@@ -212,86 +224,9 @@ def _first_that_fit(
     high = len(ranked) + 1  # so many do not
     while high - low > 1:
         middle = (low + high) // 2 if high <= len(ranked) else len(ranked)
-        joint = np.sort(np.concatenate([promised, ranked[:middle]])).tolist()
+        joint = sorted(promised + ranked[:middle])
         if jobs.plan.fits(joint, jobs.entries(joint)):
             low = middle
         else:
             high = middle
-    return np.sort(np.concatenate([promised, ranked[:low]])), ranked[low:]
-
-
-# -- what runs -------------------------------------------------------------------------------------
-
-
-def _ending(view: View, jobs: LineUp) -> list[Job]:
-    """A batch of a stage behind all loops, that of the job that is due first."""
-    if not jobs.ending:
-        return []
-    heads = [min(queue, key=_deadline) for queue in jobs.ending.values()]
-    first = min(heads, key=_deadline)
-    assert first.stage is not None
-    stage = first.stage.name
-    return largest_in_time(view, stage, sorted(jobs.ending[stage], key=_deadline))
-
-
-def _deadline(job: Job) -> float:
-    return job.deadline
-
-
-def _can_wait(view: View, jobs: LineUp, batch: Sequence[Job], promised: int) -> bool:
-    """Whether a batch that could be larger stays in time if a step of a loop goes first."""
-    stage = batch[0].stage
-    assert stage is not None
-    limit = view.limit(stage.name)
-    if len(batch) >= limit or len(batch) < len(jobs.ending[stage.name]):
-        return False
-    plan = jobs.plan
-    steps = [
-        speed * curve.seconds[min(promised, curve.limit)]
-        for curve, speed in zip(plan.curves, plan.speeds, strict=True)
-    ]
-    steps += [seconds_of_step(view, name, queue) for name, queue in jobs.entering.items()]
-    larger = min(len(batch) + 1, limit)
-    after = view.speed.get(stage.name, 1.0) * view.work(batch[0], larger, {stage.name: 1})
-    others = sum(
-        seconds_of_step(view, name, queue)
-        for name, queue in jobs.ending.items()
-        if name != stage.name
-    )
-    over = view.now + max(steps) + others + after
-    return over + TICK < min(job.deadline for job in batch)
-
-
-def _entering(view: View, jobs: LineUp, promised: Sequence[int]) -> list[Job]:
-    """The promised jobs at the first stage in front of a loop that has any."""
-    for stage in jobs.entering:
-        batch = []
-        for index in promised:
-            job = jobs.jobs[index]
-            if job.stage is not None and job.stage.name == stage:
-                batch.append(job)
-        if batch:
-            return batch[: view.limit(stage)]
-    return []
-
-
-def _loop_step(jobs: LineUp, promised: Sequence[int]) -> list[Job]:
-    """The next step of the line with the least laxity, the jobs of the least laxity in it."""
-    plan = jobs.plan
-    seats = 0 if plan.in_turns(promised) else plan.seats(promised)
-    batch: list[int] = []
-    least = math.inf
-    for line, (curve, speed) in enumerate(zip(plan.curves, plan.speeds, strict=True)):
-        members = promised
-        if len(plan.curves) > 1:
-            members = [index for index in promised if plan.line[index] == line]
-        if not members:
-            continue
-        size = seats or curve.best[min(len(members), curve.limit)]
-        step = speed * curve.seconds[size]
-        laxity = [plan.due[index] - plan.left[index] * step for index in members]
-        ranked = sorted(range(len(members)), key=laxity.__getitem__)
-        if not batch or laxity[ranked[0]] < least:
-            least = laxity[ranked[0]]
-            batch = [members[place] for place in ranked[:size]]
-    return [jobs.jobs[index] for index in batch]
+    return sorted(promised + ranked[:low]), ranked[low:]
