@@ -27,9 +27,8 @@ def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[st
     """The name of the step of `jobs`: their stage, or the model of several stages that share it."""
     unfit = [job for job in jobs if job.status != "waiting" or live.get(job.id) is not job]
     counts = _by_stage(jobs)
-    for stage in counts:
-        if stage.name not in view.pool.stages:
-            unfit += [job for job in jobs if job.stage is stage]
+    if not unfit and not all(stage.name in view.pool.stages for stage in counts):
+        unfit = [job for job in jobs if job.stage and job.stage.name not in view.pool.stages]
     if unfit:
         raise PolicyError(
             f"{named(policy)} chose {unfit[0]!r}, which is not runnable in pool {view.pool.name!r}"
@@ -82,17 +81,18 @@ def step_sizes(
     policy: Policy, jobs: Sequence[Job], sizes: Mapping[Job, float], label: str
 ) -> tuple[float, ...]:
     """How much of its step each job gets; all of it where the step cannot be parted."""
+    first = jobs[0].stage
+    if first is not None and first.size is None and not first.model:  # all are at one stage
+        return (0.0,) * len(jobs)
     if not sizes:
         return tuple([job.size for job in jobs])
-    given = []
-    for job in jobs:
-        size = part_of(sizes, job)
-        if size <= 0 and _is_sized(job):
+    parts = tuple([part_of(sizes, job) for job in jobs])
+    for job, part in zip(jobs, parts, strict=True):
+        if part <= 0 and _is_sized(job):
             raise PolicyError(
                 f"{named(policy)} gave a job of stage {label!r} a share of 0 of its step"
             )
-        given.append(size)
-    return tuple(given)
+    return parts
 
 
 def _is_sized(job: Job) -> bool:
@@ -117,8 +117,9 @@ def check_wake(policy: Policy, wake_at: float, now: float) -> None:
 
 def check_progress(policy: Policy, view: View) -> None:
     """PolicyError if jobs would wait for ever: nothing runs, and the policy names no instant."""
-    mine = (-1, view.worker)  # a job of another worker waits for that one to be asked
-    waiting = sum(job.status == "waiting" and job.worker in mine for job in view.jobs)
+    may_run = (-1, view.worker)  # a job of another worker waits for that one to be asked
+    jobs = [job for job in view.jobs if job.worker in may_run]
+    waiting = sum([job.status == "waiting" for job in jobs])
     if waiting:
         raise PolicyError(
             f"{named(policy)} left {waiting} job(s) of pool {view.pool.name!r} waiting for ever"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from neustream.core.carry import Carry, unpack
@@ -58,13 +60,10 @@ class Lives:
         job = Entry(request)
         job.cursor = Cursor(request.graph, job)
         self._enlist(job)
-        try:
+        with self._forgotten_if_it_fails(job):
             self._go_to(job, job.cursor.stage, now)
             job.alone_s, job.planned_calls = job.remaining_s, dict(job.calls_left)
             self._recent.add(Demand.of(job))
-        except BaseException:
-            self.forget(job)
-            raise
         return job
 
     def adopt(self, carry: Carry, graph: Graph, now: float, cached: bool) -> Entry:
@@ -78,17 +77,15 @@ class Lives:
         if cached and state is not None:
             state.check_room(carry)
         self._enlist(job)
-        try:
+        with self._forgotten_if_it_fails(job):
             self._enter(job, stage, now)
-        except BaseException:
-            self.forget(job)
-            raise
-        if carry.started_ago is not None:
+        began = carry.started_ago is not None
+        if began:
             job.worker = 0
         job.base -= carry.skipped
         if cached:
             self.set_tokens(job, carry.kept)
-        elif stage.caches and (job.computed or carry.started_ago is not None):
+        elif stage.caches and (began or job.computed):
             self.preempt(job, now)
         return job
 
@@ -117,6 +114,15 @@ class Lives:
                 )
         self._stages.update(graph.stages)
         self._checked.add(graph)
+
+    @contextmanager
+    def _forgotten_if_it_fails(self, job: Entry) -> Iterator[None]:
+        """A job that cannot be begun leaves nothing behind."""
+        try:
+            yield
+        except BaseException:
+            self.forget(job)
+            raise
 
     def _enlist(self, job: Entry) -> None:
         self.jobs[job.id] = job

@@ -118,21 +118,20 @@ class PoolState:
     ) -> Batch:
         """Note that `jobs` run, with the id, worker and time of `batch`."""
         seconds, profiled = expected
-        known: set[Queue] = set()
-        for job in cast(tuple[Entry, ...], jobs):
-            queue = job.queue
-            if queue not in known:
-                known.add(queue)
-                queue.rounds += 1
+        entries = cast(tuple[Entry, ...], jobs)
+        queues = {job.queue for job in entries}
+        for queue in queues:
+            queue.rounds += 1
+        for job in entries:
             job.status = "running"
-            job.round = queue.rounds
+            job.round = job.queue.rounds
         if self.blocks is not None:
             self._hold_blocks(jobs, sizes)
         running = Batch(
             batch.id,
             batch.pool,
             batch.worker,
-            _label(jobs),
+            _label(jobs, len(queues)),
             jobs,
             sizes,
             batch.started_at,
@@ -236,12 +235,11 @@ def rules(pools: Sequence[Pool], policy: Policy | Mapping[str, Policy]) -> Seque
     return [policy.get(pool.name) for pool in pools]
 
 
-def _label(jobs: Sequence[Job]) -> str:
-    """What a step of `jobs` is called: their stage, or the model of several."""
+def _label(jobs: Sequence[Job], stages: int) -> str:
+    """What a step of jobs at so many stages is called: their stage, or the model of several."""
     first = jobs[0].stage
     assert first is not None
-    alone = len({job.stage for job in jobs}) == 1
-    return first.name if alone else first.model
+    return first.name if stages == 1 else first.model
 
 
 def _of_worker(jobs: list[Entry], worker: int) -> list[Entry]:

@@ -79,17 +79,15 @@ def _all_are_promised(view: View) -> bool:
 
 def _parted(view: View) -> tuple[View, View]:
     """The view of promised jobs, and that of the others that this worker may run."""
-    promised: dict[str, Sequence[Job]] = {}
-    others: dict[str, Sequence[Job]] = {}
+    promised: dict[str, list[Job]] = {}
+    others: dict[str, list[Job]] = {}
+    may_run = (-1, view.worker)
     for stage, queue in view.queues.items():
-        kept = [job for job in queue if job.promised]
-        if kept:
-            promised[stage] = kept
-        left = [job for job in queue if not job.promised]
-        if view.pool.workers > 1:
-            left = [job for job in left if job.worker in (-1, view.worker)]
-        if left:
-            others[stage] = left
+        for job in queue:
+            if job.promised:
+                promised.setdefault(stage, []).append(job)
+            elif job.worker in may_run or view.pool.workers == 1:
+                others.setdefault(stage, []).append(job)
     return replace(view, queues=promised), replace(view, queues=others)
 
 

@@ -79,22 +79,25 @@ def _charge_of(view: View, demand: Demand, speeds: Mapping[str, float]) -> float
     if math.isinf(demand.budget):
         return 0.0
     calls_here = {name: calls for name, calls in demand.calls.items() if name in speeds}
-    step = {name: _one_call(view, name, calls) for name, calls in calls_here.items()}
-    alone = {name: calls.count * step[name] for name, calls in calls_here.items()}
-    once = sum(seconds for name, seconds in alone.items() if not calls_here[name].looped)
-    loops = sum(alone.values()) - once
-    if not loops:
+    alone = {name: calls.count * _one_call(view, name, calls) for name, calls in calls_here.items()}
+    loops = [name for name, calls in calls_here.items() if calls.looped]
+    once = sum([seconds for name, seconds in alone.items() if name not in loops])
+    looped = sum(alone.values()) - once
+    if not looped:
         return once
-    stretch = max(demand.budget - once, 0.0) / loops
+    stretch = max(demand.budget - once, 0.0) / looped
     charge = once
-    for name, calls in calls_here.items():
-        if calls.looped:
-            speed = speeds[name]
-            limit = min(calls.max_batch, view.profiles[name].max_batch)
-            curve = curve_of(view, name, limit, _rounded(calls.size))
-            pace = stretch * step[name] / speed
-            charge += calls.count * curve.charge_of(pace) * speed
+    for name in loops:
+        charge += _charge_of_loop(view, name, calls_here[name], stretch, speeds[name])
     return charge
+
+
+def _charge_of_loop(view: View, stage: str, calls: Calls, stretch: float, speed: float) -> float:
+    """Seconds that the calls of a loop cost if each may take `stretch` times what it does alone."""
+    limit = min(calls.max_batch, view.profiles[stage].max_batch)
+    curve = curve_of(view, stage, limit, _rounded(calls.size))
+    pace = stretch * _one_call(view, stage, calls) / speed
+    return calls.count * curve.charge_of(pace) * speed
 
 
 def _one_call(view: View, stage: str, calls: Calls) -> float:
