@@ -173,7 +173,7 @@ def turn_the_list_round(scheduler):
         (run_all_requests, "with b out of `running`, a step ran ['a', 'b', 'c'] in place of a and c"),
         (begin_all_requests, "with c, a in `waiting`, a step began ['c', 'a', 'b']"),
         (forget_the_bound, "of c, b, a in `running`, ['c', 'b', 'a'] got the two tokens of a step"),
-        (forget_the_limit, "with max_num_active_reqs of 1, a step ran ['a', 'b']"),
+        (forget_the_limit, "reqs of 1, a step ran ['a', 'b']"),
         (turn_the_list_round, "where KV blocks are short, of a, b in `running` ['b'] ran"),
     ],
 )
