@@ -79,6 +79,7 @@ class Lines:
     turns_left: Sequence[float] | Floats = field(init=False)
     _latest: tuple[object, float, bool] = field(init=False, default=(None, 0.0, False))
     _arrays: Columns | None = field(init=False, default=None)
+    _rows: list[tuple[float, float, float]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if len(self.curves) == 1:
@@ -118,14 +119,17 @@ class Lines:
         return answer
 
     def _in_turns(self, jobs: Sequence[int] | Ints, entry: float) -> bool:
-        turns_left, due, behind = self.turns_left, self.due, self.behind
+        if self._rows is None:
+            self._rows = list(zip(self.turns_left, self.due, self.behind, strict=True))
+        rows = self._rows
+        if len(jobs) < len(rows):
+            rows = [rows[index] for index in jobs]
         speed, costs = self._costs(jobs)
         start = self.start + entry - TICK
         end = before = 0.0
-        for index, cost in zip(jobs, costs, strict=True):
-            turns, after = turns_left[index], behind[index]
-            end += (turns - before) * (speed * cost) + after
-            if end - after > due[index] - start:
+        for (turns, due, behind), cost in zip(rows, costs, strict=True):
+            end += (turns - before) * (speed * cost) + behind
+            if end - behind > due - start:
                 return False
             before = turns
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -37,8 +37,8 @@ class LineUp:
     plan: Lines
     jobs: Sequence[Job]
     committed: Sequence[bool]
-    entering: dict[str, list[Job]] = field(default_factory=dict)
-    ending: dict[str, list[Job]] = field(default_factory=dict)
+    entering: Mapping[str, Sequence[Job]]
+    ending: Mapping[str, Sequence[Job]]
 
     @cached_property
     def density(self) -> list[float]:
@@ -77,18 +77,10 @@ class LineUp:
 
 def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
     """The jobs that `view.worker` could serve, without those in `drop`."""
-    lines: dict[str, list[Job]] = {}
-    entering: dict[str, list[Job]] = {}
-    ending: dict[str, list[Job]] = {}
-    for stage, queue in view.queues.items():
-        for line, jobs in _by_line(stage, _servable(view, queue, drop)).items():
-            if line is None:
-                ending[stage] = list(jobs)
-                continue
-            lines.setdefault(line, []).extend(jobs)
-            if line != stage:
-                entering.setdefault(stage, []).extend(jobs)
-    start = view.now + sum([seconds_of_step(view, name, queue) for name, queue in ending.items()])
+    lines, entering, ending = _sorted_out(view, drop)
+    start = view.now
+    if ending:
+        start += sum([seconds_of_step(view, name, queue) for name, queue in ending.items()])
     curves = [_curve(view, name, queue) for name, queue in lines.items()]
     rows = _rows(view, lines, curves, _in_front(view, entering))
     paces = [1.0]
@@ -99,21 +91,42 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
     columns = zip(*rows, strict=True) if rows else [()] * 8
     _, due, _, line_of, left, behind, committed, jobs = columns
     speeds = [view.speed.get(name, 1.0) for name in lines]
-    entry = _encodings(view, entering)
-    entries = [entry.get(job, 0.0) for job in jobs] if entry else [0.0] * len(jobs)
+    entries = _encodings(view, entering, jobs)
     plan = Lines(start, curves, speeds, paces, line_of, left, due, behind, entries)
     return LineUp(view.now, plan, jobs, committed, entering, ending)
 
 
-def _by_line(stage: str, queue: Sequence[Job]) -> Mapping[str | None, Sequence[Job]]:
-    """The jobs of a queue by the looped stage that they are at or get to; None behind all loops."""
-    graphs = {job.request.graph for job in queue}
-    if all(stage in graph.looped for graph in graphs):
-        return {stage: queue} if queue else {}
-    jobs: dict[str | None, list[Job]] = {}
+_Queues = dict[str, Sequence[Job]]
+
+
+def _sorted_out(view: View, drop: Mapping[Job, str]) -> tuple[_Queues, _Queues, _Queues]:
+    """The jobs by line; those in front of their loop, and those behind all loops, by stage."""
+    lines: _Queues = {}
+    entering: _Queues = {}
+    ending: _Queues = {}
+    for stage, queue in view.queues.items():
+        jobs = _servable(view, queue, drop)
+        graphs = {job.request.graph for job in jobs}
+        if all(stage in graph.looped for graph in graphs):
+            by_line: _Queues = {stage: jobs} if jobs else {}
+        else:
+            by_line = _by_line(stage, jobs)
+        for line, some in by_line.items():
+            if not line:
+                ending[stage] = some
+                continue
+            lines[line] = [*lines[line], *some] if line in lines else some
+            if line != stage:
+                entering[stage] = [*entering.get(stage, ()), *some]
+    return lines, entering, ending
+
+
+def _by_line(stage: str, queue: Sequence[Job]) -> _Queues:
+    """The jobs of a queue by the looped stage that they are at or get to; "" behind all loops."""
+    jobs: dict[str, list[Job]] = {}
     for job in queue:
         jobs.setdefault(_line_of(job, stage), []).append(job)
-    return jobs
+    return {**jobs}
 
 
 def _servable(view: View, queue: Sequence[Job], drop: Mapping[Job, str]) -> Sequence[Job]:
@@ -125,15 +138,15 @@ def _servable(view: View, queue: Sequence[Job], drop: Mapping[Job, str]) -> Sequ
     return queue
 
 
-def _line_of(job: Job, stage: str) -> str | None:
-    """The looped stage that it is at, or gets to first; None behind all loops."""
+def _line_of(job: Job, stage: str) -> str:
+    """The looped stage that it is at, or gets to first; "" behind all loops."""
     looped = job.request.graph.looped
     if stage in looped:
         return stage
     for name in job.calls_left:
         if name in looped:
             return name
-    return None
+    return ""
 
 
 def _rows(
@@ -150,7 +163,10 @@ def _rows(
         alone = curves[line].seconds[1]
         for place, job in enumerate(queue, len(rows)):
             left = job.calls_left[name]
-            work = job.remaining_s - in_front.get(job, 0.0) - left * alone
+            work = job.remaining_s
+            if in_front:
+                work -= in_front.get(job, 0.0)
+            work -= left * alone
             behind = work * slower if work > 0.0 else 0.0
             deadline = job.deadline
             due = (deadline if deadline < latest else latest) - behind
@@ -166,12 +182,16 @@ def _in_front(view: View, entering: Mapping[str, Sequence[Job]]) -> dict[Job, fl
     }
 
 
-def _encodings(view: View, entering: Mapping[str, Sequence[Job]]) -> dict[Job, float]:
-    """Seconds of the next step of the stage of each job in front of its loop."""
+def _encodings(
+    view: View, entering: Mapping[str, Sequence[Job]], jobs: Sequence[Job]
+) -> Sequence[float]:
+    """Seconds of the next step of the stage of each of `jobs` that is in front of its loop."""
+    if not entering:
+        return [0.0] * len(jobs)
     entry: dict[Job, float] = {}
     for stage, queue in entering.items():
         entry.update(dict.fromkeys(queue, seconds_of_step(view, stage, queue)))
-    return entry
+    return [entry.get(job, 0.0) for job in jobs]
 
 
 def _mean_speed_outside(view: View, lines: Mapping[str, Sequence[Job]]) -> float:

@@ -172,23 +172,25 @@ class Priced:
         self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
     ) -> tuple[list[int], list[int]] | None:
         """Several promised jobs make room for one of more weight than they have together."""
-        density = jobs.density
         lightest = min([jobs.jobs[index].weight for index in promised])
         for chosen in queue:
-            weight = jobs.jobs[chosen].weight
-            if weight <= 2 * lightest:
+            if jobs.jobs[chosen].weight <= 2 * lightest:
                 continue
-            victims = [
-                index for index in ranked if density[index] * (1 + self.gain) < density[chosen]
-            ]
-            weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
-            most = bisect_right(weights, weight / (1 + self.gain))
-            for count in range(2, most + 1):
+            victims = self._outweighed(jobs, chosen, ranked)
+            for count in range(2, len(victims) + 1):
                 gone = set(victims[:count])
                 others = [index for index in promised if index not in gone]
                 if jobs.plan.fits_with(others, [chosen])[0]:
                     return _exchanged(others, queue, chosen)
         return None
+
+    def _outweighed(self, jobs: LineUp, chosen: int, ranked: list[int]) -> list[int]:
+        """Those of `ranked` of a larger charge by weight, as many as have less weight together."""
+        density = jobs.density
+        more = 1 + self.gain
+        victims = [index for index in ranked if density[index] * more < density[chosen]]
+        weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
+        return victims[: bisect_right(weights, jobs.jobs[chosen].weight / more)]
 
 
 # -- sets that fit ---------------------------------------------------------------------------------
