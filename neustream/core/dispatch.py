@@ -20,7 +20,7 @@ from neustream.core.graph import Stage
 from neustream.core.job import Entry, Job
 from neustream.core.lives import Lives
 from neustream.core.policy import Decision, Policy, View
-from neustream.core.pool_state import PoolState, with_blocks
+from neustream.core.pool_state import PoolState, name_of_step, with_blocks
 from neustream.core.step_times import Expected, StepTimes
 from neustream.errors import PolicyError
 
@@ -224,6 +224,18 @@ class Dispatch:
         if expected is None:
             expected = self._times.expect(jobs, sizes)
         self._batches += 1
-        number, name, planned = self._batches, state.pool.name, step.planned
-        empty = Batch(number, name, step.worker, "", (), (), now, 0.0, preempted, 0.0, planned)
-        return state.run(empty, jobs, sizes, expected)
+        batch = Batch(
+            self._batches,
+            state.pool.name,
+            step.worker,
+            name_of_step(jobs),
+            jobs,
+            sizes,
+            now,
+            expected.seconds,
+            preempted,
+            expected.profiled,
+            step.planned,
+        )
+        state.run(batch)
+        return batch

@@ -12,7 +12,6 @@ from neustream.core.carry import Carry
 from neustream.core.job import Entry, Job, Queue
 from neustream.core.kv_cache import BlockPool
 from neustream.core.policy import Policy, Pool, Unpromised, View
-from neustream.core.step_times import Expected
 from neustream.errors import GraphError, PolicyError, RequestError, shown
 
 
@@ -113,35 +112,17 @@ class PoolState:
 
     # -- steps ------------------------------------------------------------------------------------
 
-    def run(
-        self, batch: Batch, jobs: tuple[Job, ...], sizes: tuple[float, ...], expected: Expected
-    ) -> Batch:
-        """Note that `jobs` run, with the id, worker and time of `batch`."""
-        seconds, profiled = expected
-        entries = cast(tuple[Entry, ...], jobs)
-        queues = {job.queue for job in entries}
-        for queue in queues:
+    def run(self, batch: Batch) -> None:
+        """A step runs from now on."""
+        entries = cast(tuple[Entry, ...], batch.jobs)
+        for queue in {job.queue for job in entries}:
             queue.rounds += 1
         for job in entries:
             job.status = "running"
             job.round = job.queue.rounds
         if self.blocks is not None:
-            self._hold_blocks(jobs, sizes)
-        running = Batch(
-            batch.id,
-            batch.pool,
-            batch.worker,
-            _label(jobs, len(queues)),
-            jobs,
-            sizes,
-            batch.started_at,
-            seconds,
-            batch.preempted,
-            profiled,
-            batch.planned,
-        )
-        self.running[batch.id] = running
-        return running
+            self._hold_blocks(batch.jobs, batch.sizes)
+        self.running[batch.id] = batch
 
     def _hold_blocks(self, jobs: Sequence[Job], sizes: Sequence[float]) -> None:
         """Let jobs hold the blocks of what they will have after a step of these sizes."""
@@ -235,11 +216,12 @@ def rules(pools: Sequence[Pool], policy: Policy | Mapping[str, Policy]) -> Seque
     return [policy.get(pool.name) for pool in pools]
 
 
-def _label(jobs: Sequence[Job], stages: int) -> str:
-    """What a step of jobs at so many stages is called: their stage, or the model of several."""
-    first = jobs[0].stage
+def name_of_step(jobs: Sequence[Job]) -> str:
+    """What a step of `jobs` is called: their stage, or the model of several."""
+    stages = [job.stage for job in jobs]
+    first = stages[0]
     assert first is not None
-    return first.name if stages == 1 else first.model
+    return first.name if stages.count(first) == len(stages) else first.model
 
 
 def _of_worker(jobs: list[Entry], worker: int) -> list[Entry]:
