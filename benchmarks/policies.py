@@ -51,7 +51,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -329,8 +329,15 @@ def keys(point: Point, policies: Sequence[str]) -> dict[str, str]:
 
 
 def digest(*parts: Any) -> str:
-    text = json.dumps(parts, default=latencies, sort_keys=True)
+    text = json.dumps(parts, default=plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def plain(value: Any) -> Any:
+    """What JSON can tell of a policy's parameter, or of a profile."""
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return latencies(value)
 
 
 def latencies(profile: LatencyProfile) -> list[float]:

@@ -13,6 +13,7 @@ import pytest
 
 from neustream.analysis.headroom import true_profiles
 from neustream.config import load_experiment
+from neustream.core.policies.token_deadlines import TokenDeadlines
 from neustream.experiment import load_profiles
 
 
@@ -80,13 +81,19 @@ def test_a_device_slower_than_its_profile_makes_steps_longer_and_leaves_promises
 def test_keys_follow_what_results_depend_on(policies, setting):
     def keys(experiment):
         point = policies.Point(policies.LOAD, {"load": 1.0}, 0, (experiment,))
-        return policies.keys(point, ["fcfs", "neustream"])
+        return policies.keys(point, ["fcfs", "neustream", "priced"])
 
     before = keys(setting)
-    assert keys(setting) == before and len(set(before.values())) == 4
+    assert keys(setting) == before and len(set(before.values())) == 5
     other = setting.model_copy(update={"policies": {**setting.policies, "neustream": {"step_delta": 0.5}}})
     assert {name for name, key in keys(other).items() if key != before[name]} == {"neustream"}
     assert not set(keys(policies.changed(setting, {"workload.seed": 1})).values()) & set(before.values())
+
+
+def test_parameters_of_a_rule_inside_a_rule_are_told_apart(policies):
+    tokens = [TokenDeadlines(), TokenDeadlines(margin=0.1), TokenDeadlines()]
+    first, other, again = [policies.digest({"tokens": rule}) for rule in tokens]
+    assert first == again != other
 
 
 def test_code_is_told_apart_by_what_it_does_and_imports(policies, tmp_path, monkeypatch):
