@@ -131,6 +131,12 @@ class PoolState:
             if stage is not None and stage.caches:
                 self.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
 
+    def begin(self, batch: Batch, now: float) -> Batch:
+        """Note that a step that is running began at `now`."""
+        self.take_off(batch)
+        begun = self.running[batch.id] = replace(batch, started_at=now)
+        return begun
+
     def take_off(self, batch: Batch) -> None:
         """A step is not running any more; PolicyError if it was not."""
         if self.running.pop(batch.id, None) is None:

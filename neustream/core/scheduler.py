@@ -224,6 +224,10 @@ class Scheduler:
         """When the policy asked to be asked again, after a `next_batch` that gave None."""
         return self._pools[pool].wake_at
 
+    def begin(self, batch: Batch, now: float) -> Batch:
+        """A step begins only now, because deciding took time; returns it with that start."""
+        return self._pools[batch.pool].begin(batch, now)
+
     def finish(self, batch: Batch, updates: Sequence[Update | NeustreamError], now: float) -> None:
         """Take the results of a step, one per job in the same order, and move the jobs on.
 

@@ -136,7 +136,10 @@ class Drive:
             batch = self.deciding.next(pool, worker, now)
             if batch is not None:
                 idle.remove(worker)
-                self._start(batch, now)
+                begun = self._clock.now()
+                if begun > now and not batch.planned:
+                    batch = self.scheduler.begin(batch, begun)
+                self._start(batch, begun)
                 continue
             at = self.scheduler.wake_at(pool)
             if at is not None and not now < self._wakes[pool] <= at:

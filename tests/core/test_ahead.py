@@ -532,3 +532,17 @@ def test_planning_ahead_decides_as_deciding_late_does(name: str, drawn: list[tup
             requests.append(request(f"r{index}", steps=steps, arrival=now, total=total))
         outcomes.append(lately(drive(scheduler(POLICIES[name]()), requests, ahead)))
     assert outcomes[0] == outcomes[1]
+
+
+def test_a_step_that_begins_later_than_it_was_decided_takes_its_time_from_then_on():
+    tested = scheduler()
+    decided = start(tested, request("a"))
+    batch = tested.begin(decided, 0.25)
+    assert (batch.started_at, batch.jobs, batch.id) == (0.25, decided.jobs, decided.id)
+    tested.plan(batch, 0.25)
+    assert tested.planned(batch)
+    tested.finish(batch, [{}], 1.25)
+    assert tested.times.spread["step"].median == 1.0
+    assert tested.jobs["a"].started_at == 0.25
+    with pytest.raises(PolicyError, match="is not running"):
+        tested.begin(batch, 2.0)
