@@ -19,10 +19,10 @@ FOREVER = 1e6
 """Seconds in which a job without a deadline is planned to be done."""
 
 
-_Row = tuple[float, float, int, int, int, float, bool, Job]
-"""Turns left, due, place among all, line, steps left, seconds behind the loop, committed, the job.
+_Row = tuple[int, float, int, float, bool, Job]
+"""Steps left, due, place among all, seconds behind the loop, whether committed, the job.
 
-Rows sort by turns left, then by due; the place is unlike that of any other row."""
+Rows sort by steps left, then by due; the place is unlike that of any other row."""
 
 
 @dataclass
@@ -64,7 +64,8 @@ class LineUp:
         weight = np.array([job.weight for job in jobs])
         spare = np.maximum(columns.due[chosen] - self.now, TICK)
         urgency = -spare / columns.left[chosen] * weight
-        urgency[[job.due == math.inf and job.deadline == math.inf for job in jobs]] = math.inf
+        if math.inf in [job.due for job in jobs]:
+            urgency[[job.deadline == math.inf for job in jobs]] = math.inf
         ranked: list[int] = chosen[urgency.argsort(kind="stable")].tolist()
         return ranked
 
@@ -83,13 +84,14 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
         start += sum([seconds_of_step(view, name, queue) for name, queue in ending.items()])
     curves = [_curve(view, name, queue) for name, queue in lines.items()]
     rows = _rows(view, lines, curves, _in_front(view, entering))
-    paces = [1.0]
-    if len(curves) > 1:
-        paces = _paces(view, rows, len(curves))
-        rows = [(row[0] / paces[row[3]], *row[1:]) for row in rows]
-    rows.sort()
-    columns = zip(*rows, strict=True) if rows else [()] * 8
-    _, due, _, line_of, left, behind, committed, jobs = columns
+    line_of, paces = [0] * len(rows), [1.0]
+    if len(curves) == 1:
+        rows.sort()
+    elif rows:
+        line_of = [line for line, queue in enumerate(lines.values()) for _ in queue]
+        paces = _paces(view, rows, line_of)
+        rows, line_of = _in_turns(rows, line_of, paces)
+    left, due, _, behind, committed, jobs = zip(*rows, strict=True) if rows else [()] * 6
     speeds = [view.speed.get(name, 1.0) for name in lines]
     entries = _encodings(view, entering, jobs)
     plan = Lines(start, curves, speeds, paces, line_of, left, due, behind, entries)
@@ -168,10 +170,10 @@ def _rows(
                 work -= in_front.get(job, 0.0)
             work -= left * alone
             behind = work * slower if work > 0.0 else 0.0
-            deadline = job.deadline
+            deadline = job.due if job.due <= job.due_next else job.deadline  # mostly the first
             due = (deadline if deadline < latest else latest) - behind
             committed = job.worker >= 0 and deadline < math.inf
-            rows.append((left, due, place, line, left, behind, committed, job))
+            rows.append((left, due, place, behind, committed, job))
     return rows
 
 
@@ -200,13 +202,22 @@ def _mean_speed_outside(view: View, lines: Mapping[str, Sequence[Job]]) -> float
     return sum(speeds) / len(speeds) if speeds else 1.0
 
 
-def _paces(view: View, rows: Sequence[_Row], lines: int) -> list[float]:
+def _in_turns(
+    rows: Sequence[_Row], line_of: Sequence[int], paces: Sequence[float]
+) -> tuple[list[_Row], list[int]]:
+    """The rows of several lines by turns left, then by due; and their lines."""
+    turns = [row[0] / paces[line] for row, line in zip(rows, line_of, strict=True)]
+    order = sorted(range(len(rows)), key=lambda place: (turns[place], rows[place][1]))
+    return [rows[place] for place in order], [line_of[place] for place in order]
+
+
+def _paces(view: View, rows: Sequence[_Row], line_of: Sequence[int]) -> list[float]:
     """Steps of each line in a unit of the common plan: its mean steps per second to spare."""
-    line = np.array([row[3] for row in rows])
-    left = np.array([row[4] for row in rows])
+    line = np.array(line_of)
+    left = np.array([row[0] for row in rows])
     spare = np.maximum(np.array([row[1] for row in rows]) - view.now, TICK)
     per_second = left / spare
-    return [float(per_second[line == index].mean()) for index in range(lines)]
+    return [float(per_second[line == index].mean()) for index in range(line_of[-1] + 1)]
 
 
 def _curve(view: View, stage: str, jobs: Sequence[Job]) -> Curve:
