@@ -10,7 +10,9 @@ from toys import engine, table
 
 from neustream import FCFS, SLO, ConfigError, Graph, Priced, Request, Stage, loop, seq
 from neustream.core.events import Ended
-from neustream.core.policy import Unpromised
+from neustream.core.policies.background import beside
+from neustream.core.policy import Decision, Unpromised
+from neustream.engine.events import Finished
 from neustream.graphs import llm, llm_profiles
 
 UNET = Stage("unet", max_batch=4)
@@ -22,7 +24,7 @@ def images(count, gap, slo, prefix="p", start=0.0, steps=5):
     return [Request(f"{prefix}{index}", IMAGE, start + index * gap, slo, {"steps": steps}) for index in range(count)]
 
 
-def ends(graph, profiles, policy, requests):
+def ends(graph, profiles, policy, requests, observers=()):
     """When each request ended, and how."""
     ended = {}
 
@@ -30,7 +32,7 @@ def ends(graph, profiles, policy, requests):
         if isinstance(record, Ended):
             ended[record.id] = record
 
-    served = engine(graph, profiles, policy, observers=[note])
+    served = engine(graph, profiles, policy, observers=[note, *observers])
     served.run(sorted(requests, key=lambda request: request.arrival))
     return ended
 
@@ -165,3 +167,88 @@ def test_texts_without_a_promise_alone_run_as_under_fcfs():
     ours = ends(CHAT, profiles, Priced(), requests)
     theirs = ends(CHAT, profiles, FCFS(drop_hopeless=False), requests)
     assert {id: end.at for id, end in ours.items()} == {id: end.at for id, end in theirs.items()}
+
+
+def steps_of(profiles, policy, requests):
+    """The ids of each step, and tokens by id."""
+    steps = []
+
+    def note(record):
+        if isinstance(record, Finished):
+            steps.append(dict(zip(record.step.ids, record.step.sizes, strict=True)))
+
+    ended = ends(CHAT, profiles, policy, requests, [note])
+    return steps, ended
+
+
+def test_a_prompt_with_a_claim_is_prefilled_along_in_parts_and_no_promise_is_lost():
+    profiles = llm_profiles("llm", Steps(), max_batch=4)
+    pace = SLO(first=0.03, step=0.0211)  # no time for a step of 20 ms between two outputs
+    promised = texts(1, 0.0, pace, tokens=200)
+    prompt = Request("u0", CHAT, 0.1, SLO(), {"prompt_tokens": 60, "max_tokens": 3})
+    steps, ended = steps_of(profiles, Priced(background=0.05), [*promised, prompt])
+    parts = [step["u0"] for step in steps if len(step) == 2 and step["u0"] < 60]
+    assert len(parts) >= 3
+    assert all("p0" in step for step in steps if "u0" in step)
+    assert ended["u0"].at < ended["p0"].at
+    assert on_time(ended) == 1
+
+
+class Apart(Steps):
+    """A step takes as long as each of its prompts, and all of its decodes, apart."""
+
+    def seconds(self, step):
+        return 0.02 * (step.prefills + min(step.decodes, 1)) + step.tokens / 10_000
+
+
+def asked_beside(profiles, pace, prompt, ask):
+    """What `ask` tells of the first view of a promised decode and a prompt without a promise."""
+    told = []
+
+    class Asking:
+        def decide(self, view):
+            if not told and len({job.promised for job in view.jobs}) == 2:
+                told.append(ask(view))
+            return Priced().decide(view)
+
+    ends(CHAT, profiles, Asking(), [*texts(1, 0.0, pace, tokens=60), prompt])
+    return told[0]
+
+
+def test_where_no_prompt_can_ride_it_runs_alone_once_the_device_owes_it_that():
+    def owed(seconds):
+        def ids(view):
+            short = replace(view, unpromised=Unpromised(1.0, 0.05 - seconds))
+            return [job.id for job in Priced(background=0.05).decide(short).jobs]
+
+        prompt = texts(1, 0.0, SLO(), prefix="u", start=0.1)[0]
+        return asked_beside(profiles, SLO(first=0.03, step=0.0211), prompt, ids)
+
+    profiles = llm_profiles("llm", Apart(), max_batch=4)
+    assert owed(0.026) == ["p0"]  # a step of 64 tokens takes 26.4 ms
+    assert owed(0.027) == ["u0"]
+
+
+def test_without_a_share_no_prompt_rides():
+    profiles = llm_profiles("llm", Steps(), max_batch=4)
+    promised = texts(1, 0.0, SLO(first=1.0, step=0.03), tokens=50)
+    prompt = texts(1, 0.0, SLO(), prefix="u", start=0.5, tokens=3)
+    steps, ended = steps_of(profiles, Priced(background=0.0), [*promised, *prompt])
+    assert not [step for step in steps if len(step) == 2]
+    assert ended["u0"].at > ended["p0"].at
+
+
+def test_while_promised_decodes_pause_others_run_only_until_they_go_on():
+    def pause(seconds):
+        def own(view):
+            until = view.now + seconds
+            return beside(view, 0.05, lambda _: Decision(wake_at=until)), until
+
+        prompt = Request("u0", CHAT, 0.5, SLO(), {"prompt_tokens": 60, "max_tokens": 3})
+        decision, until = asked_beside(profiles, SLO(first=1.0, step=0.05), prompt, own)
+        return [*decision.sizes.values()], decision.wake_at == until
+
+    profiles = llm_profiles("llm", Steps(), max_batch=4)
+    assert pause(0.027) == ([60.0], False)
+    assert pause(0.021) == ([10.0], False)  # 1 ms beyond the 20 ms of any step
+    assert pause(0.019) == ([], True)

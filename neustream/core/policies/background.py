@@ -10,34 +10,33 @@ promise then run
   every promised job is in time even so with half of its time left; and while the device would
   idle.
 
-With no promised job there, they run as under `FCFS`.
+`background_tokens.py` has the same for steps of a language model. With no promised job there, they
+run as under `FCFS`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
+from neustream.core.graph import Stage
 from neustream.core.job import Job
+from neustream.core.policies.background_tokens import (
+    FREE,
+    SPARE,
+    Rate,
+    alone,
+    beside_decodes,
+    within,
+)
 from neustream.core.policies.fcfs import FCFS
 from neustream.core.policies.line_up import line_up
-from neustream.core.policies.model_queues import ModelQueues, continuous, model_queues
-from neustream.core.policies.recent_prompts import patience
+from neustream.core.policies.model_queues import model_queues
 from neustream.core.policy import Decision, View
-from neustream.core.step_times import step_latency, step_of
-from neustream.core.steps import PhaseProfile, Step
+from neustream.core.step_times import step_latency
+from neustream.core.steps import PhaseProfile
 from neustream.core.types import TICK
-
-FREE = 0.02
-"""Share by which a ride may make a promised step longer without a claim."""
-SPARE = 0.5
-"""Share of the time of promised jobs that a longer ride without a claim leaves them."""
-OVERDUE = 0.5
-"""Below this part of their share, prompts no longer wait for a moment that costs no promise."""
-LEAST = 64
-"""Tokens of prompts that a step of a claim computes, even if promised outputs are late by it."""
 
 _AS_THEY_COME = FCFS(drop_hopeless=False)
 _arrival = attrgetter("arrival")
@@ -58,15 +57,22 @@ def beside(view: View, share: float, decide: Callable[[View], Decision]) -> Deci
     if not others.queues:  # they are other workers'
         return decide(promised)
     decision = decide(_without(promised, others, share))
-    busy, served = view.unpromised
-    claim = served < share * busy
+    rate = Rate.of(view, share)
     if not decision.jobs:
-        return _while_idle(others, decision, claim)
-    first = decision.jobs[0].stage
-    assert first is not None
-    if isinstance(view.profiles[first.name], PhaseProfile):
-        return _in_tokens(promised, others, decision, share if claim else 0.0)
-    return _in_steps(promised, others, decision, claim)
+        return _while_idle(others, decision, rate)
+    if not isinstance(view.profiles[_stage(decision).name], PhaseProfile):
+        return _in_steps(promised, others, decision, rate.claim)
+    model = model_queues(others, _stage(decision).model)
+    if model is not None:
+        return beside_decodes(promised, model, decision, rate)
+    return _own(others, decision) if rate.claim else decision
+
+
+def _stage(decision: Decision) -> Stage:
+    """The stage of the first job of a step."""
+    stage = decision.jobs[0].stage
+    assert stage is not None
+    return stage
 
 
 def _all_are_promised(view: View) -> bool:
@@ -110,17 +116,30 @@ def _own(others: View, decision: Decision) -> Decision:
     return replace(own, drop=decision.drop) if own.jobs else decision
 
 
-def _while_idle(others: View, decision: Decision, claim: bool) -> Decision:
+def _while_idle(others: View, decision: Decision, rate: Rate) -> Decision:
     """Promised jobs leave the device free: for good, or until `decision.wake_at`."""
     own = _own(others, decision)
-    if not own.jobs or claim or decision.wake_at is None:
+    if not own.jobs or decision.wake_at is None:
         return own
-    first = own.jobs[0].stage
-    assert first is not None
-    sizes = [own.sizes.get(job, job.size) for job in own.jobs]
-    speed = others.speed.get(first.name, 1.0)
-    over = others.now + speed * step_latency(others.profiles, own.jobs, sizes)
-    return own if over <= decision.wake_at + TICK else decision
+    time = decision.wake_at - others.now + TICK
+    seconds = _step_seconds(others, own)
+    if seconds <= time:
+        return own
+    if not isinstance(others.profiles[_stage(own).name], PhaseProfile):
+        return own if seconds <= rate.owed else decision
+    model = model_queues(others, _stage(own).model)
+    assert model is not None
+    part = within(model, time, rate)
+    if part.jobs:
+        return replace(part, drop=decision.drop)
+    return alone(model, decision, rate.owed, rate)
+
+
+def _step_seconds(view: View, decision: Decision) -> float:
+    """Seconds of a step."""
+    sizes = [decision.sizes.get(job, job.size) for job in decision.jobs]
+    speed = view.speed.get(_stage(decision).name, 1.0)
+    return speed * step_latency(view.profiles, decision.jobs, sizes)
 
 
 # -- steps of stages ------------------------------------------------------------------------------
@@ -128,8 +147,7 @@ def _while_idle(others: View, decision: Decision, claim: bool) -> Decision:
 
 def _in_steps(promised: View, others: View, decision: Decision, claim: bool) -> Decision:
     """Jobs without a promise ride along at the stage of the promised ones."""
-    stage = decision.jobs[0].stage
-    assert stage is not None
+    stage = _stage(decision)
     queue = others.queues.get(stage.name, ())
     room = _limit(others, stage.name, decision.jobs) - len(decision.jobs)
     riders = sorted(queue, key=_arrival)[: max(room, 0)]
@@ -172,108 +190,3 @@ def _least_time(promised: View) -> float:
 
 def _seconds(view: View, jobs: Sequence[Job]) -> float:
     return step_latency(view.profiles, jobs, [job.size for job in jobs])
-
-
-# -- steps of a language model --------------------------------------------------------------------
-
-
-def _in_tokens(promised: View, others: View, decision: Decision, claim: float) -> Decision:
-    """Generations without a promise decode along. Prompts have steps of their own, by claim."""
-    first = decision.jobs[0].stage
-    assert first is not None
-    model = model_queues(others, first.model)
-    if model is None:
-        return _own(others, decision) if claim else decision
-    if claim:
-        tokens = _tokens_in_time(promised, model)
-        busy, served = others.unpromised
-        if served < OVERDUE * claim * busy:
-            tokens = max(tokens, LEAST)
-        prompts = _prompts(others, model, tokens, claim) if tokens >= LEAST else {}
-        if prompts:
-            return Decision(list(prompts), decision.drop, sizes=prompts)
-    riders = sorted(model.decodes, key=_arrival)
-    room = max(model.seats - len(decision.jobs), 0)
-    if claim and riders and not room:
-        return Decision(riders[: model.seats], decision.drop)
-    riders = riders[:room]
-    if riders:
-        riders = _decoding_along(promised, model, decision, riders, claim)
-    return replace(decision, jobs=[*decision.jobs, *riders])
-
-
-def _prompts_wait(promised: View) -> bool:
-    """Whether promised prompts wait, or run in this step."""
-    return any(job.stage is not None and job.stage.phase == "prefill" for job in promised.jobs)
-
-
-def _prompts(others: View, model: ModelQueues, tokens: int, share: float) -> dict[Job, float]:
-    """The parts of prompts in a step of at most `tokens`, as far as there is room to keep them."""
-    memory = others.pool.kv_cache
-    prefills = model.prefills
-    if memory is not None:
-        held = sum([job.num_blocks for job in (*model.decodes, *prefills)])
-        room = share * memory.num_blocks - held
-        if held:  # one at least
-            prefills = [job for job in prefills if _needs(model, job) <= room]
-    if not prefills:
-        return {}
-    alone = replace(model, decodes=[], prefills=prefills)
-    _, sizes = continuous(others, alone, _arrival, tokens)
-    return sizes
-
-
-def _needs(model: ModelQueues, job: Job) -> int:
-    """Blocks that a prompt needs beyond those that it holds; 0 for one that is under way."""
-    return 0 if job.computed else model.blocks(job, job.size)
-
-
-def _tokens_in_time(promised: View, model: ModelQueues) -> int:
-    """The most tokens of a prompt whose step leaves time for the promised decodes after it."""
-    decodes = [
-        job for job in promised.jobs if job.stage is not None and job.stage.phase == "decode"
-    ]
-    context = sum([job.size for job in decodes])
-    time = _least_slack(promised)
-    if decodes:
-        time -= model.seconds(Step(decodes=len(decodes), context=context))
-    time = min(time, SPARE * patience(promised.recent, model))  # of requests that come meanwhile
-    low = 0
-    high = promised.pool.step_tokens
-    while low < high:
-        middle = (low + high + 1) // 2
-        if model.seconds(Step(1, middle, middle * middle)) <= time:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _least_slack(promised: View) -> float:
-    """Seconds until the next promised output of a decode that is not late."""
-    now = promised.now
-    time = math.inf
-    for job in promised.jobs:
-        if job.stage is not None and job.stage.phase == "decode" and job.due_next > now:
-            time = min(time, job.due_next - now)
-    return time
-
-
-def _decoding_along(
-    promised: View, model: ModelQueues, decision: Decision, riders: list[Job], claim: float
-) -> list[Job]:
-    """As many of `riders`, from the front, as cost no promise.
-
-    Promised jobs planned this step as if it took 1 / (1 - claim) times as long.
-    """
-    sizes = [decision.sizes.get(job, job.size) for job in decision.jobs]
-    step = step_of(decision.jobs, sizes)
-    longest = max(1 + FREE, 1 / (1 - claim)) * model.seconds(step)
-    if not _prompts_wait(promised):
-        pace = min([job.slo.step for job in promised.jobs])
-        longest = max(longest, SPARE * min(pace, _least_slack(promised)))
-    for count, job in enumerate(riders):
-        step = step._replace(decodes=step.decodes + 1, context=step.context + job.size)
-        if model.seconds(step) > longest:
-            return riders[:count]
-    return riders
