@@ -117,14 +117,18 @@ class Cursor:
         This is the common step of a denoising or decoding loop, made cheap. False: nothing has
         changed, and `advance` must be called. `likely`: see there.
         """
-        frame = self._frames[-1] if self._frames else None
-        if frame is None or frame.node.__class__ is not Loop or frame.node.body is not self.stage:
+        if not self._frames:
             return False
-        if frame.done + 1 >= frame.total:
+        frame = self._frames[-1]
+        node = frame.node
+        if node.__class__ is not Loop or node.body is not self.stage:
             return False
-        if not likely and frame.node.until is not None and _over(frame.node.until, job):
+        done = frame.done + 1
+        if done >= frame.total:
             return False
-        frame.done += 1
+        if node.until is not None and not likely and _over(node.until, job):
+            return False
+        frame.done = done
         return True
 
     def advance(self, job: Job, likely: bool = False) -> Stage | None:
