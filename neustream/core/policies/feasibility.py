@@ -101,8 +101,8 @@ class Lines:
         """Which of `jobs` are of a line."""
         if len(self.curves) == 1:
             return np.ones(len(jobs), dtype=bool)
-        mine: Bools = np.asarray(self.line)[jobs] == line
-        return mine
+        chosen: Bools = np.asarray(self.line)[jobs] == line
+        return chosen
 
     # -- a set ------------------------------------------------------------------------------------
 

@@ -113,13 +113,13 @@ def _sorted_out(view: View, drop: Mapping[Job, str]) -> tuple[_Queues, _Queues, 
             by_line: _Queues = {stage: jobs} if jobs else {}
         else:
             by_line = _by_line(stage, jobs)
-        for line, some in by_line.items():
+        for line, members in by_line.items():
             if not line:
-                ending[stage] = some
+                ending[stage] = members
                 continue
-            lines[line] = [*lines[line], *some] if line in lines else some
+            lines[line] = [*lines[line], *members] if line in lines else members
             if line != stage:
-                entering[stage] = [*entering.get(stage, ()), *some]
+                entering[stage] = [*entering.get(stage, ()), *members]
     return lines, entering, ending
 
 
