@@ -27,8 +27,9 @@ def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[st
     """The name of the step of `jobs`: their stage, or the model of several stages that share it."""
     unfit = [job for job in jobs if job.status != "waiting" or live.get(job.id) is not job]
     counts = _by_stage(jobs)
-    if not unfit and not all(stage.name in view.pool.stages for stage in counts):
-        unfit = [job for job in jobs if job.stage and job.stage.name not in view.pool.stages]
+    for stage in counts:
+        if stage.name not in view.pool.stages:
+            unfit += _at(stage, jobs)
     if unfit:
         raise PolicyError(
             f"{named(policy)} chose {unfit[0]!r}, which is not runnable in pool {view.pool.name!r}"
@@ -39,6 +40,10 @@ def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[st
     if len(counts) == 1:
         return next(iter(counts)).name
     return _common_model(policy, list(counts))
+
+
+def _at(stage: Stage, jobs: Sequence[Job]) -> list[Job]:
+    return [job for job in jobs if job.stage is stage]
 
 
 def _by_stage(jobs: Sequence[Job]) -> dict[Stage, int]:

@@ -65,6 +65,14 @@ def step_latency(
     )
 
 
+def _stages_of(batch: Batch) -> set[str]:
+    """The stages that take part in a step."""
+    first = batch.jobs[0].stage
+    if first is not None and not first.model:  # nobody else's step
+        return {first.name}
+    return {job.stage.name for job in batch.jobs if job.stage is not None}
+
+
 class StepTimes:
     """Expects what steps take, and learns from those that ran.
 
@@ -132,7 +140,7 @@ class StepTimes:
         """Take in a step that ran; the stage whose profile was corrected by it, if any."""
         if not batch.expected > 0:
             return None
-        stages = {job.stage.name for job in batch.jobs if job.stage is not None}
+        stages = _stages_of(batch)
         self.note(stages, seconds / batch.expected)
         profile = self.profiles[next(iter(stages))]
         if isinstance(profile, PhaseProfile):

@@ -79,10 +79,14 @@ def _charge_of(view: View, demand: Demand, speeds: Mapping[str, float]) -> float
     if math.isinf(demand.budget):
         return 0.0
     calls_here = {name: calls for name, calls in demand.calls.items() if name in speeds}
-    alone = {name: calls.count * _one_call(view, name, calls) for name, calls in calls_here.items()}
     loops = [name for name, calls in calls_here.items() if calls.looped]
-    once = sum([seconds for name, seconds in alone.items() if name not in loops])
-    looped = sum(alone.values()) - once
+    once = everything = 0.0
+    for name, calls in calls_here.items():
+        seconds = calls.count * _one_call(view, name, calls)
+        everything += seconds
+        if not calls.looped:
+            once += seconds
+    looped = everything - once
     if not looped:
         return once
     stretch = max(demand.budget - once, 0.0) / looped
