@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from neustream.core.batch import Batch
 from neustream.core.graph import Stage
-from neustream.core.job import Entry, Job
+from neustream.core.job import Entry, Job, Queue
 from neustream.core.policy import Pool
 from neustream.core.step_times import Expected
 from neustream.core.types import TICK
@@ -118,21 +118,31 @@ def forecast(state: PoolState, batch: Batch, at: float, work: Work) -> Forecast:
         if twin is None or not twin.num_blocks:
             freed += job.num_blocks
         twins[job] = twin
-    planned = [plan for worker, plan in state.plans.items() if worker != batch.worker]
-    moved = [twin for job, twin in twins.items() if twin and twin.queue is not job.queue]
+    return Forecast(_queues(state, batch, twins), twins, freed)
+
+
+def _queues(
+    state: PoolState, batch: Batch, twins: Mapping[Entry, Entry | None]
+) -> dict[str, Sequence[Job]]:
+    """Who will wait where: those that wait now, and what the jobs of the step have become."""
+    others = [plan for worker, plan in state.plans.items() if worker != batch.worker]
+    came: dict[Queue, list[Job]] = {}
+    for job, twin in twins.items():
+        if twin is not None and twin.queue is not job.queue:
+            came.setdefault(twin.queue, []).append(twin)
     queues: dict[str, Sequence[Job]] = {}
     for name, queue in state.queues.items():
         waiting: list[Job] = []
         for job in queue.jobs.values():
-            stays = twins.get(job)
-            if stays is not None and stays.queue is queue:
-                waiting.append(stays)
-            elif state.may_run(job, batch.worker) and not _taken(job, planned):
+            twin = twins.get(job)
+            if twin is not None and twin.queue is queue:
+                waiting.append(twin)
+            elif state.may_run(job, batch.worker) and not _taken(job, others):
                 waiting.append(job)
-        waiting += [twin for twin in moved if twin.queue is queue]
+        waiting += came.get(queue, ())
         if waiting:
             queues[name] = waiting
-    return Forecast(queues, twins, freed)
+    return queues
 
 
 def _taken(job: Entry, plans: Sequence[Plan]) -> bool:
