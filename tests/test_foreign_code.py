@@ -182,7 +182,8 @@ from neustream import FCFS
 class Slow(FCFS):
     def decide(self, view):
         pathlib.Path("marker").write_text("here")
-        time.sleep(60)
+        for _ in range(1200):  # a signal just before a sleep is heard when that ends
+            time.sleep(0.05)
 """
 
 
@@ -197,7 +198,7 @@ def test_control_c_in_simulate_keeps_what_is_done(folder):
 
 def test_control_c_before_anything_is_done(folder):
     (folder / "slow_module.py").write_text(
-        "import pathlib, time\npathlib.Path('marker').write_text('here')\ntime.sleep(60)\n"
+        "import pathlib, time\npathlib.Path('marker').write_text('here')\nfor _ in range(1200): time.sleep(0.05)\n"
     )
     status, out, err = interrupted("simulate", "toy.yaml", "-p", "slow_module:P", folder=folder, marker="marker")
     assert (status, out, err.splitlines()[-1]) == (130, "", "interrupted")
