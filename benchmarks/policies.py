@@ -21,7 +21,7 @@ out unless asked for by --policy (repeatable). `--quick` is three points a sweep
 group, seed 0, the policies that matter most, and two bounds.
 
 What is counted is weight on time, here the number of requests. A bound (what no scheduler could
-exceed, neustream.analysis.bound) is computed once a point, for the artifact's seed or for all points
+exceed, neustream.analysis.bounds) is computed once a point, for the artifact's seed or for all points
 whose device is deterministic (`--bounds all`). A point is contended if its bound is below 99 percent
 of its requests, or the best baseline below 98.5 percent of the bound (of the requests where there is
 no bound). Baselines are all policies but ours; a policy is beaten at a point, contended or not, where
@@ -62,7 +62,7 @@ import matplotlib
 from rich.progress import MofNCompleteColumn, Progress
 
 from neustream import __version__
-from neustream.analysis.bound import Bound
+from neustream.analysis.bounds import Bound
 from neustream.analysis.headroom import bound_of
 from neustream.analysis.hindsight import hindsight
 from neustream.analysis.plots import COLOURS, MARKS
@@ -322,7 +322,7 @@ def keys(point: Point, policies: Sequence[str]) -> dict[str, str]:
         parameters = {field.name: getattr(policy, field.name) for field in fields(policy)}
         found[name] = digest(inputs, parameters, simulator(), code(type(policy).__module__))
     if point.bounded:
-        found[BOUND] = digest(inputs, BOUND_LIMIT_S, code("neustream.analysis.bound"))
+        found[BOUND] = digest(inputs, BOUND_LIMIT_S, code("neustream.analysis.bounds.graphs.upper"))
         if not set(point.condition) & {what for what, _ in DISTURBANCES.values()}:
             found[HINDSIGHT] = digest(inputs, HINDSIGHT_LIMIT_S, code("neustream.analysis.hindsight"))
     return found

@@ -27,8 +27,7 @@ USERS = {
 """Who may import the rooms at the top."""
 BOUND = "its linear programs; only who asks for a bound loads it"
 HEAVY_OUTSIDE_BACKENDS = {
-    "analysis/bound.py": ({"scipy"}, BOUND),
-    "analysis/token_bound.py": ({"scipy"}, BOUND),
+    "analysis/bounds/linear.py": ({"scipy"}, BOUND),
     "analysis/plots.py": ({"matplotlib"}, "it draws; only who asks for a figure loads it"),
 }
 HEAVY_IN_FUNCTIONS = {

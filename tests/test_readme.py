@@ -31,6 +31,7 @@ PAGES = [
     "configs/README.md",
     "profiles/README.md",
     "neustream/README.md",
+    "neustream/analysis/bounds/README.md",
     "neustream/backends/diffusers/README.md",
     "neustream/backends/transformers/README.md",
     "neustream/backends/vllm/README.md",

@@ -1,6 +1,6 @@
 """How close a policy is to what could be done: the bound and hindsight of a prepared experiment.
 
-What they are is in `bound.py` and `hindsight.py`; here is how the simulated device's truth is handed
+What they are is in `bounds/README.md` and `hindsight.py`; here is how the simulated device's truth is handed
 to them, and what the results of the command line say of it.
 """
 
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from neustream.analysis.bound import Bound, upper_bound
-from neustream.analysis.hindsight import Hindsight
-from neustream.analysis.token_bound import token_bound
+from neustream.analysis.bounds import Bound, token_bound, upper_bound
+from neustream.analysis.hindsight import Hindsight, served_by
 from neustream.config.schema import Simulation
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
 from neustream.experiment.running import Prepared
+
+KNOWN = ("edf", "priced")
+"""Policies whose schedules the bound is held against."""
 
 
 def least_scale(simulation: Simulation) -> float:
@@ -55,14 +57,22 @@ def true_profiles(prepared: Prepared) -> dict[str, LatencyProfile]:
 
 
 def bound_of(prepared: Prepared, time_limit_s: float = 100.0) -> Bound:
-    """The most weight that any scheduler could serve on time of the workload of `prepared`."""
+    """The most weight that any scheduler could serve on time of the workload of `prepared`.
+
+    It is held against the schedules of a few policies, for what a solver claims may be wrong.
+
+    Raises:
+        ConfigError: there is no bound for such a config.
+        NeustreamError: a policy serves more than was proven to be possible.
+    """
+    profiles = true_profiles(prepared)
     if any(experiment.llm is not None for experiment in prepared.experiments):
         return _bound_of_llm(prepared, time_limit_s)
-    return upper_bound(prepared.requests, true_profiles(prepared), prepared.pools, time_limit_s=time_limit_s)
+    known = [served_by(prepared, policy) for policy in KNOWN]
+    return upper_bound(prepared.requests, profiles, prepared.pools, time_limit_s=time_limit_s, known=known)
 
 
 def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
-    true_profiles(prepared)  # ConfigError with noise
     simulation = prepared.experiment.simulation
     llm, part = prepared.experiment.llm, prepared.profiles["llm.decode"]
     assert llm is not None and isinstance(part, PhaseProfile)
@@ -80,6 +90,7 @@ def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
         scale=least_scale(simulation),
         overhead_s=simulation.handover_s or 0.0,
         time_limit_s=time_limit_s,
+        known=[served_by(prepared, policy) for policy in KNOWN],
     )
 
 
@@ -89,15 +100,20 @@ def weight_on_time(report: Report) -> float:
 
 
 def headroom(prepared: Prepared, report: Report, bound: Bound | None, best: Hindsight | None) -> dict[str, Any]:
-    """What the JSON of a result says of the bound and of hindsight, where they are known."""
+    """What the JSON of a result says of the bound and of hindsight, where they are known.
+
+    Raises:
+        NeustreamError: the policy served more than was proven to be possible.
+    """
     value = weight_on_time(report)
     out: dict[str, Any] = {}
     if bound is not None:
         span = max(request.arrival for request in prepared.requests) or report.duration
-        keys = ("value", "relaxed", "method", "seconds")
-        out["bound"] = {key: getattr(bound, key) for key in keys}
-        out["bound"]["goodput_rps"] = bound.value / span if span else None
-        out["bound_ratio"] = value / bound.value if bound.value else 1.0
+        most = bound.above(value)
+        keys = ("relaxed", "proven", "method", "seconds")
+        out["bound"] = {"value": most} | {key: getattr(bound, key) for key in keys}
+        out["bound"]["goodput_rps"] = most / span if span else None
+        out["bound_ratio"] = value / most if most else 1.0
     if best is not None:
         out["hindsight"] = {"value": best.value, "tried": best.tried, "seconds": best.seconds}
         out["hindsight_ratio"] = value / best.value if best.value else 1.0

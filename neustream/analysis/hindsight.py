@@ -54,6 +54,18 @@ def hindsight(
     return _Search(prepared, seed).run(time_limit_s, [*policies, *VARIANTS])
 
 
+def served_by(prepared: Prepared, policy: str | Policy) -> frozenset[str]:
+    """Ids of the requests that are on time under `policy`."""
+    on_time: list[str] = []
+
+    def watch(record: Record) -> None:
+        if isinstance(record, Ended) and record.on_time:
+            on_time.append(record.id)
+
+    simulate(prepared, policy, [watch])
+    return frozenset(on_time)
+
+
 class _Search:
     def __init__(self, prepared: Prepared, seed: int) -> None:
         self.prepared = prepared
@@ -99,15 +111,8 @@ class _Search:
     def _served(self, policy: str | Policy, allowed: frozenset[str]) -> frozenset[str]:
         """Who is on time if only the requests in `allowed` come."""
         self.tried += 1
-        on_time: list[str] = []
-
-        def watch(record: Record) -> None:
-            if isinstance(record, Ended) and record.on_time:
-                on_time.append(record.id)
-
         some = [request for request in self.requests if request.id in allowed]
-        simulate(replace(self.prepared, requests=some), policy, [watch])
-        return frozenset(on_time)
+        return served_by(replace(self.prepared, requests=some), policy)
 
     def _weight(self, served: Collection[str]) -> float:
         return sum(request.slo.weight for request in self.requests if request.id in served)

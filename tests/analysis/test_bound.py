@@ -26,8 +26,8 @@ from neustream import (
     seq,
     switch,
 )
-from neustream.analysis import bound as module
-from neustream.analysis.bound import slack_bound, upper_bound
+from neustream.analysis.bounds import slack_bound, upper_bound
+from neustream.analysis.bounds.graphs import upper as module
 from neustream.core.policies import POLICIES
 from neustream.engine.trace import EventLog
 from neustream.errors import BackendError, GraphError, ProfileError
@@ -216,6 +216,6 @@ def test_stages_need_a_pool_and_a_profile():
 
 def test_without_scipy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    monkeypatch.delitem(sys.modules, "neustream.analysis.bound")
+    monkeypatch.delitem(sys.modules, "neustream.analysis.bounds.linear")
     with pytest.raises(BackendError, match=r"neustream\[analysis\]"):
-        importlib.import_module("neustream.analysis.bound")
+        importlib.import_module("neustream.analysis.bounds.linear")

@@ -85,7 +85,7 @@ def test_simulate_prints_and_writes_bound_and_hindsight(tmp_path):
     assert "of bound" in done.out and "the most that any scheduler could serve" in " ".join(done.out.split())
     assert max(len(line) for line in done.out.splitlines()) <= 80
     for entry in json.loads(out.read_text()):
-        assert entry["bound"].keys() == {"value", "relaxed", "method", "seconds", "goodput_rps"}
+        assert entry["bound"].keys() == {"value", "relaxed", "proven", "method", "seconds", "goodput_rps"}
         assert entry["bound_ratio"] == entry["counts"]["on_time"] / entry["bound"]["value"]
         assert entry["counts"]["on_time"] <= entry["hindsight"]["value"] <= entry["bound"]["value"]
 

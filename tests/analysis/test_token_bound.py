@@ -13,9 +13,9 @@ import yaml
 from toys import one_stage, request
 
 from neustream import ConfigError, Decision, GraphError, LinearProfile, Pool, ProfileError
-from neustream.analysis import token_bound as under_test
+from neustream.analysis.bounds import token_bound
+from neustream.analysis.bounds.tokens.costs import Limits, costs_of
 from neustream.analysis.headroom import bound_of, weight_on_time
-from neustream.analysis.token_bound import token_bound
 from neustream.config import load_experiment
 from neustream.core.steps import DecodeGrid, LearntSteps, PrefillTable, Step, StepProfile
 from neustream.experiment import prepare, simulate
@@ -194,7 +194,7 @@ def test_no_step_takes_less_than_is_claimed():
     for _ in range(60):
         steps = drawn_steps(draw)
         context, batch = 150, 12
-        costs = under_test._costs(steps, context, batch, None, 1.0, 0.0)
+        costs = costs_of(steps, context, Limits(batch, memory=None))
         for _ in range(150):
             prompts = [(draw.randint(0, 70), draw.randint(1, 80)) for _ in range(draw.randint(0, 12))]
             decodes = [draw.randint(1, context) for _ in range(draw.randint(0 if prompts else 1, batch))]

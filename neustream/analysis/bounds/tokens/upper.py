@@ -1,0 +1,111 @@
+"""The bound for generations: groups of prompts, then all steps in time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+from neustream.analysis.bounds.bound import Bound, Group, known_weight, methods, overlapping
+from neustream.analysis.bounds.linear import Program
+from neustream.analysis.bounds.tokens.buckets import time_program
+from neustream.analysis.bounds.tokens.costs import Costs, Limits, costs_of
+from neustream.analysis.bounds.tokens.prompts import PromptGroup, prices_bound
+from neustream.analysis.bounds.tokens.tasks import Task, in_time_if_alone, task_of
+from neustream.core.policy import Pool
+from neustream.core.steps import StepLatency
+from neustream.core.types import Request
+from neustream.engine.clock import WallClock
+
+PROGRAMS = ((0, False), (0, True), (6, False), (16, False), (6, True), (16, True))
+"""Programs of groups in order: cells of the shortest step (0: windows), whether x is whole."""
+PART = 3
+"""Groups get this part of the time, one in so many."""
+TIME = "time"
+
+
+def token_bound(  # noqa: PLR0913 - what is bounded is described by all of these
+    requests: Sequence[Request],
+    lengths: Mapping[str, int],
+    steps: StepLatency,
+    pool: Pool,
+    *,
+    max_batch: int = 256,
+    scale: float = 1.0,
+    overhead_s: float = 0.0,
+    time_limit_s: float = 60.0,
+    known: Sequence[Collection[str]] = (),
+) -> Bound:
+    """The most weight of generations that any scheduler could serve on time.
+
+    Requests that were promised nothing count as served.
+
+    Args:
+        lengths: outputs of each request, by id.
+        steps: a `StepProfile` of tables; others tell too little about themselves to be bounded.
+        max_batch: the most decodes in a step.
+        scale, overhead_s: a step takes its profiled seconds times `scale`, and `overhead_s` on top.
+        time_limit_s: after about so long the best bound found so far is returned.
+        known: as of `upper_bound`.
+
+    Raises:
+        GraphError: a request is not to a language model alone.
+        ProfileError: `steps` cannot be bounded.
+        NeustreamError: one of `known` serves more than was proven to be possible.
+    """
+    clock = WallClock()
+    in_order = sorted(requests, key=lambda one: one.arrival)
+    every = [task_of(request, lengths[request.id]) for request in in_order]
+    memory = None if pool.kv_cache is None else pool.kv_cache.capacity
+    limits = Limits(max_batch, memory, scale, overhead_s)
+    costs = costs_of(steps, max((t.prompt + t.outputs for t in every), default=1), limits)
+    promised = [task for task in every if len(task.due)]
+    free = sum(task.weight for task in every if not len(task.due))
+    tasks = [task for task in promised if in_time_if_alone(task, costs, memory)]
+    groups = _solved_groups(tasks, costs, known, clock, time_limit_s / PART)
+    load = _Load(tasks, groups, known_weight(tasks, known))
+    shares = {task.id: float(not len(task.due)) for task in every}
+    if tasks:
+        program = time_program(tasks, groups, costs, limits)
+        shares |= load.solve(program, time_limit_s - clock.now())
+    lower = [load.method] if load.method == TIME else []
+    return Bound(
+        free + load.value,
+        free + load.relaxed,
+        free + load.proven,
+        methods(groups, lower),
+        clock.now(),
+        shares,
+    )
+
+
+def _solved_groups(
+    tasks: Sequence[Task],
+    costs: Costs,
+    known: Sequence[Collection[str]],
+    clock: WallClock,
+    until: float,
+) -> list[PromptGroup]:
+    parts = overlapping(tasks, lambda task: task.first)
+    groups = [PromptGroup(some, costs, known_weight(some, known)) for some in parts]
+    for cells, whole in PROGRAMS:
+        for group in groups:
+            if (left := until - clock.now()) > 0:
+                group.solve(cells, whole, left)
+    return groups
+
+
+class _Load(Group[Task]):
+    """All tasks: what their groups add up to, unless the program of time is below that."""
+
+    def __init__(self, tasks: Sequence[Task], groups: Sequence[PromptGroup], known: float) -> None:
+        super().__init__(tasks, known)
+        self.value = sum(group.value for group in groups)
+        self.relaxed = sum(group.relaxed for group in groups)
+        self.proven = sum(group.proven for group in groups)
+
+    def solve(self, program: Program, seconds: float) -> dict[str, float]:
+        """By the program of time, whose rows hold the values of groups; shares of tasks."""
+        leans = self.value < self.proven
+        bound, x = prices_bound(program, seconds) or (math.inf, [1.0] * len(self.tasks))
+        self.improve(bound, TIME, proven=not leans)
+        return {task.id: share for task, share in zip(self.tasks, x, strict=True)}
