@@ -6,7 +6,7 @@ and moves the copy on. What really came of the step then decides whether the pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -53,9 +53,10 @@ class Plan:
     came: list[Entry] = field(default_factory=list)
     changed: bool = False
 
-    def takes(self, job: Job) -> bool:
-        """Whether `job` runs in the planned step and not in the one under way."""
-        return job not in self.ran and any(job is planned for planned, _ in self.jobs)
+    @property
+    def taken(self) -> set[Entry]:
+        """The jobs that run in the planned step and not in the one under way."""
+        return {job for job, _ in self.jobs if job not in self.ran}
 
     def left(self, pool: Pool, worker: int, now: float) -> tuple[Job, ...]:
         """Who runs by it, now that the step is over; nobody: the policy has to be asked.
@@ -118,14 +119,15 @@ def forecast(state: PoolState, batch: Batch, at: float, work: Work) -> Forecast:
         if twin is None or not twin.num_blocks:
             freed += job.num_blocks
         twins[job] = twin
-    return Forecast(_queues(state, batch, twins), twins, freed)
+    sooner = [plan.taken for plan in state.plans.values() if plan.over_at <= at]
+    taken = set[Entry]().union(*sooner)  # by workers that are free before: later ones come too late
+    return Forecast(_queues(state, batch, twins, taken), twins, freed)
 
 
 def _queues(
-    state: PoolState, batch: Batch, twins: Mapping[Entry, Entry | None]
+    state: PoolState, batch: Batch, twins: Mapping[Entry, Entry | None], taken: Set[Entry]
 ) -> dict[str, Sequence[Job]]:
     """Who will wait where: those that wait now, and what the jobs of the step have become."""
-    others = [plan for worker, plan in state.plans.items() if worker != batch.worker]
     came: dict[Queue, list[Job]] = {}
     for job, twin in twins.items():
         if twin is not None and twin.queue is not job.queue:
@@ -137,17 +139,12 @@ def _queues(
             twin = twins.get(job)
             if twin is not None and twin.queue is queue:
                 waiting.append(twin)
-            elif state.may_run(job, batch.worker) and not _taken(job, others):
+            elif state.may_run(job, batch.worker) and job not in taken:
                 waiting.append(job)
         waiting += came.get(queue, ())
         if waiting:
             queues[name] = waiting
     return queues
-
-
-def _taken(job: Entry, plans: Sequence[Plan]) -> bool:
-    """Whether another worker is to run `job` next."""
-    return any(plan.takes(job) for plan in plans)
 
 
 def _moved_on(

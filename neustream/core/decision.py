@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from neustream.core.graph import Stage
 from neustream.core.job import Job
@@ -21,6 +21,13 @@ def check_drops(policy: Policy, drop: Iterable[Job], live: Mapping[str, Job]) ->
     for job in drop:
         if not _runnable(job, live):
             raise PolicyError(f"{named(policy)} dropped {job!r}, which is not waiting")
+
+
+def check_apart(policy: Policy, jobs: Iterable[Job], drop: Container[Job]) -> None:
+    """Nobody can both run and be dropped."""
+    for job in jobs:
+        if job in drop:
+            raise PolicyError(f"{named(policy)} chose {job!r} and dropped it")
 
 
 def step_label(policy: Policy, jobs: Sequence[Job], view: View, live: Mapping[str, Job]) -> str:

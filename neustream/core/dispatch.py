@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 from neustream.core.ahead import Forecast, Plan, forecast
 from neustream.core.batch import Batch
 from neustream.core.decision import (
+    check_apart,
     check_drops,
     check_progress,
     check_wake,
@@ -97,7 +98,19 @@ class Dispatch:
             view = self._view_ahead(state, batch, ahead, over_at)
             self.decisions += 1
             self._note(plan, policy, policy.decide(view), view, ahead)
+            self._drop_early(state, batch, plan)
         state.plans[batch.worker] = plan
+
+    def _drop_early(self, state: PoolState, batch: Batch, plan: Plan) -> None:
+        """End waiting jobs that the plan drops, if no worker that may run them is free before."""
+        first = len(state.running) == state.pool.workers
+        for other in state.running.values():
+            first = first and self._times.over_at(other) >= self._times.over_at(batch)
+        for job, reason in list(plan.drop.items()):
+            bound = state.pool.sticky and job.worker == batch.worker
+            if job not in plan.ran and (first or bound):
+                del plan.drop[job]
+                self._lives.end(cast(Entry, job), "dropped", reason, plan.decided_at)
 
     def _note(
         self, plan: Plan, policy: Policy, decision: Decision, view: View, ahead: Forecast
@@ -106,12 +119,13 @@ class Dispatch:
         real: dict[Job, Entry] = {
             twin: job for job, twin in ahead.twins.items() if twin is not None
         }
-        waiting = {job: why for job, why in decision.drop.items() if job not in real}
-        self._drop(policy, waiting, plan.decided_at)
-        plan.drop = {real[job]: why for job, why in decision.drop.items() if job in real}
+        waiting = [job for job in decision.drop if job not in real]
+        check_drops(policy, waiting, self._lives.jobs)
+        plan.drop = {real.get(job, job): why for job, why in decision.drop.items()}
         jobs = tuple(decision.jobs)
         if not jobs:
             return
+        check_apart(policy, jobs, decision.drop)
         live = {**self._lives.jobs, **{twin.id: twin for twin in real}}
         label = step_label(policy, jobs, view, live)
         plan.parts = step_sizes(policy, jobs, decision.sizes, label)

@@ -120,6 +120,8 @@ class PoolState:
         for job in entries:
             job.status = "running"
             job.round = job.queue.rounds
+        for plan in self.plans.values():
+            plan.changed = plan.changed or not plan.taken.isdisjoint(entries)
         if self.blocks is not None:
             self._hold_blocks(batch.jobs, batch.sizes)
         self.running[batch.id] = batch

@@ -134,6 +134,7 @@ class Drive:
         for worker in list(idle):
             now = self._clock.now()
             batch = self.deciding.next(pool, worker, now)
+            self.settle()  # what it gave up ended before anything that follows
             if batch is not None:
                 idle.remove(worker)
                 begun = self._clock.now()
@@ -152,7 +153,6 @@ class Drive:
         info = batch.info()
         self._under_way[batch.id] = info, batch
         self._steps[batch] = self
-        self.settle()
         self._tell(Started(info, now, self.name))
         executor = self.executors[batch.pool]
         if self.deciding.forgiving:
@@ -205,6 +205,7 @@ class Drive:
             late = now >= self.scheduler.times.over_at(batch)
             if late or not self.scheduler.planned(batch):
                 self.deciding.plan(batch, now)
+                self.settle()
             looks.looked(batch, now)
 
     # -- steps that do not come back --------------------------------------------------------------

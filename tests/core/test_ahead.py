@@ -390,6 +390,30 @@ def test_a_planned_step_that_cannot_be_is_a_fault_at_once():
     assert not tested.planned(batch)
 
 
+def test_a_plan_that_runs_and_drops_a_job_is_a_fault_at_once():
+    hand = Hand(FCFS().decide)
+    tested = scheduler(hand)
+    batch = start(tested, request("a"))
+    tested.submit(request("b"), 0.25)
+    hand.choose = lambda view: Decision(view.jobs, dict.fromkeys(view.jobs, "no"))
+    with pytest.raises(PolicyError, match=r"chose Job.* and dropped it"):
+        tested.plan(batch, 0.25)
+    assert set(tested.jobs) == {"a", "b"}
+
+
+def test_a_worker_that_is_free_later_gives_up_nobody_before_its_step_is_over():
+    tested = scheduler(FCFS(), workers=2)
+    one = start(tested, request("a"), request("b"))  # 1.25 s
+    tested.submit(request("c"), 0.0)
+    two = tested.next_batch("gpu", 0.0, 1)  # 1.0 s
+    tested.submit(request("d", steps=0, total=1.6), 0.5)  # 0.5 s: in time from 1.0 on, not from 1.25
+    tested.plan(one, 0.5)
+    assert "d" in tested.jobs
+    tested.plan(two, 0.5)
+    following, by_policy = asked(tested, over(tested, two), 1)
+    assert (ids(following.jobs), by_policy) == (["d"], False)
+
+
 def test_planning_after_a_step_that_is_over_is_a_fault():
     tested = scheduler()
     batch = start(tested, request("a"))

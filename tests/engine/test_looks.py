@@ -16,6 +16,7 @@ from neustream import (
     Decision,
     EventLog,
     Graph,
+    LinearProfile,
     ProfiledExecutor,
     Request,
     RequestError,
@@ -229,3 +230,42 @@ def test_whatever_steps_and_decisions_take_everybody_ends_once(policy, arrivals,
     for record in done:
         steps = next(request.params["steps"] for request in requests if request.id == record.id)
         assert ran.count(record.id) == steps + 1
+
+
+# -- several workers -------------------------------------------------------------------------------
+
+SIZED = Graph("sized", Stage("s", 1, size=lambda job: job.params["s"]))
+SECONDS = {"s": LinearProfile("s", base=0.0, per_size=1.0, max_batch=1)}
+
+
+def on_two_workers(*asked, sticky=False):
+    """How requests of some seconds each end: (arrival, seconds, promised total)."""
+    told, clock = Told(), VirtualClock(1e-3)
+    tested = engine(
+        SIZED, SECONDS, workers=2, clock=clock, observers=[told], executor=ProfiledExecutor(), sticky=sticky
+    )
+    tested.run(
+        Request(f"r{index}", SIZED, arrival, SLO(total=total), {"s": seconds})
+        for index, (arrival, seconds, total) in enumerate(asked)
+    )
+    return {record.id: (record.status, record.at) for record in told.of(Ended)}
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_who_waits_for_the_worker_that_is_free_next_is_not_given_up_for_another_one(sticky):
+    ended = on_two_workers((0.0, 100.0, 999.0), (0.0, 1.0, 999.0), (0.5, 1.0, 3.0), sticky=sticky)
+    assert ended["r2"][0] == "done"
+    assert ended["r2"][1] < 2.1
+
+
+def test_a_plan_for_later_keeps_nobody_from_the_worker_that_is_free_next():
+    asked = [(0.0, 100.0, 999.0), (0.0, 1.0, 999.0), (0.5, 1.0, 999.0), (0.6, 1.0, 999.0)]
+    ended = on_two_workers(*asked)
+    assert ended["r2"][1] < 2.1
+    assert ended["r3"][1] < 3.1
+
+
+def test_who_has_no_hope_with_any_worker_hears_of_it_at_once():
+    ended = on_two_workers((0.0, 100.0, 999.0), (0.0, 50.0, 999.0), (0.5, 1.0, 3.0))
+    assert ended["r2"][0] == "dropped"
+    assert ended["r2"][1] < 0.7

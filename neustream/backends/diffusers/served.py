@@ -21,6 +21,7 @@ from neustream.core.batch import StepInput
 from neustream.core.graph import Graph
 from neustream.core.job import Job
 from neustream.core.profile import LatencyProfile, TableProfile, UnitProfile
+from neustream.engine.answers import Result
 from neustream.errors import BackendError, RequestError
 
 SAMPLE: Mapping[str, Any] = {"prompt": "a lighthouse in a storm", "class_labels": [0]}
@@ -185,3 +186,11 @@ def share_of(of: str, usual: int, job: Job) -> float:
     """How many times as many samples or rows as usual a request has: the size of its steps."""
     count: int = job.params[of]
     return count / usual
+
+
+def output_of(result: Result) -> Any:
+    """What the pipeline returned; RequestError if the request has none, and why."""
+    output = result.unwrap()
+    if "output" not in output:
+        raise RequestError(f"request {result.id!r}: the pipeline's call did not end with its last stage")
+    return output["output"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import logging
@@ -10,10 +9,8 @@ import math
 import shutil
 import sys
 import tempfile
-import threading
 import uuid
-import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -21,10 +18,12 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from neustream.backends.answer import Answer
 from neustream.backends.diffusers.calls import Call
+from neustream.backends.diffusers.claims import claim, free
 from neustream.backends.diffusers.measured import ProfileCache, timed
 from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
-from neustream.backends.diffusers.parts import models_of, parts_of
+from neustream.backends.diffusers.parts import parts_of
 from neustream.backends.diffusers.request import (
     check,
     kind_of,
@@ -34,7 +33,16 @@ from neustream.backends.diffusers.request import (
     without_side_effects,
 )
 from neustream.backends.diffusers.run import Progress
-from neustream.backends.diffusers.served import Generators, Served, Shape, default_sample, label_of, predicted, share_of
+from neustream.backends.diffusers.served import (
+    Generators,
+    Served,
+    Shape,
+    default_sample,
+    label_of,
+    output_of,
+    predicted,
+    share_of,
+)
 from neustream.backends.options import measuring, policy_of, slo_of
 from neustream.core.events import Corrected
 from neustream.core.graph import Graph, Stage
@@ -58,39 +66,8 @@ log = logging.getLogger("neustream")
 POOL = "device"
 OFF = 0.2
 """A profile that is off by more than this share is warned about, once a stage."""
-SAMPLE: Mapping[str, Any] = {"prompt": "a lighthouse in a storm", "class_labels": [0]}
-"""What pipelines are measured with at the start, as far as they take it."""
 RESERVED = {"slo", "id", "model", "on_step"}
 """Arguments of `submit` itself."""
-
-
-class Answer(Future[Any]):
-    """What `submit` returns: the pipeline's own output, once it is there.
-
-    A `concurrent.futures.Future` that can be awaited too. `result()` raises RequestError if the request
-    was dropped or failed, CancelledError if it was cancelled; `cancel()` gives the request up, at the
-    latest after the step that it is in. `ended` says how it went and how long it took.
-    """
-
-    def __init__(self, id: str, give_up: Callable[[str], Any]) -> None:
-        super().__init__()
-        self.id = id
-        self.ended: Result | None = None
-        self._give_up = give_up
-
-    def cancel(self) -> bool:
-        cancelled = super().cancel()
-        if cancelled and self.ended is None:
-            self._give_up(self.id)
-        return cancelled
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self).__await__()
-
-
-_served: weakref.WeakValueDictionary[int, PipelineEngine] = weakref.WeakValueDictionary()
-"""Which engine serves a model, by the model's id."""
-_claims = threading.Lock()
 
 
 class PipelineEngine:
@@ -163,7 +140,11 @@ class PipelineEngine:
         self._executor = ThreadExecutor({})
         observers = [self.report, self._watch, *observers]
         self.engine = Engine(Member(scheduler, {POOL: self._executor}), WallClock(), observers)
-        self._claim()
+        try:
+            claim(self, self._pipes)
+        except BackendError:
+            self._executor.close()
+            raise
         self.engine.start()
         try:
             self._prepare(samples)
@@ -181,7 +162,7 @@ class PipelineEngine:
         model: str | None = None,
         on_step: Callable[[Progress], None] | None = None,
         **kwargs: Any,
-    ) -> Answer:
+    ) -> Answer[Any]:
         """Ask for one call of the pipeline with its own arguments; safe from any thread.
 
         The stock call looks at its arguments first and raises what it has against them. A call of a
@@ -210,7 +191,7 @@ class PipelineEngine:
             "samples": samples_of(whole),
             "on_step": on_step,
         }
-        answer = Answer(name, self._give_up)
+        answer = Answer[Any](name, self._give_up)
         promise = self.slo if slo is None else slo_of(slo)
         self._generators.take(named, name)
         try:
@@ -228,13 +209,9 @@ class PipelineEngine:
     def close(self, *, cancel: bool = False) -> None:
         """Serve what is open (or cancel it), then stop; the pipeline is the caller's again."""
         self.engine.close(cancel=cancel)
-        with _claims:
-            for served in self._models.values():
-                for _, model in models_of(served.pipe):
-                    if _served.get(id(model)) is self:
-                        del _served[id(model)]
-        for served in self._models.values():
-            served.pipe.maybe_free_model_hooks()
+        free(self, self._pipes)
+        for pipe in self._pipes:
+            pipe.maybe_free_model_hooks()
 
     def __enter__(self) -> PipelineEngine:
         return self
@@ -247,6 +224,10 @@ class PipelineEngine:
         """The profiles that decisions are made by now, corrections included."""
         return self.engine.members[0].scheduler.times.profiles
 
+    @property
+    def _pipes(self) -> list[DiffusionPipeline]:
+        return [served.pipe for served in self._models.values()]
+
     # -- inside: requests -----------------------------------------------------------------------------
 
     def _model(self, name: str | None) -> Served:
@@ -256,20 +237,9 @@ class PipelineEngine:
             raise RequestError(f"model={name!r}: {nearest(str(name), self._models)}")
         return self._models[name]
 
-    def _answered(self, answer: Answer, done: Future[Result], named: Mapping[str, Any]) -> None:
+    def _answered(self, answer: Answer[Any], done: Future[Result], named: Mapping[str, Any]) -> None:
         self._generators.free(named)
-        error = done.exception()
-        if error is None:
-            answer.ended = done.result()
-        if not answer.set_running_or_notify_cancel():
-            return  # its caller cancelled it
-        if error is not None:
-            answer.set_exception(error)
-            return
-        try:
-            answer.set_result(_output_of(done.result()))
-        except RequestError as failed:
-            answer.set_exception(failed)
+        answer.settle(done, output_of)
 
     def _give_up(self, name: str) -> None:
         with contextlib.suppress(RequestError):  # the engine is closed: it is over anyway
@@ -395,19 +365,6 @@ class PipelineEngine:
 
     # -- inside: the engine ---------------------------------------------------------------------------
 
-    def _claim(self) -> None:
-        with _claims:
-            for served in self._models.values():
-                for name, model in models_of(served.pipe):
-                    if _served.get(id(model), self) is not self:
-                        self._executor.close()
-                        raise BackendError(
-                            f"{name} of {type(served.pipe).__name__} is served by another engine: close that first"
-                        )
-            for served in self._models.values():
-                for _, model in models_of(served.pipe):
-                    _served[id(model)] = self
-
     def _watch(self, record: Record) -> None:
         if not isinstance(record, Corrected) or record.stage in self._warned:
             return
@@ -433,14 +390,6 @@ def profile(pipe: DiffusionPipeline, calls: Sequence[Mapping[str, Any]], out: Pa
         PipelineEngine(pipe, samples=calls, cache=Path(folder), **options).close()
         files = sorted(Path(folder).rglob("*.json"))
         return [Path(shutil.copy(file, out / file.name)) for file in files]
-
-
-def _output_of(result: Result) -> Any:
-    """What the pipeline returned; RequestError if the request has none, and why."""
-    output = result.unwrap()
-    if "output" not in output:
-        raise RequestError(f"request {result.id!r}: the pipeline's call did not end with its last stage")
-    return output["output"]
 
 
 def _servable(name: str, pipe: Any) -> None:

@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from neustream.backends.transformers.modules import Ask, Texts, modules_of
 from neustream.backends.transformers.replicas import Replica, places_of, replicate
 from neustream.backends.transformers.request import ask_of
 from neustream.backends.transformers.sampling import Sampling
-from neustream.backends.transformers.stream import Answer
+from neustream.backends.transformers.stream import Answer, Completion
 from neustream.core.batch import StepInput
 from neustream.core.events import Emitted
 from neustream.core.graph import Graph
@@ -226,20 +227,7 @@ class TextEngine:
 
     def _answered(self, answer: Answer, done: Future[Result], prompt: int) -> None:
         del self._answers[answer.id]
-        error = done.exception()
-        if error is None:
-            answer.ended = done.result()
-        if not answer.set_running_or_notify_cancel():
-            return  # its caller cancelled it
-        if error is not None:
-            answer.set_exception(error)
-            return
-        result = done.result()
-        try:
-            reason = "stop" if result.unwrap()["ended"] else "length"
-            answer.set_result(answer.complete(prompt, result, reason))  # type: ignore[arg-type]
-        except Exception as failed:  # dropped, failed or cancelled; or the tokenizer's own
-            answer.set_exception(failed)
+        answer.settle(done, partial(_completion, answer, prompt))
 
     def _give_up(self, name: str) -> None:
         with contextlib.suppress(RequestError):  # the engine is closed: it is over anyway
@@ -249,6 +237,12 @@ class TextEngine:
 def serve(model: PreTrainedModel, tokenizer: Any = None, **options: Any) -> TextEngine:
     """A running `TextEngine` for `model`; `options` are its own."""
     return TextEngine(model, tokenizer, **options)
+
+
+def _completion(answer: Answer, prompt: int, result: Result) -> Completion:
+    """What came of a prompt of so many tokens; RequestError if nothing did."""
+    ended = result.unwrap()["ended"]
+    return answer.complete(prompt, result, "stop" if ended else "length")
 
 
 def _replica(model: LanguageModel) -> Replica:

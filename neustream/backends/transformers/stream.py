@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from neustream.backends import answer
 from neustream.engine.answers import Result
 
 Reason = Literal["stop", "length"]
@@ -97,7 +97,7 @@ class Pieces:
         return text
 
 
-class Answer(Future[Completion]):
+class Answer(answer.Answer[Completion]):
     """What `submit` returns: a Completion once it is there, and its tokens before.
 
     A `concurrent.futures.Future` that can be awaited, and iterated (`for` and `async for`) for
@@ -108,12 +108,9 @@ class Answer(Future[Completion]):
     """
 
     def __init__(self, id: str, max_tokens: int, tokenizer: Any, give_up: Callable[[str], Any]) -> None:
-        super().__init__()
-        self.id = id
+        super().__init__(id, give_up)
         self.max_tokens = max_tokens
-        self.ended: Result | None = None
         self._tokenizer = tokenizer
-        self._give_up = give_up
         self._came: list[tuple[int, float, bool]] = []  # id, seconds, whether it is the last
         self._news = threading.Condition()
         self._wakers: set[Callable[[], Any]] = set()
@@ -123,15 +120,6 @@ class Answer(Future[Completion]):
     def token_ids(self) -> list[int]:
         """Those that came so far."""
         return [id for id, _, _ in self._came]
-
-    def cancel(self) -> bool:
-        cancelled = super().cancel()
-        if cancelled and self.ended is None:
-            self._give_up(self.id)
-        return cancelled
-
-    def __await__(self) -> Generator[Any, None, Completion]:
-        return asyncio.wrap_future(self).__await__()
 
     def __iter__(self) -> Iterator[Token]:
         pieces, at = Pieces(self._tokenizer), 0

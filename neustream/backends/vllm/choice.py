@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from neustream.core.decision import (
+    check_apart,
     check_drops,
     check_progress,
     check_wake,
@@ -61,9 +62,7 @@ def _checked(policy: Policy, decision: Decision, view: View, in_flight: bool) ->
     jobs = tuple(decision.jobs)
     if jobs:
         label = step_label(policy, jobs, view, live)
-        for job in jobs:
-            if job.id in drop:
-                raise PolicyError(f"{named(policy)} chose {job!r} and dropped it")
+        check_apart(policy, jobs, decision.drop)
         return _choice(jobs, step_sizes(policy, jobs, decision.sizes, label), drop)
     if decision.wake_at is not None:
         check_wake(policy, decision.wake_at, view.now)

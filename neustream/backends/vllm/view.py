@@ -188,11 +188,7 @@ class ViewBuilder:
         for id, request in requests.items():
             if request.status not in self._runnable:
                 continue
-            job = self.jobs.get(id)
-            if job is None or job.source is not request or job.came_at != request.arrival_time:
-                job = self.jobs[id] = self._come(request, slos.get(id, _NOTHING), now)
-            else:
-                self._read(job, now)
+            job = self._job_of(request, slos.get(id, _NOTHING), now)
             some_unpromised = some_unpromised or not job.promised
             if job.calls_left and not _drains(request):
                 (decodes if job.stage is self._decode else prefills).append(job)
@@ -227,6 +223,16 @@ class ViewBuilder:
             unpromised=self._unpromised,
             memo=self._memo,
         )
+
+    def _job_of(self, request: VllmRequest, slo: SLO, now: float) -> RequestJob:
+        """The job of a request, as far as that is by now."""
+        id = request.request_id
+        job = self.jobs.get(id)
+        if job is None or job.source is not request or job.came_at != request.arrival_time:
+            job = self.jobs[id] = self._come(request, slo, now)
+        else:
+            self._read(job, now)
+        return job
 
     def _come(self, source: VllmRequest, slo: SLO, now: float) -> RequestJob:
         """A request that is seen for the first time, in whatever state it is."""
