@@ -201,7 +201,7 @@ def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> float:
 
     graph = Graph("llm", llm("llm", max_batch=SEATS))
     lengths = {asked.id: asked.end for asked in some}
-    pool = Pool("vllm", tuple(graph.stages), kv_cache=KVCache(BLOCKS - 1, BLOCK), step_tokens=STEP_TOKENS)
+    pool = Pool("vllm", tuple(graph.stages), kv_caches={"llm": KVCache(BLOCKS - 1, BLOCK)}, step_tokens=STEP_TOKENS)
     requests = [
         Request(
             asked.id,

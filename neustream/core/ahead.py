@@ -102,22 +102,22 @@ class Forecast(NamedTuple):
     """A pool as it should be when a step is over.
 
     `queues`: as in a View. `twins`: for each job of the step, what it should be like then; None if
-    it should be gone. `freed`: KV blocks of those.
+    it should be gone. `freed`: KV blocks of those, by model.
     """
 
     queues: dict[str, Sequence[Job]]
     twins: dict[Entry, Entry | None]
-    freed: int
+    freed: Mapping[str, int]
 
 
 def forecast(state: PoolState, batch: Batch, at: float, work: Work) -> Forecast:
     """The pool as it should be when `batch` is over, at the instant `at`."""
     twins: dict[Entry, Entry | None] = {}
-    freed = 0
+    freed: dict[str, int] = {}
     for job, size in zip(cast(tuple[Entry, ...], batch.jobs), batch.sizes, strict=True):
         twin = _moved_on(job, size, batch, at, work, state)
-        if twin is None or not twin.num_blocks:
-            freed += job.num_blocks
+        if job.num_blocks and job.stage is not None and (twin is None or not twin.num_blocks):
+            freed[job.stage.model] = freed.get(job.stage.model, 0) + job.num_blocks
         twins[job] = twin
     sooner = [plan.taken for plan in state.plans.values() if plan.over_at <= at]
     taken = set[Entry]().union(*sooner)  # by workers that are free before: later ones come too late

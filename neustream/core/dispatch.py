@@ -157,7 +157,7 @@ class Dispatch:
             tuple(state.running.values()),
             recent.demands,
             times.speed,
-            0 if state.blocks is None else state.blocks.free,
+            state.free_blocks,
             recent.lengths,
             times.spread,
             state.unpromised,
@@ -178,7 +178,7 @@ class Dispatch:
             tuple([other for other in state.running.values() if other is not batch]),
             recent.demands,
             times.speed,
-            0 if state.blocks is None else state.blocks.free + ahead.freed,
+            {model: free + ahead.freed.get(model, 0) for model, free in state.free_blocks.items()},
             recent.lengths,
             times.spread,
             unpromised,
@@ -189,9 +189,14 @@ class Dispatch:
         """What the policy decides, and the step that comes of it, if any."""
         decision = self._decide(policy, view)
         batch = self._start_decided(state, policy, decision, view)
-        if decision.jobs and batch is None:  # no blocks for any of them: jobs that hold some go on
+        full: set[str] = set()
+        while decision.jobs and batch is None:  # no blocks for any: jobs that hold some go on
+            model = _model_of(decision)
+            if model in full:
+                break
+            full.add(model)
             view = self._view(state, view.now, view.worker)
-            holders = with_blocks(view)
+            holders = with_blocks(view, full)
             decision = self._decide(policy, holders if holders.queues else view)
             batch = self._start_decided(state, policy, decision, view)
         return decision, batch
@@ -224,13 +229,14 @@ class Dispatch:
         """Start a step; None if there are no blocks for any of its jobs."""
         jobs, sizes, expected, now = step.jobs, step.sizes, step.expected, step.now
         preempted: tuple[Job, ...] = ()
-        if state.blocks is not None:
-            seats = state.blocks.allocate(jobs, sizes, state.all_jobs())
+        blocks = state.blocks_at(jobs[0].stage)
+        if blocks is not None:
+            seats = blocks.allocate(jobs, sizes, state.jobs_of(blocks.model))
             if len(seats.jobs) < len(jobs):
                 expected = None
             jobs, sizes, preempted = seats.jobs, seats.sizes, seats.preempted
             for job in seats.too_large:
-                self._lives.end(cast(Entry, job), "failed", state.blocks.misfit(job), now)
+                self._lives.end(cast(Entry, job), "failed", blocks.misfit(job), now)
             for job in preempted:
                 self._lives.preempt(cast(Entry, job), now)
         if not jobs:
@@ -253,3 +259,11 @@ class Dispatch:
         )
         state.run(batch)
         return batch
+
+
+def _model_of(decision: Decision) -> str:
+    """The language model of a step; failed jobs are at no stage any more."""
+    for job in decision.jobs:
+        if job.stage is not None:
+            return job.stage.model
+    return ""

@@ -1,4 +1,4 @@
-"""The KV cache of a pool in blocks: who holds how many, who fits, and who must give way.
+"""The KV cache of a language model in blocks: who holds how many, who fits, who must give way.
 
 `BlockPool` answers; the scheduler acts on the answers.
 """
@@ -48,6 +48,7 @@ class Ticket:
 
     number: int
     pool: str
+    model: str
     blocks: int
 
 
@@ -62,14 +63,20 @@ class Allocation:
 
 
 class BlockPool:
-    """The blocks of one pool's KV cache."""
+    """The blocks of one model's KV cache in one pool. Jobs of other models have no part in it."""
 
-    def __init__(self, pool: str, cache: KVCache) -> None:
+    def __init__(self, pool: str, model: str, cache: KVCache) -> None:
         self.pool = pool
+        self.model = model
         self.cache = cache
         self.used = 0
         self._tickets: dict[int, Ticket] = {}
         self._next_ticket = 1
+
+    @property
+    def name(self) -> str:
+        """How errors call it."""
+        return f"pool {self.pool!r}, model {self.model!r}"
 
     @property
     def reserved(self) -> int:
@@ -101,15 +108,15 @@ class BlockPool:
         """Keep blocks for a request that is on its way; RequestError if they are not free."""
         if not 0 <= tokens < math.inf:
             raise RequestError(
-                f"pool {self.pool!r}: tokens to reserve must be a number >= 0, got {tokens!r}"
+                f"{self.name}: tokens to reserve must be a number >= 0, got {tokens!r}"
             )
         blocks = self.cache.blocks_of(tokens)
         if blocks > self.free:
             raise RequestError(
-                f"pool {self.pool!r}: cannot reserve {blocks} blocks ({tokens:g} tokens), "
+                f"{self.name}: cannot reserve {blocks} blocks ({tokens:g} tokens), "
                 f"{self.free} of {self.cache.num_blocks} are free"
             )
-        ticket = Ticket(self._next_ticket, self.pool, blocks)
+        ticket = Ticket(self._next_ticket, self.pool, self.model, blocks)
         self._next_ticket += 1
         self._tickets[ticket.number] = ticket
         return ticket
@@ -117,9 +124,7 @@ class BlockPool:
     def release(self, ticket: Ticket) -> None:
         """Give reserved blocks back; RequestError if they were given back before."""
         if self._tickets.get(ticket.number) != ticket:
-            raise RequestError(
-                f"pool {self.pool!r}: {ticket} is not reserved, or was released before"
-            )
+            raise RequestError(f"{self.name}: {ticket} is not reserved, or was released before")
         del self._tickets[ticket.number]
 
     # -- a step -----------------------------------------------------------------------------------
@@ -135,14 +140,14 @@ class BlockPool:
         name = "" if stage is None else stage.name
         return (
             f"request {job.id!r}: stage {name!r} needs KV cache for {job.size:.0f} tokens at once, "
-            f"pool {self.pool!r} has {cache.capacity} "
+            f"that of model {self.model!r} in pool {self.pool!r} has {cache.capacity} "
             f"({cache.num_blocks} blocks of {cache.block_size})"
         )
 
     def allocate(
         self, jobs: Sequence[Job], sizes: Sequence[float], others: Iterable[Job]
     ) -> Allocation:
-        """Blocks for a step of `jobs`, in order of importance; `others` are all jobs of the pool.
+        """Blocks for a step of `jobs`, in order of importance; `others` are all jobs of the model.
 
         Jobs that the whole cache does not suffice for are told apart: they are to end, so their
         blocks count as free. A job without blocks never preempts. A job with blocks that needs more

@@ -75,7 +75,7 @@ class Lives:
             raise GraphError(f"request {carry.id!r} is at the end of graph {graph.name!r}")
         state = self.pool_of.get(stage.name)
         if cached and state is not None:
-            state.check_room(carry)
+            state.check_room(carry, stage)
         self._enlist(job)
         with self._forgotten_if_it_fails(job):
             self._enter(job, stage, now)
@@ -112,6 +112,8 @@ class Lives:
                 raise GraphError(
                     f"graph {graph.name!r}: another graph already has a stage named {name!r}"
                 )
+            if name in self.pool_of:
+                self.pool_of[name].check_cache(graph, stage)
         self._stages.update(graph.stages)
         self._checked.add(graph)
 
@@ -188,8 +190,9 @@ class Lives:
         left, job.stage = job.stage, stage
         self.work.measure(job)
         state = self.pool_of.get(stage.name)
-        if state is not None and state.blocks is not None and not state.blocks.fits(job):
-            raise RequestError(state.blocks.misfit(job))
+        blocks = None if state is None else state.blocks_at(stage)
+        if blocks is not None and not blocks.fits(job):
+            raise RequestError(blocks.misfit(job))
         if stage is left:
             return
         if left is not None and self.pool_of.get(left.name) is not state:

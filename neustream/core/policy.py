@@ -26,8 +26,9 @@ from neustream.core.types import TICK
 class Pool:
     """Interchangeable workers (one GPU each, usually) that run the same stages.
 
-    `sticky`: once started, a job stays on its worker (its tensors live there). `kv_cache`: that of
-    the language models served here (one worker's). `step_tokens`: the most tokens that a step of a
+    `sticky`: once started, a job stays on its worker (its tensors live there). `kv_caches`:
+    those of the language models served here, by `Stage.model` (one worker's); without any there is
+    no limit. `step_tokens`: the most tokens that a step of a
     language model computes, prompts' and decodes', for policies that prefill in parts.
 
     `concurrency`: a pool without a policy, for tools and other things that just start. Its jobs do
@@ -38,7 +39,7 @@ class Pool:
     stages: tuple[str, ...]
     workers: int = 1
     sticky: bool = False
-    kv_cache: KVCache | None = None
+    kv_caches: Mapping[str, KVCache] = field(default_factory=dict)
     step_tokens: int = 2048
     concurrency: int | None = None
 
@@ -69,7 +70,7 @@ class View:
         recent: what the latest requests to any pool asked for, in the order they came.
         speed: how many times their expected latency the steps of a stage have been taking lately (1
             where none has run); `spread` has the distribution.
-        free: blocks of the pool's KV cache that nobody holds.
+        free: blocks of each KV cache of the pool that nobody holds, by model.
         lengths: what is known of how long generations get, by model.
         unpromised: what requests without a promise got of the device.
         memo: for what a rule computes from a view and would compute again. It lives as long as the
@@ -84,7 +85,7 @@ class View:
     running: Sequence[Batch] = ()
     recent: tuple[Demand, ...] = ()
     speed: Mapping[str, float] = field(default_factory=dict)
-    free: int = 0
+    free: Mapping[str, int] = field(default_factory=dict)
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
     spread: Mapping[str, Ratios] = field(default_factory=dict)
     unpromised: Unpromised = field(default_factory=Unpromised)
@@ -156,10 +157,10 @@ class Decision:
 
     Args:
         jobs: who runs now, in order of importance. All at one stage, or at stages of one model.
-            Empty: stay idle. Where the pool's memory does not suffice for all, jobs that hold none
-            are left out, and a job that holds some takes the blocks of the least important who do:
-            first those that are not chosen, the latest first, then the chosen ones from the end.
-            Who loses its blocks goes back to the stage that filled them.
+            Empty: stay idle. Where the model's KV cache does not suffice for all, jobs that hold
+            none of it are left out, and a job that holds some takes the blocks of the least
+            important who do: first those that are not chosen, the latest first, then the chosen
+            ones from the end. Who loses its blocks goes back to the stage that filled them.
         drop: who is given up, and why; the caller gets that reason.
         wake_at: with no jobs, when to be asked again if nothing else happens before.
         sizes: at most so much of a job's sized step now (chunked prefill); the rest stays ahead.

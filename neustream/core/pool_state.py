@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from neustream.core.ahead import Plan
 from neustream.core.batch import Batch
 from neustream.core.carry import Carry
+from neustream.core.graph import Graph, Stage
 from neustream.core.job import Entry, Job, Queue
-from neustream.core.kv_cache import BlockPool
+from neustream.core.kv_cache import BlockPool, KVCache
 from neustream.core.policy import Policy, Pool, Unpromised, View
 from neustream.errors import GraphError, PolicyError, RequestError, shown
 
@@ -21,7 +22,7 @@ class PoolState:
     Attributes:
         queues: by stage; running: steps under way by their id.
         plans: what workers do after the steps that they are in, where that is decided.
-        blocks: of its KV cache, None without one.
+        blocks: of its KV caches, by model.
         wake_at: when the policy wants to be asked again.
         out: jobs that are in a queue and in no view (held).
         unpromised: what jobs without a promise got of the device.
@@ -47,7 +48,9 @@ class PoolState:
             _check_policy(pool, policy)
         self.pool = pool
         self.policy = policy  # None: jobs just start
-        self.blocks = None if pool.kv_cache is None else BlockPool(pool.name, pool.kv_cache)
+        self.blocks = {
+            model: BlockPool(pool.name, model, cache) for model, cache in pool.kv_caches.items()
+        }
         self.queues: dict[str, Queue] = {}
         self.running: dict[int, Batch] = {}
         self.plans: dict[int, Plan] = {}
@@ -99,10 +102,6 @@ class PoolState:
             plan.changed = True
             plan.came.append(job)
 
-    def all_jobs(self) -> list[Job]:
-        """Its live jobs, waiting, held or running."""
-        return [job for queue in self.queues.values() for job in queue.jobs.values()]
-
     def unpromised_after(self, batch: Batch, seconds: float) -> Unpromised:
         """What jobs without a promise will have got after a step that runs while some are there."""
         count = sum([not job.promised for job in batch.jobs])
@@ -122,7 +121,7 @@ class PoolState:
             job.round = job.queue.rounds
         for plan in self.plans.values():
             plan.changed = plan.changed or not plan.taken.isdisjoint(entries)
-        if self.blocks is not None:
+        if self.blocks:
             self._hold_blocks(batch.jobs, batch.sizes)
         self.running[batch.id] = batch
 
@@ -158,22 +157,65 @@ class PoolState:
     @property
     def blocks_kept(self) -> bool:
         """Whether KV blocks may be kept for requests that are in no view: held, or on their way."""
-        return self.blocks is not None and (self.out > 0 or self.blocks.reserved > 0)
+        if not self.blocks:
+            return False
+        return self.out > 0 or any(blocks.reserved for blocks in self.blocks.values())
+
+    @property
+    def free_blocks(self) -> dict[str, int]:
+        """Blocks that nobody holds, by model."""
+        return {model: blocks.free for model, blocks in self.blocks.items()}
+
+    def blocks_at(self, stage: Stage | None) -> BlockPool | None:
+        """The blocks that jobs at a stage hold and need; None where there is no limit."""
+        return None if stage is None else self.blocks.get(stage.model)
+
+    def blocks_of(self, model: str) -> BlockPool:
+        """The blocks of a model; RequestError if it has no KV cache here."""
+        blocks = self.blocks.get(model)
+        if blocks is None:
+            raise RequestError(
+                f"pool {self.pool.name!r} has no KV cache of model {model!r}; "
+                f"KV caches: {sorted(self.blocks)}"
+            )
+        return blocks
+
+    def jobs_of(self, model: str) -> list[Job]:
+        """Its live jobs at the stages of a model."""
+        jobs: list[Job] = []
+        for queue in self.queues.values():
+            for job in queue.jobs.values():
+                if job.stage is None or job.stage.model != model:
+                    break  # those of a queue are all at one stage
+                jobs.append(job)
+        return jobs
 
     def set_tokens(self, job: Job, tokens: float) -> None:
         """Let `job` hold the blocks of so many tokens."""
-        if self.blocks is not None and (tokens or job.num_blocks):
-            self.blocks.set_tokens(job, tokens)
-
-    def check_room(self, carry: Carry) -> None:
-        """RequestError if there are no blocks for what a request kept where it comes from."""
-        if self.blocks is None:
+        if not tokens and not job.num_blocks:
             return
-        blocks = self.blocks.cache.blocks_of(carry.kept)
-        if blocks > self.blocks.free:
+        blocks = self.blocks_at(job.stage)
+        if blocks is not None:
+            blocks.set_tokens(job, tokens)
+
+    def check_room(self, carry: Carry, stage: Stage) -> None:
+        """RequestError if there are no blocks for what a request at `stage` kept elsewhere."""
+        blocks = self.blocks_at(stage)
+        if blocks is None:
+            return
+        needed = blocks.cache.blocks_of(carry.kept)
+        if needed > blocks.free:
             raise RequestError(
-                f"pool {self.pool.name!r}: request {carry.id!r} comes with {blocks} blocks, "
-                f"{self.blocks.free} of {self.blocks.cache.num_blocks} are free"
+                f"{blocks.name}: request {carry.id!r} comes with {needed} blocks, "
+                f"{blocks.free} of {blocks.cache.num_blocks} are free"
+            )
+
+    def check_cache(self, graph: Graph, stage: Stage) -> None:
+        """GraphError for a model that has no KV cache here although others have one."""
+        if stage.caches and self.blocks and stage.model not in self.blocks:
+            raise GraphError(
+                f"graph {graph.name!r}: model {stage.model!r} of stage {stage.name!r} has no KV "
+                f"cache in pool {self.pool.name!r}; KV caches: {sorted(self.blocks)}"
             )
 
 
@@ -182,18 +224,35 @@ def _check(pool: Pool) -> None:
     name = f"pool {pool.name!r}"
     if pool.workers < 1:
         raise GraphError(f"{name}: workers must be 1 or more, got {pool.workers}")
-    if pool.kv_cache is not None and pool.workers > 1:
+    _check_caches(pool)
+    if pool.kv_caches and pool.workers > 1:
         raise GraphError(f"{name}: a KV cache is one worker's; {pool.workers} need a pool each")
     count = pool.concurrency
     if count is None:
         return
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise GraphError(f"{name}: concurrency must be 1 or more, got {shown(count)}")
-    if pool.workers > 1 or pool.sticky or pool.kv_cache is not None:
+    if pool.workers > 1 or pool.sticky or pool.kv_caches:
         raise GraphError(
-            f"{name}: concurrency is for pools without a policy; workers, sticky and kv_cache do "
+            f"{name}: concurrency is for pools without a policy; workers, sticky and kv_caches do "
             "not go with it"
         )
+
+
+def _check_caches(pool: Pool) -> None:
+    """GraphError for KV caches that are none, or that are no model's."""
+    name = f"pool {pool.name!r}"
+    if not isinstance(pool.kv_caches, Mapping):
+        raise GraphError(
+            f"{name}: kv_caches must map names of models to KVCache, got {shown(pool.kv_caches)}"
+        )
+    for model, cache in pool.kv_caches.items():
+        if not isinstance(model, str) or not model:
+            raise GraphError(f"{name}: kv_caches need names of models, got {shown(model)}")
+        if not isinstance(cache, KVCache):
+            raise GraphError(
+                f"{name}: the KV cache of model {model!r} must be a KVCache, got {shown(cache)}"
+            )
 
 
 def _check_policy(pool: Pool, policy: object) -> None:
@@ -237,11 +296,14 @@ def _of_worker(jobs: list[Entry], worker: int) -> list[Entry]:
     return [job for job in jobs if job.worker in (-1, worker)]
 
 
-def with_blocks(view: View) -> View:
-    """The view without the jobs that hold no KV blocks and would need some."""
+def with_blocks(view: View, models: Collection[str]) -> View:
+    """The view without the jobs of some models that hold no KV blocks and would need some."""
     queues = {}
     for name, queue in view.queues.items():
-        jobs = [job for job in queue if job.num_blocks or not (job.stage and job.stage.caches)]
+        stage = queue[0].stage
+        jobs = queue
+        if stage is not None and stage.caches and stage.model in models:
+            jobs = [job for job in queue if job.num_blocks]
         if jobs:
             queues[name] = jobs
     return replace(view, queues=queues)

@@ -176,21 +176,19 @@ class Scheduler:
             self.release(ticket)
         return self._lives.adopt(carry, graph, now, cached)
 
-    def reserve(self, pool: str, tokens: float) -> Ticket:
-        """Keep KV blocks for a request that is on its way; RequestError if they are not free."""
+    def reserve(self, pool: str, model: str, tokens: float) -> Ticket:
+        """Keep KV blocks of a model for a request that is on its way.
+
+        RequestError if they are not free.
+        """
         state = self._pools.get(pool)
         if state is None:
             raise RequestError(f"reserve: no pool {pool!r}; pools: {sorted(self._pools)}")
-        blocks = state.blocks
-        if blocks is None:
-            raise RequestError(f"pool {pool!r} has no KV cache to reserve {tokens:g} tokens of")
-        return blocks.reserve(tokens)
+        return state.blocks_of(model).reserve(tokens)
 
     def release(self, ticket: Ticket) -> None:
         """Give reserved blocks back; RequestError if they were given back before."""
-        blocks = self._pools[ticket.pool].blocks
-        assert blocks is not None
-        blocks.release(ticket)
+        self._pools[ticket.pool].blocks_of(ticket.model).release(ticket)
 
     # -- steps ------------------------------------------------------------------------------------
 

@@ -90,8 +90,8 @@ def _files(folder: Path, name: str, stage: StageConfig) -> list[Path]:
 def build_pools(experiment: Experiment) -> list[Pool]:
     if experiment.llm is not None:
         kv = experiment.llm.memory
-        cache = None if kv is None else KVCache(kv.tokens // kv.block, kv.block)
-        return [Pool("gpu", tuple(experiment.stages), kv_cache=cache, step_tokens=experiment.llm.step_tokens)]
+        caches = {} if kv is None else {"llm": KVCache(kv.tokens // kv.block, kv.block)}
+        return [Pool("gpu", tuple(experiment.stages), kv_caches=caches, step_tokens=experiment.llm.step_tokens)]
     return [
         Pool(name, tuple(s for s, stage in experiment.stages.items() if stage.pool == name), pool.workers, pool.sticky)
         for name, pool in experiment.pools.items()

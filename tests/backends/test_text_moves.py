@@ -45,7 +45,7 @@ class Chat(Host):
             modules_of(self.texts),
             profiles=llm_profiles("llm", LearntSteps()),
             policy=FCFS(drop_hopeless=False),
-            kv_cache=kv_cache or KVCache(32),
+            kv_caches={"llm": kv_cache or KVCache(32)},
             step_tokens=step_tokens,
         )
 

@@ -66,7 +66,7 @@ def facts(events: Iterable[Event]) -> list[tuple[str, str, str, float]]:
 
 def free_blocks(scheduler: Scheduler, pool: str = "gpu") -> int:
     """KV blocks of a pool that nobody holds."""
-    return scheduler._pools[pool].blocks.free
+    return scheduler._pools[pool].blocks["llm"].free
 
 
 LIVE = (Job, Queue, Batch, Scheduler, Request, Graph, Stage, Cursor)

@@ -447,7 +447,7 @@ def test_code_of_the_caller_that_raises_in_a_forecast_is_told_by_the_step_itself
 
 def model(policy: Policy, blocks: int = 64, step_tokens: int = 8) -> tuple[Scheduler, Graph]:
     graph = Graph("llm", llm("llm", max_batch=4))
-    pool = Pool("gpu", tuple(graph.stages), kv_cache=KVCache(blocks, 4), step_tokens=step_tokens)
+    pool = Pool("gpu", tuple(graph.stages), kv_caches={"llm": KVCache(blocks, 4)}, step_tokens=step_tokens)
     return Scheduler([pool], policy, llm_profiles("llm", TOKENS, 4)), graph
 
 

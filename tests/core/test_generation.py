@@ -40,8 +40,8 @@ STAGES = ("llm.prefill", "llm.decode")
 
 
 def scheduler_of(policy=None, blocks=None, steps=STEPS, step_tokens=2048):
-    cache = None if blocks is None else KVCache(blocks, 16)
-    pool = Pool("gpu", STAGES, kv_cache=cache, step_tokens=step_tokens)
+    caches = {} if blocks is None else {"llm": KVCache(blocks, 16)}
+    pool = Pool("gpu", STAGES, kv_caches=caches, step_tokens=step_tokens)
     return Scheduler([pool], policy or Hand(), llm_profiles("llm", steps, 8))
 
 
@@ -433,7 +433,7 @@ def test_a_device_that_was_slow_for_a_while_is_tried_again():
 
 def test_a_kv_cache_is_one_workers():
     with pytest.raises(GraphError, match="a KV cache is one worker's; 2 need a pool each"):
-        Scheduler([Pool("gpu", STAGES, workers=2, kv_cache=KVCache(4))], Hand(), llm_profiles("llm", STEPS))
+        Scheduler([Pool("gpu", STAGES, workers=2, kv_caches={"llm": KVCache(4)})], Hand(), llm_profiles("llm", STEPS))
 
 
 def test_calls_of_an_agent_are_told_apart():
@@ -471,7 +471,7 @@ def test_waiting_for_blocks_that_others_keep_is_no_fault_of_the_policy(name):
     scheduler = scheduler_of(blocks=4)
     scheduler.submit(ask("a", 16, 3), 0.0)
     step(scheduler, 1.0, {"a"})
-    ticket = scheduler.reserve("gpu", 48)  # all of the others
+    ticket = scheduler.reserve("gpu", "llm", 48)  # all of the others
     assert free_blocks(scheduler) == 0
     set_policy(scheduler, POLICIES[name]())
     assert scheduler.next_batch("gpu", 2.0) is None

@@ -152,7 +152,7 @@ def expected(case, at):
 def run(policy, case):
     model, stages = graph(case.turns)
     profiles = {**llm_profiles("llm", STEPS, 999), "tool": LinearProfile("tool", base=0.25, max_batch=2)}
-    pool = Pool("gpu", stages, kv_cache=KVCache(case.blocks, BLOCK), step_tokens=case.step_tokens)
+    pool = Pool("gpu", stages, kv_caches={"llm": KVCache(case.blocks, BLOCK)}, step_tokens=case.step_tokens)
     scheduler, watch = Watch(pool, policy, profiles, case), Told()
     requests, now = [], 0.0
     for at, (gap, prompt, most, _, slo) in enumerate(case.requests):

@@ -83,7 +83,7 @@ facts = st.tuples(
     reserved=st.integers(0, 3),
 )
 def test_allocating_is_what_the_plain_rule_does(chosen, others, shares, reserved):
-    pool = BlockPool("gpu", KVCache(NUM_BLOCKS, BLOCK))
+    pool = BlockPool("gpu", "llm", KVCache(NUM_BLOCKS, BLOCK))
     jobs = [job_of(f"c{at}", *one[:4]) for at, one in enumerate(chosen)]
     rest = [job_of(f"o{at}", *one[:4], status) for at, (one, status) in enumerate(others)]
     holds = [one[4] for one in chosen] + [one[4] for one, _ in others]
@@ -108,7 +108,7 @@ def test_allocating_is_what_the_plain_rule_does(chosen, others, shares, reserved
 
 
 def test_blocks_in_use_reserved_and_free_add_up():
-    pool = BlockPool("gpu", KVCache(NUM_BLOCKS, BLOCK))
+    pool = BlockPool("gpu", "llm", KVCache(NUM_BLOCKS, BLOCK))
     job = job_of("a", DECODE, 9, 0, 0.0)
     pool.set_tokens(job, 9)
     ticket = pool.reserve(5)
@@ -123,7 +123,7 @@ def test_blocks_in_use_reserved_and_free_add_up():
 
 
 def test_a_job_that_outgrew_the_cache_is_no_victim_and_leaves_its_blocks():
-    pool = BlockPool("gpu", KVCache(NUM_BLOCKS, BLOCK))
+    pool = BlockPool("gpu", "llm", KVCache(NUM_BLOCKS, BLOCK))
     first, outgrown = job_of("a", DECODE, BLOCK + 1, 0, 0.0), job_of("b", DECODE, NUM_BLOCKS * BLOCK + 1, 0, 1.0)
     pool.set_tokens(first, BLOCK)
     pool.set_tokens(outgrown, (NUM_BLOCKS - 1) * BLOCK)

@@ -63,7 +63,7 @@ class Life:
     """A scheduler to which all that can happen happens, as numbers say."""
 
     def __init__(self):
-        pool = Pool("gpu", ("llm.prefill", "llm.decode", "draw"), workers=1, kv_cache=KVCache(BLOCKS, 4))
+        pool = Pool("gpu", ("llm.prefill", "llm.decode", "draw"), workers=1, kv_caches={"llm": KVCache(BLOCKS, 4)})
         profiles = {**llm_profiles("llm", STEPS, 4), "draw": ONE}
         self.number = 0
         self.some = Scheduler([pool], Hand(self.choose), profiles, away={"tool": ONE})

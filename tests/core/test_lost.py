@@ -37,7 +37,7 @@ def test_a_job_whose_state_was_lost_is_bound_to_no_worker():
 
 
 def chat_scheduler():
-    pool = Pool("gpu", ("llm.prefill", "llm.decode"), kv_cache=KVCache(8, 4))
+    pool = Pool("gpu", ("llm.prefill", "llm.decode"), kv_caches={"llm": KVCache(8, 4)})
     return Scheduler([pool], FCFS(), llm_profiles("llm", STEPS, 4))
 
 
@@ -70,15 +70,15 @@ def test_a_decode_without_an_output_so_far_goes_back_to_its_prefill_where_its_ca
 def test_what_is_no_number_of_tokens_cannot_be_reserved(tokens):
     scheduler = chat_scheduler()
     with pytest.raises(RequestError, match="tokens to reserve must be a number >= 0"):
-        scheduler.reserve("gpu", tokens)
+        scheduler.reserve("gpu", "llm", tokens)
     with pytest.raises(RequestError, match="reserve: no pool 'nope'; pools: \\['gpu'\\]"):
-        scheduler.reserve("nope", 4)
-    scheduler.reserve("gpu", 32)  # all of it, as before
+        scheduler.reserve("nope", "llm", 4)
+    scheduler.reserve("gpu", "llm", 32)  # all of it, as before
 
 
 def test_a_ticket_of_another_scheduler_frees_nothing():
     scheduler = chat_scheduler()
-    ticket = scheduler.reserve("gpu", 8)
+    ticket = scheduler.reserve("gpu", "llm", 8)
     with pytest.raises(RequestError, match="is not reserved, or was released before"):
         scheduler.release(replace(ticket, blocks=1))
     scheduler.release(ticket)

@@ -182,7 +182,7 @@ def test_calls_and_outputs_are_those_of_a_job_that_stays(node, promises, policy,
 )
 def test_generations_go_on_where_they_were_with_their_blocks_or_without(asks, policy, cached, draw):
     graph = Graph("chat", llm("llm", max_batch=6))
-    pool = Pool("gpu", tuple(graph.stages), kv_cache=KVCache(10, 4), step_tokens=8)
+    pool = Pool("gpu", tuple(graph.stages), kv_caches={"llm": KVCache(10, 4)}, step_tokens=8)
     twins = Twins(lambda: Scheduler([pool], POLICIES[policy](), llm_profiles("llm", STEPS, 6)), (graph, graph), draw)
     for index, (prompt, most) in enumerate(asks):
         twins.submit(f"r{index}", SLO(), {"prompt_tokens": prompt, "max_tokens": most}, index % 2)
@@ -191,7 +191,7 @@ def test_generations_go_on_where_they_were_with_their_blocks_or_without(asks, po
         assert twins.status[f"r{index}"] == ("done", "")
         assert [update["at"] for update in twins.outputs[f"r{index}"]] == list(range(most))
     for scheduler in twins.schedulers:
-        assert scheduler.reserve("gpu", 40).blocks == 10  # all of them are free again
+        assert scheduler.reserve("gpu", "llm", 40).blocks == 10  # all of them are free again
 
 
 # -- one move, step by step ---------------------------------------------------------------------------
@@ -344,7 +344,7 @@ CHAT = Graph("chat", llm("llm", max_batch=4))
 
 
 def chat_scheduler(blocks=8, choose=None):
-    pool = Pool("gpu", tuple(CHAT.stages), kv_cache=KVCache(blocks, 4))
+    pool = Pool("gpu", tuple(CHAT.stages), kv_caches={"llm": KVCache(blocks, 4)})
     hand = Hand(choose or (lambda view: Decision(view.jobs)))
     return Scheduler([pool], hand, llm_profiles("llm", STEPS, 4))
 
@@ -360,7 +360,7 @@ def test_blocks_that_come_along_are_held_and_those_that_do_not_are_computed_agai
         one_step(here, float(at))
     assert (job.stage.name, job.size, job.num_blocks, job.kept) == ("llm.decode", 9, 2, 8)
     carry = here.give("a", 3.0)
-    assert carry.kept == 8 and here.reserve("gpu", 32).blocks == 8
+    assert carry.kept == 8 and here.reserve("gpu", "llm", 32).blocks == 8
     there = chat_scheduler()
     moved = there.take(carry, CHAT, 0.0, cached=True)
     assert (moved.stage.name, moved.num_blocks, moved.call_outputs) == ("llm.decode", 2, 3)
@@ -386,13 +386,13 @@ def test_reserved_blocks_are_not_free_for_others_and_wait_for_their_request():
     here.submit(ask("a"), 0.0)
     one_step(here, 0.0)
     carry = here.give("a", 1.0)
-    ticket = there.reserve("gpu", carry.kept)
+    ticket = there.reserve("gpu", "llm", carry.kept)
     assert ticket.blocks == 2
     with pytest.raises(RequestError, match=r"cannot reserve 2 blocks \(6 tokens\), 1 of 3 are free"):
-        there.reserve("gpu", 6)
+        there.reserve("gpu", "llm", 6)
     there.submit(ask("b", 8, 2), 0.0)
     seen = []
-    set_policy(there, Hand(lambda view: seen.append(view.free) or Decision(view.jobs)))
+    set_policy(there, Hand(lambda view: seen.append(view.free["llm"]) or Decision(view.jobs)))
     assert there.next_batch("gpu", 0.0) is None  # its blocks come free without the policy
     assert seen[0] == 1
     moved = there.take(carry, CHAT, 0.0, cached=True, ticket=ticket)
@@ -415,9 +415,9 @@ def test_without_room_for_its_blocks_a_request_is_refused_and_nothing_has_change
 
 def test_reserving_more_than_there_is_or_where_there_is_no_cache_is_refused():
     with pytest.raises(RequestError, match=r"cannot reserve 9 blocks \(33 tokens\), 8 of 8 are free"):
-        chat_scheduler().reserve("gpu", 33)
-    with pytest.raises(RequestError, match="pool 'gpu' has no KV cache to reserve 5 tokens of"):
-        scheduler_of().reserve("gpu", 5)
+        chat_scheduler().reserve("gpu", "llm", 33)
+    with pytest.raises(RequestError, match=r"pool 'gpu' has no KV cache of model 'llm'; KV caches: \[\]"):
+        scheduler_of().reserve("gpu", "llm", 5)
 
 
 # -- stages elsewhere, lost steps, a policy per pool --------------------------------------------------

@@ -113,7 +113,7 @@ def test_a_concurrency_is_a_whole_number_from_1(count):
         scheduler(count)
 
 
-@pytest.mark.parametrize("other", [{"workers": 2}, {"sticky": True}, {"kv_cache": KVCache(4)}])
+@pytest.mark.parametrize("other", [{"workers": 2}, {"sticky": True}, {"kv_caches": {"llm": KVCache(4)}}])
 def test_what_does_not_go_with_a_concurrency(other):
     with pytest.raises(GraphError, match=r"pool 'tools': concurrency is for pools without a policy"):
         Scheduler([Pool("tools", ("search",), concurrency=2, **other)], {}, PROFILE)

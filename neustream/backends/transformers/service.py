@@ -192,7 +192,7 @@ class TextEngine:
     def _members(self, policy: Policy, steps: Sequence[StepLatency], slots: int) -> list[Member]:
         """A member for each replica, with the latencies of its steps."""
         names = [str(number) for number in range(len(steps))] if len(steps) > 1 else [""]
-        pool = Pool(POOL, tuple(self.graph.stages), kv_cache=self.kv_cache)
+        pool = Pool(POOL, tuple(self.graph.stages), kv_caches={NODE: self.kv_cache})
         members = []
         for name, replica, taken in zip(names, self._replicas, steps, strict=True):
             profiles = llm_profiles(NODE, LearntSteps(taken), max_batch=slots)

@@ -161,7 +161,7 @@ class ViewBuilder:
         self._rounds = {stage: Rounds() for stage in self._graph.stages.values()}
         self._cache = KVCache(num_blocks, block_size)
         stages = tuple(self._graph.stages)
-        self._pool = Pool(POOL, stages, kv_cache=self._cache, step_tokens=step_tokens)
+        self._pool = Pool(POOL, stages, kv_caches={LABEL: self._cache}, step_tokens=step_tokens)
         self._times = StepTimes(llm_profiles(LABEL, steps, max_batch))
         self._recent = Recent()
         self._runnable = tuple(runnable)
@@ -217,7 +217,7 @@ class ViewBuilder:
             self._times.profiles,
             recent=self._recent.demands,
             speed=self._times.speed,
-            free=free,
+            free={LABEL: free},
             lengths=self._recent.lengths,
             spread=self._times.spread,
             unpromised=self._unpromised,

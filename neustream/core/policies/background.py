@@ -16,12 +16,13 @@ run as under `FCFS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
 from neustream.core.graph import Stage
 from neustream.core.job import Job
+from neustream.core.kv_cache import KVCache
 from neustream.core.policies.background_tokens import (
     FREE,
     SPARE,
@@ -103,11 +104,20 @@ def _without(promised: View, others: View, share: float) -> View:
     for name in promised.pool.stages:
         speed.setdefault(name, 1 / (1 - share))
     pool = promised.pool
-    if pool.kv_cache is not None:
-        held = sum([job.num_blocks for job in others.jobs])
-        left = max(pool.kv_cache.num_blocks - held, 1)
-        pool = replace(pool, kv_cache=replace(pool.kv_cache, num_blocks=left))
+    if pool.kv_caches:
+        pool = replace(pool, kv_caches=_left(pool.kv_caches, others))
     return replace(promised, speed=speed, pool=pool)
+
+
+def _left(caches: Mapping[str, KVCache], others: View) -> dict[str, KVCache]:
+    """The KV caches without the blocks that jobs without a promise hold."""
+    left = {model: cache.num_blocks for model, cache in caches.items()}
+    for job in others.jobs:
+        if job.num_blocks and job.stage is not None:
+            left[job.stage.model] -= job.num_blocks
+    return {
+        model: replace(cache, num_blocks=max(left[model], 1)) for model, cache in caches.items()
+    }
 
 
 def _own(others: View, decision: Decision) -> Decision:

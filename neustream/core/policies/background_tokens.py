@@ -182,7 +182,7 @@ def _prompts(model: ModelQueues, tokens: int, rate: Rate) -> dict[Job, float]:
 
 def _with_room(model: ModelQueues, rate: Rate) -> list[Job]:
     """The prompts that fit into their share of the KV cache; all, if they hold nothing of it."""
-    memory = model.view.pool.kv_cache
+    memory = model.memory
     held = sum([job.num_blocks for job in (*model.decodes, *model.prefills)])
     if memory is None or not held:
         return model.prefills

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neustream.core.job import Job
+from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Decision, View
 from neustream.core.steps import PhaseProfile, Step, StepLatency
 
@@ -33,13 +34,18 @@ class ModelQueues:
         """Expected seconds of a step."""
         return self.speed * self.steps.seconds(step)
 
+    @property
+    def memory(self) -> KVCache | None:
+        """Its KV cache, None where there is no limit."""
+        return self.view.pool.kv_caches.get(self.label)
+
     def room(self) -> int:
         """Blocks of memory that are free; a great many where there is no limit."""
-        return self.view.free if self.view.pool.kv_cache is not None else 2**60
+        return self.view.free.get(self.label, 2**60)
 
     def blocks(self, job: Job, tokens: float) -> int:
         """Blocks that `job` needs beyond those that it holds to keep `tokens` more of its step."""
-        memory = self.view.pool.kv_cache
+        memory = self.memory
         if memory is None:
             return 0
         kept = job.size if at_decode(job) else job.computed + tokens

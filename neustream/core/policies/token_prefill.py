@@ -118,7 +118,7 @@ class PrefillFiller:
         late = [job for job in plan.broken if job.num_blocks or at_decode(job)]
         self.late = sorted(late, key=attrgetter("num_blocks"))
         self.seats = model.seats - len(plan.alive) - len(self.late)
-        label, memory = f"{model.label}.decode", view.pool.kv_cache
+        label, memory = f"{model.label}.decode", model.memory
         self.horizon = Horizon(
             model,
             view.lengths.get(model.label),

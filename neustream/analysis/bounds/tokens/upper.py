@@ -15,6 +15,7 @@ from neustream.core.policy import Pool
 from neustream.core.steps import StepLatency
 from neustream.core.types import Request
 from neustream.engine.clock import WallClock
+from neustream.errors import GraphError
 
 PROGRAMS = ((0, False), (0, True), (6, False), (16, False), (6, True), (16, True))
 """Programs of groups in order: cells of the shortest step (0: windows), whether x is whole."""
@@ -55,7 +56,7 @@ def token_bound(  # noqa: PLR0913 - what is bounded is described by all of these
     clock = WallClock()
     in_order = sorted(requests, key=lambda one: one.arrival)
     every = [task_of(request, lengths[request.id]) for request in in_order]
-    memory = None if pool.kv_cache is None else pool.kv_cache.capacity
+    memory = _capacity(pool, in_order)
     limits = Limits(max_batch, memory, scale, overhead_s)
     costs = costs_of(steps, max((t.prompt + t.outputs for t in every), default=1), limits)
     promised = [task for task in every if len(task.due)]
@@ -76,6 +77,15 @@ def token_bound(  # noqa: PLR0913 - what is bounded is described by all of these
         clock.now(),
         shares,
     )
+
+
+def _capacity(pool: Pool, requests: Sequence[Request]) -> int | None:
+    """Tokens in the KV cache of the requests' model, None without one; GraphError for several."""
+    models = {stage.model for one in requests for stage in one.graph.stages.values()}
+    if len(models) > 1:
+        raise GraphError(f"no bound for several models in one: {sorted(models)}")
+    caches = [cache for model, cache in pool.kv_caches.items() if model in models]
+    return caches[0].capacity if caches else None
 
 
 def _solved_groups(
