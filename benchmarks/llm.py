@@ -27,8 +27,8 @@ from typing import Any
 from rich.progress import Progress
 
 from neustream import __version__
-from neustream.config import load_experiment
-from neustream.experiment import prepare, simulate, sweep_points
+from neustream.config import LlmExperiment, load_experiment
+from neustream.experiment import LlmPipeline, prepare, simulate, sweep_points
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -161,7 +161,9 @@ def run_transformers(args: argparse.Namespace) -> None:
     path = ROOT / "configs/demo/opt_tiny.yaml"
     with tempfile.TemporaryDirectory() as folder:
         base = [f"profiles={folder}"]
-        profile_steps(load_experiment(path, base), "cpu", Path(folder), args.profile_s, lambda *step: None)
+        setting = load_experiment(path, base)
+        assert isinstance(setting, LlmExperiment)
+        profile_steps(LlmPipeline(setting), "cpu", Path(folder), args.profile_s, lambda *step: None)
         rows = []
         for load in LOADS:
             experiment = load_experiment(path, [*base, f"workload.load={load}", f"workload.requests={args.requests}"])

@@ -66,12 +66,12 @@ from neustream.analysis.bounds import Bound
 from neustream.analysis.headroom import bound_of
 from neustream.analysis.hindsight import hindsight
 from neustream.analysis.plots import COLOURS, MARKS
-from neustream.config import Burst, Experiment, Simulation, Slo, SloClass, Slowdown, load_experiment
+from neustream.config import Burst, Simulation, Slo, SloClass, Slowdown, StagesExperiment, load_experiment
 from neustream.config.fields import Between, Choices
 from neustream.core.policies import POLICIES
 from neustream.core.profile import LatencyProfile
 from neustream.engine.report import Report
-from neustream.experiment import Prepared, load_profiles, merge, prepare, simulate
+from neustream.experiment import Prepared, StagesPipeline, merge, prepare, simulate
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -119,7 +119,7 @@ class Point:
     group: str
     condition: Mapping[str, float]
     seed: int
-    experiments: tuple[Experiment, ...]
+    experiments: tuple[StagesExperiment, ...]
 
     @property
     def config(self) -> str:
@@ -139,7 +139,7 @@ class Point:
 def all_points(quick: bool) -> list[Point]:
     """All points; `quick`: three a sweep, the middle of what else is varied, and seed 0 alone."""
     every = [load_experiment(path) for path in sorted((ROOT / "configs/paper").glob("*.yaml"))]
-    settings = [setting for setting in every if setting.llm is None]  # language models: benchmarks/llm.py
+    settings = [setting for setting in every if isinstance(setting, StagesExperiment)]  # the others: benchmarks/llm.py
     sweep_seeds, side_seeds = ((0,), (0,)) if quick else (SWEEP_SEEDS, SIDE_SEEDS)
     points: list[Point] = []
     for setting in settings:
@@ -164,7 +164,7 @@ def middle(values: Sequence[float]) -> Sequence[float]:
     return [values[len(values) // 2]]
 
 
-def changed(experiment: Experiment, keys: Mapping[str, Any]) -> Experiment:
+def changed(experiment: StagesExperiment, keys: Mapping[str, Any]) -> StagesExperiment:
     """The experiment with other values at dotted keys."""
     for key, value in keys.items():
         section, _, name = key.partition(".")
@@ -173,28 +173,28 @@ def changed(experiment: Experiment, keys: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def sweep(setting: Experiment, over: str, values: Sequence[float], seed: int) -> Iterator[Point]:
+def sweep(setting: StagesExperiment, over: str, values: Sequence[float], seed: int) -> Iterator[Point]:
     group = ARTIFACT if seed == 0 else SEEDS
     for value in values:
         keys = {**setting.sweeps[over].at, over: value, "workload.seed": seed}
         yield Point(group, {over: value}, seed, (changed(setting, keys),))
 
 
-def mixes(setting: Experiment, loads: Sequence[float], seed: int) -> Iterator[Point]:
+def mixes(setting: StagesExperiment, loads: Sequence[float], seed: int) -> Iterator[Point]:
     classes = [SloClass(name=f"{scale:g}", scale=scale) for scale in SCALES]
     mixed = setting.model_copy(update={"slo": Slo(classes=classes, extra_s=setting.slo.extra_s)})
     for load in loads:
         yield Point(MIX, {"load": load}, seed, (loaded(mixed, load, seed),))
 
 
-def loads(setting: Experiment, loads: Sequence[float]) -> Iterator[Point]:
+def loads(setting: StagesExperiment, loads: Sequence[float]) -> Iterator[Point]:
     for scale in LOAD_SCALES:
         for load in loads:
             experiment = changed(loaded(setting, load, 0), {"slo.scale": scale})
             yield Point(LOAD, {"load": load, "slo.scale": scale}, 0, (experiment,))
 
 
-def bursts(setting: Experiment, seed: int) -> list[Point]:
+def bursts(setting: StagesExperiment, seed: int) -> list[Point]:
     burst = Burst(after=100, requests=50, factor=10)
     points = []
     for rate in (setting.workload.rate, setting.workload.rate / 2):
@@ -204,7 +204,7 @@ def bursts(setting: Experiment, seed: int) -> list[Point]:
     return points
 
 
-def pairs(settings: Sequence[Experiment], loads: Sequence[float], seed: int) -> Iterator[Point]:
+def pairs(settings: Sequence[StagesExperiment], loads: Sequence[float], seed: int) -> Iterator[Point]:
     """Two models, each at `load` times half of its capacity for as long as the other; their seeds differ."""
     rates = [capacity(setting) / 2 for setting in settings]
     for load in loads:
@@ -216,7 +216,7 @@ def pairs(settings: Sequence[Experiment], loads: Sequence[float], seed: int) -> 
         yield Point(PAIR, {"load": load}, seed, tuple(experiments))
 
 
-def disturbed(setting: Experiment, rates: Sequence[float]) -> Iterator[Point]:
+def disturbed(setting: StagesExperiment, rates: Sequence[float]) -> Iterator[Point]:
     """The artifact's rate sweep on devices that are not what their profile says."""
     for point in sweep(setting, "workload.rate", rates, 0):
         (experiment,) = point.experiments
@@ -226,7 +226,7 @@ def disturbed(setting: Experiment, rates: Sequence[float]) -> Iterator[Point]:
                 yield Point(group, {**point.condition, what: amount}, 0, (bad,))
 
 
-def bad_device(experiment: Experiment, what: str, amount: float) -> Simulation:
+def bad_device(experiment: StagesExperiment, what: str, amount: float) -> Simulation:
     update: dict[str, Any]
     match what:
         case "noise":
@@ -239,18 +239,18 @@ def bad_device(experiment: Experiment, what: str, amount: float) -> Simulation:
     return experiment.simulation.model_copy(update=update)
 
 
-def loaded(setting: Experiment, load: float, seed: int) -> Experiment:
+def loaded(setting: StagesExperiment, load: float, seed: int) -> StagesExperiment:
     """The setting at `load` times its capacity."""
     rate = load * capacity(setting)
     return changed(setting, {"workload.rate": rate, "workload.seed": seed, "workload.requests": SIDE_REQUESTS})
 
 
-def capacity(setting: Experiment) -> float:
+def capacity(setting: StagesExperiment) -> float:
     """Requests per second that one worker serves if every step has the batch that costs least a job.
 
     Steps take what the profile says and the simulation's overhead; request lengths are the mean.
     """
-    profiles, overhead = load_profiles(setting), setting.simulation.handover_s or 0.0
+    profiles, overhead = StagesPipeline(setting).load_profiles(), setting.simulation.handover_s or 0.0
     seconds = 0.0
     for name, stage in setting.stages.items():
         sizes = range(1, min(stage.max_batch, profiles[name].max_batch) + 1)
@@ -314,7 +314,7 @@ def keys(point: Point, policies: Sequence[str]) -> dict[str, str]:
         [[r.graph.name, r.arrival, repr(r.slo), r.params] for r in prepared.requests],
         {name: latencies(profile) for name, profile in prepared.profiles.items()},
         [repr(pool) for pool in prepared.pools],
-        [[repr(experiment.stages), repr(experiment.simulation)] for experiment in prepared.experiments],
+        [[repr(experiment.stages), repr(experiment.simulation)] for experiment in point.experiments],
     )
     found = {}
     for name in policies:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from toys import command, toy
 
 from neustream import NeustreamError
-from neustream.config import Experiment, load_experiment
+from neustream.config import load_experiment
 from neustream.config.messages import keys_at
+from neustream.config.schema import KINDS
 from neustream.experiment import prepare
 from neustream.experiment.policies import build_policy
 
@@ -152,7 +153,7 @@ SECTIONS = (
     ("llm",),
     ("llm", "memory"),
 )
-KEYS = sorted(".".join((*section, key)) for section in SECTIONS for key in keys_at(Experiment, section))
+KEYS = sorted({".".join((*section, key)) for section in SECTIONS for kind in KINDS for key in keys_at(kind, section)})
 NUMBERS = [0, 1, -1, 3, 0.5, 1e-9, 1e9, 1e308, -1e308, 5e-324, 10**12, 10**30, float("inf"), float("nan"), True, None]
 TEXTS = ["", " ", "x", "1e3", "nan", "9" * 5000, "x" * 5000, "é\n\u2028", "../..", "/dev/zero", "a:b", "gamma", "trace"]
 VALUES = st.recursive(

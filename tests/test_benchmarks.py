@@ -14,7 +14,7 @@ import pytest
 from neustream.analysis.headroom import true_profiles
 from neustream.config import load_experiment
 from neustream.core.policies.token_deadlines import TokenDeadlines
-from neustream.experiment import load_profiles
+from neustream.experiment import pipeline_of
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def row(policies, on_time, **given):
 
 
 def test_at_capacity_batches_of_the_best_size_fill_the_device(policies, setting):
-    profiles, overhead = load_profiles(setting), setting.simulation.handover_s or 0.0
+    profiles, overhead = pipeline_of(setting).load_profiles(), setting.simulation.handover_s or 0.0
     busy = 0.0
     for name, calls in {"clip": 1, "unet": 40, "vae": 1}.items():
         sizes = range(1, min(setting.stages[name].max_batch, profiles[name].max_batch) + 1)

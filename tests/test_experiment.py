@@ -25,7 +25,7 @@ from neustream import (
 )
 from neustream.backends.serving import Session, make_backend
 from neustream.config import load_experiment
-from neustream.experiment import build_graph, build_pools, merge, prepare, record, simulate, sweep_points
+from neustream.experiment import merge, pipeline_of, prepare, record, simulate, sweep_points
 from neustream.experiment.policies import build_policy
 
 
@@ -44,7 +44,7 @@ def refused(path, name, *overrides):
 
 def test_the_graph_of_a_config(tmp_path):
     stages = {"text": {}, "draw": {"times": "steps", "max_batch": 4}, "decode": {"max_batch": 2}}
-    graph = build_graph(load_experiment(toy(tmp_path, stages=stages)))
+    graph = pipeline_of(load_experiment(toy(tmp_path, stages=stages))).graph
     assert graph.name == "toy"
     assert list(graph.stages) == ["text", "draw", "decode"]
     assert graph.looped == {"draw"}
@@ -55,7 +55,7 @@ def test_the_graph_of_a_config(tmp_path):
 def test_the_pools_of_a_config(tmp_path):
     stages = {"draw": {"times": "steps", "pool": "b"}, "text": {"pool": "a"}, "decode": {"pool": "b"}}
     pools = {"a": {}, "b": {"workers": 3, "sticky": True}}
-    first, second = build_pools(load_experiment(toy(tmp_path, stages=stages, pools=pools)))
+    first, second = pipeline_of(load_experiment(toy(tmp_path, stages=stages, pools=pools))).pools
     assert (first.name, first.stages, first.workers, first.sticky) == ("a", ("text",), 1, False)
     assert (second.name, second.stages, second.workers, second.sticky) == ("b", ("draw", "decode"), 3, True)
 

@@ -96,7 +96,7 @@ def test_two_instances_at_twice_the_rate_do_what_one_does(path, policy):
     shared = ["workload.requests=150", "workload.cv=1"]
     one = simulate(prepared(path("opt_13b"), *shared, "workload.rate=3"), policy)
     busy = Busy()
-    two = simulate(prepared(path("opt_13b"), *shared, "workload.rate=6", "llm.instances=2"), policy, [busy])
+    two = simulate(prepared(path("opt_13b"), *shared, "workload.rate=6", "devices=2"), policy, [busy])
     alone = simulate(prepared(path("opt_13b"), *shared, "workload.rate=6"), policy)
     assert adds_up({"submitted": two.submitted, **two.counts})
     assert len(busy.places) >= 140 and all(len(members) == 1 for members in busy.places.values())
@@ -108,7 +108,7 @@ def test_two_instances_at_twice_the_rate_do_what_one_does(path, policy):
 def test_one_instance_is_what_is_simulated_without_the_key(path):
     reports = [
         simulate(prepared(path("opt_13b"), "workload.requests=80", *more), "priced").to_dict()
-        for more in ([], ["llm.instances=1"])
+        for more in ([], ["devices=1"])
     ]
     for report in reports:
         del report["decision_us"]
@@ -116,15 +116,15 @@ def test_one_instance_is_what_is_simulated_without_the_key(path):
 
 
 def test_there_is_no_bound_for_several_instances(path):
-    told = command("simulate", path("opt_13b"), "--bound", "--set", "llm.instances=2")
-    assert told.status and "llm.instances is 2, and the bound of an llm is for one" in " ".join(told.err.split())
+    told = command("simulate", path("opt_13b"), "--bound", "--set", "devices=2")
+    assert told.status and "devices are 2, and the bound is for one" in " ".join(told.err.split())
 
 
 def test_a_sweep_drives_several_instances(path, tmp_path):
     arguments = ["--policy", "fcfs", "--set", "workload.requests=60", "--over", "workload.rate", "--values", "6"]
     on_time = []
     for instances in (1, 3):
-        more = ["--set", f"llm.instances={instances}", "--jobs", "1", "--out", tmp_path]
+        more = ["--set", f"devices={instances}", "--jobs", "1", "--out", tmp_path]
         told = command("sweep", path("opt_13b"), *arguments, *more)
         assert told.status == 0, told.err
         on_time.append(json.loads((tmp_path / "sweep.json").read_text())[0]["counts"]["on_time"])
@@ -145,10 +145,15 @@ WRONG = [
     ("llm.memory.tokens=0", "llm.memory.tokens"),
     ("llm.max_batch=0", "llm.max_batch"),
     ("llm.max_bach=3", "did you mean 'max_batch'?"),
-    ("pools={gpu: {workers: 2}}", "an llm's memory is one worker's; for several there is llm.instances"),
-    ("llm.instances=0", "llm.instances"),
-    ("llm.instances=1.5", "llm.instances"),
-    ("llm.instances=4096", "llm.instances"),
+    ("pools={gpu: {workers: 2}}", "unknown key 'pools'; did you mean 'profiles'? allowed: about, backend, devices"),
+    ("llm={memory: {tokens: 9, blocks: 3}}", "unknown key 'llm.memory.blocks'; did you mean 'block'?"),
+    ("devices=0", "devices: Input should be greater than or equal to 1, got 0"),
+    ("devices=1.5", "devices: Input should be a valid integer"),
+    ("devices=4096", "devices: Input should be less than or equal to 1024, got 4096"),
+    ("devices=[]", "devices: List should have at least 1 item"),
+    ("devices=[cpu, 3]", "devices.1: Input should be a valid string, got 3"),
+    ("devices=cpu", "devices: Input should be a valid integer"),
+    ("workload.steps=3", "workload: steps: numbers of steps are for a pipeline of stages"),
     ("workload.prompt={median: 0, sigma: 1}", "workload.prompt"),
     ("workload.prompt={median: 5, sigma: 1, min: 9, max: 3}", "min 9 is larger than max 3"),
     ("workload.max_tokens=0", "workload.max_tokens"),
@@ -167,7 +172,7 @@ def test_tokens_are_for_language_models(root):
     diffusion = root / "configs/paper/sd15_256_rtx4090.yaml"
     for override, message in (
         ("slo={first_s: 1}", "slo: promises"),
-        ("workload.prompt=3", "workload.prompt: promises"),
+        ("workload.prompt=3", "workload: prompt: numbers of tokens are for an llm"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_experiment(diffusion, [override])

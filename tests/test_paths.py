@@ -15,7 +15,7 @@ from neustream.backends.transformers.from_config import Options as TextOptions
 from neustream.backends.vllm.settings import load as load_settings
 from neustream.config import load_experiment
 from neustream.config.yaml_file import read_document
-from neustream.experiment import prepare, record, simulate
+from neustream.experiment import pipeline_of, prepare, record, simulate
 from neustream.experiment.sweeping import batches_of
 from neustream.profiling import Measurement, load_stage, save
 from neustream.profiling.steps import load_steps, save_steps
@@ -112,7 +112,7 @@ def test_where_a_backends_steps_and_pictures_go(tmp_path, path):
     config = STEPS.parents[3] / "configs/paper/opt_13b_a6000.yaml"
     experiment = load_experiment(config, ["backend={kind: 'test_paths:make'}"])
     make.backend = Backend()
-    profile_steps(experiment, "cpu", path(tmp_path / "new"), 1.0, lambda stage, batch, seconds: None)
+    profile_steps(pipeline_of(experiment), "cpu", path(tmp_path / "new"), 1.0, lambda stage, batch, seconds: None)
     assert (tmp_path / "new/steps.json").exists()
     assert not Gallery(make.backend).save(path(tmp_path / "none.png"))
 

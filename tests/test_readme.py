@@ -18,8 +18,9 @@ from pydantic import BaseModel
 
 from neustream import POLICIES
 from neustream.cli import COMMANDS, application
-from neustream.config import load_experiment
-from neustream.config.schema import Experiment
+from neustream.config import LlmExperiment, StagesExperiment, StepsWorkload, TokensWorkload, load_experiment
+from neustream.config.fields import Between
+from neustream.config.schema import KINDS
 from neustream.experiment import prepare, simulate
 
 ROOT = Path(__file__).parent.parent
@@ -257,28 +258,40 @@ def test_the_table_of_policies_is_complete():
     assert sorted(first_cells(text_of("neustream/core/policies/README.md"))) == sorted(POLICIES)
 
 
-def sections() -> dict[str, type[BaseModel]]:
-    """The sections of a config, by the headings that they have in configs/README.md."""
-    found: dict[str, type[BaseModel]] = {}
+def sections() -> dict[str, list[type[BaseModel]]]:
+    """The sections of configs of all kinds, by the headings that they have in configs/README.md."""
+    found: dict[str, list[type[BaseModel]]] = {}
 
     def add(heading: str, model: type[BaseModel]) -> None:
-        found[heading] = model
+        if model in found.setdefault(heading, []):
+            return
+        found[heading].append(model)
         for key, hint in typing.get_type_hints(model).items():
             for part, ending in parts_of(hint):
                 add(f"{heading}.{key}{ending}" if heading != "Top of the file" else f"{key}{ending}", part)
 
-    add("Top of the file", Experiment)
+    for kind in KINDS:
+        add("Top of the file", kind)
     return found
 
 
 def parts_of(hint: object, ending: str = "") -> list[tuple[type[BaseModel], str]]:
     """The sections in a type, with what their heading ends with; drawn numbers have no heading of their own."""
     if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return [(hint, ending)] if hint.__module__ == Experiment.__module__ else []
+        return [(hint, ending)] if hint.__module__ != Between.__module__ else []
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is dict:
         return parts_of(arguments[1], ending + ".NAME")
     return [part for one in arguments for part in parts_of(one, ending + "[]" if origin is list else ending)]
+
+
+OF_ONE_KIND = {
+    StagesExperiment: "(stages)",
+    StepsWorkload: "(stages)",
+    LlmExperiment: "(llm)",
+    TokensWorkload: "(llm)",
+}
+"""What the row of a key says that only one kind of config has."""
 
 
 def number(value: float) -> str:
@@ -290,22 +303,29 @@ def number(value: float) -> str:
     return re.sub(r"e([+-])0?", lambda sign: "e" + sign[1].strip("+"), f"{value:g}")
 
 
-def said_of(heading: str) -> dict[str, tuple[str, str]]:
-    """Key -> default and what is allowed, as a section's table in configs/README.md has them."""
+def section_of(heading: str) -> str:
     page = text_of("configs/README.md")
     (section,) = re.findall(rf"^### `?{re.escape(heading)}`?\n(.*?)(?=^#|\Z)", page, re.DOTALL | re.MULTILINE)
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\| ([^|]*) \|", section, re.MULTILINE)
+    return section
+
+
+def said_of(heading: str) -> dict[str, tuple[str, str]]:
+    """Key -> default and what is allowed, as a section's table in configs/README.md has them."""
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\| ([^|]*) \|", section_of(heading), re.MULTILINE)
     assert len(rows) == len({key for key, _, _ in rows})
     return {key: (default, allowed) for key, default, allowed in rows}
 
 
 @pytest.mark.parametrize("heading", sections())
 def test_the_keys_of_configs_are_all_there_with_their_defaults_and_limits(heading):
-    model = sections()[heading]
-    said = said_of(heading)
-    assert list(said) == list(model.model_fields)
-    properties = model.model_json_schema()["properties"]
-    for key, field in model.model_fields.items():
+    models, said = sections()[heading], said_of(heading)
+    fields = {key: (model, field) for model in models for key, field in model.model_fields.items()}
+    assert sorted(said) == sorted(fields)
+    for key, (model, field) in fields.items():
+        if not all(key in each.model_fields for each in models):
+            row = re.search(rf"^\| `{key}` .*$", section_of(heading), re.MULTILINE)[0]
+            assert OF_ONE_KIND[model] in row
+        properties = model.model_json_schema()["properties"]
         default, allowed = said[key]
         if field.is_required():
             assert default == "required"

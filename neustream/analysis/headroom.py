@@ -6,15 +6,17 @@ to them, and what the results of the command line say of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from neustream.analysis.bounds import Bound, token_bound, upper_bound
 from neustream.analysis.hindsight import Hindsight, served_by
-from neustream.config.schema import Simulation
+from neustream.config.schema import Experiment, Simulation
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
+from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline
 from neustream.experiment.running import Prepared
 
 KNOWN = ("edf", "priced")
@@ -48,11 +50,12 @@ def true_profiles(prepared: Prepared) -> dict[str, LatencyProfile]:
         ConfigError: with `latency_noise`, where a step may be arbitrarily fast.
     """
     found: dict[str, LatencyProfile] = {}
-    for experiment in prepared.experiments:
-        if experiment.simulation.latency_noise:
-            raise ConfigError(f"config {experiment.name!r}: there is no bound under simulation.latency_noise")
-        for stage in experiment.stages:
-            found[stage] = TrueProfile(prepared.profiles[stage], experiment.simulation)
+    for pipeline in prepared.pipelines:
+        simulation = pipeline.experiment.simulation
+        if simulation.latency_noise:
+            raise ConfigError(f"config {pipeline.name!r}: there is no bound under simulation.latency_noise")
+        for stage in pipeline.stages:
+            found[stage] = TrueProfile(prepared.profiles[stage], simulation)
     return found
 
 
@@ -65,33 +68,45 @@ def bound_of(prepared: Prepared, time_limit_s: float = 100.0) -> Bound:
         ConfigError: there is no bound for such a config.
         NeustreamError: a policy serves more than was proven to be possible.
     """
+    if prepared.instances > 1:
+        first, count = prepared.pipelines[0].name, prepared.instances
+        raise ConfigError(f"config {first!r}: devices are {count}, and the bound is for one")
+    kinds = {type(pipeline) for pipeline in prepared.pipelines}
+    if len(kinds) > 1:
+        names = ", ".join(pipeline.name for pipeline in prepared.pipelines)
+        raise ConfigError(f"there is no bound for a language model that shares its device: {names}")
+    return BOUNDS[kinds.pop()](prepared, time_limit_s)
+
+
+def _bound_of_stages(prepared: Prepared, time_limit_s: float) -> Bound:
     profiles = true_profiles(prepared)
-    if any(experiment.llm is not None for experiment in prepared.experiments):
-        return _bound_of_llm(prepared, time_limit_s)
     known = [served_by(prepared, policy) for policy in KNOWN]
     return upper_bound(prepared.requests, profiles, prepared.pools, time_limit_s=time_limit_s, known=known)
 
 
 def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
-    simulation = prepared.experiment.simulation
-    llm, part = prepared.experiment.llm, prepared.profiles["llm.decode"]
-    assert llm is not None and isinstance(part, PhaseProfile)
-    if llm.instances > 1:
-        raise ConfigError(
-            f"config {prepared.experiment.name!r}: llm.instances is {llm.instances}, and the bound of an llm is for one"
-        )
+    true_profiles(prepared)  # tells what there is no bound for
+    pipeline = prepared.pipeline
+    simulation, part = pipeline.experiment.simulation, prepared.profiles[pipeline.main_stage]
+    assert isinstance(part, PhaseProfile)
     (pool,) = prepared.pools
     return token_bound(
         prepared.requests,
         prepared.lengths,
         part.steps,
         pool,
-        max_batch=llm.max_batch,
+        max_batch=part.max_batch,
         scale=least_scale(simulation),
         overhead_s=simulation.handover_s or 0.0,
         time_limit_s=time_limit_s,
         known=[served_by(prepared, policy) for policy in KNOWN],
     )
+
+
+BOUNDS: Mapping[type[Pipeline[Experiment]], Callable[[Prepared, float], Bound]] = {
+    StagesPipeline: _bound_of_stages,
+    LlmPipeline: _bound_of_llm,
+}
 
 
 def weight_on_time(report: Report) -> float:

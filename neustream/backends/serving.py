@@ -6,6 +6,7 @@ Imports no framework itself: the backend that the config names does.
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from neustream.backends import KINDS, LlmBackend, Make, ModelBackend
-from neustream.config.schema import Experiment
+from neustream.config.schema import Experiment, StagesExperiment
 from neustream.core.events import Emitted, Ended
 from neustream.core.profile import LatencyProfile
 from neustream.engine.engine import Engine
@@ -29,9 +30,9 @@ from neustream.errors import (
     shown,
     told,
 )
+from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline, pipeline_of
 from neustream.experiment.policies import load_object
-from neustream.experiment.requests import draw
-from neustream.experiment.running import Prepared, build_graph, build_pools, load_profiles, prepare, serve
+from neustream.experiment.running import Prepared, prepare, serve
 from neustream.graphs import llm_profiles
 from neustream.profiling.costs import TOGETHER, engine_costs
 from neustream.profiling.files import EngineCosts, Measurement
@@ -63,8 +64,7 @@ def make_backend(experiment: Experiment, device: str) -> ModelBackend:
         raise
     except (Exception, SystemExit) as error:
         raise BackendError(f"backend {config.kind!r}: making it for {device!r} raised {told(error)}") from error
-    label = {"llm"} if experiment.llm is not None else set()  # steps of both of its stages
-    if unserved := (set(experiment.stages) | label) - set(backend.modules):
+    if unserved := set(pipeline_of(experiment).labels) - set(backend.modules):
         raise ConfigError(
             f"backend {config.kind!r} has no module for stage(s) {sorted(unserved)}; it has: {sorted(backend.modules)}"
         )
@@ -87,27 +87,28 @@ LOOPED_ROUNDS = 24
 """The same for stages in loops: what a request's first round has to do more should not weigh more than it does."""
 
 
-def _sampler(experiment: Experiment, backend: ModelBackend, count: int) -> Callable[[int], dict[str, Any]]:
-    rounds = {stage.times: count for stage in experiment.stages.values() if stage.times}
+def _sampler(pipeline: Pipeline[Experiment], backend: ModelBackend, count: int) -> Callable[[int], dict[str, Any]]:
+    rounds = pipeline.sample(count)
     return lambda at: {**backend.params(at), **rounds}
 
 
 def measure_experiment(
-    experiment: Experiment,
+    pipeline: StagesPipeline,
     device: str,
     repeats: int,
     warmup: int,
     tick: Callable[[str, int, float], None],
     on_limit: Callable[[str, int, BaseException], None],
 ) -> tuple[dict[str, list[Measurement]], Measured]:
-    """Time every stage of the experiment's real model."""
+    """Time every stage of a pipeline's real model."""
+    experiment = pipeline.experiment
     backend = make_backend(experiment, device)
     measured: dict[str, list[Measurement]] = {}
-    for name, stage in experiment.stages.items():
+    for name, stage in pipeline.configs.items():
         measured |= measure(
-            build_graph(experiment),
-            {name: backend.modules[name] for name in experiment.stages},
-            _sampler(experiment, backend, LOOPED_ROUNDS if stage.times else SAMPLE_ROUNDS),
+            pipeline.graph,
+            {name: backend.modules[name] for name in pipeline.stages},
+            _sampler(pipeline, backend, LOOPED_ROUNDS if stage.times else SAMPLE_ROUNDS),
             device=device,
             repeats=repeats,
             warmup=warmup,
@@ -118,20 +119,29 @@ def measure_experiment(
             stages=[name],
         )
     origin = {"how": "neustream profile", "config": experiment.name, "dtype": backend.dtype, "versions": versions()}
-    costs = _costs(experiment, backend, profiles_of(measured), device)
+    costs = _costs(pipeline, backend, profiles_of(measured), device)
     return measured, Measured(backend.model_name, backend.device_name, origin, costs)
 
 
 def _costs(
-    experiment: Experiment, backend: ModelBackend, profiles: Mapping[str, LatencyProfile], device: str
+    pipeline: Pipeline[Experiment],
+    backend: ModelBackend,
+    profiles: Mapping[str, LatencyProfile],
+    device: str,
 ) -> EngineCosts:
     """What the engine adds to the steps of a model that was just measured."""
+    experiment = pipeline.experiment
     few = experiment.workload.model_copy(update={"requests": TOGETHER, "trace": None})
-    sample = experiment.model_copy(update={"workload": few})
-    drawn = draw(sample, build_graph(sample), profiles, backend.params)
-    if experiment.llm is not None:
-        cast(LlmBackend, backend).lengths = drawn.lengths
-    return engine_costs(build_pools(experiment), profiles, backend.modules, drawn.requests, device)
+    sample = pipeline_of(experiment.model_copy(update={"workload": few}))
+    drawn = sample.draw(profiles, backend.params)
+    _give_lengths(backend, drawn.lengths)
+    return engine_costs(pipeline.pools, profiles, backend.modules, drawn.requests, device)
+
+
+def _give_lengths(backend: ModelBackend, lengths: Mapping[str, int]) -> None:
+    """Tell a language model after how many outputs each generation ends."""
+    if lengths:
+        cast(LlmBackend, backend).lengths = lengths
 
 
 def profile_shapes(
@@ -145,7 +155,7 @@ def profile_shapes(
     """Time a pipeline's stages at some sizes (height, width), into files for `serve(pipe, profiles=out)`."""
     backend = make_backend(experiment, device)
     pipe = getattr(backend, "pipe", None)
-    if pipe is None:
+    if pipe is None or not isinstance(experiment, StagesExperiment):
         raise ConfigError(f"config {experiment.name!r}: sizes are measured for backend.kind 'diffusers' only")
     from neustream.backends.diffusers import profile
 
@@ -157,15 +167,18 @@ def profile_shapes(
 
 
 def profile_steps(
-    experiment: Experiment, device: str, out: Path | str, seconds: float, tick: Callable[[str, int, float], None]
+    pipeline: LlmPipeline,
+    device: str,
+    out: Path | str,
+    seconds: float,
+    tick: Callable[[str, int, float], None],
 ) -> StepsFile:
-    """Time the steps of an experiment's language model, into its profile's file under `out`."""
-    assert experiment.llm is not None
-    backend = cast(LlmBackend, make_backend(experiment, device))
+    """Time the steps of a language model, into its profile's file under `out`."""
+    backend = cast(LlmBackend, make_backend(pipeline.experiment, device))
     file = backend.steps(seconds, tick)
-    profiles = llm_profiles("llm", steps_of(file), experiment.llm.max_batch)
-    file = file.model_copy(update={"engine": _costs(experiment, backend, profiles, device)})
-    save_steps(file, Path(out) / f"{experiment.llm.profile}.json")
+    profiles = llm_profiles(pipeline.label, steps_of(file), pipeline.experiment.llm.max_batch)
+    file = file.model_copy(update={"engine": _costs(pipeline, backend, profiles, device)})
+    save_steps(file, Path(out) / pipeline.steps_file.name)
     return file
 
 
@@ -199,83 +212,80 @@ class Gallery:
         return True
 
 
-def _places(experiment: Experiment, device: str) -> dict[str, list[str]]:
-    """The devices of each pool's workers, of an llm those of its instances; ConfigError for a wrong number."""
-    places: dict[str, list[str]] = {}
-    for name, pool in experiment.pools.items():
-        count, what = pool.workers, "worker(s)"
-        if experiment.llm is not None:
-            count, what = experiment.llm.instances, "instance(s)"
-        places[name] = pool.devices or [device] * count
-        if len(places[name]) != count:
-            raise ConfigError(f"pools.{name}: {len(places[name])} device(s) for {count} {what}")
-    return places
+def _all_of(places: Mapping[str, Sequence[str]]) -> list[str]:
+    return [place for some in places.values() for place in some]
 
 
-def _instances(backends: Mapping[str, LlmBackend], places: Sequence[str]) -> list[LlmBackend]:
-    """A language model for each place: the backend there, then replicas of it."""
-    found: list[LlmBackend] = []
-    for place in places:
-        llm = backends[place]
-        if llm in found:
-            if not hasattr(llm, "replica"):
-                raise BackendError(f"{type(llm).__name__} has no `replica`, so {place!r} can have one instance")
-            llm = llm.replica()
-        found.append(llm)
-    return found
+def _warm_up(pipeline: Pipeline[Experiment], backend: ModelBackend, place: str) -> None:
+    if isinstance(pipeline, LlmPipeline):
+        cast(LlmBackend, backend).warm_up()
+        return
+    modules = {name: backend.modules[name] for name in pipeline.stages}
+    sample = _sampler(pipeline, backend, SAMPLE_ROUNDS)
+    measure(pipeline.graph, modules, sample, device=place, batches=[1], repeats=2, warmup=1)
+
+
+def _replica(backend: ModelBackend, place: str) -> ModelBackend:
+    """The same model once more; BackendError for one that cannot."""
+    if not hasattr(backend, "replica"):
+        name = type(backend).__name__
+        raise BackendError(f"{name} has no `replica`, so {place!r} can have one instance")
+    return cast(LlmBackend, backend).replica()
 
 
 class Session:
     """An experiment with its model loaded: the same modules and requests for each policy in turn."""
 
     def __init__(self, experiment: Experiment, device: str) -> None:
-        places = _places(experiment, device)
-        load_profiles(experiment)  # a missing one is told before a model is built
-        devices = dict.fromkeys(place for some in places.values() for place in some)
+        pipeline = pipeline_of(experiment)
+        instances = pipeline.places(device)
+        pipeline.load_profiles()  # a missing one is told before a model is built
+        devices = dict.fromkeys(place for places in instances for place in _all_of(places))
         backends = {place: make_backend(experiment, place) for place in devices}
         backend = next(iter(backends.values()))
         self.prepared: Prepared = prepare(experiment, backend.params)
-        self._check(experiment, backends, places)
-        self._backends = backends
+        for places in instances:
+            self._check(backends, places)
         self.gallery = Gallery(backend)
-        self._llms: list[LlmBackend] = []
+        self._backends: list[dict[str, ModelBackend]] = []
+        """Of each instance, by device."""
         self._executors: list[dict[str, ThreadExecutor]] = []
         """Of each instance, by pool."""
-        if experiment.llm is None:
-            sets = {name: [backends[place] for place in some] for name, some in places.items()}
-            self._executors.append({name: self._executor(name, sets[name], some) for name, some in places.items()})
-            return
-        ((name, some),) = places.items()
-        self._llms = _instances(cast(Mapping[str, LlmBackend], backends), some)
-        for llm, place in zip(self._llms, some, strict=True):
-            llm.lengths = self.prepared.lengths
-            self._executors.append({name: self._executor(name, [llm], [place])})
+        taken: set[str] = set()
+        for places in instances:
+            mine: dict[str, ModelBackend] = {}
+            for place in dict.fromkeys(_all_of(places)):
+                first = backends[place]
+                mine[place] = _replica(first, place) if place in taken else first
+                _give_lengths(mine[place], self.prepared.lengths)
+            taken |= set(mine)
+            self._backends.append(mine)
+            self._executors.append({name: self._executor(name, mine, some) for name, some in places.items()})
 
-    def _executor(self, pool: str, backends: Sequence[ModelBackend], places: Sequence[str]) -> ThreadExecutor:
+    def _executor(self, pool: str, backends: Mapping[str, ModelBackend], places: Sequence[str]) -> ThreadExecutor:
         """The workers of a pool, one for each place, with the backend there."""
-        experiment = self.prepared.experiment
-        assert experiment.backend is not None
-        stages = [stage for stage, config in experiment.stages.items() if config.pool == pool]
-        stages += ["llm"] if experiment.llm is not None else []
-        modules = [{stage: backend.modules[stage] for stage in stages} for backend in backends]
-        with module_faults(f"pool {pool!r}: loading {', '.join(stages)}"):
-            return ThreadExecutor(modules, places, check_finite=experiment.backend.check_finite)
+        pipeline = self.prepared.pipeline
+        labels = pipeline.modules_on(pool)
+        modules = [{label: backends[place].modules[label] for label in labels} for place in places]
+        config = pipeline.experiment.backend
+        assert config is not None
+        with module_faults(f"pool {pool!r}: loading {', '.join(labels)}"):
+            return ThreadExecutor(modules, places, check_finite=config.check_finite)
 
-    def _check(
-        self, experiment: Experiment, backends: Mapping[str, ModelBackend], places: Mapping[str, Sequence[str]]
-    ) -> None:
+    def _check(self, backends: Mapping[str, ModelBackend], places: Mapping[str, Sequence[str]]) -> None:
+        """That each request can be served, and that profiles are of the devices."""
         backend = next(iter(backends.values()))
         for request in self.prepared.requests:
             try:
                 backend.check(request.params)
             except BackendError as error:
                 raise BackendError(f"request {request.id!r}: {error}") from None
-        assert experiment.backend is not None
-        for name, stage in experiment.stages.items():
-            profile = self.prepared.profiles[name]
-            for place in places[stage.pool]:
-                here = backends[place].device_name
-                if profile.device != here and not experiment.backend.allow_other_device:
+        config = self.prepared.experiment.backend
+        assert config is not None
+        for pool in self.prepared.pools:
+            for name, place in itertools.product(pool.stages, places[pool.name]):
+                profile, here = self.prepared.profiles[name], backends[place].device_name
+                if profile.device != here and not config.allow_other_device:
                     raise ProfileError(
                         f"profile {name!r} is of {profile.device!r}, but {place} is {here!r}: "
                         "measure it here with `neustream profile`, or set backend.allow_other_device=true"
@@ -283,13 +293,9 @@ class Session:
 
     def warm_up(self) -> None:
         """Run every stage a few times, untimed, so that the first real request finds all loaded."""
-        experiment = self.prepared.experiment
-        for llm in self._llms:
-            llm.warm_up()
-        for place, backend in self._backends.items() if experiment.llm is None else ():
-            modules = {name: backend.modules[name] for name in experiment.stages}
-            sample = _sampler(experiment, backend, SAMPLE_ROUNDS)
-            measure(build_graph(experiment), modules, sample, device=place, batches=[1], repeats=2, warmup=1)
+        for instance in self._backends:
+            for place, backend in instance.items():
+                _warm_up(self.prepared.pipeline, backend, place)
         gc.collect()
         gc.freeze()  # the model's objects stay: no step has to wait while they are searched again
 

@@ -16,8 +16,9 @@ from neustream.commands.options import ConfigArgument, SetOption, finite
 from neustream.commands.outputs import check_folder
 from neustream.commands.printing import console, new_progress, problems, wrote
 from neustream.commands.reach import naming
-from neustream.config.schema import Experiment, load_experiment
+from neustream.config.load import load_experiment
 from neustream.errors import ConfigError
+from neustream.experiment.pipelines import LlmPipeline, StagesPipeline, pipeline_of
 from neustream.profiling.files import EngineCosts, Measurement, save
 from neustream.profiling.measuring import default_batches
 from neustream.profiling.steps import StepsFile
@@ -47,34 +48,33 @@ def command(
     finite("--seconds", seconds)
     sizes = [_size(text) for text in size or ()]
     experiment = load_experiment(config, set_ or ())
-    profiled = [experiment.llm.profile] if experiment.llm is not None else experiment.stages
-    check_folder("--out", out, [f"{name}.json" for name in profiled])
+    pipeline = pipeline_of(experiment)
+    check_folder("--out", out, [f"{name}.json" for name in pipeline.measured_names])
     with naming(config):
         if sizes:
             paths = profile_shapes(experiment, device, sizes, out, seconds, True)
-        elif experiment.llm is not None:
-            paths = _profile_llm(experiment, device, out, seconds)
+        elif isinstance(pipeline, LlmPipeline):
+            paths = _profile_llm(pipeline, device, out, seconds)
         else:
-            paths = _profile_stages(experiment, device, out, repeats, warmup)
+            paths = _profile_stages(pipeline, device, out, repeats, warmup)
     for path in paths:
         wrote(path)
 
 
-def _profile_llm(experiment: Experiment, device: str, out: Path, seconds: float) -> list[Path]:
-    assert experiment.llm is not None
+def _profile_llm(pipeline: LlmPipeline, device: str, out: Path, seconds: float) -> list[Path]:
     with problems.status("building the model") as status:
 
         def tick(stage: str, batch: int, seconds: float) -> None:
             status.update(Text(f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms"))
 
-        file = profile_steps(experiment, device, out, seconds, tick)
-    console.print(_steps_table(f"{experiment.name} on {file.device}", file))
+        file = profile_steps(pipeline, device, out, seconds, tick)
+    console.print(_steps_table(f"{pipeline.name} on {file.device}", file))
     if file.engine is not None:
         _say_costs(file.engine)
-    return [out / f"{experiment.llm.profile}.json"]
+    return [out / pipeline.steps_file.name]
 
 
-def _profile_stages(experiment: Experiment, device: str, out: Path, repeats: int, warmup: int) -> list[Path]:
+def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: int, warmup: int) -> list[Path]:
     def tick(stage: str, batch: int, seconds: float) -> None:
         progress.update(task, description=f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms")
         progress.advance(task)
@@ -83,10 +83,10 @@ def _profile_stages(experiment: Experiment, device: str, out: Path, repeats: int
         problems.print(f"{stage!r}: out of memory at batch {batch}, stops at the size before ({error})")
 
     with new_progress() as progress:
-        batches = sum(len(default_batches(stage.max_batch)) for stage in experiment.stages.values())
+        batches = sum(len(default_batches(stage.max_batch)) for stage in pipeline.configs.values())
         task = progress.add_task("building the model", total=batches * (warmup + repeats))
-        measured, about = measure_experiment(experiment, device, repeats, warmup, tick, limit)
-    console.print(_profile_table(f"{experiment.name} on {about.device_name}", measured))
+        measured, about = measure_experiment(pipeline, device, repeats, warmup, tick, limit)
+    console.print(_profile_table(f"{pipeline.name} on {about.device_name}", measured))
     _say_costs(about.engine)
     return save(
         measured, out, model=about.model_name, device=about.device_name, origin=about.origin, engine=about.engine

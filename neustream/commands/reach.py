@@ -13,6 +13,7 @@ from neustream.commands.interrupts import raise_unless_pressed
 from neustream.config.schema import Experiment
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
+from neustream.experiment.pipelines import LlmPipeline
 from neustream.experiment.policies import build_policy
 from neustream.experiment.running import Prepared
 
@@ -53,7 +54,7 @@ def reach_of(
     """What to add to each policy's record: how far it is from the bound and from hindsight, if asked for."""
     if not bound and hindsight is None:
         return lambda report: {}
-    if hindsight is not None and any(experiment.llm is not None for experiment in prepared.experiments):
+    if hindsight is not None and any(isinstance(one, LlmPipeline) for one in prepared.pipelines):
         raise ConfigError("--hindsight searches schedules of pipelines; for an llm there is --bound")
     from neustream.analysis.headroom import bound_of, headroom
     from neustream.analysis.hindsight import STARTS

@@ -26,7 +26,8 @@ from neustream.commands.printing import (
     wrote,
 )
 from neustream.commands.reach import chosen_policies, naming
-from neustream.config.schema import Experiment, load_experiment
+from neustream.config.load import load_experiment
+from neustream.config.schema import Experiment
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError

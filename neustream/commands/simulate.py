@@ -21,7 +21,8 @@ from neustream.commands.options import (
 from neustream.commands.outputs import check_outputs, json_file, json_output
 from neustream.commands.printing import new_progress, problems, say_notes, show, title_of, trace_path, wrote
 from neustream.commands.reach import chosen_policies, naming, reach_of
-from neustream.config.schema import Experiment, load_experiment
+from neustream.config.load import load_experiment
+from neustream.config.schema import Experiment
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
 from neustream.experiment.running import prepare, record, simulate

@@ -16,8 +16,10 @@ from neustream.commands.options import BoundOption, ConfigArgument, PolicyOption
 from neustream.commands.outputs import check_folder, json_text, write_text
 from neustream.commands.printing import console, new_progress, note, problems, wrote
 from neustream.commands.reach import chosen_policies, naming
-from neustream.config.schema import SWEEPABLE, Experiment, load_experiment
+from neustream.config.load import load_experiment
+from neustream.config.schema import SWEEPABLE, Experiment
 from neustream.errors import ConfigError, nearest, shown
+from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.running import sweep_points
 from neustream.experiment.sweeping import Kept, Point, Unit, cores, fingerprint, run_units
 
@@ -49,7 +51,7 @@ def command(
         points = list(sweep_points(experiment, over, numbers))
     names = chosen_policies(config, experiment, policy)
     check_folder("--out", out, ("sweep.json", KEPT, "goodput.png", "attainment.png", "batches.png"))
-    stage = next((name for name, stage in experiment.stages.items() if stage.times), list(experiment.stages)[-1])
+    stage = pipeline_of(experiment).main_stage
     units = _units(points, over, names, bound, stage)
     with naming(config):
         done = _simulated(units, out / KEPT, jobs or cores(), fresh)

@@ -16,6 +16,7 @@ MOST_TOKENS = 2**24
 """Of one text."""
 MOST_WORK = 10**9
 """Steps of all requests."""
+MOST_WORKERS = 1024
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """Of an experiment: it stands in tables, figures and the ids of requests."""
@@ -75,6 +76,18 @@ Steps = Annotated[
 """One number for all requests, or how each request's is drawn."""
 
 
+def _kind_of_devices(value: Any) -> str:
+    return "of names" if isinstance(value, list | tuple) else "a number"
+
+
+Devices = Annotated[
+    Annotated[int, Field(ge=1, le=MOST_WORKERS), Tag("a number")]
+    | Annotated[list[str], Field(min_length=1, max_length=MOST_WORKERS), Tag("of names")],
+    Discriminator(_kind_of_devices),
+]
+"""So many devices, or their names."""
+
+
 class LogNormal(Section):
     """Whole numbers around `median`, log-normal with `sigma`, cut off at `min` and `max`."""
 
@@ -115,3 +128,13 @@ def mean_of(count: int | Between | Choices | LogNormal) -> float:
     if isinstance(count, LogNormal):
         return min(max(count.median, count.min), count.max)
     return count
+
+
+def dropped(*keys: str) -> str:
+    """How to be rid of keys."""
+    return "drop it: " + " ".join(f"--set {key}=null" for key in keys)
+
+
+def either(a: str, b: str) -> str:
+    """How to be rid of one of two keys."""
+    return f"drop one: --set {a}=null or --set {b}=null"

@@ -1,11 +1,9 @@
 """Experiments made ready and run: graph, requests, policies and engine of a config."""
 
+from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline, pipeline_of
 from neustream.experiment.policies import build_policy
 from neustream.experiment.running import (
     Prepared,
-    build_graph,
-    build_pools,
-    load_profiles,
     merge,
     prepare,
     record,
@@ -15,12 +13,13 @@ from neustream.experiment.running import (
 )
 
 __all__ = [
+    "LlmPipeline",
+    "Pipeline",
     "Prepared",
-    "build_graph",
+    "StagesPipeline",
     "build_policy",
-    "build_pools",
-    "load_profiles",
     "merge",
+    "pipeline_of",
     "prepare",
     "record",
     "serve",

@@ -27,11 +27,15 @@ from neustream.errors import (
     shown,
     told,
 )
+from neustream.experiment.pipelines import pipeline_of
 from neustream.profiling.files import load_stage
 
 
-def build_policy(experiment: Experiment, name: str) -> Policy:
-    """The policy `name` (one of the library's, "default", or `module:Class`) with the config's parameters for it."""
+def build_policy(experiment: Experiment, name: str, *, prefix: str = "") -> Policy:
+    """The policy `name` (one of the library's, "default", or `module:Class`) with the config's parameters for it.
+
+    `prefix` stands in front of the names of the experiment's stages.
+    """
     kind = DEFAULT if name == "default" else name
     make = POLICIES.get(kind) or (load_object(name, "policy") if ":" in name else None)
     if make is None:
@@ -46,7 +50,7 @@ def build_policy(experiment: Experiment, name: str) -> Policy:
             if key not in known:
                 raise ConfigError(f"{where}: unknown parameter {shown(key)}; {nearest(key, known)}")
             if key == "plan":
-                given[key] = _plan(experiment, where, value)
+                given[key] = _plan(experiment, prefix, where, value)
             else:
                 given[key] = _checked(f"{where}.{key}", hints[key], value)
         if "slo_scale" in known and "slo_scale" not in given and experiment.slo.scale is not None:
@@ -69,14 +73,16 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
         raise ConfigError(f"{where}: {error.errors()[0]['msg']}, got {shown(value)}") from None
 
 
-def _plan(experiment: Experiment, where: str, files: Any) -> dict[str, LatencyProfile]:
+def _plan(experiment: Experiment, prefix: str, where: str, files: Any) -> dict[str, LatencyProfile]:
     """Profiles that a policy plans with instead of the true ones: stage -> files (without .json)."""
+    stages = pipeline_of(experiment).stages
     lists = isinstance(files, dict) and all(isinstance(parts, list) and parts for parts in files.values())
-    if not lists or set(files) - set(experiment.stages):
-        stages = sorted(experiment.stages)
-        raise ConfigError(f"{where}.plan: expected a mapping of stages {stages} to lists of files, got {shown(files)}")
+    if not lists or set(files) - set(stages):
+        raise ConfigError(
+            f"{where}.plan: expected a mapping of stages {sorted(stages)} to lists of files, got {shown(files)}"
+        )
     return {
-        name: load_stage(name, [experiment.profiles / f"{part}.json" for part in parts])
+        prefix + name: load_stage(prefix + name, [experiment.profiles / f"{part}.json" for part in parts])
         for name, parts in files.items()
     }
 

@@ -10,22 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from neustream.config.messages import explain
-from neustream.config.schema import SWEEPABLE, Experiment, Simulation, StageConfig
+from neustream.config.schema import SWEEPABLE, Experiment, Simulation
 from neustream.core.batch import Batch
-from neustream.core.graph import Graph, Node, Stage, loop, seq
-from neustream.core.job import Job
-from neustream.core.kv_cache import KVCache
+from neustream.core.graph import Graph
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
-from neustream.core.steps import LearntSteps, PhaseProfile
 from neustream.core.types import Request
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine
@@ -33,72 +29,11 @@ from neustream.engine.events import Observer
 from neustream.engine.executor import Executor, ProfiledExecutor
 from neustream.engine.member import Member
 from neustream.engine.report import Report
-from neustream.errors import ConfigError, ProfileError, nearest
+from neustream.errors import ConfigError, nearest
+from neustream.experiment.pipelines import LlmPipeline, Pipeline, pipeline_of
+from neustream.experiment.pipelines.stages import check_device
 from neustream.experiment.policies import build_policy, policy_faults
-from neustream.experiment.requests import Params, draw
-from neustream.graphs import llm, llm_profiles
-from neustream.profiling.files import load_costs, load_stage
-from neustream.profiling.steps import load_steps
-
-
-def build_graph(experiment: Experiment) -> Graph:
-    """The pipeline of the config: its stages in order, looped where they say `times`; the last emits."""
-    if experiment.llm is not None:
-        return Graph(experiment.name, llm("llm", max_batch=experiment.llm.max_batch))
-    names = list(experiment.stages)
-    nodes: list[Node] = []
-    for name, config in experiment.stages.items():
-        stage = Stage(name, max_batch=config.max_batch, emits=name == names[-1])
-        nodes.append(stage if config.times is None else loop(stage, times=partial(_param, config.times)))
-    return Graph(experiment.name, seq(*nodes))
-
-
-def _param(name: str, job: Job) -> Any:
-    return job.params[name]
-
-
-def load_profiles(experiment: Experiment) -> dict[str, LatencyProfile]:
-    """The profile of each stage; those of one pool must come from one device."""
-    profiles: dict[str, LatencyProfile] = {}
-    if experiment.llm is not None:
-        steps = load_steps(experiment.profiles / f"{experiment.llm.profile}.json")
-        return llm_profiles("llm", steps, experiment.llm.max_batch)
-    for name, stage in experiment.stages.items():
-        profiles[name] = load_stage(name, _files(experiment.profiles, name, stage))
-    for pool in build_pools(experiment):
-        _check_device(pool, profiles)
-    return profiles
-
-
-def profile_files(experiment: Experiment) -> list[Path]:
-    """The files that `load_profiles` reads."""
-    if experiment.llm is not None:
-        return [experiment.profiles / f"{experiment.llm.profile}.json"]
-    return [file for name, stage in experiment.stages.items() for file in _files(experiment.profiles, name, stage)]
-
-
-def _check_device(pool: Pool, profiles: Mapping[str, LatencyProfile]) -> None:
-    devices = {name: profiles[name].device for name in pool.stages}
-    if len(set(devices.values())) > 1:
-        raise ProfileError(f"pool {pool.name!r} mixes profiles of different devices: {devices}")
-
-
-def _files(folder: Path, name: str, stage: StageConfig) -> list[Path]:
-    return [folder / f"{part}.json" for part in stage.profile or [name]]
-
-
-def build_pools(experiment: Experiment) -> list[Pool]:
-    if experiment.llm is not None:
-        kv = experiment.llm.memory
-        caches = {} if kv is None else {"llm": KVCache(kv.tokens // kv.block, kv.block)}
-        return [Pool("gpu", tuple(experiment.stages), kv_caches=caches, step_tokens=experiment.llm.step_tokens)]
-    return [
-        Pool(name, tuple(s for s, stage in experiment.stages.items() if stage.pool == name), pool.workers, pool.sticky)
-        for name, pool in experiment.pools.items()
-    ]
-
-
-# -- running ----------------------------------------------------------------------------------------
+from neustream.experiment.requests import Params
 
 
 @dataclass(frozen=True)
@@ -108,8 +43,7 @@ class Prepared:
     After `merge` several of them, each with a graph of its own, on the same pool.
     """
 
-    experiments: Sequence[Experiment]
-    graphs: Sequence[Graph]
+    pipelines: Sequence[Pipeline[Experiment]]
     pools: Sequence[Pool]
     profiles: Mapping[str, LatencyProfile]
     requests: Sequence[Request]
@@ -119,22 +53,35 @@ class Prepared:
     """What the user of a trace should know of how it was read, one sentence each."""
 
     @property
+    def experiments(self) -> list[Experiment]:
+        """The experiment of each pipeline."""
+        return [pipeline.experiment for pipeline in self.pipelines]
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The graph of each pipeline."""
+        return [pipeline.graph for pipeline in self.pipelines]
+
+    @property
+    def pipeline(self) -> Pipeline[Experiment]:
+        """The pipeline, where there is one."""
+        (pipeline,) = self.pipelines
+        return pipeline
+
+    @property
     def experiment(self) -> Experiment:
         """The experiment, where there is one."""
-        (experiment,) = self.experiments
-        return experiment
+        return self.pipeline.experiment
 
     @property
     def graph(self) -> Graph:
         """Its graph, where there is one."""
-        (graph,) = self.graphs
-        return graph
+        return self.pipeline.graph
 
     @property
     def instances(self) -> int:
         """How many there are of what serves."""
-        counts = [1 if experiment.llm is None else experiment.llm.instances for experiment in self.experiments]
-        return max(counts)
+        return max(experiment.instances for experiment in self.experiments)
 
     def members(
         self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]], *, learn: bool = False
@@ -150,50 +97,30 @@ class Prepared:
 
         `learn`: whether the steps of a language model that run correct its profile.
         """
-        rule = _policy_for(self.experiments, policy) if isinstance(policy, str) else policy
+        rule = _policy_for(self.pipelines, policy) if isinstance(policy, str) else policy
         profiles = dict(self.profiles)
-        for name, profile in self.profiles.items() if learn else ():
-            if isinstance(profile, PhaseProfile) and profile.phase == "prefill":
-                label = name.removesuffix(".prefill")
-                profiles |= llm_profiles(label, LearntSteps(profile.steps), profile.max_batch)
+        for pipeline in self.pipelines if learn else ():
+            profiles |= pipeline.learning({name: profiles[name] for name in pipeline.stages})
         return Scheduler(self.pools, rule, profiles)
 
 
 def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at: {}, *, prefix: str = "") -> Prepared:
     """Load the profiles and draw the workload of an experiment.
 
-    `prefix` is put in front of its name and of its stages' names (in reports and traces too), so that
-    it can be merged with others; the policies' parameters stay those of the config.
+    `prefix` is put in front of its name and of its stages' names (in reports and traces too), so
+    that it can be merged with others.
     """
-    if prefix and experiment.llm is not None:
-        raise ConfigError(f"config {experiment.name!r}: an llm cannot be merged with others yet")
-    if prefix:
-        experiment = _prefixed(experiment, prefix)
-    graph, profiles = build_graph(experiment), load_profiles(experiment)
-    experiment = _with_costs(experiment)
-    pools = build_pools(experiment)
-    drawn = draw(experiment, graph, profiles, params)
-    return Prepared([experiment], [graph], pools, profiles, drawn.requests, drawn.lengths, drawn.notes)
+    profiles = pipeline_of(experiment, prefix).load_profiles()
+    pipeline = pipeline_of(_with_costs(experiment), prefix)
+    drawn = pipeline.draw(profiles, params)
+    return Prepared([pipeline], pipeline.pools, profiles, drawn.requests, drawn.lengths, drawn.notes)
 
 
 def _with_costs(experiment: Experiment) -> Experiment:
     """The experiment with what its profiles say of serving, where the config does not say it."""
-    costs, simulation = load_costs(profile_files(experiment)), experiment.simulation
+    costs, simulation = pipeline_of(experiment).costs(), experiment.simulation
     update = {name: cost for name, cost in costs if getattr(simulation, name) is None}
     return experiment.model_copy(update={"simulation": simulation.model_copy(update=update)})
-
-
-def _prefixed(experiment: Experiment, prefix: str) -> Experiment:
-    stages = {
-        prefix + name: stage.model_copy(update={"profile": stage.profile or [name]})
-        for name, stage in experiment.stages.items()
-    }
-    policies = {name: dict(given) for name, given in experiment.policies.items()}
-    for given in policies.values():
-        if isinstance(plan := given.get("plan"), dict):
-            given["plan"] = {f"{prefix}{stage}": files for stage, files in plan.items()}
-    changed = {"name": prefix + experiment.name, "stages": stages, "policies": policies}
-    return experiment.model_copy(update=changed)
 
 
 def merge(prepared: Sequence[Prepared]) -> Prepared:
@@ -216,16 +143,18 @@ def merge(prepared: Sequence[Prepared]) -> Prepared:
             raise ConfigError(f"two {what} named {twice!r}: prepare the experiments to merge with prefixes")
     pool = Pool("gpu", tuple(stages), pools[0].workers, pools[0].sticky)
     profiles = {name: profile for one in prepared for name, profile in one.profiles.items()}
-    _check_device(pool, profiles)
-    experiments = [experiment for one in prepared for experiment in one.experiments]
-    graphs = [graph for one in prepared for graph in one.graphs]
+    check_device(pool, profiles)
+    pipelines = [pipeline for one in prepared for pipeline in one.pipelines]
+    if any(isinstance(pipeline, LlmPipeline) for pipeline in pipelines):
+        raise ConfigError("an llm cannot be merged with others yet")
     notes = [note for one in prepared for note in one.notes]
-    return Prepared(experiments, graphs, [pool], profiles, requests, notes=notes)
+    return Prepared(pipelines, [pool], profiles, requests, notes=notes)
 
 
-def _policy_for(experiments: Sequence[Experiment], name: str) -> Policy:
+def _policy_for(pipelines: Sequence[Pipeline[Experiment]], name: str) -> Policy:
     """The policy `name` with the parameters that all the experiments give it."""
-    policies = [build_policy(experiment, name) for experiment in experiments]
+    experiments = [pipeline.experiment for pipeline in pipelines]
+    policies = [build_policy(one.experiment, name, prefix=one.prefix) for one in pipelines]
     first = policies[0]
     if len(policies) == 1:
         return first
@@ -261,15 +190,12 @@ def simulate(
     decision_s = 0.0
     handovers: dict[str, float] = {}
     stretches: dict[str, Callable[[Batch], float]] = {}
-    for experiment in prepared.experiments:
-        simulation = Simulation() if speed else experiment.simulation
-        stretch = _stretch(simulation, experiment.workload.seed)
-        handover_s = simulation.handover_s or 0.0
+    for pipeline in prepared.pipelines:
+        simulation = Simulation() if speed else pipeline.experiment.simulation
+        stretch = _stretch(simulation, pipeline.experiment.workload.seed)
         decision_s = max(decision_s, simulation.decision_s or 0.0)
-        handovers |= dict.fromkeys(experiment.stages, handover_s)
-        stretches |= dict.fromkeys(experiment.stages, stretch)
-        if experiment.llm is not None:  # steps of both of its stages
-            handovers["llm"], stretches["llm"] = handover_s, stretch
+        handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
+        stretches |= dict.fromkeys(pipeline.labels, stretch)
 
     def factor(batch: Batch) -> float:
         return stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)

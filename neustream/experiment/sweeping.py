@@ -31,7 +31,8 @@ import numpy as np
 from neustream.config.schema import Experiment
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
-from neustream.experiment.running import prepare, profile_files, record, simulate
+from neustream.experiment.pipelines import pipeline_of
+from neustream.experiment.running import prepare, record, simulate
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def fingerprint(unit: Unit, policy: str) -> str:
     experiment = unit.experiment
     given = experiment.policies.get(policy, {})
     config = experiment.model_dump(mode="json", exclude={"about", "sweeps", "backend", "policies", "profiles"})
-    files = [*profile_files(experiment), *_paths_in(experiment.workload.model_dump())]
+    files = [*pipeline_of(experiment).profile_files(), *_paths_in(experiment.workload.model_dump())]
     plan = given.get("plan")
     for parts in plan.values() if isinstance(plan, dict) else ():
         files += [experiment.profiles / f"{part}.json" for part in parts]

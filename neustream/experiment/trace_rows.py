@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neustream.config.fields import MOST_REQUESTS
-from neustream.config.schema import Experiment, Workload, dropped
+from neustream.config.fields import MOST_REQUESTS, dropped
+from neustream.config.workload import Workload
 from neustream.errors import ConfigError, nearest
 from neustream.workload import Row, Taken, Trace, Window, take
 
@@ -46,9 +46,13 @@ class Rows:
         return {name: getattr(row, name) for name in SIZES if getattr(row, name) is not None}
 
 
-def rows_of(experiment: Experiment) -> Rows:
-    """The rows that the workload takes, by arrival."""
-    load = experiment.workload
+def rows_of(load: Workload, unused: Sequence[str], notes_on: Callable[[Sequence[Row]], list[str]]) -> Rows:
+    """The rows that the workload takes, by arrival.
+
+    Args:
+        unused: fields of rows that change nothing, which is noted if they are there.
+        notes_on: what else is to be noted of the rows.
+    """
     if load.trace is None:
         return Rows(load, [Row()] * load.requests)
     limit = load.requests if "requests" in load.model_fields_set else None
@@ -65,9 +69,8 @@ def rows_of(experiment: Experiment) -> Rows:
             "for all of them drop it: --set workload.requests=null"
         )
     rows = _chosen(load, taken.rows)
-    return Rows(
-        load, rows, [f"trace {load.trace}: {note}" for note in [*taken.notes.lines(), *_idle(experiment, rows)]]
-    )
+    notes = [*taken.notes.lines(), *_idle(rows, unused), *notes_on(rows)]
+    return Rows(load, rows, [f"trace {load.trace}: {note}" for note in notes])
 
 
 def _check_arrivals(load: Workload, taken: Taken) -> None:
@@ -98,12 +101,8 @@ def _chosen(load: Workload, rows: list[Row]) -> list[Row]:
     ]
 
 
-def _idle(experiment: Experiment, rows: Sequence[Row]) -> list[str]:
+def _idle(rows: Sequence[Row], unused: Sequence[str]) -> list[str]:
     """What rows say that changes nothing here."""
-    unused = ["session", "model", "hash_ids"]
-    unused += ["steps", *SIZES] if experiment.llm is not None else TOKENS
-    idle = [name for name in unused if any(getattr(row, name) is not None for row in rows)]
-    notes = [f"not used by this config: {', '.join(idle)}"] if idle else []
-    if experiment.llm is None and len({(row.width, row.height, row.frames) for row in rows}) > 1:
-        notes.append("sizes differ; in simulations a step takes as long at each")
-    return notes
+    names = ["session", "model", "hash_ids", *unused]
+    idle = [name for name in names if any(getattr(row, name) is not None for row in rows)]
+    return [f"not used by this config: {', '.join(idle)}"] if idle else []

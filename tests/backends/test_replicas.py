@@ -13,7 +13,7 @@ from test_transformers_service import MAX, engine
 from texts import alone, model_of, prompts
 from toys import adds_up, command
 
-from neustream import BackendError, ConfigError, EventLog
+from neustream import BackendError, EventLog
 from neustream.backends.serving import Session
 from neustream.backends.transformers.from_config import make
 from neustream.backends.transformers.replicas import replicate, twin
@@ -131,8 +131,8 @@ def test_a_model_that_cannot_be_copied_is_told():
 
 
 def two(folder, **llm):
-    section = {"max_batch": 6, "memory": {"tokens": 96, "block": 8}, "step_tokens": 32, "instances": 2, **llm}
-    path = write(folder, llm=section)
+    section = {"max_batch": 6, "memory": {"tokens": 96, "block": 8}, "step_tokens": 32, **llm}
+    path = write(folder, llm=section, devices=2)
     assert command("profile", path, "--out", folder / "profiles", "--seconds", "0.2").status == 0
     return path
 
@@ -151,7 +151,7 @@ def test_both_instances_serve_each_policy_in_turn(tmp_path):
     path = two(tmp_path)
     tokens = {}
     for instances in (1, 2):
-        experiment = load_experiment(path, [f"llm.instances={instances}", "workload.load=50"])
+        experiment = load_experiment(path, [f"devices={instances}", "workload.load=50"])
         with Session(experiment, "cpu") as session:
             session.warm_up()
             for policy in ("fcfs", "priced"):
@@ -168,15 +168,9 @@ def test_both_instances_serve_each_policy_in_turn(tmp_path):
     assert all(same == tokens[1, "fcfs"] for same in tokens.values())
 
 
-def test_instances_and_their_devices_must_be_as_many(tmp_path):
-    path = two(tmp_path)
-    for devices, instances in ((["cpu"], 2), (["cpu", "cpu"], 1), (["cpu"] * 3, 2)):
-        wrong = load_experiment(path, [f"llm.instances={instances}", f"pools={{gpu: {{devices: {devices}}}}}"])
-        with pytest.raises(ConfigError, match=f"pools.gpu: {len(devices)} device.s. for {instances} instance"):
-            Session(wrong, "cpu")
-    right = load_experiment(path, ["pools={gpu: {devices: [cpu, cpu]}}"])
-    with Session(right, "cpu") as session:
-        assert len(session._executors) == 2
+def test_each_named_device_has_an_instance(tmp_path):
+    with Session(load_experiment(two(tmp_path), ["devices=[cpu, cpu, cpu]"]), "cuda:7") as session:
+        assert len(session._executors) == 3
 
 
 def test_a_replica_of_a_config_shares_its_weights():
