@@ -1,4 +1,4 @@
-"""What callers and configs say to backends of all kinds, checked in one way; and how waiting is shown."""
+"""Promises and options that callers and configs give, checked in one way; how waiting is shown."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from neustream.core.policies import DEFAULT, POLICIES
-from neustream.core.policy import Policy
 from neustream.core.types import SLO
-from neustream.errors import BackendError, RequestError, nearest
+from neustream.errors import BackendError, RequestError
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -26,17 +24,6 @@ def slo_of(slo: SLO | float | None) -> SLO:
     if isinstance(slo, bool) or not isinstance(slo, int | float):
         raise RequestError(f"slo must be an SLO or seconds, got {slo!r}")
     return SLO(total=slo)
-
-
-def policy_of(policy: Policy | str | None) -> Policy:
-    """A policy; by name it is one of the library's, None is the default. BackendError for an unknown name."""
-    name = DEFAULT if policy is None else policy
-    if not isinstance(name, str):
-        return name
-    if name not in POLICIES:
-        raise BackendError(f"unknown policy {name!r}; {nearest(name, POLICIES)}")
-    made: Policy = POLICIES[name]()
-    return made
 
 
 def options_of(model: type[Options], raw: Mapping[str, Any]) -> Options:

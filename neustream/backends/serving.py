@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from neustream.backends import KINDS, LlmBackend, Make, ModelBackend
+from neustream.by_name import load_object
 from neustream.config.schema import Experiment, StagesExperiment
 from neustream.core.events import Emitted, Ended
 from neustream.core.profile import LatencyProfile
@@ -31,7 +32,6 @@ from neustream.errors import (
     told,
 )
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline, pipeline_of
-from neustream.experiment.policies import load_object
 from neustream.experiment.running import Prepared, prepare, serve
 from neustream.graphs import llm_profiles
 from neustream.profiling.costs import TOGETHER, engine_costs

@@ -474,7 +474,7 @@ def test_a_pipeline_whose_arguments_are_taken(dit):
 
 
 def test_a_policy_by_name(dit):
-    with pytest.raises(ns.BackendError, match="did you mean 'fcfs'"):
+    with pytest.raises(ns.ConfigError, match="did you mean 'fcfs'"):
         serve(dit, DIT_SHAPE, policy="fcsf")
 
 

@@ -21,7 +21,7 @@ from neustream.backends.transformers.from_config import byte_tokenizer
 from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
 from neustream.core.kv_cache import KVCache
 from neustream.core.steps import Step
-from neustream.errors import BackendError, NeustreamError
+from neustream.errors import BackendError, ConfigError, NeustreamError
 from neustream.profiling.steps import save_steps, steps_file, steps_of
 
 MAX = 10
@@ -356,7 +356,7 @@ def test_the_worker_keeps_to_the_threads_that_were_set():
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(BackendError, match="unknown policy 'fcsf'; did you mean 'fcfs'"):
+    with pytest.raises(ConfigError, match="unknown policy 'fcsf'; did you mean 'fcfs'"):
         engine(model_of("opt"), policy="fcsf")
     with pytest.raises(BackendError, match="a transformers model"):
         engine("facebook/opt-125m")

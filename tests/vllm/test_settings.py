@@ -108,8 +108,11 @@ def test_a_file_that_is_none_is_named(tmp_path, text, says):
     "given, says",
     [
         ({"policy": "edff"}, "unknown policy 'edff'; did you mean 'edf'"),
-        ({"policy": "edf", "options": {"drop": True}}, "unknown option 'drop'"),
-        ({"policy": "edf", "options": {"drop_hopeless": "maybe"}}, "option drop_hopeless"),
+        ({"policy": "edf", "options": {"drop": True}}, "options: unknown parameter 'drop'; allowed: drop_hopeless"),
+        (
+            {"policy": "edf", "options": {"drop_hopeless": "maybe"}},
+            "options.drop_hopeless: Input should be .*got 'maybe'",
+        ),
         ({"policy": "no.such:Policy"}, "no.such:Policy"),
         ({"policy": "builtins:dict"}, "no decide"),
     ],

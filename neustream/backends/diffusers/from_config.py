@@ -43,9 +43,9 @@ from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.request import StepCounts, check, named_arguments, with_defaults
 from neustream.backends.diffusers.run import Run
 from neustream.backends.options import options_of
+from neustream.by_name import load_object
 from neustream.core.batch import StepInput
 from neustream.errors import BackendError, nearest
-from neustream.experiment.policies import load_object
 
 PROMPTS = (
     "a lighthouse in a storm, oil painting",

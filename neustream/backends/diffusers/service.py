@@ -43,7 +43,8 @@ from neustream.backends.diffusers.served import (
     predicted,
     share_of,
 )
-from neustream.backends.options import measuring, policy_of, slo_of
+from neustream.backends.options import measuring, slo_of
+from neustream.by_name import make_policy
 from neustream.core.events import Corrected
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
@@ -135,7 +136,7 @@ class PipelineEngine:
             profile_cache = ProfileCache(pipe, given, {**options, **self._batches}, cache)
             self._models[name] = Served(name, pipe, parts, profile_cache)
         self.report = Report()
-        rule = policy_of(policy)
+        rule = make_policy(policy)
         scheduler = Scheduler([Pool(POOL, ())], rule, {}, correct=True)
         self._executor = ThreadExecutor({})
         observers = [self.report, self._watch, *observers]

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from neustream.backends.options import measuring, policy_of, slo_of
+from neustream.backends.options import measuring, slo_of
 from neustream.backends.transformers.measured import steps_for
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
@@ -22,6 +22,7 @@ from neustream.backends.transformers.replicas import Replica, places_of, replica
 from neustream.backends.transformers.request import ask_of
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.stream import Answer, Completion
+from neustream.by_name import make_policy
 from neustream.core.batch import StepInput
 from neustream.core.events import Emitted
 from neustream.core.graph import Graph
@@ -99,7 +100,7 @@ class TextEngine:
     ) -> None:
         self.slo = slo_of(slo)
         self.tokenizer = tokenizer
-        rule = policy_of(policy)
+        rule = make_policy(policy)
         places = places_of(device, devices)
         models = [model]
         if places is not None and isinstance(model, PreTrainedModel):

@@ -10,9 +10,7 @@ log_every_s: 60
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,19 +20,17 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
 from neustream.backends.vllm.slo_args import LARGEST_MS, LARGEST_WEIGHT
+from neustream.by_name import make_policy
 from neustream.config.messages import explain
 from neustream.config.yaml_file import read_document
-from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Policy
 from neustream.core.types import SLO
-from neustream.errors import ConfigError, nearest
-from neustream.experiment.policies import load_object
+from neustream.errors import ConfigError
 
 KEY = "neustream"
 """Where our settings are in vLLM's `additional_config`."""
@@ -96,35 +92,7 @@ def load(additional: Any) -> Settings:
 
 def build_policy(settings: Settings) -> Policy:
     """The policy that the settings name, with their options."""
-    name = DEFAULT if settings.policy == "default" else settings.policy
-    make = POLICIES.get(name) or (load_object(name, "policy") if ":" in name else None)
-    if make is None:
-        raise ConfigError(
-            f"unknown policy {name!r}; {nearest(name, [*POLICIES, 'default'])}; or module:Class"
-        )
-    options = dict(settings.options)
-    if dataclasses.is_dataclass(make):
-        hints = typing.get_type_hints(make)
-        known = [field.name for field in dataclasses.fields(make)]
-        for key, value in options.items():
-            if key not in known:
-                raise ConfigError(f"policy {name!r}: unknown option {key!r}; {nearest(key, known)}")
-            try:
-                options[key] = TypeAdapter(hints[key]).validate_python(value)
-            except ValidationError as error:
-                problem = error.errors()[0]["msg"]
-                raise ConfigError(
-                    f"policy {name!r}: option {key}: {problem}, got {value!r}"
-                ) from None
-    try:
-        policy: Policy = make(**options)
-    except TypeError as error:
-        raise ConfigError(f"policy {name!r}: {error}") from None
-    if not callable(getattr(policy, "decide", None)):
-        raise ConfigError(
-            f"policy {name!r} makes a {type(policy).__name__}, which has no decide(view)"
-        )
-    return policy
+    return make_policy(settings.policy, settings.options, where="options")
 
 
 def _file(path: Path) -> dict[str, Any]:
