@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neustream.commands.line import typed
 from neustream.errors import NeustreamError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "simulate": "Serve a workload in virtual time, by latency profiles.",
     "sweep": "Simulate over rates, burstinesses or SLOs; figures.",
+    "models": "Say what a config's model is and what of it is measured.",
     "profile": "Measure every stage of a real model.",
     "trace": "Say what a trace holds: rate, burstiness, lengths.",
     "run": "Serve a workload for real, beside the prediction.",
@@ -24,10 +26,10 @@ COMMANDS = {
 """Name -> what `neustream --help` says of it; the function is `command` in `neustream/commands/NAME.py`."""
 
 EXITS = (
-    "Exit codes: 0 all went well; 2 wrong arguments, config, files, device, policy or model, told in one line on "
-    "stderr; 130 interrupted (Ctrl-C), with the results until then."
+    "Exit codes: 0 all went well; 1 a fault of this library, with a traceback; 2 wrong arguments, "
+    "config, files, device, policy or model, told in one line on stderr; 130 interrupted (Ctrl-C), "
+    "with the results until then; 141 whoever read the output has seen enough."
 )
-
 LONGEST = 1500
 """Characters of a message: names in it may be longer than any file's."""
 
@@ -44,9 +46,6 @@ def main() -> None:
         application(sys.argv[1:])()
     except NeustreamError as error:
         _complain(type(error).__name__, " ".join(str(error).split()))
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
     except OSError as error:
         what = f"{error.filename}: " if error.filename is not None else ""
         _complain("cannot read or write", f"{what}{error.strerror or error}")
@@ -62,19 +61,19 @@ def application(arguments: list[str]) -> typer.Typer:
     import typer  # here, so that Ctrl-C meanwhile is seen by `main`
 
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # boxes would cost a third of the time that `--help` takes
         epilog=EXITS,
         help="SLO-aware serving of models that run in steps.",
     )
-    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    asked = next((each for each in typed(arguments) if not each.startswith("-")), None)
     for name, about in COMMANDS.items():
         if name == asked:
             from neustream.commands.interrupts import interruptible
 
-            app.command(name)(interruptible(importlib.import_module(f"neustream.commands.{name}").command))
+            module = importlib.import_module(f"neustream.commands.{name}")
+            app.command(name, epilog=EXITS)(interruptible(module.command))
         else:
             app.command(name, short_help=about)(_not_asked)
     return app

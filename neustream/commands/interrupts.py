@@ -1,9 +1,11 @@
-"""Ctrl-C: commands end with status 130 and what they have; engines that serve end their open requests."""
+"""Ends from outside: Ctrl-C (status 130, with what is done; engines end their open requests), closed pipes."""
 
 from __future__ import annotations
 
 import functools
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -15,6 +17,8 @@ from neustream.engine.engine import Engine
 from neustream.errors import NeustreamError
 
 INTERRUPTED = 130
+SEEN_ENOUGH = 141
+"""Whoever read the output closed it."""
 pressed = threading.Event()
 """Whether it was Ctrl-C that raised a KeyboardInterrupt, and not a policy or a model."""
 
@@ -25,7 +29,7 @@ def _press(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, which Ctrl-C ends with a word and its exit status."""
+    """The command, which Ctrl-C and a reader who leaves end with statuses of their own."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -37,6 +41,9 @@ def interruptible(command: Callable[..., None]) -> Callable[..., None]:
             raise_unless_pressed("the command")
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # here, since typer would end with 1
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(SEEN_ENOUGH) from None
         finally:
             signal.signal(signal.SIGINT, before)
 

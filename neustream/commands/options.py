@@ -8,21 +8,37 @@ from typing import Annotated
 
 import typer
 
+from neustream.commands.completing import configs, keys, policies
 from neustream.errors import ConfigError
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.")]
+ConfigArgument = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", autocompletion=configs),
+]
 PolicyOption = Annotated[
     list[str] | None,
-    typer.Option("--policy", "-p", help="Run only this policy; may be given several times."),
+    typer.Option(
+        "--policy",
+        "-p",
+        help="Run only this policy; may be given several times.",
+        autocompletion=policies,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, e.g. workload.rate=4."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a key, e.g. workload.rate=4.",
+        autocompletion=keys,
+    ),
 ]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", help="Write the results to this file; - is stdout, and the table goes to stderr."),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; files are written.")]
 TraceOption = Annotated[
     Path | None,
     typer.Option("--trace", help="Write a Chrome trace for Perfetto; with several policies, one file each."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,25 @@ from rich.progress import (
 
 from neustream.analysis.tables import policies_table, tokens_table
 from neustream.config.schema import Experiment
+from neustream.core.events import Ended
+from neustream.engine.events import Record, Refused
 
 console = Console(markup=False, emoji=False, highlight=False)  # names of others are texts, whatever is in them
+notes = Console(markup=False, emoji=False, highlight=False, stderr=True)
+"""Of progress, and of what is good to know."""
 problems = Console(markup=False, emoji=False, highlight=False, stderr=True)
+"""Of what went wrong, which `--quiet` prints too."""
+
+
+@contextlib.contextmanager
+def hushed(quiet: bool) -> Iterator[None]:
+    """If `quiet`, nothing but problems is printed meanwhile."""
+    before = console.quiet, notes.quiet
+    console.quiet = notes.quiet = quiet
+    try:
+        yield
+    finally:
+        console.quiet, notes.quiet = before
 
 
 @contextlib.contextmanager
@@ -33,9 +49,9 @@ def new_progress() -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=problems,
+        console=notes,
         refresh_per_second=2,  # drawing takes time from the steps of `run`
-        disable=not problems.is_terminal,
+        disable=notes.quiet or not notes.is_terminal,
     )
     if bar.disable:
         yield bar
@@ -44,10 +60,21 @@ def new_progress() -> Iterator[Progress]:
         yield bar
 
 
+class Ticks:
+    """An observer that calls `tick` for each request that has ended."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self._tick = tick
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Ended | Refused):
+            self._tick()
+
+
 def note(progress: Progress, text: str) -> None:
     """Say how far the work is where there is no bar: a line in a log."""
     if progress.disable:
-        problems.print(text, soft_wrap=True)
+        notes.print(text, soft_wrap=True)
 
 
 def wrote(path: Path) -> None:
@@ -55,10 +82,10 @@ def wrote(path: Path) -> None:
     console.print(f"wrote {path}", soft_wrap=True)
 
 
-def say_notes(notes: Sequence[str]) -> None:
+def say_notes(sentences: Sequence[str]) -> None:
     """Say on stderr how a trace was read."""
-    for note in notes:
-        problems.print(note, soft_wrap=True)
+    for sentence in sentences:
+        notes.print(sentence, soft_wrap=True)
 
 
 def trace_path(trace: Path, policy: str, several: bool) -> Path:

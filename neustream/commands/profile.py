@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +13,9 @@ from rich.text import Text
 
 from neustream.analysis.tables import new_table
 from neustream.backends.serving import measure_experiment, profile_shapes, profile_steps
-from neustream.commands.options import ConfigArgument, SetOption, finite
-from neustream.commands.outputs import check_folder
-from neustream.commands.printing import console, new_progress, problems, wrote
+from neustream.commands.options import ConfigArgument, JsonOption, QuietOption, SetOption, finite
+from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output
+from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
 from neustream.commands.reach import naming
 from neustream.config.load import load_experiment
 from neustream.errors import ConfigError
@@ -40,6 +41,8 @@ def command(
         float, typer.Option(min=0.1, max=1e6, help="About how long each --size, or an llm, may take.")
     ] = 120.0,
     set_: SetOption = None,
+    json_: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure every stage of an experiment's real model over its batch sizes, and over image sizes if given.
 
@@ -47,22 +50,25 @@ def command(
     """
     finite("--seconds", seconds)
     sizes = [_size(text) for text in size or ()]
-    experiment = load_experiment(config, set_ or ())
-    pipeline = pipeline_of(experiment)
-    check_folder("--out", out, [f"{name}.json" for name in pipeline.measured_names])
-    with naming(config):
-        if sizes:
-            paths = profile_shapes(experiment, device, sizes, out, seconds, True)
-        elif isinstance(pipeline, LlmPipeline):
-            paths = _profile_llm(pipeline, device, out, seconds)
-        else:
-            paths = _profile_stages(pipeline, device, out, repeats, warmup)
-    for path in paths:
-        wrote(path)
+    with json_output(json_) as write, hushed(quiet):
+        experiment = load_experiment(config, set_ or ())
+        pipeline = pipeline_of(experiment)
+        check_folder("--out", out, [f"{name}.json" for name in pipeline.measured_names])
+        check_outputs(json_file(json_))
+        with naming(config):
+            if sizes:
+                paths = profile_shapes(experiment, device, sizes, out, seconds, not quiet)
+            elif isinstance(pipeline, LlmPipeline):
+                paths = _profile_llm(pipeline, device, out, seconds)
+            else:
+                paths = _profile_stages(pipeline, device, out, repeats, warmup)
+        write([{"file": str(path), **json.loads(path.read_text("utf-8"))} for path in paths])
+        for path in paths:
+            wrote(path)
 
 
 def _profile_llm(pipeline: LlmPipeline, device: str, out: Path, seconds: float) -> list[Path]:
-    with problems.status("building the model") as status:
+    with notes.status("building the model") as status:
 
         def tick(stage: str, batch: int, seconds: float) -> None:
             status.update(Text(f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms"))
@@ -75,7 +81,12 @@ def _profile_llm(pipeline: LlmPipeline, device: str, out: Path, seconds: float) 
 
 
 def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: int, warmup: int) -> list[Path]:
+    told: list[str] = []
+
     def tick(stage: str, batch: int, seconds: float) -> None:
+        if stage not in told:
+            told.append(stage)
+            note(progress, f"measuring {stage}")
         progress.update(task, description=f"measuring {stage} x{batch}: {seconds * 1e3:.2f} ms")
         progress.advance(task)
 

@@ -64,9 +64,7 @@ def reach_of(
     if bound:
         progress.update(task, description="computing the bound")
         most = bound_of(prepared)
-        progress.advance(task)
     if hindsight is not None:
         progress.update(task, description="searching in hindsight")
         best = search(prepared, hindsight, policies=[*STARTS, *policies])
-        progress.advance(task)
     return lambda report: headroom(prepared, report, most, best)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,11 @@ import typer
 
 from neustream.backends.serving import Gallery, Session
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
-from neustream.commands.options import ConfigArgument, JsonOption, PolicyOption, SetOption, TraceOption
+from neustream.commands.options import ConfigArgument, JsonOption, PolicyOption, QuietOption, SetOption, TraceOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
 from neustream.commands.printing import (
     console,
+    hushed,
     new_progress,
     note,
     problems,
@@ -42,9 +44,10 @@ def command(
     trace: TraceOption = None,
     device: Annotated[str, typer.Option(help="Where the model runs; pools may name their own devices.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for report, figure, images and traces.")] = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Serve an experiment's workload in real time on its real model, beside the simulator's prediction."""
-    with json_output(json_) as write:
+    with json_output(json_) as write, hushed(quiet):
         experiment = load_experiment(config, set_ or ())
         names = chosen_policies(config, experiment, policy)
         trace = trace or (out / "trace.json" if out else None)
@@ -90,9 +93,12 @@ class _Served:
                 progress.update(task, total=len(self._names) * len(session.prepared.requests), completed=0)
                 with Interrupts() as interrupts:
                     for name in self._names:
-                        progress.update(task, description=f"serving with {name}")
+                        say = partial(progress.update, task, description=f"serving with {name}")
+                        say()
+                        ended = partial(progress.advance, task)
+                        simulating = partial(say, description=f"simulating {name}")
                         try:
-                            self._serve(session, name, lambda: progress.advance(task), interrupts)
+                            self._serve(session, name, ended, simulating, interrupts)
                             note(progress, f"served with {name}")
                         except NeustreamError as error:  # what was served before is reported all the same
                             self.fault = error
@@ -100,12 +106,20 @@ class _Served:
                             break
                     self.interrupted = interrupts.hit
 
-    def _serve(self, session: Session, name: str, ended: Callable[[], None], interrupts: Interrupts) -> None:
+    def _serve(
+        self,
+        session: Session,
+        name: str,
+        ended: Callable[[], None],
+        simulating: Callable[[], None],
+        interrupts: Interrupts,
+    ) -> None:
         logs = [EventLog()] if name in self._traces else []
         report = session.serve(name, logs, ended, interrupts.watch)
         for log in logs:
             log.save(self._traces[name])
             self.written.append(self._traces[name])
+        simulating()
         self.records.append(_beside(session, name, report))
 
 

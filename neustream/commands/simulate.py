@@ -14,15 +14,28 @@ from neustream.commands.options import (
     ConfigArgument,
     JsonOption,
     PolicyOption,
+    QuietOption,
     SetOption,
     TraceOption,
     finite,
 )
 from neustream.commands.outputs import check_outputs, json_file, json_output
-from neustream.commands.printing import new_progress, problems, say_notes, show, title_of, trace_path, wrote
+from neustream.commands.printing import (
+    Ticks,
+    hushed,
+    new_progress,
+    note,
+    problems,
+    say_notes,
+    show,
+    title_of,
+    trace_path,
+    wrote,
+)
 from neustream.commands.reach import chosen_policies, naming, reach_of
 from neustream.config.load import load_experiment
 from neustream.config.schema import Experiment
+from neustream.engine.clock import stopwatch
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
 from neustream.experiment.running import prepare, record, simulate
@@ -41,10 +54,11 @@ def command(
             min=1, max=1e6, metavar="SECONDS", help="Also search for a better schedule, with the trace known."
         ),
     ] = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Serve an experiment's workload in virtual time, by its latency profiles."""
     finite("--hindsight", hindsight)
-    with json_output(json_) as write:
+    with json_output(json_) as write, hushed(quiet):
         experiment = load_experiment(config, set_ or ())
         names = chosen_policies(config, experiment, policy)
         traces = {name: trace_path(trace, name, len(names) > 1) for name in names} if trace else {}
@@ -91,17 +105,21 @@ def _simulate(
     traces: dict[str, Path],
     done: _Done,
 ) -> None:
-    prepared = prepare(experiment)
-    say_notes(prepared.notes)
     with new_progress() as progress:
-        task = progress.add_task("simulating", total=len(names) + bound + (hindsight is not None))
+        task = progress.add_task("drawing requests", total=None)
+        prepared = prepare(experiment)
+        say_notes(prepared.notes)
         reach = reach_of(prepared, bound, hindsight, names, progress, task)
+        progress.update(task, total=len(names) * len(prepared.requests))
+        ended = Ticks(lambda: progress.advance(task))
         for name in names:
             progress.update(task, description=f"simulating {name}")
+            began = stopwatch()
             log = EventLog() if traces else None
-            report = simulate(prepared, name, [log] if log else [])
+            report = simulate(prepared, name, [ended, log] if log else [ended])
             if log:
                 log.save(traces[name])
                 done.traces.append(traces[name])
             done.records.append({**record(experiment, name, report), **reach(report)})
-            progress.advance(task)
+            if stopwatch() - began > 1:
+                note(progress, f"simulated {name}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,26 +12,36 @@ import typer
 from rich.table import Table
 
 from neustream.analysis.tables import new_table
+from neustream.commands.completing import sweepable
 from neustream.commands.interrupts import INTERRUPTED, raise_unless_pressed
-from neustream.commands.options import BoundOption, ConfigArgument, PolicyOption, SetOption
-from neustream.commands.outputs import check_folder, json_text, write_text
-from neustream.commands.printing import console, new_progress, note, problems, wrote
+from neustream.commands.options import (
+    BoundOption,
+    ConfigArgument,
+    JsonOption,
+    PolicyOption,
+    QuietOption,
+    SetOption,
+)
+from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
+from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
 from neustream.commands.reach import chosen_policies, naming
 from neustream.config.load import load_experiment
 from neustream.config.schema import SWEEPABLE, Experiment
 from neustream.errors import ConfigError, nearest, shown
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.running import sweep_points
-from neustream.experiment.sweeping import Kept, Point, Unit, cores, fingerprint, run_units
+from neustream.experiment.sweeping import Batches, Kept, Point, Unit, cores, fingerprint, run_units
 
 Points = dict[tuple[float, str], Point]
 """By value and policy."""
 KEPT = "points.jsonl"
+UNITS = {"workload.rate": ", requests/s", "workload.speed": ", times as fast"}
+"""Of those keys that have one."""
 
 
 def command(
     config: ConfigArgument,
-    over: Annotated[str, typer.Option(help=f"What to vary: {', '.join(SWEEPABLE)}.")],
+    over: Annotated[str, typer.Option(help=f"What to vary: {', '.join(SWEEPABLE)}.", autocompletion=sweepable)],
     out: Annotated[Path, typer.Option(help=f"Folder for sweep.json, the figures, and {KEPT} to go on from.")],
     values: Annotated[str | None, typer.Option(help="Comma-separated; default: the config's own sweep.")] = None,
     policy: PolicyOption = None,
@@ -38,32 +49,53 @@ def command(
     bound: BoundOption = False,
     jobs: Annotated[int | None, typer.Option(min=1, max=1024, help="Processes; default: one a core.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Simulate again what an earlier sweep has finished.")] = False,
+    json_: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Simulate an experiment at several rates, burstinesses or SLOs, and draw what comes out.
 
     Points run on all cores, and are kept as they finish: after Ctrl-C the same command goes on from there.
     What was kept is used only where config, profiles, traces, policy and code are still the same.
     """
+    with json_output(json_) as write, hushed(quiet):
+        experiment, numbers = _experiment(config, over, values, set_ or [])
+        with naming(config):
+            points = list(sweep_points(experiment, over, numbers))
+        names = chosen_policies(config, experiment, policy)
+        check_folder("--out", out, ("sweep.json", KEPT, "goodput.png", "attainment.png", "batches.png"))
+        check_outputs(json_file(json_))
+        importlib.import_module("neustream.analysis.plots")  # an error of its own where matplotlib is missing
+        stage = pipeline_of(experiment).main_stage
+        units = _units(points, over, names, bound, stage)
+        with naming(config):
+            done = _simulated(units, out / KEPT, jobs or cores(), fresh)
+        records = [dict(done[value, name].entry) for (value, _), name in itertools.product(points, names)]
+        write(records)
+        write_text(out / "sweep.json", json_text(records))
+        console.print(_sweep_table(experiment, over, names, records))
+        last = points[-1][0]
+        batches = {name: some for name in names if (some := done[last, name].batches) is not None}
+        with notes.status("drawing figures"):
+            paths = _figures(experiment, over, records, batches, stage, last, out)
+        for path in [out / "sweep.json", *paths]:
+            wrote(path)
+
+
+def _figures(
+    experiment: Experiment,
+    over: str,
+    records: Sequence[dict[str, Any]],
+    batches: Mapping[str, Batches],
+    stage: str,
+    last: float,
+    out: Path,
+) -> list[Path]:
+    """Draw goodput and attainment over the values, and batch sizes over time at the last."""
     from neustream.analysis.plots import plot_batches, plot_sweep
 
-    experiment, numbers = _experiment(config, over, values, set_ or [])
-    with naming(config):
-        points = list(sweep_points(experiment, over, numbers))
-    names = chosen_policies(config, experiment, policy)
-    check_folder("--out", out, ("sweep.json", KEPT, "goodput.png", "attainment.png", "batches.png"))
-    stage = pipeline_of(experiment).main_stage
-    units = _units(points, over, names, bound, stage)
-    with naming(config):
-        done = _simulated(units, out / KEPT, jobs or cores(), fresh)
-    records = [dict(done[value, name].entry) for (value, _), name in itertools.product(points, names)]
-    write_text(out / "sweep.json", json_text(records))
-    console.print(_sweep_table(experiment, over, names, records))
-    paths = plot_sweep(records, over, names, experiment.name, out)
-    last = points[-1][0]
-    batches = {name: some for name in names if (some := done[last, name].batches) is not None}
-    paths.append(plot_batches(batches, stage, f"{experiment.name}, {over}={last:g}", out / "batches.png"))
-    for path in [out / "sweep.json", *paths]:
-        wrote(path)
+    paths = plot_sweep(records, over, list(batches), experiment.name, out)
+    title = f"{experiment.name}, {over}={last:g}"
+    return [*paths, plot_batches(batches, stage, title, out / "batches.png")]
 
 
 def _experiment(config: Path, over: str, values: str | None, settings: list[str]) -> tuple[Experiment, list[float]]:
@@ -102,7 +134,7 @@ def _simulated(units: Sequence[Unit], path: Path, jobs: int, fresh: bool) -> Poi
             done |= {(unit.value, name): point for name, point in found.items() if point is not None}
     if len(kept):
         others = len(kept) - len(done)
-        problems.print(
+        notes.print(
             f"{len(done)} of {len(keys)} points are reused from {path}; "
             f"{others} of another config, policy, profile or code are not",
             soft_wrap=True,
@@ -149,9 +181,9 @@ def _numbers(values: str) -> list[float]:
 def _sweep_table(experiment: Experiment, over: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> Table:
     submitted = max(entry["counts"]["submitted"] for entry in records)
     bounded = "bound" in records[0]
-    table = new_table(
-        f"{experiment.name}: requests on time of {submitted}", over, [*names, *(["bound"] if bounded else [])]
-    )
+    title = f"{experiment.name}: requests on time of {submitted}"
+    columns = [*names, *(["bound"] if bounded else [])]
+    table = new_table(title, f"{over}{UNITS.get(over, '')}", columns)
     for value in dict.fromkeys(entry["value"] for entry in records):
         some = [entry for entry in records if entry["value"] == value]
         row = [str(entry["counts"]["on_time"]) for entry in some]

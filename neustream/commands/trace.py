@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 
 from neustream.analysis.tables import new_table
-from neustream.commands.options import JsonOption
+from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_outputs, json_file, json_output
-from neustream.commands.printing import console, wrote
+from neustream.commands.printing import console, hushed, notes, wrote
 from neustream.errors import ConfigError, nearest
 from neustream.workload import FORMATS, Trace, take, write_trace
 from neustream.workload.formats.normal import suffix_of
@@ -29,20 +29,23 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Write it in the normal form: .csv or .jsonl, also with .gz behind.")
     ] = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Say what a trace holds: rows, span, rate, burstiness, lengths, and what of it is not read."""
     if format != "auto" and format not in FORMATS:
         raise ConfigError(f"--format {format!r}: {nearest(format, ['auto', *FORMATS])}")
-    with json_output(json_) as write:
+    with json_output(json_) as write, hushed(quiet):
         check_outputs([*json_file(json_), *([("--out", out)] if out else [])])
         if out:
             suffix_of(out)
         trace = Trace(file, format, tokenizer)
-        summary = summarize(trace)
+        with notes.status(f"reading {file}"):
+            summary = summarize(trace)
         show_summary(summary)
         write(summary.to_dict())
         if out:
-            write_trace(out, take(trace).rows)
+            with notes.status(f"writing {out}"):
+                write_trace(out, take(trace).rows)
             wrote(out)
 
 

@@ -63,6 +63,11 @@ class Pipeline(ABC, Generic[Config]):
 
     @property
     @abstractmethod
+    def drawn(self) -> str:
+        """Its graph in a line."""
+
+    @property
+    @abstractmethod
     def main_stage(self) -> str:
         """The stage that most steps are of."""
 
@@ -112,9 +117,21 @@ class Pipeline(ABC, Generic[Config]):
     def load_profiles(self) -> dict[str, LatencyProfile]:
         """The profile of each stage; ProfileError if one is missing or malformed."""
 
+    @abstractmethod
+    def load_found(self) -> dict[str, LatencyProfile]:
+        """The profiles of those stages whose files are there."""
+
     def learning(self, profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:
         """Profiles that start as `profiles` and are corrected by the steps that run."""
         return dict(profiles)
+
+    def typical_size(self, stage: str) -> float:
+        """What a request of the workload weighs in a step of a stage, where steps have sizes."""
+        return 0.0
+
+    def measured_batches(self, stage: str, profile: LatencyProfile, most: int) -> list[int]:
+        """The batch sizes up to `most` that a stage was measured at."""
+        return [1] if most == 1 else [1, most]
 
     def costs(self) -> EngineCosts:
         """What the engine adds to its steps, by its profiles."""

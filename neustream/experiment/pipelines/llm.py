@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neustream.config.fields import Between, Choices, LogNormal
+from neustream.config.fields import Between, Choices, LogNormal, mean_of
 from neustream.config.promises import SloClass
 from neustream.config.schema import LlmExperiment
 from neustream.core.graph import Graph
@@ -53,6 +53,11 @@ class LlmPipeline(Pipeline[LlmExperiment]):
         return (*self.stages, self.label)
 
     @property
+    def drawn(self) -> str:
+        prefill, decode = self.stages
+        return f"{prefill} -> {decode} until it ends"
+
+    @property
     def main_stage(self) -> str:
         return f"{self.label}.decode"
 
@@ -93,10 +98,26 @@ class LlmPipeline(Pipeline[LlmExperiment]):
         steps = load_steps(self.steps_file)
         return llm_profiles(self.label, steps, self.experiment.llm.max_batch)
 
+    def load_found(self) -> dict[str, LatencyProfile]:
+        return self.load_profiles() if self.steps_file.exists() else {}
+
     def learning(self, profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:
         part = profiles[self.main_stage]
         assert isinstance(part, PhaseProfile)
         return llm_profiles(self.label, LearntSteps(part.steps), part.max_batch)
+
+    def typical_size(self, stage: str) -> float:
+        """Tokens: of a prompt, and of the context in the middle of an output."""
+        load = self.experiment.workload
+        prompt = mean_of(load.prompt)
+        if stage != self.main_stage:
+            return prompt
+        return prompt + min(mean_of(load.output), load.max_tokens) / 2
+
+    def measured_batches(self, stage: str, profile: LatencyProfile, most: int) -> list[int]:
+        if stage != self.main_stage:
+            return [1]  # of a prefill tokens count, not requests
+        return super().measured_batches(stage, profile, most)
 
     # -- what is asked of it ----------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from neustream.config.schema import StageConfig, StagesExperiment
 from neustream.core.graph import Graph, Node, Stage, loop, seq
 from neustream.core.job import Job
 from neustream.core.policy import Pool
-from neustream.core.profile import LatencyProfile
+from neustream.core.profile import LatencyProfile, SumProfile, TableProfile
 from neustream.core.types import SLO, Request
 from neustream.core.work import alone_s
 from neustream.errors import ConfigError, ProfileError, shown
@@ -56,6 +56,13 @@ class StagesPipeline(Pipeline[StagesExperiment]):
             else:
                 nodes.append(loop(stage, times=partial(_param, config.times)))
         return Graph(self.name, seq(*nodes))
+
+    @property
+    def drawn(self) -> str:
+        parts = []
+        for name, config in self.configs.items():
+            parts.append(name if config.times is None else f"{name} x {config.times}")
+        return " -> ".join(parts)
 
     @property
     def main_stage(self) -> str:
@@ -113,6 +120,21 @@ class StagesPipeline(Pipeline[StagesExperiment]):
         for pool in self.pools:
             check_device(pool, profiles)
         return profiles
+
+    def load_found(self) -> dict[str, LatencyProfile]:
+        found = {}
+        for name, files in self.files_by_stage().items():
+            if all(file.exists() for file in files):
+                found[name] = load_stage(name, files)
+        return found
+
+    def measured_batches(self, stage: str, profile: LatencyProfile, most: int) -> list[int]:
+        if isinstance(profile, TableProfile):
+            return [batch for batch in profile.batch if batch <= most]
+        if isinstance(profile, SumProfile):
+            each = [set(self.measured_batches(stage, part, most)) for part in profile.parts]
+            return sorted(set.intersection(*each))
+        return super().measured_batches(stage, profile, most)
 
     # -- what is asked of it ----------------------------------------------------------------------
 
