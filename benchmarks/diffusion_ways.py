@@ -41,10 +41,11 @@ from neustream import (
     serve,
     simulate,
 )
-from neustream.backends.diffusers import PipelineEngine
+from neustream.backends.diffusers import PipelineMount
 from neustream.backends.torch import sync
 from neustream.core.observed import CorrectedProfile
 from neustream.engine.events import Finished, Record
+from neustream.service.service import Service
 
 Image = np.ndarray[Any, Any]
 ROLES = ("encode", "denoise", "decode")
@@ -104,13 +105,13 @@ class Bench:
         most = self.settings.max_batch
         return {"encode": most, "denoise": most, "decode": min(self.settings.decode_batch, most)}
 
-    def engine(self, policy: str, **options: Any) -> PipelineEngine:
+    def engine(self, policy: str, **options: Any) -> Service:
         """An engine that has seen requests with guidance and without."""
         shapes = [Ask(max(self.settings.steps), guidance, seed=0) for guidance in self.settings.guidance]
         shapes.sort(key=lambda ask: not ask.guided)
         most = {("max" if role == "denoise" else role) + "_batch": size for role, size in self.batches.items()}
         given = {"profiles": dict(self.profiles)} if self.profiles else {}
-        engine: PipelineEngine = serve(
+        engine: Service = serve(
             self.model.pipe,
             samples=[arguments(self.model, [ask]) for ask in shapes],
             policy=policy,
@@ -166,12 +167,12 @@ class Forwards:
         self._seconds = 0.0
         self._events: list[tuple[Any, Any]] = []
 
-    def watch(self, engine: PipelineEngine) -> None:
-        for served in engine._models.values():
-            for part in (part for methods in served.parts.values() for part in methods.values()):
-                if part.role == "denoise":
-                    timed = self._on_cuda if served.pipe.device.type == "cuda" else self._on_host
-                    part.function = partial(timed, part.function)
+    def watch(self, engine: Service) -> None:
+        for mount in engine.models.values():
+            assert isinstance(mount, PipelineMount)
+            timed = self._on_cuda if mount.pipe.device.type == "cuda" else self._on_host
+            for part in mount.parts("denoise"):
+                part.function = partial(timed, part.function)
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, Finished) and record.step.stage.startswith("denoise"):
@@ -200,7 +201,7 @@ class Forwards:
 
 
 @contextmanager
-def watched(bench: Bench, policy: str) -> Iterator[tuple[PipelineEngine, Forwards]]:
+def watched(bench: Bench, policy: str) -> Iterator[tuple[Service, Forwards]]:
     """An engine, and its forwards from now on."""
     forwards = Forwards()
     with bench.engine(policy, observers=[forwards]) as engine:
@@ -345,7 +346,7 @@ def forwards_alone(model: Model, asks: Sequence[Ask], counts: Sequence[int]) -> 
     return run
 
 
-def submitted(engine: PipelineEngine, model: Model, asks: Sequence[Ask]) -> list[Image]:
+def submitted(engine: Service, model: Model, asks: Sequence[Ask]) -> list[Image]:
     """Through the engine."""
     answers = [engine.submit(**arguments(model, [ask])) for ask in asks]
     return [answer.result().images[0] for answer in answers]
@@ -399,7 +400,7 @@ def queued_in_batches(model: Model, asks: Sequence[Ask], most: int = STATIC_BATC
 
 
 def queued_submitted(
-    engine: PipelineEngine, model: Model, asks: Sequence[Ask], lags: list[float] | None = None
+    engine: Service, model: Model, asks: Sequence[Ask], lags: list[float] | None = None
 ) -> list[float | None]:
     """Through the engine, which is promised what is left of the SLO when a request is handed to it.
 

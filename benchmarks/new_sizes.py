@@ -23,7 +23,7 @@ import numpy as np
 from diffusion_models import model
 
 import neustream
-from neustream.backends.diffusers import PipelineEngine
+from neustream.service.service import Service
 
 KNOWN = 16
 STEPS = 10
@@ -43,7 +43,7 @@ def sizes(count: int) -> list[tuple[int, int]]:
 class NewSizes(threading.Thread):
     """A client that asks for one new size after the other."""
 
-    def __init__(self, service: PipelineEngine, count: int) -> None:
+    def __init__(self, service: Service, count: int) -> None:
         super().__init__(daemon=True)
         self.longest_s = 0.0
         self.done = 0

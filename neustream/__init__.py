@@ -56,10 +56,16 @@ if TYPE_CHECKING:
         NeustreamError,
         PolicyError,
         ProfileError,
+        RequestCancelled,
+        RequestDropped,
         RequestError,
+        RequestFailed,
         StageFailed,
     )
     from neustream.profiling import load_profile, measure, profiles_of
+    from neustream.service.answer import Answer, Outcome
+    from neustream.service.mount import Mount
+    from neustream.service.service import Service
     from neustream.serving import serve, simulate
 
 __version__ = "0.1.0"
@@ -69,6 +75,7 @@ __all__ = [
     "FCFS",
     "POLICIES",
     "SLO",
+    "Answer",
     "BackendError",
     "Batch",
     "Clockwork",
@@ -87,8 +94,10 @@ __all__ = [
     "LeastLaxity",
     "LinearProfile",
     "Member",
+    "Mount",
     "NeuStream",
     "NeustreamError",
+    "Outcome",
     "Policy",
     "PolicyError",
     "Pool",
@@ -97,10 +106,14 @@ __all__ = [
     "ProfiledExecutor",
     "Report",
     "Request",
+    "RequestCancelled",
+    "RequestDropped",
     "RequestError",
+    "RequestFailed",
     "Result",
     "Scheduler",
     "Serial",
+    "Service",
     "SlackRanked",
     "Stage",
     "StageFailed",
@@ -202,7 +215,10 @@ _HOMES = {
         "NeustreamError",
         "PolicyError",
         "ProfileError",
+        "RequestCancelled",
+        "RequestDropped",
         "RequestError",
+        "RequestFailed",
         "StageFailed",
     ),
     "neustream.profiling": (
@@ -210,6 +226,12 @@ _HOMES = {
         "measure",
         "profiles_of",
     ),
+    "neustream.service.answer": (
+        "Answer",
+        "Outcome",
+    ),
+    "neustream.service.mount": ("Mount",),
+    "neustream.service.service": ("Service",),
     "neustream.serving": (
         "serve",
         "simulate",

@@ -4,7 +4,10 @@
     ├── ConfigError     a YAML file, a --set option or an argument is wrong
     ├── GraphError      a graph cannot be built, or its control flow misbehaved
     ├── ProfileError    a latency was asked for that nobody measured
-    ├── RequestError    a request cannot be accepted (duplicate id, impossible numbers)
+    ├── RequestError    a request is refused (duplicate id, impossible numbers, too many open)
+    │   ├── RequestDropped    the policy gave it up: its promise could not be kept
+    │   ├── RequestFailed     a stage failed it
+    │   └── RequestCancelled  it was cancelled, by its caller or because serving ended
     ├── PolicyError     a policy broke its contract (unknown job, two stages in one batch, a stall)
     ├── StageFailed     a stream module raised, or returned something it must not
     └── BackendError    a backend cannot serve this model here
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 
 class NeustreamError(Exception):
@@ -35,7 +39,39 @@ class ProfileError(NeustreamError):
 
 
 class RequestError(NeustreamError):
-    """A request cannot be accepted."""
+    """A request cannot be accepted, or came to nothing (the three classes below).
+
+    Attributes:
+        status: "refused" if it was never accepted, else how it ended.
+        reason: why, without the request's name.
+        retry_after_s: seconds after which the same request may well be served, at the pace at which
+            requests have been done lately; None: not known, or it does not matter.
+    """
+
+    status: Literal["refused", "dropped", "failed", "cancelled"] = "refused"
+
+    def __init__(self, message: str, *, reason: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
+        self.retry_after_s = retry_after_s
+
+
+class RequestDropped(RequestError):
+    """A policy gave an accepted request up, mostly because its promise could not be kept."""
+
+    status = "dropped"
+
+
+class RequestFailed(RequestError):
+    """A stage, or the request's own objects, failed an accepted request."""
+
+    status = "failed"
+
+
+class RequestCancelled(RequestError):
+    """An accepted request was cancelled: on its caller's wish, or because serving ended."""
+
+    status = "cancelled"
 
 
 class PolicyError(NeustreamError):

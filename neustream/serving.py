@@ -1,93 +1,169 @@
-"""The short way in: `serve` a stock pipeline or a graph for real, or `simulate` a graph."""
+"""The short way in: `serve` a model for real, or `simulate` a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
 
 from neustream.core.graph import Graph
+from neustream.core.kv_cache import KVCache
 from neustream.core.policies import Priced
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
-from neustream.core.types import Request
-from neustream.engine.clock import VirtualClock, WallClock
+from neustream.core.steps import StepLatency
+from neustream.core.types import SLO, Request
+from neustream.engine.clock import VirtualClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer
-from neustream.engine.executor import ProfiledExecutor, StreamModule, ThreadExecutor
+from neustream.engine.executor import ProfiledExecutor, StreamModule
 from neustream.engine.member import Member
 from neustream.engine.report import Report
+from neustream.engine.routing import Router
+from neustream.errors import BackendError, shown
+from neustream.service.graphs import GraphMount
+from neustream.service.mount import Mount
+from neustream.service.service import Service
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from transformers import PreTrainedModel
 
-    from neustream.backends.diffusers import PipelineEngine
-    from neustream.backends.transformers import TextEngine
-
-POOL = "pool"
+Modules: TypeAlias = Mapping[str, StreamModule] | Callable[[str], Mapping[str, StreamModule]]
+"""The modules of a graph by stage, or what makes them for a device."""
 
 
-def _scheduler(graph: Graph, profiles: Mapping[str, LatencyProfile], policy: Policy | None) -> Scheduler:
-    return Scheduler([Pool(POOL, tuple(graph.stages))], policy or Priced(), profiles)
+class ServiceOptions(TypedDict, total=False):
+    """What every service takes; see `neustream.service.service.Service`."""
+
+    devices: Sequence[str] | None
+    placement: Mapping[str, Sequence[str]] | None
+    slo: SLO | float | None
+    policy: Policy | str | None
+    router: Router | None
+    max_open: int | None
+    step_timeout_s: float | None
+    observers: Sequence[Observer]
+
+
+class PipelineOptions(ServiceOptions, total=False):
+    """And with a pipeline; see `neustream.backends.diffusers.PipelineMount`."""
+
+    profiles: Mapping[str, LatencyProfile] | Path | str | None
+    samples: Sequence[Mapping[str, Any]] | None
+    max_batch: int
+    encode_batch: int
+    decode_batch: int
+    max_shapes: int
+    buckets: Sequence[int]
+    compile: bool | Mapping[str, Any]
+    check_finite: bool
+    measure_s: float
+    cache: Path | str | None
+    progress: bool | None
+
+
+class TextOptions(ServiceOptions, total=False):
+    """And with a language model; see `neustream.backends.transformers.TextMount`."""
+
+    profile: StepLatency | Path | str | None
+    slots: int
+    max_len: int | None
+    kv_cache: KVCache | None
+    measure_s: float
+    cache: Path | str | None
+    progress: bool | None
 
 
 @overload
 def serve(
     model: Graph,
-    modules: Mapping[str, StreamModule],
+    modules: Modules,
     profiles: Mapping[str, LatencyProfile],
-    *,
-    policy: Policy | None = None,
-    device: str = "cpu",
-    observers: Sequence[Observer] = (),
-) -> Engine: ...
+    **options: Unpack[ServiceOptions],
+) -> Service: ...
 
 
 @overload
-def serve(model: DiffusionPipeline | Mapping[str, DiffusionPipeline], **options: Any) -> PipelineEngine: ...
+def serve(
+    model: Mapping[str, DiffusionPipeline | PreTrainedModel | tuple[Any, ...] | Mount],
+    /,
+    **options: Unpack[ServiceOptions],
+) -> Service: ...
 
 
 @overload
-def serve(model: PreTrainedModel, tokenizer: Any = None, **options: Any) -> TextEngine: ...
+def serve(model: DiffusionPipeline, /, **options: Unpack[PipelineOptions]) -> Service: ...
 
 
-def serve(model: Any, *args: Any, **options: Any) -> Any:
-    """Serve a model on one device of this process.
+@overload
+def serve(model: PreTrainedModel, tokenizer: Any = None, /, **options: Unpack[TextOptions]) -> Service: ...
 
-    A stock diffusers pipeline (or several by name): `serve(pipe, slo=5.0)` gives a running
-    `PipelineEngine`, whose `submit` takes the pipeline's own arguments; its options are those of
-    `neustream.backends.diffusers.PipelineEngine`.
 
-    A causal language model of transformers: `serve(model, tokenizer, slo=SLO(first=0.5, step=0.05))` gives a
-    running `TextEngine`, whose `submit` takes prompts; its options are those of
-    `neustream.backends.transformers.TextEngine`.
+def serve(model: Any, *args: Any, **options: Any) -> Service:
+    """Serve a model, or several by name, on the devices of this process; running at once.
 
-    A graph of your own: `serve(graph, modules, profiles, policy=..., device=..., observers=...)` gives
-    an `Engine`, to be used as a context manager. `policy` defaults to `Priced`.
+    * `serve(pipe, slo=5.0)`: a stock diffusers pipeline; `submit` takes its own call's arguments.
+    * `serve(model, tokenizer, slo=SLO(first=0.5, step=0.05))`: a causal language model of
+      transformers; `submit` takes prompts, and answers stream tokens.
+    * `serve(graph, modules, profiles)`: a graph of your own; `submit` takes its parameters.
+    * `serve({"sd": pipe, "chat": (model, tokenizer), "mine": (graph, modules, profiles)})`: several
+      on one device, decided by one scheduler. Options of one model go into its mount:
+      `{"sd": PipelineMount(pipe, max_batch=8)}`.
+
+    `devices=["cuda:0", "cuda:1"]` makes an instance on each; `placement={"sd": ["cuda:0"]}` says
+    which models go where. The other options of all services are those of `Service`, those of one
+    model those of its mount.
+
+    Raises:
+        BackendError: the model cannot be served, and why.
     """
+    own = {name: options.pop(name) for name in ServiceOptions.__annotations__ if name in options}
+    if not isinstance(model, Mapping):
+        return Service({"": mount_of(model, *args, **options)}, **own)
+    if args or options:
+        what = ", ".join(map(repr, options)) or f"{len(args)} more argument(s)"
+        raise BackendError(
+            f"serve: {what} beside several models; give them to the mount of one, as "
+            "{'sd': PipelineMount(pipe, max_batch=8)}"
+        )
+    return Service({name: _mount_in(name, value) for name, value in model.items()}, **own)
+
+
+def mount_of(model: Any, *args: Any, **options: Any) -> Mount:
+    """A model, ready to be scheduled, as `serve` takes it; BackendError for what is none."""
     if isinstance(model, Graph):
-        return _serve_graph(model, *args, **options)
-    if any(cls.__module__ == "transformers.modeling_utils" for cls in type(model).__mro__):  # without importing it
-        from neustream.backends.transformers import TextEngine
+        return GraphMount(model, *args, **options)
+    bases = {f"{cls.__module__}.{cls.__name__}" for cls in type(model).__mro__}
+    if "transformers.modeling_utils.PreTrainedModel" in bases:  # without importing it
+        from neustream.backends.transformers import TextMount
 
-        return TextEngine(model, *args, **options)
-    from neustream.backends.diffusers import PipelineEngine
+        return TextMount(model, *args, **options)
+    if "diffusers.pipelines.pipeline_utils.DiffusionPipeline" in bases:
+        from neustream.backends.diffusers import PipelineMount
 
-    return PipelineEngine(model, *args, **options)
+        return PipelineMount(model, *args, **options)
+    if not args and not options and hasattr(model, "request") and hasattr(model, "open"):
+        mount: Mount = model
+        return mount
+    raise BackendError(
+        "serve takes a diffusers pipeline, a causal language model of transformers, a graph, a "
+        f"mount, or several of these by name; got {shown(model)}"
+    )
 
 
-def _serve_graph(
-    graph: Graph,
-    modules: Mapping[str, StreamModule],
-    profiles: Mapping[str, LatencyProfile],
-    *,
-    policy: Policy | None = None,
-    device: str = "cpu",
-    observers: Sequence[Observer] = (),
-) -> Engine:
-    executor = ThreadExecutor(modules, (device,))
-    return Engine(Member(_scheduler(graph, profiles, policy), {POOL: executor}), WallClock(), observers)
+def _mount_in(name: Any, value: Any) -> Mount:
+    """The mount of one of several models."""
+    if not isinstance(name, str) or not name or "/" in name:
+        raise BackendError(f"serve: a model's name is a word without '/', got {shown(name)}")
+    parts = value if isinstance(value, tuple) else (value,)
+    if not parts:
+        raise BackendError(f"serve: model {name!r} is empty")
+    try:
+        return mount_of(*parts)
+    except BackendError as error:
+        raise BackendError(f"model {name!r}: {error}") from error
 
 
 def simulate(
@@ -99,5 +175,7 @@ def simulate(
     observers: Sequence[Observer] = (),
 ) -> Report:
     """What would come of `requests` on one worker, by the profiles, in virtual time."""
-    scheduler = _scheduler(graph, profiles, policy)
-    return Engine(Member(scheduler, {POOL: ProfiledExecutor()}), VirtualClock(), observers).run(requests)
+    pool = Pool("pool", tuple(graph.stages))
+    scheduler = Scheduler([pool], policy or Priced(), profiles)
+    member = Member(scheduler, {"pool": ProfiledExecutor()})
+    return Engine(member, VirtualClock(), observers).run(requests)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from toys import Gate, Step, batches, command, engine, one_stage, request, table, toy, write_profile
+from toys import Gate, Step, batches, command, engine, live, one_stage, request, table, toy, write_profile
 
 from neustream import (
     ConfigError,
@@ -20,7 +20,6 @@ from neustream import (
     RequestError,
     Static,
     load_profile,
-    serve,
 )
 from neustream.backends.serving import Session
 from neustream.config import load_experiment
@@ -42,7 +41,7 @@ def test_futures_posted_while_a_policy_breaks_are_answered_too():
                 lost.append(tested.cancel("nobody"))
             return Decision()
 
-    tested = serve(graph, {"s": Step()}, ONE, policy=Bad())
+    tested = live(graph, {"s": Step()}, ONE, policy=Bad())
     tested.start()
     assert tested.submit(graph).result(SOON).status == "done"
     for at in range(0, 10, 2):  # each of them was asked for before the one in front of it ran
@@ -60,7 +59,7 @@ def test_an_interrupt_does_not_wait_for_the_next_arrival():
 
 def test_nothing_is_accepted_after_an_interrupt():
     graph, module = one_stage(), Gate()
-    tested = serve(graph, {"s": module}, ONE).start()
+    tested = live(graph, {"s": module}, ONE).start()
     first, second = tested.submit(graph), tested.submit(graph)
     assert module.began.wait(SOON)
     tested.interrupt()
@@ -97,7 +96,7 @@ def test_a_module_may_return_any_iterable():
             return ({"out": one.id} for one in inputs)
 
     graph = one_stage()
-    with serve(graph, {"s": Lazy()}, ONE) as tested:
+    with live(graph, {"s": Lazy()}, ONE) as tested:
         result = tested.submit(graph, id="a").result(SOON)
     assert (result.status, result.reason, result.output) == ("done", "", {"out": "a"})
 

@@ -20,6 +20,7 @@ from toys import (
     command,
     draw_and_decode,
     engine,
+    live,
     one_stage,
     request,
     squash,
@@ -39,7 +40,6 @@ from neustream import (
     RequestError,
     Serial,
     Static,
-    serve,
 )
 from neustream.engine.events import Cancel
 
@@ -123,7 +123,7 @@ def test_a_stage_that_takes_three_times_its_profile(policy):
 
 def test_a_request_cancelled_while_waiting():
     graph, module = one_stage(), Gate()
-    with serve(graph, {"s": module}, {"s": table("s", 0.001)}) as tested:
+    with live(graph, {"s": module}, {"s": table("s", 0.001)}) as tested:
         running, waiting = tested.submit(graph), tested.submit(graph, id="waiting")
         assert module.began.wait(SOON)
         assert tested.cancel("waiting").result(SOON) is True
@@ -136,7 +136,7 @@ def test_a_request_cancelled_while_waiting():
 
 def test_a_request_cancelled_while_running():
     graph, module = draw_and_decode(), Gate()
-    with serve(graph, {"draw": module, "decode": Step()}, TOY) as tested:
+    with live(graph, {"draw": module, "decode": Step()}, TOY) as tested:
         answer = tested.submit(graph, {"steps": 5}, id="running")
         assert module.began.wait(SOON)
         assert tested.cancel("running").result(SOON) is True
@@ -148,7 +148,7 @@ def test_a_request_cancelled_while_running():
 
 def test_a_request_cancelled_after_the_end():
     graph = one_stage()
-    with serve(graph, {"s": Step()}, {"s": table("s", 0.001)}) as tested:
+    with live(graph, {"s": Step()}, {"s": table("s", 0.001)}) as tested:
         answer = tested.submit(graph, id="over")
         assert answer.result(SOON).status == "done"
         assert tested.cancel("over").result(SOON) is False
@@ -211,7 +211,7 @@ def test_requests_of_no_steps_on_the_real_model(tmp_path):
 
 def test_duplicate_ids():
     graph, module = one_stage(), Gate()
-    with serve(graph, {"s": module}, {"s": table("s", 0.001)}) as tested:
+    with live(graph, {"s": module}, {"s": table("s", 0.001)}) as tested:
         first, second = (tested.submit(graph, slo=SLO(100.0), id="twin") for _ in range(2))
         with pytest.raises(RequestError, match="'twin' is already being served"):
             second.result(SOON)

@@ -17,7 +17,11 @@ from neustream.cli import COMMANDS
 HEAVY = {"torch", "diffusers", "transformers", "vllm", "scipy", "matplotlib", "PIL", "ray"}
 LIGHT = {"numpy", "pydantic", "yaml", "rich"}
 """What `neustream` needs, but not to show its help."""
-MAY = {"core": {"core", "errors", "numpy"}, "engine": {"core", "engine", "errors", "numpy"}}
+MAY = {
+    "core": {"core", "errors", "numpy"},
+    "engine": {"core", "engine", "errors", "numpy"},
+    "service": {"by_name", "core", "engine", "service", "errors"},
+}
 """All that the rooms at the bottom may import."""
 USERS = {
     "backends": {"backends", "serving", "commands"},

@@ -143,11 +143,11 @@ def run_on_checkpoint(code, folder, checkpoint, save, monkeypatch):
     """Run a block with `checkpoint` in the place of the reader's own, measured for less long than by default."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both libraries' own, when they are imported
-        from neustream.backends.diffusers import PipelineEngine
-        from neustream.backends.transformers import TextEngine
+        from neustream.backends.diffusers import PipelineMount
+        from neustream.backends.transformers import TextMount
 
-        for engine in (PipelineEngine, TextEngine):
-            monkeypatch.setitem(engine.__init__.__kwdefaults__, "measure_s", 2.0)
+        for mount in (PipelineMount, TextMount):
+            monkeypatch.setitem(mount.__init__.__kwdefaults__, "measure_s", 2.0)
         if not any(checkpoint.iterdir()):
             save(checkpoint)
         path = folder / "block.py"
@@ -348,19 +348,19 @@ def test_numbers_are_written_as_people_do():
 
 def options_of_backends() -> dict[str, tuple[list[str], list[str]]]:
     """By page, the options that need a row in one of its tables, and the arguments of `submit`."""
-    from neustream.backends.diffusers import PipelineEngine, from_config
-    from neustream.backends.transformers import TextEngine
+    from neustream.backends.diffusers import PipelineMount, from_config
+    from neustream.backends.transformers import TextMount
     from neustream.backends.transformers import from_config as of_texts
 
     def keywords(function: Callable[..., object]) -> list[str]:
         parameters = inspect.signature(function).parameters.values()
         return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
-    images = [*keywords(PipelineEngine), *from_config.Options.model_fields]
-    texts = ["tokenizer", "prompt", *keywords(TextEngine), *of_texts.Options.model_fields]
+    images = [*keywords(PipelineMount), *from_config.Options.model_fields]
+    texts = ["tokenizer", "prompt", *keywords(TextMount), *of_texts.Options.model_fields]
     return {
-        "neustream/backends/diffusers/README.md": (images, keywords(PipelineEngine.submit)),
-        "neustream/backends/transformers/README.md": (texts, keywords(TextEngine.submit)),
+        "neustream/backends/diffusers/README.md": (images, keywords(PipelineMount.request)),
+        "neustream/backends/transformers/README.md": (texts, keywords(TextMount.request)),
     }
 
 

@@ -23,12 +23,15 @@ from neustream import (
     Graph,
     Member,
     Pool,
+    Priced,
     ProfiledExecutor,
     Request,
     Scheduler,
     Stage,
     TableProfile,
+    ThreadExecutor,
     VirtualClock,
+    WallClock,
     loop,
     seq,
 )
@@ -59,6 +62,12 @@ def engine(graph, profiles, policy=None, *, workers=1, executor=None, clock=None
     """An engine on one pool named "gpu"; in virtual time by the profiles unless told otherwise."""
     scheduler = Scheduler([Pool("gpu", tuple(graph.stages), workers, sticky)], policy or FCFS(), profiles)
     return Engine(Member(scheduler, {"gpu": executor or ProfiledExecutor()}), clock or VirtualClock(), observers)
+
+
+def live(graph, modules, profiles, policy=None, observers=()):
+    """An engine that runs real modules on a thread; not started."""
+    rule = policy or Priced()
+    return engine(graph, profiles, rule, executor=ThreadExecutor(modules), clock=WallClock(), observers=observers)
 
 
 def policy_in(scheduler):

@@ -1,4 +1,4 @@
-"""Promises and options that callers and configs give, checked in one way; how waiting is shown."""
+"""What configs say to backends of all kinds, checked in one way; and how waiting is shown."""
 
 from __future__ import annotations
 
@@ -9,21 +9,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from neustream.core.types import SLO
-from neustream.errors import BackendError, RequestError
+from neustream.errors import BackendError
 
 Options = TypeVar("Options", bound=BaseModel)
-
-
-def slo_of(slo: SLO | float | None) -> SLO:
-    """A promise; a number is `SLO(total=...)`, None promises nothing. RequestError for anything else."""
-    if isinstance(slo, SLO):
-        return slo
-    if slo is None:
-        return SLO()
-    if isinstance(slo, bool) or not isinstance(slo, int | float):
-        raise RequestError(f"slo must be an SLO or seconds, got {slo!r}")
-    return SLO(total=slo)
 
 
 def options_of(model: type[Options], raw: Mapping[str, Any]) -> Options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from neustream.core.job import Job
@@ -59,6 +59,12 @@ class Recent:
 
     def add(self, demand: Demand) -> None:
         self._demands.append(demand)
+        self._tuple = None
+
+    def remove(self, stages: Collection[str]) -> None:
+        """Forget requests that asked for stages which are gone."""
+        kept = [demand for demand in self._demands if demand.calls.keys().isdisjoint(stages)]
+        self._demands = deque(kept, maxlen=RECENT)
         self._tuple = None
 
     @property

@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from neustream.core.profile import LatencyProfile
+from neustream.core.profile import GuessedProfile, LatencyProfile
 
 LATEST = 256
 """Latest steps that the spread is taken from."""
@@ -27,7 +27,8 @@ BIN = 31
 CHANGE = 0.05
 """Corrections are replaced when one of them has moved by more than this share."""
 BOUND = 2.0
-"""A correction lies between 1 / BOUND and BOUND: a device off by more needs a new profile."""
+"""A correction of what was measured lies between 1 / BOUND and BOUND: a device off by more needs a
+new profile."""
 
 
 class Ratios:
@@ -134,6 +135,9 @@ class Correction:
         self.base = base
         self.factors: dict[int, float] = {}
         self._ratios: dict[int, Ratios] = {}
+        measured = not isinstance(base, GuessedProfile)
+        self._enough = ENOUGH if measured else 1
+        self._bound = BOUND if measured else math.inf
 
     def observe(
         self, batch: int, total: float, square: float, seconds: float
@@ -142,9 +146,9 @@ class Correction:
         key = round(math.log2(max(total or batch, 1)))
         ratios = self._ratios.setdefault(key, Ratios(BIN))
         ratios.add(seconds / self.base.latency(batch, total, square))
-        if ratios.count < ENOUGH:
+        if ratios.count < self._enough:
             return None
-        factor = min(max(ratios.median, 1 / BOUND), BOUND)
+        factor = min(max(ratios.median, 1 / self._bound), self._bound)
         if abs(factor / self.factors.get(key, 1.0) - 1) <= CHANGE:
             return None
         self.factors[key] = factor

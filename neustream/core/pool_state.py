@@ -66,6 +66,14 @@ class PoolState:
             self.queues[stage] = Queue()
         self.pool = replace(self.pool, stages=(*self.pool.stages, *stages))
 
+    def close(self, stages: Collection[str]) -> None:
+        """Serve some stages no more; nobody is at them."""
+        for stage in stages:
+            del self.queues[stage]
+        self.pool = replace(
+            self.pool, stages=tuple([stage for stage in self.pool.stages if stage not in stages])
+        )
+
     def waiting(self, worker: int) -> dict[str, Sequence[Job]]:
         """The runnable jobs by stage, as `worker` may run them."""
         queues: dict[str, Sequence[Job]] = {}

@@ -149,6 +149,16 @@ class UnitProfile:
         return whole + seconds[index - 1] + share * (seconds[index] - seconds[index - 1])
 
 
+class GuessedProfile(UnitProfile):
+    """Latencies that nobody measured, in units: steps correct them from the first on, unbounded."""
+
+
+def guessed(table: TableProfile, ratio: float = 1.0) -> GuessedProfile:
+    """A guess: so many times the latencies of a table that is another stage's."""
+    seconds = [latency * ratio for latency in table.latency_s]
+    return GuessedProfile(TableProfile(table.name, table.batch, seconds, device=table.device))
+
+
 class SumProfile:
     """Several profiles run back to back as one step (a VAE and a safety checker on one worker)."""
 

@@ -93,6 +93,27 @@ class Scheduler:
         self._pools[pool].open(profiles)
         served.update(dict.fromkeys(profiles, self._pools[pool]))
 
+    def check_unused(self, pool: str, stages: Sequence[str]) -> None:
+        """RequestError if `pool` does not serve all of `stages`, or a request has one ahead."""
+        if pool not in self._pools:
+            raise RequestError(f"no pool {pool!r}; pools: {sorted(self._pools)}")
+        served = self._pools[pool].pool.stages
+        for stage in stages:
+            if stage not in served:
+                raise RequestError(f"pool {pool!r} does not serve stage {stage!r}")
+            for job in self.jobs.values():
+                if stage in job.request.graph.stages:
+                    raise RequestError(f"stage {stage!r} is needed by request {job.id!r}")
+
+    def remove(self, pool: str, stages: Sequence[str]) -> None:
+        """Forget stages of `pool`, and all that was learnt of them; errors as of `check_unused`."""
+        self.check_unused(pool, stages)
+        self._pools[pool].close(stages)
+        self.times.remove(stages)
+        self.recent.remove(stages)
+        for stage in stages:
+            del self._lives.pool_of[stage]
+
     @property
     def pools(self) -> dict[str, Pool]:
         """The pools by name."""

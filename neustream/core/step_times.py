@@ -5,8 +5,8 @@ This is the only place that knows profiles and what was observed of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from neustream.core.batch import Batch
 from neustream.core.graph import Stage
@@ -15,6 +15,8 @@ from neustream.core.observed import Correction, Ratios
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile, Step
 from neustream.errors import ProfileError
+
+Value = TypeVar("Value")
 
 
 class Expected(NamedTuple):
@@ -65,6 +67,10 @@ def step_latency(
     )
 
 
+def _without(known: Mapping[str, Value], stages: Collection[str]) -> dict[str, Value]:
+    return {name: value for name, value in known.items() if name not in stages}
+
+
 def _stages_of(batch: Batch) -> set[str]:
     """The stages that take part in a step."""
     first = batch.jobs[0].stage
@@ -95,6 +101,17 @@ class StepTimes:
     def add(self, profiles: Mapping[str, LatencyProfile]) -> None:
         """More stages."""
         self.profiles = {**self.profiles, **profiles}
+
+    def remove(self, stages: Collection[str]) -> None:
+        """Forget stages."""
+        self.profiles = _without(self.profiles, stages)
+        self.speed = _without(self.speed, stages)
+        tables: list[MutableMapping[str, Any]] = [self.spread, self._alone]
+        if self._corrections is not None:
+            tables.append(self._corrections)
+        for table in tables:
+            for stage in stages:
+                table.pop(stage, None)
 
     @property
     def corrections(self) -> dict[str, dict[int, float]]:

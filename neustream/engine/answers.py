@@ -14,14 +14,33 @@ from typing import Any
 from neustream.core.events import Emitted, Ended
 from neustream.core.job import Status
 from neustream.engine.events import Listener, Record, Submit
-from neustream.errors import NeustreamError, RequestError, told
+from neustream.errors import (
+    NeustreamError,
+    RequestCancelled,
+    RequestDropped,
+    RequestError,
+    RequestFailed,
+    told,
+)
 
 log = logging.getLogger(__name__)
+
+UNSERVED: Mapping[str, type[RequestError]] = {
+    "dropped": RequestDropped,
+    "failed": RequestFailed,
+    "cancelled": RequestCancelled,
+}
+"""What a request that came to nothing raises, by how it ended."""
+FORGET = 0.1
+"""Weight of the latest request in the mean of gaps between those that are done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a request ended. `output` is the last output of its graph; None unless it is done."""
+    """How a request ended. `output` is the last output of its graph; None unless it is done.
+
+    `retry_after_s`, of a dropped request: see `RequestError`.
+    """
 
     id: str
     status: Status
@@ -29,11 +48,16 @@ class Result:
     output: Mapping[str, Any] | None
     latency_s: float
     on_time: bool
+    retry_after_s: float | None = None
 
     def unwrap(self) -> Mapping[str, Any]:
-        """The output; RequestError if the request was dropped, cancelled or failed."""
+        """The output; RequestDropped, RequestFailed or RequestCancelled if there is none."""
         if self.output is None:
-            raise RequestError(f"request {self.id!r} was {self.status}: {self.reason}")
+            raise UNSERVED[self.status](
+                f"request {self.id!r} was {self.status}: {self.reason}",
+                reason=self.reason,
+                retry_after_s=self.retry_after_s,
+            )
         return self.output
 
 
@@ -49,6 +73,12 @@ class Answers:
         self.asked: set[Future[Any]] = set()
         self._accepted: dict[str, Future[Any]] = {}
         self._listeners: dict[str, Listener] = {}
+        self._done_at: float | None = None
+        self._gap_s: float | None = None  # between requests that are done
+
+    def wait_s(self, count: int) -> float | None:
+        """Seconds in which `count` requests are done, at the pace of late; None: not known."""
+        return None if self._gap_s is None else count * self._gap_s
 
     def accept(self, event: Submit) -> None:
         """The request of `event` is being served: its future gets how it ends."""
@@ -93,13 +123,34 @@ class Answers:
                 self._call(listener, record)
         elif isinstance(record, Ended):
             self._listeners.pop(record.id, None)
+            if record.status == "done":
+                self._one_done(record)
             answer = self._accepted.pop(record.id, None)
             if answer is not None:
-                self.resolve(answer, _result(record))
+                self.resolve(answer, self._result(record))
+
+    def _one_done(self, record: Ended) -> None:
+        if self._done_at is not None:
+            gap = min(record.at - self._done_at, record.latency_s)  # idle time does not count
+            before = gap if self._gap_s is None else self._gap_s
+            self._gap_s = before + FORGET * (gap - before)
+        self._done_at = record.at
+
+    def _result(self, record: Ended) -> Result:
+        wait_s = self.wait_s(len(self._accepted) + 1) if record.status == "dropped" else None
+        return Result(
+            record.id,
+            record.status,
+            record.reason,
+            record.output,
+            record.latency_s,
+            record.on_time,
+            wait_s,
+        )
 
     def _call(self, listener: Listener, record: Emitted) -> None:
         try:
-            listener(record.index, record.update)
+            listener(record)
         except BaseException:
             del self._listeners[record.id]
             log.exception("on_output of request %r raised; it is called no more", record.id)
@@ -112,9 +163,3 @@ def refusal(error: BaseException, what: str) -> NeustreamError:
     refused = RequestError(f"{what}: {told(error)}")
     refused.__cause__ = error
     return refused
-
-
-def _result(record: Ended) -> Result:
-    return Result(
-        record.id, record.status, record.reason, record.output, record.latency_s, record.on_time
-    )

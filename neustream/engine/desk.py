@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from neustream.core.types import Request
 from neustream.engine.answers import Answers, Result, refusal
-from neustream.engine.events import Cancel, Event, Extend, Leave, Listener, Submit
+from neustream.engine.events import Cancel, Event, Extend, Leave, Listener, Retire, Submit
 from neustream.engine.loop import Loop
 from neustream.errors import RequestError, shown
 
@@ -34,6 +34,7 @@ class Desk:
             Submit: self._submitted,
             Cancel: self._cancelled,
             Extend: self._extended,
+            Retire: self._retired,
             Leave: self._left,
         }
 
@@ -45,7 +46,8 @@ class Desk:
         if self._max_open is not None and count >= self._max_open:
             raise RequestError(
                 f"request {request.id!r}: {count} requests are open, "
-                f"and max_open is {self._max_open}"
+                f"and max_open is {self._max_open}",
+                retry_after_s=self.answers.wait_s(1),
             )
         answer: Future[Result] = Future()
         self.answers.open.add(answer)
@@ -92,6 +94,14 @@ class Desk:
             self._loop.extend(event.pool, event.profiles, event.member)
         except BaseException as error:  # noqa: BLE001  profiles are the caller's objects
             self.answers.resolve(event.answer, refusal(error, f"pool {shown(event.pool)}"))
+        else:
+            self.answers.resolve(event.answer, None)
+
+    def _retired(self, event: Retire, now: float) -> None:
+        try:
+            self._loop.retire(event.pool, event.stages, event.member)
+        except RequestError as error:
+            self.answers.resolve(event.answer, error)
         else:
             self.answers.resolve(event.answer, None)
 

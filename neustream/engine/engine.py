@@ -16,7 +16,7 @@ from neustream.core.types import SLO, Request
 from neustream.engine.answers import Result
 from neustream.engine.clock import Clock
 from neustream.engine.desk import Desk
-from neustream.engine.events import Cancel, Extend, Leave, Listener, Observer, Stop
+from neustream.engine.events import Cancel, Extend, Leave, Listener, Observer, Retire, Stop
 from neustream.engine.life import Life
 from neustream.engine.loop import Loop
 from neustream.engine.member import Member
@@ -144,14 +144,16 @@ class Engine:
         slo: SLO | None = None,
         id: str | None = None,
         on_output: Listener | None = None,
+        since: float | None = None,
     ) -> Future[Result]:
         """Ask for one run of `graph`; the future gets a Result, whatever becomes of the request.
 
         The future raises only where the request was never accepted (a duplicate id, a graph that
         is not served) or the engine itself broke. Safe from any thread; in asyncio use
-        `asyncio.wrap_future`. `cancel()` of the future gives the request up. `on_output(index,
-        update)` is called on the engine's thread for each output, in order, before the future is
-        answered; it must be quick, and if it raises it is called no more.
+        `asyncio.wrap_future`. `cancel()` of the future gives the request up. `on_output(emitted)`
+        is called on the engine's thread for each output, in order, before the future is answered;
+        it must be quick, and if it raises it is called no more. `since`: when the request came, on
+        the engine's clock, if that was before: its promises count from then.
 
         Raises:
             RequestError: for arguments that are none, while `max_open` requests are open, or if the
@@ -163,7 +165,8 @@ class Engine:
         if on_output is not None and not callable(on_output):
             raise RequestError(f"on_output must be callable, got {type(on_output).__name__}")
         with self._life.serving() as now:
-            request = Request(name, graph, now, slo, params)
+            arrival = now if since is None else min(since, now)
+            request = Request(name, graph, arrival, slo, params)
             answer = self._desk.submit(request, on_output, now)
         answer.add_done_callback(lambda done: self._given_up(done, request.id))
         return answer
@@ -186,6 +189,14 @@ class Engine:
         """
         with self._life.serving() as now:
             return self._desk.ask(lambda answer: Extend(pool, profiles, answer, member), now)
+
+    def retire(self, pool: str, stages: Sequence[str], member: str | None = None) -> Future[None]:
+        """Forget stages of `pool` and what was learnt of them; the future raises what is wrong.
+
+        RequestError while requests have one of them ahead. `member`: as of `add`.
+        """
+        with self._life.serving() as now:
+            return self._desk.ask(lambda answer: Retire(pool, stages, answer, member), now)
 
     def remove(self, member: str) -> Future[None]:
         """Let a member go: it takes no more requests, and the future is set once it has none.

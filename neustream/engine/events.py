@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from neustream.engine.leaving import Parcel
     from neustream.engine.member import Drive
 
-Listener = Callable[[int, Update], None]
-"""Told of a request's outputs as they come: index and update."""
+Listener = Callable[[events.Emitted], None]
+"""Told of a request's outputs as they come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,17 @@ class Extend:
     rank: ClassVar[int] = 1
     pool: str
     profiles: Mapping[str, LatencyProfile]
+    answer: Future[None]
+    member: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Stages of a pool that nobody asks for any more; `answer` is set once they are forgotten."""
+
+    rank: ClassVar[int] = 1
+    pool: str
+    stages: Sequence[str]
     answer: Future[None]
     member: str | None = None
 
@@ -150,6 +161,7 @@ Event = (
     Done
     | Cancel
     | Extend
+    | Retire
     | Leave
     | Packed
     | Unpacked

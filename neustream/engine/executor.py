@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -176,6 +176,11 @@ class ThreadExecutor:
     def add(self, modules: Mapping[str, StreamModule], worker: int = 0) -> None:
         """More stages for a worker; their modules are loaded already."""
         self._workers[worker].modules.update(modules)
+
+    def remove(self, stages: Collection[str], worker: int = 0) -> None:
+        """Forget stages of a worker that no request needs any more."""
+        for stage in stages:
+            self._workers[worker].modules.pop(stage, None)
 
     def call(self, function: Callable[[], Any], worker: int = 0) -> Future[Any]:
         """Run `function` on a worker's thread, between two steps. BackendError if it is closed."""

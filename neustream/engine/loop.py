@@ -176,14 +176,26 @@ class Loop:
         self, pool: str, profiles: Mapping[str, LatencyProfile], member: str | None = None
     ) -> None:
         """Serve more stages on `pool` of a member; None: of each that has such a pool."""
+        for drive in self._having(pool, member):
+            self.touch(drive)
+            drive.scheduler.add(pool, profiles)
+
+    def retire(self, pool: str, stages: Sequence[str], member: str | None = None) -> None:
+        """Forget stages of `pool`, of the same members; RequestError while they are needed."""
+        drives = self._having(pool, member)
+        for drive in drives:
+            drive.scheduler.check_unused(pool, stages)
+        for drive in drives:
+            drive.scheduler.remove(pool, stages)
+
+    def _having(self, pool: str, member: str | None) -> list[Drive]:
+        """The members that are meant, as far as they have a pool; who has none is to say so."""
         drives = [drive for drive in self.drives if member in (None, drive.name)]
         if not drives:
             names = [drive.name for drive in self.drives]
             raise RequestError(f"no member {shown(member)}; members: {names}")
         having = [drive for drive in drives if pool in drive.scheduler.pools]
-        for drive in having or drives[:1]:  # who has none says so
-            self.touch(drive)
-            drive.scheduler.add(pool, profiles)
+        return having or drives[:1]
 
     def cancel_all(self, now: float) -> None:
         """End all open requests as cancelled."""

@@ -31,12 +31,11 @@ with warnings.catch_warnings():
         tensor_of,
     )
 
-    from neustream import Stage, StageFailed, TableProfile
+    from neustream import Stage, StageFailed, TableProfile, serve
     from neustream.backends.diffusers import journal, moves
     from neustream.backends.diffusers.journal import packed, unpacked
     from neustream.backends.diffusers.locals import needed
     from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
-    from neustream.backends.diffusers.service import PipelineEngine
     from neustream.core.batch import StepInput, input_of
 
 pytestmark = [
@@ -438,16 +437,15 @@ def test_tensors_keep_their_bits_and_how_they_lie(dtype):
 
 def test_graphs_are_plain_data_and_a_pipeline_that_was_served_is_collected(tmp_path):
     pipe = build("dit")
-    engine = PipelineEngine(pipe, samples=[], measure_s=0.0, cache=tmp_path, progress=False)
+    service = serve(pipe, samples=[], measure_s=0.0, cache=tmp_path, progress=False)
     arguments = requests("dit")[0].arguments()
-    engine.submit(**arguments).result()
-    served = next(iter(engine._models.values()))
-    graphs = [shape.graph for shape in served.shapes.values()]
-    engine.close()
+    service.submit(**arguments).result()
+    graphs = list(service.models[""].graphs)
+    service.close()
     for graph in graphs:
         other = pickle.loads(pickle.dumps(graph))
         assert other.print == graph.print and list(other.stages) == list(graph.stages)
     model = weakref.ref(pipe.transformer)
-    del pipe, engine, served, arguments
+    del pipe, service, arguments
     gc.collect()
     assert model() is None and graphs  # graphs that live on hold no model

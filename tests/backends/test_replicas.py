@@ -8,15 +8,15 @@ import threading
 
 import pytest
 import torch
+from test_texts import MAX, engine
 from test_transformers_config import TINY, write
-from test_transformers_service import MAX, engine
 from texts import alone, model_of, prompts
 from toys import adds_up, command
 
 from neustream import BackendError, EventLog
+from neustream.backends.copies import copies, twin
 from neustream.backends.serving import Session
 from neustream.backends.transformers.from_config import make
-from neustream.backends.transformers.replicas import replicate, twin
 from neustream.config import load_experiment
 from neustream.core.events import Emitted
 from neustream.core.kv_cache import KVCache
@@ -42,8 +42,8 @@ def test_two_replicas_serve_the_tokens_of_generate(policy):
     with engine(model, policy=policy, devices=["cpu", "cpu"], observers=[places]) as running:
         answers = [running.submit(prompt, max_tokens=MAX) for prompt in prompts(20)]
         assert [answer.result(60).token_ids for answer in answers] == wanted
-        assert running.used == 0
-    assert set().union(*places.of.values()) == {"0", "1"}
+        assert running.models[""].used == 0
+    assert set().union(*places.of.values()) == {"cpu#0", "cpu#1"}
     assert len(places.of) == 20 and all(len(members) == 1 for members in places.of.values())
     assert running.report.submitted == running.report.counts["on_time"] == 20
 
@@ -55,8 +55,8 @@ def test_replicas_run_at_the_same_time():
         both.wait(30)
 
     with engine(copy.deepcopy(model), devices=["cpu", "cpu"]) as running:
-        for replica in running._replicas:
-            replica.model.model.register_forward_pre_hook(meet)
+        for _, texts in running.models[""]._devices:
+            texts.model.model.register_forward_pre_hook(meet)
         answers = [running.submit(prompt, max_tokens=1) for prompt in prompts(2)]
         done = [answer.result(60).token_ids for answer in answers]
     assert done == [tuple(alone(model, prompt, 1)) for prompt in prompts(2)]
@@ -69,7 +69,7 @@ def test_each_replica_has_blocks_of_its_own():
     with engine(model, **options) as running:
         answers = [running.submit(prompt, max_tokens=40) for prompt in prompts(10, high=20)]
         assert [answer.result(60).token_ids for answer in answers] == wanted
-    assert running.report.preemptions > 0 and running.used == 0
+    assert running.report.preemptions > 0 and running.models[""].used == 0
 
 
 def test_a_request_is_cancelled_where_it_is():
@@ -78,14 +78,14 @@ def test_a_request_is_cancelled_where_it_is():
         for answer in answers:
             next(iter(answer))
             assert answer.cancel()
-        assert running(prompts(1)[0], max_tokens=2).token_ids and running.used == 0
+        assert running(prompts(1)[0], max_tokens=2).token_ids and running.models[""].used == 0
     counts = running.report.counts
     assert counts["on_time"] == 1 and counts["cancelled"] == 4
 
 
 def test_replicas_on_one_device_share_weights_and_nothing_else():
     model = copy.deepcopy(model_of("llama"))
-    first, second = replicate(model, ["cpu", "cpu"])
+    first, second = copies(model, ["cpu", "cpu"])
     assert first is model and second is not model
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert one is other
@@ -104,7 +104,6 @@ def test_tied_weights_stay_tied():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cpu", "devices": ["cpu"]}, "give device .* or devices .*, not both"),
         ({"devices": []}, r"devices must be a list of device names, as \['cpu', 'cpu'\], got \[\]"),
         ({"devices": "cpu"}, "devices must be a list of device names, .* got 'cpu'"),
         ({"devices": 2}, "devices must be a list of device names, .* got 2"),
@@ -121,7 +120,7 @@ def test_devices_that_are_none(options, message):
 def test_a_model_that_cannot_be_copied_is_told():
     model = copy.deepcopy(model_of("opt"))
     model.kept = threading.Lock()
-    with pytest.raises(BackendError, match="OPTForCausalLM cannot have replicas: copying it raised TypeError"):
+    with pytest.raises(BackendError, match="OPTForCausalLM cannot be on several devices: copying it raised TypeError"):
         engine(model, devices=["cpu", "cpu"])
     with engine(model, devices=["cpu"]) as running:
         assert running(prompts(1)[0], max_tokens=2).token_ids

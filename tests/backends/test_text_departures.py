@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from test_transformers_service import engine
+from test_texts import engine
 from texts import alone, model_of, prompts
 
 from neustream import EventLog
@@ -36,17 +36,17 @@ def served(kind: str, sampling: dict, goes: str, *observers: Observer, **options
         for answer in answers[:4]:
             next(iter(answer))
         running.engine.remove(goes).result(60)
-        assert [member.name for member in running.engine.members] == ["1" if goes == "0" else "0"]
+        assert [member.name for member in running.engine.members] == ["cpu#1" if goes == "cpu#0" else "cpu#0"]
         texts = [answer.result(60).token_ids for answer in answers]
         again = running.submit(prompts(1)[0], max_tokens=20, **sampling).result(60).token_ids
-        assert again == texts[0] and running.used == 0
+        assert again == texts[0] and running.models[""].used == 0
     return texts, log, running
 
 
 SAMPLINGS = {"greedy": {}, "sampled": {"temperature": 0.9, "top_p": 0.9, "seed": 4}}
 
 
-@pytest.mark.parametrize(("sampling", "goes"), [("greedy", "0"), ("sampled", "1")])
+@pytest.mark.parametrize(("sampling", "goes"), [("greedy", "cpu#0"), ("sampled", "cpu#1")])
 def test_texts_that_move_are_those_of_generate(sampling, goes):
     options = SAMPLINGS[sampling]
     wanted = [tuple(alone(model_of("llama"), prompt, 20, **options)) for prompt in prompts(10)]
@@ -56,7 +56,7 @@ def test_texts_that_move_are_those_of_generate(sampling, goes):
 
 def test_texts_that_find_no_blocks_are_computed_anew():
     wanted = [tuple(alone(model_of("opt"), prompt, 20)) for prompt in prompts(10)]
-    texts, log, running = served("opt", {}, "0", slots=8, policy="fcfs", kv_cache=KVCache(14, 8))
+    texts, log, running = served("opt", {}, "cpu#0", slots=8, policy="fcfs", kv_cache=KVCache(14, 8))
     assert texts == wanted and moved(log)
     assert running.report.counts["on_time"] == 11
 
@@ -70,6 +70,6 @@ def test_a_text_is_streamed_without_a_gap_or_a_repeat_when_it_moves():
         for token in answer:
             tokens.append(token.id)
             if len(tokens) == 3:
-                running.engine.remove("0").add_done_callback(lambda done: gone.set())
+                running.engine.remove("cpu#0").add_done_callback(lambda done: gone.set())
         assert gone.wait(30)
     assert tokens == wanted

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from toys import Gate, Step, adds_up, batches, draw_and_decode, ends, engine, one_stage, request, table
+from toys import Gate, Step, adds_up, batches, draw_and_decode, ends, engine, live, one_stage, request, table
 
 import neustream.engine.tally
 from neustream import (
@@ -39,7 +39,6 @@ from neustream import (
     WallClock,
     loop,
     seq,
-    serve,
 )
 from neustream.engine.events import Cancel, Decided, Finished
 
@@ -355,7 +354,7 @@ def test_results_of_requests_from_several_threads():
     profiles = {"s": table("s", *[0.001] * 8)}
     module = Step(lambda job: {"square": job.params["n"] ** 2})
 
-    with serve(graph, {"s": module}, profiles) as tested:
+    with live(graph, {"s": module}, profiles) as tested:
 
         def ask(n):
             return tested.submit(graph, {"n": n}, slo=SLO(100.0)).result(SOON)
@@ -371,7 +370,7 @@ def test_results_of_requests_from_several_threads():
 
 def test_a_result_tells_what_became_of_it():
     graph = one_stage()
-    with serve(graph, {"s": Step()}, {"s": table("s", 5.0)}) as tested:
+    with live(graph, {"s": Step()}, {"s": table("s", 5.0)}) as tested:
         good = tested.submit(graph, id="mine").result(SOON)
         hopeless = tested.submit(graph, slo=SLO(1.0)).result(SOON)
     assert (good.id, good.status, good.on_time, good.reason) == ("mine", "done", True, "")
@@ -387,7 +386,7 @@ def test_a_request_that_fails_after_an_output_has_none():
     modules = {"first": Step(), "second": Step(lambda job: 1 / 0)}
     profiles = {"first": table("first", 0.001), "second": table("second", 0.001)}
     log = EventLog()
-    with serve(graph, modules, profiles, observers=[log]) as tested:
+    with live(graph, modules, profiles, observers=[log]) as tested:
         result = tested.submit(graph, id="a").result(SOON)
     assert (result.status, result.output) == ("failed", None)
     assert len(log.requests["a"]["outputs"]) == 1
@@ -395,7 +394,7 @@ def test_a_request_that_fails_after_an_output_has_none():
 
 def test_a_late_result_is_done_but_not_on_time():
     graph, module = one_stage(), Gate()
-    with serve(graph, {"s": module}, {"s": table("s", 1e-6)}, policy=FCFS(drop_hopeless=False)) as tested:
+    with live(graph, {"s": module}, {"s": table("s", 1e-6)}, policy=FCFS(drop_hopeless=False)) as tested:
         answer = tested.submit(graph, slo=SLO(1e-5))
         assert module.began.wait(SOON)
         module.go.set()
@@ -466,7 +465,7 @@ def test_an_engine_takes_requests_only_once_it_serves():
 
 
 def test_a_serving_engine_cannot_be_started_or_run_again():
-    with serve(one_stage(), {"s": Step()}, ONE) as tested:
+    with live(one_stage(), {"s": Step()}, ONE) as tested:
         with pytest.raises(RequestError, match="running already"):
             tested.start()
         with pytest.raises(RequestError, match="running already"):
@@ -475,7 +474,7 @@ def test_a_serving_engine_cannot_be_started_or_run_again():
 
 def test_leaving_the_context_by_an_exception_cancels():
     graph, module = one_stage(), Gate()
-    with pytest.raises(KeyError), serve(graph, {"s": module}, ONE) as tested:
+    with pytest.raises(KeyError), live(graph, {"s": module}, ONE) as tested:
         running, waiting = tested.submit(graph), tested.submit(graph)
         assert module.began.wait(SOON)
         waiting.add_done_callback(lambda answer: module.go.set())  # the cancelled one lets the other go
@@ -497,7 +496,7 @@ def test_a_duplicate_id_fails_its_own_future_alone():
 
 def test_a_graph_that_is_not_served_fails_its_future():
     graph = one_stage()
-    with serve(graph, {"s": Step()}, ONE) as tested:
+    with live(graph, {"s": Step()}, ONE) as tested:
         with pytest.raises(neustream.GraphError, match="'elsewhere' is in no pool"):
             tested.submit(Graph("other", Stage("elsewhere"))).result(SOON)
         assert tested.submit(graph).result(SOON).status == "done"
@@ -562,13 +561,13 @@ def test_steps_of_a_request_see_what_earlier_ones_returned():
     graph = draw_and_decode()
     draw = Step(lambda job: {"seen": [*job.state.get("seen", []), len(job.state)]})
     decode = Step(lambda job: {"seen": job.state["seen"]})
-    with serve(graph, {"draw": draw, "decode": decode}, TOY) as tested:
+    with live(graph, {"draw": draw, "decode": decode}, TOY) as tested:
         assert tested.submit(graph, {"steps": 3}).result(SOON).output == {"seen": [0, 1, 1]}
 
 
 def test_requests_without_steps_get_an_empty_output():
     graph = Graph("only a loop", loop(Stage("s"), times=lambda job: job.params["steps"]))
-    with serve(graph, {"s": Step()}, ONE) as tested:
+    with live(graph, {"s": Step()}, ONE) as tested:
         result = tested.submit(graph, {"steps": 0}).result(SOON)
     assert (result.status, result.on_time, result.output) == ("done", True, {})
 
@@ -581,7 +580,7 @@ def test_futures_can_be_awaited():
         futures = [asyncio.wrap_future(tested.submit(graph, id=f"r{at}")) for at in range(10)]
         return await asyncio.gather(*futures)
 
-    with serve(graph, {"s": Step()}, profiles) as tested:
+    with live(graph, {"s": Step()}, profiles) as tested:
         results = asyncio.run(ask(tested))
     assert [result.output["out"] for result in results] == [f"r{at}" for at in range(10)]
 
@@ -595,7 +594,7 @@ def test_giving_up_an_await_leaves_the_engine_alone():
         module.go.set()
         return await asyncio.wrap_future(tested.submit(graph))
 
-    with serve(graph, {"s": module}, ONE) as tested:
+    with live(graph, {"s": module}, ONE) as tested:
         assert asyncio.run(give_up(tested)).status == "done"
 
 
@@ -626,7 +625,7 @@ def test_both_clocks_give_the_same_steps(policy):
     modules = {"draw": Slow(DRAW), "decode": Slow(DECODE)}
     simulated, served = EventLog(), EventLog()
     expected = engine(graph, profiles, policy, observers=[simulated]).run(clumps(graph))
-    real = serve(graph, modules, profiles, policy=policy, observers=[served])
+    real = live(graph, modules, profiles, policy=policy, observers=[served])
     report = real.run(clumps(graph))
     real.close()
     assert batches(served) == batches(simulated)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from toys import Step, adds_up, draw_and_decode, ends, engine, one_stage, request, table
+from toys import Step, adds_up, draw_and_decode, ends, engine, live, one_stage, request, table
 
 from neustream import (
     BackendError,
@@ -22,7 +22,6 @@ from neustream import (
     WallClock,
     loop,
     seq,
-    serve,
 )
 from neustream.core.batch import Batch
 from neustream.core.work import Walk
@@ -151,7 +150,7 @@ def test_the_engine_lives_on_after_a_failed_batch(fault):
         def step(self, inputs):
             return misbehave(inputs) if inputs[0].params else super().step(inputs)
 
-    with serve(graph, {"s": Sometimes()}, ONE) as engine:
+    with live(graph, {"s": Sometimes()}, ONE) as engine:
         answers = [engine.submit(graph, params) for params in ({}, {"bad": True}, {})]
         got = [answer.result(SOON) for answer in answers]
     assert [result.status for result in got] == ["done", "failed", "done"]

@@ -108,7 +108,7 @@ class RunModule:
     """The stages of some runs; the pipeline is where its owner put it.
 
     Args:
-        roles: what each stage does: "encode", "denoise" or "decode".
+        roles: what each stage does: "encode", "denoise" or "decode"; read at each step.
     """
 
     def __init__(self, runs: Runs, roles: Mapping[str, str]) -> None:

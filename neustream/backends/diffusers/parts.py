@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.calls import Part, Role
-from neustream.errors import BackendError
+from neustream.errors import BackendError, RequestError
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 """Row counts that batches are padded to where each size has to be compiled."""
@@ -123,6 +123,21 @@ def _source(call: Any) -> str:
         return inspect.getsource(inspect.unwrap(call))
     except OSError:  # made at run time
         return ""
+
+
+def check_unchanged(pipe: DiffusionPipeline, known: Mapping[str, tuple[Any, ...]]) -> None:
+    """RequestError if somebody moved or changed a pipeline since its state was `known`."""
+    now = state_of(pipe)
+    for name, before in known.items():
+        if now.get(name) == before:
+            continue
+        gone = name not in now or now[name][0] != before[0]
+        what = "replaced or removed" if gone else "moved or changed"
+        detail = "" if name not in now else f": {before[1:]} before, {now[name][1:]} now"
+        raise RequestError(
+            f"{name} of {type(pipe).__name__} was {what} while it is served{detail}; "
+            "close the service first, then serve the pipeline again"
+        )
 
 
 def state_of(pipe: DiffusionPipeline) -> dict[str, tuple[Any, ...]]:

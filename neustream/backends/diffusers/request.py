@@ -99,6 +99,16 @@ def without_side_effects(named: Mapping[str, Any]) -> dict[str, Any]:
     return trial
 
 
+def shortened(named: Mapping[str, Any], steps: int, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for a trial of so many steps, where the call takes a count; `whole` has all."""
+    trial = without_side_effects(named)
+    if trial.get("output_type") == "latent":
+        del trial["output_type"]  # others will want theirs decoded
+    if "num_inference_steps" in whole:
+        trial["num_inference_steps"] = steps
+    return trial
+
+
 def _cloned(generator: Any) -> Any:
     if isinstance(generator, list):
         return [_cloned(one) for one in generator]

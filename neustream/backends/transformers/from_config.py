@@ -30,11 +30,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from neustream.backends import torch as shared
+from neustream.backends.copies import twin
 from neustream.backends.options import options_of
 from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
-from neustream.backends.transformers.replicas import twin
 from neustream.backends.transformers.request import check_length
 from neustream.backends.transformers.sampling import Sampling
 from neustream.core.batch import StepInput

@@ -1,4 +1,4 @@
-"""`TextEngine`: what callers see of a served language model."""
+"""What callers see of a served language model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import transformers
 from texts import VOCABULARY, alone, model_of, prompts
 
 import neustream
-from neustream import SLO, Decision, RequestError
-from neustream.backends.transformers import LanguageModel, TextEngine, serve
+from neustream import SLO, Decision, RequestError, serve
+from neustream.backends.copies import twin
+from neustream.backends.transformers import LanguageModel
 from neustream.backends.transformers.from_config import byte_tokenizer
 from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
 from neustream.core.kv_cache import KVCache
@@ -43,12 +44,12 @@ class Flat:
 
 
 def engine(model, *args, **options):
-    return TextEngine(model, *args, **{"profile": Flat(), "slots": 8, **options})
+    return serve(model, *args, **{"profile": Flat(), "slots": 8, **options})
 
 
 @pytest.fixture(scope="module")
 def shared():
-    with engine(model_of("opt")) as running:
+    with engine(twin(model_of("opt"))) as running:
         yield running
 
 
@@ -62,7 +63,7 @@ def test_results_are_those_of_generate(policy):
     with engine(model, policy=policy) as running:
         answers = [running.submit(prompt, max_tokens=MAX) for prompt in prompts(20)]
         assert [answer.result(60).token_ids for answer in answers] == wanted
-        assert running.used == 0
+        assert running.models[""].used == 0
     assert running.report.submitted == running.report.counts["on_time"] == 20
 
 
@@ -73,7 +74,7 @@ def test_memory_in_blocks_takes_slots_away_and_changes_no_token(blocks):
     with engine(model, policy="fcfs", slots=10, kv_cache=KVCache(blocks, 8)) as running:
         answers = [running.submit(prompt, max_tokens=40) for prompt in prompts(10, high=20)]
         assert [answer.result(60).token_ids for answer in answers] == wanted
-    assert running.report.preemptions > 0 and running.used == 0
+    assert running.report.preemptions > 0 and running.models[""].used == 0
 
 
 def test_a_completion_tells_all(shared):
@@ -121,7 +122,7 @@ def test_text_in_text_out_and_pieces_add_up():
 
 
 def test_a_character_of_several_tokens_comes_at_once():
-    from neustream.backends.transformers.stream import Pieces
+    from neustream.backends.transformers.completion import Pieces
 
     pieces, ids = Pieces(byte_tokenizer()), list("a€b".encode())
     assert [pieces.add(id, last=False) for id in ids] == ["a", "", "", "€", "b"]
@@ -139,7 +140,7 @@ def test_tokens_are_there_before_the_end(shared):
         tokens.append(token)
     assert early
     done = answer.result()
-    assert [token.id for token in tokens] == list(done.token_ids) == answer.token_ids
+    assert [token.id for token in tokens] == list(done.token_ids) == [o.update["token"] for o in answer.outputs]
     assert [token.index for token in tokens] == list(range(60)) and tuple(t.at_s for t in tokens) == done.at_s
     assert [token.id for token in answer] == list(done.token_ids)  # another reader, later
 
@@ -180,10 +181,10 @@ def test_cancel_frees_the_slot_and_ends_readers(shared):
     assert answer.cancel() and answer.cancelled()
     with pytest.raises(concurrent.futures.CancelledError):
         list(reader)
-    assert len(answer.token_ids) < 50
+    assert len(answer.outputs) < 50
     other = shared(prompts(2)[1], max_tokens=MAX)
     assert list(other.token_ids) == alone(model_of("opt"), prompts(2)[1], MAX)
-    assert shared.used == 0
+    assert shared.models[""].used == 0
 
 
 def test_a_task_that_is_cancelled_gives_its_request_up(shared):
@@ -233,7 +234,7 @@ def test_a_step_that_fails_fails_its_batch_and_the_engine_goes_on():
             running.submit(prompts(1)[0], max_tokens=MAX).result(60)
         handle.remove()
         assert list(running(prompts(1)[0], max_tokens=MAX).token_ids) == alone(model, prompts(1)[0], MAX)
-        assert running.used == 0
+        assert running.models[""].used == 0
 
 
 def test_many_random_requests_with_random_cancels_add_up():
@@ -251,7 +252,7 @@ def test_many_random_requests_with_random_cancels_add_up():
             assert answer.cancelled() or answer.result(60).token_ids
     counts = running.report.counts
     assert running.report.submitted == 120 == counts["on_time"] + counts["cancelled"] and counts["cancelled"] > 5
-    assert running.used == 0
+    assert running.models[""].used == 0
     for prompt, options, answer in answers[::10]:
         if not answer.cancelled():
             done = answer.result()
@@ -358,7 +359,7 @@ def test_the_worker_keeps_to_the_threads_that_were_set():
 def test_wrong_options_are_refused():
     with pytest.raises(ConfigError, match="unknown policy 'fcsf'; did you mean 'fcfs'"):
         engine(model_of("opt"), policy="fcsf")
-    with pytest.raises(BackendError, match="a transformers model"):
+    with pytest.raises(BackendError, match="serve takes a diffusers pipeline"):
         engine("facebook/opt-125m")
     with pytest.raises(NeustreamError, match="no step profile at"):
         engine(model_of("opt"), profile="/nowhere/steps.json")
@@ -371,8 +372,7 @@ def test_a_checkpoint_from_disk_is_served(tmp_path):
     model_of("opt").save_pretrained(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     weights = {name: weight.clone() for name, weight in loaded.state_dict().items()}
-    with neustream.serve(loaded, profile=Flat(), device="cpu") as running:
-        assert isinstance(running, TextEngine)
+    with neustream.serve(loaded, profile=Flat(), devices=["cpu"]) as running:
         done = running(prompts(1)[0], max_tokens=MAX)
     assert list(done.token_ids) == alone(model_of("opt"), prompts(1)[0], MAX)
     assert loaded.state_dict().keys() == weights.keys()

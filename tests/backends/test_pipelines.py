@@ -9,7 +9,6 @@ import threading
 import time
 import warnings
 from concurrent.futures import CancelledError
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,8 +18,9 @@ with warnings.catch_warnings():
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 
-    from neustream.backends.diffusers import from_config
-    from neustream.backends.diffusers.served import Shape, predicted
+    from neustream.backends.diffusers import PipelineMount, from_config
+    from neustream.backends.diffusers.replica import Dimensions
+    from neustream.backends.diffusers.shapes import Shape, predicted
 
 import neustream as ns  # noqa: E402
 
@@ -281,8 +281,10 @@ def test_resolutions_share_the_device_in_batches_of_their_own(sd):
 
 
 def test_two_models_on_one_device(sd, dit):
-    known = {**profiles(SD_SHAPE, model="sd/"), **profiles(DIT_SHAPE, model="dit/")}
-    with serve({"sd": sd, "dit": dit}, profiles=known) as engine:
+    known = {"profiles": profiles(SD_SHAPE, model="sd/"), "progress": False}
+    mine = {"profiles": profiles(DIT_SHAPE, model="dit/"), "progress": False}
+    both = {"sd": PipelineMount(sd, **known), "dit": PipelineMount(dit, **mine)}
+    with ns.serve(both, policy=ns.FCFS(drop_hopeless=False)) as engine:
         image, other = engine.submit(model="sd", **words(1)), engine.submit(model="dit", **call(1))
         assert torch.equal(image.result(60).images, sd(**words(1)).images)
         assert torch.equal(other.result(60).images, dit(**call(1)).images)
@@ -342,7 +344,6 @@ def test_profiles_of_a_size_that_nobody_measured_are_predicted_from_a_known_one(
     large = {"height": 32, "width": 16}
     with ns.serve(sd, slo=60.0, samples=[{"prompt": "x", "height": 16, "width": 16}], **options) as engine:
         before = {path.name for path in tmp_path.rglob("*.json")}
-        engine._executor.call = only_probes(engine._executor.call)
         image = engine(**words(1, **large)).images
         known = engine.profiles
     assert close_to(image, sd(**words(1, **large)).images)
@@ -353,21 +354,11 @@ def test_profiles_of_a_size_that_nobody_measured_are_predicted_from_a_known_one(
         assert new.max_batch == near.max_batch
 
 
-def only_probes(call):
-    """The executor's `call`, for the first call of a shape alone: no stage may be timed on it."""
-
-    def checked(work, worker=0):
-        assert "probe" in work.__code__.co_names
-        return call(work, worker)
-
-    return checked
-
-
 def test_predicted_profiles_are_in_proportion_to_what_a_row_holds():
     tables = {role: ns.TableProfile(role, [1, 4], [1.0, 2.0]) for role in ("encode", "denoise", "decode")}
-    near = Shape("4x8x8", None, rows=2, samples=1, elements=256, profiles=tables)
-    call = SimpleNamespace(shape=((4, 16, 8), torch.float32), rows=1)
-    new = predicted(near, call, samples=2)
+    stages = {role: role for role in tables}
+    near = Shape(Dimensions("near", "4x8x8", 2, 256), None, stages, rows=2, samples=1, profiles=tables)
+    new = predicted(near, Shape(Dimensions("new", "4x16x8", 1, 512), None, stages, rows=1, samples=2))
     assert [profile.latency(1, 1.0) for profile in new.values()] == [2.0, 1.0, 4.0]
     assert [profile.latency(1, 4.0) for profile in new.values()] == [4.0, 2.0, 8.0]
 
@@ -436,7 +427,7 @@ def test_a_generator_draws_for_one_request_at_a_time(dit):
     with serve(dit, DIT_SHAPE) as engine:
         mine = seeded(1)
         answer = engine.submit(**{**call(1, steps=100), "generator": mine}, id="first")
-        with pytest.raises(ns.RequestError, match="in use by request 'first'"):
+        with pytest.raises(ns.RequestError, match="in use by another request"):
             engine.submit(**{**call(2), "generator": mine})
         answer.result(timeout=60)
         again = engine.submit(**{**call(2), "generator": mine})  # free again, and further on, as in stock
@@ -449,11 +440,11 @@ def test_a_duplicate_id(dit):
     with serve(dit, DIT_SHAPE) as engine:
         first = engine.submit(**call(1, steps=100), id="x")
         with pytest.raises(ns.RequestError, match="'x' is already being served"):
-            engine.submit(**call(2), id="x").result(timeout=30)
+            engine.submit(**call(2), id="x")
         first.result(timeout=60)
 
 
-@pytest.mark.parametrize(("what", "message"), [("text", "got str"), ("nothing", "its models: none")])
+@pytest.mark.parametrize(("what", "message"), [("text", "got 'a pipeline'"), ("nothing", "its models: none")])
 def test_what_cannot_be_served(what, message):
     class Nothing(DiffusionPipeline):
         def __call__(self, prompt):
@@ -501,7 +492,7 @@ def test_out_of_memory_halves_the_batch_and_is_remembered(dit, caplog):
     with serve(dit, DIT_SHAPE) as engine:
         engine(**call(9, guidance_scale=1.0))
         gate = threading.Event()
-        engine._executor.call(gate.wait)  # until all are there
+        engine._devices[0].executor.call(gate.wait)  # until all are there
         answers = [engine.submit(**call(at, guidance_scale=1.0)) for at in range(4)]
         gate.set()
         images = [answer.result(timeout=60).images for answer in answers]
@@ -556,7 +547,7 @@ def test_a_request_that_a_model_cannot_take_fails_alone(dit):
     with serve(dit, DIT_SHAPE) as engine:
         engine(**call(1))
         gate = threading.Event()
-        engine._executor.call(gate.wait)  # until all are there
+        engine._devices[0].executor.call(gate.wait)  # until all are there
         dit.transformer.forward = picky
         answers = [engine.submit(**call(at)) for at in (12, 13, 14)]
         gate.set()
@@ -594,7 +585,7 @@ def test_a_pipeline_that_is_changed_while_it_is_served(sd):
 def test_two_engines_on_one_pipeline(dit):
     with (
         serve(dit, DIT_SHAPE),
-        pytest.raises(ns.BackendError, match="transformer of DiTPipeline is served by another engine"),
+        pytest.raises(ns.BackendError, match="transformer of DiTPipeline is served already: close that service first"),
     ):
         serve(dit, DIT_SHAPE)
     with serve(dit, DIT_SHAPE) as engine:
@@ -643,13 +634,13 @@ def test_tensors_of_ended_requests_are_gone(sd):
     with serve(sd, SD_SHAPE, policy="priced") as engine:
         engine(**words(0))
         engine.submit(**words(0, guidance_scale=1.0)).result(timeout=30)
-        runs = engine._executor._workers[0].modules[f"denoise@{SD_SHAPE}"]._runs
+        runs = engine._devices[0].executor._workers[0].modules[f"denoise@{SD_SHAPE}"]._runs
 
         def settled():
             deadline = time.monotonic() + 20
             while len(runs) and time.monotonic() < deadline:
                 time.sleep(0.01)
-            engine._executor.call(lambda: None).result()  # what was released before is gone
+            engine._devices[0].executor.call(lambda: None).result()  # what was released before is gone
             return tensors()
 
         before = settled()

@@ -1,0 +1,401 @@
+"""A stock pipeline, ready to be scheduled."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from neustream.backends.claims import claim, free
+from neustream.backends.copies import copies
+from neustream.backends.diffusers.calls import Part, Role
+from neustream.backends.diffusers.generators import Generators
+from neustream.backends.diffusers.measured import ProfileCache
+from neustream.backends.diffusers.parts import check_unchanged, models_of, parts_of, state_of
+from neustream.backends.diffusers.rehearsals import Rehearsals
+from neustream.backends.diffusers.replica import Dimensions, LookModule, Replica, default_sample
+from neustream.backends.diffusers.request import (
+    StepCounts,
+    check,
+    kind_of,
+    named_arguments,
+    samples_of,
+    shortened,
+    with_defaults,
+    without_side_effects,
+)
+from neustream.backends.diffusers.run import Progress
+from neustream.backends.diffusers.shapes import Shape, Shapes, from_nothing, predicted
+from neustream.backends.options import measuring
+from neustream.core.events import Corrected, Emitted
+from neustream.core.graph import Graph, Stage
+from neustream.core.kv_cache import KVCache
+from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile
+from neustream.engine.answers import Result
+from neustream.engine.events import Observer, Record
+from neustream.errors import BackendError, RequestFailed, shown
+from neustream.profiling.files import Measurement
+from neustream.service.mount import Call, Device, Host, Instance, Look
+
+log = logging.getLogger("neustream")
+
+OFF = 0.2
+"""A measured profile that is off by more than this share is warned about, once a stage."""
+RESERVED = {"slo", "id", "model", "on_step"}
+"""Arguments of `submit` itself."""
+LOOK_S = 0.02
+"""Seconds that a look at a request is taken to need, until one was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call as its caller made it: its arguments, those with the pipeline's defaults, its kind."""
+
+    named: dict[str, Any]
+    whole: Mapping[str, Any]
+    kind: Hashable
+    steps: int
+    samples: int
+    on_step: Callable[[Progress], None] | None
+
+
+class PipelineMount:
+    """A stock pipeline, served step by step.
+
+    Args:
+        pipe: in the dtype that it is to run in.
+        profiles: latency profiles by stage, or the folder of their files (`neustream profile`
+            writes one). None: those in the user's cache; what is not there is measured or learnt,
+            and kept.
+        samples: arguments of calls that are measured and warmed up at the start. Default: one call
+            with the pipeline's defaults, if it needs no more than a prompt or a class. Latencies of
+            other shapes are predicted from those of the nearest one, corrected while they are
+            served, and measured while the device idles.
+        max_batch, encode_batch, decode_batch: the most requests in one step.
+        max_shapes: shapes that are kept; the least recently used are forgotten.
+        buckets: row counts that batches are padded to. A request's result then does not depend, to
+            the last bit, on who shared its batches, if there is one bucket.
+        compile: compile the denoisers with `torch.compile`, once per bucket; a mapping: its
+            arguments (`{"mode": "reduce-overhead"}` captures CUDA graphs).
+        check_finite: fail a request whose latents hold NaN or infinity in place of decoding them.
+        measure_s: seconds that measuring a sample may take, about; 0: nothing is measured while
+            the device idles either.
+        cache: the folder of the cache; default: the user's.
+        progress: show what is measured at the start; default: if stderr is a terminal.
+    """
+
+    kv_caches: Mapping[str, KVCache] = {}
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        *,
+        profiles: Mapping[str, LatencyProfile] | Path | str | None = None,
+        samples: Sequence[Mapping[str, Any]] | None = None,
+        max_batch: int = 16,
+        encode_batch: int = 16,
+        decode_batch: int = 8,
+        max_shapes: int = 32,
+        buckets: Sequence[int] = (),
+        compile: bool | Mapping[str, Any] = False,
+        check_finite: bool = True,
+        measure_s: float = 60.0,
+        cache: Path | str | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        if not isinstance(pipe, DiffusionPipeline):
+            raise BackendError(f"a pipeline is a diffusers DiffusionPipeline, got {shown(pipe)}")
+        if isinstance(max_shapes, bool) or not isinstance(max_shapes, int) or max_shapes < 1:
+            raise BackendError(f"max_shapes must be 1 or more, got {shown(max_shapes)}")
+        self.pipe = pipe
+        self._profiles = profiles
+        self._samples = samples
+        self._batches = {"encode": encode_batch, "denoise": max_batch, "decode": decode_batch}
+        self._max_shapes = max_shapes
+        self._how: dict[str, Any] = {"buckets": tuple(buckets), "compile": compile}
+        self._check_finite = check_finite
+        self._measure_s = measure_s
+        self._cache = cache
+        self._show = sys.stderr.isatty() if progress is None else progress
+        self._generators = Generators()
+        self._rehearsals = Rehearsals(self._batches, measure_s, self._learnt)
+        self._lock = threading.RLock()
+        self._warned: set[str] = set()
+        self.observers: Sequence[Observer] = (self._watch, self._rehearsals)
+
+    @property
+    def device(self) -> str:
+        return str(self.pipe._execution_device)
+
+    def check(self, name: str) -> None:
+        if taken := RESERVED & set(inspect.signature(self.pipe.__call__).parameters):
+            raise BackendError(
+                f"{type(self.pipe).__name__} has call argument(s) {sorted(taken)}, which submit() takes itself"
+            )
+        parts_of(self.pipe, buckets=self._how["buckets"])  # says what it cannot serve
+
+    def parts(self, role: Role) -> list[Part]:
+        """What is called for steps of a role, on all devices; once it is opened."""
+        known = [replica.parts for replica in self._replicas]
+        parts = [part for one in known for methods in one.values() for part in methods.values()]
+        return [part for part in parts if part.role == role]
+
+    @property
+    def graphs(self) -> Sequence[Graph]:
+        """What requests of the shapes that are known go through."""
+        with self._lock:
+            return self._shapes.graphs()
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
+        claim(self, type(self.pipe).__name__, models_of(self.pipe))
+        places = [device.place for device in devices]
+        pipes = copies(self.pipe, places, lambda pipe: [model for _, model in models_of(pipe)])
+        self._name, self._host, self._devices = name, host, list(devices)
+        self._replicas = [self._replica(pipe) for pipe in pipes]
+        self._state = state_of(self.pipe)
+        self._steps = StepCounts(self.pipe)
+        self._shapes = Shapes(name, self._batches, self._max_shapes)
+        look = f"{name}/look" if name else "look"
+        self._look = Graph(look, Stage(look, max_batch=1))
+        first = self._replicas[0]
+        samples = self._samples
+        if samples is None:
+            usual = default_sample(self.pipe, first.parts.device)
+            samples = [] if usual is None else [usual]
+        instances = [self._look_on(replica) for replica in self._replicas]
+        for sample in samples:
+            opened = self._open_sample(sample)
+            instances = [one.with_(more) for one, more in zip(instances, opened, strict=True)]
+        return instances
+
+    def _replica(self, pipe: DiffusionPipeline) -> Replica:
+        profiles = ProfileCache(pipe, self._profiles, {**self._how, **self._batches}, self._cache)
+        return Replica(pipe, profiles, check_finite=self._check_finite, **self._how)
+
+    def _look_on(self, replica: Replica) -> Instance:
+        profile = GuessedProfile(TableProfile("look", [1], [LOOK_S], device=replica.place))
+        modules = {self._look.name: LookModule(replica)}
+        return Instance(modules, {self._look.name: profile})
+
+    def _open_sample(self, sample: Mapping[str, Any]) -> list[Instance]:
+        """Measure a sample on each device, before anybody is served; nothing if it is known."""
+        named = named_arguments(self.pipe, (), sample)
+        first = self._replicas[0]
+        try:
+            check(self.pipe, named, first.parts.device)
+        except Exception as error:  # whatever the pipeline has against it
+            raise BackendError(f"samples: {dict(sample)}: {error}") from error
+        asked = self._asked(named, None)
+        probe = partial(first.probe, without_side_effects(named))
+        dimensions: Dimensions = self._devices[0].executor.call(probe).result()
+        shape = self._shapes.get(dimensions)
+        if shape is not None:
+            self._shapes.note(asked.kind, shape, dimensions.rows)
+            return [Instance({}, {}) for _ in self._replicas]
+        shape = self._new(asked, dimensions)
+        found: dict[str, dict[str, LatencyProfile]] = {}
+        for replica, device in zip(self._replicas, self._devices, strict=True):
+            if replica.place not in found:
+                found[replica.place] = self._tried(replica, device, shape, asked)
+        shape.measured = shape.profiles = found[first.place]
+        self._shapes.keep(shape)
+        self._shapes.note(asked.kind, shape, dimensions.rows)
+        return [self._instance(replica, shape, found[replica.place]) for replica in self._replicas]
+
+    def _tried(self, replica: Replica, device: Device, shape: Shape, asked: Asked) -> dict[str, LatencyProfile]:
+        """Profiles of a shape by role: measured, or found; then it is only loaded and warmed up."""
+        found = replica.profiles.find(shape.files)
+        warm = found is not None
+
+        def sample(steps: int) -> dict[str, Any]:
+            arguments = shortened(asked.named, steps, asked.whole)
+            own = {"steps": steps, "rows": shape.rows, "samples": shape.samples}
+            return {"arguments": arguments, **own}
+
+        what = f"{'warming up' if warm else 'measuring'} {type(self.pipe).__name__}"
+        with measuring(f"{what} {shape.graph.name}", self._show) as tick:
+            roles = {stage: role for role, stage in shape.stages.items()}
+            seconds = 0.0 if warm else self._measure_s
+            work = partial(replica.time, shape.graph, roles, sample, seconds=seconds, tick=tick)
+            measured = device.executor.call(work).result()
+        if found is None:
+            replica.profiles.keep(measured, shape.files)
+            found = replica.profiles.find(shape.files)
+        assert found is not None
+        return {role: found[stage] for role, stage in shape.stages.items()}
+
+    def _instance(self, replica: Replica, shape: Shape, profiles: Mapping[str, LatencyProfile]) -> Instance:
+        """A shape's stages on one device."""
+        replica.roles.update({stage: role for role, stage in shape.stages.items()})
+        modules = dict.fromkeys(shape.stages.values(), replica.module)
+        return Instance(modules, {shape.stages[role]: profiles[role] for role in shape.stages})
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def request(self, *args: Any, on_step: Callable[[Progress], None] | None = None, **kwargs: Any) -> Call | Look:
+        """One call of the pipeline, with its own arguments.
+
+        The stock call looks at them first, without any model, and raises what it has against them.
+        A call of a kind that was not seen before is looked at on the device, up to its first
+        denoising step, as a step of its own.
+
+        Args:
+            on_step: told of each denoising step, with the latents, on the device's thread.
+        """
+        named = named_arguments(self.pipe, args, kwargs)
+        check_unchanged(self.pipe, self._state)
+        check(self.pipe, named, self._replicas[0].parts.device)
+        asked = self._asked(named, on_step)
+        self._generators.take(named)
+        with self._lock:
+            known = self._shapes.of_kind(asked.kind)
+            if known is not None:
+                return self._call(asked, *known)
+        params = {"arguments": without_side_effects(named)}
+        free = partial(self._generators.free, named)
+        return Look(self._look, params, partial(self._looked, asked), free)
+
+    def _asked(self, named: dict[str, Any], on_step: Callable[[Progress], None] | None) -> Asked:
+        whole = with_defaults(self.pipe, named)
+        steps, samples = self._steps.of(whole), samples_of(whole)
+        return Asked(named, whole, kind_of(whole), steps, samples, on_step)
+
+    def _looked(self, asked: Asked, result: Result) -> Call:
+        """The call, now that its dimensions are known."""
+        dimensions: Dimensions = result.unwrap()["dimensions"]
+        with self._lock:
+            shape = self._shapes.get(dimensions)
+            if shape is None:
+                shape = self._open_new(asked, dimensions)
+            self._shapes.note(asked.kind, shape, dimensions.rows)
+            return self._call(asked, shape, dimensions.rows)
+
+    def _call(self, asked: Asked, shape: Shape, rows: int) -> Call:
+        shape.open += 1
+        params = {
+            "arguments": asked.named,
+            "steps": asked.steps,
+            "rows": rows,
+            "samples": asked.samples,
+            "on_step": asked.on_step,
+        }
+        return Call(shape.graph, params, _output, over=partial(self._over, asked, shape))
+
+    def _over(self, asked: Asked, shape: Shape) -> None:
+        self._one_less(shape)
+        self._generators.free(asked.named)
+
+    # -- shapes -----------------------------------------------------------------------------------
+
+    def _new(self, asked: Asked, dimensions: Dimensions) -> Shape:
+        roles = self._replicas[0].stage_roles
+        return self._shapes.make(dimensions, roles, dimensions.rows, asked.samples)
+
+    def _open_new(self, asked: Asked, dimensions: Dimensions) -> Shape:
+        """Serve calls of a new shape from now on, with profiles that are found or guessed."""
+        surplus = self._shapes.surplus()
+        if surplus is not None:
+            self._forget(surplus)
+        shape = self._new(asked, dimensions)
+        near = self._shapes.nearest(dimensions, dimensions.rows)
+        instances = {}
+        for replica, device in zip(self._replicas, self._devices, strict=True):
+            profiles = self._known_or_guessed(replica, shape, near)
+            instances[device.name] = self._instance(replica, shape, profiles)
+            shape.profiles = shape.profiles or profiles
+        self._host.extend(instances)
+        self._shapes.keep(shape)
+        if shape.measured is None:
+            self._rehearsals.add(shape, shortened(asked.named, asked.steps, asked.whole))
+        return shape
+
+    def _known_or_guessed(self, replica: Replica, shape: Shape, near: Shape | None) -> Mapping[str, LatencyProfile]:
+        found = replica.profiles.find(shape.files)
+        if found is not None:
+            shape.measured = {role: found[stage] for role, stage in shape.stages.items()}
+            return shape.measured
+        if near is None:
+            return from_nothing(shape, self._batches)
+        log.info(
+            "%s %s: profiles predicted from those of %s",
+            type(self.pipe).__name__,
+            shape.graph.name,
+            near.dimensions.label,
+        )
+        return predicted(near, shape)
+
+    def _forget(self, shape: Shape) -> None:
+        self._shapes.forget(shape)
+        self._rehearsals.forget(shape)
+        gone = list(shape.stages.values())
+        for replica in self._replicas:
+            for stage in gone:
+                replica.roles.pop(stage, None)
+        self._host.retire({device.name: gone for device in self._devices})
+
+    # -- while it idles ---------------------------------------------------------------------------
+
+    def rehearsal(self) -> Sequence[Call]:
+        with self._lock:
+            shape, params = self._rehearsals.next()
+            if shape is None:
+                return ()
+            shape.open += len(params)
+            over = partial(self._one_less, shape)
+            return [Call(shape.graph, one, _nothing, over=over) for one in params]
+
+    def _one_less(self, shape: Shape) -> None:
+        with self._lock:
+            shape.open -= 1
+
+    def _learnt(self, shape: Shape, measured: Mapping[str, list[Measurement]]) -> None:
+        """Steps of a shape were timed while the device idled: keep it, for the next time."""
+        profiles = self._replicas[0].profiles
+        profiles.keep(measured, shape.files)
+        found = profiles.find(shape.files)
+        if found is not None:
+            shape.measured = shape.profiles = {role: found[stage] for role, stage in shape.stages.items()}
+
+    def _watch(self, record: Record) -> None:
+        """Say so if what was measured is off."""
+        if not isinstance(record, Corrected) or record.stage in self._warned:
+            return
+        with self._lock:
+            if not self._shapes.measured(record.stage):
+                return
+        off = max(record.factors.values(), key=lambda factor: abs(factor - 1))
+        if abs(off - 1) > OFF:
+            self._warned.add(record.stage)
+            log.warning(
+                "steps of %r take %.2f times what its profile says: corrected from now on; "
+                "measure it again with `neustream profile`, or delete it from the cache",
+                record.stage,
+                off,
+            )
+
+    def close(self) -> None:
+        free(self, [model for _, model in models_of(self.pipe)])
+        self.pipe.maybe_free_model_hooks()
+
+
+def _nothing(result: Result, outputs: Sequence[Emitted]) -> None:
+    """Nobody wants what comes of a rehearsal."""
+
+
+def _output(result: Result, outputs: Sequence[Emitted]) -> Any:
+    """What the pipeline returned; RequestFailed if the request has none, and why."""
+    output = result.unwrap()
+    if "output" not in output:
+        reason = "the pipeline's call did not end with its last stage"
+        raise RequestFailed(f"request {result.id!r}: {reason}", reason=reason)
+    return output["output"]

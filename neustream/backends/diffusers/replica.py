@@ -1,0 +1,161 @@
+"""One pipeline on one device: its parts, its runs, and what is asked of it before it serves."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from neustream.backends.diffusers.calls import Call
+from neustream.backends.diffusers.measured import ProfileCache, place_of, timed
+from neustream.backends.diffusers.modules import RunModule, Runs
+from neustream.backends.diffusers.parts import parts_of
+from neustream.backends.diffusers.request import check
+from neustream.backends.diffusers.run import Run, encode
+from neustream.core.batch import StepInput
+from neustream.core.events import Update
+from neustream.core.graph import Graph
+from neustream.errors import BackendError, StageFailed, told
+from neustream.profiling.files import Measurement
+
+SAMPLE: Mapping[str, Any] = {"prompt": "a lighthouse in a storm", "class_labels": [0]}
+"""What pipelines are measured with at the start, as far as they take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What the first call of a denoiser shows of a request.
+
+    Args:
+        key: requests with the same one can share steps; label: a name for it.
+        rows: of the request in such a call; elements: of one row.
+    """
+
+    key: Hashable
+    label: str
+    rows: int
+    elements: int
+
+    @classmethod
+    def of(cls, call: Call) -> Dimensions:
+        sides = call.shape[0]
+        return cls(call.shape, "x".join(map(str, sides)), call.rows, math.prod(sides))
+
+
+class Replica:
+    """A pipeline where it runs. One module serves all stages, whatever their shapes.
+
+    Args:
+        pipe: on its device.
+        buckets, compile: see `parts_of`.
+        check_finite: see `PipelineMount`.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        profiles: ProfileCache,
+        *,
+        buckets: Sequence[int],
+        compile: bool | Mapping[str, Any],
+        check_finite: bool,
+    ) -> None:
+        self.pipe = pipe
+        self.parts = parts_of(pipe, buckets=buckets, compile=compile)
+        self.profiles = profiles
+        self.place = place_of(pipe)
+        self.roles: dict[str, str] = {}
+        """What each stage does, by its name."""
+        self.module = RunModule(Runs(self.begin, check_finite=check_finite), self.roles)
+
+    def begin(self, given: StepInput) -> Run:
+        """A run of the stock call, when a request first gets to a stage."""
+        return Run(
+            self.pipe,
+            self.parts,
+            given.params["arguments"],
+            expected=given.params["steps"],
+            on_step=given.params.get("on_step"),
+        )
+
+    def probe(self, arguments: Mapping[str, Any]) -> Dimensions:
+        """Run a stock call up to its first call of a denoiser; on the device's thread.
+
+        Raises what the stock call raises; BackendError if it ends without such a call.
+        """
+        run = Run(self.pipe, self.parts, arguments)
+        try:
+            encode([run])
+            if run.error is not None:
+                raise run.error
+            if not isinstance(run.parked, Call):
+                raise BackendError(f"{type(self.pipe).__name__} ended without a call of a denoiser")
+            return Dimensions.of(run.parked)
+        finally:
+            run.close()
+
+    def time(
+        self,
+        graph: Graph,
+        roles: Mapping[str, str],
+        sample: Callable[[int], Mapping[str, Any]],
+        *,
+        seconds: float,
+        tick: Callable[[str, int, float], None],
+    ) -> dict[str, list[Measurement]]:
+        """Measure the stages of a graph by sample requests; on the device's thread."""
+        runs = Runs(self.begin)
+        try:
+            modules = dict.fromkeys(roles, RunModule(runs, roles))
+            return timed(graph, modules, sample, self.parts.device, seconds=seconds, tick=tick)
+        finally:
+            runs.close()
+
+    @property
+    def stage_roles(self) -> list[str]:
+        """The stages that requests go through: without a decoder they end with their last step."""
+        roles = {part.role for methods in self.parts.values() for part in methods.values()}
+        return ["encode", "denoise", *(["decode"] if "decode" in roles else [])]
+
+
+class LookModule:
+    """The stage at which requests of an unknown kind show their dimensions."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    def load(self, device: str) -> None:
+        """Nothing to do: models stay on the device that they are on."""
+
+    def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
+        return [self._one(given) for given in inputs]
+
+    def _one(self, given: StepInput) -> Update | StageFailed:
+        try:
+            return {"dimensions": self._replica.probe(given.params["arguments"])}
+        except Exception as error:  # the stock call may raise anything
+            failed = StageFailed(told(error))
+            failed.__cause__ = error
+            return failed
+
+
+def default_sample(pipe: DiffusionPipeline, device: Any) -> dict[str, Any] | None:
+    """A call with the pipeline's defaults; None if it needs more than a prompt or a class."""
+    parameters = inspect.signature(pipe.__call__).parameters.values()
+    sample = {p.name: SAMPLE[p.name] for p in parameters if p.name in SAMPLE}
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL
+    ]
+    if not sample or set(needed) - set(sample) or any(p.name == "image" for p in parameters):
+        return None
+    try:
+        check(pipe, sample, device)
+    except Exception:  # it wants other arguments: the first request brings them
+        return None
+    return sample

@@ -1,0 +1,122 @@
+"""What a caller gets of a request: its tokens as they come, and the completion at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from neustream.core.events import Emitted
+from neustream.engine.answers import Result
+
+Reason = Literal["stop", "length"]
+BROKEN = "\ufffd"
+"""What tokenizers make of the first bytes of a character whose others are in the next token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One output: its place (from 0), its id, what it adds to the text, and seconds since the request came.
+
+    `text` is empty without a tokenizer, and while a character is not complete.
+    """
+
+    index: int
+    id: int
+    text: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """All that came of a request.
+
+    Args:
+        token_ids: the new tokens, with the one that ended it.
+        finish_reason: "stop" at EOS or a stop token, "length" at `max_tokens`.
+        at_s: seconds from the request to each token; `latency_s`: to its end.
+        on_time: whether every promise was kept.
+    """
+
+    id: str
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    finish_reason: Reason
+    at_s: tuple[float, ...]
+    latency_s: float
+    on_time: bool
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def text(self) -> str | None:
+        """The new text without special tokens, decoded when it is asked for; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        text: str = self.tokenizer.decode(list(self.token_ids), skip_special_tokens=True)
+        return text
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds to the first token."""
+        return self.at_s[0]
+
+    @property
+    def itl_s(self) -> tuple[float, ...]:
+        """Seconds between each token and the one before."""
+        return tuple(after - before for before, after in zip(self.at_s, self.at_s[1:], strict=False))
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean seconds per token after the first (0 if there is none)."""
+        return (self.at_s[-1] - self.at_s[0]) / (len(self.at_s) - 1) if len(self.at_s) > 1 else 0.0
+
+
+class Pieces:
+    """What each token of one text adds to it, as a tokenizer writes them in company."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._from, self._told = 0, 0  # tokens before `_told` are told; those from `_from` are decoded again
+
+    def add(self, id: int, last: bool) -> str:
+        if self._tokenizer is None:
+            return ""
+        self._ids.append(id)
+        before, now = self._decode(self._ids[self._from : self._told]), self._decode(self._ids[self._from :])
+        if len(now) <= len(before) or (now.endswith(BROKEN) and not last):
+            return ""
+        self._from, self._told = self._told, len(self._ids)
+        return now[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+class Tokens:
+    """A reader of one request's outputs: a `Token` of each, with what it adds to the text."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+        self._pieces = Pieces(tokenizer)
+        self._max_tokens = max_tokens
+
+    def __call__(self, output: Emitted) -> Token:
+        token = output.update["token"]
+        last = output.update["ended"] or output.index + 1 == self._max_tokens
+        return Token(output.index, token, self._pieces.add(token, last), output.age)
+
+
+def completion(tokenizer: Any, prompt_tokens: int, result: Result, outputs: Sequence[Emitted]) -> Completion:
+    """All that came of a request; RequestError if nothing did."""
+    ended = result.unwrap()["ended"]
+    return Completion(
+        result.id,
+        prompt_tokens,
+        tuple([output.update["token"] for output in outputs]),
+        "stop" if ended else "length",
+        tuple([output.age for output in outputs]),
+        result.latency_s,
+        result.on_time,
+        tokenizer,
+    )

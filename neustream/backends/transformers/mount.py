@@ -1,0 +1,182 @@
+"""A stock causal language model, ready to be scheduled."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from neustream.backends.claims import claim, free
+from neustream.backends.copies import copies
+from neustream.backends.options import measuring
+from neustream.backends.transformers.completion import Tokens, completion
+from neustream.backends.transformers.measured import steps_for
+from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.request import ask_of
+from neustream.backends.transformers.sampling import Sampling
+from neustream.core.batch import StepInput
+from neustream.core.graph import Graph
+from neustream.core.kv_cache import KVCache
+from neustream.core.steps import LearntSteps, StepLatency
+from neustream.engine.events import Observer
+from neustream.errors import BackendError, shown
+from neustream.graphs import llm, llm_profiles
+from neustream.profiling.steps import load_steps
+from neustream.service.mount import Call, Device, Host, Instance
+
+NODE = "llm"
+"""What the model's stages are called where it is alone; else by its name."""
+
+
+class TextMount:
+    """A stock causal language model, served token by token.
+
+    Args:
+        model: any `AutoModelForCausalLM` in eval mode, in the dtype that it is to run in; it is not
+            changed. Its sampling defaults (`generation_config`) are not read, but for EOS.
+        tokenizer: for prompts and completions of text; None: token ids only.
+        profile: how long steps take: a step profile, or its file (`neustream profile` writes one).
+            None: the one in the user's cache; what is not there is measured first and kept. It is
+            corrected by the steps that run.
+        slots: requests that can hold keys and values at once, on each device.
+        max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys
+            and values take memory for `slots * max_len` tokens, on each device.
+        kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of
+            tokens makes it take slots away, and compute their tokens again.
+        measure_s: seconds that measuring may take, about.
+        cache: the folder of the cache; default: the user's.
+        progress: show what is measured; default: if stderr is a terminal.
+
+    On several devices, the first has the model itself, moved there; others have copies. Two on one
+    device share their weights.
+    """
+
+    observers: Sequence[Observer] = ()
+    model: LanguageModel
+    """On the first device, once it is opened."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        profile: StepLatency | Path | str | None = None,
+        slots: int = 16,
+        max_len: int | None = None,
+        kv_cache: KVCache | None = None,
+        measure_s: float = 20.0,
+        cache: Path | str | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise BackendError(f"a language model is a transformers model, got {shown(model)}")
+        self.tokenizer = tokenizer
+        self.kv_caches: Mapping[str, KVCache] = {}
+        self._kv_cache = kv_cache
+        self._stock = model
+        self._slots = slots
+        self._max_len = max_len
+        self._profile = profile
+        self._measure_s = measure_s
+        self._cache = cache
+        self._progress = progress
+        self._graph: Graph | None = None
+        self._devices: list[tuple[Device, Texts]] = []
+
+    @property
+    def device(self) -> str:
+        return str(self._stock.device)
+
+    @property
+    def used(self) -> int:
+        """Slots in use, on all devices."""
+        return sum([_used(device, texts) for device, texts in self._devices])
+
+    def check(self, name: str) -> None:
+        pass  # was done when it was made
+
+    def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
+        claim(self, type(self._stock).__name__, [("its weights", self._stock)])
+        node = name or NODE
+        slots = self._slots
+        self._graph = Graph(node, llm(node, max_batch=slots))
+        instances = []
+        stocks = copies(self._stock, [device.place for device in devices])
+        for device, stock in zip(devices, stocks, strict=True):
+            model = LanguageModel(stock, slots=slots, max_len=self._max_len)
+            steps = LearntSteps(self._steps(model, device))
+            texts = Texts(model, _ask, name=node)
+            self._devices.append((device, texts))
+            profiles = llm_profiles(node, steps, max_batch=slots)
+            instances.append(Instance(modules_of(texts), profiles))
+        self.model = self._devices[0][1].model
+        self.kv_caches = {node: self._kv_cache or KVCache(slots, self.model.max_len)}
+        return instances
+
+    def request(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+    ) -> Call:
+        """A completion; RequestError for what cannot be served.
+
+        Args:
+            prompt: text (needs the tokenizer) or token ids.
+            max_tokens: the most new tokens; together with the prompt they must fit the model.
+            temperature, top_p, top_k, seed, stop_token_ids, ignore_eos: see `Sampling`.
+        """
+        assert self._graph is not None
+        sampling = Sampling(temperature, top_p, top_k, seed, stop_token_ids, ignore_eos)  # type: ignore[arg-type]
+        room = self.kv_caches[self._graph.name].capacity
+        ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, room)
+        count = len(ask.prompt)
+        return Call(
+            self._graph,
+            {"prompt_tokens": count, "max_tokens": max_tokens, "ask": ask},
+            partial(completion, self.tokenizer, count),
+            partial(Tokens, self.tokenizer, max_tokens),
+        )
+
+    def rehearsal(self) -> Sequence[Call]:
+        return ()  # its steps are learnt as they run
+
+    def close(self) -> None:
+        free(self, [self._stock])
+
+    def _steps(self, model: LanguageModel, device: Device) -> StepLatency:
+        """How long steps take: as given, or as measured on the device's own thread."""
+        if isinstance(self._profile, str | Path):
+            return load_steps(self._profile)
+        if self._profile is not None:
+            return self._profile
+        show = sys.stderr.isatty() if self._progress is None else self._progress
+        with measuring(f"measuring {model.name}", show) as tick:
+            work = partial(steps_for, model, self._cache, self._measure_s, tick)
+            steps: StepLatency = device.executor.call(work).result()
+            return steps
+
+
+def _used(device: Device, texts: Texts) -> int:
+    """Slots of a device that are in use."""
+    with contextlib.suppress(BackendError):  # closed: nobody else counts
+        used: int = device.executor.call(lambda: len(texts)).result()
+        return used
+    return len(texts)
+
+
+def _ask(given: StepInput) -> Ask:
+    ask: Ask = given.params["ask"]
+    return ask

@@ -1,0 +1,202 @@
+"""What `submit` returns: a future that can be awaited, and read while outputs still come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from neustream.core.events import Emitted
+from neustream.engine.answers import Result
+from neustream.errors import RequestError, told
+from neustream.service.mount import Reader
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """How a request went, as a value.
+
+    Args:
+        status: "done" if there is a `value`; "refused" if it was never accepted.
+        reason: why there is none; `retry_after_s`: see `RequestError`.
+        latency_s: from the request to its end; 0 if it was refused.
+        on_time: whether every promise was kept.
+        error: what `result()` raises; None if it is done.
+    """
+
+    id: str
+    status: Literal["done", "refused", "dropped", "failed", "cancelled"]
+    value: T | None = None
+    reason: str = ""
+    retry_after_s: float | None = None
+    latency_s: float = 0.0
+    on_time: bool = False
+    error: BaseException | None = None
+
+
+class Answer(Future[T]):
+    """What comes of a request: the model's own output, and what streams before it is complete.
+
+    A `concurrent.futures.Future` that can be awaited too. Where outputs stream, `for` and
+    `async for` give them as they come, to any number of readers, each from the first one on.
+
+    `result()`, `await` and the end of an iteration raise `RequestDropped` or `RequestFailed` where
+    the request came to nothing, with `reason` and `retry_after_s`; CancelledError if the caller
+    cancelled it, `RequestCancelled` if the service did. `outcome()` tells the same as a value.
+    `cancel()` gives the request up, at the latest after the step that it is in; a reader that
+    stops reading does not.
+
+    Attributes:
+        id: of the request; model: the name of the one that was asked.
+        ended: how it went and how long it took; None before that is known.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        model: str,
+        give_up: Callable[[Answer[Any]], None],
+        reader: Callable[[], Reader] | None = None,
+    ) -> None:
+        super().__init__()
+        self.id = id
+        self.model = model
+        self.ended: Result | None = None
+        self._give_up = give_up
+        self._reader = reader
+        self._came: list[Emitted] = []
+        self._news = threading.Condition()
+        self._wakers: set[Callable[[], Any]] = set()
+        self.add_done_callback(lambda _: self._tell())
+
+    @property
+    def outputs(self) -> Sequence[Emitted]:
+        """The outputs that came so far, as the engine told them; none where nothing streams."""
+        return tuple(self._came)
+
+    def cancel(self) -> bool:
+        """Give the request up; False if it is over."""
+        cancelled = super().cancel()
+        if cancelled and self.ended is None:
+            self._give_up(self)
+        return cancelled
+
+    def outcome(self, timeout: float | None = None) -> Outcome[T]:
+        """Wait, and say how it went; TimeoutError after `timeout` seconds, nothing else."""
+        try:
+            error = self.exception(timeout)
+        except CancelledError as cancelled:
+            latency_s = 0.0 if self.ended is None else self.ended.latency_s
+            reason = "cancelled by the caller"
+            return Outcome(self.id, "cancelled", reason=reason, latency_s=latency_s, error=cancelled)
+        ended = self.ended
+        latency_s, on_time = (0.0, False) if ended is None else (ended.latency_s, ended.on_time)
+        if error is None:
+            return Outcome(self.id, "done", self.result(), latency_s=latency_s, on_time=on_time)
+        if not isinstance(error, RequestError):
+            status: Literal["failed", "refused"] = "refused" if ended is None else "failed"
+            return Outcome(self.id, status, reason=told(error), latency_s=latency_s, error=error)
+        return Outcome(
+            self.id,
+            error.status,
+            reason=error.reason,
+            retry_after_s=error.retry_after_s,
+            latency_s=latency_s,
+            error=error,
+        )
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self).__await__()
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._read(self._new_reader())
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._read_async(self._new_reader())
+
+    def _new_reader(self) -> Reader:
+        if self._reader is None:
+            raise TypeError(f"request {self.id!r}: nothing streams; its result comes as a whole")
+        return self._reader()
+
+    def _read(self, item_of: Reader) -> Iterator[Any]:
+        index = 0
+        while True:
+            with self._news:
+                while len(self._came) == index and not self.done():
+                    self._news.wait()
+            if index == len(self._came):
+                self.result()  # raises what went wrong
+                return
+            yield item_of(self._came[index])
+            index += 1
+
+    async def _read_async(self, item_of: Reader) -> AsyncIterator[Any]:
+        index = 0
+        news, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        with self._news:
+            self._wakers.add(wake)
+        try:
+            while True:
+                news.clear()
+                over = self.done()  # asked first: the last output comes before the end
+                if index < len(self._came):
+                    yield item_of(self._came[index])
+                    index += 1
+                elif over:
+                    self.result()
+                    return
+                else:
+                    await news.wait()
+        finally:
+            with self._news:
+                self._wakers.discard(wake)
+
+    # -- called by the service --------------------------------------------------------------------
+
+    def push(self, output: Emitted) -> None:
+        """The next output, on the engine's thread."""
+        self._came.append(output)
+        self._tell()
+
+    def settle(self, done: Future[Result], value: Callable[[Result, Sequence[Emitted]], T]) -> None:
+        """Answer as the engine did; `value` makes what the caller gets of it, or raises."""
+        error = done.exception()
+        if error is None:
+            self.ended = done.result()
+        if not self.set_running_or_notify_cancel():
+            return  # its caller cancelled it
+        if error is not None:
+            self.set_exception(error)
+            return
+        try:
+            found = value(done.result(), self._came)
+        except Exception as failed:
+            self.set_exception(failed)
+        else:
+            self.set_result(found)
+
+    def refuse(self, error: BaseException) -> None:
+        """Answer with an error before the engine has had the request itself."""
+        if self.set_running_or_notify_cancel():
+            self.set_exception(error)
+
+    def _tell(self) -> None:
+        with self._news:
+            self._news.notify_all()
+            wakers = list(self._wakers)
+        for wake in wakers:
+            with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens
+                wake()

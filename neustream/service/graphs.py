@@ -1,0 +1,99 @@
+"""A graph of the user's own, ready to be scheduled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from neustream.core.events import Emitted, Update
+from neustream.core.graph import Graph
+from neustream.core.kv_cache import KVCache
+from neustream.core.profile import LatencyProfile
+from neustream.engine.answers import Result
+from neustream.engine.events import Observer
+from neustream.engine.executor import StreamModule
+from neustream.errors import BackendError, ProfileError, RequestError, nearest, shown
+from neustream.service.mount import Call, Device, Host, Instance
+
+Modules = Mapping[str, StreamModule]
+
+
+class GraphMount:
+    """A graph with a stream module and a latency profile for each of its stages.
+
+    Args:
+        modules: by stage; or a function that makes them for a device, by its name, where the graph
+            is to be on several.
+        kv_caches: of the graph's language models, by `Stage.model`; without one there is no limit.
+        device: where the modules are loaded, unless the service says otherwise.
+    """
+
+    observers: Sequence[Observer] = ()
+
+    def __init__(
+        self,
+        graph: Graph,
+        modules: Modules | Callable[[str], Modules],
+        profiles: Mapping[str, LatencyProfile],
+        *,
+        kv_caches: Mapping[str, KVCache] = {},
+        device: str = "cpu",
+    ) -> None:
+        self.graph = graph
+        self.kv_caches: Mapping[str, KVCache] = dict(kv_caches)
+        self.device = device
+        self._modules = modules
+        self._profiles = dict(profiles)
+
+    def check(self, name: str) -> None:
+        if not isinstance(self.graph, Graph):
+            raise BackendError(f"{name!r}: a graph is a neustream.Graph, got {shown(self.graph)}")
+        for stage in self.graph.stages:
+            if stage not in self._profiles:
+                known = nearest(stage, self._profiles)
+                raise ProfileError(f"stage {stage!r} of {self.graph.name!r} has no profile; {known}")
+
+    def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
+        if len(devices) > 1 and not callable(self._modules):
+            places = [device.place for device in devices]
+            raise BackendError(
+                f"graph {self.graph.name!r}: on several devices {places}, modules are a function "
+                "that makes them: modules=lambda device: {...}"
+            )
+        return [self._on(device) for device in devices]
+
+    def _on(self, device: Device) -> Instance:
+        modules = self._modules(device.place) if callable(self._modules) else self._modules
+        for stage in self.graph.stages:
+            if stage not in modules:
+                known = nearest(stage, modules)
+                raise BackendError(f"stage {stage!r} of {self.graph.name!r} has no module; {known}")
+        for module in {id(module): module for module in modules.values()}.values():
+            device.executor.call(partial(module.load, device.place)).result()
+        profiles = {stage: self._profiles[stage] for stage in self.graph.stages}
+        return Instance(modules, profiles)
+
+    def request(self, params: Mapping[str, Any] | None = None, /, **more: Any) -> Call:
+        """A run of the graph with `params`, given as a mapping or by name."""
+        if params is not None and not isinstance(params, Mapping):
+            raise RequestError(f"parameters are a mapping, got {shown(params)}")
+        return Call(self.graph, {**(params or {}), **more}, _value, _reader)
+
+    def rehearsal(self) -> Sequence[Call]:
+        return ()
+
+    def close(self) -> None:
+        pass
+
+
+def _value(result: Result, outputs: Sequence[Emitted]) -> Update:
+    return result.unwrap()
+
+
+def _reader() -> Callable[[Emitted], Update]:
+    return _update
+
+
+def _update(output: Emitted) -> Update:
+    return output.update

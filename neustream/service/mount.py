@@ -1,0 +1,152 @@
+"""The seam between a model and what serves it: a `Mount` is a model, ready to be scheduled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from neustream.core.events import Emitted
+from neustream.core.graph import Graph
+from neustream.core.kv_cache import KVCache
+from neustream.core.profile import LatencyProfile
+from neustream.engine.answers import Result
+from neustream.engine.events import Observer
+from neustream.engine.executor import StreamModule, ThreadExecutor
+
+OWN = "~"
+"""What ids of the service's own requests begin with."""
+REHEARSAL = f"{OWN}rehearsal/"
+"""The same of rehearsals."""
+
+Reader = Callable[[Emitted], Any]
+"""Makes of each output, in order, what an iteration over an answer gives."""
+
+
+def nothing() -> None:
+    """What there is to do for most calls once they are over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as the engine is to serve it, and what its caller gets of it.
+
+    Args:
+        graph, params: of the request.
+        value: what the answer's `result()` gives, from how the request ended and its outputs; it
+            raises where there is none.
+        reader: makes a new reader of the outputs; None: nothing streams.
+        over: called once the request has ended, however, or could not be submitted.
+    """
+
+    graph: Graph
+    params: Mapping[str, Any]
+    value: Callable[[Result, Sequence[Emitted]], Any]
+    reader: Callable[[], Reader] | None = None
+    over: Callable[[], None] = nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A request of the mount's own that has to be served first: only the device can tell the rest.
+
+    Args:
+        graph, params: of that request.
+        then: the call itself, from what came of the look; called on the engine's thread, so it is
+            quick. What it raises is the answer.
+        over: as of a Call, if `then` is not reached or raises.
+        reader: as of the Call.
+    """
+
+    graph: Graph
+    params: Mapping[str, Any]
+    then: Callable[[Result], Call]
+    over: Callable[[], None] = nothing
+    reader: Callable[[], Reader] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device of a service: `place` as torch calls it, and the thread that runs its steps.
+
+    `name` tells it from others, where a place has several.
+    """
+
+    name: str
+    place: str
+    executor: ThreadExecutor
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A mount's stages on one device: a module and a latency profile for each."""
+
+    modules: Mapping[str, StreamModule]
+    profiles: Mapping[str, LatencyProfile]
+
+    def with_(self, more: Instance) -> Instance:
+        """Both together."""
+        return Instance({**self.modules, **more.modules}, {**self.profiles, **more.profiles})
+
+
+class Host(Protocol):
+    """What a service does for its mounts while it serves."""
+
+    def extend(self, instances: Mapping[str, Instance]) -> None:
+        """Serve more stages from now on, by the device's name; requests may come right after."""
+        ...
+
+    def retire(self, stages: Mapping[str, Sequence[str]]) -> None:
+        """Forget stages that no request has ahead, by the device's name."""
+        ...
+
+
+class Mount(Protocol):
+    """A model, ready to be scheduled; one object, whatever number of devices it is on.
+
+    What `neustream profile` measures, `neustream run` replays and a service serves is this.
+
+    Attributes:
+        device: where the model is before it is opened.
+        kv_caches: of its language models on each device, by `Stage.model`; known once it is open.
+        observers: told of every record of the engine that serves it.
+    """
+
+    kv_caches: Mapping[str, KVCache]
+    observers: Sequence[Observer]
+
+    @property
+    def device(self) -> str: ...
+
+    def check(self, name: str) -> None:
+        """BackendError if it cannot be served under `name`; nothing is changed."""
+        ...
+
+    def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
+        """Get ready on `devices`: an instance for each.
+
+        May measure, on the devices' own threads, while nobody is served there yet.
+
+        Raises:
+            BackendError: the model cannot be served there, and why.
+        """
+        ...
+
+    def request(self, *args: Any, **kwargs: Any) -> Call | Look:
+        """Bind and check the arguments of a caller; never waits for a device.
+
+        Raises:
+            RequestError, or what the model's own library raises: for what cannot be served.
+        """
+        ...
+
+    def rehearsal(self) -> Sequence[Call]:
+        """Requests without a promise that would teach it something, to be served while it idles.
+
+        They are cancelled as soon as anybody asks for anything.
+        """
+        ...
+
+    def close(self) -> None:
+        """It is served no more; called once, also if `open` raised."""
+        ...
