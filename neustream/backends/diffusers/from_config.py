@@ -37,14 +37,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from neustream.backends import torch as shared
-from neustream.backends.diffusers.measured import place_of
-from neustream.backends.diffusers.modules import RunModule, Runs
-from neustream.backends.diffusers.parts import models_of, parts_of
+from neustream.backends.diffusers.parts import models_of
+from neustream.backends.diffusers.replica import Replica
 from neustream.backends.diffusers.request import StepCounts, check, named_arguments, with_defaults
-from neustream.backends.diffusers.run import Run
 from neustream.backends.options import options_of
 from neustream.by_name import load_object
-from neustream.core.batch import StepInput
 from neustream.errors import BackendError, nearest
 
 PROMPTS = (
@@ -96,18 +93,16 @@ class Served:
 
     def __init__(self, pipe: DiffusionPipeline, options: Options) -> None:
         self.pipe = pipe
-        self._parts = parts_of(pipe)
         self._request = options.request
         self._steps = StepCounts(pipe)
-        runs = Runs(self.begin, check_finite=False)  # the experiment says whether to check
-        self.modules = dict.fromkeys(STAGES, RunModule(runs, STAGES))
+        # whether to check what is finite is for the experiment to say
+        self._replica = Replica(pipe, arguments=self.arguments, check_finite=False)
+        self._replica.roles.update(STAGES)
+        self.modules = dict.fromkeys(STAGES, self._replica.module)
         weights = sum(weight.numel() for _, model in models_of(pipe) for weight in model.parameters())
         self.model_name = f"{type(pipe).__name__}, {weights / 1e6:.1f} M parameters"
-        self.device_name = place_of(pipe)
+        self.device_name = self._replica.place
         self.dtype = options.dtype
-
-    def begin(self, given: StepInput) -> Run:
-        return Run(self.pipe, self._parts, self.arguments(given.params), expected=given.params["steps"])
 
     def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the pipeline's call that a request's parameters mean."""
@@ -138,7 +133,7 @@ class Served:
             raise BackendError(f"unknown request parameter {unknown[0]!r}; {nearest(unknown[0], known)}")
         try:
             named = named_arguments(self.pipe, (), arguments)
-            check(self.pipe, named, self._parts.device)
+            check(self.pipe, named, self._replica.parts.device)
             steps = self._steps.of(with_defaults(self.pipe, named))
         except Exception as error:  # whatever the pipeline has against its arguments
             raise BackendError(str(error)) from error
@@ -150,7 +145,7 @@ class Served:
             )
 
     def sync(self) -> None:
-        shared.sync(self._parts.device)
+        shared.sync(self._replica.parts.device)
 
     def image(self, output: Mapping[str, Any]) -> Any:
         images = getattr(output.get("output"), "images", None)

@@ -161,6 +161,7 @@ class PipelineMount:
         places = [device.place for device in devices]
         pipes = copies(self.pipe, places, lambda pipe: [model for _, model in models_of(pipe)])
         self._name, self._host, self._devices = name, host, list(devices)
+        self._known: dict[str, ProfileCache] = {}  # by the place that they are of
         self._replicas = [self._replica(pipe) for pipe in pipes]
         self._state = state_of(self.pipe)
         self._steps = StepCounts(self.pipe)
@@ -179,8 +180,12 @@ class PipelineMount:
         return instances
 
     def _replica(self, pipe: DiffusionPipeline) -> Replica:
-        profiles = ProfileCache(pipe, self._profiles, {**self._how, **self._batches}, self._cache)
-        return Replica(pipe, profiles, check_finite=self._check_finite, **self._how)
+        replica = Replica(pipe, check_finite=self._check_finite, **self._how)
+        options = {**self._how, **self._batches}
+        if replica.place not in self._known:
+            known = ProfileCache(pipe, self._profiles, options, self._cache)
+            self._known[replica.place] = known
+        return replica
 
     def _look_on(self, replica: Replica) -> Instance:
         profile = GuessedProfile(TableProfile("look", [1], [LOOK_S], device=replica.place))
@@ -214,7 +219,7 @@ class PipelineMount:
 
     def _tried(self, replica: Replica, device: Device, shape: Shape, asked: Asked) -> dict[str, LatencyProfile]:
         """Profiles of a shape by role: measured, or found; then it is only loaded and warmed up."""
-        found = replica.profiles.find(shape.files)
+        found = self._known[replica.place].find(shape.files)
         warm = found is not None
 
         def sample(steps: int) -> dict[str, Any]:
@@ -229,8 +234,8 @@ class PipelineMount:
             work = partial(replica.time, shape.graph, roles, sample, seconds=seconds, tick=tick)
             measured = device.executor.call(work).result()
         if found is None:
-            replica.profiles.keep(measured, shape.files)
-            found = replica.profiles.find(shape.files)
+            self._known[replica.place].keep(measured, shape.files)
+            found = self._known[replica.place].find(shape.files)
         assert found is not None
         return {role: found[stage] for role, stage in shape.stages.items()}
 
@@ -320,7 +325,7 @@ class PipelineMount:
         return shape
 
     def _known_or_guessed(self, replica: Replica, shape: Shape, near: Shape | None) -> Mapping[str, LatencyProfile]:
-        found = replica.profiles.find(shape.files)
+        found = self._known[replica.place].find(shape.files)
         if found is not None:
             shape.measured = {role: found[stage] for role, stage in shape.stages.items()}
             return shape.measured
@@ -360,7 +365,7 @@ class PipelineMount:
 
     def _learnt(self, shape: Shape, measured: Mapping[str, list[Measurement]]) -> None:
         """Steps of a shape were timed while the device idled: keep it, for the next time."""
-        profiles = self._replicas[0].profiles
+        profiles = self._known[self._replicas[0].place]
         profiles.keep(measured, shape.files)
         found = profiles.find(shape.files)
         if found is not None:

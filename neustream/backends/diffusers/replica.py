@@ -6,12 +6,13 @@ import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from neustream.backends.diffusers.calls import Call
-from neustream.backends.diffusers.measured import ProfileCache, place_of, timed
+from neustream.backends.diffusers.measured import place_of, timed
 from neustream.backends.diffusers.modules import RunModule, Runs
 from neustream.backends.diffusers.parts import parts_of
 from neustream.backends.diffusers.request import check
@@ -51,33 +52,37 @@ class Replica:
 
     Args:
         pipe: on its device.
+        arguments: those of the stock call, of a request's parameters.
         buckets, compile: see `parts_of`.
         check_finite: see `PipelineMount`.
+
+    Attributes:
+        place: what profiles measured here are labelled with.
+        roles: what each stage does, by its name; more may be added.
     """
 
     def __init__(
         self,
         pipe: DiffusionPipeline,
-        profiles: ProfileCache,
         *,
-        buckets: Sequence[int],
-        compile: bool | Mapping[str, Any],
-        check_finite: bool,
+        arguments: Callable[[Mapping[str, Any]], Mapping[str, Any]] = itemgetter("arguments"),
+        buckets: Sequence[int] = (),
+        compile: bool | Mapping[str, Any] = False,
+        check_finite: bool = True,
     ) -> None:
         self.pipe = pipe
         self.parts = parts_of(pipe, buckets=buckets, compile=compile)
-        self.profiles = profiles
         self.place = place_of(pipe)
         self.roles: dict[str, str] = {}
-        """What each stage does, by its name."""
         self.module = RunModule(Runs(self.begin, check_finite=check_finite), self.roles)
+        self._arguments = arguments
 
     def begin(self, given: StepInput) -> Run:
         """A run of the stock call, when a request first gets to a stage."""
         return Run(
             self.pipe,
             self.parts,
-            given.params["arguments"],
+            self._arguments(given.params),
             expected=given.params["steps"],
             on_step=given.params.get("on_step"),
         )
