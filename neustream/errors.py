@@ -44,14 +44,25 @@ class RequestError(NeustreamError):
     Attributes:
         status: "refused" if it was never accepted, else how it ended.
         reason: why, without the request's name.
+        code: the same for programs. Refused: "invalid", "too_many" (open requests), "closed"
+            (nothing is served any more). Else as of `neustream.core.events.Ended.code`:
+            "unattainable", "late", "crowded", "failed", "cancelled".
         retry_after_s: seconds after which the same request may well be served, at the pace at which
             requests have been done lately; None: not known, or it does not matter.
     """
 
     status: Literal["refused", "dropped", "failed", "cancelled"] = "refused"
 
-    def __init__(self, message: str, *, reason: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        code: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
+        self.code = code or ("invalid" if self.status == "refused" else self.status)
         self.reason = message if reason is None else reason
         self.retry_after_s = retry_after_s
 

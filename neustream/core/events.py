@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from neustream.core.job import Job, Status
-from neustream.core.types import SLO
+from neustream.core.types import SLO, TICK
 
 Update = Mapping[str, Any]
+Code = Literal["done", "unattainable", "late", "crowded", "failed", "cancelled"]
+"""How a request ended.
+
+Of those that a policy gave up: alone it would have been late (unattainable), it ran and would be
+late (late), or others took its time (crowded).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,11 @@ class Emitted:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A request is over. `output`: its last one, None unless done; `latency_s`: since it came."""
+    """A request is over. `output`: its last one, None unless done; `latency_s`: since it came.
+
+    `started`: whether it ever ran; `attainable`: whether its promise could have been kept, had it
+    been alone.
+    """
 
     id: str
     status: Status
@@ -62,10 +72,21 @@ class Ended:
     slo: SLO
     steps: int
     member: str = ""
+    started: bool = True
+    attainable: bool = True
 
     @property
     def latency_s(self) -> float:
         return self.at - self.arrival
+
+    @property
+    def code(self) -> Code:
+        """What became of it, for programs."""
+        if self.status == "dropped":
+            if not self.attainable:
+                return "unattainable"
+            return "late" if self.started else "crowded"
+        return cast(Code, self.status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,4 +156,6 @@ def ended(job: Job, now: float) -> Ended:
         now,
         job.slo,
         planned_steps(job),
+        started=job.started_at is not None,
+        attainable=job.alone_s <= job.slo.total + TICK,
     )

@@ -39,7 +39,7 @@ FORGET = 0.1
 class Result:
     """How a request ended. `output` is the last output of its graph; None unless it is done.
 
-    `retry_after_s`, of a dropped request: see `RequestError`.
+    `retry_after_s`, of a dropped request, and `code`: see `RequestError`.
     """
 
     id: str
@@ -49,6 +49,7 @@ class Result:
     latency_s: float
     on_time: bool
     retry_after_s: float | None = None
+    code: str = ""
 
     def unwrap(self) -> Mapping[str, Any]:
         """The output; RequestDropped, RequestFailed or RequestCancelled if there is none."""
@@ -56,6 +57,7 @@ class Result:
             raise UNSERVED[self.status](
                 f"request {self.id!r} was {self.status}: {self.reason}",
                 reason=self.reason,
+                code=self.code,
                 retry_after_s=self.retry_after_s,
             )
         return self.output
@@ -146,6 +148,7 @@ class Answers:
             record.latency_s,
             record.on_time,
             wait_s,
+            record.code,
         )
 
     def _call(self, listener: Listener, record: Emitted) -> None:

@@ -47,6 +47,7 @@ class Desk:
             raise RequestError(
                 f"request {request.id!r}: {count} requests are open, "
                 f"and max_open is {self._max_open}",
+                code="too_many",
                 retry_after_s=self.answers.wait_s(1),
             )
         answer: Future[Result] = Future()

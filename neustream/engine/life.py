@@ -68,5 +68,5 @@ class Life:
         with self.gate:
             if not self.served or self.closed or not self.running:
                 problem = "this engine is not serving: call start() first, and not after close()"
-                raise RequestError(problem) from self.fault
+                raise RequestError(problem, code="closed") from self.fault
             yield self._clock.now()

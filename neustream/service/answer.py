@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from neustream.core.events import Emitted
 from neustream.engine.answers import Result
-from neustream.errors import RequestError, told
+from neustream.errors import RequestCancelled, RequestError, RequestFailed, told
 from neustream.service.mount import Reader
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Outcome(Generic[T]):
 
     Args:
         status: "done" if there is a `value`; "refused" if it was never accepted.
-        reason: why there is none; `retry_after_s`: see `RequestError`.
+        reason: why there is none; `code`, `retry_after_s`: see `RequestError`.
         latency_s: from the request to its end; 0 if it was refused.
         on_time: whether every promise was kept.
         error: what `result()` raises; None if it is done.
@@ -34,6 +34,7 @@ class Outcome(Generic[T]):
     status: Literal["done", "refused", "dropped", "failed", "cancelled"]
     value: T | None = None
     reason: str = ""
+    code: str = "done"
     retry_after_s: float | None = None
     latency_s: float = 0.0
     on_time: bool = False
@@ -92,21 +93,27 @@ class Answer(Future[T]):
         try:
             error = self.exception(timeout)
         except CancelledError as cancelled:
-            latency_s = 0.0 if self.ended is None else self.ended.latency_s
-            reason = "cancelled by the caller"
-            return Outcome(self.id, "cancelled", reason=reason, latency_s=latency_s, error=cancelled)
+            error = RequestCancelled(
+                f"request {self.id!r} was cancelled by the caller", reason="cancelled by the caller"
+            )
+            error.__cause__ = cancelled
         ended = self.ended
         latency_s, on_time = (0.0, False) if ended is None else (ended.latency_s, ended.on_time)
         if error is None:
-            return Outcome(self.id, "done", self.result(), latency_s=latency_s, on_time=on_time)
+            value = self.result()
+            return Outcome(self.id, "done", value, latency_s=latency_s, on_time=on_time)
         if not isinstance(error, RequestError):
-            status: Literal["failed", "refused"] = "refused" if ended is None else "failed"
-            return Outcome(self.id, status, reason=told(error), latency_s=latency_s, error=error)
+            kind = RequestError if ended is None else RequestFailed
+            known = kind(told(error))
+            known.__cause__ = error
+        else:
+            known = error
         return Outcome(
             self.id,
-            error.status,
-            reason=error.reason,
-            retry_after_s=error.retry_after_s,
+            known.status,
+            reason=known.reason,
+            code=known.code,
+            retry_after_s=known.retry_after_s,
             latency_s=latency_s,
             error=error,
         )

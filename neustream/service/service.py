@@ -328,6 +328,8 @@ class Service:
             return
         self._rehearsing.add(id)
         done.add_done_callback(lambda _: self._rehearsed(call, id))
+        if self._open:  # since a moment ago: who asked may not have seen this one
+            self._cancel(id)
 
     def _rehearsed(self, call: Call, id: str) -> None:
         self._rehearsing.discard(id)

@@ -146,7 +146,9 @@ def test_events_tell_outputs_and_ends_in_order_and_once():
     assert some.pop_events() == []
     some.cancel("r2", 3.0)
     (end,) = some.pop_events()
-    assert end == Ended("r2", "cancelled", "cancelled by the caller", None, False, 0.0, 3.0, SLO(), steps=1)
+    assert end == Ended(
+        "r2", "cancelled", "cancelled by the caller", None, False, 0.0, 3.0, SLO(), steps=1, started=False
+    )
     assert end.latency_s == 3.0
 
 
@@ -168,7 +170,7 @@ def test_a_request_of_no_steps_ends_at_once():
     job = some.submit(Request("r1", nothing), 5.0)
     assert (job.status, job.output, job.ended_at, job.on_time) == ("done", {}, 5.0, True)
     assert some.jobs == {}
-    assert some.pop_events() == [Ended("r1", "done", "", {}, True, 0.0, 5.0, SLO(), steps=0)]
+    assert some.pop_events() == [Ended("r1", "done", "", {}, True, 0.0, 5.0, SLO(), steps=0, started=False)]
     assert some.next_batch("gpu", 5.0) is None
     some.submit(Request("r1", nothing), 6.0)
 

@@ -106,6 +106,7 @@ def test_who_comes_to_nothing_learns_why_in_one_way():
         with pytest.raises(RequestDropped, match="was dropped: no room today") as raised:
             dropped.result(30)
         assert (raised.value.status, raised.value.reason) == ("dropped", "no room today")
+        assert raised.value.code == "crowded" == dropped.outcome().code  # it never ran
         with pytest.raises(RequestDropped):
             list(dropped)
         outcome = dropped.outcome()
@@ -115,7 +116,7 @@ def test_who_comes_to_nothing_learns_why_in_one_way():
         failed = service.submit()
         with pytest.raises(RequestFailed, match="no such thing") as raised:
             failed.result(30)
-        assert raised.value.status == "failed" == failed.outcome().status
+        assert raised.value.status == "failed" == failed.outcome().status == failed.outcome().code
         assert raised.value.retry_after_s is None
     gate = Gate()
     with serve(one_stage(), {"s": gate}, ONE) as service:
@@ -162,7 +163,8 @@ def test_too_many_open_requests_are_refused_with_a_time():
     with serve(one_stage(), {"s": gate}, ONE, max_open=2) as service:
         some = [service.submit() for _ in range(2)]
         with pytest.raises(RequestError, match="max_open is 2") as raised:
-            service.submit(id="third")
+            service.submit(id="third").result(30)
+        assert raised.value.code == "too_many"
         assert raised.value.status == "refused" and raised.value.retry_after_s is None  # none is done
         gate.go.set()
         for answer in some:
