@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,19 @@ from platformdirs import user_cache_path
 
 from neustream.backends.diffusers.parts import models_of
 from neustream.backends.torch import OUT_OF_MEMORY, device_name, sync
+from neustream.core.events import Corrected
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile, TableProfile, UnitProfile
+from neustream.engine.events import Record
 from neustream.engine.executor import StreamModule
 from neustream.errors import ProfileError
 from neustream.profiling.files import Measurement, load_profile, save
 from neustream.profiling.measuring import default_batches, measure, versions
 
+log = logging.getLogger("neustream")
+
+OFF = 0.2
+"""A measured profile that is off by more than this share is warned about."""
 REPEATS = 5
 WARMUP = 1
 LOOPED_STEPS = 25
@@ -74,6 +81,31 @@ class ProfileCache:
             "versions": versions(),
         }
         save(named, out or self._cache, model=type(self._pipe).__name__, device=place_of(self._pipe), origin=origin)
+
+
+class Doubts:
+    """An observer that warns of measured profiles that are off, once a stage.
+
+    Args:
+        measured: whether a stage's profile was measured; guesses are off, and nobody is to care.
+    """
+
+    def __init__(self, measured: Callable[[str], bool]) -> None:
+        self._measured = measured
+        self._told: set[str] = set()
+
+    def __call__(self, record: Record) -> None:
+        if not isinstance(record, Corrected) or record.stage in self._told:
+            return
+        off = max(record.factors.values(), key=lambda factor: abs(factor - 1))
+        if abs(off - 1) > OFF and self._measured(record.stage):
+            self._told.add(record.stage)
+            log.warning(
+                "steps of %r take %.2f times what its profile says: corrected from now on; "
+                "measure it again with `neustream profile`, or delete it from the cache",
+                record.stage,
+                off,
+            )
 
 
 def _units(profile: LatencyProfile) -> LatencyProfile:

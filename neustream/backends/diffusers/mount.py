@@ -18,7 +18,7 @@ from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.generators import Generators
-from neustream.backends.diffusers.measured import ProfileCache
+from neustream.backends.diffusers.measured import Doubts, ProfileCache
 from neustream.backends.diffusers.parts import check_unchanged, models_of, parts_of, state_of
 from neustream.backends.diffusers.rehearsals import Rehearsals
 from neustream.backends.diffusers.replica import Dimensions, LookModule, Replica, default_sample
@@ -35,20 +35,18 @@ from neustream.backends.diffusers.request import (
 from neustream.backends.diffusers.run import Progress
 from neustream.backends.diffusers.shapes import Shape, Shapes, from_nothing, predicted
 from neustream.backends.options import measuring
-from neustream.core.events import Corrected, Emitted
+from neustream.core.events import Emitted
 from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
 from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile
 from neustream.engine.answers import Result
-from neustream.engine.events import Observer, Record
+from neustream.engine.events import Observer
 from neustream.errors import BackendError, RequestFailed, shown
 from neustream.profiling.files import Measurement
 from neustream.service.mount import Call, Device, Host, Instance, Look
 
 log = logging.getLogger("neustream")
 
-OFF = 0.2
-"""A measured profile that is off by more than this share is warned about, once a stage."""
 RESERVED = {"slo", "id", "model", "on_step"}
 """Arguments of `submit` itself."""
 LOOK_S = 0.02
@@ -128,8 +126,7 @@ class PipelineMount:
         self._generators = Generators()
         self._rehearsals = Rehearsals(self._batches, measure_s, self._learnt)
         self._lock = threading.RLock()
-        self._warned: set[str] = set()
-        self.observers: Sequence[Observer] = (self._watch, self._rehearsals)
+        self.observers: Sequence[Observer] = (Doubts(self._measured), self._rehearsals)
 
     @property
     def device(self) -> str:
@@ -371,22 +368,9 @@ class PipelineMount:
         if found is not None:
             shape.measured = shape.profiles = {role: found[stage] for role, stage in shape.stages.items()}
 
-    def _watch(self, record: Record) -> None:
-        """Say so if what was measured is off."""
-        if not isinstance(record, Corrected) or record.stage in self._warned:
-            return
+    def _measured(self, stage: str) -> bool:
         with self._lock:
-            if not self._shapes.measured(record.stage):
-                return
-        off = max(record.factors.values(), key=lambda factor: abs(factor - 1))
-        if abs(off - 1) > OFF:
-            self._warned.add(record.stage)
-            log.warning(
-                "steps of %r take %.2f times what its profile says: corrected from now on; "
-                "measure it again with `neustream profile`, or delete it from the cache",
-                record.stage,
-                off,
-            )
+            return self._shapes.measured(stage)
 
     def close(self) -> None:
         free(self, [model for _, model in models_of(self.pipe)])
