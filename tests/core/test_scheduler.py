@@ -146,9 +146,7 @@ def test_events_tell_outputs_and_ends_in_order_and_once():
     assert some.pop_events() == []
     some.cancel("r2", 3.0)
     (end,) = some.pop_events()
-    assert end == Ended(
-        "r2", "cancelled", "cancelled by the caller", None, False, 0.0, 3.0, SLO(), steps=1, started=False
-    )
+    assert end == Ended("r2", "cancelled", "cancelled by the caller", None, False, 0.0, 3.0, SLO(), steps=1)
     assert end.latency_s == 3.0
 
 
