@@ -161,7 +161,7 @@ class Dispatch:
             recent.lengths,
             times.spread,
             state.unpromised,
-            state.memo,
+            memo=state.memo,
         )
 
     def _view_ahead(self, state: PoolState, batch: Batch, ahead: Forecast, over_at: float) -> View:
@@ -182,7 +182,7 @@ class Dispatch:
             recent.lengths,
             times.spread,
             unpromised,
-            state.memo,
+            memo=state.memo,
         )
 
     def _ask(self, state: PoolState, policy: Policy, view: View) -> tuple[Decision, Batch | None]:

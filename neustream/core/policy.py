@@ -19,6 +19,7 @@ from neustream.core.lengths import Lengths
 from neustream.core.observed import Ratios
 from neustream.core.profile import LatencyProfile
 from neustream.core.reasons import due, span
+from neustream.core.reserved import NOTHING, Reserved
 from neustream.core.types import TICK
 
 
@@ -73,6 +74,7 @@ class View:
         free: blocks of each KV cache of the pool that nobody holds, by model.
         lengths: what is known of how long generations get, by model.
         unpromised: what requests without a promise got of the device.
+        reserved: what jobs that are not in this view have been promised of the device.
         memo: for what a rule computes from a view and would compute again. It lives as long as the
             scheduler; a rule bounds what it keeps there.
     """
@@ -89,6 +91,7 @@ class View:
     lengths: Mapping[str, Lengths] = field(default_factory=dict)
     spread: Mapping[str, Ratios] = field(default_factory=dict)
     unpromised: Unpromised = field(default_factory=Unpromised)
+    reserved: Reserved = NOTHING
     memo: MutableMapping[Any, Any] = field(default_factory=dict)
 
     @property

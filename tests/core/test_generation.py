@@ -360,18 +360,10 @@ def test_ours_pauses_only_where_nobody_could_wait_for_a_decode():
         for request in [*running, *(ask(f"g{at}", 20, 1, hurried) for at in range(4))]:
             scheduler.submit(request, 0.0)
         step(scheduler, 0.01, {"r", "g0", "g1", "g2", "g3"})
-        return TokenDeadlines(pause=pause).decide(*parts(seen(scheduler, 0.01)))
+        return TokenDeadlines(pause=pause).decide(seen(scheduler, 0.01))
 
     assert decision(2.0).wake_at is not None and not decision(2.0).jobs
     assert ids(decision(0.0).jobs) == ["r"]
-
-
-def parts(view):
-    from neustream.core.policies.model_queues import ModelQueues
-
-    jobs = view.jobs
-    decodes = [job for job in jobs if job.stage.phase == "decode"]
-    return view, ModelQueues(view, STEPS, "llm", decodes, [job for job in jobs if job not in decodes], 8, 1.0)
 
 
 def test_ours_gives_up_whole_generations_that_usually_do_not_end_in_time():

@@ -13,13 +13,16 @@ from neustream.core.policies.fcfs import FCFS
 from neustream.core.policies.least_laxity import LeastLaxity
 from neustream.core.policies.neustream import NeuStream
 from neustream.core.policies.neustream_llm import NeuStreamLLM
+from neustream.core.policies.per_model import PerModel
 from neustream.core.policies.priced import Priced
+from neustream.core.policies.priced_steps import PricedSteps
 from neustream.core.policies.priority import Priority
 from neustream.core.policies.sarathi import Sarathi
 from neustream.core.policies.serial import Serial
 from neustream.core.policies.slack_ranked import SlackRanked
 from neustream.core.policies.static import Static
 from neustream.core.policies.symphony import Symphony
+from neustream.core.policies.token_deadlines import TokenDeadlines
 from neustream.core.policy import Policy
 
 POLICIES: dict[str, Callable[..., Policy]] = {
@@ -50,11 +53,14 @@ __all__ = [
     "LeastLaxity",
     "NeuStream",
     "NeuStreamLLM",
+    "PerModel",
     "Priced",
+    "PricedSteps",
     "Priority",
     "Sarathi",
     "Serial",
     "SlackRanked",
     "Static",
     "Symphony",
+    "TokenDeadlines",
 ]

@@ -132,7 +132,7 @@ def _while_idle(others: View, decision: Decision, rate: Rate) -> Decision:
     if not own.jobs or decision.wake_at is None:
         return own
     time = decision.wake_at - others.now + TICK
-    seconds = _step_seconds(others, own)
+    seconds = step_seconds(others, own)
     if seconds <= time:
         return own
     if not isinstance(others.profiles[_stage(own).name], PhaseProfile):
@@ -145,7 +145,7 @@ def _while_idle(others: View, decision: Decision, rate: Rate) -> Decision:
     return alone(model, decision, rate.owed, rate)
 
 
-def _step_seconds(view: View, decision: Decision) -> float:
+def step_seconds(view: View, decision: Decision) -> float:
     """Seconds of a step."""
     sizes = [decision.sizes.get(job, job.size) for job in decision.jobs]
     speed = view.speed.get(_stage(decision).name, 1.0)

@@ -134,6 +134,40 @@ class Lines:
             before = turns
         return True
 
+    def demand(self, jobs: Sequence[int], entry: float = 0.0) -> list[tuple[float, float]]:
+        """What `jobs`, which fit, need: for each its deadline, and when its work is over by then.
+
+        In turns, if they fit so: each has to wait for the turns of all. Else on seats.
+        """
+        if self.in_turns(jobs, entry):
+            return self._turn_ends(jobs, entry)
+        return self._seat_ends(jobs, entry, self.seats(jobs, entry))
+
+    def _turn_ends(self, jobs: Sequence[int], entry: float) -> list[tuple[float, float]]:
+        speed, costs = self._costs(jobs)
+        ends = []
+        end = self.start + entry
+        before = 0.0
+        for index, cost in zip(jobs, costs, strict=True):
+            turns, behind = self.turns_left[index], self.behind[index]
+            end += (turns - before) * (speed * cost) + behind
+            before = turns
+            ends.append((self.due[index] + behind, end))
+        return ends
+
+    def _seat_ends(
+        self, jobs: Sequence[int], entry: float, seats: int
+    ) -> list[tuple[float, float]]:
+        step = self.curves[0].seconds[seats] * self.speeds[0]
+        start = self.start + entry
+        together = start
+        ends = []
+        for index in sorted(jobs, key=self.due.__getitem__):
+            alone, behind = self.left[index] * step, self.behind[index]
+            together += alone / seats + behind
+            ends.append((self.due[index] + behind, max(together, start + alone + behind)))
+        return ends
+
     def _costs(self, jobs: Sequence[int] | Ints) -> tuple[float, list[float]]:
         """A factor, and by it seconds of a common turn while job k and those behind it are left."""
         count = len(jobs)

@@ -8,7 +8,7 @@ How long a generation gets is not known; what is known is how many of those befo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from neustream.core.job import Job
 from neustream.core.lengths import Lengths
 from neustream.core.policies.model_queues import ModelQueues
+from neustream.core.reserved import NOTHING, Reserved
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 
@@ -45,14 +46,26 @@ class Load:
         )
 
 
+def points_beyond(most: float) -> Floats:
+    """The points up to one that is not before the last of `most` outputs."""
+    return POINTS[: int(np.searchsorted(POINTS, most)) + 1]
+
+
+def points_to_end(most: float) -> Floats:
+    """The points up to the last of `most` outputs; the next output is at 0."""
+    end = max(most - 1, 0)
+    return np.append(POINTS[: int(np.searchsorted(POINTS, end))], end)
+
+
 class Horizon:
     """What admitted generations will need, and whether one more fits beside them.
 
     Args:
         lengths: what is known of how long generations get; None: nothing.
-        most: outputs that the longest of them may still have.
+        points: steps from now at which to look, from 0 on.
         margin: share of each step's seconds that is kept free.
         units: of memory; inf where it is no limit. `block` of it are handed out at a time.
+        reserved: what others were promised of the device.
     """
 
     def __init__(
@@ -60,18 +73,20 @@ class Horizon:
         model: ModelQueues,
         lengths: Lengths | None,
         now: float,
-        most: float,
+        points: Floats,
         *,
         margin: float = 0.0,
         units: float = math.inf,
         block: int = 0,
+        reserved: Reserved = NOTHING,
     ) -> None:
         self.model = model
         self.lengths = lengths if lengths is not None else Lengths()
         self.now = now
-        self.points = POINTS[: int(np.searchsorted(POINTS, most)) + 1]
+        self.points = points
         self.margin = margin
         self.units, self.block = units, block
+        self.reserved = reserved
         self.gaps = [1.0, *np.diff(self.points).tolist()]
 
     def rows(self, jobs: Sequence[Job], running: bool) -> list[Load]:
@@ -101,10 +116,10 @@ class Horizon:
         read = job.size + job.computed
         return job.call_outputs, job.calls_left.get(label, 0), read, pace, slack, total
 
-    def of(self, jobs: Sequence[Job]) -> Load:
-        """The load of all the running ones together."""
+    def of(self, jobs: Sequence[Job], running: bool = True) -> Load:
+        """The load of all of `jobs` together."""
         nothing = np.zeros(len(self.points))
-        rows = self.rows(jobs, running=True)
+        rows = self.rows(jobs, running)
         if not rows:
             return Load(nothing, nothing, nothing, nothing + FOREVER)
         return Load(
@@ -114,11 +129,22 @@ class Horizon:
             np.min([row.time for row in rows], 0),
         )
 
-    def fits(self, load: Load) -> bool:
-        """Whether all of a load has memory, and keeps pace if it decodes step by step."""
+    def fits(self, load: Load, ahead: float = 0.0) -> bool:
+        """Whether all of a load has memory, and keeps pace if it decodes step by step.
+
+        `ahead`: seconds of a step before that, which counts where device time is reserved.
+        """
         if (load.kept > self.units).any():
             return False
-        spent = before = 0.0
+        if self.reserved:
+            points = list(self.demand(load, ahead))
+            return self.reserved.leaves(points)
+        return all(spent <= time + TICK for time, spent in self.demand(load))
+
+    def demand(self, load: Load, ahead: float = 0.0) -> Iterator[tuple[float, float]]:
+        """At each point the time that there is, and seconds of steps until then."""
+        spent = ahead
+        before = 0.0
         for gap, count, context, time in zip(
             self.gaps, load.count.tolist(), load.context.tolist(), load.time.tolist(), strict=True
         ):
@@ -126,6 +152,4 @@ class Horizon:
             seconds = (1 + self.margin) * self.model.seconds(step)
             spent += gap * (seconds + (before or seconds)) / 2
             before = seconds
-            if spent > time + TICK:
-                return False
-        return True
+            yield time, spent

@@ -77,7 +77,10 @@ class LineUp:
 
 
 def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
-    """The jobs that `view.worker` could serve, without those in `drop`."""
+    """The jobs that `view.worker` could serve, without those in `drop`.
+
+    Where device time is reserved for others, they are due earlier by as much.
+    """
     lines, entering, ending = _sorted_out(view, drop)
     start = view.now
     if ending:
@@ -161,6 +164,7 @@ def _rows(
     rows: list[_Row] = []
     slower = _mean_speed_outside(view, lines)
     latest = view.now + FOREVER
+    reserved = view.reserved
     for line, (name, queue) in enumerate(lines.items()):
         alone = curves[line].seconds[1]
         for place, job in enumerate(queue, len(rows)):
@@ -171,7 +175,10 @@ def _rows(
             work -= left * alone
             behind = work * slower if work > 0.0 else 0.0
             deadline = job.due if job.due <= job.due_next else job.deadline  # mostly the first
-            due = (deadline if deadline < latest else latest) - behind
+            due = deadline if deadline < latest else latest
+            if reserved:
+                due = view.now + reserved.left(due - view.now)
+            due -= behind
             committed = job.worker >= 0 and deadline < math.inf
             rows.append((left, due, place, behind, committed, job))
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from neustream.core.job import Job
@@ -70,22 +70,37 @@ def split_by_model(
     Where a pool has jobs at both (or at several models'), the group with the most urgent job is
     asked first. The next one is asked only if that group runs nothing.
     """
-    groups: dict[str, dict[str, Sequence[Job]]] = {}
-    for name, queue in view.queues.items():
-        groups.setdefault(_model_of(view, name), {})[name] = queue
+    groups = by_model(view)
     if len(groups) == 1:
         return _one(view, next(iter(groups)), tokens, others)
-    urgency = {label: _most_urgent(queues) for label, queues in groups.items()}
+    urgency = {label: min(map(latest_start, part.jobs)) for label, part in groups.items()}
     drop: dict[Job, str] = {}
     wakes: list[float] = []
     for label in sorted(groups, key=urgency.__getitem__):
-        made = _one(replace(view, queues=groups[label]), label, tokens, others)
+        made = _one(groups[label], label, tokens, others)
         drop |= made.drop
         if made.jobs:
             return replace(made, drop=drop)
         if made.wake_at is not None:
             wakes.append(made.wake_at)
     return Decision(drop=drop, wake_at=min(wakes, default=None))
+
+
+def by_model(view: View) -> dict[str, View]:
+    """The view of each language model's jobs, and at "" that of all other stages' together."""
+    groups: dict[str, dict[str, Sequence[Job]]] = {}
+    for name, queue in view.queues.items():
+        groups.setdefault(_model_of(view, name), {})[name] = queue
+    if len(groups) == 1:
+        return {next(iter(groups)): view}
+    return {label: replace(view, queues=queues) for label, queues in groups.items()}
+
+
+def one_model(view: View) -> ModelQueues:
+    """The jobs of a view that is of one language model alone."""
+    stage = next(iter(view.queues.values()))[0].stage
+    assert stage is not None
+    return _queues(view, stage.model)
 
 
 def _model_of(view: View, stage: str) -> str:
@@ -96,11 +111,7 @@ def _model_of(view: View, stage: str) -> str:
     return declared.model
 
 
-def _most_urgent(queues: Mapping[str, Sequence[Job]]) -> tuple[float, float]:
-    return min(_urgency(job) for queue in queues.values() for job in queue)
-
-
-def _urgency(job: Job) -> tuple[float, float]:
+def latest_start(job: Job) -> tuple[float, float]:
     """Latest time at which a job must run to stay on time; late and unpromised jobs sort last."""
     if job.late:
         return math.inf, job.joined_at

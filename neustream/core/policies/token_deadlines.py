@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from neustream.core.policies.model_queues import ModelQueues
+from neustream.core.policies.model_queues import one_model
 from neustream.core.policies.token_step import StepPlan
 from neustream.core.policy import Decision, View
 from neustream.errors import ConfigError
@@ -19,7 +19,7 @@ from neustream.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class TokenDeadlines:
-    """Before each step:
+    """For pools of one language model (`per_model.py` for others beside it). Before each step:
 
     1. Waiting requests that cannot have their first output in time are given up. Of the others,
        those whose prefill has begun come first, then the shortest prompts (by weight), then those
@@ -61,8 +61,8 @@ class TokenDeadlines:
         if not 0 < self.memory <= 1:
             raise ConfigError(f"tokens: memory must be above 0 and at most 1, got {self.memory}")
 
-    def decide(self, view: View, model: ModelQueues) -> Decision:
-        plan = StepPlan(view, model, self)
+    def decide(self, view: View) -> Decision:
+        plan = StepPlan(view, one_model(view), self)
         plan.keep()
         plan.admit()
         return plan.decision()

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from neustream.core.job import Job
-from neustream.core.policies.horizon import Horizon
+from neustream.core.policies.horizon import Horizon, Load, points_beyond, points_to_end
 from neustream.core.policies.model_queues import at_decode
 from neustream.core.steps import Step
 from neustream.core.types import TICK
@@ -119,24 +119,30 @@ class PrefillFiller:
         self.late = sorted(late, key=attrgetter("num_blocks"))
         self.seats = model.seats - len(plan.alive) - len(self.late)
         label, memory = f"{model.label}.decode", model.memory
+        most = max(
+            [job.calls_left.get(label, 1) for job in (*plan.alive, *self.waiting)], default=1
+        )
         self.horizon = Horizon(
             model,
             view.lengths.get(model.label),
             view.now,
-            max([job.calls_left.get(label, 1) for job in (*plan.alive, *self.waiting)], default=1),
+            points_to_end(most) if view.reserved else points_beyond(most),
             margin=plan.margin - 1,
             units=math.inf if memory is None else memory.capacity * plan.rule.memory,
             block=0 if memory is None else memory.block_size,
+            reserved=view.reserved,
         )
-        self.load = self.horizon.of(plan.alive)
         self.rows = self.horizon.rows(self.waiting, running=False)
+        self.loads: dict[bool, Load] = {}
         self.pace = min([job.slo.step for job in plan.alive], default=math.inf)
 
     def fill(self, decodes: list[Job]) -> PrefillPlan:
         """The prompts that fit into a step with `decodes`, and how much of each."""
         part = PrefillPlan(decodes, self._slack(decodes))
         room = _Room(self.free, self.seats, list(self.late))
-        load, refused = self.load, 0
+        load = self._load(len(decodes) < len(self.plan.alive))
+        all_fit = bool(self.plan.view.reserved) and self._all_fit(part, load)
+        refused = 0
         for job, row in zip(self.waiting, self.rows, strict=True):
             if room.full or self._tokens_left(part) < 1 or refused == REFUSALS:
                 break
@@ -144,7 +150,8 @@ class PrefillFiller:
             need = self.plan.model.blocks(job, size)
             if not size or not room.has(need):
                 continue
-            if not job.computed and not self.horizon.fits(load + row):
+            begins = not job.computed and not all_fit
+            if begins and not self.horizon.fits(load + row, self._ahead(part, job, size)):
                 refused += 1
                 continue
             part.instead += room.take(need)
@@ -153,6 +160,32 @@ class PrefillFiller:
             if size == job.size:
                 part.due = min(part.due, self._time(job))
         return part
+
+    def _all_fit(self, part: PrefillPlan, load: Load) -> bool:
+        """Whether all waiting prompts fit at once, which saves asking for each."""
+        square = sum([(2 * job.computed + job.size) * job.size for job in self.waiting])
+        tokens = sum([job.size for job in self.waiting])
+        step = Step(len(self.waiting), tokens, square, len(part.decodes), part.context)
+        for row in self.rows:
+            load = load + row
+        return self.horizon.fits(load, self.plan.seconds(step))
+
+    def _load(self, some_wait: bool) -> Load:
+        """What the decodes that are alive will need; with others beside them from the next step on.
+
+        `some_wait`: whether some of them are not in this step.
+        """
+        running = some_wait or not self.plan.view.reserved
+        load = self.loads.get(running)
+        if load is None:
+            load = self.loads[running] = self.horizon.of(self.plan.alive, running)
+        return load
+
+    def _ahead(self, part: PrefillPlan, job: Job, size: float) -> float:
+        """Seconds of the step with one more prompt, where others count on the device."""
+        if not self.plan.view.reserved:
+            return 0.0
+        return self.plan.seconds(part.step_with(job, size))
 
     def _time(self, job: Job) -> float:
         """Seconds until the next output of a job is due."""
@@ -170,7 +203,7 @@ class PrefillFiller:
             within = set(decodes)
             outside = next(job for job in plan.alive if job not in within)  # the most urgent
             slack = min(slack, plan.due(outside) - now - plan.together)
-        return slack
+        return min(slack, plan.view.reserved.room)
 
     def _size(self, part: PrefillPlan, job: Job) -> float:
         """Tokens of a prompt for this step: all, or a first part of them, or 0."""
@@ -200,7 +233,8 @@ class PrefillFiller:
         steps = math.ceil(rest / first)
         if self.pace < math.inf:
             steps = max(steps, math.ceil((each * rest - left) / (self.pace - step)))
-        in_time = steps * step + each * rest <= self._time(job) - now
+        time = self.plan.view.reserved.left(self._time(job))
+        in_time = steps * step + each * rest <= time - now
         return float(first) if in_time else 0.0
 
     def _tokens_within(self, part: PrefillPlan, job: Job) -> int:

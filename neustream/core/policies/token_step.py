@@ -231,7 +231,7 @@ class StepPlan:
             if wake_at is not None:
                 return Decision(drop=self.drop, wake_at=wake_at)
             jobs, sizes = self._decoding(), {}
-            if not jobs and self.waiting:  # nobody runs: what is there is better than nothing
+            if not jobs and self._may_hope():  # what is there is better than nothing
                 sizes = {self.waiting[0]: self._whole(self.waiting[0])}
                 jobs = self.waiting[:1]
                 self.part = PrefillPlan([], chosen=dict(sizes))
@@ -239,13 +239,22 @@ class StepPlan:
             self._late(jobs, sizes)
         return Decision(jobs, self.drop, sizes=sizes)
 
+    def _may_hope(self) -> bool:
+        """Whether the first prompt may run although it does not fit, since nobody else does.
+
+        Not beside others who were promised something, unless its own promise has begun.
+        """
+        if not self.waiting:
+            return False
+        return not self.view.reserved or has_progress(self.waiting[0])
+
     def _whole(self, job: Job) -> float:
         """As much of a prompt as a step may have."""
         return min(job.size, float(self.view.pool.step_tokens))
 
     def _pause(self) -> float | None:
         """When the decodes go on, if until then it is better to be ready for who may come."""
-        if not self.rule.pause or self.waiting or self.broken:
+        if not self.rule.pause or self.waiting or self.broken or self.view.reserved:
             return None
         if not self.alive or self.due(self.alive[0]) == math.inf:
             return None
@@ -307,6 +316,7 @@ class StepPlan:
         """Add late decodes as long as the step costs no deadline and nobody's slack."""
         first_due = min([self.due(job) for job in (*self.alive, *sizes)], default=math.inf)
         time = min([first_due - self.view.now, *[job.slo.step for job in self.alive]])
+        time = min(time, self.view.reserved.room)
         decodes = len(jobs) - len(sizes)
         context = sum([job.size for job in jobs if job not in sizes])
         for job in late:

@@ -1,0 +1,167 @@
+"""Language models and other stages on one device: a rule for each, and one account of promises.
+
+Two rules that each plan with the whole device promise it twice. So each is told what the jobs that
+the others have begun still need, and by when (`View.reserved`), and promises only what fits beside
+that. Then some order keeps all promises, and this file finds it: the step that runs next is one
+after which every other promise can still be kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from neustream.core.job import Job
+from neustream.core.policies.background import beside, step_seconds
+from neustream.core.policies.model_queues import by_model
+from neustream.core.policies.promised import promised_steps, promised_tokens
+from neustream.core.policy import Decision, Policy, View
+from neustream.core.reserved import NOTHING, Reserved
+from neustream.core.types import TICK
+from neustream.errors import ConfigError
+
+
+def check_background(name: str, background: float) -> None:
+    """ConfigError for a share that is none."""
+    if not 0 <= background < 1:
+        raise ConfigError(f"{name}: background must be 0 or more and below 1, got {background}")
+
+
+@dataclass(frozen=True)
+class PerModel:
+    """A rule for each kind of jobs in a pool.
+
+    Before each step, where jobs of several kinds wait (each language model is a kind of its own):
+
+    1. What each kind's started jobs still need is drawn up as a curve over time (`promised.py`).
+       Its *room* is the time for which the device can be kept from them.
+    2. The kinds are asked for a step, and told the others' curves. Those in a hurry come first:
+       they have little room, or a job that can only be promised if it starts soon.
+    3. Of the steps that are not longer than the others' room, the one in the greatest hurry runs.
+    4. If there is no such step, promises were made that cannot be kept (steps took longer, texts
+       got longer than expected). Then the kind with the least room has its step.
+
+    Where jobs of one kind wait, its rule decides as if alone.
+
+    Args:
+        llm: for the steps of a language model; it is shown one at a time.
+        rest: for all other stages.
+        background: share of the device's time that jobs without a promise get at least while some
+            of them wait (`background.py`).
+    """
+
+    llm: Policy
+    rest: Policy
+    background: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_background("per_model", self.background)
+
+    def decide(self, view: View) -> Decision:
+        return beside(view, self.background, self._promised)
+
+    def _promised(self, view: View) -> Decision:
+        kinds = by_model(view)
+        if len(kinds) == 1:
+            label = next(iter(kinds))
+            return self.rule(label).decide(view)
+        return _Joint(self.rule, kinds).decision()
+
+    def rule(self, label: str) -> Policy:
+        """The rule for a language model, by its name, or for all other stages."""
+        return self.llm if label else self.rest
+
+
+@dataclass(slots=True)
+class _Joint:
+    """One decision for jobs of several kinds.
+
+    Attributes:
+        kinds: their views, by model; needs: what each has been promised; others: what all
+            others of each have.
+        steps: those that were proposed, and would break another kind's promise.
+    """
+
+    rule: Callable[[str], Policy]
+    kinds: Mapping[str, View]
+    needs: dict[str, Reserved] = field(init=False)
+    others: dict[str, Reserved] = field(default_factory=dict)
+    steps: dict[str, Decision] = field(default_factory=dict)
+    drop: dict[Job, str] = field(default_factory=dict)
+    wakes: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.needs = {
+            label: promised_tokens(view) if label else promised_steps(view)
+            for label, view in self.kinds.items()
+        }
+        for label in self.kinds:
+            needs = [need for other, need in self.needs.items() if other != label]
+            self.others[label] = sum(needs, NOTHING)
+
+    def decision(self) -> Decision:
+        """The step that runs next."""
+        hurry = {label: self._hurry(label, self.kinds[label].jobs) for label in self.kinds}
+        order = sorted(self.kinds, key=hurry.__getitem__)
+        best: Decision | None = None
+        least = (math.inf, math.inf)
+        for label in order:
+            if best is not None and hurry[label] >= least:
+                break  # its step cannot be in more of a hurry than its jobs are
+            made = self._ask(label, self.others[label])
+            if not made.jobs:
+                continue
+            if not self._costs_nobody(label, made):
+                self.steps[label] = made
+                continue
+            key = self._hurry(label, made.jobs)
+            if best is None or key < least:
+                best = made
+                least = key
+        return replace(best or self._for_want_of_better(order), drop=self.drop)
+
+    def _for_want_of_better(self, order: Sequence[str]) -> Decision:
+        """Each step that was proposed costs somebody's promise, or there is none."""
+        if self.steps:
+            return self.steps[min(self.steps, key=lambda label: self.needs[label].room)]
+        if self.wakes:
+            return Decision(wake_at=min(self.wakes))
+        made = Decision()
+        for label in order:  # nobody dares, beside promises that nobody keeps
+            made = self._ask(label, NOTHING)
+            if made.jobs:
+                break
+        return made
+
+    def _hurry(self, label: str, jobs: Iterable[Job]) -> tuple[float, float]:
+        """Seconds until a kind must have the device: for what it promised, or to promise more.
+
+        And when the first of the jobs that are in such a hurry came.
+        """
+        now = self.kinds[label].now
+        least = (self.needs[label].room, -math.inf)
+        for job in jobs:
+            if job.started_at is None and not job.late:
+                least = min(least, (self._time_to_start(job, label, now), job.joined_at))
+        return least
+
+    def _time_to_start(self, job: Job, label: str, now: float) -> float:
+        """Seconds for which a job may wait if it then has what others leave of the device."""
+        left = self.others[label].left
+        return min(
+            left(job.due - now) - job.remaining_s, left(job.due_next - now) - job.next_output_s
+        )
+
+    def _ask(self, label: str, reserved: Reserved) -> Decision:
+        """What the rule of a kind decides beside what is reserved for others."""
+        made = self.rule(label).decide(replace(self.kinds[label], reserved=reserved))
+        self.drop |= made.drop
+        if not made.jobs and made.wake_at is not None:
+            self.wakes.append(made.wake_at)
+        return made
+
+    def _costs_nobody(self, label: str, made: Decision) -> bool:
+        """Whether all others can keep their promises after a step."""
+        room = min([need.room for other, need in self.needs.items() if other != label])
+        return room == math.inf or step_seconds(self.kinds[label], made) <= room + TICK

@@ -1,0 +1,149 @@
+"""The rule of `priced` for stages: promise only what fits, at a price for device time."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from itertools import accumulate, compress
+
+from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
+from neustream.core.policies.line_up import LineUp, line_up
+from neustream.core.policies.next_step import can_wait, ending, entering, loop_step
+from neustream.core.policies.price import price_of
+from neustream.core.policy import Decision, View
+from neustream.core.reserved import NOTHING
+
+WEIGHED = 64
+"""Waiting jobs that are weighed in one decision, those with the most time per step first."""
+CHANGES = 8
+"""Admissions and exchanges in one decision, beyond those that fit all at once."""
+VICTIMS = 2
+"""Promised jobs that are considered for an exchange, those with the largest charge first."""
+
+
+@dataclass(frozen=True)
+class PricedSteps:
+    """`Priced` (which says how) for all stages but those of language models."""
+
+    price: float = 0.9
+    gain: float = 0.1
+
+    def decide(self, view: View) -> Decision:
+        drop = view.hopeless()
+        jobs = line_up(view, drop)
+        if not jobs.jobs:
+            return Decision(ending(view, jobs), drop)
+        started = committed(jobs)
+        if view.reserved and not jobs.plan.fits(started, jobs.entries(started)):
+            jobs = line_up(replace(view, reserved=NOTHING), drop)
+            promised = kept(jobs, committed(jobs))
+        else:
+            promised = self._admit(view, jobs, started)
+        if jobs.ending:
+            batch = ending(view, jobs)
+            others_wait = 0 < len(promised) < len(jobs.jobs)
+            if not others_wait or not can_wait(view, jobs, batch, len(promised)):
+                return Decision(batch, drop)
+        if not promised and view.reserved:  # nobody starts on hope beside those who were promised
+            return Decision(drop=drop)
+        if not promised:
+            promised = [max(range(len(jobs.jobs)), key=jobs.density.__getitem__)]
+        batch = entering(view, jobs, promised) or loop_step(jobs, promised)
+        return Decision(batch, drop)
+
+    # -- which jobs are promised ------------------------------------------------------------------
+
+    def _admit(self, view: View, jobs: LineUp, started: list[int]) -> list[int]:
+        """The promised jobs, by their place in the plan, rising."""
+        promised = kept(jobs, started)
+        outside = [index for index, began in enumerate(jobs.committed) if not began]
+        if not outside:
+            return promised
+        outside = jobs.most_urgent_first(outside)
+        price = self.price * price_of(view)
+        worth = outside
+        if price > 0:
+            worth = [index for index in outside if jobs.density[index] >= price]
+        promised = self._admit_more(jobs, promised, worth[:WEIGHED], not view.reserved)
+        if not promised:  # the price is not for an idle device
+            promised = fitting(jobs, outside[:WEIGHED])
+        return promised
+
+    def _admit_more(
+        self, jobs: LineUp, promised: list[int], queue: list[int], exchange: bool
+    ) -> list[int]:
+        """`promised` with those of `queue` that fit, or are worth an exchange."""
+        for _ in range(CHANGES):
+            if not queue:
+                break
+            fit = jobs.plan.fits_with(promised, queue)
+            if any(fit):  # those that do not fit now will not fit with more
+                able = list(compress(queue, fit))
+                promised, rest = first_that_fit(jobs, promised, able, known=1)
+                queue = rest[1:] + [index for index in queue if index not in able]
+                if len(rest) > 1:
+                    continue
+            if not exchange:  # beside others no started job is given up
+                break
+            dated = [index for index in queue if jobs.jobs[index].deadline < math.inf]
+            exchanged = self._exchange(jobs, promised, dated)
+            if exchanged is None:
+                break
+            promised, queue = exchanged
+        return promised
+
+    def _exchange(
+        self, jobs: LineUp, promised: list[int], queue: list[int]
+    ) -> tuple[list[int], list[int]] | None:
+        """The sets after one exchange; None if none is worth it."""
+        if not promised or not queue:
+            return None
+        ranked = sorted(promised, key=jobs.density.__getitem__)
+        return self._for_one(jobs, promised, queue, ranked) or self._for_several(
+            jobs, promised, queue, ranked
+        )
+
+    def _for_one(
+        self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
+    ) -> tuple[list[int], list[int]] | None:
+        """A promised job makes room for one of a smaller charge."""
+        for victim in ranked[:VICTIMS]:
+            least = jobs.density[victim] * (1 + self.gain)
+            weight = jobs.jobs[victim].weight
+            denser = [index for index in queue if jobs.density[index] > least]
+            better = [index for index in denser if jobs.jobs[index].weight >= weight]
+            others = [index for index in promised if index != victim]
+            chosen = next(compress(better, jobs.plan.fits_with(others, better)), None)
+            if chosen is not None:
+                return _exchanged(others, queue, chosen)
+        return None
+
+    def _for_several(
+        self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
+    ) -> tuple[list[int], list[int]] | None:
+        """Several promised jobs make room for one of more weight than they have together."""
+        lightest = min([jobs.jobs[index].weight for index in promised])
+        for chosen in queue:
+            if jobs.jobs[chosen].weight <= 2 * lightest:
+                continue
+            victims = self._outweighed(jobs, chosen, ranked)
+            for count in range(2, len(victims) + 1):
+                gone = set(victims[:count])
+                others = [index for index in promised if index not in gone]
+                if jobs.plan.fits_with(others, [chosen])[0]:
+                    return _exchanged(others, queue, chosen)
+        return None
+
+    def _outweighed(self, jobs: LineUp, chosen: int, ranked: list[int]) -> list[int]:
+        """Those of `ranked` of a larger charge by weight, as many as have less weight together."""
+        density = jobs.density
+        more = 1 + self.gain
+        victims = [index for index in ranked if density[index] * more < density[chosen]]
+        weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
+        return victims[: bisect_right(weights, jobs.jobs[chosen].weight / more)]
+
+
+def _exchanged(others: list[int], queue: list[int], chosen: int) -> tuple[list[int], list[int]]:
+    """`others` with the chosen one, and the queue without it."""
+    return sorted([*others, chosen]), [index for index in queue if index != chosen]
