@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from toys import toy
 
 from neustream import ConfigError
-from neustream.config import load_experiment
+from neustream.config import experiments_of, load_config, load_experiment
 from neustream.config.fields import Between, Choices
 from neustream.experiment import pipeline_of, prepare
 from neustream.experiment.policies import build_policy
@@ -35,28 +35,31 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_loads_and_prepares(path):
-    experiment = load_experiment(path)
-    assert experiment.name == path.stem
-    for policy in experiment.policies:
-        build_policy(experiment, policy)
-    files = pipeline_of(experiment).profile_files()
+    config = load_config(path)
+    assert config.name == path.stem
+    experiments, files = experiments_of(config), []
+    for experiment in experiments:
+        for policy in config.policies:
+            build_policy(experiment, policy)
+        files += pipeline_of(experiment).profile_files()
     assert files
     if path.parent.name != "paper" and not all(file.exists() for file in files):
         return  # a demo measures its own first
-    prepared = prepare(experiment)
-    assert len(prepared.requests) == experiment.workload.requests
-    assert set(prepared.profiles) == set(prepared.graph.stages) == set(pipeline_of(experiment).stages)
+    prepared = prepare(config)
+    assert len(prepared.requests) == sum(experiment.workload.requests for experiment in experiments)
+    assert set(prepared.profiles) == {stage for graph in prepared.graphs for stage in graph.stages}
     arrivals = [request.arrival for request in prepared.requests]
     assert arrivals == sorted(arrivals)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_sweeps_of_a_shipped_config_can_be_set(path):
-    for over, sweep in load_experiment(path).sweeps.items():
+    for over, sweep in load_config(path).sweeps.items():
         held = [f"{key}={value}" for key, value in sweep.at.items()]
-        section, _, key = over.partition(".")
-        changed = load_experiment(path, [f"{over}={sweep.values[0]}", *held])
-        assert getattr(getattr(changed, section), key) == sweep.values[0]
+        at = load_config(path, [f"{over}={sweep.values[0]}", *held])
+        for part in over.split("."):
+            at = at[part] if isinstance(at, dict) else getattr(at, part)
+        assert at == sweep.values[0]
 
 
 # -- what is wrong with a file --------------------------------------------------------------------------
@@ -182,7 +185,7 @@ VALUES = [
     ("workload.burst={after: 10, requests: 1, factor: 2}", "burst: none comes after 10 of 10 requests", ""),
     ("stages.draw.max_batch=0", "stages.draw.max_batch", "got 0"),
     ("stages.draw.profile=draw", "stages.draw.profile", "got 'draw'"),
-    ("stages={}", "give stages (a pipeline) or llm (a language model)", ""),
+    ("stages={}", "give stages (a pipeline), llm (a language model) or models (several of them)", ""),
     ("stages.draw.pool=gpuu", "stage 'draw': unknown pool 'gpuu'; did you mean 'gpu'? allowed: gpu", ""),
     ("pools={gpu: {}, spare: {}}", "pools without a stage: ['spare']", ""),
     ("pools={gpu: {workers: 0}}", "pools.gpu.workers", "got 0"),

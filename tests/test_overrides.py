@@ -19,7 +19,7 @@ VALUES = {"a": {"b": 1, "c.d": {"e": 2}}, "list": [{"x": 1}, 5], "free": {"k": {
 
 def changed(text):
     before = repr(VALUES)
-    values, _ = override(VALUES, text, {"a": ["n.m"]}, ["free"])
+    values, _ = override(VALUES, text, {"a": ["n.m"]}, [("free",)])
     assert repr(VALUES) == before
     return values
 

@@ -18,9 +18,17 @@ from pydantic import BaseModel
 
 from neustream import POLICIES
 from neustream.cli import COMMANDS, application
-from neustream.config import LlmExperiment, StagesExperiment, StepsWorkload, TokensWorkload, load_experiment
+from neustream.config import (
+    LlmExperiment,
+    ModelsConfig,
+    StagesExperiment,
+    StepsWorkload,
+    TokensWorkload,
+    load_config,
+    load_experiment,
+)
 from neustream.config.fields import Between
-from neustream.config.schema import KINDS
+from neustream.config.schema import KINDS, LlmModel, StagesModel
 from neustream.experiment import prepare, simulate
 
 ROOT = Path(__file__).parent.parent
@@ -210,7 +218,7 @@ def test_overrides_are_keys_that_there_are(page):
         if found is None:
             continue
         given = [value.strip("'") for value in re.findall(r"--set ('[^']*'|\S+)", line)]
-        load_experiment(ROOT / found[1], given)
+        load_config(ROOT / found[1], given)
 
 
 @EVERY_PAGE
@@ -239,9 +247,12 @@ def test_whole_configs_run(block, tmp_path):
     config = tmp_path / "configs" / "one.yaml"
     config.parent.mkdir()
     config.write_text(block)
-    prepared = prepare(load_experiment(config, ["workload.requests=20"]))
-    for policy in prepared.experiment.policies:
-        assert simulate(prepared, policy).submitted == 20
+    models = load_config(config).models if "\nmodels:" in block else [""]
+    few = [f"models.{name}.workload.requests=20" if name else "workload.requests=20" for name in models]
+    loaded = load_config(config, few)
+    prepared = prepare(loaded)
+    for policy in loaded.policies:
+        assert simulate(prepared, policy).submitted == 20 * len(few)
 
 
 # -- tables that are complete -------------------------------------------------------------------------
@@ -262,16 +273,18 @@ def sections() -> dict[str, list[type[BaseModel]]]:
     """The sections of configs of all kinds, by the headings that they have in configs/README.md."""
     found: dict[str, list[type[BaseModel]]] = {}
 
-    def add(heading: str, model: type[BaseModel]) -> None:
+    def add(heading: str, model: type[BaseModel], before: str = "") -> None:
         if model in found.setdefault(heading, []):
             return
         found[heading].append(model)
         for key, hint in typing.get_type_hints(model).items():
             for part, ending in parts_of(hint):
-                add(f"{heading}.{key}{ending}" if heading != "Top of the file" else f"{key}{ending}", part)
+                name = f"{before}{key}{ending}"
+                add(name, part, "" if name == "models.NAME" else f"{name}.")  # sections of models are described once
 
     for kind in KINDS:
-        add("Top of the file", kind)
+        add("Top of a file with one model", kind)
+    add("Top of a file with several models", ModelsConfig)
     return found
 
 
@@ -287,6 +300,8 @@ def parts_of(hint: object, ending: str = "") -> list[tuple[type[BaseModel], str]
 
 OF_ONE_KIND = {
     StagesExperiment: "(stages)",
+    StagesModel: "(stages)",
+    LlmModel: "(llm)",
     StepsWorkload: "(stages)",
     LlmExperiment: "(llm)",
     TokensWorkload: "(llm)",

@@ -17,7 +17,7 @@ from neustream.core.steps import PhaseProfile
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline
-from neustream.experiment.running import Prepared
+from neustream.experiment.prepared import Prepared
 
 KNOWN = ("edf", "priced")
 """Policies whose schedules the bound is held against."""

@@ -18,7 +18,8 @@ from neustream.core.types import Request
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Record
 from neustream.errors import ConfigError
-from neustream.experiment.running import Prepared, simulate
+from neustream.experiment.prepared import Prepared
+from neustream.experiment.running import simulate
 
 STARTS = ("fcfs", "edf", "least_laxity", "slack_ranked", "neustream", "priced")
 """Policies (besides those that are asked for) whose schedules the search starts from."""

@@ -72,6 +72,41 @@ def tokens_table(records: Sequence[Record]) -> Table:
     return table
 
 
+def by_model(record: Record) -> list[Record]:
+    """The parts of a record by model, named after policy and model; itself where there is one."""
+    if "models" not in record:
+        return [record]
+    policy = record["policy"]
+    return [{**part, "policy": f"{policy}, {name}"} for name, part in record["models"].items()]
+
+
+def models_table(records: Sequence[Record]) -> Table:
+    """What each of several models got, a row a policy and model."""
+    headings = ["requests", "on time", "goodput/s", "SLO met", "p50 s", "p99 s"]
+    table = new_table("by model", "policy", headings)
+    for part in (part for record in records for part in by_model(record)):
+        counts, latency = part["counts"], part["latency_s"]
+        cells = [str(counts["submitted"]), str(counts["on_time"]), _number(part["goodput_rps"], 3)]
+        cells += [f"{part['attainment']:.1%}", *(_number(latency[q], 2) for q in ("p50", "p99"))]
+        table.add_row(part["policy"], *cells)
+    return table
+
+
+def classes_table(records: Sequence[Record]) -> Table:
+    """Requests on time by class of promises (and model, where there are several), a row a policy."""
+    names = dict.fromkeys(name for record in records for name in record.get("classes", ()))
+    table = new_table("on time, of requests of a class", "policy", [name or "no class" for name in names])
+    for record in records:
+        shares = record.get("classes", {})
+        cells = [_of(shares[name]) if name in shares else "-" for name in names]
+        table.add_row(record["policy"], *cells)
+    return table
+
+
+def _of(share: Record) -> str:
+    return f"{share['on_time']}/{share['submitted']}"
+
+
 def loop_batch(record: Record) -> float | None:
     """The largest mean batch size of any stage: that of the loop, usually."""
     return max((size for size in record["batch_size"].values() if size is not None), default=None)

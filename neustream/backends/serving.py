@@ -32,7 +32,8 @@ from neustream.errors import (
     told,
 )
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline, pipeline_of
-from neustream.experiment.running import Prepared, prepare, serve
+from neustream.experiment.prepared import Prepared, prepare
+from neustream.experiment.running import serve
 from neustream.graphs import llm_profiles
 from neustream.profiling.costs import TOGETHER, engine_costs
 from neustream.profiling.files import EngineCosts, Measurement

@@ -16,8 +16,7 @@ from neustream.commands.options import ConfigArgument, JsonOption, QuietOption, 
 from neustream.commands.outputs import check_outputs, json_file, json_output
 from neustream.commands.printing import console, hushed, notes
 from neustream.commands.reach import naming
-from neustream.config.load import load_experiment
-from neustream.config.schema import Experiment
+from neustream.config import Config, Experiment, ModelsConfig, experiments_of, load_config
 from neustream.core.profile import LatencyProfile
 from neustream.experiment.pipelines import Pipeline, pipeline_of
 
@@ -38,12 +37,20 @@ def command(
     """
     with json_output(json_) as write, hushed(quiet), naming(config):
         check_outputs(json_file(json_))
-        pipelines = [pipeline_of(load_experiment(config, set_ or ()))]
+        pipelines = _pipelines(load_config(config, set_ or ()))
         with notes.status("reading the model's architecture"):
             described = [describe(pipeline) for pipeline in pipelines]
         for model in described:
             _show(model)
         write(described)
+
+
+def _pipelines(config: Config) -> list[Pipeline[Experiment]]:
+    """A config's models, with their names as prefixes where there are several."""
+    if isinstance(config, ModelsConfig):
+        models = config.experiments().items()
+        return [pipeline_of(experiment, f"{name}.") for name, experiment in models]
+    return [pipeline_of(experiment) for experiment in experiments_of(config)]
 
 
 def describe(pipeline: Pipeline[Experiment]) -> dict[str, Any]:
@@ -174,16 +181,16 @@ def _parts_table(parts: Sequence[Mapping[str, Any]]) -> Table:
 def _stages_table(stages: Sequence[Mapping[str, Any]]) -> Table:
     devices = {stage["device"] for stage in stages if stage["device"]}
     title = f"profiles of {', '.join(sorted(devices))}" if devices else ""
-    headings = ["max batch", "profile", "batch sizes", "ms, smallest", "ms, largest"]
+    headings = ["most", "profile", "batch sizes", "ms, smallest", "largest"]
     if any(stage["size"] for stage in stages):
-        headings.insert(3, "tokens each")
+        headings.insert(3, "tokens")
     table = new_table(title, "stage", headings)
     for stage in stages:
         seconds = list(stage["latency_s"].values())
         ends = [f"{each * 1e3:.2f}" for each in (seconds[0], seconds[-1])] if seconds else ["-"] * 2
         found = "missing" if stage["missing"] else "found"
         cells = [str(stage["max_batch"]), found, _batches(list(stage["latency_s"]))]
-        if "tokens each" in headings:
+        if "tokens" in headings:
             cells.append(f"{stage['size']:,.0f}")
         table.add_row(stage["stage"], *cells, *ends)
     return table

@@ -39,6 +39,10 @@ JsonOption = Annotated[
     typer.Option("--json", help="Write the results to this file; - is stdout, and the table goes to stderr."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors; files are written.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Which model, of a config with several."),
+]
 TraceOption = Annotated[
     Path | None,
     typer.Option("--trace", help="Write a Chrome trace for Perfetto; with several policies, one file each."),

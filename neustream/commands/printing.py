@@ -17,8 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from neustream.analysis.tables import policies_table, tokens_table
-from neustream.config.schema import Experiment
+from neustream.analysis.tables import by_model, classes_table, models_table, policies_table, tokens_table
+from neustream.config import Config, Experiment, ModelsConfig, experiments_of
 from neustream.core.events import Ended
 from neustream.engine.events import Record, Refused
 
@@ -94,14 +94,31 @@ def trace_path(trace: Path, policy: str, several: bool) -> Path:
 
 
 def show(title: str, records: Sequence[dict[str, Any]]) -> None:
-    """Print the table of the policies, and that of outputs where there are language models."""
+    """Print the table of the policies, and of outputs where there are language models.
+
+    Of several models also what each got, and the outputs of each language model.
+    """
     console.print(policies_table(title, records))
-    if any("tokens" in entry for entry in records):
-        console.print(tokens_table(records))
+    if any("models" in entry for entry in records):
+        console.print(models_table(records))
+    outputs = [part for entry in records for part in by_model(entry) if "tokens" in part]
+    if outputs:
+        console.print(tokens_table(outputs))
+    if any("classes" in entry for entry in records):
+        console.print(classes_table(records))
 
 
-def title_of(experiment: Experiment) -> str:
-    """What was run, in a line."""
+def title_of(config: Config) -> str:
+    """What was run, a line for each model."""
+    if isinstance(config, ModelsConfig):
+        devices = f"{config.instances} device{'s' if config.instances > 1 else ''}"
+        models = [f"  {_title(name, one)}" for name, one in config.experiments().items()]
+        return "\n".join([f"{config.name}: {len(models)} models on {devices}", *models])
+    (experiment,) = experiments_of(config)
+    return _title(experiment.name, experiment)
+
+
+def _title(name: str, experiment: Experiment) -> str:
     load, slo = experiment.workload, experiment.slo
     rate = f"{load.rate:g} req/s" if load.load is None else f"{load.load:g}x solo load"
     arrivals = f"{load.arrivals} {rate}"
@@ -109,8 +126,8 @@ def title_of(experiment: Experiment) -> str:
         arrivals = f"trace {load.trace.name}" + (f" at {load.speed:g}x speed" if load.speed != 1 else "")
     burst = f", cv {load.cv:g}" if load.arrivals == "gamma" else ""
     promises = [f"{slo.scale:g}x solo"] if slo.scale else [f"{slo.total_s:g} s"] if slo.total_s else []
-    for name, scale, seconds in (("TTFT", slo.first_scale, slo.first_s), ("TPOT", slo.step_scale, slo.step_s)):
+    for output, scale, seconds in (("TTFT", slo.first_scale, slo.first_s), ("TPOT", slo.step_scale, slo.step_s)):
         if scale or seconds:
-            promises.append(f"{name} {scale:g}x solo" if scale else f"{name} {seconds:g} s")
+            promises.append(f"{output} {scale:g}x solo" if scale else f"{output} {seconds:g} s")
     promise = f"SLO {', '.join(promises)}" if promises else "SLO classes" if slo.classes else "no SLO"
-    return f"{experiment.name}: {arrivals}{burst}, {promise}, seed {load.seed}"
+    return f"{name}: {arrivals}{burst}, {promise}, seed {load.seed}"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from neustream.analysis.tables import new_table
 from neustream.backends.serving import measure_experiment, profile_shapes, profile_steps
-from neustream.commands.options import ConfigArgument, JsonOption, QuietOption, SetOption, finite
+from neustream.commands.options import ConfigArgument, JsonOption, ModelOption, QuietOption, SetOption, finite
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output
 from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
 from neustream.commands.reach import naming
@@ -42,6 +42,7 @@ def command(
     ] = 120.0,
     set_: SetOption = None,
     json_: JsonOption = None,
+    model: ModelOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Measure every stage of an experiment's real model over its batch sizes, and over image sizes if given.
@@ -51,7 +52,7 @@ def command(
     finite("--seconds", seconds)
     sizes = [_size(text) for text in size or ()]
     with json_output(json_) as write, hushed(quiet):
-        experiment = load_experiment(config, set_ or ())
+        experiment = load_experiment(config, set_ or (), model=model)
         pipeline = pipeline_of(experiment)
         check_folder("--out", out, [f"{name}.json" for name in pipeline.measured_names])
         check_outputs(json_file(json_))

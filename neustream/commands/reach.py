@@ -10,12 +10,12 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from neustream.commands.interrupts import raise_unless_pressed
-from neustream.config.schema import Experiment
+from neustream.config import Config, experiments_of
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import LlmPipeline
 from neustream.experiment.policies import build_policy
-from neustream.experiment.running import Prepared
+from neustream.experiment.prepared import Prepared
 
 
 @contextlib.contextmanager
@@ -30,13 +30,14 @@ def naming(config: Path) -> Iterator[None]:
         raise ConfigError(f"{config}: {text}") from None
 
 
-def chosen_policies(config: Path, experiment: Experiment, chosen: list[str] | None) -> list[str]:
+def chosen_policies(path: Path, config: Config, chosen: list[str] | None) -> list[str]:
     """The policies to run; all that the config names are checked."""
-    names = list(dict.fromkeys(chosen or experiment.policies))
-    for name in dict.fromkeys([*names, *experiment.policies]):
+    names = list(dict.fromkeys(chosen or config.policies))
+    for name in dict.fromkeys([*names, *config.policies]):
         try:
-            with naming(config):
-                build_policy(experiment, name)
+            with naming(path):
+                for experiment in experiments_of(config):
+                    build_policy(experiment, name)
         except KeyboardInterrupt:
             raise_unless_pressed(f"policy {name!r}")
             raise

@@ -13,7 +13,15 @@ import typer
 
 from neustream.backends.serving import Gallery, Session
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
-from neustream.commands.options import ConfigArgument, JsonOption, PolicyOption, QuietOption, SetOption, TraceOption
+from neustream.commands.options import (
+    ConfigArgument,
+    JsonOption,
+    ModelOption,
+    PolicyOption,
+    QuietOption,
+    SetOption,
+    TraceOption,
+)
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
 from neustream.commands.printing import (
     console,
@@ -44,11 +52,12 @@ def command(
     trace: TraceOption = None,
     device: Annotated[str, typer.Option(help="Where the model runs; pools may name their own devices.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for report, figure, images and traces.")] = None,
+    model: ModelOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Serve an experiment's workload in real time on its real model, beside the simulator's prediction."""
     with json_output(json_) as write, hushed(quiet):
-        experiment = load_experiment(config, set_ or ())
+        experiment = load_experiment(config, set_ or (), model=model)
         names = chosen_policies(config, experiment, policy)
         trace = trace or (out / "trace.json" if out else None)
         traces = {name: trace_path(trace, name, len(names) > 1) for name in names} if trace else {}

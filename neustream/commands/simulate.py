@@ -33,12 +33,12 @@ from neustream.commands.printing import (
     wrote,
 )
 from neustream.commands.reach import chosen_policies, naming, reach_of
-from neustream.config.load import load_experiment
-from neustream.config.schema import Experiment
+from neustream.config import Config, load_config
 from neustream.engine.clock import stopwatch
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
-from neustream.experiment.running import prepare, record, simulate
+from neustream.experiment.prepared import prepare
+from neustream.experiment.running import ByModel, record, simulate
 
 
 def command(
@@ -59,14 +59,14 @@ def command(
     """Serve an experiment's workload in virtual time, by its latency profiles."""
     finite("--hindsight", hindsight)
     with json_output(json_) as write, hushed(quiet):
-        experiment = load_experiment(config, set_ or ())
-        names = chosen_policies(config, experiment, policy)
+        loaded = load_config(config, set_ or ())
+        names = chosen_policies(config, loaded, policy)
         traces = {name: trace_path(trace, name, len(names) > 1) for name in names} if trace else {}
         check_outputs([*json_file(json_), *(("--trace", path) for path in traces.values())])
         done = _Done()
         try:
             with naming(config):
-                _simulate(experiment, names, bound, hindsight, traces, done)
+                _simulate(loaded, names, bound, hindsight, traces, done)
         except NeustreamError as error:  # what was simulated before is reported all the same
             if not done.records:
                 raise
@@ -76,7 +76,7 @@ def command(
             if not done.records:
                 raise
             done.interrupted = True
-        show(title_of(experiment), done.records)
+        show(title_of(loaded), done.records)
         write(done.records)
         for path in done.traces:
             wrote(path)
@@ -98,7 +98,7 @@ class _Done:
 
 
 def _simulate(
-    experiment: Experiment,
+    config: Config,
     names: Sequence[str],
     bound: bool,
     hindsight: float | None,
@@ -107,7 +107,7 @@ def _simulate(
 ) -> None:
     with new_progress() as progress:
         task = progress.add_task("drawing requests", total=None)
-        prepared = prepare(experiment)
+        prepared = prepare(config)
         say_notes(prepared.notes)
         reach = reach_of(prepared, bound, hindsight, names, progress, task)
         progress.update(task, total=len(names) * len(prepared.requests))
@@ -116,10 +116,11 @@ def _simulate(
             progress.update(task, description=f"simulating {name}")
             began = stopwatch()
             log = EventLog() if traces else None
-            report = simulate(prepared, name, [ended, log] if log else [ended])
+            by_model = ByModel(config)
+            report = simulate(prepared, name, [ended, by_model, *([log] if log else [])])
             if log:
                 log.save(traces[name])
                 done.traces.append(traces[name])
-            done.records.append({**record(experiment, name, report), **reach(report)})
+            done.records.append({**record(config, name, report, by_model), **reach(report)})
             if stopwatch() - began > 1:
                 note(progress, f"simulated {name}")

@@ -25,8 +25,7 @@ from neustream.commands.options import (
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
 from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
 from neustream.commands.reach import chosen_policies, naming
-from neustream.config.load import load_experiment
-from neustream.config.schema import SWEEPABLE, Experiment
+from neustream.config import SWEEPABLE, Config, ModelsConfig, experiments_of, load_config
 from neustream.errors import ConfigError, nearest, shown
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.running import sweep_points
@@ -58,31 +57,31 @@ def command(
     What was kept is used only where config, profiles, traces, policy and code are still the same.
     """
     with json_output(json_) as write, hushed(quiet):
-        experiment, numbers = _experiment(config, over, values, set_ or [])
+        loaded, numbers = _loaded(config, over, values, set_ or [])
         with naming(config):
-            points = list(sweep_points(experiment, over, numbers))
-        names = chosen_policies(config, experiment, policy)
+            points = list(sweep_points(loaded, over, numbers))
+        names = chosen_policies(config, loaded, policy)
         check_folder("--out", out, ("sweep.json", KEPT, "goodput.png", "attainment.png", "batches.png"))
         check_outputs(json_file(json_))
         importlib.import_module("neustream.analysis.plots")  # an error of its own where matplotlib is missing
-        stage = pipeline_of(experiment).main_stage
+        stage = _main_stage(loaded)
         units = _units(points, over, names, bound, stage)
         with naming(config):
             done = _simulated(units, out / KEPT, jobs or cores(), fresh)
         records = [dict(done[value, name].entry) for (value, _), name in itertools.product(points, names)]
         write(records)
         write_text(out / "sweep.json", json_text(records))
-        console.print(_sweep_table(experiment, over, names, records))
+        console.print(_sweep_table(loaded.name, over, names, records))
         last = points[-1][0]
         batches = {name: some for name in names if (some := done[last, name].batches) is not None}
         with notes.status("drawing figures"):
-            paths = _figures(experiment, over, records, batches, stage, last, out)
+            paths = _figures(loaded.name, over, records, batches, stage, last, out)
         for path in [out / "sweep.json", *paths]:
             wrote(path)
 
 
 def _figures(
-    experiment: Experiment,
+    name: str,
     over: str,
     records: Sequence[dict[str, Any]],
     batches: Mapping[str, Batches],
@@ -93,25 +92,32 @@ def _figures(
     """Draw goodput and attainment over the values, and batch sizes over time at the last."""
     from neustream.analysis.plots import plot_batches, plot_sweep
 
-    paths = plot_sweep(records, over, list(batches), experiment.name, out)
-    title = f"{experiment.name}, {over}={last:g}"
+    paths = plot_sweep(records, over, list(batches), name, out)
+    title = f"{name}, {over}={last:g}"
     return [*paths, plot_batches(batches, stage, title, out / "batches.png")]
 
 
-def _experiment(config: Path, over: str, values: str | None, settings: list[str]) -> tuple[Experiment, list[float]]:
-    """The experiment with what its sweep holds meanwhile, and the values to try."""
-    if over not in SWEEPABLE:
-        raise ConfigError(f"cannot sweep {shown(over)}; {nearest(over, SWEEPABLE)}")
-    default = load_experiment(config, settings).sweeps.get(over)
+def _loaded(config: Path, over: str, values: str | None, settings: list[str]) -> tuple[Config, list[float]]:
+    """The config with what its sweep holds meanwhile, and the values to try."""
+    loaded = load_config(config, settings)
+    if over not in loaded.sweepable:
+        raise ConfigError(f"cannot sweep {shown(over)}; {nearest(over, loaded.sweepable)}")
+    default = loaded.sweeps.get(over)
     if values is None and default is None:
         raise ConfigError(f"{config} has no sweep over {over}; give --values")
     held = [f"{key}={json_text(value)}" for key, value in default.at.items()] if default else []
     numbers = _numbers(values) if values is not None else default.values if default else []
-    return load_experiment(config, [*held, *settings]), list(dict.fromkeys(numbers))
+    return load_config(config, [*held, *settings]), list(dict.fromkeys(numbers))
+
+
+def _main_stage(config: Config) -> str:
+    """The stage whose batches are drawn: that of the first model."""
+    prefix = f"{next(iter(config.models))}." if isinstance(config, ModelsConfig) else ""
+    return pipeline_of(experiments_of(config)[0], prefix).main_stage
 
 
 def _units(
-    points: Sequence[tuple[float, Experiment]], over: str, names: Sequence[str], bound: bool, stage: str
+    points: Sequence[tuple[float, Config]], over: str, names: Sequence[str], bound: bool, stage: str
 ) -> list[Unit]:
     """A unit for each point and policy; with a bound, which is computed once, for each point."""
     groups = [tuple(names)] if bound else [(name,) for name in names]
@@ -178,10 +184,10 @@ def _numbers(values: str) -> list[float]:
         raise ConfigError(f"--values {shown(values)}: expected numbers separated by commas") from None
 
 
-def _sweep_table(experiment: Experiment, over: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> Table:
+def _sweep_table(name: str, over: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> Table:
     submitted = max(entry["counts"]["submitted"] for entry in records)
     bounded = "bound" in records[0]
-    title = f"{experiment.name}: requests on time of {submitted}"
+    title = f"{name}: requests on time of {submitted}"
     columns = [*names, *(["bound"] if bounded else [])]
     table = new_table(title, f"{over}{UNITS.get(over, '')}", columns)
     for value in dict.fromkeys(entry["value"] for entry in records):

@@ -1,9 +1,10 @@
 """Experiments as YAML files: what is in them, how they are read, and what is said of mistakes."""
 
-from neustream.config.load import load_experiment
+from neustream.config.load import experiments_of, load_config, load_experiment
 from neustream.config.promises import Slo, SloClass
 from neustream.config.schema import (
     SWEEPABLE,
+    Config,
     Experiment,
     LlmExperiment,
     Simulation,
@@ -11,13 +12,16 @@ from neustream.config.schema import (
     StageConfig,
     StagesExperiment,
 )
+from neustream.config.several import ModelsConfig
 from neustream.config.workload import Burst, StepsWorkload, TokensWorkload, Workload
 
 __all__ = [
     "SWEEPABLE",
     "Burst",
+    "Config",
     "Experiment",
     "LlmExperiment",
+    "ModelsConfig",
     "Simulation",
     "Slo",
     "SloClass",
@@ -27,5 +31,7 @@ __all__ = [
     "StepsWorkload",
     "TokensWorkload",
     "Workload",
+    "experiments_of",
+    "load_config",
     "load_experiment",
 ]

@@ -19,13 +19,16 @@ PART = re.compile(r'"([^"]*)"|([^."]+)')
 
 
 def override(
-    values: dict[str, Any], text: str, names: Mapping[str, Sequence[str]] = {}, free: Sequence[str] = ()
+    values: dict[str, Any],
+    text: str,
+    names: Mapping[str, Sequence[str]] = {},
+    free: Sequence[Place] = (),
 ) -> tuple[dict[str, Any], Place]:
     """`values` with one override, and the place that it changed; what is shared with `values` stays as it is.
 
     Args:
         names: keys with dots in them that a section may have.
-        free: sections inside of which `null` is a value.
+        free: sections inside of which `null` is a value; `*` is any key.
     """
     key, equals, given = text.partition("=")
     parts = _parts(key)
@@ -33,8 +36,14 @@ def override(
         raise ConfigError(f"--set {text!r}: expected dotted.key=value")
     value = parse_value(f"--set {_cut(text)}", given)
     place = _place(values, parts, names)
-    drop = value is None and not (place[0] in free and len(place) > 2)
+    drop = value is None and not any(_deep_inside(place, section) for section in free)
     return _changed(values, place, value, drop, f"--set {_cut(text)}"), place
+
+
+def _deep_inside(place: Place, section: Place) -> bool:
+    """Whether a place is in a value of a section, and not that value itself."""
+    named = zip(place, section, strict=False)
+    return len(place) > len(section) + 1 and all(want in ("*", part) for part, want in named)
 
 
 def _parts(key: str) -> list[tuple[str, bool]]:
@@ -109,14 +118,14 @@ def _numbers(at: Sequence[Any]) -> str:
     return f"0 to {len(at) - 1}" if at else "none, it is empty"
 
 
-def anchored(values: dict[str, Any], key: str, folder: Path) -> dict[str, Any]:
-    """`values` with the path at a dotted `key`, if there is one, taken from `folder`."""
-    place = tuple(key.split("."))
+def anchored(values: dict[str, Any], place: Place, folder: Path) -> dict[str, Any]:
+    """`values` with the path at a place, if there is one, taken from `folder`."""
     at: Any = values
     for part in place:
         at = _inside(at, part)
     if not isinstance(at, str):
         return values
+    key = ".".join(place)
     changed: dict[str, Any] = _changed(values, place, str(folder / at), False, key)
     return changed
 

@@ -1,8 +1,9 @@
 """The YAML file of an experiment, as pydantic models.
 
-An experiment has one model, a pipeline of stages or a language model: which of the two is told by
-the key `stages` or `llm`, and each kind is a class with the keys that it has, and no others. What
-else the two differ in is in `neustream/experiment/pipelines.py`. `load.py` reads files.
+A model is a pipeline of stages or a language model: which of the two is told by the key `stages` or
+`llm`, and each kind is a class with the keys that it has, and no others. What else the two differ
+in is in `neustream/experiment/pipelines/`. A file has one model with its keys at the top, or several
+(`several.py`). `load.py` reads files.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class Simulation(Section):
     `latency_scale` multiplies and `latency_noise` spreads each step's latency (the
     sigma of a log-normal factor of median 1, drawn with the workload's seed). `slowdowns` are times
     of the trace during which steps take longer still (a neighbour on the device, throttling); where
-    they overlap, all of them count. Policies know of none of this.
+    they overlap, all of them count. Policies know of none of this. `mixed_devices`: profiles of
+    different devices count as of the simulated one, which is refused otherwise.
     """
 
     handover_s: float | None = Field(default=None, ge=0, le=1e6)
@@ -107,6 +109,7 @@ class Simulation(Section):
     latency_scale: Factor = 1.0
     latency_noise: float = Field(default=0.0, ge=0, le=5)
     slowdowns: list[Slowdown] = Field(default=[])
+    mixed_devices: bool = False
 
 
 class Sweep(Section):
@@ -147,28 +150,13 @@ SWEEPABLE = (
 )
 
 
-class Experiment(Section):
-    """What experiments on both kinds of models have.
+class Model(Section):
+    """A model with its load, whatever it is: profiles, a workload, promises, the real model."""
 
-    `devices`: an instance of the model on each, with workers and memory of its own; as many, or
-    their names. A request goes to the instance with the least work left, and stays there.
-    """
-
-    name: Name
-    about: str = ""
     profiles: Path
-    devices: Devices = 1
     workload: Workload = Workload()
     slo: Slo = Slo()
-    policies: dict[str, dict[str, Any]] = Field(default={"default": {}}, min_length=1)
-    simulation: Simulation = Simulation()
-    sweeps: dict[str, Sweep] = Field(default_factory=dict)
     backend: Backend | None = None
-
-    @property
-    def instances(self) -> int:
-        """How many there are of the model."""
-        return self.devices if isinstance(self.devices, int) else len(self.devices)
 
     @field_validator("slo", mode="before")
     @classmethod
@@ -182,33 +170,94 @@ class Experiment(Section):
             raise ValueError("give stages or llm, not both")
         return raw
 
-    @model_validator(mode="after")
-    def _sweepable(self) -> Experiment:
-        if unknown := set(self.sweeps) - set(SWEEPABLE):
-            hint = nearest(min(unknown), SWEEPABLE)
-            raise ValueError(f"sweeps: cannot sweep {min(unknown)!r}; {hint}")
-        return self
 
-
-class StagesExperiment(Experiment):
-    """A pipeline: `stages` in their order, on `pools` of workers."""
+class StagesModel(Model):
+    """A pipeline: `stages` in their order."""
 
     stages: dict[str, StageConfig] = Field(min_length=1)
-    pools: dict[str, PoolConfig] = Field(default_factory=lambda: {"gpu": PoolConfig()})
     workload: StepsWorkload = StepsWorkload()
 
     @model_validator(mode="after")
-    def _no_tokens(self) -> StagesExperiment:
+    def _no_tokens(self) -> StagesModel:
         if self.slo.of_tokens:
             raise ValueError("slo: promises of tokens are for an llm")
         return self
 
     @model_validator(mode="after")
-    def _work(self) -> StagesExperiment:
+    def _work(self) -> StagesModel:
         steps = mean_of(self.workload.steps)
         loops = sum(stage.times == "steps" for stage in self.stages.values())
         _check_work(self.workload, steps * loops)
         return self
+
+
+class LlmModel(Model):
+    """A language model."""
+
+    llm: LlmConfig
+    workload: TokensWorkload = TokensWorkload()
+
+    @model_validator(mode="after")
+    def _work(self) -> LlmModel:
+        each = min(mean_of(self.workload.output), self.workload.max_tokens)
+        _check_work(self.workload, each)
+        return self
+
+
+def _check_work(load: Workload, each: float) -> None:
+    """A workload that no machine finishes is not even drawn."""
+    if load.requests * each > MOST_WORK:
+        steps = f"{load.requests} requests of about {each:g} steps each"
+        raise ValueError(f"workload: {steps} are more than {MOST_WORK} in all")
+
+
+class Config(Section):
+    """What a file says beside its models: devices, policies to compare, how it is simulated.
+
+    `devices`: as many, or their names; each has workers and memory of its own. A request goes to
+    the one with the least work left of those that serve its model, and stays there.
+    """
+
+    name: Name
+    about: str = ""
+    devices: Devices = 1
+    policies: dict[str, dict[str, Any]] = Field(default={"default": {}}, min_length=1)
+    simulation: Simulation = Simulation()
+    sweeps: dict[str, Sweep] = Field(default_factory=dict)
+
+    @property
+    def instances(self) -> int:
+        """How many devices there are."""
+        return self.devices if isinstance(self.devices, int) else len(self.devices)
+
+    @property
+    def device_names(self) -> list[str]:
+        """Their names, numbers where they have none."""
+        if isinstance(self.devices, int):
+            return [str(number) for number in range(self.devices)]
+        return self.devices
+
+    @property
+    def sweepable(self) -> list[str]:
+        """The keys that a sweep may vary."""
+        return list(SWEEPABLE)
+
+    @model_validator(mode="after")
+    def _sweepable(self) -> Config:
+        if unknown := set(self.sweeps) - set(self.sweepable):
+            hint = nearest(min(unknown), self.sweepable)
+            raise ValueError(f"sweeps: cannot sweep {min(unknown)!r}; {hint}")
+        return self
+
+
+class Experiment(Config, Model):
+    """A file with one model; an instance of it is on each device."""
+
+
+class StagesExperiment(StagesModel, Experiment):
+    """A pipeline on `pools` of workers."""
+
+    pools: dict[str, PoolConfig] = Field(default_factory=lambda: {"gpu": PoolConfig()})
 
     @model_validator(mode="after")
     def _pools(self) -> StagesExperiment:
@@ -221,30 +270,16 @@ class StagesExperiment(Experiment):
         return self
 
 
-class LlmExperiment(Experiment):
+class LlmExperiment(LlmModel, Experiment):
     """A language model."""
-
-    llm: LlmConfig
-    workload: TokensWorkload = TokensWorkload()
-
-    @model_validator(mode="after")
-    def _work(self) -> LlmExperiment:
-        _check_work(self.workload, min(mean_of(self.workload.output), self.workload.max_tokens))
-        return self
-
-
-def _check_work(load: Workload, each: float) -> None:
-    """A workload that no machine finishes is not even drawn."""
-    if load.requests * each > MOST_WORK:
-        steps = f"{load.requests} requests of about {each:g} steps each"
-        raise ValueError(f"workload: {steps} are more than {MOST_WORK} in all")
 
 
 KINDS: tuple[type[Experiment], ...] = (StagesExperiment, LlmExperiment)
+"""Of files with one model."""
 
 
 def kind_of(values: Mapping[str, Any]) -> type[Experiment] | None:
-    """Which kind of experiment `values` describe, by the key that only it has; None if neither."""
+    """Which kind of model `values` describe, by the key that only it has; None if neither."""
     if values.get("stages"):
         return StagesExperiment
     return LlmExperiment if values.get("llm") is not None else None

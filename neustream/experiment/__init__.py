@@ -2,10 +2,9 @@
 
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline, pipeline_of
 from neustream.experiment.policies import build_policy
+from neustream.experiment.prepared import Prepared, merge, prepare
 from neustream.experiment.running import (
-    Prepared,
-    merge,
-    prepare,
+    ByModel,
     record,
     serve,
     simulate,
@@ -13,6 +12,7 @@ from neustream.experiment.running import (
 )
 
 __all__ = [
+    "ByModel",
     "LlmPipeline",
     "Pipeline",
     "Prepared",

@@ -5,174 +5,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
+from neustream.config import ModelsConfig, experiments_of
+from neustream.config.fields import Factor, Section
 from neustream.config.messages import explain
-from neustream.config.schema import SWEEPABLE, Experiment, Simulation
+from neustream.config.schema import Config, Experiment, Model, Simulation
+from neustream.config.workload import Workload
 from neustream.core.batch import Batch
-from neustream.core.graph import Graph
-from neustream.core.policy import Policy, Pool
-from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Scheduler
-from neustream.core.types import Request
+from neustream.core.policy import Policy
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.engine import Engine
-from neustream.engine.events import Observer
+from neustream.engine.events import Observer, Record
 from neustream.engine.executor import Executor, ProfiledExecutor
-from neustream.engine.member import Member
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest
-from neustream.experiment.pipelines import LlmPipeline, Pipeline, pipeline_of
-from neustream.experiment.pipelines.stages import check_device
-from neustream.experiment.policies import build_policy, policy_faults
-from neustream.experiment.requests import Params
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An experiment made ready: the same requests and profiles for every policy.
-
-    After `merge` several of them, each with a graph of its own, on the same pool.
-    """
-
-    pipelines: Sequence[Pipeline[Experiment]]
-    pools: Sequence[Pool]
-    profiles: Mapping[str, LatencyProfile]
-    requests: Sequence[Request]
-    lengths: Mapping[str, int] = field(default_factory=dict)
-    """Outputs after which generations end, by request: what only the simulated device knows."""
-    notes: Sequence[str] = ()
-    """What the user of a trace should know of how it was read, one sentence each."""
-
-    @property
-    def experiments(self) -> list[Experiment]:
-        """The experiment of each pipeline."""
-        return [pipeline.experiment for pipeline in self.pipelines]
-
-    @property
-    def graphs(self) -> list[Graph]:
-        """The graph of each pipeline."""
-        return [pipeline.graph for pipeline in self.pipelines]
-
-    @property
-    def pipeline(self) -> Pipeline[Experiment]:
-        """The pipeline, where there is one."""
-        (pipeline,) = self.pipelines
-        return pipeline
-
-    @property
-    def experiment(self) -> Experiment:
-        """The experiment, where there is one."""
-        return self.pipeline.experiment
-
-    @property
-    def graph(self) -> Graph:
-        """Its graph, where there is one."""
-        return self.pipeline.graph
-
-    @property
-    def instances(self) -> int:
-        """How many there are of what serves."""
-        return max(experiment.instances for experiment in self.experiments)
-
-    def members(
-        self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]], *, learn: bool = False
-    ) -> list[Member]:
-        """A member for each of `executors` (those of an instance, by pool); see `scheduler`."""
-        names = [str(number) for number in range(len(executors))] if len(executors) > 1 else [""]
-        return [
-            Member(self.scheduler(policy, learn=learn), each, name) for name, each in zip(names, executors, strict=True)
-        ]
-
-    def scheduler(self, policy: str | Policy, *, learn: bool = False) -> Scheduler:
-        """A scheduler for its pools; a policy by name gets the config's parameters.
-
-        `learn`: whether the steps of a language model that run correct its profile.
-        """
-        rule = _policy_for(self.pipelines, policy) if isinstance(policy, str) else policy
-        profiles = dict(self.profiles)
-        for pipeline in self.pipelines if learn else ():
-            profiles |= pipeline.learning({name: profiles[name] for name in pipeline.stages})
-        return Scheduler(self.pools, rule, profiles)
-
-
-def prepare(experiment: Experiment, params: Callable[[int], Params] = lambda at: {}, *, prefix: str = "") -> Prepared:
-    """Load the profiles and draw the workload of an experiment.
-
-    `prefix` is put in front of its name and of its stages' names (in reports and traces too), so
-    that it can be merged with others.
-    """
-    profiles = pipeline_of(experiment, prefix).load_profiles()
-    pipeline = pipeline_of(_with_costs(experiment), prefix)
-    drawn = pipeline.draw(profiles, params)
-    return Prepared([pipeline], pipeline.pools, profiles, drawn.requests, drawn.lengths, drawn.notes)
-
-
-def _with_costs(experiment: Experiment) -> Experiment:
-    """The experiment with what its profiles say of serving, where the config does not say it."""
-    costs, simulation = pipeline_of(experiment).costs(), experiment.simulation
-    update = {name: cost for name, cost in costs if getattr(simulation, name) is None}
-    return experiment.model_copy(update={"simulation": simulation.model_copy(update=update)})
-
-
-def merge(prepared: Sequence[Prepared]) -> Prepared:
-    """The requests of several experiments in order of arrival, on one pool "gpu" with all of their stages.
-
-    Each has a pool of its own before, all with as many workers; stages, and ids of requests, are
-    told apart by the prefixes that they were prepared with. In simulations each experiment's stages
-    keep its `simulation`. A policy gets those parameters that all the experiments agree on (the
-    `slo_scale` that follows from the SLO is one), of mappings all entries, and its defaults beside.
-    """
-    pools = [pool for one in prepared for pool in one.pools]
-    if len(pools) != len(prepared) or len({(pool.workers, pool.sticky) for pool in pools}) != 1:
-        shown = [(pool.name, pool.workers, pool.sticky) for pool in pools]
-        raise ConfigError(f"experiments to merge need one pool each, all alike; got (name, workers, sticky): {shown}")
-    stages = [stage for pool in pools for stage in pool.stages]
-    requests = sorted((request for one in prepared for request in one.requests), key=attrgetter("arrival"))
-    for what, names in (("stages", stages), ("requests", [request.id for request in requests])):
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(f"two {what} named {twice!r}: prepare the experiments to merge with prefixes")
-    pool = Pool("gpu", tuple(stages), pools[0].workers, pools[0].sticky)
-    profiles = {name: profile for one in prepared for name, profile in one.profiles.items()}
-    check_device(pool, profiles)
-    pipelines = [pipeline for one in prepared for pipeline in one.pipelines]
-    if any(isinstance(pipeline, LlmPipeline) for pipeline in pipelines):
-        raise ConfigError("an llm cannot be merged with others yet")
-    notes = [note for one in prepared for note in one.notes]
-    return Prepared(pipelines, [pool], profiles, requests, notes=notes)
-
-
-def _policy_for(pipelines: Sequence[Pipeline[Experiment]], name: str) -> Policy:
-    """The policy `name` with the parameters that all the experiments give it."""
-    experiments = [pipeline.experiment for pipeline in pipelines]
-    policies = [build_policy(one.experiment, name, prefix=one.prefix) for one in pipelines]
-    first = policies[0]
-    if len(policies) == 1:
-        return first
-    if not dataclasses.is_dataclass(first):
-        if any(experiment.policies.get(name) != experiments[0].policies.get(name) for experiment in experiments):
-            raise ConfigError(f"policies.{name}: the merged experiments do not agree on its parameters")
-        return first
-    agreed: dict[str, Any] = {}
-    for name in [parameter.name for parameter in dataclasses.fields(first)]:
-        values = [getattr(policy, name) for policy in policies]
-        if isinstance(values[0], Mapping):
-            agreed[name] = {key: value for some in values for key, value in some.items()}
-        elif all(value == values[0] for value in values):
-            agreed[name] = values[0]
-    try:
-        return type(first)(**agreed)
-    except TypeError as error:
-        raise ConfigError(f"policies.{name}: the merged experiments do not agree on its parameters: {error}") from None
+from neustream.experiment.policies import policy_faults
+from neustream.experiment.prepared import Prepared
 
 
 def simulate(
@@ -202,8 +56,8 @@ def simulate(
 
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
     executor = ProfiledExecutor(handover_s=handovers, stretch=factor, outcome=outcome)
-    executors = dict.fromkeys((pool.name for pool in prepared.pools), executor)
-    members = prepared.members(policy, [executors] * prepared.instances)
+    executors = [dict.fromkeys((pool.name for pool in pools), executor) for pools in prepared.places.values()]
+    members = prepared.members(policy, executors)
     engine = Engine(members, VirtualClock(decision_s), observers)
     with policy_faults(policy):
         return engine.run(prepared.requests)
@@ -211,7 +65,11 @@ def simulate(
 
 def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:
     """Which generations end with the output of this step."""
-    return [{"ended": True} if job.call_outputs + 1 >= lengths[job.id] else {} for job in batch.jobs]
+    ends = [lengths.get(job.id) for job in batch.jobs]  # of a pipeline's request None
+    return [
+        {"ended": True} if end is not None and job.call_outputs + 1 >= end else {}
+        for job, end in zip(batch.jobs, ends, strict=True)
+    ]
 
 
 def _stretch(simulation: Simulation, seed: int) -> Callable[[Batch], float]:
@@ -247,25 +105,94 @@ def serve(
         return engine.run(prepared.requests)
 
 
-def record(experiment: Experiment, policy: str, report: Report) -> dict[str, Any]:
-    """One entry of the JSON that `simulate`, `sweep` and `run` write."""
-    return {"policy": policy, "config": experiment.name, "seed": experiment.workload.seed, **report.to_dict()}
+class ByModel:
+    """An observer that keeps a report of each of several models, by the prefixes of ids."""
+
+    def __init__(self, config: Config) -> None:
+        names = config.models if isinstance(config, ModelsConfig) else ()
+        self.reports = {name: Report() for name in names}
+
+    def __call__(self, record: Record) -> None:
+        id = getattr(record, "id", None)  # steps are of several models
+        if id is not None and self.reports:
+            self.reports[id.partition(".")[0]](record)
 
 
-def sweep_points(experiment: Experiment, over: str, values: Sequence[float]) -> Iterator[tuple[float, Experiment]]:
-    """The experiment at each value of a key of `SWEEPABLE`."""
-    section, _, key = over.partition(".")
-    if over not in SWEEPABLE:
-        raise ConfigError(f"cannot sweep {over!r}; {nearest(over, SWEEPABLE)}")
-    part = getattr(experiment, section)
-    load = experiment.workload
-    unused = (load.arrivals == "trace") != (key == "speed") or (key == "cv" and load.arrivals != "gamma")
-    unused = section == "workload" and (unused or (key == "rate" and load.load is not None))
-    if getattr(part, key) is None or unused:
-        raise ConfigError(f"cannot sweep {over}: config {experiment.name!r} does not use it")
+OF_THE_DEVICE = ("batch_size", "decisions", "decision_us", "busy_s", "profile_error")
+"""What a report of one of several models does not tell, since its steps are not told apart."""
+
+
+def record(config: Config, policy: str, report: Report, by_model: ByModel | None = None) -> dict[str, Any]:
+    """One entry of the JSON that `simulate`, `sweep` and `run` write.
+
+    Of several models there is a part for each, with its own latencies and outputs (an image is no
+    first token), and the seed of each.
+    """
+    entry = {"policy": policy, "config": config.name}
+    if isinstance(config, ModelsConfig):
+        assert by_model is not None
+        seeds = {name: model.workload.seed for name, model in config.models.items()}
+        told = {name: one.to_dict() for name, one in by_model.reports.items()}
+        parts = {
+            name: {key: value for key, value in part.items() if key not in OF_THE_DEVICE} for name, part in told.items()
+        }
+        whole = {key: value for key, value in report.to_dict().items() if key != "tokens"}
+        return {**entry, "seed": seeds, **whole, "models": parts}
+    (experiment,) = experiments_of(config)
+    return {**entry, "seed": experiment.workload.seed, **report.to_dict()}
+
+
+class Speed(Section):
+    """How many times as fast the arrivals of all models come."""
+
+    speed: Factor
+
+
+Swept = TypeVar("Swept", bound=Config)
+
+
+def sweep_points(config: Swept, over: str, values: Sequence[float]) -> Iterator[tuple[float, Swept]]:
+    """The config at each value of a key that may be swept; ConfigError for one that it does not use."""
+    if over not in config.sweepable:
+        raise ConfigError(f"cannot sweep {over!r}; {nearest(over, config.sweepable)}")
     for value in values:
-        try:
-            changed = type(part).model_validate({**part.model_dump(exclude_unset=True), key: value})
-        except ValidationError as error:
-            raise ConfigError(f"cannot sweep {over}: {explain(error, type(part))}") from None
-        yield value, experiment.model_copy(update={section: changed})
+        yield value, _changed(config, over, value)
+
+
+def _changed(config: Swept, over: str, value: float) -> Swept:
+    if isinstance(config, Experiment):
+        return config.model_copy(update=_update(config, over, value, config.name))
+    assert isinstance(config, ModelsConfig)
+    if over == "speed":
+        return config.model_copy(update={"speed": _valid(Speed, {"speed": value}, over).speed})
+    _, name, key = over.split(".", 2)
+    model = config.models[name]
+    changed = model.model_copy(update=_update(model, key, value, f"{config.name}.{name}"))
+    return config.model_copy(update={"models": {**config.models, name: changed}})
+
+
+Part = TypeVar("Part", bound=Section)
+
+
+def _update(model: Model, over: str, value: float, name: str) -> dict[str, Section]:
+    """The section of a model that a sweep changes; ConfigError if the model does not use the key."""
+    section, _, key = over.partition(".")
+    part: Section = getattr(model, section)
+    if getattr(part, key) is None or (section == "workload" and not _used(model.workload, key)):
+        raise ConfigError(f"cannot sweep {over}: config {name!r} does not use it")
+    given = {**part.model_dump(exclude_unset=True), key: value}
+    return {section: _valid(type(part), given, over)}
+
+
+def _used(load: Workload, key: str) -> bool:
+    """Whether the arrivals of a workload depend on a key."""
+    if load.arrivals == "trace" or key == "speed":
+        return load.arrivals == "trace" and key == "speed"
+    return not (key == "cv" and load.arrivals != "gamma") and not (key == "rate" and load.load is not None)
+
+
+def _valid(kind: type[Part], given: Mapping[str, Any], over: str) -> Part:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(f"cannot sweep {over}: {explain(error, kind)}") from None

@@ -28,18 +28,19 @@ from typing import Any
 
 import numpy as np
 
-from neustream.config.schema import Experiment
+from neustream.config import Config, Experiment, ModelsConfig, experiments_of
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
 from neustream.experiment.pipelines import pipeline_of
-from neustream.experiment.running import prepare, record, simulate
+from neustream.experiment.prepared import prepare
+from neustream.experiment.running import ByModel, record, simulate
 
 
 @dataclass(frozen=True)
 class Unit:
     """One point of a sweep under some policies; `stage` is whose batches are kept for the figure, if any."""
 
-    experiment: Experiment
+    config: Config
     over: str
     value: float
     policies: tuple[str, ...]
@@ -81,7 +82,7 @@ def batches_of(log: EventLog, stage: str) -> Batches:
 
 def run_unit(unit: Unit) -> list[Point]:
     """Simulate a unit: a point for each of its policies."""
-    prepared = prepare(unit.experiment)
+    prepared = prepare(unit.config)
     most = None
     if unit.bound:
         from neustream.analysis.headroom import bound_of, headroom
@@ -90,8 +91,9 @@ def run_unit(unit: Unit) -> list[Point]:
     points = []
     for policy in unit.policies:
         log = EventLog() if unit.stage is not None else None
-        report = simulate(prepared, policy, [log] if log else [])
-        entry = {"over": unit.over, "value": unit.value, **record(unit.experiment, policy, report)}
+        by_model = ByModel(unit.config)
+        report = simulate(prepared, policy, [by_model, log] if log else [by_model])
+        entry = {"over": unit.over, "value": unit.value, **record(unit.config, policy, report, by_model)}
         if most is not None:
             entry |= headroom(prepared, report, most, None)
         points.append(Point(entry, batches_of(log, unit.stage) if log and unit.stage else None))
@@ -207,15 +209,28 @@ def fingerprint(unit: Unit, policy: str) -> str:
     That is the config without what only other commands or policies read, the contents of profiles and traces,
     the policy's own module (not what that imports), and the code and versions of this library and numpy.
     """
-    experiment = unit.experiment
-    given = experiment.policies.get(policy, {})
-    config = experiment.model_dump(mode="json", exclude={"about", "sweeps", "backend", "policies", "profiles"})
-    files = [*pipeline_of(experiment).profile_files(), *_paths_in(experiment.workload.model_dump())]
-    plan = given.get("plan")
-    for parts in plan.values() if isinstance(plan, dict) else ():
-        files += [experiment.profiles / f"{part}.json" for part in parts]
+    given = unit.config.policies.get(policy, {})
+    idle = {"about", "sweeps", "policies"}
+    of_models = {"backend", "profiles"}
+    if isinstance(unit.config, ModelsConfig):
+        exclude: Any = {**dict.fromkeys(idle, True), "models": {"__all__": of_models}}
+    else:
+        exclude = idle | of_models
+    config = unit.config.model_dump(mode="json", exclude=exclude)
+    files: list[Path] = []
+    for experiment in experiments_of(unit.config):
+        files += [*pipeline_of(experiment).profile_files()]
+        files += _paths_in(experiment.workload.model_dump())
+        files += _planned(experiment, given)
     facts = [config, [_digest(file) for file in files], policy, given, _module_of(policy), unit.bound, _code()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _planned(experiment: Experiment, given: Mapping[str, Any]) -> Iterable[Path]:
+    """The files of profiles that a policy plans with."""
+    plan = given.get("plan")
+    for parts in plan.values() if isinstance(plan, dict) else ():
+        yield from (experiment.profiles / f"{part}.json" for part in parts)
 
 
 def _paths_in(values: Any) -> Iterable[Path]:

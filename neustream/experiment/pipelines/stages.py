@@ -117,7 +117,7 @@ class StagesPipeline(Pipeline[StagesExperiment]):
     def load_profiles(self) -> dict[str, LatencyProfile]:
         """The profile of each stage; those of one pool must come from one device."""
         profiles = {name: load_stage(name, files) for name, files in self.files_by_stage().items()}
-        for pool in self.pools:
+        for pool in self.pools if not self.experiment.simulation.mixed_devices else ():
             check_device(pool, profiles)
         return profiles
 
