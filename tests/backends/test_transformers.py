@@ -7,8 +7,7 @@ import inspect
 
 import pytest
 import torch
-import transformers
-from texts import CONFIGS, SIZES, VOCABULARY, Drive, alone, model_of, prompts
+from texts import CONFIGS, Drive, alone, model_of, prompts
 
 from neustream.backends.transformers import LanguageModel
 from neustream.backends.transformers.model import CACHE_NAMES
@@ -183,10 +182,6 @@ def test_models_that_cannot_be_shared_are_refused_by_name():
         LanguageModel(model_of("mamba", attention="eager", **small))
     with pytest.raises(BackendError, match="BloomForCausalLM cannot be served"):
         LanguageModel(model_of("bloom", attention="eager", hidden_size=32, n_layer=1, n_head=2))
-    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    config = transformers.LlamaConfig(**SIZES, intermediate_size=32, vocab_size=VOCABULARY, rope_parameters=rope)
-    with pytest.raises(BackendError, match="rotary embedding is of type 'dynamic'"):
-        LanguageModel(transformers.LlamaForCausalLM(config).eval())
     with pytest.raises(BackendError, match="encoder or cross-attention"):
         LanguageModel(model_of("gpt2", add_cross_attention=True))
 

@@ -29,6 +29,11 @@ IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 @cache
 def model_of(kind, attention="sdpa", **changes):
+    """A model of a real architecture, made once; for tests that leave it as it is."""
+    return made(kind, attention, **changes)
+
+
+def made(kind, attention="sdpa", **changes):
     """A model of a real architecture with random weights, large enough for its tokens to vary."""
     known = {"vocab_size": VOCABULARY, **IDS, **CONFIGS.get(kind, SIZES)}
     config = transformers.AutoConfig.for_model(kind, **{**known, **changes})

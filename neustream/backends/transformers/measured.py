@@ -16,7 +16,7 @@ from neustream.backends.transformers.modules import Ask, Text, Texts
 from neustream.core.batch import StepInput
 from neustream.core.steps import Step, StepLatency
 from neustream.engine.clock import stopwatch
-from neustream.errors import ProfileError
+from neustream.errors import ProfileError, StageFailed
 from neustream.profiling.measuring import default_batches, versions
 from neustream.profiling.steps import StepsFile, Timed, load_steps, save_steps, steps_file, steps_of
 
@@ -108,8 +108,12 @@ class _Bench:
         inputs = [self._input(self._texts.prefill, n) for n in prompts]
         inputs += [self._input(self._texts.decode, n) for n in contexts]
         began = stopwatch()
-        self._texts.step(inputs)  # ends with tokens on the CPU: the device is idle then
-        return stopwatch() - began
+        results = self._texts.step(inputs)  # ends with tokens on the CPU: the device is idle then
+        lasted = stopwatch() - began
+        for result in results:
+            if isinstance(result, StageFailed):
+                raise result
+        return lasted
 
     def _input(self, stage: str, tokens: int) -> StepInput:
         id = f"sample-{len(self._ids)}"

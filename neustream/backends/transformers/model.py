@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name
+from neustream.backends.transformers.arguments import whole
+from neustream.backends.transformers.proof import prove
 from neustream.backends.transformers.slots import Call, Row, Slots
 from neustream.errors import BackendError
 
@@ -16,9 +19,6 @@ MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask of our own."""
 CACHE_NAMES = ("cache", "past_key_values")
 """What models call the cache that they are given, newest name first."""
-CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4}
-"""By how much logits in company may differ from those alone, over the largest; other dtypes: `CLOSE_HALF`."""
-CLOSE_HALF = 3e-2
 
 
 class LanguageModel:
@@ -45,19 +45,19 @@ class LanguageModel:
             raise BackendError(
                 f"{name} runs with attention {implementation!r}; load it with attn_implementation='sdpa' or 'eager'"
             )
-        self._cache_name, keeps = _arguments(model)
+        self.cache_name, keeps = _arguments(model)
         self.model, self.name = model, name
         self.eager = implementation == "eager"
         self.vocabulary: int = config.vocab_size
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
         self.max_len = self._length(max_len)
-        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
-            raise BackendError(f"slots must be a whole number of 1 or more, got {slots!r}")
+        slots = whole("slots", slots, 1, allowed="a whole number of 1 or more", error=BackendError)
+        self.known = _known(model, self.vocabulary)
         self.eos = _eos(model)
         self._last_only = {"logits_to_keep": 1} if keeps else {}
         self.cache = Slots(model, slots, self.max_len)
         try:
-            self._prove()
+            prove(self)
         except BackendError:
             raise
         except Exception as error:  # whatever a model does that was not made for this
@@ -76,8 +76,7 @@ class LanguageModel:
             if self.positions is None:
                 raise BackendError(f"{self.name} does not say how many positions it has: give max_len")
             return self.positions
-        if isinstance(max_len, bool) or not isinstance(max_len, int) or max_len < 2:
-            raise BackendError(f"max_len must be a whole number of 2 or more, got {max_len!r}")
+        max_len = whole("max_len", max_len, 2, allowed="a whole number of 2 or more", error=BackendError)
         if self.positions is not None and max_len > self.positions:
             raise BackendError(f"max_len={max_len}, but {self.name} has {self.positions} positions")
         return max_len
@@ -112,39 +111,11 @@ class LanguageModel:
             attention_mask=mask,
             position_ids=call.positions,
             use_cache=True,
-            **{self._cache_name: self.cache},
+            **{self.cache_name: self.cache},
             **self._last_only,
         )
         logits: torch.Tensor = out.logits[:, -1]
         return (logits if call.lanes is None else logits[call.lanes]).float()
-
-    @torch.inference_mode()
-    def _prove(self) -> None:
-        """Show that requests in company get what they get alone, on the model itself.
-
-        Three short prompts: prefilled together, the longest in two parts, then one token each; against
-        the stock call without a cache. BackendError if logits differ by more than rounding explains.
-        """
-        count = min(3, self.slots)
-        lengths = [min(length, self.max_len - 1) for length in (2, 5, 9)[-count:]]
-        texts = [[(7 * at + 3 * k + 1) % self.vocabulary for k in range(n + 1)] for at, n in enumerate(lengths)]
-        slots = list(range(count))
-        ends = [len(text) - 1 for text in texts]
-        half = max(1, ends[-1] // 2)
-        first = [Row(slot, 0, text[:-1]) for slot, text in zip(slots[:-1], texts[:-1], strict=True)]
-        self.forward([*first, Row(slots[-1], 0, texts[-1][:half])])
-        if half < ends[-1]:
-            self.forward([Row(slots[-1], half, texts[-1][half:-1])])
-        got = self.forward([Row(s, end, text[end:]) for s, end, text in zip(slots, ends, texts, strict=True)])
-        for text, logits in zip(texts, got, strict=True):
-            ids = torch.tensor([text], device=self.device)
-            alone = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
-            off = float((logits - alone).abs().max() / alone.abs().max().clamp(min=1e-20))
-            if not off <= CLOSE.get(self.model.dtype, CLOSE_HALF):
-                raise BackendError(
-                    f"{self.name} cannot be served: in company its logits differ from those alone by {off:.1e} of the "
-                    "largest, so its requests are not independent of each other"
-                )
 
 
 def _arguments(model: PreTrainedModel) -> tuple[str, bool]:
@@ -165,9 +136,20 @@ def _arguments(model: PreTrainedModel) -> tuple[str, bool]:
     )
 
 
+def _known(model: PreTrainedModel, vocabulary: int) -> int:
+    """How many tokens the model has embeddings of: the first ones of its vocabulary."""
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    return vocabulary if weight is None else min(vocabulary, len(weight))
+
+
 def _eos(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens at which the model's own `generate` ends."""
-    found = getattr(model.generation_config, "eos_token_id", None)
+    """The tokens at which the model's own `generate` ends; BackendError for what are no token ids."""
+    found: Any = getattr(model.generation_config, "eos_token_id", None)
     if found is None:
         found = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
-    return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+    if found is None:
+        return frozenset()
+    ids = found.tolist() if hasattr(found, "tolist") else found  # numpy, torch
+    some = list(ids) if isinstance(ids, Sequence | Set) and not isinstance(ids, str) else [ids]
+    wrong = f"eos_token_id of {type(model).__name__}: a token id"
+    return frozenset([whole(wrong, one, 0, error=BackendError) for one in some])

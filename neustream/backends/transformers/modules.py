@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Draw, Sampling, choose
 from neustream.backends.transformers.slots import Row
 from neustream.core.batch import StepInput
 from neustream.engine.executor import StreamModule
-from neustream.errors import StageFailed
+from neustream.errors import StageFailed, told
 
 Update = Mapping[str, Any]
 WASTE = 1.5
@@ -181,7 +182,7 @@ class Texts:
         there = 0 if held is None else held.cached
         self._check(given, piece, there)
         cache = self.model.cache
-        dtype, device = cache.layers[0].keys.dtype, self.model.device
+        dtype, device = cache.used[0].keys.dtype, self.model.device
         shapes = cache.shapes(piece.last - piece.first)
         states = [
             torch.frombuffer(bytearray(one), dtype=torch.uint8).view(dtype).reshape(shape).to(device)
@@ -204,7 +205,7 @@ class Texts:
         cache = self.model.cache
         text: Text | None = given.state.get(self.name)
         most = 0 if text is None else len(text) - 1
-        dtype = cache.layers[0].keys.dtype
+        dtype = cache.used[0].keys.dtype
         sizes = [math.prod(shape) * dtype.itemsize for shape in cache.shapes(piece.last - piece.first)]
         why = ""
         if str(dtype) != piece.dtype or sizes != [one.nbytes for one in piece.layers]:
@@ -240,12 +241,28 @@ class Texts:
             turn.row = self._row(id, turn)
         results: dict[str, Update | StageFailed] = {}
         for group in _groups({id: turn.row for id, turn in turns.items()}):
-            logits = self.model.forward([turns[id].row for id in group])
-            draws = [self._draw(id, turns[id].text) if turns[id].complete else None for id in group]
-            for id, token in zip(group, choose(logits, draws), strict=True):
-                self._held[id].cached = turns[id].end
-                results[id] = self._update(id, turns[id], token)
+            results |= self._call(group, turns)
         return [results[given.id] for given in inputs]
+
+    def _call(self, group: Sequence[str], turns: Mapping[str, _Turn]) -> dict[str, Update | StageFailed]:
+        """One forward call for the rows of `group`. If it raises, each has a call of its own: one may be at fault."""
+        try:
+            logits = self.model.forward([turns[id].row for id in group])
+        except OUT_OF_MEMORY:
+            raise
+        except Exception as error:
+            if len(group) == 1:
+                return {group[0]: self._failed(group[0], f"the model raised {told(error)}")}
+            return {id: update for one in group for id, update in self._call([one], turns).items()}
+        draws = [self._draw(id, turns[id].text) if turns[id].complete else None for id in group]
+        results: dict[str, Update | StageFailed] = {}
+        for id, token in zip(group, choose(logits, draws), strict=True):
+            if isinstance(token, str):
+                results[id] = self._failed(id, token)
+                continue
+            self._held[id].cached = turns[id].end
+            results[id] = self._update(id, turns[id], token)
+        return results
 
     def _turn(self, given: StepInput) -> _Turn:
         """The text of a request, and how far this step gets with it."""
@@ -298,12 +315,14 @@ class Texts:
         held.used = self._clock
         return held
 
-    def _update(self, id: str, turn: _Turn, token: int | None) -> Update | StageFailed:
+    def _failed(self, id: str, why: str) -> StageFailed:
+        """A request fails, and nothing of it stays behind."""
+        self.model.cache.scrub(self._held[id].slot)
+        self.release(id)
+        return StageFailed(f"stage {self.name!r}: {why}")
+
+    def _update(self, id: str, turn: _Turn, token: int) -> Update | StageFailed:
         text = turn.text
-        if token is None:
-            self.model.cache.scrub(self._held[id].slot)
-            self.release(id)
-            return StageFailed(f"stage {self.name!r}: the model's logits are NaN or infinite")
         if not turn.complete:
             return {self.name: text}
         stream = text.stream
@@ -312,7 +331,10 @@ class Texts:
             stream = draw.stream
             self._draws[id] = stream, draw
         text = text.add(token, stream)
-        return {self.name: text, "token": token, "ended": text.over(self.model.eos)}
+        over = text.over(self.model.eos)
+        if token >= self.model.known and not over:
+            return self._failed(id, f"token {token} has no embedding to go on with: there are {self.model.known}")
+        return {self.name: text, "token": token, "ended": over}
 
 
 class TextModule:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
+from neustream.backends.transformers.arguments import whole
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Ask
 from neustream.backends.transformers.sampling import Sampling
-from neustream.errors import RequestError
+from neustream.errors import RequestError, shown
 
 
 def ask_of(
@@ -21,14 +23,13 @@ def ask_of(
     ids = _ids(model, tokenizer, prompt)
     check_length(model, len(ids), max_tokens, room)
     if beyond := [token for token in sampling.stop_token_ids if token >= model.vocabulary]:
-        raise RequestError(f"stop_token_ids: {beyond[0]} is no token: the vocabulary has {model.vocabulary}")
+        raise RequestError(f"stop_token_ids: {shown(beyond[0])} is no token: the vocabulary has {model.vocabulary}")
     return Ask(ids, sampling)
 
 
 def check_length(model: LanguageModel, prompt: int, max_tokens: Any, room: int | None = None) -> None:
     """RequestError if so many tokens of prompt and outputs do not fit the model or the memory, or are too few."""
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise RequestError(f"max_tokens must be a whole number of 1 or more, got {max_tokens!r}")
+    max_tokens = whole("max_tokens", max_tokens, 1, allowed="a whole number of 1 or more")
     if prompt < 1:
         raise RequestError("the prompt is empty: there is nothing to go on from")
     limit, what = model.max_len, f"max_len is {model.max_len}"
@@ -40,27 +41,41 @@ def check_length(model: LanguageModel, prompt: int, max_tokens: Any, room: int |
         raise RequestError(f"the prompt has {prompt} tokens, but {what}: at most {limit - 1}, and an output")
     if prompt + max_tokens > limit:
         raise RequestError(
-            f"{prompt} tokens of prompt and max_tokens={max_tokens} make {prompt + max_tokens}, but {what}: "
-            f"at most max_tokens={limit - prompt}"
+            f"{prompt} tokens of prompt and max_tokens={shown(max_tokens)} make {shown(prompt + max_tokens)}, "
+            f"but {what}: at most max_tokens={limit - prompt}"
         )
 
 
 def _ids(model: LanguageModel, tokenizer: Any, prompt: Any) -> list[int]:
+    """The token ids of a prompt; RequestError if it is none."""
     if isinstance(prompt, str):
-        if tokenizer is None:
-            raise RequestError("a prompt of text needs a tokenizer: serve(model, tokenizer), or give token ids")
-        ids: list[int] = tokenizer(prompt)["input_ids"]
-    elif hasattr(prompt, "tolist"):  # numpy, torch
+        return _checked(model, _of_text(tokenizer, prompt))
+    if hasattr(prompt, "tolist"):  # numpy, torch
         ids = prompt.tolist()
     elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
         ids = list(prompt)
     else:
         raise RequestError(f"a prompt must be text or a list of token ids, got {type(prompt).__name__}")
+    return _checked(model, ids)
+
+
+def _of_text(tokenizer: Any, text: str) -> Any:
+    if tokenizer is None:
+        raise RequestError("a prompt of text needs a tokenizer: serve(model, tokenizer), or give token ids")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        lone = text[error.start]
+        raise RequestError(f"the prompt is no text: {lone!r} at {error.start} is half a character") from None
+    return tokenizer(text)["input_ids"]
+
+
+def _checked(model: LanguageModel, ids: Any) -> list[int]:
     if not isinstance(ids, list):
-        raise RequestError(f"a prompt must be a list of token ids, got {ids!r}")
+        raise RequestError(f"a prompt must be a list of token ids, got {shown(ids)}")
     for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int):
+        if isinstance(token, bool) or not isinstance(token, Integral):
             raise RequestError(f"a prompt must be a flat list of token ids, got {type(token).__name__} in it")
-        if not 0 <= token < model.vocabulary:
-            raise RequestError(f"{token} is no token: the vocabulary of {model.name} has {model.vocabulary}")
-    return ids
+        if not 0 <= int(token) < model.known:
+            raise RequestError(f"{shown(token)} is no token: the vocabulary of {model.name} has {model.known}")
+    return [int(token) for token in ids]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from neustream.errors import RequestError
+from neustream.backends.transformers.arguments import flag, number, whole
+from neustream.errors import RequestError, shown, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,30 +36,21 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, "a finite number >= 0", lambda x: 0 <= x < math.inf)
-        _number("top_p", self.top_p, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
-        _whole("top_k", self.top_k, 0)
-        if self.seed is not None:
-            _whole("seed", self.seed, 0, 2**63 - 1)
-        ids = self.stop_token_ids
-        if isinstance(ids, str) or not isinstance(ids, Sequence):
-            raise RequestError(f"stop_token_ids must be a list of token ids, got {ids!r}")
-        for token in ids:
-            _whole("stop_token_ids: a token id", token, 0)
-        object.__setattr__(self, "stop_token_ids", tuple(ids))
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
-
-
-def _number(name: str, value: Any, allowed: str, fits: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
-        raise RequestError(f"{name} must be {allowed}, got {value!r}")
-
-
-def _whole(name: str, value: Any, low: int, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        most = "" if high == math.inf else f" to {high}"
-        raise RequestError(f"{name} must be a whole number from {low}{most or ' on'}, got {value!r}")
+        ids: Any = self.stop_token_ids
+        if hasattr(ids, "tolist"):  # numpy, torch
+            ids = ids.tolist()
+        if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Sequence | Set):
+            raise RequestError(f"stop_token_ids must be a list of token ids, got {shown(ids)}")
+        checked = {
+            "temperature": number("temperature", self.temperature, "a finite number >= 0", lambda x: 0 <= x < math.inf),
+            "top_p": number("top_p", self.top_p, "a number above 0 and up to 1", lambda x: 0 < x <= 1),
+            "top_k": whole("top_k", self.top_k, 0),
+            "seed": None if self.seed is None else whole("seed", self.seed, 0, 2**63 - 1),
+            "stop_token_ids": tuple([whole("stop_token_ids: a token id", token, 0) for token in ids]),
+            "ignore_eos": flag("ignore_eos", self.ignore_eos),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 class Draw:
@@ -77,11 +68,15 @@ class Draw:
         self._generator: torch.Generator | None = None
         self._filters: list[Any] = []
         if sampling.temperature != 1:
-            self._filters.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            self._filters.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_k:
             self._filters.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
-            self._filters.append(TopPLogitsWarper(float(sampling.top_p)))
+            self._filters.append(TopPLogitsWarper(sampling.top_p))
+
+    def __repr__(self) -> str:
+        given = self._sampling
+        return f"temperature={given.temperature}, top_p={given.top_p}, top_k={given.top_k}"
 
     @property
     def stream(self) -> bytes:
@@ -90,13 +85,17 @@ class Draw:
             self._stream = self._generator.get_state().numpy().tobytes()
         return self._stream
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """A token id [1] from `logits` [1, vocabulary]; moves the stream on."""
-        if self._generator is None:
-            self._generator = self._begun(logits.device)
+    def shares(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities of all tokens, from `logits` [1, vocabulary]; NaN where there are none."""
         for filter in self._filters:
             logits = filter(None, logits)
-        return torch.multinomial(logits.softmax(-1), 1, generator=self._generator)[0]
+        return logits.softmax(-1)
+
+    def token(self, shares: torch.Tensor) -> torch.Tensor:
+        """A token id [] drawn from `shares`; moves the stream on."""
+        if self._generator is None:
+            self._generator = self._begun(shares.device)
+        return torch.multinomial(shares, 1, generator=self._generator)[0, 0]
 
     def _begun(self, device: torch.device) -> torch.Generator:
         generator = torch.Generator(device)
@@ -109,11 +108,29 @@ class Draw:
         return generator
 
 
-def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | None]:
-    """The next token of each row of `logits` [rows, vocabulary] (None: greedy); None where they are NaN or infinite."""
+def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | str]:
+    """The next token of each row of `logits` [rows, vocabulary] (None: the likeliest), or why it has none.
+
+    What is wrong with one row does no harm to others.
+    """
     most, tokens = logits.max(-1)  # of NaN and others, NaN is the largest
-    fine: list[bool] = most.isfinite().tolist()
-    drawn = {at: draw(logits[at : at + 1]) for at, draw in enumerate(draws) if draw is not None and fine[at]}
-    if drawn:
-        tokens[list(drawn)] = torch.cat(list(drawn.values()))
-    return [token if ok else None for token, ok in zip(tokens.tolist(), fine, strict=True)]
+    shares: dict[int, tuple[Draw, torch.Tensor]] = {}
+    why: dict[int, str] = {}
+    for at, draw in enumerate(draws):
+        if draw is not None:
+            try:
+                shares[at] = draw, draw.shares(logits[at : at + 1])
+            except Exception as error:  # of this row alone
+                why[at] = f"its sampling raised {told(error)}"
+    known = [most, *[one.amax(-1) for _, one in shares.values()]]
+    fine: list[bool] = torch.cat(known).isfinite().tolist()  # one look at the device for all of them
+    for at in range(len(draws)):
+        if not fine[at]:
+            why[at] = "the model's logits are NaN or infinite, or all are masked"
+    for at, well in zip(list(shares), fine[len(draws) :], strict=True):
+        draw, one = shares[at]
+        if at not in why and well:
+            tokens[at] = draw.token(one)
+        elif at not in why:
+            why[at] = f"no token has a probability with {draw}"
+    return [why.get(at, token) for at, token in enumerate(tokens.tolist())]

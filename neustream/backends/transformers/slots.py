@@ -169,40 +169,44 @@ class Slots(Cache):
         for layer in self.layers:
             layer.call = call
 
+    @property
+    def used(self) -> list[SlotLayer]:
+        """The layers that have storage by now: the model's calls use these."""
+        return [layer for layer in self.layers if layer.is_initialized]
+
     @torch.inference_mode()
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy what is in a slot to another one."""
-        for layer in self.layers:
+        for layer in self.used:
             layer.keys[target, :, :tokens] = layer.keys[source, :, :tokens]
             layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
 
     def read(self, slot: int, first: int, last: int) -> list[torch.Tensor]:
         """Keys and values of tokens `first` to `last` of a slot: [2, heads, last - first, width] of each layer."""
         place = (slot, slice(None), slice(first, last))
-        return [torch.stack((layer.keys[place], layer.values[place])) for layer in self.layers]
+        return [torch.stack((layer.keys[place], layer.values[place])) for layer in self.used]
 
     @torch.inference_mode()
     def write(self, slot: int, first: int, states: Sequence[torch.Tensor]) -> None:
         """Put what `read` gave into a slot, from token `first` on."""
-        for layer, both in zip(self.layers, states, strict=True):
+        for layer, both in zip(self.used, states, strict=True):
             place = (slot, slice(None), slice(first, first + both.shape[2]))
             layer.keys[place], layer.values[place] = both[0], both[1]
 
     def shapes(self, tokens: int) -> list[tuple[int, ...]]:
         """The shapes of what `read` gives of so many tokens."""
-        return [(2, layer.keys.shape[1], tokens, layer.keys.shape[3]) for layer in self.layers]
+        return [(2, layer.keys.shape[1], tokens, layer.keys.shape[3]) for layer in self.used]
 
     @torch.inference_mode()
     def scrub(self, slot: int) -> None:
         """Forget what is in a slot, where it may hold NaN."""
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys[slot] = 0
-                layer.values[slot] = 0
+        for layer in self.used:
+            layer.keys[slot] = 0
+            layer.values[slot] = 0
 
     @property
     def nbytes(self) -> int:
-        tensors = [x for layer in self.layers if layer.is_initialized for x in (layer.keys, layer.values)]
+        tensors = [x for layer in self.used for x in (layer.keys, layer.values)]
         return sum(x.nbytes for x in tensors)
 
 
@@ -232,11 +236,4 @@ def _layers(model: Any, length: int) -> int:
             )
     if not layers:
         raise BackendError(f"{name} cannot be served: its cache has no layers that keep keys and values")
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in ("dynamic", "longrope"):
-        raise BackendError(
-            f"{name} cannot be served: its rotary embedding is of type {kind!r}, whose angles depend on the longest "
-            "request of a batch"
-        )
     return len(layers)
