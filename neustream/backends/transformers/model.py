@@ -13,6 +13,7 @@ from neustream.backends.torch import OUT_OF_MEMORY, device_name
 from neustream.backends.transformers.arguments import whole
 from neustream.backends.transformers.proof import prove
 from neustream.backends.transformers.slots import Call, Row, Slots
+from neustream.backends.transformers.unchanged import Unchanged
 from neustream.errors import BackendError
 
 MASKED = ("sdpa", "eager")
@@ -58,6 +59,7 @@ class LanguageModel:
         self.cache = Slots(model, slots, self.max_len)
         try:
             prove(self)
+            self.unchanged = Unchanged(model)
         except BackendError:
             raise
         except Exception as error:  # whatever a model does that was not made for this

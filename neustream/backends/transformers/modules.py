@@ -144,14 +144,20 @@ class Texts:
 
     @torch.inference_mode()
     def step(self, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
-        """One step: prefills, parts of prefills and decodes, in any mixture."""
+        """One step: prefills, parts of prefills and decodes, in any mixture.
+
+        StageFailed if somebody changed the model: before it, or while it ran.
+        """
         if (me := threading.get_ident()) not in self._limited:  # a new thread would take all cores
             torch.set_num_threads(self._threads)
             self._limited.add(me)
         self._clock += 1
         results: list[Update | StageFailed] = []
-        for first in range(0, len(inputs), self.model.slots):
-            results += self._wave(inputs[first : first + self.model.slots])
+        try:
+            for first in range(0, len(inputs), self.model.slots):
+                results += self._wave(inputs[first : first + self.model.slots])
+        finally:  # at the end: also what was changed while it ran is noticed
+            self.model.unchanged.check_step()
         return results
 
     def release(self, id: str) -> None:

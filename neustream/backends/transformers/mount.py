@@ -139,6 +139,7 @@ class TextMount:
             temperature, top_p, top_k, seed, stop_token_ids, ignore_eos: see `Sampling`.
         """
         assert self._graph is not None
+        self.model.unchanged.check()
         sampling = Sampling(temperature, top_p, top_k, seed, stop_token_ids, ignore_eos)  # type: ignore[arg-type]
         room = self.kv_caches[self._graph.name].capacity
         ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, room)

@@ -1,0 +1,231 @@
+"""Language models of transformers, served: what checking costs, and a storm of requests, some of them wrong.
+
+    OMP_NUM_THREADS=1 python benchmarks/served_texts.py checks [--layers 2 12 32]
+    OMP_NUM_THREADS=1 python benchmarks/served_texts.py storm [--requests 2000] [--threads 16]
+
+`checks`: medians in microseconds of what is looked at to see that a model is still the one that was
+served: at a submit, and after a step; beside them, a submit and a decode of one request.
+Models are Llamas, 64 wide, with random weights. Looking costs the same for wider ones.
+
+`storm`: that many threads submit requests, of which one in twenty has arguments that are none, one
+in twenty a callback that raises, one in twenty a temperature at which no token has a probability,
+and one in ten is cancelled. Each must be answered once. Tokens of the good ones must be those of the
+stock `generate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+
+import neustream as ns
+from neustream.analysis.tables import new_table
+from neustream.backends.transformers import LanguageModel
+from neustream.backends.transformers.slots import Row
+from neustream.core.steps import Step
+from neustream.errors import RequestError, RequestFailed
+
+VOCABULARY = 96
+
+
+class Flat:
+    """Steps that take a millisecond whatever is in them: nothing has to be measured."""
+
+    name, device, learns, error = "llm", "here", False, 0.0
+
+    def seconds(self, step: Step) -> float:
+        return 1e-3
+
+    def profiled(self, step: Step) -> float:
+        return 1e-3
+
+    def observe(self, step: Step, seconds: float) -> None:
+        """It is always the same."""
+
+
+def llama(layers: int) -> Any:
+    """A Llama with random weights, large enough for its tokens to vary."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.mul_(4 if weight.dim() > 1 else 1)
+    return model
+
+
+def micros(work: Callable[[], object], repeats: int = 300) -> float:
+    """The median of one call, in microseconds."""
+    took = []
+    for _ in range(repeats):
+        began = perf_counter()
+        work()
+        took.append(perf_counter() - began)
+    return statistics.median(took) * 1e6
+
+
+def checks(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    table = new_table("us, medians", "layers", ("modules", "weights", "check", "submit", "check of a step", "decode"))
+    for layers in args.layers:
+        stock = llama(layers)
+        model = LanguageModel(stock, slots=1)
+        model.forward([Row(0, 0, [5, 6, 7])])
+        submits = []
+        with ns.serve(stock, profile=Flat(), slots=1) as service:
+            for _ in range(50):
+                began = perf_counter()
+                answer = service.submit([5, 6, 7], max_tokens=2)
+                submits.append(perf_counter() - began)
+                answer.result()
+        cells = [
+            len(list(stock.modules())),
+            len(list(stock.parameters())),
+            micros(model.unchanged.check),
+            statistics.median(submits) * 1e6,
+            micros(model.unchanged.check_step),
+            micros(lambda model=model: model.forward([Row(0, 3, [8])])),  # type: ignore[misc]
+        ]
+        table.add_row(str(layers), *[f"{cell:.0f}" for cell in cells])
+    Console().print(table)
+
+
+# -- the storm -------------------------------------------------------------------------------------
+
+WRONG: tuple[dict[str, Any], ...] = (
+    {"max_tokens": 0},
+    {"max_tokens": "5"},
+    {"prompt": [VOCABULARY]},
+    {"prompt": []},
+    {"prompt": "text without a tokenizer"},
+    {"prompt": [3] * 128},
+    {"temperature": float("nan")},
+    {"seed": -1},
+    {"top_p": 2},
+    {"slo": "5"},
+    {"stop_token_ids": [1.5]},
+)
+
+
+class Storm:
+    """What was asked, and what came of it."""
+
+    def __init__(self, service: ns.Service, seed: int) -> None:
+        self.service = service
+        self.outcomes: Counter[str] = Counter()
+        self.answered: Counter[int] = Counter()
+        self.good: list[tuple[list[int], dict[str, Any], list[int]]] = []
+        self._seed = seed
+
+    def ask(self, number: int) -> str:
+        """One request of some kind, waited for: what came of it."""
+        draw = random.Random(f"{self._seed}/{number}")
+        kind = draw.random()
+        prompt = [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, 40))]
+        drawn = {"temperature": draw.choice([0.7, 1.5]), "seed": number} if draw.random() < 0.5 else {}
+        given: dict[str, Any] = {"prompt": prompt, "max_tokens": draw.randint(1, 12), "ignore_eos": True, **drawn}
+        if kind < 0.05:
+            return self._wrong({**given, **draw.choice(WRONG)})
+        if kind < 0.10:
+            given["temperature"] = 1e-40
+        answer = self.service.submit(**given)
+        answer.add_done_callback(lambda done: self._told(number, raises=0.10 <= kind < 0.15))
+        if 0.15 <= kind < 0.25:
+            answer.cancel()
+        if answer.cancelled():
+            return "cancelled"
+        try:
+            tokens = list(answer.result(120).token_ids)
+        except RequestFailed:
+            return "failed" if kind < 0.10 else "A GOOD ONE FAILED"
+        self.good.append((prompt, drawn, tokens))
+        return "done" if kind >= 0.10 else "A BAD ONE WAS SERVED"
+
+    def _wrong(self, given: dict[str, Any]) -> str:
+        try:
+            self.service.submit(**given)
+        except RequestError:
+            return "refused"
+        return "WRONG ARGUMENTS ACCEPTED"
+
+    def _told(self, number: int, raises: bool) -> None:
+        self.answered[number] += 1
+        if raises:
+            raise SystemExit(1)
+
+
+def stock_tokens(model: Any, prompt: list[int], drawn: dict[str, Any], count: int) -> list[int]:
+    """What the stock library makes of a prompt alone."""
+    options: dict[str, Any] = {"do_sample": False}
+    if drawn:
+        torch.manual_seed(drawn["seed"])
+        options = {"do_sample": True, "top_k": 0, "temperature": drawn["temperature"]}
+    ids = torch.tensor([prompt])
+    known = {"attention_mask": torch.ones_like(ids), "eos_token_id": None, "pad_token_id": 1}
+    out = model.generate(ids, max_new_tokens=count, **known, **options)
+    tokens: list[int] = out[0, len(prompt) :].tolist()
+    return tokens
+
+
+def storm(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("neustream").setLevel(logging.CRITICAL + 1)  # a line for each callback that raises
+    model = llama(2)
+    began = perf_counter()
+    with ns.serve(model, profile=Flat(), slots=args.slots) as service:
+        tried = Storm(service, args.seed)
+        with ThreadPoolExecutor(args.threads) as threads:
+            tried.outcomes.update(threads.map(tried.ask, range(args.requests)))
+        after = service([5, 6, 7], max_tokens=3).finish_reason
+        used = service.models[""].used  # type: ignore[attr-defined]
+    seconds = perf_counter() - began
+    twice = sum(count != 1 for count in tried.answered.values())
+    wrong = sum(stock_tokens(model, prompt, drawn, len(got)) != got for prompt, drawn, got in tried.good)
+    print(f"{args.requests} requests of {args.threads} threads in {seconds:.1f} s: {dict(tried.outcomes)}")
+    print(
+        f"other tokens than stock: {wrong} of {len(tried.good)}; answered more than once: {twice}; slots kept: {used}"
+    )
+    if wrong or twice or used or after not in ("stop", "length") or any(name.isupper() for name in tried.outcomes):
+        raise SystemExit("the storm did harm")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    of_checks = commands.add_parser("checks")
+    of_checks.add_argument("--layers", type=int, nargs="+", default=[2, 12, 32])
+    of_checks.set_defaults(run=checks)
+    of_storm = commands.add_parser("storm")
+    of_storm.add_argument("--requests", type=int, default=2000)
+    of_storm.add_argument("--threads", type=int, default=16)
+    of_storm.add_argument("--slots", type=int, default=8)
+    of_storm.add_argument("--seed", type=int, default=0)
+    of_storm.set_defaults(run=storm)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

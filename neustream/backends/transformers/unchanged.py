@@ -1,0 +1,187 @@
+"""Notices that a model which is served was changed: another mode, other modules, weights or adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from neustream.errors import NeustreamError, RequestError, StageFailed
+
+ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+"""What layers of PEFT say of their adapters."""
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+TEXT = (1, 4, 7, 10)
+"""What a model with other hooks is asked, to see whether they change anything."""
+Facts = dict[str, list[Any]]
+
+
+class Unchanged:
+    """What a model was when serving began, and whether it still is that.
+
+    Everything that is compared is looked up in a few microseconds a layer, without a call. Only a
+    model whose hooks are others than before is called, with a short text: hooks may watch, and must
+    not change what it computes.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        named = list(model.named_modules())
+        modules = [module for _, module in named]
+        self._attributes = [module.__dict__ for module in modules]
+        self._children = [module._modules for module in modules]
+        self._parameters = [module._parameters for module in modules]
+        self._hooks = [hooks for one in modules for hooks in (one._forward_pre_hooks, one._forward_hooks)]
+        self._adapted = [module for module in modules if hasattr(module, "merged_adapters")]
+        kept = _kept_buffers(named)
+        self._buffers = [(buffers, key) for _, buffers, key in kept]
+        weights = [*model.named_parameters(), *[(name, buffers[key]) for name, buffers, key in kept]]
+        there = [(name, weight) for name, weight in weights if type(weight) in PLAIN and not weight.is_meta]
+        tracked = [(name, weight) for name, weight in weights if not weight.is_inference()]
+        self._there: list[torch.Tensor] = [weight for _, weight in there]
+        self._tracked: list[torch.Tensor] = [weight for _, weight in tracked]
+        own = [f"{name}.{key}" for name, module in named for key in module._parameters]
+        self._names = {
+            "mode": [name for name, _ in named],
+            "forward": [name for name, _ in named],
+            "compiled": [name for name, _ in named],
+            "modules": [f"{name}.{key}" for name, module in named for key in module._modules],
+            "parameters": own + [name for name, _, _ in kept],
+            "adapters": [name for name, module in named if hasattr(module, "merged_adapters")],
+            "places": [name for name, _ in there],
+            "versions": [name for name, _ in tracked],
+        }
+        self._samples = _samples(self._there)
+        self._facts = self._now()
+        self._values = self._sampled()
+        self._hooked = self._watchers()
+        self._logits = self._answer()
+
+    def check(self) -> None:
+        """RequestError if the model was changed; from any thread, without a look at the device."""
+        self._check(RequestError)
+
+    @torch.inference_mode()
+    def check_step(self) -> None:
+        """StageFailed if the model was changed, or its weights are others; on the device's thread."""
+        self._check(StageFailed)
+        if self._sampled() != self._values:
+            raise self._error(StageFailed, "its weights were written to")
+        hooks = self._watchers()
+        if hooks == self._hooked:
+            return
+        try:
+            same = torch.equal(self._answer(), self._logits)
+        finally:
+            self._check(StageFailed)  # it may have been changed meanwhile: then that is the reason
+        if not same:
+            raise self._error(StageFailed, "it has other hooks, which change what it computes")
+        self._hooked = hooks
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _check(self, kind: type[NeustreamError]) -> None:
+        now = self._now()
+        if now == self._facts:
+            return
+        for what, say in SAY.items():
+            if now[what] != self._facts[what]:
+                raise self._error(kind, say(self._which(what, now[what]), now[what]))
+
+    def _which(self, what: str, now: Sequence[Any]) -> str:
+        """The name of the first that is another."""
+        names = self._names.get(what, [])
+        pairs = zip(names, self._facts[what], now, strict=False)
+        return next((name or "the model" for name, before, after in pairs if before != after), "one")
+
+    def _error(self, kind: type[NeustreamError], what: str) -> NeustreamError:
+        return kind(
+            f"{type(self._model).__name__} was changed while it is served: {what}; close the service first, then "
+            "serve it again"
+        )
+
+    def _now(self) -> Facts:
+        parameters = chain.from_iterable([some.values() for some in self._parameters])
+        buffers = [some.get(key) for some, key in self._buffers]
+        return {
+            "mode": [own["training"] for own in self._attributes],
+            "modules": list(map(id, chain.from_iterable([some.values() for some in self._children]))),
+            "forward": [own.get("forward") for own in self._attributes],
+            "compiled": [own.get("_compiled_call_impl") for own in self._attributes],
+            "parameters": list(map(id, chain(parameters, buffers))),
+            "adapters": [[_copied(getattr(one, key, None)) for key in ADAPTER] for one in self._adapted],
+            "places": [weight.data_ptr() for weight in self._there],
+            "versions": [weight._version for weight in self._tracked],
+            "attention": [getattr(self._model.config.get_text_config(decoder=True), "_attn_implementation", None)],
+        }
+
+    def _sampled(self) -> list[bytes]:
+        """A value of each weight, as bytes."""
+        return [torch.cat(some).cpu().view(torch.uint8).numpy().tobytes() for some in self._samples]
+
+    def _watchers(self) -> list[Any]:
+        """Hooks of all modules."""
+        return [hook for hooks in self._hooks if hooks for hook in hooks.values()]
+
+    @torch.inference_mode()
+    def _answer(self) -> torch.Tensor:
+        """What the model says to a short text."""
+        size = self._model.config.get_text_config(decoder=True).vocab_size
+        ids = torch.tensor([[token % size for token in TEXT]], device=self._model.device)
+        positions = torch.arange(len(TEXT), device=ids.device)[None]
+        logits: torch.Tensor = self._model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        return logits.nan_to_num()
+
+
+def _mode(name: str, now: Sequence[Any]) -> str:
+    return f"{name} is in training mode" if any(now) else f"{name} is in eval mode"
+
+
+def _attention(name: str, now: Sequence[Any]) -> str:
+    return f"its attention is {now[0]!r} now"
+
+
+SAY: dict[str, Callable[[str, Sequence[Any]], str]] = {
+    "mode": _mode,
+    "modules": lambda name, now: f"{name} was replaced, added or removed",
+    "forward": lambda name, now: f"{name} has another forward",
+    "compiled": lambda name, now: f"{name} is compiled otherwise",
+    "parameters": lambda name, now: f"{name} was replaced",
+    "adapters": lambda name, now: f"{name} has other adapters, or they are switched otherwise",
+    "places": lambda name, now: f"{name} was moved or replaced",
+    "versions": lambda name, now: f"{name} was written to",
+    "attention": _attention,
+}
+"""How each kind of change is told, in the order in which they are looked for."""
+
+
+def _kept_buffers(
+    named: Sequence[tuple[str, torch.nn.Module]],
+) -> list[tuple[str, dict[str, Any], str]]:
+    """Buffers that belong to the weights, those that are saved: their names, and where they are."""
+    return [
+        (f"{name}.{key}", module._buffers, key)
+        for name, module in named
+        for key, buffer in module._buffers.items()
+        if buffer is not None and key not in module._non_persistent_buffers_set
+    ]
+
+
+def _samples(weights: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The value in the middle of each weight, as views [1] by device and dtype."""
+    groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for weight in weights:
+        if weight.numel():
+            middle = tuple(size // 2 for size in weight.shape)
+            groups.setdefault((weight.device, weight.dtype), []).append(weight.detach()[middle].view(1))
+    return list(groups.values())
+
+
+def _copied(value: Any) -> Any:
+    """A value that stays as it is: lists and mappings are copied."""
+    if isinstance(value, dict):
+        return dict(value)
+    return list(value) if isinstance(value, list) else value
