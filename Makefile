@@ -1,5 +1,7 @@
 # make demo   install and serve a small real model on the CPU, with progress; results in out/demo
+# make demo-serve   install and serve two tiny models over HTTP
 # make test   install and run all tests
+# make fuzz   2,000 requests made up for each route of the HTTP front
 # make check  ruff, mypy and the import rules
 # make test-vllm    the tests of the vLLM backend, on a real vLLM with a venv of its own
 # make test-latest  all tests with the newest versions that pyproject.toml allows, in a new venv
@@ -17,7 +19,7 @@ export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check test-vllm test-latest test-oldest constraints bench clean
+.PHONY: demo demo-serve fuzz test check test-vllm test-latest test-oldest constraints bench clean
 
 # The build needs setuptools, which pip would fetch without the constraints.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -32,6 +34,12 @@ demo: $(VENV)/installed
 	$(BIN)/neustream profile configs/demo/dit_tiny.yaml --out $(DEMO)/profiles
 	@echo "== 2 of 2: serving one bursty workload for real under five policies, and simulating the same"
 	$(BIN)/neustream run configs/demo/dit_tiny.yaml --out $(DEMO)
+
+demo-serve: $(VENV)/installed
+	$(BIN)/neustream serve --demo
+
+fuzz: $(VENV)/installed
+	NEUSTREAM_FUZZ_CASES=2000 $(BIN)/python -m pytest -q tests/server/test_fuzz.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

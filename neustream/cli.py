@@ -22,6 +22,7 @@ COMMANDS = {
     "profile": "Measure every stage of a real model.",
     "trace": "Say what a trace holds: rate, burstiness, lengths.",
     "run": "Serve a workload for real, beside the prediction.",
+    "serve": "Serve models over HTTP: OpenAI's routes, with promises.",
 }
 """Name -> what `neustream --help` says of it; the function is `command` in `neustream/commands/NAME.py`."""
 

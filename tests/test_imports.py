@@ -21,9 +21,21 @@ MAY = {
     "core": {"core", "errors", "numpy"},
     "engine": {"core", "engine", "errors", "numpy"},
     "service": {"by_name", "core", "engine", "service", "errors"},
+    "server": {
+        "core",
+        "engine",
+        "service",
+        "server",
+        "errors",
+        "pydantic",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+    },
 }
 """All that the rooms at the bottom may import."""
 USERS = {
+    "server": {"server", "backends", "commands"},
     "backends": {"backends", "serving", "commands"},
     "commands": {"commands", "cli"},
     "cli": {"__main__"},
@@ -36,6 +48,7 @@ HEAVY_OUTSIDE_BACKENDS = {
 }
 HEAVY_IN_FUNCTIONS = {
     "backends/serving.py": "pictures are written when a run is over, and only by models that make some",
+    "backends/loading.py": "of the models in a server's config, only the libraries that they need are loaded",
     "backends/vllm/contract.py": "it looks piece by piece at the vLLM that is installed, and says what is missing",
     "backends/vllm/executor.py": "graphs around vLLM are described where it is not installed",
 }

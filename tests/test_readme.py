@@ -45,6 +45,7 @@ PAGES = [
     "neustream/backends/transformers/README.md",
     "neustream/backends/vllm/README.md",
     "neustream/core/policies/README.md",
+    "neustream/server/README.md",
 ]
 OF_REPOSITORY = r"(?:configs|benchmarks|tests|neustream|profiles|\.ci)/[\w./-]*\w\.(?:yaml|py|sh|png|md|json)"
 CHECKPOINT = "path/to/checkpoint"

@@ -69,6 +69,11 @@ def measured_on(
     return profiles_of(measured, device_name(place))
 
 
+def seeded(seed: int, device: str) -> torch.Generator:
+    """A generator of its own for one request."""
+    return torch.Generator(device).manual_seed(seed)
+
+
 def sync(device: torch.device) -> None:
     """Wait until `device` is idle."""
     if device.type == "cuda":

@@ -21,6 +21,11 @@ LONGEST_WAIT_S = 86400.0
 """A wall clock looks again after so long: a wait for years is more than locks can do."""
 
 
+def date() -> float:
+    """Seconds since 1970, for those who are told when something was."""
+    return time.time()
+
+
 class Clock(Protocol):
     """A source of instants and of the events posted for them.
 

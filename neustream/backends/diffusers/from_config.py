@@ -179,6 +179,21 @@ def build(options: Options) -> Any:
     return pipe if pipe.dtype == dtype else pipe.to(dtype)
 
 
+def call_names(pipe: DiffusionPipeline) -> Mapping[str, Any]:
+    """The arguments of a pipeline's call, by name."""
+    return dict(inspect.signature(pipe.__call__).parameters)
+
+
+def own_size(pipe: Any) -> str:
+    """The size that a pipeline makes images of by itself: 512x512."""
+    side = getattr(pipe, "default_sample_size", None)
+    if side is None:
+        sides = [getattr(model.config, "sample_size", None) for _, model in models_of(pipe)]
+        side = next((each for each in sides if isinstance(each, int)), 64)
+    pixels = side * getattr(pipe, "vae_scale_factor", 8)
+    return f"{pixels}x{pixels}"
+
+
 def _load(options: Options, dtype: torch.dtype) -> Any:
     cls = _pipeline_class(options.pipeline) if options.pipeline else DiffusionPipeline
     path = str(options.checkpoint)

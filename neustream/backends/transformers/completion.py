@@ -18,13 +18,15 @@ BROKEN = "\ufffd"
 class Token:
     """One output: its place (from 0), its id, what it adds to the text, and seconds since the request came.
 
-    `text` is empty without a tokenizer, and while a character is not complete.
+    `text` is empty without a tokenizer, and while a character is not complete. `finish_reason` is that of
+    the last one; None before.
     """
 
     index: int
     id: int
     text: str
     at_s: float
+    finish_reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,11 @@ class Tokens:
 
     def __call__(self, output: Emitted) -> Token:
         token = output.update["token"]
-        last = output.update["ended"] or output.index + 1 == self._max_tokens
-        return Token(output.index, token, self._pieces.add(token, last), output.age)
+        reason: Reason | None = "length" if output.index + 1 == self._max_tokens else None
+        if output.update["ended"]:
+            reason = "stop"
+        text = self._pieces.add(token, reason is not None)
+        return Token(output.index, token, text, output.age, reason)
 
 
 def completion(tokenizer: Any, prompt_tokens: int, result: Result, outputs: Sequence[Emitted]) -> Completion:

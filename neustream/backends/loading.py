@@ -1,0 +1,150 @@
+"""Models of a server's config, from disk or with random weights, ready to be served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from neustream.by_name import make_policy
+from neustream.engine.events import Observer
+from neustream.errors import BackendError, ConfigError, told
+from neustream.server.bodies import ImageBody
+from neustream.server.config import ModelConfig, ServerConfig
+from neustream.server.gateway import ImageModel, Loaded, Model, TextModel
+from neustream.service.mount import Mount
+from neustream.service.service import Service
+
+
+def load(config: ServerConfig, observer: Observer) -> Loaded:
+    """A running service of all models; BackendError says which one cannot be had, and why."""
+    mounts: dict[str, Mount] = {}
+    finish: list[Callable[[], Model]] = []
+    for model in config.models:
+        make = _text if model.kind == "text" else _image
+        try:
+            mounts[model.name], done = make(model, config)
+        except (TypeError, ValueError, OSError, KeyError) as error:
+            raise BackendError(f"model {model.name!r}: {told(error)}") from error
+        except BackendError as error:
+            raise BackendError(f"model {model.name!r}: {error}") from error
+        finish.append(done)
+    chosen = config.policy if isinstance(config.policy, Mapping) else {"name": config.policy}
+    named = dict(chosen)
+    policy = make_policy(named.pop("name", "default"), named)
+    placement = {model.name: [model.device] for model in config.models}
+    alone = len(mounts) == 1
+    service = Service(
+        {"": next(iter(mounts.values()))} if alone else mounts,
+        placement=None if alone else placement,
+        devices=[config.models[0].device] if alone else None,
+        policy=policy,
+        max_open=config.limits.max_open,
+        step_timeout_s=config.step_timeout_s,
+        observers=[observer],
+    )
+    return Loaded(service, [done() for done in finish])
+
+
+def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[], Model]]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from neustream.backends.torch import device_of, dtype_of
+    from neustream.backends.transformers import TextMount
+    from neustream.backends.transformers.from_config import Options, build, byte_tokenizer
+
+    if config.path is not None:
+        folder = _folder(config.path)
+        dtype = dtype_of(config.dtype)
+        stock = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        stock.eval().requires_grad_(False)
+    else:
+        options = Options(**{"dtype": config.dtype, **(config.backend or {})})
+        stock = build(options, device_of(config.device))
+    if config.tokenizer == "bytes":
+        tokenizer: Any = byte_tokenizer()
+        tokenizer.chat_template = BYTES_TEMPLATE
+    else:
+        where = config.tokenizer or config.path
+        if where is None:
+            raise ConfigError(f"model {config.name!r}: give tokenizer: a folder, or bytes")
+        tokenizer = AutoTokenizer.from_pretrained(_folder(Path(where)), local_files_only=True)
+    mount = TextMount(stock, tokenizer, **{"progress": False, **config.options})
+
+    def done() -> TextModel:
+        slo = config.slo.slo(server.promises.fallback_ttft_ms)
+        model = mount.model
+        return TextModel(config.name, tokenizer, model.max_len, model.vocabulary, slo)
+
+    return mount, done
+
+
+BYTES_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""The chat template of the tokenizer without files."""
+
+
+def _image(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[], Model]]:
+    from diffusers import DiffusionPipeline
+
+    from neustream.backends.diffusers import PipelineMount, from_config
+    from neustream.backends.torch import dtype_of
+
+    if config.path is not None:
+        folder, dtype = _folder(config.path), dtype_of(config.dtype)
+        pipe: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+    else:
+        options = {"dtype": config.dtype, **(config.backend or {})}
+        pipe = from_config.build(from_config.Options(**options))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(config.device)
+    known = from_config.call_names(pipe)
+    if "prompt" not in known:
+        name = type(pipe).__name__
+        raise BackendError(f"{name} takes no prompt, so /v1/images/generations cannot ask it")
+    sizes = config.sizes or [from_config.own_size(pipe)]
+    samples = [{"prompt": "a lighthouse", **_pixels(size)} for size in sizes]
+    options = {"progress": False, "samples": samples, **config.options}
+    mount = PipelineMount(pipe, **options)
+
+    def done() -> ImageModel:
+        slo = config.slo.slo(server.promises.fallback_ttft_ms)
+        return ImageModel(config.name, sizes, _arguments(pipe, known, sizes[0]), slo)
+
+    return mount, done
+
+
+def _arguments(pipe: Any, known: Mapping[str, Any], size: str) -> Callable[[ImageBody, int], dict[str, Any]]:
+    """What makes the arguments of a pipeline's call of a body, for its n-th image."""
+    from neustream.backends.torch import seeded
+
+    def arguments(body: ImageBody, number: int) -> dict[str, Any]:
+        asked: dict[str, Any] = {
+            "prompt": body.prompt,
+            "negative_prompt": body.negative_prompt,
+            "num_inference_steps": body.num_inference_steps,
+            "guidance_scale": body.guidance_scale,
+            **_pixels(size if body.pixels is None else body.size or size),
+        }
+        if body.seed is not None:
+            asked["generator"] = seeded((body.seed + number) % 2**63, "cpu")
+        given = {name: value for name, value in asked.items() if value is not None}
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{type(pipe).__name__} takes no {name}")
+        return given
+
+    return arguments
+
+
+def _pixels(size: str) -> dict[str, int]:
+    width, _, height = size.partition("x")
+    return {"width": int(width), "height": int(height)}
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise BackendError(f"{str(path)!r} is no folder")
+    return path

@@ -1,0 +1,149 @@
+"""Health, models, tokens, metrics; effective-batching's two routes."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as version_of
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from neustream.server.bodies import DetokenizeBody, InferenceBody, TokenizeBody
+from neustream.server.context import Context
+from neustream.server.errors import HTTPError, of_request
+from neustream.server.gateway import Model, TextModel
+from neustream.server.wire import while_there
+
+
+async def health(request: Request) -> Response:
+    """GET /health: whether the process and its engine live; asks nobody."""
+    gateway = request.app.state.gateway
+    content = {"status": "ok" if gateway.alive else "failed", "state": gateway.state}
+    return JSONResponse(content, 200 if gateway.alive else 503)
+
+
+async def ready(request: Request) -> Response:
+    """GET /ready: whether requests are taken."""
+    gateway = request.app.state.gateway
+    state = gateway.state if gateway.alive else "failed"
+    content = {"state": state, "reason": gateway.reason}
+    headers = {} if state == "ready" else {"retry-after": "5"}
+    return JSONResponse(content, 200 if state == "ready" else 503, headers=headers)
+
+
+async def version(request: Request) -> Response:
+    """GET /version."""
+    return JSONResponse({"version": version_of("neustream")})
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics."""
+    state = request.app.state
+    ready = state.gateway.state == "ready"
+    snapshot = state.gateway.service.snapshot() if ready and state.gateway.alive else None
+    text = state.metrics.render(snapshot, ready)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def openapi(request: Request) -> Response:
+    """GET /openapi.json."""
+    return JSONResponse(request.app.state.openapi)
+
+
+# -- models -------------------------------------------------------------------------------------------
+
+
+async def models(request: Request) -> Response:
+    """GET /v1/models."""
+    found = [_model(each) for each in request.app.state.gateway.models]
+    return JSONResponse({"object": "list", "data": found})
+
+
+async def model(request: Request) -> Response:
+    """GET /v1/models/{id}."""
+    name = request.path_params["id"]
+    for each in request.app.state.gateway.models:
+        if each.name == name:
+            return JSONResponse(_model(each))
+    raise HTTPError(404, f"no model {name[:100]!r}", "model_not_found", "model")
+
+
+def _model(model: Model) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "id": model.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "neustream",
+        "root": model.name,
+        "neustream": {"kind": model.kind},
+    }
+    if isinstance(model, TextModel):
+        about["max_model_len"] = model.max_len
+    else:
+        about["neustream"]["sizes"] = list(model.sizes)
+    return about
+
+
+async def tokenize(request: Request) -> Response:
+    """POST /tokenize."""
+    context = Context.of(request)
+    body = await context.body(TokenizeBody)
+    model = context.gateway.text(body.model)
+    ids = await context.gateway.think(model.encode, body.prompt, body.add_special_tokens, size=len(body.prompt))
+    return JSONResponse({"count": len(ids), "max_model_len": model.max_len, "tokens": ids})
+
+
+async def detokenize(request: Request) -> Response:
+    """POST /detokenize."""
+    context = Context.of(request)
+    body = await context.body(DetokenizeBody)
+    model = context.gateway.text(body.model)
+    text = await context.gateway.think(model.decode, body.tokens, size=len(body.tokens))
+    return JSONResponse({"prompt": text})
+
+
+# -- effective-batching -------------------------------------------------------------------------------
+
+
+async def inference(request: Request) -> Response:
+    """POST /inference: so many tokens behind a prompt; the answer has the prompt in it."""
+    context = Context.of(request)
+    body = await context.body(InferenceBody)
+    model = context.gateway.text(None)
+    ids = await context.gateway.think(model.encode, body.prompt, size=len(body.prompt))
+    try:
+        answer = context.gateway.submit(model, ids, max_tokens=body.num_tokens, ignore_eos=True, id=context.id)
+    except Exception as error:
+        raise of_request(error) from error
+    try:
+        done = await while_there(request.receive, _result(answer))
+    except BaseException:
+        answer.cancel()
+        raise
+    return JSONResponse({"completion": body.prompt + (done.text or "")})
+
+
+async def _result(answer: Any) -> Any:
+    try:
+        return await answer
+    except Exception as error:
+        raise of_request(error) from error
+
+
+async def stats(request: Request) -> Response:
+    """GET /stats: what became of all requests so far, in effective-batching's names."""
+    report = request.app.state.gateway.service.report
+    told = report.to_dict()
+    tokens = (told.get("tokens") or {}).get("outputs")
+    seconds = report.latency.mean * report.latency.count if report.latency.count else None
+    if not tokens or not seconds:
+        tokens = seconds = None
+    content = {
+        "latency-per-token": None if tokens is None else seconds / tokens,
+        "throughput": None if tokens is None else tokens / seconds,
+        "total-tokens-handled": tokens,
+        "total-elapsed-time": seconds,
+    }
+    if request.query_params.get("format") == "full":
+        content["neustream"] = told
+    return JSONResponse(content)

@@ -1,0 +1,169 @@
+"""The routes as one ASGI application, behind a guard."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from neustream.errors import NeustreamError
+from neustream.server import admin, images, text
+from neustream.server.config import ServerConfig
+from neustream.server.context import request_id
+from neustream.server.errors import HTTPError, of_request
+from neustream.server.gateway import Gateway
+from neustream.server.metrics import Metrics
+from neustream.server.openapi import document
+from neustream.server.wire import Gone
+
+log = logging.getLogger("neustream.server")
+
+LOCAL = ("localhost", "127.0.0.1", "[::1]", "testserver")
+"""Hosts that may be meant where it listens on a loopback address."""
+OPEN = ("/health", "/ready")
+"""Routes without a key."""
+
+ROUTES = [
+    Route("/v1/completions", text.completions, methods=["POST"]),
+    Route("/v1/chat/completions", text.chat_completions, methods=["POST"]),
+    Route("/v1/images/generations", images.generations, methods=["POST"]),
+    Route("/v1/models", admin.models, methods=["GET"]),
+    Route("/v1/models/{id}", admin.model, methods=["GET"]),
+    Route("/tokenize", admin.tokenize, methods=["POST"]),
+    Route("/detokenize", admin.detokenize, methods=["POST"]),
+    Route("/inference", admin.inference, methods=["POST"]),
+    Route("/stats", admin.stats, methods=["GET"]),
+    Route("/health", admin.health, methods=["GET"]),
+    Route("/ready", admin.ready, methods=["GET"]),
+    Route("/metrics", admin.metrics, methods=["GET"]),
+    Route("/version", admin.version, methods=["GET"]),
+    Route("/openapi.json", admin.openapi, methods=["GET"]),
+]
+
+
+def build_app(
+    gateway: Gateway,
+    config: ServerConfig,
+    metrics: Metrics,
+    keys: Sequence[str] = (),
+) -> ASGIApp:
+    """The application.
+
+    Args:
+        keys: one of them has to come with each request; none: nobody is asked.
+    """
+    handlers: dict[Any, Any] = {
+        HTTPError: _told,
+        NeustreamError: _of_ours,
+        Gone: _gone,
+        404: _lost,
+        405: _other_method,
+        Exception: _of_ours,
+    }
+    app = Starlette(routes=ROUTES, exception_handlers=handlers)
+    app.state.gateway = gateway
+    app.state.config = config
+    app.state.metrics = metrics
+    app.state.openapi = document()
+    return Guard(app, config, metrics, keys)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPError)
+    return JSONResponse(error.body, error.status, headers=error.all_headers)
+
+
+async def _of_ours(request: Request, error: Exception) -> Response:
+    return await _told(request, of_request(error))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _lost(request: Request, error: Exception) -> Response:
+    return await _told(request, HTTPError(404, "no such route", "not_found"))
+
+
+async def _other_method(request: Request, error: Exception) -> Response:
+    allow = ", ".join(sorted(_methods(request.scope)))
+    wrong = HTTPError(405, f"allowed: {allow}", "method_not_allowed", headers={"allow": allow})
+    return await _told(request, wrong)
+
+
+def _methods(scope: Scope) -> set[str]:
+    for route in ROUTES:
+        match, _ = route.matches(scope)
+        if match is not Match.NONE:
+            return set(route.methods or ())
+    return set()
+
+
+class Guard:
+    """Who may come in: hosts, keys. It gives each request an id, and counts answers."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, metrics: Metrics, keys: Sequence[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        local = config.http.host in ("127.0.0.1", "localhost", "::1")
+        self._hosts = {*LOCAL, *config.http.allowed_hosts} if local else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        known = request_id(request)
+        scope.setdefault("state", {})["id"] = known
+        status = 0
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", known.encode())]
+            await send(message)
+
+        try:
+            self._check(request)
+            await self._app(scope, receive, tell)
+        except HTTPError as error:
+            await (await _told(request, error))(scope, receive, tell)
+        except Exception as error:
+            log.exception("request %s failed", known)
+            if not status:
+                await (await _told(request, of_request(error)))(scope, receive, tell)
+        finally:
+            self._metrics.answered(_route(scope), status)
+
+    def _check(self, request: Request) -> None:
+        host = request.headers.get("host", "")
+        name = host if host.startswith("[") and host.endswith("]") else host.rpartition(":")[0] or host
+        if self._hosts is not None and name not in self._hosts:
+            raise HTTPError(403, f"host {host[:100]!r} is not allowed here", "host")
+        if not self._digests or request.url.path in OPEN:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
+        fits = [hmac.compare_digest(digest, each) for each in self._digests]
+        if scheme.lower() != "bearer" or not any(fits):
+            headers = {"www-authenticate": "Bearer"}
+            raise HTTPError(401, "a key is needed: Authorization: Bearer KEY", "key", headers=headers)
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of the route that answered; never a path, which may be anything."""
+    for route in ROUTES:
+        match, _ = route.matches(scope)
+        if match is not Match.NONE:
+            return route.path
+    return "none"

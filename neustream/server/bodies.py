@@ -1,0 +1,260 @@
+"""What clients may send: request bodies as strict pydantic models, with limits on everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+
+MOST_CHOICES = 16
+LONGEST_STOP = 64
+DAY_MS = 86_400_000.0
+
+
+class Body(BaseModel):
+    """Unknown fields are kept apart: real clients send some, and are told of them in a header."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    @property
+    def unknown(self) -> list[str]:
+        return sorted(self.model_extra or {})
+
+
+Milliseconds = Annotated[float, Field(ge=0.001, le=DAY_MS)]
+Text = Annotated[str, Field(max_length=4_000_000)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+
+
+class Promise(BaseModel):
+    """`slo` in a body: relative budgets in milliseconds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
+    e2e_ms: Milliseconds | None = None
+    class_: str | None = Field(default=None, alias="class", max_length=64)
+    weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    report: bool = False
+
+
+class StreamOptions(Body):
+    """How a stream ends."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_slo: bool = False
+
+
+class Asked(Body):
+    """What all kinds of requests have."""
+
+    model: Annotated[str, Field(max_length=200)] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    slo: Promise | None = None
+    slo_ms: Milliseconds | None = None
+    stream: bool = False
+
+
+class TextBody(Asked):
+    """What completions and chats have in common."""
+
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool = False
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stream_options: StreamOptions | None = None
+    vllm_xargs: dict[str, Any] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_and_short(cls, stop: str | list[str] | None) -> list[str] | None:
+        if stop is None:
+            return None
+        strings = [stop] if isinstance(stop, str) else stop
+        if len(strings) > 4:
+            raise ValueError("at most 4 stop strings")
+        for string in strings:
+            if not 1 <= len(string) <= LONGEST_STOP:
+                raise ValueError(f"a stop string has 1 to {LONGEST_STOP} characters")
+        return strings
+
+    @property
+    def stops(self) -> list[str]:
+        return list(self.stop or ())
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+
+def _kind_of_prompt(value: Any) -> str:
+    """Which of the four forms a prompt has, by its first element."""
+    if not isinstance(value, list) or not value:
+        return "text"
+    first = value[0]
+    if isinstance(first, str):
+        return "texts"
+    return "many" if isinstance(first, list) else "ids"
+
+
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+Prompt = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], Field(max_length=MOST_CHOICES), Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[list[Ids], Field(max_length=MOST_CHOICES), Tag("many")],
+    Discriminator(_kind_of_prompt),
+]
+
+
+class CompletionBody(TextBody):
+    """POST /v1/completions."""
+
+    prompt: Prompt
+    echo: bool = False
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt by itself."""
+        prompt: Any = self.prompt
+        return [prompt] if _kind_of_prompt(prompt) in ("text", "ids") else list(prompt)
+
+
+class TextPart(Body):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Body):
+    """One message of a chat."""
+
+    role: Annotated[str, Field(min_length=1, max_length=32)]
+    content: Text | Annotated[list[TextPart], Field(max_length=1024)] | None = None
+
+    @property
+    def text(self) -> str:
+        """Its parts in one: templates would print a list as Python does."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
+
+
+class ChatBody(TextBody):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ImageBody(Asked):
+    """POST /v1/images/generations."""
+
+    prompt: Text
+    n: Annotated[int, Field(ge=1, le=10)] | None = None
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    negative_prompt: Text | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=200)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    seed: Seed | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+
+    @property
+    def count(self) -> int:
+        return self.n or 1
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """Width and height; None: the model's own."""
+        if self.size in (None, "auto"):
+            return None
+        assert self.size is not None
+        width, _, height = self.size.partition("x")
+        return int(width), int(height)
+
+
+class TokenizeBody(Body):
+    """POST /tokenize."""
+
+    model: Annotated[str, Field(max_length=200)] | None = None
+    prompt: Text
+    add_special_tokens: bool = True
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    model: Annotated[str, Field(max_length=200)] | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=1_000_000)]
+
+
+class InferenceBody(Body):
+    """POST /inference, of effective-batching."""
+
+    prompt: Text
+    num_tokens: Annotated[int, Field(ge=1, lt=2**31)]
+
+
+NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
+IDLE: Mapping[str, tuple[Any, ...]] = {
+    "logprobs": NOTHING,
+    "top_logprobs": (*NOTHING, 0),
+    "prompt_logprobs": (*NOTHING, 0),
+    "best_of": (*NOTHING, 1),
+    "echo": NOTHING,
+    "suffix": NOTHING,
+    "frequency_penalty": (*NOTHING, 0),
+    "presence_penalty": (*NOTHING, 0),
+    "repetition_penalty": (*NOTHING, 1),
+    "length_penalty": (*NOTHING, 1),
+    "min_p": (*NOTHING, 0),
+    "min_tokens": (*NOTHING, 0),
+    "logit_bias": NOTHING,
+    "tools": NOTHING,
+    "tool_choice": (*NOTHING, "none", "auto"),
+    "functions": NOTHING,
+    "function_call": (*NOTHING, "none", "auto"),
+    "response_format": (*NOTHING, {"type": "text"}),
+    "use_beam_search": NOTHING,
+    "chat_template": NOTHING,
+    "guided_json": NOTHING,
+    "structured_outputs": NOTHING,
+    "prompt_embeds": NOTHING,
+    "audio": NOTHING,
+    "modalities": (*NOTHING, ["text"]),
+}
+"""Fields that real clients send and that nothing is done for: the values that mean just that."""
+
+
+def unsupported(body: Asked) -> str | None:
+    """The first field that asks for what cannot be done; None if there is none."""
+    said = {**(body.model_extra or {})}
+    if isinstance(body, CompletionBody):
+        said["echo"] = body.echo
+    for name, value in said.items():
+        idle = IDLE.get(name)
+        if idle is not None and not any(_same(value, each) for each in idle):
+            return name
+    return None
+
+
+def _same(value: Any, idle: Any) -> bool:
+    if isinstance(value, bool) or isinstance(idle, bool):
+        return value is idle
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return bool(value == idle)

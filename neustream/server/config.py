@@ -1,0 +1,125 @@
+"""What `neustream serve` is told: models, promises, limits, HTTP."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from neustream.core.types import SLO
+
+Ms = Annotated[float, Field(gt=0, le=86_400_000)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Budgets(_Section):
+    """Relative budgets in milliseconds; None promises nothing."""
+
+    ttft_ms: Ms | None = None
+    tpot_ms: Ms | None = None
+    e2e_ms: Ms | None = None
+
+    def slo(self, fallback_ttft_ms: float) -> SLO:
+        """The same for a scheduler."""
+        first = self.ttft_ms
+        if first is None and self.tpot_ms is not None:
+            first = fallback_ttft_ms
+        return SLO(_seconds(self.e2e_ms), _seconds(first), _seconds(self.tpot_ms))
+
+
+def _seconds(milliseconds: float | None) -> float:
+    return math.inf if milliseconds is None else milliseconds / 1e3
+
+
+class ClassConfig(Budgets):
+    """A class of promises: its defaults, its worth, and the least that clients may ask for."""
+
+    weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    floor: Budgets = Budgets()
+
+
+class PromiseConfig(_Section):
+    """Promises of all models."""
+
+    classes: dict[Name, ClassConfig] = Field(default_factory=dict)
+    fallback_ttft_ms: Ms = 30_000.0
+    max_weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+
+class ModelConfig(_Section):
+    """One model: from a folder, or built by a backend as in an experiment's config.
+
+    Args:
+        kind: text: a causal language model of transformers; image: a diffusers pipeline.
+        path: a folder that the library saved; or
+        backend: options of `backend` in an experiment's config, without `kind`.
+        tokenizer: a folder; None: the model's; "bytes": one that needs no files.
+        device: where it runs.
+        sizes: image sizes, as 512x512, that are measured before the server is ready.
+        slo: what its requests are promised that bring no promise.
+        options: further ones of its mount (`TextMount`, `PipelineMount`).
+    """
+
+    name: Name
+    kind: Literal["text", "image"]
+    path: Path | None = None
+    backend: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    sizes: list[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]] = Field(default_factory=list)
+    slo: Budgets = Budgets()
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.path is None) == (self.backend is None):
+            raise ValueError("give path, or backend")
+        return self
+
+
+class HttpConfig(_Section):
+    """Where it listens, and who may come."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    api_key_file: Path | None = None
+    allowed_hosts: list[str] = Field(default_factory=list)
+    keep_alive_s: Seconds = 120.0
+    shutdown_timeout_s: Seconds = 30.0
+    write_timeout_s: Seconds = 30.0
+    body_timeout_s: Seconds = 30.0
+    head_timeout_s: Seconds = 10.0
+
+
+class LimitConfig(_Section):
+    """What one server takes at once."""
+
+    max_open: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    text_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    image_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 32_768
+
+
+class ServerConfig(_Section):
+    """All of it."""
+
+    models: Annotated[list[ModelConfig], Field(min_length=1)]
+    policy: str | dict[str, Any] = "default"
+    promises: PromiseConfig = PromiseConfig()
+    http: HttpConfig = HttpConfig()
+    limits: LimitConfig = LimitConfig()
+    step_timeout_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _different_names(self) -> ServerConfig:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models need different names, got {names}")
+        return self

@@ -1,0 +1,75 @@
+"""What a handler knows of the request that it answers."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from neustream.core.types import SLO
+from neustream.server.bodies import Asked, Body, ImageBody
+from neustream.server.config import ServerConfig
+from neustream.server.errors import HTTPError
+from neustream.server.gateway import Gateway
+from neustream.server.metrics import Metrics
+from neustream.server.promises import Promised, promised
+from neustream.server.wire import Gone, body_of
+
+B = TypeVar("B", bound=Body)
+
+
+def request_id(request: Request) -> str:
+    """The client's id of a request, cut to what is safe to print; else a new one."""
+    given = re.sub(r"[^A-Za-z0-9._-]", "", request.headers.get("x-request-id", ""))[:64]
+    return f"{given}-{uuid.uuid4().hex[:8]}" if given else uuid.uuid4().hex
+
+
+@dataclass
+class Context:
+    """A request with what the server has for it."""
+
+    request: Request
+    gateway: Gateway
+    config: ServerConfig
+    metrics: Metrics
+    id: str
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: Request) -> Context:
+        state = request.app.state
+        known: str = request.scope["state"]["id"]
+        return cls(request, state.gateway, state.config, state.metrics, known)
+
+    async def body(self, kind: type[B]) -> B:
+        """The request's body; HTTPError, as soon as the server takes nothing, or for what is none."""
+        _ = self.gateway.service
+        limits = self.config.limits
+        kilobytes = limits.image_body_kb if issubclass(kind, ImageBody) else limits.text_body_kb
+        found = await body_of(self.request, kind, kilobytes * 1024, self.config.http.body_timeout_s)
+        if unknown := found.unknown:
+            self.metrics.unknown(len(unknown))
+            shown = [re.sub(r"[^A-Za-z0-9._-]", "?", name)[:40] or "''" for name in unknown[:5]]
+            self.warnings.append(f"unknown fields: {' '.join(shown)}")
+        return found
+
+    def promise(self, body: Asked, defaults: SLO) -> Promised:
+        """What the request is promised."""
+        found = promised(self.request.headers, body, self.config.promises, defaults)
+        self.warnings += found.warnings
+        self.metrics.bad_headers(len(found.warnings))
+        return found
+
+    def headers(self, promise: Promised) -> dict[str, str]:
+        """Of an answer that is none of errors."""
+        found = {"x-neustream-slo": promise.header} if promise.slo.promises else {}
+        if self.warnings:
+            found["x-neustream-warning"] = "; ".join(self.warnings)[:500]
+        return found
+
+    def cut(self, why: HTTPError | Gone) -> None:
+        """A stream ended before it was whole."""
+        self.metrics.cut(499 if isinstance(why, Gone) else why.status)

@@ -1,0 +1,184 @@
+"""One process: it listens while it loads, drains on a signal, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from neustream.errors import BackendError, NeustreamError
+from neustream.server.app import build_app
+from neustream.server.config import ServerConfig
+from neustream.server.gateway import Gateway, Loaded
+from neustream.server.metrics import Metrics
+
+log = logging.getLogger("neustream.server")
+
+CUT = "ASGI callable returned without completing response"
+"""What uvicorn says of streams that we cut on purpose."""
+LOOK_S = 0.1
+"""How often it is seen whether all that was open has ended, and whether the engine lives."""
+LARGEST_HEAD = 65_536
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but for signals: the first one lets what is open be served.
+
+    Args:
+        drain: told of the first signal, on the event loop.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._signals = 0
+        self.code = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: drain; a second one: end at once."""
+        self._signals += 1
+        if self._signals == 1:
+            asyncio.get_event_loop().call_soon_threadsafe(self._drain)
+            return
+        self.code = 128 + sig
+        self.force_exit = self.should_exit = True
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 whose heads have to come in time."""
+
+    head_timeout_s = 10.0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._head: asyncio.TimerHandle | None = None
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._head is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._head = self.loop.call_later(self.head_timeout_s, self._late)
+
+    def _stop(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _late(self) -> None:
+        """Half a head, or none: nobody is served by this connection."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class _NotOurs(logging.Filter):
+    """Leaves out what uvicorn says of streams that were cut on purpose."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return CUT not in record.getMessage()
+
+
+async def run(
+    config: ServerConfig,
+    load: Callable[[Metrics], Loaded],
+    keys: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+    stop: asyncio.Event | None = None,
+) -> int:
+    """Serve until a signal, or until `stop` is set; the exit code.
+
+    `load` makes the service, on a thread; the metrics are to observe it.
+    """
+    gateway, metrics = Gateway(), Metrics()
+    app = build_app(gateway, config, metrics, keys)
+    http = config.http
+    Protocol.head_timeout_s = http.head_timeout_s
+    drained = asyncio.Event() if stop is None else stop
+    logging.getLogger("uvicorn.error").addFilter(_NotOurs())
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=http.host,
+            port=http.port,
+            http=Protocol,
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=int(http.keep_alive_s),
+            h11_max_incomplete_event_size=LARGEST_HEAD,
+        ),
+        drained.set,
+    )
+    serving = asyncio.ensure_future(server.serve())
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if serving.done():
+        raise BackendError(f"{http.host}:{http.port}: cannot listen there")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    host = f"[{http.host}]" if ":" in http.host else http.host
+    say(f"serving on http://{host}:{port}")
+    try:
+        await _until_drained(gateway, lambda: load(metrics), drained, serving, say)
+    except NeustreamError:
+        server.code = 1
+        raise
+    except Exception:
+        log.exception("the server failed")
+        server.code = 1
+    finally:
+        await _end(gateway, server, serving, http.shutdown_timeout_s)
+    return server.code
+
+
+async def _until_drained(
+    gateway: Gateway,
+    load: Callable[[], Loaded],
+    drained: asyncio.Event,
+    serving: asyncio.Future[Any],
+    say: Callable[[str], None],
+) -> None:
+    """Load, then wait for a signal, or until the engine has died."""
+    loading: asyncio.Future[Any] = asyncio.ensure_future(gateway.load(load))
+    signalled: asyncio.Future[Any] = asyncio.ensure_future(drained.wait())
+    await asyncio.wait({loading, signalled, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        loading.result()
+        names = ", ".join(model.name for model in gateway.models)
+        say(f"ready: {names}")
+    while not signalled.done() and not serving.done():
+        await asyncio.wait({signalled, serving}, timeout=LOOK_S)
+        if not gateway.alive:
+            raise RuntimeError("the engine has died")
+    signalled.cancel()
+    if not loading.done():
+        await asyncio.wait({loading})
+
+
+async def _end(gateway: Gateway, server: Server, serving: asyncio.Future[None], timeout_s: float) -> None:
+    """Serve what is open for a while, cancel the rest, and stop listening."""
+    gateway.drain()
+    loop = asyncio.get_running_loop()
+    until = loop.time() + timeout_s
+    while server.server_state.tasks and loop.time() < until and not server.force_exit:
+        await asyncio.sleep(LOOK_S)
+    await gateway.close(cancel=True)
+    for _ in range(20):
+        if not server.server_state.tasks:
+            break
+        await asyncio.sleep(LOOK_S)
+    server.should_exit = True
+    await serving

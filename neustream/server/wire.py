@@ -1,0 +1,148 @@
+"""Bodies read within limits, streams that begin with their first event, clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from neustream.server.errors import HTTPError, of_request, of_validation
+
+T = TypeVar("T")
+B = TypeVar("B", bound=BaseModel)
+SSE = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+
+class Gone(Exception):
+    """The client went away."""
+
+
+async def body_of(request: Request, kind: type[B], most: int, timeout_s: float) -> B:
+    """A JSON body as `kind`; HTTPError if it is none, too large, or does not come."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media not in ("application/json", "application/x-ndjson"):
+        raise HTTPError(415, f"content-type must be application/json, got {media[:60]!r}", "invalid")
+    raw = await raw_body(request, most, timeout_s)
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise of_validation(error) from None
+
+
+async def raw_body(request: Request, most: int, timeout_s: float) -> bytes:
+    """The bytes of a body."""
+    length = request.headers.get("content-length", "0")
+    digits = length.isascii() and length.isdecimal()
+    if not digits or int(length[:20]) > most:
+        raise HTTPError(413, f"the body is larger than {most} bytes", "too_large")
+    try:
+        return await asyncio.wait_for(_read(request.receive, most), timeout_s)
+    except TimeoutError:
+        raise HTTPError(408, f"the body did not come within {timeout_s:g} s", "timeout") from None
+
+
+async def _read(receive: Receive, most: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise HTTPError(413, f"the body is larger than {most} bytes", "too_large")
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def while_there(receive: Receive, work: Awaitable[T]) -> T:
+    """What `work` gives; Gone, with it cancelled, as soon as the client goes away."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(gone(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        for each in (task, watcher):
+            each.cancel()
+        with contextlib.suppress(BaseException):
+            await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def gone(receive: Receive) -> None:
+    """Until the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream:
+    """A response of events, as ASGI.
+
+    It begins with the first one: until then, what goes wrong is a status. Behind it an error is an
+    event, and the connection is cut, so that no client takes the stream for whole.
+
+    Args:
+        first: the first event; events: the others.
+        failed: told of what went wrong behind it.
+    """
+
+    def __init__(
+        self,
+        first: bytes,
+        events: AsyncIterator[bytes],
+        headers: Mapping[str, str],
+        *,
+        write_timeout_s: float,
+        failed: Callable[[HTTPError | Gone], None],
+    ) -> None:
+        self._first = first
+        self._events = events
+        self._headers = {**SSE, **headers}
+        self._write_timeout_s = write_timeout_s
+        self._failed = failed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_there(receive, self._copy(send))
+        except Gone as away:
+            self._failed(away)
+        except TimeoutError:
+            self._failed(HTTPError(499, "the client reads too slowly", "slow_reader"))
+        except BaseException as error:
+            known = of_request(error)
+            self._failed(known)
+            with contextlib.suppress(Exception):
+                await send(_part(known.event))  # and no end: the connection is cut
+            if not isinstance(error, Exception):
+                raise
+        else:
+            with contextlib.suppress(Exception):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            close: Any = getattr(self._events, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _copy(self, send: Send) -> None:
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in self._headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await asyncio.wait_for(send(_part(self._first)), self._write_timeout_s)
+        async for event in self._events:
+            await asyncio.wait_for(send(_part(event)), self._write_timeout_s)
+
+
+def _part(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}

@@ -1,0 +1,43 @@
+"""`neustream serve`: what it is told, and what it says of what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra 'serve'")
+
+from toys import command
+
+MODEL = "models: [{name: a, kind: text, path: x}]"
+TWICE = "models: [{name: a, kind: text, path: x}, {name: a, kind: image, path: y}]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "message"),
+    [
+        ([], None, "give a CONFIG, --model, or --demo"),
+        (["--demo", "--model", "x"], None, "give a CONFIG, --model, or --demo"),
+        (["CONFIG"], "models: []", "models"),
+        (["CONFIG"], "models: [{name: a, kind: text}]", "give path, or backend"),
+        (["CONFIG"], "models: [{name: a, kind: tex, path: x}]", "'text'"),
+        (["CONFIG"], "models: [{name: 'a/b', kind: text, path: x}]", "name"),
+        (["CONFIG"], MODEL + "\nhttp: {prot: 1}", "prot"),
+        (["CONFIG"], MODEL + "\nhttp: {port: 99999}", "65535"),
+        (["CONFIG"], TWICE, "different names"),
+        (["CONFIG", "--host", "0.0.0.0"], MODEL, "give --api-key-file, or --insecure"),
+        (["CONFIG", "--api-key-file", "nowhere"], MODEL, "--api-key-file nowhere"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_a_line(tmp_path, arguments, text, message):
+    path = tmp_path / "server.yaml"
+    if text is not None:
+        path.write_text(text)
+    told = command("serve", *[path if each == "CONFIG" else each for each in arguments])
+    assert told.status == 2 and message in told.err and "Traceback" not in told.err
+
+
+def test_a_config_is_checked_without_serving(tmp_path):
+    path = tmp_path / "server.yaml"
+    path.write_text(MODEL + "\npromises: {classes: {chat: {ttft_ms: 300, tpot_ms: 50}}}\n")
+    told = command("serve", path, "--check")
+    assert (told.status, told.out) == (0, "")

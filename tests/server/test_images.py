@@ -1,0 +1,113 @@
+"""Images over HTTP, of a tiny real pipeline; and texts beside them behind one front."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra 'serve'")
+pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
+httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
+openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
+
+from PIL import Image  # noqa: E402
+from serving import Flat, serving  # noqa: E402
+
+from neustream.backends.demo import IMAGE, TEXT  # noqa: E402
+from neustream.backends.loading import load  # noqa: E402
+from neustream.server.config import ServerConfig  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    images = {"measure_s": 0.0, "cache": cache, "max_batch": 4}
+    texts = {"profile": Flat(), "slots": 4}
+    config = ServerConfig.model_validate(
+        {
+            "models": [
+                {"name": "sd", "kind": "image", "backend": IMAGE, "sizes": ["64x64", "64x96"], "options": images},
+                {"name": "chat", "kind": "text", "backend": TEXT, "tokenizer": "bytes", "options": texts},
+            ]
+        }
+    )
+    with serving(lambda metrics: load(config, metrics)) as (url, said, _):
+        assert said.get(timeout=120) == "ready: sd, chat"
+        yield url
+
+
+@pytest.fixture
+def client(url):
+    with httpx.Client(base_url=url, timeout=120) as client:
+        yield client
+
+
+ASK = {"prompt": "a lighthouse", "num_inference_steps": 3, "seed": 5}
+
+
+def picture(text):
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def test_images_by_the_openai_client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as theirs:
+        extra = {"num_inference_steps": 3, "seed": 5}
+        made = theirs.images.generate(prompt="a lighthouse", model="sd", size="64x96", n=2, extra_body=extra)
+    first, second = (picture(image.b64_json) for image in made.data)
+    assert first.size == second.size == (64, 96) and first.format == "PNG"
+    assert first.tobytes() != second.tobytes()  # seeds 5 and 6
+
+
+def test_a_seed_gives_the_same_image_alone_and_in_company(client):
+    one = client.post("/v1/images/generations", json=ASK).json()["data"][0]["b64_json"]
+    many = client.post("/v1/images/generations", json={**ASK, "n": 3}).json()["data"]
+    ours, theirs = picture(one).tobytes(), picture(many[0]["b64_json"]).tobytes()
+    assert sum(a != b for a, b in zip(ours, theirs, strict=True)) <= len(ours) // 100  # a rounding, now and then
+
+
+def test_formats_streams_and_promises(client):
+    for kind in ("jpeg", "webp"):
+        made = client.post("/v1/images/generations", json={**ASK, "output_format": kind, "slo": {"e2e_ms": 60000}})
+        assert picture(made.json()["data"][0]["b64_json"]).format == kind.upper()
+        assert made.headers["x-neustream-slo"] == "ttft=inf;tpot=inf;e2e=60000"
+        assert made.headers["x-neustream-outcome"] == "on_time"
+    lines = client.post("/v1/images/generations", json={**ASK, "stream": True}).text.splitlines()
+    assert lines[0] == "event: image_generation.completed"
+    event = json.loads(lines[1].removeprefix("data: "))
+    assert event["type"] == "image_generation.completed" and picture(event["b64_json"]).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message"),
+    [
+        ({"size": "512x512"}, 400, "size '512x512': allowed: 64x64, 64x96"),
+        ({"size": "big"}, 400, "size"),
+        ({"n": 11}, 400, "less than or equal to 10"),
+        ({"response_format": "url"}, 400, "use b64_json"),
+        ({"partial_images": 2}, 400, "partial_images is not supported"),
+        ({"slo": {"ttft_ms": 5}}, 400, "an image has no tokens"),
+        ({"slo": {"e2e_ms": 0.001}}, 400, "hopeless"),
+        ({"num_inference_steps": 0}, 400, "greater than or equal to 1"),
+        ({"model": "chat"}, 404, "no model 'chat' for images"),
+        ({"prompt": 5}, 400, "prompt"),
+    ],
+)
+def test_bad_requests_name_what_is_wrong(client, more, status, message):
+    answer = client.post("/v1/images/generations", json={**ASK, **more})
+    assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
+def test_texts_beside_images(client):
+    done = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 4, "ignore_eos": True}).json()
+    assert done["model"] == "chat" and done["usage"]["completion_tokens"] == 4
+    models = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+    assert models["sd"]["neustream"] == {"kind": "image", "sizes": ["64x64", "64x96"]}
+    assert models["chat"]["max_model_len"] == 512

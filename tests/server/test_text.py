@@ -1,0 +1,387 @@
+"""Text over HTTP, on a real socket and a tiny real model: what clients get, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+import urllib.request
+from functools import partial
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra 'serve'")
+pytest.importorskip("torch", reason="needs the extra 'llm'")
+httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
+openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
+
+from serving import serving, stock, text_service  # noqa: E402
+
+from neustream import Decision  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+ASK = {"prompt": "Once upon", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return stock()
+
+
+@pytest.fixture(scope="module")
+def running(model):
+    loaded = []
+
+    def load(metrics):
+        loaded.append(text_service(model, metrics))
+        return loaded[0]
+
+    with serving(load) as (url, said, _):
+        assert said.get(timeout=60) == "ready: tiny"
+        yield url, loaded[0].service
+
+
+@pytest.fixture
+def url(running):
+    return running[0]
+
+
+@pytest.fixture
+def client(url):
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def stock_client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        yield client
+
+
+def settled(service, seconds=10.0):
+    """Wait until nothing is open and no slot is held."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not service.snapshot().open and not service.models[""].used:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+# -- what clients get ---------------------------------------------------------------------------------
+
+
+def test_completions_by_the_openai_client(stock_client, running):
+    whole = stock_client.completions.create(model="tiny", extra_body={"ignore_eos": True}, **trimmed())
+    chunks = list(
+        stock_client.completions.create(
+            model="tiny",
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+            **trimmed(),
+        )
+    )
+    assert whole.object == "text_completion" and whole.choices[0].finish_reason == "length"
+    assert whole.usage.completion_tokens == 12 and whole.usage.prompt_tokens == 9
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * 11 + ["length"]
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    alone = running[1]("Once upon", max_tokens=12, ignore_eos=True)
+    assert whole.choices[0].text == alone.text
+
+
+def trimmed():
+    return {name: value for name, value in ASK.items() if name != "ignore_eos"}
+
+
+def test_chats_by_the_openai_client(stock_client, running):
+    messages = [{"role": "user", "content": "hello"}]
+    options = {"model": "tiny", "messages": messages, "max_tokens": 8, "temperature": 0}
+    whole = stock_client.chat.completions.create(**options)
+    chunks = list(stock_client.chat.completions.create(stream=True, **options))
+    assert whole.choices[0].message.role == "assistant" and whole.object == "chat.completion"
+    assert chunks[0].choices[0].delta.role == "assistant" and chunks[1].choices[0].delta.role is None
+    text = "".join(chunk.choices[0].delta.content for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    assert text == running[1]("user: hello\nassistant: ", max_tokens=8).text
+
+
+def test_the_asynchronous_client_and_many_at_once(url):
+    async def main():
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+
+            async def one(number):
+                stream = await client.completions.create(model="tiny", prompt=f"n{number}", stream=True, max_tokens=10)
+                return "".join([chunk.choices[0].text async for chunk in stream])
+
+            return await asyncio.gather(*(one(number) for number in range(24)))
+
+    assert len(asyncio.run(main())) == 24
+
+
+def test_several_choices_and_prompts(client):
+    done = client.post(
+        "/v1/completions", json={**ASK, "prompt": ["a", "b"], "n": 2, "temperature": 1, "seed": 3}
+    ).json()
+    assert [choice["index"] for choice in done["choices"]] == [0, 1, 2, 3]
+    assert done["usage"]["completion_tokens"] == 48 and done["usage"]["prompt_tokens"] == 2
+    again = client.post("/v1/completions", json={**ASK, "prompt": "a", "temperature": 1, "seed": 3}).json()
+    assert again["choices"][0]["text"] == done["choices"][0]["text"]
+
+
+def test_a_stop_string_ends_the_text_and_the_work(client, running):
+    whole = client.post("/v1/completions", json={**ASK, "max_tokens": 60}).json()["choices"][0]["text"]
+    stop = next(whole[at : at + 2] for at in range(4, len(whole)) if whole.find(whole[at : at + 2]) == at)
+    for stream in (False, True):
+        body = {**ASK, "max_tokens": 200, "stop": [stop], "stream": stream}
+        answer = client.post("/v1/completions", json=body)
+        if stream:
+            chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+            text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+            reason = chunks[-1]["choices"][0]["finish_reason"]
+        else:
+            (choice,) = answer.json()["choices"]
+            text, reason = choice["text"], choice["finish_reason"]
+        assert text == whole[: whole.find(stop)] and reason == "stop"
+    assert settled(running[1])
+
+
+def test_promises_are_told_back_and_kept(client):
+    headers = {"x-slo-ttft-ms": "20000", "x-slo-tpot-ms": "5000", "x-slo-e2e-ms": "junk", "x-request-id": "mine?!"}
+    answer = client.post("/v1/completions", json={**ASK, "slo": {"report": True}, "odd": 5}, headers=headers)
+    assert answer.headers["x-neustream-slo"] == "ttft=20000;tpot=5000;e2e=inf"
+    assert answer.headers["x-neustream-outcome"] == "on_time"
+    assert answer.headers["x-request-id"].startswith("mine-")
+    assert "unknown fields: odd" in answer.headers["x-neustream-warning"]
+    assert "x-slo-e2e-ms" in answer.headers["x-neustream-warning"]
+    kept = answer.json()["usage"]["neustream"]
+    assert kept["on_time"] and 0 < kept["ttft_ms"] <= kept["e2e_ms"] and kept["slack_ms"] is None
+
+
+def test_tokens_models_and_effective_batching(client):
+    told = client.post("/tokenize", json={"prompt": "añ"}).json()
+    assert told == {"count": 3, "max_model_len": 256, "tokens": [97, 195, 177]}
+    assert client.post("/detokenize", json={"tokens": told["tokens"]}).json() == {"prompt": "añ"}
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == model["root"] == "tiny" and model["max_model_len"] == 256
+    assert client.get("/v1/models/tiny").json() == model
+    made = client.post("/inference", json={"prompt": "x", "num_tokens": 5}).json()["completion"]
+    assert made.startswith("x")
+    stats = client.get("/stats").json()
+    assert set(stats) == {"latency-per-token", "throughput", "total-tokens-handled", "total-elapsed-time"}
+    assert stats["throughput"] == pytest.approx(1 / stats["latency-per-token"])
+    assert client.get("/health").json()["status"] == "ok" and client.get("/ready").json()["state"] == "ready"
+
+
+def test_metrics_count_what_the_engine_did(client, running):
+    client.post("/v1/completions", json=ASK)
+    on_time = running[1].report.counts["on_time"]
+    text = client.get("/metrics").text
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(lines['neustream:requests_total{class="",outcome="on_time"}']) == on_time
+    assert float(lines["neustream:ready"]) == 1
+    assert float(lines['neustream:http_requests_total{code="200",route="/v1/completions"}']) >= 1
+    assert "vllm" not in text
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "message"),
+    [
+        ("/v1/completions", {**ASK, "model": "tony"}, 404, "model_not_found", "did you mean 'tiny'"),
+        ("/v1/completions", {**ASK, "logprobs": 2}, 400, "unsupported", "logprobs is not supported"),
+        ("/v1/completions", {**ASK, "max_tokens": 0}, 400, "invalid", "greater than or equal to 1"),
+        ("/v1/completions", {**ASK, "max_tokens": 500}, 400, "invalid", "at most max_tokens="),
+        ("/v1/completions", {**ASK, "prompt": ""}, 400, "invalid", "the prompt is empty"),
+        ("/v1/completions", {**ASK, "prompt": [999]}, 400, "invalid", "999 is no token"),
+        ("/v1/completions", {**ASK, "prompt": "x" * 10_000}, 400, "invalid", "10000 characters"),
+        ("/v1/completions", {**ASK, "prompt": ["a"] * 9, "n": 2}, 400, "invalid", "at most 16 choices"),
+        ("/v1/completions", {**ASK, "slo": {"class": "x"}}, 400, "invalid", "no class 'x'"),
+        ("/v1/completions", {"max_tokens": 5}, 400, "invalid", "prompt: Field required"),
+        ("/v1/chat/completions", {"messages": []}, 400, "invalid", "at least 1 item"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            400,
+            "invalid",
+            "",
+        ),
+        ("/v1/images/generations", {"prompt": "x"}, 404, "model_not_found", "for images"),
+        ("/detokenize", {"tokens": [999]}, 400, "invalid", "999 is no token"),
+        ("/nowhere", {}, 404, "not_found", "no such route"),
+    ],
+)
+def test_bad_requests_name_what_is_wrong(client, running, path, body, status, code, message):
+    before = running[1].report.submitted
+    answer = client.post(path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, code) and message in error["message"]
+    assert set(error) == {"message", "type", "param", "code"} and "x-request-id" in answer.headers
+    assert running[1].report.submitted == before
+
+
+def test_other_methods_media_and_sizes(client, url):
+    wrong = client.get("/v1/completions")
+    assert wrong.status_code == 405 and "POST" in wrong.headers["allow"]
+    assert client.post("/v1/completions", content=b"{}").status_code == 415
+    text = {"content-type": "text/plain"}
+    assert client.post("/v1/completions", content=b"{}", headers=text).status_code == 415
+    large = {"content-type": "application/json"}
+    assert client.post("/v1/completions", content=b"x" * 2_000_000, headers=large).status_code == 413
+
+    def parts():
+        yield from [b"x" * 65_536] * 40
+
+    assert client.post("/v1/completions", content=parts(), headers=large).status_code == 413
+    assert client.get("/health", headers={"host": "evil.example"}).status_code == 403
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 200_000)
+        connection.settimeout(10)
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(1000)[:12] in (b"", b"HTTP/1.1 400")
+    assert client.get("/health").status_code == 200
+
+
+def test_a_client_that_goes_away_frees_its_slot(running):
+    url, service = running
+    host, port = "127.0.0.1", int(url.rpartition(":")[2])
+    for stream in (True, False):
+        body = json.dumps({**ASK, "max_tokens": 240, "stream": stream}).encode()
+        lines = ["POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json"]
+        head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""])
+        before = service.report.counts["cancelled"]
+        sockets = []
+        for _ in range(4):
+            connection = socket.create_connection((host, port))
+            connection.sendall(head.encode() + body)
+            sockets.append(connection)
+        until = time.monotonic() + 20
+        while service.snapshot().open < 4 and time.monotonic() < until:
+            time.sleep(0.002)
+        for connection in sockets:
+            connection.close()
+        assert settled(service)
+        assert service.report.counts["cancelled"] > before
+
+
+def test_a_timeout_cancels(client, running):
+    answer = client.post("/v1/completions", json={**ASK, "max_tokens": 240}, headers={"request-timeout-ms": "40"})
+    assert answer.status_code in (400, 429, 504) and answer.json()["error"]["code"] in (
+        "expired",
+        "late",
+        "unattainable",
+        "crowded",
+    )
+    assert settled(running[1])
+
+
+class Refuse:
+    """Drops everything, some of it once it has begun."""
+
+    def __init__(self, after=0):
+        self.after = after
+
+    def decide(self, view):
+        drop = {job: "no room today" for job in view.jobs if job.outputs >= self.after}
+        return Decision([job for job in view.jobs if job not in drop][:1], drop=drop)
+
+
+def test_a_drop_is_a_status_before_the_first_token_and_a_cut_behind_it(model):
+    for after, status in ((0, 429), (3, 504)):
+        with serving(partial(text_service, model, policy=Refuse(after))) as (url, said, _):
+            said.get(timeout=60)
+            with httpx.Client(base_url=url, timeout=60) as client:
+                answer = client.post("/v1/completions", json=ASK)
+                assert answer.status_code == status and "no room today" in answer.json()["error"]["message"]
+                if not after:
+                    assert int(answer.headers["retry-after"]) >= 1
+                    assert client.post("/v1/completions", json={**ASK, "stream": True}).status_code == 429
+                    continue
+                events = []
+                with (
+                    pytest.raises(httpx.RemoteProtocolError),
+                    client.stream("POST", "/v1/completions", json={**ASK, "stream": True}) as stream,
+                ):
+                    events += [line for line in stream.iter_lines() if line]
+                cut = []
+                with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as theirs:
+                    stream = theirs.completions.create(model="tiny", prompt="x", max_tokens=9, stream=True)
+                    try:
+                        for chunk in stream:
+                            cut.append(chunk)
+                    except openai.APIError as error:
+                        cut.append(error)
+                assert len(cut) == 4 and "no room today" in str(cut[-1])
+
+
+# -- life ---------------------------------------------------------------------------------------------
+
+
+def test_it_answers_while_it_loads_and_drains_what_is_open(model):
+    go = threading.Event()
+
+    def load(metrics):
+        assert go.wait(60)
+        return text_service(model, metrics)
+
+    with serving(load) as (url, said, stop), httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health").status_code == 200
+        assert client.get("/ready").json()["state"] == "loading"
+        waiting = client.get("/v1/models")
+        assert waiting.status_code == 503 and int(waiting.headers["retry-after"]) == 5
+        assert client.post("/v1/completions", json=ASK).status_code == 503
+        go.set()
+        assert said.get(timeout=60) == "ready: tiny"
+        lines = []
+
+        def read():
+            body = {**ASK, "max_tokens": 200, "stream": True}
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
+                lines.extend(line for line in stream.iter_lines() if line)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        while not lines and reader.is_alive():
+            time.sleep(0.005)
+        assert stop() == 0
+        reader.join(30)
+        assert lines[-1] == "data: [DONE]" and len(lines) == 201
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server():
+    def load(metrics):
+        from neustream import BackendError
+
+        raise BackendError("model 'tiny': no weights")
+
+    with serving(load) as (_, _, stop):
+        assert "no weights" in str(stop())
+
+
+def test_keys(model):
+    with serving(partial(text_service, model), keys=["secret", "other"]) as (url, said, _):
+        said.get(timeout=60)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            assert client.get("/health").status_code == 200
+            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+                answer = client.get("/v1/models", headers=headers)
+                assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+            for key in ("secret", "other"):
+                assert client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_half_a_head_is_not_waited_for(model):
+    with serving(partial(text_service, model), http={"head_timeout_s": 0.3}) as (url, said, _):
+        said.get(timeout=60)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: local")
+            connection.settimeout(20)
+            assert connection.recv(1000) == b""
+        assert urllib.request.urlopen(f"{url}/health", timeout=20).status == 200
