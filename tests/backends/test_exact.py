@@ -36,7 +36,8 @@ with warnings.catch_warnings():
 
     from neustream.backends.diffusers.calls import PROVEN
     from neustream.backends.diffusers.parts import parts_of
-    from neustream.backends.diffusers.run import Run, _asked_of_to, decode, denoise, encode
+    from neustream.backends.diffusers.run import Run, decode, denoise, encode
+    from neustream.backends.diffusers.standins import asked_of_to
     from neustream.backends.diffusers.stepping import Hooks, Step, own_scheduler, step_together, table_of
     from neustream.errors import BackendError
 
@@ -651,7 +652,7 @@ def test_methods_whose_wrapper_hides_the_names_of_their_arguments():
     ],
 )
 def test_what_a_stock_call_asks_of_to(args, kwargs, device, dtype):
-    assert _asked_of_to(*args, **kwargs) == (None if device is None else torch.device(device), dtype)
+    assert asked_of_to(*args, **kwargs) == (None if device is None else torch.device(device), dtype)
 
 
 def test_progress_bars_that_are_closed():

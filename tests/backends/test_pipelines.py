@@ -472,24 +472,35 @@ def test_a_policy_by_name(dit):
 # -- faults -------------------------------------------------------------------------------------------------
 
 
-def limited(model, most):
-    """Make a model that runs out of memory above `most` rows; returns the row counts it was called with."""
-    seen, stock = [], model.forward
+def wrapped(engine, make):
+    """Have the denoiser's calls made by `make(its own function)`; returns that function."""
+    (part,) = engine.models[""].parts("denoise")
+    stock, part.function = part.function, make(part.function)
+    return stock
 
-    def forward(sample, *args, **kwargs):
-        seen.append(len(sample))
-        if len(sample) > most:
-            raise torch.OutOfMemoryError(f"no room for {len(sample)} rows")
-        return stock(sample, *args, **kwargs)
 
-    model.forward = forward
+def limited(engine, most):
+    """Make a denoiser that runs out of memory above `most` rows; returns the row counts it was called with."""
+    seen = []
+
+    def make(stock):
+        def function(*args, **kwargs):
+            rows = len(args[0] if args else kwargs["hidden_states"])
+            seen.append(rows)
+            if rows > most:
+                raise torch.OutOfMemoryError(f"no room for {rows} rows")
+            return stock(*args, **kwargs)
+
+        return function
+
+    wrapped(engine, make)
     return seen
 
 
 def test_out_of_memory_halves_the_batch_and_is_remembered(dit, caplog):
     expected = [dit(**call(at, guidance_scale=1.0)).images for at in range(4)]
-    seen = limited(dit.transformer, 2)
     with serve(dit, DIT_SHAPE) as engine:
+        seen = limited(engine, 2)
         engine(**call(9, guidance_scale=1.0))
         gate = threading.Event()
         engine._devices[0].executor.call(gate.wait)  # until all are there
@@ -505,7 +516,7 @@ def test_out_of_memory_halves_the_batch_and_is_remembered(dit, caplog):
 
 def test_a_request_that_never_fits_fails_alone(dit):
     with serve(dit, DIT_SHAPE) as engine:
-        limited(dit.transformer, 2)
+        limited(engine, 2)
         with pytest.raises(ns.RequestError, match="transformer: out of memory with 8 row"):
             engine(**{**call(1), "class_labels": [1, 2, 3, 4]})
         assert engine(**call(2)).images.shape == (1, 3, 16, 16)
@@ -537,18 +548,20 @@ def test_a_callback_that_raises_fails_its_request_alone(dit):
 
 def test_a_request_that_a_model_cannot_take_fails_alone(dit):
     """It raises for the whole batch; who is to blame is found out."""
-    stock = dit.transformer.forward
 
-    def picky(hidden_states, **kwargs):
-        if 13 in kwargs["class_labels"]:
-            raise ArithmeticError("bad luck")
-        return stock(hidden_states, **kwargs)
+    def picky(stock):
+        def function(*args, **kwargs):
+            if 13 in kwargs["class_labels"]:
+                raise ArithmeticError("bad luck")
+            return stock(*args, **kwargs)
+
+        return function
 
     with serve(dit, DIT_SHAPE) as engine:
         engine(**call(1))
         gate = threading.Event()
         engine._devices[0].executor.call(gate.wait)  # until all are there
-        dit.transformer.forward = picky
+        wrapped(engine, picky)
         answers = [engine.submit(**call(at)) for at in (12, 13, 14)]
         gate.set()
         with pytest.raises(ns.RequestError, match="ArithmeticError: bad luck"):
@@ -559,11 +572,10 @@ def test_a_request_that_a_model_cannot_take_fails_alone(dit):
 
 def test_a_model_that_raises_fails_the_requests_in_that_call(dit):
     with serve(dit, DIT_SHAPE) as engine:
-        stock = dit.transformer.forward
-        dit.transformer.forward = lambda *args, **kwargs: (_ for _ in ()).throw(ArithmeticError("bad kernel"))
+        stock = wrapped(engine, lambda _: lambda *args, **kwargs: (_ for _ in ()).throw(ArithmeticError("bad kernel")))
         with pytest.raises(ns.RequestError, match="ArithmeticError: bad kernel"):
             engine(**call(1))
-        dit.transformer.forward = stock
+        wrapped(engine, lambda _: stock)
         assert torch.equal(engine(**call(1)).images, dit(**call(1)).images)
 
 

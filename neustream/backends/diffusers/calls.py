@@ -11,14 +11,17 @@ import contextlib
 import hashlib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
+from neustream.backends.diffusers.autocast import autocast, autocast_now
+from neustream.backends.diffusers.foreign import is_stock, is_usual, processors_of
 from neustream.backends.diffusers.results import Unshareable, close, rows_of
 from neustream.backends.torch import OUT_OF_MEMORY
-from neustream.errors import StageFailed
+from neustream.errors import StageFailed, told
 
 log = logging.getLogger("neustream")
 
@@ -45,7 +48,11 @@ PROVEN = {
     "UNet2DModel",
     "WanTransformer3DModel",
 }
-"""Models whose rows do not influence each other, as the tests show; others are checked when first batched."""
+"""Models whose rows do not influence each other, as the tests show; others are tried when first batched."""
+SCALED = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+"""Arguments that may have a `scale` of adapters: it is put into the model, and taken out again."""
+DRIFT = 1e-6
+"""How far off a scale may be that was multiplied and divided."""
 
 
 class Part:
@@ -87,6 +94,14 @@ class Part:
         self.dtype: torch.dtype | None = getattr(model, "dtype", None)
         self.casts = bool(getattr(getattr(model, "config", None), "force_upcast", False))
         """Whether stock calls cast the model and cast it back."""
+        processors = processors_of(model) if isinstance(model, torch.nn.Module) else set()
+        self.usual = owner in PROVEN and all(map(is_usual, processors))
+        """Whether its rows are known to be apart."""
+        self.foreign = not all(map(is_stock, processors))
+        """Whether attention processors of somebody's own may mix them in any way."""
+        self.scales: list[dict[str, float]] = scales_of(model)
+        self.scaling = False
+        """Whether a call is under way that scales its adapters."""
         self.limits: dict[Any, int] = {}
         """The most rows that memory allowed, by key; learnt."""
         self._parameters = [
@@ -95,7 +110,7 @@ class Part:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.POSITIONAL_ONLY)
         ]
         self._rows_apart: dict[Any, bool] = {}
-        """Whether calls of a key can be one, as far as that was tried."""
+        """Whether calls of a key can be one, as far as that was tried; by their rows too if it is `foreign`."""
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any], cast: torch.dtype | None = None) -> Call:
         names = self._parameters
@@ -135,13 +150,17 @@ class Part:
         shared = len(calls) > 1 or self._bucket(calls[0].rows) > calls[0].rows
         if shared and self._rows_apart.get(key) is False:
             return [result for call in calls for result in self._tried(key, [call], self._alone)]
-        if shared and not self._rows_apart.get(key, self.owner in PROVEN):
+        if shared and not self._rows_apart.get(self._trial(key, calls), self.usual):
             return self._prove(key, calls)
         try:
             return self._tried(key, calls, self._together if shared else self._alone)
         except Unshareable as error:
             self._keep_apart(key, str(error))
             return self._run(key, calls)
+
+    def _trial(self, key: Any, calls: Sequence[Call]) -> Any:
+        """What a trial of calls tells about: all of a key; of so many rows each, if it is `foreign`."""
+        return (key, tuple(call.rows for call in calls)) if self.foreign else key
 
     def _tried(self, key: Any, calls: list[Call], run: Callable[[list[Call]], list[Any]]) -> list[Any]:
         """The results of `run`; where that fails, of smaller batches, down to who is to blame."""
@@ -181,7 +200,7 @@ class Part:
     def _alone(self, calls: list[Call]) -> list[Any]:
         """The result of one call as it was made."""
         (call,) = calls
-        with _autocast(call.autocast):
+        with autocast(call.autocast), self._scales_kept(call):
             result = self.function(*call.args, **call.kwargs)
         return [rows_of(result, 0, call.rows, call.rows, self.name, copy=True) if self.reused else result]
 
@@ -190,7 +209,7 @@ class Part:
         bucket = self._bucket(rows)
         named = _joined(calls, bucket - rows)
         args = [named.pop(name) for name in list(named) if name.startswith("*")]
-        with _autocast(calls[0].autocast):
+        with autocast(calls[0].autocast), self._scales_kept(calls[0]):
             whole = self.function(*args, **named)
         # what outlives this step must not keep the whole batch's memory
         keep = self.reused or self.role != "denoise"
@@ -201,26 +220,59 @@ class Part:
         return results
 
     def _prove(self, key: Any, calls: list[Call]) -> list[Any]:
-        """The first batch of calls of a model that nobody has tried: are its rows really apart?"""
-        alone = self._tried(key, calls[:1], self._alone)
-        if isinstance(alone[0], BaseException):  # says nothing of batches
-            return alone + (self._run(key, calls[1:]) if len(calls) > 1 else [])
-        try:
-            self._settle(calls[0])
-            together = self._together(calls)
-            if close(alone[0], together[0]):
-                self._rows_apart[key] = True
-                return together
-            self._keep_apart(key, "its results differ")
-        except OUT_OF_MEMORY:
-            log.warning("%s: out of memory with %d rows", self.name, sum(call.rows for call in calls))
-        except Exception as error:  # a model may raise anything
-            self._keep_apart(key, f"{type(error).__name__}: {error}")
-        return alone + [result for call in calls[1:] for result in self._tried(key, [call], self._alone)]
+        """Calls that nobody has tried together: some are made alone, then all, and compared.
+
+        The last, which those in front of it may influence; all of them if it is `foreign`.
+        """
+        tried = calls if self.foreign else calls[-1:]
+        alone = {id(call): self._tried(key, [call], self._alone)[0] for call in tried}
+        if not any(isinstance(result, BaseException) for result in alone.values()):  # says nothing of batches
+            try:
+                self._settle(calls[0])
+                together = self._together(calls)
+                pairs = zip(calls, together, strict=True)
+                if all(close(alone[id(call)], result) for call, result in pairs if id(call) in alone):
+                    self._rows_apart[self._trial(key, calls)] = True
+                    return together
+                self._keep_apart(key, "its results differ")
+            except OUT_OF_MEMORY:
+                log.warning("%s: out of memory with %d rows", self.name, sum(call.rows for call in calls))
+            except Exception as error:  # a model may raise anything
+                self._keep_apart(key, told(error))
+        return [alone[id(call)] if id(call) in alone else self._tried(key, [call], self._alone)[0] for call in calls]
 
     def _keep_apart(self, key: Any, why: str) -> None:
         self._rows_apart[key] = False
         log.warning("%s (%s) is served one request at a time, without padding: %s", self.name, self.owner, why)
+
+    @contextlib.contextmanager
+    def _scales_kept(self, call: Call) -> Iterator[None]:
+        """Have the adapters as they are once a call is over that scales them, whatever it did."""
+        if not self.scales or not scaled(call.named):
+            yield
+            return
+        before, done = [dict(one) for one in self.scales], False
+        self.scaling = True
+        try:
+            yield
+            done = True
+        finally:
+            for now, one in zip(self.scales, before, strict=True):
+                drifted = all(math.isclose(now[name], one.get(name, 0.0), rel_tol=DRIFT) for name in now)
+                if drifted or not done:
+                    now.update(one)
+            self.scaling = False
+
+
+def scales_of(model: Any) -> list[dict[str, float]]:
+    """The scales of a model's adapters, a dict for each layer of theirs."""
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    return [module.scaling for module in modules if isinstance(module.__dict__.get("scaling"), dict)]
+
+
+def scaled(named: Mapping[str, Any]) -> bool:
+    """Whether arguments have a scale for adapters."""
+    return any("scale" in (named.get(name) or ()) for name in SCALED)
 
 
 class Call:
@@ -294,32 +346,6 @@ class Call:
 def _without_content(entry: Any) -> Any:
     hidden = isinstance(entry, tuple) and len(entry) == 3 and entry[1] in ("same", "object")
     return entry[:2] if hidden else entry
-
-
-Autocast = tuple[tuple[bool, torch.dtype], ...]
-DEVICES = ("cpu", "cuda")
-
-
-def autocast_now() -> Autocast:
-    """Torch's autocast of this thread, by kind of device."""
-    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICES)
-
-
-def set_autocast(state: Autocast) -> None:
-    if state != autocast_now():
-        for kind, (enabled, dtype) in zip(DEVICES, state, strict=True):
-            torch.set_autocast_enabled(kind, enabled)
-            torch.set_autocast_dtype(kind, dtype)
-
-
-@contextlib.contextmanager
-def _autocast(state: Autocast) -> Iterator[None]:
-    outside = autocast_now()
-    set_autocast(state)
-    try:
-        yield
-    finally:
-        set_autocast(outside)
 
 
 def _digest(tensor: torch.Tensor) -> bytes:

@@ -23,7 +23,7 @@ from neustream.backends.diffusers.results import Withheld, rebuilt
 from neustream.errors import StageFailed
 
 OWN = ("_neustream_", "_internal_dict")
-"""Attributes of a request's scheduler that do not move: our own, and its config."""
+"""Attributes of a request's scheduler that do not move: our own, and its config; and its `step`."""
 
 
 FORWARD = frozenset(
@@ -200,7 +200,7 @@ def _blank(tensor: torch.Tensor) -> torch.Tensor:
 
 def state_of_scheduler(scheduler: Any) -> dict[str, Any]:
     """What a request's scheduler holds beside its config."""
-    return {name: value for name, value in vars(scheduler).items() if not name.startswith(OWN)}
+    return {name: value for name, value in vars(scheduler).items() if name != "step" and not name.startswith(OWN)}
 
 
 def put_in(state: dict[str, Any], scheduler: Any) -> None:

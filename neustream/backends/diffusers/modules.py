@@ -25,10 +25,22 @@ class Runs:
 
     Updates say what the graph asks: whether the request is `denoising`, the steps that it has `left`,
     and whether it is `over`. The last one has the `output` of the stock call.
+
+    Args:
+        begin: makes the run of a request.
+        check_finite: see `PipelineMount`.
+        changed: asked before each step, says what of the models is not as it was; then it fails.
     """
 
-    def __init__(self, begin: Callable[[StepInput], Run], *, check_finite: bool = True) -> None:
+    def __init__(
+        self,
+        begin: Callable[[StepInput], Run],
+        *,
+        check_finite: bool = True,
+        changed: Callable[[], str] = lambda: "",
+    ) -> None:
         self._begin = begin
+        self._changed = changed
         self._open: dict[str, Run] = {}
         self._check_finite = check_finite
         self._threads = torch.get_num_threads()
@@ -45,6 +57,8 @@ class Runs:
         if (me := threading.get_ident()) not in self._limited:  # a new thread would take all cores for convolutions
             torch.set_num_threads(self._threads)
             self._limited.add(me)
+        if why := self._changed():
+            return [StageFailed(why)] * len(inputs)
         runs = []
         for given in inputs:
             if given.id not in self._open:

@@ -19,7 +19,7 @@ from neustream.backends.copies import copies
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
-from neustream.backends.diffusers.parts import check_unchanged, models_of, parts_of, state_of
+from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.rehearsals import Rehearsals
 from neustream.backends.diffusers.replica import Dimensions, LookModule, Replica, default_sample
 from neustream.backends.diffusers.request import (
@@ -41,7 +41,7 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile
 from neustream.engine.answers import Result
 from neustream.engine.events import Observer
-from neustream.errors import BackendError, RequestFailed, shown
+from neustream.errors import BackendError, RequestError, RequestFailed, shown
 from neustream.profiling.files import Measurement
 from neustream.service.mount import Call, Device, Host, Instance, Look
 
@@ -160,7 +160,8 @@ class PipelineMount:
         self._name, self._host, self._devices = name, host, list(devices)
         self._known: dict[str, ProfileCache] = {}  # by the place that they are of
         self._replicas = [self._replica(pipe) for pipe in pipes]
-        self._state = state_of(self.pipe)
+        for other in self._replicas[1:]:
+            other.states += self._replicas[0].states
         self._steps = StepCounts(self.pipe)
         self._shapes = Shapes(name, self._batches, self._max_shapes)
         look = f"{name}/look" if name else "look"
@@ -255,7 +256,8 @@ class PipelineMount:
             on_step: told of each denoising step, with the latents, on the device's thread.
         """
         named = named_arguments(self.pipe, args, kwargs)
-        check_unchanged(self.pipe, self._state)
+        if why := self._replicas[0].changed():
+            raise RequestError(why)
         check(self.pipe, named, self._replicas[0].parts.device)
         asked = self._asked(named, on_step)
         self._generators.take(named)

@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.calls import Part, Role
-from neustream.errors import BackendError, RequestError
+from neustream.backends.diffusers.foreign import states_of
+from neustream.errors import BackendError
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 """Row counts that batches are padded to where each size has to be compiled."""
@@ -80,9 +81,10 @@ def parts_of(
         role, owner = role_of(name, model), type(model).__name__
         if role is None:
             continue
-        if getattr(model, "is_cache_enabled", False):
+        if why := next(states_of(name, model), ""):
             raise BackendError(
-                f"{name} has a cache of past steps enabled, which cannot tell requests apart: disable_cache() first"
+                f"{type(pipe).__name__} cannot be shared: {why}; results may depend on calls before them, "
+                "and those of other requests are among them"
             )
         if role == "decode":
             methods = {method: getattr(model, method) for method in ("encode", "decode") if hasattr(model, method)}
@@ -123,33 +125,3 @@ def _source(call: Any) -> str:
         return inspect.getsource(inspect.unwrap(call))
     except OSError:  # made at run time
         return ""
-
-
-def check_unchanged(pipe: DiffusionPipeline, known: Mapping[str, tuple[Any, ...]]) -> None:
-    """RequestError if somebody moved or changed a pipeline since its state was `known`."""
-    now = state_of(pipe)
-    for name, before in known.items():
-        if now.get(name) == before:
-            continue
-        gone = name not in now or now[name][0] != before[0]
-        what = "replaced or removed" if gone else "moved or changed"
-        detail = "" if name not in now else f": {before[1:]} before, {now[name][1:]} now"
-        raise RequestError(
-            f"{name} of {type(pipe).__name__} was {what} while it is served{detail}; "
-            "close the service first, then serve the pipeline again"
-        )
-
-
-def state_of(pipe: DiffusionPipeline) -> dict[str, tuple[Any, ...]]:
-    """What must not change while a pipeline is served: its models, where they are, their adapters."""
-    found = {}
-    for name, model in models_of(pipe):
-        weight = next(model.parameters(), None)
-        hooked = hasattr(model, "_hf_hook") or weight is None  # offloaded models move all the time
-        casts = getattr(getattr(model, "config", None), "force_upcast", False)  # by stock calls themselves
-        place = None if hooked or weight is None else (str(weight.device), None if casts else weight.dtype)
-        adapters: Any = None
-        if getattr(model, "_hf_peft_config_loaded", False):
-            adapters = (tuple(model.peft_config), tuple(model.active_adapters()))
-        found[name] = (id(model), place, adapters)
-    return found

@@ -14,9 +14,10 @@ from diffusers import DiffusionPipeline
 from neustream.backends.diffusers.calls import Call
 from neustream.backends.diffusers.measured import place_of, timed
 from neustream.backends.diffusers.modules import RunModule, Runs
-from neustream.backends.diffusers.parts import parts_of
+from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.request import check
 from neustream.backends.diffusers.run import Run, encode
+from neustream.backends.diffusers.state import State
 from neustream.core.batch import StepInput
 from neustream.core.events import Update
 from neustream.core.graph import Graph
@@ -59,6 +60,7 @@ class Replica:
     Attributes:
         place: what profiles measured here are labelled with.
         roles: what each stage does, by its name; more may be added.
+        states: of what must not change while it serves: this pipeline, and the one that it is a copy of.
     """
 
     def __init__(
@@ -74,8 +76,17 @@ class Replica:
         self.parts = parts_of(pipe, buckets=buckets, compile=compile)
         self.place = place_of(pipe)
         self.roles: dict[str, str] = {}
-        self.module = RunModule(Runs(self.begin, check_finite=check_finite), self.roles)
+        self.states = [State(pipe, models_of, self._scaling)]
+        runs = Runs(self.begin, check_finite=check_finite, changed=self.changed)
+        self.module = RunModule(runs, self.roles)
         self._arguments = arguments
+
+    def changed(self) -> str:
+        """What of the models is not as it was; empty: nothing."""
+        return next(filter(None, (state.changed() for state in self.states)), "")
+
+    def _scaling(self) -> bool:
+        return any(part.scaling for methods in self.parts.values() for part in methods.values())
 
     def begin(self, given: StepInput) -> Run:
         """A run of the stock call, when a request first gets to a stage."""

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from neustream.backends.diffusers.run import viewed
+from neustream.backends.diffusers.standins import viewed
 from neustream.errors import RequestError
 
 COUNTS = {"num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"}
@@ -47,8 +47,12 @@ class _Reached(BaseException):
     """The stock call accepted its arguments and went on to a model."""
 
 
+QUIET = frozenset(("parameters", "named_parameters", "buffers", "state_dict"))
+"""Methods of models that change nothing and compute nothing."""
+
+
 class _Wall:
-    """A component that ends a dry run when it is used."""
+    """A component that ends a dry run when it is used: when it, or a method of its, is called."""
 
     def __init__(self, component: Any) -> None:
         self.__dict__["_component"] = component
@@ -62,10 +66,18 @@ class _Wall:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._component, name)
-        methods = isinstance(self._component, PreTrainedTokenizerBase) or name in ("encode", "decode")
-        if methods and callable(value):
-            raise _Reached
+        if isinstance(value, torch.nn.Module):
+            return _Wall(value)
+        if callable(value) and name not in QUIET and not isinstance(value, type):
+            return _reached
         return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise _Reached
+
+
+def _reached(*args: Any, **kwargs: Any) -> Any:
+    raise _Reached
 
 
 def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.device) -> None:

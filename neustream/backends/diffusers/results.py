@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,6 +63,21 @@ def _field(key: str, value: Any, part: Callable[[Any], Any]) -> Any:
         if isinstance(value, torch.Tensor):
             raise
         return Withheld(f"{key} ({type(value).__name__})")
+
+
+def owned(value: Any) -> Any:
+    """A result whose tensors have no memory but their own: not that of a batch, with others' rows in it."""
+    if isinstance(value, torch.Tensor):
+        whole = value.numel() * value.element_size() == value.untyped_storage().nbytes()
+        return value if whole else value.clone()
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(value):  # diffusers' outputs
+        fields = [field.name for field in dataclasses.fields(value)]
+        return type(value)(**{name: owned(getattr(value, name)) for name in fields})
+    if isinstance(value, DiagonalGaussianDistribution):
+        return DiagonalGaussianDistribution(owned(value.parameters), deterministic=value.deterministic)
+    if type(value) in (list, tuple):
+        return type(value)(owned(inner) for inner in value)
+    return value
 
 
 class Withheld:

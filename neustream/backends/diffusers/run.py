@@ -15,20 +15,25 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from greenlet import GreenletExit, getcurrent, greenlet
-from tqdm import tqdm
+from greenlet import GreenletExit, greenlet
 
-from neustream.backends.diffusers.calls import Call, Part, autocast_now, set_autocast
+from neustream.backends.copies import twin
+from neustream.backends.diffusers.autocast import autocast_now, set_autocast
+from neustream.backends.diffusers.calls import Call, Part, scaled
 from neustream.backends.diffusers.journal import Journal, generators_of, may_move, noise_now, same
 from neustream.backends.diffusers.locals import needed
 from neustream.backends.diffusers.parts import Parts
+from neustream.backends.diffusers.results import owned
+from neustream.backends.diffusers.standins import StandIn, park, viewed
 from neustream.backends.diffusers.stepping import Hooks, Step, own_scheduler, step_together
-from neustream.errors import BackendError, StageFailed
+from neustream.errors import StageFailed
+
+PATIENCE = 8
+"""How often a call is told to end that does not (a callback that catches everything)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ class Run:
         self._known = 0  # scheduler steps ahead that were taken elsewhere
         self._arrived: Callable[[Any], None] = _nothing
         self.error: BaseException | None = None
+        self._closing = False
+        self._watched = on_step is not None or any("callback" in name for name in kwargs)
 
     @classmethod
     def ended(cls, output: Any) -> Run:
@@ -93,12 +100,6 @@ class Run:
     @property
     def started(self) -> bool:
         return self.over or self._greenlet is not None
-
-    @property
-    def _scaled(self) -> bool:
-        """Whether the stock call scales adapters of its text encoders while it uses them: then nobody shares them."""
-        names = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
-        return any("scale" in (self.kwargs.get(name) or {}) for name in names)
 
     @property
     def denoising(self) -> bool:
@@ -137,6 +138,8 @@ class Run:
         """Go on with the result of the parked call (an exception is raised there) up to the next one."""
         if self.over:
             return
+        if self._watched and not isinstance(value, BaseException):
+            value = owned(value)  # the caller gets to see it
         parked, journal = self.parked, self.journal
         if self._greenlet is None:
             self._greenlet = greenlet(self._main)
@@ -170,7 +173,10 @@ class Run:
         if self._greenlet is not None and not self._greenlet.dead:
             outside = autocast_now(), torch.is_grad_enabled()
             set_autocast(self._autocast)
-            self._greenlet.throw(GreenletExit)
+            self._closing = True
+            for _ in range(PATIENCE):
+                if not self._greenlet.dead:
+                    self._greenlet.throw(GreenletExit)
             set_autocast(outside[0])
             torch.set_grad_enabled(outside[1])
         self.output = None
@@ -186,10 +192,10 @@ class Run:
         try:
             assert self.pipe is not None
             self._view = self._seen(self.pipe)
-            self.output = self._view(**self.kwargs)
-        except GreenletExit:
-            raise
+            self.output = owned(self._view(**self.kwargs))
         except BaseException as error:  # the caller's own callbacks run in there
+            if self._closing:
+                return
             where = traceback.extract_tb(error.__traceback__)[-1]
             error.add_note(f"in {where.name}, {where.filename}:{where.lineno}")
             self.error = error.with_traceback(None)  # which would keep the request's tensors
@@ -204,7 +210,7 @@ class Run:
         own["_neustream_device"] = self.parts.device
         for name, value in list(own.items()):
             if id(value) in self.parts:
-                own[name] = StandIn(value, self.parts[id(value)], inline="encode" if self._scaled else "")
+                own[name] = self._stand_in(value, self.parts[id(value)])
             elif callable(getattr(value, "step", None)) and hasattr(value, "timesteps"):
                 own[name] = own_scheduler(value, Hooks(park, self._stepped, self._step_known, self._step_taken))
                 self.steps_counted = True
@@ -212,6 +218,17 @@ class Run:
                 own[name] = self._seen(value)
                 self.nested = True
         return view
+
+    def _stand_in(self, model: Any, parts: Mapping[str, Part]) -> StandIn:
+        """What the view has in place of a model.
+
+        Stock calls scale the adapters of their text encoders around the encoding; then they get their
+        own encoder, of the same weights, and nobody shares its calls.
+        """
+        part = parts.get("")
+        if part is None or part.role != "encode" or not part.scales or not scaled(self.kwargs):
+            return StandIn(model, parts)
+        return StandIn(twin(model), parts, inline="encode")
 
     def follow(self, steps: int, result: Any, arrived: Callable[[Any], None]) -> None:
         """Take `steps` scheduler steps by their last `result`, then tell `arrived` of the scheduler."""
@@ -240,94 +257,6 @@ class Run:
 
 def _nothing(scheduler: Any) -> None:
     """What a run that began here is told of."""
-
-
-def park(wanted: Call | Step) -> Any:
-    """Stop the current request with what it wants; returns the result."""
-    hub = getcurrent().parent
-    assert hub is not None
-    return hub.switch(wanted)
-
-
-class StandIn:
-    """A model's place in a view: calls of its parts park the request, everything else is the model's.
-
-    Calls of the role `inline` are not shared: they run at once, inside their request.
-    """
-
-    def __init__(self, model: Any, parts: Mapping[str, Part], inline: str) -> None:
-        self.__dict__.update(_model=model, _parts=parts, _inline=inline, _cast=None)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # what isinstance asks for
-        return type(self._model)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        part = self._parts.get("")
-        if part is None or part.role == self._inline:
-            return self._model(*args, **kwargs)
-        return park(part.call(args, kwargs, self._cast))
-
-    @property
-    def dtype(self) -> Any:
-        """The model's, which searches all of its modules for it at each question; or what this request made it."""
-        return self._cast or next(iter(self._parts.values())).dtype
-
-    def to(self, *args: Any, **kwargs: Any) -> StandIn:
-        """Cast the model for this request (SDXL decodes in float32); others have it in the dtype that they want."""
-        device, dtype = _asked_of_to(*args, **kwargs)
-        if device is not None and device.type != self._model.device.type:
-            raise BackendError(f"a pipeline that moves {type(self._model).__name__} in its call cannot share it")
-        if dtype is not None:
-            self.__dict__["_cast"] = dtype
-            self._model.to(dtype=dtype)
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        part = self._parts.get(name)
-        if part is None or part.role == self._inline:
-            return getattr(self._model, name)
-        return lambda *args, **kwargs: park(part.call(args, kwargs, self._cast))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise BackendError(f"a pipeline that sets {name!r} of a model in its call cannot share that model")
-
-
-def _asked_of_to(
-    *args: Any, device: Any = None, dtype: torch.dtype | None = None, **_: Any
-) -> tuple[torch.device | None, torch.dtype | None]:
-    """The device and the dtype in the arguments of a `Module.to`, None where it leaves them."""
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            device, dtype = arg.device, arg.dtype
-        elif isinstance(arg, torch.dtype):
-            dtype = arg
-        elif not isinstance(arg, bool):  # non_blocking
-            device = arg
-    return (None if device is None else torch.device(device)), dtype
-
-
-class View:
-    """What views do in their own way; mixed into the pipeline's class."""
-
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None, **options: Any) -> Any:
-        """One that shows nothing: those of requests side by side would write over each other."""
-        return tqdm(iterable, total=total, disable=True)
-
-    def maybe_free_model_hooks(self) -> None:
-        """Models are offloaded when the engine ends, not when one of its requests does."""
-
-    @property
-    def _execution_device(self) -> torch.device:
-        """Where the pipeline runs, asked once for all. Stock code searches all modules for it, again and again."""
-        device: torch.device = self.__dict__["_neustream_device"]
-        return device
-
-
-@cache
-def viewed(pipeline: Any) -> Any:
-    """The class of a pipeline's views."""
-    return type(pipeline.__name__, (View, pipeline), {"__module__": pipeline.__module__})
 
 
 # -- driving several ------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -127,16 +128,27 @@ class Hooks:
         return self
 
 
+class OwnStep:
+    """The `step` of a request's own scheduler, whose class stays the stock one: stock calls ask for it."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = weakref.ref(scheduler)
+        self.__signature__ = _signature(cast(Any, type(scheduler)))  # pipelines look for eta there
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        scheduler: Any = self._scheduler()
+        return _step(scheduler, type(scheduler).step, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OwnStep:
+        """That of the copy which its scheduler is part of."""
+        return OwnStep(memo.get(id(self._scheduler()), self._scheduler()))
+
+
 @cache
-def _hooked(stock: Any) -> Any:
-    """The class of requests' own schedulers of a stock class."""
-
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _step(self, stock.step, *args, **kwargs)
-
-    step.__signature__ = inspect.signature(stock.step)  # type: ignore[attr-defined]  # pipelines look for eta there
-    own = {"step": step, "__module__": stock.__module__, "_neustream_timesteps": None, "_neustream_table": None}
-    return type(stock.__name__, (stock,), own)
+def _signature(kind: Any) -> inspect.Signature:
+    """Of a scheduler's step, without `self`."""
+    signature = inspect.signature(kind.step)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def _step(
@@ -168,8 +180,9 @@ def _step(
 def own_scheduler(shared: Any, hooks: Hooks) -> Any:
     """A copy of `shared` for one request."""
     scheduler = copy.deepcopy(shared)
-    scheduler.__class__ = _hooked(scheduler.__class__)
     scheduler._neustream_hooks = hooks
+    scheduler._neustream_timesteps = scheduler._neustream_table = None
+    scheduler.step = OwnStep(scheduler)
     return scheduler
 
 

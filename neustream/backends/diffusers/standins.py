@@ -1,0 +1,103 @@
+"""What a request sees in place of the pipeline and of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from greenlet import getcurrent
+from tqdm import tqdm
+
+from neustream.backends.diffusers.calls import Call, Part
+from neustream.backends.diffusers.stepping import Step
+from neustream.errors import BackendError
+
+
+def park(wanted: Call | Step) -> Any:
+    """Stop the current request with what it wants; returns the result."""
+    hub = getcurrent().parent
+    assert hub is not None
+    return hub.switch(wanted)
+
+
+class StandIn:
+    """A model's place in a view: calls of its parts park the request, everything else is the model's.
+
+    Calls of the role `inline` are not shared: they run at once, inside their request.
+    """
+
+    def __init__(self, model: Any, parts: Mapping[str, Part], inline: str = "") -> None:
+        self.__dict__.update(_model=model, _parts=parts, _inline=inline, _cast=None)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # what isinstance asks for
+        return type(self._model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        part = self._parts.get("")
+        if part is None or part.role == self._inline:
+            return self._model(*args, **kwargs)
+        return park(part.call(args, kwargs, self._cast))
+
+    @property
+    def dtype(self) -> Any:
+        """The model's, which searches all of its modules for it at each question; or what this request made it."""
+        return self._cast or next(iter(self._parts.values())).dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> StandIn:
+        """Cast the model for this request (SDXL decodes in float32); others have it in the dtype that they want."""
+        device, dtype = asked_of_to(*args, **kwargs)
+        if device is not None and device.type != self._model.device.type:
+            raise BackendError(f"a pipeline that moves {type(self._model).__name__} in its call cannot share it")
+        if dtype is not None:
+            self.__dict__["_cast"] = dtype
+            self._model.to(dtype=dtype)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        part = self._parts.get(name)
+        if part is None or part.role == self._inline:
+            return getattr(self._model, name)
+        return lambda *args, **kwargs: park(part.call(args, kwargs, self._cast))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise BackendError(f"a pipeline that sets {name!r} of a model in its call cannot share that model")
+
+
+def asked_of_to(
+    *args: Any, device: Any = None, dtype: torch.dtype | None = None, **_: Any
+) -> tuple[torch.device | None, torch.dtype | None]:
+    """The device and the dtype in the arguments of a `Module.to`, None where it leaves them."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            device, dtype = arg.device, arg.dtype
+        elif isinstance(arg, torch.dtype):
+            dtype = arg
+        elif not isinstance(arg, bool):  # non_blocking
+            device = arg
+    return (None if device is None else torch.device(device)), dtype
+
+
+class View:
+    """What views do in their own way; mixed into the pipeline's class."""
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None, **options: Any) -> Any:
+        """One that shows nothing: those of requests side by side would write over each other."""
+        return tqdm(iterable, total=total, disable=True)
+
+    def maybe_free_model_hooks(self) -> None:
+        """Models are offloaded when the engine ends, not when one of its requests does."""
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where the pipeline runs, asked once for all. Stock code searches all modules for it, again and again."""
+        device: torch.device = self.__dict__["_neustream_device"]
+        return device
+
+
+@cache
+def viewed(pipeline: Any) -> Any:
+    """The class of a pipeline's views."""
+    return type(pipeline.__name__, (View, pipeline), {"__module__": pipeline.__module__})

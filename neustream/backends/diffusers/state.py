@@ -1,0 +1,220 @@
+"""What calls of a pipeline read beside their arguments: its models, their adapters, processors and hooks.
+
+All requests share it, so nobody may change it while one of them is open. It is noted once and
+compared before each batch. Comparing is mostly one comparison of dicts a module.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from transformers import PreTrainedModel
+
+from neustream.backends.diffusers.foreign import is_own, looks_only, origin, processor_of
+from neustream.errors import shown
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+PRIVATE = frozenset(("_active_adapter", "_disable_adapters", "_attention_backend", "_parallel_config"))
+"""Attributes that are not public, and decide over results."""
+OF_TEXTS = frozenset(("forward", "training", "scaling", "merged_adapters")) | PRIVATE
+"""What is compared of models of transformers, which note how long texts were."""
+SIMPLE = (bool, int, float, str, tuple, type(None))
+LARGEST = 64
+"""Containers with more items are no settings."""
+DEPTH = 2
+"""How deep objects that processors hold are looked at."""
+
+
+class Kept:
+    """The attributes of one object as they were.
+
+    Args:
+        name: what messages call it.
+        now: its `__dict__`.
+        private: whether attributes that begin with _ count too.
+        only: the names that count; None: all.
+        moves: whether its weights are replaced all the time.
+    """
+
+    __slots__ = ("_moves", "_only", "_private", "before", "inside", "name", "now")
+
+    def __init__(
+        self,
+        name: str,
+        now: dict[str, Any],
+        *,
+        private: bool = False,
+        only: frozenset[str] | None = None,
+        moves: bool = False,
+    ) -> None:
+        self.name = name
+        self.now = now
+        self._private = private
+        self._only = only
+        self._moves = moves
+        self._note()
+
+    def _note(self) -> None:
+        self.before = dict(self.now)
+        self.inside = {key: value.copy() for key, value in self.now.items() if self._holds(key, value)}
+
+    def _holds(self, key: str, value: Any) -> bool:
+        """Whether what a container holds counts, beside which one it is."""
+        if key == "_parameters":
+            return not self._moves
+        if key == "_modules" or key in HOOKS:
+            return True
+        return isinstance(value, dict | list | set) and self._counts(key) and len(value) <= LARGEST
+
+    def _counts(self, key: str) -> bool:
+        if self._only is not None:
+            return key in self._only
+        return self._private or not key.startswith("_") or key in PRIVATE
+
+    def changed(self) -> str:
+        """The first attribute that is another one now; what does not count is noted as it is."""
+        before, now = self.before, self.now
+        for key in before.keys() | now.keys():
+            old, new = before.get(key), now.get(key)
+            if old is new or _same(old, new) or (key == "forward" and old is None and is_own(new, now)):
+                continue
+            if self._counts(key) and (self._private or _setting(old) or _setting(new)):
+                return f"{self.name}.{key} was {shown(old)} and is {shown(new)}"
+        for key, kept in self.inside.items():
+            held: Any = now.get(key)
+            if not _same(held, kept) and not (key in HOOKS and all(map(looks_only, held.values()))):
+                return f"{self.name}.{key} was {_names(kept)} and is {_names(held)}"
+        self._note()
+        return ""
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # tensors that are not the same
+        return False
+
+
+def _setting(value: Any) -> bool:
+    """Whether an attribute decides over results; tensors and objects of other kinds are remembered values."""
+    return isinstance(value, SIMPLE) or (callable(value) and not isinstance(value, torch.nn.Module))
+
+
+def _names(held: Any) -> str:
+    return shown(list(held) if isinstance(held, Mapping) and len(held) > 8 else held)
+
+
+class State:
+    """What calls of `pipe` read, as it was when this was made.
+
+    Args:
+        models: of the pipeline and of those inside it, by name; asked again at each comparison.
+        scaling: whether a call that scales adapters is under way, which scales them back.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        models: Callable[[DiffusionPipeline], Iterable[tuple[str, torch.nn.Module]]],
+        scaling: Callable[[], bool],
+    ) -> None:
+        self._pipe = pipe
+        self._models = models
+        self._scaling = scaling
+        self._places = _places(models(pipe))
+        self._kept: list[Kept] = []
+        self._weights: list[torch.Tensor] = []
+        for name, model in models(pipe):
+            self._note(name, model)
+        self._now = [kept.now for kept in self._kept]
+        self._before = [kept.before for kept in self._kept]
+        self._link()
+        self._versions = [weight._version for weight in self._weights]
+        self._classes = list({type(module) for _, model in models(pipe) for module in model.modules()})
+        self._forwards = [cls.forward for cls in self._classes]
+
+    def _note(self, name: str, model: torch.nn.Module) -> None:
+        only, moves = OF_TEXTS if isinstance(model, PreTrainedModel) else None, _moves(model)
+        for path, module in model.named_modules(prefix=name):
+            self._kept.append(Kept(path, module.__dict__, only=only, moves=moves))
+            processor = processor_of(module)
+            if processor is not None and not isinstance(processor, torch.nn.Module):
+                self._kept += _objects(f"{path}.processor", processor, DEPTH)
+        if not moves:
+            self._weights += [weight for weight in model.parameters() if not weight.is_inference()]
+
+    def _link(self) -> None:
+        self._before = [kept.before for kept in self._kept]
+        pairs = [(kept.now.get(key), held) for kept in self._kept for key, held in kept.inside.items()]
+        self._held, self._holding = [now for now, _ in pairs], [before for _, before in pairs]
+
+    def changed(self) -> str:
+        """What is not what it was; empty: nothing."""
+        whose = type(self._pipe).__name__
+        then = "close the service first, then serve the pipeline again"
+        now = _places(self._models(self._pipe))
+        for name, before in self._places.items():
+            if now.get(name) != before:
+                gone = name not in now or now[name][0] != before[0]
+                what = "replaced or removed" if gone else "moved or changed"
+                detail = "" if name not in now else f": {before[1:]} before, {now[name][1:]} now"
+                return f"{name} of {whose} was {what} while it is served{detail}; {then}"
+        why = self._attributes()
+        return why and f"{whose} was changed while it is served: {why}; {then}, or change it back"
+
+    def _attributes(self) -> str:
+        if [weight._version for weight in self._weights] != self._versions:
+            return "weights were written to"
+        for cls, before in zip(self._classes, self._forwards, strict=True):
+            if cls.forward is not before:
+                return f"the forward of {cls.__name__} was replaced"
+        if not self._unequal():
+            return ""
+        for kept in self._kept:
+            if why := kept.changed():
+                return "" if self._scaling() and "scaling" in why else why
+        self._link()
+        return ""
+
+    def _unequal(self) -> bool:
+        try:
+            alike = all(map(operator.eq, self._now, self._before))
+            return not alike or not all(map(operator.eq, self._held, self._holding))
+        except Exception:  # tensors that are not the same
+            return True
+
+
+def _objects(name: str, value: Any, depth: int) -> Iterator[Kept]:
+    """The attributes of a processor, and of the objects that it holds."""
+    own = getattr(value, "__dict__", None)
+    if not isinstance(own, dict) or isinstance(value, type | torch.nn.Module | torch.Tensor):
+        return
+    yield Kept(name, own, private=origin(value) != "diffusers")
+    for key, inner in own.items() if depth else ():
+        if origin(inner) not in ("torch", "builtins"):
+            yield from _objects(f"{name}.{key}", inner, depth - 1)
+
+
+def _moves(model: torch.nn.Module) -> bool:
+    """Whether its weights are replaced all the time: offloaded, or cast by stock calls themselves."""
+    casts = getattr(getattr(model, "config", None), "force_upcast", False)
+    return bool(casts) or any("_hf_hook" in module.__dict__ for module in model.modules())
+
+
+def _places(models: Iterable[tuple[str, torch.nn.Module]]) -> dict[str, tuple[Any, ...]]:
+    """Which models there are, where they are, their adapters."""
+    found = {}
+    for name, model in models:
+        weight = next(model.parameters(), None)
+        hooked = hasattr(model, "_hf_hook") or weight is None  # offloaded models move all the time
+        casts = getattr(getattr(model, "config", None), "force_upcast", False)
+        place = None if hooked or weight is None else (str(weight.device), None if casts else weight.dtype)
+        adapters: Any = None
+        if getattr(model, "_hf_peft_config_loaded", False):
+            adapters = (tuple(model.peft_config), tuple(model.active_adapters()))
+        found[name] = (id(model), place, adapters)
+    return found

@@ -1,0 +1,422 @@
+"""Stock pipelines that somebody changed, before or while they are served: exact, or refused by name."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import threading
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra 'diffusion'")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # diffusers' own imports
+    pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
+    import diffusers as d
+    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache, apply_layerwise_casting
+    from greenlet import GreenletExit
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from tests.backends import pipelines
+
+import neustream as ns  # noqa: E402
+
+pytestmark = [
+    # numpy 2's complaints about how diffusers calls it, and torch's about transformers
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+class Flat(dict):
+    """A profile for every stage, by which sharing pays."""
+
+    def __contains__(self, stage):
+        return True
+
+    def __missing__(self, stage):
+        return ns.TableProfile(stage, [1, 64], [0.001, 0.002])
+
+
+def serve(pipe, **options):
+    options = {"profiles": Flat(), "samples": [], "policy": ns.FCFS(drop_hopeless=False), "progress": False, **options}
+    return ns.serve(pipe, **options)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def words(at=0, steps=3, **more):
+    """Arguments of a Stable Diffusion call."""
+    common = {"num_inference_steps": steps, "output_type": "pt", "height": 16, "width": 16}
+    return {"prompt": f"a cat {at}", "generator": seeded(at), **common, **more}
+
+
+@pytest.fixture
+def sd():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return pipelines.ready(pipelines.stable_diffusion(), torch.float32)
+
+
+def together(service, calls):
+    """The images of calls that begin at once."""
+    service(**calls[0])  # the shape is known from now on
+    gate = threading.Event()
+    service._devices[0].executor.call(gate.wait)
+    answers = [service.submit(**{**one, "generator": seeded(at)}) for at, one in enumerate(calls)]
+    gate.set()
+    return [answer.result(60).images for answer in answers]
+
+
+def close_to(ours, stock):
+    return float((ours - stock).abs().max() / stock.abs().max()) < 1e-5
+
+
+# -- processors -----------------------------------------------------------------------------------------
+
+
+class Plain:
+    """Attention as it is defined, row by row."""
+
+    def attend(self, attn, hidden, given):
+        query, key, value = (attn.head_to_batch_dim(f) for f in (attn.to_q(hidden), attn.to_k(given), attn.to_v(given)))
+        mixed = torch.bmm(attn.get_attention_scores(query, key), value)
+        return attn.to_out[0](attn.batch_to_head_dim(mixed))
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **kwargs):
+        return self.attend(attn, hidden_states, self.given(hidden_states, encoder_hidden_states))
+
+    def given(self, hidden, encoded):
+        return hidden if encoded is None else encoded
+
+
+class FirstRow(Plain):
+    """Everybody attends to the first row: it alone gets what it would get alone."""
+
+    def given(self, hidden, encoded):
+        return hidden[:1].expand_as(hidden) if encoded is None else encoded
+
+
+class LastRow(Plain):
+    def given(self, hidden, encoded):
+        return hidden[-1:].expand_as(hidden) if encoded is None else encoded
+
+
+class Pairs(Plain):
+    """Rows attend to the first of their four: batches of one or two requests show nothing."""
+
+    def given(self, hidden, encoded):
+        if encoded is not None:
+            return encoded
+        return hidden[[at - at % 4 for at in range(len(hidden))]] if len(hidden) > 4 else hidden
+
+
+class Remembering(Plain):
+    """Attends to what it saw last, too."""
+
+    last = None
+
+    def given(self, hidden, encoded):
+        before, self.last = self.last, hidden
+        return (hidden if before is None or before.shape != hidden.shape else before) if encoded is None else encoded
+
+
+@pytest.mark.parametrize("kind", [Plain, FirstRow, LastRow, Pairs])
+def test_processors_of_somebodys_own(sd, kind):
+    sd.unet.set_attn_processor(kind())
+    calls = [words(at, guidance_scale=1.0) for at in range(5)]
+    stock = [sd(**{**one, "generator": seeded(at)}).images for at, one in enumerate(calls)]
+    with serve(sd) as service:
+        for size in (2, 5):
+            found = together(service, calls[:size])
+            assert all(map(close_to, found, stock)), size
+        (part,) = service.models[""].parts("denoise")
+    assert (False in part._rows_apart.values()) is (kind is not Plain)
+
+
+def test_a_processor_that_remembers_is_noticed(sd):
+    sd.unet.set_attn_processor(Remembering())
+    with serve(sd) as service, pytest.raises(ns.RequestFailed, match=r"processor\.last was"):
+        service(**words(steps=6))
+
+
+def test_a_row_mixing_processor_set_while_it_is_served(sd):
+    with serve(sd) as service:
+        service(**words())
+        before = sd.unet.attn_processors
+        sd.unet.set_attn_processor(FirstRow())
+        with pytest.raises(
+            ns.RequestError, match=r"StableDiffusionPipeline was changed while it is served: unet.*proc"
+        ):
+            service.submit(**words())
+        sd.unet.set_attn_processor(before)
+        assert service(**words()).images.shape == (1, 3, 16, 16)
+
+
+# -- caches, hooks and forwards --------------------------------------------------------------------------
+
+
+def counting(stock):
+    """A forward that skips every other call."""
+    state = {"count": 0}
+
+    def forward(*args, **kwargs):
+        state["count"] += 1
+        if state["count"] % 2:
+            state["last"] = stock(*args, **kwargs)
+        return state["last"]
+
+    return forward
+
+
+def wrap_model(pipe):
+    pipe.unet.forward = counting(pipe.unet.forward)
+
+
+def wrap_block(pipe):
+    block = pipe.unet.mid_block
+    block.forward = functools.wraps(block.forward)(counting(block.forward))
+
+
+def hook_output(pipe):
+    pipe.unet.register_forward_hook(lambda module, args, output: output)
+
+
+def hook_input(pipe):
+    pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: args)
+
+
+CHANGES = {
+    wrap_model: "unet.forward",
+    wrap_block: "unet.mid_block.forward",
+    hook_output: "unet",
+    hook_input: "unet.conv_in",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_may_remember_calls_is_refused(sd, change):
+    change(sd)
+    with pytest.raises(ns.BackendError, match=f"{CHANGES[change]}.* results may depend on calls before them"):
+        serve(sd)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_may_remember_calls_is_noticed_while_it_is_served(sd, change):
+    with serve(sd) as service:
+        begun, go = threading.Event(), threading.Event()
+        open_one = service.submit(**words(steps=9), on_step=lambda _: (begun.set(), go.wait(30)))
+        assert begun.wait(30)
+        change(sd)
+        try:
+            with pytest.raises(ns.RequestError, match=CHANGES[change]):
+                service.submit(**words(1))
+        finally:
+            go.set()
+        with pytest.raises(ns.RequestFailed, match=CHANGES[change]):
+            open_one.result(30)
+
+
+def test_a_forward_that_was_replaced_in_the_class(sd):
+    class Unet(d.UNet2DConditionModel):
+        pass
+
+    sd.unet.__class__ = Unet
+    with serve(sd) as service:
+        stock = service(**words()).images
+        Unet.forward = counting(Unet.forward)
+        with pytest.raises(ns.RequestError, match="the forward of Unet was replaced"):
+            service.submit(**words())
+        del Unet.forward
+        assert torch.equal(service(**words()).images, stock)
+
+
+def test_caches_that_were_applied_by_a_function():
+    flux = pipelines.ready(pipelines.flux(), torch.float32)
+    apply_first_block_cache(flux.transformer, FirstBlockCacheConfig(threshold=50.0))
+    with pytest.raises(ns.BackendError, match=r"transformer\.transformer_blocks\.0 has a FBCHeadBlockHook"):
+        serve(flux)
+
+
+def test_hooks_that_keep_nothing_are_served(sd):
+    """Casts of layers, hooks that only look, and a forward that was put back."""
+    seen = []
+
+    def look(module, args):
+        seen.append(len(args))
+
+    apply_layerwise_casting(sd.unet, storage_dtype=torch.float16, compute_dtype=torch.float32)
+    sd.unet.forward = sd.unet.forward
+    sd.text_encoder.forward = sd.text_encoder.forward
+    sd.unet.register_forward_pre_hook(look)
+    stock = sd(**words()).images
+    with serve(sd) as service:
+        assert torch.equal(service(**words()).images, stock)
+        sd.vae.register_forward_pre_hook(look)
+        assert torch.equal(service(**words()).images, stock)
+    assert seen
+
+
+# -- adapters ---------------------------------------------------------------------------------------------
+
+
+def with_lora(pipe):
+    """Adapters on the denoiser and on the text encoder."""
+    torch.manual_seed(1)
+    lora = LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    pipe.unet.add_adapter(lora, "a")
+    texts = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    inject_adapter_in_model(texts, pipe.text_encoder, "a")
+    return pipe
+
+
+def scales(model):
+    return [dict(module.scaling) for module in model.modules() if isinstance(getattr(module, "scaling", None), dict)]
+
+
+def test_a_scaled_adapter_is_of_its_request_alone(sd):
+    with_lora(sd)
+    half = {"cross_attention_kwargs": {"scale": 0.3}}
+    stock = [sd(**words(at, **(half if at % 2 else {}))).images for at in range(4)]
+    assert not close_to(stock[0], sd(**words(0, **half)).images)
+    before = scales(sd.text_encoder), scales(sd.unet)
+    with serve(sd) as service:
+        for _ in range(2):
+            for at in range(4):
+                assert torch.equal(service(**words(at, **(half if at % 2 else {}))).images, stock[at])
+        with pytest.raises(ValueError, match="divisible by 8"):
+            service.submit(**words(height=20, **half))
+        assert (scales(sd.text_encoder), scales(sd.unet)) == before
+        found = together(service, [words(at, **(half if at % 2 else {})) for at in range(4)])
+        assert all(map(close_to, found, stock))
+    assert (scales(sd.text_encoder), scales(sd.unet)) == before
+
+
+def test_a_call_that_raises_leaves_adapters_as_they_were(sd):
+    with_lora(sd)
+    before = scales(sd.unet)
+    with serve(sd) as service:
+        bad = torch.zeros(1, 5, 7)  # as wide as no encoder makes them
+        with pytest.raises(ns.RequestFailed):
+            service(
+                **{**words(), "prompt": None},
+                prompt_embeds=bad,
+                guidance_scale=1.0,
+                cross_attention_kwargs={"scale": 0.3},
+            )
+        assert scales(sd.unet) == before
+
+
+def weight_of_an_adapter(pipe):
+    pipe.unet.set_adapters(["a"], [0.1])
+
+
+def adapters_off(pipe):
+    pipe.unet.disable_lora()
+
+
+def adapters_fused(pipe):
+    pipe.unet.fuse_lora()
+
+
+def freeu(pipe):
+    pipe.unet.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+
+
+def written(pipe):
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [weight_of_an_adapter, adapters_off, adapters_fused, freeu, written])
+def test_what_is_changed_under_an_open_request(sd, change):
+    with_lora(sd)
+    with serve(sd) as service:
+        service(**words())
+        begun, go = threading.Event(), threading.Event()
+        open_one = service.submit(**words(steps=9), on_step=lambda _: (begun.set(), go.wait(30)))
+        assert begun.wait(30)
+        change(sd)
+        try:
+            with pytest.raises(ns.RequestError, match="was changed while it is served"):
+                service.submit(**words(1))
+        finally:
+            go.set()
+        with pytest.raises(ns.RequestFailed, match="was changed while it is served"):
+            open_one.result(30)
+
+
+def test_the_scale_of_an_image_adapter(sd):
+    sd.unet.set_attn_processor({name: Plain() for name in sd.unet.attn_processors})
+    processor = next(iter(sd.unet.attn_processors.values()))
+    processor.scale = [1.0]
+    with serve(sd) as service:
+        service(**words())
+        processor.scale[0] = 0.5  # as `set_ip_adapter_scale` does
+        with pytest.raises(ns.RequestError, match=r"scale was \[1.0\] and is \[0.5\]"):
+            service.submit(**words())
+
+
+# -- whose memory ------------------------------------------------------------------------------------------
+
+
+def saved(tensor):
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    return buffer.getvalue()
+
+
+def test_latents_hold_no_rows_of_others(sd):
+    previews = []
+    calls = [words(at, output_type="latent", guidance_scale=1.0) for at in range(3)]
+    with serve(sd) as service:
+        found = together(service, calls)
+        seen = {"on_step": lambda progress: previews.append(progress.latents)}
+        previews.clear()
+        together(service, [{**one, **seen} for one in calls])
+    for latents in (*found, *previews):
+        assert latents.untyped_storage().nbytes() == latents.numel() * latents.element_size()
+        assert len(saved(latents)) == len(saved(latents.clone()))
+
+
+# -- callbacks --------------------------------------------------------------------------------------------
+
+
+def test_whatever_a_callback_raises_fails_its_request(sd):
+    def leave(progress):
+        raise GreenletExit
+
+    def stubborn(pipe, step, timestep, tensors):
+        while True:
+            try:
+                pipe.vae.decode(tensors["latents"])  # parks in the callback
+            except BaseException:  # what a careless caller does
+                return {}
+
+    with serve(sd) as service:
+        with pytest.raises(ns.RequestFailed, match="GreenletExit"):
+            service(**words(), on_step=leave)
+        answer = service.submit(**words(), callback_on_step_end=stubborn)
+        answer.cancel()
+        assert service(**words()).images.shape == (1, 3, 16, 16)
+
+
+def test_the_class_of_a_scheduler_is_the_stock_one(sd):
+    class Asking(type(sd)):
+        @torch.no_grad()
+        def __call__(self, *args, **kwargs):
+            assert type(self.scheduler) is d.DDIMScheduler
+            assert type(copy.deepcopy(self.scheduler)) is d.DDIMScheduler
+            self.scheduler = copy.deepcopy(self.scheduler)  # still one that shares its steps
+            return super().__call__(*args, **kwargs)
+
+    stock = sd(**words()).images
+    sd.__class__ = Asking
+    with serve(sd) as service:
+        seen = []
+        assert torch.equal(service(**words(), on_step=seen.append).images, stock)
+    assert [progress.step for progress in seen] == [1, 2, 3]
