@@ -1,11 +1,16 @@
-"""Language models of transformers, served: what checking costs, and a storm of requests, some of them wrong.
+"""Language models of transformers, served: what checking and fixed shapes cost, and a storm of requests.
 
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py checks [--layers 2 12 32]
+    OMP_NUM_THREADS=1 python benchmarks/served_texts.py fixed [--dtype bfloat16] [--requests 48] [--rounds 3]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py storm [--requests 2000] [--threads 16]
 
 `checks`: medians in microseconds of what is looked at to see that a model is still the one that was
 served: at a submit, and after a step; beside them, a submit and a decode of one request.
 Models are Llamas, 64 wide, with random weights. Looking costs the same for wider ones.
+
+`fixed`: a Llama, 512 wide with 8 layers, serves requests one after the other and all at once, without
+and with `buckets`: medians over rounds of the seconds per token alone, and of tokens per second in
+company; and how many requests got other tokens in company than alone.
 
 `storm`: that many threads submit requests, of which one in twenty has arguments that are none, one
 in twenty a callback that raises, one in twenty a temperature at which no token has a probability,
@@ -37,6 +42,8 @@ from neustream.core.steps import Step
 from neustream.errors import RequestError, RequestFailed
 
 VOCABULARY = 96
+TOKENS = 32
+"""Outputs of each request of `fixed`."""
 
 
 class Flat:
@@ -54,16 +61,16 @@ class Flat:
         """It is always the same."""
 
 
-def llama(layers: int) -> Any:
+def llama(layers: int, width: int = 64, positions: int = 128) -> Any:
     """A Llama with random weights, large enough for its tokens to vary."""
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         bos_token_id=0,
         pad_token_id=1,
         eos_token_id=2,
@@ -109,6 +116,40 @@ def checks(args: argparse.Namespace) -> None:
         ]
         table.add_row(str(layers), *[f"{cell:.0f}" for cell in cells])
     Console().print(table)
+
+
+def fixed(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    draw = random.Random(0)
+    asked = [[draw.randrange(3, VOCABULARY) for _ in range(draw.randint(4, 200))] for _ in range(args.requests)]
+    model = llama(8, 512, 256).to(getattr(torch, args.dtype))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.div_(2 if weight.dim() > 1 else 1)
+    columns = ("ms a token alone", "tokens/s in company", "other tokens in company")
+    table = new_table(f"{args.requests} requests of {TOKENS} tokens, 8 slots, {args.dtype}", "buckets", columns)
+    for buckets in ((), (256,), (64, 128, 256)):
+        with ns.serve(model, profile=Flat(), slots=8, buckets=buckets) as service:
+            table.add_row(str(list(buckets)), *_served(service, asked, args.rounds))
+    Console().print(table)
+
+
+def _served(service: ns.Service, asked: list[list[int]], rounds: int) -> list[str]:
+    how: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True}
+    lonely, crowded, differ = [], [], 0
+    for _ in range(rounds):
+        single = [service(prompt, **how) for prompt in asked]
+        lonely += [one.tpot_s for one in single]
+        began = perf_counter()
+        answers = [service.submit(prompt, **how) for prompt in asked]
+        crowd = [answer.result() for answer in answers]
+        crowded.append(TOKENS * len(asked) / (perf_counter() - began))
+        differ = sum(one.token_ids != other.token_ids for one, other in zip(single, crowd, strict=True))
+    return [
+        f"{statistics.median(lonely) * 1e3:.2f}",
+        f"{statistics.median(crowded):.0f}",
+        f"{differ} of {len(asked)}",
+    ]
 
 
 # -- the storm -------------------------------------------------------------------------------------
@@ -217,6 +258,11 @@ def main() -> None:
     of_checks = commands.add_parser("checks")
     of_checks.add_argument("--layers", type=int, nargs="+", default=[2, 12, 32])
     of_checks.set_defaults(run=checks)
+    of_fixed = commands.add_parser("fixed")
+    of_fixed.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    of_fixed.add_argument("--requests", type=int, default=48)
+    of_fixed.add_argument("--rounds", type=int, default=3)
+    of_fixed.set_defaults(run=fixed)
     of_storm = commands.add_parser("storm")
     of_storm.add_argument("--requests", type=int, default=2000)
     of_storm.add_argument("--threads", type=int, default=16)

@@ -70,6 +70,7 @@ class TextOptions(ServiceOptions, total=False):
     profile: StepLatency | Path | str | None
     slots: int
     max_len: int | None
+    buckets: Sequence[int]
     kv_cache: KVCache | None
     measure_s: float
     cache: Path | str | None

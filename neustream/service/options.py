@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 from neustream.core.types import SLO
 from neustream.errors import BackendError, RequestError, nearest, shown
@@ -14,9 +15,9 @@ def slo_of(slo: SLO | float | None) -> SLO:
         return slo
     if slo is None:
         return SLO()
-    if isinstance(slo, bool) or not isinstance(slo, int | float):
+    if isinstance(slo, bool) or not isinstance(slo, Real):
         raise RequestError(f"slo must be an SLO or seconds, got {shown(slo)}")
-    return SLO(total=slo)
+    return SLO(total=float(slo))
 
 
 def places_of(

@@ -27,8 +27,14 @@ def whole(
     raise error(f"{name} must be {allowed or f'a whole number from {low} {most}'}, got {shown(value)}")
 
 
-def number(name: str, value: object, allowed: str, fits: Callable[[float], bool]) -> float:
-    """`value` as a float; RequestError for what is no number, or does not fit."""
+def number(
+    name: str,
+    value: object,
+    allowed: str,
+    fits: Callable[[float], bool],
+    error: type[NeustreamError] = RequestError,
+) -> float:
+    """`value` as a float; `error` for what is no number, or does not fit."""
     if not isinstance(value, bool) and isinstance(value, Real):
         try:
             found = float(value)
@@ -36,7 +42,7 @@ def number(name: str, value: object, allowed: str, fits: Callable[[float], bool]
             found = math.inf
         if fits(found):
             return found
-    raise RequestError(f"{name} must be {allowed}, got {shown(value)}")
+    raise error(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def flag(name: str, value: object) -> bool:

@@ -169,6 +169,7 @@ def fingerprint(model: LanguageModel) -> str:
         "dtype": str(model.model.dtype),
         "place": model.place,
         "slots": [model.slots, model.max_len],
+        "buckets": None if model.fixed is None else model.fixed.contexts,
         "versions": versions(),
     }
     text = json.dumps(facts, sort_keys=True, default=str)

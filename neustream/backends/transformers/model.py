@@ -11,13 +11,15 @@ from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name
 from neustream.backends.transformers.arguments import whole
+from neustream.backends.transformers.fixed import fixed_of
 from neustream.backends.transformers.proof import prove
 from neustream.backends.transformers.slots import Call, Row, Slots
 from neustream.backends.transformers.unchanged import Unchanged
-from neustream.errors import BackendError
+from neustream.errors import BackendError, shown
 
 MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask of our own."""
+MOST_SLOTS = 2**31 - 1
 CACHE_NAMES = ("cache", "past_key_values")
 """What models call the cache that they are given, newest name first."""
 
@@ -29,12 +31,21 @@ class LanguageModel:
         model: any `AutoModelForCausalLM` that keeps keys and values of all tokens.
         slots: requests that can be under way at once.
         max_len: tokens of one request, prompt and outputs; default: the model's positions.
+        buckets: lengths; with some, all calls have fixed shapes, by which results do not depend on
+            the company to the last bit (see `Fixed`). `max_len` is always one of them.
 
     Raises:
         BackendError: the model cannot be shared by requests, and why; or its slots find no memory.
     """
 
-    def __init__(self, model: PreTrainedModel, *, slots: int = 16, max_len: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int = 16,
+        max_len: int | None = None,
+        buckets: Sequence[int] = (),
+    ) -> None:
         name = type(model).__name__
         if not isinstance(model, PreTrainedModel) or not model.can_generate():
             raise BackendError(f"a transformers model that generates (AutoModelForCausalLM) is needed, got {name}")
@@ -52,7 +63,8 @@ class LanguageModel:
         self.vocabulary: int = config.vocab_size
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
         self.max_len = self._length(max_len)
-        slots = whole("slots", slots, 1, allowed="a whole number of 1 or more", error=BackendError)
+        slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
+        self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = _known(model, self.vocabulary)
         self.eos = _eos(model)
         self._last_only = {"logits_to_keep": 1} if keeps else {}
@@ -80,7 +92,7 @@ class LanguageModel:
             return self.positions
         max_len = whole("max_len", max_len, 2, allowed="a whole number of 2 or more", error=BackendError)
         if self.positions is not None and max_len > self.positions:
-            raise BackendError(f"max_len={max_len}, but {self.name} has {self.positions} positions")
+            raise BackendError(f"max_len={shown(max_len)}, but {self.name} has {self.positions} positions")
         return max_len
 
     @property
@@ -103,7 +115,15 @@ class LanguageModel:
 
         Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
-        call = Call(rows, self.max_len, self.device)
+        if self.fixed is None:
+            return self._forward(Call(rows, self.max_len, self.device))
+        behind: dict[int, torch.Tensor] = {}
+        for some in self.fixed.calls(rows):
+            logits = self._forward(Call(some, self.max_len, self.device, self.fixed.shape(some)))
+            behind |= zip([row.slot for row in some], logits, strict=True)
+        return torch.stack([behind[row.slot] for row in rows])
+
+    def _forward(self, call: Call) -> torch.Tensor:
         self.cache.select(call)
         mask = None if call.whole else call.mask()
         if mask is not None and self.eager:

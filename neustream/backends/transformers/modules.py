@@ -12,17 +12,15 @@ import numpy as np
 import torch
 
 from neustream.backends.torch import OUT_OF_MEMORY
+from neustream.backends.transformers.fixed import floor, rows_of
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Draw, Sampling, choose
-from neustream.backends.transformers.slots import Row
+from neustream.backends.transformers.slots import Row, groups
 from neustream.core.batch import StepInput
 from neustream.engine.executor import StreamModule
 from neustream.errors import StageFailed, told
 
 Update = Mapping[str, Any]
-WASTE = 1.5
-SHORT = 16
-"""A row joins a forward call of longer rows, padded to them, if they have at most so many times or tokens more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +95,12 @@ class _Held:
 
 
 class _Turn:
-    """What one step does of a text: it computes its tokens up to `end`, in the slot of `row`."""
+    """What one step does of a text: it computes its tokens up to `end`, by `rows` one after the other."""
 
-    __slots__ = ("end", "row", "text")
+    __slots__ = ("end", "rows", "text")
 
-    row: Row
+    rows: list[Row]
+    """In the text's slot; none: there is nothing to compute yet."""
 
     def __init__(self, text: Text, end: int) -> None:
         self.text = text
@@ -244,16 +243,22 @@ class Texts:
         turns = {given.id: self._turn(given) for given in inputs}
         self._close_up(list(turns))
         for id, turn in turns.items():
-            turn.row = self._row(id, turn)
-        results: dict[str, Update | StageFailed] = {}
-        for group in _groups({id: turn.row for id, turn in turns.items()}):
+            turn.rows = self._rows(id, turn)
+        results: dict[str, Update | StageFailed] = {
+            id: {self.name: turn.text} for id, turn in turns.items() if not turn.rows
+        }
+        last = {id: turn.rows[-1] for id, turn in turns.items() if turn.rows}
+        for group in groups(last):
             results |= self._call(group, turns)
         return [results[given.id] for given in inputs]
 
     def _call(self, group: Sequence[str], turns: Mapping[str, _Turn]) -> dict[str, Update | StageFailed]:
         """One forward call for the rows of `group`. If it raises, each has a call of its own: one may be at fault."""
         try:
-            logits = self.model.forward([turns[id].row for id in group])
+            for id in group:
+                for row in turns[id].rows[:-1]:
+                    self.model.forward([row])
+            logits = self.model.forward([turns[id].rows[-1] for id in group])
         except OUT_OF_MEMORY:
             raise
         except Exception as error:
@@ -284,12 +289,22 @@ class Texts:
             end = max(1, min(round(given.computed + given.size), end))
         return _Turn(text, end)
 
-    def _row(self, id: str, turn: _Turn) -> Row:
+    def _rows(self, id: str, turn: _Turn) -> list[Row]:
         held = self._held.get(id)
         if held is None:
             held = self._held[id] = self._take()
         start = min(held.cached, turn.end - 1)
-        return Row(held.slot, start, turn.text.tokens(start, turn.end))
+        if self.model.fixed is None:
+            return [Row(held.slot, start, turn.text.tokens(start, turn.end))]
+        prompt = len(turn.text.ask.prompt)
+        if not turn.complete:
+            turn.end = floor(turn.end, prompt)
+        if held.cached >= turn.end:
+            if not turn.complete:
+                turn.end = held.cached
+                return []
+            start = floor(turn.end - 1, prompt)
+        return rows_of(held.slot, turn.text.tokens(start, turn.end), start, prompt)
 
     def _draw(self, id: str, text: Text) -> Draw | None:
         """The random stream of a text, where it left off; None if its tokens are the likeliest."""
@@ -369,18 +384,3 @@ class TextModule:
 def modules_of(texts: Texts) -> dict[str, StreamModule]:
     """The module of `neustream.graphs.llm(texts.name)`, by the names of its steps."""
     return dict.fromkeys((texts.prefill, texts.decode, texts.name), TextModule(texts))
-
-
-def _groups(rows: Mapping[str, Row]) -> list[list[str]]:
-    """Requests by forward call: decodes together, prompts with others of similar length; by slot within each."""
-    groups: list[list[str]] = []
-    width = 0
-    for id in sorted(rows, key=lambda id: -len(rows[id].tokens)):
-        length = len(rows[id].tokens)
-        if not groups or width > max(length * WASTE, length + SHORT) or (length == 1) != (width == 1):
-            groups.append([])
-            width = length
-        groups[-1].append(id)
-    for group in groups:
-        group.sort(key=lambda id: rows[id].slot)
-    return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,9 +15,10 @@ from transformers import PreTrainedModel
 from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
 from neustream.backends.options import measuring
+from neustream.backends.transformers.arguments import number, whole
 from neustream.backends.transformers.completion import Tokens, completion
 from neustream.backends.transformers.measured import steps_for
-from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Ask, Texts, modules_of
 from neustream.backends.transformers.request import ask_of
 from neustream.backends.transformers.sampling import Sampling
@@ -47,6 +49,8 @@ class TextMount:
         slots: requests that can hold keys and values at once, on each device.
         max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys
             and values take memory for `slots * max_len` tokens, on each device.
+        buckets: lengths, as `[128, 512]`. With some, all calls have fixed shapes: a request's results
+            do not depend on its company to the last bit, in any dtype, at a cost.
         kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of
             tokens makes it take slots away, and compute their tokens again.
         measure_s: seconds that measuring may take, about.
@@ -69,6 +73,7 @@ class TextMount:
         profile: StepLatency | Path | str | None = None,
         slots: int = 16,
         max_len: int | None = None,
+        buckets: Sequence[int] = (),
         kv_cache: KVCache | None = None,
         measure_s: float = 20.0,
         cache: Path | str | None = None,
@@ -76,12 +81,21 @@ class TextMount:
     ) -> None:
         if not isinstance(model, PreTrainedModel):
             raise BackendError(f"a language model is a transformers model, got {shown(model)}")
+        if not (tokenizer is None or callable(tokenizer)):
+            raise BackendError(f"a tokenizer is an object that is called with text, got {shown(tokenizer)}")
+        if not hasattr(profile, "seconds"):
+            _check("profile", profile, str | Path | None, "a step profile or its file")
+        _check("kv_cache", kv_cache, KVCache | None, "a KVCache")
+        _check("cache", cache, str | Path | None, "a folder")
+        _check("progress", progress, bool | None, "True, False or None")
+        measure_s = number("measure_s", measure_s, "a number above 0", lambda x: 0 < x < math.inf, BackendError)
         self.tokenizer = tokenizer
         self.kv_caches: Mapping[str, KVCache] = {}
         self._kv_cache = kv_cache
         self._stock = model
-        self._slots = slots
+        self._slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
         self._max_len = max_len
+        self._buckets = buckets
         self._profile = profile
         self._measure_s = measure_s
         self._cache = cache
@@ -109,7 +123,7 @@ class TextMount:
         instances = []
         stocks = copies(self._stock, [device.place for device in devices])
         for device, stock in zip(devices, stocks, strict=True):
-            model = LanguageModel(stock, slots=slots, max_len=self._max_len)
+            model = LanguageModel(stock, slots=slots, max_len=self._max_len, buckets=self._buckets)
             steps = LearntSteps(self._steps(model, device))
             texts = Texts(model, _ask, name=node)
             self._devices.append((device, texts))
@@ -143,7 +157,7 @@ class TextMount:
         sampling = Sampling(temperature, top_p, top_k, seed, stop_token_ids, ignore_eos)  # type: ignore[arg-type]
         room = self.kv_caches[self._graph.name].capacity
         ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, room)
-        count = len(ask.prompt)
+        count, max_tokens = len(ask.prompt), int(max_tokens)
         return Call(
             self._graph,
             {"prompt_tokens": count, "max_tokens": max_tokens, "ask": ask},
@@ -168,6 +182,12 @@ class TextMount:
             work = partial(steps_for, model, self._cache, self._measure_s, tick)
             steps: StepLatency = device.executor.call(work).result()
             return steps
+
+
+def _check(name: str, value: object, kinds: Any, allowed: str) -> None:
+    """BackendError if an option is of none of `kinds`."""
+    if not isinstance(value, kinds):
+        raise BackendError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def _used(device: Device, texts: Texts) -> int:

@@ -46,7 +46,8 @@ def prove(model: LanguageModel) -> None:
     - decodes behind contexts of all lengths at which the config says that something changes, beside
       the longest and without it. The contexts are noise: a slot and a stock cache are filled with the
       same keys and values, so a long one costs no more than a short one;
-    - parts of prompts that cross these lengths, in the same way.
+    - parts of prompts that cross these lengths, in the same way;
+    - where shapes are fixed: decodes in company and alone, in another slot, to the last bit.
     """
     with _as_it_was(model.model):
         trial = _Trial(model)
@@ -57,6 +58,8 @@ def prove(model: LanguageModel) -> None:
         for some in _companies(lengths, min(ROWS, model.slots)):
             trial.contexts(some, 1)
             trial.contexts([min(length, model.max_len - CHUNK) for length in some], CHUNK)
+            if model.fixed is not None:
+                trial.bits(some)
     for slot in range(min(ROWS, model.slots)):
         model.cache.scrub(slot)
 
@@ -166,11 +169,28 @@ class _Trial:
         rows = [Row(slot, max(0, start), self._text(slot, count)) for slot, start in enumerate(starts)]
         if any(row.end > self.model.max_len for row in rows):
             return
-        caches = [self._fill(row) for row in rows]
+        caches = [self._fill(row, row.slot) for row in rows]
         got = self.model.forward(rows)
         for row, cache, logits in zip(rows, caches, got, strict=True):
             alone = self._stock(row.tokens, row.start, cache)
             self._compare(logits, alone, [row.end for row in rows])
+
+    def bits(self, starts: Sequence[int]) -> None:
+        """A token behind each context of noise, together, and alone in another slot: the same to the last bit."""
+        top = self.model.slots - 1
+        rows = [Row(slot, start, self._text(slot, 1)) for slot, start in enumerate(starts)]
+        for row in rows:
+            self._fill(row, row.slot)
+        together = self.model.forward(rows)
+        for row, got in zip(rows, together, strict=True):
+            other = Row(top - row.slot, row.start, row.tokens)
+            self._fill(other, row.slot)
+            off = float((self.model.forward([other])[0] - got).nan_to_num().abs().max())
+            if off:
+                raise BackendError(
+                    f"{self.model.name} cannot be served with buckets here: the same token in another company differs "
+                    f"by {off:.1e}, because its kernels round by what else is in a call; give no buckets"
+                )
 
     def last_position(self) -> None:
         """What tokens are given at the first positions must not depend on one at the last."""
@@ -221,10 +241,10 @@ class _Trial:
         logits: torch.Tensor = self._call(tokens, positions, **more).logits[0, -1]
         return logits.float()
 
-    def _fill(self, row: Row) -> DynamicCache:
+    def _fill(self, row: Row, seed: int) -> DynamicCache:
         """Fill the row's slot up to its start with noise like its model's keys and values, and a stock cache too."""
         cache = DynamicCache(config=self.model.model.config)
-        random = torch.Generator(self.model.device).manual_seed(row.slot)
+        random = torch.Generator(self.model.device).manual_seed(seed)
         for at, layer in enumerate(self.model.cache.layers):
             if not layer.is_initialized or not row.start:
                 continue

@@ -7,7 +7,7 @@ padded to the longest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +30,28 @@ class Row:
         return self.start + len(self.tokens)
 
 
+WASTE = 1.5
+SHORT = 16
+"""A row joins a forward call of longer rows, padded to them, if they have at most so many times or tokens more."""
 HOLES = 0.5
 """Largest share of unused slots that a decode may compute and ignore: cheaper than gathering slots."""
 ALIGNED = 8
 """Masks have a multiple of so many keys, as far as slots have them: GPU kernels copy them otherwise, in each layer."""
+
+
+def groups(rows: Mapping[str, Row]) -> list[list[str]]:
+    """Requests by forward call: decodes together, prompts with others of similar length; by slot within each."""
+    found: list[list[str]] = []
+    width = 0
+    for id in sorted(rows, key=lambda id: -len(rows[id].tokens)):
+        length = len(rows[id].tokens)
+        if not found or width > max(length * WASTE, length + SHORT) or (length == 1) != (width == 1):
+            found.append([])
+            width = length
+        found[-1].append(id)
+    for group in found:
+        group.sort(key=lambda id: rows[id].slot)
+    return found
 
 
 @dataclass(eq=False)
@@ -45,11 +63,14 @@ class Call:
     read the storage as it lies. `lanes`: where the rows are (None: all lanes). `whole`: all lanes have
     the same start and length, so that the model can make its own mask. `context`: keys that attention
     reads in a padded lane, of the `length` of a slot.
+
+    `shape`: lanes, tokens and keys of a call whose shape is given; lanes are slots 0 and on, or one.
     """
 
     rows: Sequence[Row]
     length: int
     device: torch.device
+    shape: tuple[int, int, int] | None = None
     ids: torch.Tensor = field(init=False)
     positions: torch.Tensor = field(init=False)
     lanes: torch.Tensor | None = None
@@ -66,6 +87,12 @@ class Call:
         alike = all(row.start == self.start and row.end == end for row in rows)
         self.whole = alike and not (holes and self._view is not None)
         self.context = end if self.whole else min(-(-end // ALIGNED) * ALIGNED, self.length)
+        if self.shape is not None:
+            lanes, width, self.context = self.shape
+            self.whole = False
+            if self._single:
+                low, high, holes = 0, lanes, lanes
+                self._view = slice(low, high)
         self._slots = self._tensor([row.slot for row in rows])
         if self._single:
             self._at = self._tensor([row.start for row in rows])
@@ -102,7 +129,8 @@ class Call:
             states = states[:, :, 0]
             storage[self._slots, :, self._at] = states if self.lanes is None else states[self.lanes]
         elif len(self.rows) == 1:
-            storage[self.rows[0].slot, :, self.rows[0].start : self.rows[0].end] = states[0]
+            row = self.rows[0]
+            storage[row.slot, :, row.start : row.end] = states[0, :, -len(row.tokens) :]
         else:
             storage[self._slot, :, self._at] = states.transpose(1, 2)[self._lane, self._column]
 
