@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 
 def test_commands_and_options(folder):
-    assert offered(folder, "neustream s") == ["simulate", "sweep"]
+    assert offered(folder, "neustream s") == ["simulate", "sweep", "serve"]
     assert "--hindsight" in offered(folder, "neustream simulate toy.yaml --h")
 
 
