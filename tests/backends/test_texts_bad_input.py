@@ -8,8 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import transformers
 from test_texts import Flat, engine
 from texts import VOCABULARY, alone, made
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from neustream import BackendError, NeustreamError, RequestError
 from neustream.backends.copies import twin
@@ -41,6 +43,11 @@ def shared(model):
         ({"prompt": "a\ud800b"}, r"the prompt is no text: '\\ud800' at 1 is half a character"),
         ({"prompt": None}, "a prompt must be text or a list of token ids, got NoneType"),
         ({"prompt": {"text": "a"}}, "got dict"),
+        (
+            {"prompt": [{"role": "user", "content": "hi"}]},
+            r"got messages of a chat: give tokenizer\.apply_chat_template",
+        ),
+        ({"prompt": {"input_ids": [[3, 4]]}}, "a flat list of token ids, got list in it"),
         ({"prompt": ["a", "b"]}, "a flat list of token ids, got str in it"),
         ({"prompt": [3, None]}, "got NoneType in it"),
         ({"prompt": [HUGE]}, "a int is no token: the vocabulary of GPT2LMHeadModel has 257"),
@@ -139,6 +146,35 @@ def test_numbers_of_numpy_draw_as_plain_ones(model, shared, drawn):
     plain = {"temperature": 0.7, "seed": 3, "top_k": 20, "top_p": 0.9}
     wanted = alone(model, [5, 6, 7], 9, **plain)
     assert list(shared([5, 6, 7], max_tokens=9, **drawn).token_ids) == wanted
+
+
+def template_tokenizer(begins):
+    """A tokenizer of whole words with a chat template that has a BOS; `begins`: it puts one before each text too."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "hi", "user:"]
+    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if begins:
+        one = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+        made.post_processor = one
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>")
+    tokenizer.chat_template = "{{ bos_token }} {% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
+    return tokenizer
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_text_with_a_bos_gets_no_other(model, begins):
+    tokenizer = template_tokenizer(begins)
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert ids["input_ids"] == [0, 5, 4]
+    end = [2] if begins else []
+    expected = {chat: [0, 5, 4, *end], "<s> <s> hi": [0, 0, 4, *end], "<s>": [0, *end]}
+    expected["hi"] = [0, 4, *end] if begins else [4]
+    with engine(twin(model), tokenizer) as running:
+        for text, wanted in expected.items():
+            done = running(text, max_tokens=8)
+            assert list(done.token_ids) == alone(model, wanted, 8) and done.prompt_tokens == len(wanted)
+        assert list(running(ids, max_tokens=8).token_ids) == alone(model, [0, 5, 4], 8)
 
 
 def test_the_largest_and_smallest_of_what_is_allowed(model, shared):

@@ -30,6 +30,8 @@ ROWS = 8
 """Rows of one trial, at most."""
 CHUNK = 5
 """Tokens of a prompt's part in a trial."""
+APART = 97
+"""By so many tokens at most, contexts of noise are shifted against each other."""
 WORK = {"cpu": 4e9}
 """Multiplications of all trials with whole texts, at most, by the kind of device."""
 WORK_ELSEWHERE = 1e13
@@ -146,7 +148,8 @@ class _Trial:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self._spreads: dict[int, tuple[float, float]] = {}
+        self._noises: dict[int, list[torch.Tensor]] = {}
+        self._known: dict[tuple[int, int], torch.Tensor] = {}
 
     def texts(self, longest: int) -> None:
         """Whole texts: prefilled together, the longest in two parts, then one token each."""
@@ -166,25 +169,28 @@ class _Trial:
 
     def contexts(self, starts: Sequence[int], count: int) -> None:
         """`count` more tokens behind contexts of noise, together and each alone in the stock cache."""
-        rows = [Row(slot, max(0, start), self._text(slot, count)) for slot, start in enumerate(starts)]
+        rows = [Row(slot, max(0, start), self._text(start, count)) for slot, start in enumerate(starts)]
         if any(row.end > self.model.max_len for row in rows):
             return
-        caches = [self._fill(row, row.slot) for row in rows]
+        for row in rows:
+            self._fill(row)
         got = self.model.forward(rows)
-        for row, cache, logits in zip(rows, caches, got, strict=True):
-            alone = self._stock(row.tokens, row.start, cache)
+        for row, logits in zip(rows, got, strict=True):
+            alone = self._known.get((row.start, count))
+            if alone is None:  # it is the same in each company
+                alone = self._known[row.start, count] = self._stock(row, self._cache(row))
             self._compare(logits, alone, [row.end for row in rows])
 
     def bits(self, starts: Sequence[int]) -> None:
         """A token behind each context of noise, together, and alone in another slot: the same to the last bit."""
         top = self.model.slots - 1
-        rows = [Row(slot, start, self._text(slot, 1)) for slot, start in enumerate(starts)]
+        rows = [Row(slot, start, self._text(start, 1)) for slot, start in enumerate(starts)]
         for row in rows:
-            self._fill(row, row.slot)
+            self._fill(row)
         together = self.model.forward(rows)
         for row, got in zip(rows, together, strict=True):
             other = Row(top - row.slot, row.start, row.tokens)
-            self._fill(other, row.slot)
+            self._fill(other)
             off = float((self.model.forward([other])[0] - got).nan_to_num().abs().max())
             if off:
                 raise BackendError(
@@ -235,35 +241,41 @@ class _Trial:
         logits: torch.Tensor = self._call(text, torch.arange(len(text), device=self.model.device)).logits[0, -1]
         return logits.float()
 
-    def _stock(self, tokens: Sequence[int], start: int, cache: DynamicCache) -> torch.Tensor:
-        positions = torch.arange(start, start + len(tokens), device=self.model.device)
+    def _stock(self, row: Row, cache: DynamicCache) -> torch.Tensor:
+        positions = torch.arange(row.start, row.end, device=self.model.device)
         more = {"use_cache": True, self.model.cache_name: cache}
-        logits: torch.Tensor = self._call(tokens, positions, **more).logits[0, -1]
+        logits: torch.Tensor = self._call(row.tokens, positions, **more).logits[0, -1]
         return logits.float()
 
-    def _fill(self, row: Row, seed: int) -> DynamicCache:
-        """Fill the row's slot up to its start with noise like its model's keys and values, and a stock cache too."""
-        cache = DynamicCache(config=self.model.model.config)
-        random = torch.Generator(self.model.device).manual_seed(seed)
+    def _fill(self, row: Row) -> None:
+        """Fill the row's slot up to its start with noise like its model's keys and values: another for each start."""
+        first = row.start % APART
         for at, layer in enumerate(self.model.cache.layers):
-            if not layer.is_initialized or not row.start:
-                continue
-            made = []
-            for storage, spread in zip((layer.keys, layer.values), self._spread(at), strict=True):
-                shape = (1, storage.shape[1], row.start, storage.shape[3])
-                noise = torch.randn(shape, generator=random, device=storage.device) * spread
-                made.append(noise.to(storage.dtype))
-                storage[row.slot, :, : row.start] = made[-1][0]
-            cache.update(made[0], made[1], at)
+            if layer.is_initialized:
+                for storage, noise in zip((layer.keys, layer.values), self._noise(at), strict=True):
+                    storage[row.slot, :, : row.start] = noise[:, first : first + row.start]
+
+    def _cache(self, row: Row) -> DynamicCache:
+        """A stock cache with what is in the row's slot up to its start."""
+        cache = DynamicCache(config=self.model.model.config)
+        for at, layer in enumerate(self.model.cache.layers):
+            if layer.is_initialized and row.start:
+                both = [storage[row.slot, None, :, : row.start].clone() for storage in (layer.keys, layer.values)]
+                cache.update(both[0], both[1], at)
         return cache
 
-    def _spread(self, at: int) -> tuple[float, float]:
-        """How large keys and values of a layer are, as seen in the first trial."""
-        if at not in self._spreads:
+    def _noise(self, at: int) -> list[torch.Tensor]:
+        """Noise as large as the keys and values of a layer in the first trial: [heads, max_len + APART, width] each."""
+        if at not in self._noises:
             layer = self.model.cache.layers[at]
-            seen = [float(one[0, :, 0].float().std()) for one in (layer.keys, layer.values)]
-            self._spreads[at] = (max(seen[0], 1e-3), max(seen[1], 1e-3))
-        return self._spreads[at]
+            random = torch.Generator(self.model.device).manual_seed(at)
+            self._noises[at] = []
+            for storage in (layer.keys, layer.values):
+                shape = (storage.shape[1], self.model.max_len + APART, storage.shape[3])
+                spread = max(float(storage[0, :, 0].float().std().nan_to_num()), 1e-3)
+                noise = torch.randn(shape, generator=random, device=storage.device) * spread
+                self._noises[at].append(noise.to(storage.dtype))
+        return self._noises[at]
 
     def _compare(self, got: torch.Tensor, alone: torch.Tensor, lengths: Sequence[int]) -> None:
         off = apart(got, alone)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -50,16 +50,24 @@ def _ids(model: LanguageModel, tokenizer: Any, prompt: Any) -> list[int]:
     """The token ids of a prompt; RequestError if it is none."""
     if isinstance(prompt, str):
         return _checked(model, _of_text(tokenizer, prompt))
+    if isinstance(prompt, Mapping) and "input_ids" in prompt:  # what tokenizers return
+        prompt = prompt["input_ids"]
     if hasattr(prompt, "tolist"):  # numpy, torch
         ids = prompt.tolist()
     elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
         ids = list(prompt)
     else:
         raise RequestError(f"a prompt must be text or a list of token ids, got {type(prompt).__name__}")
+    if isinstance(ids, list) and ids and isinstance(ids[0], Mapping):
+        raise RequestError(
+            "a prompt must be text or a list of token ids, got messages of a chat: give "
+            "tokenizer.apply_chat_template(messages, add_generation_prompt=True)"
+        )
     return _checked(model, ids)
 
 
 def _of_text(tokenizer: Any, text: str) -> Any:
+    """What a tokenizer makes of a text; a BOS that the text begins with is not put before it again."""
     if tokenizer is None:
         raise RequestError("a prompt of text needs a tokenizer: serve(model, tokenizer), or give token ids")
     try:
@@ -67,7 +75,12 @@ def _of_text(tokenizer: Any, text: str) -> Any:
     except UnicodeEncodeError as error:
         lone = text[error.start]
         raise RequestError(f"the prompt is no text: {lone!r} at {error.start} is half a character") from None
-    return tokenizer(text)["input_ids"]
+    ids = tokenizer(text)["input_ids"]
+    first = getattr(tokenizer, "bos_token", None)
+    if not first or not text.startswith(first):
+        return ids
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]  # a chat template has its own BOS
+    return ids[1:] if ids[1 : len(plain) + 1] == plain and ids[0] == tokenizer.bos_token_id else ids
 
 
 def _checked(model: LanguageModel, ids: Any) -> list[int]:
