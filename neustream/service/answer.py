@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -41,6 +42,21 @@ class Outcome(Generic[T]):
     error: BaseException | None = None
 
 
+def _on_its_loop(fn: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A callback that runs where it was made: in the running event loop, if there is one."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return fn
+
+    @functools.wraps(fn)
+    def call(done: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            loop.call_soon_threadsafe(fn, done)
+
+    return call
+
+
 class Answer(Future[T]):
     """What comes of a request: the model's own output, and what streams before it is complete.
 
@@ -74,7 +90,7 @@ class Answer(Future[T]):
         self._came: list[Emitted] = []
         self._news = threading.Condition()
         self._wakers: set[Callable[[], Any]] = set()
-        self.add_done_callback(lambda _: self._tell())
+        super().add_done_callback(lambda _: self._tell())
 
     @property
     def outputs(self) -> Sequence[Emitted]:
@@ -87,6 +103,22 @@ class Answer(Future[T]):
         if cancelled and self.ended is None:
             self._give_up(self)
         return cancelled
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Have `fn` called with this once it is done.
+
+        On the service's thread; on the event loop's if it is added there, as `asyncio.wait` does.
+        """
+        super().add_done_callback(_on_its_loop(fn))
+
+    def remove_done_callback(self, fn: Callable[[Future[T]], object]) -> int:
+        """Have `fn` not called; how often it would have been."""
+        with self._condition:
+            known: list[Any] = self._done_callbacks  # type: ignore[attr-defined]
+            kept = [one for one in known if fn not in (one, getattr(one, "__wrapped__", one))]
+            gone = len(known) - len(kept)
+            known[:] = kept
+        return gone
 
     def outcome(self, timeout: float | None = None) -> Outcome[T]:
         """Wait, and say how it went; TimeoutError after `timeout` seconds, nothing else."""

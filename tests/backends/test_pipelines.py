@@ -348,10 +348,8 @@ def test_profiles_of_a_size_that_nobody_measured_are_predicted_from_a_known_one(
         known = engine.profiles
     assert close_to(image, sd(**words(1, **large)).images)
     assert {path.name for path in tmp_path.rglob("*.json")} == before  # only what is measured is kept
-    for role, ratio in (("encode", 1.0), ("denoise", 2.0), ("decode", 2.0)):
-        near, new = known[f"{role}@4x8x8"], known[f"{role}@4x16x8"]
-        assert new.latency(1, 1.0) == pytest.approx(ratio * near.latency(1, 1.0), rel=1.2)  # corrected since
-        assert new.max_batch == near.max_batch
+    for role in ("encode", "denoise", "decode"):  # how they are predicted: the next test
+        assert known[f"{role}@4x16x8"].max_batch == known[f"{role}@4x8x8"].max_batch
 
 
 def test_predicted_profiles_are_in_proportion_to_what_a_row_holds():
@@ -730,13 +728,21 @@ def test_the_scheduler_class_of_each_request_is_its_own(sd):
 
 
 def test_calls_that_change_what_requests_share_are_refused(sd):
+    """Where their source does not show it, by the method that they call."""
+
+    def helper(unet):
+        unet.set_attn_processor(None)
+
     class Patching(type(sd)):
         def __call__(self, prompt):
-            self.unet.set_attn_processor(None)
+            helper(self.unet)
 
     sd.__class__ = Patching
-    with pytest.raises(ns.BackendError, match="Patching cannot be shared: its call replaces its models' attention"):
-        serve(sd, SD_SHAPE)
+    with (
+        serve(sd, SD_SHAPE, samples=[]) as engine,
+        pytest.raises(ns.RequestFailed, match=r"calls set_attn_processor\(\) of a model in its call cannot share"),
+    ):
+        engine(prompt="x")
 
 
 def test_a_call_in_inference_mode(dit):

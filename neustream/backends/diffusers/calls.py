@@ -8,15 +8,16 @@ concatenated along dimension 0, timesteps become one per row, and everything els
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import inspect
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
+from neustream.backends.diffusers.adapters import kept, scaled, scales_of
 from neustream.backends.diffusers.autocast import autocast, autocast_now
 from neustream.backends.diffusers.foreign import is_stock, is_usual, processors_of
 from neustream.backends.diffusers.results import Unshareable, close, rows_of
@@ -49,10 +50,6 @@ PROVEN = {
     "WanTransformer3DModel",
 }
 """Models whose rows do not influence each other, as the tests show; others are tried when first batched."""
-SCALED = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
-"""Arguments that may have a `scale` of adapters: it is put into the model, and taken out again."""
-DRIFT = 1e-6
-"""How far off a scale may be that was multiplied and divided."""
 
 
 class Part:
@@ -86,6 +83,8 @@ class Part:
         self.name = name
         self.role = role
         self.owner = owner
+        self.whose: Any = None
+        """Whose own model it is of; None: everybody's."""
         self.function = function
         self.buckets = tuple(sorted(buckets))
         self.max_rows = max_rows
@@ -121,6 +120,13 @@ class Part:
             if (self.owner, key) in UNUSED:
                 named[key] = None
         return Call(self, args, kwargs, named, cast)
+
+    def of(self, model: Any, method: str, whose: Any) -> Part:
+        """The same part of a copy of its model, which is `whose`."""
+        part = copy.copy(self)
+        part.function, part.model, part.whose = getattr(model, method) if method else model, model, whose
+        part.scales = scales_of(model)
+        return part
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
         """The results of calls with one key, in order; an exception in place of a result fails that call alone."""
@@ -200,7 +206,7 @@ class Part:
     def _alone(self, calls: list[Call]) -> list[Any]:
         """The result of one call as it was made."""
         (call,) = calls
-        with autocast(call.autocast), self._scales_kept(call):
+        with autocast(call.autocast), torch.set_grad_enabled(call.grad), self._scales_kept(call):
             result = self.function(*call.args, **call.kwargs)
         return [rows_of(result, 0, call.rows, call.rows, self.name, copy=True) if self.reused else result]
 
@@ -251,37 +257,22 @@ class Part:
         if not self.scales or not scaled(call.named):
             yield
             return
-        before, done = [dict(one) for one in self.scales], False
         self.scaling = True
         try:
-            yield
-            done = True
+            with kept(self.scales):
+                yield
         finally:
-            for now, one in zip(self.scales, before, strict=True):
-                drifted = all(math.isclose(now[name], one.get(name, 0.0), rel_tol=DRIFT) for name in now)
-                if drifted or not done:
-                    now.update(one)
             self.scaling = False
-
-
-def scales_of(model: Any) -> list[dict[str, float]]:
-    """The scales of a model's adapters, a dict for each layer of theirs."""
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    return [module.scaling for module in modules if isinstance(module.__dict__.get("scaling"), dict)]
-
-
-def scaled(named: Mapping[str, Any]) -> bool:
-    """Whether arguments have a scale for adapters."""
-    return any("scale" in (named.get(name) or ()) for name in SCALED)
 
 
 class Call:
     """One parked call. `rows` is the length of its first tensor's dimension 0, `key` what batches share.
 
-    `cast` is the dtype that its request has cast the model to, `autocast` torch's where it was made.
+    `cast` is the dtype that its request has cast the model to, `autocast` torch's where it was made, `grad`
+    whether gradients are wanted of it.
     """
 
-    __slots__ = ("args", "autocast", "cast", "key", "kwargs", "leaves", "named", "part", "rows")
+    __slots__ = ("args", "autocast", "cast", "grad", "key", "kwargs", "leaves", "named", "part", "rows")
 
     def __init__(
         self,
@@ -299,7 +290,10 @@ class Call:
         self.rows = next((x.shape[0] for x in named.values() if isinstance(x, torch.Tensor) and x.ndim), 1)
         self.cast = cast
         self.autocast = autocast_now()
+        self.grad = torch.is_grad_enabled()
         kinds: list[Any] = [part.name, cast, self.autocast]
+        if part.whose is not None or self.grad:  # graphs of gradients are of one request
+            kinds.append(("whose", "object", id(self if part.whose is None else part.whose)))
         for name, value in named.items():
             self._flatten(name, value, name in SHARED, kinds)
         self.key = tuple(kinds)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._dynamo.eval_frame import OptimizedModule
 
 KNOWN = frozenset(("torch", "diffusers", "transformers", "accelerate", "peft"))
 """Libraries whose hooks and wrappers keep nothing from one call to the next, unless they say so."""
@@ -84,13 +85,21 @@ def _forward(module: torch.nn.Module, *, hooked: bool) -> str:
     if why := _patched(type(module)):
         return why
     own = module.__dict__.get("forward")
-    if own is None or hooked:
+    if own is None or hooked or isinstance(module, OptimizedModule):
         return ""
-    own = getattr(own, "_torchdynamo_orig_callable", own)
+    own = _compiled_of(own)
     if is_own(own, module.__dict__):
         return ""
     offloads = "_hf_hook" in module.__dict__ and origin(type(module._hf_hook)) == "accelerate"
     return "" if offloads else _name(own)
+
+
+def _compiled_of(function: Any) -> Any:
+    """What `torch.compile` made a function of; others as they are."""
+    function = getattr(function, "_torchdynamo_orig_callable", function)
+    if getattr(function, "__globals__", {}).get("__name__") == "torch._dynamo.external_utils":
+        return function.__wrapped__
+    return function
 
 
 def is_own(forward: Any, attributes: dict[str, Any]) -> bool:

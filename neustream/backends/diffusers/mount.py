@@ -21,7 +21,7 @@ from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
 from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.rehearsals import Rehearsals
-from neustream.backends.diffusers.replica import Dimensions, LookModule, Replica, default_sample
+from neustream.backends.diffusers.replica import Dimensions, LookModule, Replica, Sample, default_sample
 from neustream.backends.diffusers.request import (
     StepCounts,
     check,
@@ -199,7 +199,7 @@ class PipelineMount:
         except Exception as error:  # whatever the pipeline has against it
             raise BackendError(f"samples: {dict(sample)}: {error}") from error
         asked = self._asked(named, None)
-        probe = partial(first.probe, without_side_effects(named))
+        probe = partial(first.probe, without_side_effects(named, asked.whole))
         dimensions: Dimensions = self._devices[0].executor.call(probe).result()
         shape = self._shapes.get(dimensions)
         if shape is not None:
@@ -217,25 +217,19 @@ class PipelineMount:
 
     def _tried(self, replica: Replica, device: Device, shape: Shape, asked: Asked) -> dict[str, LatencyProfile]:
         """Profiles of a shape by role: measured, or found; then it is only loaded and warmed up."""
-        found = self._known[replica.place].find(shape.files)
-        warm = found is not None
-
-        def sample(steps: int) -> dict[str, Any]:
-            arguments = shortened(asked.named, steps, asked.whole)
-            own = {"steps": steps, "rows": shape.rows, "samples": shape.samples}
-            return {"arguments": arguments, **own}
-
-        what = f"{'warming up' if warm else 'measuring'} {type(self.pipe).__name__}"
-        with measuring(f"{what} {shape.graph.name}", self._show) as tick:
+        known = self._known[replica.place]
+        found = known.find(shape.files)
+        sample = Sample(asked.named, asked.whole, asked.steps, shape.rows, shape.samples)
+        if found is not None:
+            device.executor.call(partial(replica.warm, sample)).result()
+            return {role: found[stage] for role, stage in shape.stages.items()}
+        with measuring(f"measuring {type(self.pipe).__name__} {shape.graph.name}", self._show) as tick:
             roles = {stage: role for role, stage in shape.stages.items()}
-            seconds = 0.0 if warm else self._measure_s
-            work = partial(replica.time, shape.graph, roles, sample, seconds=seconds, tick=tick)
-            measured = device.executor.call(work).result()
-        if found is None:
-            self._known[replica.place].keep(measured, shape.files)
-            found = self._known[replica.place].find(shape.files)
-        assert found is not None
-        return {role: found[stage] for role, stage in shape.stages.items()}
+            work = partial(replica.time, shape.graph, roles, sample, seconds=self._measure_s, tick=tick)
+            known.keep(device.executor.call(work).result(), shape.files)
+        measured = known.find(shape.files)
+        assert measured is not None
+        return {role: measured[stage] for role, stage in shape.stages.items()}
 
     def _instance(self, replica: Replica, shape: Shape, profiles: Mapping[str, LatencyProfile]) -> Instance:
         """A shape's stages on one device."""
@@ -265,7 +259,7 @@ class PipelineMount:
             known = self._shapes.of_kind(asked.kind)
             if known is not None:
                 return self._call(asked, *known)
-        params = {"arguments": without_side_effects(named)}
+        params = {"arguments": without_side_effects(named, asked.whole)}
         free = partial(self._generators.free, named)
         return Look(self._look, params, partial(self._looked, asked), free)
 
@@ -320,7 +314,7 @@ class PipelineMount:
         self._host.extend(instances)
         self._shapes.keep(shape)
         if shape.measured is None:
-            self._rehearsals.add(shape, shortened(asked.named, asked.steps, asked.whole))
+            self._rehearsals.add(shape, shortened(asked.named, None, asked.whole), asked.whole)
         return shape
 
     def _known_or_guessed(self, replica: Replica, shape: Shape, near: Shape | None) -> Mapping[str, LatencyProfile]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.guiders.guider_utils import BaseGuidance
+from torch._dynamo.eval_frame import OptimizedModule
 from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.calls import Part, Role
@@ -16,12 +18,8 @@ from neustream.errors import BackendError
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 """Row counts that batches are padded to where each size has to be compiled."""
-APART = {
-    "attn_processor": "replaces its models' attention processors, which other requests use at the same time",
-    "enable_freeu": "changes its models, which other requests use at the same time",
-    "enable_fuser": "switches layers of its models on and off, which other requests use at the same time",
-}
-"""What a stock call must not do, by how its source shows it: requests take turns inside of it."""
+CHANGING = ("attn_processor", "prepare_unet", "register_forward_hook", "enable_freeu", "enable_fuser", "requires_grad_")
+"""How the source of a stock call shows that it changes its denoisers while it uses them."""
 
 
 class Parts(dict[int, Mapping[str, Part]]):
@@ -30,6 +28,8 @@ class Parts(dict[int, Mapping[str, Part]]):
     device: torch.device
     inference: bool
     """Whether the stock call runs in `torch.inference_mode` (most run in `torch.no_grad`)."""
+    own: bool
+    """Whether the stock call changes its denoisers: then each request has its own, on the same weights."""
 
 
 def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
@@ -41,8 +41,14 @@ def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, 
             yield from models_of(value, f"{prefix}{name}.")
 
 
+def inner(model: torch.nn.Module) -> torch.nn.Module:
+    """What `torch.compile` made a module of; else the module itself."""
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
+
+
 def role_of(name: str, model: torch.nn.Module) -> Role | None:
     """Which stage a model's calls belong to; None for those that run inside their request (a safety checker)."""
+    model = inner(model)
     kind, last = type(model).__name__, name.rpartition(".")[2]
     if last == "safety_checker":
         return None
@@ -78,7 +84,7 @@ def parts_of(
     limit = max(buckets, default=None) if max_rows is None else max_rows
     parts = Parts()
     for name, model in models_of(pipe):
-        role, owner = role_of(name, model), type(model).__name__
+        role, owner = role_of(name, model), type(inner(model)).__name__
         if role is None:
             continue
         if why := next(states_of(name, model), ""):
@@ -97,11 +103,11 @@ def parts_of(
                 role,
                 function,
                 owner,
-                model=model,
-                signature=model.forward if not method else function,
+                model=inner(model),
+                signature=inner(model).forward if not method else function,
                 buckets=buckets,
                 max_rows=limit,
-                reused=bool(compile) and role == "denoise",
+                reused=(bool(compile) and role == "denoise") or isinstance(model, OptimizedModule),
             )
             for method, function in methods.items()
         }
@@ -112,12 +118,19 @@ def parts_of(
             f"its models: {names}"
         )
     source = "".join(_source(cls.__dict__["__call__"]) for cls in type(pipe).__mro__ if "__call__" in cls.__dict__)
-    for what, why in APART.items():
-        if what in source:
-            raise BackendError(f"{type(pipe).__name__} cannot be shared: its call {why}")
+    parts.own = any(word in source for word in CHANGING) or any(map(_prepares, pipe.__dict__.values()))
+    if parts.own and compile:
+        raise BackendError(
+            f"{type(pipe).__name__} cannot be compiled: its call changes its denoisers, so each request has its own"
+        )
     parts.device = pipe._execution_device
     parts.inference = "inference_mode" in source
     return parts
+
+
+def _prepares(component: Any) -> bool:
+    """Whether a component is a guider that changes the denoiser for its calls."""
+    return isinstance(component, BaseGuidance) and type(component).prepare_models is not BaseGuidance.prepare_models
 
 
 def _source(call: Any) -> str:

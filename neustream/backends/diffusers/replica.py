@@ -6,22 +6,23 @@ import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from neustream.backends.diffusers.calls import Call
-from neustream.backends.diffusers.measured import place_of, timed
+from neustream.backends.diffusers.measured import ONCE_STEPS, place_of, timed
 from neustream.backends.diffusers.modules import RunModule, Runs
 from neustream.backends.diffusers.parts import models_of, parts_of
-from neustream.backends.diffusers.request import check
-from neustream.backends.diffusers.run import Run, encode
+from neustream.backends.diffusers.request import check, shortened
+from neustream.backends.diffusers.run import Run, decode, encode
 from neustream.backends.diffusers.state import State
 from neustream.core.batch import StepInput
 from neustream.core.events import Update
 from neustream.core.graph import Graph
-from neustream.errors import BackendError, StageFailed, told
+from neustream.errors import BackendError, ProfileError, StageFailed, told
 from neustream.profiling.files import Measurement
 
 SAMPLE: Mapping[str, Any] = {"prompt": "a lighthouse in a storm", "class_labels": [0]}
@@ -46,6 +47,28 @@ class Dimensions:
     def of(cls, call: Call) -> Dimensions:
         sides = call.shape[0]
         return cls(call.shape, "x".join(map(str, sides)), call.rows, math.prod(sides))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A call that stages are timed with.
+
+    Args:
+        named: its arguments; whole: those and the defaults of others.
+        steps: that it is expected to take; rows, samples: of its shape.
+    """
+
+    named: Mapping[str, Any]
+    whole: Mapping[str, Any]
+    steps: int
+    rows: int
+    samples: int
+
+    def params(self, steps: int | None) -> dict[str, Any]:
+        """Parameters of a request of so many denoising steps; None: of its own."""
+        arguments = shortened(self.named, steps, self.whole)
+        expected = self.steps if steps is None else steps
+        return {"arguments": arguments, "steps": expected, "rows": self.rows, "samples": self.samples}
 
 
 class Replica:
@@ -118,18 +141,55 @@ class Replica:
         self,
         graph: Graph,
         roles: Mapping[str, str],
-        sample: Callable[[int], Mapping[str, Any]],
+        sample: Sample,
         *,
         seconds: float,
         tick: Callable[[str, int, float], None],
     ) -> dict[str, list[Measurement]]:
-        """Measure the stages of a graph by sample requests; on the device's thread."""
+        """Measure the stages of a graph by sample requests; on the device's thread.
+
+        With fewer steps or more, if the pipeline takes them; else with those of the sample.
+        """
+        try:
+            return self._time(graph, roles, partial(self._legal, sample), seconds, tick)
+        except (ProfileError, StageFailed):
+            return self._time(graph, roles, lambda _: sample.params(None), seconds, tick)
+
+    def _time(
+        self,
+        graph: Graph,
+        roles: Mapping[str, str],
+        params: Callable[[int], Mapping[str, Any]],
+        seconds: float,
+        tick: Callable[[str, int, float], None],
+    ) -> dict[str, list[Measurement]]:
         runs = Runs(self.begin)
         try:
             modules = dict.fromkeys(roles, RunModule(runs, roles))
-            return timed(graph, modules, sample, self.parts.device, seconds=seconds, tick=tick)
+            return timed(graph, modules, params, self.parts.device, seconds=seconds, tick=tick)
         finally:
             runs.close()
+
+    def _legal(self, sample: Sample, steps: int) -> Mapping[str, Any]:
+        """The parameters of a sample request of so many steps; of its own number if that is fewer or no other goes."""
+        if sample.steps <= steps:
+            return sample.params(None)
+        params = sample.params(steps)
+        try:
+            self.probe(params["arguments"])
+        except Exception:  # the stock call may raise anything
+            return sample.params(None)
+        return params
+
+    def warm(self, sample: Sample) -> None:
+        """Serve a sample request once, so that nobody waits for what happens once; on the device's thread."""
+        run = self.begin(StepInput("warm", self._legal(sample, ONCE_STEPS), {}, ""))
+        try:
+            decode([run])
+            if run.error is not None:
+                raise BackendError(f"samples: {told(run.error)}") from run.error
+        finally:
+            run.close()
 
     @property
     def stage_roles(self) -> list[str]:

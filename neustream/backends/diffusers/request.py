@@ -14,11 +14,14 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from neustream.backends.diffusers.standins import viewed
+from neustream.backends.diffusers.stepping import is_stepped
 from neustream.errors import RequestError
 
 COUNTS = {"num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"}
 SIZES = {"height", "width", "num_frames", "video_length", "max_sequence_length", "audio_length_in_s", "clip_skip"}
 """Arguments that the shape of a request's tensors follows from, beside the shapes of what it brings."""
+PLAIN = {"num_inference_steps", "device", "timesteps", "sigmas", "mu", "custom_timesteps"}
+"""Parameters of a scheduler's `set_timesteps` without which it takes the same numbers of steps."""
 BATCHES = ("prompt", "class_labels", "prompt_embeds", "image")
 """Arguments that say how many samples a request has, the first one given decides."""
 
@@ -96,29 +99,47 @@ def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.devic
     for name, value in list(view.__dict__.items()):
         if isinstance(value, torch.nn.Module | PreTrainedTokenizerBase | DiffusionPipeline):
             view.__dict__[name] = _Wall(value)
-        elif hasattr(value, "timesteps"):
+        elif is_stepped(value):
             view.__dict__[name] = copy.deepcopy(value)
     try:
-        view(**without_side_effects(named))
+        view(**without_side_effects(named, with_defaults(pipe, named)))
     except _Reached:
         return
 
 
-def without_side_effects(named: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for a trial: no callbacks, generators that are copies."""
-    trial = {name: value for name, value in named.items() if name not in ("callback", "callback_on_step_end")}
-    trial["generator"] = _cloned(named.get("generator"))
+def without_side_effects(named: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for a trial: no callbacks, containers and generators that are copies.
+
+    `whole` has the defaults of the others.
+    """
+    trial = {name: _copied(value) for name, value in named.items() if not ("callback" in name and callable(value))}
+    if "generator" in whole:
+        trial["generator"] = _cloned(named.get("generator"))
     return trial
 
 
-def shortened(named: Mapping[str, Any], steps: int, whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for a trial of so many steps, where the call takes a count; `whole` has all."""
-    trial = without_side_effects(named)
+def _copied(value: Any) -> Any:
+    """A container of its own: some calls take something out of theirs."""
+    return copy.copy(value) if type(value) in (dict, list) else value
+
+
+def shortened(named: Mapping[str, Any], steps: int | None, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for a trial of so many steps, or of as many as it has (None); `whole` has all.
+
+    Fewer steps than a call asks for may be none that the pipeline can take.
+    """
+    trial = without_side_effects(named, whole)
+    if steps is None or not can_shorten(whole):
+        return trial
     if trial.get("output_type") == "latent":
         del trial["output_type"]  # others will want theirs decoded
-    if "num_inference_steps" in whole:
-        trial["num_inference_steps"] = steps
+    trial["num_inference_steps"] = steps
     return trial
+
+
+def can_shorten(whole: Mapping[str, Any]) -> bool:
+    """Whether the number of steps is the only thing that says how many there are."""
+    return "num_inference_steps" in whole and all(whole.get(name) is None for name in ("timesteps", "sigmas"))
 
 
 def _cloned(generator: Any) -> Any:
@@ -209,7 +230,9 @@ class StepCounts:
                 trial: Any = copy.deepcopy(scheduler)
                 try:
                     trial.set_timesteps(steps)
-                except (ValueError, IndexError) as error:
+                except Exception as error:
+                    if set(inspect.signature(trial.set_timesteps).parameters) - PLAIN:
+                        return steps  # the call itself may say more than this
                     del self._known[steps]
                     raise RequestError(f"{type(trial).__name__} cannot take {steps} steps: {error}") from None
                 self._known[steps] = len(trial.timesteps)

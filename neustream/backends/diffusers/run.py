@@ -22,14 +22,15 @@ from diffusers import DiffusionPipeline
 from greenlet import GreenletExit, greenlet
 
 from neustream.backends.copies import twin
+from neustream.backends.diffusers.adapters import scaled
 from neustream.backends.diffusers.autocast import autocast_now, set_autocast
-from neustream.backends.diffusers.calls import Call, Part, scaled
+from neustream.backends.diffusers.calls import Call, Part
 from neustream.backends.diffusers.journal import Journal, generators_of, may_move, noise_now, same
 from neustream.backends.diffusers.locals import needed
 from neustream.backends.diffusers.parts import Parts
 from neustream.backends.diffusers.results import owned
 from neustream.backends.diffusers.standins import StandIn, park, viewed
-from neustream.backends.diffusers.stepping import Hooks, Step, own_scheduler, step_together
+from neustream.backends.diffusers.stepping import Hooks, Step, is_stepped, own_scheduler, step_together
 from neustream.errors import StageFailed
 
 PATIENCE = 8
@@ -76,6 +77,7 @@ class Run:
         self._view: Any = None
         self._greenlet: Any = None
         self._autocast = autocast_now()  # of the stock call, put back whenever it goes on
+        self._grad = False  # the same of torch's gradients
         self.nested = False  # whether there are pipelines inside the pipeline
         self.steps_counted = False  # whether a scheduler of its own counts its steps
         self.journal = Journal(may_move(pipe))
@@ -158,11 +160,13 @@ class Run:
     def _go_on(self, value: Any) -> None:
         """Let the stock call run up to the next thing that it waits for, or to its end."""
         self.parked = None
-        outside = autocast_now()
+        outside = autocast_now(), torch.is_grad_enabled()
         set_autocast(self._autocast)
+        torch.set_grad_enabled(self._grad)
         parked = self._greenlet.throw(value) if isinstance(value, BaseException) else self._greenlet.switch(value)
-        self._autocast = autocast_now()
-        set_autocast(outside)
+        self._autocast, self._grad = autocast_now(), torch.is_grad_enabled()
+        set_autocast(outside[0])
+        torch.set_grad_enabled(outside[1])
         if self._greenlet.dead:
             self._forget()
         else:
@@ -211,24 +215,33 @@ class Run:
         for name, value in list(own.items()):
             if id(value) in self.parts:
                 own[name] = self._stand_in(value, self.parts[id(value)])
-            elif callable(getattr(value, "step", None)) and hasattr(value, "timesteps"):
-                own[name] = own_scheduler(value, Hooks(park, self._stepped, self._step_known, self._step_taken))
-                self.steps_counted = True
             elif isinstance(value, DiffusionPipeline):
                 own[name] = self._seen(value)
                 self.nested = True
+            elif not is_stepped(value):
+                continue
+            elif callable(getattr(value, "step", None)):
+                own[name] = own_scheduler(value, Hooks(park, self._stepped, self._step_known, self._step_taken))
+                self.steps_counted = True
+            else:
+                own[name] = copy.deepcopy(value)
         return view
 
     def _stand_in(self, model: Any, parts: Mapping[str, Part]) -> StandIn:
         """What the view has in place of a model.
 
-        Stock calls scale the adapters of their text encoders around the encoding; then they get their
-        own encoder, of the same weights, and nobody shares its calls.
+        Stock calls scale the adapters of their text encoders around the encoding, and some change their
+        denoisers. Then they get their own model, on the same weights, and nobody shares its calls.
         """
         part = parts.get("")
-        if part is None or part.role != "encode" or not part.scales or not scaled(self.kwargs):
+        if part is None:
             return StandIn(model, parts)
-        return StandIn(twin(model), parts, inline="encode")
+        if part.role == "denoise" and self.parts.own:
+            copied = twin(model)
+            return StandIn(copied, {name: one.of(copied, name, self) for name, one in parts.items()}, own=True)
+        if part.role == "encode" and part.scales and scaled(self.kwargs):
+            return StandIn(twin(model), parts, inline="encode", own=True)
+        return StandIn(model, parts)
 
     def follow(self, steps: int, result: Any, arrived: Callable[[Any], None]) -> None:
         """Take `steps` scheduler steps by their last `result`, then tell `arrived` of the scheduler."""

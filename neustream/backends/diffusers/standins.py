@@ -22,14 +22,29 @@ def park(wanted: Call | Step) -> Any:
     return hub.switch(wanted)
 
 
+CHANGES = (
+    "set_attn",
+    "set_adapter",
+    "enable_freeu",
+    "disable_freeu",
+    "fuse_",
+    "unfuse_",
+    "register_forward",
+    "load_attn",
+    "add_adapter",
+)
+"""How names of methods begin that change a model."""
+
+
 class StandIn:
     """A model's place in a view: calls of its parts park the request, everything else is the model's.
 
-    Calls of the role `inline` are not shared: they run at once, inside their request.
+    Calls of the role `inline` are not shared: they run at once, inside their request. A model that is
+    the request's `own` may be changed.
     """
 
-    def __init__(self, model: Any, parts: Mapping[str, Part], inline: str = "") -> None:
-        self.__dict__.update(_model=model, _parts=parts, _inline=inline, _cast=None)
+    def __init__(self, model: Any, parts: Mapping[str, Part], inline: str = "", *, own: bool = False) -> None:
+        self.__dict__.update(_model=model, _parts=parts, _inline=inline, _cast=None, _own=own)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what isinstance asks for
@@ -59,10 +74,15 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:
         part = self._parts.get(name)
         if part is None or part.role == self._inline:
+            if name.startswith(CHANGES) and not self._own:
+                raise BackendError(f"a pipeline that calls {name}() of a model in its call cannot share that model")
             return getattr(self._model, name)
         return lambda *args, **kwargs: park(part.call(args, kwargs, self._cast))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if self._own:
+            setattr(self._model, name, value)
+            return
         raise BackendError(f"a pipeline that sets {name!r} of a model in its call cannot share that model")
 
 

@@ -20,6 +20,7 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
@@ -175,6 +176,13 @@ def _step(
     hooks.taken(self, result)
     hooks.stepped(result[0])
     return result
+
+
+def is_stepped(value: Any) -> bool:
+    """Whether a component keeps something from step to step that belongs to a request: a scheduler, a guider."""
+    if isinstance(value, torch.nn.Module):
+        return False
+    return hasattr(value, "timesteps") or hasattr(value, "set_timesteps") or isinstance(value, BaseGuidance)
 
 
 def own_scheduler(shared: Any, hooks: Hooks) -> Any:
