@@ -391,6 +391,8 @@ def _checked(id: str | None) -> str:
     """The id of a request; RequestError for one that is reserved."""
     if id is None:
         return uuid.uuid4().hex
-    if isinstance(id, str) and id.startswith(OWN):
+    if not isinstance(id, str):
+        raise RequestError(f"a request's id is a string, got {shown(id)}")
+    if id.startswith(OWN):
         raise RequestError(f"request id {shown(id)}: ids that begin with {OWN!r} are the service's")
     return id

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 
 from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
+from neustream.backends.diffusers.arguments import check_callable
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
@@ -249,6 +250,7 @@ class PipelineMount:
         Args:
             on_step: told of each denoising step, with the latents, on the device's thread.
         """
+        check_callable("on_step", on_step)
         named = named_arguments(self.pipe, args, kwargs)
         if why := self._replicas[0].changed():
             raise RequestError(why)

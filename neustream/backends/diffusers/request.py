@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from neustream.backends.diffusers.arguments import check_arguments
 from neustream.backends.diffusers.standins import viewed
 from neustream.backends.diffusers.stepping import is_stepped
 from neustream.errors import RequestError
@@ -86,13 +87,10 @@ def _reached(*args: Any, **kwargs: Any) -> Any:
 def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.device) -> None:
     """Let the stock call look at its arguments, up to where it would use a tokenizer or a model on `device`.
 
-    Raises what it raises; RequestError for step counts below 1, which many pipelines do not check.
+    Raises what it raises; RequestError for what no pipeline takes (`check_arguments`).
     """
-    for name, value in named.items():
-        if not name.endswith("num_inference_steps") or value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise RequestError(f"{name} must be a whole number of at least 1, got {value!r}")
+    whole = with_defaults(pipe, named)
+    check_arguments(named, with_defaults(pipe, {}), device)
     view = copy.copy(pipe)
     view.__class__ = viewed(pipe.__class__)
     view.__dict__["_neustream_device"] = device
@@ -102,7 +100,7 @@ def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.devic
         elif is_stepped(value):
             view.__dict__[name] = copy.deepcopy(value)
     try:
-        view(**without_side_effects(named, with_defaults(pipe, named)))
+        view(**without_side_effects(named, whole))
     except _Reached:
         return
 
