@@ -11,7 +11,8 @@ import pytest
 
 from neustream import SLO, Graph, LinearProfile, Pool, Priced, Request, Scheduler, Stage, TableProfile, loop, seq
 from neustream.core.policies.curve import Curve
-from neustream.core.policies.feasibility import Lines
+from neustream.core.policies.feasibility import Line
+from neustream.core.policies.several import Lines
 from neustream.core.types import TICK
 
 TABLES = {
@@ -104,52 +105,58 @@ def test_a_curve_goes_as_far_as_its_limit_and_has_the_sizes_of_its_jobs():
 # -- random sets ------------------------------------------------------------------------------------
 
 
-def lines(draw, count, jobs, *, behind=True, entry=0.0, start=3.0):
-    """Jobs of `count` lines: some tight, some loose, so that about half of their sets fit."""
-    tables = [draw.choice(list(TABLES.values())) for _ in range(count)]
-    speeds = [draw.choice([1.0, 0.5, 1.25]) for _ in range(count)]
-    paces = [draw.uniform(0.5, 2.0) for _ in range(count)] if count > 1 else [1.0]
-    line = np.array([draw.randrange(count) for _ in range(jobs)], dtype=np.int64)
-    left = np.array([draw.randint(1, 20) + draw.random() / 8 for _ in range(jobs)])  # no two alike
-    alone = left * np.array([speed * seconds[0] for speed, seconds in zip(speeds, tables, strict=True)])[line]
-    ease = jobs * draw.choice([0.5, 1.0, 2.0])
+def one_line(draw, jobs, *, behind=True, entry=0.0, start=3.0, ease=None):
+    """Jobs of a line: some tight, some loose, so that about half of their sets fit."""
+    seconds = draw.choice(list(TABLES.values()))
+    speed = draw.choice([1.0, 0.5, 1.25])
+    left = np.sort([draw.randint(1, 20) + draw.random() / 8 for _ in range(jobs)])  # no two alike
+    ease = ease or jobs * draw.choice([0.5, 1.0, 2.0])
     spare = [1.0 + ease * draw.choice([0.05, 0.4, 1.0, 3.0]) * draw.random() for _ in range(jobs)]
-    due = start + alone * np.array(spare)
+    due = start + left * speed * seconds[0] * np.array(spare)
     after = np.array([draw.choice([0.0, 0.25]) * behind for _ in range(jobs)])
-    order = np.argsort(left / np.array(paces)[line], kind="stable")
-    some = Lines(
-        start,
-        [shape(seconds) for seconds in tables],
-        speeds,
-        paces,
-        line[order],
-        left[order],
-        due[order],
-        after[order],
-        np.full(jobs, entry),
-    )
-    return some, tables
+    return Line(start, shape(seconds), speed, left, due, after, np.full(jobs, entry)), seconds
+
+
+def several(draw, count, jobs, *, entry=0.0):
+    """Jobs of several lines, and some that are behind all loops."""
+    sizes = [draw.randint(1, jobs) for _ in range(count)]
+    some = [one_line(draw, size, entry=entry, ease=2.0 * sum(sizes)) for size in sizes]
+    elsewhere = sorted((3.0 + 20 * draw.random(), 0.25) for _ in range(draw.randint(0, 2)))
+    return Lines(3.0, [line for line, _ in some], elsewhere), [seconds for _, seconds in some]
 
 
 def subset(draw, jobs, least=1):
     return np.array(sorted(draw.sample(range(jobs), draw.randint(least, jobs))), dtype=np.int64)
 
 
-def slow_turns(plan, tables, some, entry):
-    """One common turn after the other: who is left of each line pays for its batches."""
-    now, done, after = plan.start + entry, 0.0, 0.0
+def slow_ends(line, seconds, some, now):
+    """When each of `some` is over, its decode too: one common turn after the other."""
+    ends, done = [], 0.0
     for at, job in enumerate(some):
-        alive = some[at:]
-        each = sum(
-            pace * speed * turn(seconds, sum(1 for other in alive if plan.line[other] == number))
-            for number, (seconds, speed, pace) in enumerate(zip(tables, plan.speeds, plan.paces, strict=True))
-        )
-        turns = plan.left[job] / plan.paces[plan.line[job]]
-        now += (turns - done) * each
-        done = turns
-        if now + after > plan.due[job] + TICK:
+        now += (line.left[job] - done) * line.speed * turn(seconds, len(some) - at) + line.behind[job]
+        done = line.left[job]
+        ends.append(now)
+    return ends
+
+
+def slow_turns(line, seconds, some, entry):
+    ends = slow_ends(line, seconds, some, line.start + entry)
+    return all(end <= line.due[job] + line.behind[job] + TICK for job, end in zip(some, ends, strict=True))
+
+
+def slow_together(plan, tables, some, entry):
+    """Whether at each deadline all lines have had what those of their jobs need that are due by then."""
+    needs, first = [], 0
+    for line, seconds in zip(plan.lines, tables, strict=True):
+        mine = [job - first for job in some if first <= job < first + len(line.left)]
+        ends = slow_ends(line, seconds, mine, 0.0)
+        needs.append([(line.due[job] + line.behind[job], end) for job, end in zip(mine, ends, strict=True)])
+        first += len(line.left)
+    for due in sorted([due for need in needs for due, _ in need] + [due for due, _ in plan.elsewhere]):
+        needed = sum(max([end for other, end in need if other <= due], default=0.0) for need in needs)
+        needed += sum(seconds for other, seconds in plan.elsewhere if other <= due)
+        if plan.start + entry + needed > due + TICK:
             return False
-        after += plan.behind[job]
     return True
 
 
@@ -157,7 +164,7 @@ def slow_seats(plan, seconds, some, entry):
     """The cuts, one by one, at every instant where they can be violated."""
     if len(some) < 2:
         return 0
-    start, speed = plan.start + entry, plan.speeds[0]
+    start, speed = plan.start + entry, plan.speed
     pace = min((plan.due[job] - start) / (plan.left[job] + 1) for job in some)
     most = max((b for b in range(1, len(seconds) + 1) if seconds[b - 1] * speed <= pace), default=0)
     most = min(most, len(some) - 1)
@@ -176,24 +183,31 @@ def slow_seats(plan, seconds, some, entry):
     return size
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_taking_turns_is_what_it_says_it_is(count):
-    draw, found = random.Random(count), []
-    for _ in range(200):
-        plan, tables = lines(draw, count, draw.randint(1, 9))
+def test_taking_turns_is_what_it_says_it_is():
+    draw, found = random.Random(1), []
+    for _ in range(300):
+        plan, seconds = one_line(draw, draw.randint(1, 9))
         some, entry = subset(draw, len(plan.left)), draw.choice([0.0, 0.5])
         found.append(plan.in_turns(some, entry))
-        assert found[-1] == slow_turns(plan, tables, some.tolist(), entry)
-        if count > 1:
-            assert plan.seats(some, entry) == 0
-            assert plan.fits(some, entry) == found[-1]
-    assert 40 < sum(found) < 160  # neither answer is rare
+        assert found[-1] == slow_turns(plan, seconds, some.tolist(), entry)
+    assert 60 < sum(found) < 240  # neither answer is rare
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_lines_fit_if_each_has_what_is_due_by_each_deadline(count):
+    draw, found = random.Random(count), []
+    for _ in range(300):
+        plan, tables = several(draw, count, 4)
+        some, entry = subset(draw, sum(len(line.left) for line in plan.lines)), draw.choice([0.0, 0.5])
+        found.append(plan.fits(some, entry))
+        assert found[-1] == slow_together(plan, tables, some.tolist(), entry)
+    assert 60 < sum(found) < 240
 
 
 def test_seats_are_what_they_say_they_are():
     draw, found, only = random.Random(1), [], 0
     for _ in range(300):
-        plan, (seconds,) = lines(draw, 1, draw.randint(1, 9))
+        plan, seconds = one_line(draw, draw.randint(1, 9))
         some, entry = subset(draw, len(plan.left)), draw.choice([0.0, 0.5])
         found.append(plan.seats(some, entry))
         assert found[-1] == slow_seats(plan, seconds, some.tolist(), entry)
@@ -209,14 +223,19 @@ def test_seats_are_what_they_say_they_are():
 def test_one_more_fits_if_the_set_with_it_does(count, entry):
     draw, found, seated = random.Random(10 * count + int(2 * entry)), [], 0
     for _ in range(400):
-        plan, _ = lines(draw, count, draw.randint(2, 12), entry=entry)
-        some = subset(draw, len(plan.left) - 1)
-        others = np.array(sorted(set(range(len(plan.left))) - set(some.tolist())), dtype=np.int64)
+        if count == 1:
+            plan, _ = one_line(draw, draw.randint(2, 12), entry=entry)
+        else:
+            plan, _ = several(draw, count, 5, entry=entry)
+        everyone = set(range(len(plan.entry)))
+        some = subset(draw, len(everyone) - 1)
+        others = np.array(sorted(everyone - set(some.tolist())), dtype=np.int64)
         joint = [np.sort(np.append(some, other)) for other in others]
         fit = plan.fits_with(some, others)
         assert fit == [plan.fits(them, entry) for them in joint]
         found += fit
-        seated += sum(plan.fits(them, entry) and not plan.in_turns(them, entry) for them in joint)
+        if count == 1:
+            seated += sum(plan.fits(them, entry) and not plan.in_turns(them, entry) for them in joint)
     assert 0.05 < sum(found) / len(found) < 0.95
     assert (seated > 5) == (count == 1)
 
@@ -224,8 +243,8 @@ def test_one_more_fits_if_the_set_with_it_does(count, entry):
 def test_one_more_fits_among_equals():
     draw, found = random.Random(7), []
     for _ in range(100):
-        plan, _ = lines(draw, 1, draw.randint(2, 8), behind=False)
-        plan.left[:] = plan.left.round() // 4 + 1  # the same array as `turns_left`
+        plan, _ = one_line(draw, draw.randint(2, 8), behind=False)
+        plan.left[:] = plan.left.round() // 4 + 1
         plan.due[:] = np.minimum.accumulate(plan.due[::-1])[::-1]
         for other in range(len(plan.left)):
             some = np.delete(np.arange(len(plan.left)), other)
@@ -236,17 +255,22 @@ def test_one_more_fits_among_equals():
 
 def test_one_alone_fits_with_nobody():
     draw = random.Random(3)
-    for count in (1, 2):
-        plan, _ = lines(draw, count, 20)
-        nobody, all_of_them = np.array([], dtype=np.int64), np.arange(20)
-        assert plan.fits_with(nobody, all_of_them) == [plan.fits(np.array([at])) for at in range(20)]
+    for plan in (one_line(draw, 20)[0], several(draw, 2, 20)[0]):
+        nobody, everyone = np.array([], dtype=np.int64), np.arange(len(plan.entry))
+        assert plan.fits_with(nobody, everyone) == [plan.fits(np.array([at])) for at in everyone]
         assert plan.fits(nobody)
+
+
+def test_without_lines_only_what_is_elsewhere_needs_time():
+    plan = Lines(1.0, [], [(2.0, 0.5)])
+    assert plan.parts == [] and plan.fits([]) and plan.demand([]) == [(2.0, 1.5)]
+    assert not Lines(1.0, [], [(2.0, 1.5)]).fits([])
 
 
 def test_an_encoding_of_one_delays_all_but_is_paid_once():
     four, due, zero = np.array([4.0, 4.0]), np.array([5.5, 5.5]), np.zeros(2)
     entry = np.array([0.0, 0.5])
-    plan = Lines(0.0, [shape(TABLES["rising"])], [1.0], [1.0], zero.astype(np.int64), four, due, zero, entry)
+    plan = Line(0.0, shape(TABLES["rising"]), 1.0, four, due, zero, entry)
     one, other = np.array([0]), np.array([1])
     assert plan.fits_with(one, other) == [True]  # 0.5 + 4 * 1.25
     assert plan.fits_with(other, one) == [True]
@@ -305,9 +329,7 @@ def test_who_is_said_to_fit_is_on_time_in_real_steps(name, how):
         loose = [draw.choice([1.0, 1.2, 4.0, 9.0]) if how == "on seats" else draw.choice([1.0, 2.0]) for _ in steps]
         due = np.array([x * seconds[0] * ease for x, ease in zip(steps, loose, strict=True)])
         zero = np.zeros(jobs)
-        plan = Lines(
-            0.0, [shape(seconds)], [1.0], [1.0], zero.astype(np.int64), np.array(steps, float), due, zero + 0.25, zero
-        )
+        plan = Line(0.0, shape(seconds), 1.0, np.array(steps, float), due, zero + 0.25, zero)
         everyone = np.arange(jobs)
 
         def fit(some, everyone=everyone):
@@ -317,7 +339,7 @@ def test_who_is_said_to_fit_is_on_time_in_real_steps(name, how):
         if extra is None:
             continue
         tried += 1
-        margin = 3 * max(seconds[b - 1] for b in plan.curves[0].best[1 : jobs + 1]) + 0.25
+        margin = 3 * max(seconds[b - 1] for b in plan.curve.best[1 : jobs + 1]) + 0.25
         asked = [(0, x, float(d) + extra + margin) for x, d in zip(steps, due, strict=True)]
         on_time = after_steps(["unet", "vae"], {"unet": seconds, "vae": [0.25]}, [graph], asked)
         assert all(on_time), f"{asked}: {on_time}"
@@ -336,16 +358,17 @@ def test_who_is_said_to_fit_on_two_lines_is_on_time_in_real_steps():
         alone = np.array([seconds["unet"][0], seconds["refine"][0]])[line]
         left = np.array([float(draw.randint(1, 12)) for _ in range(jobs)])
         due = left * alone * np.array([draw.choice([1.0, 2.0, 4.0]) for _ in range(jobs)])
-        zero, everyone = np.zeros(jobs), np.arange(jobs)
+        everyone = np.arange(jobs)
         margin = 3 * sum(max(seconds[name]) for name in seconds)
 
-        def fit(extra, line=line, left=left, due=due, zero=zero, everyone=everyone, seconds=seconds):
-            later = due + extra
-            paces = [float((left / later)[line == at].mean()) for at in range(2)]
-            order = np.argsort(left / np.array(paces)[line], kind="stable")
-            curves = [shape(seconds[name]) for name in seconds]
-            some = Lines(0.0, curves, [1.0] * 2, paces, line[order], left[order], later[order], zero, zero)
-            return some.in_turns(everyone)
+        def fit(extra, line=line, left=left, due=due, everyone=everyone, seconds=seconds):
+            some = []
+            for at, name in enumerate(seconds):
+                order = np.lexsort((due[line == at], left[line == at]))
+                zero = np.zeros(len(order))
+                steps, later = left[line == at][order], due[line == at][order] + extra
+                some.append(Line(0.0, shape(seconds[name]), 1.0, steps, later, zero, zero))
+            return Lines(0.0, some, []).fits(everyone)
 
         extra = next((float(x) for x in np.arange(0.0, 60.0, 0.25) if fit(x)), None)
         if extra is None:

@@ -23,7 +23,7 @@ class Curve:
 
     `latency[b]` in seconds, as a list in `seconds`. `best[n]`, the most efficient batch of at most
     n. `reach[b - 1]`, the least latency of b or more (rising; `fast` as a list), for finding the
-    largest batch that is fast enough.
+    largest batch that is fast enough. `enough`: the pace beyond which steps cost no less.
     """
 
     def __init__(self, profile: LatencyProfile, limit: int, size: float) -> None:
@@ -43,6 +43,7 @@ class Curve:
             self._paces.tolist(),
             self._charges.tolist(),
         )
+        self.enough = self._corners[0][-1]
 
     def turns(self, count: int) -> Floats:
         """`turn(n)` for n from 0 to at least `count`."""

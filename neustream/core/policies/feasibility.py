@@ -14,9 +14,8 @@ are divisible), and exact but for that as long as nobody else comes:
   `sum_i clip(x - (d_i - p_i), 0, p_i) <= b * x` for p_i = r_i * latency(b) and deadline d_i, at
   all x in {d_i, d_i - p_i} (the cuts of the max-flow that such a schedule is).
 
-In turns is right where promises are alike, on seats where some are tight and others loose. With
-several lines (two models on one device) only turns are planned, each line at a pace in proportion
-to its mean steps left.
+In turns is right where promises are alike, on seats where some are tight and others loose. Several
+lines on one device (two models) are put together in `several.py`.
 """
 
 from __future__ import annotations
@@ -41,68 +40,57 @@ FEW = 6
 
 
 class Columns(NamedTuple):
-    """The jobs of `Lines` as arrays."""
+    """The jobs of a `Line` as arrays."""
 
     left: Floats
     due: Floats
     behind: Floats
-    turns_left: Floats
 
 
 @dataclass
-class Lines:
-    """The jobs that a worker could serve, by columns, in order of `turns_left`. Not to be changed.
+class Line:
+    """The jobs of one looped stage that a worker could serve, by columns, in order of `left`.
+
+    Not to be changed.
 
     Args:
         start: when the first loop step can begin, but for `entry`.
-        curves, speeds, paces: of each line; `speeds` stretches its latencies, `paces` is how many
-            steps it takes in a unit of the common plan.
-        line: the line of each job.
-        left: its steps there.
+        curve, speed: of the stage; `speed` stretches its latencies.
+        left: steps of each job there.
         due: when they must be over, so that what comes `behind` the loop still ends in time.
         behind: seconds of that.
         entry: seconds before its loop that admitting one more job costs everyone (an encoding).
-
-    `turns_left`: units of the common plan until the steps of each job are over.
     """
 
     start: float
-    curves: list[Curve]
-    speeds: list[float]
-    paces: list[float]
-    line: Sequence[int] | Ints
+    curve: Curve
+    speed: float
     left: Sequence[float] | Floats
     due: Sequence[float] | Floats
     behind: Sequence[float] | Floats
     entry: Sequence[float] | Floats
 
-    turns_left: Sequence[float] | Floats = field(init=False)
     _latest: tuple[object, float, bool] = field(init=False, default=(None, 0.0, False))
     _arrays: Columns | None = field(init=False, default=None)
     _rows: list[tuple[float, float, float]] | None = field(init=False, default=None)
 
-    def __post_init__(self) -> None:
-        if len(self.curves) == 1:
-            self.turns_left = self.left
-        else:
-            left = zip(self.line, self.left, strict=True)
-            self.turns_left = [steps / self.paces[line] for line, steps in left]
+    @property
+    def parts(self) -> list[tuple[int, Line]]:
+        """The lines, each with the place of its first job: this one."""
+        return [(0, self)]
 
     @property
     def arrays(self) -> Columns:
         """The columns that are asked for by many jobs at once."""
         if self._arrays is None:
-            left, due, behind = np.array([self.left, self.due, self.behind], dtype=np.float64)
-            turns = left if self.turns_left is self.left else np.array(self.turns_left)
-            self._arrays = Columns(left, due, behind, turns)
+            columns = np.array([self.left, self.due, self.behind], dtype=np.float64)
+            self._arrays = Columns(*columns)
         return self._arrays
 
-    def of_line(self, line: int, jobs: Sequence[int] | Ints) -> Bools:
-        """Which of `jobs` are of a line."""
-        if len(self.curves) == 1:
-            return np.ones(len(jobs), dtype=bool)
-        chosen: Bools = np.asarray(self.line)[jobs] == line
-        return chosen
+    def step(self, count: int) -> float:
+        """Seconds of a step of the most efficient batch of up to `count` jobs."""
+        curve = self.curve
+        return self.speed * curve.seconds[curve.best[min(count, curve.limit)]]
 
     # -- a set ------------------------------------------------------------------------------------
 
@@ -120,11 +108,11 @@ class Lines:
 
     def _in_turns(self, jobs: Sequence[int] | Ints, entry: float) -> bool:
         if self._rows is None:
-            self._rows = list(zip(self.turns_left, self.due, self.behind, strict=True))
+            self._rows = list(zip(self.left, self.due, self.behind, strict=True))
         rows = self._rows
         if len(jobs) < len(rows):
             rows = [rows[index] for index in jobs]
-        speed, costs = self._costs(jobs)
+        speed, costs = self.speed, self._costs(len(jobs))
         start = self.start + entry - TICK
         end = before = 0.0
         for (turns, due, behind), cost in zip(rows, costs, strict=True):
@@ -135,21 +123,35 @@ class Lines:
         return True
 
     def demand(self, jobs: Sequence[int], entry: float = 0.0) -> list[tuple[float, float]]:
-        """What `jobs`, which fit, need: for each its deadline, and when its work is over by then.
+        """What `jobs` need: for each its deadline, and when its work is over by then.
 
-        In turns, if they fit so: each has to wait for the turns of all. Else on seats.
+        On seats if they fit only so. Else in turns: each has to wait for the turns of all.
         """
-        if self.in_turns(jobs, entry):
-            return self._turn_ends(jobs, entry)
-        return self._seat_ends(jobs, entry, self.seats(jobs, entry))
+        seats = 0 if self.in_turns(jobs, entry) else self.seats(jobs, entry)
+        return self._seat_ends(jobs, entry, seats) if seats else self._turn_ends(jobs, entry)
+
+    def need(self, jobs: Sequence[int]) -> list[tuple[float, float]]:
+        """By rising deadline, seconds that `jobs` need in turns by it, beyond those before."""
+        over = self.start
+        need = []
+        for due, end in sorted(self._turn_ends(jobs, 0.0)):
+            if end > over:
+                need.append((due, end - over))
+                over = end
+        return need
+
+    def batch(self, jobs: Sequence[int]) -> int:
+        """The size of the next step of `jobs`: of their seats, or the most efficient one."""
+        seats = 0 if self.in_turns(jobs) else self.seats(jobs)
+        return seats or self.curve.best[min(len(jobs), self.curve.limit)]
 
     def _turn_ends(self, jobs: Sequence[int], entry: float) -> list[tuple[float, float]]:
-        speed, costs = self._costs(jobs)
+        speed, costs = self.speed, self._costs(len(jobs))
         ends = []
         end = self.start + entry
         before = 0.0
         for index, cost in zip(jobs, costs, strict=True):
-            turns, behind = self.turns_left[index], self.behind[index]
+            turns, behind = self.left[index], self.behind[index]
             end += (turns - before) * (speed * cost) + behind
             before = turns
             ends.append((self.due[index] + behind, end))
@@ -158,7 +160,7 @@ class Lines:
     def _seat_ends(
         self, jobs: Sequence[int], entry: float, seats: int
     ) -> list[tuple[float, float]]:
-        step = self.curves[0].seconds[seats] * self.speeds[0]
+        step = self.curve.seconds[seats] * self.speed
         start = self.start + entry
         together = start
         ends = []
@@ -168,19 +170,9 @@ class Lines:
             ends.append((self.due[index] + behind, max(together, start + alone + behind)))
         return ends
 
-    def _costs(self, jobs: Sequence[int] | Ints) -> tuple[float, list[float]]:
-        """A factor, and by it seconds of a common turn while job k and those behind it are left."""
-        count = len(jobs)
-        if len(self.curves) == 1:
-            return self.speeds[0], self.curves[0].turn_list(count)[count:0:-1]
-        together = np.zeros(count)
-        for line in range(len(self.curves)):
-            together += self._line_costs(line, _left_from(self.of_line(line, jobs)))
-        return 1.0, together.tolist()
-
-    def _line_costs(self, line: int, counts: Ints) -> Floats:
-        turns = self.curves[line].turns(len(self.left) + 1)
-        return self.paces[line] * self.speeds[line] * turns[counts]
+    def _costs(self, count: int) -> list[float]:
+        """By `speed`, seconds of a common turn while job k of `count` and those behind are left."""
+        return self.curve.turn_list(count)[count:0:-1]
 
     def seats(self, jobs: Sequence[int] | Ints, entry: float = 0.0) -> int:
         """The batch size at which all of `jobs` are on time on seats; 0 if there is none.
@@ -189,7 +181,7 @@ class Lines:
         below it is tried. Real steps end up to one step later than the fluid plan: jobs are given
         one step less time.
         """
-        if len(self.curves) > 1 or len(jobs) < 2:
+        if len(jobs) < 2:
             return 0
         start = self.start + entry
         places = np.asarray(jobs, np.int64)
@@ -204,13 +196,13 @@ class Lines:
 
     def _affordable(self, pace: float, most: int) -> int:
         """The most efficient batch of at most `most` that takes at most `pace` a step; 0: none."""
-        curve, speed = self.curves[0], self.speeds[0]
-        fast = bisect_right(curve.fast, pace / speed)
+        curve = self.curve
+        fast = bisect_right(curve.fast, pace / self.speed)
         return curve.best[min(fast, most, curve.limit)]
 
     def _on_seats(self, jobs: Ints, start: float, size: int) -> tuple[Floats, Floats]:
         """Seconds that each has on a seat until its deadline (one step less), and needs."""
-        step = self.curves[0].seconds[size] * self.speeds[0]
+        step = self.curve.seconds[size] * self.speed
         return self.arrays.due[jobs] - (start + step), self.arrays.left[jobs] * step
 
     def _taken(self, jobs: Ints, start: float, size: int) -> Taken | None:
@@ -228,7 +220,7 @@ class Lines:
             fit = self._each_with(jobs, others)
         else:
             fit = self._turns_with(np.asarray(jobs, np.int64), np.asarray(others, np.int64))
-        if len(self.curves) > 1 or not len(jobs):
+        if not len(jobs):
             return fit
         missing = [place for place, fits in enumerate(fit) if not fits]
         if missing:
@@ -253,41 +245,26 @@ class Lines:
         Jobs before the new one in the order wait for a larger batch; those behind it wait for all
         of its turns as well. So a prefix and a suffix minimum of slack decide.
         """
-        columns = self.arrays
-        left, behind = columns.turns_left[jobs], columns.behind[jobs]
+        columns, speed = self.arrays, self.speed
+        left, behind = columns.left[jobs], columns.behind[jobs]
         steps, after = _gaps(left), sums(behind)
-        speed, costs = self._costs(jobs)
-        without = speed * np.array([*costs, 0.0])
+        count = len(jobs)
+        turns = speed * self.curve.turns(count + 1)
+        without, together = turns[count::-1], turns[count + 1 : 0 : -1]
         ends = sums(steps * without[:-1])
         due = columns.due[jobs] - self.start - after[:-1]
         later = np.append(np.minimum.accumulate((due - ends[1:])[::-1])[::-1], np.inf)
-        fit = np.zeros(len(others), dtype=bool)
-        for line in range(len(self.curves)):
-            chosen = np.flatnonzero(self.of_line(line, others))
-            if not len(chosen):
-                continue
-            new = others[chosen]
-            entry = np.asarray(self.entry)[new]
-            together = self._costs_with(jobs, line, without)
-            ends_with = sums(steps * together[:-1])
-            before = np.append(np.minimum.accumulate(due - ends_with[1:]), np.inf)  # [-1]: nobody
-            place = jobs.searchsorted(new)
-            beyond = columns.turns_left[new] - np.append(left, 0.0)[place - 1]
-            end = entry + ends_with[place] + beyond * together[place]
-            delay = end - ends[place] - beyond * without[place] + columns.behind[new]
-            own_slack = columns.due[new] - (self.start + end + after[place])
-            slack = np.minimum(own_slack, before[place - 1] - entry)
-            fit[chosen] = np.minimum(slack, later[place] - delay) >= -TICK
-        answer: list[bool] = fit.tolist()
-        return answer
-
-    def _costs_with(self, jobs: Ints, line: int, without: Floats) -> Floats:
-        """`_costs` with one more job of `line`, and of that job alone."""
-        if len(self.curves) == 1:
-            count = len(jobs) + 1
-            return self.speeds[0] * self.curves[0].turns(count)[count:0:-1]
-        counts = np.append(_left_from(self.of_line(line, jobs)), 0)
-        return without + self._line_costs(line, counts + 1) - self._line_costs(line, counts)
+        entry = np.asarray(self.entry)[others]
+        ends_with = sums(steps * together[:-1])
+        before = np.append(np.minimum.accumulate(due - ends_with[1:]), np.inf)  # [-1]: nobody
+        place = jobs.searchsorted(others)
+        beyond = columns.left[others] - np.append(left, 0.0)[place - 1]
+        end = entry + ends_with[place] + beyond * together[place]
+        delay = end - ends[place] - beyond * without[place] + columns.behind[others]
+        own_slack = columns.due[others] - (self.start + end + after[place])
+        slack = np.minimum(own_slack, before[place - 1] - entry)
+        fit: list[bool] = (np.minimum(slack, later[place] - delay) >= -TICK).tolist()
+        return fit
 
     def _seats_with(self, jobs: Ints, others: Ints) -> list[bool]:
         """As `seats`, for `jobs` with each one of `others`."""
@@ -305,11 +282,6 @@ class Lines:
             fit[chosen] = taken.fit_with(size, time, work, self.arrays.behind[new])
         answer: list[bool] = fit.tolist()
         return answer
-
-
-def _left_from(jobs: Bools) -> Ints:
-    """How many are true from each place on."""
-    return jobs[::-1].cumsum()[::-1]
 
 
 def _gaps(x: Floats) -> Floats:

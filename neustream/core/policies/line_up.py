@@ -10,19 +10,22 @@ from functools import cached_property
 import numpy as np
 
 from neustream.core.job import Job
-from neustream.core.policies.curve import Curve, curve_of
-from neustream.core.policies.feasibility import Lines
+from neustream.core.policies.curve import Curve, Floats, curve_of
+from neustream.core.policies.feasibility import Line
+from neustream.core.policies.several import Lines, Need
 from neustream.core.policy import View
 from neustream.core.types import TICK
 
 FOREVER = 1e6
 """Seconds in which a job without a deadline is planned to be done."""
+LOOSE = 4.0
+"""Times the latency of the most efficient batch: a job with more time per step can come later."""
 
 
 _Row = tuple[int, float, int, float, bool, Job]
-"""Steps left, due, place among all, seconds behind the loop, whether committed, the job.
+"""Steps left, due, place in the queue, seconds behind the loop, whether committed, the job.
 
-Rows sort by steps left, then by due; the place is unlike that of any other row."""
+Rows sort by steps left, then by due; the place is unlike that of any other row of the line."""
 
 
 @dataclass
@@ -34,7 +37,7 @@ class LineUp:
     """
 
     now: float
-    plan: Lines
+    plan: Line | Lines
     jobs: Sequence[Job]
     committed: Sequence[bool]
     entering: Mapping[str, Sequence[Job]]
@@ -43,19 +46,22 @@ class LineUp:
     @cached_property
     def density(self) -> list[float]:
         """Weight per second of charge."""
-        plan, columns = self.plan, self.plan.arrays
-        everyone = range(len(self.jobs))
+        columns = self.plan.arrays
         spare = np.maximum(columns.due - self.now, TICK)
         charge = columns.behind + TICK
-        for line, (curve, speed) in enumerate(zip(plan.curves, plan.speeds, strict=True)):
-            jobs = plan.of_line(line, everyone)
+        for first, line in self.plan.parts:
+            jobs = slice(first, first + len(line.left))
             left = columns.left[jobs]
-            charge[jobs] += left * curve.charge(spare[jobs] / left / speed) * speed
+            charge[jobs] += left * line.curve.charge(spare[jobs] / left / line.speed) * line.speed
         density: list[float] = (np.array([job.weight for job in self.jobs]) / charge).tolist()
         return density
 
     def most_urgent_first(self, places: list[int]) -> list[int]:
-        """In the order of admission: the most time per step, by weight; at the end no deadline."""
+        """In the order of admission: the most time per step, by weight; at the end no deadline.
+
+        Time per step helps up to the latency of the most efficient batch. Those that have several
+        times as much can come later as well: they are behind all others, by deadline.
+        """
         if len(places) < 2:
             return places
         columns = self.plan.arrays
@@ -63,17 +69,31 @@ class LineUp:
         jobs = [self.jobs[place] for place in places]
         weight = np.array([job.weight for job in jobs])
         spare = np.maximum(columns.due[chosen] - self.now, TICK)
-        urgency = -spare / columns.left[chosen] * weight
+        pace = spare / columns.left[chosen]
+        alone, efficient = self._steps[:, chosen]
+        urgency = -pace / alone * weight
+        loose = pace > LOOSE * efficient
+        urgency[loose] = spare[loose]
         if math.inf in [job.due for job in jobs]:
             urgency[[job.deadline == math.inf for job in jobs]] = math.inf
-        ranked: list[int] = chosen[urgency.argsort(kind="stable")].tolist()
+        ranked: list[int] = chosen[np.lexsort((urgency, loose))].tolist()
         return ranked
+
+    @property
+    def _steps(self) -> Floats:
+        """Seconds of a step of the line of each job: alone, and in the most efficient batch."""
+        columns = [
+            np.full((len(line.left), 2), (line.step(1), line.speed * line.curve.enough))
+            for _, line in self.plan.parts
+        ]
+        return np.concatenate(columns).T
 
     def entries(self, jobs: Sequence[int]) -> float:
         """Seconds of encodings (one batch a stage) before the loops of `jobs` can all run."""
         if not self.entering:
             return 0.0
-        return max([self.plan.entry[index] for index in jobs], default=0.0)
+        entry = self.plan.entry
+        return max([entry[index] for index in jobs], default=0.0)
 
 
 def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
@@ -81,24 +101,41 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
 
     Where device time is reserved for others, they are due earlier by as much.
     """
-    lines, entering, ending = _sorted_out(view, drop)
+    queues, entering, ending = _sorted_out(view, drop)
     start = view.now
-    if ending:
+    if ending and len(queues) <= 1:
         start += sum([seconds_of_step(view, name, queue) for name, queue in ending.items()])
-    curves = [_curve(view, name, queue) for name, queue in lines.items()]
-    rows = _rows(view, lines, curves, _in_front(view, entering))
-    line_of, paces = [0] * len(rows), [1.0]
-    if len(curves) == 1:
+    in_front = _in_front(view, entering)
+    entry = _encodings(view, entering)
+    slower = _mean_speed_outside(view, queues)
+    lines: list[Line] = []
+    everyone: list[Job] = []
+    committed: list[bool] = []
+    for name, queue in queues.items():
+        curve = _curve(view, name, queue)
+        rows = _rows(view, name, queue, curve.seconds[1], slower, in_front)
         rows.sort()
-    elif rows:
-        line_of = [line for line, queue in enumerate(lines.values()) for _ in queue]
-        paces = _paces(view, rows, line_of)
-        rows, line_of = _in_turns(rows, line_of, paces)
-    left, due, _, behind, committed, jobs = zip(*rows, strict=True) if rows else [()] * 6
-    speeds = [view.speed.get(name, 1.0) for name in lines]
-    entries = _encodings(view, entering, jobs)
-    plan = Lines(start, curves, speeds, paces, line_of, left, due, behind, entries)
-    return LineUp(view.now, plan, jobs, committed, entering, ending)
+        left, due, _, behind, began, jobs = zip(*rows, strict=True)
+        entries = [entry.get(job, 0.0) for job in jobs] if entry else [0.0] * len(jobs)
+        speed = view.speed.get(name, 1.0)
+        lines.append(Line(start, curve, speed, left, due, behind, entries))
+        everyone += jobs
+        committed += began
+    plan: Line | Lines
+    if len(lines) == 1:
+        plan = lines[0]
+    else:
+        plan = Lines(start, lines, _needed_behind(view, ending))
+    return LineUp(view.now, plan, everyone, committed, entering, ending)
+
+
+def _needed_behind(view: View, ending: Mapping[str, Sequence[Job]]) -> Need:
+    """What jobs behind all loops need, each its share of its stage's next step, by deadline."""
+    need = []
+    for name, queue in ending.items():
+        share = seconds_of_step(view, name, queue) / min(len(queue), view.limit(name))
+        need += [(job.deadline, share) for job in queue]
+    return sorted(need)
 
 
 _Queues = dict[str, Sequence[Job]]
@@ -156,31 +193,30 @@ def _line_of(job: Job, stage: str) -> str:
 
 def _rows(
     view: View,
-    lines: Mapping[str, Sequence[Job]],
-    curves: Sequence[Curve],
+    name: str,
+    queue: Sequence[Job],
+    alone: float,
+    slower: float,
     in_front: Mapping[Job, float],
 ) -> list[_Row]:
-    """The jobs of some lines, in the order of their queues."""
+    """The jobs of a line, in the order of its queue. `alone`: seconds of a step of one of them."""
     rows: list[_Row] = []
-    slower = _mean_speed_outside(view, lines)
     latest = view.now + FOREVER
     reserved = view.reserved
-    for line, (name, queue) in enumerate(lines.items()):
-        alone = curves[line].seconds[1]
-        for place, job in enumerate(queue, len(rows)):
-            left = job.calls_left[name]
-            work = job.remaining_s
-            if in_front:
-                work -= in_front.get(job, 0.0)
-            work -= left * alone
-            behind = work * slower if work > 0.0 else 0.0
-            deadline = job.due if job.due <= job.due_next else job.deadline  # mostly the first
-            due = deadline if deadline < latest else latest
-            if reserved:
-                due = view.now + reserved.left(due - view.now)
-            due -= behind
-            committed = job.worker >= 0 and deadline < math.inf
-            rows.append((left, due, place, behind, committed, job))
+    for place, job in enumerate(queue):
+        left = job.calls_left[name]
+        work = job.remaining_s
+        if in_front:
+            work -= in_front.get(job, 0.0)
+        work -= left * alone
+        behind = work * slower if work > 0.0 else 0.0
+        deadline = job.due if job.due <= job.due_next else job.deadline  # mostly the first
+        due = deadline if deadline < latest else latest
+        if reserved:
+            due = view.now + reserved.left(due - view.now)
+        due -= behind
+        committed = job.worker >= 0 and deadline < math.inf
+        rows.append((left, due, place, behind, committed, job))
     return rows
 
 
@@ -191,40 +227,18 @@ def _in_front(view: View, entering: Mapping[str, Sequence[Job]]) -> dict[Job, fl
     }
 
 
-def _encodings(
-    view: View, entering: Mapping[str, Sequence[Job]], jobs: Sequence[Job]
-) -> Sequence[float]:
-    """Seconds of the next step of the stage of each of `jobs` that is in front of its loop."""
-    if not entering:
-        return [0.0] * len(jobs)
+def _encodings(view: View, entering: Mapping[str, Sequence[Job]]) -> dict[Job, float]:
+    """Seconds of the next step of the stage of each job that is in front of its loop."""
     entry: dict[Job, float] = {}
     for stage, queue in entering.items():
         entry.update(dict.fromkeys(queue, seconds_of_step(view, stage, queue)))
-    return [entry.get(job, 0.0) for job in jobs]
+    return entry
 
 
 def _mean_speed_outside(view: View, lines: Mapping[str, Sequence[Job]]) -> float:
     """How many times their latency the stages outside of the lines take, on average."""
     speeds = [speed for name, speed in view.speed.items() if name not in lines]
     return sum(speeds) / len(speeds) if speeds else 1.0
-
-
-def _in_turns(
-    rows: Sequence[_Row], line_of: Sequence[int], paces: Sequence[float]
-) -> tuple[list[_Row], list[int]]:
-    """The rows of several lines by turns left, then by due; and their lines."""
-    turns = [row[0] / paces[line] for row, line in zip(rows, line_of, strict=True)]
-    order = sorted(range(len(rows)), key=lambda place: (turns[place], rows[place][1]))
-    return [rows[place] for place in order], [line_of[place] for place in order]
-
-
-def _paces(view: View, rows: Sequence[_Row], line_of: Sequence[int]) -> list[float]:
-    """Steps of each line in a unit of the common plan: its mean steps per second to spare."""
-    line = np.array(line_of)
-    left = np.array([row[0] for row in rows])
-    spare = np.maximum(np.array([row[1] for row in rows]) - view.now, TICK)
-    per_second = left / spare
-    return [float(per_second[line == index].mean()) for index in range(line_of[-1] + 1)]
 
 
 def _curve(view: View, stage: str, jobs: Sequence[Job]) -> Curve:

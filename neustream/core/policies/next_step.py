@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from operator import itemgetter
 
 from neustream.core.job import Job
 from neustream.core.policies.batching import largest_in_time
-from neustream.core.policies.feasibility import Lines
+from neustream.core.policies.feasibility import Line
 from neustream.core.policies.line_up import LineUp, seconds_of_step
 from neustream.core.policy import View
 from neustream.core.types import TICK
@@ -35,10 +35,9 @@ def can_wait(view: View, jobs: LineUp, batch: Sequence[Job], promised: int) -> b
     limit = view.limit(stage.name)
     if len(batch) >= limit or len(batch) < len(jobs.ending[stage.name]):
         return False
-    plan = jobs.plan
     steps = [
-        speed * curve.seconds[min(promised, curve.limit)]
-        for curve, speed in zip(plan.curves, plan.speeds, strict=True)
+        line.speed * line.curve.seconds[min(promised, line.curve.limit)]
+        for _, line in jobs.plan.parts
     ]
     steps += [seconds_of_step(view, name, queue) for name, queue in jobs.entering.items()]
     larger = min(len(batch) + 1, limit)
@@ -50,6 +49,17 @@ def can_wait(view: View, jobs: LineUp, batch: Sequence[Job], promised: int) -> b
     )
     over = view.now + max(steps) + others + after
     return over + TICK < min(job.deadline for job in batch)
+
+
+def steps_come_first(jobs: LineUp, promised: Sequence[int]) -> bool:
+    """Whether a loop's step is due before all that comes behind loops.
+
+    One line's jobs run on while decodes are short; with several the first deadline decides.
+    """
+    if isinstance(jobs.plan, Line) or not promised:
+        return False
+    behind = min([job.deadline for queue in jobs.ending.values() for job in queue])
+    return min([jobs.jobs[index].deadline for index in promised]) < behind
 
 
 def entering(view: View, jobs: LineUp, promised: Sequence[int]) -> list[Job]:
@@ -66,29 +76,26 @@ def entering(view: View, jobs: LineUp, promised: Sequence[int]) -> list[Job]:
 
 
 def loop_step(jobs: LineUp, promised: Sequence[int]) -> list[Job]:
-    """The next step of the line with the least laxity, the jobs of the least laxity in it."""
+    """The next step of the line with the first deadline, the jobs of the least laxity in it."""
     plan = jobs.plan
-    due, left = plan.due, plan.left
-    seats = 0 if plan.in_turns(promised) else plan.seats(promised)
-    batch: list[int] = []
-    least = math.inf
-    for line, members in _members(plan, promised).items():
-        curve = plan.curves[line]
-        size = seats or curve.best[min(len(members), curve.limit)]
-        step = plan.speeds[line] * curve.seconds[size]
-        laxity = {index: due[index] - left[index] * step for index in members}
-        ranked = sorted(members, key=laxity.__getitem__)
-        if not batch or laxity[ranked[0]] < least:
-            least = laxity[ranked[0]]
-            batch = ranked[:size]
-    return [jobs.jobs[index] for index in batch]
+    if isinstance(plan, Line):
+        size = plan.batch(promised)
+        return [jobs.jobs[index] for index in _least_laxity(plan, promised, size)]
+    _, first, line, places = min(
+        [
+            (min([line.due[index] + line.behind[index] for index in places]), first, line, places)
+            for (first, _), (line, places) in zip(plan.parts, plan.split(promised), strict=True)
+            if places
+        ],
+        key=itemgetter(0),
+    )
+    size = line.curve.best[min(len(places), line.curve.limit)]
+    return [jobs.jobs[first + index] for index in _least_laxity(line, places, size)]
 
 
-def _members(plan: Lines, places: Sequence[int]) -> dict[int, Sequence[int]]:
-    """`places` by line."""
-    if len(plan.curves) == 1:
-        return {0: places}
-    members: dict[int, list[int]] = {}
-    for place in places:
-        members.setdefault(plan.line[place], []).append(place)
-    return {line: members[line] for line in sorted(members)}
+def _least_laxity(line: Line, places: Sequence[int], size: int) -> list[int]:
+    """The `size` jobs of one line that have the least laxity in batches of so many."""
+    due, left = line.due, line.left
+    step = line.speed * line.curve.seconds[size]
+    laxity = {index: due[index] - left[index] * step for index in places}
+    return sorted(places, key=laxity.__getitem__)[:size]

@@ -9,7 +9,13 @@ from itertools import accumulate, compress
 
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
 from neustream.core.policies.line_up import LineUp, line_up
-from neustream.core.policies.next_step import can_wait, ending, entering, loop_step
+from neustream.core.policies.next_step import (
+    can_wait,
+    ending,
+    entering,
+    loop_step,
+    steps_come_first,
+)
 from neustream.core.policies.price import price_of
 from neustream.core.policy import Decision, View
 from neustream.core.reserved import NOTHING
@@ -18,7 +24,7 @@ WEIGHED = 64
 """Waiting jobs that are weighed in one decision, those with the most time per step first."""
 CHANGES = 8
 """Admissions and exchanges in one decision, beyond those that fit all at once."""
-VICTIMS = 2
+VICTIMS = 8
 """Promised jobs that are considered for an exchange, those with the largest charge first."""
 
 
@@ -40,7 +46,7 @@ class PricedSteps:
             promised = kept(jobs, committed(jobs))
         else:
             promised = self._admit(view, jobs, started)
-        if jobs.ending:
+        if jobs.ending and not steps_come_first(jobs, promised):
             batch = ending(view, jobs)
             others_wait = 0 < len(promised) < len(jobs.jobs)
             if not others_wait or not can_wait(view, jobs, batch, len(promised)):
@@ -74,6 +80,7 @@ class PricedSteps:
         self, jobs: LineUp, promised: list[int], queue: list[int], exchange: bool
     ) -> list[int]:
         """`promised` with those of `queue` that fit, or are worth an exchange."""
+        everyone = queue
         for _ in range(CHANGES):
             if not queue:
                 break
@@ -90,13 +97,13 @@ class PricedSteps:
             exchanged = self._exchange(jobs, promised, dated)
             if exchanged is None:
                 break
-            promised, queue = exchanged
+            promised = exchanged
+            taken = set(promised)
+            queue = [index for index in everyone if index not in taken]
         return promised
 
-    def _exchange(
-        self, jobs: LineUp, promised: list[int], queue: list[int]
-    ) -> tuple[list[int], list[int]] | None:
-        """The sets after one exchange; None if none is worth it."""
+    def _exchange(self, jobs: LineUp, promised: list[int], queue: list[int]) -> list[int] | None:
+        """The promised jobs after one exchange; None if none is worth it."""
         if not promised or not queue:
             return None
         ranked = sorted(promised, key=jobs.density.__getitem__)
@@ -106,7 +113,7 @@ class PricedSteps:
 
     def _for_one(
         self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
-    ) -> tuple[list[int], list[int]] | None:
+    ) -> list[int] | None:
         """A promised job makes room for one of a smaller charge."""
         for victim in ranked[:VICTIMS]:
             least = jobs.density[victim] * (1 + self.gain)
@@ -116,12 +123,12 @@ class PricedSteps:
             others = [index for index in promised if index != victim]
             chosen = next(compress(better, jobs.plan.fits_with(others, better)), None)
             if chosen is not None:
-                return _exchanged(others, queue, chosen)
+                return sorted([*others, chosen])
         return None
 
     def _for_several(
         self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
-    ) -> tuple[list[int], list[int]] | None:
+    ) -> list[int] | None:
         """Several promised jobs make room for one of more weight than they have together."""
         lightest = min([jobs.jobs[index].weight for index in promised])
         for chosen in queue:
@@ -132,7 +139,7 @@ class PricedSteps:
                 gone = set(victims[:count])
                 others = [index for index in promised if index not in gone]
                 if jobs.plan.fits_with(others, [chosen])[0]:
-                    return _exchanged(others, queue, chosen)
+                    return sorted([*others, chosen])
         return None
 
     def _outweighed(self, jobs: LineUp, chosen: int, ranked: list[int]) -> list[int]:
@@ -142,8 +149,3 @@ class PricedSteps:
         victims = [index for index in ranked if density[index] * more < density[chosen]]
         weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
         return victims[: bisect_right(weights, jobs.jobs[chosen].weight / more)]
-
-
-def _exchanged(others: list[int], queue: list[int], chosen: int) -> tuple[list[int], list[int]]:
-    """`others` with the chosen one, and the queue without it."""
-    return sorted([*others, chosen]), [index for index in queue if index != chosen]

@@ -26,16 +26,14 @@ def promised_steps(view: View) -> Reserved:
     """
     jobs = line_up(view, view.hopeless())
     demand = []
-    if jobs.ending:
+    if jobs.ending and len(jobs.plan.parts) <= 1:
         demand = _endings(view, jobs)
     step = 0.0
     promised = kept(jobs, committed(jobs)) if jobs.jobs else []
     if promised:
-        demand += [
-            (due - view.now, end - view.now)
-            for due, end in jobs.plan.demand(promised, jobs.entries(promised))
-        ]
-        step = _longest(jobs, promised)
+        ends = jobs.plan.demand(promised, jobs.entries(promised))
+        demand += [(due - view.now, end - view.now) for due, end in ends]
+        step = max([line.step(len(promised)) for _, line in jobs.plan.parts])
     return by_deadlines(demand, step)
 
 
@@ -44,16 +42,6 @@ def _endings(view: View, jobs: LineUp) -> list[tuple[float, float]]:
     needed = jobs.plan.start - view.now
     due = [job.deadline - view.now for queue in jobs.ending.values() for job in queue]
     return [(min(due), needed)] if min(due) < math.inf else []
-
-
-def _longest(jobs: LineUp, promised: Sequence[int]) -> float:
-    """Seconds of the longest step that the promised jobs may be in."""
-    plan = jobs.plan
-    steps = [
-        speed * curve.seconds[curve.best[min(len(promised), curve.limit)]]
-        for curve, speed in zip(plan.curves, plan.speeds, strict=True)
-    ]
-    return max(steps)
 
 
 def promised_tokens(view: View) -> Reserved:

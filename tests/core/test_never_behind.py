@@ -1,0 +1,61 @@
+"""Kinds of load where a plain rule once served more than `priced`: it keeps at least as many there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neustream.config import load_experiment
+from neustream.experiment import merge, prepare, simulate
+
+PAPER = Path(__file__).parents[2] / "configs" / "paper"
+
+
+def paper(name, prefix="", **settings):
+    """A setting of the paper with others of its keys; `a__b` stands for the key a.b."""
+    sets = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
+    experiment = load_experiment(PAPER / f"{name}.yaml", ["workload.cv=1", *sets])
+    return prepare(experiment, prefix=prefix)
+
+
+def on_time(prepared, *policies):
+    return [simulate(prepared, policy).counts["on_time"] for policy in policies]
+
+
+def two_models(seed):
+    """Few long requests with loose promises beside many short ones with tight promises."""
+    long = paper(
+        "sd15_512_rtx4090", "a.", workload__requests=15, slo__scale=10, workload__rate=0.7, workload__seed=seed
+    )
+    short = paper(
+        "dit_s2_256_rtx4090",
+        "b.",
+        workload__requests=250,
+        slo__scale=2,
+        workload__rate=12,
+        workload__seed=seed,
+        workload__steps={"min": 20, "max": 30},
+    )
+    return merge([long, short])
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_two_models_on_one_device_are_served_by_their_deadlines(seed):
+    ours, edf = on_time(two_models(seed), "priced", "edf")
+    assert ours >= edf - 1
+    assert ours > 250
+
+
+@pytest.mark.parametrize("scale", [20, 100])
+def test_loose_promises_fill_what_tight_ones_leave(scale):
+    classes = [{"name": "tight", "scale": 3}, {"name": "loose", "scale": scale}]
+    prepared = paper(
+        "dit_s2_256_rtx4090",
+        workload__requests=200,
+        workload__rate=33.9,
+        workload__steps={"min": 40, "max": 50},
+        slo={"classes": classes},
+    )
+    assert on_time(prepared, "priced") == [200]
