@@ -25,7 +25,8 @@ class Priced:
        can be (`feasibility.py`: in turns, or on seats). If they cannot, those of the most weight
        per charge stay promised; the others wait for room.
     2. **What fits is promised.** Waiting jobs are admitted, those with the most time per step
-       first, if all promised jobs and they are still on time.
+       first, if all promised jobs and they are still on time. Those with several times what the
+       most efficient batch takes are behind all others: they lose nothing by waiting.
     3. **The price** (a shadow price). From the charges that the last hundred requests had when
        they came follows the weight per second that the device earned if it served the best of
        them: 0 while all fit. A job that brings less than `price` times that per second of charge
@@ -36,6 +37,7 @@ class Priced:
        or that of several that together have less weight, by as much.
     5. **The step.** In turns, the most efficient batch of at most the line's length; on seats, as
        many as the tightest can afford; least laxity first. Encodings of admitted jobs come first.
+       Of several models' steps the one with the first deadline runs (`several.py`).
        While others wait for room, decodes wait for each other as long as they stay in time.
 
     A job that is not promised waits until it is promised or hopeless. If none is promised, the
