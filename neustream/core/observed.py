@@ -22,6 +22,10 @@ STALL = 2.5
 """A step that takes so many times the median is a stall."""
 HIGH = 0.9
 """The quantile that is called high."""
+BLOCK = 10
+"""Steps of one block: noise averages out over them."""
+BLOCKS = 20
+"""Latest blocks that the usual speed is the median of."""
 BIN = 31
 """Latest steps of one range of batch sizes that a correction is the median of."""
 CHANGE = 0.05
@@ -37,22 +41,35 @@ class Ratios:
     `mean` starts as that of all steps and becomes an exponentially weighted one. A single step
     counts as at most twice and at least half of the mean so far, so that an outlier (a first call
     that compiles, a stall) does not make everything look hopeless.
+
+    `usual` is what a plan of some length is made with: the median of the means of the latest blocks
+    of steps. A mean follows a slow phase that ends before the plan does. A median of single steps
+    is biased where they spread. It is `mean` until there is a block.
     """
 
-    __slots__ = ("_latest", "_quantiles", "count", "mean")
+    __slots__ = ("_block", "_blocks", "_latest", "_quantiles", "count", "mean", "usual")
 
     def __init__(self, window: int = LATEST) -> None:
         self.count = 0
-        self.mean = 1.0
+        self.mean = self.usual = 1.0
+        self._block: list[float] = []
+        self._blocks: deque[float] = deque(maxlen=BLOCKS)
         self._latest: deque[float] = deque(maxlen=window)
         self._quantiles: tuple[int, float, float, float] = (0, 1.0, 1.0, 0.0)
 
     def add(self, ratio: float) -> None:
         mean = self.mean
-        step = min(max(ratio, mean / 2), mean * 2) - mean
-        self.mean = mean + step * max(FORGET, 1 / (self.count + 2))
+        counted = min(max(ratio, mean / 2), mean * 2)
+        self.mean = mean + (counted - mean) * max(FORGET, 1 / (self.count + 2))
         self.count += 1
         self._latest.append(ratio)
+        self._block.append(counted)
+        if len(self._block) == BLOCK:
+            self._blocks.append(sum(self._block) / BLOCK)
+            self._block = []
+            self.usual = median(self._blocks)
+        elif not self._blocks:
+            self.usual = self.mean
 
     @property
     def full(self) -> bool:
@@ -66,7 +83,10 @@ class Ratios:
 
     def reset_mean(self) -> None:
         """Expectations changed: the mean starts anew."""
-        self.mean, self.count = 1.0, 0
+        self.mean = self.usual = 1.0
+        self.count = 0
+        self._block = []
+        self._blocks.clear()
         self._latest.clear()
         self._quantiles = (0, 1.0, 1.0, 0.0)
 

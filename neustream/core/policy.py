@@ -69,8 +69,8 @@ class View:
             are absent.
         running: the steps under way on the pool's other workers.
         recent: what the latest requests to any pool asked for, in the order they came.
-        speed: how many times their expected latency the steps of a stage have been taking lately (1
-            where none has run); `spread` has the distribution.
+        speed: how many times their expected latency the steps of a stage usually take (1 where none
+            has run): a phase that ends soon does not count. `spread` has the distribution.
         free: blocks of each KV cache of the pool that nobody holds, by model.
         lengths: what is known of how long generations get, by model.
         unpromised: what requests without a promise got of the device.

@@ -166,7 +166,7 @@ class StepTimes:
                 return None
         elif len(stages) == 1 and self._corrected(batch.stage, batch, seconds):
             return batch.stage
-        self.speed = {**self.speed, **{name: self.spread[name].mean for name in stages}}
+        self.speed = {**self.speed, **{name: self.spread[name].usual for name in stages}}
         return None
 
     def note(self, stages: Iterable[str], ratio: float) -> None:

@@ -59,3 +59,31 @@ def test_loose_promises_fill_what_tight_ones_leave(scale):
         slo={"classes": classes},
     )
     assert on_time(prepared, "priced") == [200]
+
+
+@pytest.mark.parametrize("scale", [1.4, 1.6])
+def test_a_profile_that_is_wrong_throughout_is_learnt(scale):
+    prepared = paper(
+        "dit_s2_256_rtx4090",
+        workload__requests=200,
+        workload__rate=20,
+        workload__steps={"min": 20, "max": 30},
+        slo__scale=2,
+        simulation__latency_scale=scale,
+    )
+    ours, edf = on_time(prepared, "priced", "edf")
+    assert ours > 1.5 * edf
+
+
+def test_promises_are_not_shed_in_a_slow_phase_that_ends_soon():
+    slow = [{"start_s": 0.1 + 1.3 * at, "duration_s": 0.5, "factor": 2} for at in range(40)]
+    prepared = paper(
+        "dit_s2_256_rtx4090",
+        workload__requests=200,
+        workload__rate=4.35,
+        workload__steps={"min": 20, "max": 30},
+        slo__scale=2,
+        simulation__slowdowns=slow,
+    )
+    ours, fcfs = on_time(prepared, "priced", "fcfs")
+    assert ours >= 0.96 * fcfs  # not reached: all of them

@@ -6,7 +6,7 @@ import pytest
 from hand import seen
 
 from neustream import FCFS, Graph, Pool, ProfileError, Request, Scheduler, Stage, TableProfile, loop
-from neustream.core.observed import ENOUGH, HIGH, LATEST, STALL, Ratios
+from neustream.core.observed import BLOCK, BLOCKS, ENOUGH, HIGH, LATEST, STALL, Ratios
 from neustream.core.step_times import StepTimes
 from neustream.core.steps import LearntSteps
 from neustream.core.work import Walk
@@ -78,6 +78,19 @@ def test_a_mean_that_starts_anew_takes_the_spread_with_it():
     assert (some.typical, some.high) == (2.0, 2.0)
 
 
+def test_the_usual_speed_ignores_a_phase_that_takes_less_than_half_of_the_blocks():
+    some = ratios(*[1.0] * (BLOCK * 11), *[2.0] * (BLOCK * 9))
+    assert some.usual == 1.0 and some.mean > 1.9
+    for _ in range(BLOCK * 2):
+        some.add(2.0)
+    assert some.usual == 2.0 and BLOCKS == 20
+
+
+def test_the_usual_speed_is_that_of_blocks_not_of_single_steps():
+    some = ratios(*[0.75, 0.75, 1.5] * (BLOCK * 2))
+    assert some.usual == pytest.approx(1.0, abs=0.08)  # what steps take on average; their median is 0.75
+
+
 # -- one owner --------------------------------------------------------------------------------------
 
 
@@ -87,7 +100,7 @@ def test_views_and_the_scheduler_tell_the_same_spread():
     view = seen(scheduler, 99.0)
     assert view.spread is scheduler.times.spread and view.profiles is scheduler.times.profiles
     assert view.spread["draw"].typical == 1.25
-    assert view.speed == {"draw": view.spread["draw"].mean}
+    assert view.speed == {"draw": view.spread["draw"].usual}
 
 
 def test_a_correction_moves_what_was_off_into_the_profile_and_the_spread_starts_anew():
