@@ -32,33 +32,18 @@ from typing import Any
 
 import torch
 import transformers
+from all_causal_models import Flat
 from rich.console import Console
 
 import neustream as ns
 from neustream.analysis.tables import new_table
 from neustream.backends.transformers import LanguageModel
 from neustream.backends.transformers.slots import Row
-from neustream.core.steps import Step
 from neustream.errors import RequestError, RequestFailed
 
 VOCABULARY = 96
 TOKENS = 32
 """Outputs of each request of `fixed`."""
-
-
-class Flat:
-    """Steps that take a millisecond whatever is in them: nothing has to be measured."""
-
-    name, device, learns, error = "llm", "here", False, 0.0
-
-    def seconds(self, step: Step) -> float:
-        return 1e-3
-
-    def profiled(self, step: Step) -> float:
-        return 1e-3
-
-    def observe(self, step: Step, seconds: float) -> None:
-        """It is always the same."""
 
 
 def llama(layers: int, width: int = 64, positions: int = 128) -> Any:

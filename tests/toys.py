@@ -70,6 +70,21 @@ def live(graph, modules, profiles, policy=None, observers=()):
     return engine(graph, profiles, rule, executor=ThreadExecutor(modules), clock=WallClock(), observers=observers)
 
 
+class Flat:
+    """A step profile for tests that are not about time: every step takes a millisecond."""
+
+    name, device, learns, error = "llm", "here", False, 0.0
+
+    def seconds(self, step):
+        return 1e-3
+
+    def profiled(self, step):
+        return 1e-3
+
+    def observe(self, step, seconds):
+        pass
+
+
 def policy_in(scheduler):
     """The policy of its pools; the same for all."""
     (policy,) = {id(policy): policy for policy in scheduler.policies.values()}.values()

@@ -15,6 +15,24 @@ from neustream.errors import RequestError, shown
 T = TypeVar("T")
 
 
+class Limit:
+    """The most requests without an answer; None: no limit."""
+
+    def __init__(self, max_open: int | None) -> None:
+        if max_open is not None and max_open < 1:
+            raise RequestError(f"max_open must be 1 or more, got {max_open!r}")
+        self._max_open = max_open
+
+    def check(self, id: str, count: int, wait_s: Callable[[int], float | None]) -> None:
+        """RequestError for one more request, with when to come again, while `count` are open."""
+        if self._max_open is not None and count >= self._max_open:
+            raise RequestError(
+                f"request {id!r}: {count} requests are open, and max_open is {self._max_open}",
+                code="too_many",
+                retry_after_s=wait_s(1),
+            )
+
+
 class Desk:
     """Posts what callers ask, and handles it on the loop's thread; all of it is answered.
 
@@ -23,9 +41,7 @@ class Desk:
     """
 
     def __init__(self, loop: Loop, max_open: int | None = None) -> None:
-        if max_open is not None and max_open < 1:
-            raise RequestError(f"max_open must be 1 or more, got {max_open!r}")
-        self._max_open = max_open
+        self._limit = Limit(max_open)
         self.answers = Answers()
         self.interrupted = False
         self._loop = loop
@@ -42,14 +58,7 @@ class Desk:
 
     def submit(self, request: Request, listener: Listener | None, now: float) -> Future[Result]:
         """Post a request; RequestError while too many are open."""
-        count = len(self.answers.open)
-        if self._max_open is not None and count >= self._max_open:
-            raise RequestError(
-                f"request {request.id!r}: {count} requests are open, "
-                f"and max_open is {self._max_open}",
-                code="too_many",
-                retry_after_s=self.answers.wait_s(1),
-            )
+        self._limit.check(request.id, len(self.answers.open), self.answers.wait_s)
         answer: Future[Result] = Future()
         self.answers.open.add(answer)
         self._loop.clock.post(Submit(request, answer, listener), now)

@@ -209,6 +209,10 @@ class Engine:
         with self._life.serving() as now:
             return self._desk.ask(lambda answer: Leave(member, answer), now)
 
+    def wait_s(self, count: int) -> float | None:
+        """Seconds in which `count` requests are done, at the pace of late; None: not known."""
+        return self._answers.wait_s(count)
+
     def snapshot(self) -> Snapshot:
         """How it is; from any thread, without waiting for the loop."""
         life = self._life

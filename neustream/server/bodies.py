@@ -50,7 +50,7 @@ class StreamOptions(Body):
     include_slo: bool = False
 
 
-class Asked(Body):
+class AnyAsk(Body):
     """What all kinds of requests have."""
 
     model: Annotated[str, Field(max_length=200)] | None = None
@@ -60,7 +60,7 @@ class Asked(Body):
     stream: bool = False
 
 
-class TextBody(Asked):
+class TextBody(AnyAsk):
     """What completions and chats have in common."""
 
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -159,7 +159,7 @@ class ChatBody(TextBody):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class ImageBody(Asked):
+class ImageBody(AnyAsk):
     """POST /v1/images/generations."""
 
     prompt: Text
@@ -240,7 +240,7 @@ IDLE: Mapping[str, tuple[Any, ...]] = {
 """Fields that real clients send and that nothing is done for: the values that mean just that."""
 
 
-def unsupported(body: Asked) -> str | None:
+def unsupported(body: AnyAsk) -> str | None:
     """The first field that asks for what cannot be done; None if there is none."""
     said = {**(body.model_extra or {})}
     if isinstance(body, CompletionBody):

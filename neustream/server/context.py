@@ -10,7 +10,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from neustream.core.types import SLO
-from neustream.server.bodies import Asked, Body, ImageBody
+from neustream.server.bodies import AnyAsk, Body, ImageBody
 from neustream.server.config import ServerConfig
 from neustream.server.errors import HTTPError
 from neustream.server.gateway import Gateway
@@ -56,7 +56,7 @@ class Context:
             self.warnings.append(f"unknown fields: {' '.join(shown)}")
         return found
 
-    def promise(self, body: Asked, defaults: SLO) -> Promised:
+    def promise(self, body: AnyAsk, defaults: SLO) -> Promised:
         """What the request is promised."""
         found = promised(self.request.headers, body, self.config.promises, defaults)
         self.warnings += found.warnings

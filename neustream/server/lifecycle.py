@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -52,7 +54,9 @@ class Server(uvicorn.Server):
 class Protocol(H11Protocol):
     """HTTP/1.1 whose heads have to come in time."""
 
-    head_timeout_s = 10.0
+    def __init__(self, head_timeout_s: float, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timeout_s = head_timeout_s
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -71,7 +75,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _wait(self) -> None:
-        self._head = self.loop.call_later(self.head_timeout_s, self._late)
+        self._head = self.loop.call_later(self._head_timeout_s, self._late)
 
     def _stop(self) -> None:
         if self._head is not None:
@@ -82,6 +86,15 @@ class Protocol(H11Protocol):
         """Half a head, or none: nobody is served by this connection."""
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket there; BackendError if there can be none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise BackendError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
 class _NotOurs(logging.Filter):
@@ -105,15 +118,13 @@ async def run(
     gateway, metrics = Gateway(), Metrics()
     app = build_app(gateway, config, metrics, keys)
     http = config.http
-    Protocol.head_timeout_s = http.head_timeout_s
+    sock = _listening(http.host, http.port)
     drained = asyncio.Event() if stop is None else stop
     logging.getLogger("uvicorn.error").addFilter(_NotOurs())
     server = Server(
         uvicorn.Config(
             app,
-            host=http.host,
-            port=http.port,
-            http=Protocol,
+            http=partial(Protocol, http.head_timeout_s),  # type: ignore[arg-type]
             lifespan="off",
             access_log=False,
             log_level="warning",
@@ -123,12 +134,8 @@ async def run(
         ),
         drained.set,
     )
-    serving = asyncio.ensure_future(server.serve())
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
-    if serving.done():
-        raise BackendError(f"{http.host}:{http.port}: cannot listen there")
-    port = server.servers[0].sockets[0].getsockname()[1]
+    serving = asyncio.ensure_future(server.serve([sock]))
+    port = sock.getsockname()[1]
     host = f"[{http.host}]" if ":" in http.host else http.host
     say(f"serving on http://{host}:{port}")
     try:
@@ -165,7 +172,7 @@ async def _until_drained(
             raise RuntimeError("the engine has died")
     signalled.cancel()
     if not loading.done():
-        await asyncio.wait({loading})
+        await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _end(gateway: Gateway, server: Server, serving: asyncio.Future[None], timeout_s: float) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from neustream.core.types import SLO
 from neustream.errors import shown
-from neustream.server.bodies import DAY_MS, Asked, Promise, TextBody
+from neustream.server.bodies import DAY_MS, AnyAsk, Promise, TextBody
 from neustream.server.config import ClassConfig, PromiseConfig
 from neustream.server.errors import HTTPError
 
@@ -55,7 +55,7 @@ def _ms(seconds: float) -> str:
 
 def promised(
     headers: Mapping[str, str],
-    body: Asked,
+    body: AnyAsk,
     config: PromiseConfig,
     defaults: SLO,
 ) -> Promised:
@@ -118,7 +118,7 @@ def _default(name: str, chosen: ClassConfig, defaults: SLO) -> float:
     return seconds[name] * 1e3
 
 
-def _asked(headers: Mapping[str, str], body: Asked, said: Promise, warnings: list[str]) -> dict[str, float]:
+def _asked(headers: Mapping[str, str], body: AnyAsk, said: Promise, warnings: list[str]) -> dict[str, float]:
     """The smallest of each budget that headers and body name."""
     found: dict[str, float] = {}
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -66,8 +66,12 @@ class Choice:
         return piece
 
 
+Events: TypeAlias = AsyncIterator[tuple[Choice, Any]]
+"""Tokens of a request's choices, as they come."""
+
+
 @dataclass
-class Job:
+class Reply:
     """A request on its way: its choices, and what all answers to it say."""
 
     id: str
@@ -159,15 +163,15 @@ async def _serve(
     promise = context.promise(body, model.slo)
     count = sum([len(prompt) for prompt in prompts])
     prefix = "chatcmpl" if chat else "cmpl"
-    job = Job(f"{prefix}-{context.id}", model.name, chat, count, promise)
+    reply = Reply(f"{prefix}-{context.id}", model.name, chat, count, promise)
     try:
-        await _submit(context, body, model, prompts, most, job)
-        events = _tokens(job, promise)
+        await _submit(context, body, model, prompts, most, reply)
+        events = _tokens(reply, promise)
         if body.stream:
-            return await _stream(context, body, job, events)
-        return await _whole(context, job, events)
+            return await _stream(context, body, reply, events)
+        return await _whole(context, reply, events)
     except BaseException:
-        for choice in job.choices:
+        for choice in reply.choices:
             choice.answer.cancel()
         raise
 
@@ -178,7 +182,7 @@ async def _submit(
     model: TextModel,
     prompts: Sequence[list[int]],
     most: int,
-    job: Job,
+    reply: Reply,
 ) -> None:
     """Hand the choices to the engine."""
     temperature = 1.0 if body.temperature is None else body.temperature
@@ -190,7 +194,7 @@ async def _submit(
     several = len(prompts) * body.choices > 1
     for prompt in prompts:
         for turn in range(body.choices):
-            number = len(job.choices)
+            number = len(reply.choices)
             seed = None if body.seed is None else (body.seed + turn) % 2**63
             try:
                 answer = context.gateway.submit(
@@ -200,19 +204,19 @@ async def _submit(
                     seed=seed,
                     stop_token_ids=body.stop_token_ids or (),
                     ignore_eos=body.ignore_eos,
-                    slo=job.promise.slo,
+                    slo=reply.promise.slo,
                     id=f"{context.id}-{number}" if several else context.id,
                     **sampling,
                 )
             except (NeustreamError, TypeError, ValueError) as error:
                 raise of_request(error) from error
-            job.choices.append(Choice(number, answer, Stops(body.stops)))
+            reply.choices.append(Choice(number, answer, Stops(body.stops)))
 
 
-async def _tokens(job: Job, promise: Promised) -> AsyncIterator[tuple[Choice, Any]]:
+async def _tokens(reply: Reply, promise: Promised) -> Events:
     """The tokens of all choices as they come; HTTPError as soon as one comes to nothing."""
     queue: asyncio.Queue[tuple[Choice, Any]] = asyncio.Queue()
-    readers = [asyncio.ensure_future(_read(choice, queue)) for choice in job.choices]
+    readers = [asyncio.ensure_future(_read(choice, queue)) for choice in reply.choices]
     until = asyncio.get_running_loop().time() + promise.timeout_s
     left = len(readers)
     try:
@@ -227,7 +231,7 @@ async def _tokens(job: Job, promise: Promised) -> AsyncIterator[tuple[Choice, An
     finally:
         for reader in readers:
             reader.cancel()
-        for choice in job.choices:
+        for choice in reply.choices:
             choice.answer.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
 
@@ -259,34 +263,34 @@ async def _read(choice: Choice, queue: asyncio.Queue[tuple[Choice, Any]]) -> Non
 # -- answers ------------------------------------------------------------------------------------------
 
 
-async def _whole(context: Context, job: Job, events: AsyncIterator[tuple[Choice, Any]]) -> Response:
+async def _whole(context: Context, reply: Reply, events: Events) -> Response:
     async def all_of_it() -> None:
         async for choice, token in events:
             if choice.finish_reason is None:
                 choice.take(token)
 
     await while_there(context.request.receive, all_of_it())
-    choices = [_choice(job, choice) for choice in job.choices]
-    usage: dict[str, Any] = dict(job.usage)
-    if job.promise.report:
-        usage["neustream"] = job.kept()
-    content = {**job.head(chunk=False), "choices": choices, "usage": usage}
-    headers = context.headers(job.promise)
-    if job.promise.slo.promises:
-        headers["x-neustream-outcome"] = "on_time" if job.kept()["on_time"] else "late"
+    choices = [_choice(reply, choice) for choice in reply.choices]
+    usage: dict[str, Any] = dict(reply.usage)
+    if reply.promise.report:
+        usage["neustream"] = reply.kept()
+    content = {**reply.head(chunk=False), "choices": choices, "usage": usage}
+    headers = context.headers(reply.promise)
+    if reply.promise.slo.promises:
+        headers["x-neustream-outcome"] = "on_time" if reply.kept()["on_time"] else "late"
     return JSONResponse(content, headers=headers)
 
 
-def _choice(job: Job, choice: Choice) -> dict[str, Any]:
+def _choice(reply: Reply, choice: Choice) -> dict[str, Any]:
     common = {"index": choice.index, "logprobs": None, "finish_reason": choice.finish_reason}
-    if job.chat:
+    if reply.chat:
         return {**common, "message": {"role": "assistant", "content": choice.text}}
     return {**common, "text": choice.text}
 
 
-async def _stream(context: Context, body: TextBody, job: Job, events: AsyncIterator[tuple[Choice, Any]]) -> Response:
+async def _stream(context: Context, body: TextBody, reply: Reply, events: Events) -> Response:
     options = body.stream_options or StreamOptions()
-    chunks = _chunks(job, options, events)
+    chunks = _chunks(reply, options, events)
     try:
         first = await while_there(context.request.receive, anext(chunks))
     except StopAsyncIteration:  # nothing was asked for
@@ -294,7 +298,7 @@ async def _stream(context: Context, body: TextBody, job: Job, events: AsyncItera
     stream: Any = EventStream(
         first,
         chunks,
-        context.headers(job.promise),
+        context.headers(reply.promise),
         write_timeout_s=context.config.http.write_timeout_s,
         failed=context.cut,
     )
@@ -302,9 +306,9 @@ async def _stream(context: Context, body: TextBody, job: Job, events: AsyncItera
     return response
 
 
-async def _chunks(job: Job, options: StreamOptions, events: AsyncIterator[tuple[Choice, Any]]) -> AsyncIterator[bytes]:
+async def _chunks(reply: Reply, options: StreamOptions, events: Events) -> AsyncIterator[bytes]:
     """The events of a stream: one a token; then the usage, if it is wanted; then the end."""
-    head = json.dumps(job.head(chunk=True), ensure_ascii=False)[:-1]
+    head = json.dumps(reply.head(chunk=True), ensure_ascii=False)[:-1]
     told: set[int] = set()
     try:
         async for choice, token in events:
@@ -313,16 +317,16 @@ async def _chunks(job: Job, options: StreamOptions, events: AsyncIterator[tuple[
             piece = choice.take(token)
             usage = ""
             if options.continuous_usage_stats:
-                usage = f', "usage": {json.dumps(job.usage)}'
+                usage = f', "usage": {json.dumps(reply.usage)}'
             elif options.include_usage:
                 usage = ', "usage": null'
-            part = _delta(job, choice, piece, first=choice.index not in told)
+            part = _delta(reply, choice, piece, first=choice.index not in told)
             told.add(choice.index)
             yield f'data: {head}, "choices": [{part}]{usage}}}\n\n'.encode()
-        if options.include_usage or options.include_slo or job.promise.report:
-            full: dict[str, Any] = dict(job.usage)
-            if options.include_slo or job.promise.report:
-                full["neustream"] = job.kept()
+        if options.include_usage or options.include_slo or reply.promise.report:
+            full: dict[str, Any] = dict(reply.usage)
+            if options.include_slo or reply.promise.report:
+                full["neustream"] = reply.kept()
             yield f'data: {head}, "choices": [], "usage": {json.dumps(full)}}}\n\n'.encode()
         yield b"data: [DONE]\n\n"
     finally:
@@ -331,11 +335,11 @@ async def _chunks(job: Job, options: StreamOptions, events: AsyncIterator[tuple[
             await close()
 
 
-def _delta(job: Job, choice: Choice, piece: str, *, first: bool) -> str:
+def _delta(reply: Reply, choice: Choice, piece: str, *, first: bool) -> str:
     """A choice in a chunk. The role rides on the first token, the reason on the last."""
     text = json.dumps(piece, ensure_ascii=False)
     reason = json.dumps(choice.finish_reason)
-    if job.chat:
+    if reply.chat:
         role = '"role": "assistant", ' if first else ""
         inner = f'"delta": {{{role}"content": {text}}}'
     else:

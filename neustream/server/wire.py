@@ -139,9 +139,14 @@ class EventStream:
     async def _copy(self, send: Send) -> None:
         headers = [(name.encode(), value.encode("latin-1")) for name, value in self._headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await asyncio.wait_for(send(_part(self._first)), self._write_timeout_s)
+        await self._write(send, self._first)
         async for event in self._events:
-            await asyncio.wait_for(send(_part(event)), self._write_timeout_s)
+            await self._write(send, event)
+
+    async def _write(self, send: Send, event: bytes) -> None:
+        """Send an event; TimeoutError if the client does not read."""
+        async with asyncio.timeout(self._write_timeout_s):
+            await send(_part(event))
 
 
 def _part(body: bytes) -> Message:

@@ -47,12 +47,12 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Probe:
     """A request of the mount's own that has to be served first: only the device can tell the rest.
 
     Args:
         graph, params: of that request.
-        then: the call itself, from what came of the look; called on the engine's thread, so it is
+        then: the call itself, from what came of the probe; called on the engine's thread, so it is
             quick. What it raises is the answer.
         over: as of a Call, if `then` is not reached or raises.
         reader: as of the Call.
@@ -132,7 +132,7 @@ class Mount(Protocol):
         """
         ...
 
-    def request(self, *args: Any, **kwargs: Any) -> Call | Look:
+    def request(self, *args: Any, **kwargs: Any) -> Call | Probe:
         """Bind and check the arguments of a caller; never waits for a device.
 
         Raises:

@@ -17,6 +17,7 @@ from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO
 from neustream.engine.answers import Result
 from neustream.engine.clock import WallClock
+from neustream.engine.desk import Limit
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ThreadExecutor
@@ -26,7 +27,7 @@ from neustream.engine.routing import Router
 from neustream.engine.snapshot import Snapshot
 from neustream.errors import BackendError, NeustreamError, RequestError, nearest, shown
 from neustream.service.answer import Answer
-from neustream.service.mount import OWN, REHEARSAL, Call, Device, Instance, Look, Mount
+from neustream.service.mount import OWN, REHEARSAL, Call, Device, Instance, Mount, Probe
 from neustream.service.options import names_of, places_of, slo_of
 
 POOL = "device"
@@ -46,7 +47,8 @@ class Service:
         slo: what requests are promised that bring no promise of their own; a number is
             `SLO(total=...)`.
         policy: an object or the name of one; default: `neustream.core.policies.DEFAULT`.
-        router, max_open, step_timeout_s: see `Engine`.
+        max_open: the most requests without an answer; more are refused. None: no limit.
+        router, step_timeout_s: see `Engine`.
         observers: told of every Record; they must be quick.
 
     Attributes:
@@ -73,9 +75,10 @@ class Service:
         self.report = Report()
         self._mounts = dict(mounts)
         self._open: dict[str, Answer[Any]] = {}
-        self._looking: set[str] = set()  # requests that are still to be looked at
+        self._probing: set[str] = set()  # requests that are still to be looked at
         self._rehearsing: set[str] = set()
         self._closing = False
+        self._limit = Limit(max_open)
         rule = make_policy(policy)
         if not mounts:
             raise BackendError("a service needs a model; got none")
@@ -84,7 +87,7 @@ class Service:
         homes = {name: mount.device for name, mount in self._mounts.items()}
         places, placed = places_of(homes, devices, placement)
         told: list[Observer] = [self.report, *observers]
-        heard: list[Observer] = [Asked(observer) for observer in told]
+        heard: list[Observer] = [OfCallers(observer) for observer in told]
         with contextlib.ExitStack() as undo:
             self._devices = [_device(name, place, undo) for name, place in zip(names_of(places), places, strict=True)]
             members = self._members(placed, rule, undo)
@@ -93,7 +96,6 @@ class Service:
                 WallClock(),
                 [*heard, *[one for mount in self._mounts.values() for one in mount.observers]],
                 router=router,
-                max_open=max_open,
                 step_timeout_s=step_timeout_s,
             ).start()
             undo.pop_all()
@@ -159,6 +161,7 @@ class Service:
         name, mount = self._mount(model)
         promise = self.slo if slo is None else slo_of(slo)
         request = _checked(id)
+        self._limit.check(request, len(self._open), self.engine.wait_s)
         since = self.engine.clock.now()
         asked = mount.request(*args, **kwargs)
         answer: Answer[Any] = Answer(request, name, self._give_up, asked.reader)
@@ -249,14 +252,14 @@ class Service:
             raise RequestError(f"model={shown(name)}: {nearest(str(name), self._mounts)}")
         return name, self._mounts[name]
 
-    def _post(self, sent: Sent, asked: Call | Look) -> None:
+    def _post(self, sent: Sent, asked: Call | Probe) -> None:
         """Have the engine serve a request, or first what has to be known of it."""
         answer, graph, params = sent.answer, asked.graph, asked.params
-        if isinstance(asked, Look):
-            look = asked
-            self._looking.add(answer.id)
-            done = self.engine.submit(graph, params, slo=sent.promise, id=_look_id(answer))
-            done.add_done_callback(lambda done: self._looked(sent, look, done))
+        if isinstance(asked, Probe):
+            probe = asked
+            self._probing.add(answer.id)
+            done = self.engine.submit(graph, params, slo=sent.promise, id=_probe_id(answer))
+            done.add_done_callback(lambda done: self._probed(sent, probe, done))
             return
         call = asked
         done = self.engine.submit(
@@ -269,7 +272,7 @@ class Service:
         )
         done.add_done_callback(lambda done: self._answered(sent, call, done))
 
-    def _looked(self, sent: Sent, look: Look, done: Future[Result]) -> None:
+    def _probed(self, sent: Sent, probe: Probe, done: Future[Result]) -> None:
         """What the device told of a request is there: go on with the request itself."""
         answer = sent.answer
         call: Call | None = None
@@ -278,13 +281,13 @@ class Service:
             if result.output is None:
                 answer.ended = result
             result.unwrap()
-            call = look.then(result)
-            self._looking.discard(answer.id)
+            call = probe.then(result)
+            self._probing.discard(answer.id)
             self._post(sent, call)
             if answer.cancelled():  # just now
                 self._give_up(answer)
         except Exception as error:
-            (look if call is None else call).over()
+            (probe if call is None else call).over()
             self._forget(answer)
             answer.refuse(error)
 
@@ -296,12 +299,12 @@ class Service:
             self._rehearse()
 
     def _forget(self, answer: Answer[Any]) -> None:
-        self._looking.discard(answer.id)
+        self._probing.discard(answer.id)
         self._open.pop(answer.id, None)
 
     def _give_up(self, answer: Answer[Any]) -> None:
         if self._open.get(answer.id) is answer:
-            self._cancel(_look_id(answer) if answer.id in self._looking else answer.id)
+            self._cancel(_probe_id(answer) if answer.id in self._probing else answer.id)
 
     def _cancel(self, id: str) -> None:
         with contextlib.suppress(RequestError):  # the engine is closed: it is over anyway
@@ -323,7 +326,7 @@ class Service:
         id = f"{REHEARSAL}{uuid.uuid4().hex}"
         try:
             done = self.engine.submit(call.graph, call.params, id=id)
-        except RequestError:  # it is being closed, or full
+        except RequestError:  # it is being closed
             call.over()
             return
         self._rehearsing.add(id)
@@ -351,7 +354,7 @@ class Sent:
     since: float
 
 
-class Asked:
+class OfCallers:
     """An observer, told of what callers asked for; not of requests that are the service's own."""
 
     def __init__(self, observer: Observer) -> None:
@@ -383,8 +386,8 @@ def _device(name: str, place: str, undo: contextlib.ExitStack) -> Device:
     return Device(name, place, executor)
 
 
-def _look_id(answer: Answer[Any]) -> str:
-    return f"{OWN}look/{answer.id}"
+def _probe_id(answer: Answer[Any]) -> str:
+    return f"{OWN}probe/{answer.id}"
 
 
 def _checked(id: str | None) -> str:

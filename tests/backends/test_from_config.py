@@ -114,7 +114,7 @@ def test_profiles_over_sizes(tmp_path):
     names = {f"{role}@{shape}.json" for role in ("encode", "denoise", "decode") for shape in shapes}
     assert {path.name for path in files} == names
     with ns.serve(pipe, profiles=tmp_path, samples=calls, progress=False) as engine:
-        assert {*engine.profiles} - {"look"} == {name.removesuffix(".json") for name in names}
+        assert {*engine.profiles} - {"probe"} == {name.removesuffix(".json") for name in names}
         assert engine("x", height=16, width=32, num_inference_steps=2, output_type="pt").images.shape == (1, 3, 16, 32)
     with pytest.raises(BackendError, match="divisible by 8"):
         profile(pipe, [{"prompt": "x", "height": 17, "width": 16}], tmp_path, progress=False)

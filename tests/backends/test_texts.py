@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from texts import VOCABULARY, alone, model_of, prompts
+from toys import Flat
 
 import neustream
 from neustream import SLO, Decision, RequestError, serve
@@ -26,21 +27,6 @@ from neustream.errors import BackendError, ConfigError, NeustreamError
 from neustream.profiling.steps import save_steps, steps_file, steps_of
 
 MAX = 10
-
-
-class Flat:
-    """A step profile for tests that are not about time: every step takes a millisecond."""
-
-    name, device, learns, error = "llm", "here", False, 0.0
-
-    def seconds(self, step):
-        return 1e-3
-
-    def profiled(self, step):
-        return 1e-3
-
-    def observe(self, step, seconds):
-        pass
 
 
 def engine(model, *args, **options):

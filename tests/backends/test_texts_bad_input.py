@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_texts import Flat, engine
+from test_texts import engine
 from texts import VOCABULARY, alone, made
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from toys import Flat
 
 from neustream import BackendError, NeustreamError, RequestError
 from neustream.backends.copies import twin

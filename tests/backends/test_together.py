@@ -23,8 +23,8 @@ from test_pipelines import (  # noqa: E402, F401
     serve,
     words,
 )
-from test_texts import Flat  # noqa: E402
 from texts import alone, model_of, prompts  # noqa: E402
+from toys import Flat  # noqa: E402
 
 import neustream as ns  # noqa: E402
 from neustream.backends.copies import twin  # noqa: E402
@@ -175,6 +175,34 @@ def test_serving_again_in_a_notebook(sd):  # noqa: F811
         ns.serve(model, profile=Flat(), slots=2)
     with ns.serve(model, profile=Flat(), slots=2) as service:
         assert service([3, 4], max_tokens=2).token_ids
+
+
+def test_who_is_refused_a_model_leaves_it_alone(sd, monkeypatch):  # noqa: F811
+    """Neither a service that could not be made, nor one that is closed twice, touches hooks of another."""
+    freed = []
+    monkeypatch.setattr(type(sd), "maybe_free_model_hooks", lambda pipe: freed.append(pipe))
+    first = serve(sd, SD_SHAPE)
+    with pytest.raises(ns.BackendError, match="is served already"):
+        serve(sd, SD_SHAPE)
+    assert first(**words(1)).images.shape[0] == 1
+    before = len(freed)  # stock calls free them too
+    first.close()
+    assert len(freed) == before + 1
+    with serve(sd, SD_SHAPE) as second:
+        first.close()
+        assert len(freed) == before + 1
+        with pytest.raises(ns.BackendError, match="is served already"):
+            serve(sd, SD_SHAPE)
+        assert second(**words(1)).images.shape[0] == 1
+
+
+def test_mounts_can_be_served_again(sd):  # noqa: F811
+    mounts = {"sd": pictures(sd, "sd"), "chat": chat("opt")}
+    for _ in range(2):
+        with ns.serve(mounts) as service:
+            assert service(model="sd", **words(1)).images.shape[0] == 1
+            assert service(prompts(1)[0], model="chat", max_tokens=2).token_ids
+            assert mounts["chat"].used == 0
 
 
 def workers():

@@ -7,6 +7,8 @@ import contextlib
 import queue
 import threading
 
+from toys import Flat
+
 from neustream import serve
 from neustream.backends.copies import twin
 from neustream.backends.loading import BYTES_TEMPLATE
@@ -16,21 +18,6 @@ from neustream.server.gateway import Loaded, TextModel
 from neustream.server.lifecycle import run
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 256}
-
-
-class Flat:
-    """Every step takes a millisecond."""
-
-    name, device, learns, error = "llm", "here", False, 0.0
-
-    def seconds(self, step):
-        return 1e-3
-
-    def profiled(self, step):
-        return 1e-3
-
-    def observe(self, step, seconds):
-        pass
 
 
 def stock():

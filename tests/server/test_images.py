@@ -14,7 +14,8 @@ httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
 
 from PIL import Image  # noqa: E402
-from serving import Flat, serving  # noqa: E402
+from serving import serving  # noqa: E402
+from toys import Flat  # noqa: E402
 
 from neustream.backends.demo import IMAGE, TEXT  # noqa: E402
 from neustream.backends.loading import load  # noqa: E402

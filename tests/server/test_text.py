@@ -21,6 +21,8 @@ openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
 from serving import serving, stock, text_service  # noqa: E402
 
 from neustream import Decision  # noqa: E402
+from neustream.server.config import ModelConfig, ServerConfig  # noqa: E402
+from neustream.server.lifecycle import run  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -363,6 +365,16 @@ def test_a_model_that_cannot_be_loaded_ends_the_server():
 
     with serving(load) as (_, _, stop):
         assert "no weights" in str(stop())
+
+
+def test_a_port_that_is_taken_is_told(model):
+    from neustream import BackendError
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = ServerConfig(models=[ModelConfig(name="a", kind="text", backend={})], http={"port": port})
+        with pytest.raises(BackendError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use"):
+            asyncio.run(run(config, partial(text_service, model)))
 
 
 def test_keys(model):

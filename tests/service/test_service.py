@@ -35,7 +35,7 @@ from neustream import (
     serve,
 )
 from neustream.service.graphs import GraphMount
-from neustream.service.mount import Call, Instance, Look
+from neustream.service.mount import Call, Instance, Probe
 
 ONE = {"s": table("s", 0.001)}
 
@@ -497,8 +497,8 @@ class Curious(GraphMount):
     """Looks at each request first, opens stages for the kind it has, and rehearses when it idles."""
 
     def __init__(self, rehearse=0):
-        self.look = Graph("look", Stage("look", max_batch=1, emits=True))
-        super().__init__(self.look, {"look": Step()}, {"look": table("look", 0.001)})
+        self.probe = Graph("probe", Stage("probe", max_batch=1, emits=True))
+        super().__init__(self.probe, {"probe": Step()}, {"probe": table("probe", 0.001)})
         self.rehearse, self.over, self.begun = rehearse, [], threading.Event()
         self.known = {}
 
@@ -507,7 +507,8 @@ class Curious(GraphMount):
         return super().open(name, devices, host)
 
     def request(self, kind, error=None, steps=1):
-        return Look(self.look, {"kind": kind}, lambda result: self._call(kind, error, steps), lambda: self._over(kind))
+        then = lambda result: self._call(kind, error, steps)  # noqa: E731
+        return Probe(self.probe, {"kind": kind}, then, lambda: self._over(kind))
 
     def _over(self, kind):
         self.over.append(kind)
@@ -538,7 +539,7 @@ class Curious(GraphMount):
         del self.known[kind]
 
 
-def test_a_request_that_has_to_be_looked_at_is_one_request():
+def test_a_request_that_has_to_be_probed_at_is_one_request():
     log = EventLog()
     mount = Curious()
     with serve(mount, observers=[log]) as service:
@@ -550,7 +551,7 @@ def test_a_request_that_has_to_be_looked_at_is_one_request():
     assert service.report.submitted == 4 and service.report.counts["on_time"] == 4
     assert set(log.requests) >= {"a", "b", "c"} and not [id for id in log.requests if id.startswith("~")]
     assert sorted(mount.over) == ["a", "a", "b", "c", "d"]
-    looks = [step for step in log.steps if step["stage"] == "look"]
+    looks = [step for step in log.steps if step["stage"] == "probe"]
     assert len(looks) == 5
 
 
@@ -561,17 +562,17 @@ def test_promises_count_from_before_the_look():
             return super().step(inputs)
 
     mount = Curious()
-    mount._modules = {"look": Slow()}
+    mount._modules = {"probe": Slow()}
     with serve(mount, policy=FCFS(drop_hopeless=False)) as service:
         answer = service.submit("a", slo=0.15)
         assert answer.result(30) == "w0"
         assert not answer.ended.on_time and answer.ended.latency_s >= 0.2
 
 
-def test_a_request_can_be_cancelled_while_it_is_looked_at():
+def test_a_request_can_be_cancelled_while_it_is_probed_at():
     gate = Gate()
     mount = Curious()
-    mount._modules = {"look": gate}
+    mount._modules = {"probe": gate}
     with serve(mount) as service:
         first, second = service.submit("a"), service.submit("b")
         gate.began.wait(30)
@@ -584,7 +585,7 @@ def test_a_request_can_be_cancelled_while_it_is_looked_at():
 
 def test_a_look_that_fails_is_the_requests_own_failure():
     mount = Curious()
-    mount._modules = {"look": Fails()}
+    mount._modules = {"probe": Fails()}
     with serve(mount) as service:
         with pytest.raises(RequestFailed, match=r"request 'mine' was failed: .*no such thing"):
             service.submit("a", id="mine").result(30)
@@ -602,6 +603,25 @@ def test_rehearsals_run_while_nobody_asks_and_end_as_soon_as_somebody_does():
         assert mount.begun.wait(30)
         assert service.report.submitted == 2
     assert mount.over.count("a") == 2 + 2 * (3 - mount.rehearse)
+
+
+def test_rehearsals_take_nobodys_place():
+    mount = Curious(rehearse=3)
+    with serve(mount, max_open=1) as service:
+        assert service.submit("a").result(30) == "w0"
+        for _ in range(2):
+            assert mount.begun.wait(30)
+            mount.begun.clear()
+            assert service.submit("a").result(30) == "w0"  # two rehearsals are open
+
+
+def test_a_mount_can_be_served_again():
+    mount = Curious()
+    for _ in range(2):
+        mount.known.clear()
+        mount._modules = {"probe": Step()}
+        with serve(mount) as service:
+            assert service.submit("a").result(30) == "w0"
 
 
 def test_stages_are_forgotten_with_all_that_was_learnt():

@@ -39,7 +39,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 from neustream.backends import torch as shared
 from neustream.backends.diffusers.parts import models_of
 from neustream.backends.diffusers.replica import Replica
-from neustream.backends.diffusers.request import StepCounts, check, named_arguments, with_defaults
+from neustream.backends.diffusers.request import StepCounts, check, named_arguments
 from neustream.backends.options import options_of
 from neustream.by_name import load_object
 from neustream.errors import BackendError, nearest
@@ -133,8 +133,7 @@ class Served:
             raise BackendError(f"unknown request parameter {unknown[0]!r}; {nearest(unknown[0], known)}")
         try:
             named = named_arguments(self.pipe, (), arguments)
-            check(self.pipe, named, self._replica.parts.device)
-            steps = self._steps.of(with_defaults(self.pipe, named))
+            steps = self._steps.of(check(self.pipe, named, self._replica.parts.device))
         except Exception as error:  # whatever the pipeline has against its arguments
             raise BackendError(str(error)) from error
         if steps != params["steps"]:

@@ -22,7 +22,7 @@ from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
 from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.rehearsals import Rehearsals
-from neustream.backends.diffusers.replica import Dimensions, LookModule, Replica, Sample, default_sample
+from neustream.backends.diffusers.replica import Dimensions, ProbeModule, Replica, Sample, default_sample
 from neustream.backends.diffusers.request import (
     StepCounts,
     check,
@@ -30,7 +30,6 @@ from neustream.backends.diffusers.request import (
     named_arguments,
     samples_of,
     shortened,
-    with_defaults,
     without_side_effects,
 )
 from neustream.backends.diffusers.run import Progress
@@ -44,18 +43,18 @@ from neustream.engine.answers import Result
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, RequestError, RequestFailed, shown
 from neustream.profiling.files import Measurement
-from neustream.service.mount import Call, Device, Host, Instance, Look
+from neustream.service.mount import Call, Device, Host, Instance, Probe
 
 log = logging.getLogger("neustream")
 
 RESERVED = {"slo", "id", "model", "on_step"}
 """Arguments of `submit` itself."""
-LOOK_S = 0.02
-"""Seconds that a look at a request is taken to need, until one was seen."""
+PROBE_S = 0.02
+"""Seconds that probing a request is taken to need, until one was seen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class StockCall:
     """A call as its caller made it: its arguments, those with the pipeline's defaults, its kind."""
 
     named: dict[str, Any]
@@ -127,6 +126,7 @@ class PipelineMount:
         self._generators = Generators()
         self._rehearsals = Rehearsals(self._batches, measure_s, self._learnt)
         self._lock = threading.RLock()
+        self._serves = False
         self.observers: Sequence[Observer] = (Doubts(self._measured), self._rehearsals)
 
     @property
@@ -156,6 +156,7 @@ class PipelineMount:
 
     def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
         claim(self, type(self.pipe).__name__, models_of(self.pipe))
+        self._serves = True
         places = [device.place for device in devices]
         pipes = copies(self.pipe, places, lambda pipe: [model for _, model in models_of(pipe)])
         self._name, self._host, self._devices = name, host, list(devices)
@@ -165,14 +166,14 @@ class PipelineMount:
             other.states += self._replicas[0].states
         self._steps = StepCounts(self.pipe)
         self._shapes = Shapes(name, self._batches, self._max_shapes)
-        look = f"{name}/look" if name else "look"
-        self._look = Graph(look, Stage(look, max_batch=1))
+        probe = f"{name}/probe" if name else "probe"
+        self._probe = Graph(probe, Stage(probe, max_batch=1))
         first = self._replicas[0]
         samples = self._samples
         if samples is None:
             usual = default_sample(self.pipe, first.parts.device)
             samples = [] if usual is None else [usual]
-        instances = [self._look_on(replica) for replica in self._replicas]
+        instances = [self._probe_on(replica) for replica in self._replicas]
         for sample in samples:
             opened = self._open_sample(sample)
             instances = [one.with_(more) for one, more in zip(instances, opened, strict=True)]
@@ -186,20 +187,20 @@ class PipelineMount:
             self._known[replica.place] = known
         return replica
 
-    def _look_on(self, replica: Replica) -> Instance:
-        profile = GuessedProfile(TableProfile("look", [1], [LOOK_S], device=replica.place))
-        modules = {self._look.name: LookModule(replica)}
-        return Instance(modules, {self._look.name: profile})
+    def _probe_on(self, replica: Replica) -> Instance:
+        profile = GuessedProfile(TableProfile("probe", [1], [PROBE_S], device=replica.place))
+        modules = {self._probe.name: ProbeModule(replica)}
+        return Instance(modules, {self._probe.name: profile})
 
     def _open_sample(self, sample: Mapping[str, Any]) -> list[Instance]:
         """Measure a sample on each device, before anybody is served; nothing if it is known."""
         named = named_arguments(self.pipe, (), sample)
         first = self._replicas[0]
         try:
-            check(self.pipe, named, first.parts.device)
+            whole = check(self.pipe, named, first.parts.device)
         except Exception as error:  # whatever the pipeline has against it
             raise BackendError(f"samples: {dict(sample)}: {error}") from error
-        asked = self._asked(named, None)
+        asked = self._asked(named, whole, None)
         probe = partial(first.probe, without_side_effects(named, asked.whole))
         dimensions: Dimensions = self._devices[0].executor.call(probe).result()
         shape = self._shapes.get(dimensions)
@@ -216,7 +217,7 @@ class PipelineMount:
         self._shapes.note(asked.kind, shape, dimensions.rows)
         return [self._instance(replica, shape, found[replica.place]) for replica in self._replicas]
 
-    def _tried(self, replica: Replica, device: Device, shape: Shape, asked: Asked) -> dict[str, LatencyProfile]:
+    def _tried(self, replica: Replica, device: Device, shape: Shape, asked: StockCall) -> dict[str, LatencyProfile]:
         """Profiles of a shape by role: measured, or found; then it is only loaded and warmed up."""
         known = self._known[replica.place]
         found = known.find(shape.files)
@@ -240,7 +241,7 @@ class PipelineMount:
 
     # -- requests ---------------------------------------------------------------------------------
 
-    def request(self, *args: Any, on_step: Callable[[Progress], None] | None = None, **kwargs: Any) -> Call | Look:
+    def request(self, *args: Any, on_step: Callable[[Progress], None] | None = None, **kwargs: Any) -> Call | Probe:
         """One call of the pipeline, with its own arguments.
 
         The stock call looks at them first, without any model, and raises what it has against them.
@@ -254,8 +255,8 @@ class PipelineMount:
         named = named_arguments(self.pipe, args, kwargs)
         if why := self._replicas[0].changed():
             raise RequestError(why)
-        check(self.pipe, named, self._replicas[0].parts.device)
-        asked = self._asked(named, on_step)
+        whole = check(self.pipe, named, self._replicas[0].parts.device)
+        asked = self._asked(named, whole, on_step)
         self._generators.take(named)
         with self._lock:
             known = self._shapes.of_kind(asked.kind)
@@ -263,14 +264,15 @@ class PipelineMount:
                 return self._call(asked, *known)
         params = {"arguments": without_side_effects(named, asked.whole)}
         free = partial(self._generators.free, named)
-        return Look(self._look, params, partial(self._looked, asked), free)
+        return Probe(self._probe, params, partial(self._probed, asked), free)
 
-    def _asked(self, named: dict[str, Any], on_step: Callable[[Progress], None] | None) -> Asked:
-        whole = with_defaults(self.pipe, named)
+    def _asked(
+        self, named: dict[str, Any], whole: Mapping[str, Any], on_step: Callable[[Progress], None] | None
+    ) -> StockCall:
         steps, samples = self._steps.of(whole), samples_of(whole)
-        return Asked(named, whole, kind_of(whole), steps, samples, on_step)
+        return StockCall(named, whole, kind_of(whole), steps, samples, on_step)
 
-    def _looked(self, asked: Asked, result: Result) -> Call:
+    def _probed(self, asked: StockCall, result: Result) -> Call:
         """The call, now that its dimensions are known."""
         dimensions: Dimensions = result.unwrap()["dimensions"]
         with self._lock:
@@ -280,7 +282,7 @@ class PipelineMount:
             self._shapes.note(asked.kind, shape, dimensions.rows)
             return self._call(asked, shape, dimensions.rows)
 
-    def _call(self, asked: Asked, shape: Shape, rows: int) -> Call:
+    def _call(self, asked: StockCall, shape: Shape, rows: int) -> Call:
         shape.open += 1
         params = {
             "arguments": asked.named,
@@ -291,17 +293,17 @@ class PipelineMount:
         }
         return Call(shape.graph, params, _output, over=partial(self._over, asked, shape))
 
-    def _over(self, asked: Asked, shape: Shape) -> None:
+    def _over(self, asked: StockCall, shape: Shape) -> None:
         self._one_less(shape)
         self._generators.free(asked.named)
 
     # -- shapes -----------------------------------------------------------------------------------
 
-    def _new(self, asked: Asked, dimensions: Dimensions) -> Shape:
+    def _new(self, asked: StockCall, dimensions: Dimensions) -> Shape:
         roles = self._replicas[0].stage_roles
         return self._shapes.make(dimensions, roles, dimensions.rows, asked.samples)
 
-    def _open_new(self, asked: Asked, dimensions: Dimensions) -> Shape:
+    def _open_new(self, asked: StockCall, dimensions: Dimensions) -> Shape:
         """Serve calls of a new shape from now on, with profiles that are found or guessed."""
         surplus = self._shapes.surplus()
         if surplus is not None:
@@ -371,6 +373,10 @@ class PipelineMount:
             return self._shapes.measured(stage)
 
     def close(self) -> None:
+        if not self._serves:  # another service may
+            return
+        self._serves = False
+        self._rehearsals.clear()
         free(self, [model for _, model in models_of(self.pipe)])
         self.pipe.maybe_free_model_hooks()
 

@@ -76,6 +76,10 @@ class Rehearsals:
         """A shape is gone."""
         self._pieces.pop(shape, None)
 
+    def clear(self) -> None:
+        """Nothing is served any more."""
+        self._pieces.clear()
+
     def next(self) -> tuple[Shape | None, list[dict[str, Any]]]:
         """The parameters of the next requests, and their shape; None if all is known."""
         while self._pieces:

@@ -198,7 +198,7 @@ class Replica:
         return ["encode", "denoise", *(["decode"] if "decode" in roles else [])]
 
 
-class LookModule:
+class ProbeModule:
     """The stage at which requests of an unknown kind show their dimensions."""
 
     def __init__(self, replica: Replica) -> None:

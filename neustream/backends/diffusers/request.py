@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
@@ -41,10 +42,10 @@ def named_arguments(pipe: DiffusionPipeline, args: Sequence[Any], kwargs: Mappin
     return named
 
 
-def with_defaults(pipe: DiffusionPipeline, named: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, and the pipeline's defaults for the others."""
+def defaults_of(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """The defaults of a pipeline's own arguments."""
     parameters = inspect.signature(pipe.__call__).parameters.values()
-    return {**{p.name: p.default for p in parameters if p.default is not p.empty}, **named}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 class _Reached(BaseException):
@@ -84,13 +85,15 @@ def _reached(*args: Any, **kwargs: Any) -> Any:
     raise _Reached
 
 
-def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.device) -> None:
+def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Let the stock call look at its arguments, up to where it would use a tokenizer or a model on `device`.
 
-    Raises what it raises; RequestError for what no pipeline takes (`check_arguments`).
+    Returns them with the pipeline's defaults for the others. Raises what the call raises; RequestError for
+    what no pipeline takes (`check_arguments`).
     """
-    whole = with_defaults(pipe, named)
-    check_arguments(named, with_defaults(pipe, {}), device)
+    defaults = defaults_of(pipe)
+    whole = {**defaults, **named}
+    check_arguments(named, defaults, device)
     view = copy.copy(pipe)
     view.__class__ = viewed(pipe.__class__)
     view.__dict__["_neustream_device"] = device
@@ -99,10 +102,9 @@ def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.devic
             view.__dict__[name] = _Wall(value)
         elif is_stepped(value):
             view.__dict__[name] = copy.deepcopy(value)
-    try:
+    with contextlib.suppress(_Reached):
         view(**without_side_effects(named, whole))
-    except _Reached:
-        return
+    return whole
 
 
 def without_side_effects(named: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:

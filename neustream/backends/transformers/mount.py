@@ -117,6 +117,7 @@ class TextMount:
 
     def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
         claim(self, type(self._stock).__name__, [("its weights", self._stock)])
+        self._devices.clear()
         node = name or NODE
         slots = self._slots
         self._graph = Graph(node, llm(node, max_batch=slots))
