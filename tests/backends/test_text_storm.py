@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +13,15 @@ import torch
 from test_texts import engine
 from texts import alone, made
 
-PATH = Path(__file__).parents[2] / "benchmarks/served_texts.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LLAMA = {"intermediate_size": 128, "num_key_value_heads": 2}
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("served_texts", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        return importlib.import_module("served_texts")
 
 
 @pytest.mark.parametrize(("slots", "policy"), [(8, "priced"), (2, "edf")])
