@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 MOST_CHOICES = 16
+MOST_LOGPROBS = 20
 LONGEST_STOP = 64
 DAY_MS = 86_400_000.0
 
@@ -63,7 +64,6 @@ class AnyAsk(Body):
 class TextBody(AnyAsk):
     """What completions and chats have in common."""
 
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
@@ -73,6 +73,7 @@ class TextBody(AnyAsk):
     ignore_eos: bool = False
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stream_options: StreamOptions | None = None
+    return_tokens_as_token_ids: bool = False
     vllm_xargs: dict[str, Any] | None = None
 
     @field_validator("stop")
@@ -95,6 +96,11 @@ class TextBody(AnyAsk):
     @property
     def choices(self) -> int:
         return self.n or 1
+
+    @property
+    def told(self) -> int | None:
+        """Tokens whose log-probabilities are told beside each output's; None: not even that one's."""
+        return None
 
 
 def _kind_of_prompt(value: Any) -> str:
@@ -121,7 +127,13 @@ class CompletionBody(TextBody):
     """POST /v1/completions."""
 
     prompt: Prompt
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @property
+    def told(self) -> int | None:
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -155,8 +167,15 @@ class ChatBody(TextBody):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def told(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
 
 
 class ImageBody(AnyAsk):
@@ -211,11 +230,8 @@ class InferenceBody(Body):
 
 NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 IDLE: Mapping[str, tuple[Any, ...]] = {
-    "logprobs": NOTHING,
-    "top_logprobs": (*NOTHING, 0),
     "prompt_logprobs": (*NOTHING, 0),
     "best_of": (*NOTHING, 1),
-    "echo": NOTHING,
     "suffix": NOTHING,
     "frequency_penalty": (*NOTHING, 0),
     "presence_penalty": (*NOTHING, 0),
@@ -242,10 +258,7 @@ IDLE: Mapping[str, tuple[Any, ...]] = {
 
 def unsupported(body: AnyAsk) -> str | None:
     """The first field that asks for what cannot be done; None if there is none."""
-    said = {**(body.model_extra or {})}
-    if isinstance(body, CompletionBody):
-        said["echo"] = body.echo
-    for name, value in said.items():
+    for name, value in (body.model_extra or {}).items():
         idle = IDLE.get(name)
         if idle is not None and not any(_same(value, each) for each in idle):
             return name

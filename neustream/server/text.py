@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from neustream.engine.clock import date
 from neustream.errors import NeustreamError
 from neustream.server.bodies import (
     MOST_CHOICES,
@@ -26,10 +24,11 @@ from neustream.server.bodies import (
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
 from neustream.server.gateway import TextModel
+from neustream.server.likelihoods import Names
 from neustream.server.promises import Promised
+from neustream.server.replies import Choice, Events, Reply, chunks
 from neustream.server.stops import Stops
 from neustream.server.wire import EventStream, while_there
-from neustream.service.answer import Answer
 
 DEFAULT_TOKENS = 16
 """Of completions that do not say how many; chats go on to the end of the context."""
@@ -37,80 +36,12 @@ COLDEST = 1e-5
 """A lower temperature means the likeliest token, as in vLLM."""
 
 
-@dataclass
-class Choice:
-    """One of the texts of a request.
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt's tokens, and its text where an answer is to begin with it."""
 
-    Attributes:
-        text, count: what came of it so far; finish_reason: why it ended, None before.
-    """
-
-    index: int
-    answer: Answer[Any]
-    stops: Stops
+    ids: list[int]
     text: str = ""
-    count: int = 0
-    finish_reason: str | None = None
-
-    def take(self, token: Any) -> str:
-        """What a token adds to the text that is told."""
-        self.count += 1
-        piece = self.stops.add(token.text)
-        if self.stops.met:
-            self.finish_reason = "stop"
-            self.answer.cancel()
-        elif token.finish_reason is not None:
-            self.finish_reason = token.finish_reason
-            piece += self.stops.rest()
-        self.text += piece
-        return piece
-
-
-Events: TypeAlias = AsyncIterator[tuple[Choice, Any]]
-"""Tokens of a request's choices, as they come."""
-
-
-@dataclass
-class Reply:
-    """A request on its way: its choices, and what all answers to it say."""
-
-    id: str
-    model: str
-    chat: bool
-    prompt_tokens: int
-    promise: Promised
-    created: int = field(default_factory=lambda: int(date()))
-    choices: list[Choice] = field(default_factory=list)
-
-    @property
-    def usage(self) -> dict[str, Any]:
-        completion = sum([choice.count for choice in self.choices])
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": completion,
-            "total_tokens": self.prompt_tokens + completion,
-        }
-
-    def head(self, *, chunk: bool) -> dict[str, Any]:
-        """The fields of all answers and chunks."""
-        kind = "text_completion"
-        if self.chat:
-            kind = "chat.completion.chunk" if chunk else "chat.completion"
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    def kept(self) -> dict[str, Any]:
-        """How the promise was kept, for those who asked."""
-        ended = [choice.answer.ended for choice in self.choices]
-        known = [each for each in ended if each is not None]
-        on_time = bool(known) and len(known) == len(ended) and all(each.on_time for each in known)
-        firsts = [choice.answer.outputs[0].age for choice in self.choices if choice.answer.outputs]
-        slack = self.promise.slo.total - max([each.latency_s for each in known], default=0.0)
-        return {
-            "on_time": on_time,
-            "ttft_ms": round(max(firsts) * 1e3, 3) if firsts else None,
-            "e2e_ms": round(max([each.latency_s for each in known], default=0.0) * 1e3, 3),
-            "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),
-        }
 
 
 async def completions(request: Request) -> Response:
@@ -119,16 +50,14 @@ async def completions(request: Request) -> Response:
     body = await context.body(CompletionBody)
     model = context.gateway.text(body.model)
     _check(body)
-    prompts: list[list[int]] = []
-    for prompt in body.prompts:
-        if isinstance(prompt, str):
-            prompt = await context.gateway.think(model.encode, prompt, size=len(prompt))
-        prompts.append(prompt)
-    if len(prompts) * body.choices > MOST_CHOICES:
-        text = f"at most {MOST_CHOICES} choices in all, got {len(prompts) * body.choices}"
+    if body.max_tokens == 0 and not body.echo:
+        raise HTTPError(400, "max_tokens: 0 is for echo alone; else 1 or more", "invalid", "max_tokens")
+    if len(body.prompts) * body.choices > MOST_CHOICES:
+        text = f"at most {MOST_CHOICES} choices in all, got {len(body.prompts) * body.choices}"
         raise HTTPError(400, text, "invalid", "n")
-    most = body.max_tokens or DEFAULT_TOKENS
-    return await _serve(context, body, model, prompts, most, chat=False)
+    prompts = [await _prompt(context, model, prompt, echo=body.echo) for prompt in body.prompts]
+    most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    return await _serve(context, body, model, prompts, most)
 
 
 async def chat_completions(request: Request) -> Response:
@@ -137,11 +66,13 @@ async def chat_completions(request: Request) -> Response:
     body = await context.body(ChatBody)
     model = context.gateway.text(body.model)
     _check(body)
+    if body.top_logprobs and not body.logprobs:
+        raise HTTPError(400, "top_logprobs: needs logprobs: true", "invalid", "top_logprobs")
     messages = [{"role": each.role, "content": each.text} for each in body.messages]
     size = sum([len(each["content"]) for each in messages])
     ids = await context.gateway.think(model.chat, messages, body.chat_template_kwargs or {}, size=size)
     most = body.max_completion_tokens or body.max_tokens or max(model.max_len - len(ids), 1)
-    return await _serve(context, body, model, [ids], most, chat=True)
+    return await _serve(context, body, model, [Prompt(ids)], most)
 
 
 def _check(body: TextBody) -> None:
@@ -151,21 +82,30 @@ def _check(body: TextBody) -> None:
         raise HTTPError(400, f"{name} is not supported by this server", "unsupported", name)
 
 
+async def _prompt(context: Context, model: TextModel, prompt: str | list[int], *, echo: bool) -> Prompt:
+    think = context.gateway.think
+    if isinstance(prompt, str):
+        ids = await think(model.encode, prompt, size=len(prompt))
+        return Prompt(ids, prompt if echo else "")
+    text = await think(model.decode, prompt, size=len(prompt)) if echo else ""
+    return Prompt(prompt, text)
+
+
 async def _serve(
     context: Context,
     body: TextBody,
     model: TextModel,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     most: int,
-    *,
-    chat: bool,
 ) -> Response:
     promise = context.promise(body, model.slo)
-    count = sum([len(prompt) for prompt in prompts])
+    count = sum([len(prompt.ids) for prompt in prompts])
+    chat = isinstance(body, ChatBody)
     prefix = "chatcmpl" if chat else "cmpl"
-    reply = Reply(f"{prefix}-{context.id}", model.name, chat, count, promise)
+    names = Names(model.tokenizer, as_ids=body.return_tokens_as_token_ids)
+    reply = Reply(f"{prefix}-{context.id}", model.name, chat, count, promise, names)
     try:
-        await _submit(context, body, model, prompts, most, reply)
+        _submit(context, body, model, prompts, most, reply)
         events = _tokens(reply, promise)
         if body.stream:
             return await _stream(context, body, reply, events)
@@ -176,41 +116,52 @@ async def _serve(
         raise
 
 
-async def _submit(
+def _submit(
     context: Context,
     body: TextBody,
     model: TextModel,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     most: int,
     reply: Reply,
 ) -> None:
     """Hand the choices to the engine."""
-    temperature = 1.0 if body.temperature is None else body.temperature
-    sampling = {"temperature": temperature if temperature >= COLDEST else 0.0}
-    if body.top_p is not None:
-        sampling["top_p"] = body.top_p
-    if body.top_k is not None:
-        sampling["top_k"] = max(body.top_k, 0)
+    echo = isinstance(body, CompletionBody) and body.echo
+    options: dict[str, Any] = {
+        **_sampling(body),
+        "max_tokens": max(most, 1),
+        "logprobs": body.told,
+        "prompt_logprobs": body.told if echo else None,
+        "slo": reply.promise.slo,
+    }
     several = len(prompts) * body.choices > 1
     for prompt in prompts:
         for turn in range(body.choices):
             number = len(reply.choices)
             seed = None if body.seed is None else (body.seed + turn) % 2**63
+            id = f"{context.id}-{number}" if several else context.id
             try:
-                answer = context.gateway.submit(
-                    model,
-                    prompt,
-                    max_tokens=most,
-                    seed=seed,
-                    stop_token_ids=body.stop_token_ids or (),
-                    ignore_eos=body.ignore_eos,
-                    slo=reply.promise.slo,
-                    id=f"{context.id}-{number}" if several else context.id,
-                    **sampling,
-                )
+                answer = context.gateway.submit(model, prompt.ids, seed=seed, id=id, **options)
             except (NeustreamError, TypeError, ValueError) as error:
                 raise of_request(error) from error
-            reply.choices.append(Choice(number, answer, Stops(body.stops)))
+            logs = body.told is not None
+            echoed = prompt.ids if echo and logs else []
+            choice = Choice(number, answer, Stops(body.stops), prompt.text, echoed, most == 0, logs, reply.names)
+            reply.choices.append(choice)
+
+
+def _sampling(body: TextBody) -> dict[str, Any]:
+    """How tokens are chosen, as backends are told it."""
+    temperature = 1.0 if body.temperature is None else body.temperature
+    found: dict[str, Any] = {
+        "temperature": temperature if temperature >= COLDEST else 0.0,
+        "stop_token_ids": body.stop_token_ids or (),
+        "ignore_eos": body.ignore_eos,
+    }
+    if body.top_p is not None:
+        found["top_p"] = body.top_p
+    if body.top_k is not None:
+        found["top_k"] = max(body.top_k, 0)
+    return found
 
 
 async def _tokens(reply: Reply, promise: Promised) -> Events:
@@ -270,79 +221,25 @@ async def _whole(context: Context, reply: Reply, events: Events) -> Response:
                 choice.take(token)
 
     await while_there(context.request.receive, all_of_it())
-    choices = [_choice(reply, choice) for choice in reply.choices]
-    usage: dict[str, Any] = dict(reply.usage)
-    if reply.promise.report:
-        usage["neustream"] = reply.kept()
-    content = {**reply.head(chunk=False), "choices": choices, "usage": usage}
     headers = context.headers(reply.promise)
     if reply.promise.slo.promises:
         headers["x-neustream-outcome"] = "on_time" if reply.kept()["on_time"] else "late"
-    return JSONResponse(content, headers=headers)
-
-
-def _choice(reply: Reply, choice: Choice) -> dict[str, Any]:
-    common = {"index": choice.index, "logprobs": None, "finish_reason": choice.finish_reason}
-    if reply.chat:
-        return {**common, "message": {"role": "assistant", "content": choice.text}}
-    return {**common, "text": choice.text}
+    return JSONResponse(reply.whole(), headers=headers)
 
 
 async def _stream(context: Context, body: TextBody, reply: Reply, events: Events) -> Response:
     options = body.stream_options or StreamOptions()
-    chunks = _chunks(reply, options, events)
+    parts = chunks(reply, options, events)
     try:
-        first = await while_there(context.request.receive, anext(chunks))
+        first = await while_there(context.request.receive, anext(parts))
     except StopAsyncIteration:  # nothing was asked for
         first = b""
     stream: Any = EventStream(
         first,
-        chunks,
+        parts,
         context.headers(reply.promise),
         write_timeout_s=context.config.http.write_timeout_s,
         failed=context.cut,
     )
     response: Response = stream
     return response
-
-
-async def _chunks(reply: Reply, options: StreamOptions, events: Events) -> AsyncIterator[bytes]:
-    """The events of a stream: one a token; then the usage, if it is wanted; then the end."""
-    head = json.dumps(reply.head(chunk=True), ensure_ascii=False)[:-1]
-    told: set[int] = set()
-    try:
-        async for choice, token in events:
-            if choice.finish_reason is not None:
-                continue
-            piece = choice.take(token)
-            usage = ""
-            if options.continuous_usage_stats:
-                usage = f', "usage": {json.dumps(reply.usage)}'
-            elif options.include_usage:
-                usage = ', "usage": null'
-            part = _delta(reply, choice, piece, first=choice.index not in told)
-            told.add(choice.index)
-            yield f'data: {head}, "choices": [{part}]{usage}}}\n\n'.encode()
-        if options.include_usage or options.include_slo or reply.promise.report:
-            full: dict[str, Any] = dict(reply.usage)
-            if options.include_slo or reply.promise.report:
-                full["neustream"] = reply.kept()
-            yield f'data: {head}, "choices": [], "usage": {json.dumps(full)}}}\n\n'.encode()
-        yield b"data: [DONE]\n\n"
-    finally:
-        close: Any = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
-
-
-def _delta(reply: Reply, choice: Choice, piece: str, *, first: bool) -> str:
-    """A choice in a chunk. The role rides on the first token, the reason on the last."""
-    text = json.dumps(piece, ensure_ascii=False)
-    reason = json.dumps(choice.finish_reason)
-    if reply.chat:
-        role = '"role": "assistant", ' if first else ""
-        inner = f'"delta": {{{role}"content": {text}}}'
-    else:
-        inner = f'"text": {text}'
-    tail = f'"logprobs": null, "finish_reason": {reason}'
-    return f'{{"index": {choice.index}, {inner}, {tail}}}'

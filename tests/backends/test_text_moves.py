@@ -13,8 +13,9 @@ from texts import model_of, prompts
 
 from neustream import FCFS, Graph, StageFailed
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.text import Ask
 from neustream.core.batch import StepInput
 from neustream.core.kv_cache import KVCache
 from neustream.core.steps import LearntSteps

@@ -14,7 +14,8 @@ from texts import VOCABULARY, alone, made, prompts
 from neustream import RequestError, RequestFailed, StageFailed
 from neustream.backends.copies import twin
 from neustream.backends.transformers import LanguageModel
-from neustream.backends.transformers.modules import Ask, Texts
+from neustream.backends.transformers.modules import Texts
+from neustream.backends.transformers.text import Ask
 
 LLAMA = {"intermediate_size": 128, "num_key_value_heads": 2}
 LORA = {"r": 4, "target_modules": ["q_proj"], "lora_alpha": 64, "init_lora_weights": False, "task_type": "CAUSAL_LM"}

@@ -10,8 +10,9 @@ import transformers
 
 from neustream import Graph, Request
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.text import Ask
 from neustream.core.batch import input_of
 from neustream.core.work import Walk
 from neustream.errors import StageFailed
@@ -82,6 +83,7 @@ class Drive:
             "max_tokens": max_tokens,
             "ask": Ask(prompt, Sampling(**sampling)),
             "tokens": [],
+            "updates": [],
         }
         self.count += 1
         walk = Walk(Request(f"r{self.count}", self.node, params=params))
@@ -105,6 +107,7 @@ class Drive:
             assert ("token" in update) == (size == job.size)
             if "token" in update:
                 job.params["tokens"].append(update["token"])
+                job.params["updates"].append(update)
             if self.walks[job].advance(update, size) is None:
                 self.texts.release(job.id)
 

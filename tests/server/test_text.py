@@ -198,8 +198,8 @@ def test_metrics_count_what_the_engine_did(client, running):
     ("path", "body", "status", "code", "message"),
     [
         ("/v1/completions", {**ASK, "model": "tony"}, 404, "model_not_found", "did you mean 'tiny'"),
-        ("/v1/completions", {**ASK, "logprobs": 2}, 400, "unsupported", "logprobs is not supported"),
-        ("/v1/completions", {**ASK, "max_tokens": 0}, 400, "invalid", "greater than or equal to 1"),
+        ("/v1/completions", {**ASK, "suffix": "x"}, 400, "unsupported", "suffix is not supported"),
+        ("/v1/completions", {**ASK, "max_tokens": 0}, 400, "invalid", "0 is for echo alone"),
         ("/v1/completions", {**ASK, "max_tokens": 500}, 400, "invalid", "at most max_tokens="),
         ("/v1/completions", {**ASK, "prompt": ""}, 400, "invalid", "the prompt is empty"),
         ("/v1/completions", {**ASK, "prompt": [999]}, 400, "invalid", "999 is no token"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from neustream.backends.transformers.likelihoods import Likelihood
 from neustream.core.events import Emitted
 from neustream.engine.answers import Result
 
@@ -19,7 +20,8 @@ class Token:
     """One output: its place (from 0), its id, what it adds to the text, and seconds since the request came.
 
     `text` is empty without a tokenizer, and while a character is not complete. `finish_reason` is that of
-    the last one; None before.
+    the last one; None before. `likelihood`: where `logprobs` were asked. `scores`, of the first one: of the
+    prompt's tokens behind its first, where `prompt_logprobs` were asked.
     """
 
     index: int
@@ -27,6 +29,8 @@ class Token:
     text: str
     at_s: float
     finish_reason: Reason | None = None
+    likelihood: Likelihood | None = None
+    scores: tuple[Likelihood, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Completion:
         finish_reason: "stop" at EOS or a stop token, "length" at `max_tokens`.
         at_s: seconds from the request to each token; `latency_s`: to its end.
         on_time: whether every promise was kept.
+        likelihoods: of the new tokens; scores: of the prompt's behind its first. None where that was not asked.
     """
 
     id: str
@@ -48,6 +53,8 @@ class Completion:
     latency_s: float
     on_time: bool
     tokenizer: Any = field(default=None, repr=False, compare=False)
+    likelihoods: tuple[Likelihood, ...] | None = None
+    scores: tuple[Likelihood, ...] | None = None
 
     @property
     def text(self) -> str | None:
@@ -109,12 +116,14 @@ class Tokens:
         if output.update["ended"]:
             reason = "stop"
         text = self._pieces.add(token, reason is not None)
-        return Token(output.index, token, text, output.age, reason)
+        likelihood, scores = output.update.get("likelihood"), output.update.get("scores", ())
+        return Token(output.index, token, text, output.age, reason, likelihood, scores)
 
 
 def completion(tokenizer: Any, prompt_tokens: int, result: Result, outputs: Sequence[Emitted]) -> Completion:
     """All that came of a request; RequestError if nothing did."""
     ended = result.unwrap()["ended"]
+    told = [output.update["likelihood"] for output in outputs if "likelihood" in output.update]
     return Completion(
         result.id,
         prompt_tokens,
@@ -124,4 +133,6 @@ def completion(tokenizer: Any, prompt_tokens: int, result: Result, outputs: Sequ
         result.latency_s,
         result.on_time,
         tokenizer,
+        tuple(told) if told else None,
+        next((output.update["scores"] for output in outputs if "scores" in output.update), None),
     )

@@ -34,9 +34,10 @@ from neustream.backends.copies import twin
 from neustream.backends.options import options_of
 from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.request import check_length
 from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.text import Ask
 from neustream.core.batch import StepInput
 from neustream.errors import BackendError, RequestError, nearest
 from neustream.profiling.steps import StepsFile

@@ -12,7 +12,8 @@ from platformdirs import user_cache_path
 
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.modules import Ask, Text, Texts
+from neustream.backends.transformers.modules import Texts
+from neustream.backends.transformers.text import Ask, Text
 from neustream.core.batch import StepInput
 from neustream.core.steps import Step, StepLatency
 from neustream.engine.clock import stopwatch

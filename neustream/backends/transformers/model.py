@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -116,14 +116,33 @@ class LanguageModel:
         Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
         if self.fixed is None:
-            return self._forward(Call(rows, self.max_len, self.device))
+            return self._last(Call(rows, self.max_len, self.device))
         behind: dict[int, torch.Tensor] = {}
         for some in self.fixed.calls(rows):
-            logits = self._forward(Call(some, self.max_len, self.device, self.fixed.shape(some)))
+            logits = self._last(Call(some, self.max_len, self.device, self.fixed.shape(some)))
             behind |= zip([row.slot for row in some], logits, strict=True)
         return torch.stack([behind[row.slot] for row in rows])
 
-    def _forward(self, call: Call) -> torch.Tensor:
+    @torch.inference_mode()
+    def all_logits(self, row: Row) -> torch.Tensor:
+        """Compute one row as `forward` does; the logits [tokens, vocabulary] behind each of its tokens."""
+        if self.fixed is None:
+            logits = self._forward(Call([row], self.max_len, self.device), {})
+            return logits[0, -len(row.tokens) :].float()
+        found = []
+        for (piece,) in self.fixed.calls([row]):
+            call = Call([piece], self.max_len, self.device, self.fixed.shape([piece]))
+            logits = self._forward(call, {})
+            lane = 0 if call.lanes is None else int(call.lanes[0])
+            found.append(logits[lane, -len(piece.tokens) :].float())
+        return torch.cat(found)
+
+    def _last(self, call: Call) -> torch.Tensor:
+        logits = self._forward(call, self._last_only)[:, -1]
+        return (logits if call.lanes is None else logits[call.lanes]).float()
+
+    def _forward(self, call: Call, which: Mapping[str, int]) -> torch.Tensor:
+        """Logits [lanes, tokens, vocabulary]; only the last with `which` as the model says that."""
         self.cache.select(call)
         mask = None if call.whole else call.mask()
         if mask is not None and self.eager:
@@ -134,10 +153,10 @@ class LanguageModel:
             position_ids=call.positions,
             use_cache=True,
             **{self.cache_name: self.cache},
-            **self._last_only,
+            **which,
         )
-        logits: torch.Tensor = out.logits[:, -1]
-        return (logits if call.lanes is None else logits[call.lanes]).float()
+        logits: torch.Tensor = out.logits
+        return logits
 
 
 def _arguments(model: PreTrainedModel) -> tuple[str, bool]:

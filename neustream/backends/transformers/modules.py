@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,63 +13,16 @@ import torch
 
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.fixed import floor, rows_of
+from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.sampling import Draw, Sampling, choose
+from neustream.backends.transformers.sampling import Draw, choose
 from neustream.backends.transformers.slots import Row, groups
+from neustream.backends.transformers.text import Ask, Text
 from neustream.core.batch import StepInput
 from neustream.engine.executor import StreamModule
 from neustream.errors import StageFailed, told
 
 Update = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What one call of the model is asked: token ids of the prompt, and how to choose the next ones.
-
-    `end`: outputs after which it ends as if the model had said so (a workload's own lengths).
-    """
-
-    prompt: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
-    end: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One call of the model for one request: what was asked, its outputs so far, its random stream.
-
-    It is in the request's state: plain data, a new value after each step. Keys and values in a slot
-    can be computed anew from it, by which they and all later tokens come out the same.
-
-    Args:
-        stream: where the random stream is (see `Draw`); empty: at its start.
-    """
-
-    ask: Ask
-    outputs: tuple[int, ...] = ()
-    stream: bytes = b""
-
-    def __len__(self) -> int:
-        """Tokens of prompt and outputs."""
-        return len(self.ask.prompt) + len(self.outputs)
-
-    def tokens(self, first: int, last: int) -> list[int]:
-        """Its tokens number `first` to `last` (from 0, without the last)."""
-        prompt = len(self.ask.prompt)
-        own = self.outputs[max(first - prompt, 0) : max(last - prompt, 0)]
-        return [*self.ask.prompt[first:last], *own]
-
-    def add(self, token: int, stream: bytes) -> Text:
-        """The text with one more output."""
-        return Text(self.ask, (*self.outputs, token), stream)
-
-    def over(self, eos: Collection[int]) -> bool:
-        """Whether it ends with its latest output."""
-        sampling, token = self.ask.sampling, self.outputs[-1]
-        if len(self.outputs) == self.ask.end:
-            return True
-        return token in sampling.stop_token_ids or (token in eos and not sampling.ignore_eos)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +63,11 @@ class _Turn:
     def complete(self) -> bool:
         """Whether the next token comes out of it."""
         return self.end == len(self.text)
+
+    @property
+    def logprobs(self) -> int | None:
+        """So many likeliest tokens are told of beside the next one; None: nothing is."""
+        return self.text.ask.sampling.logprobs if self.complete else None
 
 
 class Texts:
@@ -248,17 +206,15 @@ class Texts:
             id: {self.name: turn.text} for id, turn in turns.items() if not turn.rows
         }
         last = {id: turn.rows[-1] for id, turn in turns.items() if turn.rows}
-        for group in groups(last):
+        asks = [id for id in last if turns[id].text.unscored]
+        for group in [*[[id] for id in asks], *groups({id: last[id] for id in last if id not in asks})]:
             results |= self._call(group, turns)
         return [results[given.id] for given in inputs]
 
     def _call(self, group: Sequence[str], turns: Mapping[str, _Turn]) -> dict[str, Update | StageFailed]:
         """One forward call for the rows of `group`. If it raises, each has a call of its own: one may be at fault."""
         try:
-            for id in group:
-                for row in turns[id].rows[:-1]:
-                    self.model.forward([row])
-            logits = self.model.forward([turns[id].rows[-1] for id in group])
+            logits = self._logits(group, turns)
         except OUT_OF_MEMORY:
             raise
         except Exception as error:
@@ -267,13 +223,28 @@ class Texts:
             return {id: update for one in group for id, update in self._call([one], turns).items()}
         draws = [self._draw(id, turns[id].text) if turns[id].complete else None for id in group]
         results: dict[str, Update | StageFailed] = {}
-        for id, token in zip(group, choose(logits, draws), strict=True):
+        tokens = choose(logits, draws)
+        likely = likelihoods(logits, tokens, [turns[id].logprobs for id in group])
+        for at, (id, token) in enumerate(zip(group, tokens, strict=True)):
             if isinstance(token, str):
                 results[id] = self._failed(id, token)
                 continue
             self._held[id].cached = turns[id].end
-            results[id] = self._update(id, turns[id], token)
+            results[id] = self._update(id, turns[id], token, likely.get(at))
         return results
+
+    def _logits(self, group: Sequence[str], turns: Mapping[str, _Turn]) -> torch.Tensor:
+        """The logits [requests, vocabulary] behind the last token of each; prompts are scored on the way."""
+        turn = turns[group[0]]
+        if turn.text.unscored:  # it has a call of its own
+            for row in turn.rows:
+                logits = self.model.all_logits(row)
+                turn.text = scored(turn.text, row.start, logits)
+            return logits[-1:]
+        for id in group:
+            for row in turns[id].rows[:-1]:
+                self.model.forward([row])
+        return self.model.forward([turns[id].rows[-1] for id in group])
 
     def _turn(self, given: StepInput) -> _Turn:
         """The text of a request, and how far this step gets with it."""
@@ -342,7 +313,7 @@ class Texts:
         self.release(id)
         return StageFailed(f"stage {self.name!r}: {why}")
 
-    def _update(self, id: str, turn: _Turn, token: int) -> Update | StageFailed:
+    def _update(self, id: str, turn: _Turn, token: int, likely: Likelihood | None) -> Update | StageFailed:
         text = turn.text
         if not turn.complete:
             return {self.name: text}
@@ -351,11 +322,14 @@ class Texts:
             draw = self._draws[id][1]
             stream = draw.stream
             self._draws[id] = stream, draw
+        more: dict[str, Any] = {} if likely is None else {"likelihood": likely}
+        if text.ask.sampling.prompt_logprobs is not None and not text.outputs:
+            more["scores"] = text.scores
         text = text.add(token, stream)
         over = text.over(self.model.eos)
         if token >= self.model.known and not over:
             return self._failed(id, f"token {token} has no embedding to go on with: there are {self.model.known}")
-        return {self.name: text, "token": token, "ended": over}
+        return {self.name: text, "token": token, "ended": over, **more}
 
 
 class TextModule:

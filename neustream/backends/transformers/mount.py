@@ -19,9 +19,10 @@ from neustream.backends.transformers.arguments import number, whole
 from neustream.backends.transformers.completion import Tokens, completion
 from neustream.backends.transformers.measured import steps_for
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
-from neustream.backends.transformers.modules import Ask, Texts, modules_of
+from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.request import ask_of
 from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.text import Ask
 from neustream.core.batch import StepInput
 from neustream.core.graph import Graph
 from neustream.core.kv_cache import KVCache
@@ -145,17 +146,21 @@ class TextMount:
         seed: int | None = None,
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Call:
         """A completion; RequestError for what cannot be served.
 
         Args:
             prompt: text (needs the tokenizer) or token ids.
             max_tokens: the most new tokens; together with the prompt they must fit the model.
-            temperature, top_p, top_k, seed, stop_token_ids, ignore_eos: see `Sampling`.
+            temperature, top_p, top_k, seed, stop_token_ids, ignore_eos, logprobs, prompt_logprobs:
+                see `Sampling`.
         """
         assert self._graph is not None
         self.model.unchanged.check()
-        sampling = Sampling(temperature, top_p, top_k, seed, stop_token_ids, ignore_eos)  # type: ignore[arg-type]
+        ids: Any = stop_token_ids
+        sampling = Sampling(temperature, top_p, top_k, seed, ids, ignore_eos, logprobs, prompt_logprobs)
         room = self.kv_caches[self._graph.name].capacity
         ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, room)
         count, max_tokens = len(ask.prompt), int(max_tokens)

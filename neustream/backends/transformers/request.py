@@ -8,8 +8,8 @@ from typing import Any
 
 from neustream.backends.transformers.arguments import whole
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.modules import Ask
 from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.text import Ask
 from neustream.errors import RequestError, shown
 
 

@@ -13,6 +13,9 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from neustream.backends.transformers.arguments import flag, number, whole
 from neustream.errors import RequestError, shown, told
 
+MOST_LOGPROBS = 20
+"""Tokens that may be told of beside one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -26,6 +29,9 @@ class Sampling:
             tokens are those of `torch.manual_seed(seed); model.generate(do_sample=True, ...)` alone.
         stop_token_ids: tokens that end it, beside the model's EOS; the token itself is an output too.
         ignore_eos: go on behind EOS, to `max_tokens`.
+        logprobs: tell how likely the model found each output, and of so many of the likeliest tokens
+            beside it; None: of nothing.
+        prompt_logprobs: the same of the prompt's own tokens behind its first.
     """
 
     temperature: float = 0.0
@@ -34,6 +40,8 @@ class Sampling:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         ids: Any = self.stop_token_ids
@@ -48,9 +56,15 @@ class Sampling:
             "seed": None if self.seed is None else whole("seed", self.seed, 0, 2**63 - 1),
             "stop_token_ids": tuple([whole("stop_token_ids: a token id", token, 0) for token in ids]),
             "ignore_eos": flag("ignore_eos", self.ignore_eos),
+            "logprobs": _count("logprobs", self.logprobs),
+            "prompt_logprobs": _count("prompt_logprobs", self.prompt_logprobs),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+
+def _count(name: str, value: object) -> int | None:
+    return None if value is None else whole(name, value, 0, MOST_LOGPROBS)
 
 
 class Draw:

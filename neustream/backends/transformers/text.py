@@ -1,0 +1,67 @@
+"""What is known of one request's text: what was asked, and what came of it so far. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from neustream.backends.transformers.likelihoods import Likelihood
+from neustream.backends.transformers.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one call of the model is asked: token ids of the prompt, and how to choose the next ones.
+
+    `end`: outputs after which it ends as if the model had said so (a workload's own lengths).
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One call of the model for one request: what was asked, its outputs so far, its random stream.
+
+    It is in the request's state: plain data, a new value after each step. Keys and values in a slot
+    can be computed anew from it, by which they and all later tokens come out the same.
+
+    Args:
+        stream: where the random stream is (see `Draw`); empty: at its start.
+        scores: how likely the tokens of the prompt were behind its first one, as far as they are
+            computed, where that was asked.
+    """
+
+    ask: Ask
+    outputs: tuple[int, ...] = ()
+    stream: bytes = b""
+    scores: tuple[Likelihood, ...] = ()
+
+    def __len__(self) -> int:
+        """Tokens of prompt and outputs."""
+        return len(self.ask.prompt) + len(self.outputs)
+
+    def tokens(self, first: int, last: int) -> list[int]:
+        """Its tokens number `first` to `last` (from 0, without the last)."""
+        prompt = len(self.ask.prompt)
+        own = self.outputs[max(first - prompt, 0) : max(last - prompt, 0)]
+        return [*self.ask.prompt[first:last], *own]
+
+    @property
+    def unscored(self) -> bool:
+        """Whether the prompt's own tokens are still to be told of."""
+        asked = self.ask.sampling.prompt_logprobs is not None and not self.outputs
+        return asked and len(self.scores) + 1 < len(self.ask.prompt)
+
+    def add(self, token: int, stream: bytes) -> Text:
+        """The text with one more output."""
+        return Text(self.ask, (*self.outputs, token), stream)
+
+    def over(self, eos: Collection[int]) -> bool:
+        """Whether it ends with its latest output."""
+        sampling, token = self.ask.sampling, self.outputs[-1]
+        if len(self.outputs) == self.ask.end:
+            return True
+        return token in sampling.stop_token_ids or (token in eos and not sampling.ignore_eos)

@@ -1,0 +1,201 @@
+"""A request for texts on its way: its choices, and what answers and chunks say of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from neustream.engine.clock import date
+from neustream.server.bodies import StreamOptions
+from neustream.server.likelihoods import Names, Place, of_chat, of_completion
+from neustream.server.promises import Promised
+from neustream.server.stops import Stops
+from neustream.service.answer import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a token adds to a choice: its text, and of which tokens likelihoods are told."""
+
+    text: str
+    places: list[Place]
+
+
+@dataclass
+class Choice:
+    """One of the texts of a request.
+
+    Args:
+        echo: text that is put before it; echoed: the tokens of that, where their likelihoods are told.
+        silent: whether the echo is all that was asked for.
+        logs: whether likelihoods are told.
+
+    Attributes:
+        text, count, places: what came of it so far; finish_reason: why it ended, None before.
+    """
+
+    index: int
+    answer: Answer[Any]
+    stops: Stops
+    echo: str = ""
+    echoed: list[int] = field(default_factory=list)
+    silent: bool = False
+    logs: bool = False
+    names: Names = field(default_factory=lambda: Names(None))
+    text: str = ""
+    count: int = 0
+    places: list[Place] = field(default_factory=list)
+    finish_reason: str | None = None
+    _offset: int = 0
+
+    def take(self, token: Any) -> Part:
+        """What a token adds to what is told."""
+        places: list[Place] = []
+        piece = ""
+        if not self._offset and not self.count:
+            piece, places = self.echo, self._prompt(token)
+            self._offset = len(self.echo)
+        if self.silent:
+            self.finish_reason = "length"
+            self.answer.cancel()
+        else:
+            piece += self._add(token, places)
+        self.text += piece
+        self.places += places
+        return Part(piece, places)
+
+    def _add(self, token: Any, places: list[Place]) -> str:
+        self.count += 1
+        if self.logs:
+            places.append(Place(token.id, self._offset, token.likelihood))
+        self._offset += len(token.text)
+        piece = self.stops.add(token.text)
+        if self.stops.met:
+            self.finish_reason = "stop"
+            self.answer.cancel()
+        elif token.finish_reason is not None:
+            self.finish_reason = token.finish_reason
+            piece += self.stops.rest()
+        return piece
+
+    def _prompt(self, token: Any) -> list[Place]:
+        """The places of the prompt's tokens, whose likelihoods the first output brings."""
+        found, offset = [], 0
+        likely = dict(enumerate(token.scores, 1))
+        for at, id in enumerate(self.echoed):
+            found.append(Place(id, offset, likely.get(at)))
+            offset += len(self.names.text(id))
+        return found
+
+
+Events: TypeAlias = AsyncIterator[tuple[Choice, Any]]
+"""Tokens of a request's choices, as they come."""
+
+
+@dataclass
+class Reply:
+    """A request on its way: its choices, and what all answers to it say."""
+
+    id: str
+    model: str
+    chat: bool
+    prompt_tokens: int
+    promise: Promised
+    names: Names
+    created: int = field(default_factory=lambda: int(date()))
+    choices: list[Choice] = field(default_factory=list)
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        completion = sum([choice.count for choice in self.choices])
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": completion,
+            "total_tokens": self.prompt_tokens + completion,
+        }
+
+    def head(self, *, chunk: bool) -> dict[str, Any]:
+        """The fields of all answers and chunks."""
+        kind = "text_completion"
+        if self.chat:
+            kind = "chat.completion.chunk" if chunk else "chat.completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def kept(self) -> dict[str, Any]:
+        """How the promise was kept, for those who asked."""
+        ended = [choice.answer.ended for choice in self.choices]
+        known = [each for each in ended if each is not None]
+        on_time = bool(known) and len(known) == len(ended) and all(each.on_time for each in known)
+        firsts = [choice.answer.outputs[0].age for choice in self.choices if choice.answer.outputs]
+        slack = self.promise.slo.total - max([each.latency_s for each in known], default=0.0)
+        return {
+            "on_time": on_time,
+            "ttft_ms": round(max(firsts) * 1e3, 3) if firsts else None,
+            "e2e_ms": round(max([each.latency_s for each in known], default=0.0) * 1e3, 3),
+            "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """The answer, once all choices have ended."""
+        usage: dict[str, Any] = dict(self.usage)
+        if self.promise.report:
+            usage["neustream"] = self.kept()
+        choices = [self._choice(choice) for choice in self.choices]
+        return {**self.head(chunk=False), "choices": choices, "usage": usage}
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        logs = self.logprobs(choice.places) if choice.logs else None
+        common = {"index": choice.index, "logprobs": logs, "finish_reason": choice.finish_reason}
+        if self.chat:
+            return {**common, "message": {"role": "assistant", "content": choice.text}}
+        return {**common, "text": choice.text}
+
+    def logprobs(self, places: list[Place]) -> dict[str, Any]:
+        """Likelihoods of some tokens of a choice, in the form of the route."""
+        return of_chat(self.names, places) if self.chat else of_completion(self.names, places)
+
+    def delta(self, choice: Choice, part: Part, *, first: bool) -> str:
+        """A choice in a chunk. The role rides on the first token, the reason on the last."""
+        text = json.dumps(part.text, ensure_ascii=False)
+        if self.chat:
+            role = '"role": "assistant", ' if first else ""
+            inner = f'"delta": {{{role}"content": {text}}}'
+        else:
+            inner = f'"text": {text}'
+        logs = "null"
+        if choice.logs:
+            logs = json.dumps(self.logprobs(part.places), ensure_ascii=False, allow_nan=False)
+        tail = f'"logprobs": {logs}, "finish_reason": {json.dumps(choice.finish_reason)}'
+        return f'{{"index": {choice.index}, {inner}, {tail}}}'
+
+
+async def chunks(reply: Reply, options: StreamOptions, events: Events) -> AsyncIterator[bytes]:
+    """The events of a stream: one a token; then the usage, if it is wanted; then the end."""
+    head = json.dumps(reply.head(chunk=True), ensure_ascii=False)[:-1]
+    told: set[int] = set()
+    try:
+        async for choice, token in events:
+            if choice.finish_reason is not None:
+                continue
+            part = choice.take(token)
+            usage = ""
+            if options.continuous_usage_stats:
+                usage = f', "usage": {json.dumps(reply.usage)}'
+            elif options.include_usage:
+                usage = ', "usage": null'
+            delta = reply.delta(choice, part, first=choice.index not in told)
+            told.add(choice.index)
+            yield f'data: {head}, "choices": [{delta}]{usage}}}\n\n'.encode()
+        if options.include_usage or options.include_slo or reply.promise.report:
+            full: dict[str, Any] = dict(reply.usage)
+            if options.include_slo or reply.promise.report:
+                full["neustream"] = reply.kept()
+            yield f'data: {head}, "choices": [], "usage": {json.dumps(full)}}}\n\n'.encode()
+        yield b"data: [DONE]\n\n"
+    finally:
+        close: Any = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
