@@ -29,7 +29,9 @@ class Runs:
     Args:
         begin: makes the run of a request.
         check_finite: see `PipelineMount`.
-        changed: asked before each step, says what of the models is not as it was; then it fails.
+        changed: asked behind each step, says what of the models is not as it was; then it fails.
+            What a step started on a GPU still runs meanwhile, so that asking takes no time there.
+        settled: waits until the device has done what the step started.
     """
 
     def __init__(
@@ -38,9 +40,11 @@ class Runs:
         *,
         check_finite: bool = True,
         changed: Callable[[], str] = lambda: "",
+        settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._begin = begin
         self._changed = changed
+        self._settled = settled
         self._open: dict[str, Run] = {}
         self._check_finite = check_finite
         self._threads = torch.get_num_threads()
@@ -57,8 +61,6 @@ class Runs:
         if (me := threading.get_ident()) not in self._limited:  # a new thread would take all cores for convolutions
             torch.set_num_threads(self._threads)
             self._limited.add(me)
-        if why := self._changed():
-            return [StageFailed(why)] * len(inputs)
         runs = []
         for given in inputs:
             if given.id not in self._open:
@@ -71,6 +73,10 @@ class Runs:
             denoise(runs)
         else:
             decode(runs, check_finite=self._check_finite)
+        why = self._changed()
+        self._settled()
+        if why:
+            return [StageFailed(why)] * len(inputs)
         return [self._update(run) for run in runs]
 
     @staticmethod

@@ -19,6 +19,7 @@ from neustream.backends.diffusers.parts import models_of, parts_of
 from neustream.backends.diffusers.request import check, shortened
 from neustream.backends.diffusers.run import Run, decode, encode
 from neustream.backends.diffusers.state import State
+from neustream.backends.torch import sync
 from neustream.core.batch import StepInput
 from neustream.core.events import Update
 from neustream.core.graph import Graph
@@ -100,7 +101,12 @@ class Replica:
         self.place = place_of(pipe)
         self.roles: dict[str, str] = {}
         self.states = [State(pipe, models_of, self._scaling)]
-        runs = Runs(self.begin, check_finite=check_finite, changed=self.changed)
+        runs = Runs(
+            self.begin,
+            check_finite=check_finite,
+            changed=self.changed,
+            settled=partial(sync, self.parts.device),
+        )
         self.module = RunModule(runs, self.roles)
         self._arguments = arguments
 
