@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neustream.by_name import make_policy
+from neustream.engine.clock import WallClock
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, ConfigError, told
 from neustream.server.bodies import ImageBody
@@ -33,7 +34,7 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
     named = dict(chosen)
     policy = make_policy(named.pop("name", "default"), named)
     placement = {model.name: [model.device] for model in config.models}
-    alone = len(mounts) == 1
+    alone, clock = len(mounts) == 1, WallClock()
     service = Service(
         {"": next(iter(mounts.values()))} if alone else mounts,
         placement=None if alone else placement,
@@ -43,7 +44,7 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
         step_timeout_s=config.step_timeout_s,
         observers=[observer],
     )
-    return Loaded(service, [done() for done in finish])
+    return Loaded(service, [done() for done in finish], clock.now())
 
 
 def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[], Model]]:

@@ -120,6 +120,16 @@ class Scheduler:
         return {name: state.pool for name, state in self._pools.items()}
 
     @property
+    def kv_blocks(self) -> dict[str, tuple[int, int]]:
+        """By language model, the KV blocks that are used, and all there are, over all pools."""
+        found: dict[str, tuple[int, int]] = {}
+        for state in self._pools.values():
+            for model, blocks in state.blocks.items():
+                used, of = found.get(model, (0, 0))
+                found[model] = used + blocks.used, of + blocks.cache.num_blocks
+        return found
+
+    @property
     def policies(self) -> dict[str, Policy]:
         """The policy of each pool that has one."""
         rules = {name: state.policy for name, state in self._pools.items()}

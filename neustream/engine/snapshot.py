@@ -13,6 +13,14 @@ State = Literal["new", "serving", "closing", "closed", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
+class KVUse:
+    """Blocks of KV caches: how many are used, of how many."""
+
+    used: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class MemberState:
     """How one member is: see `Snapshot`; `leaving`: whether it is to go."""
 
@@ -21,6 +29,7 @@ class MemberState:
     policy_faults: int
     closed: Mapping[str, str]
     leaving: bool
+    kv: Mapping[str, KVUse] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ class Snapshot:
         open: requests that have no answer yet.
         policy_faults: decisions that FCFS made since the policy raised or decided what cannot be.
         closed: why pools serve nothing any more, by name (`member/pool` where members have names).
+        kv: used blocks of KV caches, by the language model's name in graphs.
         members: each of those that serve, by name; the numbers above are their sums.
     """
 
@@ -41,6 +51,7 @@ class Snapshot:
     decisions: int = 0
     policy_faults: int = 0
     closed: Mapping[str, str] = field(default_factory=dict)
+    kv: Mapping[str, KVUse] = field(default_factory=dict)
     members: Mapping[str, MemberState] = field(default_factory=dict)
 
 
@@ -58,6 +69,7 @@ def take(state: State, drives: Sequence[Drive], open: int, fault: BaseException 
         sum([member.decisions for member in members.values()]),
         sum([member.policy_faults for member in members.values()]),
         closed,
+        _sums([member.kv for member in members.values()]),
         members,
     )
 
@@ -70,4 +82,15 @@ def _of(drive: Drive) -> MemberState:
         drive.deciding.faults,
         dict(drive.closed),
         drive.departures is not None,
+        {name: KVUse(used, of) for name, (used, of) in scheduler.kv_blocks.items()},
     )
+
+
+def _sums(of: Sequence[Mapping[str, KVUse]]) -> dict[str, KVUse]:
+    """What several use, together."""
+    found: dict[str, KVUse] = {}
+    for each in of:
+        for name, use in each.items():
+            before = found.get(name, KVUse(0, 0))
+            found[name] = KVUse(before.used + use.used, before.blocks + use.blocks)
+    return found

@@ -39,9 +39,7 @@ async def version(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """GET /metrics."""
     state = request.app.state
-    ready = state.gateway.state == "ready"
-    snapshot = state.gateway.service.snapshot() if ready and state.gateway.alive else None
-    text = state.metrics.render(snapshot, ready)
+    text = state.metrics.render(state.gateway.gauges())
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

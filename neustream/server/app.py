@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -78,6 +78,7 @@ def build_app(
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPError)
+    request.scope["state"]["code"] = error.code or ""
     return JSONResponse(error.body, error.status, headers=error.all_headers)
 
 
@@ -107,6 +108,34 @@ def _methods(scope: Scope) -> set[str]:
     return set()
 
 
+class Wire:
+    """The messages of one request on their way, counted; answers get its id.
+
+    Attributes:
+        status: of the answer, 0 before; streams: whether events have begun; size: bytes of the body.
+    """
+
+    def __init__(self, receive: Receive, send: Send, id: str, begun: Callable[[], None]) -> None:
+        self._receive, self._send, self._id, self._begun = receive, send, id, begun
+        self.status = self.size = 0
+        self.streams = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.size += len(message.get("body", b""))
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message["headers"], (b"x-request-id", self._id.encode())]
+            message["headers"] = headers
+            if any(value.startswith(b"text/event-stream") for _, value in headers):
+                self.streams = True
+                self._begun()
+        await self._send(message)
+
+
 class Guard:
     """Who may come in: hosts, keys. It gives each request an id, and counts answers."""
 
@@ -123,27 +152,24 @@ class Guard:
             return
         request = Request(scope)
         known = request_id(request)
-        scope.setdefault("state", {})["id"] = known
-        status = 0
-
-        async def tell(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", known.encode())]
-            await send(message)
-
+        scope.setdefault("state", {}).update(id=known, code="")
+        wire = Wire(receive, send, known, lambda: self._metrics.streams(1))
+        route = _route(scope)
+        self._metrics.arrived(known, route, request.headers)
         try:
             self._check(request)
-            await self._app(scope, receive, tell)
+            await self._app(scope, wire.receive, wire.send)
         except HTTPError as error:
-            await (await _told(request, error))(scope, receive, tell)
+            await (await _told(request, error))(scope, wire.receive, wire.send)
         except Exception as error:
             log.exception("request %s failed", known)
-            if not status:
-                await (await _told(request, of_request(error)))(scope, receive, tell)
+            if not wire.status:
+                answer = await _told(request, of_request(error))
+                await answer(scope, wire.receive, wire.send)
         finally:
-            self._metrics.answered(_route(scope), status)
+            if wire.streams:
+                self._metrics.streams(-1)
+            self._metrics.answered(known, route, wire.status, scope["state"]["code"], wire.size)
 
     def _check(self, request: Request) -> None:
         host = request.headers.get("host", "")

@@ -72,4 +72,7 @@ class Context:
 
     def cut(self, why: HTTPError | Gone) -> None:
         """A stream ended before it was whole."""
-        self.metrics.cut(499 if isinstance(why, Gone) else why.status)
+        if isinstance(why, Gone):
+            self.metrics.cut(499, "")
+        else:
+            self.metrics.cut(why.status, why.code or "")

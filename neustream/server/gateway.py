@@ -13,6 +13,8 @@ from neustream.core.types import SLO
 from neustream.errors import nearest, told
 from neustream.server.bodies import ImageBody
 from neustream.server.errors import HTTPError
+from neustream.server.observe.gauges import Gauges
+from neustream.server.observe.notes import Asked, Note, Unasked
 from neustream.service.answer import Answer
 from neustream.service.service import Service
 
@@ -90,20 +92,30 @@ Model = TextModel | ImageModel
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading gives: the running service, and its models."""
+    """What loading gives: the running service, and its models.
+
+    `warmup_s`: seconds of it that went into measuring them and starting the engine.
+    """
 
     service: Service
     models: Sequence[Model]
+    warmup_s: float = 0.0
 
 
 class Gateway:
     """The service and its models, once they are loaded.
 
+    Args:
+        tell: told of requests before the engine is.
+
     Attributes:
         state: of the server; reason: why it failed.
+        connections: how many are open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[Note], None] = lambda note: None) -> None:
+        self.connections: Callable[[], int] = lambda: 0
+        self._tell = tell
         self.state: State = "loading"
         self.reason = ""
         self._loaded: Loaded | None = None
@@ -145,6 +157,24 @@ class Gateway:
         if self._loaded is None:
             return self.state != "failed"
         return self._loaded.service.snapshot().state in ("serving", "closing", "closed")
+
+    def gauges(self) -> Gauges:
+        """How the server is at this moment."""
+        connections = self.connections()
+        if self._loaded is None:
+            return Gauges(self.state, self.reason, connections=connections)
+        service = self._loaded.service
+        engine, shot = service.engine, service.snapshot()
+        return Gauges(
+            self.state if self.alive else "failed",
+            self.reason or shot.reason,
+            engine.clock.now(),
+            shot.open,
+            shot.policy_faults,
+            engine.wait_s(shot.open + 1),
+            connections,
+            shot.kv,
+        )
 
     # -- models -----------------------------------------------------------------------------------
 
@@ -194,8 +224,16 @@ class Gateway:
         return await loop.run_in_executor(self._threads, function, *args)
 
     def submit(self, model: Model, *args: Any, **options: Any) -> Answer[Any]:
-        """Ask a model; errors as of `Service.submit`."""
-        return self.service.submit(*args, model=self._name(model), **options)
+        """Ask a model; errors as of `Service.submit`. `options` have the request's id."""
+        service, id = self.service, options["id"]
+        prompt = args[0] if isinstance(model, TextModel) else None
+        tokens = None if prompt is None else len(prompt)
+        self._tell(Asked(id, model.name, model.kind, tokens, options.get("max_tokens")))
+        try:
+            return service.submit(*args, model=self._name(model), **options)
+        except BaseException:
+            self._tell(Unasked(id))
+            raise
 
     def _name(self, model: Model) -> str | None:
         return None if len(self._models) == 1 else model.name

@@ -13,6 +13,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from neustream.core.policy import Policy
+from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, NeustreamError
 from neustream.server.app import build_app
 from neustream.server.config import ServerConfig
@@ -115,7 +117,8 @@ async def run(
 
     `load` makes the service, on a thread; the metrics are to observe it.
     """
-    gateway, metrics = Gateway(), Metrics()
+    metrics = Metrics([model.name for model in config.models])
+    gateway = Gateway(metrics.tell)
     app = build_app(gateway, config, metrics, keys)
     http = config.http
     sock = _listening(http.host, http.port)
@@ -134,12 +137,14 @@ async def run(
         ),
         drained.set,
     )
+    gateway.connections = lambda: len(server.server_state.connections)
     serving = asyncio.ensure_future(server.serve([sock]))
+    pulse = asyncio.ensure_future(metrics.pulse())
     port = sock.getsockname()[1]
     host = f"[{http.host}]" if ":" in http.host else http.host
     say(f"serving on http://{host}:{port}")
     try:
-        await _until_drained(gateway, lambda: load(metrics), drained, serving, say)
+        await _until_drained(gateway, lambda: _loaded(load, metrics), drained, serving, say)
     except NeustreamError:
         server.code = 1
         raise
@@ -148,7 +153,24 @@ async def run(
         server.code = 1
     finally:
         await _end(gateway, server, serving, http.shutdown_timeout_s)
+        pulse.cancel()
     return server.code
+
+
+def _loaded(load: Callable[[Metrics], Loaded], metrics: Metrics) -> Loaded:
+    """The models, with how long they took."""
+    clock = WallClock()
+    loaded = load(metrics)
+    kinds = sorted({model.kind for model in loaded.models})
+    rules = {type(rule).__name__ for rule in _policies(loaded)}
+    metrics.loaded(clock.now(), loaded.warmup_s, "+".join(kinds), "+".join(sorted(rules)))
+    return loaded
+
+
+def _policies(loaded: Loaded) -> list[Policy]:
+    """The policies of all members."""
+    members = loaded.service.engine.members
+    return [rule for member in members for rule in member.scheduler.policies.values()]
 
 
 async def _until_drained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ class Choice:
     """One of the texts of a request.
 
     Args:
+        whole: told before the engine is that it need not go on, since all is there.
         echo: text that is put before it; echoed: the tokens of that, where their likelihoods are told.
         silent: whether the echo is all that was asked for.
         logs: whether likelihoods are told.
@@ -40,6 +41,7 @@ class Choice:
     index: int
     answer: Answer[Any]
     stops: Stops
+    whole: Callable[[], None]
     echo: str = ""
     echoed: list[int] = field(default_factory=list)
     silent: bool = False
@@ -60,7 +62,7 @@ class Choice:
             self._offset = len(self.echo)
         if self.silent:
             self.finish_reason = "length"
-            self.answer.cancel()
+            self._end()
         else:
             piece += self._add(token, places)
         self.text += piece
@@ -75,11 +77,15 @@ class Choice:
         piece = self.stops.add(token.text)
         if self.stops.met:
             self.finish_reason = "stop"
-            self.answer.cancel()
+            self._end()
         elif token.finish_reason is not None:
             self.finish_reason = token.finish_reason
             piece += self.stops.rest()
         return piece
+
+    def _end(self) -> None:
+        self.whole()
+        self.answer.cancel()
 
     def _prompt(self, token: Any) -> list[Place]:
         """The places of the prompt's tokens, whose likelihoods the first output brings."""

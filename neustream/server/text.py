@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -25,6 +26,7 @@ from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
 from neustream.server.gateway import TextModel
 from neustream.server.likelihoods import Names
+from neustream.server.observe.notes import Stopped
 from neustream.server.promises import Promised
 from neustream.server.replies import Choice, Events, Reply, chunks
 from neustream.server.stops import Stops
@@ -104,6 +106,7 @@ async def _serve(
     prefix = "chatcmpl" if chat else "cmpl"
     names = Names(model.tokenizer, as_ids=body.return_tokens_as_token_ids)
     reply = Reply(f"{prefix}-{context.id}", model.name, chat, count, promise, names)
+    context.metrics.params(model.name, body.choices, most)
     try:
         _submit(context, body, model, prompts, most, reply)
         events = _tokens(reply, promise)
@@ -145,7 +148,9 @@ def _submit(
                 raise of_request(error) from error
             logs = body.told is not None
             echoed = prompt.ids if echo and logs else []
-            choice = Choice(number, answer, Stops(body.stops), prompt.text, echoed, most == 0, logs, reply.names)
+            whole = partial(context.metrics.tell, Stopped(answer.id))
+            stops = Stops(body.stops)
+            choice = Choice(number, answer, stops, whole, prompt.text, echoed, most == 0, logs, reply.names)
             reply.choices.append(choice)
 
 

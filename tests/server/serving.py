@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 
 from toys import Flat
 
@@ -82,3 +83,13 @@ def serving(load, keys=(), **config):
     finally:
         if thread.is_alive():
             stop()
+
+
+def settled(service, seconds=10.0):
+    """Wait until nothing is open and no slot is held."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not service.snapshot().open and not service.models[""].used:
+            return True
+        time.sleep(0.01)
+    return False

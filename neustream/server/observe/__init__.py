@@ -1,0 +1,1 @@
+"""What is seen of a running server: one life a request, counted, shown and traced."""

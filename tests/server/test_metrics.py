@@ -1,0 +1,419 @@
+"""What /metrics tells: every name of the table, and counts that add up with the engine's own log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import re
+import socket
+import time
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra 'serve'")
+httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
+
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from serving import serving, settled, stock, text_service  # noqa: E402
+from toys import Flat, engine  # noqa: E402
+
+from neustream import SLO, EventLog, Graph, Priced, Request  # noqa: E402
+from neustream.graphs import llm, llm_profiles  # noqa: E402
+from neustream.server.metrics import RENDER_S, Metrics, reason_of  # noqa: E402
+from neustream.server.observe.gauges import Gauges  # noqa: E402
+from neustream.server.observe.lives import Follower, Lives  # noqa: E402
+from neustream.server.observe.notes import Asked, Unasked  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+CLASS, MODEL = ("class", "model"), ("model",)
+TABLE = {
+    "requests": ("counter", ("class", "model", "outcome")),
+    "request_success": ("counter", ("finished_reason", "model")),
+    "refused": ("counter", ("model", "reason")),
+    "dropped": ("counter", ("code", "model")),
+    "slo_attained": ("counter", CLASS),
+    "slo_missed": ("counter", ("class", "model", "what")),
+    "num_requests_running": ("gauge", MODEL),
+    "num_requests_waiting": ("gauge", MODEL),
+    "time_to_first_token_seconds": ("histogram", CLASS),
+    "inter_token_latency_seconds": ("histogram", CLASS),
+    "request_time_per_output_token_seconds": ("histogram", CLASS),
+    "e2e_request_latency_seconds": ("histogram", CLASS),
+    "request_queue_time_seconds": ("histogram", CLASS),
+    "request_prefill_time_seconds": ("histogram", CLASS),
+    "request_decode_time_seconds": ("histogram", CLASS),
+    "request_slack_seconds": ("histogram", CLASS),
+    "open_request_slack_min_seconds": ("gauge", ()),
+    "open_request_slack_median_seconds": ("gauge", ()),
+    "prompt_tokens": ("counter", MODEL),
+    "generation_tokens": ("counter", MODEL),
+    "request_prompt_tokens": ("histogram", MODEL),
+    "request_generation_tokens": ("histogram", MODEL),
+    "request_params_n": ("histogram", MODEL),
+    "request_params_max_tokens": ("histogram", MODEL),
+    "images": ("counter", MODEL),
+    "num_inference_steps": ("histogram", MODEL),
+    "step_batch_size": ("histogram", ("model", "module")),
+    "step_latency_seconds": ("histogram", ("model", "module")),
+    "step_profile_ratio": ("histogram", ("model", "module")),
+    "num_preemptions": ("counter", MODEL),
+    "kv_cache_usage_perc": ("gauge", MODEL),
+    "kv_slots_used": ("gauge", MODEL),
+    "policy_faults": ("gauge", ()),
+    "http_requests": ("counter", ("code", "route")),
+    "http_request_body_bytes": ("histogram", ()),
+    "http_connections": ("gauge", ()),
+    "http_streams": ("gauge", ()),
+    "event_loop_lag_seconds": ("histogram", ()),
+    "disconnects": ("counter", ("when",)),
+    "streams_cut": ("counter", ("code",)),
+    "slow_readers": ("counter", ()),
+    "slo_header_invalid": ("counter", ()),
+    "unknown_fields": ("counter", ()),
+    "load_seconds": ("gauge", ()),
+    "warmup_seconds": ("gauge", ()),
+    "ready": ("gauge", ()),
+    "draining": ("gauge", ()),
+    "build_info": ("gauge", ("backend", "policy", "version")),
+}
+"""Metrics by name, with their types and labels: what dashboards and alarms stand on."""
+
+
+class Told:
+    """The numbers of a page of metrics, by name; with labels, the sum over those that fit."""
+
+    def __init__(self, page):
+        families = text_string_to_metric_families(page if isinstance(page, str) else page.decode())
+        self.samples = [sample for family in families for sample in family.samples]
+
+    def __call__(self, name, **labels):
+        return sum(
+            sample.value
+            for sample in self.samples
+            if sample.name == f"neustream:{name}" and labels.items() <= sample.labels.items()
+        )
+
+
+def told_by(metrics):
+    metrics.fold()
+    return Told(metrics.render(Gauges("ready")))
+
+
+# -- the table ------------------------------------------------------------------------------------------
+
+
+def test_every_metric_has_its_type_and_labels():
+    found = {}
+    for metric in Metrics().table.registry._collector_to_names:
+        name = metric._name.removeprefix("neustream:")
+        found[name] = (metric._type, tuple(sorted(metric._labelnames)))
+        assert metric._documentation
+    assert found == TABLE
+
+
+def test_the_operators_guide_names_every_metric(root):
+    section = (root / "neustream/server/README.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
+    assert sorted(re.findall(r"`([a-z0-9_]+)`", " ".join(cells))) == sorted(TABLE)
+
+
+def test_no_name_has_that_of_another_server():
+    assert b"vllm" not in Metrics().render(Gauges("ready"))
+
+
+# -- counts that add up ---------------------------------------------------------------------------------
+
+
+def replayed(observers, count=60):
+    """Texts of all kinds in virtual time: early and late ones, promised and not, hopeless ones."""
+    graph = Graph("llm", llm("llm", max_batch=4))
+    rng = random.Random(7)
+    slos = [SLO(), SLO(total=0.03, name="chat"), SLO(first=0.01, step=0.0012, name="chat"), SLO(total=1e-4)]
+    requests = [
+        Request(
+            f"r{number}",
+            graph,
+            number * 0.004,
+            slos[number % len(slos)],
+            {"prompt_tokens": rng.randint(1, 40), "max_tokens": rng.randint(1, 12)},
+        )
+        for number in range(count)
+    ]
+    made = engine(graph, llm_profiles("llm", Flat(), 4), Priced(), observers=observers)
+    return made.run(requests)
+
+
+def test_counts_add_up_with_the_event_log():
+    metrics, log = Metrics(["tiny"]), EventLog()
+    report = replayed([log, metrics])
+    told = told_by(metrics)
+    for outcome in ("on_time", "late", "dropped", "failed", "cancelled"):
+        assert told("requests_total", model="tiny", outcome=outcome) == report.counts[outcome], outcome
+    assert report.counts["on_time"] and report.counts["dropped"], "or this test tests little"
+    assert told("dropped_total") == report.counts["dropped"]
+    outputs = [request.get("outputs", []) for request in log.requests.values()]
+    begun = [each for each in outputs if each]
+    assert told("generation_tokens_total", model="tiny") == sum(map(len, outputs))
+    assert told("request_generation_tokens_sum") == sum(map(len, outputs))
+    assert told("time_to_first_token_seconds_count") == len(begun)
+    firsts = [request["outputs"][0] - request["arrival"] for request in log.requests.values() if "outputs" in request]
+    assert told("time_to_first_token_seconds_sum") == pytest.approx(sum(firsts))
+    assert told("inter_token_latency_seconds_count") == sum(len(each) - 1 for each in begun)
+    gaps = sum(each[-1] - each[0] for each in begun)
+    assert told("inter_token_latency_seconds_sum") == pytest.approx(gaps)
+    assert told("request_decode_time_seconds_sum") == pytest.approx(gaps)
+    assert told("request_time_per_output_token_seconds_count") == sum(len(each) > 1 for each in begun)
+    done = [request for request in log.requests.values() if request["status"] == "done"]
+    assert told("e2e_request_latency_seconds_count") == len(done)
+    assert told("e2e_request_latency_seconds_sum") == pytest.approx(sum(r["end"] - r["arrival"] for r in done))
+    assert told("request_success_total", finished_reason="length") == len(done)
+    assert told("step_batch_size_count") == len(log.steps)
+    assert told("step_batch_size_sum") == sum(len(step["jobs"]) for step in log.steps)
+    assert told("step_latency_seconds_sum") == pytest.approx(sum(s["end"] - s["start"] for s in log.steps))
+    assert told("num_requests_running") == told("num_requests_waiting") == 0 == len(metrics.lives.open)
+
+
+def test_each_promise_is_kept_or_missed_once():
+    metrics, log = Metrics(["tiny"]), EventLog()
+    replayed([log, metrics])
+    told = told_by(metrics)
+    promised = sum(
+        request["due"] is not None or number % 4 == 2 for number, request in enumerate(log.requests.values())
+    )
+    assert told("slo_attained_total") + told("slo_missed_total") == promised
+    unpromised = told("requests_total", outcome="on_time") - told("slo_attained_total")
+    assert unpromised == sum(number % 4 == 0 for number in range(60))
+    assert told("slo_missed_total", what="dropped") == told("requests_total", outcome="dropped")
+    assert {sample.labels["class"] for sample in told.samples if "slo_missed_total" in sample.name} <= {"", "chat"}
+
+
+class Ends(Follower):
+    """Keeps the lives that ended."""
+
+    def __init__(self):
+        self.lives = []
+
+    def ended(self, life):
+        self.lives.append(life)
+
+
+def test_a_queue_a_prefill_and_a_decode_make_a_request():
+    metrics = Metrics(["tiny"])
+    replayed([metrics])
+    told = told_by(metrics)
+    parts = ("request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds")
+    ends = Ends()
+    replayed([Lives(["tiny"], [ends])])
+    whole = sum(life.latest - life.arrival for life in ends.lives if life.first is not None)
+    waited = sum(life.began - life.arrival for life in ends.lives if life.first is None and life.began is not None)
+    assert sum(told(f"{part}_sum") for part in parts) == pytest.approx(whole + waited)
+
+
+def test_an_observer_only_appends():
+    metrics = Metrics(["tiny"])
+    replayed([metrics], 4)
+    count = len(metrics._feed)
+    assert count and not metrics.lives.open
+    metrics.fold(3)
+    assert len(metrics._feed) == count - 3 and metrics.lives.open
+    metrics.fold()
+    assert not metrics._feed and not metrics.lives.open
+
+
+def test_what_the_engine_would_not_have_leaves_nothing():
+    lives = Lives(["tiny"])
+    lives(Asked("a", "tiny", "text", 5, 5))
+    lives(Unasked("a"))
+    assert not lives._asked and not lives.open
+
+
+@pytest.mark.parametrize(
+    ("models", "stage", "expected"),
+    [
+        (["a"], "llm.prefill", ("a", "prefill")),
+        (["a"], "llm", ("a", "prefill+decode")),
+        (["a"], "denoise@64x64", ("a", "denoise")),
+        (["opt", "opt-1.3b"], "opt-1.3b.decode", ("opt-1.3b", "decode")),
+        (["opt", "opt-1.3b"], "opt-1.3b", ("opt-1.3b", "prefill+decode")),
+        (["sd", "chat"], "sd/decode@64x96", ("sd", "decode")),
+        (["sd", "chat"], "mine", ("", "mine")),
+    ],
+)
+def test_stages_belong_to_models_and_modules(models, stage, expected):
+    assert Lives(models).module_of(stage) == expected
+
+
+# -- the page -------------------------------------------------------------------------------------------
+
+
+class Hands:
+    """A clock that is set by hand."""
+
+    def __init__(self, step=0.0):
+        self.at, self.step = 0.0, step
+
+    def now(self):
+        self.at += self.step
+        return self.at
+
+
+def test_it_is_rendered_at_most_four_times_a_second():
+    clock = Hands()
+    metrics = Metrics(["tiny"], clock)
+    first = metrics.render(Gauges("loading"))
+    metrics.unknown(3)
+    assert metrics.render(Gauges("ready")) is first
+    clock.at = RENDER_S
+    later = Told(metrics.render(Gauges("ready")))
+    assert later("unknown_fields_total") == 3 and later("ready") == 1 and Told(first)("ready") == 0
+
+
+def test_the_lag_of_the_event_loop_is_seen():
+    metrics = Metrics(["tiny"], Hands(step=0.15))
+
+    async def main():
+        pulse = asyncio.ensure_future(metrics.pulse())
+        while not Told(metrics.render(Gauges("ready")))("event_loop_lag_seconds_count"):
+            await asyncio.sleep(0.01)
+        pulse.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await pulse
+
+    asyncio.run(main())
+    assert Told(metrics.render(Gauges("ready")))("event_loop_lag_seconds_sum") >= 0.1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (200, "", None),
+        (400, "invalid", "invalid"),
+        (400, "unattainable", None),
+        (404, "model_not_found", "invalid"),
+        (413, "too_large", "invalid"),
+        (401, "key", "auth"),
+        (403, "host", "auth"),
+        (429, "crowded", None),
+        (429, "too_many", "limit"),
+        (429, "queue_full", "queue_full"),
+        (429, "wait", "wait"),
+        (503, "loading", "loading"),
+        (503, "draining", "draining"),
+        (503, "closed", "draining"),
+        (503, "failed", "failed"),
+        (503, "cancelled", None),
+        (504, "late", None),
+        (500, "failed", None),
+        (499, "", None),
+    ],
+)
+def test_only_what_never_got_to_the_engine_was_refused(status, code, reason):
+    assert reason_of(status, code) == reason
+
+
+# -- over HTTP ------------------------------------------------------------------------------------------
+
+ASK = {"prompt": "Once upon", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def running():
+    pytest.importorskip("torch", reason="needs the extra 'llm'")
+    log, model = EventLog(), stock()
+    loaded = []
+
+    def load(metrics):
+        loaded.append(text_service(model, metrics, observers=[metrics, log]))
+        return loaded[0]
+
+    with serving(load) as (url, said, _):
+        assert said.get(timeout=60) == "ready: tiny"
+        yield url, loaded[0].service, log
+
+
+def cut(url, body, read=0):
+    """Ask, read so many events, and go away."""
+    data = json.dumps(body).encode()
+    lines = ["POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json"]
+    head = "\r\n".join([*lines, f"content-length: {len(data)}", "", ""])
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+        connection.sendall(head.encode() + data)
+        seen = b""
+        while seen.count(b"data: ") < read:
+            seen += connection.recv(65_536)
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_what_http_counts_adds_up_with_the_event_log(running):
+    url, service, log = running
+    with httpx.Client(base_url=url, timeout=60) as client:
+        whole = client.post("/v1/completions", json={**ASK, "max_tokens": 60}).json()["choices"][0]["text"]
+        stop = next(whole[at : at + 2] for at in range(4, len(whole)) if whole.find(whole[at : at + 2]) == at)
+        codes = [
+            client.post("/v1/completions", json=body, headers=headers).status_code
+            for body, headers in [
+                ({**ASK, "n": 3, "slo": {"ttft_ms": 60_000, "tpot_ms": 60_000}}, {}),
+                ({**ASK, "stream": True, "odd": 1, "stranger": 2}, {"x-slo-ttft-ms": "junk"}),
+                ({**ASK, "max_tokens": 200, "stop": [stop]}, {}),
+                ({**ASK, "max_tokens": 0}, {}),
+                ({**ASK, "model": "tony"}, {}),
+                ({**ASK, "prompt": [999]}, {}),
+                ({**ASK, "slo": {"e2e_ms": 0.001}}, {}),
+            ]
+        ]
+        assert codes == [200, 200, 200, 400, 404, 400, 400]
+        cut(url, {**ASK, "max_tokens": 240, "stream": True}, read=2)
+        assert until(lambda: not service.snapshot().open)
+        assert until(lambda: Told(client.get("/metrics").text)("disconnects_total", when="streaming") == 1)
+        assert settled(service)
+        time.sleep(RENDER_S)
+        page = client.get("/metrics").text
+    told = Told(page)
+    assert told("refused_total", reason="invalid") == told("requests_total", outcome="refused") == 3
+    engine = {name: told("requests_total", outcome=name) for name in ("on_time", "late", "dropped", "cancelled")}
+    assert sum(engine.values()) == len(log.requests) == service.report.submitted
+    assert engine["dropped"] == service.report.counts["dropped"] == told("dropped_total", code="unattainable") == 1
+    # a text that a stop string ended is whole for its client; for the engine it was cancelled
+    assert engine["cancelled"] == service.report.counts["cancelled"] - 1
+    assert told("request_success_total", finished_reason="stop", model="tiny") == 1
+    outputs = sum(len(request.get("outputs", [])) for request in log.requests.values())
+    assert told("generation_tokens_total", model="tiny") == outputs
+    begun = sum("outputs" in request for request in log.requests.values())
+    assert told("prompt_tokens_total") == begun * len("Once upon")
+    assert told("slo_attained_total") == 3 and told("slo_missed_total", what="dropped") == 1
+    assert told("unknown_fields_total") == 2 and told("slo_header_invalid_total") == 1
+    assert told("request_params_n_count") == 7 and told("request_params_n_sum") == 9
+    assert told("http_requests_total", route="/v1/completions", code="400") == 3
+    assert told("http_streams") == 0 and told("http_connections") >= 1 and told("kv_slots_used") == 0
+    assert told("build_info", backend="text", policy="Priced") == 1 == told("ready")
+    assert told("http_request_body_bytes_count") == 9 and told("step_batch_size_count") == len(log.steps)
+
+
+def test_refusals_for_want_of_a_key_or_while_it_loads_are_counted():
+    pytest.importorskip("torch", reason="needs the extra 'llm'")
+    import threading
+
+    go, model = threading.Event(), stock()
+
+    def load(metrics):
+        assert go.wait(60)
+        return text_service(model, metrics)
+
+    with serving(load, keys=["secret"]) as (url, said, _), httpx.Client(base_url=url, timeout=60) as client:
+        key = {"authorization": "Bearer secret"}
+        assert client.post("/v1/completions", json=ASK, headers=key).status_code == 503
+        assert client.post("/v1/completions", json=ASK).status_code == 401
+        told = Told(client.get("/metrics", headers=key).text)
+        assert told("refused_total", reason="loading") == told("refused_total", reason="auth") == 1
+        assert told("ready") == 0
+        go.set()
+        assert said.get(timeout=60) == "ready: tiny"
