@@ -7,44 +7,78 @@ from pathlib import Path
 from typing import Any
 
 from neustream.by_name import make_policy
+from neustream.core.policy import Policy
 from neustream.engine.clock import WallClock
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, ConfigError, told
 from neustream.server.bodies import ImageBody
 from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.gateway import ImageModel, Loaded, Model, TextModel
+from neustream.server.gateway import Loaded
+from neustream.server.models import BATCH, ImageModel, Model, TextModel
 from neustream.service.mount import Mount
 from neustream.service.service import Service
 
 
 def load(config: ServerConfig, observer: Observer) -> Loaded:
-    """A running service of all models; BackendError says which one cannot be had, and why."""
-    mounts: dict[str, Mount] = {}
-    finish: list[Callable[[], Model]] = []
-    for model in config.models:
-        make = _text if model.kind == "text" else _image
-        try:
-            mounts[model.name], done = make(model, config)
-        except (TypeError, ValueError, OSError, KeyError) as error:
-            raise BackendError(f"model {model.name!r}: {told(error)}") from error
-        except BackendError as error:
-            raise BackendError(f"model {model.name!r}: {error}") from error
-        finish.append(done)
+    """A running service of all models that can be had; the others are told of in what it returns.
+
+    BackendError, with why, if there is none; ConfigError for what the config says of no model.
+    """
     chosen = config.policy if isinstance(config.policy, Mapping) else {"name": config.policy}
     named = dict(chosen)
     policy = make_policy(named.pop("name", "default"), named)
-    placement = {model.name: [model.device] for model in config.models}
-    alone, clock = len(mounts) == 1, WallClock()
-    service = Service(
+    failed: dict[str, str] = {}
+    mounts: dict[str, Mount] = {}
+    finish: dict[str, Callable[[], Model]] = {}
+    for model in config.models:
+        make = _text if model.kind == "text" else _image
+        try:
+            mounts[model.name], finish[model.name] = make(model, config)
+        except Exception as error:  # whatever a library has against a model
+            failed[model.name] = told(error)
+    places = {model.name: model.device for model in config.models}
+    clock = WallClock()
+    while mounts:
+        try:
+            service = _service(config, mounts, places, policy, observer)
+        except BackendError as error:
+            name = _whose(error, mounts)
+            failed[name] = str(error).removeprefix(_before(name))
+            del mounts[name], finish[name]
+        else:
+            return Loaded(service, [done() for done in finish.values()], failed, clock.now())
+    raise BackendError("; ".join([_before(name) + why for name, why in failed.items()]))
+
+
+def _service(
+    config: ServerConfig, mounts: Mapping[str, Mount], places: Mapping[str, str], policy: Policy, observer: Observer
+) -> Service:
+    alone = len(mounts) == 1
+    first = places[next(iter(mounts))]
+    return Service(
         {"": next(iter(mounts.values()))} if alone else mounts,
-        placement=None if alone else placement,
-        devices=[config.models[0].device] if alone else None,
+        placement=None if alone else {name: [places[name]] for name in mounts},
+        devices=[first] if alone else None,
         policy=policy,
         max_open=config.limits.max_open,
         step_timeout_s=config.step_timeout_s,
         observers=[observer],
     )
-    return Loaded(service, [done() for done in finish], clock.now())
+
+
+def _before(name: str) -> str:
+    """What a service says in front of what is wrong with a model."""
+    return f"model {name!r}: "
+
+
+def _whose(error: BackendError, mounts: Mapping[str, Mount]) -> str:
+    """The model that a service could not be opened for; raises the error if that is none's."""
+    if len(mounts) == 1:
+        return next(iter(mounts))
+    for name in mounts:
+        if str(error).startswith(_before(name)):
+            return name
+    raise error
 
 
 def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[], Model]]:
@@ -75,7 +109,8 @@ def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[]
     def done() -> TextModel:
         slo = config.slo.slo(server.promises.fallback_ttft_ms)
         model = mount.model
-        return TextModel(config.name, tokenizer, model.max_len, model.vocabulary, slo)
+        limits = model.max_len, model.vocabulary
+        return TextModel(config.name, tokenizer, *limits, slo, model.slots, config.device)
 
     return mount, done
 
@@ -112,7 +147,8 @@ def _image(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[
 
     def done() -> ImageModel:
         slo = config.slo.slo(server.promises.fallback_ttft_ms)
-        return ImageModel(config.name, sizes, _arguments(pipe, known, sizes[0]), slo)
+        batch = int(options.get("max_batch", BATCH))
+        return ImageModel(config.name, sizes, _arguments(pipe, known, sizes[0]), slo, batch, config.device)
 
     return mount, done
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from neustream.server.bodies import DetokenizeBody, InferenceBody, TokenizeBody
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
-from neustream.server.gateway import Model, TextModel
+from neustream.server.models import Model, TextModel
 from neustream.server.wire import while_there
 
 
@@ -23,10 +23,15 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """GET /ready: whether requests are taken."""
+    """GET /ready: whether requests of all models are taken; else why not."""
     gateway = request.app.state.gateway
-    state = gateway.state if gateway.alive else "failed"
-    content = {"state": state, "reason": gateway.reason}
+    faults = gateway.faults
+    state = "failed" if faults and gateway.state == "ready" else gateway.state
+    reasons = [f"model {name!r}: {why}" for name, why in faults.items()]
+    content = {"state": state, "since_s": gateway.since_s, "reason": gateway.reason or "; ".join(reasons)}
+    if gateway.state == "ready":
+        served = {model.name: "ready" for model in gateway.known if model.name not in faults}
+        content["models"] = {**served, **faults}
     headers = {} if state == "ready" else {"retry-after": "5"}
     return JSONResponse(content, 200 if state == "ready" else 503, headers=headers)
 
@@ -108,6 +113,7 @@ async def inference(request: Request) -> Response:
     context = Context.of(request)
     body = await context.body(InferenceBody)
     model = context.gateway.text(None)
+    context.gateway.admit(model)
     ids = await context.gateway.think(model.encode, body.prompt, size=len(body.prompt))
     try:
         answer = context.gateway.submit(model, ids, max_tokens=body.num_tokens, ignore_eos=True, id=context.id)

@@ -100,9 +100,21 @@ class HttpConfig(_Section):
 
 
 class LimitConfig(_Section):
-    """What one server takes at once."""
+    """What one server takes at once.
+
+    Args:
+        max_open: requests without an answer; max_queued: of one model that have not run; None: four
+            times those of its largest step.
+        max_wait_s: who would wait for longer is refused; None: nobody is.
+        undelivered: events of a stream that its client has not read; at more it is cancelled.
+        pixels: of an image that is sent, in millions.
+    """
 
     max_open: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    max_queued: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_wait_s: Seconds | None = None
+    undelivered: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    pixels: Annotated[int, Field(ge=1, le=1_000)] = 40
     text_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     image_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 32_768
 
@@ -116,6 +128,7 @@ class ServerConfig(_Section):
     http: HttpConfig = HttpConfig()
     limits: LimitConfig = LimitConfig()
     step_timeout_s: Seconds | None = None
+    exit_on_engine_death: bool = True
 
     @model_validator(mode="after")
     def _different_names(self) -> ServerConfig:

@@ -46,7 +46,7 @@ class Context:
 
     async def body(self, kind: type[B]) -> B:
         """The request's body; HTTPError, as soon as the server takes nothing, or for what is none."""
-        _ = self.gateway.service
+        self.gateway.check()
         limits = self.config.limits
         kilobytes = limits.image_body_kb if issubclass(kind, ImageBody) else limits.text_body_kb
         found = await body_of(self.request, kind, kilobytes * 1024, self.config.http.body_timeout_s)

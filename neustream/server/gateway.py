@@ -6,13 +6,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Thread
 from typing import Any, Literal
 
-from neustream.core.types import SLO
+from neustream.engine.clock import stopwatch
+from neustream.engine.snapshot import Snapshot
 from neustream.errors import nearest, told
-from neustream.server.bodies import ImageBody
+from neustream.server.admission import Admission, Began
+from neustream.server.config import LimitConfig
 from neustream.server.errors import HTTPError
+from neustream.server.models import ImageModel, Model, TextModel
 from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.notes import Asked, Note, Unasked
 from neustream.service.answer import Answer
@@ -20,92 +25,33 @@ from neustream.service.service import Service
 
 log = logging.getLogger(__name__)
 
-NOTHING = SLO()
-"""Promises nothing."""
 State = Literal["loading", "ready", "draining", "stopped", "failed"]
 INLINE = 2000
 """Characters of a prompt that are tokenised on the event loop; longer ones on a thread."""
-CHARACTERS = 32
-"""Characters that a token has at most, for the check before a prompt is tokenised."""
-
-
-@dataclass(frozen=True)
-class TextModel:
-    """A language model: its name, its tokenizer (None: token ids only), tokens of a request."""
-
-    name: str
-    tokenizer: Any
-    max_len: int
-    vocabulary: int
-    slo: SLO = NOTHING
-    kind: Literal["text"] = "text"
-
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """The tokens of a text; HTTPError without a tokenizer, or for a text that cannot fit."""
-        if self.tokenizer is None:
-            raise HTTPError(400, f"model {self.name!r} has no tokenizer: give token ids", "invalid")
-        if len(text) > CHARACTERS * self.max_len:
-            raise HTTPError(
-                400,
-                f"the prompt has {len(text)} characters; {self.max_len} tokens have room for fewer",
-                "invalid",
-                "prompt",
-            )
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some tokens."""
-        if self.tokenizer is None:
-            raise HTTPError(400, f"model {self.name!r} has no tokenizer", "invalid")
-        if beyond := [token for token in ids if token >= self.vocabulary]:
-            wrong = f"{beyond[0]} is no token: the vocabulary has {self.vocabulary}"
-            raise HTTPError(400, wrong, "invalid", "tokens")
-        text: str = self.tokenizer.decode(list(ids))
-        return text
-
-    def chat(self, messages: list[dict[str, str]], arguments: Mapping[str, Any]) -> list[int]:
-        """The tokens of a chat by the model's own template; HTTPError without one."""
-        if getattr(self.tokenizer, "chat_template", None) is None:
-            text = f"model {self.name!r} has no chat template; use /v1/completions"
-            raise HTTPError(400, text, "unsupported", "messages")
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
-        except Exception as error:  # of a template: it may raise anything
-            raise HTTPError(400, f"the chat template: {told(error)}", "invalid", "messages") from error
-        return self.encode(text, special=False)
-
-
-@dataclass(frozen=True)
-class ImageModel:
-    """A pipeline: its sizes, and the arguments of its call for an image of a request."""
-
-    name: str
-    sizes: Sequence[str]
-    arguments: Callable[[ImageBody, int], dict[str, Any]]
-    slo: SLO = NOTHING
-    kind: Literal["image"] = "image"
-
-
-Model = TextModel | ImageModel
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What loading gives: the running service, and its models.
+    """What loading gives.
 
-    `warmup_s`: seconds of it that went into measuring them and starting the engine.
+    Args:
+        service: that runs; None: all models have engines of their own.
+        models: that are served.
+        failed: those that could not be loaded, and why.
+        warmup_s: seconds of it that went into measuring them and starting the engine.
     """
 
-    service: Service
+    service: Service | None
     models: Sequence[Model]
+    failed: Mapping[str, str] = field(default_factory=dict)
     warmup_s: float = 0.0
 
 
 class Gateway:
-    """The service and its models, once they are loaded.
+    """The models, once they are loaded, and the state that the server is in.
 
     Args:
+        limits: of what is taken in.
         tell: told of requests before the engine is.
 
     Attributes:
@@ -113,21 +59,45 @@ class Gateway:
         connections: how many are open.
     """
 
-    def __init__(self, tell: Callable[[Note], None] = lambda note: None) -> None:
+    def __init__(
+        self,
+        limits: LimitConfig | None = None,
+        tell: Callable[[Note], None] = lambda note: None,
+    ) -> None:
         self.connections: Callable[[], int] = lambda: 0
         self._tell = tell
-        self.state: State = "loading"
+        self._state: State = "loading"
+        self._since = stopwatch()
         self.reason = ""
         self._loaded: Loaded | None = None
         self._models: dict[str, Model] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="neustream-http")
+        self._admission = Admission(limits or LimitConfig(), self._wait_s, self._jobs)
 
     # -- life -------------------------------------------------------------------------------------
 
     async def load(self, load: Callable[[], Loaded]) -> None:
-        """Load on a thread, so that /health answers meanwhile."""
+        """Load on a thread, so that /health answers meanwhile.
+
+        Nobody has to wait for that thread: what it loads once the server has ended is closed again.
+        """
+        loop = asyncio.get_running_loop()
+        came: asyncio.Future[Loaded] = loop.create_future()
+
+        def work() -> None:
+            found: Loaded | BaseException
+            try:
+                found = load()
+            except BaseException as error:
+                found = error
+            try:
+                loop.call_soon_threadsafe(_answer, came, found)
+            except RuntimeError:  # the loop is closed: the server has ended
+                _answer(came, found)
+
+        Thread(target=work, name="neustream-load", daemon=True).start()
         try:
-            self.open(await asyncio.get_running_loop().run_in_executor(self._threads, load))
+            self.open(await came)
         except Exception as error:
             self.state, self.reason = "failed", told(error)
             raise
@@ -136,7 +106,8 @@ class Gateway:
         """Serve from now on."""
         self._loaded = loaded
         self._models = {model.name: model for model in loaded.models}
-        self.state = "ready"
+        if self.state == "loading":
+            self.state = "ready"
 
     def drain(self) -> None:
         """Take nothing more."""
@@ -146,28 +117,88 @@ class Gateway:
     async def close(self, *, cancel: bool) -> None:
         """Serve what is open, or end it; then stop."""
         if self._loaded is not None:
+            for model in self._models.values():
+                if model.own is not None:
+                    await model.own.close()
             service = self._loaded.service
-            await asyncio.get_running_loop().run_in_executor(self._threads, lambda: service.close(cancel=cancel))
+            if service is not None:
+                work = partial(service.close, cancel=cancel)
+                await asyncio.get_running_loop().run_in_executor(self._threads, work)
         self.state = "stopped" if self.state != "failed" else "failed"
         self._threads.shutdown(wait=False)
 
+    # -- how it is --------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state, self._since = state, stopwatch()
+
+    @property
+    def since_s(self) -> float:
+        """Seconds that it has been in its state."""
+        return round(stopwatch() - self._since, 3)
+
+    @property
+    def known(self) -> list[Model]:
+        """All models that were loaded."""
+        return list(self._models.values())
+
+    @property
+    def died(self) -> dict[str, str]:
+        """Models whose engine serves nothing any more, and why."""
+        if self._loaded is None or self.state in ("stopped", "failed"):
+            return {}
+        shot = None if self._loaded.service is None else self._loaded.service.snapshot()
+        found = {}
+        for name, model in self._models.items():
+            why = model.own.fault if model.own is not None else _fault(shot, model.device)
+            if why:
+                found[name] = why
+        return found
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Models that are not served, and why: they could not be loaded, or their engine died."""
+        failed = {} if self._loaded is None else self._loaded.failed
+        return {**failed, **self.died}
+
     @property
     def alive(self) -> bool:
-        """Whether the engine's loop runs, if there is one by now."""
-        if self._loaded is None:
-            return self.state != "failed"
-        return self._loaded.service.snapshot().state in ("serving", "closing", "closed")
+        """Whether all engines live, if there are some by now."""
+        return self.state != "failed" and not self.died
+
+    @property
+    def dead(self) -> bool:
+        """Whether no engine lives."""
+        return self.state == "failed" or (bool(self._models) and len(self.died) == len(self._models))
+
+    def _jobs(self) -> list[Mapping[str, Began]]:
+        """What engines have, by id."""
+        found: list[Mapping[str, Began]] = []
+        if self._loaded is not None and self._loaded.service is not None:
+            found += [member.scheduler.jobs for member in self._loaded.service.engine.members]
+        return found + [model.own.jobs for model in self._models.values() if model.own is not None]
+
+    def _wait_s(self, count: int) -> float | None:
+        service = None if self._loaded is None else self._loaded.service
+        return None if service is None else service.engine.wait_s(count)
 
     def gauges(self) -> Gauges:
         """How the server is at this moment."""
+        state = "failed" if self.state == "ready" and self.faults else self.state
+        reason = self.reason or "; ".join(self.faults.values())
         connections = self.connections()
-        if self._loaded is None:
-            return Gauges(self.state, self.reason, connections=connections)
+        if self._loaded is None or self._loaded.service is None:
+            return Gauges(state, reason, connections=connections)
         service = self._loaded.service
         engine, shot = service.engine, service.snapshot()
         return Gauges(
-            self.state if self.alive else "failed",
-            self.reason or shot.reason,
+            state,
+            reason or shot.reason,
             engine.clock.now(),
             shot.open,
             shot.policy_faults,
@@ -178,40 +209,54 @@ class Gateway:
 
     # -- models -----------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        """HTTPError while nothing is taken."""
+        if self.state != "ready" or self._loaded is None:
+            headers = {"connection": "close"} if self.state == "draining" else {}
+            text = f"this server is {self.state}"
+            raise HTTPError(503, text, self.state, retry_after_s=5.0, headers=headers)
+        if self.dead:
+            raise HTTPError(503, "the engine has failed", "failed", retry_after_s=60.0)
+
     @property
     def service(self) -> Service:
-        """What serves; HTTPError while there is none, or it is to end."""
-        if self.state != "ready" or self._loaded is None:
-            raise HTTPError(503, f"this server is {self.state}", self.state, retry_after_s=5.0)
-        if not self.alive:
-            raise HTTPError(503, "the engine has failed", "failed", retry_after_s=60.0)
+        """What serves most models; HTTPError while there is none, or it is to end."""
+        self.check()
+        assert self._loaded is not None
+        if self._loaded.service is None:
+            raise HTTPError(404, "no model here is served by the service", "not_found")
         return self._loaded.service
 
     @property
     def models(self) -> list[Model]:
-        """Those that are served; HTTPError as of `service`."""
-        _ = self.service
-        return list(self._models.values())
+        """Those that are served; HTTPError while nothing is taken."""
+        self.check()
+        died = self.died
+        return [model for name, model in self._models.items() if name not in died]
 
     def text(self, name: str | None) -> TextModel:
         """A language model by its name, or the only one."""
-        model = self._model(name, "text")
-        assert isinstance(model, TextModel)
-        return model
+        found = self._model(name, "text", lambda model: isinstance(model, TextModel))
+        assert isinstance(found, TextModel)
+        return found
 
     def image(self, name: str | None) -> ImageModel:
         """A pipeline by its name, or the only one."""
-        model = self._model(name, "image")
-        assert isinstance(model, ImageModel)
-        return model
+        found = self._model(name, "images", lambda model: isinstance(model, ImageModel))
+        assert isinstance(found, ImageModel)
+        return found
 
-    def _model(self, name: str | None, kind: str) -> Model:
-        _ = self.service
-        fitting = {each.name: each for each in self._models.values() if each.kind == kind}
+    def _model(self, name: str | None, what: str, fits: Callable[[Model], bool]) -> Model:
+        """A model of a kind that takes requests; HTTPError for what is none, or is not served."""
+        self.check()
+        faults = self.faults
+        if name is not None and name in faults:
+            text = f"model {name!r} is not served: {faults[name]}"
+            raise HTTPError(503, text, "failed", "model", retry_after_s=60.0)
+        fitting = {each.name: each for each in self.models if fits(each)}
         if name is None and len(fitting) == 1:
             return next(iter(fitting.values()))
         if name is None or name not in fitting:
-            what = "text" if kind == "text" else "images"
             text = f"no model {name!r} for {what}; {nearest(name or '', fitting)}"
             raise HTTPError(404, text, "model_not_found", "model")
         return fitting[name]
@@ -223,17 +268,46 @@ class Gateway:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, *args)
 
-    def submit(self, model: Model, *args: Any, **options: Any) -> Answer[Any]:
-        """Ask a model; errors as of `Service.submit`. `options` have the request's id."""
-        service, id = self.service, options["id"]
-        prompt = args[0] if isinstance(model, TextModel) else None
-        tokens = None if prompt is None else len(prompt)
+    def admit(self, model: Model) -> None:
+        """HTTPError if a model takes no more now."""
+        self._admission.check(model.name, model.batch)
+
+    def submit(self, model: Model, *args: Any, id: str, **options: Any) -> Answer[Any]:
+        """Ask a model; errors as of `Service.submit`."""
+        self.check()
+        tokens = len(args[0]) if isinstance(model, TextModel) else None
         self._tell(Asked(id, model.name, model.kind, tokens, options.get("max_tokens")))
         try:
-            return service.submit(*args, model=self._name(model), **options)
+            if model.own is not None:
+                answer: Answer[Any] = model.own.submit(*args, id=id, **options)
+            else:
+                answer = self.service.submit(*args, model=self._name(model), id=id, **options)
         except BaseException:
             self._tell(Unasked(id))
             raise
+        self._admission.came(id, model.name, answer)
+        return answer
 
     def _name(self, model: Model) -> str | None:
-        return None if len(self._models) == 1 else model.name
+        """What the service calls a model; None: it has no other."""
+        assert self._loaded is not None and self._loaded.service is not None
+        return model.name if model.name in self._loaded.service.models else None
+
+
+def _answer(came: asyncio.Future[Loaded], found: Loaded | BaseException) -> None:
+    """Hand over what was loaded; what nobody waits for any more is closed again."""
+    if not came.done() and not came.get_loop().is_closed():
+        if isinstance(found, BaseException):
+            came.set_exception(found)
+        else:
+            came.set_result(found)
+    elif isinstance(found, Loaded) and found.service is not None:
+        Thread(target=partial(found.service.close, cancel=True), daemon=True).start()
+
+
+def _fault(shot: Snapshot | None, device: str) -> str:
+    """Why the service serves nothing on a device any more; empty: it does."""
+    if shot is None or shot.state not in ("serving", "closing", "closed"):
+        return "the engine has failed" + (f": {shot.reason}" if shot is not None and shot.reason else "")
+    here = shot.members.get(device) or next(iter(shot.members.values()), None)
+    return "" if here is None else "; ".join(here.closed.values())

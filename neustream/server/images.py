@@ -17,9 +17,9 @@ from neustream.errors import NeustreamError, nearest
 from neustream.server.bodies import ImageBody, unsupported
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
-from neustream.server.gateway import ImageModel
+from neustream.server.models import ImageModel
 from neustream.server.promises import Promised
-from neustream.server.wire import EventStream, while_there
+from neustream.server.wire import EventStream, Outlet, while_there
 from neustream.service.answer import Answer
 
 
@@ -29,6 +29,7 @@ async def generations(request: Request) -> Response:
     body = await context.body(ImageBody)
     model = context.gateway.image(body.model)
     _check(body, model)
+    context.gateway.admit(model)
     promise = context.promise(body, model.slo)
     answers: list[Answer[Any]] = []
     try:
@@ -131,7 +132,7 @@ async def _stream(context: Context, body: ImageBody, answers: list[Answer[Any]],
         first,
         events,
         context.headers(promise),
-        write_timeout_s=context.config.http.write_timeout_s,
+        outlet=Outlet(),
         failed=context.cut,
     )
     response: Response = stream

@@ -20,6 +20,7 @@ from neustream.server.app import build_app
 from neustream.server.config import ServerConfig
 from neustream.server.gateway import Gateway, Loaded
 from neustream.server.metrics import Metrics
+from neustream.server.wire import SLOW
 
 log = logging.getLogger("neustream.server")
 
@@ -54,11 +55,13 @@ class Server(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 whose heads have to come in time."""
+    """HTTP/1.1 whose heads have to come in time, and whose clients have to read in time."""
 
-    def __init__(self, head_timeout_s: float, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, head_timeout_s: float, write_timeout_s: float, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timeout_s = head_timeout_s
+        self._write_timeout_s = write_timeout_s
+        self._blocked: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -72,8 +75,17 @@ class Protocol(H11Protocol):
         elif self._head is None:
             self._wait()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._blocked = self.loop.call_later(self._write_timeout_s, self._unread)
+
+    def resume_writing(self) -> None:
+        self._go_on()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._go_on()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
@@ -83,6 +95,17 @@ class Protocol(H11Protocol):
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+    def _go_on(self) -> None:
+        if self._blocked is not None:
+            self._blocked.cancel()
+            self._blocked = None
+
+    def _unread(self) -> None:
+        """The client takes nothing: what it has asked for ends, and so does the connection."""
+        if self.scope is not None:
+            self.scope.setdefault("state", {})[SLOW] = True
+        self.transport.abort()
 
     def _late(self) -> None:
         """Half a head, or none: nobody is served by this connection."""
@@ -118,7 +141,7 @@ async def run(
     `load` makes the service, on a thread; the metrics are to observe it.
     """
     metrics = Metrics([model.name for model in config.models])
-    gateway = Gateway(metrics.tell)
+    gateway = Gateway(config.limits, metrics.tell)
     app = build_app(gateway, config, metrics, keys)
     http = config.http
     sock = _listening(http.host, http.port)
@@ -127,7 +150,7 @@ async def run(
     server = Server(
         uvicorn.Config(
             app,
-            http=partial(Protocol, http.head_timeout_s),  # type: ignore[arg-type]
+            http=partial(Protocol, http.head_timeout_s, http.write_timeout_s),  # type: ignore[arg-type]
             lifespan="off",
             access_log=False,
             log_level="warning",
@@ -144,7 +167,14 @@ async def run(
     host = f"[{http.host}]" if ":" in http.host else http.host
     say(f"serving on http://{host}:{port}")
     try:
-        await _until_drained(gateway, lambda: _loaded(load, metrics), drained, serving, say)
+        await _until_drained(
+            gateway,
+            lambda: _loaded(load, metrics),
+            drained,
+            serving,
+            say,
+            exit_on_death=config.exit_on_engine_death,
+        )
     except NeustreamError:
         server.code = 1
         raise
@@ -169,7 +199,7 @@ def _loaded(load: Callable[[Metrics], Loaded], metrics: Metrics) -> Loaded:
 
 def _policies(loaded: Loaded) -> list[Policy]:
     """The policies of all members."""
-    members = loaded.service.engine.members
+    members = () if loaded.service is None else loaded.service.engine.members
     return [rule for member in members for rule in member.scheduler.policies.values()]
 
 
@@ -179,22 +209,26 @@ async def _until_drained(
     drained: asyncio.Event,
     serving: asyncio.Future[Any],
     say: Callable[[str], None],
+    *,
+    exit_on_death: bool,
 ) -> None:
-    """Load, then wait for a signal, or until the engine has died."""
+    """Load, then wait for a signal, or until no engine lives. A signal does not wait for the load."""
     loading: asyncio.Future[Any] = asyncio.ensure_future(gateway.load(load))
     signalled: asyncio.Future[Any] = asyncio.ensure_future(drained.wait())
     await asyncio.wait({loading, signalled, serving}, return_when=asyncio.FIRST_COMPLETED)
-    if loading.done():
-        loading.result()
-        names = ", ".join(model.name for model in gateway.models)
-        say(f"ready: {names}")
+    if not loading.done():
+        loading.cancel()
+        return
+    loading.result()
+    names = ", ".join(model.name for model in gateway.models)
+    say(f"ready: {names}")
+    for name, why in gateway.faults.items():
+        log.error("model %r is not served: %s", name, why)
     while not signalled.done() and not serving.done():
         await asyncio.wait({signalled, serving}, timeout=LOOK_S)
-        if not gateway.alive:
-            raise RuntimeError("the engine has died")
+        if gateway.dead and exit_on_death:
+            raise RuntimeError("the engine has died: " + "; ".join(set(gateway.died.values())))
     signalled.cancel()
-    if not loading.done():
-        await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _end(gateway: Gateway, server: Server, serving: asyncio.Future[None], timeout_s: float) -> None:

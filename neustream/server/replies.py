@@ -13,6 +13,7 @@ from neustream.server.bodies import StreamOptions
 from neustream.server.likelihoods import Names, Place, of_chat, of_completion
 from neustream.server.promises import Promised
 from neustream.server.stops import Stops
+from neustream.server.wire import Outlet
 from neustream.service.answer import Answer
 
 
@@ -113,6 +114,7 @@ class Reply:
     names: Names
     created: int = field(default_factory=lambda: int(date()))
     choices: list[Choice] = field(default_factory=list)
+    outlet: Outlet = field(default_factory=Outlet)
 
     @property
     def usage(self) -> dict[str, Any]:

@@ -24,13 +24,13 @@ from neustream.server.bodies import (
 )
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
-from neustream.server.gateway import TextModel
 from neustream.server.likelihoods import Names
+from neustream.server.models import TextModel
 from neustream.server.observe.notes import Stopped
 from neustream.server.promises import Promised
 from neustream.server.replies import Choice, Events, Reply, chunks
 from neustream.server.stops import Stops
-from neustream.server.wire import EventStream, while_there
+from neustream.server.wire import EventStream, Outlet, while_there
 
 DEFAULT_TOKENS = 16
 """Of completions that do not say how many; chats go on to the end of the context."""
@@ -57,6 +57,7 @@ async def completions(request: Request) -> Response:
     if len(body.prompts) * body.choices > MOST_CHOICES:
         text = f"at most {MOST_CHOICES} choices in all, got {len(body.prompts) * body.choices}"
         raise HTTPError(400, text, "invalid", "n")
+    context.gateway.admit(model)
     prompts = [await _prompt(context, model, prompt, echo=body.echo) for prompt in body.prompts]
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     return await _serve(context, body, model, prompts, most)
@@ -70,6 +71,7 @@ async def chat_completions(request: Request) -> Response:
     _check(body)
     if body.top_logprobs and not body.logprobs:
         raise HTTPError(400, "top_logprobs: needs logprobs: true", "invalid", "top_logprobs")
+    context.gateway.admit(model)
     messages = [{"role": each.role, "content": each.text} for each in body.messages]
     size = sum([len(each["content"]) for each in messages])
     ids = await context.gateway.think(model.chat, messages, body.chat_template_kwargs or {}, size=size)
@@ -109,7 +111,7 @@ async def _serve(
     context.metrics.params(model.name, body.choices, most)
     try:
         _submit(context, body, model, prompts, most, reply)
-        events = _tokens(reply, promise)
+        events = _tokens(reply, promise, context.config.limits.undelivered)
         if body.stream:
             return await _stream(context, body, reply, events)
         return await _whole(context, reply, events)
@@ -169,10 +171,13 @@ def _sampling(body: TextBody) -> dict[str, Any]:
     return found
 
 
-async def _tokens(reply: Reply, promise: Promised) -> Events:
-    """The tokens of all choices as they come; HTTPError as soon as one comes to nothing."""
+async def _tokens(reply: Reply, promise: Promised, undelivered: int) -> Events:
+    """The tokens of all choices as they come; HTTPError as soon as one comes to nothing.
+
+    Where more than `undelivered` of them wait for a client that does not read, its request ends.
+    """
     queue: asyncio.Queue[tuple[Choice, Any]] = asyncio.Queue()
-    readers = [asyncio.ensure_future(_read(choice, queue)) for choice in reply.choices]
+    readers = [asyncio.ensure_future(_read(choice, queue, reply.outlet, undelivered)) for choice in reply.choices]
     until = asyncio.get_running_loop().time() + promise.timeout_s
     left = len(readers)
     try:
@@ -202,10 +207,18 @@ async def _next(queue: asyncio.Queue[tuple[Choice, Any]], until: float) -> tuple
         raise HTTPError(504, "its time ran out", "expired") from None
 
 
-async def _read(choice: Choice, queue: asyncio.Queue[tuple[Choice, Any]]) -> None:
+async def _read(
+    choice: Choice,
+    queue: asyncio.Queue[tuple[Choice, Any]],
+    outlet: Outlet,
+    undelivered: int,
+) -> None:
     """Put a choice's tokens into the queue, then None; an error in place of that."""
     try:
         async for token in choice.answer:
+            if outlet.blocked and queue.qsize() >= undelivered:
+                outlet.full.set()
+                break
             queue.put_nowait((choice, token))
             if choice.finish_reason is not None:  # a stop string was met
                 break
@@ -243,7 +256,7 @@ async def _stream(context: Context, body: TextBody, reply: Reply, events: Events
         first,
         parts,
         context.headers(reply.promise),
-        write_timeout_s=context.config.http.write_timeout_s,
+        outlet=reply.outlet,
         failed=context.cut,
     )
     response: Response = stream

@@ -21,6 +21,9 @@ SSE = {
     "x-accel-buffering": "no",
 }
 
+SLOW = "slow_reader"
+"""In the state of a request whose client did not read what was written to it in time."""
+
 
 class Gone(Exception):
     """The client went away."""
@@ -88,6 +91,19 @@ async def gone(receive: Receive) -> None:
         pass
 
 
+class Outlet:
+    """Where a stream's events leave it.
+
+    Attributes:
+        blocked: whether the client does not take what is written.
+        full: set by those who make events, once too many of them wait for such a client.
+    """
+
+    def __init__(self) -> None:
+        self.blocked = False
+        self.full = asyncio.Event()
+
+
 class EventStream:
     """A response of events, as ASGI.
 
@@ -96,6 +112,7 @@ class EventStream:
 
     Args:
         first: the first event; events: the others.
+        outlet: by which those who make them hear of a client that does not read.
         failed: told of what went wrong behind it.
     """
 
@@ -105,22 +122,23 @@ class EventStream:
         events: AsyncIterator[bytes],
         headers: Mapping[str, str],
         *,
-        write_timeout_s: float,
+        outlet: Outlet,
         failed: Callable[[HTTPError | Gone], None],
     ) -> None:
         self._first = first
         self._events = events
         self._headers = {**SSE, **headers}
-        self._write_timeout_s = write_timeout_s
+        self._outlet = outlet
         self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_there(receive, self._copy(send))
+            await while_there(receive, self._copied(send))
         except Gone as away:
-            self._failed(away)
-        except TimeoutError:
-            self._failed(HTTPError(499, "the client reads too slowly", "slow_reader"))
+            slow = scope.get("state", {}).get(SLOW)
+            self._failed(_too_slow() if slow else away)
+        except _Full:
+            self._failed(_too_slow())
         except BaseException as error:
             known = of_request(error)
             self._failed(known)
@@ -136,6 +154,20 @@ class EventStream:
             if close is not None:
                 await close()
 
+    async def _copied(self, send: Send) -> None:
+        """Send all events; _Full if too many of them wait for a client that does not read."""
+        copying = asyncio.ensure_future(self._copy(send))
+        full = asyncio.ensure_future(self._outlet.full.wait())
+        try:
+            await asyncio.wait({copying, full}, return_when=asyncio.FIRST_COMPLETED)
+            if not copying.done():
+                raise _Full
+            copying.result()
+        finally:
+            for each in (copying, full):
+                each.cancel()
+            await asyncio.gather(copying, full, return_exceptions=True)
+
     async def _copy(self, send: Send) -> None:
         headers = [(name.encode(), value.encode("latin-1")) for name, value in self._headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -144,9 +176,18 @@ class EventStream:
             await self._write(send, event)
 
     async def _write(self, send: Send, event: bytes) -> None:
-        """Send an event; TimeoutError if the client does not read."""
-        async with asyncio.timeout(self._write_timeout_s):
-            await send(_part(event))
+        """Send an event; while that waits for the client, others see it."""
+        self._outlet.blocked = True
+        await send(_part(event))
+        self._outlet.blocked = False
+
+
+class _Full(Exception):
+    """Too many events wait."""
+
+
+def _too_slow() -> HTTPError:
+    return HTTPError(499, "the client reads too slowly", "slow_reader")
 
 
 def _part(body: bytes) -> Message:

@@ -15,8 +15,9 @@ from neustream.backends.copies import twin
 from neustream.backends.loading import BYTES_TEMPLATE
 from neustream.backends.transformers.from_config import byte_tokenizer
 from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.gateway import Loaded, TextModel
+from neustream.server.gateway import Loaded
 from neustream.server.lifecycle import run
+from neustream.server.models import TextModel
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 256}
 
@@ -46,7 +47,7 @@ def text_service(model, metrics, **options):
     given = {"profile": Flat(), "slots": 8, "observers": [metrics], **options}
     service = serve(twin(model), tokenizer, **given)
     known = service.models[""].model
-    return Loaded(service, [TextModel("tiny", tokenizer, known.max_len, known.vocabulary)])
+    return Loaded(service, [TextModel("tiny", tokenizer, known.max_len, known.vocabulary, batch=known.slots)])
 
 
 @contextlib.contextmanager

@@ -1,0 +1,123 @@
+"""What is behind a route: a language model or a pipeline, as the front knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from neustream.core.types import SLO
+from neustream.errors import told
+from neustream.server.admission import Began
+from neustream.server.bodies import ImageBody
+from neustream.server.errors import HTTPError
+
+NOTHING = SLO()
+"""Promises nothing."""
+BATCH = 16
+"""Requests of one step, where a model does not say."""
+CHARACTERS = 32
+"""Characters that a token has at most, for the check before a prompt is tokenised."""
+
+
+class Own(Protocol):
+    """An engine that one model has to itself, beside the service."""
+
+    @property
+    def fault(self) -> str:
+        """Why it serves nothing any more; empty: it does."""
+        ...
+
+    @property
+    def jobs(self) -> Mapping[str, Began]:
+        """What it has, by id."""
+        ...
+
+    def submit(self, *args: Any, **options: Any) -> Any:
+        """As `Service.submit`; on the event loop."""
+        ...
+
+    async def close(self) -> None:
+        """End what is open, and stop; on the event loop."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A language model.
+
+    Args:
+        tokenizer: None: it takes token ids only.
+        max_len: tokens of a request, prompt and outputs.
+        slo: what requests are promised that bring no promise.
+        batch: requests of one step, at most.
+        device: where the service has it; own: its engine, where it is not the service's.
+    """
+
+    name: str
+    tokenizer: Any
+    max_len: int
+    vocabulary: int
+    slo: SLO = NOTHING
+    batch: int = BATCH
+    device: str = ""
+    own: Own | None = None
+    kind: Literal["text"] = "text"
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The tokens of a text; HTTPError without a tokenizer, or for a text that cannot fit."""
+        if self.tokenizer is None:
+            raise HTTPError(400, f"model {self.name!r} has no tokenizer: give token ids", "invalid")
+        if len(text) > CHARACTERS * self.max_len:
+            raise HTTPError(
+                400,
+                f"the prompt has {len(text)} characters; {self.max_len} tokens have room for fewer",
+                "invalid",
+                "prompt",
+            )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens."""
+        if self.tokenizer is None:
+            raise HTTPError(400, f"model {self.name!r} has no tokenizer", "invalid")
+        if beyond := [token for token in ids if token >= self.vocabulary]:
+            wrong = f"{beyond[0]} is no token: the vocabulary has {self.vocabulary}"
+            raise HTTPError(400, wrong, "invalid", "tokens")
+        text: str = self.tokenizer.decode(list(ids))
+        return text
+
+    def chat(self, messages: list[dict[str, str]], arguments: Mapping[str, Any]) -> list[int]:
+        """The tokens of a chat by the model's own template; HTTPError without one."""
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            text = f"model {self.name!r} has no chat template; use /v1/completions"
+            raise HTTPError(400, text, "unsupported", "messages")
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
+        except Exception as error:  # of a template: it may raise anything
+            raise HTTPError(400, f"the chat template: {told(error)}", "invalid", "messages") from error
+        return self.encode(text, special=False)
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A pipeline.
+
+    Args:
+        sizes: that are served.
+        arguments: of its call, for an image of a request by its number.
+        slo, batch, device, own: as of a `TextModel`.
+    """
+
+    name: str
+    sizes: Sequence[str]
+    arguments: Callable[[ImageBody, int], dict[str, Any]]
+    slo: SLO = NOTHING
+    batch: int = BATCH
+    device: str = ""
+    own: Own | None = None
+    kind: Literal["image"] = "image"
+
+
+Model = TextModel | ImageModel
