@@ -6,8 +6,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,19 @@ from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
 from neustream.backends.diffusers.parts import models_of, parts_of
+from neustream.backends.diffusers.preview_stages import PreviewStages
+from neustream.backends.diffusers.previews import Preview
 from neustream.backends.diffusers.rehearsals import Rehearsals
-from neustream.backends.diffusers.replica import Dimensions, ProbeModule, Replica, Sample, default_sample
+from neustream.backends.diffusers.replica import (
+    Dimensions,
+    ProbeModule,
+    Replica,
+    Sample,
+    default_sample,
+)
 from neustream.backends.diffusers.request import (
     StepCounts,
+    StockCall,
     check,
     kind_of,
     named_arguments,
@@ -51,18 +59,6 @@ RESERVED = {"slo", "id", "model", "on_step"}
 """Arguments of `submit` itself."""
 PROBE_S = 0.02
 """Seconds that probing a request is taken to need, until one was seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class StockCall:
-    """A call as its caller made it: its arguments, those with the pipeline's defaults, its kind."""
-
-    named: dict[str, Any]
-    whole: Mapping[str, Any]
-    kind: Hashable
-    steps: int
-    samples: int
-    on_step: Callable[[Progress], None] | None
 
 
 class PipelineMount:
@@ -173,6 +169,7 @@ class PipelineMount:
         if samples is None:
             usual = default_sample(self.pipe, first.parts.device)
             samples = [] if usual is None else [usual]
+        self._previews = PreviewStages(self._replicas, self._devices, host, check_finite=self._check_finite)
         instances = [self._probe_on(replica) for replica in self._replicas]
         for sample in samples:
             opened = self._open_sample(sample)
@@ -250,7 +247,11 @@ class PipelineMount:
 
         Args:
             on_step: told of each denoising step, with the latents, on the device's thread.
+
+        In place of all that it takes one `Progress.preview()`: the picture of that step.
         """
+        if len(args) == 1 and isinstance(args[0], Preview) and not kwargs and on_step is None:
+            return self._preview(args[0])
         check_callable("on_step", on_step)
         named = named_arguments(self.pipe, args, kwargs)
         if why := self._replicas[0].changed():
@@ -292,6 +293,10 @@ class PipelineMount:
             "on_step": asked.on_step,
         }
         return Call(shape.graph, params, _output, over=partial(self._over, asked, shape))
+
+    def _preview(self, preview: Preview) -> Call:
+        with self._lock:
+            return self._previews.call(preview, self._shapes, self._one_less)
 
     def _over(self, asked: StockCall, shape: Shape) -> None:
         self._one_less(shape)
@@ -339,7 +344,7 @@ class PipelineMount:
     def _forget(self, shape: Shape) -> None:
         self._shapes.forget(shape)
         self._rehearsals.forget(shape)
-        gone = list(shape.stages.values())
+        gone = shape.all_stages
         for replica in self._replicas:
             for stage in gone:
                 replica.roles.pop(stage, None)

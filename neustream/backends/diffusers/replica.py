@@ -220,9 +220,16 @@ class ProbeModule:
         try:
             return {"dimensions": self._replica.probe(given.params["arguments"])}
         except Exception as error:  # the stock call may raise anything
-            failed = StageFailed(told(error))
-            failed.__cause__ = error
-            return failed
+            return failure(error)
+
+
+def failure(error: BaseException) -> StageFailed:
+    """What a stock call raised, as the failure of its stage."""
+    if isinstance(error, StageFailed):
+        return error
+    failed = StageFailed(told(error))
+    failed.__cause__ = error
+    return failed
 
 
 def default_sample(pipe: DiffusionPipeline, device: Any) -> dict[str, Any] | None:

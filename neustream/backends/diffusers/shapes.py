@@ -46,6 +46,13 @@ class Shape:
     measured: Mapping[str, LatencyProfile] | None = None
     open: int = 0
     profiles: Mapping[str, LatencyProfile] = field(default_factory=dict)
+    preview: Graph | None = None
+    """What previews go through, once there was one."""
+
+    @property
+    def all_stages(self) -> list[str]:
+        """The names of its stages, with that of previews."""
+        return [*self.stages.values(), *([] if self.preview is None else [self.preview.name])]
 
     @property
     def files(self) -> dict[str, str]:
@@ -114,6 +121,13 @@ class Shapes:
         stages = {role: Stage(name, max_batch=self._batches[role], size=sizes[role]) for role, name in names.items()}
         graph = graph_of(self._prefix + label, stages)
         return Shape(dimensions, graph, names, rows, samples)
+
+    def preview(self, shape: Shape) -> tuple[Graph, LatencyProfile]:
+        """The graph of a shape's previews, and its profile: to begin with, that of its decoder."""
+        name = f"{self._prefix}preview@{shape.dimensions.label}"
+        size = partial(share_of, "samples", shape.samples)
+        graph = Graph(name, Stage(name, max_batch=self._batches["decode"], size=size))
+        return graph, guessed(_table(shape.profiles["decode"]))
 
     def keep(self, shape: Shape) -> None:
         """Serve a new shape."""
