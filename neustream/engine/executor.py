@@ -165,7 +165,7 @@ class ThreadExecutor:
         for (_, device), module in places.items():
             module.load(device)
         self._process = os.getpid()
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # it may be closed by a finalizer, anywhere
         self._closed = False
         self._check_finite = check_finite
         self._workers = [Worker(f"neustream-worker-{at}", mods) for at, mods in enumerate(sets)]
@@ -219,6 +219,7 @@ class ThreadExecutor:
         with self._closing:
             self._closed = True
             for worker in self._workers:
+                worker.post(worker.modules.clear)  # models are no longer needed
                 worker.post(None)
         if wait:
             for worker in self._workers:

@@ -100,6 +100,14 @@ class Host(Protocol):
         """Forget stages that no request has ahead, by the device's name."""
         ...
 
+    def make_way(self) -> None:
+        """Another service wants the model: close this one, if nobody can miss it.
+
+        If nobody refers to it any more, this waits until it has served what is open. At a prompt or
+        in a notebook, where cells run again, it is closed too, and its requests are cancelled.
+        """
+        ...
+
 
 class Mount(Protocol):
     """A model, ready to be scheduled; one object, whatever number of devices it is on.

@@ -120,16 +120,17 @@ class PipelineMount:
         self._cache = cache
         self._show = sys.stderr.isatty() if progress is None else progress
         self._generators = Generators()
-        self._rehearsals = Rehearsals(self._batches, measure_s, self._learnt)
         self._lock = threading.RLock()
         self._serves = False
-        self.observers: Sequence[Observer] = (Doubts(self._measured), self._rehearsals)
+        self.observers: Sequence[Observer] = ()
 
     @property
     def device(self) -> str:
         return str(self.pipe._execution_device)
 
     def check(self, name: str) -> None:
+        if self._serves and not self.make_way():
+            raise BackendError("this mount is served already: close that service first")
         if taken := RESERVED & set(inspect.signature(self.pipe.__call__).parameters):
             raise BackendError(
                 f"{type(self.pipe).__name__} has call argument(s) {sorted(taken)}, which submit() takes itself"
@@ -152,10 +153,12 @@ class PipelineMount:
 
     def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
         claim(self, type(self.pipe).__name__, models_of(self.pipe))
-        self._serves = True
+        self._host, self._serves = host, True
+        self._rehearsals = Rehearsals(self._batches, self._measure_s, self._learnt)
+        self.observers = (Doubts(self._measured), self._rehearsals)
         places = [device.place for device in devices]
         pipes = copies(self.pipe, places, lambda pipe: [model for _, model in models_of(pipe)])
-        self._name, self._host, self._devices = name, host, list(devices)
+        self._devices = list(devices)
         self._known: dict[str, ProfileCache] = {}  # by the place that they are of
         self._replicas = [self._replica(pipe) for pipe in pipes]
         for other in self._replicas[1:]:
@@ -164,10 +167,9 @@ class PipelineMount:
         self._shapes = Shapes(name, self._batches, self._max_shapes)
         probe = f"{name}/probe" if name else "probe"
         self._probe = Graph(probe, Stage(probe, max_batch=1))
-        first = self._replicas[0]
         samples = self._samples
         if samples is None:
-            usual = default_sample(self.pipe, first.parts.device)
+            usual = default_sample(self.pipe, self._replicas[0].parts.device)
             samples = [] if usual is None else [usual]
         self._previews = PreviewStages(self._replicas, self._devices, host, check_finite=self._check_finite)
         instances = [self._probe_on(replica) for replica in self._replicas]
@@ -180,14 +182,12 @@ class PipelineMount:
         replica = Replica(pipe, check_finite=self._check_finite, **self._how)
         options = {**self._how, **self._batches}
         if replica.place not in self._known:
-            known = ProfileCache(pipe, self._profiles, options, self._cache)
-            self._known[replica.place] = known
+            self._known[replica.place] = ProfileCache(pipe, self._profiles, options, self._cache)
         return replica
 
     def _probe_on(self, replica: Replica) -> Instance:
         profile = GuessedProfile(TableProfile("probe", [1], [PROBE_S], device=replica.place))
-        modules = {self._probe.name: ProbeModule(replica)}
-        return Instance(modules, {self._probe.name: profile})
+        return Instance({self._probe.name: ProbeModule(replica)}, {self._probe.name: profile})
 
     def _open_sample(self, sample: Mapping[str, Any]) -> list[Instance]:
         """Measure a sample on each device, before anybody is served; nothing if it is known."""
@@ -333,12 +333,8 @@ class PipelineMount:
             return shape.measured
         if near is None:
             return from_nothing(shape, self._batches)
-        log.info(
-            "%s %s: profiles predicted from those of %s",
-            type(self.pipe).__name__,
-            shape.graph.name,
-            near.dimensions.label,
-        )
+        what = type(self.pipe).__name__, shape.graph.name, near.dimensions.label
+        log.info("%s %s: profiles predicted from those of %s", *what)
         return predicted(near, shape)
 
     def _forget(self, shape: Shape) -> None:
@@ -377,16 +373,21 @@ class PipelineMount:
         with self._lock:
             return self._shapes.measured(stage)
 
+    def make_way(self) -> bool:
+        self._host.make_way()
+        return not self._serves
+
     def close(self) -> None:
         if not self._serves:  # another service may
             return
         self._serves = False
+        self.observers = ()
         self._rehearsals.clear()
         free(self, [model for _, model in models_of(self.pipe)])
         self.pipe.maybe_free_model_hooks()
 
 
-def _nothing(result: Result, outputs: Sequence[Emitted]) -> None:
+def _nothing(*_: Any) -> None:
     """Nobody wants what comes of a rehearsal."""
 
 

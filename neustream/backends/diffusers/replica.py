@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from neustream.backends.diffusers.calls import Call
 from neustream.backends.diffusers.measured import ONCE_STEPS, place_of, timed
 from neustream.backends.diffusers.modules import RunModule, Runs
-from neustream.backends.diffusers.parts import models_of, parts_of
+from neustream.backends.diffusers.parts import Parts, models_of, parts_of
 from neustream.backends.diffusers.request import check, shortened
 from neustream.backends.diffusers.run import Run, decode, encode
 from neustream.backends.diffusers.state import State
@@ -85,6 +85,10 @@ class Replica:
         place: what profiles measured here are labelled with.
         roles: what each stage does, by its name; more may be added.
         states: of what must not change while it serves: this pipeline, and the one that it is a copy of.
+        begin: makes a run of the stock call, when a request first gets to a stage.
+        changed: says what of the models is not as it was; empty: nothing.
+
+    Nothing in it refers to itself, so a pipeline that is served no more is freed at once.
     """
 
     def __init__(
@@ -100,7 +104,9 @@ class Replica:
         self.parts = parts_of(pipe, buckets=buckets, compile=compile)
         self.place = place_of(pipe)
         self.roles: dict[str, str] = {}
-        self.states = [State(pipe, models_of, self._scaling)]
+        self.states = [State(pipe, models_of, partial(_scaling, self.parts))]
+        self.begin = partial(_begin, pipe, self.parts, arguments)
+        self.changed = partial(_changed, self.states)
         runs = Runs(
             self.begin,
             check_finite=check_finite,
@@ -108,24 +114,6 @@ class Replica:
             settled=partial(sync, self.parts.device),
         )
         self.module = RunModule(runs, self.roles)
-        self._arguments = arguments
-
-    def changed(self) -> str:
-        """What of the models is not as it was; empty: nothing."""
-        return next(filter(None, (state.changed() for state in self.states)), "")
-
-    def _scaling(self) -> bool:
-        return any(part.scaling for methods in self.parts.values() for part in methods.values())
-
-    def begin(self, given: StepInput) -> Run:
-        """A run of the stock call, when a request first gets to a stage."""
-        return Run(
-            self.pipe,
-            self.parts,
-            self._arguments(given.params),
-            expected=given.params["steps"],
-            on_step=given.params.get("on_step"),
-        )
 
     def probe(self, arguments: Mapping[str, Any]) -> Dimensions:
         """Run a stock call up to its first call of a denoiser; on the device's thread.
@@ -202,6 +190,21 @@ class Replica:
         """The stages that requests go through: without a decoder they end with their last step."""
         roles = {part.role for methods in self.parts.values() for part in methods.values()}
         return ["encode", "denoise", *(["decode"] if "decode" in roles else [])]
+
+
+def _begin(
+    pipe: DiffusionPipeline, parts: Parts, arguments: Callable[[Mapping[str, Any]], Mapping[str, Any]], given: StepInput
+) -> Run:
+    params = given.params
+    return Run(pipe, parts, arguments(params), expected=params["steps"], on_step=params.get("on_step"))
+
+
+def _changed(states: Sequence[State]) -> str:
+    return next(filter(None, (state.changed() for state in states)), "")
+
+
+def _scaling(parts: Parts) -> bool:
+    return any(part.scaling for methods in parts.values() for part in methods.values())
 
 
 class ProbeModule:

@@ -44,9 +44,9 @@ class TextMount:
         model: any `AutoModelForCausalLM` in eval mode, in the dtype that it is to run in; it is not
             changed. Its sampling defaults (`generation_config`) are not read, but for EOS.
         tokenizer: for prompts and completions of text; None: token ids only.
-        profile: how long steps take: a step profile, or its file (`neustream profile` writes one).
-            None: the one in the user's cache; what is not there is measured first and kept. It is
-            corrected by the steps that run.
+        profile: how long steps take: a step profile (`name`, `device` and `seconds(step)` will do), or
+            its file (`neustream profile` writes one). None: the one in the user's cache; what is not
+            there is measured first and kept. It is corrected by the steps that run.
         slots: requests that can hold keys and values at once, on each device.
         max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys
             and values take memory for `slots * max_len` tokens, on each device.
@@ -101,6 +101,7 @@ class TextMount:
         self._measure_s = measure_s
         self._cache = cache
         self._progress = progress
+        self._host: Host | None = None
         self._graph: Graph | None = None
         self._devices: list[tuple[Device, Texts]] = []
 
@@ -114,10 +115,12 @@ class TextMount:
         return sum([_used(device, texts) for device, texts in self._devices])
 
     def check(self, name: str) -> None:
-        pass  # was done when it was made
+        if self._host is not None and not self.make_way():
+            raise BackendError("this mount is served already: close that service first")
 
     def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
         claim(self, type(self._stock).__name__, [("its weights", self._stock)])
+        self._host = host
         self._devices.clear()
         node = name or NODE
         slots = self._slots
@@ -174,7 +177,14 @@ class TextMount:
     def rehearsal(self) -> Sequence[Call]:
         return ()  # its steps are learnt as they run
 
+    def make_way(self) -> bool:
+        host = self._host
+        if host is not None:
+            host.make_way()
+        return self._host is None
+
     def close(self) -> None:
+        self._host = None
         free(self, [self._stock])
 
     def _steps(self, model: LanguageModel, device: Device) -> StepLatency:
