@@ -4,6 +4,7 @@
 # make fuzz   2,000 requests made up for each route of the HTTP front
 # make check  ruff, mypy and the import rules
 # make test-vllm    the tests of the vLLM backend, on a real vLLM with a venv of its own
+# make test-browser  the dashboard in a Chromium, which has to be there
 # make test-latest  all tests with the newest versions that pyproject.toml allows, in a new venv
 # make test-oldest  all tests with the oldest ones
 # make constraints  write the versions anew that the others install
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo demo-serve fuzz test check test-vllm test-latest test-oldest constraints bench clean
+.PHONY: demo demo-serve fuzz test check test-vllm test-browser test-latest test-oldest constraints bench clean
 
 # The build needs setuptools, which pip would fetch without the constraints.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -59,6 +60,10 @@ $(VLLM)/installed: pyproject.toml tests/vllm/requirements.txt
 # vLLM and what it imports warn of things that are theirs.
 test-vllm: $(VLLM)/installed
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(VLLM)/bin/python -m pytest tests/vllm -o filterwarnings=ignore
+
+test-browser: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/server/test_browser.py
 
 test-latest:
 	$(PYTHON) -m venv --clear $(LATEST)

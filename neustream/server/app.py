@@ -15,7 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neustream.errors import NeustreamError
-from neustream.server import admin, images, text
+from neustream.server import admin, images, text, ui
 from neustream.server.config import ServerConfig
 from neustream.server.context import request_id
 from neustream.server.errors import HTTPError, of_request
@@ -28,7 +28,7 @@ log = logging.getLogger("neustream.server")
 
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "testserver")
 """Hosts that may be meant where it listens on a loopback address."""
-OPEN = ("/health", "/ready")
+OPEN = ("/health", "/ready", *ui.PARTS)
 """Routes without a key."""
 
 ROUTES = [
@@ -45,6 +45,8 @@ ROUTES = [
     Route("/ready", admin.ready, methods=["GET"]),
     Route("/metrics", admin.metrics, methods=["GET"]),
     Route("/version", admin.version, methods=["GET"]),
+    *[Route(path, ui.part, methods=["GET"]) for path in ui.PARTS],
+    Route("/ui/events", ui.events, methods=["GET"]),
     Route("/openapi.json", admin.openapi, methods=["GET"]),
 ]
 

@@ -119,6 +119,12 @@ class LimitConfig(_Section):
     image_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 32_768
 
 
+class ObserveConfig(_Section):
+    """What is told of the server. `ui`: whether there is a dashboard at /ui."""
+
+    ui: bool = True
+
+
 class ServerConfig(_Section):
     """All of it."""
 
@@ -127,6 +133,7 @@ class ServerConfig(_Section):
     promises: PromiseConfig = PromiseConfig()
     http: HttpConfig = HttpConfig()
     limits: LimitConfig = LimitConfig()
+    observe: ObserveConfig = ObserveConfig()
     step_timeout_s: Seconds | None = None
     exit_on_engine_death: bool = True
 

@@ -276,7 +276,8 @@ class Gateway:
         """Ask a model; errors as of `Service.submit`."""
         self.check()
         tokens = len(args[0]) if isinstance(model, TextModel) else None
-        self._tell(Asked(id, model.name, model.kind, tokens, options.get("max_tokens")))
+        if model.own is None:  # another engine tells nothing
+            self._tell(Asked(id, model.name, model.kind, tokens, options.get("max_tokens")))
         try:
             if model.own is not None:
                 answer: Answer[Any] = model.own.submit(*args, id=id, **options)

@@ -7,6 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from prometheus_client import generate_latest
 
@@ -14,6 +15,7 @@ from neustream.core.batch import StepInfo
 from neustream.engine.clock import Clock, WallClock, date
 from neustream.engine.events import Record
 from neustream.engine.snapshot import KVUse
+from neustream.server.observe.board import Board
 from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.lives import Follower, Life, Lives
 from neustream.server.observe.notes import Answered, Arrived, Note, Told
@@ -50,12 +52,16 @@ class Metrics(Follower):
 
     Attributes:
         lives: the open requests, as of the last `fold`.
+        board, viewers: what the dashboard shows, and how many watch it.
         traced: whether somebody follows HTTP requests too.
     """
 
     def __init__(self, models: Sequence[str] = (), clock: Clock | None = None) -> None:
         self.table = Table()
         self.lives = Lives(models, [self])
+        self.board = Board(self.lives.open)
+        self.lives.followers.append(self.board)
+        self.viewers = 0
         self.traced = False
         self._clock = clock or WallClock()
         self._feed: deque[Told] = deque()
@@ -87,6 +93,7 @@ class Metrics(Follower):
             await asyncio.sleep(LOOK_S)
             self.table.lag.observe(max(self._clock.now() - due, 0.0))
             self.fold(MOST)
+            self.board.tick(self._clock.now())
 
     # -- of lives ---------------------------------------------------------------------------------
 
@@ -176,6 +183,7 @@ class Metrics(Follower):
         elif (reason := reason_of(status, code)) is not None:
             model = self.lives.models[0] if len(self.lives.models) == 1 else ""
             self._child(self.table.refused, model, reason).inc()
+            self.board.refused(reason)
             self._child(self.table.requests, model, "", "refused").inc()
 
     def params(self, model: str, n: int, max_tokens: int) -> None:
@@ -224,6 +232,12 @@ class Metrics(Follower):
             self._page = generate_latest(self.table.registry)
             self._rendered_at = now
         return self._page
+
+    def snapshot(self, gauges: Gauges, since: int = 0) -> dict[str, Any]:
+        """What the dashboard shows; see `Board.snapshot`."""
+        self.fold()
+        self.board.tick(self._clock.now())
+        return self.board.snapshot(gauges, since)
 
     def _set(self, gauges: Gauges) -> None:
         table = self.table
