@@ -23,6 +23,7 @@ COMMANDS = {
     "trace": "Say what a trace holds: rate, burstiness, lengths.",
     "run": "Serve a workload for real, beside the prediction.",
     "serve": "Serve models over HTTP: OpenAI's routes, with promises.",
+    "client": "Ask a server, and say what became of the promise.",
 }
 """Name -> what `neustream --help` says of it; the function is `command` in `neustream/commands/NAME.py`."""
 

@@ -207,7 +207,7 @@ def test_commands_and_their_options_exist(page):
         if found is None:
             continue
         assert found[1] in COMMANDS, line
-        given = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", found[2]))
+        given = set(re.findall(r"(?<=\s)--?[a-z][a-z0-9-]*", found[2]))
         assert given <= options_of(found[1]), line
 
 

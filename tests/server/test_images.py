@@ -15,7 +15,7 @@ openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
 
 from PIL import Image  # noqa: E402
 from serving import serving  # noqa: E402
-from toys import Flat  # noqa: E402
+from toys import Flat, command  # noqa: E402
 
 from neustream.backends.demo import IMAGE, TEXT  # noqa: E402
 from neustream.backends.loading import load  # noqa: E402
@@ -112,3 +112,14 @@ def test_texts_beside_images(client):
     models = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
     assert models["sd"]["neustream"] == {"kind": "image", "sizes": ["64x64", "64x96"]}
     assert models["chat"]["max_model_len"] == 512
+
+
+def test_the_client_writes_an_image_and_tells_what_became_of_its_promise(url, tmp_path):
+    path = tmp_path / "one.webp"
+    arguments = ["--steps", 3, "--seed", 5, "--e2e-ms", 60_000, "--url", url, "--out", path]
+    done = command("client", "a lighthouse", *arguments)
+    assert done.status == 0 and done.err.startswith("on time\n") and "wrote" in done.out
+    with Image.open(path) as image:
+        assert image.size == (64, 64) and image.format == "WEBP"
+    assert command("client", "x", "--url", url, "--out", tmp_path / "one.gif").status == 2
+    assert command("client", "x", "--url", url, "--out", path, "--chat").status == 2
