@@ -3,12 +3,14 @@
 The counterpart of the bound from below: policy <= hindsight <= bound. It is a local search over the
 requests that are let in at all. What is left out is never seen; a policy schedules the rest, in the
 same simulator as everything else, so that whatever is found is a schedule that the device could run.
+Of a language model's requests the policy is told how long they get: as their `max_tokens`.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neustream.core.events import Ended
@@ -18,11 +20,16 @@ from neustream.core.types import Request
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Record
 from neustream.errors import ConfigError
+from neustream.experiment.pipelines import LlmPipeline
 from neustream.experiment.prepared import Prepared
 from neustream.experiment.running import simulate
 
 STARTS = ("fcfs", "edf", "least_laxity", "slack_ranked", "neustream", "priced")
 """Policies (besides those that are asked for) whose schedules the search starts from."""
+TEXT_STARTS = ("fcfs", "edf", "sarathi", "neustream_llm", "priced")
+"""The same for language models."""
+MIXED_STARTS = ("fcfs", "edf", "priced")
+"""The same where both share a device."""
 VARIANTS = (Priced(price=0.0), Priced(price=0.0, gain=0.03), Priced(gain=0.03), Priced(gain=0.3))
 
 
@@ -37,22 +44,37 @@ class Hindsight:
 
 
 def hindsight(
-    prepared: Prepared, time_limit_s: float = 60.0, *, policies: Collection[str] = STARTS, seed: int = 0
+    prepared: Prepared,
+    time_limit_s: float = 60.0,
+    *,
+    policies: Collection[str] | None = None,
+    seed: int = 0,
 ) -> Hindsight:
     """The best schedule found in about `time_limit_s` (a simulation under way is finished).
 
-    It starts from the schedules of `policies` and of some variants of `priced`, so that it is never
-    below any of them. Then the trace is cut into stretches of twice the mean SLO; in every other one
-    with requests that were lost, a request is left out or let in again at random, and all of these
-    changes are tried in one simulation. Those that lost nothing in their neighbourhood are kept, if a
-    second simulation confirms that together they lose nothing.
+    It starts from the schedules of `policies` (`starts_of` if None) and, for pipelines, of some
+    variants of `priced`, so that it is never below any of them. Then the trace is cut into
+    stretches of twice the mean SLO; in every other one with requests that were lost, a request is
+    left out or let in again at random, and all of these changes are tried in one simulation. Those
+    that lost nothing in their neighbourhood are kept, if a second simulation confirms that together
+    they lose nothing.
 
     Raises:
         ConfigError: for a simulation with noise, where the same schedule would not happen twice.
     """
     if any(experiment.simulation.latency_noise for experiment in prepared.experiments):
         raise ConfigError("hindsight needs a simulation without latency_noise: its schedules could not be repeated")
-    return _Search(prepared, seed).run(time_limit_s, [*policies, *VARIANTS])
+    names = starts_of(prepared) if policies is None else policies
+    variants = () if prepared.lengths else VARIANTS
+    return _Search(prepared, seed).run(time_limit_s, [*names, *variants])
+
+
+def starts_of(prepared: Prepared) -> tuple[str, ...]:
+    """The policies whose schedules the search starts from by itself."""
+    kinds = {isinstance(pipeline, LlmPipeline) for pipeline in prepared.pipelines}
+    if len(kinds) > 1:
+        return MIXED_STARTS
+    return TEXT_STARTS if kinds == {True} else STARTS
 
 
 def served_by(prepared: Prepared, policy: str | Policy) -> frozenset[str]:
@@ -67,14 +89,23 @@ def served_by(prepared: Prepared, policy: str | Policy) -> frozenset[str]:
     return frozenset(on_time)
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A rule, and whether it is told the lengths of texts."""
+
+    rule: str | Policy
+    told: bool
+
+
 class _Search:
     def __init__(self, prepared: Prepared, seed: int) -> None:
         self.prepared = prepared
         self.requests = list(prepared.requests)
+        self.told = [_told(request, prepared.lengths) for request in self.requests]
         self.draw = random.Random(seed)
         self.tried = 0
-        budgets = [request.slo.total for request in self.requests if request.slo.total < 1e9]
-        self.stretch = 2 * sum(budgets) / len(budgets) if budgets else 1.0
+        lives = [life for r in self.requests if (life := _life(r, prepared.lengths)) < 1e9]
+        self.stretch = 2 * sum(lives) / len(lives) if lives else 1.0
         self.near: dict[int, list[Request]] = {}
         for request in self.requests:
             self.near.setdefault(self._place(request), []).append(request)
@@ -82,38 +113,46 @@ class _Search:
     def _place(self, request: Request) -> int:
         return int(request.arrival / self.stretch)
 
-    def run(self, limit: float, starts: Sequence[str | Policy]) -> Hindsight:
+    def run(self, limit: float, rules: Sequence[str | Policy]) -> Hindsight:
         began = stopwatch()
         everyone = frozenset(request.id for request in self.requests)
-        best: frozenset[str] = frozenset()
-        rule: str | Policy = VARIANTS[0]
-        found: list[tuple[float, int, str | Policy, frozenset[str]]] = []
+        starts = [_Start(rule, False) for rule in rules]
+        if self.prepared.lengths:
+            starts += [_Start(rule, True) for rule in rules]
+        found: list[tuple[float, int, _Start, frozenset[str]]] = []
         for start in starts:
             served = self._served(start, everyone)
             found.append((self._weight(served), len(found), start, served))
             if stopwatch() - began > limit:
                 break
-        _, _, rule, best = max(found, key=lambda entry: entry[:2])
-        if isinstance(rule, str) and POLICIES[rule] is not Priced:
-            rule = VARIANTS[0]
-        allowed, kept = everyone, self._served(rule, everyone)
+        _, _, start, best = max(found, key=lambda entry: entry[:2])
+        start = self._searched(start)
+        allowed, kept = everyone, self._served(start, everyone)
         while stopwatch() - began < limit and len(best) < len(everyone):
             tried = self._changed(allowed, kept)
-            if (changed := self._served(rule, tried)) == kept and tried == allowed:
+            if (changed := self._served(start, tried)) == kept and tried == allowed:
                 break  # nothing is left to change
             tried = self._without_losses(allowed, tried, kept, changed)
-            served = self._served(rule, tried)
+            served = self._served(start, tried)
             if self._weight(served) >= self._weight(kept):
                 allowed, kept = tried, served
             if self._weight(kept) > self._weight(best):
                 best = kept
         return Hindsight(self._weight(best), best, self.tried, stopwatch() - began)
 
-    def _served(self, policy: str | Policy, allowed: frozenset[str]) -> frozenset[str]:
+    def _searched(self, best: _Start) -> _Start:
+        """The rule that schedules what is let in: the best, for pipelines one of `priced`."""
+        if self.prepared.lengths:
+            return best
+        named = isinstance(best.rule, str) and POLICIES[best.rule] is not Priced
+        return _Start(VARIANTS[0], False) if named else best
+
+    def _served(self, start: _Start, allowed: frozenset[str]) -> frozenset[str]:
         """Who is on time if only the requests in `allowed` come."""
         self.tried += 1
-        some = [request for request in self.requests if request.id in allowed]
-        return served_by(replace(self.prepared, requests=some), policy)
+        every = self.told if start.told else self.requests
+        some = [request for request in every if request.id in allowed]
+        return served_by(replace(self.prepared, requests=some), start.rule)
 
     def _weight(self, served: Collection[str]) -> float:
         return sum(request.slo.weight for request in self.requests if request.id in served)
@@ -146,3 +185,17 @@ class _Search:
             if gain[place] + gain.get(place + 1, 0.0) < 0:
                 kept = kept.difference(r.id for r in some) | {r.id for r in some if r.id in allowed}
         return frozenset(kept)
+
+
+def _told(request: Request, lengths: Mapping[str, int]) -> Request:
+    """A text's request that allows no more than the outputs that it gets; promises stay."""
+    if request.id not in lengths:
+        return request
+    return replace(request, params={**request.params, "max_tokens": lengths[request.id]})
+
+
+def _life(request: Request, lengths: Mapping[str, int]) -> float:
+    """Seconds from its arrival to its last deadline; inf if it has none."""
+    slo = request.slo
+    paced = slo.step * (lengths.get(request.id, 1) - 1) if slo.step < math.inf else 0.0
+    return min(slo.total, slo.first + paced)

@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import typer
 
+from neustream.engine.engine import Engine
 from neustream.errors import NeustreamError
 
 INTERRUPTED = 130
@@ -55,30 +56,24 @@ def raise_unless_pressed(what: str) -> None:
         raise NeustreamError(f"{what} raised KeyboardInterrupt, without Ctrl-C") from None
 
 
-class Work(Protocol):
-    """What can be interrupted by a signal handler."""
-
-    def interrupt(self) -> None: ...
-
-
 class Interrupts:
-    """Ctrl-C ends the open requests of the work being watched as cancelled; a second one the program."""
+    """Ctrl-C ends the open requests of the engine being watched as cancelled; a second one the program."""
 
     def __init__(self) -> None:
         self.hit = False
-        self._work: Work | None = None
+        self._engine: Engine | None = None
 
-    def watch(self, work: Work) -> None:
-        """Interrupt this, and nothing before it."""
-        self._work = work
+    def watch(self, engine: Engine) -> None:
+        """Interrupt this engine, and no other before it."""
+        self._engine = engine
         if self.hit:
-            work.interrupt()
+            engine.interrupt()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.hit = True
         signal.signal(signal.SIGINT, self._before)
-        if self._work is not None:
-            self._work.interrupt()
+        if self._engine is not None:
+            self._engine.interrupt()
 
     def __enter__(self) -> Interrupts:
         self._before = signal.signal(signal.SIGINT, self._stop)

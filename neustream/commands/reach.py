@@ -13,7 +13,6 @@ from neustream.commands.interrupts import raise_unless_pressed
 from neustream.config import Config, experiments_of
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
-from neustream.experiment.pipelines import LlmPipeline
 from neustream.experiment.policies import build_policy
 from neustream.experiment.prepared import Prepared
 
@@ -55,11 +54,9 @@ def reach_of(
     """What to add to each policy's record: how far it is from the bound and from hindsight, if asked for."""
     if not bound and hindsight is None:
         return lambda report: {}
-    if hindsight is not None and any(isinstance(one, LlmPipeline) for one in prepared.pipelines):
-        raise ConfigError("--hindsight searches schedules of pipelines; for an llm there is --bound")
     from neustream.analysis.headroom import bound_of, headroom
-    from neustream.analysis.hindsight import STARTS
     from neustream.analysis.hindsight import hindsight as search
+    from neustream.analysis.hindsight import starts_of
 
     most = best = None
     if bound:
@@ -67,5 +64,5 @@ def reach_of(
         most = bound_of(prepared)
     if hindsight is not None:
         progress.update(task, description="searching in hindsight")
-        best = search(prepared, hindsight, policies=[*STARTS, *policies])
+        best = search(prepared, hindsight, policies=[*starts_of(prepared), *policies])
     return lambda report: headroom(prepared, report, most, best)

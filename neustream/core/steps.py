@@ -283,7 +283,10 @@ class LearntSteps:
         return median(self._errors) if self._errors else 0.0
 
     def profiled(self, step: Step) -> float:
-        return self.seconds(step) if self.base is None else self.base.profiled(step)
+        if self.base is None:
+            return self.seconds(step)
+        measured: float = getattr(self.base, "profiled", self.base.seconds)(step)
+        return measured
 
     def seconds(self, step: Step) -> float:
         return self._drift * self._fitted(step)

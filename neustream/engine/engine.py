@@ -6,8 +6,9 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from neustream.core.graph import Graph
@@ -49,7 +50,6 @@ class Engine:
         max_open: the most requests without an answer; more are refused at `submit`. None: no limit.
         step_timeout_s: a step that does not come back for so long fails its requests (see
             `Limits`); while serving.
-        forgiving: whether FCFS covers for a policy that raises while serving; else that ends it.
     """
 
     def __init__(
@@ -61,10 +61,8 @@ class Engine:
         router: Router | None = None,
         max_open: int | None = None,
         step_timeout_s: float | None = None,
-        forgiving: bool = True,
     ) -> None:
         self.clock = clock
-        self._forgiving = forgiving
         served = [members] if isinstance(members, Member) else list(members)
         self._loop = Loop(served, clock, router or LeastWork(), observers, step_timeout_s)
         self._loop.handlers[Stop] = self._stopped
@@ -73,6 +71,7 @@ class Engine:
         self._replay: Replay | None = None
         self._life = Life(clock)
         self._thread: threading.Thread | None = None
+        self._last: Callable[[], None] | None = None
 
     # -- replaying a workload ---------------------------------------------------------------------
 
@@ -118,7 +117,7 @@ class Engine:
             raise RequestError(f"start() needs a clock that threads share; {name} is for run()")
         self._life.begin(serving=True)
         for drive in self._loop.drives:
-            drive.deciding.forgiving = self._forgiving
+            drive.deciding.forgiving = True
         self._loop.observers.append(self._answers.hear)
         self._thread = threading.Thread(target=self._serve, name="neustream-engine", daemon=True)
         self._thread.start()
@@ -132,12 +131,7 @@ class Engine:
     @property
     def over(self) -> bool:
         """Whether no more requests will come."""
-        return not self._life.accepting
-
-    @property
-    def fault(self) -> BaseException | None:
-        """What broke its loop, if anything did."""
-        return self._life.fault
+        return not self._life.accepting and not self._answers.open
 
     def ready(self) -> None:
         """RequestError if it takes no requests: not started, closed, or in another process."""
@@ -153,6 +147,7 @@ class Engine:
         id: str | None = None,
         on_output: Listener | None = None,
         since: float | None = None,
+        follows: bool = False,
     ) -> Future[Result]:
         """Ask for one run of `graph`; the future gets a Result, whatever becomes of the request.
 
@@ -161,7 +156,8 @@ class Engine:
         `asyncio.wrap_future`. `cancel()` of the future gives the request up. `on_output(emitted)`
         is called on the engine's thread for each output, in order, before the future is answered;
         it must be quick, and if it raises it is called no more. `since`: when the request came, on
-        the engine's clock, if that was before: its promises count from then.
+        the engine's clock, if that was before: its promises count from then. `follows`: on the
+        engine's thread, for one that goes on with what has just ended; also while it closes.
 
         Raises:
             RequestError: for arguments that are none, while `max_open` requests are open, or if the
@@ -172,7 +168,7 @@ class Engine:
         params = {} if params is None else params
         if on_output is not None and not callable(on_output):
             raise RequestError(f"on_output must be callable, got {type(on_output).__name__}")
-        with self._life.serving() as now:
+        with self._life.serving(closing=follows) as now:
             arrival = now if since is None else min(since, now)
             request = Request(name, graph, arrival, slo, params)
             answer = self._desk.submit(request, on_output, now)
@@ -195,7 +191,7 @@ class Engine:
 
         `member`: whose; None: of each that has such a pool. The future raises what is wrong.
         """
-        with self._life.serving() as now:
+        with self._life.serving(closing=True) as now:
             return self._desk.ask(lambda answer: Extend(pool, profiles, answer, member), now)
 
     def retire(self, pool: str, stages: Sequence[str], member: str | None = None) -> Future[None]:
@@ -203,7 +199,7 @@ class Engine:
 
         RequestError while requests have one of them ahead. `member`: as of `add`.
         """
-        with self._life.serving() as now:
+        with self._life.serving(closing=True) as now:
             return self._desk.ask(lambda answer: Retire(pool, stages, answer, member), now)
 
     def remove(self, member: str) -> Future[None]:
@@ -260,9 +256,23 @@ class Engine:
                 self.clock.post(Stop(cancel=True), self.clock.now())
                 self._thread.join()
         if first:
-            with contextlib.ExitStack() as closing:  # all of them, also if one raises
-                for drive in drives:
-                    drive.close(closing)
+            self._close_executors()
+
+    def abandon(self, then: Callable[[], None]) -> None:
+        """Serve what is open, then stop as `close` does, without waiting; on any thread, also in a
+        finalizer.
+
+        `then` is called at last, on the engine's thread; in a forked process never.
+        """
+        with self._life.gate:
+            if self._life.forked:
+                return
+            first, self._life.closed = not self._life.closed, True
+            self._last = last = partial(self._close_executors, then) if first else then
+            if self._life.running:
+                self.clock.post(Stop(cancel=False), self.clock.now())
+                return
+        last()
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -277,12 +287,24 @@ class Engine:
             self._loop.run(self)
         except BaseException as fault:
             self._life.fault = fault
-            if self._forgiving and not isinstance(fault, NeustreamError):
+            if not isinstance(fault, NeustreamError):
                 log.exception("the engine's loop broke")
         finally:
             with self._life.gate:
                 self._life.running = False
+                last = self._last
             self._answers.abandon(self._life.fault)
+            if last is not None:
+                last()
+
+    def _close_executors(self, then: Callable[[], None] = lambda: None) -> None:
+        """Close all of them, also if one raises, and call `then`."""
+        with contextlib.ExitStack() as closing:
+            closing.callback(then)
+            for drive in self._loop.drives:
+                drive.close(closing)
+        self._loop.observers.clear()
+        self._last = None
 
     def _given_up(self, answer: Future[Result], id: str) -> None:
         """Called when a request's future is done; if that was by its caller, so is the request."""
@@ -292,7 +314,7 @@ class Engine:
                 self._cancel(id, answer)
 
     def _cancel(self, id: str, request: Future[Result] | None) -> Future[bool]:
-        with self._life.serving() as now:
+        with self._life.serving(closing=True) as now:
             return self._desk.ask(lambda answer: Cancel(id, answer, request), now)
 
     def _stopped(self, event: Stop, now: float) -> None:

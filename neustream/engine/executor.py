@@ -165,21 +165,16 @@ class ThreadExecutor:
         for (_, device), module in places.items():
             module.load(device)
         self._process = os.getpid()
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # it may be closed by a finalizer, anywhere
         self._closed = False
         self._check_finite = check_finite
-        self._checked: set[str] = set()  # stages that are checked in any case
         self._workers = [Worker(f"neustream-worker-{at}", mods) for at, mods in enumerate(sets)]
 
     def start(self, batch: Batch, clock: Clock) -> None:
         self._post(batch.worker, partial(self._run, batch, batch.inputs(), clock))
 
-    def add(
-        self, modules: Mapping[str, StreamModule], worker: int = 0, *, check_finite: bool = False
-    ) -> None:
-        """More stages for a worker; their modules are loaded already. `check_finite`: as of all."""
-        if check_finite:
-            self._checked.update(modules)
+    def add(self, modules: Mapping[str, StreamModule], worker: int = 0) -> None:
+        """More stages for a worker; their modules are loaded already."""
         self._workers[worker].modules.update(modules)
 
     def remove(self, stages: Collection[str], worker: int = 0) -> None:
@@ -224,6 +219,7 @@ class ThreadExecutor:
         with self._closing:
             self._closed = True
             for worker in self._workers:
+                worker.post(worker.modules.clear)  # models are no longer needed
                 worker.post(None)
         if wait:
             for worker in self._workers:
@@ -243,8 +239,7 @@ class ThreadExecutor:
 
     def _run(self, batch: Batch, inputs: Sequence[StepInput], clock: Clock) -> None:
         worker = self._workers[batch.worker]
-        check = self._check_finite or batch.stage in self._checked
-        results = worker.step(batch, inputs, check_finite=check)
+        results = worker.step(batch, inputs, check_finite=self._check_finite)
         clock.post(Done(batch, results), clock.now())
 
 

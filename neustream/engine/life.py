@@ -56,17 +56,18 @@ class Life:
             self.served = self.accepting = serving
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator[float]:
+    def serving(self, *, closing: bool = False) -> Iterator[float]:
         """The present instant, with the engine kept from closing meanwhile.
 
-        RequestError if it takes no requests: not started, closed, or in another process.
+        RequestError if it takes no requests: not started, closed, or in another process. With
+        `closing`, one that serves what is open takes them too.
         """
         if self.forked:
             raise RequestError(
                 f"this engine lives in process {self._process}; make another one after a fork"
             )
         with self.gate:
-            if not self.served or self.closed or not self.running:
+            if not self.served or not self.running or (self.closed and not closing):
                 problem = "this engine is not serving: call start() first, and not after close()"
                 raise RequestError(problem, code="closed") from self.fault
             yield self._clock.now()

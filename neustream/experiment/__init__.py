@@ -6,6 +6,7 @@ from neustream.experiment.prepared import Prepared, merge, prepare
 from neustream.experiment.running import (
     ByModel,
     record,
+    serve,
     simulate,
     sweep_points,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "pipeline_of",
     "prepare",
     "record",
+    "serve",
     "simulate",
     "sweep_points",
 ]

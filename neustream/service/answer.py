@@ -57,6 +57,10 @@ def _on_its_loop(fn: Callable[[Any], object]) -> Callable[[Any], object]:
     return call
 
 
+def _nothing(answer: Answer[Any]) -> None:
+    """What is given up of a request that is over: it keeps its service from being forgotten no more."""
+
+
 class Answer(Future[T]):
     """What comes of a request: the model's own output, and what streams before it is complete.
 
@@ -212,6 +216,7 @@ class Answer(Future[T]):
 
     def settle(self, done: Future[Result], value: Callable[[Result, Sequence[Emitted]], T]) -> None:
         """Answer as the engine did; `value` makes what the caller gets of it, or raises."""
+        self._give_up = _nothing
         error = done.exception()
         if error is None:
             self.ended = done.result()
@@ -229,6 +234,7 @@ class Answer(Future[T]):
 
     def refuse(self, error: BaseException) -> None:
         """Answer with an error before the engine has had the request itself."""
+        self._give_up = _nothing
         if self.set_running_or_notify_cancel():
             self.set_exception(error)
 

@@ -79,14 +79,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A mount's stages on one device: a module and a latency profile for each.
-
-    `check_finite`: fail a request of which a step returned NaN or infinity (a device sync a step).
-    """
+    """A mount's stages on one device: a module and a latency profile for each."""
 
     modules: Mapping[str, StreamModule]
     profiles: Mapping[str, LatencyProfile]
-    check_finite: bool = False
 
     def with_(self, more: Instance) -> Instance:
         """Both together."""
@@ -104,6 +100,14 @@ class Host(Protocol):
         """Forget stages that no request has ahead, by the device's name."""
         ...
 
+    def make_way(self) -> None:
+        """Another service wants the model: close this one, if nobody can miss it.
+
+        If nobody refers to it any more, this waits until it has served what is open. At a prompt or
+        in a notebook, where cells run again, it is closed too, and its requests are cancelled.
+        """
+        ...
+
 
 class Mount(Protocol):
     """A model, ready to be scheduled; one object, whatever number of devices it is on.
@@ -113,12 +117,10 @@ class Mount(Protocol):
     Attributes:
         device: where the model is before it is opened.
         kv_caches: of its language models on each device, by `Stage.model`; known once it is open.
-        step_tokens: the most tokens of a step in which prompts are prefilled in parts; None: any.
         observers: told of every record of the engine that serves it.
     """
 
     kv_caches: Mapping[str, KVCache]
-    step_tokens: int | None
     observers: Sequence[Observer]
 
     @property

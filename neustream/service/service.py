@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
+import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from typing import Any
 
 from neustream.by_name import make_policy
-from neustream.core.policy import Policy
+from neustream.core.kv_cache import KVCache
+from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO
-from neustream.engine.answers import Result
 from neustream.engine.clock import WallClock
 from neustream.engine.desk import Limit
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
+from neustream.engine.executor import ThreadExecutor
+from neustream.engine.member import Member
 from neustream.engine.report import Report
 from neustream.engine.routing import Router
 from neustream.engine.snapshot import Snapshot
-from neustream.errors import BackendError, RequestError, nearest, shown
+from neustream.errors import BackendError, NeustreamError, RequestError, nearest, shown
 from neustream.service.answer import Answer
-from neustream.service.members import POOL, Gone, device_at, member_of, open_all
-from neustream.service.mount import OWN, REHEARSAL, Call, Instance, Mount, Probe
+from neustream.service.hosting import POOL, Hosting
+from neustream.service.mount import OWN, Device, Host, Instance, Mount
 from neustream.service.options import names_of, places_of, slo_of
+from neustream.service.rehearsing import Rehearsing
+from neustream.service.requests import Requests, checked
 
 
 class Service:
     """One model or several, on one device or several, decided by one scheduler a device.
 
-    It serves from the moment it is made until `close`; as a context manager it closes itself.
+    It serves from the moment it is made until `close`; as a context manager it closes itself. One
+    that nobody refers to any more serves what is open, and closes itself then.
 
     Args:
         mounts: the models by name; "" is the name of one that is alone.
@@ -42,7 +46,7 @@ class Service:
             `SLO(total=...)`.
         policy: an object or the name of one; default: `neustream.core.policies.DEFAULT`.
         max_open: the most requests without an answer; more are refused. None: no limit.
-        router, step_timeout_s, forgiving: see `Engine`.
+        router, step_timeout_s: see `Engine`.
         observers: told of every Record; they must be quick.
 
     Attributes:
@@ -63,41 +67,75 @@ class Service:
         router: Router | None = None,
         max_open: int | None = None,
         step_timeout_s: float | None = None,
-        forgiving: bool = True,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.slo = slo_of(slo)
         self.report = Report()
         self._mounts = dict(mounts)
         self._open: dict[str, Answer[Any]] = {}
-        self._probing: set[str] = set()  # requests that are still to be looked at
-        self._rehearsing: set[str] = set()
-        self._closing = False
         self._limit = Limit(max_open)
         rule = make_policy(policy)
         if not mounts:
             raise BackendError("a service needs a model; got none")
         for name, mount in self._mounts.items():
             mount.check(name)
+        if len({id(mount) for mount in mounts.values()}) < len(mounts):
+            raise BackendError(f"a mount is served once, got one under several names: {list(mounts)}")
         homes = {name: mount.device for name, mount in self._mounts.items()}
         places, placed = places_of(homes, devices, placement)
         told: list[Observer] = [self.report, *observers]
         heard: list[Observer] = [OfCallers(observer) for observer in told]
         with contextlib.ExitStack() as undo:
-            self._devices = [device_at(place, undo, name) for name, place in zip(names_of(places), places, strict=True)]
-            here = open_all(self._mounts, self._devices, placed, self, undo)
-            self.engine = Engine(
-                [
-                    member_of(self._mounts, device, instances, rule)
-                    for device, instances in zip(self._devices, here, strict=True)
-                ],
+            self._devices = [_device(name, place, undo) for name, place in zip(names_of(places), places, strict=True)]
+            host = Hosting(self._devices)
+            members = self._members(placed, rule, host, undo)
+            self.engine = host.engine = Engine(
+                members,
                 WallClock(),
                 [*heard, *[one for mount in self._mounts.values() for one in mount.observers]],
                 router=router,
                 step_timeout_s=step_timeout_s,
-                forgiving=forgiving,
             ).start()
             undo.pop_all()
+        self._rehearsing = Rehearsing(self.engine, self._mounts, self._open)
+        self._requests = Requests(self.engine, self._open, self._rehearsing.begin)
+        self._closing = Closing(self._mounts, self._rehearsing, host)
+        self._forgotten = weakref.finalize(self, self._closing.forget)
+        self._forgotten.atexit = False
+        host.begin(self)
+
+    def _members(
+        self, placed: Mapping[str, Sequence[int]], rule: Policy, host: Host, undo: contextlib.ExitStack
+    ) -> list[Member]:
+        """A member for each device, with an instance of each model that is there."""
+        here: list[dict[str, Instance]] = [{} for _ in self._devices]
+        for name, mount in self._mounts.items():
+            undo.callback(mount.close)
+            devices = [self._devices[number] for number in placed[name]]
+            try:
+                instances = mount.open(name, devices, host)
+            except NeustreamError as error:
+                raise type(error)(f"model {name!r}: {error}" if name else str(error)) from error
+            for number, instance in zip(placed[name], instances, strict=True):
+                here[number][name] = instance
+        members = []
+        for device, instances_here in zip(self._devices, here, strict=True):
+            members.append(self._member(device, instances_here, rule))
+        return members
+
+    def _member(self, device: Device, instances: Mapping[str, Instance], rule: Policy) -> Member:
+        profiles: dict[str, LatencyProfile] = {}
+        caches: dict[str, KVCache] = {}
+        for name, instance in instances.items():
+            for stage, profile in instance.profiles.items():
+                if stage in profiles:
+                    raise BackendError(f"stage {stage!r} of model {name!r} is another model's too")
+                profiles[stage] = profile
+            device.executor.add(instance.modules)
+            caches |= self._mounts[name].kv_caches
+        pool = Pool(POOL, tuple(profiles), kv_caches=caches)
+        scheduler = Scheduler([pool], rule, profiles, correct=True)
+        return Member(scheduler, {POOL: device.executor}, device.name)
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -128,21 +166,12 @@ class Service:
         self.engine.ready()
         name, mount = self._mount(model)
         promise = self.slo if slo is None else slo_of(slo)
-        request = _checked(id)
+        request = checked(id)
         self._limit.check(request, len(self._open), self.engine.wait_s)
         since = self.engine.clock.now()
         asked = mount.request(*args, **kwargs)
-        answer: Answer[Any] = Answer(request, name, self._give_up, asked.reader)
-        if self._open.setdefault(request, answer) is not answer:
-            asked.over()
-            raise RequestError(f"request id {request!r} is already being served")
-        try:
-            self._post(Sent(answer, promise, since), asked)
-        except BaseException:
-            del self._open[request]
-            asked.over()
-            raise
-        self._stop_rehearsing()
+        answer = self._requests.add(request, name, asked, promise, since)
+        self._rehearsing.stop()
         return answer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -181,35 +210,16 @@ class Service:
 
         `timeout_s`, and the errors: see `Engine.close`. Closing twice is nothing.
         """
-        self._closing = True
-        self._stop_rehearsing()
+        self._rehearsing.end()
         self.engine.close(cancel=cancel, timeout_s=timeout_s)
-        with contextlib.ExitStack() as closing:  # all of them, also if one raises
-            for mount in self._mounts.values():
-                closing.callback(mount.close)
+        self._forgotten.detach()
+        self._closing.close()
 
     def __enter__(self) -> Service:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close(cancel=exc[0] is not None)
-
-    # -- what it does for its mounts --------------------------------------------------------------
-
-    def extend(self, instances: Mapping[str, Instance]) -> None:
-        """See `Host`."""
-        for device in self._devices:
-            instance = instances.get(device.name)
-            if instance is not None:
-                device.executor.add(instance.modules, check_finite=instance.check_finite)
-                self.engine.add(POOL, instance.profiles, device.name)
-
-    def retire(self, stages: Mapping[str, Sequence[str]]) -> None:
-        """See `Host`."""
-        for device in self._devices:
-            if device.name in stages:
-                gone = self.engine.retire(POOL, stages[device.name], device.name)
-                gone.add_done_callback(Gone(device.executor, stages[device.name]))
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -219,107 +229,6 @@ class Service:
         if not isinstance(name, str) or name not in self._mounts:
             raise RequestError(f"model={shown(name)}: {nearest(str(name), self._mounts)}")
         return name, self._mounts[name]
-
-    def _post(self, sent: Sent, asked: Call | Probe) -> None:
-        """Have the engine serve a request, or first what has to be known of it."""
-        answer, graph, params = sent.answer, asked.graph, asked.params
-        if isinstance(asked, Probe):
-            probe = asked
-            self._probing.add(answer.id)
-            done = self.engine.submit(graph, params, slo=sent.promise, id=_probe_id(answer))
-            done.add_done_callback(lambda done: self._probed(sent, probe, done))
-            return
-        call = asked
-        done = self.engine.submit(
-            graph,
-            params,
-            slo=sent.promise,
-            id=answer.id,
-            on_output=None if call.reader is None else answer.push,
-            since=sent.since,
-        )
-        done.add_done_callback(lambda done: self._answered(sent, call, done))
-
-    def _probed(self, sent: Sent, probe: Probe, done: Future[Result]) -> None:
-        """What the device told of a request is there: go on with the request itself."""
-        answer = sent.answer
-        call: Call | None = None
-        try:
-            result = replace(done.result(), id=answer.id)
-            if result.output is None:
-                answer.ended = result
-            result.unwrap()
-            call = probe.then(result)
-            self._probing.discard(answer.id)
-            self._post(sent, call)
-            if answer.cancelled():  # just now
-                self._give_up(answer)
-        except Exception as error:
-            (probe if call is None else call).over()
-            self._forget(answer)
-            answer.refuse(error)
-
-    def _answered(self, sent: Sent, call: Call, done: Future[Result]) -> None:
-        self._forget(sent.answer)
-        call.over()
-        sent.answer.settle(done, call.value)
-        if not self._open:
-            self._rehearse()
-
-    def _forget(self, answer: Answer[Any]) -> None:
-        self._probing.discard(answer.id)
-        self._open.pop(answer.id, None)
-
-    def _give_up(self, answer: Answer[Any]) -> None:
-        if self._open.get(answer.id) is answer:
-            self._cancel(_probe_id(answer) if answer.id in self._probing else answer.id)
-
-    def _cancel(self, id: str) -> None:
-        with contextlib.suppress(RequestError):  # the engine is closed: it is over anyway
-            self.engine.cancel(id)
-
-    # -- while it idles ---------------------------------------------------------------------------
-
-    def _rehearse(self) -> None:
-        """Nobody wants anything: let a mount serve some requests that teach it what steps take."""
-        if self._closing or self._rehearsing:
-            return
-        for mount in self._mounts.values():
-            for call in mount.rehearsal():
-                self._rehearse_one(call)
-            if self._rehearsing:
-                return
-
-    def _rehearse_one(self, call: Call) -> None:
-        id = f"{REHEARSAL}{uuid.uuid4().hex}"
-        try:
-            done = self.engine.submit(call.graph, call.params, id=id)
-        except RequestError:  # it is being closed
-            call.over()
-            return
-        self._rehearsing.add(id)
-        done.add_done_callback(lambda _: self._rehearsed(call, id))
-        if self._open:  # since a moment ago: who asked may not have seen this one
-            self._cancel(id)
-
-    def _rehearsed(self, call: Call, id: str) -> None:
-        self._rehearsing.discard(id)
-        call.over()
-        if not self._open:
-            self._rehearse()
-
-    def _stop_rehearsing(self) -> None:
-        for id in list(self._rehearsing):
-            self._cancel(id)
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A request of a caller: its answer, what it was promised, and when it came."""
-
-    answer: Answer[Any]
-    promise: SLO
-    since: float
 
 
 class OfCallers:
@@ -337,16 +246,28 @@ class OfCallers:
         return repr(self._observer)
 
 
-def _probe_id(answer: Answer[Any]) -> str:
-    return f"{OWN}probe/{answer.id}"
+class Closing:
+    """How a service ends; it does not refer to it, for that may be what has to be noticed."""
+
+    def __init__(self, mounts: Mapping[str, Mount], rehearsing: Rehearsing, host: Hosting) -> None:
+        self._mounts = mounts
+        self._rehearsing = rehearsing
+        self._host = host
+
+    def forget(self) -> None:
+        """Nobody can ask for anything any more: serve what is open, and end; without waiting."""
+        self._rehearsing.end()
+        self._host.engine.abandon(self.close)
+
+    def close(self) -> None:
+        """Models are the caller's again."""
+        with contextlib.ExitStack() as closing:  # all of them, also if one raises
+            closing.callback(self._host.ended.set)
+            for mount in self._mounts.values():
+                closing.callback(mount.close)
 
 
-def _checked(id: str | None) -> str:
-    """The id of a request; RequestError for one that is reserved."""
-    if id is None:
-        return uuid.uuid4().hex
-    if not isinstance(id, str):
-        raise RequestError(f"a request's id is a string, got {shown(id)}")
-    if id.startswith(OWN):
-        raise RequestError(f"request id {shown(id)}: ids that begin with {OWN!r} are the service's")
-    return id
+def _device(name: str, place: str, undo: contextlib.ExitStack) -> Device:
+    executor = ThreadExecutor({}, (place,))
+    undo.callback(executor.close)
+    return Device(name, place, executor)

@@ -16,6 +16,7 @@ from neustream import ConfigError, Decision, GraphError, LinearProfile, Pool, Pr
 from neustream.analysis.bounds import token_bound
 from neustream.analysis.bounds.tokens.costs import Limits, costs_of
 from neustream.analysis.headroom import bound_of, weight_on_time
+from neustream.analysis.hindsight import TEXT_STARTS, hindsight
 from neustream.config import load_experiment
 from neustream.core.steps import DecodeGrid, LearntSteps, PrefillTable, Step, StepProfile
 from neustream.experiment import prepare, simulate
@@ -208,3 +209,18 @@ def test_no_step_takes_less_than_is_claimed():
                 assert seconds >= other.start + other.job * len(decodes) + other.read * read
             for line in costs.prompts if prompts else ():
                 assert seconds >= line.start + line.token * tokens + line.job * len(decodes) + line.read * read
+
+
+def test_texts_have_a_hindsight_too(tmp_path):
+    busy = chat(tmp_path, ["workload.rate=30"])
+    best = hindsight(busy, 0.5)
+    values = {name: weight_on_time(simulate(busy, name)) for name in TEXT_STARTS}
+    assert 0 < max(values.values()) <= best.value <= bound_of(busy, 3).value
+    assert best.tried > 2 * len(TEXT_STARTS)
+
+
+def test_hindsight_knows_how_long_texts_get(tmp_path):
+    sets = ["workload.max_tokens=3000", "slo={total_s: 1.5}", "workload.rate=5", "llm.memory=null"]
+    early = chat(tmp_path, sets)
+    assert weight_on_time(simulate(early, "edf")) == 0, "3,000 tokens would take too long"
+    assert hindsight(early, 0.5, policies=["edf"]).value > 6

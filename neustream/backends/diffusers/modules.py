@@ -12,12 +12,15 @@ from neustream.backends.diffusers import moves
 from neustream.backends.diffusers.journal import Packed
 from neustream.backends.diffusers.run import Run, decode, denoise, encode
 from neustream.core.batch import StepInput
-from neustream.core.graph import Graph, Node, Stage, loop, seq, switch
+from neustream.core.graph import Graph, Stage, loop, seq, switch
 from neustream.core.job import Job
+from neustream.engine.clock import stopwatch
 from neustream.engine.executor import StreamModule
 from neustream.errors import StageFailed
 
 Update = Mapping[str, Any]
+LOOKING = 0.05
+"""The share of a device's time that may go into asking whether somebody changed the models."""
 
 
 class Runs:
@@ -29,8 +32,9 @@ class Runs:
     Args:
         begin: makes the run of a request.
         check_finite: see `PipelineMount`.
-        changed: asked behind each step, says what of the models is not as it was; then it fails.
-            What a step started on a GPU still runs meanwhile, so that asking takes no time there.
+        changed: says what of the models is not as it was; then the step fails. It is asked behind
+            the first and the last step of each request, and behind others for `LOOKING` of the
+            time. What a step started on a GPU still runs meanwhile, so that this costs nothing there.
         settled: waits until the device has done what the step started.
     """
 
@@ -45,6 +49,7 @@ class Runs:
         self._begin = begin
         self._changed = changed
         self._settled = settled
+        self._looks_at = 0.0  # when it is asked again, at the latest behind the last step of a request
         self._open: dict[str, Run] = {}
         self._check_finite = check_finite
         self._threads = torch.get_num_threads()
@@ -62,6 +67,7 @@ class Runs:
             torch.set_num_threads(self._threads)
             self._limited.add(me)
         runs = []
+        fresh = any(given.id not in self._open for given in inputs)
         for given in inputs:
             if given.id not in self._open:
                 over = bool(given.state.get("over"))  # before it came here
@@ -73,11 +79,22 @@ class Runs:
             denoise(runs)
         else:
             decode(runs, check_finite=self._check_finite)
-        why = self._changed()
+        why = self._looked() if fresh or any(run.over for run in runs) or self._due() else ""
         self._settled()
         if why:
             return [StageFailed(why)] * len(inputs)
         return [self._update(run) for run in runs]
+
+    def _due(self) -> bool:
+        return stopwatch() >= self._looks_at
+
+    def _looked(self) -> str:
+        """What is not as it was."""
+        began = stopwatch()
+        why = self._changed()
+        ended = stopwatch()
+        self._looks_at = ended + (ended - began) / LOOKING
+        return why
 
     @staticmethod
     def _update(run: Run) -> Update | StageFailed:
@@ -160,19 +177,14 @@ def graph_of(name: str, stages: Mapping[str, Stage]) -> Graph:
     """encode, denoise until the schedule is done, decode (unless the request wants its latents).
 
     Plain data: its conditions read what the modules returned, and the parameter `steps`, the denoising
-    steps that a request is expected to take. A pipeline without an encoder or a decoder has no such stage.
+    steps that a request is expected to take. A pipeline without a decoder has no stage of the role decode.
     """
     steps = loop(stages["denoise"], until=_denoised, expect=_steps_left)
-    first = [stages["encode"]] if "encode" in stages else []
-    if "decode" in stages:
-        return Graph(name, seq(*first, steps, _unless_over(stages["decode"], likely=False)))
-    last = [_unless_over(stage, likely=True) for stage in first]  # the priors of Kandinsky encode twice
-    return Graph(name, seq(*first, steps, *last))
-
-
-def _unless_over(stage: Stage, *, likely: bool) -> Node:
-    """A stage at the end, for calls that are not over; `likely`: whether they are."""
-    return switch(_over, {False: stage, True: seq()}, likely=likely)
+    if "decode" not in stages:  # some encode once more at their end (the priors of Kandinsky)
+        rest = switch(_over, {False: stages["encode"], True: seq()}, likely=True)
+        return Graph(name, seq(stages["encode"], steps, rest))
+    rest = switch(_over, {False: stages["decode"], True: seq()}, likely=False)
+    return Graph(name, seq(stages["encode"], steps, rest))
 
 
 def _denoised(job: Job) -> bool:

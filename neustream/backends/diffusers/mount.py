@@ -6,8 +6,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,19 @@ from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
 from neustream.backends.diffusers.parts import models_of, parts_of
+from neustream.backends.diffusers.preview_stages import PreviewStages
+from neustream.backends.diffusers.previews import Preview
 from neustream.backends.diffusers.rehearsals import Rehearsals
-from neustream.backends.diffusers.replica import Dimensions, ProbeModule, Replica, Sample, default_sample
+from neustream.backends.diffusers.replica import (
+    Dimensions,
+    ProbeModule,
+    Replica,
+    Sample,
+    default_sample,
+)
 from neustream.backends.diffusers.request import (
     StepCounts,
+    StockCall,
     check,
     kind_of,
     named_arguments,
@@ -53,26 +61,14 @@ PROBE_S = 0.02
 """Seconds that probing a request is taken to need, until one was seen."""
 
 
-@dataclass(frozen=True, slots=True)
-class StockCall:
-    """A call as its caller made it: its arguments, those with the pipeline's defaults, its kind."""
-
-    named: dict[str, Any]
-    whole: Mapping[str, Any]
-    kind: Hashable
-    steps: int
-    samples: int
-    on_step: Callable[[Progress], None] | None
-
-
 class PipelineMount:
     """A stock pipeline, served step by step.
 
     Args:
         pipe: in the dtype that it is to run in.
-        profiles: latency profiles by stage, by what stages do ("encode", "denoise", "decode",
-            whatever the shape), or the folder of their files (`neustream profile` writes one).
-            None: those in the user's cache; what is not there is measured or learnt, and kept.
+        profiles: latency profiles by stage, or the folder of their files (`neustream profile`
+            writes one). None: those in the user's cache; what is not there is measured or learnt,
+            and kept.
         samples: arguments of calls that are measured and warmed up at the start. Default: one call
             with the pipeline's defaults, if it needs no more than a prompt or a class. Latencies of
             other shapes are predicted from those of the nearest one, corrected while they are
@@ -91,7 +87,6 @@ class PipelineMount:
     """
 
     kv_caches: Mapping[str, KVCache] = {}
-    step_tokens: int | None = None
 
     def __init__(
         self,
@@ -125,16 +120,17 @@ class PipelineMount:
         self._cache = cache
         self._show = sys.stderr.isatty() if progress is None else progress
         self._generators = Generators()
-        self._rehearsals = Rehearsals(self._batches, measure_s, self._learnt)
         self._lock = threading.RLock()
         self._serves = False
-        self.observers: Sequence[Observer] = (Doubts(self._measured), self._rehearsals)
+        self.observers: Sequence[Observer] = ()
 
     @property
     def device(self) -> str:
         return str(self.pipe._execution_device)
 
     def check(self, name: str) -> None:
+        if self._serves and not self.make_way():
+            raise BackendError("this mount is served already: close that service first")
         if taken := RESERVED & set(inspect.signature(self.pipe.__call__).parameters):
             raise BackendError(
                 f"{type(self.pipe).__name__} has call argument(s) {sorted(taken)}, which submit() takes itself"
@@ -157,10 +153,12 @@ class PipelineMount:
 
     def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
         claim(self, type(self.pipe).__name__, models_of(self.pipe))
-        self._serves = True
+        self._host, self._serves = host, True
+        self._rehearsals = Rehearsals(self._batches, self._measure_s, self._learnt)
+        self.observers = (Doubts(self._measured), self._rehearsals)
         places = [device.place for device in devices]
         pipes = copies(self.pipe, places, lambda pipe: [model for _, model in models_of(pipe)])
-        self._name, self._host, self._devices = name, host, list(devices)
+        self._devices = list(devices)
         self._known: dict[str, ProfileCache] = {}  # by the place that they are of
         self._replicas = [self._replica(pipe) for pipe in pipes]
         for other in self._replicas[1:]:
@@ -169,11 +167,11 @@ class PipelineMount:
         self._shapes = Shapes(name, self._batches, self._max_shapes)
         probe = f"{name}/probe" if name else "probe"
         self._probe = Graph(probe, Stage(probe, max_batch=1))
-        first = self._replicas[0]
         samples = self._samples
         if samples is None:
-            usual = default_sample(self.pipe, first.parts.device)
+            usual = default_sample(self.pipe, self._replicas[0].parts.device)
             samples = [] if usual is None else [usual]
+        self._previews = PreviewStages(self._replicas, self._devices, host, check_finite=self._check_finite)
         instances = [self._probe_on(replica) for replica in self._replicas]
         for sample in samples:
             opened = self._open_sample(sample)
@@ -184,14 +182,12 @@ class PipelineMount:
         replica = Replica(pipe, check_finite=self._check_finite, **self._how)
         options = {**self._how, **self._batches}
         if replica.place not in self._known:
-            known = ProfileCache(pipe, self._profiles, options, self._cache)
-            self._known[replica.place] = known
+            self._known[replica.place] = ProfileCache(pipe, self._profiles, options, self._cache)
         return replica
 
     def _probe_on(self, replica: Replica) -> Instance:
         profile = GuessedProfile(TableProfile("probe", [1], [PROBE_S], device=replica.place))
-        modules = {self._probe.name: ProbeModule(replica)}
-        return Instance(modules, {self._probe.name: profile})
+        return Instance({self._probe.name: ProbeModule(replica)}, {self._probe.name: profile})
 
     def _open_sample(self, sample: Mapping[str, Any]) -> list[Instance]:
         """Measure a sample on each device, before anybody is served; nothing if it is known."""
@@ -251,7 +247,11 @@ class PipelineMount:
 
         Args:
             on_step: told of each denoising step, with the latents, on the device's thread.
+
+        In place of all that it takes one `Progress.preview()`: the picture of that step.
         """
+        if len(args) == 1 and isinstance(args[0], Preview) and not kwargs and on_step is None:
+            return self._preview(args[0])
         check_callable("on_step", on_step)
         named = named_arguments(self.pipe, args, kwargs)
         if why := self._replicas[0].changed():
@@ -294,6 +294,10 @@ class PipelineMount:
         }
         return Call(shape.graph, params, _output, over=partial(self._over, asked, shape))
 
+    def _preview(self, preview: Preview) -> Call:
+        with self._lock:
+            return self._previews.call(preview, self._shapes, self._one_less)
+
     def _over(self, asked: StockCall, shape: Shape) -> None:
         self._one_less(shape)
         self._generators.free(asked.named)
@@ -329,18 +333,14 @@ class PipelineMount:
             return shape.measured
         if near is None:
             return from_nothing(shape, self._batches)
-        log.info(
-            "%s %s: profiles predicted from those of %s",
-            type(self.pipe).__name__,
-            shape.graph.name,
-            near.dimensions.label,
-        )
+        what = type(self.pipe).__name__, shape.graph.name, near.dimensions.label
+        log.info("%s %s: profiles predicted from those of %s", *what)
         return predicted(near, shape)
 
     def _forget(self, shape: Shape) -> None:
         self._shapes.forget(shape)
         self._rehearsals.forget(shape)
-        gone = list(shape.stages.values())
+        gone = shape.all_stages
         for replica in self._replicas:
             for stage in gone:
                 replica.roles.pop(stage, None)
@@ -373,16 +373,21 @@ class PipelineMount:
         with self._lock:
             return self._shapes.measured(stage)
 
+    def make_way(self) -> bool:
+        self._host.make_way()
+        return not self._serves
+
     def close(self) -> None:
         if not self._serves:  # another service may
             return
         self._serves = False
+        self.observers = ()
         self._rehearsals.clear()
         free(self, [model for _, model in models_of(self.pipe)])
         self.pipe.maybe_free_model_hooks()
 
 
-def _nothing(result: Result, outputs: Sequence[Emitted]) -> None:
+def _nothing(*_: Any) -> None:
     """Nobody wants what comes of a rehearsal."""
 
 

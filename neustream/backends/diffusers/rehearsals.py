@@ -79,6 +79,7 @@ class Rehearsals:
     def clear(self) -> None:
         """Nothing is served any more."""
         self._pieces.clear()
+        self._keep = _nothing  # it may be all that a mount refers to itself by
 
     def next(self) -> tuple[Shape | None, list[dict[str, Any]]]:
         """The parameters of the next requests, and their shape; None if all is known."""
@@ -123,3 +124,7 @@ class Rehearsals:
         complete = set(measured) == set(piece.shape.stages.values())
         if complete and all(some[0].batch == 1 for some in measured.values()):
             self._keep(piece.shape, measured)
+
+
+def _nothing(shape: Shape, measured: Mapping[str, list[Measurement]]) -> None:
+    """Nobody keeps what was measured."""

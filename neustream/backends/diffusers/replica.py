@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -14,7 +15,7 @@ from diffusers import DiffusionPipeline
 from neustream.backends.diffusers.calls import Call
 from neustream.backends.diffusers.measured import ONCE_STEPS, place_of, timed
 from neustream.backends.diffusers.modules import RunModule, Runs
-from neustream.backends.diffusers.parts import models_of, parts_of, roles_of
+from neustream.backends.diffusers.parts import Parts, models_of, parts_of
 from neustream.backends.diffusers.request import check, shortened
 from neustream.backends.diffusers.run import Run, decode, encode
 from neustream.backends.diffusers.state import State
@@ -76,6 +77,7 @@ class Replica:
 
     Args:
         pipe: on its device.
+        arguments: those of the stock call, of a request's parameters.
         buckets, compile: see `parts_of`.
         check_finite: see `PipelineMount`.
 
@@ -83,12 +85,17 @@ class Replica:
         place: what profiles measured here are labelled with.
         roles: what each stage does, by its name; more may be added.
         states: of what must not change while it serves: this pipeline, and the one that it is a copy of.
+        begin: makes a run of the stock call, when a request first gets to a stage.
+        changed: says what of the models is not as it was; empty: nothing.
+
+    Nothing in it refers to itself, so a pipeline that is served no more is freed at once.
     """
 
     def __init__(
         self,
         pipe: DiffusionPipeline,
         *,
+        arguments: Callable[[Mapping[str, Any]], Mapping[str, Any]] = itemgetter("arguments"),
         buckets: Sequence[int] = (),
         compile: bool | Mapping[str, Any] = False,
         check_finite: bool = True,
@@ -97,7 +104,9 @@ class Replica:
         self.parts = parts_of(pipe, buckets=buckets, compile=compile)
         self.place = place_of(pipe)
         self.roles: dict[str, str] = {}
-        self.states = [State(pipe, models_of, self._scaling)]
+        self.states = [State(pipe, models_of, partial(_scaling, self.parts))]
+        self.begin = partial(_begin, pipe, self.parts, arguments)
+        self.changed = partial(_changed, self.states)
         runs = Runs(
             self.begin,
             check_finite=check_finite,
@@ -105,23 +114,6 @@ class Replica:
             settled=partial(sync, self.parts.device),
         )
         self.module = RunModule(runs, self.roles)
-
-    def changed(self) -> str:
-        """What of the models is not as it was; empty: nothing."""
-        return next(filter(None, (state.changed() for state in self.states)), "")
-
-    def _scaling(self) -> bool:
-        return any(part.scaling for methods in self.parts.values() for part in methods.values())
-
-    def begin(self, given: StepInput) -> Run:
-        """A run of the stock call, when a request first gets to a stage."""
-        return Run(
-            self.pipe,
-            self.parts,
-            given.params["arguments"],
-            expected=given.params["steps"],
-            on_step=given.params.get("on_step"),
-        )
 
     def probe(self, arguments: Mapping[str, Any]) -> Dimensions:
         """Run a stock call up to its first call of a denoiser; on the device's thread.
@@ -195,8 +187,24 @@ class Replica:
 
     @property
     def stage_roles(self) -> list[str]:
-        """What the stages do that requests go through, in their order."""
-        return roles_of(self.parts)
+        """The stages that requests go through: without a decoder they end with their last step."""
+        roles = {part.role for methods in self.parts.values() for part in methods.values()}
+        return ["encode", "denoise", *(["decode"] if "decode" in roles else [])]
+
+
+def _begin(
+    pipe: DiffusionPipeline, parts: Parts, arguments: Callable[[Mapping[str, Any]], Mapping[str, Any]], given: StepInput
+) -> Run:
+    params = given.params
+    return Run(pipe, parts, arguments(params), expected=params["steps"], on_step=params.get("on_step"))
+
+
+def _changed(states: Sequence[State]) -> str:
+    return next(filter(None, (state.changed() for state in states)), "")
+
+
+def _scaling(parts: Parts) -> bool:
+    return any(part.scaling for methods in parts.values() for part in methods.values())
 
 
 class ProbeModule:
@@ -215,9 +223,16 @@ class ProbeModule:
         try:
             return {"dimensions": self._replica.probe(given.params["arguments"])}
         except Exception as error:  # the stock call may raise anything
-            failed = StageFailed(told(error))
-            failed.__cause__ = error
-            return failed
+            return failure(error)
+
+
+def failure(error: BaseException) -> StageFailed:
+    """What a stock call raised, as the failure of its stage."""
+    if isinstance(error, StageFailed):
+        return error
+    failed = StageFailed(told(error))
+    failed.__cause__ = error
+    return failed
 
 
 def default_sample(pipe: DiffusionPipeline, device: Any) -> dict[str, Any] | None:

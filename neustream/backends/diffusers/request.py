@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,18 @@ PLAIN = {"num_inference_steps", "device", "timesteps", "sigmas", "mu", "custom_t
 """Parameters of a scheduler's `set_timesteps` without which it takes the same numbers of steps."""
 BATCHES = ("prompt", "class_labels", "prompt_embeds", "image")
 """Arguments that say how many samples a request has, the first one given decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class StockCall:
+    """A call as its caller made it: its arguments, those with the pipeline's defaults, its kind."""
+
+    named: dict[str, Any]
+    whole: Mapping[str, Any]
+    kind: Hashable
+    steps: int
+    samples: int
+    on_step: Callable[[Any], None] | None
 
 
 def named_arguments(pipe: DiffusionPipeline, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import copy
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,10 +28,11 @@ from neustream.backends.diffusers.calls import Call, Part
 from neustream.backends.diffusers.journal import Journal, generators_of, may_move, noise_now, same
 from neustream.backends.diffusers.locals import needed
 from neustream.backends.diffusers.parts import Parts
+from neustream.backends.diffusers.previews import Preview, preview_of
 from neustream.backends.diffusers.results import owned
 from neustream.backends.diffusers.standins import StandIn, park, viewed
 from neustream.backends.diffusers.stepping import Hooks, Step, is_stepped, own_scheduler, step_together
-from neustream.errors import StageFailed
+from neustream.errors import BackendError, StageFailed
 
 PATIENCE = 8
 """How often a call is told to end that does not (a callback that catches everything)."""
@@ -44,6 +45,16 @@ class Progress:
     step: int
     total: int
     latents: torch.Tensor
+    run: Run | None = field(default=None, repr=False, compare=False)
+
+    def preview(self) -> Preview:
+        """What `submit` makes a picture of: the latents as the call would decode them, were this its last step.
+
+        To be called while `on_step` is. BackendError where the pipeline has no previews.
+        """
+        if self.run is None:
+            raise BackendError("this progress is of no request, so there is no preview")
+        return preview_of(self.run)
 
 
 class Run:
@@ -265,7 +276,7 @@ class Run:
     def _stepped(self, latents: torch.Tensor) -> None:
         self.steps += 1
         if self._on_step is not None:
-            self._on_step(Progress(self.steps, self.total, latents))
+            self._on_step(Progress(self.steps, self.total, latents, self))
 
 
 def _nothing(scheduler: Any) -> None:

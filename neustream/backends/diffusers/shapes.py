@@ -13,14 +13,16 @@ from neustream.backends.diffusers.replica import Dimensions
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
 from neustream.core.profile import (
+    GuessedProfile,
     LatencyProfile,
     TableProfile,
     UnitProfile,
     guessed,
-    unmeasured,
 )
 from neustream.errors import RequestError
 
+GUESS_S = 0.005
+"""Seconds of a step of which nothing is known; too few rather than too many: then it is tried."""
 KINDS = 16
 """Kinds of calls that are remembered, for each shape."""
 
@@ -44,6 +46,13 @@ class Shape:
     measured: Mapping[str, LatencyProfile] | None = None
     open: int = 0
     profiles: Mapping[str, LatencyProfile] = field(default_factory=dict)
+    preview: Graph | None = None
+    """What previews go through, once there was one."""
+
+    @property
+    def all_stages(self) -> list[str]:
+        """The names of its stages, with that of previews."""
+        return [*self.stages.values(), *([] if self.preview is None else [self.preview.name])]
 
     @property
     def files(self) -> dict[str, str]:
@@ -113,6 +122,13 @@ class Shapes:
         graph = graph_of(self._prefix + label, stages)
         return Shape(dimensions, graph, names, rows, samples)
 
+    def preview(self, shape: Shape) -> tuple[Graph, LatencyProfile]:
+        """The graph of a shape's previews, and its profile: to begin with, that of its decoder."""
+        name = f"{self._prefix}preview@{shape.dimensions.label}"
+        size = partial(share_of, "samples", shape.samples)
+        graph = Graph(name, Stage(name, max_batch=self._batches["decode"], size=size))
+        return graph, guessed(_table(shape.profiles["decode"]))
+
     def keep(self, shape: Shape) -> None:
         """Serve a new shape."""
         self._shapes[shape.dimensions.key] = shape
@@ -163,8 +179,14 @@ def predicted(near: Shape, new: Shape) -> dict[str, LatencyProfile]:
 
 
 def from_nothing(shape: Shape, batches: Mapping[str, int]) -> dict[str, LatencyProfile]:
-    """Profiles of a shape by role where nothing is known of any."""
-    return {role: unmeasured(role, batches[role]) for role in shape.stages}
+    """Profiles of a shape by role where nothing is known of any: half of a step is overhead."""
+    found: dict[str, LatencyProfile] = {}
+    for role in shape.stages:
+        most = batches[role]
+        sizes = [1] if most == 1 else [1, most]
+        seconds = [GUESS_S * (1 + size) / 2 for size in sizes]
+        found[role] = GuessedProfile(TableProfile(role, sizes, seconds))
+    return found
 
 
 def _table(profile: LatencyProfile) -> TableProfile:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from neustream.backends.copies import copies
 from neustream.backends.options import measuring
 from neustream.backends.transformers.arguments import number, whole
 from neustream.backends.transformers.completion import Tokens, completion
-from neustream.backends.transformers.measured import file_of, measure_steps, steps_for
+from neustream.backends.transformers.measured import steps_for
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.request import ask_of
@@ -31,7 +30,7 @@ from neustream.core.steps import LearntSteps, StepLatency
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, shown
 from neustream.graphs import llm, llm_profiles
-from neustream.profiling.steps import StepsFile, load_steps
+from neustream.profiling.steps import load_steps
 from neustream.service.mount import Call, Device, Host, Instance
 
 NODE = "llm"
@@ -45,19 +44,16 @@ class TextMount:
         model: any `AutoModelForCausalLM` in eval mode, in the dtype that it is to run in; it is not
             changed. Its sampling defaults (`generation_config`) are not read, but for EOS.
         tokenizer: for prompts and completions of text; None: token ids only.
-        profile: how long steps take: a step profile, or its file (`neustream profile` writes one).
-            None: the one in the user's cache; what is not there is measured first and kept. It is
-            corrected by the steps that run.
+        profile: how long steps take: a step profile (`name`, `device` and `seconds(step)` will do), or
+            its file (`neustream profile` writes one). None: the one in the user's cache; what is not
+            there is measured first and kept. It is corrected by the steps that run.
         slots: requests that can hold keys and values at once, on each device.
-        max_batch: the most requests in one step; default: the slots.
         max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys
             and values take memory for `slots * max_len` tokens, on each device.
         buckets: lengths, as `[128, 512]`. With some, all calls have fixed shapes: a request's results
             do not depend on its company to the last bit, in any dtype, at a cost.
         kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of
             tokens makes it take slots away, and compute their tokens again.
-        step_tokens: the most tokens of a step in which prompts are prefilled in parts; default: the
-            pool's.
         measure_s: seconds that measuring may take, about.
         cache: the folder of the cache; default: the user's.
         progress: show what is measured; default: if stderr is a terminal.
@@ -77,11 +73,9 @@ class TextMount:
         *,
         profile: StepLatency | Path | str | None = None,
         slots: int = 16,
-        max_batch: int | None = None,
         max_len: int | None = None,
         buckets: Sequence[int] = (),
         kv_cache: KVCache | None = None,
-        step_tokens: int | None = None,
         measure_s: float = 20.0,
         cache: Path | str | None = None,
         progress: bool | None = None,
@@ -101,17 +95,13 @@ class TextMount:
         self._kv_cache = kv_cache
         self._stock = model
         self._slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
-        most = slots if max_batch is None else max_batch
-        self._max_batch = whole("max_batch", most, 1, error=BackendError)
-        if step_tokens is not None:
-            step_tokens = whole("step_tokens", step_tokens, 1, error=BackendError)
-        self.step_tokens = step_tokens
         self._max_len = max_len
         self._buckets = buckets
         self._profile = profile
         self._measure_s = measure_s
         self._cache = cache
         self._progress = progress
+        self._host: Host | None = None
         self._graph: Graph | None = None
         self._devices: list[tuple[Device, Texts]] = []
 
@@ -125,28 +115,28 @@ class TextMount:
         return sum([_used(device, texts) for device, texts in self._devices])
 
     def check(self, name: str) -> None:
-        pass  # was done when it was made
+        if self._host is not None and not self.make_way():
+            raise BackendError("this mount is served already: close that service first")
 
     def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
         claim(self, type(self._stock).__name__, [("its weights", self._stock)])
+        self._host = host
         self._devices.clear()
-        node, most = name or NODE, self._max_batch
-        self._graph = Graph(node, llm(node, max_batch=most))
+        node = name or NODE
+        slots = self._slots
+        self._graph = Graph(node, llm(node, max_batch=slots))
         instances = []
         stocks = copies(self._stock, [device.place for device in devices])
         for device, stock in zip(devices, stocks, strict=True):
-            model = self._with_slots(stock)
+            model = LanguageModel(stock, slots=slots, max_len=self._max_len, buckets=self._buckets)
             steps = LearntSteps(self._steps(model, device))
             texts = Texts(model, _ask, name=node)
             self._devices.append((device, texts))
-            profiles = llm_profiles(node, steps, max_batch=most)
+            profiles = llm_profiles(node, steps, max_batch=slots)
             instances.append(Instance(modules_of(texts), profiles))
         self.model = self._devices[0][1].model
-        self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
+        self.kv_caches = {node: self._kv_cache or KVCache(slots, self.model.max_len)}
         return instances
-
-    def _with_slots(self, stock: PreTrainedModel) -> LanguageModel:
-        return LanguageModel(stock, slots=self._slots, max_len=self._max_len, buckets=self._buckets)
 
     def request(
         self,
@@ -161,7 +151,6 @@ class TextMount:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
-        ends_after: int | None = None,
     ) -> Call:
         """A completion; RequestError for what cannot be served.
 
@@ -170,8 +159,6 @@ class TextMount:
             max_tokens: the most new tokens; together with the prompt they must fit the model.
             temperature, top_p, top_k, seed, stop_token_ids, ignore_eos, logprobs, prompt_logprobs:
                 see `Sampling`.
-            ends_after: outputs after which it ends as if the model had said so, for workloads that
-                are replayed; no policy sees it.
         """
         assert self._graph is not None
         self.model.unchanged.check()
@@ -179,8 +166,6 @@ class TextMount:
         sampling = Sampling(temperature, top_p, top_k, seed, ids, ignore_eos, logprobs, prompt_logprobs)
         room = self.kv_caches[self._graph.name].capacity
         ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, room)
-        if ends_after is not None:
-            ask = replace(ask, end=whole("ends_after", ends_after, 1))
         count, max_tokens = len(ask.prompt), int(max_tokens)
         return Call(
             self._graph,
@@ -192,12 +177,14 @@ class TextMount:
     def rehearsal(self) -> Sequence[Call]:
         return ()  # its steps are learnt as they run
 
-    def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
-        """Measure how long steps take, in about `seconds`; not while it is served."""
-        model = self._with_slots(self._stock)
-        return file_of(model, measure_steps(model, seconds=seconds, tick=tick), "neustream profile")
+    def make_way(self) -> bool:
+        host = self._host
+        if host is not None:
+            host.make_way()
+        return self._host is None
 
     def close(self) -> None:
+        self._host = None
         free(self, [self._stock])
 
     def _steps(self, model: LanguageModel, device: Device) -> StepLatency:
