@@ -63,7 +63,7 @@ def serve_once(session: Session, policy: str, stamps: Stamps) -> dict[str, Any]:
     """One run of the workload; microseconds and ratios."""
     stamps.steps.clear()
     records: list[Record] = []
-    report = session.serve(policy, [records.append], lambda: None, lambda engine: None)
+    report = session.serve(policy, [records.append], lambda: None, lambda replay: None)
     finished = [record for record in records if isinstance(record, Finished)]
     decided = [record.seconds for record in records if isinstance(record, Decided)]
     traced = [after.step.started_at - before.at for before, after in pairwise(finished)]
@@ -94,10 +94,9 @@ def gaps(args: argparse.Namespace) -> None:
         settings = [f"workload.load={load}", f"workload.requests={args.requests}"]
         if args.profiles:
             settings.append(f"profiles={args.profiles}")
-        with Session(load_experiment(args.config, settings), "cpu") as session:
-            session.warm_up()
-            for policy in args.policies * args.rounds:
-                rows.append({"load": load, **serve_once(session, policy, stamps)})
+        session = Session(load_experiment(args.config, settings), "cpu")
+        for policy in args.policies * args.rounds:
+            rows.append({"load": load, **serve_once(session, policy, stamps)})
     headings = ("load", "on time", "planned", "trace gap", "device gap", "decide", "device/profile", "engine/profile")
     table = new_table(f"{args.config}, median / p99 us", "policy", headings)
     for row in rows:

@@ -37,7 +37,8 @@ LOADS = (1.0, 1.5, 2.0, 2.5, 3.0)
 
 def run_transformers(args: argparse.Namespace) -> None:
     """Serve and simulate the demo's workload at several loads."""
-    from neustream.backends.serving import Session, profile_steps
+    from neustream.backends.measuring import profile_steps
+    from neustream.backends.serving import Session
 
     path = ROOT / "configs/demo/opt_tiny.yaml"
     with tempfile.TemporaryDirectory() as folder:
@@ -48,22 +49,21 @@ def run_transformers(args: argparse.Namespace) -> None:
         rows = []
         for load in LOADS:
             experiment = load_experiment(path, [*base, f"workload.load={load}", f"workload.requests={args.requests}"])
-            with Session(experiment, "cpu") as session:
-                session.warm_up()
-                for policy in args.policies:
-                    report = session.serve(policy, [], lambda: None, lambda engine: None)
-                    slower = report.profile_error()
-                    same = simulate(session.prepared, policy)
-                    again = simulate(session.prepared, policy, speed=slower)
-                    row = {"load": load, "policy": policy, "served": report.attainment, "simulated": same.attainment}
-                    row |= {"simulated_as_observed": again.attainment, "slower": slower}
-                    rows.append(row)
-                    print(
-                        f"load {load:g} {policy:14s} served {report.attainment:.3f}, simulated {same.attainment:.3f}, "
-                        f"at its speed {again.attainment:.3f}; steps took "
-                        + ", ".join(f"{x:.2f} x ({stage})" for stage, x in slower.items()),
-                        flush=True,
-                    )
+            session = Session(experiment, "cpu")
+            for policy in args.policies:
+                report = session.serve(policy, [], lambda: None, lambda replay: None)
+                slower = report.profile_error()
+                same = simulate(session.prepared, policy)
+                again = simulate(session.prepared, policy, speed=slower)
+                row = {"load": load, "policy": policy, "served": report.attainment, "simulated": same.attainment}
+                row |= {"simulated_as_observed": again.attainment, "slower": slower}
+                rows.append(row)
+                print(
+                    f"load {load:g} {policy:14s} served {report.attainment:.3f}, simulated {same.attainment:.3f}, "
+                    f"at its speed {again.attainment:.3f}; steps took "
+                    + ", ".join(f"{x:.2f} x ({stage})" for stage, x in slower.items()),
+                    flush=True,
+                )
     write("transformers", rows, "OMP_NUM_THREADS=1 python benchmarks/llm.py transformers")
 
 

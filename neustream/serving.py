@@ -69,9 +69,11 @@ class TextOptions(ServiceOptions, total=False):
 
     profile: StepLatency | Path | str | None
     slots: int
+    max_batch: int | None
     max_len: int | None
     buckets: Sequence[int]
     kv_cache: KVCache | None
+    step_tokens: int | None
     measure_s: float
     cache: Path | str | None
     progress: bool | None

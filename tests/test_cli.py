@@ -304,13 +304,13 @@ def test_run_writes_a_folder_of_results(tmp_path):
     assert (out / "served.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_run_with_several_workers(tmp_path):
-    path = toy(tmp_path, pools={"gpu": {"workers": 2, "devices": ["toy:0", "toy:1"]}})
+def test_run_with_several_devices(tmp_path):
+    path = toy(tmp_path, devices=["toy:0", "toy:1"])
     done = command("run", path, "--json", tmp_path / "out.json", "--trace", tmp_path / "t.json")
     assert done.status == 0, done.err
     assert results(tmp_path / "out.json")[0]["counts"]["on_time"] == 10
-    workers = {event["tid"] for event in results(tmp_path / "t.json")["traceEvents"] if event["ph"] == "X"}
-    assert workers <= {0, 1}
+    steps = [event for event in results(tmp_path / "t.json")["traceEvents"] if event["ph"] == "X"]
+    assert {event["name"].partition(" ")[0] for event in steps} == {"draw", "decode"}
 
 
 def test_profiles_of_another_device_are_refused_unless_allowed(tmp_path):

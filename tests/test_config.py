@@ -189,7 +189,6 @@ VALUES = [
     ("stages.draw.pool=gpuu", "stage 'draw': unknown pool 'gpuu'; did you mean 'gpu'? allowed: gpu", ""),
     ("pools={gpu: {}, spare: {}}", "pools without a stage: ['spare']", ""),
     ("pools={gpu: {workers: 0}}", "pools.gpu.workers", "got 0"),
-    ("pools={gpu: {devices: cpu}}", "pools.gpu.devices", "got 'cpu'"),
     ("sweeps={workload.rat: {values: [1]}}", "cannot sweep 'workload.rat'; did you mean 'workload.rate'?", ""),
     ("sweeps={slo.scale: {values: []}}", "sweeps.slo.scale.values", "got []"),
     ("sweeps={slo.scale: {values: [0]}}", "sweeps.slo.scale.values.0", "got 0"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from toys import Gate, Step, batches, command, engine, live, one_stage, request, table, toy, write_profile
+from toys import Gate, Step, batches, command, engine, live, one_stage, request, table, toy
 
 from neustream import (
     ConfigError,
@@ -21,7 +21,6 @@ from neustream import (
     Static,
     load_profile,
 )
-from neustream.backends.serving import Session
 from neustream.config import load_experiment
 from neustream.experiment import prepare, sweep_points
 from neustream.experiment.policies import build_policy
@@ -205,38 +204,6 @@ def test_the_burstiness_of_constant_arrivals_cannot_be_swept(tmp_path):
     experiment = load_experiment(toy(tmp_path, workload={"arrivals": "constant", "rate": 3}))
     with pytest.raises(ConfigError, match="does not use it"):
         list(sweep_points(experiment, "workload.cv", [1.0, 2.0]))
-
-
-class Named:
-    """A toy backend whose device is named after its place, and which counts loads."""
-
-    loads: list = []  # noqa: RUF012
-
-
-def make(options, device):
-    import toy_backend
-
-    backend = toy_backend.make(options, device)
-    backend.device_name = f"name of {device}"
-    for module in backend.modules.values():
-        module.load = lambda place: Named.loads.append(place)
-    return backend
-
-
-STAGES = {"draw": {"times": "steps", "max_batch": 4}, "decode": {"max_batch": 2, "pool": "b"}}
-
-
-def test_pools_on_different_devices_with_their_own_profiles(tmp_path):
-    pools = {"gpu": {"devices": ["dev0"]}, "b": {"devices": ["dev1"]}}
-    path = toy(tmp_path, stages=STAGES, pools=pools, backend={"kind": "test_corners:make"})
-    write_profile(tmp_path / "profiles/draw.json", "draw", [1, 4], [0.001, 0.002], device="name of dev0")
-    write_profile(tmp_path / "profiles/decode.json", "decode", [1, 2], [0.001, 0.002], device="name of dev1")
-    session = Session(load_experiment(path), "cpu")
-    session.close()
-    assert {name: profile.device for name, profile in session.prepared.profiles.items()} == {
-        "draw": "name of dev0",
-        "decode": "name of dev1",
-    }
 
 
 def test_a_long_error_is_one_line(tmp_path):

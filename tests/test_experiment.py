@@ -23,7 +23,8 @@ from neustream import (
     Static,
     load_profile,
 )
-from neustream.backends.serving import Session, make_backend
+from neustream.backends.making import make_model
+from neustream.backends.serving import Session
 from neustream.config import load_experiment
 from neustream.experiment import merge, pipeline_of, prepare, record, simulate, sweep_points
 from neustream.experiment.policies import build_policy
@@ -454,9 +455,9 @@ def test_values_of_a_sweep_are_positive(tmp_path, value):
 
 
 def test_a_backend_of_ones_own(tmp_path):
-    backend = make_backend(load_experiment(toy(tmp_path)), "cpu")
-    assert backend.modules.keys() == {"draw", "decode"}
-    assert backend.params(3) == {"number": 3}
+    model = make_model(load_experiment(toy(tmp_path)), "cpu")
+    assert model.backend.modules.keys() == {"draw", "decode"}
+    assert model.params(3) == {"number": 3}
 
 
 @pytest.mark.parametrize(
@@ -466,22 +467,24 @@ def test_a_backend_of_ones_own(tmp_path):
         ({"backend": {"kind": "toy_backend:made"}}, "backend 'toy_backend:made': module 'toy_backend' has no"),
         ({"backend": {"kind": "no_backend:make"}}, "backend 'no_backend:make': No module named 'no_backend'"),
         ({"backend": None}, "config 'toy' has no backend section, so it can only be simulated"),
-        (
-            {"stages": {"draw": {"times": "steps"}, "upscale": {}}},
-            "backend 'toy_backend:make' has no module for stage(s) ['upscale']; it has: ['decode', 'draw']",
-        ),
     ],
 )
 def test_a_backend_that_is_not_there(tmp_path, change, message):
     with pytest.raises(ConfigError) as error:
-        make_backend(load_experiment(toy(tmp_path, **change)), "cpu")
+        make_model(load_experiment(toy(tmp_path, **change)), "cpu")
     assert message in str(error.value)
 
 
-def test_a_session_needs_a_device_a_worker(tmp_path):
-    experiment = load_experiment(toy(tmp_path, pools={"gpu": {"workers": 3, "devices": ["cpu", "cpu"]}}))
-    with pytest.raises(ConfigError, match=r"pools.gpu: 2 device\(s\) for 3 worker\(s\)"):
-        Session(experiment, "cpu")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pools": {"gpu": {"workers": 3}}},
+        {"pools": {"gpu": {}, "b": {}}, "stages": {"draw": {"times": "steps"}, "decode": {"pool": "b"}}},
+    ],
+)
+def test_pools_are_of_simulations(tmp_path, change):
+    with pytest.raises(ConfigError, match=r"real devices have one worker each, .* give `devices` for several"):
+        Session(load_experiment(toy(tmp_path, **change)), "cpu")
 
 
 def test_a_session_asks_the_backend_about_every_request(tmp_path):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from toys import adds_up, toy
 
-from neustream import BackendError, ConfigError, KVCache
+from neustream import BackendError, KVCache
 from neustream.backends.serving import Session
 from neustream.config import LlmExperiment, StagesExperiment, load_experiment
 from neustream.experiment import LlmPipeline, StagesPipeline, pipeline_of, prepare, simulate
@@ -37,8 +37,7 @@ def test_a_pipeline_of_stages(images):
     names = {stage: [file.name for file in files] for stage, files in one.files_by_stage().items()}
     assert names == {"clip": ["clip.json"], "unet": ["unet.json"], "vae": ["vae.json", "safety.json"]}
     (pool,) = one.pools
-    assert pool.kv_caches == {} and one.modules_on("gpu") == one.stages
-    assert one.places("cpu") == [{"gpu": ["cpu"]}]
+    assert pool.kv_caches == {} and pool.stages == one.stages
 
 
 def test_a_language_model(chat):
@@ -48,7 +47,6 @@ def test_a_language_model(chat):
     assert [file.name for file in one.profile_files()] == ["steps.json"]
     (pool,) = one.pools
     assert pool.kv_caches == {"llm": KVCache(1300, 16)}
-    assert one.modules_on("gpu") == one.labels
 
 
 @pytest.mark.parametrize("name", ["opt_13b_a6000", "sd15_512_h100"])
@@ -66,21 +64,6 @@ def test_a_prefix_tells_models_apart(root, name):
     assert simulate(named, "priced").counts == simulate(plain, "priced").counts
 
 
-def test_devices_are_instances_or_their_names(tmp_path):
-    path = toy(tmp_path)
-    assert load_experiment(path).instances == 1
-    assert pipeline_of(load_experiment(path, ["devices=2"])).places("cpu") == [{"gpu": ["cpu"]}] * 2
-    named = pipeline_of(load_experiment(path, ["devices=[a, b]", "pools.gpu.workers=2"]))
-    assert named.places("cpu") == [{"gpu": ["a", "a"]}, {"gpu": ["b", "b"]}]
-
-
-def test_workers_have_devices_where_there_is_one_instance(tmp_path):
-    path = toy(tmp_path, pools={"gpu": {"workers": 2, "devices": ["a", "b"]}})
-    assert pipeline_of(load_experiment(path)).places("cpu") == [{"gpu": ["a", "b"]}]
-    with pytest.raises(ConfigError, match="devices makes 2 instances; give one of the two"):
-        pipeline_of(load_experiment(path, ["devices=2"])).places("cpu")
-
-
 def test_a_pipeline_on_two_devices_serves_twice_as_many(tmp_path):
     busy = {"workload": {"rate": 2000, "requests": 60, "steps": 8}, "slo": {"scale": 3}}
     reports = [simulate(prepare(load_experiment(toy(tmp_path, **busy, devices=count))), "fcfs") for count in (1, 2)]
@@ -90,13 +73,14 @@ def test_a_pipeline_on_two_devices_serves_twice_as_many(tmp_path):
 
 
 def test_a_backend_without_replicas_has_one_instance_a_device(tmp_path):
-    with pytest.raises(BackendError, match="Toy has no `replica`, so 'cpu' can have one instance"):
-        Session(load_experiment(toy(tmp_path), ["devices=2"]), "cpu")
+    session = Session(load_experiment(toy(tmp_path), ["devices=2"]), "cpu")
+    with pytest.raises(BackendError, match="Toy has stream modules for 'cpu' once, so it can have one instance"):
+        session.serve("fcfs", [], lambda: None, lambda replay: None)
 
 
 def test_two_instances_of_a_backend_of_ones_own_are_served(tmp_path):
-    with Session(load_experiment(toy(tmp_path), ["devices=[cpu, other]"]), "cpu") as session:
-        report = session.serve("fcfs", [], lambda: None, lambda engine: None)
+    session = Session(load_experiment(toy(tmp_path), ["devices=[cpu, other]"]), "cpu")
+    report = session.serve("fcfs", [], lambda: None, lambda replay: None)
     assert report.counts["on_time"] == 10 and report.submitted == 10
 
 

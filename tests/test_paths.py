@@ -10,7 +10,8 @@ from toys import toy
 from neustream import EventLog, load_profile
 from neustream.analysis.plots import plot_batches, plot_served, plot_sweep
 from neustream.backends.diffusers.from_config import Options as PipelineOptions
-from neustream.backends.serving import Gallery, profile_steps
+from neustream.backends.measuring import profile_steps
+from neustream.backends.serving import Gallery
 from neustream.backends.transformers.from_config import Options as TextOptions
 from neustream.backends.vllm.settings import load as load_settings
 from neustream.config import load_experiment
@@ -88,34 +89,44 @@ def test_what_is_written_and_the_folders_in_front_of_it(tmp_path, what, path):
     assert list((tmp_path / "new").rglob("*.*")) or (tmp_path / "new/deep").is_file()
 
 
+class Served:
+    """Steps of a language model, which was measured before."""
+
+    def load(self, device):
+        pass
+
+    def step(self, inputs):
+        return [{"ended": False} for _ in inputs]
+
+
+class Backend:
+    modules = dict.fromkeys(("llm.prefill", "llm.decode", "llm"), Served())
+    model_name, dtype, device_name, out_of_memory = "a model", "float32", "here", (MemoryError,)
+
+    def params(self, at):
+        return {}
+
+    def check(self, params):
+        pass
+
+    def sync(self):
+        pass
+
+    def steps(self, seconds, tick):
+        return steps()
+
+    def image(self, value):
+        return None
+
+
 @pytest.mark.parametrize("path", [str, Path])
 def test_where_a_backends_steps_and_pictures_go(tmp_path, path):
-    class Served:
-        def load(self, device):
-            pass
-
-        def step(self, inputs):
-            return [{"ended": False} for _ in inputs]
-
-    class Backend:
-        modules = dict.fromkeys(("llm.prefill", "llm.decode", "llm"), Served())
-
-        def params(self, at):
-            return {}
-
-        def steps(self, seconds, tick):
-            return steps()
-
-        def image(self, update):
-            return None
-
     config = STEPS.parents[3] / "configs/paper/opt_13b_a6000.yaml"
     experiment = load_experiment(config, ["backend={kind: 'test_paths:make'}"])
-    make.backend = Backend()
     profile_steps(pipeline_of(experiment), "cpu", path(tmp_path / "new"), 1.0, lambda stage, batch, seconds: None)
     assert (tmp_path / "new/steps.json").exists()
-    assert not Gallery(make.backend).save(path(tmp_path / "none.png"))
+    assert not Gallery().save(path(tmp_path / "none.png"))
 
 
 def make(options, device):
-    return make.backend
+    return Backend()

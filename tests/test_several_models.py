@@ -293,14 +293,47 @@ def test_there_is_no_bound_where_a_language_model_shares(path):
     assert done.status == 2 and "no bound for a language model that shares its device" in done.err
 
 
-def test_run_and_profile_are_of_one_model(path, tmp_path):
-    for name in ("run", "profile"):
-        done = command(name, path, "--out", tmp_path / "out")
-        assert done.status == 2 and "has several models; choose one by --model: sd, chat" in done.err
-    settings = ["--set", "models.sd.backend={kind: 'toy_backend:make'}", "--model", "sd", "--out", tmp_path / "out"]
+REAL = [
+    "models.sd.backend={kind: 'toy_backend:make'}",
+    "models.chat.backend={kind: 'toy_backend:make_chat'}",
+]
+
+
+def overridden(settings):
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def test_profile_is_of_one_model(path, tmp_path):
+    done = command("profile", path, "--out", tmp_path / "out")
+    assert done.status == 2 and "has several models; choose one by --model: sd, chat" in done.err
+    settings = [*overridden(REAL), "--model", "sd", "--out", tmp_path / "out"]
     done = command("profile", path, *settings, "--repeats", "3", "--warmup", "0")
     assert done.status == 0 and (tmp_path / "out/draw.json").exists()
     done = command("run", path, *settings)
     assert done.status == 0, done.err
     (entry,) = results(tmp_path / "out/report.json")
     assert entry["counts"]["submitted"] == 30
+
+
+@pytest.mark.parametrize("places", [[], ["devices=2"], ["devices=[a, b]", "placement={sd: [a], chat: [b]}"]])
+def test_all_models_are_served_at_once(path, tmp_path, places):
+    out = tmp_path / "out"
+    done = command("run", path, *overridden([*REAL, *places]), "--policy", "fcfs", "--out", out)
+    if places == ["devices=2"]:
+        assert done.status == 2 and "Toy has stream modules for 'cpu' once" in done.err
+        return
+    assert done.status == 0, done.err
+    assert "by model" in done.out
+    (entry,) = results(out / "report.json")
+    for told in (entry, entry["simulated"]):
+        assert {name: part["counts"]["submitted"] for name, part in told["models"].items()} == {"sd": 30, "chat": 20}
+        assert all(adds_up(part["counts"]) for part in told["models"].values())
+        assert told["models"]["sd"]["counts"]["on_time"] == 30
+        assert set(told["batch_size"]) <= {"sd.draw", "sd.decode", "chat.llm.prefill", "chat.llm.decode", "chat.llm"}
+    outputs = [told["models"]["chat"]["tokens"]["outputs"] for told in (entry, entry["simulated"])]
+    assert outputs[0] == outputs[1] == sum(prepare(load_config(path)).lengths.values())
+
+
+def test_models_on_real_devices_are_placed_by_name(path):
+    done = command("run", path, *overridden([*REAL, "devices=2", "placement={sd: ['0']}"]))
+    assert done.status == 2 and "placement: real devices have names" in done.err

@@ -48,6 +48,25 @@ class Toy:
         return None
 
 
+def make_chat(options, device):
+    return Chat(dict(options), device)
+
+
+class Chat(Toy):
+    """A language model whose generations end after the outputs that `lengths` say."""
+
+    def __init__(self, options, device):
+        super().__init__(options, device)
+        self.lengths = {}
+        self.modules = dict.fromkeys(("llm.prefill", "llm.decode", "llm"), self)
+
+    def load(self, device):
+        pass
+
+    def step(self, inputs):
+        return [{"ended": one.outputs + 1 >= self.lengths[one.id]} for one in inputs]
+
+
 class Draw:
     def __init__(self, options):
         self.step_s = options.get("step_s", 0.0)

@@ -1,16 +1,22 @@
-"""Real models behind stream modules: the only place of heavy imports, each of them lazy.
+"""Real models behind mounts: the only place of heavy imports, each of them lazy.
 
-A backend is a function `make(options, device) -> ModelBackend`, named in a config by `backend.kind`:
-one of `KINDS`, or `module:function` for one of your own.
+A backend is a function `make(options, device)`, named in a config by `backend.kind`: one of `KINDS`,
+or `module:function` for one of your own. It returns a `StockModel` or, with less to write, the
+stream modules of a graph that the config describes: a `ModelBackend`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from neustream.core.graph import Graph
+from neustream.core.kv_cache import KVCache
+from neustream.core.profile import LatencyProfile
 from neustream.engine.executor import StreamModule
 from neustream.profiling.steps import StepsFile
+from neustream.service.mount import Mount
 
 KINDS = {
     "diffusers": "neustream.backends.diffusers.from_config:make",
@@ -18,16 +24,36 @@ KINDS = {
 }
 
 
-class ModelBackend(Protocol):
-    """A model on one device, cut into stream modules.
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Of a call: those without a name, and those by name."""
 
-    `modules` has one for each stage of the config, by name. `out_of_memory` are the exceptions
-    that mean it, `device_name` is what profiles measured here are labelled with.
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a config says of its model, for the mount to offer.
+
+    Args:
+        graph: by which the model is simulated; `prefix` stands in front of its stages' names.
+        profiles: of its stages; None: they are still to be measured.
+        kv_caches: of a language model, by its node; none where the config names no memory.
+        step_tokens: see `Mount`; check_finite: fail requests that come to NaN or infinity.
     """
 
-    modules: Mapping[str, StreamModule]
+    graph: Graph
+    prefix: str
+    profiles: Mapping[str, LatencyProfile] | None
+    kv_caches: Mapping[str, KVCache]
+    step_tokens: int | None
+    check_finite: bool
+
+
+class Described(Protocol):
+    """What all models of configs tell: of profiles that are measured, and of their requests.
+
+    `out_of_memory` are the exceptions that mean it; `model_name` and `dtype` stand in profiles.
+    """
+
     model_name: str
-    device_name: str
     dtype: str
     out_of_memory: tuple[type[BaseException], ...]
 
@@ -43,30 +69,50 @@ class ModelBackend(Protocol):
         """Wait until the device is idle."""
         ...
 
-    def image(self, output: Mapping[str, Any]) -> Any:
-        """The PIL image in a request's output, or None for models that make none."""
+    def image(self, value: Any) -> Any:
+        """The PIL image in what came of a request, or None for models that make none."""
         ...
+
+
+class StockModel(Described, Protocol):
+    """A stock object that a config describes, and what its workload's requests ask of it."""
+
+    def mount(self, wanted: Wanted) -> Mount:
+        """The model, ready to be scheduled; BackendError if it does not go through that graph."""
+        ...
+
+    def stage_of(self, wanted: Wanted, name: str, stage: str) -> str | None:
+        """The config's stage that a stage of its mount is, if that is served under `name`."""
+        ...
+
+    def arguments(self, params: Mapping[str, Any], ends_after: int | None) -> Arguments:
+        """Arguments of the mount's `request`; `ends_after`: outputs of a generation."""
+        ...
+
+    def label(self, place: str) -> str:
+        """What profiles measured on a device are labelled with."""
+        ...
+
+
+class ModelBackend(Described, Protocol):
+    """A model on one device, cut into stream modules.
+
+    `modules` has one for each stage of the config, by name; a language model has "llm" too, for
+    steps of both its stages. `device_name` is what profiles measured here are labelled with.
+    """
+
+    modules: Mapping[str, StreamModule]
+    device_name: str
 
 
 class LlmBackend(ModelBackend, Protocol):
-    """A language model: beside its two stages, `modules` has "llm" for steps of both.
-
-    `lengths`, set before serving, are the outputs after which generations of a workload end, by request.
-    """
+    """A language model; `lengths`, if it has that, is set to the outputs that end each request."""
 
     lengths: Mapping[str, int]
-
-    def replica(self) -> LlmBackend:
-        """The same model on the same device once more, to run beside it; weights may be shared."""
-        ...
-
-    def warm_up(self) -> None:
-        """Run steps of all kinds, so that the first real request finds all loaded."""
-        ...
 
     def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
         """Measure how long steps take, in about `seconds`; `tick` is told kind, requests and seconds of each."""
         ...
 
 
-Make = Callable[[Mapping[str, Any], str], ModelBackend]
+Make = Callable[[Mapping[str, Any], str], StockModel | ModelBackend]

@@ -1,201 +1,49 @@
-"""An experiment on its real model: measuring its profiles, and serving its workload.
-
-Imports no framework itself: the backend that the config names does.
-"""
+"""An experiment on its real models: the service that `neustream.serve` gives, under the config's load."""
 
 from __future__ import annotations
 
 import gc
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from neustream.backends import KINDS, LlmBackend, Make, ModelBackend
-from neustream.by_name import load_object
-from neustream.config.schema import Experiment, StagesExperiment
-from neustream.core.events import Emitted, Ended
-from neustream.core.profile import LatencyProfile
-from neustream.engine.engine import Engine
-from neustream.engine.events import Observer, Record
-from neustream.engine.executor import ThreadExecutor
+from neustream.backends import StockModel, Wanted
+from neustream.backends.making import make_model, wanted_of
+from neustream.backends.measuring import SAMPLE_ROUNDS, give_lengths, sampled
+from neustream.backends.replaying import Replay
+from neustream.config.schema import Config, Experiment
+from neustream.config.several import ModelsConfig
+from neustream.core.events import Corrected, Ended
+from neustream.core.graph import Graph
+from neustream.core.types import Request
+from neustream.core.work import Walk
+from neustream.engine.events import Finished, Observer, Record, Started
 from neustream.engine.report import Report
-from neustream.errors import (
-    BackendError,
-    ConfigError,
-    NeustreamError,
-    ProfileError,
-    nearest,
-    shown,
-    told,
-)
-from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline, pipeline_of
-from neustream.experiment.prepared import Prepared, prepare
-from neustream.experiment.running import serve
-from neustream.graphs import llm_profiles
-from neustream.profiling.costs import TOGETHER, engine_costs
-from neustream.profiling.files import EngineCosts, Measurement
-from neustream.profiling.measuring import measure, module_faults, profiles_of, versions
-from neustream.profiling.steps import StepsFile, save_steps, steps_of
-
-NEEDED = {
-    "diffusers": ("diffusion", ("torch", "diffusers", "transformers")),
-    "transformers": ("llm", ("torch", "transformers", "platformdirs")),
-}
-"""What the library's own backends import, and the extra that installs it."""
-
-
-def make_backend(experiment: Experiment, device: str) -> ModelBackend:
-    """Build the model that the config's `backend` section describes, for `device`."""
-    config = experiment.backend
-    if config is None:
-        raise ConfigError(f"config {experiment.name!r} has no backend section, so it can only be simulated")
-    path = KINDS.get(config.kind, config.kind)
-    if ":" not in path:
-        raise ConfigError(f"backend.kind {shown(config.kind)}: {nearest(config.kind, KINDS)}; or module:function")
-    extra, needed = NEEDED.get(config.kind, ("", ()))
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise BackendError(f"backend {config.kind!r} needs {', '.join(missing)}: pip install 'neustream[{extra}]'")
-    make: Make = load_object(path, "backend")
-    try:
-        backend = make(config.options, device)
-    except NeustreamError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise BackendError(f"backend {config.kind!r}: making it for {device!r} raised {told(error)}") from error
-    if unserved := set(pipeline_of(experiment).labels) - set(backend.modules):
-        raise ConfigError(
-            f"backend {config.kind!r} has no module for stage(s) {sorted(unserved)}; it has: {sorted(backend.modules)}"
-        )
-    return backend
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured, where and with what."""
-
-    model_name: str
-    device_name: str
-    origin: Mapping[str, Any]
-    engine: EngineCosts
-
-
-SAMPLE_ROUNDS = 4
-"""Rounds of each loop in the requests that stages outside of loops are measured with."""
-LOOPED_ROUNDS = 24
-"""The same for stages in loops: what a request's first round has to do more should not weigh more than it does."""
-
-
-def _sampler(pipeline: Pipeline[Experiment], backend: ModelBackend, count: int) -> Callable[[int], dict[str, Any]]:
-    rounds = pipeline.sample(count)
-    return lambda at: {**backend.params(at), **rounds}
-
-
-def measure_experiment(
-    pipeline: StagesPipeline,
-    device: str,
-    repeats: int,
-    warmup: int,
-    tick: Callable[[str, int, float], None],
-    on_limit: Callable[[str, int, BaseException], None],
-) -> tuple[dict[str, list[Measurement]], Measured]:
-    """Time every stage of a pipeline's real model."""
-    experiment = pipeline.experiment
-    backend = make_backend(experiment, device)
-    measured: dict[str, list[Measurement]] = {}
-    for name, stage in pipeline.configs.items():
-        measured |= measure(
-            pipeline.graph,
-            {name: backend.modules[name] for name in pipeline.stages},
-            _sampler(pipeline, backend, LOOPED_ROUNDS if stage.times else SAMPLE_ROUNDS),
-            device=device,
-            repeats=repeats,
-            warmup=warmup,
-            sync=backend.sync,
-            tick=tick,
-            out_of_memory=backend.out_of_memory,
-            on_limit=on_limit,
-            stages=[name],
-        )
-    origin = {"how": "neustream profile", "config": experiment.name, "dtype": backend.dtype, "versions": versions()}
-    costs = _costs(pipeline, backend, profiles_of(measured), device)
-    return measured, Measured(backend.model_name, backend.device_name, origin, costs)
-
-
-def _costs(
-    pipeline: Pipeline[Experiment],
-    backend: ModelBackend,
-    profiles: Mapping[str, LatencyProfile],
-    device: str,
-) -> EngineCosts:
-    """What the engine adds to the steps of a model that was just measured."""
-    experiment = pipeline.experiment
-    few = experiment.workload.model_copy(update={"requests": TOGETHER, "trace": None})
-    sample = pipeline_of(experiment.model_copy(update={"workload": few}))
-    drawn = sample.draw(profiles, backend.params)
-    _give_lengths(backend, drawn.lengths)
-    return engine_costs(pipeline.pools, profiles, backend.modules, drawn.requests, device)
-
-
-def _give_lengths(backend: ModelBackend, lengths: Mapping[str, int]) -> None:
-    """Tell a language model after how many outputs each generation ends."""
-    if lengths:
-        cast(LlmBackend, backend).lengths = lengths
-
-
-def profile_shapes(
-    experiment: Experiment,
-    device: str,
-    shapes: Sequence[tuple[int, int]],
-    out: Path | str,
-    seconds: float,
-    progress: bool,
-) -> list[Path]:
-    """Time a pipeline's stages at some sizes (height, width), into files for `serve(pipe, profiles=out)`."""
-    backend = make_backend(experiment, device)
-    pipe = getattr(backend, "pipe", None)
-    if pipe is None or not isinstance(experiment, StagesExperiment):
-        raise ConfigError(f"config {experiment.name!r}: sizes are measured for backend.kind 'diffusers' only")
-    from neustream.backends.diffusers import profile
-
-    own = {name: value for name, value in backend.params(0).items() if name not in ("steps", "seed")}
-    calls = [{**own, "height": height, "width": width} for height, width in shapes]
-    batches = {name: stage.max_batch for name, stage in experiment.stages.items()}
-    looped = max((batches[name] for name, stage in experiment.stages.items() if stage.times), default=16)
-    return profile(pipe, calls, out, max_batch=looped, measure_s=seconds, progress=progress)
-
-
-def profile_steps(
-    pipeline: LlmPipeline,
-    device: str,
-    out: Path | str,
-    seconds: float,
-    tick: Callable[[str, int, float], None],
-) -> StepsFile:
-    """Time the steps of a language model, into its profile's file under `out`."""
-    backend = cast(LlmBackend, make_backend(pipeline.experiment, device))
-    file = backend.steps(seconds, tick)
-    profiles = llm_profiles(pipeline.label, steps_of(file), pipeline.experiment.llm.max_batch)
-    file = file.model_copy(update={"engine": _costs(pipeline, backend, profiles, device)})
-    save_steps(file, Path(out) / pipeline.steps_file.name)
-    return file
+from neustream.errors import BackendError, ConfigError, ProfileError, told
+from neustream.experiment.pipelines import Pipeline, StagesPipeline, pipeline_of
+from neustream.experiment.policies import policy_faults
+from neustream.experiment.prepared import Prepared, policy_for, prepare
+from neustream.profiling.measuring import measure
+from neustream.service.answer import Answer
+from neustream.service.bench import Bench
+from neustream.service.mount import Mount
+from neustream.service.service import Service
 
 
 class Gallery:
-    """An observer that keeps the images of the first requests."""
+    """Keeps the images of the first requests."""
 
-    def __init__(self, backend: ModelBackend, limit: int = 24) -> None:
-        self._backend = backend
+    def __init__(self, limit: int = 24) -> None:
         self._limit = limit
         self._images: dict[str, Any] = {}
 
-    def __call__(self, record: Record) -> None:
-        if isinstance(record, Emitted) and len(self._images) < self._limit and record.id not in self._images:
-            image = self._backend.image(record.update)
+    def add(self, model: StockModel, answer: Answer[Any]) -> None:
+        """Look at what came of a request."""
+        if len(self._images) < self._limit and not answer.cancelled() and answer.exception() is None:
+            image = model.image(answer.result())
             if image is not None:
-                self._images[record.id] = image
+                self._images.setdefault(answer.id, image)
 
     def save(self, path: Path | str) -> bool:
         """Write them as one picture; False if there are none."""
@@ -213,115 +61,218 @@ class Gallery:
         return True
 
 
-def _all_of(places: Mapping[str, Sequence[str]]) -> list[str]:
-    return [place for some in places.values() for place in some]
+@dataclass(frozen=True)
+class Part:
+    """One model of an experiment.
 
+    Args:
+        name: of its mount; "" where it is alone.
+        places: the devices that it is on.
+    """
 
-def _warm_up(pipeline: Pipeline[Experiment], backend: ModelBackend, place: str) -> None:
-    if isinstance(pipeline, LlmPipeline):
-        cast(LlmBackend, backend).warm_up()
-        return
-    modules = {name: backend.modules[name] for name in pipeline.stages}
-    sample = _sampler(pipeline, backend, SAMPLE_ROUNDS)
-    measure(pipeline.graph, modules, sample, device=place, batches=[1], repeats=2, warmup=1)
+    name: str
+    pipeline: Pipeline[Experiment]
+    model: StockModel
+    wanted: Wanted
+    places: Sequence[str]
 
+    def mount(self) -> Mount:
+        """The model, ready to be scheduled."""
+        return self.model.mount(self.wanted)
 
-def _replica(backend: ModelBackend, place: str) -> ModelBackend:
-    """The same model once more; BackendError for one that cannot."""
-    if not hasattr(backend, "replica"):
-        name = type(backend).__name__
-        raise BackendError(f"{name} has no `replica`, so {place!r} can have one instance")
-    return cast(LlmBackend, backend).replica()
+    def stage(self, stage: str) -> str | None:
+        """The config's stage that one of the mount is."""
+        return self.model.stage_of(self.wanted, self.name, stage)
 
-
-class Session:
-    """An experiment with its model loaded: the same modules and requests for each policy in turn."""
-
-    def __init__(self, experiment: Experiment, device: str) -> None:
-        pipeline = pipeline_of(experiment)
-        instances = pipeline.places(device)
-        pipeline.load_profiles()  # a missing one is told before a model is built
-        devices = dict.fromkeys(place for places in instances for place in _all_of(places))
-        backends = {place: make_backend(experiment, place) for place in devices}
-        backend = next(iter(backends.values()))
-        self.prepared: Prepared = prepare(experiment, backend.params)
-        for places in instances:
-            self._check(backends, places)
-        self.gallery = Gallery(backend)
-        self._backends: list[dict[str, ModelBackend]] = []
-        """Of each instance, by device."""
-        self._executors: list[dict[str, ThreadExecutor]] = []
-        """Of each instance, by pool."""
-        taken: set[str] = set()
-        for places in instances:
-            mine: dict[str, ModelBackend] = {}
-            for place in dict.fromkeys(_all_of(places)):
-                first = backends[place]
-                mine[place] = _replica(first, place) if place in taken else first
-                _give_lengths(mine[place], self.prepared.lengths)
-            taken |= set(mine)
-            self._backends.append(mine)
-            self._executors.append({name: self._executor(name, mine, some) for name, some in places.items()})
-
-    def _executor(self, pool: str, backends: Mapping[str, ModelBackend], places: Sequence[str]) -> ThreadExecutor:
-        """The workers of a pool, one for each place, with the backend there."""
-        pipeline = self.prepared.pipeline
-        labels = pipeline.modules_on(pool)
-        modules = [{label: backends[place].modules[label] for label in labels} for place in places]
-        config = pipeline.experiment.backend
-        assert config is not None
-        with module_faults(f"pool {pool!r}: loading {', '.join(labels)}"):
-            return ThreadExecutor(modules, places, check_finite=config.check_finite)
-
-    def _check(self, backends: Mapping[str, ModelBackend], places: Mapping[str, Sequence[str]]) -> None:
-        """That each request can be served, and that profiles are of the devices."""
-        backend = next(iter(backends.values()))
-        for request in self.prepared.requests:
-            try:
-                backend.check(request.params)
-            except BackendError as error:
-                raise BackendError(f"request {request.id!r}: {error}") from None
-        config = self.prepared.experiment.backend
-        assert config is not None
-        for pool in self.prepared.pools:
-            for name, place in itertools.product(pool.stages, places[pool.name]):
-                profile, here = self.prepared.profiles[name], backends[place].device_name
+    def check_device(self) -> None:
+        """ProfileError unless its profiles are of its devices."""
+        config = self.pipeline.experiment.backend
+        assert config is not None and self.wanted.profiles is not None
+        for name, profile in self.wanted.profiles.items():
+            for place in self.places:
+                here = self.model.label(place)
                 if profile.device != here and not config.allow_other_device:
                     raise ProfileError(
                         f"profile {name!r} is of {profile.device!r}, but {place} is {here!r}: "
                         "measure it here with `neustream profile`, or set backend.allow_other_device=true"
                     )
 
-    def warm_up(self) -> None:
-        """Run every stage a few times, untimed, so that the first real request finds all loaded."""
-        for instance in self._backends:
-            for place, backend in instance.items():
-                _warm_up(self.prepared.pipeline, backend, place)
+    def check(self, requests: Sequence[Request], lengths: Mapping[str, int]) -> None:
+        """That the mount takes each request, and through the stages that the config says.
+
+        Raises:
+            BackendError: which request it is, and why.
+        """
+        with Bench(self.mount(), self.places[0], self.name) as bench:
+            self._warm_up(bench)
+            for request in requests:
+                try:
+                    self.model.check(request.params)
+                    args, named = self.model.arguments(request.params, lengths.get(request.id))
+                    call = bench.call(*args, **named)
+                except Exception as error:  # whatever the model's library has against it
+                    raise BackendError(f"request {request.id!r}: {told(error)}") from error
+                self._compare(request, call.graph, call.params)
+
+    def _warm_up(self, bench: Bench) -> None:
+        """Run every stage of a pipeline a few times, so that the first real request finds all loaded."""
+        if isinstance(self.pipeline, StagesPipeline):
+            graph, params = sampled(bench, self.model, self.pipeline.sample(SAMPLE_ROUNDS))
+            modules = {stage: bench.modules[stage] for stage in graph.stages}
+            measure(graph, modules, params, batches=[1], repeats=2, warmup=1)
+
+    def _compare(self, request: Request, graph: Graph, params: Mapping[str, Any]) -> None:
+        """BackendError unless the mount's graph has the config's stages, as often as that says."""
+        if graph is request.graph:
+            return
+        real = _calls(graph, params, self.stage)
+        for stage, count in _calls(request.graph, request.params, lambda stage: stage).items():
+            if real.get(stage, 0) != count:
+                raise BackendError(
+                    f"request {request.id!r}: stage {stage!r} runs {count} times in the config's graph and "
+                    f"{real.get(stage, 0)} times on {self.model.model_name}; choose another scheduler or number "
+                    "of steps, or serve it from Python"
+                )
+
+
+def _calls(graph: Graph, params: Mapping[str, Any], named: Callable[[str], str | None]) -> dict[str, int]:
+    """How often each stage of the config is expected to run."""
+    found: dict[str, int] = {}
+    for stage, count in Walk(Request("check", graph, params=params)).ahead():
+        name = named(stage.name)
+        if name is not None:
+            found[name] = found.get(name, 0) + count
+    return found
+
+
+class Named:
+    """An observer that tells others of a service's records by the names of the config's stages."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.observers: list[Observer] = []
+        self._parts = parts
+        self._names: dict[str, str] = {}
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Finished | Started):
+            record = replace(record, step=replace(record.step, stage=self._name(record.step.stage)))
+        elif isinstance(record, Corrected):
+            record = replace(record, stage=self._name(record.stage))
+        for observer in self.observers:
+            observer(record)
+
+    def _name(self, stage: str) -> str:
+        if stage not in self._names:
+            known = [name for part in self._parts if (name := part.stage(stage)) is not None]
+            self._names[stage] = known[0] if known else stage
+        return self._names[stage]
+
+
+def _experiments(config: Config) -> dict[str, Experiment]:
+    """The experiment of each model; "" is the name of one that is alone."""
+    if isinstance(config, ModelsConfig):
+        return config.experiments()
+    assert isinstance(config, Experiment)
+    return {"": config}
+
+
+def _check_pools(pipeline: Pipeline[Experiment]) -> None:
+    """What is known before a model is built: a profile that is missing, pools that no device has."""
+    pipeline.load_profiles()
+    if len(pipeline.pools) > 1 or pipeline.pools[0].workers > 1:
+        raise ConfigError(
+            "pools are of simulations: real devices have one worker each, as in `neustream.serve`; "
+            "give `devices` for several"
+        )
+
+
+def _places(config: Config, device: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The devices, and those of each model; `device` where the config names none."""
+    if not isinstance(config, ModelsConfig):
+        places = config.devices if isinstance(config.devices, list) else [device] * config.devices
+        return places, {"": places}
+    if isinstance(config.devices, int):
+        if config.placement:
+            raise ConfigError(
+                "placement: real devices have names; give devices: ['cuda:0', 'cuda:1'] in place of a number"
+            )
+        return [device] * config.devices, {name: [device] for name in config.models}
+    return config.devices, {name: config.placement.get(name, config.devices) for name in config.models}
+
+
+class Session:
+    """An experiment with its models loaded: the same mounts and requests for each policy in turn.
+
+    Raises:
+        ConfigError, BackendError, ProfileError: what of the config its models do not offer.
+    """
+
+    def __init__(self, config: Config, device: str) -> None:
+        self.config = config
+        experiments = _experiments(config)
+        for experiment in experiments.values():
+            _check_pools(pipeline_of(experiment))
+        self._devices, placement = _places(config, device)
+        self._placement = placement if isinstance(config, ModelsConfig) else None
+        models = {name: make_model(one, placement[name][0]) for name, one in experiments.items()}
+        self.prepared: Prepared = prepare(config, {name: model.params for name, model in models.items()})
+        self.gallery = Gallery()
+        self._parts = []
+        for (name, model), pipeline in zip(models.items(), self.prepared.pipelines, strict=True):
+            give_lengths(model, self.prepared.lengths)
+            profiles = {stage: self.prepared.profiles[stage] for stage in pipeline.stages}
+            part = Part(name, pipeline, model, wanted_of(pipeline, profiles), placement[name])
+            part.check_device()
+            self._parts.append(part)
+        for part in self._parts:
+            part.check(self._of(part), self.prepared.lengths)
         gc.collect()
-        gc.freeze()  # the model's objects stay: no step has to wait while they are searched again
+        gc.freeze()  # the models' objects stay: no step has to wait while they are searched again
+
+    def _of(self, part: Part) -> list[Request]:
+        return [request for request in self.prepared.requests if request.graph is part.pipeline.graph]
 
     def serve(
         self,
         policy: str,
         observers: Sequence[Observer],
         ended: Callable[[], None],
-        started: Callable[[Engine], None],
+        started: Callable[[Replay], None],
     ) -> Report:
-        """Serve the workload once; `ended` is called after each request."""
+        """Serve the workload once; `ended` is called after each request, `started` has the replay.
+
+        Raises:
+            PolicyError: the policy raised, or decided what cannot be.
+        """
 
         def tick(record: Record) -> None:
             if isinstance(record, Ended):
                 ended()
 
-        return serve(self.prepared, policy, self._executors, [*observers, self.gallery, tick], started)
+        heard = Named(self._parts)
+        with policy_faults(policy):
+            with Service(
+                {part.name: part.mount() for part in self._parts},
+                devices=self._devices,
+                placement=self._placement,
+                policy=policy_for(self.prepared.pipelines, policy),
+                forgiving=False,
+                observers=[heard],
+            ) as service:
+                replay = Replay(service)
+                report = Report(service.engine.clock.now())
+                heard.observers += [report, *observers, tick]
+                started(replay)
+                for request in self.prepared.requests:
+                    self._submit(replay, request)
+            replay.tell([report, *observers])
+            report.interrupted = replay.interrupted
+            if service.engine.fault is not None:
+                raise service.engine.fault
+        return report
 
-    def close(self) -> None:
-        for executors in self._executors:
-            for executor in executors.values():
-                executor.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def _submit(self, replay: Replay, request: Request) -> None:
+        (part,) = [part for part in self._parts if part.pipeline.graph is request.graph]
+        arguments = part.model.arguments(request.params, self.prepared.lengths.get(request.id))
+        model = part.name or None
+        replay.submit(request, arguments, model, lambda answer: self.gallery.add(part.model, answer))

@@ -9,11 +9,10 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import typer
 
-from neustream.engine.engine import Engine
 from neustream.errors import NeustreamError
 
 INTERRUPTED = 130
@@ -56,24 +55,30 @@ def raise_unless_pressed(what: str) -> None:
         raise NeustreamError(f"{what} raised KeyboardInterrupt, without Ctrl-C") from None
 
 
+class Work(Protocol):
+    """What can be interrupted by a signal handler."""
+
+    def interrupt(self) -> None: ...
+
+
 class Interrupts:
-    """Ctrl-C ends the open requests of the engine being watched as cancelled; a second one the program."""
+    """Ctrl-C ends the open requests of the work being watched as cancelled; a second one the program."""
 
     def __init__(self) -> None:
         self.hit = False
-        self._engine: Engine | None = None
+        self._work: Work | None = None
 
-    def watch(self, engine: Engine) -> None:
-        """Interrupt this engine, and no other before it."""
-        self._engine = engine
+    def watch(self, work: Work) -> None:
+        """Interrupt this, and nothing before it."""
+        self._work = work
         if self.hit:
-            engine.interrupt()
+            work.interrupt()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.hit = True
         signal.signal(signal.SIGINT, self._before)
-        if self._engine is not None:
-            self._engine.interrupt()
+        if self._work is not None:
+            self._work.interrupt()
 
     def __enter__(self) -> Interrupts:
         self._before = signal.signal(signal.SIGINT, self._stop)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neustream.analysis.tables import new_table
-from neustream.backends.serving import measure_experiment, profile_shapes, profile_steps
+from neustream.backends.measuring import measure_experiment, profile_shapes, profile_steps
 from neustream.commands.options import ConfigArgument, JsonOption, ModelOption, QuietOption, SetOption, finite
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output
 from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote

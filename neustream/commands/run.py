@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,12 +38,11 @@ from neustream.commands.printing import (
     wrote,
 )
 from neustream.commands.reach import chosen_policies, naming
-from neustream.config.load import load_experiment
-from neustream.config.schema import Experiment
+from neustream.config import Config, load_config, load_experiment
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
-from neustream.experiment.running import record, simulate
+from neustream.experiment.running import ByModel, record, simulate
 
 
 def command(
@@ -50,23 +51,23 @@ def command(
     set_: SetOption = None,
     json_: JsonOption = None,
     trace: TraceOption = None,
-    device: Annotated[str, typer.Option(help="Where the model runs; pools may name their own devices.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where models run, unless the config names devices.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for report, figure, images and traces.")] = None,
     model: ModelOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Serve an experiment's workload in real time on its real model, beside the simulator's prediction."""
+    """Serve an experiment's workload in real time on its real models, beside the simulator's prediction."""
     with json_output(json_) as write, hushed(quiet):
-        experiment = load_experiment(config, set_ or (), model=model)
-        names = chosen_policies(config, experiment, policy)
+        chosen = _load(config, set_ or (), model)
+        names = chosen_policies(config, chosen, policy)
         trace = trace or (out / "trace.json" if out else None)
         traces = {name: trace_path(trace, name, len(names) > 1) for name in names} if trace else {}
         if out:
             importlib.import_module("neustream.analysis.plots")  # an error of its own where matplotlib is missing
             check_folder("--out", out, ("report.json", "served.png", "images.png"))
         check_outputs([*json_file(json_), *(("--trace", path) for path in traces.values())])
-        served = _Served(experiment, names, traces)
-        with naming(config):
+        served = _Served(chosen, names, traces)
+        with naming(config), _errors_only():
             served.run(device)
         if served.fault is not None and not served.records:
             raise served.fault
@@ -78,11 +79,28 @@ def command(
             raise typer.Exit(INTERRUPTED)
 
 
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """No warnings in the log: of profiles that are off the report tells."""
+    log = logging.getLogger("neustream")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _load(config: Path, overrides: Sequence[str], model: str | None) -> Config:
+    """All models of a config, or the one that is named."""
+    return load_config(config, overrides) if model is None else load_experiment(config, overrides, model=model)
+
+
 class _Served:
     """What came of serving an experiment under one policy after the other."""
 
-    def __init__(self, experiment: Experiment, names: Sequence[str], traces: Mapping[str, Path]) -> None:
-        self.experiment = experiment
+    def __init__(self, config: Config, names: Sequence[str], traces: Mapping[str, Path]) -> None:
+        self.config = config
         self.records: list[dict[str, Any]] = []
         self.written: list[Path] = []
         self.fault: NeustreamError | None = None
@@ -93,27 +111,25 @@ class _Served:
     def run(self, device: str) -> None:
         """Serve with each policy, until one of them breaks or Ctrl-C ends it."""
         with new_progress() as progress:
-            task = progress.add_task("building the model", total=None)
-            with Session(self.experiment, device) as session:
-                self.pictures = session.gallery
-                say_notes(session.prepared.notes)
-                progress.update(task, description="warming up")
-                session.warm_up()
-                progress.update(task, total=len(self._names) * len(session.prepared.requests), completed=0)
-                with Interrupts() as interrupts:
-                    for name in self._names:
-                        say = partial(progress.update, task, description=f"serving with {name}")
-                        say()
-                        ended = partial(progress.advance, task)
-                        simulating = partial(say, description=f"simulating {name}")
-                        try:
-                            self._serve(session, name, ended, simulating, interrupts)
-                            note(progress, f"served with {name}")
-                        except NeustreamError as error:  # what was served before is reported all the same
-                            self.fault = error
-                        if self.fault is not None or interrupts.hit:
-                            break
-                    self.interrupted = interrupts.hit
+            task = progress.add_task("building the model and warming up", total=None)
+            session = Session(self.config, device)
+            self.pictures = session.gallery
+            say_notes(session.prepared.notes)
+            progress.update(task, total=len(self._names) * len(session.prepared.requests), completed=0)
+            with Interrupts() as interrupts:
+                for name in self._names:
+                    say = partial(progress.update, task, description=f"serving with {name}")
+                    say()
+                    ended = partial(progress.advance, task)
+                    simulating = partial(say, description=f"simulating {name}")
+                    try:
+                        self._serve(session, name, ended, simulating, interrupts)
+                        note(progress, f"served with {name}")
+                    except NeustreamError as error:  # what was served before is reported all the same
+                        self.fault = error
+                    if self.fault is not None or interrupts.hit:
+                        break
+                self.interrupted = interrupts.hit
 
     def _serve(
         self,
@@ -124,17 +140,18 @@ class _Served:
         interrupts: Interrupts,
     ) -> None:
         logs = [EventLog()] if name in self._traces else []
-        report = session.serve(name, logs, ended, interrupts.watch)
+        by_model = ByModel(self.config)
+        report = session.serve(name, [by_model, *logs], ended, interrupts.watch)
         for log in logs:
             log.save(self._traces[name])
             self.written.append(self._traces[name])
         simulating()
-        self.records.append(_beside(session, name, report))
+        self.records.append(_beside(session, name, report, by_model))
 
 
 def _report(served: _Served, out: Path | None, write: Callable[[Any], None]) -> None:
     """Print tables, and write what was asked for."""
-    title = title_of(served.experiment)
+    title = title_of(served.config)
     show(title, served.records)
     _explain(served.records)
     write(served.records)
@@ -150,14 +167,19 @@ def _report(served: _Served, out: Path | None, write: Callable[[Any], None]) -> 
         wrote(path)
 
 
-def _beside(session: Session, policy: str, report: Report) -> dict[str, Any]:
+def _beside(session: Session, policy: str, report: Report, by_model: ByModel) -> dict[str, Any]:
     """A served report with what the simulator says, by the profiles and at the speed that was observed."""
-    experiment, observed = session.prepared.experiment, report.profile_error()
+    config = session.config
     same = dataclasses.replace(session.prepared, requests=session.prepared.requests[: report.submitted])
+
+    def simulated(speed: Mapping[str, float]) -> dict[str, Any]:
+        parts = ByModel(config)
+        return record(config, policy, simulate(same, policy, [parts], speed), parts)
+
     return {
-        **record(experiment, policy, report),
-        "simulated": record(experiment, policy, simulate(same, policy)),
-        "simulated_as_observed": record(experiment, policy, simulate(same, policy, speed=observed)),
+        **record(config, policy, report, by_model),
+        "simulated": simulated({}),
+        "simulated_as_observed": simulated(report.profile_error()),
     }
 
 

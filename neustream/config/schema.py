@@ -46,11 +46,10 @@ class StageConfig(Section):
 
 
 class PoolConfig(Section):
-    """Interchangeable workers; for `run`, `devices` names one device each."""
+    """Interchangeable workers, in simulations: real devices have one each."""
 
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     sticky: bool = False
-    devices: list[str] | None = None
 
 
 class MemoryConfig(Section):

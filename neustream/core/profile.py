@@ -153,6 +153,16 @@ class GuessedProfile(UnitProfile):
     """Latencies that nobody measured, in units: steps correct them from the first on, unbounded."""
 
 
+GUESS_S = 0.005
+"""Seconds of a step of which nothing is known; too few rather than too many: then it is tried."""
+
+
+def unmeasured(name: str, max_batch: int) -> GuessedProfile:
+    """A guess where nothing is known: half of a step is overhead."""
+    sizes = [1] if max_batch == 1 else [1, max_batch]
+    return GuessedProfile(TableProfile(name, sizes, [GUESS_S * (1 + size) / 2 for size in sizes]))
+
+
 def guessed(table: TableProfile, ratio: float = 1.0) -> GuessedProfile:
     """A guess: so many times the latencies of a table that is another stage's."""
     seconds = [latency * ratio for latency in table.latency_s]

@@ -50,6 +50,7 @@ class Engine:
         max_open: the most requests without an answer; more are refused at `submit`. None: no limit.
         step_timeout_s: a step that does not come back for so long fails its requests (see
             `Limits`); while serving.
+        forgiving: whether FCFS covers for a policy that raises while serving; else that ends it.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Engine:
         router: Router | None = None,
         max_open: int | None = None,
         step_timeout_s: float | None = None,
+        forgiving: bool = True,
     ) -> None:
         self.clock = clock
+        self._forgiving = forgiving
         served = [members] if isinstance(members, Member) else list(members)
         self._loop = Loop(served, clock, router or LeastWork(), observers, step_timeout_s)
         self._loop.handlers[Stop] = self._stopped
@@ -117,7 +120,7 @@ class Engine:
             raise RequestError(f"start() needs a clock that threads share; {name} is for run()")
         self._life.begin(serving=True)
         for drive in self._loop.drives:
-            drive.deciding.forgiving = True
+            drive.deciding.forgiving = self._forgiving
         self._loop.observers.append(self._answers.hear)
         self._thread = threading.Thread(target=self._serve, name="neustream-engine", daemon=True)
         self._thread.start()
@@ -132,6 +135,11 @@ class Engine:
     def over(self) -> bool:
         """Whether no more requests will come."""
         return not self._life.accepting and not self._answers.open
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What broke its loop, if anything did."""
+        return self._life.fault
 
     def ready(self) -> None:
         """RequestError if it takes no requests: not started, closed, or in another process."""
@@ -287,7 +295,7 @@ class Engine:
             self._loop.run(self)
         except BaseException as fault:
             self._life.fault = fault
-            if not isinstance(fault, NeustreamError):
+            if self._forgiving and not isinstance(fault, NeustreamError):
                 log.exception("the engine's loop broke")
         finally:
             with self._life.gate:

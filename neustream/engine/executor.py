@@ -168,13 +168,18 @@ class ThreadExecutor:
         self._closing = threading.RLock()  # it may be closed by a finalizer, anywhere
         self._closed = False
         self._check_finite = check_finite
+        self._checked: set[str] = set()  # stages that are checked in any case
         self._workers = [Worker(f"neustream-worker-{at}", mods) for at, mods in enumerate(sets)]
 
     def start(self, batch: Batch, clock: Clock) -> None:
         self._post(batch.worker, partial(self._run, batch, batch.inputs(), clock))
 
-    def add(self, modules: Mapping[str, StreamModule], worker: int = 0) -> None:
-        """More stages for a worker; their modules are loaded already."""
+    def add(
+        self, modules: Mapping[str, StreamModule], worker: int = 0, *, check_finite: bool = False
+    ) -> None:
+        """More stages for a worker; their modules are loaded already. `check_finite`: as of all."""
+        if check_finite:
+            self._checked.update(modules)
         self._workers[worker].modules.update(modules)
 
     def remove(self, stages: Collection[str], worker: int = 0) -> None:
@@ -239,7 +244,8 @@ class ThreadExecutor:
 
     def _run(self, batch: Batch, inputs: Sequence[StepInput], clock: Clock) -> None:
         worker = self._workers[batch.worker]
-        results = worker.step(batch, inputs, check_finite=self._check_finite)
+        check = self._check_finite or batch.stage in self._checked
+        results = worker.step(batch, inputs, check_finite=check)
         clock.post(Done(batch, results), clock.now())
 
 

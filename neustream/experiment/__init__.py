@@ -6,7 +6,6 @@ from neustream.experiment.prepared import Prepared, merge, prepare
 from neustream.experiment.running import (
     ByModel,
     record,
-    serve,
     simulate,
     sweep_points,
 )
@@ -22,7 +21,6 @@ __all__ = [
     "pipeline_of",
     "prepare",
     "record",
-    "serve",
     "simulate",
     "sweep_points",
 ]

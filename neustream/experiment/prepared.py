@@ -83,53 +83,51 @@ class Prepared:
             places = {str(number): list(self.pools) for number in range(self.instances)}
         return places if len(places) > 1 else {"": next(iter(places.values()))}
 
-    def members(
-        self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]], *, learn: bool = False
-    ) -> list[Member]:
+    def members(self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]]) -> list[Member]:
         """A member for each of `executors` (those of an instance, by pool); see `scheduler`."""
         return [
-            Member(self.scheduler(policy, learn=learn, pools=pools), each, name)
+            Member(self.scheduler(policy, pools=pools), each, name)
             for (name, pools), each in zip(self.places.items(), executors, strict=True)
         ]
 
-    def scheduler(self, policy: str | Policy, *, learn: bool = False, pools: Sequence[Pool] | None = None) -> Scheduler:
+    def scheduler(self, policy: str | Policy, *, pools: Sequence[Pool] | None = None) -> Scheduler:
         """A scheduler for pools, by default those of an instance with all models.
 
-        A policy by name gets the config's parameters. `learn`: whether the steps of a language
-        model that run correct its profile.
+        A policy by name gets the config's parameters.
         """
         rule = policy_for(self.pipelines, policy) if isinstance(policy, str) else policy
         pools = self.pools if pools is None else pools
         stages = {stage for pool in pools for stage in pool.stages}
-        profiles: dict[str, LatencyProfile] = {}
-        for pipeline in self.pipelines:
-            own = {name: self.profiles[name] for name in pipeline.stages if name in stages}
-            profiles |= pipeline.learning(own) if learn and own else own
-        return Scheduler(pools, rule, profiles)
+        return Scheduler(pools, rule, {name: self.profiles[name] for name in self.profiles if name in stages})
 
 
-def prepare(config: Config, params: Callable[[int], Params] = lambda at: {}, *, prefix: str = "") -> Prepared:
+def prepare(config: Config, params: Mapping[str, Callable[[int], Params]] = {}, *, prefix: str = "") -> Prepared:
     """Load the profiles and draw the workload of a config's model, or of all that it has.
 
+    `params` adds what real models need, by name of the model; "" is the name of one that is alone.
     `prefix` is put in front of the name of an experiment and of its stages' names (in reports and
     traces too), so that it can be merged with others. Of several models the names with a dot are
     prefixes, and in front of the names of their classes of promises.
     """
     if isinstance(config, ModelsConfig):
-        return _of_several(config)
+        return _of_several(config, params)
     assert isinstance(config, Experiment)
     experiment = config
     profiles = pipeline_of(experiment, prefix).load_profiles()
     pipeline = pipeline_of(_with_costs(experiment), prefix)
-    drawn = pipeline.draw(profiles, params)
+    drawn = pipeline.draw(profiles, params.get("", _no_params))
     return Prepared([pipeline], pipeline.pools, profiles, drawn.requests, drawn.lengths, drawn.notes)
 
 
-def _of_several(config: ModelsConfig) -> Prepared:
+def _no_params(at: int) -> Params:
+    return {}
+
+
+def _of_several(config: ModelsConfig, params: Mapping[str, Callable[[int], Params]]) -> Prepared:
     """All models of a config, on the devices that they are placed on."""
     each = []
     for name, experiment in config.experiments().items():
-        prepared = prepare(experiment, prefix=f"{name}.")
+        prepared = prepare(experiment, {"": params.get(name, _no_params)}, prefix=f"{name}.")
         requests = [_of_class(name, request) for request in prepared.requests]
         each.append(replace(prepared, requests=requests))
     profiles = {name: profile for one in each for name, profile in one.profiles.items()}

@@ -1,6 +1,6 @@
 """From a validated config to something that runs: graph, requests, policy, engine, report.
 
-`simulate` and `serve` differ in the clock and the executors that they hand to the same engine.
+`simulate` drives the same engine as a service does, on another clock, with other executors.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from neustream.config.schema import Config, Experiment, Model, Simulation
 from neustream.config.workload import Workload
 from neustream.core.batch import Batch
 from neustream.core.policy import Policy
-from neustream.engine.clock import VirtualClock, WallClock
+from neustream.engine.clock import VirtualClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
-from neustream.engine.executor import Executor, ProfiledExecutor
+from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest
 from neustream.experiment.policies import policy_faults
@@ -86,23 +86,6 @@ def _stretch(simulation: Simulation, seed: int) -> Callable[[Batch], float]:
         return times
 
     return factor
-
-
-def serve(
-    prepared: Prepared,
-    policy: str,
-    executors: Sequence[Mapping[str, Executor]],
-    observers: Sequence[Observer] = (),
-    started: Callable[[Engine], None] = lambda engine: None,
-) -> Report:
-    """Serve the workload in real time; `started` gets the engine.
-
-    `executors`: of each instance, by pool; they stay open.
-    """
-    engine = Engine(prepared.members(policy, executors, learn=True), WallClock(), observers)
-    started(engine)
-    with policy_faults(policy):
-        return engine.run(prepared.requests)
 
 
 class ByModel:

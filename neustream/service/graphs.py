@@ -13,7 +13,15 @@ from neustream.core.profile import LatencyProfile
 from neustream.engine.answers import Result
 from neustream.engine.events import Observer
 from neustream.engine.executor import StreamModule
-from neustream.errors import BackendError, ProfileError, RequestError, nearest, shown
+from neustream.errors import (
+    BackendError,
+    NeustreamError,
+    ProfileError,
+    RequestError,
+    nearest,
+    shown,
+    told,
+)
 from neustream.service.mount import Call, Device, Host, Instance
 
 Modules = Mapping[str, StreamModule]
@@ -26,6 +34,7 @@ class GraphMount:
         modules: by stage; or a function that makes them for a device, by its name, where the graph
             is to be on several.
         kv_caches: of the graph's language models, by `Stage.model`; without one there is no limit.
+        step_tokens: see `Mount`; check_finite: see `Instance`.
         device: where the modules are loaded, unless the service says otherwise.
     """
 
@@ -38,11 +47,15 @@ class GraphMount:
         profiles: Mapping[str, LatencyProfile],
         *,
         kv_caches: Mapping[str, KVCache] = {},
+        step_tokens: int | None = None,
+        check_finite: bool = False,
         device: str = "cpu",
     ) -> None:
         self.graph = graph
         self.kv_caches: Mapping[str, KVCache] = dict(kv_caches)
+        self.step_tokens = step_tokens
         self.device = device
+        self._check_finite = check_finite
         self._modules = modules
         self._profiles = dict(profiles)
 
@@ -69,10 +82,20 @@ class GraphMount:
             if stage not in modules:
                 known = nearest(stage, modules)
                 raise BackendError(f"stage {stage!r} of {self.graph.name!r} has no module; {known}")
-        for module in {id(module): module for module in modules.values()}.values():
-            device.executor.call(partial(module.load, device.place)).result()
+        first = {id(module): stage for stage, module in reversed(list(modules.items()))}
+        for stage in first.values():
+            self._load(stage, modules[stage], device)
         profiles = {stage: self._profiles[stage] for stage in self.graph.stages}
-        return Instance(modules, profiles)
+        return Instance(modules, profiles, self._check_finite)
+
+    def _load(self, stage: str, module: StreamModule, device: Device) -> None:
+        try:
+            device.executor.call(partial(module.load, device.place)).result()
+        except NeustreamError:
+            raise
+        except Exception as error:
+            where = f"stage {stage!r}: loading its module on {device.place!r}"
+            raise BackendError(f"{where} raised {told(error)}") from error
 
     def request(self, params: Mapping[str, Any] | None = None, /, **more: Any) -> Call:
         """A run of the graph with `params`, given as a mapping or by name."""

@@ -48,7 +48,7 @@ class Hosting:
         for device in self._devices:
             instance = instances.get(device.name)
             if instance is not None:
-                device.executor.add(instance.modules)
+                device.executor.add(instance.modules, check_finite=instance.check_finite)
                 self.engine.add(POOL, instance.profiles, device.name)
 
     def retire(self, stages: Mapping[str, Sequence[str]]) -> None:

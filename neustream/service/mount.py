@@ -79,10 +79,14 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A mount's stages on one device: a module and a latency profile for each."""
+    """A mount's stages on one device: a module and a latency profile for each.
+
+    `check_finite`: fail a request of which a step returned NaN or infinity (a device sync a step).
+    """
 
     modules: Mapping[str, StreamModule]
     profiles: Mapping[str, LatencyProfile]
+    check_finite: bool = False
 
     def with_(self, more: Instance) -> Instance:
         """Both together."""
@@ -117,10 +121,12 @@ class Mount(Protocol):
     Attributes:
         device: where the model is before it is opened.
         kv_caches: of its language models on each device, by `Stage.model`; known once it is open.
+        step_tokens: the most tokens of a step in which prompts are prefilled in parts; None: any.
         observers: told of every record of the engine that serves it.
     """
 
     kv_caches: Mapping[str, KVCache]
+    step_tokens: int | None
     observers: Sequence[Observer]
 
     @property

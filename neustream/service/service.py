@@ -8,24 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neustream.by_name import make_policy
-from neustream.core.kv_cache import KVCache
-from neustream.core.policy import Policy, Pool
+from neustream.core.policy import Policy
 from neustream.core.profile import LatencyProfile
-from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO
 from neustream.engine.clock import WallClock
 from neustream.engine.desk import Limit
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
-from neustream.engine.executor import ThreadExecutor
-from neustream.engine.member import Member
 from neustream.engine.report import Report
 from neustream.engine.routing import Router
 from neustream.engine.snapshot import Snapshot
-from neustream.errors import BackendError, NeustreamError, RequestError, nearest, shown
+from neustream.errors import BackendError, RequestError, nearest, shown
 from neustream.service.answer import Answer
-from neustream.service.hosting import POOL, Hosting
-from neustream.service.mount import OWN, Device, Host, Instance, Mount
+from neustream.service.hosting import Hosting
+from neustream.service.members import device_at, member_of, open_all
+from neustream.service.mount import OWN, Mount
 from neustream.service.options import names_of, places_of, slo_of
 from neustream.service.rehearsing import Rehearsing
 from neustream.service.requests import Requests, checked
@@ -46,7 +43,7 @@ class Service:
             `SLO(total=...)`.
         policy: an object or the name of one; default: `neustream.core.policies.DEFAULT`.
         max_open: the most requests without an answer; more are refused. None: no limit.
-        router, step_timeout_s: see `Engine`.
+        router, step_timeout_s, forgiving: see `Engine`.
         observers: told of every Record; they must be quick.
 
     Attributes:
@@ -67,6 +64,7 @@ class Service:
         router: Router | None = None,
         max_open: int | None = None,
         step_timeout_s: float | None = None,
+        forgiving: bool = True,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.slo = slo_of(slo)
@@ -86,15 +84,19 @@ class Service:
         told: list[Observer] = [self.report, *observers]
         heard: list[Observer] = [OfCallers(observer) for observer in told]
         with contextlib.ExitStack() as undo:
-            self._devices = [_device(name, place, undo) for name, place in zip(names_of(places), places, strict=True)]
+            self._devices = [device_at(place, undo, name) for name, place in zip(names_of(places), places, strict=True)]
             host = Hosting(self._devices)
-            members = self._members(placed, rule, host, undo)
+            here = open_all(self._mounts, self._devices, placed, host, undo)
             self.engine = host.engine = Engine(
-                members,
+                [
+                    member_of(self._mounts, device, instances, rule)
+                    for device, instances in zip(self._devices, here, strict=True)
+                ],
                 WallClock(),
                 [*heard, *[one for mount in self._mounts.values() for one in mount.observers]],
                 router=router,
                 step_timeout_s=step_timeout_s,
+                forgiving=forgiving,
             ).start()
             undo.pop_all()
         self._rehearsing = Rehearsing(self.engine, self._mounts, self._open)
@@ -103,39 +105,6 @@ class Service:
         self._forgotten = weakref.finalize(self, self._closing.forget)
         self._forgotten.atexit = False
         host.begin(self)
-
-    def _members(
-        self, placed: Mapping[str, Sequence[int]], rule: Policy, host: Host, undo: contextlib.ExitStack
-    ) -> list[Member]:
-        """A member for each device, with an instance of each model that is there."""
-        here: list[dict[str, Instance]] = [{} for _ in self._devices]
-        for name, mount in self._mounts.items():
-            undo.callback(mount.close)
-            devices = [self._devices[number] for number in placed[name]]
-            try:
-                instances = mount.open(name, devices, host)
-            except NeustreamError as error:
-                raise type(error)(f"model {name!r}: {error}" if name else str(error)) from error
-            for number, instance in zip(placed[name], instances, strict=True):
-                here[number][name] = instance
-        members = []
-        for device, instances_here in zip(self._devices, here, strict=True):
-            members.append(self._member(device, instances_here, rule))
-        return members
-
-    def _member(self, device: Device, instances: Mapping[str, Instance], rule: Policy) -> Member:
-        profiles: dict[str, LatencyProfile] = {}
-        caches: dict[str, KVCache] = {}
-        for name, instance in instances.items():
-            for stage, profile in instance.profiles.items():
-                if stage in profiles:
-                    raise BackendError(f"stage {stage!r} of model {name!r} is another model's too")
-                profiles[stage] = profile
-            device.executor.add(instance.modules)
-            caches |= self._mounts[name].kv_caches
-        pool = Pool(POOL, tuple(profiles), kv_caches=caches)
-        scheduler = Scheduler([pool], rule, profiles, correct=True)
-        return Member(scheduler, {POOL: device.executor}, device.name)
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -265,9 +234,3 @@ class Closing:
             closing.callback(self._host.ended.set)
             for mount in self._mounts.values():
                 closing.callback(mount.close)
-
-
-def _device(name: str, place: str, undo: contextlib.ExitStack) -> Device:
-    executor = ThreadExecutor({}, (place,))
-    undo.callback(executor.close)
-    return Device(name, place, executor)

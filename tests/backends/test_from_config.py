@@ -15,6 +15,8 @@ with warnings.catch_warnings():
     from neustream.backends.diffusers import PalettePipeline, from_config, profile
 
 import neustream as ns  # noqa: E402
+from neustream.backends import Wanted  # noqa: E402
+from neustream.backends.serving import Part  # noqa: E402
 from neustream.errors import BackendError  # noqa: E402
 
 pytestmark = [
@@ -56,32 +58,66 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def graph(max_batch):
-    """What a config's stages make of a pipeline."""
-    denoise, decode = ns.Stage("unet", max_batch=max_batch), ns.Stage("vae", max_batch=max_batch, emits=True)
-    encode = ns.Stage("clip", max_batch=max_batch)
-    return ns.Graph("config", ns.seq(encode, ns.loop(denoise, times=lambda job: job.params["steps"]), decode))
+STAGES = {"dit": ("unet", "vae"), "sd": ("clip", "unet", "vae"), "palette": ("unet",)}
+
+
+def wanted(names, max_batch=4, looped=("unet", "denoise"), prefix=""):
+    """What a config says of a pipeline with these stages."""
+    nodes, known = [], {}
+    for name in names:
+        stage = ns.Stage(prefix + name, max_batch=max_batch)
+        nodes.append(ns.loop(stage, times=lambda job: job.params["steps"]) if name in looped else stage)
+        known[stage.name] = ns.TableProfile(stage.name, [1, 64], [0.01, 0.02])
+    return Wanted(ns.Graph("config", ns.seq(*nodes)), prefix, known, {}, None, False)
 
 
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("max_batch", [1, 4])
 def test_requests_of_a_config_equal_the_stock_pipeline(name, max_batch):
-    backend = from_config.make(NAMED[name], "cpu")
-    requests = [{**backend.params(at), "steps": 3 + at % 3} for at in range(4)]
-    for params in requests:
-        backend.check(params)
-    whole = graph(max_batch)
-    known = {stage: ns.TableProfile(stage, [1, 64], [0.01, 0.02]) for stage in whole.stages}
-    modules = {stage: backend.modules[stage] for stage in whole.stages}
-    with ns.serve(whole, modules, known, policy=ns.FCFS(drop_hopeless=False)) as service:
-        answers = [service.submit(params) for params in requests]
+    model = from_config.make(NAMED[name], "cpu")
+    requests = [{**model.params(at), "steps": 3 + at % 3} for at in range(4)]
+    asked = wanted(STAGES[name], max_batch)
+    with ns.serve({"x": model.mount(asked)}, policy=ns.FCFS(drop_hopeless=False)) as service:
+        answers = [service.submit(**model.arguments(params, None)[1]) for params in requests]
         outputs = [answer.result(timeout=60) for answer in answers]
+        found = {model.stage_of(asked, "x", stage) for stage in service.report.batch_size}
+    assert found == set(STAGES[name])
     for output, params in zip(outputs, requests, strict=True):
-        stock = backend.pipe(**backend.arguments(params)).images[0]
-        ours = backend.image(output)
+        stock = model.pipe(**model.arguments(params, None)[1]).images[0]
+        ours = model.image(output)
         same = list(ours.getdata()) == list(stock.getdata())
         assert same or max_batch > 1
         assert sum(a != b for a, b in zip(ours.tobytes(), stock.tobytes(), strict=True)) <= 2  # a rounding, at most
+
+
+@pytest.mark.parametrize(
+    ("stages", "looped", "message"),
+    [
+        (
+            ("clip", "unet"),
+            ("unet",),
+            "no stage is there to decode: decode, vae",
+        ),
+        (("clip", "unet", "upscale"), ("unet",), "stage 'upscale': a pipeline has no such stage; allowed: "),
+        (("clip", "unet", "vae"), (), "stage 'unet' denoises step by step: give it times: steps"),
+        (("clip", "unet", "vae"), ("unet", "vae"), "stage 'vae' runs once: give it no times"),
+        (
+            ("clip", "encode", "unet"),
+            ("unet",),
+            "stages 'clip' and 'encode': StableDiffusionPip",
+        ),
+    ],
+)
+def test_stages_that_a_pipeline_has_not(stages, looped, message):
+    model = from_config.make(NAMED["sd"], "cpu")
+    with pytest.raises(BackendError, match=message):
+        model.mount(wanted(stages, looped=looped, prefix="sd."))
+
+
+def test_a_stage_that_there_is_no_model_for():
+    model = from_config.make(NAMED["dit"], "cpu")
+    with pytest.raises(BackendError, match="stage 'clip': DiTPipeline has nothing to encode"):
+        model.mount(wanted(("clip", "unet", "vae")))
 
 
 def test_a_palette_pipeline_is_saved_loaded_and_served(tmp_path):
@@ -153,16 +189,21 @@ def test_bad_backend_options(options, named):
     ],
 )
 def test_bad_request_parameters(change, named):
-    backend = from_config.make(NAMED["sd"], "cpu")
-    with pytest.raises(BackendError, match=named):
-        backend.check({**backend.params(0), "steps": 3, **change})
+    model = from_config.make(NAMED["sd"], "cpu")
+    asked = wanted(STAGES["sd"])
+    request = ns.Request("one", asked.graph, params={**model.params(0), "steps": 3, **change})
+    part = Part("", None, model, asked, ["cpu"])
+    with pytest.raises(BackendError, match=f"request 'one': .*{named}"):
+        part.check([request], {})
 
 
 def test_a_scheduler_that_calls_more_often_than_steps_is_refused_for_configs():
     components = {**DIT, "scheduler": {"class": "HeunDiscreteScheduler"}}
-    backend = from_config.make({"pipeline": "DiTPipeline", "components": components}, "cpu")
-    with pytest.raises(BackendError, match="calls the denoiser 9 times for 5 steps"):
-        backend.check({**backend.params(0), "steps": 5})
+    model = from_config.make({"pipeline": "DiTPipeline", "components": components}, "cpu")
+    asked = wanted(STAGES["dit"])
+    part = Part("", None, model, asked, ["cpu"])
+    with pytest.raises(BackendError, match=r"stage 'unet' runs 5 times .* and 9 times on DiTP"):
+        part.check([ns.Request("one", asked.graph, params={**model.params(0), "steps": 5})], {})
 
 
 def test_unknown_devices():
@@ -176,7 +217,7 @@ def test_unknown_devices():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_on_a_gpu_alone_is_bitwise_stock():
-    backend = from_config.make(NAMED["sd"], "cuda:0")
+    model = from_config.make(NAMED["sd"], "cuda:0")
     call = {"prompt": "a cat", "num_inference_steps": 4, "output_type": "pt"}
-    with ns.serve(backend.pipe, progress=False, measure_s=1.0) as engine:
-        assert torch.equal(engine(**call, generator=seeded(1)).images, backend.pipe(**call, generator=seeded(1)).images)
+    with ns.serve(model.pipe, progress=False, measure_s=1.0) as engine:
+        assert torch.equal(engine(**call, generator=seeded(1)).images, model.pipe(**call, generator=seeded(1)).images)

@@ -258,7 +258,7 @@ def test_the_pipelines_own_callback(sd):
 def test_a_dropped_request_says_why(dit):
     with serve(dit, DIT_SHAPE, policy="priced", profiles=profiles(DIT_SHAPE, step_s=1.0)) as engine:
         answer = engine.submit(**call(1), slo=0.5)
-        with pytest.raises(ns.RequestError, match="dropped: hopeless: needs 6"):
+        with pytest.raises(ns.RequestError, match="dropped: hopeless: needs 5"):
             answer.result(timeout=30)
         assert answer.ended.status == "dropped"
         assert engine.submit(**call(2), slo=ns.SLO(total=100.0)).result(timeout=60).images.shape[0] == 1
@@ -326,7 +326,7 @@ def test_profiles_are_measured_once_and_kept(dit, tmp_path):
         measured = dict(engine.profiles)
         assert engine(**call(1)).images.shape == (1, 3, 16, 16)
     files = {path.name: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    assert set(files) == {f"{role}@{DIT_SHAPE}.json" for role in ("encode", "denoise", "decode")}
+    assert set(files) == {f"{role}@{DIT_SHAPE}.json" for role in ("denoise", "decode")}
     with ns.serve(dit, **{**options, "cache": str(tmp_path)}) as engine:
         again = engine.profiles
         assert again.keys() == measured.keys()
@@ -336,7 +336,7 @@ def test_profiles_are_measured_once_and_kept(dit, tmp_path):
         assert engine(**call(1)).images.shape == (1, 3, 16, 16)
     dit.to(torch.float64)
     with ns.serve(dit, **options):  # another dtype is another profile
-        assert len(list(tmp_path.rglob("*.json"))) == 6
+        assert len(list(tmp_path.rglob("*.json"))) == 4
 
 
 def test_profiles_of_a_size_that_nobody_measured_are_predicted_from_a_known_one(sd, tmp_path):
@@ -362,7 +362,7 @@ def test_predicted_profiles_are_in_proportion_to_what_a_row_holds():
 
 
 def test_a_folder_without_the_profile(dit, tmp_path):
-    with pytest.raises(ns.ProfileError, match=f"encode@{DIT_SHAPE}"):
+    with pytest.raises(ns.ProfileError, match=f"denoise@{DIT_SHAPE}"):
         ns.serve(dit, profiles=tmp_path, progress=False)
 
 

@@ -7,16 +7,14 @@ import json
 import threading
 
 import pytest
-import torch
 from test_texts import MAX, engine
-from test_transformers_config import TINY, write
+from test_transformers_config import write
 from texts import alone, model_of, prompts
 from toys import adds_up, command
 
 from neustream import BackendError, EventLog
 from neustream.backends.copies import copies, twin
 from neustream.backends.serving import Session
-from neustream.backends.transformers.from_config import make
 from neustream.config import load_experiment
 from neustream.core.events import Emitted
 from neustream.core.kv_cache import KVCache
@@ -151,30 +149,23 @@ def test_both_instances_serve_each_policy_in_turn(tmp_path):
     tokens = {}
     for instances in (1, 2):
         experiment = load_experiment(path, [f"devices={instances}", "workload.load=50"])
-        with Session(experiment, "cpu") as session:
-            session.warm_up()
-            for policy in ("fcfs", "priced"):
-                seen, places = tokens.setdefault((instances, policy), {}), Places()
+        session = Session(experiment, "cpu")
+        for policy in ("fcfs", "priced"):
+            seen, places = tokens.setdefault((instances, policy), {}), Places()
 
-                def note(record, seen=seen):
-                    if isinstance(record, Emitted):
-                        seen.setdefault(record.id, []).append(record.update["token"])
+            def note(record, seen=seen):
+                if isinstance(record, Emitted):
+                    seen.setdefault(record.id, []).append(record.update["token"])
 
-                report = session.serve(policy, [note, places, EventLog()], lambda: None, lambda engine: None)
-                assert adds_up({"submitted": report.submitted, **report.counts})
-                assert set().union(*places.of.values()) == ({"0", "1"} if instances == 2 else {""})
+            report = session.serve(policy, [note, places, EventLog()], lambda: None, lambda replay: None)
+            assert adds_up({"submitted": report.submitted, **report.counts})
+            assert set().union(*places.of.values()) == ({"cpu#0", "cpu#1"} if instances == 2 else {""})
     assert len(tokens[1, "fcfs"]) == 16
     assert all(same == tokens[1, "fcfs"] for same in tokens.values())
 
 
 def test_each_named_device_has_an_instance(tmp_path):
-    with Session(load_experiment(two(tmp_path), ["devices=[cpu, cpu, cpu]"]), "cuda:7") as session:
-        assert len(session._executors) == 3
-
-
-def test_a_replica_of_a_config_shares_its_weights():
-    served = make(TINY, "cpu")
-    other = served.replica()
-    assert all(a is b for a, b in zip(served.model.model.parameters(), other.model.model.parameters(), strict=True))
-    assert served.model.cache is not other.model.cache and other.model.slots == 6
-    assert torch.equal(served.model.model.lm_head.weight, other.model.model.lm_head.weight)
+    places = Places()
+    session = Session(load_experiment(two(tmp_path), ["devices=[cpu, cpu, cpu]", "workload.load=50"]), "cuda:7")
+    session.serve("fcfs", [places], lambda: None, lambda replay: None)
+    assert set().union(*places.of.values()) == {"cpu#0", "cpu#1", "cpu#2"}

@@ -7,16 +7,15 @@ import json
 import pytest
 import yaml
 from texts import model_of
-from toys import adds_up, command, squash
+from toys import Flat, adds_up, command, squash
 
-from neustream import BackendError, ConfigError, Graph, Request
-from neustream.backends.serving import Session, make_backend
+from neustream import BackendError, ConfigError, Graph, KVCache, serve
+from neustream.backends import Wanted
+from neustream.backends.serving import Session
 from neustream.backends.transformers.from_config import make
 from neustream.config import load_experiment
-from neustream.core.batch import input_of
 from neustream.core.events import Emitted
-from neustream.core.work import Walk
-from neustream.graphs import llm
+from neustream.graphs import llm, llm_profiles
 from neustream.profiling.steps import load_steps
 
 TINY = {
@@ -69,36 +68,39 @@ def test_profile_then_run(tmp_path):
 def test_generations_end_where_the_workload_says(tmp_path):
     path = write(tmp_path)
     assert command("profile", path, "--out", tmp_path / "profiles", "--seconds", "0.2").status == 0
-    with Session(load_experiment(path), "cpu") as session:
-        wanted = dict(session.prepared.lengths)
-        session.warm_up()
-        outputs = {}
+    session = Session(load_experiment(path), "cpu")
+    outputs = {}
 
-        def count(record):
-            if isinstance(record, Emitted):
-                outputs[record.id] = record.index + 1
+    def count(record):
+        if isinstance(record, Emitted):
+            outputs[record.id] = record.index + 1
 
-        session.serve("fcfs", [count], lambda: None, lambda engine: None)
+    session.serve("fcfs", [count], lambda: None, lambda replay: None)
+    wanted = dict(session.prepared.lengths)
     assert outputs == wanted and len(set(wanted.values())) > 3
 
 
 def test_a_checkpoint_of_a_config(tmp_path):
     model_of("gpt2").save_pretrained(tmp_path)
-    served = make({"checkpoint": str(tmp_path), "slots": 2, "max_len": 32, "request": {"temperature": 0.5}}, "cpu")
-    assert served.model_name.startswith("GPT2LMHeadModel, 0.1 M") and served.dtype == "float32"
-    assert served.modules.keys() == {"llm.prefill", "llm.decode", "llm"}
-    served.lengths = {"r": 3}
-    graph = Graph("chat", llm())
-    walk = Walk(Request("r", graph, params={"prompt_tokens": 5, "max_tokens": 9, **served.params(4)}))
-    first, tokens = input_of(walk.job), []
-    while walk.stage is not None:
-        (update,) = served.modules[walk.stage.name].step([input_of(walk.job)])
-        tokens.append(update["token"])
-        walk.advance(update)
-    assert len(tokens) == 3 and served.ask(first).prompt == served.ask(first).prompt
-    served.texts.release("r")
-    served.sync()
-    assert served.image({}) is None
+    model = make({"checkpoint": str(tmp_path), "slots": 2, "max_len": 32, "request": {"temperature": 0.5}}, "cpu")
+    assert model.model_name.startswith("GPT2LMHeadModel, 0.1 M") and model.dtype == "float32"
+    graph = Graph("chat", llm("llm", max_batch=3))
+    wanted = Wanted(graph, "", llm_profiles("llm", Flat(), max_batch=3), {"llm": KVCache(5, 8)}, 16, False)
+    params = {"prompt_tokens": 5, "max_tokens": 9, "seed": 4}
+    assert model.arguments(params, 3) == model.arguments(params, 3)
+    with serve({"chat": model.mount(wanted)}) as service:
+        answer = service.submit(**model.arguments(params, 3)[1])
+        assert len(answer.result(60).token_ids) == 3 and answer.result().finish_reason == "stop"
+        (member,) = service.engine.members
+        pool = member.scheduler.pools["device"]
+    assert pool.step_tokens == 16 and pool.kv_caches == {"chat": KVCache(5, 8)}
+    known = {stage: model.stage_of(wanted, "chat", stage) for stage in (*pool.stages, "chat", "cat.decode")}
+    assert known == {
+        "chat.prefill": "llm.prefill",
+        "chat.decode": "llm.decode",
+        "chat": "llm",
+        "cat.decode": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,6 @@ def test_a_checkpoint_of_a_config(tmp_path):
         ({"dtype": "int3"}, "unknown dtype 'int3'"),
         ({"slots": 0}, "backend.slots: Input should be greater than or equal to 1"),
         ({"lots": 3}, "backend.lots: Extra inputs are not permitted; options: checkpoint, model_type"),
-        ({"max_len": 65}, "max_len=65, but OPTForCausalLM has 64 positions"),
         ({"attention": "flash_attention_2"}, "backend.attention: Input should be 'sdpa' or 'eager'"),
         ({"request": {"temprature": 1}}, "unknown 'temprature'; did you mean 'temperature'"),
         ({"request": {"top_p": 3}}, "backend.request: top_p must be"),
@@ -133,12 +134,17 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
 def test_requests_that_do_not_fit_are_told_before_serving(tmp_path):
     path = write(tmp_path)
     assert command("profile", path, "--out", tmp_path / "profiles", "--seconds", "0.2").status == 0
+    with pytest.raises(BackendError, match="max_len=65, but OPTForCausalLM has 64 positions"):
+        Session(load_experiment(path, ["backend.max_len=65"]), "cpu")
     long = load_experiment(path, ["workload.max_tokens=60"])
     with pytest.raises(BackendError, match=r"request 'tiny-\d+': \d+ tokens of prompt and max_tokens=60 make"):
         Session(long, "cpu")
 
 
 def test_a_backend_without_an_llm(tmp_path):
-    path = write(tmp_path, backend={"kind": "toy_backend:make"})
+    path = write(tmp_path)
+    assert command("profile", path, "--out", tmp_path / "profiles", "--seconds", "0.2").status == 0
+    settings = ["backend={kind: 'toy_backend:make'}", "backend.allow_other_device=true"]
+    other = load_experiment(path, settings)
     with pytest.raises(ConfigError, match=r"has no module for stage\(s\) \['llm', 'llm.decode', 'llm.prefill'\]"):
-        make_backend(load_experiment(path), "cpu")
+        Session(other, "cpu")

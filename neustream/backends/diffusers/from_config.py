@@ -17,7 +17,8 @@ backend:
   threads: 1                     # of torch
   request: {guidance_scale: 4.0} # call arguments of every request
 
-The stages of such a config are called encode, denoise and decode, or by the names in `STAGES`.
+The stages of such a config are those that the pipeline has models for, in this order: encode,
+denoise (looped, `times: steps`) and decode, called so or by the names in `STAGES`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from neustream.backends import Arguments, Wanted
 from neustream.backends import torch as shared
-from neustream.backends.diffusers.parts import models_of
-from neustream.backends.diffusers.replica import Replica
-from neustream.backends.diffusers.request import StepCounts, check, named_arguments
+from neustream.backends.diffusers.mount import PipelineMount
+from neustream.backends.diffusers.parts import models_of, parts_of, roles_of
 from neustream.backends.options import options_of
 from neustream.by_name import load_object
 from neustream.errors import BackendError, nearest
@@ -65,6 +66,10 @@ STAGES = {
     "vae": "decode",
 }
 """Names that a config's stages may have, and what they do."""
+BATCHES = {"encode": "encode_batch", "denoise": "max_batch", "decode": "decode_batch"}
+"""What a mount calls the most requests in one step, by what that does."""
+SAMPLE_STEPS = 4
+"""Denoising steps of the request that shows a mount the shape of a workload's."""
 
 
 class Options(BaseModel):
@@ -83,37 +88,73 @@ class Options(BaseModel):
     request: dict[str, Any] = Field(default_factory=dict)
 
 
-class Served:
-    """A pipeline as the command line uses it (see `neustream.backends.ModelBackend`).
+class ConfigPipeline:
+    """The pipeline of a config (see `neustream.backends.StockModel`).
 
-    Its jobs have `steps`, `seed` and the arguments of the pipeline's call as parameters.
+    Its workload's requests have `steps`, `seed` and arguments of the pipeline's call as parameters.
     """
 
     out_of_memory = shared.OUT_OF_MEMORY
 
-    def __init__(self, pipe: DiffusionPipeline, options: Options) -> None:
+    def __init__(self, pipe: DiffusionPipeline, options: Options, place: torch.device) -> None:
         self.pipe = pipe
         self._request = options.request
-        self._steps = StepCounts(pipe)
-        # whether to check what is finite is for the experiment to say
-        self._replica = Replica(pipe, arguments=self.arguments, check_finite=False)
-        self._replica.roles.update(STAGES)
-        self.modules = dict.fromkeys(STAGES, self._replica.module)
+        self._place = place
         weights = sum(weight.numel() for _, model in models_of(pipe) for weight in model.parameters())
         self.model_name = f"{type(pipe).__name__}, {weights / 1e6:.1f} M parameters"
-        self.device_name = self._replica.place
         self.dtype = options.dtype
 
-    def arguments(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of the pipeline's call that a request's parameters mean."""
-        named = {name: value for name, value in params.items() if name not in ("steps", "seed")}
-        generator = torch.Generator("cpu").manual_seed(params["seed"])
-        return {**named, "num_inference_steps": params["steps"], "generator": generator}
+    def label(self, place: str) -> str:
+        return shared.device_name(shared.device_of(place))
+
+    def mount(self, wanted: Wanted) -> PipelineMount:
+        """The pipeline with the config's batch sizes, and its profiles for calls of all sizes."""
+        stages = self._stages(wanted)
+        batches: dict[str, Any] = {
+            BATCHES[role]: wanted.graph.stages[stage].max_batch for role, stage in stages.items()
+        }
+        profiles, samples = None, list[Mapping[str, Any]]()
+        if wanted.profiles is not None:
+            profiles = {role: wanted.profiles[stage] for role, stage in stages.items()}
+            samples = [self.arguments({**self.params(0), "steps": SAMPLE_STEPS}, None)[1]]
+        return PipelineMount(
+            self.pipe,
+            profiles=profiles,
+            samples=samples,
+            check_finite=wanted.check_finite,
+            measure_s=0.0,
+            progress=False,
+            **batches,
+        )
+
+    def _stages(self, wanted: Wanted) -> dict[str, str]:
+        """The config's stages by what they do; BackendError unless the pipeline has just these."""
+        kind, offered = type(self.pipe).__name__, roles_of(parts_of(self.pipe))
+        ways = ", ".join(offered)
+        found: dict[str, str] = {}
+        for stage in wanted.graph.stages:
+            name = stage.removeprefix(wanted.prefix)
+            role = _role_of(name, stage in wanted.graph.looped)
+            if role not in offered:
+                raise BackendError(f"stage {name!r}: {kind} has nothing to {role}; it goes through {ways}")
+            if role in found:
+                other = found[role].removeprefix(wanted.prefix)
+                raise BackendError(f"stages {other!r} and {name!r}: {kind} has one stage to {role}")
+            found[role] = stage
+        for role in offered:
+            if role not in found:
+                names = ", ".join(name for name, means in STAGES.items() if means == role)
+                raise BackendError(f"{kind} goes through {ways}, and no stage is there to {role}: {names}")
+        return found
+
+    def stage_of(self, wanted: Wanted, name: str, stage: str) -> str | None:
+        called = {STAGES[known.removeprefix(wanted.prefix)]: known for known in wanted.graph.stages}
+        return called.get(stage.removeprefix(f"{name}/").partition("@")[0])
 
     def params(self, at: int) -> dict[str, Any]:
         draw = np.random.RandomState(at)
         own: dict[str, Any] = {"seed": int(draw.randint(2**31 - 1))}
-        accepted = inspect.signature(self.pipe.__call__).parameters
+        accepted = call_names(self.pipe)
         if "class_labels" in accepted:
             own["class_labels"] = [int(draw.randint(self.pipe.transformer.config.num_embeds_ada_norm))]
         elif "prompt" in accepted:
@@ -123,41 +164,49 @@ class Served:
             own["image"] = Image.fromarray(draw.randint(256, size=(side, side, 3)).astype(np.uint8))
         return {**own, **self._request}
 
+    def arguments(self, params: Mapping[str, Any], ends_after: int | None) -> Arguments:
+        """The arguments of the pipeline's call that a request's parameters mean."""
+        named = {name: value for name, value in params.items() if name not in ("steps", "seed")}
+        generator = torch.Generator("cpu").manual_seed(params["seed"])
+        return (), {**named, "num_inference_steps": params["steps"], "generator": generator}
+
     def check(self, params: Mapping[str, Any]) -> None:
+        """Of a request, what is not the mount's business: its seed, and names that the call has."""
         seed = params.get("seed")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise BackendError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
-        arguments = self.arguments(params)
-        known = inspect.signature(self.pipe.__call__).parameters
-        if unknown := [name for name in arguments if name not in known]:
-            raise BackendError(f"unknown request parameter {unknown[0]!r}; {nearest(unknown[0], known)}")
-        try:
-            named = named_arguments(self.pipe, (), arguments)
-            steps = self._steps.of(check(self.pipe, named, self._replica.parts.device))
-        except Exception as error:  # whatever the pipeline has against its arguments
-            raise BackendError(str(error)) from error
-        if steps != params["steps"]:
-            raise BackendError(
-                f"{type(self.pipe.scheduler).__name__} calls the denoiser {steps} times for {params['steps']} steps, "
-                "so a config's loop over `steps` does not fit it; choose another scheduler, or serve the pipeline "
-                "from Python"
-            )
+        known = call_names(self.pipe)
+        for name in self.arguments(params, None)[1]:
+            if name not in known:
+                raise BackendError(f"unknown request parameter {name!r}; {nearest(name, known)}")
 
     def sync(self) -> None:
-        shared.sync(self._replica.parts.device)
+        shared.sync(self._place)
 
-    def image(self, output: Mapping[str, Any]) -> Any:
-        images = getattr(output.get("output"), "images", None)
+    def image(self, value: Any) -> Any:
+        images = getattr(value, "images", None)
         return images[0] if images else None
 
 
-def make(raw: Mapping[str, Any], device: str) -> Served:
+def _role_of(name: str, looped: bool) -> str:
+    """What a stage of a config does, by its name; BackendError if pipelines have no such stage."""
+    role = STAGES.get(name)
+    if role is None:
+        raise BackendError(f"stage {name!r}: a pipeline has no such stage; {nearest(name, STAGES)}")
+    if role == "denoise" and not looped:
+        raise BackendError(f"stage {name!r} denoises step by step: give it times: steps")
+    if role != "denoise" and looped:
+        raise BackendError(f"stage {name!r} runs once: give it no times")
+    return role
+
+
+def make(raw: Mapping[str, Any], device: str) -> ConfigPipeline:
     """The backend `diffusers`: a pipeline on `device`, as `raw` describes it."""
     options = options_of(Options, raw)
     place = shared.device_of(device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    return Served(build(options).to(place), options)
+    return ConfigPipeline(build(options).to(place), options, place)
 
 
 def build(options: Options) -> Any:

@@ -40,7 +40,8 @@ class ProfileCache:
     """Where the profiles of one pipeline come from.
 
     Args:
-        given: profiles by stage, or the folder of profile files by stage; None: the cache, or measure.
+        given: profiles by stage or by what stages do ("encode", "denoise", "decode", whatever the
+            shape), or the folder of profile files by stage; None: the cache, or measure.
         options: what latencies depend on beside the model and the machine (compiled, padded).
         cache: the folder of the cache, default: the user's.
     """
@@ -60,9 +61,10 @@ class ProfileCache:
     def find(self, stages: Mapping[str, str]) -> dict[str, LatencyProfile] | None:
         """Profiles by stage; `stages` maps stage names to file names. None if they have to be measured."""
         if isinstance(self._given, Mapping):
-            if missing := [stage for stage in stages if stage not in self._given]:
+            keys = {stage: stage if stage in self._given else role_in(name) for stage, name in stages.items()}
+            if missing := [stage for stage, key in keys.items() if key not in self._given]:
                 raise ProfileError(f"no profile for stage(s) {missing}; given: {sorted(self._given)}")
-            return {stage: _units(self._given[stage]) for stage in stages}
+            return {stage: _units(self._given[key]) for stage, key in keys.items()}
         folder = self._given or self._cache
         paths = {stage: folder / f"{name}.json" for stage, name in stages.items()}
         if self._given is None and not all(path.exists() for path in paths.values()):
@@ -106,6 +108,11 @@ class Doubts:
                 record.stage,
                 off,
             )
+
+
+def role_in(name: str) -> str:
+    """What a stage does, by the name of its profile's file."""
+    return name.partition("@")[0]
 
 
 def _units(profile: LatencyProfile) -> LatencyProfile:

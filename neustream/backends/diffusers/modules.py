@@ -12,7 +12,7 @@ from neustream.backends.diffusers import moves
 from neustream.backends.diffusers.journal import Packed
 from neustream.backends.diffusers.run import Run, decode, denoise, encode
 from neustream.core.batch import StepInput
-from neustream.core.graph import Graph, Stage, loop, seq, switch
+from neustream.core.graph import Graph, Node, Stage, loop, seq, switch
 from neustream.core.job import Job
 from neustream.engine.clock import stopwatch
 from neustream.engine.executor import StreamModule
@@ -177,14 +177,19 @@ def graph_of(name: str, stages: Mapping[str, Stage]) -> Graph:
     """encode, denoise until the schedule is done, decode (unless the request wants its latents).
 
     Plain data: its conditions read what the modules returned, and the parameter `steps`, the denoising
-    steps that a request is expected to take. A pipeline without a decoder has no stage of the role decode.
+    steps that a request is expected to take. A pipeline without an encoder or a decoder has no such stage.
     """
     steps = loop(stages["denoise"], until=_denoised, expect=_steps_left)
-    if "decode" not in stages:  # some encode once more at their end (the priors of Kandinsky)
-        rest = switch(_over, {False: stages["encode"], True: seq()}, likely=True)
-        return Graph(name, seq(stages["encode"], steps, rest))
-    rest = switch(_over, {False: stages["decode"], True: seq()}, likely=False)
-    return Graph(name, seq(stages["encode"], steps, rest))
+    first = [stages["encode"]] if "encode" in stages else []
+    if "decode" in stages:
+        return Graph(name, seq(*first, steps, _unless_over(stages["decode"], likely=False)))
+    last = [_unless_over(stage, likely=True) for stage in first]  # the priors of Kandinsky encode twice
+    return Graph(name, seq(*first, steps, *last))
+
+
+def _unless_over(stage: Stage, *, likely: bool) -> Node:
+    """A stage at the end, for calls that are not over; `likely`: whether they are."""
+    return switch(_over, {False: stage, True: seq()}, likely=likely)
 
 
 def _denoised(job: Job) -> bool:

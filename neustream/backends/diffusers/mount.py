@@ -66,9 +66,9 @@ class PipelineMount:
 
     Args:
         pipe: in the dtype that it is to run in.
-        profiles: latency profiles by stage, or the folder of their files (`neustream profile`
-            writes one). None: those in the user's cache; what is not there is measured or learnt,
-            and kept.
+        profiles: latency profiles by stage, by what stages do ("encode", "denoise", "decode",
+            whatever the shape), or the folder of their files (`neustream profile` writes one).
+            None: those in the user's cache; what is not there is measured or learnt, and kept.
         samples: arguments of calls that are measured and warmed up at the start. Default: one call
             with the pipeline's defaults, if it needs no more than a prompt or a class. Latencies of
             other shapes are predicted from those of the nearest one, corrected while they are
@@ -87,6 +87,7 @@ class PipelineMount:
     """
 
     kv_caches: Mapping[str, KVCache] = {}
+    step_tokens: int | None = None
 
     def __init__(
         self,

@@ -128,6 +128,16 @@ def parts_of(
     return parts
 
 
+def roles_of(parts: Parts) -> list[str]:
+    """What the stages do that requests go through, in their order.
+
+    Without an encoder they begin with their first denoising step, without a decoder they end with
+    their last.
+    """
+    roles = {part.role for methods in parts.values() for part in methods.values()}
+    return [role for role in ("encode", "denoise", "decode") if role in roles]
+
+
 def _prepares(component: Any) -> bool:
     """Whether a component is a guider that changes the denoiser for its calls."""
     return isinstance(component, BaseGuidance) and type(component).prepare_models is not BaseGuidance.prepare_models

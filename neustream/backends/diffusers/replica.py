@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -15,7 +14,7 @@ from diffusers import DiffusionPipeline
 from neustream.backends.diffusers.calls import Call
 from neustream.backends.diffusers.measured import ONCE_STEPS, place_of, timed
 from neustream.backends.diffusers.modules import RunModule, Runs
-from neustream.backends.diffusers.parts import Parts, models_of, parts_of
+from neustream.backends.diffusers.parts import Parts, models_of, parts_of, roles_of
 from neustream.backends.diffusers.request import check, shortened
 from neustream.backends.diffusers.run import Run, decode, encode
 from neustream.backends.diffusers.state import State
@@ -77,7 +76,6 @@ class Replica:
 
     Args:
         pipe: on its device.
-        arguments: those of the stock call, of a request's parameters.
         buckets, compile: see `parts_of`.
         check_finite: see `PipelineMount`.
 
@@ -95,7 +93,6 @@ class Replica:
         self,
         pipe: DiffusionPipeline,
         *,
-        arguments: Callable[[Mapping[str, Any]], Mapping[str, Any]] = itemgetter("arguments"),
         buckets: Sequence[int] = (),
         compile: bool | Mapping[str, Any] = False,
         check_finite: bool = True,
@@ -105,7 +102,7 @@ class Replica:
         self.place = place_of(pipe)
         self.roles: dict[str, str] = {}
         self.states = [State(pipe, models_of, partial(_scaling, self.parts))]
-        self.begin = partial(_begin, pipe, self.parts, arguments)
+        self.begin = partial(_begin, pipe, self.parts)
         self.changed = partial(_changed, self.states)
         runs = Runs(
             self.begin,
@@ -187,16 +184,13 @@ class Replica:
 
     @property
     def stage_roles(self) -> list[str]:
-        """The stages that requests go through: without a decoder they end with their last step."""
-        roles = {part.role for methods in self.parts.values() for part in methods.values()}
-        return ["encode", "denoise", *(["decode"] if "decode" in roles else [])]
+        """What the stages do that requests go through, in their order."""
+        return roles_of(self.parts)
 
 
-def _begin(
-    pipe: DiffusionPipeline, parts: Parts, arguments: Callable[[Mapping[str, Any]], Mapping[str, Any]], given: StepInput
-) -> Run:
+def _begin(pipe: DiffusionPipeline, parts: Parts, given: StepInput) -> Run:
     params = given.params
-    return Run(pipe, parts, arguments(params), expected=params["steps"], on_step=params.get("on_step"))
+    return Run(pipe, parts, params["arguments"], expected=params["steps"], on_step=params.get("on_step"))
 
 
 def _changed(states: Sequence[State]) -> str:

@@ -13,16 +13,14 @@ from neustream.backends.diffusers.replica import Dimensions
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
 from neustream.core.profile import (
-    GuessedProfile,
     LatencyProfile,
     TableProfile,
     UnitProfile,
     guessed,
+    unmeasured,
 )
 from neustream.errors import RequestError
 
-GUESS_S = 0.005
-"""Seconds of a step of which nothing is known; too few rather than too many: then it is tried."""
 KINDS = 16
 """Kinds of calls that are remembered, for each shape."""
 
@@ -179,14 +177,8 @@ def predicted(near: Shape, new: Shape) -> dict[str, LatencyProfile]:
 
 
 def from_nothing(shape: Shape, batches: Mapping[str, int]) -> dict[str, LatencyProfile]:
-    """Profiles of a shape by role where nothing is known of any: half of a step is overhead."""
-    found: dict[str, LatencyProfile] = {}
-    for role in shape.stages:
-        most = batches[role]
-        sizes = [1] if most == 1 else [1, most]
-        seconds = [GUESS_S * (1 + size) / 2 for size in sizes]
-        found[role] = GuessedProfile(TableProfile(role, sizes, seconds))
-    return found
+    """Profiles of a shape by role where nothing is known of any."""
+    return {role: unmeasured(role, batches[role]) for role in shape.stages}
 
 
 def _table(profile: LatencyProfile) -> TableProfile:

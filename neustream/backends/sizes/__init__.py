@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from neustream.backends.serving import NEEDED
+from neustream.backends.making import NEEDED
 from neustream.by_name import load_object
 from neustream.config.schema import Backend
 from neustream.errors import BackendError

@@ -20,7 +20,7 @@ nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,16 +29,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from neustream.backends import Arguments, Wanted
 from neustream.backends import torch as shared
-from neustream.backends.copies import twin
 from neustream.backends.options import options_of
-from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
-from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.modules import Texts, modules_of
-from neustream.backends.transformers.request import check_length
+from neustream.backends.transformers.mount import NODE, TextMount
 from neustream.backends.transformers.sampling import Sampling
-from neustream.backends.transformers.text import Ask
-from neustream.core.batch import StepInput
+from neustream.core.profile import LatencyProfile
+from neustream.core.steps import PhaseProfile, StepLatency
 from neustream.errors import BackendError, RequestError, nearest
 from neustream.profiling.steps import StepsFile
 
@@ -62,75 +59,86 @@ class Options(BaseModel):
     request: dict[str, Any] = Field(default_factory=dict)
 
 
-class Served:
-    """A language model as the command line uses it (see `neustream.backends.ModelBackend`).
+class ConfigModel:
+    """The language model of a config (see `neustream.backends.StockModel`).
 
-    Its jobs have `prompt_tokens`, `max_tokens` and `seed` as parameters. `lengths`, by request, are the
-    outputs after which generations end: a workload has them, random weights know no end.
+    Its workload's requests have `prompt_tokens`, `max_tokens` and `seed` as parameters.
     """
 
     out_of_memory = shared.OUT_OF_MEMORY
 
-    def __init__(self, model: LanguageModel, options: Options) -> None:
+    def __init__(self, model: Any, options: Options, place: torch.device) -> None:
         self.model = model
-        self.lengths: Mapping[str, int] = {}
         self._options = options
+        self._place = place
         self._sampling = _sampling(options.request)
-        self.texts = Texts(model, self.ask, name="llm")
-        self.modules = modules_of(self.texts)
-        weights = sum(weight.numel() for weight in model.model.parameters())
-        self.model_name = f"{model.name}, {weights / 1e6:.1f} M parameters"
-        self.device_name = model.place
+        weights = sum(weight.numel() for weight in model.parameters())
+        self.model_name = f"{type(model).__name__}, {weights / 1e6:.1f} M parameters"
         self.dtype = options.dtype
 
-    def replica(self) -> Served:
-        """The same weights, with KV slots of its own."""
-        model = LanguageModel(twin(self.model.model), slots=self.model.slots, max_len=self.model.max_len)
-        return Served(model, self._options)
+    def label(self, place: str) -> str:
+        return shared.device_name(shared.device_of(place))
 
-    def ask(self, given: StepInput) -> Ask:
-        seed = given.params["seed"]
-        draw = np.random.default_rng(seed)
-        prompt = draw.integers(self.model.vocabulary, size=given.params["prompt_tokens"]).tolist()
-        return Ask(prompt, replace(self._sampling, seed=seed), self.lengths.get(given.id))
+    def mount(self, wanted: Wanted) -> TextMount:
+        decode = wanted.graph.stages[f"{wanted.prefix}llm.decode"]
+        return TextMount(
+            self.model,
+            profile=None if wanted.profiles is None else _steps(wanted.profiles[decode.name]),
+            slots=self._options.slots,
+            max_batch=decode.max_batch,
+            max_len=self._options.max_len,
+            kv_cache=next(iter(wanted.kv_caches.values()), None),
+            step_tokens=wanted.step_tokens,
+            progress=False,
+        )
+
+    def stage_of(self, wanted: Wanted, name: str, stage: str) -> str | None:
+        node = name or NODE
+        own = stage == node or stage.startswith(f"{node}.")
+        return f"{wanted.prefix}llm{stage.removeprefix(node)}" if own else None
 
     def params(self, at: int) -> dict[str, Any]:
         return {"seed": at}
 
+    def arguments(self, params: Mapping[str, Any], ends_after: int | None) -> Arguments:
+        """A prompt of random tokens, drawn with the request's seed."""
+        draw = np.random.default_rng(params["seed"])
+        vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
+        return (), {
+            "prompt": draw.integers(vocabulary, size=params["prompt_tokens"]).tolist(),
+            "max_tokens": params["max_tokens"],
+            "seed": params["seed"],
+            "ends_after": ends_after,
+            **self._sampling,
+        }
+
     def check(self, params: Mapping[str, Any]) -> None:
-        try:
-            check_length(self.model, params["prompt_tokens"], params["max_tokens"])
-        except RequestError as error:
-            raise BackendError(str(error)) from None
+        """Nothing: the mount sees what fits."""
 
     def sync(self) -> None:
-        shared.sync(self.model.device)
+        shared.sync(self._place)
 
-    def image(self, output: Mapping[str, Any]) -> Any:
+    def image(self, value: Any) -> Any:
         return None
 
-    def warm_up(self) -> None:
-        """Run steps of all kinds, untimed."""
-        cells = cells_of(self.model.slots, self.model.max_len)
-        measure_steps(self.model, seconds=0.0, cells=[cells[0], cells[-1], *cells[1 : -1 : max(1, len(cells) // 8)]])
-
-    def steps(
-        self,
-        seconds: float = 60.0,
-        tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
-    ) -> StepsFile:
-        """Measure how long its steps take, in about `seconds`; not while it serves."""
-        return file_of(self.model, measure_steps(self.model, seconds=seconds, tick=tick), "neustream profile")
+    def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
+        mount = TextMount(self.model, slots=self._options.slots, max_len=self._options.max_len)
+        return mount.steps(seconds, tick)
 
 
-def make(raw: Mapping[str, Any], device: str) -> Served:
+def _steps(profile: LatencyProfile) -> StepLatency:
+    """The step profile that a stage's is a part of."""
+    assert isinstance(profile, PhaseProfile)
+    return profile.steps
+
+
+def make(raw: Mapping[str, Any], device: str) -> ConfigModel:
     """The backend `transformers`: a language model on `device`, as `raw` describes it."""
     options = options_of(Options, raw)
     place = shared.device_of(device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = build(options, place)
-    return Served(LanguageModel(model, slots=options.slots, max_len=options.max_len), options)
+    return ConfigModel(build(options, place), options, place)
 
 
 def build(options: Options, place: torch.device) -> Any:
@@ -160,13 +168,15 @@ def build(options: Options, place: torch.device) -> Any:
     return model.to(place)
 
 
-def _sampling(request: Mapping[str, Any]) -> Sampling:
+def _sampling(request: Mapping[str, Any]) -> dict[str, Any]:
+    """How tokens are chosen, checked; each generation ends where the workload says."""
     if unknown := sorted(set(request) - set(SAMPLING)):
         raise BackendError(f"backend.request: unknown {unknown[0]!r}; {nearest(unknown[0], SAMPLING)}")
     try:
-        return Sampling(**request, ignore_eos=True)
+        Sampling(**request)
     except RequestError as error:
         raise BackendError(f"backend.request: {error}") from None
+    return {**request, "ignore_eos": True}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from neustream.backends.copies import copies
 from neustream.backends.options import measuring
 from neustream.backends.transformers.arguments import number, whole
 from neustream.backends.transformers.completion import Tokens, completion
-from neustream.backends.transformers.measured import steps_for
+from neustream.backends.transformers.measured import file_of, measure_steps, steps_for
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.request import ask_of
@@ -30,7 +31,7 @@ from neustream.core.steps import LearntSteps, StepLatency
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, shown
 from neustream.graphs import llm, llm_profiles
-from neustream.profiling.steps import load_steps
+from neustream.profiling.steps import StepsFile, load_steps
 from neustream.service.mount import Call, Device, Host, Instance
 
 NODE = "llm"
@@ -48,12 +49,15 @@ class TextMount:
             its file (`neustream profile` writes one). None: the one in the user's cache; what is not
             there is measured first and kept. It is corrected by the steps that run.
         slots: requests that can hold keys and values at once, on each device.
+        max_batch: the most requests in one step; default: the slots.
         max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys
             and values take memory for `slots * max_len` tokens, on each device.
         buckets: lengths, as `[128, 512]`. With some, all calls have fixed shapes: a request's results
             do not depend on its company to the last bit, in any dtype, at a cost.
         kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of
             tokens makes it take slots away, and compute their tokens again.
+        step_tokens: the most tokens of a step in which prompts are prefilled in parts; default: the
+            pool's.
         measure_s: seconds that measuring may take, about.
         cache: the folder of the cache; default: the user's.
         progress: show what is measured; default: if stderr is a terminal.
@@ -73,9 +77,11 @@ class TextMount:
         *,
         profile: StepLatency | Path | str | None = None,
         slots: int = 16,
+        max_batch: int | None = None,
         max_len: int | None = None,
         buckets: Sequence[int] = (),
         kv_cache: KVCache | None = None,
+        step_tokens: int | None = None,
         measure_s: float = 20.0,
         cache: Path | str | None = None,
         progress: bool | None = None,
@@ -95,6 +101,11 @@ class TextMount:
         self._kv_cache = kv_cache
         self._stock = model
         self._slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
+        most = slots if max_batch is None else max_batch
+        self._max_batch = whole("max_batch", most, 1, error=BackendError)
+        if step_tokens is not None:
+            step_tokens = whole("step_tokens", step_tokens, 1, error=BackendError)
+        self.step_tokens = step_tokens
         self._max_len = max_len
         self._buckets = buckets
         self._profile = profile
@@ -122,21 +133,23 @@ class TextMount:
         claim(self, type(self._stock).__name__, [("its weights", self._stock)])
         self._host = host
         self._devices.clear()
-        node = name or NODE
-        slots = self._slots
-        self._graph = Graph(node, llm(node, max_batch=slots))
+        node, most = name or NODE, self._max_batch
+        self._graph = Graph(node, llm(node, max_batch=most))
         instances = []
         stocks = copies(self._stock, [device.place for device in devices])
         for device, stock in zip(devices, stocks, strict=True):
-            model = LanguageModel(stock, slots=slots, max_len=self._max_len, buckets=self._buckets)
+            model = self._with_slots(stock)
             steps = LearntSteps(self._steps(model, device))
             texts = Texts(model, _ask, name=node)
             self._devices.append((device, texts))
-            profiles = llm_profiles(node, steps, max_batch=slots)
+            profiles = llm_profiles(node, steps, max_batch=most)
             instances.append(Instance(modules_of(texts), profiles))
         self.model = self._devices[0][1].model
-        self.kv_caches = {node: self._kv_cache or KVCache(slots, self.model.max_len)}
+        self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
         return instances
+
+    def _with_slots(self, stock: PreTrainedModel) -> LanguageModel:
+        return LanguageModel(stock, slots=self._slots, max_len=self._max_len, buckets=self._buckets)
 
     def request(
         self,
@@ -151,6 +164,7 @@ class TextMount:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        ends_after: int | None = None,
     ) -> Call:
         """A completion; RequestError for what cannot be served.
 
@@ -159,6 +173,8 @@ class TextMount:
             max_tokens: the most new tokens; together with the prompt they must fit the model.
             temperature, top_p, top_k, seed, stop_token_ids, ignore_eos, logprobs, prompt_logprobs:
                 see `Sampling`.
+            ends_after: outputs after which it ends as if the model had said so, for workloads that
+                are replayed; no policy sees it.
         """
         assert self._graph is not None
         self.model.unchanged.check()
@@ -166,6 +182,8 @@ class TextMount:
         sampling = Sampling(temperature, top_p, top_k, seed, ids, ignore_eos, logprobs, prompt_logprobs)
         room = self.kv_caches[self._graph.name].capacity
         ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, room)
+        if ends_after is not None:
+            ask = replace(ask, end=whole("ends_after", ends_after, 1))
         count, max_tokens = len(ask.prompt), int(max_tokens)
         return Call(
             self._graph,
@@ -176,6 +194,11 @@ class TextMount:
 
     def rehearsal(self) -> Sequence[Call]:
         return ()  # its steps are learnt as they run
+
+    def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
+        """Measure how long steps take, in about `seconds`; not while it is served."""
+        model = self._with_slots(self._stock)
+        return file_of(model, measure_steps(model, seconds=seconds, tick=tick), "neustream profile")
 
     def make_way(self) -> bool:
         host = self._host

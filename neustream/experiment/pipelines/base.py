@@ -76,23 +76,6 @@ class Pipeline(ABC, Generic[Config]):
     def pools(self) -> list[Pool]:
         """The workers of one instance, and their memory."""
 
-    def modules_on(self, pool: str) -> tuple[str, ...]:
-        """The labels of the steps that run on a pool."""
-        (stages,) = (each.stages for each in self.pools if each.name == pool)
-        return stages
-
-    def places(self, device: str) -> list[dict[str, list[str]]]:
-        """Of each instance, the device of each worker, by pool.
-
-        Where the config names none it is `device`.
-
-        Raises:
-            ConfigError: it names more or fewer than there are workers.
-        """
-        named = self.experiment.devices
-        devices = named if isinstance(named, list) else [device] * named
-        return [{pool.name: [each] * pool.workers for pool in self.pools} for each in devices]
-
     @property
     @abstractmethod
     def rounds(self) -> Sequence[str]:
@@ -120,10 +103,6 @@ class Pipeline(ABC, Generic[Config]):
     @abstractmethod
     def load_found(self) -> dict[str, LatencyProfile]:
         """The profiles of those stages whose files are there."""
-
-    def learning(self, profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:
-        """Profiles that start as `profiles` and are corrected by the steps that run."""
-        return dict(profiles)
 
     def typical_size(self, stage: str) -> float:
         """What a request of the workload weighs in a step of a stage, where steps have sizes."""

@@ -16,7 +16,6 @@ from neustream.core.graph import Graph
 from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
-from neustream.core.steps import LearntSteps, PhaseProfile
 from neustream.core.types import SLO, Request
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines.base import Pipeline
@@ -73,9 +72,6 @@ class LlmPipeline(Pipeline[LlmExperiment]):
         tokens = self.experiment.llm.step_tokens
         return [Pool("gpu", self.stages, kv_caches=caches, step_tokens=tokens)]
 
-    def modules_on(self, pool: str) -> tuple[str, ...]:
-        return self.labels
-
     @property
     def rounds(self) -> Sequence[str]:
         return ()
@@ -100,11 +96,6 @@ class LlmPipeline(Pipeline[LlmExperiment]):
 
     def load_found(self) -> dict[str, LatencyProfile]:
         return self.load_profiles() if self.steps_file.exists() else {}
-
-    def learning(self, profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:
-        part = profiles[self.main_stage]
-        assert isinstance(part, PhaseProfile)
-        return llm_profiles(self.label, LearntSteps(part.steps), part.max_batch)
 
     def typical_size(self, stage: str) -> float:
         """Tokens: of a prompt, and of the context in the middle of an output."""

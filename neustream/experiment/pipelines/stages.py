@@ -80,23 +80,6 @@ class StagesPipeline(Pipeline[StagesExperiment]):
         """The stages that run on a pool."""
         return tuple(name for name, config in self.configs.items() if config.pool == pool)
 
-    def places(self, device: str) -> list[dict[str, list[str]]]:
-        instances = super().places(device)
-        for name, pool in self.experiment.pools.items():
-            if pool.devices is None:
-                continue
-            if len(instances) > 1:
-                raise ConfigError(
-                    f"pools.{name}.devices are of one instance's workers, "
-                    f"and devices makes {len(instances)} instances; give one of the two"
-                )
-            if len(pool.devices) != pool.workers:
-                raise ConfigError(
-                    f"pools.{name}: {len(pool.devices)} device(s) for {pool.workers} worker(s)"
-                )
-            instances[0][name] = pool.devices
-        return instances
-
     @property
     def rounds(self) -> Sequence[str]:
         return [config.times for config in self.configs.values() if config.times]

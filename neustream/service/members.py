@@ -1,0 +1,79 @@
+"""The devices of a service, and what serves on each: a member with an instance of each model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+from neustream.core.kv_cache import KVCache
+from neustream.core.policy import Policy, Pool
+from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Scheduler
+from neustream.engine.executor import ThreadExecutor
+from neustream.engine.member import Member
+from neustream.errors import BackendError, NeustreamError
+from neustream.service.hosting import POOL
+from neustream.service.mount import Device, Host, Instance, Mount
+
+
+def device_at(place: str, undo: contextlib.ExitStack, name: str = "") -> Device:
+    """A device with a thread of its own; `undo` ends that."""
+    executor = ThreadExecutor({}, (place,))
+    undo.callback(executor.close)
+    return Device(name, place, executor)
+
+
+def open_all(
+    mounts: Mapping[str, Mount],
+    devices: Sequence[Device],
+    placed: Mapping[str, Sequence[int]],
+    host: Host,
+    undo: contextlib.ExitStack,
+) -> list[dict[str, Instance]]:
+    """The instances on each device, by model; `undo` closes the mounts.
+
+    Raises:
+        BackendError: a model cannot be served, by its name.
+    """
+    found: list[dict[str, Instance]] = [{} for _ in devices]
+    for name, mount in mounts.items():
+        undo.callback(mount.close)
+        try:
+            instances = mount.open(name, [devices[number] for number in placed[name]], host)
+        except NeustreamError as error:
+            raise type(error)(f"model {name!r}: {error}" if name else str(error)) from error
+        for number, instance in zip(placed[name], instances, strict=True):
+            found[number][name] = instance
+    return found
+
+
+def member_of(mounts: Mapping[str, Mount], device: Device, instances: Mapping[str, Instance], rule: Policy) -> Member:
+    """What serves the instances on a device.
+
+    Raises:
+        BackendError: two models have a stage of one name, or steps of different `step_tokens`.
+    """
+    profiles: dict[str, LatencyProfile] = {}
+    for name, instance in instances.items():
+        for stage, profile in instance.profiles.items():
+            if stage in profiles:
+                raise BackendError(f"stage {stage!r} of model {name!r} is another model's too")
+            profiles[stage] = profile
+        device.executor.add(instance.modules, check_finite=instance.check_finite)
+    pool = pool_of({name: mounts[name] for name in instances}, tuple(profiles))
+    return Member(Scheduler([pool], rule, profiles, correct=True), {POOL: device.executor}, device.name)
+
+
+def pool_of(mounts: Mapping[str, Mount], stages: tuple[str, ...]) -> Pool:
+    """The pool of a device, for the stages of models that are open."""
+    caches: dict[str, KVCache] = {}
+    tokens: dict[str, int] = {}
+    for name, mount in mounts.items():
+        caches |= mount.kv_caches
+        if mount.step_tokens is not None:
+            tokens[name] = mount.step_tokens
+    if len(set(tokens.values())) > 1:
+        raise BackendError(f"language models of one device need one step_tokens; got {tokens}")
+    if not tokens:
+        return Pool(POOL, stages, kv_caches=caches)
+    return Pool(POOL, stages, kv_caches=caches, step_tokens=next(iter(tokens.values())))
