@@ -245,6 +245,7 @@ class Metrics(Follower):
         table.draining.set(gauges.state == "draining")
         table.policy_faults.set(gauges.policy_faults)
         table.http_connections.set(gauges.connections)
+        table.tasks.set(_tasks())
         self._set_kv(gauges.kv)
         for model in self.lives.models or ("",):
             lives = [life for life in self.lives.open.values() if life.model == model]
@@ -261,6 +262,14 @@ class Metrics(Follower):
             model, _ = self.lives.module_of(node)
             self._child(self.table.kv_usage, model).set(use.used / use.blocks)
             self._child(self.table.kv_slots, model).set(use.used)
+
+
+def _tasks() -> int:
+    """Tasks of this thread's event loop; 0 without one."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
 
 
 def reason_of(status: int, code: str) -> str | None:

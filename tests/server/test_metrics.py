@@ -68,6 +68,7 @@ TABLE = {
     "http_connections": ("gauge", ()),
     "http_streams": ("gauge", ()),
     "event_loop_lag_seconds": ("histogram", ()),
+    "event_loop_tasks": ("gauge", ()),
     "disconnects": ("counter", ("when",)),
     "streams_cut": ("counter", ("code",)),
     "slow_readers": ("counter", ()),

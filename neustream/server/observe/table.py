@@ -132,6 +132,7 @@ class Table:
         self.http_connections = self._gauge("http_connections", "Open connections")
         self.http_streams = self._gauge("http_streams", "Streams that have begun and not ended")
         self.lag = self._histogram("event_loop_lag_seconds", "By which the event loop is late", LAGS, ())
+        self.tasks = self._gauge("event_loop_tasks", "Tasks of the event loop")
         self.disconnects = self._counter(
             "disconnects", "Clients that went away, before the first byte or behind it", ("when",)
         )
