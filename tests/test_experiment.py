@@ -211,11 +211,22 @@ def test_the_seed_changes_the_trace(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "on_time", "tolerance"), [("neustream", 463, 15), ("clockwork", 86, 20)], ids=["neustream", "clockwork"]
+    ("name", "rate", "policy", "on_time", "tolerance"),
+    [
+        ("dit_s2_256", 4, "neustream", 463, 15),
+        ("dit_s2_256", 4, "clockwork", 86, 20),
+        ("dit_xl2_256", 0.5, "neustream", 401, 8),
+        ("dit_xl2_256", 0.8, "neustream", 331, 8),
+        ("palette_256", 0.7, "neustream", 429, 4),
+        ("palette_256", 0.7, "clockwork", 323, 8),
+        ("sd15_256", 2, "neustream", 490 + 8, 4),  # the log lost the last 8
+        ("sd15_256", 2, "clockwork", 220, 8),
+    ],
 )
-def test_the_artifacts_own_runs_of_dit_s2(root, policy, on_time, tolerance):
-    # of 500 requests at rate 4, cv 2 and SLO 3, by the artifact's logs
-    prepared = prepare(load_experiment(root / "configs/paper/dit_s2_256_rtx4090.yaml"))
+def test_the_artifacts_own_runs(root, name, rate, policy, on_time, tolerance):
+    # of 500 requests at cv 2 and SLO 3, by the artifact's logs
+    path = root / f"configs/paper/{name}_rtx4090.yaml"
+    prepared = prepare(load_experiment(path, [f"workload.rate={rate}"]))
     report = simulate(prepared, policy)
     assert report.submitted == 500
     assert abs(report.counts["on_time"] - on_time) <= tolerance
@@ -285,6 +296,62 @@ def test_slowdowns_go_with_noise_scale_and_overhead(tmp_path):
     overheads = [0.5 / 0.002, 0.5 / 0.001] * 5
     for one, other, overhead in zip(plain.values(), slow.values(), overheads, strict=True):
         assert other - overhead == pytest.approx(4 * (one - overhead))
+
+
+def truthful(folder, *settings):
+    write_profile(folder / "profiles/fast.json", "draw", [1, 2, 4], [0.001, 0.001, 0.001])
+    write_profile(folder / "profiles/short.json", "draw", [1, 2], [0.001, 0.001])
+    write_profile(folder / "profiles/other.json", "draw", [1, 4], [0.001, 0.001], device="another")
+    return load_experiment(toy(folder), settings)
+
+
+def test_steps_take_what_is_true_and_are_planned_by_the_profile(tmp_path):
+    prepared = prepare(truthful(tmp_path, "simulation.truth={draw: [fast]}"))
+    assert set(prepared.truth) == {"draw"}
+    plain = prepare(truthful(tmp_path))
+    assert [r.slo for r in prepared.requests] == [r.slo for r in plain.requests]
+    assert durations(prepared) != durations(plain)
+    assert simulate(prepared, "serial").profile_error() == {"draw": pytest.approx(0.5), "decode": pytest.approx(1.0)}
+
+
+def test_the_truth_of_a_stage_may_be_several_modules(tmp_path):
+    prepared = prepare(truthful(tmp_path, "simulation.truth={draw: [fast, fast]}"))
+    assert prepared.truth["draw"].latency(3) == pytest.approx(0.002)
+
+
+def test_at_an_observed_speed_nothing_else_is_true(tmp_path):
+    prepared = prepare(truthful(tmp_path, "simulation.truth={draw: [fast]}"))
+    report = simulate(prepared, "serial", speed={"draw": 2.0})
+    assert report.profile_error() == {"draw": pytest.approx(2.0), "decode": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize(
+    ("truth", "error", "said"),
+    [
+        ("{drawer: [fast]}", ConfigError, r"simulation\.truth: unknown stage 'drawer'; did you mean 'draw'"),
+        ("{draw: []}", ConfigError, r"simulation\.truth\.draw"),
+        ("{draw: fast}", ConfigError, r"simulation\.truth\.draw"),
+        ("{draw: [nowhere]}", ProfileError, r"no profile at .*nowhere\.json"),
+        ("{draw: [short]}", ProfileError, r"'draw' knows batches of at most 2; steps have up to 4"),
+        ("{draw: [other]}", ProfileError, r"mixes profiles of different devices"),
+    ],
+)
+def test_a_truth_that_cannot_be(tmp_path, truth, error, said):
+    with pytest.raises(error, match=said):
+        prepare(truthful(tmp_path, f"simulation.truth={truth}"))
+
+
+def test_two_devices_may_be_mixed_on_purpose(tmp_path):
+    settings = ["simulation.truth={draw: [other]}", "simulation.mixed_devices=true"]
+    assert prepare(truthful(tmp_path, *settings)).truth["draw"].device == "another"
+
+
+def test_merged_experiments_keep_what_is_true_of_each(tmp_path):
+    one = prepare(truthful(tmp_path, "simulation.truth={draw: [fast]}"), prefix="a.")
+    both = merge([one, prepare(truthful(tmp_path), prefix="b.")])
+    assert set(both.truth) == {"a.draw"}
+    assert set(simulate(both, "serial").profile_error()) == {"a.draw", "a.decode", "b.draw", "b.decode"}
+    assert simulate(both, "serial").profile_error()["a.draw"] == pytest.approx(0.5)
 
 
 def test_a_simulation_at_another_speed_has_no_slowdowns(tmp_path):

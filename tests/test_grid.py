@@ -12,7 +12,7 @@ import pytest
 
 from neustream.core.policies import Priced
 from neustream.core.policies.token_deadlines import TokenDeadlines
-from neustream.experiment import pipeline_of
+from neustream.experiment import prepare
 
 MODULES = ("capacity", "digests", "plan", "policies", "runs", "summary")
 
@@ -96,7 +96,8 @@ def test_a_combination_is_all_values_of_all_axes(grid):
 
 def test_at_capacity_batches_of_the_best_size_fill_the_device(grid):
     setting = one(grid).parts[""]
-    profiles, overhead = pipeline_of(setting).load_profiles(), setting.simulation.handover_s or 0.0
+    prepared, overhead = prepare(setting), setting.simulation.handover_s or 0.0
+    profiles = {**prepared.profiles, **prepared.truth}
     busy, rate = 0.0, grid.capacity.capacity(setting)
     for name, calls in {"clip": 1, "unet": 40, "vae": 1}.items():
         sizes = range(1, min(setting.stages[name].max_batch, profiles[name].max_batch) + 1)

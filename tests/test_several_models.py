@@ -337,3 +337,10 @@ def test_all_models_are_served_at_once(path, tmp_path, places):
 def test_models_on_real_devices_are_placed_by_name(path):
     done = command("run", path, *overridden([*REAL, "devices=2", "placement={sd: ['0']}"]))
     assert done.status == 2 and "placement: real devices have names" in done.err
+
+
+def test_what_is_true_of_steps_is_for_one_model(path, root):
+    with pytest.raises(ConfigError, match=r"simulation\.truth: it is of the stages of one model"):
+        load_config(path, ["simulation.truth={draw: [draw]}"])
+    with pytest.raises(ConfigError, match=r"simulation\.truth: it is of stages, and an llm has none"):
+        load_config(root / "configs/paper/opt_13b_a6000.yaml", ["simulation.truth={llm: [steps]}"])

@@ -94,6 +94,11 @@ def test_what_a_fingerprint_depends_on(tmp_path, monkeypatch):
         change()
         assert name() != first
         first, own = name(), name(policy="own_rule:Newest")
+    truth = "simulation.truth={draw: [real]}"
+    write_profile(tmp_path / "profiles/real.json", "draw", [1, 4], [0.002, 0.003])
+    true = name(truth)
+    write_profile(tmp_path / "profiles/real.json", "draw", [1, 4], [0.002, 0.004])
+    assert len({name(truth), true, first}) == 3
     (tmp_path / "own_rule.py").write_text("from toys import Newest  # otherwise\n")
     assert name() == first and name(policy="own_rule:Newest") != own
 

@@ -14,7 +14,7 @@ WHOLE_STEP = 2048
 def capacity(setting: Experiment) -> float:
     """Requests per second that all workers serve in batches that cost least a request.
 
-    Steps take what the profile says and the simulation's overhead. Promises do not count.
+    Steps take what is true of them and the simulation's overhead. Promises do not count.
     """
     if isinstance(setting, LlmExperiment):
         return setting.instances / _seconds_of_text(setting)
@@ -24,7 +24,9 @@ def capacity(setting: Experiment) -> float:
 
 def _seconds_of_image(setting: StagesExperiment) -> float:
     """Seconds a request of the pool that has the most to do, per worker."""
-    profiles, overhead = StagesPipeline(setting).load_profiles(), setting.simulation.handover_s or 0.0
+    pipeline, overhead = StagesPipeline(setting), setting.simulation.handover_s or 0.0
+    profiles = pipeline.load_profiles()
+    profiles |= pipeline.load_truth(profiles)
     busy = dict.fromkeys(setting.pools, 0.0)
     for name, stage in setting.stages.items():
         sizes = range(1, min(stage.max_batch, profiles[name].max_batch) + 1)

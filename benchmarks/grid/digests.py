@@ -44,6 +44,8 @@ def keys(point: Point, policies: Sequence[str]) -> dict[str, str]:
 def _inputs(point: Point, prepared: Prepared) -> str:
     """Requests, lengths, latencies, pools, and how the device differs from its profile."""
     files = [file for pipeline in prepared.pipelines for file in pipeline.profile_files()]
+    truths = [some for pipeline in prepared.pipelines for some in pipeline.truth_files().values()]
+    files += [file for some in truths for file in some]
     return digest(
         [[r.graph.name, r.arrival, repr(r.slo), r.params] for r in prepared.requests],
         prepared.lengths,

@@ -29,7 +29,7 @@ def least_scale(simulation: Simulation) -> float:
 
 
 class TrueProfile:
-    """The least that a step of a simulated stage takes: its profile, scaled, and the overhead of a step."""
+    """The least that a step of a simulated stage takes: what is true of it, scaled, and the handover."""
 
     def __init__(self, profile: LatencyProfile, simulation: Simulation) -> None:
         self.name = profile.name
@@ -55,7 +55,8 @@ def true_profiles(prepared: Prepared) -> dict[str, LatencyProfile]:
         if simulation.latency_noise:
             raise ConfigError(f"config {pipeline.name!r}: there is no bound under simulation.latency_noise")
         for stage in pipeline.stages:
-            found[stage] = TrueProfile(prepared.profiles[stage], simulation)
+            profile = prepared.truth.get(stage, prepared.profiles[stage])
+            found[stage] = TrueProfile(profile, simulation)
     return found
 
 

@@ -93,7 +93,9 @@ class Slowdown(Section):
 class Simulation(Section):
     """How the simulated device differs from its profile.
 
-    `handover_s` is added to each step (from the end of one to the start of the next: what a table
+    `truth` names profiles of how long steps really take, as stage -> files of the `profiles` folder
+    (without .json) whose seconds add up; other stages take what their profiles say. `handover_s` is
+    added to each step (from the end of one to the start of the next: what a table
     of bare model calls leaves out), `decision_s` passes while a policy decides, beside the step
     under way where there is one; by default both are what the profiles were measured with, or 0.
     `latency_scale` multiplies and `latency_noise` spreads each step's latency (the
@@ -103,6 +105,7 @@ class Simulation(Section):
     different devices count as of the simulated one, which is refused otherwise.
     """
 
+    truth: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     handover_s: float | None = Field(default=None, ge=0, le=1e6)
     decision_s: float | None = Field(default=None, ge=0, le=1e6)
     latency_scale: Factor = 1.0
@@ -268,9 +271,23 @@ class StagesExperiment(StagesModel, Experiment):
             raise ValueError(f"pools without a stage: {sorted(unused)}")
         return self
 
+    @model_validator(mode="after")
+    def _truth(self) -> StagesExperiment:
+        for name in self.simulation.truth:
+            if name not in self.stages:
+                hint = nearest(name, self.stages)
+                raise ValueError(f"simulation.truth: unknown stage {name!r}; {hint}")
+        return self
+
 
 class LlmExperiment(LlmModel, Experiment):
     """A language model."""
+
+    @model_validator(mode="after")
+    def _no_truth(self) -> LlmExperiment:
+        if self.simulation.truth:
+            raise ValueError("simulation.truth: it is of stages, and an llm has none")
+        return self
 
 
 KINDS: tuple[type[Experiment], ...] = (StagesExperiment, LlmExperiment)

@@ -103,6 +103,14 @@ class ModelsConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _no_truth(self) -> ModelsConfig:
+        if self.simulation.truth:
+            raise ValueError(
+                "simulation.truth: it is of the stages of one model; give it in a config with that model alone"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _places(self) -> ModelsConfig:
         devices = self.device_names
         if twice := [device for device in devices if devices.count(device) > 1]:

@@ -42,6 +42,8 @@ class Prepared:
     """What the user of a trace should know of how it was read, one sentence each."""
     placed: Mapping[str, Sequence[Pool]] = field(default_factory=dict)
     """The pools of each device, where devices differ; else each instance has `pools`."""
+    truth: Mapping[str, LatencyProfile] = field(default_factory=dict)
+    """How long simulated steps really take, of stages whose profiles do not say it."""
 
     @property
     def experiments(self) -> list[Experiment]:
@@ -115,8 +117,17 @@ def prepare(config: Config, params: Mapping[str, Callable[[int], Params]] = {}, 
     experiment = config
     profiles = pipeline_of(experiment, prefix).load_profiles()
     pipeline = pipeline_of(_with_costs(experiment), prefix)
+    truth = pipeline.load_truth(profiles)
     drawn = pipeline.draw(profiles, params.get("", _no_params))
-    return Prepared([pipeline], pipeline.pools, profiles, drawn.requests, drawn.lengths, drawn.notes)
+    return Prepared(
+        [pipeline],
+        pipeline.pools,
+        profiles,
+        drawn.requests,
+        drawn.lengths,
+        drawn.notes,
+        truth=truth,
+    )
 
 
 def _no_params(at: int) -> Params:
@@ -178,6 +189,7 @@ def _gathered(
     _check_names("requests", [request.id for request in requests])
     profiles = {name: profile for one in prepared for name, profile in one.profiles.items()}
     lengths = {id: length for one in prepared for id, length in one.lengths.items()}
+    truth = {name: profile for one in prepared for name, profile in one.truth.items()}
     return Prepared(
         [pipeline for one in prepared for pipeline in one.pipelines],
         pools,
@@ -186,6 +198,7 @@ def _gathered(
         lengths,
         [note for one in prepared for note in one.notes],
         placed,
+        truth,
     )
 
 

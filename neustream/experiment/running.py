@@ -55,7 +55,8 @@ def simulate(
         return stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
 
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
-    executor = ProfiledExecutor(handover_s=handovers, stretch=factor, outcome=outcome)
+    truth = {**prepared.profiles, **prepared.truth} if prepared.truth and not speed else None
+    executor = ProfiledExecutor(truth, handover_s=handovers, stretch=factor, outcome=outcome)
     executors = [dict.fromkeys((pool.name for pool in pools), executor) for pools in prepared.places.values()]
     members = prepared.members(policy, executors)
     engine = Engine(members, VirtualClock(decision_s), observers)

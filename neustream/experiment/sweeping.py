@@ -220,6 +220,7 @@ def fingerprint(unit: Unit, policy: str) -> str:
     files: list[Path] = []
     for experiment in experiments_of(unit.config):
         files += [*pipeline_of(experiment).profile_files()]
+        files += [file for some in pipeline_of(experiment).truth_files().values() for file in some]
         files += _paths_in(experiment.workload.model_dump())
         files += _planned(experiment, given)
     facts = [config, [_digest(file) for file in files], policy, given, _module_of(policy), unit.bound, _code()]

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from toys import command, toy
+from toys import command, toy, write_profile
 
 from neustream import ConfigError
 from neustream.analysis.headroom import bound_of, headroom, true_profiles, weight_on_time
@@ -59,6 +59,15 @@ def test_the_truth_is_the_profile_with_what_the_simulation_does_to_it(tmp_path):
     mixed = prepare(load_experiment(toy(tmp_path), [lull]))
     for name, profile in true_profiles(mixed).items():
         assert profile.latency(1) == 0.5 * mixed.profiles[name].latency(1)
+
+
+def test_the_bound_is_of_what_steps_really_take(busy, tmp_path):
+    write_profile(tmp_path / "profiles/fast.json", "draw", [1, 4], [0.0005, 0.001])
+    faster = prepare(load_experiment(toy(tmp_path), [*BUSY, "simulation.truth={draw: [fast]}"]))
+    true = true_profiles(faster)
+    assert true["draw"].latency(1) == faster.truth["draw"].latency(1) < faster.profiles["draw"].latency(1)
+    assert true["decode"].latency(1) == faster.profiles["decode"].latency(1)
+    assert bound_of(faster, 5).value > bound_of(busy, 5).value
 
 
 def test_noise_has_no_bound_and_no_hindsight(tmp_path):

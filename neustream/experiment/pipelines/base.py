@@ -104,6 +104,22 @@ class Pipeline(ABC, Generic[Config]):
     def load_found(self) -> dict[str, LatencyProfile]:
         """The profiles of those stages whose files are there."""
 
+    def truth_files(self) -> Mapping[str, Sequence[Path]]:
+        """The files of `simulation.truth` by stage."""
+        folder = self.experiment.profiles
+        return {
+            self.prefix + name: [folder / f"{part}.json" for part in parts]
+            for name, parts in self.experiment.simulation.truth.items()
+        }
+
+    def load_truth(self, profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:
+        """How long simulated steps really take, of those stages that take not what `profiles` say.
+
+        Raises:
+            ProfileError: a file is missing or malformed, of another device, or of fewer batches.
+        """
+        return {}
+
     def typical_size(self, stage: str) -> float:
         """What a request of the workload weighs in a step of a stage, where steps have sizes."""
         return 0.0

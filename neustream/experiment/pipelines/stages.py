@@ -111,6 +111,19 @@ class StagesPipeline(Pipeline[StagesExperiment]):
                 found[name] = load_stage(name, files)
         return found
 
+    def load_truth(self, profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:
+        truth = {name: load_stage(name, files) for name, files in self.truth_files().items()}
+        for name, profile in truth.items():
+            batch = min(self.configs[name].max_batch, profiles[name].max_batch)
+            if profile.max_batch < batch:
+                raise ProfileError(
+                    f"simulation.truth of {name!r} knows batches of at most {profile.max_batch}; "
+                    f"steps have up to {batch}"
+                )
+        for pool in self.pools if not self.experiment.simulation.mixed_devices else ():
+            check_device(pool, {**profiles, **truth})
+        return truth
+
     def measured_batches(self, stage: str, profile: LatencyProfile, most: int) -> list[int]:
         if isinstance(profile, TableProfile):
             return [batch for batch in profile.batch if batch <= most]
