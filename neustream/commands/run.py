@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from neustream.analysis.fidelity import Outcome, error, errors_table
 from neustream.backends.serving import Gallery, Session
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import (
@@ -153,6 +154,7 @@ def _report(served: _Served, out: Path | None, write: Callable[[Any], None]) -> 
     """Print tables, and write what was asked for."""
     title = title_of(served.config)
     show(title, served.records)
+    _say_errors(served.records)
     _explain(served.records)
     write(served.records)
     if out:
@@ -176,11 +178,19 @@ def _beside(session: Session, policy: str, report: Report, by_model: ByModel) ->
         parts = ByModel(config)
         return record(config, policy, simulate(same, policy, [parts], speed), parts)
 
+    real, plain = record(config, policy, report, by_model), simulated({})
     return {
-        **record(config, policy, report, by_model),
-        "simulated": simulated({}),
+        **real,
+        "simulated": plain,
         "simulated_as_observed": simulated(report.profile_error()),
+        "error": dataclasses.asdict(error(Outcome.of(real), Outcome.of(plain))),
     }
+
+
+def _say_errors(records: Sequence[dict[str, Any]]) -> None:
+    """Say how far the simulator was off."""
+    rows = [(entry["policy"], Outcome.of(entry), Outcome.of(entry["simulated"])) for entry in records]
+    console.print(errors_table("how far the simulator was off", "policy", rows))
 
 
 def _explain(records: Sequence[dict[str, Any]]) -> None:

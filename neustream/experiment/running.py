@@ -34,18 +34,19 @@ def simulate(
     policy: str | Policy,
     observers: Sequence[Observer] = (),
     speed: Mapping[str, float] = {},
+    device: Simulation | None = None,
 ) -> Report:
     """Serve the workload in virtual time, steps taking as long as the profiles say.
 
     `speed` asks what the simulator says at a speed that was observed (`Report.profile_error`): it
     multiplies the profiled latencies of stages in place of what the config says under
-    `simulation`; policies go on planning with the profiles.
+    `simulation`; policies go on planning with the profiles. `device` says the rest in its place.
     """
     decision_s = 0.0
     handovers: dict[str, float] = {}
     stretches: dict[str, Callable[[Batch], float]] = {}
     for pipeline in prepared.pipelines:
-        simulation = Simulation() if speed else pipeline.experiment.simulation
+        simulation = device or (Simulation() if speed else pipeline.experiment.simulation)
         stretch = _stretch(simulation, pipeline.experiment.workload.seed)
         decision_s = max(decision_s, simulation.decision_s or 0.0)
         handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
@@ -55,7 +56,8 @@ def simulate(
         return stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
 
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
-    truth = {**prepared.profiles, **prepared.truth} if prepared.truth and not speed else None
+    own = not speed and device is None
+    truth = {**prepared.profiles, **prepared.truth} if prepared.truth and own else None
     executor = ProfiledExecutor(truth, handover_s=handovers, stretch=factor, outcome=outcome)
     executors = [dict.fromkeys((pool.name for pool in pools), executor) for pools in prepared.places.values()]
     members = prepared.members(policy, executors)

@@ -1,0 +1,249 @@
+"""How far what was simulated is from what was served.
+
+The error of a share on time is served minus simulated, in points (hundredths of the requests). That of
+a quantile of the latency is simulated over served, minus 1: above 0 the simulator is too slow. `Watch`
+sees what a served run did that a simulation may leave out, and `ladder` lets the simulator know of one
+after the other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from neustream.analysis.tables import new_table
+from neustream.config.schema import Simulation
+from neustream.core.events import Ended, Submitted
+from neustream.engine.events import Decided, Finished, Record, Started
+from neustream.engine.report import Report
+from neustream.experiment.prepared import Prepared
+from neustream.experiment.running import simulate
+
+POINTS, SHARE = 3.0, 0.10
+"""The errors that are called close: of a share on time in points, of a quantile as a share of it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is compared: the share on time, and quantiles of the latency in seconds (None: nobody ended)."""
+
+    attainment: float
+    p50_s: float | None
+    p99_s: float | None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Outcome:
+        """That of a report as JSON types."""
+        latency = entry["latency_s"]
+        return cls(entry["attainment"], latency["p50"], latency["p99"])
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far a simulation is off: points, and shares of the served quantiles (None: not known of both)."""
+
+    points: float
+    p50: float | None
+    p99: float | None
+
+    @property
+    def close(self) -> bool:
+        """Whether it is within `POINTS` and `SHARE`."""
+        quantiles = [abs(off) for off in (self.p50, self.p99) if off is not None]
+        return abs(self.points) <= POINTS + 1e-9 and all(off <= SHARE + 1e-9 for off in quantiles)
+
+
+def error(served: Outcome, simulated: Outcome) -> Error:
+    """How far `simulated` is from `served`."""
+    points = 100 * (served.attainment - simulated.attainment)
+    return Error(points, _off(served.p50_s, simulated.p50_s), _off(served.p99_s, simulated.p99_s))
+
+
+def _off(served: float | None, simulated: float | None) -> float | None:
+    """By what share of it a simulated quantile exceeds the served one."""
+    return simulated / served - 1 if served and simulated is not None else None
+
+
+def errors_table(title: str, first: str, rows: Sequence[tuple[str, Outcome, Outcome]]) -> Table:
+    """Served beside simulated, a row for each of (name, served, simulated); `first` heads the names."""
+    headings = ("on time", "points", "p50 s", "off", "p99 s", "off", "close")
+    table = new_table(title, first, headings)
+    for name, served, simulated in rows:
+        off = error(served, simulated)
+        table.add_row(
+            name,
+            f"{served.attainment:.1%}/{simulated.attainment:.1%}",
+            f"{off.points:+.1f}",
+            f"{_seconds(served.p50_s)}/{_seconds(simulated.p50_s)}",
+            _percent(off.p50),
+            f"{_seconds(served.p99_s)}/{_seconds(simulated.p99_s)}",
+            _percent(off.p99),
+            "yes" if off.close else "no",
+        )
+    table.caption = f"a/b: served/simulated; close: within {POINTS:g} points and {SHARE:.0%}"
+    table.caption_justify = "left"
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.0%}"
+
+
+# -- what a served run did ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a run on real devices did beside its steps.
+
+    `steps`: seconds over those of the profile, by kind of step. `spread`: the sigma of its logarithm
+    from step to step, of the kind with the most steps. `gap_us`: from the end of a step to the start of
+    the next on the same worker where requests waited; median and 99th percentile; `idle_share`: of
+    these in the time between the first step and the last. `decisions`, `decision_us` (median, 99th
+    percentile), `planned`: share of steps decided beside the one before. `late_us`: from the arrival of
+    a request to when it was taken in; median and 99th percentile.
+    """
+
+    steps: Mapping[str, float]
+    spread: float
+    gap_us: tuple[float, float]
+    idle_share: float
+    decisions: int
+    decision_us: tuple[float, float]
+    planned: float
+    late_us: tuple[float, float]
+
+    @property
+    def step(self) -> float:
+        """The mean over kinds of steps that `steps` has, weighted alike."""
+        return statistics.fmean(self.steps.values()) if self.steps else 1.0
+
+
+class Watch:
+    """An observer of one run that tells what `Served` has."""
+
+    def __init__(self) -> None:
+        self._began: dict[tuple[str, str, int], list[float]] = {}
+        self._ended: dict[tuple[str, str, int], list[float]] = {}
+        self._open: list[tuple[float, int]] = []
+        self._ratios: dict[str, list[float]] = {}
+        self._spent: dict[str, list[float]] = {}
+        self._planned: list[bool] = []
+        self._decided: list[float] = []
+        self._late: list[float] = []
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Started):
+            self._began.setdefault(_worker(record), []).append(record.at)
+            self._planned.append(record.step.planned)
+        elif isinstance(record, Finished):
+            self._finished(record)
+        elif isinstance(record, Decided):
+            self._decided.append(record.seconds)
+        elif isinstance(record, Submitted):
+            self._late.append(record.at - record.arrival)
+            self._open.append((record.at, 1))
+        elif isinstance(record, Ended):
+            self._open.append((record.at, -1))
+
+    def _finished(self, record: Finished) -> None:
+        step = record.step
+        seconds = record.at - step.started_at
+        self._ended.setdefault(_worker(record), []).append(record.at)
+        self._ratios.setdefault(step.stage, []).append(seconds / step.profiled_s)
+        spent = self._spent.setdefault(step.stage, [0.0, 0.0])
+        spent[0] += seconds
+        spent[1] += step.profiled_s
+
+    def told(self) -> Served:
+        """What was seen, once the run is over."""
+        gaps = self._gaps()
+        busy = [max(some) - min(self._began[key]) for key, some in self._ended.items()]
+        most = max(self._ratios.values(), key=len, default=[])
+        return Served(
+            steps={stage: real / profiled for stage, (real, profiled) in self._spent.items()},
+            spread=spread_of(most),
+            gap_us=two(gaps),
+            idle_share=sum(gaps) / sum(busy) if sum(busy) > 0 else 0.0,
+            decisions=len(self._decided),
+            decision_us=two(self._decided),
+            planned=statistics.fmean(self._planned) if self._planned else 0.0,
+            late_us=two(self._late),
+        )
+
+    def _gaps(self) -> list[float]:
+        """Seconds between two steps of a worker during which some request was open all the time."""
+        empty = _empty(self._open)
+        found = []
+        for key, ended in self._ended.items():
+            for end, begin in zip(ended, self._began[key][1:], strict=False):
+                if not any(since < begin and until > end for since, until in empty):
+                    found.append(begin - end)
+        return found
+
+
+def _worker(record: Started | Finished) -> tuple[str, str, int]:
+    return record.member, record.step.pool, record.step.worker
+
+
+def _empty(changes: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
+    """Times in which no request was open."""
+    found, count, since = [], 0, -math.inf
+    for at, change in sorted(changes, key=lambda each: (each[0], -each[1])):
+        if not count and change > 0:
+            found.append((since, at))
+        count += change
+        since = at
+    return [*found, (since, math.inf)]
+
+
+def two(seconds: Sequence[float]) -> tuple[float, float]:
+    """Median and 99th percentile in microseconds; zeros of nothing."""
+    if not seconds:
+        return 0.0, 0.0
+    median, high = np.percentile(seconds, (50, 99)) * 1e6
+    return float(median), float(high)
+
+
+def spread_of(ratios: Sequence[float]) -> float:
+    """The sigma of a log-normal distribution with these quartiles; 0 of fewer than four."""
+    if len(ratios) < 4:
+        return 0.0
+    low, high = np.percentile(np.log(ratios), (25, 75))
+    return float(high - low) / 1.349
+
+
+# -- what the simulator has to know ---------------------------------------------------------------
+
+
+def ladder(prepared: Prepared, policy: str, seen: Served) -> dict[str, Report]:
+    """Simulations that know more and more of a served run, by what they know.
+
+    `profile`: what the profiles say. `speed`: what each kind of step took over its profile. `spread`:
+    that steps differ too. `gaps`: the median idle time between two steps too.
+    """
+    mean = math.exp(seen.spread**2 / 2)  # of what a median of 1 is spread to
+    median = {stage: ratio / mean for stage, ratio in seen.steps.items()}
+    spread = Simulation(latency_noise=min(seen.spread, 5.0))
+    gaps = spread.model_copy(update={"handover_s": seen.gap_us[0] / 1e6})
+    return {
+        "profile": simulate(prepared, policy),
+        "speed": simulate(prepared, policy, speed=seen.steps),
+        "spread": simulate(prepared, policy, speed=median, device=spread),
+        "gaps": simulate(prepared, policy, speed=median, device=gaps),
+    }
+
+
+def explained(errors: Mapping[str, Error]) -> str:
+    """The first of the simulations of a `ladder` that is close; "nothing tried" if none is."""
+    return next((name for name, off in errors.items() if off.close), "nothing tried")
