@@ -31,6 +31,7 @@ MAY = {
         "starlette",
         "uvicorn",
         "prometheus_client",
+        "opentelemetry",
     },
 }
 """All that the rooms at the bottom may import."""

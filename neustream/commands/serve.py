@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Serve models over HTTP: OpenAI's routes, with promises."""
     try:
-        from neustream.server.lifecycle import run
+        from neustream.server.lifecycle import check_tracing, run
     except ImportError as error:
         raise BackendError(f"{error.name} is not here: pip install 'neustream[serve]'") from None
     settings = _config(config, model, demo)
@@ -46,6 +46,7 @@ def command(
     if not local and not keys and not insecure:
         raise ConfigError(f"host {merged.host!r} is not only this machine: give --api-key-file, or --insecure")
     if check:
+        check_tracing(settings.observe.otel_endpoint)
         return
     from neustream.backends.loading import load
 

@@ -120,9 +120,15 @@ class LimitConfig(_Section):
 
 
 class ObserveConfig(_Section):
-    """What is told of the server. `ui`: whether there is a dashboard at /ui."""
+    """What is told of the server.
+
+    Args:
+        ui: whether there is a dashboard at /ui.
+        otel_endpoint: where spans and metrics of OpenTelemetry go, by OTLP over HTTP.
+    """
 
     ui: bool = True
+    otel_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = None
 
 
 class ServerConfig(_Section):

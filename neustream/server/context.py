@@ -72,7 +72,6 @@ class Context:
 
     def cut(self, why: HTTPError | Gone) -> None:
         """A stream ended before it was whole."""
-        if isinstance(why, Gone):
-            self.metrics.cut(499, "")
-        else:
-            self.metrics.cut(why.status, why.code or "")
+        status, code = (499, "gone") if isinstance(why, Gone) else (why.status, why.code or "")
+        self.request.scope["state"]["code"] = code
+        self.metrics.cut(status, code)

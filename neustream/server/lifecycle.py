@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,6 +21,9 @@ from neustream.server.config import ServerConfig
 from neustream.server.gateway import Gateway, Loaded
 from neustream.server.metrics import Metrics
 from neustream.server.wire import SLOW
+
+if TYPE_CHECKING:
+    from neustream.server.observe.tracing import Tracer
 
 log = logging.getLogger("neustream.server")
 
@@ -141,6 +144,9 @@ async def run(
     `load` makes the service, on a thread; the metrics are to observe it.
     """
     metrics = Metrics([model.name for model in config.models])
+    tracer = tracer_of(config.observe.otel_endpoint)
+    if tracer is not None:
+        metrics.follow(tracer)
     gateway = Gateway(config.limits, metrics.tell)
     app = build_app(gateway, config, metrics, keys)
     http = config.http
@@ -184,7 +190,30 @@ async def run(
     finally:
         await _end(gateway, server, serving, http.shutdown_timeout_s)
         pulse.cancel()
+        if tracer is not None:
+            metrics.fold()
+            await asyncio.get_running_loop().run_in_executor(None, tracer.close)
     return server.code
+
+
+def tracer_of(endpoint: str | None) -> Tracer | None:
+    """What traces requests, if that is asked for; errors as of `check_tracing`."""
+    check_tracing(endpoint)
+    if endpoint is None:
+        return None
+    from neustream.server.observe.tracing import exporting
+
+    return exporting(endpoint)
+
+
+def check_tracing(endpoint: str | None) -> None:
+    """BackendError if tracing is asked for, and the extra for it is not here."""
+    if endpoint is None:
+        return
+    try:
+        from neustream.server.observe import tracing  # noqa: F401
+    except ImportError as error:
+        raise BackendError(f"otel_endpoint: {error.name} is not here: pip install 'neustream[otel]'") from None
 
 
 def _loaded(load: Callable[[Metrics], Loaded], metrics: Metrics) -> Loaded:
@@ -193,6 +222,8 @@ def _loaded(load: Callable[[Metrics], Loaded], metrics: Metrics) -> Loaded:
     loaded = load(metrics)
     kinds = sorted({model.kind for model in loaded.models})
     rules = {type(rule).__name__ for rule in _policies(loaded)}
+    if loaded.service is not None:
+        metrics.serves(loaded.service.engine.clock)
     metrics.loaded(clock.now(), loaded.warmup_s, "+".join(kinds), "+".join(sorted(rules)))
     return loaded
 

@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import generate_latest
 
@@ -20,6 +20,9 @@ from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.lives import Follower, Life, Lives
 from neustream.server.observe.notes import Answered, Arrived, Note, Told
 from neustream.server.observe.table import Children, Table
+
+if TYPE_CHECKING:
+    from neustream.server.observe.tracing import Tracer
 
 RENDER_S = 0.25
 """It is rendered at most so often: some clients poll three times a second."""
@@ -63,11 +66,18 @@ class Metrics(Follower):
         self.lives.followers.append(self.board)
         self.viewers = 0
         self.traced = False
+        self._tracer: Tracer | None = None
         self._clock = clock or WallClock()
         self._feed: deque[Told] = deque()
         self._child = Children()
         self._page = b""
         self._rendered_at: float | None = None
+
+    def follow(self, tracer: Tracer) -> None:
+        """Have spans made of all requests."""
+        self.traced = True
+        self._tracer = tracer
+        self.lives.followers.append(tracer)
 
     # -- from other threads -----------------------------------------------------------------------
 
@@ -216,6 +226,11 @@ class Metrics(Follower):
         self.table.slo_header_invalid.inc(count)
 
     # -- the page ---------------------------------------------------------------------------------
+
+    def serves(self, clock: Clock) -> None:
+        """The engine has this clock."""
+        if self._tracer is not None:
+            self._tracer.zero = date() - clock.now()
 
     def loaded(self, load_s: float, warmup_s: float, backend: str, policy: str) -> None:
         """Models are there; `warmup_s` of `load_s` went into measuring them."""
