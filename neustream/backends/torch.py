@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
-
-from neustream.core.graph import Graph
-from neustream.core.profile import LatencyProfile
-from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError, nearest
-from neustream.profiling.measuring import measure, processor, profiles_of
+from neustream.profiling.measuring import processor
 
 try:
     import torch
@@ -46,27 +39,6 @@ def device_name(device: torch.device) -> str:
         name: str = torch.cuda.get_device_name(device)
         return name
     return f"{processor()}, {torch.get_num_threads()} thread(s)"
-
-
-def measured_on(
-    device: str,
-    graph: Graph,
-    modules: Mapping[str, StreamModule],
-    sample: Callable[[int], Mapping[str, Any]],
-    repeats: int,
-) -> dict[str, LatencyProfile]:
-    """Profiles of a graph's torch modules on `device`; batches that do not fit its memory are left out."""
-    place = device_of(device)
-    measured = measure(
-        graph,
-        modules,
-        sample,
-        device=device,
-        repeats=repeats,
-        sync=partial(sync, place),
-        out_of_memory=OUT_OF_MEMORY,
-    )
-    return profiles_of(measured, device_name(place))
 
 
 def seeded(seed: int, device: str) -> torch.Generator:

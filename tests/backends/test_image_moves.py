@@ -35,7 +35,7 @@ with warnings.catch_warnings():
     from neustream.backends.diffusers import journal, moves
     from neustream.backends.diffusers.journal import packed, unpacked
     from neustream.backends.diffusers.locals import needed
-    from neustream.backends.diffusers.modules import Runs, graph_of, modules_of
+    from neustream.backends.diffusers.modules import RunModule, Runs, graph_of
     from neustream.core.batch import StepInput, input_of
 
 pytestmark = [
@@ -196,7 +196,8 @@ class Painter(Host):
         roles = {role: Stage(f"{role}@8", max_batch=4) for role in ("encode", "denoise", "decode")}
         graph = graph_of(name, roles)
         profiles = {stage: TableProfile(stage, range(1, 5), [1.0] * 4) for stage in graph.stages}
-        super().__init__(graph, modules_of(self.runs, {role: f"{role}@8" for role in roles}), profiles=profiles)
+        module = RunModule(self.runs, {f"{role}@8": role for role in roles})
+        super().__init__(graph, {f"{role}@8": module for role in roles}, profiles=profiles)
 
     def ask(self, id, request, **params):
         self.submit(id, {"arguments": request.arguments(), "steps": request.steps, **params})

@@ -15,7 +15,6 @@ from neustream.core.batch import StepInput
 from neustream.core.graph import Graph, Node, Stage, loop, seq, switch
 from neustream.core.job import Job
 from neustream.engine.clock import stopwatch
-from neustream.engine.executor import StreamModule
 from neustream.errors import StageFailed
 
 Update = Mapping[str, Any]
@@ -166,11 +165,6 @@ class RunModule:
 
     def adopt(self, given: StepInput, piece: Packed) -> None:
         self._runs.adopt(given, piece)
-
-
-def modules_of(runs: Runs, names: Mapping[str, str]) -> dict[str, StreamModule]:
-    """The module of the roles in `names`, under the names that their stages have."""
-    return dict.fromkeys(names.values(), RunModule(runs, {stage: role for role, stage in names.items()}))
 
 
 def graph_of(name: str, stages: Mapping[str, Stage]) -> Graph:

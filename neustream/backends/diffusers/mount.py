@@ -14,20 +14,18 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from neustream.backends.claims import claim, free
-from neustream.backends.copies import copies
 from neustream.backends.diffusers.arguments import check_callable
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
 from neustream.backends.diffusers.parts import models_of, parts_of
+from neustream.backends.diffusers.places import Places
 from neustream.backends.diffusers.preview_stages import PreviewStages
 from neustream.backends.diffusers.previews import Preview
 from neustream.backends.diffusers.rehearsals import Rehearsals
 from neustream.backends.diffusers.replica import (
     Dimensions,
-    ProbeModule,
     Replica,
-    Sample,
     default_sample,
 )
 from neustream.backends.diffusers.request import (
@@ -41,12 +39,11 @@ from neustream.backends.diffusers.request import (
     without_side_effects,
 )
 from neustream.backends.diffusers.run import Progress
-from neustream.backends.diffusers.shapes import Shape, Shapes, from_nothing, predicted
-from neustream.backends.options import measuring
+from neustream.backends.diffusers.shapes import Shape, Shapes
 from neustream.core.events import Emitted
 from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
-from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile
+from neustream.core.profile import LatencyProfile
 from neustream.engine.answers import Result
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, RequestError, RequestFailed, shown
@@ -57,8 +54,6 @@ log = logging.getLogger("neustream")
 
 RESERVED = {"slo", "id", "model", "on_step"}
 """Arguments of `submit` itself."""
-PROBE_S = 0.02
-"""Seconds that probing a request is taken to need, until one was seen."""
 
 
 class PipelineMount:
@@ -140,7 +135,7 @@ class PipelineMount:
 
     def parts(self, role: Role) -> list[Part]:
         """What is called for steps of a role, on all devices; once it is opened."""
-        known = [replica.parts for replica in self._replicas]
+        known = [replica.parts for replica in self._places.replicas]
         parts = [part for one in known for methods in one.values() for part in methods.values()]
         return [part for part in parts if part.role == role]
 
@@ -157,85 +152,47 @@ class PipelineMount:
         self._host, self._serves = host, True
         self._rehearsals = Rehearsals(self._batches, self._measure_s, self._learnt)
         self.observers = (Doubts(self._measured), self._rehearsals)
-        places = [device.place for device in devices]
-        pipes = copies(self.pipe, places, lambda pipe: [model for _, model in models_of(pipe)])
-        self._devices = list(devices)
-        self._known: dict[str, ProfileCache] = {}  # by the place that they are of
-        self._replicas = [self._replica(pipe) for pipe in pipes]
-        for other in self._replicas[1:]:
-            other.states += self._replicas[0].states
+        self._places = Places(self.pipe, devices, host, self._replica, self._profile_cache)
         self._steps = StepCounts(self.pipe)
         self._shapes = Shapes(name, self._batches, self._max_shapes)
         probe = f"{name}/probe" if name else "probe"
         self._probe = Graph(probe, Stage(probe, max_batch=1))
         samples = self._samples
         if samples is None:
-            usual = default_sample(self.pipe, self._replicas[0].parts.device)
+            usual = default_sample(self.pipe, self._places.first.parts.device)
             samples = [] if usual is None else [usual]
-        self._previews = PreviewStages(self._replicas, self._devices, host, check_finite=self._check_finite)
-        instances = [self._probe_on(replica) for replica in self._replicas]
+        self._previews = PreviewStages(
+            self._places.replicas, self._places.devices, host, check_finite=self._check_finite
+        )
+        instances = self._places.probes(probe)
         for sample in samples:
             opened = self._open_sample(sample)
             instances = [one.with_(more) for one, more in zip(instances, opened, strict=True)]
         return instances
 
     def _replica(self, pipe: DiffusionPipeline) -> Replica:
-        replica = Replica(pipe, check_finite=self._check_finite, **self._how)
-        options = {**self._how, **self._batches}
-        if replica.place not in self._known:
-            self._known[replica.place] = ProfileCache(pipe, self._profiles, options, self._cache)
-        return replica
+        return Replica(pipe, check_finite=self._check_finite, **self._how)
 
-    def _probe_on(self, replica: Replica) -> Instance:
-        profile = GuessedProfile(TableProfile("probe", [1], [PROBE_S], device=replica.place))
-        return Instance({self._probe.name: ProbeModule(replica)}, {self._probe.name: profile})
+    def _profile_cache(self, pipe: DiffusionPipeline) -> ProfileCache:
+        return ProfileCache(pipe, self._profiles, {**self._how, **self._batches}, self._cache)
 
     def _open_sample(self, sample: Mapping[str, Any]) -> list[Instance]:
         """Measure a sample on each device, before anybody is served; nothing if it is known."""
         named = named_arguments(self.pipe, (), sample)
-        first = self._replicas[0]
         try:
-            whole = check(self.pipe, named, first.parts.device)
+            whole = check(self.pipe, named, self._places.first.parts.device)
         except Exception as error:  # whatever the pipeline has against it
             raise BackendError(f"samples: {dict(sample)}: {error}") from error
         asked = self._asked(named, whole, None)
-        probe = partial(first.probe, without_side_effects(named, asked.whole))
-        dimensions: Dimensions = self._devices[0].executor.call(probe).result()
+        dimensions = self._places.dimensions(asked)
         shape = self._shapes.get(dimensions)
-        if shape is not None:
-            self._shapes.note(asked.kind, shape, dimensions.rows)
-            return [Instance({}, {}) for _ in self._replicas]
-        shape = self._new(asked, dimensions)
-        found: dict[str, dict[str, LatencyProfile]] = {}
-        for replica, device in zip(self._replicas, self._devices, strict=True):
-            if replica.place not in found:
-                found[replica.place] = self._tried(replica, device, shape, asked)
-        shape.measured = shape.profiles = found[first.place]
-        self._shapes.keep(shape)
+        opened = [Instance({}, {}) for _ in self._places.replicas]
+        if shape is None:
+            shape = self._new(asked, dimensions)
+            opened = self._places.measure(shape, asked, self._measure_s, self._show)
+            self._shapes.keep(shape)
         self._shapes.note(asked.kind, shape, dimensions.rows)
-        return [self._instance(replica, shape, found[replica.place]) for replica in self._replicas]
-
-    def _tried(self, replica: Replica, device: Device, shape: Shape, asked: StockCall) -> dict[str, LatencyProfile]:
-        """Profiles of a shape by role: measured, or found; then it is only loaded and warmed up."""
-        known = self._known[replica.place]
-        found = known.find(shape.files)
-        sample = Sample(asked.named, asked.whole, asked.steps, shape.rows, shape.samples)
-        if found is not None:
-            device.executor.call(partial(replica.warm, sample)).result()
-            return {role: found[stage] for role, stage in shape.stages.items()}
-        with measuring(f"measuring {type(self.pipe).__name__} {shape.graph.name}", self._show) as tick:
-            roles = {stage: role for role, stage in shape.stages.items()}
-            work = partial(replica.time, shape.graph, roles, sample, seconds=self._measure_s, tick=tick)
-            known.keep(device.executor.call(work).result(), shape.files)
-        measured = known.find(shape.files)
-        assert measured is not None
-        return {role: measured[stage] for role, stage in shape.stages.items()}
-
-    def _instance(self, replica: Replica, shape: Shape, profiles: Mapping[str, LatencyProfile]) -> Instance:
-        """A shape's stages on one device."""
-        replica.roles.update({stage: role for role, stage in shape.stages.items()})
-        modules = dict.fromkeys(shape.stages.values(), replica.module)
-        return Instance(modules, {shape.stages[role]: profiles[role] for role in shape.stages})
+        return opened
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -255,9 +212,9 @@ class PipelineMount:
             return self._preview(args[0])
         check_callable("on_step", on_step)
         named = named_arguments(self.pipe, args, kwargs)
-        if why := self._replicas[0].changed():
+        if why := self._places.first.changed():
             raise RequestError(why)
-        whole = check(self.pipe, named, self._replicas[0].parts.device)
+        whole = check(self.pipe, named, self._places.first.parts.device)
         asked = self._asked(named, whole, on_step)
         self._generators.take(named)
         with self._lock:
@@ -306,7 +263,7 @@ class PipelineMount:
     # -- shapes -----------------------------------------------------------------------------------
 
     def _new(self, asked: StockCall, dimensions: Dimensions) -> Shape:
-        roles = self._replicas[0].stage_roles
+        roles = self._places.first.stage_roles
         return self._shapes.make(dimensions, roles, dimensions.rows, asked.samples)
 
     def _open_new(self, asked: StockCall, dimensions: Dimensions) -> Shape:
@@ -315,37 +272,16 @@ class PipelineMount:
         if surplus is not None:
             self._forget(surplus)
         shape = self._new(asked, dimensions)
-        near = self._shapes.nearest(dimensions, dimensions.rows)
-        instances = {}
-        for replica, device in zip(self._replicas, self._devices, strict=True):
-            profiles = self._known_or_guessed(replica, shape, near)
-            instances[device.name] = self._instance(replica, shape, profiles)
-            shape.profiles = shape.profiles or profiles
-        self._host.extend(instances)
+        self._places.open(shape, self._shapes.nearest(dimensions, dimensions.rows), self._batches)
         self._shapes.keep(shape)
         if shape.measured is None:
             self._rehearsals.add(shape, shortened(asked.named, None, asked.whole), asked.whole)
         return shape
 
-    def _known_or_guessed(self, replica: Replica, shape: Shape, near: Shape | None) -> Mapping[str, LatencyProfile]:
-        found = self._known[replica.place].find(shape.files)
-        if found is not None:
-            shape.measured = {role: found[stage] for role, stage in shape.stages.items()}
-            return shape.measured
-        if near is None:
-            return from_nothing(shape, self._batches)
-        what = type(self.pipe).__name__, shape.graph.name, near.dimensions.label
-        log.info("%s %s: profiles predicted from those of %s", *what)
-        return predicted(near, shape)
-
     def _forget(self, shape: Shape) -> None:
         self._shapes.forget(shape)
         self._rehearsals.forget(shape)
-        gone = shape.all_stages
-        for replica in self._replicas:
-            for stage in gone:
-                replica.roles.pop(stage, None)
-        self._host.retire({device.name: gone for device in self._devices})
+        self._places.retire(shape)
 
     # -- while it idles ---------------------------------------------------------------------------
 
@@ -364,11 +300,7 @@ class PipelineMount:
 
     def _learnt(self, shape: Shape, measured: Mapping[str, list[Measurement]]) -> None:
         """Steps of a shape were timed while the device idled: keep it, for the next time."""
-        profiles = self._known[self._replicas[0].place]
-        profiles.keep(measured, shape.files)
-        found = profiles.find(shape.files)
-        if found is not None:
-            shape.measured = shape.profiles = {role: found[stage] for role, stage in shape.stages.items()}
+        self._places.keep(shape, measured)
 
     def _measured(self, stage: str) -> bool:
         with self._lock:
