@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import threading
 import warnings
 
 import numpy as np
@@ -114,42 +112,3 @@ def test_what_only_the_device_tells_fails_its_request_alone(sd):
         with pytest.raises(ns.RequestFailed, match="expected input"):
             bad.result(30)
         assert close_to(fine.result(30).images, sd(**words(1)).images)
-
-
-def test_a_storm(sd):
-    """Callers who know nothing of each other; some ask for nonsense, some raise, some give up."""
-
-    def raising(progress):
-        raise LookupError
-
-    wrong = [change for change, _ in REFUSED]
-    calls = [words(at, steps=2 + at % 3, guidance_scale=[1.0, 5.0][at % 2]) for at in range(12)]
-    stock = [sd(**{**one, "generator": seeded(at)}).images for at, one in enumerate(calls)]
-    good, bad = [], []
-
-    def ask(service, number):
-        chance = random.Random(number)
-        for _ in range(12):
-            at, fate = chance.randrange(len(calls)), chance.random()
-            call = {**calls[at], "generator": seeded(at)}
-            try:
-                if fate < 0.05:
-                    service(**{**call, **chance.choice(wrong)})
-                elif fate < 0.1:
-                    service(**call, on_step=raising)
-                elif fate < 0.15:
-                    service.submit(**call).cancel()
-                else:
-                    good.append(close_to(service(**call).images, stock[at]))
-                    continue
-            except ns.RequestError:
-                bad.append(at)
-
-    with serve(sd) as service:
-        threads = [threading.Thread(target=ask, args=(service, number)) for number in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not service._open
-    assert len(good) > 50 and all(good) and bad
