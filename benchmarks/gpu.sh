@@ -8,7 +8,8 @@
 # Stable Diffusion workload at 512 px (30 to 50 steps, cv 2, SLO 3) under four policies at three rates, beside the
 # simulator, into benchmarks/results/. What is there already is not measured again, so a run that was stopped goes
 # on where it was; what fails (a model that does not fit, say) is named at the end. Last, OPT-13B with random weights
-# in fp16 under the transformers backend: its steps into profiles/<gpu>/opt_13b/, and the paper's chat workload served.
+# in fp16 under the transformers backend: its steps into profiles/<gpu>/opt_13b/, and the paper's chat workload served;
+# and the tiny models of benchmarks/fidelity.py, served beside the simulator.
 #
 # REQUESTS (200): requests of the served workload. PIPELINES, DTYPES, MODES: fewer of them.
 set -euo pipefail
@@ -76,6 +77,10 @@ echo "== the paper's chat workload: $out"
 .venv/bin/neustream run configs/paper/opt_13b_a6000.yaml --device cuda --set "profiles=$opt" \
     --set "workload.requests=$REQUESTS" --set llm.max_batch=64 -p fcfs -p neustream_llm -p priced \
     --out out/opt_13b --json "$out.json" || failed+=("$out")
+
+out=benchmarks/results/fidelity-$gpu.json
+echo "== served beside simulated: $out"
+"$PYTHON" benchmarks/fidelity.py --device cuda:0 --only dit sd opt --out "$out" || failed+=("$out")
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[@]}" >&2

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from neustream.engine.report import Report
+
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -57,8 +59,8 @@ def make_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def make_server(folder: Path, kind: str) -> Any:
-    """An engine under vLLM's scheduler (first come first served, or by priority), or ours."""
+def make_server(folder: Path, kind: str, policy: str = "default") -> Any:
+    """An engine under vLLM's scheduler (first come first served, or by priority), or ours with a policy."""
     from vllm import LLM
     from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
@@ -75,6 +77,7 @@ def make_server(folder: Path, kind: str) -> Any:
     given: dict[str, Any] = {"fcfs": {}, "priority": {"scheduling_policy": "priority"}, "ours": {}}[kind]
     if kind == "ours":
         given["scheduler_cls"] = "neustream.backends.vllm.SLOScheduler"
+        given["additional_config"] = {"neustream": {"policy": policy}}
     llm = LLM(
         str(folder),
         skip_tokenizer_init=True,
@@ -193,8 +196,8 @@ def alone(engine: Any) -> tuple[Callable[[int], float], float]:
     return lambda size: float(base + slope * size), statistics.median(gaps)
 
 
-def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> float:
-    """The share on time that the simulator gives for the same requests, with latencies as ours learnt them."""
+def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> Report:
+    """What the simulator says of the same requests, with latencies as ours learnt them."""
     from neustream import SLO, Engine, Graph, Member, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
     from neustream.core.kv_cache import KVCache
     from neustream.graphs import llm, llm_profiles
@@ -217,9 +220,7 @@ def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> float:
         return [{"ended": job.call_outputs + 1 >= lengths[job.id]} for job in batch.jobs]
 
     scheduler = Scheduler([pool], policy, llm_profiles("llm", steps, SEATS))
-    return (
-        Engine(Member(scheduler, {"vllm": ProfiledExecutor(outcome=outcome)}), VirtualClock()).run(requests).attainment
-    )
+    return Engine(Member(scheduler, {"vllm": ProfiledExecutor(outcome=outcome)}), VirtualClock()).run(requests)
 
 
 def overhead(engine: Any, count: int = 400) -> dict[str, float]:
@@ -298,7 +299,7 @@ def run_vllm(args: argparse.Namespace, write: Callable[..., None]) -> None:
                 row[kind]["tokens_per_s"] = statistics.median(n / x for n, x in zip(tokens, span, strict=True))
             steps = servers["ours"].engine_core.engine_core.scheduler.step_times
             row["simulated"] = {
-                kind: statistics.median(simulated(some, steps, policy) for some in runs[kind])
+                kind: statistics.median(simulated(some, steps, policy).attainment for some in runs[kind])
                 for kind, policy in (
                     ("fcfs", POLICIES["fcfs"](drop_hopeless=False)),
                     ("ours", POLICIES["priced"]()),
