@@ -25,7 +25,7 @@ KNOWN = ("edf", "priced")
 
 def least_scale(simulation: Simulation) -> float:
     """The least that a step takes of its profiled seconds, but for the overhead."""
-    return simulation.latency_scale * min([1.0, *(slow.factor for slow in simulation.slowdowns)])
+    return (simulation.latency_scale or 1.0) * min([1.0, *(slow.factor for slow in simulation.slowdowns)])
 
 
 class TrueProfile:

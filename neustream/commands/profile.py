@@ -107,7 +107,11 @@ def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: i
 
 def _say_costs(costs: EngineCosts) -> None:
     handover, decision = costs.handover_s * 1e6, costs.decision_s * 1e6
-    console.print(f"the engine: {handover:.0f} us from step to step, {decision:.0f} us a decision", highlight=False)
+    console.print(
+        f"the engine: {handover:.0f} us from step to step, {decision:.0f} us a decision; "
+        f"a served step takes {costs.latency_scale:.2f} times the above",
+        highlight=False,
+    )
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -95,11 +95,11 @@ class Simulation(Section):
 
     `truth` names profiles of how long steps really take, as stage -> files of the `profiles` folder
     (without .json) whose seconds add up; other stages take what their profiles say. `handover_s` is
-    added to each step (from the end of one to the start of the next: what a table
-    of bare model calls leaves out), `decision_s` passes while a policy decides, beside the step
-    under way where there is one; by default both are what the profiles were measured with, or 0.
-    `latency_scale` multiplies and `latency_noise` spreads each step's latency (the
-    sigma of a log-normal factor of median 1, drawn with the workload's seed). `slowdowns` are times
+    added to each step (from the end of one to the start of the next: what a table of bare model
+    calls leaves out), `decision_s` passes while a policy decides, beside the step under way where
+    there is one, `latency_scale` multiplies each step's latency; by default they are what the
+    profiles were measured with, or 0 and 1. `latency_noise` spreads latencies (the sigma of a
+    log-normal factor of median 1, drawn with the workload's seed). `slowdowns` are times
     of the trace during which steps take longer still (a neighbour on the device, throttling); where
     they overlap, all of them count. Policies know of none of this. `mixed_devices`: profiles of
     different devices count as of the simulated one, which is refused otherwise.
@@ -108,7 +108,7 @@ class Simulation(Section):
     truth: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     handover_s: float | None = Field(default=None, ge=0, le=1e6)
     decision_s: float | None = Field(default=None, ge=0, le=1e6)
-    latency_scale: Factor = 1.0
+    latency_scale: Factor | None = None
     latency_noise: float = Field(default=0.0, ge=0, le=5)
     slowdowns: list[Slowdown] = Field(default=[])
     mixed_devices: bool = False

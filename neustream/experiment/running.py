@@ -80,7 +80,7 @@ def _stretch(simulation: Simulation, seed: int) -> Callable[[Batch], float]:
     noise, sigma = np.random.RandomState(seed), simulation.latency_noise
 
     def factor(batch: Batch) -> float:
-        times = simulation.latency_scale
+        times = simulation.latency_scale or 1.0
         if sigma:
             times *= float(np.exp(sigma * noise.standard_normal()))
         for slow in simulation.slowdowns:

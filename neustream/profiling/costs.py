@@ -70,7 +70,10 @@ def engine_costs(
         raise StageFailed(f"serving the sample requests: {next(iter(report.reasons))}")
     gaps = [gap for watch in watches.values() for gap in watch.gaps()]
     decisions = [seconds for watch in watches.values() for seconds in watch.decisions]
-    return EngineCosts(handover_s=_median(gaps), decision_s=_median(decisions))
+    ratios = [ratio for watch in watches.values() for ratio in watch.ratios()]
+    # a step that returns before its device is done seems short, and tells nothing
+    scale = max(statistics.median(ratios), 1.0) if ratios else 1.0
+    return EngineCosts(handover_s=_median(gaps), decision_s=_median(decisions), latency_scale=scale)
 
 
 def _median(seconds: Sequence[float]) -> float:
@@ -100,6 +103,11 @@ class _Watch:
         for (before, after), waited in zip(pairwise(self.called), self._waited[1:], strict=False):
             found.append(after[0] - before[1] - waited)
         return found
+
+    def ratios(self) -> list[float]:
+        """Seconds of each step over those of its profile."""
+        steps = zip(self.called, self.finished, strict=False)
+        return [(end - began) / told.step.profiled_s for (began, end), told in steps]
 
 
 class _Timed:
