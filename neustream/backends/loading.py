@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from neustream.core.policy import Policy
 from neustream.engine.clock import WallClock
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, ConfigError, told
-from neustream.server.bodies import ImageBody
+from neustream.server.bodies import EditBody, ImageBody
 from neustream.server.config import ModelConfig, ServerConfig
 from neustream.server.gateway import Loaded
 from neustream.server.models import BATCH, ImageModel, Model, TextModel
+from neustream.server.pictures import fitted
 from neustream.service.mount import Mount
 from neustream.service.service import Service
 
@@ -22,32 +23,60 @@ from neustream.service.service import Service
 def load(config: ServerConfig, observer: Observer) -> Loaded:
     """A running service of all models that can be had; the others are told of in what it returns.
 
-    BackendError, with why, if there is none; ConfigError for what the config says of no model.
+    BackendError, with why, if there is none; ConfigError for a policy that is none.
     """
-    chosen = config.policy if isinstance(config.policy, Mapping) else {"name": config.policy}
-    named = dict(chosen)
-    policy = make_policy(named.pop("name", "default"), named)
+    named = _policy(config)
+    policy = make_policy(named.pop("name"), named)
     failed: dict[str, str] = {}
     mounts: dict[str, Mount] = {}
     finish: dict[str, Callable[[], Model]] = {}
     for model in config.models:
+        if model.kind == "vllm":
+            continue
         make = _text if model.kind == "text" else _image
         try:
             mounts[model.name], finish[model.name] = make(model, config)
         except Exception as error:  # whatever a library has against a model
             failed[model.name] = told(error)
-    places = {model.name: model.device for model in config.models}
     clock = WallClock()
+    service = _opened(config, mounts, finish, failed, policy, observer)
+    models = {name: done() for name, done in finish.items()}
+    for model in config.models:
+        if model.kind == "vllm":
+            try:
+                models[model.name] = _vllm(model, config, service, observer)
+            except Exception as error:  # whatever vLLM has against it
+                failed[model.name] = told(error)
+    if not models:
+        raise BackendError("; ".join([_before(name) + why for name, why in failed.items()]))
+    known = [models[model.name] for model in config.models if model.name in models]
+    return Loaded(service, known, failed, clock.now())
+
+
+def _policy(config: ServerConfig) -> dict[str, Any]:
+    """The policy's `name` and its parameters."""
+    chosen = config.policy if isinstance(config.policy, Mapping) else {"name": config.policy}
+    return {"name": "default", **chosen}
+
+
+def _opened(
+    config: ServerConfig,
+    mounts: dict[str, Mount],
+    finish: dict[str, Callable[[], Model]],
+    failed: dict[str, str],
+    policy: Policy,
+    observer: Observer,
+) -> Service | None:
+    """A service of those that can be opened; the others move to `failed`. None if there is none."""
+    places = {model.name: model.device for model in config.models}
     while mounts:
         try:
-            service = _service(config, mounts, places, policy, observer)
+            return _service(config, mounts, places, policy, observer)
         except BackendError as error:
             name = _whose(error, mounts)
             failed[name] = str(error).removeprefix(_before(name))
             del mounts[name], finish[name]
-        else:
-            return Loaded(service, [done() for done in finish.values()], failed, clock.now())
-    raise BackendError("; ".join([_before(name) + why for name, why in failed.items()]))
+    return None
 
 
 def _service(
@@ -115,6 +144,29 @@ def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[]
     return mount, done
 
 
+def _vllm(config: ModelConfig, server: ServerConfig, service: Service | None, observer: Observer) -> Model:
+    """A language model in an engine of vLLM's own."""
+    from transformers import AutoTokenizer
+
+    from neustream.backends.vllm.served import engine_of
+
+    assert config.path is not None
+    folder = str(_folder(config.path))
+    where = config.tokenizer or folder
+    own, sizes = engine_of(
+        folder,
+        config.name,
+        policy=_policy(server),
+        clock=WallClock() if service is None else service.engine.clock,
+        observer=observer,
+        options={"dtype": config.dtype, "tokenizer": where, **config.options},
+    )
+    tokenizer = AutoTokenizer.from_pretrained(_folder(Path(where)), local_files_only=True)
+    slo = config.slo.slo(server.promises.fallback_ttft_ms)
+    limits = sizes["max_len"], sizes["vocabulary"], slo, sizes["batch"]
+    return TextModel(config.name, tokenizer, *limits, own=own)
+
+
 BYTES_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -123,47 +175,73 @@ BYTES_TEMPLATE = (
 
 
 def _image(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[], Model]]:
-    from diffusers import DiffusionPipeline
+    import diffusers
 
     from neustream.backends.diffusers import PipelineMount, from_config
+    from neustream.backends.diffusers.journal import may_move
     from neustream.backends.torch import dtype_of
 
     if config.path is not None:
         folder, dtype = _folder(config.path), dtype_of(config.dtype)
-        pipe: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+        made = getattr(diffusers, config.pipeline or "DiffusionPipeline", None)
+        if made is None:
+            raise ConfigError(f"pipeline: diffusers has none called {config.pipeline!r}")
+        pipe: Any = made.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
     else:
         options = {"dtype": config.dtype, **(config.backend or {})}
         pipe = from_config.build(from_config.Options(**options))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(config.device)
     known = from_config.call_names(pipe)
+    name = type(pipe).__name__
     if "prompt" not in known:
-        name = type(pipe).__name__
-        raise BackendError(f"{name} takes no prompt, so /v1/images/generations cannot ask it")
+        raise BackendError(f"{name} takes no prompt, so the routes of images cannot ask it")
     sizes = config.sizes or [from_config.own_size(pipe)]
-    samples = [{"prompt": "a lighthouse", **_pixels(size)} for size in sizes]
+    samples = [_sample(known, size) for size in sizes]
     options = {"progress": False, "samples": samples, **config.options}
     mount = PipelineMount(pipe, **options)
 
     def done() -> ImageModel:
-        slo = config.slo.slo(server.promises.fallback_ttft_ms)
-        batch = int(options.get("max_batch", BATCH))
-        return ImageModel(config.name, sizes, _arguments(pipe, known, sizes[0]), slo, batch, config.device)
+        return ImageModel(
+            config.name,
+            sizes,
+            _arguments(pipe, known, sizes),
+            config.slo.slo(server.promises.fallback_ttft_ms),
+            int(options.get("max_batch", BATCH)),
+            config.device,
+            generates="image" not in known or "Kontext" in name,
+            edits="image" in known,
+            masks="mask_image" in known,
+            previews=may_move(pipe) and bool(mount.parts("decode")),
+        )
 
     return mount, done
 
 
-def _arguments(pipe: Any, known: Mapping[str, Any], size: str) -> Callable[[ImageBody, int], dict[str, Any]]:
+def _sample(known: Mapping[str, Any], size: str) -> dict[str, Any]:
+    """The arguments of a call that is measured before anybody is served."""
+    from PIL import Image
+
+    pixels = _pixels(size)
+    blank = Image.new("RGB", (pixels["width"], pixels["height"]))
+    whole = {"prompt": "a lighthouse", "image": blank, "mask_image": blank.convert("L"), **pixels}
+    return {name: value for name, value in whole.items() if name in known}
+
+
+def _arguments(
+    pipe: Any, known: Mapping[str, Any], sizes: Sequence[str]
+) -> Callable[[ImageBody, int, Mapping[str, Any]], dict[str, Any]]:
     """What makes the arguments of a pipeline's call of a body, for its n-th image."""
     from neustream.backends.torch import seeded
 
-    def arguments(body: ImageBody, number: int) -> dict[str, Any]:
+    def arguments(body: ImageBody, number: int, pictures: Mapping[str, Any]) -> dict[str, Any]:
+        size = _size(body, pictures, sizes)
         asked: dict[str, Any] = {
             "prompt": body.prompt,
             "negative_prompt": body.negative_prompt,
             "num_inference_steps": body.num_inference_steps,
             "guidance_scale": body.guidance_scale,
-            **_pixels(size if body.pixels is None else body.size or size),
+            "strength": body.strength if isinstance(body, EditBody) else None,
         }
         if body.seed is not None:
             asked["generator"] = seeded((body.seed + number) % 2**63, "cpu")
@@ -171,9 +249,27 @@ def _arguments(pipe: Any, known: Mapping[str, Any], size: str) -> Callable[[Imag
         for name in given:
             if name not in known:
                 raise ValueError(f"{type(pipe).__name__} takes no {name}")
-        return given
+        pixels = {name: value for name, value in _pixels(size).items() if name in known}
+        return {**given, **pixels, **_fitted(pictures, size)}
 
     return arguments
+
+
+def _size(body: ImageBody, pictures: Mapping[str, Any], sizes: Sequence[str]) -> str:
+    """The size of an answer: as asked, else that of the picture if it is served, else the model's first."""
+    if body.pixels is not None:
+        assert body.size is not None
+        return body.size
+    own = [f"{one.width}x{one.height}" for one in pictures.values()]
+    return next((size for size in own if size in sizes), sizes[0])
+
+
+def _fitted(pictures: Mapping[str, Any], size: str) -> dict[str, Any]:
+    """The pictures of an edit as arguments of a call, in the size of the answer."""
+    pixels = _pixels(size)
+    side = pixels["width"], pixels["height"]
+    names = {"image": ("image", "RGB"), "mask": ("mask_image", "L")}
+    return {names[name][0]: fitted(picture, side, names[name][1]) for name, picture in pictures.items()}
 
 
 def _pixels(size: str) -> dict[str, int]:

@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Serve models over HTTP: OpenAI's routes, with promises."""
     try:
-        from neustream.server.lifecycle import check_tracing, run
+        from neustream.server.lifecycle import check_tracing, leave, run
     except ImportError as error:
         raise BackendError(f"{error.name} is not here: pip install 'neustream[serve]'") from None
     settings = _config(config, model, demo)
@@ -50,9 +50,7 @@ def command(
         return
     from neustream.backends.loading import load
 
-    code = asyncio.run(run(settings, lambda metrics: load(settings, metrics), keys, _say))
-    if code:
-        raise typer.Exit(code)
+    leave(asyncio.run(run(settings, lambda metrics: load(settings, metrics), keys, _say)))
 
 
 def _say(line: str) -> None:

@@ -35,6 +35,7 @@ ROUTES = [
     Route("/v1/completions", text.completions, methods=["POST"]),
     Route("/v1/chat/completions", text.chat_completions, methods=["POST"]),
     Route("/v1/images/generations", images.generations, methods=["POST"]),
+    Route("/v1/images/edits", images.edits, methods=["POST"]),
     Route("/v1/models", admin.models, methods=["GET"]),
     Route("/v1/models/{id}", admin.model, methods=["GET"]),
     Route("/tokenize", admin.tokenize, methods=["POST"]),

@@ -206,6 +206,31 @@ class ImageBody(AnyAsk):
         return int(width), int(height)
 
 
+Picture = Annotated[str, Field(max_length=2**27)]
+"""A `data:` URL."""
+
+
+class PictureURL(Body):
+    """A picture as OpenAI's JSON has it; only `data:` URLs are taken."""
+
+    image_url: Picture
+
+
+class EditBody(ImageBody):
+    """POST /v1/images/edits. In a form, pictures are files."""
+
+    image: Picture | Annotated[list[Picture], Field(max_length=16)] | None = None
+    images: Annotated[list[PictureURL], Field(max_length=16)] | None = None
+    mask: Picture | PictureURL | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @property
+    def pictures(self) -> list[str]:
+        """Those to be edited, in whichever field."""
+        some = [self.image] if isinstance(self.image, str) else self.image or []
+        return [*some, *[each.image_url for each in self.images or []]]
+
+
 class TokenizeBody(Body):
     """POST /tokenize."""
 

@@ -57,20 +57,24 @@ class ModelConfig(_Section):
     """One model: from a folder, or built by a backend as in an experiment's config.
 
     Args:
-        kind: text: a causal language model of transformers; image: a diffusers pipeline.
+        kind: text: a causal language model of transformers; image: a diffusers pipeline; vllm: a
+            language model in an engine of vLLM's own, with our scheduler class.
         path: a folder that the library saved; or
         backend: options of `backend` in an experiment's config, without `kind`.
+        pipeline: the class of diffusers that a folder is loaded as (StableDiffusionImg2ImgPipeline);
+            None: the one that the folder names.
         tokenizer: a folder; None: the model's; "bytes": one that needs no files.
         device: where it runs.
         sizes: image sizes, as 512x512, that are measured before the server is ready.
         slo: what its requests are promised that bring no promise.
-        options: further ones of its mount (`TextMount`, `PipelineMount`).
+        options: further ones of its mount (`TextMount`, `PipelineMount`); vLLM's engine arguments.
     """
 
     name: Name
-    kind: Literal["text", "image"]
+    kind: Literal["text", "image", "vllm"]
     path: Path | None = None
     backend: dict[str, Any] | None = None
+    pipeline: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = None
     tokenizer: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
@@ -82,6 +86,8 @@ class ModelConfig(_Section):
     def _one_source(self) -> ModelConfig:
         if (self.path is None) == (self.backend is None):
             raise ValueError("give path, or backend")
+        if self.kind == "vllm" and self.path is None:
+            raise ValueError("vllm loads a folder: give path")
         return self
 
 

@@ -50,11 +50,15 @@ class Context:
         limits = self.config.limits
         kilobytes = limits.image_body_kb if issubclass(kind, ImageBody) else limits.text_body_kb
         found = await body_of(self.request, kind, kilobytes * 1024, self.config.http.body_timeout_s)
+        self.noted(found)
+        return found
+
+    def noted(self, found: Body) -> None:
+        """Fields of a body that nobody knows are counted, and told of."""
         if unknown := found.unknown:
             self.metrics.unknown(len(unknown))
             shown = [re.sub(r"[^A-Za-z0-9._-]", "?", name)[:40] or "''" for name in unknown[:5]]
             self.warnings.append(f"unknown fields: {' '.join(shown)}")
-        return found
 
     def promise(self, body: AnyAsk, defaults: SLO) -> Promised:
         """What the request is promised."""

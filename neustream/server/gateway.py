@@ -17,7 +17,7 @@ from neustream.errors import nearest, told
 from neustream.server.admission import Admission, Began
 from neustream.server.config import LimitConfig
 from neustream.server.errors import HTTPError
-from neustream.server.models import ImageModel, Model, TextModel
+from neustream.server.models import NOTHING, ImageModel, Model, TextModel
 from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.notes import Asked, Note, Unasked
 from neustream.service.answer import Answer
@@ -26,6 +26,8 @@ from neustream.service.service import Service
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "draining", "stopped", "failed"]
+LOADING = "neustream-load"
+"""The thread that loads."""
 INLINE = 2000
 """Characters of a prompt that are tokenised on the event loop; longer ones on a thread."""
 
@@ -95,7 +97,7 @@ class Gateway:
             except RuntimeError:  # the loop is closed: the server has ended
                 _answer(came, found)
 
-        Thread(target=work, name="neustream-load", daemon=True).start()
+        Thread(target=work, name=LOADING, daemon=True).start()
         try:
             self.open(await came)
         except Exception as error:
@@ -241,8 +243,14 @@ class Gateway:
         return found
 
     def image(self, name: str | None) -> ImageModel:
-        """A pipeline by its name, or the only one."""
-        found = self._model(name, "images", lambda model: isinstance(model, ImageModel))
+        """A pipeline that makes images of a prompt, by its name, or the only one."""
+        found = self._model(name, "images", lambda model: isinstance(model, ImageModel) and model.generates)
+        assert isinstance(found, ImageModel)
+        return found
+
+    def editor(self, name: str | None) -> ImageModel:
+        """A pipeline that makes images of pictures, by its name, or the only one."""
+        found = self._model(name, "edits", lambda model: isinstance(model, ImageModel) and model.edits)
         assert isinstance(found, ImageModel)
         return found
 
@@ -287,6 +295,16 @@ class Gateway:
             self._tell(Unasked(id))
             raise
         self._admission.came(id, model.name, answer)
+        return answer
+
+    def preview(self, model: Model, preview: Any, id: str) -> Answer[Any]:
+        """The picture of a request under way, when nobody who was promised anything needs the time."""
+        self._tell(Asked(id, model.name, "preview"))
+        try:
+            answer: Answer[Any] = self.service.submit(preview, model=self._name(model), id=id, slo=NOTHING)
+        except BaseException:
+            self._tell(Unasked(id))
+            raise
         return answer
 
     def _name(self, model: Model) -> str | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,7 +21,7 @@ from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, NeustreamError
 from neustream.server.app import build_app
 from neustream.server.config import ServerConfig
-from neustream.server.gateway import Gateway, Loaded
+from neustream.server.gateway import LOADING, Gateway, Loaded
 from neustream.server.metrics import Metrics
 from neustream.server.wire import SLOW
 
@@ -260,6 +263,15 @@ async def _until_drained(
         if gateway.dead and exit_on_death:
             raise RuntimeError("the engine has died: " + "; ".join(set(gateway.died.values())))
     signalled.cancel()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. What still loads is not waited for: libraries would abort at a thread's end."""
+    if any(thread.name == LOADING for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 async def _end(gateway: Gateway, server: Server, serving: asyncio.Future[None], timeout_s: float) -> None:

@@ -106,17 +106,24 @@ class ImageModel:
 
     Args:
         sizes: that are served.
-        arguments: of its call, for an image of a request by its number.
+        arguments: of its call, for an image of a request by its number; of an edit with its pictures,
+            `image` and `mask`.
+        generates, edits, masks: whether it makes images of a prompt alone, of a picture, of a picture
+            and a mask; previews: whether it shows images under way.
         slo, batch, device, own: as of a `TextModel`.
     """
 
     name: str
     sizes: Sequence[str]
-    arguments: Callable[[ImageBody, int], dict[str, Any]]
+    arguments: Callable[[ImageBody, int, Mapping[str, Any]], dict[str, Any]]
     slo: SLO = NOTHING
     batch: int = BATCH
     device: str = ""
     own: Own | None = None
+    generates: bool = True
+    edits: bool = False
+    masks: bool = False
+    previews: bool = False
     kind: Literal["image"] = "image"
 
 

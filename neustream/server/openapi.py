@@ -11,6 +11,7 @@ from neustream.server.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    EditBody,
     ImageBody,
     InferenceBody,
     TokenizeBody,
@@ -20,10 +21,24 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/completions": (CompletionBody, "A text that goes on from a prompt"),
     "/v1/chat/completions": (ChatBody, "The next message of a chat"),
     "/v1/images/generations": (ImageBody, "Images of a prompt"),
+    "/v1/images/edits": (EditBody, "Images of a picture"),
     "/tokenize": (TokenizeBody, "The tokens of a text"),
     "/detokenize": (DetokenizeBody, "The text of tokens"),
     "/inference": (InferenceBody, "Of effective-batching: so many tokens behind a prompt"),
 }
+FORM = {
+    "prompt": {"type": "string"},
+    "model": {"type": "string"},
+    "size": {"type": "string"},
+    "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"]},
+    "n": {"type": "integer", "minimum": 1, "maximum": 10},
+    "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": 200},
+    "seed": {"type": "integer"},
+    "strength": {"type": "number"},
+    "stream": {"type": "boolean"},
+    "partial_images": {"type": "integer", "minimum": 0, "maximum": 3},
+}
+"""Fields of an edit's form beside its files; those of its JSON that are not text are JSON here too."""
 GETS = {
     "/v1/models": "The models that are served",
     "/v1/models/{id}": "One of them",
@@ -62,10 +77,7 @@ def document() -> dict[str, Any]:
         paths[path] = {
             "post": {
                 "summary": about,
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": reference}},
-                },
+                "requestBody": {"required": True, "content": _contents(body, reference)},
                 "responses": _responses("application/json"),
             }
         }
@@ -83,6 +95,17 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": schemas},
     }
+
+
+def _contents(body: type[BaseModel], reference: dict[str, str]) -> dict[str, Any]:
+    """The forms of a body: JSON; of an edit a form too, in which pictures are files."""
+    found: dict[str, Any] = {"application/json": {"schema": reference}}
+    if body is EditBody:
+        file = {"type": "string", "format": "binary"}
+        fields = {**FORM, "image": file, "mask": file}
+        schema = {"type": "object", "properties": fields, "required": ["image", "prompt"]}
+        found["multipart/form-data"] = {"schema": schema}
+    return found
 
 
 def _responses(kind: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_formats_streams_and_promises(client):
         ({"size": "big"}, 400, "size"),
         ({"n": 11}, 400, "less than or equal to 10"),
         ({"response_format": "url"}, 400, "use b64_json"),
-        ({"partial_images": 2}, 400, "partial_images is not supported"),
+        ({"partial_images": 4}, 400, "less than or equal to 3"),
         ({"slo": {"ttft_ms": 5}}, 400, "an image has no tokens"),
         ({"slo": {"e2e_ms": 0.001}}, 400, "hopeless"),
         ({"num_inference_steps": 0}, 400, "greater than or equal to 1"),

@@ -235,7 +235,7 @@ from functools import partial
 from serving import stock, text_service
 from neustream import Decision
 from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.lifecycle import run
+from neustream.server.lifecycle import leave, run
 
 
 class Never:
@@ -247,7 +247,7 @@ def load(metrics):
     {load}
 
 config = ServerConfig(models=[ModelConfig(name="tiny", kind="text", backend={{}})], http={{"port": 0}})
-sys.exit(asyncio.run(run(config, load, (), partial(print, flush=True))))
+leave(asyncio.run(run(config, load, (), partial(print, flush=True))))
 """
 SLEEPS = "time.sleep(600)"
 SERVES = "return text_service(stock(), metrics, policy=Never())"

@@ -165,6 +165,8 @@ class Lives:
         if asked is None:  # not by the front
             model, _ = self.module_of(record.graph)
             asked = Asked(record.id, model, "text")
+        if asked.kind == "preview":
+            return
         life = Life(
             record.id,
             asked.model,

@@ -7,7 +7,8 @@ from typing import Literal
 
 from neustream.engine.events import Record
 
-Kind = Literal["text", "image"]
+Kind = Literal["text", "image", "preview"]
+"""A preview is of another request, and no request of a client."""
 
 
 @dataclass(frozen=True, slots=True)

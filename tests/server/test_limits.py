@@ -1,0 +1,160 @@
+"""Every limit of bodies, heads, connections and values has an answer of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra 'serve'")
+pytest.importorskip("torch", reason="needs the extra 'llm'")
+httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
+
+from serving import serving, stock, text_service  # noqa: E402
+
+from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
+from neustream.server.gateway import Loaded  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def load(model, metrics):
+    """One model as it is, one without a chat template, one whose template raises, one without a tokenizer."""
+    loaded = text_service(model, metrics)
+    (tiny,) = loaded.models
+    broken = byte_tokenizer()
+    broken.chat_template = "{{ raise_exception('roles must alternate') }}"
+    named = {"plain": byte_tokenizer(), "broken": broken, "ids": None}
+    others = [replace(tiny, name=name, tokenizer=tokenizer) for name, tokenizer in named.items()]
+    return Loaded(loaded.service, [tiny, *others])
+
+
+@pytest.fixture(scope="module")
+def url():
+    http, limits = {"body_timeout_s": 0.4}, {"max_open": 4}
+    with serving(partial(load, stock()), http=http, limits=limits) as (url, said, _):
+        said.get(timeout=60)
+        yield url
+
+
+@pytest.fixture
+def client(url):
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def raw(url, text, until=b"\r\n\r\n"):
+    """What comes back for some bytes."""
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+        connection.settimeout(20)
+        connection.sendall(text)
+        found = b""
+        with contextlib.suppress(ConnectionError):
+            while until not in found and (part := connection.recv(4096)):
+                found += part
+        return found
+
+
+def test_a_body_that_does_not_come_is_408(url):
+    lines = ["POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json"]
+    head = "\r\n".join([*lines, "content-length: 100", "", ""]).encode()
+    found = raw(url, head + b'{"prompt": ')
+    assert found.startswith(b"HTTP/1.1 408 ")
+
+
+def test_too_many_headers_are_431(client):
+    assert client.get("/health", headers={f"x-{at}": "y" for at in range(80)}).status_code == 200
+    answer = client.get("/health", headers={f"x-{at}": "y" for at in range(120)})
+    assert answer.status_code == 431 and "at most 100" in answer.json()["error"]["message"]
+
+
+def test_a_head_that_is_too_large_is_400(url):
+    found = raw(url, b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 200_000)
+    assert found[:13] in (b"", b"HTTP/1.1 400 ")
+
+
+def test_a_text_needs_no_larger_body(client):
+    room = 256 * 1024 + 32 * 256
+    for size, status in ((room - 2000, 400), (room + 1, 413)):
+        body = json.dumps({"prompt": "x" * (size - 14)})
+        answer = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert len(body) == size and answer.status_code == status
+
+
+def test_connections_are_twice_what_may_be_open(url):
+    port = int(url.rpartition(":")[2])
+    some = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+    for one in some:  # each has been seen once it answers
+        one.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        one.settimeout(20)
+        assert one.recv(12) == b"HTTP/1.1 200"
+    assert raw(url, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n") == b""
+    for one in some:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/v1/chat/completions", {**CHAT, "model": "plain"}, 400, "no chat template; use /v1/completions"),
+        ("/v1/chat/completions", {**CHAT, "model": "broken"}, 400, "roles must alternate"),
+        ("/v1/chat/completions", {**CHAT, "model": "tiny", "chat_template": "x"}, 400, "chat_template is not"),
+        ("/v1/chat/completions", {**CHAT, "model": "tiny", "tools": [TOOL]}, 400, "tools is not supported"),
+        ("/v1/chat/completions", {**CHAT, "model": "tiny", "tool_choice": "required"}, 400, "tool_choice is not"),
+        (
+            "/v1/chat/completions",
+            {**CHAT, "model": "tiny", "response_format": {"type": "json_object"}},
+            400,
+            "response_",
+        ),
+        ("/v1/chat/completions", {"model": "tiny", "messages": CHAT["messages"] * 1025}, 400, "1024"),
+        ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": 5}]}, 400, "content"),
+        ("/v1/completions", {"model": "ids", "prompt": "x"}, 400, "has no tokenizer: give token ids"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "n": 17}, 400, "less than or equal to 16"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "best_of": 2}, 400, "best_of is not supported"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "stop": ["y" * 65]}, 400, "1 to 64 characters"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "stop": list("abcde")}, 400, "at most 4 stop strings"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "slo": {"ttft_ms": 1e-3}}, 400, "hopeless"),
+        ("/v1/completions", {"model": "tiny", "prompt": ["x"] * 17}, 400, "at most 16"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "vllm_xargs": {"slo_weight": 0}}, 400, "slo_weight"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "temperature": 101}, 400, "less than or equal to 100"),
+        ("/v1/images/generations", {"prompt": "x", "num_inference_steps": 201}, 400, "less than or equal to 200"),
+        ("/v1/images/edits", {"prompt": "x", "image": "data:image/png;base64,"}, 404, "for edits"),
+        ("/tokenize", {"model": "tiny", "prompt": "x" * 9000}, 400, "9000 characters"),
+        ("/inference", {"prompt": "x", "num_tokens": 0}, 400, "greater than or equal to 1"),
+    ],
+)
+def test_each_has_an_answer(client, path, body, status, message):
+    answer = client.post(path, json=body)
+    assert answer.status_code == status and message in answer.json()["error"]["message"], answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"priority": 3},
+        {"logprobs": False},
+    ],
+)
+def test_what_asks_for_nothing_is_taken(client, more):
+    answer = client.post("/v1/chat/completions", json={**CHAT, "model": "tiny", **more})
+    assert answer.status_code == 200, answer.text
+    assert ("priority" in answer.headers.get("x-neustream-warning", "")) == ("priority" in more)
+
+
+def test_two_heads_at_once_are_answered_in_order(url):
+    one = b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    last = b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    found = raw(url, one + last, until=b"no such route")
+    assert found.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 404" in found
