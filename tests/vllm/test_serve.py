@@ -112,9 +112,21 @@ def test_a_hopeless_request_is_told_why(client):
     assert choice.stop_reason.startswith("slo: hopeless")
 
 
-def test_a_hopeless_stream_ends(client):
-    chunks = list(complete(client, {"slo_ttft_ms": 0.01}, stream=True))
-    assert all(not chunk.choices[0].text for chunk in chunks)
+def test_a_hopeless_stream_ends_with_the_reason(client):
+    (chunk,) = complete(client, {"slo_ttft_ms": 0.01}, stream=True)
+    (choice,) = chunk.choices
+    assert choice.finish_reason == "abort" and choice.text == ""
+    assert choice.stop_reason.startswith("slo: hopeless")
+    chat = {"model": "opt", "messages": [{"role": "user", "content": "w5"}], "max_tokens": 4, "stream": True}
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    extra = {"vllm_xargs": {"slo_ttft_ms": 0.01}, "chat_template": template}
+    *_, last = client.chat.completions.create(**chat, extra_body=extra)
+    assert last.choices[0].finish_reason == "abort" and last.choices[0].stop_reason.startswith("slo: hopeless")
+
+
+def test_a_hopeless_stream_that_asks_for_likelihoods_ends(client):
+    chunks = list(complete(client, {"slo_ttft_ms": 0.01}, stream=True, logprobs=2))
+    assert all(not chunk.choices[0].text for chunk in chunks)  # vLLM has no chunk for the reason
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,13 @@ def check_classes() -> None:
     _refuse(faults, vllm.__version__)
 
 
+def eos_of(vllm_config: Any) -> list[int]:
+    """The token that the model ends texts with, in a list; empty: it says none."""
+    found = getattr(vllm_config.model_config.hf_text_config, "eos_token_id", None)
+    ids = found if isinstance(found, list) else [found]
+    return [id for id in ids[:1] if isinstance(id, int)]
+
+
 def check_scheduler(scheduler: Any) -> None:
     """BackendError that names what a scheduler lacks that vLLM has just made."""
     import vllm

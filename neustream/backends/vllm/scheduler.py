@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
@@ -69,6 +70,7 @@ class SLOMixin(Scheduler):
             max_len=self.max_model_len,
         )
         self._default = settings.slo.slo()
+        self._eos = contract.eos_of(self.vllm_config)
         self._log_every_s = settings.log_every_s
         self._logged_at = self._turned_at = stopwatch()
         self._step_tokens = self.max_num_scheduled_tokens
@@ -77,7 +79,7 @@ class SLOMixin(Scheduler):
         self._slos: dict[str, SLO] = {}
         self._promised: set[str] = set()
         self._in_flight: deque[StepInFlight] = deque()
-        self._given_up: list[tuple[str, int, str]] = []
+        self._given_up: list[tuple[str, int, str, list[int]]] = []
         self._stuck = False
         log.info("neustream: %s schedules with %r", type(self).__name__, self.slo_policy)
 
@@ -166,9 +168,24 @@ class SLOMixin(Scheduler):
     def _give_up(self, reasons: Mapping[str, str]) -> None:
         """End requests for good; their clients hear why with the outputs of this step."""
         for id, reason in reasons.items():
-            self._given_up.append((id, self.requests[id].client_index, reason))
+            request = self.requests[id]
+            self._given_up.append((id, request.client_index, reason, self._last_words(request)))
         self.stats.dropped += len(reasons)
         self.finish_requests(list(reasons), RequestStatus.FINISHED_ABORTED)
+
+    def _last_words(self, request: Request) -> list[int]:
+        """The tokens that a request is ended with, so that its client hears why.
+
+        vLLM's HTTP server leaves out the last chunk of a stream that has no token, and with it the
+        reason. A stream that has none is ended with the model's EOS, which has no text; where
+        likelihoods are asked, which there are none of, with nothing.
+        """
+        params = request.sampling_params
+        if params is None or request.num_output_tokens:
+            return []
+        if params.output_kind != RequestOutputKind.DELTA or params.logprobs is not None:
+            return []
+        return self._eos
 
     def _plan(self, choice: Choice | None) -> Arrangement[Request] | None:
         """What vLLM's queues hold during this step; None: all that they hold, anyone may run."""
@@ -270,11 +287,11 @@ class SLOMixin(Scheduler):
             self.stats.step_error = self.step_times.error
 
     def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        for id, client, reason in self._given_up:
+        for id, client, reason, tokens in self._given_up:
             mine = outputs.setdefault(client, EngineCoreOutputs())
             said = EngineCoreOutput(
                 request_id=id,
-                new_token_ids=[],
+                new_token_ids=tokens,
                 finish_reason=FinishReason.ABORT,
                 stop_reason=f"slo: {reason}",
             )

@@ -1,0 +1,190 @@
+"""A vLLM engine behind the routes. The engine here is a stand-in; `tests/vllm/test_front.py` has a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra 'serve'")
+pytest.importorskip("torch", reason="needs the extra 'llm'")
+httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
+
+from serving import serving, stock, text_service  # noqa: E402
+
+from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
+from neustream.backends.vllm.served import VLLMEngine  # noqa: E402
+from neustream.engine.clock import WallClock  # noqa: E402
+from neustream.server.gateway import Loaded  # noqa: E402
+from neustream.server.models import TextModel  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+ASK = {"model": "theirs", "prompt": "ab", "max_tokens": 4, "temperature": 0}
+
+
+def probability(logprob, rank):
+    return SimpleNamespace(logprob=logprob, rank=rank)
+
+
+class Stand:
+    """As `AsyncLLM`: says the prompt's letters again; `ends` says after how many tokens, and why."""
+
+    def __init__(self):
+        self.errored = False
+        self.asked = {}
+        self.aborted = []
+        self.ends = {}
+        self.hold = threading.Event()
+        self.hold.set()
+        self.closed = False
+
+    async def generate(self, prompt, params, id):
+        self.asked[id] = prompt, params
+        try:
+            ids = prompt["prompt_token_ids"]
+            for at in range(params["max_tokens"]):
+                while not self.hold.is_set():
+                    await asyncio.sleep(0.005)
+                if self.errored:
+                    raise RuntimeError("the engine core died")
+                if at in self.ends:
+                    yield self.output([], "", "abort", self.ends[at])
+                    return
+                last = at + 1 == params["max_tokens"]
+                token = ids[at % len(ids)]
+                told = {token: probability(-0.5, 2), 65: probability(-0.25, 1)}
+                yield self.output([token], chr(token), "length" if last else None, None, ids, [told])
+                await asyncio.sleep(0)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.aborted.append(id)
+            raise
+
+    def output(self, tokens, text, finish, stop, ids=(), logprobs=None):
+        best = SimpleNamespace(token_ids=tokens, text=text, finish_reason=finish, stop_reason=stop, logprobs=logprobs)
+        scores = [None, *[{id: probability(-1.5, 1)} for id in ids[1:]]]
+        return SimpleNamespace(outputs=[best], prompt_logprobs=scores)
+
+    def shutdown(self):
+        self.closed = True
+
+
+def behind(stand, model, metrics):
+    """A service of ours, and theirs beside it."""
+    ours = text_service(model, metrics)
+    engine = VLLMEngine(stand, "theirs", dict, vocabulary=257, max_len=64, clock=WallClock(), observer=metrics)
+    return Loaded(ours.service, [*ours.models, TextModel("theirs", byte_tokenizer(), 64, 257, own=engine)])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return stock()
+
+
+@pytest.fixture
+def running(model):
+    stand = Stand()
+    with serving(partial(behind, stand, model)) as (url, said, stop):
+        assert said.get(timeout=60) == "ready: tiny, theirs"
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield stand, client, stop
+
+
+def test_texts_are_those_of_the_engine(running):
+    stand, client, stop = running
+    headers = {"x-slo-ttft-ms": "5000", "x-slo-tpot-ms": "500"}
+    done = client.post("/v1/completions", json={**ASK, "seed": 3, "top_p": 0.5}, headers=headers)
+    assert done.json()["choices"][0]["text"] == "abab" and done.json()["usage"]["completion_tokens"] == 4
+    assert done.headers["x-neustream-outcome"] == "on_time"
+    prompt, params = next(iter(stand.asked.values()))
+    assert prompt == {"prompt_token_ids": [97, 98]}
+    assert params["extra_args"] == {"slo_ttft_ms": 5000.0, "slo_tpot_ms": 500.0, "slo_weight": 1.0}
+    assert (params["seed"], params["top_p"], params["temperature"]) == (3, 0.5, 0.0)
+    lines = client.post("/v1/completions", json={**ASK, "stream": True}).text.splitlines()
+    chunks = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+    assert "".join(chunk["text"] for chunk in chunks) == "abab" and chunks[-1]["finish_reason"] == "length"
+    assert client.post("/v1/completions", json={**ASK, "model": "tiny"}).json()["model"] == "tiny"
+    kinds = {each["id"]: each for each in client.get("/v1/models").json()["data"]}
+    assert kinds["theirs"]["max_model_len"] == 64
+    text = client.get("/metrics").text
+    assert 'neustream:requests_total{class="",model="theirs",outcome="on_time"} 2' in text
+    assert stop() == 0 and stand.closed
+
+
+def test_likelihoods_and_echo(running):
+    _, client, _ = running
+    body = {**ASK, "max_tokens": 1, "logprobs": 1, "echo": True}
+    told = client.post("/v1/completions", json=body).json()["choices"][0]
+    assert told["text"] == "aba" and told["logprobs"]["token_logprobs"] == [None, -1.5, -0.5]
+    assert told["logprobs"]["top_logprobs"][2] == {"A": -0.25, "a": -0.5}
+
+
+@pytest.mark.parametrize(("after", "status", "code"), [(0, 429, "crowded"), (2, 504, "late")])
+def test_drops_carry_their_reason(running, after, status, code):
+    stand, client, _ = running
+    stand.ends = {after: "slo: hopeless: it needs 5 s"}
+    answer = client.post("/v1/completions", json=ASK)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.json()["error"]["message"] == "hopeless: it needs 5 s"
+    if not after:
+        assert client.post("/v1/completions", json={**ASK, "stream": True}).status_code == status
+        return
+    events = []
+    with (
+        pytest.raises(httpx.RemoteProtocolError),
+        client.stream("POST", "/v1/completions", json={**ASK, "stream": True}) as stream,
+    ):
+        events += [line for line in stream.iter_lines() if line]
+
+
+def test_what_vllm_ends_without_a_reason_is_a_failure(running):
+    stand, client, _ = running
+    stand.ends = {0: None}
+    answer = client.post("/v1/completions", json=ASK)
+    assert answer.status_code == 500 and "did not say why" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"prompt": [999]}, "999 is no token"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"max_tokens": 63}, "at most max_tokens=62"),
+    ],
+)
+def test_what_cannot_be_served_is_named_before_vllm_is_asked(running, more, message):
+    stand, client, _ = running
+    answer = client.post("/v1/completions", json={**ASK, **more})
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"] and not stand.asked
+
+
+def test_a_client_that_goes_away_and_a_stop_string_end_the_work(running):
+    stand, client, _ = running
+    done = client.post("/v1/completions", json={**ASK, "max_tokens": 60, "stop": ["ba"]}).json()["choices"][0]
+    assert (done["text"], done["finish_reason"]) == ("a", "stop")
+    until(lambda: len(stand.aborted) == 1)
+    stand.hold.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/completions", json=ASK, timeout=0.3)
+    until(lambda: len(stand.aborted) == 2)
+
+
+def test_an_engine_that_dies_leaves_the_others(running):
+    stand, client, _ = running
+    stand.errored = True
+    assert client.post("/v1/completions", json=ASK).status_code == 503
+    told = client.get("/ready")
+    assert told.status_code == 503 and told.json()["models"] == {"tiny": "ready", "theirs": "vLLM's engine has died"}
+    assert client.post("/v1/completions", json={**ASK, "model": "tiny"}).status_code == 200
+
+
+def until(done, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.005)
