@@ -32,6 +32,7 @@ MAY = {
         "uvicorn",
         "prometheus_client",
         "opentelemetry",
+        "PIL",
     },
 }
 """All that the rooms at the bottom may import."""
@@ -46,11 +47,14 @@ BOUND = "its linear programs; only who asks for a bound loads it"
 HEAVY_OUTSIDE_BACKENDS = {
     "analysis/bounds/linear.py": ({"scipy"}, BOUND),
     "analysis/plots.py": ({"matplotlib"}, "it draws; only who asks for a figure loads it"),
+    "server/pictures.py": ({"PIL"}, "pictures of clients are looked at before any model is; only then it is loaded"),
 }
 HEAVY_IN_FUNCTIONS = {
     "backends/serving.py": "pictures are written when a run is over, and only by models that make some",
     "backends/loading.py": "of the models in a server's config, only the libraries that they need are loaded",
     "backends/vllm/contract.py": "it looks piece by piece at the vLLM that is installed, and says what is missing",
+    "backends/vllm/served.py": "it is described where vLLM is not installed",
+    "server/pictures.py": "a server of texts has none",
     "backends/vllm/executor.py": "graphs around vLLM are described where it is not installed",
 }
 

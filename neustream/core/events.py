@@ -157,5 +157,14 @@ def ended(job: Job, now: float) -> Ended:
         job.slo,
         planned_steps(job),
         started=job.started_at is not None,
-        attainable=job.alone_s <= job.slo.total + TICK,
+        attainable=_attainable(job),
     )
+
+
+def _attainable(job: Job) -> bool:
+    """Whether it could have kept its promise alone, as far as can be told of one that ended."""
+    if job.alone_s > job.slo.total + TICK:
+        return False
+    if job.started_at is not None:  # what it had ahead when it came is not known any more
+        return True
+    return job.next_output_s <= job.slo.first + TICK

@@ -148,6 +148,7 @@ class Guard:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         local = config.http.host in ("127.0.0.1", "localhost", "::1")
         self._hosts = {*LOCAL, *config.http.allowed_hosts} if local else None
+        self._headers = config.limits.headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -175,6 +176,9 @@ class Guard:
             self._metrics.answered(known, route, wire.status, scope["state"]["code"], wire.size)
 
     def _check(self, request: Request) -> None:
+        if len(request.headers) > self._headers:
+            text = f"{len(request.headers)} headers; at most {self._headers}"
+            raise HTTPError(431, text, "too_large")
         host = request.headers.get("host", "")
         name = host if host.startswith("[") and host.endswith("]") else host.rpartition(":")[0] or host
         if self._hosts is not None and name not in self._hosts:

@@ -112,6 +112,8 @@ class LimitConfig(_Section):
         max_open: requests without an answer; max_queued: of one model that have not run; None: four
             times those of its largest step.
         max_wait_s: who would wait for longer is refused; None: nobody is.
+        text_body_kb: None: 256, and 32 bytes for each token of the longest text that is served.
+        headers: of a request, at most.
         undelivered: events of a stream that its client has not read; at more it is cancelled.
         pixels: of an image that is sent, in millions.
     """
@@ -121,7 +123,8 @@ class LimitConfig(_Section):
     max_wait_s: Seconds | None = None
     undelivered: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     pixels: Annotated[int, Field(ge=1, le=1_000)] = 40
-    text_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    text_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    headers: Annotated[int, Field(ge=10, le=10_000)] = 100
     image_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 32_768
 
 

@@ -19,6 +19,9 @@ from neustream.server.promises import Promised, promised
 from neustream.server.wire import Gone, body_of
 
 B = TypeVar("B", bound=Body)
+BODY = 256 * 1024
+BODY_OF_TOKEN = 32
+"""Bytes of a body for texts: so many, and for each token of the longest text."""
 
 
 def request_id(request: Request) -> str:
@@ -47,11 +50,19 @@ class Context:
     async def body(self, kind: type[B]) -> B:
         """The request's body; HTTPError, as soon as the server takes nothing, or for what is none."""
         self.gateway.check()
-        limits = self.config.limits
-        kilobytes = limits.image_body_kb if issubclass(kind, ImageBody) else limits.text_body_kb
-        found = await body_of(self.request, kind, kilobytes * 1024, self.config.http.body_timeout_s)
+        most = self._most_bytes(issubclass(kind, ImageBody))
+        found = await body_of(self.request, kind, most, self.config.http.body_timeout_s)
         self.noted(found)
         return found
+
+    def _most_bytes(self, images: bool) -> int:
+        """Of a body: parsing holds up everybody, so it is no more than a request can have a use for."""
+        limits = self.config.limits
+        if images:
+            return limits.image_body_kb * 1024
+        if limits.text_body_kb is not None:
+            return limits.text_body_kb * 1024
+        return BODY + BODY_OF_TOKEN * self.gateway.longest
 
     def noted(self, found: Body) -> None:
         """Fields of a body that nobody knows are counted, and told of."""

@@ -6,8 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -19,6 +18,7 @@ from neustream.server.wire import raw_body
 
 TEXTS = frozenset(("model", "prompt", "user", "size", "response_format", "output_format", "negative_prompt"))
 """Fields of a form that are text; all others are JSON."""
+ANY: TypeAdapter[Any] = TypeAdapter(Any)
 MOST_PARTS = 64
 PICTURES = {"image": "image", "image[]": "image", "mask": "mask"}
 
@@ -101,6 +101,6 @@ async def _bytes(name: str, value: UploadFile | str) -> bytes:
 
 def _json(value: str) -> Any:
     try:
-        return from_json(value, allow_inf_nan=False)
-    except ValueError:
+        return ANY.validate_json(value)
+    except ValidationError:
         return value  # the field says what it should be

@@ -150,6 +150,12 @@ class Gateway:
         return list(self._models.values())
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest text that is served."""
+        lengths = [model.max_len for model in self._models.values() if isinstance(model, TextModel)]
+        return max(lengths, default=0)
+
+    @property
     def died(self) -> dict[str, str]:
         """Models whose engine serves nothing any more, and why."""
         if self._loaded is None or self.state in ("stopped", "failed"):

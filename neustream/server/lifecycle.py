@@ -61,10 +61,15 @@ class Server(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 whose heads have to come in time, and whose clients have to read in time."""
+    """HTTP/1.1 whose heads have to come in time, and whose clients have to read in time.
 
-    def __init__(self, head_timeout_s: float, write_timeout_s: float, *args: Any, **kwargs: Any) -> None:
+    Args:
+        most: connections at once; more are closed.
+    """
+
+    def __init__(self, head_timeout_s: float, write_timeout_s: float, most: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._most = most
         self._head_timeout_s = head_timeout_s
         self._write_timeout_s = write_timeout_s
         self._blocked: asyncio.TimerHandle | None = None
@@ -72,6 +77,9 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._head: asyncio.TimerHandle | None = None
+        if len(self.connections) > self._most:
+            transport.close()
+            return
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -159,7 +167,7 @@ async def run(
     server = Server(
         uvicorn.Config(
             app,
-            http=partial(Protocol, http.head_timeout_s, http.write_timeout_s),  # type: ignore[arg-type]
+            http=partial(Protocol, http.head_timeout_s, http.write_timeout_s, 2 * config.limits.max_open),  # type: ignore[arg-type]
             lifespan="off",
             access_log=False,
             log_level="warning",

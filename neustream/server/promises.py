@@ -82,7 +82,8 @@ def promised(
         budgets["ttft_ms"] = budgets["tpot_ms"] = math.inf
     if budgets["tpot_ms"] < math.inf and budgets["ttft_ms"] == math.inf:
         budgets["ttft_ms"] = config.fallback_ttft_ms
-    weight = said.weight or _number(headers, "x-slo-weight", warnings) or chosen.weight
+    theirs = _of_vllm(body.vllm_xargs or {}, "slo_weight") if isinstance(body, TextBody) else None
+    weight = said.weight or theirs or _number(headers, "x-slo-weight", warnings) or chosen.weight
     slo = SLO(
         total=budgets["e2e_ms"] / 1e3,
         first=budgets["ttft_ms"] / 1e3,

@@ -31,12 +31,19 @@ ASK = {"prompt": "a lighthouse", "num_inference_steps": 6, "seed": 5}
 
 
 def config(folder, *models):
-    known = {"kind": "image", "sizes": ["64x64", "64x96"]}
+    known = {"kind": "image"}
+    sizes = {"edit": ["64x64", "64x96"]}
     options = {"measure_s": 0.0, "cache": str(folder), "max_batch": 4}
     return ServerConfig.model_validate(
         {
             "models": [
-                {**known, "name": name, "backend": {**IMAGE, "pipeline": kind}, "options": options}
+                {
+                    **known,
+                    "name": name,
+                    "sizes": sizes.get(name, ["64x64"]),
+                    "backend": {**IMAGE, "pipeline": kind},
+                    "options": options,
+                }
                 for name, kind in models
             ],
             "limits": {"pixels": 1, "image_body_kb": 512},

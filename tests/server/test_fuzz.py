@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -15,9 +15,13 @@ pytest.importorskip("torch", reason="needs the extra 'llm'")
 schemathesis = pytest.importorskip("schemathesis", reason="needs the extra 'dev'")
 httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 
+from PIL import Image  # noqa: E402
 from serving import serving, stock, text_service  # noqa: E402
 
+from neustream.server.gateway import Loaded  # noqa: E402
+from neustream.server.models import ImageModel  # noqa: E402
 from neustream.server.openapi import document  # noqa: E402
+from neustream.service.answer import Answer  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -28,9 +32,32 @@ CASES = int(os.environ.get("NEUSTREAM_FUZZ_CASES", "60"))
 SCHEMA = schemathesis.openapi.from_dict(document())
 
 
+class Painter:
+    """Makes one picture of everything, at once."""
+
+    fault = ""
+    jobs = {}  # noqa: RUF012
+
+    def submit(self, *, id, slo):
+        answer = Answer(id, "paint", lambda answer: None)
+        answer.set_running_or_notify_cancel()
+        answer.set_result(SimpleNamespace(images=[Image.new("RGB", (8, 8))]))
+        return answer
+
+    async def close(self):
+        pass
+
+
+def load(metrics):
+    texts = text_service(stock(), metrics)
+    kinds = {"edits": True, "masks": True}
+    paint = ImageModel("paint", ["8x8"], lambda body, number, pictures: {}, own=Painter(), **kinds)
+    return Loaded(texts.service, [*texts.models, paint])
+
+
 @pytest.fixture(scope="module")
 def url():
-    with serving(partial(text_service, stock())) as (url, said, _):
+    with serving(load) as (url, said, _):
         said.get(timeout=60)
         yield url
 

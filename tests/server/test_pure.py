@@ -232,6 +232,6 @@ def test_the_document_has_all_routes_and_no_loose_ends():
     from neustream.server.app import ROUTES
 
     found = document()
-    assert {route.path for route in ROUTES} == set(found["paths"])
+    assert {route.path for route in ROUTES if not route.path.startswith("/ui")} == set(found["paths"])
     for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in found["components"]["schemas"]

@@ -36,7 +36,7 @@ def url(model, tmp_path_factory):
     )
     try:
         address = process.stdout.readline().strip().removeprefix("serving on ")
-        assert "ready: opt" in iter(process.stdout.readline, "").__next__(), (folder / "log").read_text()[-3000:]
+        assert process.stdout.readline() == "ready: opt\n", (folder / "log").read_text()[-3000:]
         yield address
         process.terminate()
         assert process.wait(60) == 0
