@@ -240,6 +240,43 @@ def test_one_more_fits_if_the_set_with_it_does(count, entry):
     assert (seated > 5) == (count == 1)
 
 
+def test_seats_must_bring_what_their_small_batches_cost_the_device():
+    due = np.array([14.0, 90.0, 90.0, 90.0, 90.0, 90.0])  # the first needs batches of two
+    ten, zero, everyone = np.full(6, 10.0), np.zeros(6), np.arange(6)
+    plan = Line(0.0, shape(TABLES["rising"]), 1.0, ten, due, zero, zero)
+    lost = 10 * (1.25 - 2 * 2.25 / 6)  # of ten steps: of two jobs alone, less what they are of six
+
+    def fit(value, weight):
+        worth = replace(plan, weight=np.array([weight, 1, 1, 1, 1, 1]), value=lambda: value)
+        last = worth.fits_with(everyone[1:], everyone[:1])[0]
+        assert worth.fits(everyone) == last == (worth.batch(everyone) == 2)
+        return last
+
+    assert not plan.in_turns(everyone)
+    assert fit(0.0, 1.0)
+    assert fit(0.99 / lost, 1.0)
+    assert not fit(1.01 / lost, 1.0)
+    assert fit(1.01 / lost, 2.0)
+    assert plan.fits(everyone[1:])
+
+
+@pytest.mark.parametrize("value", [0.1, 1.0])
+def test_one_more_fits_if_the_set_with_it_is_worth_its_seats(value):
+    draw, found, wasteful = random.Random(1), [], 0
+    for _ in range(300):
+        free, _ = one_line(draw, draw.randint(2, 20), entry=0.5)
+        weight = np.array([draw.choice([0.5, 1.0, 3.0]) for _ in free.left])
+        plan = replace(free, weight=weight, value=lambda: value)
+        some = subset(draw, len(plan.left) - 1)
+        others = np.setdiff1d(np.arange(len(plan.left)), some)
+        joint = [np.sort(np.append(some, other)) for other in others]
+        found.append(plan.fits_with(some, others))
+        assert found[-1] == [plan.fits(them, 0.5) for them in joint]
+        wasteful += sum(free.fits(them, 0.5) for them in joint) - sum(found[-1])
+    assert wasteful > 10
+    assert sum(sum(fit) for fit in found) > 100
+
+
 def test_one_more_fits_among_equals():
     draw, found = random.Random(7), []
     for _ in range(100):

@@ -61,6 +61,34 @@ def test_loose_promises_fill_what_tight_ones_leave(scale):
     assert on_time(prepared, "priced") == [200]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_tight_promises_do_not_hold_all_others_to_small_batches(seed):
+    prepared = paper(
+        "dit_s2_256_rtx4090",
+        workload__requests=200,
+        workload__rate=30,
+        workload__seed=seed,
+        workload__steps={"min": 40, "max": 50},
+        slo={"classes": [{"name": f"c{scale}", "scale": scale} for scale in (1.2, 1.5, 2, 3, 5)]},
+    )
+    ours, symphony = on_time(prepared, "priced", "symphony")
+    assert ours >= symphony
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_jobs_that_waited_too_long_do_not_slow_everybody_down(seed):
+    prepared = paper(
+        "dit_s2_256_rtx4090",
+        workload__requests=200,
+        workload__rate=22,
+        workload__seed=seed,
+        workload__steps={"min": 20, "max": 50},
+        slo__scale=2.5,
+    )
+    ours, neustream = on_time(prepared, "priced", "neustream")
+    assert ours >= neustream - 2
+
+
 @pytest.mark.parametrize("scale", [1.4, 1.6])
 def test_a_profile_that_is_wrong_throughout_is_learnt(scale):
     prepared = paper(

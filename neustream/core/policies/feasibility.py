@@ -14,14 +14,18 @@ are divisible), and exact but for that as long as nobody else comes:
   `sum_i clip(x - (d_i - p_i), 0, p_i) <= b * x` for p_i = r_i * latency(b) and deadline d_i, at
   all x in {d_i, d_i - p_i} (the cuts of the max-flow that such a schedule is).
 
-In turns is right where promises are alike, on seats where some are tight and others loose. Several
-lines on one device (two models) are put together in `several.py`.
+In turns is right where promises are alike, on seats where some are tight and others loose. But
+small batches waste the device: b jobs alone cost a step that might have served more. That is
+counted until the last job is over that needs the seats (in turns it would be late). At what a
+second of the device is worth lately (`price.py`) it must be no more than the weight of the jobs
+that need seats; else the set does not fit. Several lines on one device (two models) are put
+together in `several.py`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,7 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.policies.curve import Curve, Floats
-from neustream.core.policies.seats import Taken, sums
+from neustream.core.policies.seats import Taken
+from neustream.core.policies.turns import OneMore, Turns
 from neustream.core.types import TICK
 
 Ints = NDArray[np.int64]
@@ -37,6 +42,11 @@ Bools = NDArray[np.bool_]
 
 FEW = 6
 """Up to so many jobs it is quicker to ask of each whether it fits than of all at once."""
+
+
+def _nothing() -> float:
+    """The value of a device that is nobody's."""
+    return 0.0
 
 
 class Columns(NamedTuple):
@@ -60,6 +70,8 @@ class Line:
         due: when they must be over, so that what comes `behind` the loop still ends in time.
         behind: seconds of that.
         entry: seconds before its loop that admitting one more job costs everyone (an encoding).
+        weight: of each job.
+        value: what a second of the device is worth, in weight; asked when it is needed.
     """
 
     start: float
@@ -69,6 +81,8 @@ class Line:
     due: Sequence[float] | Floats
     behind: Sequence[float] | Floats
     entry: Sequence[float] | Floats
+    weight: Sequence[float] | Floats = ()
+    value: Callable[[], float] = _nothing
 
     _latest: tuple[object, float, bool] = field(init=False, default=(None, 0.0, False))
     _arrays: Columns | None = field(init=False, default=None)
@@ -187,7 +201,9 @@ class Line:
         places = np.asarray(jobs, np.int64)
         size = self._affordable(float(self._pace(places, start).min()), len(jobs) - 1)
         taken = self._taken(places, start, size) if size else None
-        return size if taken is not None and taken.fit_on(size) else 0
+        if taken is None or not taken.fit_on(size):
+            return 0
+        return size if self._worth(places, entry, size) else 0
 
     def _pace(self, jobs: Ints, start: float) -> Floats:
         """Seconds that each has for a step, with one step to spare."""
@@ -219,7 +235,7 @@ class Line:
         if len(others) <= FEW:
             fit = self._each_with(jobs, others)
         else:
-            fit = self._turns_with(np.asarray(jobs, np.int64), np.asarray(others, np.int64))
+            fit = self._turns_with(np.asarray(jobs, np.int64), np.asarray(others, np.int64)).fit()
         if not len(jobs):
             return fit
         missing = [place for place, fits in enumerate(fit) if not fits]
@@ -239,32 +255,17 @@ class Line:
             fit.append(self._in_turns(joint, self.entry[new]))
         return fit
 
-    def _turns_with(self, jobs: Ints, others: Ints) -> list[bool]:
-        """`fits_with` in turns, for all of `others` at once.
-
-        Jobs before the new one in the order wait for a larger batch; those behind it wait for all
-        of its turns as well. So a prefix and a suffix minimum of slack decide.
-        """
-        columns, speed = self.arrays, self.speed
-        left, behind = columns.left[jobs], columns.behind[jobs]
-        steps, after = _gaps(left), sums(behind)
-        count = len(jobs)
-        turns = speed * self.curve.turns(count + 1)
-        without, together = turns[count::-1], turns[count + 1 : 0 : -1]
-        ends = sums(steps * without[:-1])
-        due = columns.due[jobs] - self.start - after[:-1]
-        later = np.append(np.minimum.accumulate((due - ends[1:])[::-1])[::-1], np.inf)
-        entry = np.asarray(self.entry)[others]
-        ends_with = sums(steps * together[:-1])
-        before = np.append(np.minimum.accumulate(due - ends_with[1:]), np.inf)  # [-1]: nobody
+    def _turns_with(self, jobs: Ints, others: Ints) -> OneMore:
+        """Taking turns with one more, for all of `others` at once."""
+        columns = self.arrays
+        due = columns.due - self.start
+        turns = self.speed * self.curve.turns(len(jobs) + 1)[: len(jobs) + 2]
         place = jobs.searchsorted(others)
-        beyond = columns.left[others] - np.append(left, 0.0)[place - 1]
-        end = entry + ends_with[place] + beyond * together[place]
-        delay = end - ends[place] - beyond * without[place] + columns.behind[others]
-        own_slack = columns.due[others] - (self.start + end + after[place])
-        slack = np.minimum(own_slack, before[place - 1] - entry)
-        fit: list[bool] = (np.minimum(slack, later[place] - delay) >= -TICK).tolist()
-        return fit
+        entry = np.asarray(self.entry)[others]
+        line = Turns(columns.left[jobs], due[jobs], columns.behind[jobs], turns)
+        return line.with_one(
+            place, columns.left[others], due[others], columns.behind[others], entry
+        )
 
     def _seats_with(self, jobs: Ints, others: Ints) -> list[bool]:
         """As `seats`, for `jobs` with each one of `others`."""
@@ -280,12 +281,44 @@ class Line:
             new = others[chosen]
             time, work = self._on_seats(new, start, size)
             fit[chosen] = taken.fit_with(size, time, work, self.arrays.behind[new])
+        fitting = np.flatnonzero(fit)
+        if len(fitting):
+            fit[fitting] = self._worth_with(jobs, others[fitting], [sizes[i] for i in fitting])
         answer: list[bool] = fit.tolist()
         return answer
 
+    # -- whether small batches are worth it -------------------------------------------------------
 
-def _gaps(x: Floats) -> Floats:
-    """The differences of neighbours, the first one to 0."""
-    out = x.copy()
-    out[1:] -= x[:-1]
-    return out
+    def _worth(self, jobs: Ints, entry: float, size: int) -> bool:
+        """Whether those of `jobs` that need the seats bring what these cost the device."""
+        lost = self._lost(size)
+        if not lost:
+            return True
+        places: list[int] = jobs.tolist()
+        ends = zip(places, self._turn_ends(places, entry), strict=True)
+        late = [job for job, (due, end) in ends if end > due + TICK]
+        longest = max([float(self.left[job]) for job in late], default=0.0)
+        return lost * longest <= sum([float(self.weight[job]) for job in late])
+
+    def _worth_with(self, jobs: Ints, others: Ints, sizes: Sequence[int]) -> Bools:
+        """As `_worth`, for `jobs` with each one of `others`."""
+        lost = np.array([self._lost(size) for size in sizes])
+        if not lost.any():
+            return np.ones(len(others), dtype=bool)
+        late = self._turns_with(jobs, others).late()
+        left, weight = self.arrays.left, np.asarray(self.weight)
+        lefts = np.column_stack([np.tile(left[jobs], (len(others), 1)), left[others]])
+        weights = np.column_stack([np.tile(weight[jobs], (len(others), 1)), weight[others]])
+        longest = np.where(late, lefts, 0.0).max(axis=1)
+        worth: Bools = lost * longest <= np.where(late, weights, 0.0).sum(axis=1)
+        return worth
+
+    def _lost(self, size: int) -> float:
+        """What a step of `size` costs the device, in weight, by what it does less.
+
+        Less, that is, than steps of the most efficient batch of all jobs of the line.
+        """
+        curve = self.curve
+        best = curve.best[min(len(self.left), curve.limit)]
+        seconds = curve.seconds[size] - size * curve.seconds[best] / best
+        return self.value() * self.speed * seconds if seconds > 0 else 0.0

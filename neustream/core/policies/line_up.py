@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from neustream.core.job import Job
 from neustream.core.policies.curve import Curve, Floats, curve_of
 from neustream.core.policies.feasibility import Line
+from neustream.core.policies.price import value_of
 from neustream.core.policies.several import Lines, Need
 from neustream.core.policy import View
 from neustream.core.types import TICK
@@ -108,6 +109,7 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
     in_front = _in_front(view, entering)
     entry = _encodings(view, entering)
     slower = _mean_speed_outside(view, queues)
+    value = partial(value_of, view)
     lines: list[Line] = []
     everyone: list[Job] = []
     committed: list[bool] = []
@@ -118,7 +120,8 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
         left, due, _, behind, began, jobs = zip(*rows, strict=True)
         entries = [entry.get(job, 0.0) for job in jobs] if entry else [0.0] * len(jobs)
         speed = view.speed.get(name, 1.0)
-        lines.append(Line(start, curve, speed, left, due, behind, entries))
+        weight = [job.weight for job in jobs]
+        lines.append(Line(start, curve, speed, left, due, behind, entries, weight, value))
         everyone += jobs
         committed += began
     plan: Line | Lines

@@ -1,9 +1,9 @@
-"""What device time is worth under the load of lately: the shadow price of `priced`."""
+"""What device time is worth under the load of lately: the shadow price of `priced`, its value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from neustream.core.demand import Calls, Demand
@@ -21,6 +21,7 @@ class _Known(NamedTuple):
     recent: tuple[Demand, ...]
     charges: Mapping[Demand, float]
     price: float
+    value: float
 
 
 def price_of(view: View) -> float:
@@ -30,6 +31,22 @@ def price_of(view: View) -> float:
     fill the time between the first and the last of them. The price is 0 if that suffices for all,
     and as long as that time is shorter than their mean budget: a first burst is no load yet.
     Requests without a deadline pay nothing.
+    """
+    return _known(view).price
+
+
+def value_of(view: View) -> float:
+    """Weight per second that device time is worth: what it earns, by how much of it is needed.
+
+    Below capacity that is what recent requests bring per second of charge, times the share of the
+    time that all their charges fill: as often as that a second less makes somebody wait. Above it,
+    the price where that is more.
+    """
+    return _known(view).value
+
+
+def _known(view: View) -> _Known:
+    """What follows from the recent requests.
 
     It changes with arrivals and, slightly, with speeds; `view.memo` keeps the latest one.
     """
@@ -41,28 +58,41 @@ def price_of(view: View) -> float:
     charges: Mapping[Demand, float] = {}
     if known is not None and known.key == key:
         if known.recent is view.recent:
-            return known.price
+            return known
         charges = known.charges
     speed = dict(zip(stages, speeds, strict=True))
     charges = {
         demand: charges[demand] if demand in charges else _charge_of(view, demand, speed)
         for demand in view.recent[1:]
     }
-    price = _cleared(view, charges)
-    view.memo[_Known] = _Known(key, view.recent, charges, price)
-    return price
+    known = _Known(key, view.recent, charges, *_prices(view, charges))
+    view.memo[_Known] = known
+    return known
 
 
-def _cleared(view: View, charges: Mapping[Demand, float]) -> float:
-    """The price at which the recent requests would have filled the device."""
+def _prices(view: View, charges: Mapping[Demand, float]) -> tuple[float, float]:
+    """Price and value; the price is 0 before the recent requests are some, and longer than a burst.
+
+    In a burst there is a value: all of the device is needed then.
+    """
     recent = view.recent
     offers = [(demand, charges[demand]) for demand in recent[1:] if charges[demand] > 0]
-    if len(offers) + 1 < ENOUGH:
-        return 0.0
+    if not offers:
+        return 0.0, 0.0
     span = recent[-1].at - recent[0].at
-    if span * len(offers) < sum(demand.budget for demand, _ in offers):
-        return 0.0
     room = span * view.pool.workers
+    weight = sum([demand.weight for demand, _ in offers])
+    charge = sum([charge for _, charge in offers])
+    value = weight / max(room, charge)
+    enough = len(offers) + 1 >= ENOUGH
+    if not enough or span * len(offers) < sum([demand.budget for demand, _ in offers]):
+        return 0.0, value
+    price = _cleared(offers, room)
+    return price, max(price, value)
+
+
+def _cleared(offers: Sequence[tuple[Demand, float]], room: float) -> float:
+    """The price at which the recent requests would have filled the device."""
     ranked = [(demand.weight / charge, charge) for demand, charge in offers]
     for density, charge in sorted(ranked, reverse=True):
         room -= charge

@@ -22,8 +22,9 @@ class Priced:
     on the time it has per step. So a charge grows as slack is lost. Then, before each step:
 
     1. **Promises are kept.** Jobs that have run are promised to be on time as long as all of them
-       can be (`feasibility.py`: in turns, or on seats). If they cannot, those of the most weight
-       per charge stay promised; the others wait for room.
+       can be (`feasibility.py`: in turns, or on seats, where these are worth what their small
+       batches cost). If they cannot, those of the most weight per charge stay promised; the others
+       wait for room.
     2. **What fits is promised.** Waiting jobs are admitted, those with the most time per step
        first, if all promised jobs and they are still on time. Those with several times what the
        most efficient batch takes are behind all others: they lose nothing by waiting.
