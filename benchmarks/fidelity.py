@@ -10,7 +10,7 @@ of its knee. The order of policies turns with the load. Printed and written into
 benchmarks/results/fidelity.{json,md}: the share on time, p50 and p99 of both, the errors, what steps
 took over their profile, gaps, decisions, and how much the simulator has to be told of the run until it
 is close (`neustream/analysis/fidelity.py`): nothing (`profile`), how fast steps were (`speed`), how they
-spread, the gaps between them.
+spread, the gaps between them; or `nothing` of these explains it.
 
 Points are kept in out/fidelity as they are served, and an interrupted run goes on where it was; `--fresh`
 measures and serves anew. `--quick` has two loads and two policies, and writes no results. A machine
@@ -23,15 +23,17 @@ import argparse
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -41,6 +43,9 @@ from neustream.analysis.fidelity import Error, Outcome, Watch, error, errors_tab
 from neustream.analysis.tables import new_table
 from neustream.config import load_experiment
 from neustream.profiling import processor, versions
+
+if TYPE_CHECKING:
+    from neustream.backends.serving import Session
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -130,14 +135,20 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def serve_config(model: Model, point: Point, folder: Path, device: str) -> Row:
-    """Serve a point for real and simulate it."""
+@lru_cache(maxsize=1)  # policies of one load come one after the other
+def session_of(config: Path, overrides: tuple[str, ...], device: str) -> Session:
+    """A config's model with the requests of a load, for all policies."""
     from neustream.backends.serving import Session
 
+    return Session(load_experiment(config, overrides), device)
+
+
+def serve_config(model: Model, point: Point, folder: Path, device: str) -> Row:
+    """Serve a point for real and simulate it."""
     changes = {"profiles": folder, "workload.load": point.load, "workload.seed": point.seed}
     changes["workload.requests"] = point.requests
-    overrides = [f"{key}={value}" for key, value in changes.items()]
-    session = Session(load_experiment(ROOT / f"configs/demo/{model.config}.yaml", overrides), device)
+    overrides = tuple(f"{key}={value}" for key, value in changes.items())
+    session = session_of(ROOT / f"configs/demo/{model.config}.yaml", overrides, device)
     watch = Watch()
     report = session.serve(point.policy, [watch], lambda: None, lambda replay: None)
     seen = watch.told()
@@ -313,4 +324,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("neustream").setLevel(logging.ERROR)  # of profiles that are off the tables tell
     main()

@@ -245,5 +245,5 @@ def ladder(prepared: Prepared, policy: str, seen: Served) -> dict[str, Report]:
 
 
 def explained(errors: Mapping[str, Error]) -> str:
-    """The first of the simulations of a `ladder` that is close; "nothing tried" if none is."""
-    return next((name for name, off in errors.items() if off.close), "nothing tried")
+    """The first of the simulations of a `ladder` that is close; "nothing" if none is."""
+    return next((name for name, off in errors.items() if off.close), "nothing")

@@ -162,4 +162,4 @@ def test_what_explains_an_error_is_the_first_that_is_close():
     far, near = Error(9, 0, 0), Error(1, 0, 0)
     assert explained({"profile": near, "speed": far}) == "profile"
     assert explained({"profile": far, "speed": far, "spread": near, "gaps": near}) == "spread"
-    assert explained({"profile": far}) == "nothing tried"
+    assert explained({"profile": far}) == "nothing"
