@@ -362,3 +362,26 @@ def test_asyncio_wait(sd):
         done, waiting, first = asyncio.run(main(service))
         assert len(done) == 3 and not waiting and first
         assert all(answer.result().images.shape == (1, 3, 16, 16) for answer in done)
+
+
+class Counts(d.StableDiffusionPipeline):
+    """Looks at the lists of blocks in its models and at the size of its vocabulary, before it calls any of them."""
+
+    @torch.no_grad()
+    def __call__(self, **given):
+        blocks = self.unet.up_blocks
+        assert self.unet and blocks and len(blocks) == 2
+        assert [type(block).__name__ for block in blocks] == [type(blocks[at]).__name__ for at in range(2)]
+        assert len(self.tokenizer) == self.text_encoder.config.vocab_size
+        if given["height"] % 2 ** len(blocks):
+            raise ValueError("height must be a multiple of 4")
+        return super().__call__(**given)
+
+
+def test_a_call_that_counts_blocks(sd):
+    pipe = ready(Counts(**sd.components, requires_safety_checker=False))
+    call = words(height=16)
+    with serve(pipe) as service:
+        assert torch.equal(service(**call).images, pipe(**words(height=16)).images)
+        with pytest.raises(ValueError, match="a multiple of 4"):
+            service.submit(**words(height=17))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,18 @@ class _Wall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise _Reached
 
+    def __bool__(self) -> bool:
+        return bool(self._component)
+
+    def __len__(self) -> int:
+        return len(self._component)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(_walled, self._component)
+
+    def __getitem__(self, at: Any) -> Any:
+        return _walled(self._component[at])
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._component, name)
         if isinstance(value, torch.nn.Module):
@@ -92,6 +104,10 @@ class _Wall:
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise _Reached
+
+
+def _walled(value: Any) -> Any:
+    return _Wall(value) if isinstance(value, torch.nn.Module) else value
 
 
 def _reached(*args: Any, **kwargs: Any) -> Any:
