@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from neustream.engine.clock import stopwatch
 from neustream.engine.snapshot import Snapshot
-from neustream.errors import nearest, told
+from neustream.errors import RequestDropped, RequestFailed, nearest, told
 from neustream.server.admission import Admission, Began
 from neustream.server.config import LimitConfig
 from neustream.server.errors import HTTPError
@@ -291,7 +291,8 @@ class Gateway:
         self.check()
         tokens = len(args[0]) if isinstance(model, TextModel) else None
         if model.own is None:  # another engine tells nothing
-            self._tell(Asked(id, model.name, model.kind, tokens, options.get("max_tokens")))
+            slo = options.get("slo") or NOTHING
+            self._tell(Asked(id, model.name, model.kind, slo, tokens, options.get("max_tokens")))
         try:
             if model.own is not None:
                 answer: Answer[Any] = model.own.submit(*args, id=id, **options)
@@ -301,11 +302,12 @@ class Gateway:
             self._tell(Unasked(id))
             raise
         self._admission.came(id, model.name, answer)
+        answer.add_done_callback(lambda _: self._tell(_over(answer)))
         return answer
 
     def preview(self, model: Model, preview: Any, id: str) -> Answer[Any]:
         """The picture of a request under way, when nobody who was promised anything needs the time."""
-        self._tell(Asked(id, model.name, "preview"))
+        self._tell(Asked(id, model.name, "preview", NOTHING))
         try:
             answer: Answer[Any] = self.service.submit(preview, model=self._name(model), id=id, slo=NOTHING)
         except BaseException:
@@ -317,6 +319,16 @@ class Gateway:
         """What the service calls a model; None: it has no other."""
         assert self._loaded is not None and self._loaded.service is not None
         return model.name if model.name in self._loaded.service.models else None
+
+
+def _over(answer: Answer[Any]) -> Unasked:
+    """What to tell of a request that is over."""
+    if answer.cancelled():
+        return Unasked(answer.id, "cancelled")
+    error = answer.exception()
+    if isinstance(error, RequestDropped):
+        return Unasked(answer.id, "dropped", error.code)
+    return Unasked(answer.id, "failed" if isinstance(error, RequestFailed) else "")
 
 
 def _answer(came: asyncio.Future[Loaded], found: Loaded | BaseException) -> None:

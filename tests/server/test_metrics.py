@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import random
 import re
@@ -23,7 +24,7 @@ from neustream import SLO, EventLog, Graph, Priced, Request  # noqa: E402
 from neustream.graphs import llm, llm_profiles  # noqa: E402
 from neustream.server.metrics import RENDER_S, Metrics, reason_of  # noqa: E402
 from neustream.server.observe.gauges import Gauges  # noqa: E402
-from neustream.server.observe.lives import Follower, Lives  # noqa: E402
+from neustream.server.observe.lives import MOST_CANCELLED, Follower, Lives  # noqa: E402
 from neustream.server.observe.notes import Asked, Unasked  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -225,10 +226,37 @@ def test_an_observer_only_appends():
 
 
 def test_what_the_engine_would_not_have_leaves_nothing():
-    lives = Lives(["tiny"])
-    lives(Asked("a", "tiny", "text", 5, 5))
-    lives(Unasked("a"))
-    assert not lives._asked and not lives.open
+    metrics = Metrics(["tiny"])
+    metrics.tell(Asked("a", "tiny", "text", SLO(), 5, 5))
+    metrics.tell(Unasked("a"))
+    assert told_by(metrics)("requests_total") == 0 and not metrics.lives._asked
+
+
+def test_what_was_given_up_before_the_engine_had_it_is_counted():
+    metrics = Metrics(["sd"])
+    metrics.tell(Asked("a", "sd", "image", SLO(total=1.0, name="batch")))
+    metrics.tell(Unasked("a", "dropped", "crowded"))
+    told = told_by(metrics)
+    assert told("requests_total", outcome="dropped", **{"class": "batch"}) == told("dropped_total", code="crowded") == 1
+    assert told("slo_missed_total", what="dropped") == 1 == told("requests_total")
+    assert not metrics.lives._asked and not metrics.lives.open
+
+
+def test_who_cancels_before_the_engine_has_heard_of_it_is_counted_once():
+    log, metrics = [], Metrics(["sd", "chat"])
+    replayed([log.append], 1)
+    ended = dataclasses.replace(log[-1], status="cancelled", on_time=False)
+    metrics.tell(Asked("r0", "chat", "text", SLO(), 5, 5))
+    metrics.tell(Unasked("r0", "cancelled"))
+    for record in (log[0], ended):
+        metrics(record)
+    told = told_by(metrics)
+    assert told("requests_total", model="chat", outcome="cancelled") == 1 == told("requests_total")
+    for number in range(MOST_CANCELLED + 5):
+        metrics.tell(Asked(f"x{number}", "sd", "image", SLO()))
+        metrics.tell(Unasked(f"x{number}", "cancelled"))
+    metrics.fold()
+    assert len(metrics.lives._cancelled) == MOST_CANCELLED and not metrics.lives._asked
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,9 @@ Outcome = Literal["on_time", "late", "dropped", "failed", "cancelled"]
 Missed = Literal["ttft", "tpot", "e2e", "dropped", "failed"]
 BOTH = "prefill+decode"
 """The module of a step in which some requests prefill and others decode."""
+
+MOST_CANCELLED = 1000
+"""Cancelled requests that are remembered until the engine hears of them, if ever it does."""
 
 
 @dataclass(slots=True)
@@ -117,6 +121,7 @@ class Lives:
         self.followers = list(followers)
         self.models = tuple(models)
         self._asked: dict[str, Asked] = {}
+        self._cancelled: OrderedDict[str, Asked] = OrderedDict()
         self._modules: dict[str, tuple[str, str]] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
             Asked: self._was_asked,
@@ -150,8 +155,19 @@ class Lives:
         self._asked[note.id] = note
 
     def _was_not(self, note: Unasked) -> None:
-        if note.id not in self.open:
-            self._asked.pop(note.id, None)
+        asked = self._asked.pop(note.id, None)
+        if asked is None or not note.outcome or asked.kind == "preview":
+            return
+        if note.outcome == "cancelled":
+            self._cancelled[note.id] = asked
+            if len(self._cancelled) > MOST_CANCELLED:
+                self._cancelled.popitem(last=False)
+            return
+        life = Life(note.id, asked.model, asked.kind, asked.slo, 0.0, 0, asked.prompt_tokens, asked.max_tokens)
+        life.ended, life.outcome, life.code = 0.0, note.outcome, note.code
+        life.late = note.outcome
+        for follower in self.followers:
+            follower.ended(life)
 
     def _was_stopped(self, note: Stopped) -> None:
         life = self.open.get(note.id)
@@ -161,10 +177,10 @@ class Lives:
     # -- records ----------------------------------------------------------------------------------
 
     def _submitted(self, record: Submitted) -> None:
-        asked = self._asked.pop(record.id, None)
+        asked = self._asked.pop(record.id, None) or self._cancelled.pop(record.id, None)
         if asked is None:  # not by the front
             model, _ = self.module_of(record.graph)
-            asked = Asked(record.id, model, "text")
+            asked = Asked(record.id, model, "text", record.slo)
         if asked.kind == "preview":
             return
         life = Life(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from neustream.core.types import SLO
 from neustream.engine.events import Record
 
 Kind = Literal["text", "image", "preview"]
 """A preview is of another request, and no request of a client."""
+Over = Literal["", "dropped", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +23,23 @@ class Asked:
     id: str
     model: str
     kind: Kind
+    slo: SLO
     prompt_tokens: int | None = None
     max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Unasked:
-    """The engine would not have it."""
+    """Its answer is there, or the engine would not have it.
+
+    Of a request that the engine never had under this id, `outcome` says what became of it (it was
+    given up while what it needs was looked at); "": it was refused. "cancelled": by its client; the
+    engine may hear of the request itself a moment later.
+    """
 
     id: str
+    outcome: Over = ""
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
