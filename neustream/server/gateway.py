@@ -313,6 +313,7 @@ class Gateway:
         except BaseException:
             self._tell(Unasked(id))
             raise
+        answer.add_done_callback(lambda _: self._tell(_over(answer)))
         return answer
 
     def _name(self, model: Model) -> str | None:
