@@ -59,3 +59,19 @@ def test_without_a_gpu_or_vllm_omni_the_benchmark_says_so(diffusion, root, tmp_p
     command = [shutil.which("bash"), str(root / "benchmarks/gpu.sh")]
     told = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert told.returncode == 1 and "no CUDA device found" in told.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_submits_cost_is_measured_for_each_kind(diffusion, tmp_path, monkeypatch, capsys):
+    submitting = importlib.import_module("submitting")
+    monkeypatch.setattr(sys, "argv", ["submitting.py", "--rounds", "2", "--json", str(tmp_path / "o.json")])
+    submitting.main()
+    assert "Mount.request" in capsys.readouterr().out
+    rows = {row.pop("what"): row for row in json.loads((tmp_path / "o.json").read_text())}
+    assert {what for what, row in rows.items() if "submit_us" in row} == {
+        "image, known shape",
+        "image, new shape",
+        "text",
+    }
+    assert len(rows) == 4 and all(low > 0 for row in rows.values() for low, _ in row.values())
