@@ -1,12 +1,13 @@
 """Real models behind mounts: the only place of heavy imports, each of them lazy.
 
 A backend is a function `make(options, device)`, named in a config by `backend.kind`: one of `KINDS`,
-or `module:function` for one of your own. It returns a `StockModel` or, with less to write, the
+or `module:function` for one of your own. It returns a `ConfigModel` or, with less to write, the
 stream modules of a graph that the config describes: a `ModelBackend`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from neustream.core.graph import Graph
 from neustream.core.kv_cache import KVCache
 from neustream.core.profile import LatencyProfile
 from neustream.engine.executor import StreamModule
+from neustream.errors import BackendError
 from neustream.profiling.steps import StepsFile
 from neustream.service.mount import Mount
 
@@ -47,72 +49,79 @@ class Wanted:
     check_finite: bool
 
 
-class Described(Protocol):
-    """What all models of configs tell: of profiles that are measured, and of their requests.
+class ConfigModel(ABC):
+    """A config's real model: a stock object, and what its workload's requests ask of it.
 
     `out_of_memory` are the exceptions that mean it; `model_name` and `dtype` stand in profiles.
+    `lengths`, set before serving: outputs after which generations end, by request.
     """
 
     model_name: str
     dtype: str
-    out_of_memory: tuple[type[BaseException], ...]
+    out_of_memory: tuple[type[BaseException], ...] = (MemoryError,)
+    lengths: Mapping[str, int] = {}
 
+    @abstractmethod
+    def mount(self, wanted: Wanted) -> Mount:
+        """The model, ready to be scheduled; BackendError if it does not go through that graph."""
+
+    @abstractmethod
+    def label(self, place: str) -> str:
+        """What profiles measured on a device are labelled with."""
+
+    @abstractmethod
+    def stage_of(self, wanted: Wanted, name: str, stage: str) -> str | None:
+        """The config's stage that a stage of its mount is, if that is served under `name`."""
+
+    @abstractmethod
     def params(self, at: int) -> dict[str, Any]:
         """Parameters of a workload's `at`-th request, apart from its step count."""
-        ...
 
-    def check(self, params: Mapping[str, Any]) -> None:
-        """Raise BackendError if a request with these parameters cannot be served."""
-        ...
+    @abstractmethod
+    def arguments(self, params: Mapping[str, Any], ends_after: int | None = None) -> Arguments:
+        """Arguments of the mount's `request`; `ends_after`: outputs of a generation."""
 
+    @abstractmethod
     def sync(self) -> None:
         """Wait until the device is idle."""
-        ...
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Raise BackendError for parameters that the mount would not see to be wrong."""
+        return
 
     def image(self, value: Any) -> Any:
         """The PIL image in what came of a request, or None for models that make none."""
-        ...
+        return None
+
+    def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
+        """Measure how long a language model's steps take, in about `seconds`.
+
+        `tick` is told kind, requests and seconds of each.
+        """
+        raise BackendError(f"{type(self).__name__} is no language model: it has no steps of prompts and outputs")
 
 
-class StockModel(Described, Protocol):
-    """A stock object that a config describes, and what its workload's requests ask of it."""
-
-    def mount(self, wanted: Wanted) -> Mount:
-        """The model, ready to be scheduled; BackendError if it does not go through that graph."""
-        ...
-
-    def stage_of(self, wanted: Wanted, name: str, stage: str) -> str | None:
-        """The config's stage that a stage of its mount is, if that is served under `name`."""
-        ...
-
-    def arguments(self, params: Mapping[str, Any], ends_after: int | None) -> Arguments:
-        """Arguments of the mount's `request`; `ends_after`: outputs of a generation."""
-        ...
-
-    def label(self, place: str) -> str:
-        """What profiles measured on a device are labelled with."""
-        ...
-
-
-class ModelBackend(Described, Protocol):
-    """A model on one device, cut into stream modules.
+class ModelBackend(Protocol):
+    """A model on one device, cut into stream modules that are served under the config's graph.
 
     `modules` has one for each stage of the config, by name; a language model has "llm" too, for
-    steps of both its stages. `device_name` is what profiles measured here are labelled with.
+    steps of both its stages, a method `steps`, and perhaps `lengths`. `device_name` is what
+    profiles measured here are labelled with; all else is as of a `ConfigModel`.
     """
 
     modules: Mapping[str, StreamModule]
     device_name: str
+    model_name: str
+    dtype: str
+    out_of_memory: tuple[type[BaseException], ...]
+
+    def params(self, at: int) -> dict[str, Any]: ...
+
+    def check(self, params: Mapping[str, Any]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def image(self, value: Any) -> Any: ...
 
 
-class LlmBackend(ModelBackend, Protocol):
-    """A language model; `lengths`, if it has that, is set to the outputs that end each request."""
-
-    lengths: Mapping[str, int]
-
-    def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
-        """Measure how long steps take, in about `seconds`; `tick` is told kind, requests and seconds of each."""
-        ...
-
-
-Make = Callable[[Mapping[str, Any], str], StockModel | ModelBackend]
+Make = Callable[[Mapping[str, Any], str], ConfigModel | ModelBackend]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, cast
 
-from neustream.backends import KINDS, Arguments, Make, ModelBackend, StockModel, Wanted
+from neustream.backends import KINDS, Arguments, ConfigModel, Make, ModelBackend, Wanted
 from neustream.by_name import load_object
 from neustream.config.schema import Experiment
 from neustream.core.graph import Graph
@@ -28,7 +28,7 @@ NEEDED = {
 """What the library's own backends import, and the extra that installs it."""
 
 
-def make_model(experiment: Experiment, device: str) -> StockModel:
+def make_model(experiment: Experiment, device: str) -> ConfigModel:
     """The model of an experiment, made for `device`.
 
     Raises:
@@ -36,12 +36,10 @@ def make_model(experiment: Experiment, device: str) -> StockModel:
         BackendError: it cannot be made.
     """
     made = _made(experiment, device)
-    if hasattr(made, "mount"):
-        return cast(StockModel, made)
-    return OwnModules(made, device, experiment)
+    return made if isinstance(made, ConfigModel) else OwnModules(made, device, experiment)
 
 
-def _made(experiment: Experiment, device: str) -> StockModel | ModelBackend:
+def _made(experiment: Experiment, device: str) -> ConfigModel | ModelBackend:
     config = experiment.backend
     if config is None:
         raise ConfigError(f"config {experiment.name!r} has no backend section, so it can only be simulated")
@@ -60,8 +58,8 @@ def _made(experiment: Experiment, device: str) -> StockModel | ModelBackend:
         raise BackendError(f"backend {config.kind!r}: making it for {device!r} raised {told(error)}") from error
 
 
-class OwnModules:
-    """Stream modules of a backend of the user's own, under the config's graph: a `StockModel`.
+class OwnModules(ConfigModel):
+    """Stream modules of a backend of the user's own, under the config's graph.
 
     Args:
         backend: what the function made for `device`; for others it is asked again.
@@ -70,12 +68,27 @@ class OwnModules:
     def __init__(self, backend: ModelBackend, device: str, experiment: Experiment) -> None:
         self._experiment = experiment
         self._on = {device: backend}
-        self._taken: set[str] = set()
         self.backend = backend
         self.model_name, self.dtype = backend.model_name, backend.dtype
         self.out_of_memory = backend.out_of_memory
-        self.params, self.sync, self.image = backend.params, backend.sync, backend.image
-        self.check = backend.check
+        self.check, self.image = backend.check, backend.image  # type: ignore[method-assign]
+        if hasattr(backend, "steps"):
+            self.steps = backend.steps  # type: ignore[method-assign]
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        found: Mapping[str, int] = vars(self.backend).get("lengths", {})
+        return found
+
+    @lengths.setter
+    def lengths(self, lengths: Mapping[str, int]) -> None:
+        vars(self.backend)["lengths"] = lengths
+
+    def params(self, at: int) -> dict[str, Any]:
+        return self.backend.params(at)
+
+    def sync(self) -> None:
+        self.backend.sync()
 
     def at(self, place: str) -> ModelBackend:
         """What was made for a device."""
@@ -120,7 +133,7 @@ class OwnModules:
         labels = {known.model for known in wanted.graph.stages.values()}
         return stage if stage in wanted.graph.stages or stage in labels else None
 
-    def arguments(self, params: Mapping[str, Any], ends_after: int | None) -> Arguments:
+    def arguments(self, params: Mapping[str, Any], ends_after: int | None = None) -> Arguments:
         return (params,), {}
 
 

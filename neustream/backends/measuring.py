@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from neustream.backends import LlmBackend, StockModel
-from neustream.backends.making import OwnModules, make_model, wanted_of
+from neustream.backends import ConfigModel
+from neustream.backends.making import make_model, wanted_of
 from neustream.config.schema import Experiment, StagesExperiment
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
@@ -87,12 +87,12 @@ def measure_experiment(
 
 
 def sampled(
-    bench: Bench, model: StockModel, rounds: Mapping[str, Any]
+    bench: Bench, model: ConfigModel, rounds: Mapping[str, Any]
 ) -> tuple[Graph, Callable[[int], Mapping[str, Any]]]:
     """The graph of sample requests with so many rounds of each loop, and their parameters by number."""
 
     def call(at: int) -> Call:
-        args, named = model.arguments({**model.params(at), **rounds}, None)
+        args, named = model.arguments({**model.params(at), **rounds})
         return bench.call(*args, **named)
 
     return call(0).graph, lambda at: call(at).params
@@ -100,7 +100,7 @@ def sampled(
 
 def _costs(
     bench: Bench,
-    model: StockModel,
+    model: ConfigModel,
     pipeline: Pipeline[Experiment],
     profiles: Mapping[str, LatencyProfile],
     device: str,
@@ -113,7 +113,7 @@ def _costs(
     named = {model.stage_of(wanted, "", stage) or stage: profile for stage, profile in profiles.items()}
     few = experiment.workload.model_copy(update={"requests": TOGETHER, "trace": None})
     drawn = pipeline_of(experiment.model_copy(update={"workload": few})).draw(named, model.params)
-    give_lengths(model, drawn.lengths)
+    model.lengths = drawn.lengths
     requests = []
     for request in drawn.requests:
         args, arguments = model.arguments(request.params, drawn.lengths.get(request.id))
@@ -121,12 +121,6 @@ def _costs(
         requests.append(Request(request.id, call.graph, params=call.params))
     pool = replace(bench.pool, stages=tuple(profiles))
     return engine_costs([pool], profiles, bench.modules, requests, device)
-
-
-def give_lengths(model: StockModel, lengths: Mapping[str, int]) -> None:
-    """Tell a language model of the user's own after how many outputs each generation ends."""
-    if lengths and isinstance(model, OwnModules):
-        cast(LlmBackend, model.backend).lengths = lengths
 
 
 def profile_shapes(
@@ -154,8 +148,7 @@ def profile_shapes(
 def profile_steps(pipeline: LlmPipeline, device: str, out: Path | str, seconds: float, tick: Tick) -> StepsFile:
     """Time the steps of a language model, into its profile's file under `out`."""
     model = make_model(pipeline.experiment, device)
-    measured = cast(LlmBackend, model.backend if isinstance(model, OwnModules) else model)
-    file = measured.steps(seconds, tick)
+    file = model.steps(seconds, tick)
     profiles = llm_profiles(pipeline.label, steps_of(file), pipeline.experiment.llm.max_batch)
     with Bench(model.mount(wanted_of(pipeline, profiles)), device) as bench:
         file = file.model_copy(update={"engine": _costs(bench, model, pipeline, profiles, device)})

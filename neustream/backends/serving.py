@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neustream.backends import StockModel, Wanted
+from neustream.backends import ConfigModel, Wanted
 from neustream.backends.making import make_model, wanted_of
-from neustream.backends.measuring import SAMPLE_ROUNDS, give_lengths, sampled
+from neustream.backends.measuring import SAMPLE_ROUNDS, sampled
 from neustream.backends.replaying import Replay
 from neustream.config.schema import Config, Experiment
 from neustream.config.several import ModelsConfig
@@ -38,7 +38,7 @@ class Gallery:
         self._limit = limit
         self._images: dict[str, Any] = {}
 
-    def add(self, model: StockModel, answer: Answer[Any]) -> None:
+    def add(self, model: ConfigModel, answer: Answer[Any]) -> None:
         """Look at what came of a request."""
         if len(self._images) < self._limit and not answer.cancelled() and answer.exception() is None:
             image = model.image(answer.result())
@@ -72,7 +72,7 @@ class Part:
 
     name: str
     pipeline: Pipeline[Experiment]
-    model: StockModel
+    model: ConfigModel
     wanted: Wanted
     places: Sequence[str]
 
@@ -219,7 +219,7 @@ class Session:
         self.gallery = Gallery()
         self._parts = []
         for (name, model), pipeline in zip(models.items(), self.prepared.pipelines, strict=True):
-            give_lengths(model, self.prepared.lengths)
+            model.lengths = self.prepared.lengths
             profiles = {stage: self.prepared.profiles[stage] for stage in pipeline.stages}
             part = Part(name, pipeline, model, wanted_of(pipeline, profiles), placement[name])
             part.check_device()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from neustream.backends import ConfigModel
 from neustream.errors import BackendError, nearest
 from neustream.profiling.measuring import processor
 
@@ -50,3 +53,21 @@ def sync(device: torch.device) -> None:
     """Wait until `device` is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class TorchModel(ConfigModel):
+    """What pipelines and language models of configs share: a stock object with weights on a device."""
+
+    out_of_memory = OUT_OF_MEMORY
+
+    def __init__(self, stock: object, models: Iterable[torch.nn.Module], dtype: str, place: torch.device) -> None:
+        weights = sum(weight.numel() for model in models for weight in model.parameters())
+        self.model_name = f"{type(stock).__name__}, {weights / 1e6:.1f} M parameters"
+        self.dtype = dtype
+        self._place = place
+
+    def label(self, place: str) -> str:
+        return device_name(device_of(place))
+
+    def sync(self) -> None:
+        sync(self._place)

@@ -88,24 +88,16 @@ class Options(BaseModel):
     request: dict[str, Any] = Field(default_factory=dict)
 
 
-class ConfigPipeline:
-    """The pipeline of a config (see `neustream.backends.StockModel`).
+class ConfigPipeline(shared.TorchModel):
+    """The pipeline of a config.
 
     Its workload's requests have `steps`, `seed` and arguments of the pipeline's call as parameters.
     """
 
-    out_of_memory = shared.OUT_OF_MEMORY
-
     def __init__(self, pipe: DiffusionPipeline, options: Options, place: torch.device) -> None:
+        super().__init__(pipe, [model for _, model in models_of(pipe)], options.dtype, place)
         self.pipe = pipe
         self._request = options.request
-        self._place = place
-        weights = sum(weight.numel() for _, model in models_of(pipe) for weight in model.parameters())
-        self.model_name = f"{type(pipe).__name__}, {weights / 1e6:.1f} M parameters"
-        self.dtype = options.dtype
-
-    def label(self, place: str) -> str:
-        return shared.device_name(shared.device_of(place))
 
     def mount(self, wanted: Wanted) -> PipelineMount:
         """The pipeline with the config's batch sizes, and its profiles for calls of all sizes."""
@@ -116,7 +108,7 @@ class ConfigPipeline:
         profiles, samples = None, list[Mapping[str, Any]]()
         if wanted.profiles is not None:
             profiles = {role: wanted.profiles[stage] for role, stage in stages.items()}
-            samples = [self.arguments({**self.params(0), "steps": SAMPLE_STEPS}, None)[1]]
+            samples = [self.arguments({**self.params(0), "steps": SAMPLE_STEPS})[1]]
         return PipelineMount(
             self.pipe,
             profiles=profiles,
@@ -164,7 +156,7 @@ class ConfigPipeline:
             own["image"] = Image.fromarray(draw.randint(256, size=(side, side, 3)).astype(np.uint8))
         return {**own, **self._request}
 
-    def arguments(self, params: Mapping[str, Any], ends_after: int | None) -> Arguments:
+    def arguments(self, params: Mapping[str, Any], ends_after: int | None = None) -> Arguments:
         """The arguments of the pipeline's call that a request's parameters mean."""
         named = {name: value for name, value in params.items() if name not in ("steps", "seed")}
         generator = torch.Generator("cpu").manual_seed(params["seed"])
@@ -176,12 +168,9 @@ class ConfigPipeline:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise BackendError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
         known = call_names(self.pipe)
-        for name in self.arguments(params, None)[1]:
+        for name in self.arguments(params)[1]:
             if name not in known:
                 raise BackendError(f"unknown request parameter {name!r}; {nearest(name, known)}")
-
-    def sync(self) -> None:
-        shared.sync(self._place)
 
     def image(self, value: Any) -> Any:
         images = getattr(value, "images", None)

@@ -59,25 +59,17 @@ class Options(BaseModel):
     request: dict[str, Any] = Field(default_factory=dict)
 
 
-class ConfigModel:
-    """The language model of a config (see `neustream.backends.StockModel`).
+class ConfigText(shared.TorchModel):
+    """The language model of a config.
 
     Its workload's requests have `prompt_tokens`, `max_tokens` and `seed` as parameters.
     """
 
-    out_of_memory = shared.OUT_OF_MEMORY
-
     def __init__(self, model: Any, options: Options, place: torch.device) -> None:
+        super().__init__(model, [model], options.dtype, place)
         self.model = model
         self._options = options
-        self._place = place
         self._sampling = _sampling(options.request)
-        weights = sum(weight.numel() for weight in model.parameters())
-        self.model_name = f"{type(model).__name__}, {weights / 1e6:.1f} M parameters"
-        self.dtype = options.dtype
-
-    def label(self, place: str) -> str:
-        return shared.device_name(shared.device_of(place))
 
     def mount(self, wanted: Wanted) -> TextMount:
         decode = wanted.graph.stages[f"{wanted.prefix}llm.decode"]
@@ -100,7 +92,7 @@ class ConfigModel:
     def params(self, at: int) -> dict[str, Any]:
         return {"seed": at}
 
-    def arguments(self, params: Mapping[str, Any], ends_after: int | None) -> Arguments:
+    def arguments(self, params: Mapping[str, Any], ends_after: int | None = None) -> Arguments:
         """A prompt of random tokens, drawn with the request's seed."""
         draw = np.random.default_rng(params["seed"])
         vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
@@ -111,15 +103,6 @@ class ConfigModel:
             "ends_after": ends_after,
             **self._sampling,
         }
-
-    def check(self, params: Mapping[str, Any]) -> None:
-        """Nothing: the mount sees what fits."""
-
-    def sync(self) -> None:
-        shared.sync(self._place)
-
-    def image(self, value: Any) -> Any:
-        return None
 
     def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
         mount = TextMount(self.model, slots=self._options.slots, max_len=self._options.max_len)
@@ -132,13 +115,13 @@ def _steps(profile: LatencyProfile) -> StepLatency:
     return profile.steps
 
 
-def make(raw: Mapping[str, Any], device: str) -> ConfigModel:
+def make(raw: Mapping[str, Any], device: str) -> ConfigText:
     """The backend `transformers`: a language model on `device`, as `raw` describes it."""
     options = options_of(Options, raw)
     place = shared.device_of(device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    return ConfigModel(build(options, place), options, place)
+    return ConfigText(build(options, place), options, place)
 
 
 def build(options: Options, place: torch.device) -> Any:
