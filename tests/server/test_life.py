@@ -53,6 +53,13 @@ def kill(service):
     until(lambda: engine.snapshot().state == "failed")
 
 
+def listens(url):
+    try:
+        return httpx.get(f"{url}/health", timeout=60).status_code > 0
+    except httpx.TransportError:
+        return False
+
+
 # -- loading ------------------------------------------------------------------------------------------
 
 
@@ -119,9 +126,10 @@ def test_an_engine_that_dies_ends_the_server(model, caplog):
         loaded.append(text_service(model, metrics))
         return loaded[0]
 
-    with serving(remember) as (_, said, stop):
+    with serving(remember) as (url, said, stop):
         said.get(timeout=60)
         kill(loaded[0].service)
+        until(lambda: not listens(url))
         assert stop() == 1
     assert "the engine has died" in caplog.text
 

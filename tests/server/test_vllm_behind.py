@@ -143,6 +143,25 @@ def test_drops_carry_their_reason(running, after, status, code):
         events += [line for line in stream.iter_lines() if line]
 
 
+def test_effective_batching_asks_the_likeliest_tokens(model):
+    stand = Stand()
+
+    def alone(metrics):
+        both = behind(stand, model, metrics)
+        both.service.close()
+        return Loaded(None, [both.models[1]])
+
+    with serving(alone) as (url, said, stop):
+        assert said.get(timeout=60) == "ready: theirs"
+        made = httpx.post(f"{url}/inference", json={"prompt": "ab", "num_tokens": 3}, timeout=60)
+        assert made.json() == {"completion": "ababa"}
+        assert next(iter(stand.asked.values()))[1]["temperature"] == 0.0
+        assert httpx.get(f"{url}/ready", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/metrics", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/stats", timeout=60).status_code == 404  # there is no service to tell of
+        assert stop() == 0
+
+
 def test_what_vllm_ends_without_a_reason_is_a_failure(running):
     stand, client, _ = running
     stand.ends = {0: None}

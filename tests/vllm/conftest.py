@@ -15,7 +15,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler is here, to be looked at
 
 HERE = Path(__file__).parent
-WITHOUT = ("test_choice.py", "test_settings.py", "test_view.py")
+WITHOUT = ("test_choice.py", "test_middleware.py", "test_settings.py", "test_view.py")
 """What needs no vLLM."""
 VOCABULARY = 512
 

@@ -22,7 +22,7 @@ PROMPT = " ".join(f"w{4 + at}" for at in range(40))
 class Server:
     """A server process, its address and its log."""
 
-    def __init__(self, model, folder):
+    def __init__(self, model, folder, *more):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -35,6 +35,7 @@ class Server:
             *("--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"),
             *("--no-enable-prefix-caching", "--scheduler-cls", "neustream.backends.vllm.AsyncSLOScheduler"),
             *("--additional-config", json.dumps({"neustream": {"config": str(settings)}})),
+            *("--trust-request-chat-template", *more),
         ]
         self.process = subprocess.Popen(
             [sys.executable, str(CLI), *given], stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=environment()
@@ -198,3 +199,26 @@ def test_the_benchmark_of_vllm_counts_goodput(server, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["completed"] >= 20 and result["request_goodput"] > 0
+
+
+@pytest.fixture(scope="module")
+def honest(model, tmp_path_factory):
+    """One with our middleware."""
+    made = Server(model, tmp_path_factory.mktemp("honest"), "--middleware", "neustream.backends.vllm.HonestDrops")
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.close()
+
+
+def test_with_the_middleware_a_drop_is_an_error(honest):
+    from openai import OpenAI, RateLimitError
+
+    with OpenAI(base_url=f"{honest.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        for stream in (False, True):
+            with pytest.raises(RateLimitError, match="hopeless") as raised:
+                complete(client, {"slo_ttft_ms": 0.01}, stream=stream)
+            assert raised.value.response.headers["retry-after"] == "1"
+        chunks = list(complete(client, {"slo_ttft_ms": 30_000}, stream=True))
+        assert chunks[-1].choices[0].finish_reason == "length" and len(chunks) == 8

@@ -16,11 +16,12 @@ from neustream.backends.vllm.slo_args import slo
 
 _HOMES = {
     "AsyncSLOScheduler": "scheduler",
+    "HonestDrops": "middleware",
     "SLOScheduler": "scheduler",
     "VLLMExecutor": "executor",
 }
 
-__all__ = ["AsyncSLOScheduler", "SLOScheduler", "VLLMExecutor", "slo"]
+__all__ = ["AsyncSLOScheduler", "HonestDrops", "SLOScheduler", "VLLMExecutor", "slo"]
 
 
 def __getattr__(name: str) -> Any:

@@ -146,7 +146,7 @@ class VLLMEngine:
             prompt_logprobs=prompt_logprobs,
             stop_token_ids=list(stop_token_ids),
             extra_args=_promised(promise),
-            **sampling,
+            **{"temperature": 0.0, **sampling},
         )
         answer: Answer[Generated] = Answer(id, self._name, self._give_up, lambda: _token)
         request = Request(id, answer, promise, self._clock.now(), logprobs, prompt)
