@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
+from toys import engine
 
+from neustream import SLO, Graph, LinearProfile, Priced, Request, Stage, Symphony, loop, seq
 from neustream.config import load_experiment
 from neustream.experiment import merge, prepare, simulate
 
@@ -59,6 +62,33 @@ def test_loose_promises_fill_what_tight_ones_leave(scale):
         slo={"classes": classes},
     )
     assert on_time(prepared, "priced") == [200]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_encodings_that_cost_as_much_as_a_loop_meet(seed):
+    text = LinearProfile("text", base=0.25, per_job=0.05, max_batch=16)
+    unet = LinearProfile("unet", base=0.016, per_job=0.004, max_batch=16)
+    vae = LinearProfile("vae", base=0.0, per_job=0.05, max_batch=16)
+    profiles = {profile.name: profile for profile in (text, unet, vae)}
+    graph = Graph(
+        "image",
+        seq(
+            Stage("text", max_batch=16),
+            loop(Stage("unet", max_batch=16), times=lambda job: job.params["steps"]),
+            Stage("vae", max_batch=16, emits=True),
+        ),
+    )
+    draw, requests, at = random.Random(seed), [], 0.0
+    for number in range(100):
+        at += draw.expovariate(3.1)
+        steps = draw.randint(20, 50)
+        slo = SLO(total=10 * (0.35 + 0.02 * steps))
+        requests.append(Request(f"r{number}", graph, at, slo, {"steps": steps}))
+    ours, symphony = [
+        engine(graph, profiles, policy).run(requests).counts["on_time"] for policy in (Priced(), Symphony())
+    ]
+    assert ours >= symphony
+    assert ours > 95
 
 
 @pytest.mark.parametrize("seed", [0, 1])

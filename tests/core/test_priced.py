@@ -306,7 +306,7 @@ def test_one_in_a_hurry_runs_alone_if_the_others_can_wait():
 def test_encodings_of_admitted_jobs_come_first():
     some = waiting(ask("r0", 4, 99.0))
     now = run(some, "r0")
-    some.submit(ask("r1", 4, 99.0, arrival=now, graph=IMAGE), now)
+    some.submit(ask("r1", 4, 10.0, arrival=now, graph=IMAGE), now)
     assert chosen(some, now) == ["r1"]
     now = run(some, "r1", now=now)
     assert chosen(some, now) == ["r1", "r0"]  # its decode comes behind
@@ -321,6 +321,31 @@ def test_an_encoding_that_would_make_a_promised_job_late_waits():
 
     assert encoded(0.5 + 3 * 1.25) == ["r1"]
     assert encoded(0.5 + 3 * 1.25 - 0.01) == ["r0"]
+
+
+@pytest.mark.parametrize(
+    ("due", "company", "step"),
+    [
+        (100.0, [], ["r0"]),  # one more may join it
+        (10.0, [], ["r1"]),  # little time
+        (100.0, ["r2"], ["r1", "r2"]),  # a full batch
+    ],
+)
+def test_an_encoding_waits_for_company_while_a_step_of_others_runs(due, company, step):
+    some = waiting(ask("r0", due=100.0, graph=IMAGE))
+    now = run(some, "r0")
+    for id in ["r1", *company]:
+        some.submit(ask(id, due=due, arrival=now, graph=IMAGE), now)
+    assert chosen(some, now) == step
+
+
+def test_an_encoding_waits_for_nobody_where_that_would_save_little_or_nobody_is_in_the_loop():
+    cheap = {**PROFILES, "text": LinearProfile("text", base=0.0, per_job=0.5, max_batch=2)}
+    some = waiting(ask("r0", due=100.0, graph=IMAGE), profiles=cheap)
+    assert chosen(some) == ["r0"]
+    now = run(some, "r0")
+    some.submit(ask("r1", due=100.0, arrival=now, graph=IMAGE), now)
+    assert chosen(some, now) == ["r1"]
 
 
 def decoding(*, first=99.0, other=3.7, waits=True, more=()):

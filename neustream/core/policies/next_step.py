@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
+from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.policies.batching import largest_in_time
 from neustream.core.policies.feasibility import Line
 from neustream.core.policies.line_up import LineUp, seconds_of_step
 from neustream.core.policy import View
 from neustream.core.types import TICK
+
+AMPLE = 2.0
+"""Times the latency of the most efficient batch that a job has for each step if it may be encoded
+later."""
+WORTH_WAITING = 0.05
+"""Share of a job's charge that an encoding must save for it to wait for one more."""
 
 
 def ending(view: View, jobs: LineUp) -> list[Job]:
@@ -73,6 +80,50 @@ def entering(view: View, jobs: LineUp, promised: Sequence[int]) -> list[Job]:
         if batch:
             return batch[: view.limit(stage)]
     return []
+
+
+def can_encode_later(
+    view: View, jobs: LineUp, promised: Sequence[int], batch: Sequence[Job]
+) -> list[int]:
+    """Those of `promised` that are in the loop, if a step of theirs may go before an encoding.
+
+    It may while the encoding could grow by one job more and that would save a good part of what its
+    jobs cost, and while these have time: after that step still `AMPLE` times the latency of the
+    most efficient batch for each of their steps, and all promised ones are on time.
+    """
+    plan = jobs.plan
+    stage = batch[0].stage
+    assert stage is not None
+    if len(batch) >= view.limit(stage.name) or not isinstance(plan, Line):
+        return []
+    waiting = set(batch)
+    encoded = [index for index in promised if jobs.jobs[index] in waiting]
+    inside = [index for index in promised if jobs.jobs[index].stage not in _stages(jobs.entering)]
+    if not inside or _saved(view, batch, stage.name) < WORTH_WAITING * _mean_charge(jobs, encoded):
+        return []
+    step = plan.step(len(inside))
+    over = view.now + step + jobs.entries(promised)
+    pace = min([(plan.due[index] - over) / plan.left[index] for index in encoded])
+    if pace <= AMPLE * plan.speed * plan.curve.enough:
+        return []
+    return inside if plan.fits(promised, jobs.entries(promised) + step) else []
+
+
+def _stages(queues: Mapping[str, Sequence[Job]]) -> set[Stage | None]:
+    return {queue[0].stage for queue in queues.values()}
+
+
+def _saved(view: View, batch: Sequence[Job], stage: str) -> float:
+    """Seconds that one job more in a batch costs less than it does alone."""
+    counts = (1, len(batch), len(batch) + 1)
+    alone, now, larger = [view.work(batch[0], count, {stage: 1}) for count in counts]
+    return alone - (larger - now)
+
+
+def _mean_charge(jobs: LineUp, places: Sequence[int]) -> float:
+    """Mean seconds of charge of some jobs."""
+    charges = [jobs.jobs[index].weight / jobs.density[index] for index in places]
+    return sum(charges) / len(charges)
 
 
 def loop_step(jobs: LineUp, promised: Sequence[int]) -> list[Job]:

@@ -37,7 +37,8 @@ class Priced:
        is lost) of no more weight, if that one's charge, by weight, is larger by more than `gain`;
        or that of several that together have less weight, by as much.
     5. **The step.** In turns, the most efficient batch of at most the line's length; on seats, as
-       many as the tightest can afford; least laxity first. Encodings of admitted jobs come first.
+       many as the tightest can afford; least laxity first. Encodings of admitted jobs come first;
+       one that could be larger waits while steps run, if it has time and saves much by it.
        Of several models' steps the one with the first deadline runs (`several.py`).
        While others wait for room, decodes wait for each other as long as they stay in time.
 

@@ -7,9 +7,11 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate, compress
 
+from neustream.core.job import Job
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
 from neustream.core.policies.line_up import LineUp, line_up
 from neustream.core.policies.next_step import (
+    can_encode_later,
     can_wait,
     ending,
     entering,
@@ -55,8 +57,7 @@ class PricedSteps:
             return Decision(drop=drop)
         if not promised:
             promised = [max(range(len(jobs.jobs)), key=jobs.density.__getitem__)]
-        batch = entering(view, jobs, promised) or loop_step(jobs, promised)
-        return Decision(batch, drop)
+        return Decision(_step(view, jobs, promised), drop)
 
     # -- which jobs are promised ------------------------------------------------------------------
 
@@ -149,3 +150,12 @@ class PricedSteps:
         victims = [index for index in ranked if density[index] * more < density[chosen]]
         weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
         return victims[: bisect_right(weights, jobs.jobs[chosen].weight / more)]
+
+
+def _step(view: View, jobs: LineUp, promised: list[int]) -> list[Job]:
+    """The next step of the promised jobs in front of a loop or in one."""
+    batch = entering(view, jobs, promised)
+    if not batch:
+        return loop_step(jobs, promised)
+    inside = can_encode_later(view, jobs, promised, batch)
+    return loop_step(jobs, inside) if inside else batch
