@@ -290,9 +290,8 @@ class Gateway:
         """Ask a model; errors as of `Service.submit`."""
         self.check()
         tokens = len(args[0]) if isinstance(model, TextModel) else None
-        if model.own is None:  # another engine tells nothing
-            slo = options.get("slo") or NOTHING
-            self._tell(Asked(id, model.name, model.kind, slo, tokens, options.get("max_tokens")))
+        slo = options.get("slo") or NOTHING
+        self._tell(Asked(id, model.name, model.kind, slo, tokens, options.get("max_tokens")))
         try:
             if model.own is not None:
                 answer: Answer[Any] = model.own.submit(*args, id=id, **options)

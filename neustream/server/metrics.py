@@ -264,7 +264,7 @@ class Metrics(Follower):
         self._set_kv(gauges.kv)
         for model in self.lives.models or ("",):
             lives = [life for life in self.lives.open.values() if life.model == model]
-            run = sum([life.began is not None for life in lives])
+            run = sum([life.running for life in lives])
             self._child(table.running, model).set(run)
             self._child(table.waiting, model).set(len(lives) - run)
         due = [life.due for life in self.lives.open.values() if life.due < float("inf")]

@@ -21,6 +21,7 @@ from serving import serving, settled, stock, text_service  # noqa: E402
 from toys import Flat, engine  # noqa: E402
 
 from neustream import SLO, EventLog, Graph, Priced, Request  # noqa: E402
+from neustream.core.events import Emitted, Ended, Submitted  # noqa: E402
 from neustream.graphs import llm, llm_profiles  # noqa: E402
 from neustream.server.metrics import RENDER_S, Metrics, reason_of  # noqa: E402
 from neustream.server.observe.gauges import Gauges  # noqa: E402
@@ -240,6 +241,22 @@ def test_what_was_given_up_before_the_engine_had_it_is_counted():
     assert told("requests_total", outcome="dropped", **{"class": "batch"}) == told("dropped_total", code="crowded") == 1
     assert told("slo_missed_total", what="dropped") == 1 == told("requests_total")
     assert not metrics.lives._asked and not metrics.lives.open
+
+
+def test_an_engine_that_tells_of_no_steps_is_counted_by_its_outputs():
+    metrics = Metrics(["own", "chat"])
+    metrics.tell(Asked("a", "own", "text", SLO(), 7, 5))
+    metrics(Submitted("a", "own", 1.0, 9.0, SLO(), 5, 1.0))
+    metrics(Emitted("a", 0, {"token": 3, "finish_reason": None}, 1.5, 0.5))
+    told = told_by(metrics)
+    assert told("num_requests_running", model="own") == 1 and told("num_requests_waiting") == 0
+    metrics(Emitted("a", 1, {"token": 4, "finish_reason": "stop"}, 1.75, 0.75))
+    metrics(Ended("a", "done", "", {}, True, 1.0, 1.75, SLO(), 2))
+    metrics._rendered_at = None
+    told = told_by(metrics)
+    assert told("request_success_total", model="own", finished_reason="stop") == 1
+    assert told("time_to_first_token_seconds_sum") == 0.5 and told("inter_token_latency_seconds_sum") == 0.25
+    assert told("prompt_tokens_total") == 7 and told("request_queue_time_seconds_count") == 0
 
 
 def test_who_cancels_before_the_engine_has_heard_of_it_is_counted_once():

@@ -117,7 +117,7 @@ class Board(Follower):
 
     def snapshot(self, gauges: Gauges, since: int = 0) -> dict[str, Any]:
         """All of it as JSON; of the dots only those behind number `since`."""
-        running = sum([life.began is not None for life in self._open.values()])
+        running = sum([life.running for life in self._open.values()])
         return {
             "state": gauges.state,
             "reason": gauges.reason,

@@ -72,6 +72,11 @@ class Life:
         return self.slo.name
 
     @property
+    def running(self) -> bool:
+        """Whether it has run; engines that tell of no steps tell of outputs."""
+        return self.began is not None or self.outputs > 0
+
+    @property
     def latency_s(self) -> float:
         assert self.ended is not None
         return self.ended - self.arrival
@@ -206,6 +211,7 @@ class Lives:
         if record.late and life.late is None:
             life.late = _missed(life, record)
         life.outputs += 1
+        life.finish = record.update.get("finish_reason") or ""  # where an engine says so itself
         for follower in self.followers:
             follower.emitted(life, gap_s)
 
@@ -273,7 +279,9 @@ def _missed(life: Life, record: Emitted) -> Missed:
 def _finish(life: Life, record: Ended) -> str:
     if life.kind != "text":
         return ""
-    return "stop" if life.stopped or (record.output or {}).get("ended") else "length"
+    if life.stopped or (record.output or {}).get("ended"):
+        return "stop"
+    return life.finish or "length"
 
 
 def _phase(life: Life, module: str) -> str:
