@@ -84,6 +84,17 @@ class Choice:
             piece += self.stops.rest()
         return piece
 
+    def kept(self, total_s: float) -> tuple[bool, float]:
+        """Whether it was on time, and its seconds; one that we ended is over with its last token."""
+        ended = self.answer.ended
+        if ended is not None and not self.answer.cancelled():
+            return ended.on_time, ended.latency_s
+        outputs = self.answer.outputs[: max(self.count, 1)]
+        if self.finish_reason is None or not outputs:
+            return False, 0.0
+        age = outputs[-1].age
+        return age <= total_s and not any(output.late for output in outputs), age
+
     def _end(self) -> None:
         self.whole()
         self.answer.cancel()
@@ -134,15 +145,14 @@ class Reply:
 
     def kept(self) -> dict[str, Any]:
         """How the promise was kept, for those who asked."""
-        ended = [choice.answer.ended for choice in self.choices]
-        known = [each for each in ended if each is not None]
-        on_time = bool(known) and len(known) == len(ended) and all(each.on_time for each in known)
+        kept = [choice.kept(self.promise.slo.total) for choice in self.choices]
+        latency_s = max([seconds for _, seconds in kept], default=0.0)
         firsts = [choice.answer.outputs[0].age for choice in self.choices if choice.answer.outputs]
-        slack = self.promise.slo.total - max([each.latency_s for each in known], default=0.0)
+        slack = self.promise.slo.total - latency_s
         return {
-            "on_time": on_time,
+            "on_time": bool(kept) and all(on_time for on_time, _ in kept),
             "ttft_ms": round(max(firsts) * 1e3, 3) if firsts else None,
-            "e2e_ms": round(max([each.latency_s for each in known], default=0.0) * 1e3, 3),
+            "e2e_ms": round(latency_s * 1e3, 3),
             "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),
         }
 

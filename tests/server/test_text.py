@@ -130,10 +130,12 @@ def test_a_stop_string_ends_the_text_and_the_work(client, running):
     whole = client.post("/v1/completions", json={**ASK, "max_tokens": 60}).json()["choices"][0]["text"]
     stop = next(whole[at : at + 2] for at in range(4, len(whole)) if whole.find(whole[at : at + 2]) == at)
     for stream in (False, True):
-        body = {**ASK, "max_tokens": 200, "stop": [stop], "stream": stream}
+        body = {**ASK, "max_tokens": 200, "stop": [stop], "stream": stream, "slo": {"e2e_ms": 60_000, "report": True}}
         answer = client.post("/v1/completions", json=body)
+        assert '"on_time": true' in answer.text.replace('":true', '": true')
         if stream:
             chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+            chunks = [chunk for chunk in chunks if chunk["choices"]]
             text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
             reason = chunks[-1]["choices"][0]["finish_reason"]
         else:
