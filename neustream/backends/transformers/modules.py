@@ -71,7 +71,7 @@ class _Turn:
 
 
 class Texts:
-    """The texts of requests on one model, and what is in its slots.
+    """The stream module of one model: the texts of requests, and what is in its slots.
 
     A step computes, for each job, the tokens that its slot lacks: a part of the prompt, all tokens of
     a job whose slot was taken, or the one that it got last. Where slots do not suffice, a job that is
@@ -98,6 +98,9 @@ class Texts:
     def __len__(self) -> int:
         """Slots in use."""
         return len(self._held)
+
+    def load(self, device: str) -> None:
+        """Nothing to do: the model stays on the device that it is on."""
 
     @torch.inference_mode()
     def step(self, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
@@ -332,29 +335,6 @@ class Texts:
         return {self.name: text, "token": token, "ended": over, **more}
 
 
-class TextModule:
-    """Steps of some texts: prefills, decodes and both; the model is where its owner put it."""
-
-    def __init__(self, texts: Texts) -> None:
-        self._texts = texts
-
-    def load(self, device: str) -> None:
-        """Nothing to do: the model stays on the device that it is on."""
-
-    def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
-        results: Sequence[Update | StageFailed] = self._texts.step(inputs)
-        return results
-
-    def release(self, id: str) -> None:
-        self._texts.release(id)
-
-    def export(self, given: StepInput) -> KeysAndValues | None:
-        return self._texts.export(given)
-
-    def adopt(self, given: StepInput, piece: KeysAndValues) -> None:
-        self._texts.adopt(given, piece)
-
-
 def modules_of(texts: Texts) -> dict[str, StreamModule]:
     """The module of `neustream.graphs.llm(texts.name)`, by the names of its steps."""
-    return dict.fromkeys((texts.prefill, texts.decode, texts.name), TextModule(texts))
+    return dict.fromkeys((texts.prefill, texts.decode, texts.name), texts)
