@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from test_pipelines import DIT, SD, profiles, seeded
+    from toys import command
 
     from neustream.backends.diffusers import PalettePipeline, from_config, profile
 
@@ -221,3 +223,25 @@ def test_on_a_gpu_alone_is_bitwise_stock():
     call = {"prompt": "a cat", "num_inference_steps": 4, "output_type": "pt"}
     with ns.serve(model.pipe, progress=False, measure_s=1.0) as engine:
         assert torch.equal(engine(**call, generator=seeded(1)).images, model.pipe(**call, generator=seeded(1)).images)
+
+
+def test_images_and_texts_of_a_config_are_served_by_one_service(root, tmp_path):
+    path = root / "configs/demo/tiny_pair.yaml"
+    settings = ["--set", f"models.sd.profiles={tmp_path / 'sd'}", "--set", f"models.chat.profiles={tmp_path / 'chat'}"]
+    timing = ["--repeats", "3", "--warmup", "0", "--seconds", "0.2"]
+    few = ["models.sd.stages.unet.max_batch=2", "models.sd.stages.clip.max_batch=2", "models.sd.stages.vae.max_batch=2"]
+    few += ["models.sd.workload.requests=5", "models.chat.workload.requests=7", "models.sd.slo={total_s: 300}"]
+    few += ["models.chat.slo={first_s: 300, step_s: 60}"]
+    settings += [part for setting in few for part in ("--set", setting)]
+    for name in ("sd", "chat"):
+        told = command("profile", path, *settings, "--model", name, "--out", tmp_path / name, *timing)
+        assert told.status == 0, told.err
+    assert {file.name for file in (tmp_path / "sd").iterdir()} == {"clip.json", "unet.json", "vae.json"}
+    told = command("run", path, *settings, "-p", "fcfs", "--out", tmp_path / "out")
+    assert told.status == 0, told.err
+    (entry,) = json.loads((tmp_path / "out/report.json").read_text())
+    assert {name: part["counts"]["on_time"] for name, part in entry["models"].items()} == {"sd": 5, "chat": 7}
+    simulated = entry["simulated"]["models"]["chat"]["tokens"]["outputs"]
+    assert entry["models"]["chat"]["tokens"]["outputs"] == simulated
+    assert {"sd.clip", "sd.unet", "sd.vae"} < set(entry["busy_s"]) and "sd/probe" not in entry["busy_s"]
+    assert (tmp_path / "out/images.png").exists()
