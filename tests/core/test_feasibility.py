@@ -277,6 +277,25 @@ def test_one_more_fits_if_the_set_with_it_is_worth_its_seats(value):
     assert sum(sum(fit) for fit in found) > 100
 
 
+def test_jobs_that_end_together_decode_together():
+    """Both end at 1.25; decodes of 4 s are over at 9.25 one by one, at 6.25 if two cost three quarters."""
+    one, zero, both = np.ones(2), np.zeros(2), np.arange(2)
+    behind = np.full(2, 4.0)
+
+    def fit(due, left=one, seconds=TABLES["rising"]):
+        at = np.full(2, due) - behind
+        plan = Line(0.0, shape(seconds), 1.0, left, at, behind, zero, shared=lambda count: 0.75 if count == 2 else 1.0)
+        together = plan.fits(both)
+        assert plan.fits_with(both[:1], both[1:]) == [together]
+        return together
+
+    assert fit(1.25 + 6.0)
+    assert not fit(1.25 + 6.0 - 0.01)
+    assert not fit(1.25 + 6.0, left=np.array([1.0, 2.0]))  # they end one after the other
+    assert not fit(2.0 + 6.0, seconds=[1.0, 2.125])  # they run one after the other
+    assert fit(2.0 + 8.0, seconds=[1.0, 2.125])
+
+
 def test_one_more_fits_among_equals():
     draw, found = random.Random(7), []
     for _ in range(100):

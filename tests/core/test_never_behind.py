@@ -91,6 +91,19 @@ def test_encodings_that_cost_as_much_as_a_loop_meet(seed):
     assert ours > 95
 
 
+@pytest.mark.parametrize(("rate", "scale", "steps"), [(15, 1.5, 1), (11, 2, {"min": 1, "max": 2})])
+def test_models_of_a_step_or_two_decode_together(rate, scale, steps):
+    prepared = paper(
+        "sd15_256_rtx4090",
+        workload__requests=300,
+        workload__rate=rate,
+        workload__steps=steps,
+        slo__scale=scale,
+    )
+    ours, *others = on_time(prepared, "priced", "slack_ranked", "neustream")
+    assert ours >= max(others)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_tight_promises_do_not_hold_all_others_to_small_batches(seed):
     prepared = paper(

@@ -13,6 +13,7 @@ from neustream.core.demand import RECENT
 from neustream.core.policies import POLICIES
 from neustream.core.policies.curve import CURVES, Curve, curve_of
 from neustream.core.policies.price import price_of
+from neustream.core.policies.tied import MOST, share
 
 
 class Weights:
@@ -72,11 +73,12 @@ def test_what_is_kept_between_decisions_is_bounded():
     many = [Request(f"r{index}", graph, index * 0.04, SLO(total=0.5), {"size": index}) for index in range(1000)]
     engine(graph, profiles(), seen).run(many)
     price_of(seen.view)
-    (price,) = [kept for key, kept in seen.view.memo.items() if not isinstance(key, tuple)]
+    (price,) = [kept for kept in seen.view.memo.values() if hasattr(kept, "charges")]
     curves = [kept for key, kept in seen.view.memo.items() if isinstance(key, tuple)]
     assert 0 < len(price.charges) <= RECENT
     assert set(price.charges) <= set(seen.view.recent)
     assert all(0 < len(of) <= CURVES for _, of in curves)
+    assert len(seen.view.memo.get(share, ())) <= MOST
 
 
 def test_a_corrected_profile_has_a_curve_of_its_own():

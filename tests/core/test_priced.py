@@ -303,6 +303,14 @@ def test_one_in_a_hurry_runs_alone_if_the_others_can_wait():
     assert all(outcomes(*hurried).values())
 
 
+@pytest.mark.parametrize(("due", "steps", "served"), [(1.65, 1, 2), (1.6, 1, 1), (4.15, 3, 1)])
+def test_decodes_that_meet_count_once_where_they_are_a_large_part_of_the_work(due, steps, served):
+    """A step of two takes 1.25 s, their decodes 0.375 s; one by one 0.5 s. Of three steps they are a small part."""
+    graph = Graph("decoded", seq(loop(UNET, times=steps_of), VAE))
+    some = waiting(*[ask(f"r{at}", steps, due, graph=graph) for at in range(2)])
+    assert len(chosen(some)) == served
+
+
 def test_encodings_of_admitted_jobs_come_first():
     some = waiting(ask("r0", 4, 99.0))
     now = run(some, "r0")

@@ -18,7 +18,8 @@ In turns is right where promises are alike, on seats where some are tight and ot
 small batches waste the device: b jobs alone cost a step that might have served more. That is
 counted until the last job is over that needs the seats (in turns it would be late). At what a
 second of the device is worth lately (`price.py`) it must be no more than the weight of the jobs
-that need seats; else the set does not fit. Several lines on one device (two models) are put
+that need seats; else the set does not fit. Jobs that end in the same turn may decode together
+(`tied.py`). Several lines on one device (two models) are put
 together in `several.py`.
 """
 
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 
 from neustream.core.policies.curve import Curve, Floats
 from neustream.core.policies.seats import Taken
+from neustream.core.policies.tied import Row, in_time
 from neustream.core.policies.turns import OneMore, Turns
 from neustream.core.types import TICK
 
@@ -47,6 +49,11 @@ FEW = 6
 def _nothing() -> float:
     """The value of a device that is nobody's."""
     return 0.0
+
+
+def _all(count: int) -> float:
+    """The share of a batch that costs as much as one each."""
+    return 1.0
 
 
 class Columns(NamedTuple):
@@ -72,6 +79,7 @@ class Line:
         entry: seconds before its loop that admitting one more job costs everyone (an encoding).
         weight: of each job.
         value: what a second of the device is worth, in weight; asked when it is needed.
+        shared: what each of so many costs behind the loop in one batch, by what it does alone.
     """
 
     start: float
@@ -83,6 +91,7 @@ class Line:
     entry: Sequence[float] | Floats
     weight: Sequence[float] | Floats = ()
     value: Callable[[], float] = _nothing
+    shared: Callable[[int], float] = _all
 
     _latest: tuple[object, float, bool] = field(init=False, default=(None, 0.0, False))
     _arrays: Columns | None = field(init=False, default=None)
@@ -110,7 +119,16 @@ class Line:
 
     def fits(self, jobs: Sequence[int] | Ints, entry: float = 0.0) -> bool:
         """Whether all of `jobs` (rising places) can be on time, `entry` seconds from `start` on."""
-        return not len(jobs) or self.in_turns(jobs, entry) or self.seats(jobs, entry) > 0
+        if not len(jobs) or self.in_turns(jobs, entry):
+            return True
+        return self.seats(jobs, entry) > 0 or self._tied(jobs, entry)
+
+    def _tied(self, jobs: Sequence[int] | Ints, entry: float) -> bool:
+        """Whether all of `jobs` are on time if those who end together decode together."""
+        if len(jobs) > self.curve.limit or self.shared(2) >= 1.0:
+            return False
+        rows = [Row(self.left[index], self.due[index], self.behind[index]) for index in jobs]
+        return in_time(rows, self.curve, self.speed, self.start + entry, self.shared)
 
     def in_turns(self, jobs: Sequence[int] | Ints, entry: float = 0.0) -> bool:
         """Whether all of `jobs` are on time if they take turns. The latest answer is kept."""
@@ -243,8 +261,16 @@ class Line:
             rest = np.array([others[place] for place in missing], np.int64)
             seated = self._seats_with(np.asarray(jobs, np.int64), rest)
             for place, fits in zip(missing, seated, strict=True):
-                fit[place] = fits
+                fit[place] = fits or self._tied_with(jobs, others[place])
         return fit
+
+    def _tied_with(self, jobs: Sequence[int] | Ints, new: int) -> bool:
+        """As `_tied`, for `jobs` with one more."""
+        if len(jobs) >= self.curve.limit:
+            return False
+        joint = list(jobs)
+        insort(joint, new)
+        return self._tied(joint, self.entry[new])
 
     def _each_with(self, jobs: Sequence[int] | Ints, others: Sequence[int] | Ints) -> list[bool]:
         """`fits_with` in turns, asked one by one."""

@@ -14,6 +14,7 @@ from neustream.core.policies.curve import Curve, Floats, curve_of
 from neustream.core.policies.feasibility import Line
 from neustream.core.policies.price import value_of
 from neustream.core.policies.several import Lines, Need
+from neustream.core.policies.tied import share
 from neustream.core.policy import View
 from neustream.core.types import TICK
 
@@ -121,7 +122,20 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
         entries = [entry.get(job, 0.0) for job in jobs] if entry else [0.0] * len(jobs)
         speed = view.speed.get(name, 1.0)
         weight = [job.weight for job in jobs]
-        lines.append(Line(start, curve, speed, left, due, behind, entries, weight, value))
+        lines.append(
+            Line(
+                start,
+                curve,
+                speed,
+                left,
+                due,
+                behind,
+                entries,
+                weight,
+                value,
+                partial(share, view, jobs[0], name),
+            )
+        )
         everyone += jobs
         committed += began
     plan: Line | Lines
