@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
+from exhaustive_tokens import draw, optimum
 from toys import one_stage, request
 
 from neustream import ConfigError, Decision, GraphError, LinearProfile, Pool, ProfileError
 from neustream.analysis.bounds import token_bound
+from neustream.analysis.bounds.tokens import buckets, upper
 from neustream.analysis.bounds.tokens.costs import Limits, costs_of
 from neustream.analysis.headroom import bound_of, weight_on_time
 from neustream.analysis.hindsight import TEXT_STARTS, hindsight
@@ -21,6 +24,8 @@ from neustream.config import load_experiment
 from neustream.core.steps import DecodeGrid, LearntSteps, PrefillTable, Step, StepProfile
 from neustream.experiment import prepare, simulate
 
+INSTANCES = int(os.environ.get("NEUSTREAM_TOKEN_INSTANCES", "30"))
+"""How many random loads to search exhaustively; 2,000 take some minutes."""
 SERVE = ("fcfs", "edf", "priority", "sarathi", "neustream_llm", "priced")
 PREFILL = {
     "tokens": [16, 32, 64, 96, 128, 256],
@@ -80,6 +85,45 @@ def test_no_policy_serves_more(tmp_path, overrides, other):
         assert most.value <= most.relaxed + 1e-6
         for name in SERVE:
             assert weight_on_time(simulate(busy, name)) <= most.value + 1e-6, f"{name}, seed {seed}"
+
+
+def bound_on(load, seconds=5.0):
+    return token_bound(
+        load.requests, load.lengths, load.steps, load.pool, max_batch=load.max_batch, time_limit_s=seconds
+    )
+
+
+def test_no_schedule_serves_more_than_the_bound():
+    exact = 0
+    for seed in range(INSTANCES):
+        load = draw(seed)
+        best, found = optimum(load), bound_on(load)
+        assert best <= found.value + 1e-6, f"seed {seed}: {best} can be served, the bound is {found}"
+        assert found.value <= found.relaxed + 1e-6, f"seed {seed}: {found}"
+        exact += found.value <= best + 1e-6
+    assert exact >= 0.6 * INSTANCES
+
+
+def test_starts_of_prompts_wait_for_decodes(monkeypatch):
+    """Seed 4: prompts fit beside each other, and decodes too, but not both."""
+    load = draw(4)
+    assert optimum(load) == bound_on(load).value == 1
+    monkeypatch.setattr(upper, "LINKED", ())
+    assert bound_on(load).value == 2
+
+
+def test_buckets_that_end_at_deadlines_are_tighter(monkeypatch):
+    load = draw(27)
+    assert optimum(load) == bound_on(load).value == 2
+    monkeypatch.setattr(buckets, "EXACT", 0)
+    assert bound_on(load).value == 3
+
+
+def test_a_small_program_of_time_is_solved_with_whole_tasks(monkeypatch):
+    load = draw(5)
+    assert optimum(load) == bound_on(load).value == 1
+    monkeypatch.setattr(upper, "WHOLE", 0)
+    assert bound_on(load).value == 2
 
 
 class Chance:

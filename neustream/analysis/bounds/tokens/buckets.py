@@ -17,6 +17,8 @@ BUCKETS = 8
 """Buckets of time in the mean life of a generation."""
 MOST_BUCKETS = 2000
 """Buckets in all."""
+EXACT = 120
+"""Arrivals and deadlines are cuts themselves if there are no more than that."""
 
 Sum = list[tuple[int, float]]
 """Columns and what each of them counts for."""
@@ -51,10 +53,10 @@ class _Buckets:
         self.program = Program(np.array([task.weight for task in tasks]))
         begin, end = min(task.start for task in tasks), max(task.end for task in tasks)
         life = float(np.mean([task.end - task.start for task in tasks]))
-        self.width = max(life / BUCKETS, (end - begin) / MOST_BUCKETS, costs.base)
-        self.count = max(math.ceil((end - begin) / self.width), 1)
-        self.cuts: Floats = begin + self.width * np.arange(self.count + 1, dtype=np.float64)
-        self.most_steps = (end - begin + self.width) / costs.base
+        width = max(life / BUCKETS, (end - begin) / MOST_BUCKETS, costs.base)
+        self.cuts = _cuts(tasks, begin, max(math.ceil((end - begin) / width), 1), width)
+        self.count = len(self.cuts) - 1
+        self.most_steps = (end - begin + width) / costs.base
         self.prompts = self.others = range(0)
         self.tokens: list[Sum] = [[] for _ in range(self.count)]
         self.beside: list[Sum] = [[] for _ in range(self.count)]
@@ -98,10 +100,13 @@ class _Buckets:
             self.apart[bucket].append((apart, 1.0))
             self.per_job |= dict.fromkeys((beside, apart), 1 / task.most)
             self.top |= dict.fromkeys((beside, apart), most)
+        every = [*u, *v]
+        self.program.row([at, *every], [-most, *[1.0] * len(every)])
+        for bucket, beside, apart in zip(range(start, stop), u, v, strict=True):
+            here = [*self._steps(bucket), beside, apart]
+            self.program.row(here, [*_one(-1.0), 1 / task.most, 1 / task.most])
         for after in range(start + 1, stop + 1):
-            by = len(task.due)
-            if after < stop:
-                by = int(np.searchsorted(task.due, self.cuts[after], "right"))
+            by = self._due(task, after, stop)
             if by < 2:
                 continue
             some = [*u[: after - start], *v[: after - start]]
@@ -120,12 +125,12 @@ class _Buckets:
         for total, part in zip(sums, parts, strict=True):
             columns = [total, *(column for column, _ in part)]
             self.program.row(columns, [-1.0, *(value for _, value in part)])
-        here = [self.prompts[bucket + 1], self.prompts[bucket]]
-        here += [self.others[bucket + 1], self.others[bucket]]
+        here = self._steps(bucket)
         self.program.row(here[:2], [-1.0, 1.0])
         self.program.row(here[2:], [-1.0, 1.0])
         for line in self.costs.prompts:
-            self.program.row([*here, *sums], _seconds(line, self.costs.decodes), self.width)
+            seconds = float(self.cuts[bucket + 1] - self.cuts[bucket])
+            self.program.row([*here, *sums], _seconds(line, self.costs.decodes), seconds)
         self._add_memory(here, sums)
         batch = self.limits.max_batch
         self.program.row([*here[:2], sums[2]], [-2 * batch, 2 * batch, 1.0])
@@ -141,6 +146,17 @@ class _Buckets:
     def _jobs(self, part: Sum) -> Sum:
         return [(column, self.per_job[column]) for column, _ in part]
 
+    def _steps(self, bucket: int) -> list[int]:
+        """Columns of steps with prompts and of the others, by the end of a bucket and before."""
+        ends = [self.prompts[bucket + 1], self.prompts[bucket]]
+        return [*ends, self.others[bucket + 1], self.others[bucket]]
+
+    def _due(self, task: Task, cut: int, stop: int) -> int:
+        """Outputs that are due by a cut; at `stop` all are."""
+        if cut == stop:
+            return len(task.due)
+        return int(np.searchsorted(task.due, self.cuts[cut], "right"))
+
     def _before(self, time: float) -> int:
         """The bucket that `time` lies in."""
         return int(np.searchsorted(self.cuts, time, "right")) - 1
@@ -148,6 +164,19 @@ class _Buckets:
     def _after(self, time: float) -> int:
         """The first cut at or after `time`."""
         return min(int(np.searchsorted(self.cuts, time, "left")), self.count)
+
+
+def _cuts(tasks: Sequence[Task], begin: float, count: int, width: float) -> Floats:
+    """Where buckets begin and end: `count` of one width, or arrivals and deadlines if few."""
+    exact = {task.start for task in tasks}.union(*(task.due.tolist() for task in tasks))
+    if len(exact) <= EXACT:
+        return np.array(sorted(exact))
+    return begin + width * np.arange(count + 1, dtype=np.float64)
+
+
+def _one(sign: float) -> list[float]:
+    """What the columns of `_steps` count for, of `sign` times the steps in a bucket."""
+    return [sign, -sign, sign, -sign]
 
 
 def _seconds(line: Line, other: Line) -> list[float]:

@@ -27,24 +27,24 @@ class PromptGroup(Group[Task]):
         self.costs = costs
         self.windows = window_rows(tasks, costs)
 
-    def solve(self, cells: int, whole: bool, seconds: float) -> None:
+    def solve(self, cells: int, whole: bool, seconds: float, *, linked: bool = False) -> None:
         """Bound it by windows, or by starts on `cells` of the shortest step if there are any.
 
-        With `whole` tasks only if fractions did not fit.
+        With `whole` tasks only if fractions did not fit, or `linked` (as of `add_starts`).
         """
         if len(self.tasks) == 1 or (not cells and not self.windows):
             return
         program = Program(np.array([task.weight for task in self.tasks]))
         for row in self.windows:
             program.row(*row)
-        if cells and not add_starts(program, self.tasks, self.costs, cells):
+        if cells and not add_starts(program, self.tasks, self.costs, cells, linked=linked):
             return
         method = "starts" if cells else "windows"
         if not whole:
             found = prices_bound(program, seconds)
             if found is not None:
                 self.improve(found[0], method)
-        elif self.method != "all":
+        elif linked or self.method != "all":
             self.improve_by_whole(program, method, min(seconds, PATIENCE_S))
 
 

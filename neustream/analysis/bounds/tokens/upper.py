@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 from neustream.analysis.bounds.bound import Bound, Group, known_weight, methods, overlapping
 from neustream.analysis.bounds.linear import Program
 from neustream.analysis.bounds.tokens.buckets import time_program
 from neustream.analysis.bounds.tokens.costs import Costs, Limits, costs_of
-from neustream.analysis.bounds.tokens.prompts import PromptGroup, prices_bound
+from neustream.analysis.bounds.tokens.prompts import PATIENCE_S, PromptGroup, prices_bound
 from neustream.analysis.bounds.tokens.tasks import Task, in_time_if_alone, task_of
 from neustream.core.policy import Pool
 from neustream.core.steps import StepLatency
@@ -19,6 +18,12 @@ from neustream.errors import GraphError
 
 PROGRAMS = ((0, False), (0, True), (6, False), (16, False), (6, True), (16, True))
 """Programs of groups in order: cells of the shortest step (0: windows), whether x is whole."""
+LINKED = ((4, False), (8, False), (4, True), (8, True))
+"""The same for starts that are linked to decodes."""
+FEW = 8
+"""Tasks whose lives overlap are a group if there are no more than that."""
+WHOLE = 3_000
+"""A program of time with no more columns is solved with whole tasks too."""
 PART = 3
 """Groups get this part of the time, one in so many."""
 TIME = "time"
@@ -65,6 +70,7 @@ def token_bound(  # noqa: PLR0913 - what is bounded is described by all of these
     groups = _solved_groups(tasks, costs, known, clock, time_limit_s / PART)
     load = _Load(tasks, groups, known_weight(tasks, known))
     shares = {task.id: float(not len(task.due)) for task in every}
+    shares |= dict.fromkeys(load.ids, 1.0)
     if tasks:
         program = time_program(tasks, groups, costs, limits)
         shares |= load.solve(program, time_limit_s - clock.now())
@@ -95,13 +101,23 @@ def _solved_groups(
     clock: WallClock,
     until: float,
 ) -> list[PromptGroup]:
-    parts = overlapping(tasks, lambda task: task.first)
+    parts = _parts(tasks)
     groups = [PromptGroup(some, costs, known_weight(some, known)) for some in parts]
-    for cells, whole in PROGRAMS:
-        for group in groups:
-            if (left := until - clock.now()) > 0:
-                group.solve(cells, whole, left)
+    for programs, linked in ((PROGRAMS, False), (LINKED, True)):
+        for cells, whole in programs:
+            for group in groups:
+                if (left := until - clock.now()) > 0:
+                    group.solve(cells, whole, left, linked=linked)
     return groups
+
+
+def _parts(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Tasks that compete: few over all of their lives, more of them over their prompts."""
+    parts: list[list[Task]] = []
+    for some in overlapping(tasks, lambda task: task.end):
+        few = len(some) <= FEW
+        parts += [some] if few else overlapping(some, lambda task: task.first)
+    return sorted(parts, key=len)
 
 
 class _Load(Group[Task]):
@@ -109,13 +125,22 @@ class _Load(Group[Task]):
 
     def __init__(self, tasks: Sequence[Task], groups: Sequence[PromptGroup], known: float) -> None:
         super().__init__(tasks, known)
+        self.groups = groups
+        self.ids = [task.id for task in tasks]
         self.value = sum(group.value for group in groups)
         self.relaxed = sum(group.relaxed for group in groups)
         self.proven = sum(group.proven for group in groups)
 
     def solve(self, program: Program, seconds: float) -> dict[str, float]:
-        """By the program of time, whose rows hold the values of groups; shares of tasks."""
-        leans = self.value < self.proven
-        bound, x = prices_bound(program, seconds) or (math.inf, [1.0] * len(self.tasks))
-        self.improve(bound, TIME, proven=not leans)
-        return {task.id: share for task, share in zip(self.tasks, x, strict=True)}
+        """By a program of time, whose rows hold the values of groups; shares of tasks.
+
+        None are told if it is not solved in time.
+        """
+        leans = any(group.value < group.proven for group in self.groups)
+        found = prices_bound(program, seconds)
+        if found is None:
+            return {}
+        self.improve(found[0], TIME, proven=not leans)
+        if program.size <= WHOLE and not leans:
+            self.improve_by_whole(program, TIME, min(seconds, PATIENCE_S))
+        return dict(zip(self.ids, found[1], strict=True))
