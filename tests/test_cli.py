@@ -307,6 +307,13 @@ def test_run_writes_a_folder_of_results(tmp_path):
     assert (out / "served.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def test_run_refuses_a_policy_that_plans_with_other_profiles(tmp_path):
+    path = toy(tmp_path)
+    done = command("run", path, "-p", "clockwork", "--set", "policies.clockwork.plan={draw: [draw]}")
+    assert done.status == 2
+    assert "policies.clockwork.plan: profiles to plan with are for simulations" in done.err
+
+
 def test_run_with_several_devices(tmp_path):
     path = toy(tmp_path, devices=["toy:0", "toy:1"])
     done = command("run", path, "--json", tmp_path / "out.json", "--trace", tmp_path / "t.json")

@@ -42,7 +42,7 @@ from neustream.commands.reach import chosen_policies, naming
 from neustream.config import Config, load_config, load_experiment
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
-from neustream.errors import NeustreamError
+from neustream.errors import ConfigError, NeustreamError
 from neustream.experiment.running import ByModel, record, simulate
 
 
@@ -67,6 +67,8 @@ def command(
             importlib.import_module("neustream.analysis.plots")  # an error of its own where matplotlib is missing
             check_folder("--out", out, ("report.json", "served.png", "images.png"))
         check_outputs([*json_file(json_), *(("--trace", path) for path in traces.values())])
+        with naming(config):
+            _check_plans(chosen, names)
         served = _Served(chosen, names, traces)
         with naming(config), _errors_only():
             served.run(device)
@@ -95,6 +97,16 @@ def _errors_only() -> Iterator[None]:
 def _load(config: Path, overrides: Sequence[str], model: str | None) -> Config:
     """All models of a config, or the one that is named."""
     return load_config(config, overrides) if model is None else load_experiment(config, overrides, model=model)
+
+
+def _check_plans(config: Config, names: Sequence[str]) -> None:
+    """ConfigError for a policy that plans with profiles of its own: they are of the config's stages."""
+    for name in names:
+        if "plan" in config.policies.get(name, {}):
+            raise ConfigError(
+                f"policies.{name}.plan: profiles to plan with are for simulations; "
+                "remove it, or choose other policies by --policy"
+            )
 
 
 class _Served:
