@@ -104,6 +104,21 @@ def test_models_of_a_step_or_two_decode_together(rate, scale, steps):
     assert ours >= max(others)
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_long_requests_do_not_make_many_short_ones_late(seed):
+    prepared = paper(
+        "sd15_512_h100",
+        workload__requests=200,
+        workload__rate=0.678,
+        workload__cv=0.3,
+        workload__seed=seed,
+        workload__steps={"choices": [1, 250]},
+        slo__scale=1.1,
+    )
+    ours, clockwork = on_time(prepared, "priced", "clockwork")
+    assert ours >= clockwork - 2
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_tight_promises_do_not_hold_all_others_to_small_batches(seed):
     prepared = paper(

@@ -311,6 +311,26 @@ def test_decodes_that_meet_count_once_where_they_are_a_large_part_of_the_work(du
     assert len(chosen(some)) == served
 
 
+def beside_short_ones(gap, weight=1.0):
+    """Ten requests of one step at refine, with 0.5 s of slack, came `gap` apart; then one of 20 unet steps."""
+    short = [ask(f"s{at}", 1, 1.5 + gap * at, arrival=gap * at, graph=OTHER) for at in range(11)]
+    some = waiting(*short)
+    now = 10 * gap + 1.0
+    for one in short:
+        some.cancel(one.id, now)
+    some.submit(ask("long", 20, now + 40.0, arrival=now, weight=weight), now)
+    return some, now
+
+
+def test_a_job_does_not_begin_whose_steps_would_make_more_requests_late_than_one():
+    some, now = beside_short_ones(gap=5.0)  # in 20 s four come, half of them in the last half of a step
+    set_policy(some, Priced())
+    assert some.next_batch("gpu", now) is None
+    assert some.wake_at("gpu") == pytest.approx(now + 20.0)
+    assert chosen(*beside_short_ones(gap=30.0)) == ["long"]
+    assert chosen(*beside_short_ones(gap=5.0, weight=3.0)) == ["long"]
+
+
 def test_encodings_of_admitted_jobs_come_first():
     some = waiting(ask("r0", 4, 99.0))
     now = run(some, "r0")

@@ -12,7 +12,7 @@ import numpy as np
 from neustream.core.job import Job
 from neustream.core.policies.curve import Curve, Floats, curve_of
 from neustream.core.policies.feasibility import Line
-from neustream.core.policies.price import value_of
+from neustream.core.policies.price import blocked, value_of
 from neustream.core.policies.several import Lines, Need
 from neustream.core.policies.tied import share
 from neustream.core.policy import View
@@ -144,6 +144,27 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
     else:
         plan = Lines(start, lines, _needed_behind(view, ending))
     return LineUp(view.now, plan, everyone, committed, entering, ending)
+
+
+def blocking(view: View, drop: Mapping[Job, str]) -> dict[Job, str]:
+    """Jobs that have not begun, and whose steps would make more weight late than they bring."""
+    aside: dict[Job, str] = {}
+    steps: dict[tuple[str, float], float] = {}
+    for stage, queue in view.queues.items():
+        for job in queue:
+            if job.worker >= 0 or job.deadline == math.inf or job in drop:
+                continue
+            line = _line_of(job, stage)
+            declared = job.request.graph.stages.get(line)
+            if declared is None:
+                continue
+            key = (line, 0.0 if declared.size is None else declared.size_of(job))
+            if key not in steps:
+                steps[key] = view.speed.get(line, 1.0) * view.work(job, 1, {line: 1})
+            lost = blocked(view, steps[key], job.weight / job.remaining_s)
+            if lost * job.remaining_s > job.weight:
+                aside[job] = ""
+    return aside
 
 
 def _needed_behind(view: View, ending: Mapping[str, Sequence[Job]]) -> Need:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from operator import is_
 from typing import NamedTuple
 
 from neustream.core.demand import Calls, Demand
@@ -22,6 +23,9 @@ class _Known(NamedTuple):
     charges: Mapping[Demand, float]
     price: float
     value: float
+    slacks: Mapping[Demand, tuple[float, float]]
+    least: float
+    seen: tuple[object, object, object]
 
 
 def price_of(view: View) -> float:
@@ -45,27 +49,55 @@ def value_of(view: View) -> float:
     return _known(view).value
 
 
+def blocked(view: View, step: float, density: float) -> float:
+    """Weight per second that requests like the recent ones lose while steps of `step` seconds run.
+
+    One that comes in the middle of a step waits for its end. With less slack than that it is late
+    by a chance of 1 - slack / step. Only those count that bring more than `density`, in weight per
+    second of work alone.
+    """
+    known = _known(view)
+    if known.least >= step or len(known.slacks) + 1 < ENOUGH:
+        return 0.0
+    lost = 0.0
+    for demand, (slack, alone) in known.slacks.items():
+        if 0 <= slack < step and demand.weight > density * alone:
+            lost += demand.weight * (1 - slack / step)
+    span = view.recent[-1].at - view.recent[0].at
+    return lost / span if span > 0 else 0.0
+
+
 def _known(view: View) -> _Known:
     """What follows from the recent requests.
 
     It changes with arrivals and, slightly, with speeds; `view.memo` keeps the latest one.
     """
+    known: _Known | None = view.memo.get(_Known)
+    seen = (view.recent, view.speed, view.profiles)
+    if known is not None and all(map(is_, known.seen, seen)):
+        return known
     stages = view.pool.stages
     profiles = tuple([profile_key(view.profiles[name]) for name in stages])
     speeds = tuple([round(view.speed.get(name, 1.0), 2) for name in stages])
     key = (stages, profiles, speeds, view.pool.workers)
-    known: _Known | None = view.memo.get(_Known)
     charges: Mapping[Demand, float] = {}
+    slacks: Mapping[Demand, tuple[float, float]] = {}
     if known is not None and known.key == key:
         if known.recent is view.recent:
+            known = view.memo[_Known] = known._replace(seen=seen)
             return known
-        charges = known.charges
+        charges, slacks = known.charges, known.slacks
     speed = dict(zip(stages, speeds, strict=True))
     charges = {
         demand: charges[demand] if demand in charges else _charge_of(view, demand, speed)
         for demand in view.recent[1:]
     }
-    known = _Known(key, view.recent, charges, *_prices(view, charges))
+    slacks = {
+        demand: slacks[demand] if demand in slacks else _slack_of(view, demand, speed)
+        for demand in view.recent[1:]
+    }
+    least = min([slack for slack, _ in slacks.values() if slack >= 0], default=math.inf)
+    known = _Known(key, view.recent, charges, *_prices(view, charges), slacks, least, seen)
     view.memo[_Known] = known
     return known
 
@@ -132,6 +164,16 @@ def _charge_of_loop(view: View, stage: str, calls: Calls, stretch: float, speed:
     curve = curve_of(view, stage, limit, _rounded(calls.size))
     pace = stretch * _one_call(view, stage, calls) / speed
     return calls.count * curve.charge_of(pace) * speed
+
+
+def _slack_of(view: View, demand: Demand, speeds: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds that a request could wait when it came, and that it needs alone; inf if unknown."""
+    alone = 0.0
+    for name, calls in demand.calls.items():
+        if name not in speeds:
+            return math.inf, math.inf
+        alone += calls.count * _one_call(view, name, calls) * speeds[name]
+    return demand.budget - alone, alone
 
 
 def _one_call(view: View, stage: str, calls: Calls) -> float:

@@ -9,7 +9,7 @@ from itertools import accumulate, compress
 
 from neustream.core.job import Job
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
-from neustream.core.policies.line_up import LineUp, line_up
+from neustream.core.policies.line_up import LineUp, blocking, line_up
 from neustream.core.policies.next_step import (
     can_encode_later,
     can_wait,
@@ -21,6 +21,7 @@ from neustream.core.policies.next_step import (
 from neustream.core.policies.price import price_of
 from neustream.core.policy import Decision, View
 from neustream.core.reserved import NOTHING
+from neustream.core.types import TICK
 
 WEIGHED = 64
 """Waiting jobs that are weighed in one decision, those with the most time per step first."""
@@ -39,12 +40,15 @@ class PricedSteps:
 
     def decide(self, view: View) -> Decision:
         drop = view.hopeless()
-        jobs = line_up(view, drop)
+        aside = blocking(view, drop)
+        jobs = line_up(view, drop | aside)
         if not jobs.jobs:
-            return Decision(ending(view, jobs), drop)
+            latest = [min(job.due, job.due_next) - job.remaining_s for job in aside]
+            wake_at = min(latest) + 2 * TICK if latest else None
+            return Decision(ending(view, jobs), drop, wake_at)
         started = committed(jobs)
         if view.reserved and not jobs.plan.fits(started, jobs.entries(started)):
-            jobs = line_up(replace(view, reserved=NOTHING), drop)
+            jobs = line_up(replace(view, reserved=NOTHING), drop | aside)
             promised = kept(jobs, committed(jobs))
         else:
             promised = self._admit(view, jobs, started)
