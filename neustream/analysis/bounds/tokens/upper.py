@@ -20,6 +20,8 @@ PROGRAMS = ((0, False), (0, True), (6, False), (16, False), (6, True), (16, True
 """Programs of groups in order: cells of the shortest step (0: windows), whether x is whole."""
 LINKED = ((4, False), (8, False), (4, True), (8, True))
 """The same for starts that are linked to decodes."""
+SMALL = 60
+"""These are for loads of no more tasks: in larger ones they took half of the time for no gain."""
 FEW = 8
 """Tasks whose lives overlap are a group if there are no more than that."""
 WHOLE = 3_000
@@ -103,7 +105,8 @@ def _solved_groups(
 ) -> list[PromptGroup]:
     parts = _parts(tasks)
     groups = [PromptGroup(some, costs, known_weight(some, known)) for some in parts]
-    for programs, linked in ((PROGRAMS, False), (LINKED, True)):
+    passes = [(PROGRAMS, False)] + [(LINKED, True)] * (len(tasks) <= SMALL)
+    for programs, linked in passes:
         for cells, whole in programs:
             for group in groups:
                 if (left := until - clock.now()) > 0:
