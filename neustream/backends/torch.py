@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from neustream.backends import ConfigModel
 from neustream.errors import BackendError, nearest
@@ -71,3 +71,23 @@ class TorchModel(ConfigModel):
 
     def sync(self) -> None:
         sync(self._place)
+
+
+class Samples:
+    """The value in the middle of each of some weights: who writes to all of one changes it.
+
+    What is written through `weight.data`, torch itself does not count.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+        for weight in weights:
+            if weight.numel():
+                middle = tuple(size // 2 for size in weight.shape)
+                group = groups.setdefault((weight.device, weight.dtype), [])
+                group.append(weight.detach()[middle].view(1))
+        self._views = list(groups.values())
+
+    def read(self) -> list[bytes]:
+        """The values as bytes, by device and dtype; waits for the devices."""
+        return [torch.cat(some).cpu().view(torch.uint8).numpy().tobytes() for some in self._views]

@@ -51,6 +51,12 @@ REFUSED = [
     ({"height": 16.0}, "height must be a whole number of at least 1, got 16.0"),
     ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a whole number of at least 1, got 0"),
     ({"num_inference_steps": True}, "num_inference_steps must be a whole number of at least 1, got True"),
+    ({"latents": "noise"}, "latents must be a tensor or a list of them, got 'noise'"),
+    ({"latents": np.zeros((1, 4, 8, 8))}, "latents must be a tensor or a list of them"),
+    ({"prompt": None, "prompt_embeds": 3}, "prompt_embeds must be a tensor or a list of them, got 3"),
+    ({"negative_prompt": 5}, "negative_prompt must be text or a list of texts, got 5"),
+    ({"timesteps": "all"}, "timesteps must be a list of numbers, got 'all'"),
+    ({"clip_skip": "1"}, "clip_skip must be a number, got '1'"),
     ({"num_inference_steps": np.int64(0)}, "num_inference_steps must be a whole number of at least 1"),
 ]
 

@@ -420,3 +420,61 @@ def test_the_class_of_a_scheduler_is_the_stock_one(sd):
         seen = []
         assert torch.equal(service(**words(), on_step=seen.append).images, stock)
     assert [progress.step for progress in seen] == [1, 2, 3]
+
+
+# -- modules of somebody's own -------------------------------------------------------------------------------
+
+
+class Centred(torch.nn.Module):
+    """Takes the mean over rows away."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, *args, **kwargs):
+        out = self.inner(x, *args, **kwargs)
+        return out - 0.1 * out.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize("place", ["conv_out", "conv_in", "mid_block"])
+def test_a_module_that_mixes_rows(sd, place):
+    """Its model's class is known to keep rows apart, but this one does not."""
+    setattr(sd.unet, place, Centred(getattr(sd.unet, place)))
+    calls = [words(at, guidance_scale=5.0) for at in range(4)]
+    stock = [sd(**{**one, "generator": seeded(at)}).images for at, one in enumerate(calls)]
+    with serve(sd) as service:
+        assert all(close_to(ours, one) for ours, one in zip(together(service, calls), stock, strict=True))
+
+
+def test_a_decoder_that_mixes_rows(sd):
+    sd.vae.decoder.conv_in = Centred(sd.vae.decoder.conv_in)
+    calls = [words(at) for at in range(4)]
+    stock = [sd(**{**one, "generator": seeded(at)}).images for at, one in enumerate(calls)]
+    with serve(sd) as service:
+        assert all(close_to(ours, one) for ours, one in zip(together(service, calls), stock, strict=True))
+
+
+# -- weights that torch does not see written ------------------------------------------------------------------
+
+
+def in_place(weight):
+    weight.data.mul_(1.5)
+
+
+def another(weight):
+    weight.data = weight.data * 1.5
+
+
+@pytest.mark.parametrize("write", [in_place, another])
+@pytest.mark.parametrize("which", ["unet", "text_encoder", "vae"])
+def test_weights_that_are_written_through_their_data(sd, write, which):
+    weight = max(getattr(sd, which).parameters(), key=torch.numel)
+    with serve(sd) as service:
+        before = service(**words()).images
+        write(weight)
+        with pytest.raises(ns.RequestError, match=r"was changed while it is served: weights were (written|replaced)"):
+            service(**words())
+        weight.data.div_(1.5)
+        if write is in_place:
+            assert close_to(service(**words()).images, before)

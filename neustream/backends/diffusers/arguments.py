@@ -15,6 +15,8 @@ from neustream.errors import RequestError, shown
 WHOLE = frozenset(("height", "width", "num_frames", "video_length", "batch_size"))
 """Whole numbers of at least 1, beside all whose names end as below."""
 ENDINGS = ("num_inference_steps", "_per_prompt")
+TENSORS = ("latents", "_embeds")
+"""How names of tensors end."""
 IMAGES = frozenset(("image", "mask_image", "control_image", "ip_adapter_image"))
 
 
@@ -47,6 +49,14 @@ def _checks(name: str, default: Any) -> Iterator[Callable[[str, Any], None]]:
         yield _check_image
     if "prompt" in name:
         yield _check_text
+    if name in ("negative_prompt", "negative_prompt_2", "negative_prompt_3"):
+        yield _check_words
+    if name.endswith(TENSORS) and default is None:
+        yield _check_tensor
+    if name == "clip_skip":
+        yield _check_number
+    if name in ("timesteps", "sigmas"):
+        yield _check_numbers
     if "callback" in name and not name.endswith(("_inputs", "_steps")):
         yield check_callable
 
@@ -70,6 +80,21 @@ def _check_image(name: str, value: Any) -> None:
         if one is not None and not isinstance(one, Image.Image | np.ndarray | torch.Tensor | list | tuple | Mapping):
             kinds = "a PIL image, an array, a tensor, or a list of them"
             raise RequestError(f"{name} must be {kinds}, got {shown(value)}")
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    if isinstance(value, str | bytes | bool):
+        raise RequestError(f"{name} must be a list of numbers, got {shown(value)}")
+
+
+def _check_words(name: str, value: Any) -> None:
+    if not isinstance(value, str | list | tuple):
+        raise RequestError(f"{name} must be text or a list of texts, got {shown(value)}")
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if isinstance(value, str | bytes | bool | int | float | np.ndarray):
+        raise RequestError(f"{name} must be a tensor or a list of them, got {shown(value)}")
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from neustream.backends.diffusers.adapters import kept, scaled, scales_of
 from neustream.backends.diffusers.autocast import autocast, autocast_now
-from neustream.backends.diffusers.foreign import is_stock, is_usual, processors_of
+from neustream.backends.diffusers.foreign import has_own_parts, is_stock, is_usual, processors_of
 from neustream.backends.diffusers.results import Unshareable, close, rows_of
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.errors import StageFailed, told
@@ -94,10 +94,11 @@ class Part:
         self.casts = bool(getattr(getattr(model, "config", None), "force_upcast", False))
         """Whether stock calls cast the model and cast it back."""
         processors = processors_of(model) if isinstance(model, torch.nn.Module) else set()
-        self.usual = owner in PROVEN and all(map(is_usual, processors))
+        own = isinstance(model, torch.nn.Module) and has_own_parts(model)
+        self.usual = owner in PROVEN and not own and all(map(is_usual, processors))
         """Whether its rows are known to be apart."""
-        self.foreign = not all(map(is_stock, processors))
-        """Whether attention processors of somebody's own may mix them in any way."""
+        self.foreign = own or not all(map(is_stock, processors))
+        """Whether modules or attention processors of somebody's own may mix them in any way."""
         self.scales: list[dict[str, float]] = scales_of(model)
         self.scaling = False
         """Whether a call is under way that scales its adapters."""

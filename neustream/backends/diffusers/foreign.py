@@ -63,6 +63,11 @@ def is_stock(processor: type) -> bool:
     return processor.__module__.startswith("diffusers.models.")
 
 
+def has_own_parts(model: torch.nn.Module) -> bool:
+    """Whether any of its modules is of a class of somebody's own."""
+    return any(origin(kind) not in KNOWN for kind in {type(module) for module in model.modules()})
+
+
 def states_of(name: str, model: torch.nn.Module) -> Iterator[str]:
     """Why calls of a model may depend on calls before them, by what in it."""
     if getattr(model, "is_cache_enabled", False):

@@ -84,7 +84,8 @@ class Replica:
         roles: what each stage does, by its name; more may be added.
         states: of what must not change while it serves: this pipeline, and the one that it is a copy of.
         begin: makes a run of the stock call, when a request first gets to a stage.
-        changed: says what of the models is not as it was; empty: nothing.
+        changed: says what of the models is not as it was; empty: nothing. `sampled` also looks into
+            weights, which waits for the device.
 
     Nothing in it refers to itself, so a pipeline that is served no more is freed at once.
     """
@@ -107,7 +108,7 @@ class Replica:
         runs = Runs(
             self.begin,
             check_finite=check_finite,
-            changed=self.changed,
+            changed=partial(self.changed, sampled=True),
             settled=partial(sync, self.parts.device),
         )
         self.module = RunModule(runs, self.roles)
@@ -193,8 +194,8 @@ def _begin(pipe: DiffusionPipeline, parts: Parts, given: StepInput) -> Run:
     return Run(pipe, parts, params["arguments"], expected=params["steps"], on_step=params.get("on_step"))
 
 
-def _changed(states: Sequence[State]) -> str:
-    return next(filter(None, (state.changed() for state in states)), "")
+def _changed(states: Sequence[State], *, sampled: bool = False) -> str:
+    return next(filter(None, (state.changed(sampled=sampled) for state in states)), "")
 
 
 def _scaling(parts: Parts) -> bool:

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.foreign import is_own, looks_only, origin, processor_of
+from neustream.backends.diffusers.weights import Weights
 from neustream.errors import shown
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -127,13 +128,12 @@ class State:
         self._scaling = scaling
         self._places = _places(models(pipe))
         self._kept: list[Kept] = []
-        self._weights: list[torch.Tensor] = []
+        self._weights: list[Weights] = []
         for name, model in models(pipe):
             self._note(name, model)
         self._now = [kept.now for kept in self._kept]
         self._before = [kept.before for kept in self._kept]
         self._link()
-        self._versions = [weight._version for weight in self._weights]
         self._classes = list({type(module) for _, model in models(pipe) for module in model.modules()})
         self._forwards = [cls.forward for cls in self._classes]
 
@@ -144,16 +144,19 @@ class State:
             processor = processor_of(module)
             if processor is not None and not isinstance(processor, torch.nn.Module):
                 self._kept += _objects(f"{path}.processor", processor, DEPTH)
-        if not moves:
-            self._weights += [weight for weight in model.parameters() if not weight.is_inference()]
+        if not _hooked(model):
+            self._weights.append(Weights(model, casts=moves))
 
     def _link(self) -> None:
         self._before = [kept.before for kept in self._kept]
         pairs = [(kept.now.get(key), held) for kept in self._kept for key, held in kept.inside.items()]
         self._held, self._holding = [now for now, _ in pairs], [before for _, before in pairs]
 
-    def changed(self) -> str:
-        """What is not what it was; empty: nothing."""
+    def changed(self, *, sampled: bool = False) -> str:
+        """What is not what it was; empty: nothing.
+
+        `sampled`: look into the weights, too; this waits for the device.
+        """
         whose = type(self._pipe).__name__
         then = "close the service first, then serve the pipeline again"
         now = _places(self._models(self._pipe))
@@ -163,12 +166,10 @@ class State:
                 what = "replaced or removed" if gone else "moved or changed"
                 detail = "" if name not in now else f": {before[1:]} before, {now[name][1:]} now"
                 return f"{name} of {whose} was {what} while it is served{detail}; {then}"
-        why = self._attributes()
+        why = next(filter(None, (one.written(sampled=sampled) for one in self._weights)), "") or self._attributes()
         return why and f"{whose} was changed while it is served: {why}; {then}, or change it back"
 
     def _attributes(self) -> str:
-        if [weight._version for weight in self._weights] != self._versions:
-            return "weights were written to"
         for cls, before in zip(self._classes, self._forwards, strict=True):
             if cls.forward is not before:
                 return f"the forward of {cls.__name__} was replaced"
@@ -202,7 +203,12 @@ def _objects(name: str, value: Any, depth: int) -> Iterator[Kept]:
 def _moves(model: torch.nn.Module) -> bool:
     """Whether its weights are replaced all the time: offloaded, or cast by stock calls themselves."""
     casts = getattr(getattr(model, "config", None), "force_upcast", False)
-    return bool(casts) or any("_hf_hook" in module.__dict__ for module in model.modules())
+    return bool(casts) or _hooked(model)
+
+
+def _hooked(model: torch.nn.Module) -> bool:
+    """Whether it is offloaded."""
+    return any("_hf_hook" in module.__dict__ for module in model.modules())
 
 
 def _places(models: Iterable[tuple[str, torch.nn.Module]]) -> dict[str, tuple[Any, ...]]:

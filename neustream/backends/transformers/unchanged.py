@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from neustream.backends.torch import Samples
 from neustream.errors import NeustreamError, RequestError, StageFailed
 
 ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
@@ -54,9 +55,9 @@ class Unchanged:
             "places": [name for name, _ in there],
             "versions": [name for name, _ in tracked],
         }
-        self._samples = _samples(self._there)
+        self._samples = Samples(self._there)
         self._facts = self._now()
-        self._values = self._sampled()
+        self._values = self._samples.read()
         self._hooked = self._watchers()
         self._logits = self._answer()
 
@@ -68,7 +69,7 @@ class Unchanged:
     def check_step(self) -> None:
         """StageFailed if the model was changed, or its weights are others; on the device's thread."""
         self._check(StageFailed)
-        if self._sampled() != self._values:
+        if self._samples.read() != self._values:
             raise self._error(StageFailed, "its weights were written to")
         hooks = self._watchers()
         if hooks == self._hooked:
@@ -118,10 +119,6 @@ class Unchanged:
             "attention": [getattr(self._model.config.get_text_config(decoder=True), "_attn_implementation", None)],
         }
 
-    def _sampled(self) -> list[bytes]:
-        """A value of each weight, as bytes."""
-        return [torch.cat(some).cpu().view(torch.uint8).numpy().tobytes() for some in self._samples]
-
     def _watchers(self) -> list[Any]:
         """Hooks of all modules."""
         return [hook for hooks in self._hooks if hooks for hook in hooks.values()]
@@ -168,16 +165,6 @@ def _kept_buffers(
         for key, buffer in module._buffers.items()
         if buffer is not None and key not in module._non_persistent_buffers_set
     ]
-
-
-def _samples(weights: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The value in the middle of each weight, as views [1] by device and dtype."""
-    groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
-    for weight in weights:
-        if weight.numel():
-            middle = tuple(size // 2 for size in weight.shape)
-            groups.setdefault((weight.device, weight.dtype), []).append(weight.detach()[middle].view(1))
-    return list(groups.values())
 
 
 def _copied(value: Any) -> Any:
