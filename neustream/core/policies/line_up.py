@@ -12,7 +12,7 @@ import numpy as np
 from neustream.core.job import Job
 from neustream.core.policies.curve import Curve, Floats, curve_of
 from neustream.core.policies.feasibility import Line
-from neustream.core.policies.price import blocked, value_of
+from neustream.core.policies.price import blocked, some_are_blocked, value_of
 from neustream.core.policies.several import Lines, Need
 from neustream.core.policies.tied import share
 from neustream.core.policy import View
@@ -149,6 +149,8 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
 def blocking(view: View, drop: Mapping[Job, str]) -> dict[Job, str]:
     """Jobs that have not begun, and whose steps would make more weight late than they bring."""
     aside: dict[Job, str] = {}
+    if not some_are_blocked(view):
+        return aside
     steps: dict[tuple[str, float], float] = {}
     for stage, queue in view.queues.items():
         for job in queue:

@@ -25,6 +25,7 @@ class _Known(NamedTuple):
     value: float
     slacks: Mapping[Demand, tuple[float, float]]
     least: float
+    longest: float
     seen: tuple[object, object, object]
 
 
@@ -47,6 +48,12 @@ def value_of(view: View) -> float:
     the price where that is more.
     """
     return _known(view).value
+
+
+def some_are_blocked(view: View) -> bool:
+    """Whether a recent request had less slack than a step of a recent one's loop takes."""
+    known = _known(view)
+    return known.least < known.longest
 
 
 def blocked(view: View, step: float, density: float) -> float:
@@ -97,7 +104,16 @@ def _known(view: View) -> _Known:
         for demand in view.recent[1:]
     }
     least = min([slack for slack, _ in slacks.values() if slack >= 0], default=math.inf)
-    known = _Known(key, view.recent, charges, *_prices(view, charges), slacks, least, seen)
+    known = _Known(
+        key,
+        view.recent,
+        charges,
+        *_prices(view, charges),
+        slacks,
+        least,
+        _longest_step(view, speed),
+        seen,
+    )
     view.memo[_Known] = known
     return known
 
@@ -164,6 +180,17 @@ def _charge_of_loop(view: View, stage: str, calls: Calls, stretch: float, speed:
     curve = curve_of(view, stage, limit, _rounded(calls.size))
     pace = stretch * _one_call(view, stage, calls) / speed
     return calls.count * curve.charge_of(pace) * speed
+
+
+def _longest_step(view: View, speeds: Mapping[str, float]) -> float:
+    """Seconds of the longest step, alone, of a loop that a recent request asked for."""
+    steps = {
+        _one_call(view, name, calls) * speeds[name]
+        for demand in view.recent
+        for name, calls in demand.calls.items()
+        if calls.looped and name in speeds
+    }
+    return max(steps, default=0.0)
 
 
 def _slack_of(view: View, demand: Demand, speeds: Mapping[str, float]) -> tuple[float, float]:
