@@ -7,21 +7,23 @@ from numpy.typing import NDArray
 
 BIN = 8
 """Outputs counted together."""
-PRIOR = 2.0
-"""Generations that are taken to have gone on through all of what nobody has reached yet."""
+PRIOR = 4.0
+"""Generations that count as seen beforehand, at every number of outputs."""
 REFRESH = 16
-"""Ends after which the survival curve is computed anew."""
+"""Ends after which the survival curve is computed anew, once there are many; sooner before that."""
 
 
 class Lengths:
     """A discrete hazard: of the generations that reached a number of outputs, how many ended there.
 
     Generations that were given up, or are still running, count as far as they came (censored), so
-    that short answers, which end first, do not make all answers look short. Without observations
-    everything is expected to go on: a policy then budgets with the request's own maximum.
+    that short answers, which end first, do not make all answers look short. What nobody has reached
+    yet is taken to be as `typical` says: generations of so many outputs in the mean, with the same
+    hazard at each. Without it (inf) everything is expected to go on: a policy then budgets with the
+    request's own maximum.
     """
 
-    __slots__ = ("_ended", "_fresh", "_reached", "_survival", "ends")
+    __slots__ = ("_ended", "_fresh", "_reached", "_survival", "_typical", "ends")
 
     def __init__(self) -> None:
         self.ends = 0
@@ -29,6 +31,7 @@ class Lengths:
         self._ended = [0] * 64
         self._survival: NDArray[np.float64] = np.ones(65)
         self._fresh = 0
+        self._typical = np.inf
 
     def reached(self, outputs: int) -> None:
         """A generation has come to `outputs`; called for each output."""
@@ -49,29 +52,42 @@ class Lengths:
             self._ended += [0] * len(self._ended)
         return index
 
-    def survival(self) -> NDArray[np.float64]:
+    def survival(self, typical: float = np.inf) -> NDArray[np.float64]:
         """The share of generations that reach `k * BIN` outputs, for k from 0; then constant."""
-        if self.ends >= self._fresh:
-            self._fresh = self.ends + (REFRESH if self.ends else 1)
+        if self.ends >= self._fresh or typical != self._typical:
+            self._typical = typical
+            self._fresh = self.ends + min(max(self.ends // 8, 1), REFRESH)
             reached = np.array(self._reached, dtype=float)
             ended = np.array(self._ended, dtype=float)
-            hazard = np.minimum(ended / (np.maximum(reached, ended) + PRIOR), 1.0)
-            self._survival = np.concatenate([[1.0], np.cumprod(1.0 - hazard)])
+            prior = PRIOR * min(BIN / typical, 0.5)
+            hazard = (ended + prior) / (np.maximum(reached, ended) + PRIOR)
+            survival = np.cumprod(1.0 - np.minimum(hazard, 1.0))
+            self._survival = np.concatenate([[1.0], survival])
         return self._survival
 
     def median(self, outputs: int) -> float:
         """Median outputs to come of a generation with `outputs`; inf if none was seen to end."""
+        return self.within(outputs, 0.5)
+
+    def within(self, outputs: int, share: float) -> float:
+        """Outputs to come within which more than `share` of those with `outputs` end; inf: never.
+
+        Of what was seen: where nothing was, all go on.
+        """
         curve = self.survival()
         last = len(curve) - 1
         now = curve[min(outputs // BIN, last)]
-        below = np.flatnonzero(curve < now / 2)
+        below = np.flatnonzero(curve < now * (1 - share))
         return max(float(below[0]) * BIN - outputs, 0.0) if len(below) and now > 0 else np.inf
 
     def ahead(
-        self, outputs: NDArray[np.float64], horizon: NDArray[np.float64]
+        self,
+        outputs: NDArray[np.float64],
+        horizon: NDArray[np.float64],
+        typical: float = np.inf,
     ) -> NDArray[np.float64]:
         """The chance that a generation at `outputs[i]` lasts for `horizon[j]` more: [i, j]."""
-        curve = self.survival()
+        curve = self.survival(typical)
         last = len(curve) - 1
         then = np.minimum((outputs[:, None] + horizon[None, :]) / BIN, last)
         now = np.minimum(outputs[:, None] / BIN, last)

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,16 @@ BOUND = 2.0
 new profile."""
 
 
+class Spread(NamedTuple):
+    """What the latest ratios look like once `seen` were: see the properties of `Ratios`."""
+
+    seen: int = 0
+    typical: float = 1.0
+    high: float = 1.0
+    stalls: float = 0.0
+    error: float = 0.0
+
+
 class Ratios:
     """The latest ratios of observed to expected seconds of one kind of step.
 
@@ -55,7 +66,7 @@ class Ratios:
         self._block: list[float] = []
         self._blocks: deque[float] = deque(maxlen=BLOCKS)
         self._latest: deque[float] = deque(maxlen=window)
-        self._quantiles: tuple[int, float, float, float] = (0, 1.0, 1.0, 0.0)
+        self._quantiles = Spread()
 
     def add(self, ratio: float) -> None:
         mean = self.mean
@@ -88,33 +99,39 @@ class Ratios:
         self._block = []
         self._blocks.clear()
         self._latest.clear()
-        self._quantiles = (0, 1.0, 1.0, 0.0)
+        self._quantiles = Spread()
 
     # -- the spread -------------------------------------------------------------------------------
 
-    def _spread(self) -> tuple[int, float, float, float]:
-        """(steps seen, typical, high, share of stalls), computed anew every `ENOUGH` steps."""
-        if self.count - self._quantiles[0] >= ENOUGH:
+    def _spread(self) -> Spread:
+        """Computed anew every `ENOUGH` steps."""
+        if self.count - self._quantiles.seen >= ENOUGH:
             latest = np.array(self._latest)
-            typical, high = np.quantile(latest, (0.5, HIGH))
+            typical, high = np.quantile(latest, (0.5, HIGH)).tolist()
             stalls = float((latest > STALL * typical).mean())
-            self._quantiles = (self.count, float(typical), float(high), stalls)
+            error = float(np.median(np.abs(latest / typical - 1)))
+            self._quantiles = Spread(self.count, typical, high, stalls, error)
         return self._quantiles
 
     @property
     def typical(self) -> float:
         """Median ratio: that of an undisturbed step. 1 until some steps were seen."""
-        return self._spread()[1]
+        return self._spread().typical
+
+    @property
+    def error(self) -> float:
+        """Median distance of a ratio to `typical`, as a share of that; 0 until some were seen."""
+        return self._spread().error
 
     @property
     def high(self) -> float:
         """The ratio that nine steps in ten stay below. 1 until some steps were seen."""
-        return self._spread()[2]
+        return self._spread().high
 
     @property
     def stalls(self) -> float:
         """Share of the latest steps that took more than `STALL` times the typical one."""
-        return self._spread()[3]
+        return self._spread().stalls
 
 
 class CorrectedProfile:

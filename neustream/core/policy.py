@@ -7,6 +7,7 @@ What a rule has to remember about a job (how often it was skipped, who ran it) t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,9 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.reasons import due, span
 from neustream.core.reserved import NOTHING, Reserved
 from neustream.core.types import TICK
+
+CHANCE = 0.02
+"""Share of generations that must have been short enough for a promise not to be hopeless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +123,38 @@ class View:
         return seconds
 
     def hopeless(self) -> dict[Job, str]:
-        """Jobs that would be late even if they ran alone from now on, with the reason to give."""
+        """Jobs that would be late even if they ran alone from now on, with the reason to give.
+
+        A maximum of outputs is no reason: most generations end before it.
+        """
         latest = self.now - TICK
         late: dict[Job, str] = {}
         for queue in self.queues.values():
             for job in queue:
-                to_end = job.due - job.remaining_s
-                to_output = job.due_next - job.next_output_s
-                if to_end < latest or to_output < latest:
+                needed = job.remaining_s
+                if job.due - needed < latest:
+                    needed = self._least_s(job)
+                if job.due - needed < latest or job.due_next - job.next_output_s < latest:
                     left = min(job.due, job.due_next) - self.now
-                    late[job] = f"hopeless: needs {span(job.remaining_s)} more, {due(left)}"
+                    late[job] = f"hopeless: needs {span(needed)} more, {due(left)}"
         return late
+
+    def _least_s(self, job: Job) -> float:
+        """Seconds that it needs alone if its generations are as short as ever seen.
+
+        `job.remaining_s` counts each of them up to its maximum. Where no end was seen, only the
+        next output is known to come.
+        """
+        seconds = job.remaining_s
+        for name, most in job.calls_left.items():
+            stage = job.request.graph.stages[name]
+            if stage.phase != "decode":
+                continue
+            lengths = self.lengths.get(stage.model)
+            least = math.inf if lengths is None else lengths.within(job.call_outputs, CHANCE)
+            count = min(least, most) if least < math.inf else 0.0
+            seconds -= (most - count) * self.work(job, 1, {name: 1})
+        return max(seconds, job.next_output_s)
 
     def first_stage(
         self, key: Callable[[Job], float], without: Mapping[Job, str] = {}

@@ -2,13 +2,13 @@
 they have.
 
 How long a generation gets is not known; what is known is how many of those before it went on so far
-(`Lengths`). All numbers here are expectations at the `POINTS`, steps from now.
+(`Lengths`). All numbers here are expectations at points, which are numbers of steps from now.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +25,18 @@ Floats = NDArray[np.float64]
 POINTS = np.array([0.0, 4.0, 12.0, 28.0, 60.0, 124.0, 252.0, 508.0, 1020.0])
 FOREVER = 1e9
 """Seconds that those have who were promised nothing."""
+AGAIN = 1.1
+"""Time that steps take where memory is short, times: prompts of who lost theirs are read again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """At each point: generations expected to be left, the tokens that they read, the units of
-    memory that they keep (whole blocks), and the least time that one of them has."""
+    memory that they keep (whole blocks), and the seconds that there are.
+
+    Arrays [points] for several together, whose time is that of the one with the least, or
+    [jobs, points].
+    """
 
     count: Floats
     context: Floats
@@ -45,10 +51,24 @@ class Load:
             np.minimum(self.time, other.time),
         )
 
+    def __getitem__(self, job: int) -> Load:
+        """That of one job."""
+        return Load(self.count[job], self.context[job], self.kept[job], self.time[job])
 
-def points_beyond(most: float) -> Floats:
-    """The points up to one that is not before the last of `most` outputs."""
-    return POINTS[: int(np.searchsorted(POINTS, most)) + 1]
+    def one(self, job: int) -> Load:
+        """That of one job; it has no deadline at points at which it is likely to be over."""
+        time = np.where(self.count[job] < 0.5, FOREVER, self.time[job])
+        return Load(self.count[job], self.context[job], self.kept[job], time)
+
+    def total(self) -> Load:
+        """That of all jobs together. Those that are likely to be over have no deadline."""
+        time = np.where(self.count < 0.5, FOREVER, self.time)
+        least = time.min(axis=0, initial=FOREVER)
+        return Load(self.count.sum(0), self.context.sum(0), self.kept.sum(0), least)
+
+    def at_point(self) -> Iterable[tuple[float, float, float]]:
+        """Count, context and kept units at each point."""
+        return zip(self.count.tolist(), self.context.tolist(), self.kept.tolist(), strict=True)
 
 
 def points_to_end(most: float) -> Floats:
@@ -58,76 +78,62 @@ def points_to_end(most: float) -> Floats:
 
 
 class Horizon:
-    """What admitted generations will need, and whether one more fits beside them.
+    """What generations will need of the device.
 
     Args:
-        lengths: what is known of how long generations get; None: nothing.
         points: steps from now at which to look, from 0 on.
         margin: share of each step's seconds that is kept free.
         units: of memory; inf where it is no limit. `block` of it are handed out at a time.
         reserved: what others were promised of the device.
+        typical: outputs of a generation, as long as none was seen; inf: as many as it may have.
     """
 
     def __init__(
         self,
         model: ModelQueues,
-        lengths: Lengths | None,
-        now: float,
         points: Floats,
         *,
         margin: float = 0.0,
         units: float = math.inf,
         block: int = 0,
         reserved: Reserved = NOTHING,
+        typical: float = math.inf,
     ) -> None:
         self.model = model
-        self.lengths = lengths if lengths is not None else Lengths()
-        self.now = now
+        self.lengths = model.view.lengths.get(model.label) or Lengths()
         self.points = points
         self.margin = margin
         self.units, self.block = units, block
         self.reserved = reserved
-        self.gaps = [1.0, *np.diff(self.points).tolist()]
+        self.typical = typical
+        self._gaps = np.concatenate([[1.0], np.diff(points)])
 
-    def rows(self, jobs: Sequence[Job], running: bool) -> list[Load]:
+    def rows(self, jobs: Sequence[Job], running: bool) -> Load:
         """The load of each of `jobs`; those `running` have their next output in the coming step."""
         if not jobs:
-            return []
+            nothing = np.zeros((0, len(self.points)))
+            return Load(nothing, nothing, nothing, nothing)
         label = f"{self.model.label}.decode"
-        columns = np.array([self._numbers(job, label) for job in jobs]).T
-        left, size, pace, slack, total = columns[1:, :, None]
-        most = np.maximum(left, 1)
-        count = self.lengths.ahead(columns[0], self.points)
-        count[self.points > most] = 0.0
-        steps = self.points if running else self.points + 1
-        time = np.minimum(slack + pace * steps, total)
-        time[count < 0.5] = FOREVER  # most are over by then
-        tokens = size + np.minimum(self.points, most)
+        outputs = np.array([job.call_outputs for job in jobs], dtype=np.float64)
+        most = _column([max(job.calls_left.get(label, 0), 1) for job in jobs])
+        read = _column([job.size + job.computed for job in jobs])
+        count = self.lengths.ahead(outputs, self.points, self.typical)
+        count[self.points >= most] = 0.0
+        time = self._time(jobs, self.points if running else self.points + 1)
+        tokens = read + np.minimum(self.points, most)
         context = kept = count * tokens
         if self.block:
             kept = count * np.ceil(tokens / self.block) * self.block
-        return [Load(*row) for row in zip(count, context, kept, time, strict=True)]
+        return Load(count, context, kept, time)
 
-    def _numbers(self, job: Job, label: str) -> tuple[float, ...]:
-        """Outputs, decodes left, tokens read; seconds of TPOT, to the next output, to the end."""
-        pace = min(job.slo.step, FOREVER)
-        slack = min(job.due_next - self.now, FOREVER)
-        total = min(job.due - self.now, FOREVER)
-        read = job.size + job.computed
-        return job.call_outputs, job.calls_left.get(label, 0), read, pace, slack, total
-
-    def of(self, jobs: Sequence[Job], running: bool = True) -> Load:
-        """The load of all of `jobs` together."""
-        nothing = np.zeros(len(self.points))
-        rows = self.rows(jobs, running)
-        if not rows:
-            return Load(nothing, nothing, nothing, nothing + FOREVER)
-        return Load(
-            np.sum([row.count for row in rows], 0),
-            np.sum([row.context for row in rows], 0),
-            np.sum([row.kept for row in rows], 0),
-            np.min([row.time for row in rows], 0),
-        )
+    def _time(self, jobs: Sequence[Job], steps: Floats) -> Floats:
+        """Seconds until the next output but `steps` of each is due."""
+        now = self.model.view.now
+        slack = np.minimum(_column([job.due_next for job in jobs]) - now, FOREVER)
+        total = np.minimum(_column([job.due for job in jobs]) - now, FOREVER)
+        pace = np.minimum(_column([job.slo.step for job in jobs]), FOREVER)
+        time: Floats = np.minimum(slack + pace * steps, total)
+        return time
 
     def fits(self, load: Load, ahead: float = 0.0) -> bool:
         """Whether all of a load has memory, and keeps pace if it decodes step by step.
@@ -137,19 +143,38 @@ class Horizon:
         if (load.kept > self.units).any():
             return False
         if self.reserved:
-            points = list(self.demand(load, ahead))
-            return self.reserved.leaves(points)
-        return all(spent <= time + TICK for time, spent in self.demand(load))
+            return self.reserved.leaves(list(self.demand(load, ahead)))
+        return bool((self.spent(load) <= load.time + TICK).all())
 
     def demand(self, load: Load, ahead: float = 0.0) -> Iterator[tuple[float, float]]:
         """At each point the time that there is, and seconds of steps until then."""
-        spent = ahead
-        before = 0.0
-        for gap, count, context, time in zip(
-            self.gaps, load.count.tolist(), load.context.tolist(), load.time.tolist(), strict=True
-        ):
-            step = Step(decodes=max(round(count), 1), context=max(context, 1.0))
-            seconds = (1 + self.margin) * self.model.seconds(step)
-            spent += gap * (seconds + (before or seconds)) / 2
-            before = seconds
-            yield time, spent
+        return zip(load.time.tolist(), self.spent(load, ahead).tolist(), strict=True)
+
+    def spent(self, load: Load, ahead: float = 0.0) -> Floats:
+        """Seconds from now until the step at each point is over, `ahead` before the first."""
+        seconds = self._seconds(load)
+        before = np.concatenate([seconds[:1], seconds[:-1]])
+        spent: Floats = ahead + np.cumsum(self._gaps * (seconds + before) / 2)
+        return spent
+
+    def _seconds(self, load: Load) -> Floats:
+        """Seconds of the step at each point.
+
+        Of a load that needs r times the memory, 1 / r is in a step at a time.
+        """
+        latency = self.model.seconds
+        seconds = []
+        for count, context, kept in load.at_point():
+            if kept <= self.units:
+                step = Step(decodes=max(round(count), 1), context=max(context, 1.0))
+                seconds.append(latency(step))
+            else:
+                turns = kept / self.units
+                step = Step(decodes=max(round(count / turns), 1), context=context / turns)
+                seconds.append(AGAIN * turns * latency(step))
+        return (1 + self.margin) * np.array(seconds)
+
+
+def _column(numbers: Sequence[float]) -> Floats:
+    """One number a row."""
+    return np.array(numbers, dtype=np.float64)[:, None]

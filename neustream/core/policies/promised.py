@@ -57,11 +57,9 @@ def promised_tokens(view: View) -> Reserved:
     label = f"{model.label}.decode"
     most = max([job.calls_left.get(label, 1) for job in (*decodes, *prompts)])
     error = SAFE * model.steps.error
-    lengths = view.lengths.get(model.label)
-    horizon = Horizon(model, lengths, view.now, points_to_end(most), margin=error)
-    load = horizon.of(decodes)
-    for row in horizon.rows(prompts, running=False):
-        load = load + row
+    horizon = Horizon(model, points_to_end(most), margin=error)
+    load = horizon.rows(decodes, running=True).total()
+    load = load + horizon.rows(prompts, running=False).total()
     points = [point for point in horizon.demand(load) if point[0] < FOREVER / 2]
     step = points[0][1] if points else 0.0
     return by_pace(points, step) + _rest_of_prompts(view, model, prompts)

@@ -21,27 +21,36 @@ from neustream.errors import ConfigError
 class TokenDeadlines:
     """For pools of one language model (`per_model.py` for others beside it). Before each step:
 
-    1. Waiting requests that cannot have their first output in time are given up. Of the others,
-       those whose prefill has begun come first, then the shortest prompts (by weight), then those
-       that were promised nothing.
-    2. Prompts join this step as long as everyone in it, and every running generation, still has its
-       next output in time; and as long as all admitted generations are expected to keep pace and to
-       have memory until they end (`horizon.py`). A prompt that is too long for this step begins
-       with a part, if the rest can follow in time.
-    3. Three kinds of steps are compared: prompts beside all decodes, beside only those decodes that
+    1. Waiting requests that cannot have their first output in time are given up. Running ones
+       whose chance to be on time is next to nothing count as late: they hold nobody back.
+    2. Each of the others has a *chance* to be on time: that of ending, by how long generations have
+       been getting, before the steps ahead take longer than the time that it has (`on_time.py`).
+       A waiting prompt is taken in if the expected number on time, by weight, rises by half of its
+       own chance. So a newcomer may cost others a little, and nobody who costs more than it brings
+       gets in; a maximum of outputs is no reason to refuse anybody. Memory is none either: where
+       it may not suffice, steps are expected to take their turns. Those that add most are tried
+       first, then the shortest.
+    3. Prompts join this step as long as everyone in it, and every running generation, still has its
+       next output in time. A prompt that is too long for this step begins with a part, if the rest
+       can follow in time.
+    4. Three kinds of steps are compared: prompts beside all decodes, beside only those decodes that
        would be late otherwise, or alone. The one that takes most prompts in wins; at equality,
        prompts run alone where requests are promised so little that they could not wait for a longer
        step, or where a common step saves nothing.
-    4. In such times decodes with slack to spare also leave the device free until their slack is
+    5. In such times decodes with slack to spare also leave the device free until their slack is
        down to `pause` prefills: who comes then need not wait for a step to end.
-    5. Who was late already runs where that makes nobody else late, and is given up once others need
-       its memory or its seat.
+    6. Who was late already runs where that makes nobody else late, and is given up once others need
+       its memory or its seat. Who is promised nothing more holds nobody back either.
+
+    Where other kinds of jobs were promised some of the device (`View.reserved`), 2 is stricter:
+    a prompt is taken in only if all who run and it fit into what is left, and into the memory.
 
     Args:
-        margin: share of a step's expected seconds that is kept as slack. Where steps are learnt,
-            three times the median error of the latest predictions comes on top.
+        margin: share of a step's expected seconds that is kept as slack. Twice the median error of
+            what was expected of the latest steps comes on top, for the next output: over many steps
+            errors average out.
         memory: share of the memory that admitted generations are expected to fill at most.
-        pause: see 4; 0 never leaves the device free.
+        pause: see 5; 0 never leaves the device free.
         steady: whether outputs are also to come at their TPOT from the first one on, as far as that
             is possible, so that a request's mean TPOT keeps to its SLO (what client-side harnesses
             count) although its first output came early.

@@ -8,18 +8,16 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from neustream.core.job import Job
-from neustream.core.policies.horizon import Horizon, Load, points_beyond, points_to_end
 from neustream.core.policies.model_queues import at_decode
+from neustream.core.policies.token_admission import admission
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 
 if TYPE_CHECKING:
     from neustream.core.policies.token_step import StepPlan
 
-WEIGHED = 32
-"""Waiting prompts that are weighed in one decision, the shortest first."""
 REFUSALS = 4
-"""Prompts for whom there is no lasting room, after which longer ones are not tried."""
+"""Prompts that may not be promised, after which those behind them are not tried."""
 
 
 @dataclass(slots=True)
@@ -111,81 +109,37 @@ class PrefillFiller:
     """Fills steps of different kinds with prompts, for one decision."""
 
     def __init__(self, plan: StepPlan) -> None:
-        view, model = plan.view, plan.model
+        model = plan.model
         self.plan = plan
-        self.waiting = plan.waiting[:WEIGHED]
-        self.free = model.room() - sum([model.blocks(job, 1) for job in plan.alive])
+        promised = [job for job in plan.alive if plan.due(job) < math.inf]
+        self.free = model.room() - sum([model.blocks(job, 1) for job in promised])
         late = [job for job in plan.broken if job.num_blocks or at_decode(job)]
         self.late = sorted(late, key=attrgetter("num_blocks"))
         self.seats = model.seats - len(plan.alive) - len(self.late)
-        label, memory = f"{model.label}.decode", model.memory
-        most = max(
-            [job.calls_left.get(label, 1) for job in (*plan.alive, *self.waiting)], default=1
-        )
-        self.horizon = Horizon(
-            model,
-            view.lengths.get(model.label),
-            view.now,
-            points_to_end(most) if view.reserved else points_beyond(most),
-            margin=plan.margin - 1,
-            units=math.inf if memory is None else memory.capacity * plan.rule.memory,
-            block=0 if memory is None else memory.block_size,
-            reserved=view.reserved,
-        )
-        self.rows = self.horizon.rows(self.waiting, running=False)
-        self.loads: dict[bool, Load] = {}
+        self.admission = admission(plan)
         self.pace = min([job.slo.step for job in plan.alive], default=math.inf)
 
     def fill(self, decodes: list[Job]) -> PrefillPlan:
         """The prompts that fit into a step with `decodes`, and how much of each."""
         part = PrefillPlan(decodes, self._slack(decodes))
         room = _Room(self.free, self.seats, list(self.late))
-        load = self._load(len(decodes) < len(self.plan.alive))
-        all_fit = bool(self.plan.view.reserved) and self._all_fit(part, load)
+        self.admission.begin(part)
         refused = 0
-        for job, row in zip(self.waiting, self.rows, strict=True):
+        for index, job in enumerate(self.admission.waiting):
             if room.full or self._tokens_left(part) < 1 or refused == REFUSALS:
                 break
             size = self._size(part, job)
             need = self.plan.model.blocks(job, size)
             if not size or not room.has(need):
                 continue
-            begins = not job.computed and not all_fit
-            if begins and not self.horizon.fits(load + row, self._ahead(part, job, size)):
+            if not self.admission.takes(index, part, size):
                 refused += 1
                 continue
             part.instead += room.take(need)
             part.add(job, size)
-            load = load + row
             if size == job.size:
                 part.due = min(part.due, self._time(job))
         return part
-
-    def _all_fit(self, part: PrefillPlan, load: Load) -> bool:
-        """Whether all waiting prompts fit at once, which saves asking for each."""
-        square = sum([(2 * job.computed + job.size) * job.size for job in self.waiting])
-        tokens = sum([job.size for job in self.waiting])
-        step = Step(len(self.waiting), tokens, square, len(part.decodes), part.context)
-        for row in self.rows:
-            load = load + row
-        return self.horizon.fits(load, self.plan.seconds(step))
-
-    def _load(self, some_wait: bool) -> Load:
-        """What the decodes that are alive will need; with others beside them from the next step on.
-
-        `some_wait`: whether some of them are not in this step.
-        """
-        running = some_wait or not self.plan.view.reserved
-        load = self.loads.get(running)
-        if load is None:
-            load = self.loads[running] = self.horizon.of(self.plan.alive, running)
-        return load
-
-    def _ahead(self, part: PrefillPlan, job: Job, size: float) -> float:
-        """Seconds of the step with one more prompt, where others count on the device."""
-        if not self.plan.view.reserved:
-            return 0.0
-        return self.plan.seconds(part.step_with(job, size))
 
     def _time(self, job: Job) -> float:
         """Seconds until the next output of a job is due."""

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import filterfalse
 from typing import Protocol
 
 from neustream.core.job import Job
-from neustream.core.policies.model_queues import ModelQueues, at_decode, has_progress
+from neustream.core.policies.model_queues import ModelQueues, has_progress
+from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.recent_prompts import patience, typical
+from neustream.core.policies.token_due import steady, tightened
+from neustream.core.policies.token_late import take_late
 from neustream.core.policies.token_prefill import PrefillFiller, PrefillPlan
 from neustream.core.policy import Decision, View
 from neustream.core.reasons import due, span
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 
-SAFE = 3.0
-"""Times the median error of predictions that is kept as slack: nearly all steps are within it."""
+SAFE = 2.0
+"""Times the median error of predictions that is kept as slack of single steps."""
 VAIN = 0.95
 """Prefill and decode are mixed only if that takes less than this share of the two separately."""
-CATCH = 0.25
-"""Share of the outputs ahead within which `steady` brings a generation back to its pace."""
 
 
 class Parameters(Protocol):
@@ -50,7 +50,8 @@ class StepPlan:
         waiting: prompts that can.
         part: the prompts of this step.
         margin: factor of expected seconds for what is counted with.
-        together: seconds of a decode of all that are alive.
+        outlook: those of `alive` that are promised something more, and their chances.
+        together: seconds of a decode of all that are alive; context: tokens that it reads.
         tight: when the next output of some jobs is due, for the sake of later ones.
     """
 
@@ -63,17 +64,19 @@ class StepPlan:
     drop: dict[Job, str] = field(default_factory=dict)
     part: PrefillPlan | None = None
     margin: float = 1.0
+    outlook: Outlook = field(init=False)
     together: float = 0.0
+    context: float = 0.0
     tight: dict[Job, float] = field(default_factory=dict)
 
     def keep(self) -> None:
         """Sort out who can still be on time."""
         model = self.model
-        self.margin = 1 + self.rule.margin + SAFE * model.steps.error
+        self.margin = 1 + self.rule.margin + SAFE * self._error()
         least = model.seconds(Step(decodes=1, context=1.0))
-        self._whole_generations(least)
-        if self.rule.steady:
-            self._steady(least)
+        self.tight = tightened(model, least)
+        if self.rule.steady and model.decodes:
+            self.tight |= steady(model, self.tight, least, self._decode(model.decodes))
         for job in model.decodes:
             self._sort_decode(job, least)
         for job in model.prefills:
@@ -83,7 +86,44 @@ class StepPlan:
             self._try_one()
         self.alive.sort(key=self.due)
         self.waiting.sort(key=self._rank)
-        self.together = self._decode(self.alive) if self.alive else 0.0
+        self._count()
+        in_time = not self.alive or self.together <= self._time(self.alive[0])
+        if self.waiting or self.broken or not in_time:
+            self._shed_doomed()
+
+    def _error(self) -> float:
+        """By how much single steps usually miss what was expected of them, as a share."""
+        spread = self.view.spread
+        errors = [spread[name].error for name in self.view.queues if name in spread]
+        return max([self.model.steps.error, *errors])
+
+    def _shed_doomed(self) -> None:
+        """Those that have hardly a chance to be on time count as late, and hold nobody back."""
+        model, memory = self.model, self.model.memory
+        label = f"{model.label}.decode"
+        outputs = [job.call_outputs + job.calls_left.get(label, 1) for job in self.alive]
+        outputs += [job.call_outputs + job.calls_left.get(label, 1) for job in self.waiting]
+        horizon = expectations(
+            model,
+            max(outputs, default=1),
+            margin=self.rule.margin,
+            units=math.inf if memory is None else memory.capacity * self.rule.memory,
+            block=0 if memory is None else memory.block_size,
+        )
+        self.outlook = Outlook(horizon, [job for job in self.alive if self.due(job) < math.inf])
+        if self.view.reserved:
+            return
+        doomed = self.outlook.shed_doomed()
+        if doomed:
+            self.broken += [job for job in self.alive if job in doomed]
+            self.alive = [job for job in self.alive if job not in doomed]
+            self._count()
+
+    def _count(self) -> None:
+        """What a decode of all that are alive takes."""
+        self.context = sum([job.size for job in self.alive])
+        step = Step(decodes=len(self.alive), context=self.context)
+        self.together = self.seconds(step) if self.alive else 0.0
 
     def _sort_decode(self, job: Job, least: float) -> None:
         """A decode is alive if its next output can be in time."""
@@ -108,7 +148,7 @@ class StepPlan:
 
     def _rank(self, job: Job) -> tuple[bool, bool, float]:
         """Prompts under way first, then those with a deadline, then the shortest by weight."""
-        return not has_progress(job), self.due(job) == math.inf, job.size / job.weight
+        return not job.computed, self.due(job) == math.inf, job.size / job.weight
 
     def _try_one(self) -> None:
         """Keep the job with the most slack of those that a learnt latency calls hopeless.
@@ -128,44 +168,6 @@ class StepPlan:
     def _time(self, job: Job) -> float:
         """Seconds until its next output is due."""
         return self.due(job) - self.view.now
-
-    def _steady(self, least: float) -> None:
-        """Tighten deadlines so that outputs come at their TPOT, where they came early."""
-        model, label = self.model, f"{self.model.label}.decode"
-        if not model.decodes:
-            return
-        step = self._decode(model.decodes)
-        lengths = self.view.lengths.get(model.label)
-        for job in model.decodes:
-            gain = job.slo.step - step
-            if not 0 < gain < math.inf:
-                gain = 0.0
-            ahead = float(job.calls_left.get(label, 0))
-            if lengths is not None:
-                ahead = min(ahead, lengths.median(job.call_outputs))
-            due = job.first_at + job.call_outputs * job.slo.step + gain * ahead * CATCH
-            if self.view.now + least <= due < self.due(job):
-                self.tight[job] = due
-
-    def _whole_generations(self, least: float) -> None:
-        """Deadlines of next outputs that leave time for the rest, where a total was promised."""
-        for job in (*self.model.decodes, *self.model.prefills):
-            if job.due < math.inf:
-                rest = self._outputs_behind(job)
-                self.tight[job] = min(job.due_next, job.due - rest * least)
-
-    def _outputs_behind(self, job: Job) -> float:
-        """Outputs that usually follow the next one; 0 while no generation was seen to end."""
-        lengths = self.view.lengths.get(self.model.label)
-        if lengths is None:
-            return 0.0
-        seen = lengths.median(job.call_outputs)
-        if seen == math.inf:
-            return 0.0
-        most = job.calls_left.get(f"{self.model.label}.decode", 0)
-        if at_decode(job):
-            most -= 1
-        return min(float(max(most, 0)), seen)
 
     def seconds(self, step: Step) -> float:
         return self.margin * self.model.seconds(step)
@@ -232,11 +234,11 @@ class StepPlan:
                 return Decision(drop=self.drop, wake_at=wake_at)
             jobs, sizes = self._decoding(), {}
             if not jobs and self._may_hope():  # what is there is better than nothing
-                sizes = {self.waiting[0]: self._whole(self.waiting[0])}
+                sizes = {self.waiting[0]: self.whole(self.waiting[0])}
                 jobs = self.waiting[:1]
                 self.part = PrefillPlan([], chosen=dict(sizes))
         if self.broken:
-            self._late(jobs, sizes)
+            take_late(self, jobs, sizes)
         return Decision(jobs, self.drop, sizes=sizes)
 
     def _may_hope(self) -> bool:
@@ -248,7 +250,7 @@ class StepPlan:
             return False
         return not self.view.reserved or has_progress(self.waiting[0])
 
-    def _whole(self, job: Job) -> float:
+    def whole(self, job: Job) -> float:
         """As much of a prompt as a step may have."""
         return min(job.size, float(self.view.pool.step_tokens))
 
@@ -287,42 +289,3 @@ class StepPlan:
             else:
                 high = middle - 1
         return low
-
-    def _late(self, jobs: list[Job], sizes: dict[Job, float]) -> None:
-        """Add late jobs if nobody becomes late by it; drop them if others need their room."""
-        part = self.part or PrefillPlan([])
-        for job in part.instead:
-            self.drop[job] = "shed: it cannot be in time any more, and others had no room"
-        if self.part is not None and len(part.decodes) < len(self.alive):
-            return
-        broken = [job for job in self.broken if job not in self.drop]
-        self._late_decodes(filter(at_decode, broken), part, jobs, sizes)
-        for job in filterfalse(at_decode, broken):
-            self._late_prompt(job, jobs, sizes)
-
-    def _late_prompt(self, job: Job, jobs: list[Job], sizes: dict[Job, float]) -> None:
-        """A late prompt runs if nothing else does, and is dropped if others wait."""
-        if not jobs:
-            jobs.append(job)
-            sizes[job] = self._whole(job)
-        elif self.waiting:
-            self.drop[job] = (
-                "shed: it lost its KV blocks and cannot be in time any more, and others wait"
-            )
-
-    def _late_decodes(
-        self, late: Iterable[Job], part: PrefillPlan, jobs: list[Job], sizes: dict[Job, float]
-    ) -> None:
-        """Add late decodes as long as the step costs no deadline and nobody's slack."""
-        first_due = min([self.due(job) for job in (*self.alive, *sizes)], default=math.inf)
-        time = min([first_due - self.view.now, *[job.slo.step for job in self.alive]])
-        time = min(time, self.view.reserved.room)
-        decodes = len(jobs) - len(sizes)
-        context = sum([job.size for job in jobs if job not in sizes])
-        for job in late:
-            decodes += 1
-            context += job.size
-            step = Step(len(sizes), part.tokens, part.square, decodes, context)
-            if len(jobs) >= self.model.seats or (jobs and self.seconds(step) > time):
-                return
-            jobs.append(job)

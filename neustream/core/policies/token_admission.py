@@ -1,0 +1,174 @@
+"""Who of those that wait may be promised that they will be on time, in which order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from neustream.core.job import Job
+from neustream.core.policies.horizon import Horizon, points_to_end
+from neustream.core.policies.model_queues import has_progress
+from neustream.core.policies.on_time import Newcomers, Taken
+from neustream.core.steps import Step
+
+if TYPE_CHECKING:
+    from neustream.core.policies.token_prefill import PrefillPlan
+    from neustream.core.policies.token_step import StepPlan
+
+WEIGHED = 32
+"""Waiting prompts that are weighed in one decision, the shortest first."""
+QUEUE = 1.2
+"""Time that prompts one after the other take, times: other steps come between them."""
+
+
+class Admission(Protocol):
+    """Asked for each prompt of each step that is filled.
+
+    Attributes:
+        waiting: prompts in the order in which they are to be tried.
+    """
+
+    waiting: list[Job]
+
+    def begin(self, part: PrefillPlan) -> None:
+        """A step is filled from now on."""
+        ...
+
+    def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
+        """Whether `waiting[index]` may be promised, with `size` tokens of it in `part`; it is."""
+        ...
+
+
+def admission(plan: StepPlan) -> Admission:
+    """By expected worth; where others were promised some of the device, by whether it all fits."""
+    return Beside(plan) if plan.view.reserved else Worth(plan)
+
+
+class Worth:
+    """A prompt is taken in if it adds enough to the number that is expected to be on time.
+
+    Prompts under way go first: they were taken in already. Then in order of deadline if all who
+    wait are in time so, else by what they add, to one digit; then the shortest. Those that lost
+    their memory, or are promised nothing more, come behind.
+    """
+
+    def __init__(self, plan: StepPlan) -> None:
+        self._plan = plan
+        by_deadline = _by_deadline(plan)
+        waiting = (by_deadline or plan.waiting)[:WEIGHED]
+        back = [job for job in plan.waiting if job.call_outputs and plan.due(job) < math.inf]
+        self._extra = np.array([self._seconds(job) for job in waiting])
+        slack = min([plan.due(job) for job in plan.alive], default=math.inf) - plan.view.now
+        self._newcomers = Newcomers(
+            plan.outlook, back, waiting, self._extra, slack - plan.together, beside=bool(plan.alive)
+        )
+        self._order = list(range(len(waiting))) if by_deadline else self._by_gain(waiting)
+        self.waiting = [waiting[index] for index in self._order]
+        self._all_in_time = self._newcomers.all_in_time()
+        self._taken: Taken = ()
+
+    def _seconds(self, job: Job) -> float:
+        """Seconds by which a prompt makes the coming step longer."""
+        plan = self._plan
+        square = (2 * job.computed + job.size) * job.size
+        step = Step(1, job.size, square, len(plan.alive), plan.context)
+        return plan.seconds(step) - plan.together
+
+    def _by_gain(self, waiting: Sequence[Job]) -> list[int]:
+        gains = self._newcomers.gains().round(1).tolist()
+
+        def rank(at: int) -> float:
+            job = waiting[at]
+            if job.computed:
+                return -math.inf
+            if has_progress(job) or self._plan.due(job) == math.inf:
+                return 0.0
+            return -float(gains[at])
+
+        return sorted(range(len(waiting)), key=rank)
+
+    def begin(self, part: PrefillPlan) -> None:
+        self._taken = ()
+
+    def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
+        job = self.waiting[index]
+        if has_progress(job) or self._all_in_time:
+            return True
+        place = self._order[index]
+        seconds = float(self._extra[place])
+        if size < job.size:
+            seconds = self._plan.seconds(part.step_with(job, size))
+            seconds -= self._plan.seconds(part.step())
+        added = self._newcomers.adds(place, seconds, self._taken)
+        if added:
+            self._taken = (*self._taken, (place, seconds))
+        return added
+
+
+def _by_deadline(plan: StepPlan) -> list[Job]:
+    """All who wait, those due first in front, if only first outputs are promised, and all in time
+    so; else nobody."""
+    if any(job.slo.step < math.inf or job.due < math.inf for job in plan.waiting):
+        return []
+    least = plan.model.seconds(Step(1, 1.0, 1.0))
+    jobs = sorted(plan.waiting, key=lambda job: (not job.computed, plan.due(job)))
+    over = plan.view.now + plan.together
+    for job in jobs:
+        seconds = plan.seconds(Step(1, job.size, job.size * job.size))
+        over += QUEUE * max(seconds - least, 0.05 * least)
+        if over > plan.due(job):
+            return []
+    return jobs
+
+
+class Beside:
+    """A prompt is taken in if all who run and it fit into what is left by others' promises."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        self._plan = plan
+        self.waiting = plan.waiting[:WEIGHED]
+        view, model = plan.view, plan.model
+        label, memory = f"{model.label}.decode", model.memory
+        most = max(
+            [job.calls_left.get(label, 1) for job in (*plan.alive, *self.waiting)], default=1
+        )
+        self._horizon = Horizon(
+            model,
+            points_to_end(most),
+            margin=plan.margin - 1,
+            units=math.inf if memory is None else memory.capacity * plan.rule.memory,
+            block=0 if memory is None else memory.block_size,
+            reserved=view.reserved,
+        )
+        rows = self._horizon.rows(self.waiting, running=False)
+        self._rows = rows
+        self._rows_of = [rows.one(index) for index in range(len(self.waiting))]
+        nobody = self._horizon.rows([], running=True).total()
+        self._running = {
+            beside: self._horizon.rows(plan.alive, beside).total() if plan.alive else nobody
+            for beside in (True, False)
+        }
+        self._load = nobody
+        self._all_fit = False
+
+    def begin(self, part: PrefillPlan) -> None:
+        """Those that do not decode in this step have their next output in the one after it."""
+        self._load = self._running[len(part.decodes) < len(self._plan.alive)]
+        square = sum([(2 * job.computed + job.size) * job.size for job in self.waiting])
+        tokens = sum([job.size for job in self.waiting])
+        step = Step(len(self.waiting), tokens, square, len(part.decodes), part.context)
+        everybody = self._load + self._rows.total()
+        self._all_fit = self._horizon.fits(everybody, self._plan.seconds(step))
+
+    def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
+        job = self.waiting[index]
+        load = self._load + self._rows_of[index]
+        if not job.computed and not self._all_fit:
+            ahead = self._plan.seconds(part.step_with(job, size))
+            if not self._horizon.fits(load, ahead):
+                return False
+        self._load = load
+        return True

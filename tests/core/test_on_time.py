@@ -1,0 +1,225 @@
+"""Who is taken in by what it adds to the number of generations that are expected to be on time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hand import Hand, ids, seen
+
+from neustream import EDF, FCFS, SLO, Decision, Graph, LinearProfile, Pool, Priced, Request, Scheduler
+from neustream.core.kv_cache import KVCache
+from neustream.core.lengths import Lengths
+from neustream.core.observed import Ratios
+from neustream.core.policies.horizon import Load
+from neustream.core.policies.on_time import chances
+from neustream.core.steps import PrefillTable, StepProfile
+from neustream.graphs import llm, llm_profiles
+
+STEPS = StepProfile(
+    "llm",
+    PrefillTable("prefill", [1, 100, 1000], [0.01, 0.02, 0.11], (0.01, 1e-4, 0.0)),
+    LinearProfile("decode", base=0.01, per_job=0.001, max_batch=999),
+)
+CHAT = Graph("chat", llm("llm", max_batch=64))
+STAGES = ("llm.prefill", "llm.decode")
+
+
+def scheduler_with(running=(), waiting=(), now=0.0, ends=(), blocks=None):
+    """A scheduler whose `running` have had their first output at `now`; `ends`: lengths that it saw."""
+    caches = {} if blocks is None else {"llm": KVCache(blocks, 16)}
+    scheduler = Scheduler([Pool("gpu", STAGES, kv_caches=caches)], Hand(), llm_profiles("llm", STEPS, 64))
+    for end in ends:
+        for outputs in range(1, end + 1):
+            scheduler.recent.lengths_of("llm").reached(outputs)
+        scheduler.recent.lengths_of("llm").ended(end)
+    for request in running:
+        scheduler.submit(request, request.arrival)
+    if running:
+        everybody = Hand(lambda view: Decision(view.jobs))
+        batch = scheduler.next_batch("gpu", now, instead=everybody)
+        scheduler.finish(batch, [{"ended": False} for _ in batch.jobs], now)
+    for request in waiting:
+        scheduler.submit(request, now)
+    return scheduler
+
+
+def ask(id, prompt=20, most=100, arrival=0.0, **slo):
+    return Request(id, CHAT, arrival, SLO(**slo), {"prompt_tokens": prompt, "max_tokens": most})
+
+
+def decided(scheduler, now=0.0, policy=None):
+    decision = (policy or Priced()).decide(seen(scheduler, now))
+    return set(ids(decision.jobs)), set(ids(decision.drop))
+
+
+# -- chances ----------------------------------------------------------------------------------------
+
+
+def load_of(there, time):
+    there = np.array(there)
+    return Load(there, there, there, np.array(time))
+
+
+def test_a_chance_is_that_of_ending_before_the_time_is_used_up():
+    load = load_of(
+        [[1.0, 0.5, 0.2], [1.0, 0.5, 0.2], [1.0, 1.0, 0.4]], [[1.0, 2.0, 3.0], [9.0, 9.0, 9.0], [0.5, 9.0, 9.0]]
+    )
+    spent = np.array([1.0, 2.0, 4.0])
+    # the first runs out of time where half of 0.5 to 0.2 lie behind it: at its time, 0 spare, then -1
+    assert chances(load, spent) == pytest.approx([0.5, 1.0, 0.0])
+    assert chances(load, spent + np.array([0.0, 0.0, 9.0]))[0] == pytest.approx(0.5)
+    halfway = np.array([0.5, 1.0, 4.0])  # spare 0.5, 1, -1: it runs out between the last two
+    assert chances(load, halfway)[0] == pytest.approx(1 - 0.35)
+
+
+def test_chances_of_several_cases_are_those_of_each():
+    rng = np.random.default_rng(0)
+    there = np.sort(rng.random((7, 5)))[:, ::-1].copy()
+    load = load_of(there, np.cumsum(rng.random((7, 5)), axis=1))
+    spent = np.cumsum(rng.random((4, 5)), axis=1)
+    together = chances(load, spent[:, None, :])
+    assert together == pytest.approx(np.array([chances(load, case) for case in spent]))
+
+
+# -- lengths and errors ------------------------------------------------------------------------------
+
+
+def test_lengths_that_nobody_saw_are_as_the_typical_ones():
+    lengths = Lengths()
+    outputs = np.array([0.0, 400.0])
+    assert lengths.ahead(outputs, np.array([0.0, 80.0])) == pytest.approx(np.ones((2, 2)))
+    expected = lengths.ahead(outputs, np.array([0.0, 80.0]), 80.0)
+    assert expected[:, 0] == pytest.approx([1, 1])
+    assert expected[0, 1] == pytest.approx(0.9**10)  # a hazard of 8 / 80 in each bin of 8
+    for _ in range(500):
+        for reached in range(1, 41):
+            lengths.reached(reached)
+        lengths.ended(40)
+    assert lengths.ahead(np.array([0.0]), np.array([32.0, 80.0]), 80.0)[0] == pytest.approx([1, 0], abs=0.05)
+
+
+def test_the_error_is_the_median_distance_to_the_typical_ratio():
+    ratios = Ratios()
+    assert ratios.error == 0
+    for _ in range(16):
+        ratios.add(1.5)
+    assert ratios.error == 0
+    for ratio in (1.2, 1.5, 1.8) * 40:
+        ratios.add(ratio)
+    assert ratios.error == pytest.approx(0.2, abs=0.01)
+
+
+# -- promises that are hopeless, and that are not ----------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [EDF(), FCFS(drop_hopeless=True), Priced()])
+def test_a_maximum_makes_no_promise_hopeless_on_an_idle_device(policy):
+    scheduler = scheduler_with(waiting=[ask("a", most=5000, total=2.0)])
+    assert decided(scheduler, policy=policy) == ({"a"}, set())
+
+
+def test_a_promise_is_hopeless_where_generations_usually_get_too_long():
+    ends = [200] * 40
+    waiting = [ask("long", most=5000, total=1.0), ask("short", most=50, total=1.0)]
+    scheduler = scheduler_with(waiting=waiting, ends=ends)
+    assert decided(scheduler, policy=EDF()) == ({"short"}, {"long"})
+
+
+def test_the_next_output_has_to_be_in_time_whatever_is_known():
+    scheduler = scheduler_with(waiting=[ask("a", prompt=900, most=5000, total=0.05)])
+    assert decided(scheduler, policy=EDF()) == (set(), {"a"})
+
+
+# -- who is taken in ---------------------------------------------------------------------------------
+
+
+def test_totals_with_lengths_never_seen_are_taken_in_together():
+    waiting = [ask(f"r{at}", most=2000, total=60.0) for at in range(10)]
+    running, drop = decided(scheduler_with(waiting=waiting))
+    assert running == {f"r{at}" for at in range(10)} and not drop
+
+
+def test_one_that_can_hardly_be_on_time_keeps_nobody_out():
+    strict = ask("strict", most=1000, first=0.02, step=0.0101)  # alone it decodes in 0.011
+    newcomer = ask("new", most=200, arrival=0.01, first=1.0, step=0.5)
+    scheduler = scheduler_with([strict], [newcomer], now=0.01, ends=[300] * 50)
+    running, drop = decided(scheduler, 0.01)
+    assert "new" in running and not drop
+
+
+def test_strict_ones_that_are_refused_do_not_hide_lax_ones():
+    ends = [150] * 50
+    running = [ask(f"r{at}", first=0.53, step=0.025) for at in range(12)]
+    strict = [ask(f"strict{at}", prompt=10, arrival=0.5, first=0.2, step=0.012) for at in range(8)]
+    lax = ask("lax", prompt=60, arrival=0.5, first=9.0, step=1.0)
+    scheduler = scheduler_with(running, [*strict, lax], now=0.5, ends=ends)
+    chosen, _ = decided(scheduler, 0.5)
+    assert "lax" in chosen
+    assert not any(id.startswith("strict") for id in chosen)
+
+
+def test_a_newcomer_that_costs_more_than_it_brings_waits_unless_it_weighs_more():
+    ends = [150] * 200
+    running = [ask(f"r{at}", first=0.53, step=0.0251, most=300) for at in range(15)]  # 15 decode in 0.025
+
+    def chosen(weight):
+        new = ask("new", arrival=0.5, first=5.0, step=0.0265, weight=weight)
+        return decided(scheduler_with(running, [new], now=0.5, ends=ends), 0.5)[0]
+
+    assert "new" not in chosen(1)
+    assert "new" not in chosen(0.001)
+    assert "new" in chosen(1000)
+
+
+def test_memory_that_may_not_suffice_refuses_nobody_who_can_wait_for_it():
+    running = [ask(f"r{at}", prompt=30, most=2000, first=2.0, step=2.0) for at in range(4)]
+    new = ask("new", prompt=30, most=2000, arrival=0.1, first=2.0, step=2.0)
+    scheduler = scheduler_with(running, [new], now=0.1, ends=[400] * 50, blocks=100)  # 1,600 tokens
+    assert "new" in decided(scheduler, 0.1)[0]
+
+
+def test_who_was_promised_a_first_output_keeps_no_block_from_others_once_it_came():
+    running = [ask(f"r{at}", prompt=32, most=100, first=1.0) for at in range(4)]  # the next token needs a block
+    new = ask("new", prompt=32, arrival=0.1, first=0.1, step=0.1)
+    scheduler = scheduler_with(running, [new], now=0.1, blocks=10)
+    assert "new" in decided(scheduler, 0.1)[0]
+
+
+def test_first_outputs_come_in_order_of_deadline_where_all_are_in_time_so():
+    waiting = [ask(f"short{at}", prompt=300, arrival=1.0, first=9.0) for at in range(40)]
+    waiting.append(ask("long", prompt=1500, arrival=0.0, first=8.0))
+    scheduler = scheduler_with(waiting=waiting, now=1.0)
+    assert "long" in decided(scheduler, 1.0)[0]
+
+
+def test_ten_thousand_that_wait_are_decided_about():
+    waiting = [ask(f"r{at}", prompt=10 + at % 50, first=1.0 + at % 7, step=0.05) for at in range(10_000)]
+    running, drop = decided(scheduler_with(waiting=waiting))
+    assert 10 < len(running) <= 64 and not drop
+
+
+@pytest.mark.parametrize("weight", [0.001, 1000])
+def test_a_weight_alone_in_its_load_changes_nothing(weight):
+    def chosen(weight):
+        waiting = [ask(f"r{at}", first=1.0, step=0.03, weight=weight) for at in range(40)]
+        return decided(scheduler_with(waiting=waiting, ends=[100] * 20))
+
+    assert chosen(weight) == chosen(1)
+
+
+def test_steps_that_miss_what_was_expected_leave_slack():
+    def chosen(error):
+        scheduler = scheduler_with(
+            [ask("r", first=1.0, step=0.1)], [ask("new", prompt=190, arrival=0.9, first=5.0, step=1.0)], now=1.0 - 0.08
+        )
+        for _ in range(40):
+            for ratio in (1 - error, 1.0, 1 + error):
+                scheduler.times.note(("llm.decode", "llm.prefill"), ratio)
+        view = seen(scheduler, 0.92)
+        decision = Priced().decide(view)
+        return sum(decision.sizes.values())
+
+    assert chosen(0.0) >= chosen(0.3) > 0
+    assert math.isclose(chosen(0.0), chosen(1e-12))
