@@ -286,6 +286,14 @@ def test_the_summary_has_shares_and_points_behind(grid):
     assert "| **all** | 2 | 0.900 | 0.900 | - | 0.938 | 0.750 | 1 of 2 |" in text
 
 
+def test_load_is_drawn_where_there_are_three(grid, tmp_path):
+    figures = importlib.import_module("grid.figures")
+    rows = [row(grid, {"edf": 90, "priced": 95}, condition={"load": load}) for load in (0.5, 1.0, 2.0)]
+    figures.plot_load(rows[:2], tmp_path / "few.png")
+    figures.plot_load(rows, tmp_path / "load.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["load.png"]
+
+
 def test_a_point_without_all_of_its_results_is_left_out(grid):
     point, known = one(grid), {"1": {"on_time": 5, "of": 9}}
     assert grid.summary.row_of(point, {"fcfs": "1", "edf": "2"}, known) is None

@@ -35,10 +35,12 @@ def plot_bound(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_load(rows: Sequence[Row], path: Path) -> None:
-    """The mean share on time against load over the points of one kind, a panel for each group."""
+    """The mean share on time against load over the points of one kind, a panel for each group with three loads."""
     some = [row for row in rows if "load" in row.condition]
     by_group = {name: [row for row in some if row.group == name] for name in dict.fromkeys(row.group for row in some)}
     panels = {name: group for name, group in by_group.items() if len({row.condition["load"] for row in group}) > 2}
+    if not panels:
+        return
     size = {"figsize": (3.2 * len(panels), 3.4), "sharey": True, "squeeze": False}
     figure, axes = plt.subplots(1, len(panels), layout="constrained", **size)
     for axis, (name, group) in zip(axes[0], panels.items(), strict=True):
