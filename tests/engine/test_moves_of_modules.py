@@ -114,10 +114,11 @@ def test_a_request_that_moves_at_any_step_is_the_unmoved_one(kind, at):
     got = {end.id: end.output for side in (source, target) for end in side.ended()}
     assert got["m"] == wanted.output
     assert got["x"]["line"] == wanted.output["line"].replace("m", "x") and len(got) == 3
+    draw = source.executor._workers[0].modules["draw"]
     for side in (alone, source, target):
         side.executor.close()
     if kind is not None:
-        assert "m" not in source.executor._workers[0].modules["draw"].lines
+        assert "m" not in draw.lines
 
 
 def test_what_keeps_something_and_cannot_part_with_it_forbids_the_move():
