@@ -127,13 +127,14 @@ def test_who_comes_to_nothing_learns_why_in_one_way():
             mine.result(30)
         assert mine.outcome().status == "cancelled"
         gate.go.set()
-    service = serve(one_stage(), {"s": Gate()}, ONE)
+    last = Gate()
+    service = serve(one_stage(), {"s": last}, ONE)
     theirs = [service.submit() for _ in range(2)]
     closing = threading.Thread(target=service.close, kwargs={"cancel": True})
     closing.start()
     with pytest.raises(RequestCancelled, match="was cancelled"):
         theirs[1].result(30)
-    service.engine.members[0].executors["device"]._workers[0].modules["s"].go.set()
+    last.go.set()
     closing.join(30)
     assert theirs[1].outcome().status == "cancelled"
 

@@ -155,12 +155,14 @@ class Newcomers:
         horizon = outlook.horizon
         self.horizon = horizon
         self.own = self._loads = horizon.rows(waiting, running=beside)
-        if beside:  # in that step they do not decode, and who fills it looks at their first output
-            later = horizon.points > 0
+        later = horizon.points > 0  # who fills the coming step looks at the next output of each
+        rows = outlook.rows
+        running = replace(rows, time=np.where(later, rows.time, FOREVER))
+        if beside:  # in that step they do not decode
             self.own = replace(self.own, time=np.where(later, self.own.time, FOREVER))
             count, context = self.own.count * later, self.own.context * later
             self._loads = replace(self.own, count=count, context=context)
-        self.others = _stacked([outlook.rows, horizon.rows(back, running=False)])
+        self.others = _stacked([running, horizon.rows(back, running=False)])
         self._extra = extra
         self._first = first
         jobs = [*outlook.jobs, *back]
