@@ -35,6 +35,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kept_results import kept
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -160,18 +161,6 @@ def serve_config(model: Model, point: Point, folder: Path, device: str) -> Row:
 # -- running ----------------------------------------------------------------------------------------
 
 
-def kept(path: Path) -> dict[str, Row]:
-    """What was served before, by key; a line that was cut off is none."""
-    found = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[entry["key"]] = entry["row"]
-    return found
-
-
 def run(todo: Sequence[Point], profiles: str, serve: Callable[[Point], Row], progress: Progress) -> Iterator[Row]:
     """The rows of some points: those that were served before, and the others as they are."""
     path = WORK / "points.jsonl"
@@ -184,7 +173,7 @@ def run(todo: Sequence[Point], profiles: str, serve: Callable[[Point], Row], pro
             known[key] = {**serve(point), "load_average": os.getloadavg()[0]}
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps({"key": key, "row": known[key]}) + "\n")
+                file.write("\n" + json.dumps({"key": key, "result": known[key]}) + "\n")
         progress.advance(task)
         yield known[key]
 

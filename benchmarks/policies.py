@@ -37,8 +37,9 @@ from pathlib import Path
 from grid.digests import keys
 from grid.plan import KINDS, grid, points
 from grid.policies import NAMES, OURS
-from grid.runs import Keyed, kept, missing, run
+from grid.runs import Keyed, missing, run
 from grid.summary import Row, markdown, row_of
+from kept_results import kept
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress

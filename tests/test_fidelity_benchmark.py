@@ -54,7 +54,7 @@ def test_a_key_tells_points_and_profiles_apart(fidelity, tmp_path):
 
 
 def test_a_line_that_was_cut_off_is_served_again(fidelity, tmp_path):
-    line = json.dumps({"key": "a", "row": {"x": 1}})
+    line = json.dumps({"key": "a", "result": {"x": 1}})
     (tmp_path / "points.jsonl").write_text(f"\n{line}\n{line[:-5]}\n\n")
     assert fidelity.kept(tmp_path / "points.jsonl") == {"a": {"x": 1}}
     assert fidelity.kept(tmp_path / "nowhere.jsonl") == {}

@@ -203,10 +203,10 @@ def test_code_is_told_apart_by_what_it_does_and_imports(grid, tmp_path, monkeypa
 
 def test_a_line_cut_off_is_no_result(grid, tmp_path):
     path = tmp_path / "work.jsonl"
-    assert grid.runs.kept(path) == {}
+    assert grid.command.kept(path) == {}
     line = json.dumps({"key": "a", "result": {"value": 1.0}})
     path.write_text(f"{line}\n{line[:-9]}\n\n{line.replace('a', 'b', 1)[:5]}")
-    assert grid.runs.kept(path) == {"a": {"value": 1.0}}
+    assert grid.command.kept(path) == {"a": {"value": 1.0}}
 
 
 def test_bounds_are_computed_where_they_are_asked_for(grid):
@@ -226,7 +226,7 @@ def test_a_rule_that_fails_is_told_and_not_kept(grid, tmp_path, monkeypatch):
     monkeypatch.setattr(grid.runs, "_results", lambda todo, jobs: [("1", task, {"error": "E: no"})])
     failed = grid.runs.run({"1": task}, tmp_path / "work.jsonl", 1)
     assert len(failed) == 1 and failed[0].endswith("fcfs: E: no")
-    assert grid.runs.kept(tmp_path / "work.jsonl") == {}
+    assert grid.command.kept(tmp_path / "work.jsonl") == {}
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -46,18 +46,6 @@ def _computed(point: Point, what: str) -> dict[str, Any]:
     return {"on_time": weight_on_time(report), "of": sum(request.slo.weight for request in prepared.requests)}
 
 
-def kept(path: Path) -> dict[str, dict[str, Any]]:
-    """What a work file holds, by key; a line that was cut off when a run was killed is no result."""
-    found = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[entry["key"]] = entry["result"]
-    return found
-
-
 def missing(plan: Sequence[Keyed], known: Mapping[str, Any], bounds: str) -> dict[str, Task]:
     """What is to be computed, by key: policies first, then bounds, then hindsight.
 

@@ -62,29 +62,41 @@ class Runs:
 
     def step(self, role: str, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
         """One step of a stage for some requests."""
-        if (me := threading.get_ident()) not in self._limited:  # a new thread would take all cores for convolutions
-            torch.set_num_threads(self._threads)
-            self._limited.add(me)
-        runs = []
+        self._limit_threads()
         fresh = any(given.id not in self._open for given in inputs)
-        for given in inputs:
-            if given.id not in self._open:
-                over = bool(given.state.get("over"))  # before it came here
-                self._open[given.id] = Run.ended(given.state["output"]) if over else self._begin(given)
-            runs.append(self._open[given.id])
+        runs = [self._run_of(given) for given in inputs]
         if role == "encode":
             encode(runs)
         elif role == "denoise":
             denoise(runs)
         else:
             decode(runs, check_finite=self._check_finite)
-        why = self._looked() if fresh or any(run.over for run in runs) or self._due() else ""
+        ended = any(run.over or run.error is not None for run in runs)
+        why = self._looked() if fresh or ended or self._due() else ""
         self._settled()
         if why:
             return [StageFailed(why)] * len(inputs)
         return [self._update(run) for run in runs]
 
+    def _limit_threads(self) -> None:
+        """Give a thread that is new here as many of torch's threads as its maker had.
+
+        It would take all cores for convolutions.
+        """
+        thread = threading.get_ident()
+        if thread not in self._limited:
+            torch.set_num_threads(self._threads)
+            self._limited.add(thread)
+
+    def _run_of(self, given: StepInput) -> Run:
+        """The run of a request, which begins here if it is new."""
+        if given.id not in self._open:
+            over = bool(given.state.get("over"))  # before it came here
+            self._open[given.id] = Run.ended(given.state["output"]) if over else self._begin(given)
+        return self._open[given.id]
+
     def _due(self) -> bool:
+        """Whether it is time to look again."""
         return stopwatch() >= self._looks_at
 
     def _looked(self) -> str:
