@@ -27,6 +27,7 @@ class Carry:
             first output of its call; `started_ago`: since it first ran, None: never.
         saved: its place in the graph.
         kept: tokens that it had in the KV cache it left.
+        released: whether its promise was given up, and it goes on without one.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Carry:
     planned_calls: Mapping[str, int]
     skipped: int
     kept: float
+    released: bool = False
 
     def input(self) -> StepInput:
         """What the modules are given that are to adopt it."""
@@ -68,7 +70,7 @@ def pack(job: Entry, now: float) -> Carry:
         id=job.id,
         graph=graph.name,
         print=graph.print,
-        slo=job.slo,
+        slo=job.request.slo,
         params=job.params,
         age=now - job.arrival,
         due_in=job.due - now,
@@ -86,6 +88,7 @@ def pack(job: Entry, now: float) -> Carry:
         planned_calls=dict(job.planned_calls),
         skipped=job.skipped,
         kept=job.kept if job.num_blocks else 0.0,
+        released=job.request.slo.promises and not job.promised,
     )
 
 
@@ -104,6 +107,8 @@ def unpack(carry: Carry, graph: Graph, now: float) -> Entry:
     job.state = dict(carry.state)
     job.output, job.outputs, job.call_outputs = carry.output, carry.outputs, carry.call_outputs
     job.first_at = now - carry.first_ago
+    if carry.released:
+        job.release()
     job.late = carry.late
     job.computed = carry.computed
     job.alone_s, job.planned_calls = carry.alone_s, dict(carry.planned_calls)

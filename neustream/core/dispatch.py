@@ -64,16 +64,17 @@ class Dispatch:
                 return batch
         policy = state.policy if instead is None else instead
         jobs = self._lives.jobs
-        live = -1
-        while live != len(jobs):  # again, if those that were chosen could not run and failed
-            live = len(jobs)
+        live = -1, -1
+        # again, if those that were chosen could not run and failed, or go on without a promise
+        while live != (len(jobs), self._lives.unpromised):
+            live = len(jobs), self._lives.unpromised
             view = self._view(state, now, worker)
             if not view.queues:
                 return None
             decision, batch = self._ask(state, policy, view)
             if batch is not None:
                 return batch
-            if not decision.jobs:
+            if not decision.jobs and not _goes_on(decision):
                 break
         if decision.wake_at is not None:
             check_wake(policy, decision.wake_at, now)
@@ -110,7 +111,7 @@ class Dispatch:
             bound = state.pool.sticky and job.worker == batch.worker
             if job not in plan.ran and (first or bound):
                 del plan.drop[job]
-                self._lives.end(cast(Entry, job), "dropped", reason, plan.decided_at)
+                self._lives.give_up(cast(Entry, job), reason, plan.decided_at)
 
     def _note(
         self, plan: Plan, policy: Policy, decision: Decision, view: View, ahead: Forecast
@@ -140,7 +141,7 @@ class Dispatch:
             return None
         for job, reason in plan.drop.items():
             if job.status == "waiting":
-                self._lives.end(cast(Entry, job), "dropped", reason, now)
+                self._lives.give_up(cast(Entry, job), reason, now)
         sizes = tuple([part_of(plan.sizes, job) for job in jobs])
         whole = len(jobs) == len(plan.jobs) and sizes == plan.parts
         expected = plan.expected if whole else None
@@ -209,10 +210,10 @@ class Dispatch:
         return decision
 
     def _drop(self, policy: Policy, drop: Mapping[Job, str], now: float) -> None:
-        """End the jobs that a policy gives up."""
+        """Carry out what a policy gives up."""
         check_drops(policy, drop, self._lives.jobs)
         for job, reason in drop.items():
-            self._lives.end(cast(Entry, job), "dropped", reason, now)
+            self._lives.give_up(cast(Entry, job), reason, now)
 
     def _start_decided(
         self, state: PoolState, policy: Policy, decision: Decision, view: View
@@ -259,6 +260,11 @@ class Dispatch:
         )
         state.run(batch)
         return batch
+
+
+def _goes_on(decision: Decision) -> bool:
+    """Whether one of those that were given up still waits: it wants to be served late."""
+    return any(job.status == "waiting" for job in decision.drop)
 
 
 def _model_of(decision: Decision) -> str:

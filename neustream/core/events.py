@@ -154,7 +154,7 @@ def ended(job: Job, now: float) -> Ended:
         job.on_time,
         job.arrival,
         now,
-        job.slo,
+        job.request.slo,
         planned_steps(job),
         started=job.started_at is not None,
         attainable=_attainable(job),

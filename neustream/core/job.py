@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from neustream.core.cursor import Cursor
 from neustream.core.graph import Stage
-from neustream.core.types import TICK, Request
+from neustream.core.types import SLO, TICK, Request
 from neustream.errors import PolicyError
 
 Status = Literal[
@@ -52,6 +52,7 @@ class Job:
         call_outputs: outputs of the model call that it is in; first_at: when the first of them
             came.
         num_blocks: blocks of its pool's KV cache that it holds.
+        slo: what it is promised; nothing from the moment that its promise was given up.
         promised: whether its SLO promises anything.
         joined_at: when it came to its stage; skipped: steps of that stage that ran without it
             since.
@@ -149,6 +150,13 @@ class Job:
             return 0.0
         return self.size - 1 if self.stage.phase == "decode" else self.computed
 
+    def release(self) -> None:
+        """Its promise will not be kept: what is left of it is served without one."""
+        self.late = True
+        self.promised = False
+        self.slo = SLO(weight=self.slo.weight, name=self.slo.name)
+        self.due = self.due_next = math.inf
+
     @property
     def on_time(self) -> bool:
         """Whether it ended with every promise kept."""
@@ -172,7 +180,7 @@ class Job:
 
     def take_output(self, update: Mapping[str, Any], now: float) -> bool:
         """Note that its stage emitted `update`; whether that was late."""
-        late = now > self.due_next + TICK
+        late = now > self._output_due() + TICK
         self.late = self.late or late
         self.output = update
         self.outputs += 1
@@ -181,6 +189,17 @@ class Job:
         self.call_outputs += 1
         self.due_next = min(self.due, self.output_due(self.outputs))
         return late
+
+    def _output_due(self) -> float:
+        """When its next output is due by what its caller was promised, kept up or not."""
+        if self.slo is self.request.slo:
+            return self.due_next
+        slo, due = self.request.slo, self.arrival + self.request.slo.total
+        if not self.outputs:
+            return min(due, self.arrival + slo.first)
+        if slo.step == math.inf:
+            return due
+        return min(due, self.arrival + slo.first + self.outputs * slo.step)
 
     def output_due(self, index: int) -> float:
         """When output `index` (from 0) is due by the promise of a pace; inf without one."""

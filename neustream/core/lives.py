@@ -292,6 +292,14 @@ class Lives:
 
     # -- going ------------------------------------------------------------------------------------
 
+    def give_up(self, job: Entry, reason: str, now: float) -> None:
+        """A policy gives a job up: it ends, or goes on without its promise if its SLO says so."""
+        if job.promised and job.slo.finish:
+            job.release()
+            self.unpromised += 1
+        else:
+            self.end(job, "dropped", reason, now)
+
     def end_soon(self, id: str, status: Status, reason: str, now: float) -> bool:
         """End a job, after its step if it is in one; False if there is none to end."""
         job = self.jobs.get(id)

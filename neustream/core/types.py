@@ -26,6 +26,9 @@ class SLO:
     Output k (from 0) is due at `arrival + first + k * step`, so that an early token buys slack;
     everything is due at `arrival + total`. A request of `weight` 10 is worth ten. `name` is the
     SLO class that reports group by.
+
+    With `finish` it is served even if it will be late: where a policy gives it up, it goes on as
+    one that was promised nothing.
     """
 
     total: float = math.inf
@@ -33,6 +36,7 @@ class SLO:
     step: float = math.inf
     weight: float = 1.0
     name: str = ""
+    finish: bool = False
 
     def __post_init__(self) -> None:
         for what in ("total", "first", "step", "weight"):
@@ -41,6 +45,8 @@ class SLO:
             raise RequestError("SLO: weight must be finite, got inf")
         if not isinstance(self.name, str):
             raise RequestError(f"SLO: name must be a string, got {shown(self.name)}")
+        if not isinstance(self.finish, bool):
+            raise RequestError(f"SLO: finish must be true or false, got {shown(self.finish)}")
         if self.step < math.inf and self.first == math.inf:
             raise RequestError(
                 f"SLO: step={self.step!r} needs first: output k is due at first + k * step"
