@@ -87,6 +87,21 @@ def test_sampling_with_a_seed_is_repeatable_in_any_company(shared):
     concurrent.futures.wait(crowd)
 
 
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.3, "top_p": 0.9, "seed": 4}], ids=["greedy", "drawn"])
+def test_a_least_length_is_that_of_generate(shared, drawn):
+    model, prompt = model_of("opt"), prompts(1)[0]
+    free = shared(prompt, max_tokens=MAX, ignore_eos=True, **drawn).token_ids
+    ends = [free[1], 2]  # it would end after two tokens at most
+    wanted = tuple(alone(model, prompt, MAX, min_new_tokens=5, eos_token_id=ends, **drawn))
+    crowd = [shared.submit(other, max_tokens=MAX, stop_token_ids=ends) for other in prompts(6)]
+    done = shared(prompt, max_tokens=MAX, min_tokens=5, stop_token_ids=ends, logprobs=1, **drawn)
+    assert done.token_ids == wanted and len(wanted) >= 5
+    assert len(shared(prompt, max_tokens=MAX, stop_token_ids=ends, **drawn).token_ids) <= 2
+    # what is told is how likely the model itself found them
+    assert done.likelihoods[0].top == shared(prompt, max_tokens=1, logprobs=1, **drawn).likelihoods[0].top
+    concurrent.futures.wait(crowd)
+
+
 def test_prompts_are_text_ids_or_arrays(shared):
     prompt = prompts(1)[0]
     for same in (tuple(prompt), np.array(prompt), torch.tensor(prompt)):

@@ -39,7 +39,7 @@ from neustream.core.steps import PhaseProfile, StepLatency
 from neustream.errors import BackendError, RequestError, nearest
 from neustream.profiling.steps import StepsFile
 
-SAMPLING = [field.name for field in fields(Sampling) if field.name not in ("seed", "ignore_eos")]
+SAMPLING = [field.name for field in fields(Sampling) if field.name not in ("seed", "ignore_eos", "min_tokens")]
 
 
 class Options(BaseModel):

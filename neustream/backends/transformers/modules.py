@@ -15,7 +15,7 @@ from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.fixed import floor, rows_of
 from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.sampling import Draw, choose
+from neustream.backends.transformers.sampling import Draw, choose, without
 from neustream.backends.transformers.slots import Row, groups
 from neustream.backends.transformers.text import Ask, Text
 from neustream.core.batch import StepInput
@@ -226,7 +226,8 @@ class Texts:
             return {id: update for one in group for id, update in self._call([one], turns).items()}
         draws = [self._draw(id, turns[id].text) if turns[id].complete else None for id in group]
         results: dict[str, Update | StageFailed] = {}
-        tokens = choose(logits, draws)
+        barred = [turns[id].text.barred(self.model.eos) for id in group]
+        tokens = choose(without(logits, barred), draws)
         likely = likelihoods(logits, tokens, [turns[id].logprobs for id in group])
         for at, (id, token) in enumerate(zip(group, tokens, strict=True)):
             if isinstance(token, str):

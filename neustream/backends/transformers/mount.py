@@ -164,6 +164,7 @@ class TextMount:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        min_tokens: int = 0,
         ends_after: int | None = None,
     ) -> Call:
         """A completion; RequestError for what cannot be served.
@@ -171,15 +172,15 @@ class TextMount:
         Args:
             prompt: text (needs the tokenizer) or token ids.
             max_tokens: the most new tokens; together with the prompt they must fit the model.
-            temperature, top_p, top_k, seed, stop_token_ids, ignore_eos, logprobs, prompt_logprobs:
-                see `Sampling`.
+            temperature, top_p, top_k, seed, stop_token_ids, ignore_eos, logprobs, prompt_logprobs,
+                min_tokens: see `Sampling`.
             ends_after: outputs after which it ends as if the model had said so, for workloads that
                 are replayed; no policy sees it.
         """
         assert self._graph is not None
         self.model.unchanged.check()
         ids: Any = stop_token_ids
-        sampling = Sampling(temperature, top_p, top_k, seed, ids, ignore_eos, logprobs, prompt_logprobs)
+        sampling = Sampling(temperature, top_p, top_k, seed, ids, ignore_eos, logprobs, prompt_logprobs, min_tokens)
         room = self.kv_caches[self._graph.name].capacity
         ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, room)
         if ends_after is not None:

@@ -24,6 +24,8 @@ def ask_of(
     check_length(model, len(ids), max_tokens, room)
     if beyond := [token for token in sampling.stop_token_ids if token >= model.vocabulary]:
         raise RequestError(f"stop_token_ids: {shown(beyond[0])} is no token: the vocabulary has {model.vocabulary}")
+    if sampling.min_tokens > int(max_tokens):
+        raise RequestError(f"min_tokens={sampling.min_tokens} is more than max_tokens={int(max_tokens)}")
     return Ask(ids, sampling)
 
 

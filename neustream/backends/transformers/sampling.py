@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Sampling:
             tokens are those of `torch.manual_seed(seed); model.generate(do_sample=True, ...)` alone.
         stop_token_ids: tokens that end it, beside the model's EOS; the token itself is an output too.
         ignore_eos: go on behind EOS, to `max_tokens`.
+        min_tokens: before it has so many outputs, no token that would end it is chosen.
         logprobs: tell how likely the model found each output, and of so many of the likeliest tokens
             beside it; None: of nothing.
         prompt_logprobs: the same of the prompt's own tokens behind its first.
@@ -42,6 +43,7 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         ids: Any = self.stop_token_ids
@@ -58,6 +60,7 @@ class Sampling:
             "ignore_eos": flag("ignore_eos", self.ignore_eos),
             "logprobs": _count("logprobs", self.logprobs),
             "prompt_logprobs": _count("prompt_logprobs", self.prompt_logprobs),
+            "min_tokens": whole("min_tokens", self.min_tokens, 0),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -120,6 +123,16 @@ class Draw:
         else:
             generator.manual_seed(self._sampling.seed)
         return generator
+
+
+def without(logits: torch.Tensor, barred: Sequence[Collection[int]]) -> torch.Tensor:
+    """`logits` [rows, vocabulary] where each row's barred tokens cannot be chosen; a copy, if there are some."""
+    rows = {at: [token for token in tokens if token < logits.shape[-1]] for at, tokens in enumerate(barred) if tokens}
+    if rows:
+        logits = logits.clone()
+    for at, tokens in rows.items():
+        logits[at, tokens] = -math.inf
+    return logits
 
 
 def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | str]:

@@ -59,6 +59,13 @@ class Text:
         """The text with one more output."""
         return Text(self.ask, (*self.outputs, token), stream)
 
+    def barred(self, eos: Collection[int]) -> Collection[int]:
+        """The tokens that its next one must not be: they would end it too soon."""
+        sampling = self.ask.sampling
+        if len(self.outputs) >= sampling.min_tokens:
+            return ()
+        return {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos)}
+
     def over(self, eos: Collection[int]) -> bool:
         """Whether it ends with its latest output."""
         sampling, token = self.ask.sampling, self.outputs[-1]
