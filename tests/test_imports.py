@@ -20,6 +20,7 @@ LIGHT = {"numpy", "pydantic", "yaml", "rich"}
 MAY = {
     "core": {"core", "errors", "numpy"},
     "engine": {"core", "engine", "errors", "numpy"},
+    "cluster": {"cluster", "core", "engine", "errors", "numpy"},
     "service": {"by_name", "core", "engine", "service", "errors"},
     "server": {
         "core",

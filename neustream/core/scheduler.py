@@ -120,6 +120,11 @@ class Scheduler:
         return {name: state.pool for name, state in self._pools.items()}
 
     @property
+    def running(self) -> list[Batch]:
+        """The steps under way."""
+        return [batch for state in self._pools.values() for batch in state.running.values()]
+
+    @property
     def kv_blocks(self) -> dict[str, tuple[int, int]]:
         """By language model, the KV blocks that are used, and all there are, over all pools."""
         found: dict[str, tuple[int, int]] = {}

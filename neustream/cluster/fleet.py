@@ -1,0 +1,280 @@
+"""All instances as rules see them: numpy columns over the fleet, and what one is asked.
+
+Rules read it and change nothing. The head keeps it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neustream.core.outlook import Asked, Forecast, LineOutlook, Outlook, Rates, forecast
+from neustream.errors import RequestError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes. None: it waits at the head, until `wait_until` at the latest.
+
+    `fits`: whether a forecast says that it will be on time; None: nobody asked.
+    """
+
+    instance: str | None
+    reason: str = ""
+    wait_until: float | None = None
+    fits: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A request that is to leave for another instance, and why."""
+
+    id: str
+    source: str
+    target: str
+    reason: str
+
+
+class Router(Protocol):
+    """Where requests go. Pure."""
+
+    def route(self, fleet: Fleet, asked: Asked) -> Route:
+        """One of `fleet.able(asked)`, which is not empty."""
+        ...
+
+
+class Mover(Protocol):
+    """Which requests leave for another instance; asked now and then. Pure."""
+
+    def moves(self, fleet: Fleet) -> Sequence[Move]: ...
+
+
+class Scaler(Protocol):
+    """How many instances of each role there should be; asked now and then. Pure."""
+
+    def target(self, fleet: Fleet) -> Mapping[str, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A request at an instance, as movers see it. `outputs`: that it has made.
+
+    `arrival`: when it came; `moved_at`: when it came here by a move, -inf: never. `free`: whether
+    it may be moved now.
+    """
+
+    id: str
+    instance: str
+    asked: Asked
+    arrival: float
+    began: bool
+    outputs: int
+    moved_at: float = -math.inf
+    free: bool = True
+
+
+@dataclass(slots=True)
+class Instance:
+    """An instance as the head knows it.
+
+    Attributes:
+        row: its place in the columns; role: what it serves, by name; stages: those.
+        state: up, suspect (it has not been heard of), draining (it is to go).
+        outlook: its latest. `sent`: what was sent there since, by order of sending.
+        sends: requests that were sent or moved there so far.
+        token_bytes: what a token in its KV cache takes.
+    """
+
+    name: str
+    row: int
+    role: str
+    device: str
+    stages: frozenset[str]
+    outlook: Outlook
+    joined_at: float
+    heard_at: float
+    state: str = "up"
+    sends: int = 0
+    sent: dict[int, Asked] = field(default_factory=dict)
+    told: bool = False
+    token_bytes: float = 0.0
+    drain_at: float = math.inf
+
+
+class Fleet:
+    """What rules know.
+
+    Attributes:
+        now: of the present question.
+        instances: by name; `names[row]` of the columns' rows.
+        live, waiting: columns, by the latest outlooks and what was sent since.
+        dispatched: requests that were ever sent to each.
+        up: which take requests now.
+        requests: those that are at an instance. queued: those that wait for one.
+        arrivals: what came in the last minute, with when. starting: instances by role.
+        random: for rules that draw.
+    """
+
+    def __init__(self, rates: Mapping[str, Rates], seed: int = 0) -> None:
+        self.now = 0.0
+        self.rates = dict(rates)
+        self.instances: dict[str, Instance] = {}
+        self.names: list[str] = []
+        self.random = np.random.default_rng(seed)
+        self.requests: Callable[[str], Sequence[Place]] = lambda instance: ()
+        self.queued: Callable[[], Sequence[Asked]] = tuple
+        self.arrivals: deque[tuple[float, Asked]] = deque()
+        self.starting: dict[str, int] = {}
+        self._columns = np.zeros((5, 8))
+        self.up: Bools = np.zeros(8, dtype=bool)
+        self._able: dict[str, Ints] = {}
+        self._free_rows: list[int] = []
+
+    def backlog(self, rows: Ints) -> Floats:
+        """Seconds of work at some instances: by their latest outlooks and what was sent since."""
+        passed = np.maximum(self.now - self._columns[4, rows], 0.0)
+        left: Floats = np.maximum(self._columns[0, rows] - passed, 0.0)
+        return left
+
+    @property
+    def live(self) -> Floats:
+        column: Floats = self._columns[1]
+        return column
+
+    @property
+    def waiting(self) -> Floats:
+        column: Floats = self._columns[2]
+        return column
+
+    @property
+    def dispatched(self) -> Floats:
+        column: Floats = self._columns[3]
+        return column
+
+    # -- asked by rules ---------------------------------------------------------------------------
+
+    def able(self, asked: Asked) -> Ints:
+        """The rows of the instances that take requests and serve the next stage of this one."""
+        rows = self._able.get(asked.stage)
+        if rows is None:
+            found = [
+                each.row
+                for each in self.instances.values()
+                if each.state == "up" and asked.stage in each.stages
+            ]
+            rows = self._able[asked.stage] = np.array(sorted(found), dtype=np.int64)
+        return rows
+
+    def at(self, row: int) -> Instance:
+        """The instance of a row."""
+        return self.instances[self.names[row]]
+
+    def ask(self, instance: Instance, asked: Asked) -> Forecast:
+        """What would become of a request there."""
+        calls = {name: each for name, each in asked.calls.items() if name in instance.stages}
+        here = asked if len(calls) == len(asked.calls) else replace(asked, calls=calls)
+        return forecast(self.seen(instance), here, self.rates[instance.device], self.now)
+
+    def seen(self, instance: Instance) -> Outlook:
+        """Its outlook, with what was sent there since."""
+        outlook = instance.outlook
+        if not instance.sent:
+            return outlook
+        return _with(outlook, list(instance.sent.values()), self.rates[instance.device])
+
+    # -- kept by the head -------------------------------------------------------------------------
+
+    def add(self, instance: Instance) -> None:
+        """A new one; its row is given here. RequestError if the name is taken."""
+        if instance.name in self.instances:
+            raise RequestError(f"instance {instance.name!r} has joined already")
+        if self._free_rows:
+            instance.row = self._free_rows.pop()
+            self.names[instance.row] = instance.name
+        else:
+            instance.row = len(self.names)
+            self.names.append(instance.name)
+            if instance.row >= len(self.up):
+                self._columns = np.concatenate([self._columns, self._columns * 0.0], axis=1)
+                self.up = np.concatenate([self.up, np.zeros_like(self.up)])
+        self._columns[:, instance.row] = 0.0
+        self.instances[instance.name] = instance
+        self.changed(instance)
+
+    def remove(self, instance: Instance) -> None:
+        """It is gone."""
+        del self.instances[instance.name]
+        self.up[instance.row] = False
+        self.names[instance.row] = ""
+        self._free_rows.append(instance.row)
+        self._able.clear()
+
+    def changed(self, instance: Instance) -> None:
+        """Its state is another one."""
+        self.up[instance.row] = instance.state == "up"
+        self._able.clear()
+
+    def told(self, instance: Instance, outlook: Outlook) -> None:
+        """It told how it is."""
+        instance.told = True
+        instance.outlook = outlook
+        for number in [number for number in instance.sent if number <= outlook.heard]:
+            del instance.sent[number]
+        row, rates = instance.row, self.rates[instance.device]
+        sent = instance.sent.values()
+        self._columns[0, row] = outlook.backlog + sum([rates.charge(one.calls) for one in sent])
+        self._columns[1, row] = outlook.live + len(sent)
+        self._columns[2, row] = outlook.waiting + len(sent)
+        self._columns[4, row] = outlook.sent_at
+
+    def sent(self, instance: Instance, asked: Asked, *, moved: bool = False) -> int:
+        """A request is sent or moved there; its number (see `Outlook.heard`)."""
+        instance.sends += 1
+        instance.sent[instance.sends] = asked
+        columns, row = self._columns, instance.row
+        columns[0, row] += self.rates[instance.device].charge(
+            {name: each for name, each in asked.calls.items() if name in instance.stages}
+        )
+        columns[1:3, row] += 1.0
+        columns[3, row] += not moved
+        return instance.sends
+
+
+def _with(outlook: Outlook, sent: Sequence[Asked], rates: Rates) -> Outlook:
+    """An outlook with requests that were sent there since."""
+    lines = {line.stage: line for line in outlook.lines}
+    texts = {text.model: text for text in outlook.texts}
+    for asked in sent:
+        name = next((name for name, each in asked.calls.items() if each.looped), None)
+        text = None if name is None else texts.get(name.rpartition(".")[0])
+        if text is not None:
+            texts[text.model] = replace(
+                text,
+                prompts=text.prompts + 1,
+                prompt_tokens=text.prompt_tokens + asked.tokens,
+                waiting_blocks=text.waiting_blocks + -int(-asked.tokens // text.block_size),
+            )
+        elif name is not None and math.isfinite(asked.due_in):
+            lines[name] = _joined(lines.get(name), name, asked, rates)
+    return replace(outlook, lines=tuple(lines.values()), texts=tuple(texts.values()))
+
+
+def _joined(line: LineOutlook | None, name: str, asked: Asked, rates: Rates) -> LineOutlook:
+    """A line with one more request."""
+    others = {stage: each for stage, each in asked.calls.items() if stage != name}
+    behind = rates.alone(others)
+    row = float(asked.calls[name].count), asked.due_in - behind, behind, asked.weight
+    if line is None:
+        return LineOutlook(name, *[(value,) for value in row])
+    rows = sorted([*zip(line.left, line.due_in, line.behind, line.weight, strict=True), row])
+    return LineOutlook(name, *zip(*rows, strict=True))

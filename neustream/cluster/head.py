@@ -1,0 +1,323 @@
+"""The head of a cluster: it knows who is where, and says what is to be done. No I/O in here.
+
+The contract, for whoever drives it (a simulator, Ray actors):
+
+1. `joined` for each instance, then `submit` and `cancel` for callers, `heard` for each message of an
+   instance (in its order, each once: `mail.py` sees to that), `lost` where a process is known to be
+   dead, and `tick` at `wake_at()`. After each of them carry out `pop_orders()`, in order.
+2. Orders with an `instance` go there, in order, each once (`messages.py` says what each means and
+   what its answer is; `agent.py` is the other side). `Start` and `Stop` are for who runs
+   instances, `Answer` and `Forward` for callers: the one answer of a request, and its outputs.
+3. A request has one owner: the instance and the term of its latest placement that is acknowledged
+   (`Took`). Each placement and each try of a move gets a new term. Reports of another instance or
+   an older term change nothing, and what they speak of is freed there.
+4. At least once executed, exactly once answered; output k goes out once, in order. An instance that
+   is silent is suspect, then gone (its requests begin anew), and is fenced if it comes back.
+5. `now` is the head's clock. Instances are told ages and budgets; nobody else's instants are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from neustream.cluster.book import Again, Book, Open, Settings, asked_of
+from neustream.cluster.fleet import Fleet, Instance, Mover, Router, Scaler
+from neustream.cluster.liveness import Liveness
+from neustream.cluster.messages import (
+    Ask,
+    Began,
+    Copied,
+    Fenced,
+    Free,
+    Happening,
+    Here,
+    Made,
+    Order,
+    Over,
+    Refused,
+    Report,
+    Reserved,
+    Told,
+    Took,
+    Waits,
+)
+from neustream.cluster.moving import Moves
+from neustream.cluster.placing import Placing
+from neustream.cluster.scaling import Scaling
+from neustream.core.graph import Graph
+from neustream.core.outlook import Outlook, Rates
+from neustream.core.profile import LatencyProfile
+from neustream.core.types import Request
+from neustream.errors import GraphError, RequestError, nearest
+
+WINDOW_S = 60.0
+"""Arrivals of so long are remembered for scalers."""
+
+
+class Head:
+    """Routes requests to instances, moves them, and gives each its one answer.
+
+    Args:
+        graphs: what may be asked for; instances have the same ones.
+        profiles: latencies of the stages by kind of device.
+        router, mover, scaler: the rules. Without a mover nothing moves but what has to; without a
+            scaler the instances are as many as join.
+        again: what becomes of the streams of a graph whose instance is gone, by its name; else
+            "fail".
+        stopwatch: real seconds, to tell what routing costs.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        profiles: Mapping[str, Mapping[str, LatencyProfile]],
+        router: Router,
+        mover: Mover | None = None,
+        scaler: Scaler | None = None,
+        *,
+        settings: Settings | None = None,
+        again: Mapping[str, Again] = {},
+        seed: int = 0,
+        stopwatch: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.graphs = {graph.name: graph for graph in graphs}
+        self.fleet = Fleet({name: Rates(each) for name, each in profiles.items()}, seed)
+        self._again = again
+        self._book = book = Book(self.fleet, self.settings)
+        self.fleet.requests = book.places
+        self.fleet.queued = lambda: [one.asked for one in book.waiting.values()]
+        self._placing = Placing(book, router, stopwatch)
+        self._moves = Moves(book)
+        self._liveness = Liveness(book, self._placing, self._moves)
+        self._scaling = Scaling(book, self._placing, self._moves, mover, scaler)
+        self._standing: dict[str, tuple[str, int, int]] = {}
+
+    @property
+    def open(self) -> int:
+        """Requests without an answer."""
+        return len(self._book.requests)
+
+    # -- callers ----------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now: float, *, delivered: int = 0) -> None:
+        """A caller's request. `delivered`: outputs that it has, where it asks again after a restart
+        of the head.
+
+        Raises:
+            RequestError: its id is open.
+            GraphError: nobody serves its graph, or the graph cannot be asked.
+        """
+        if request.id in self._book.requests:
+            raise RequestError(f"request id {request.id!r} is already being served")
+        if self.graphs.get(request.graph.name) is not request.graph:
+            hint = nearest(request.graph.name, self.graphs)
+            raise GraphError(f"graph {request.graph.name!r} is not served here; {hint}")
+        asked = asked_of(request)
+        looped = request.graph.looped
+        steps = sum([c.count for name, c in asked.calls.items() if name in looped or not looped])
+        due = request.arrival + request.slo.total
+        due_next = min(due, request.arrival + request.slo.first)
+        again = self._again.get(request.graph.name, "fail")
+        one = Open(request, asked, request.arrival, due, due_next, steps, again)
+        one.delivered = delivered
+        self._book.requests[one.id] = one
+        self._arrived(one, now)
+        if not self._rejoined(one):
+            self._placing.place(one, now)
+
+    def _arrived(self, one: Open, now: float) -> None:
+        arrivals = self.fleet.arrivals
+        arrivals.append((now, one.asked))
+        while arrivals and arrivals[0][0] < now - WINDOW_S:
+            arrivals.popleft()
+
+    def _rejoined(self, one: Open) -> bool:
+        """Whether an instance has the request since before this head began."""
+        instance, term, _ = self._standing.pop(one.id, ("", 0, 0))
+        if instance not in self.fleet.instances:
+            return False
+        one.term = one.issued = term
+        one.phase, one.began, one.started = "there", True, True
+        self._book.put(one, instance)
+        return True
+
+    def cancel(self, id: str, now: float) -> bool:
+        """A caller gives its request up; False if it is not open."""
+        one = self._book.requests.get(id)
+        if one is None or one.cancelled:
+            return False
+        self._placing.cancel(one, now)
+        return True
+
+    # -- instances --------------------------------------------------------------------------------
+
+    def joined(
+        self,
+        instance: str,
+        now: float,
+        *,
+        stages: Sequence[str],
+        role: str = "whole",
+        device: str = "",
+        prints: Mapping[str, str] = {},
+        token_bytes: float = 0.0,
+    ) -> None:
+        """An instance is there and takes requests.
+
+        Args:
+            prints: those of its graphs (`Graph.print`), by name.
+            token_bytes: what a token in its KV cache takes; 0: it is never copied.
+
+        Raises:
+            RequestError: its name is taken, or nothing is known of its kind of device.
+            GraphError: one of its graphs differs from the one here.
+        """
+        for name, graph in self.graphs.items():
+            if prints.get(name, graph.print) != graph.print:
+                raise GraphError(
+                    f"instance {instance!r}: its graph {name!r} has print {prints[name]}; "
+                    f"the one here has {graph.print}"
+                )
+        if device not in self.fleet.rates:
+            hint = nearest(device, self.fleet.rates)
+            raise RequestError(f"instance {instance!r}: no profiles of device {device!r}; {hint}")
+        rates = self.fleet.rates[device]
+        for stage in stages:
+            if stage not in rates.profiles:
+                raise RequestError(f"instance {instance!r}: stage {stage!r} has no profile on device {device!r}")
+        outlook = Outlook(instance, now)
+        served = frozenset(stages)
+        found = Instance(instance, 0, role, device, served, outlook, now, now)
+        found.token_bytes = token_bytes
+        self.fleet.add(found)
+        self._book.at[instance] = {}
+        self._scaling.joined(found)
+        self._book.orders.append(Ask(instance))
+        self._placing.retry(now)
+
+    def not_started(self, role: str, why: str, now: float) -> None:
+        """An instance that was ordered could not be started."""
+        self._scaling.not_started(role)
+
+    def lost(self, instance: str, why: str, now: float) -> None:
+        """An instance's process is dead."""
+        self._liveness.lost(instance, why, now, fence=False)
+
+    def drain(self, instance: str, now: float) -> None:
+        """An instance is to go: it gets nothing new, and ends when nothing is left there.
+
+        RequestError if there is none of that name.
+        """
+        found = self._book.instance(instance)
+        if found is None:
+            raise RequestError(f"no instance {instance!r}; {nearest(instance, self.fleet.instances)}")
+        self._scaling.drain(found, now)
+
+    def heard(self, instance: str, message: Report, now: float) -> None:
+        """A message of an instance. That of one which is not known is answered by a fence."""
+        found = self._book.instance(instance)
+        if found is None:
+            self._liveness.returned(instance, isinstance(message, Fenced), now)
+            if self._book.instance(instance) is not None:
+                self._placing.retry(now)
+            return
+        self._liveness.heard(found, now)
+        match message:
+            case Told():
+                self.fleet.told(found, message.outlook)
+            case Here():
+                self._here(found, message)
+            case Fenced():
+                return
+            case _:
+                self._of_request(found, message, now)
+
+    def _of_request(
+        self,
+        instance: Instance,
+        told: Took | Refused | Reserved | Copied | Began | Waits | Made | Over,
+        now: float,
+    ) -> None:
+        """What an instance says of a request, if it has a say."""
+        one = self._book.requests.get(told.id)
+        moving = None if one is None else one.moving
+        if one is not None and one.where == instance.name and one.term == told.term:
+            self._of_owner(one, told, now)
+        elif one is not None and moving is not None and moving.target == instance.name and moving.term == told.term:
+            self._of_target(one, told, now)
+        elif isinstance(told, Took | Reserved | Made | Waits | Began):
+            self._book.orders.append(Free(instance.name, told.id, told.term))
+
+    def _of_owner(self, one: Open, told: Report, now: float) -> None:
+        match told:
+            case Took():
+                one.phase = "there"
+                self._book.wake(one, math.inf)
+            case Began():
+                one.began = one.started = True
+            case Made():
+                self._placing.made(one, told, now)
+            case Over():
+                if one.moving is not None:
+                    self._moves.call_off(one, "it is over", now)
+                self._placing.over(one, told, now)
+            case Refused():
+                self._placing.end(one, "failed", told.reason, None, now)
+            case Waits(away=stage) if stage:
+                self._scaling.leg(one, stage, now)
+            case Waits():
+                self._moves.waits(one, told, now)
+
+    def _of_target(self, one: Open, told: Report, now: float) -> None:
+        assert one.moving is not None
+        match told:
+            case Reserved():
+                self._moves.reserved(one)
+            case Copied():
+                self._moves.copied(one, told)
+            case Took() if one.moving.step == "take":
+                self._moves.took(one, told, now)
+                self._placing.unheard(one, told.unheard, now)
+            case Refused():
+                self._liveness.refused(one, told.reason, now)
+
+    def _here(self, instance: Instance, told: Here) -> None:
+        """What is at an instance that joined: of the time before this head, or nobody's."""
+        for each in told.standing:
+            one = self._book.requests.get(each.id)
+            if one is None:
+                self._standing[each.id] = instance.name, each.term, each.outputs
+            elif one.where != instance.name or one.term != each.term:
+                self._book.orders.append(Free(instance.name, each.id, each.term))
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self.fleet.now = now
+        for one in self._book.due(now):
+            if one.moving is not None:
+                self._liveness.overdue(one, now)
+            elif one.away:
+                self._scaling.leg(one, one.away, now)
+            else:
+                self._placing.again(one, now)
+        self._liveness.tick(now)
+        self._scaling.tick(now)
+
+    def wake_at(self) -> float | None:
+        """When `tick` is due at the latest; None: not before something happens."""
+        at = min(self._book.next_timer, self._liveness.next_at, self._scaling.next_at)
+        return at if at < math.inf else None
+
+    def pop_orders(self) -> list[Order]:
+        """What is to be done, in order."""
+        orders, self._book.orders = self._book.orders, []
+        return orders
+
+    def pop_events(self) -> list[Happening]:
+        """What happened, for observers."""
+        events, self._book.events = self._book.events, []
+        return events

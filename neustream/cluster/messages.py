@@ -1,0 +1,387 @@
+"""What head and instances tell each other: frozen values.
+
+A request's *term* grows with each placement. Whoever speaks of an old one is not heard, and what
+is meant for an old one changes nothing. Seconds are relative to when the message was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neustream.core.carry import Carry
+from neustream.core.events import Emitted, Ended, Update
+from neustream.core.job import Status
+from neustream.core.outlook import Outlook
+from neustream.core.types import SLO
+
+Outputs = tuple[tuple[int, Update], ...]
+"""Outputs with their numbers, from 0."""
+
+# -- from the head to an instance ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Serve a request from its start. `age`: since it came. `number`: see `Outlook.heard`.
+
+    `made`: outputs that its caller has. A stream that can go on behind them does; another one makes
+    them again. Answer: `Took` or `Refused`.
+    """
+
+    instance: str
+    id: str
+    term: int
+    graph: str
+    slo: SLO
+    params: Mapping[str, Any]
+    age: float
+    sent_at: float
+    number: int
+    made: tuple[Update, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Keep room for a request that may come, with so many tokens in the KV cache.
+
+    Answer: `Reserved` or `Refused`.
+    """
+
+    instance: str
+    id: str
+    term: int
+    number: int
+    tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy what is kept of a request to `target` while it goes on. The target answers `Copied`."""
+
+    instance: str
+    id: str
+    term: int
+    target: str
+    next_term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Hold a request at the end of its step. Answer: `Waits`, or `Over` if it ended before."""
+
+    instance: str
+    id: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Pass a held request on to `target`, as a `Parcel`, and keep it held.
+
+    `copied`: tokens that are there already; None: its KV cache is not to be copied at all.
+    The target answers `Took` or `Refused`; the source keeps it until `Free` or `Resume`.
+    """
+
+    instance: str
+    id: str
+    term: int
+    target: str
+    next_term: int
+    copied: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The move is off: the request goes on where it is."""
+
+    instance: str
+    id: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Forget a request of this term or an older one, and what is reserved for it. No answer."""
+
+    instance: str
+    id: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Its caller gave a request up. Answer: `Over`."""
+
+    instance: str
+    id: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Tell what is there. Answer: `Here`."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Forget everything: the head counted this instance as gone. Answer: `Fenced`."""
+
+    instance: str
+
+
+ToInstance = Send | Reserve | Copy | Hold | Give | Resume | Free | Cancel | Ask | Fence
+
+# -- from the head to whoever runs it --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start an instance of `role`; then `Head.joined`, or `Head.not_started`."""
+
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End an instance, whatever it does; nothing of it counts any more."""
+
+    instance: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The one answer of a request."""
+
+    ended: Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """An output for the caller; they come in order, each once."""
+
+    emitted: Emitted
+
+
+Order = ToInstance | Start | Stop | Answer | Forward
+
+# -- from an instance to the head ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How it is there, now and then."""
+
+    outlook: Outlook
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """A request is there. `unheard`: outputs of the place it came from that the head may lack."""
+
+    id: str
+    term: int
+    unheard: Outputs = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request, or room for it, cannot be had; nothing is kept of it."""
+
+    id: str
+    term: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Room is kept."""
+
+    id: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """So many tokens of a request are here, in advance."""
+
+    id: str
+    term: int
+    tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """A request is in a step for the first time here."""
+
+    id: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """A request is held, or its next stage (`away`) is served elsewhere: it can be given.
+
+    `tokens`: that it keeps in the KV cache.
+    """
+
+    id: str
+    term: int
+    tokens: float = 0.0
+    away: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An output of a request."""
+
+    id: str
+    term: int
+    index: int
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A request is over."""
+
+    id: str
+    term: int
+    status: Status
+    reason: str
+    output: Update | None
+    outputs: int
+    started: bool
+    attainable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A request that is at an instance: of which term, with how many outputs made."""
+
+    id: str
+    term: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """All requests that are there."""
+
+    standing: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Nothing is there any more."""
+
+
+Report = Told | Took | Refused | Reserved | Copied | Began | Waits | Made | Over | Here | Fenced
+
+# -- from an instance to another -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """State of a request, in advance. `size`: bytes."""
+
+    id: str
+    term: int
+    tokens: float
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A request on the move. `term`: the one that it gets.
+
+    `pieces`: what executors keep of it, by pool; `copied`: whether its KV cache comes along.
+    `unheard`: outputs that the head may not have heard of; `size`: bytes.
+    """
+
+    id: str
+    term: int
+    carry: Carry
+    pieces: Mapping[str, Mapping[str, Any]]
+    copied: bool
+    unheard: Outputs
+    size: float
+
+
+BetweenInstances = Piece | Parcel
+Message = ToInstance | Report | BetweenInstances
+
+
+# -- for observers ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A request was sent to an instance (again, if `term` is not 1). `finish`: forecast seconds."""
+
+    id: str
+    term: int
+    instance: str
+    reason: str
+    at: float
+    seconds: float = 0.0
+    fits: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A request went on elsewhere. `held_at`: since when it had waited there."""
+
+    id: str
+    source: str
+    target: str
+    reason: str
+    held_at: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unmoved:
+    """A move came to nothing; the request goes on where it is, or is over."""
+
+    id: str
+    source: str
+    target: str
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An instance is gone, with so many requests."""
+
+    instance: str
+    why: str
+    requests: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A request begins anew, since the instance it was at is gone."""
+
+    id: str
+    term: int
+    why: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """There are, or will be, `count` instances of a role that take requests."""
+
+    role: str
+    count: int
+    at: float
+
+
+Happening = Routed | Moved | Unmoved | Lost | Restarted | Scaled

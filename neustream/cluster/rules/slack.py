@@ -1,0 +1,41 @@
+"""The default router: an instance where the request is on time and nobody else is made late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from neustream.cluster.fleet import Fleet, Route
+from neustream.core.outlook import Asked
+from neustream.errors import ConfigError
+
+MANY = 512
+"""Of more instances only a sample is looked at."""
+SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Slack:
+    """Of the `k` instances with the least backlog in seconds, the first that keeps all promises.
+
+    Its forecast has to keep those of the requests that are there and this one's. If there is none,
+    the one with the least backlog. Of more than 512 instances the k are the least of a random 64.
+    """
+
+    k: int = 8
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"slack: k must be 1 or more, got {self.k!r}")
+
+    def route(self, fleet: Fleet, asked: Asked) -> Route:
+        rows = fleet.able(asked)
+        if len(rows) > MANY:
+            rows = rows[fleet.random.integers(0, len(rows), SAMPLE)]
+        backlog = fleet.backlog(rows)
+        few = np.argsort(backlog, kind="stable")[: self.k]
+        for row in rows[few].tolist():
+            instance = fleet.at(row)
+            if fleet.ask(instance, asked).fits:
+                return Route(instance.name, "fits", fits=True)
+        return Route(fleet.at(int(rows[few[0]])).name, "least backlog", fits=False)

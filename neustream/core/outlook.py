@@ -1,0 +1,362 @@
+"""What a scheduler tells of itself, and what would become of a request there. Pure.
+
+An `Outlook` is a frozen value with numbers, no jobs. All times in it are relative to `sent_at`.
+`forecast` is a hope with numbers: nobody knows how long generations get. The instance decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from neustream.core.demand import Calls
+from neustream.core.job import Job
+from neustream.core.kv_cache import KVCache
+from neustream.core.policies.curve import Curve
+from neustream.core.policies.feasibility import Line
+from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Scheduler
+from neustream.core.types import SLO, TICK
+
+FOREVER = 1e6
+"""Seconds within which a request without a deadline is planned to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a router knows of a request.
+
+    Args:
+        calls: expected calls ahead by stage, in their order. `stage`: the next one.
+        due_in, first_in: seconds until its end and its first output are due; inf: never.
+        step: seconds that it was promised between outputs; inf: nothing.
+        tokens: of its context, what it keeps in the KV cache once it is prefilled; 0: it has none.
+        alone: seconds of all calls alone, on the device that it was asked for.
+    """
+
+    id: str
+    calls: Mapping[str, Calls]
+    stage: str = ""
+    due_in: float = math.inf
+    first_in: float = math.inf
+    step: float = math.inf
+    weight: float = 1.0
+    tokens: float = 0.0
+    slo: SLO = field(default_factory=SLO)
+
+    def aged(self, seconds: float) -> Asked:
+        """The same some seconds later."""
+        due_in, first_in = self.due_in - seconds, self.first_in - seconds
+        return Asked(
+            self.id,
+            self.calls,
+            self.stage,
+            due_in,
+            first_in,
+            self.step,
+            self.weight,
+            self.tokens,
+            self.slo,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LineOutlook:
+    """The requests with a promise that have a looped stage ahead, in order of the steps left.
+
+    `due_in`: seconds until their loops must be over; `behind`: seconds of what comes after.
+    """
+
+    stage: str
+    left: tuple[float, ...]
+    due_in: tuple[float, ...]
+    behind: tuple[float, ...]
+    weight: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextOutlook:
+    """A language model at an instance.
+
+    Args:
+        decodes, context: requests that decode, and the tokens of context that they read.
+        prompts, prompt_tokens: requests in front of or in their prefill, and tokens left of them.
+        evicted: those of them that decoded before and lost their KV blocks.
+        blocks, free: all KV blocks, and those that nobody holds; 0: memory is no limit.
+        waiting_blocks: that the prompts which hold none yet will need.
+        block_size: tokens of a block.
+        spare: per decode, the least seconds that a step may take so that each output is in time.
+    """
+
+    model: str
+    decodes: int = 0
+    context: float = 0.0
+    prompts: int = 0
+    prompt_tokens: float = 0.0
+    evicted: int = 0
+    blocks: int = 0
+    free: int = 0
+    waiting_blocks: int = 0
+    block_size: int = 16
+    spare: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What an instance tells of itself.
+
+    Args:
+        sent_at: on the cluster's clock.
+        heard: the number of the latest request sent there that it knows of.
+        until: seconds until the step under way ends, by what is expected of it.
+        backlog: device seconds of all calls of the live requests, in efficient batches.
+        live, waiting: requests there, and those that have not begun.
+        speed: how many times their profiled latency steps of a stage take.
+    """
+
+    instance: str
+    sent_at: float = 0.0
+    heard: int = 0
+    until: float = 0.0
+    backlog: float = 0.0
+    live: int = 0
+    waiting: int = 0
+    lines: tuple[LineOutlook, ...] = ()
+    texts: tuple[TextOutlook, ...] = ()
+    speed: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What would become of a request at an instance.
+
+    `fits`: whether it and all that are there are on time; `finish`: seconds until its end;
+    `first`: until its first output; `charge`: device seconds that it costs there.
+    """
+
+    fits: bool
+    finish: float
+    first: float
+    charge: float
+
+
+class Rates:
+    """What the stages of one kind of device take: curves, kept as they are asked for."""
+
+    def __init__(self, profiles: Mapping[str, LatencyProfile]) -> None:
+        self.profiles = dict(profiles)
+        self._curves: dict[tuple[str, int, float], Curve] = {}
+
+    def curve(self, stage: str, limit: int, size: float = 0.0) -> Curve:
+        """The curve of a stage; sizes are rounded, so that near ones share it."""
+        profile = self.profiles[stage]
+        size = float(f"{size:.1g}")
+        key = stage, min(limit, profile.max_batch), size
+        curve = self._curves.get(key)
+        if curve is None:
+            if len(self._curves) >= 1024:
+                self._curves.clear()
+            curve = self._curves[key] = Curve(profile, key[1], size)
+        return curve
+
+    def alone(self, calls: Mapping[str, Calls]) -> float:
+        """Seconds of some calls, each alone."""
+        return sum(
+            [
+                each.count * self.profiles[name].latency(1, each.size, each.size * each.size)
+                for name, each in calls.items()
+            ]
+        )
+
+    def charge(self, calls: Mapping[str, Calls]) -> float:
+        """Device seconds of some calls in the most efficient batches."""
+        return sum([each.count * self._efficient(name, each) for name, each in calls.items()])
+
+    def _efficient(self, stage: str, call: Calls) -> float:
+        curve = self.curve(stage, call.max_batch, call.size)
+        batch = curve.best[curve.limit]
+        return curve.seconds[batch] / batch
+
+
+# -- made ------------------------------------------------------------------------------------------
+
+
+def outlook_of(
+    scheduler: Scheduler, instance: str, rates: Rates, now: float, *, heard: int, sent_at: float
+) -> Outlook:
+    """What a scheduler has to tell at `now` on its own clock."""
+    jobs = list(scheduler.jobs.values())
+    speed = scheduler.times.speed
+    ends = [scheduler.times.over_at(batch) for batch in scheduler.running]
+    return Outlook(
+        instance,
+        sent_at,
+        heard,
+        max(max(ends, default=now) - now, 0.0),
+        _backlog(jobs, rates, speed),
+        len(jobs),
+        sum([job.started_at is None for job in jobs]),
+        tuple(_lines(jobs, now)),
+        tuple(_texts(scheduler, jobs, now)),
+        {stage: value for stage, value in speed.items() if abs(value - 1.0) > 0.01},
+    )
+
+
+def _backlog(jobs: Iterable[Job], rates: Rates, speed: Mapping[str, float]) -> float:
+    calls: dict[str, float] = {}
+    sample: dict[str, Job] = {}
+    for job in jobs:
+        for name, count in job.calls_left.items():
+            calls[name] = calls.get(name, 0.0) + count
+            sample.setdefault(name, job)
+    seconds = 0.0
+    for name, total in calls.items():
+        if name not in rates.profiles:
+            continue
+        stage = sample[name].request.graph.stages[name]
+        size = stage.size_of(sample[name]) if stage.size is not None else 0.0
+        curve = rates.curve(name, stage.max_batch, size)
+        batch = curve.best[curve.limit]
+        seconds += total * curve.seconds[batch] / batch * speed.get(name, 1.0)
+    return seconds
+
+
+def _lines(jobs: Iterable[Job], now: float) -> Iterable[LineOutlook]:
+    """The promised jobs by the looped stage that they are at or get to, but for generations."""
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+    for job in jobs:
+        if not job.promised or job.slack(now) < -TICK:
+            continue
+        graph = job.request.graph
+        name = next((name for name in job.calls_left if name in graph.looped), None)
+        if name is None or graph.stages[name].caches:
+            continue
+        left = float(job.calls_left[name])
+        alone = job.remaining_s / max(sum(job.calls_left.values()), 1)
+        if job.stage is not None and job.stage.name == name:
+            alone = job.unit_s
+        behind = max(job.remaining_s - left * alone, 0.0)
+        deadline = min(job.deadline, now + FOREVER)
+        rows.setdefault(name, []).append((left, deadline - now - behind, behind, job.weight))
+    for name, found in rows.items():
+        columns = tuple(zip(*sorted(found), strict=True))
+        yield LineOutlook(name, columns[0], columns[1], columns[2], columns[3])
+
+
+def _texts(scheduler: Scheduler, jobs: Sequence[Job], now: float) -> Iterable[TextOutlook]:
+    caches: dict[str, KVCache] = {}
+    for pool in scheduler.pools.values():
+        caches |= pool.kv_caches
+    by_model: dict[str, list[Job]] = {model: [] for model in caches}
+    for job in jobs:
+        if job.stage is not None and job.stage.caches:
+            by_model.setdefault(job.stage.model, []).append(job)
+    used = scheduler.kv_blocks
+    for model, found in by_model.items():
+        yield _text(model, found, caches.get(model), used.get(model, (0, 0)), now)
+
+
+def _text(
+    model: str, jobs: Sequence[Job], cache: KVCache | None, blocks: tuple[int, int], now: float
+) -> TextOutlook:
+    decodes = [job for job in jobs if job.stage is not None and job.stage.phase == "decode"]
+    prompts = [job for job in jobs if job.stage is not None and job.stage.phase == "prefill"]
+    size = 16 if cache is None else cache.block_size
+    waiting = 0
+    for job in prompts:
+        if not job.num_blocks and job.status != "running":
+            waiting += -int(-job.size // size)
+    paces = [job.due_next - now for job in decodes if job.due_next < math.inf]
+    return TextOutlook(
+        model,
+        len(decodes),
+        sum([job.size for job in decodes]),
+        len(prompts),
+        sum([job.size for job in prompts]),
+        sum([job.call_outputs > 0 for job in prompts]),
+        blocks[1],
+        blocks[1] - blocks[0],
+        waiting,
+        size,
+        min(paces, default=math.inf),
+    )
+
+
+# -- asked -----------------------------------------------------------------------------------------
+
+
+def forecast(outlook: Outlook, asked: Asked, rates: Rates, now: float) -> Forecast:
+    """What would become of a request there, at `now` on the cluster's clock.
+
+    `rates` are those of the instance's device, `outlook` its latest with what was sent there since.
+    """
+    age = max(now - outlook.sent_at, 0.0)
+    until = max(outlook.until - age, 0.0)
+    charge = rates.charge(asked.calls)
+    for name, each in asked.calls.items():
+        if each.looped:
+            text = next((one for one in outlook.texts if name.startswith(f"{one.model}.")), None)
+            if text is not None:
+                return _of_text(text, asked, rates, until, name, charge)
+            return _of_line(outlook, asked, rates, until, age, name, charge)
+    finish = until + max(outlook.backlog - age, 0.0) + rates.alone(asked.calls)
+    return Forecast(finish <= min(asked.due_in, asked.first_in), finish, finish, charge)
+
+
+def _of_line(
+    outlook: Outlook, asked: Asked, rates: Rates, until: float, age: float, name: str, charge: float
+) -> Forecast:
+    call = asked.calls[name]
+    curve = rates.curve(name, call.max_batch, call.size)
+    speed = outlook.speed.get(name, 1.0)
+    others = {stage: each for stage, each in asked.calls.items() if stage != name}
+    behind = rates.alone(others)
+    left, due, after, weight = _aged(outlook, name, age, curve, speed)
+    place = sum([1 for each in left if each <= call.count])
+    limit = min(asked.due_in, FOREVER)
+    left.insert(place, float(call.count))
+    due.insert(place, limit - behind)
+    after.insert(place, behind)
+    weight.insert(place, asked.weight)
+    line = Line(until, curve, speed, left, due, after, [0.0] * len(left), weight)
+    everyone = list(range(len(left)))
+    here = [index for index in everyone if index != place]
+    ends = line.demand(everyone)
+    finish = ends[place][1] if len(ends) == len(left) else until + rates.alone(asked.calls)
+    fits = line.fits_with(here, [place])[0]
+    return Forecast(fits, finish, finish, charge * speed)
+
+
+def _aged(
+    outlook: Outlook, name: str, age: float, curve: Curve, speed: float
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """The columns of a line `age` seconds later: the steps that have run since are done."""
+    found = next((line for line in outlook.lines if line.stage == name), None)
+    if found is None:
+        return [], [], [], []
+    turn = speed * curve.turn_list(len(found.left))[len(found.left)]
+    done = age / turn if turn > 0 else 0.0
+    left = [max(each - done, 0.0) for each in found.left]
+    return left, [each - age for each in found.due_in], list(found.behind), list(found.weight)
+
+
+def _of_text(
+    text: TextOutlook, asked: Asked, rates: Rates, until: float, decode: str, charge: float
+) -> Forecast:
+    """The first token comes after all prompts there; then a decode of everybody is a pace."""
+    prefill = rates.profiles[f"{text.model}.prefill"]
+    tokens = text.prompt_tokens + asked.tokens
+    first = until + prefill.latency(text.prompts + 1, tokens, tokens * asked.tokens)
+    count = text.decodes + text.prompts + 1
+    context = text.context + tokens
+    profile = rates.profiles[decode]
+    pace = profile.latency(min(count, profile.max_batch), context)
+    finish = first + pace * max(asked.calls[decode].count, 0)
+    room = True
+    if text.blocks:
+        needed = -int(-asked.tokens // text.block_size)
+        room = needed + text.waiting_blocks <= text.free
+    slow = max(pace - min(asked.step, FOREVER), 0.0)
+    fits = room and first <= asked.first_in and not slow and pace <= text.spare
+    return Forecast(fits, finish, first, charge)
