@@ -35,6 +35,7 @@ MAY = {
         "opentelemetry",
         "PIL",
     },
+    "bench": {"bench", "workload", "engine", "errors", "numpy", "httptools"},
 }
 """All that the rooms at the bottom may import."""
 USERS = {

@@ -109,8 +109,8 @@ class Record:
 
     @property
     def lag_s(self) -> float:
-        """How late its client sent it, for no other reason than itself."""
-        if self.sent_s is None:
+        """How late its client sent it, for no other reason than itself; 0 if it was sent again."""
+        if self.sent_s is None or self.retries:
             return 0.0
         return max(0.0, self.sent_s - self.scheduled_s - self.waited_s)
 

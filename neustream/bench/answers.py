@@ -1,0 +1,337 @@
+"""What a server's answer says of a request: its tokens, its images, its failure.
+
+Who reads the bytes tells a `Hearing` of them as they come; nothing here does any I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from neustream.bench.events import Event, Events
+from neustream.bench.records import Outcome, Record
+from neustream.errors import cut
+
+DONE = b"[DONE]"
+LONGEST = 300
+"""Characters of an error that are kept."""
+MOST_ERROR = 65_536
+"""Bytes that are kept of an answer that is an error."""
+Counter = Callable[[str], int]
+"""The number of tokens of a text."""
+TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
+"""Where a chat's delta may have text."""
+
+
+class Hearing(Protocol):
+    """The answer of one request, as it comes in."""
+
+    @property
+    def text(self) -> str:
+        """What was generated so far."""
+        ...
+
+    def feed(self, at: float, chunk: bytes) -> None:
+        """Bytes of the body, which came at an instant."""
+        ...
+
+    def end(self, at: float, *, whole: bool) -> None:
+        """The body is over; `whole`: it came to its end, and was not cut."""
+        ...
+
+
+class ErrorBody:
+    """An answer with a status that is no success."""
+
+    text = ""
+
+    def __init__(self, record: Record, reason: str) -> None:
+        self._record = record
+        self._reason = reason
+        self._body = b""
+
+    def feed(self, at: float, chunk: bytes) -> None:
+        self._record.received_bytes += len(chunk)
+        self._body += chunk[: MOST_ERROR - len(self._body)]
+
+    def end(self, at: float, *, whole: bool) -> None:
+        record = self._record
+        record.end_s = at
+        said = object_of(self._body)
+        if said is not None:
+            told_error(record, said)
+        fail(record, "status", record.error or f"status {record.status} {self._reason}".strip())
+
+
+class NoStream:
+    """An answer that is no stream where one was asked for: nothing of it is read."""
+
+    text = ""
+
+    def __init__(self, record: Record, error: str) -> None:
+        self._record = record
+        fail(record, "not_a_stream", error)
+
+    def feed(self, at: float, chunk: bytes) -> None:
+        self._record.received_bytes += len(chunk)
+
+    def end(self, at: float, *, whole: bool) -> None:
+        self._record.end_s = at
+
+
+def fail(record: Record, outcome: Outcome, error: str) -> None:
+    """Say that a request failed; what was first said of it stays."""
+    if record.outcome == "done":
+        record.outcome = outcome
+        record.error = cut(" ".join(error.split()), LONGEST)
+
+
+class TextStream:
+    """A streamed text.
+
+    A chunk with choices is a token. Two kinds of chunks without text may be none: the first of a
+    chat, which says who speaks, and the last, which says why it ended. Each counts if the number
+    of tokens that the server tells shows that it was one.
+    """
+
+    def __init__(self, record: Record, *, exact: bool, count: Counter | None, keep: bool) -> None:
+        self._record = record
+        self._exact = exact
+        self._count = count
+        self._keep = keep
+        self._events = Events()
+        self._pieces: list[str] = []
+        self._over = False
+        self._first: float | None = None
+        self._last: float | None = None
+        self._usage: Mapping[str, Any] = {}
+
+    @property
+    def text(self) -> str:
+        """What was generated so far."""
+        return "".join(self._pieces)
+
+    def feed(self, at: float, chunk: bytes) -> None:
+        self._record.received_bytes += len(chunk)
+        for event in self._events.feed(chunk):
+            if not self._over:
+                self._event(at, event)
+
+    def _event(self, at: float, event: Event) -> None:
+        if event.data == DONE:
+            self._over = True
+            return
+        said = object_of(event.data)
+        if said is None:
+            what = cut(event.data.decode("utf-8", "replace"), 100)
+            fail(self._record, "invalid_json", f"no JSON object: {what}")
+            return
+        if event.kind == "error" or said.get("error") is not None:
+            told_error(self._record, said)
+            fail(self._record, "error_event", self._record.error or "an error without a message")
+            return
+        usage = said.get("usage")
+        if isinstance(usage, dict):
+            self._usage = usage
+        choices = said.get("choices")
+        if isinstance(choices, list):
+            for choice in choices:
+                if isinstance(choice, dict):
+                    self._choice(at, choice)
+
+    def _choice(self, at: float, choice: Mapping[str, Any]) -> None:
+        delta = choice.get("delta")
+        piece, speaks = choice.get("text") or "", False
+        if isinstance(delta, dict):
+            piece = next((delta[name] for name in TEXTS if delta.get(name)), "")
+            speaks = "role" in delta and not delta.get("tool_calls")
+            if delta.get("tool_calls"):
+                piece = piece or " "
+        reason = choice.get("finish_reason")
+        if reason:
+            self._record.finish_reason = str(reason)
+        if isinstance(piece, str) and piece:
+            self._pieces.append(piece)
+        elif speaks and not reason and not self._record.token_times_s:
+            self._first = at
+            return
+        elif reason:
+            self._last = at
+            return
+        self._record.token_times_s.append(at)
+
+    def end(self, at: float, *, whole: bool) -> None:
+        record = self._record
+        record.end_s = at
+        self._count_tokens()
+        if not self._over and not record.finish_reason:
+            how = "ended" if whole else "was cut"
+            fail(record, "cut", f"the stream {how} without [DONE] or a finish_reason")
+        if not record.token_times_s:
+            fail(record, "no_token", "the stream had no token")
+        judge_length(record, self._exact)
+
+    def _count_tokens(self) -> None:
+        record = self._record
+        told = number(self._usage.get("completion_tokens"))
+        if told is not None:
+            if self._last is not None and len(record.token_times_s) < told:
+                record.token_times_s.append(self._last)
+            if self._first is not None and len(record.token_times_s) + 1 == told:
+                record.token_times_s.insert(0, self._first)
+        count_tokens(record, self._usage, self.text, self._count)
+        if self._keep:
+            record.text = self.text
+
+
+class Whole:
+    """An answer that comes as one piece of JSON: a text that is not streamed, or images."""
+
+    def __init__(self, record: Record, *, exact: bool, count: Counter | None, keep: bool) -> None:
+        self._record = record
+        self._exact = exact
+        self._count = count
+        self._keep = keep
+        self._chunks: list[bytes] = []
+        self._text = ""
+
+    @property
+    def text(self) -> str:
+        """What was generated."""
+        return self._text
+
+    def feed(self, at: float, chunk: bytes) -> None:
+        self._record.received_bytes += len(chunk)
+        self._chunks.append(chunk)
+
+    def end(self, at: float, *, whole: bool) -> None:
+        record = self._record
+        record.end_s = at
+        if not whole:
+            fail(record, "cut", "the answer was cut")
+            return
+        said = object_of(b"".join(self._chunks))
+        if said is None:
+            fail(record, "invalid_json", "the answer is no JSON object")
+        elif said.get("error") is not None:
+            told_error(record, said)
+            fail(record, "error_event", record.error or "an error without a message")
+        elif record.kind == "image":
+            self._images(said)
+        else:
+            self._texts(at, said)
+
+    def _images(self, said: Mapping[str, Any]) -> None:
+        data = said.get("data")
+        found = [one for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+        self._record.images = sum(bool(one.get("b64_json") or one.get("url")) for one in found)
+        usage = said.get("usage")
+        count_tokens(self._record, usage if isinstance(usage, dict) else {}, "", None)
+        if not self._record.images:
+            fail(self._record, "no_token", "the answer had no image")
+        elif self._record.images < self._record.image.get("number", 1):
+            fail(self._record, "short", f"{self._record.images} images")
+
+    def _texts(self, at: float, said: Mapping[str, Any]) -> None:
+        record = self._record
+        choices = said.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                message = choice.get("message")
+                piece = choice.get("text") or (message or {}).get("content") or ""
+                self._text += piece if isinstance(piece, str) else ""
+                record.finish_reason = str(choice.get("finish_reason") or record.finish_reason)
+        usage = said.get("usage")
+        count_tokens(record, usage if isinstance(usage, dict) else {}, self.text, self._count)
+        if self._keep:
+            record.text = self.text
+        if not self.text and not record.output_tokens:
+            fail(record, "no_token", "the answer had no token")
+            return
+        record.token_times_s.append(at)
+        judge_length(record, self._exact)
+
+
+class ImageStream:
+    """Images that are streamed: previews are passed over, completed ones count."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._events = Events()
+
+    @property
+    def text(self) -> str:
+        """There is none."""
+        return ""
+
+    def feed(self, at: float, chunk: bytes) -> None:
+        self._record.received_bytes += len(chunk)
+        for event in self._events.feed(chunk):
+            said = {} if event.data == DONE else object_of(event.data)
+            if said is None:
+                fail(self._record, "invalid_json", "an event that is no JSON object")
+            elif event.kind == "error" or said.get("error") is not None:
+                told_error(self._record, said)
+                fail(
+                    self._record, "error_event", self._record.error or "an error without a message"
+                )
+            elif str(said.get("type") or event.kind).endswith(".completed"):
+                self._record.images += bool(said.get("b64_json"))
+
+    def end(self, at: float, *, whole: bool) -> None:
+        self._record.end_s = at
+        if not self._record.images:
+            kind: Outcome = "no_token" if whole else "cut"
+            fail(self._record, kind, "the stream had no image")
+
+
+def told_error(record: Record, said: Mapping[str, Any]) -> None:
+    """Keep the message and code of an error, unless another one was told before it."""
+    if record.outcome != "done":
+        return
+    error = said.get("error", said)
+    if isinstance(error, dict):
+        record.code = cut(str(error.get("code") or error.get("type") or ""), 60)
+        error = error.get("message") or error.get("detail") or ""
+    record.error = cut(" ".join(str(error).split()), LONGEST)
+
+
+def count_tokens(
+    record: Record, usage: Mapping[str, Any], text: str, count: Counter | None
+) -> None:
+    """The tokens of a request, as the server says, else as the tokenizer does, else by events."""
+    prompt = number(usage.get("prompt_tokens"))
+    if prompt is not None:
+        record.input_tokens = prompt
+    told = number(usage.get("completion_tokens"))
+    if told is not None:
+        record.output_tokens, record.counted_by = told, "usage"
+    elif count is not None and text:
+        record.output_tokens, record.counted_by = count(text), "tokenizer"
+    elif record.token_times_s:
+        record.output_tokens, record.counted_by = len(record.token_times_s), "chunks"
+    ours = usage.get("neustream")
+    if isinstance(ours, dict):
+        record.server = ours
+
+
+def judge_length(record: Record, exact: bool) -> None:
+    """Fewer tokens than were asked for are a failure where exactly so many were."""
+    asked, got = record.asked_tokens, record.output_tokens
+    if exact and asked is not None and got is not None and got < asked:
+        fail(record, "short", f"{got} of {asked} tokens")
+
+
+def number(value: Any) -> int | None:
+    """A count that a server tells; None for what is none."""
+    return value if type(value) is int and value >= 0 else None
+
+
+def object_of(data: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
