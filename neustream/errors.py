@@ -45,8 +45,9 @@ class RequestError(NeustreamError):
         status: "refused" if it was never accepted, else how it ended.
         reason: why, without the request's name.
         code: the same for programs. Refused: "invalid", "too_many" (open requests), "closed"
-            (nothing is served any more). Else as of `neustream.core.events.Ended.code`:
-            "unattainable", "late", "crowded", "failed", "cancelled".
+            (nothing is served any more), "moved" (another service goes on with it), "too_early"
+            (to move). Else as of `neustream.core.events.Ended.code`: "unattainable", "late",
+            "crowded", "failed", "cancelled".
         retry_after_s: seconds after which the same request may well be served, at the pace at which
             requests have been done lately; None: not known, or it does not matter.
     """

@@ -6,7 +6,7 @@ Everything in it is relative (ages, budgets): instants mean nothing on another c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from neustream.core.batch import StepInput
@@ -89,6 +89,19 @@ def pack(job: Entry, now: float) -> Carry:
         skipped=job.skipped,
         kept=job.kept if job.num_blocks else 0.0,
         released=job.request.slo.promises and not job.promised,
+    )
+
+
+def later(carry: Carry, seconds: float) -> Carry:
+    """The same job after so many seconds on its way: its deadlines did not wait."""
+    started_ago = carry.started_ago
+    return replace(
+        carry,
+        age=carry.age + seconds,
+        due_in=carry.due_in - seconds,
+        due_next_in=carry.due_next_in - seconds,
+        first_ago=carry.first_ago + seconds,
+        started_ago=None if started_ago is None else started_ago + seconds,
     )
 
 

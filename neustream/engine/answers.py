@@ -84,9 +84,21 @@ class Answers:
 
     def accept(self, event: Submit) -> None:
         """The request of `event` is being served: its future gets how it ends."""
-        self._accepted[event.request.id] = event.answer
-        if event.listener is not None:
-            self._listeners[event.request.id] = event.listener
+        self.listen(event.request.id, event.answer, event.listener)
+
+    def listen(self, id: str, answer: Future[Any], listener: Listener | None) -> None:
+        """The future of request `id`, and who is told of its outputs."""
+        self._accepted[id] = answer
+        if listener is not None:
+            self._listeners[id] = listener
+
+    def moved(self, id: str) -> None:
+        """Request `id` left for another engine: its future says so."""
+        self._listeners.pop(id, None)
+        answer = self._accepted.pop(id, None)
+        if answer is not None:
+            left = f"request {id!r} left: another engine goes on with it"
+            self.resolve(answer, RequestError(left, code="moved"))
 
     def of(self, id: str) -> Future[Any] | None:
         """The future of the accepted request `id`; None if it was answered, or is none."""

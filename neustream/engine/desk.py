@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from neustream.core.types import Request
 from neustream.engine.answers import Answers, Result, refusal
-from neustream.engine.events import Cancel, Event, Extend, Leave, Listener, Retire, Submit
+from neustream.engine.events import Cancel, Event, Extend, Leave, Listener, Retire, Submit, Take
 from neustream.engine.loop import Loop
 from neustream.errors import RequestError, shown
 
@@ -45,7 +45,8 @@ class Desk:
         self.answers = Answers()
         self.interrupted = False
         self._loop = loop
-        loop.departures.resolve = self.answers.resolve
+        loop.departures.resolve = loop.crossing.resolve = self.answers.resolve
+        loop.crossing.forget, loop.crossing.accept = self.answers.moved, self._taken
         loop.handlers |= {
             Submit: self._submitted,
             Cancel: self._cancelled,
@@ -89,6 +90,13 @@ class Desk:
             self.answers.resolve(event.answer, refusal(error, f"request {id!r}"))
             return
         self.answers.accept(event)
+
+    def _taken(self, event: Take) -> Future[Result]:
+        """A request of another engine goes on here: the future of its answer."""
+        answer: Future[Result] = Future()
+        self.answers.open.add(answer)
+        self.answers.listen(event.moved.carry.id, answer, event.listener)
+        return answer
 
     def _cancelled(self, event: Cancel, now: float) -> None:
         ended = False

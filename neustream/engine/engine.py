@@ -16,8 +16,19 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO, Request
 from neustream.engine.answers import Result
 from neustream.engine.clock import Clock
+from neustream.engine.crossing import Moved
 from neustream.engine.desk import Desk
-from neustream.engine.events import Cancel, Extend, Leave, Listener, Observer, Retire, Stop
+from neustream.engine.events import (
+    Cancel,
+    Extend,
+    Give,
+    Leave,
+    Listener,
+    Observer,
+    Retire,
+    Stop,
+    Take,
+)
 from neustream.engine.life import Life
 from neustream.engine.loop import Loop
 from neustream.engine.member import Member
@@ -121,7 +132,7 @@ class Engine:
         self._life.begin(serving=True)
         for drive in self._loop.drives:
             drive.deciding.forgiving = self._forgiving
-        self._loop.observers.append(self._answers.hear)
+        self._loop.observers += [self._answers.hear, self._loop.crossing.hear]
         self._thread = threading.Thread(target=self._serve, name="neustream-engine", daemon=True)
         self._thread.start()
         return self
@@ -191,6 +202,38 @@ class Engine:
         if not isinstance(id, str):
             raise RequestError(f"cancel: a request id is a string, got {shown(id)}")
         return self._cancel(id, None)
+
+    def give(self, id: str, *, cached: bool = True) -> Future[Moved]:
+        """Let a request leave for another engine, at the end of its step if it is in one.
+
+        The future gets it as plain data; the request's own future raises RequestError with the code
+        "moved". What cannot leave stays, and goes on. `cached`: whether what the KV cache holds
+        goes along; else its tokens are computed again.
+
+        Raises:
+            RequestError: from the future, if no such request is served, or it ended before.
+            StageFailed: likewise, by name, if what a module keeps of it cannot leave.
+        """
+        with self._life.serving(closing=True) as now:
+            return self._desk.ask(lambda answer: Give(id, answer, cached), now)
+
+    def take(
+        self, moved: Moved, graph: Graph, *, on_output: Listener | None = None
+    ) -> Future[Future[Result]]:
+        """Go on with a request that another engine gave.
+
+        The future gets that of its Result once it is here; outputs go on counting.
+
+        Args:
+            moved: what was given; its parameters are those for the modules here.
+            graph: the same graph, as it is here.
+
+        Raises:
+            RequestError: from the future, if its id is being served, or nobody here can go on.
+            GraphError: likewise, if the graph differs; StageFailed, if a module cannot go on.
+        """
+        with self._life.serving() as now:
+            return self._desk.ask(lambda answer: Take(moved, graph, answer, on_output), now)
 
     def add(
         self, pool: str, profiles: Mapping[str, LatencyProfile], member: str | None = None

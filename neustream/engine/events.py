@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from neustream.core import events
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import Update
+from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO, Request
 from neustream.errors import NeustreamError
 
 if TYPE_CHECKING:
-    from neustream.engine.leaving import Parcel
+    from neustream.engine.crossing import Moved
     from neustream.engine.member import Drive
+    from neustream.engine.packing import Parcel
 
 Listener = Callable[[events.Emitted], None]
 """Told of a request's outputs as they come."""
@@ -150,6 +152,40 @@ class Unfit:
 
 
 @dataclass(frozen=True, slots=True)
+class Give:
+    """Request `id` is to leave for another engine; `answer` gets it, as data.
+
+    `cached`: whether what the KV cache holds of it goes along.
+    """
+
+    rank: ClassVar[int] = 1
+    id: str
+    answer: Future[Moved]
+    cached: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """A request of another engine goes on here; `answer` gets the future of its Result."""
+
+    rank: ClassVar[int] = 2
+    moved: Moved
+    graph: Graph
+    answer: Future[Future[Any]]
+    listener: Listener | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """Workers made what was kept of a request their own, or said why they cannot (`failed`)."""
+
+    rank: ClassVar[int] = 1
+    take: Take
+    drive: Drive
+    failed: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """No more requests. With `cancel`, open ones end as cancelled; without, they are served."""
 
@@ -166,6 +202,9 @@ Event = (
     | Packed
     | Unpacked
     | Unfit
+    | Give
+    | Take
+    | Adopted
     | Submit
     | Arrival
     | Overdue
@@ -216,5 +255,19 @@ class Finished:
     member: str = ""
 
 
-Record = events.Event | Refused | Decided | Started | Finished
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A request left for another engine, which accounts for it from now on.
+
+    `steps`: see `Submitted`.
+    """
+
+    id: str
+    slo: SLO
+    steps: int
+    at: float
+    member: str = ""
+
+
+Record = events.Event | Refused | Gone | Decided | Started | Finished
 Observer = Callable[[Record], None]

@@ -18,9 +18,11 @@ from neustream.core.events import Submitted
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import Request
 from neustream.engine.clock import Clock
+from neustream.engine.crossing import Crossing
 from neustream.engine.events import Done, Event, Look, Observer, Overdue, Record, Wake
 from neustream.engine.leaving import Departures
 from neustream.engine.member import Drive, Member
+from neustream.engine.packing import Packing
 from neustream.engine.routing import Router
 from neustream.errors import PolicyError, RequestError, shown
 
@@ -75,7 +77,11 @@ class Loop:
             Overdue: self._overdue,
         }
         self._touched: dict[Drive, None] = {}  # members that something happened to
-        self.departures = Departures(self)
+        self.packing = Packing(self)
+        self.departures = Departures(self, self.packing)
+        self.crossing = Crossing(self, self.packing)
+        for drive in self.drives:
+            drive.held, drive.lost_one = self._held, self.packing.give_up
         self._records: list[Record] = []  # what observers are still to be told
 
     @property
@@ -126,7 +132,7 @@ class Loop:
         if self.of(request.id) is not None:
             raise RequestError(f"request id {request.id!r} is already being served")
         able = [drive for drive in drives if drive.serves(request)]
-        staying = [drive for drive in drives if drive.departures is None]
+        staying = [drive for drive in drives if not drive.leaving]
         chosen = self.chosen(able or (staying or drives)[:1], request)  # who cannot says why
         self.touch(chosen)
         return chosen.accept(request, now)
@@ -150,10 +156,10 @@ class Loop:
     def leave(self, name: str, answer: Future[None], now: float) -> None:
         """Have a member go; RequestError if there is none of that name that stays."""
         for drive in self.drives:
-            if drive.name == name and drive.departures is None:
+            if drive.name == name and not drive.leaving:
                 self.departures.begin(drive, answer, now)
                 return
-        names = [drive.name for drive in self.drives if drive.departures is None]
+        names = [drive.name for drive in self.drives if not drive.leaving]
         raise RequestError(f"no member {shown(name)}; members: {names}")
 
     def drop(self, drive: Drive) -> None:
@@ -218,6 +224,13 @@ class Loop:
                 except BaseException:
                     self.observers.remove(observer)
                     log.exception("observer %r raised; it is told nothing more", observer)
+
+    def _held(self, drive: Drive, id: str, now: float) -> None:
+        """A request of a member waits to be given: to another engine, or to another member."""
+        if self.crossing.wants(id):
+            self.crossing.held(drive, id, now)
+        elif drive.leaving:
+            self.departures.held(drive, id, now)
 
     def _done(self, event: Done, now: float) -> None:
         drive = self._steps.pop(event.batch, None)

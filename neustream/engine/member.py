@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import Ended, Given, Held, Submitted, submitted
@@ -21,9 +20,6 @@ from neustream.engine.looks import Looks
 from neustream.engine.overdue import PATIENT_S, Limits
 from neustream.engine.routing import Load
 from neustream.errors import RequestError, StageFailed, told
-
-if TYPE_CHECKING:
-    from neustream.engine.leaving import Departures
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +49,8 @@ class Drive:
 
     Attributes:
         deciding: asks the scheduler; closed: why a pool serves nothing any more.
-        departures: takes care of its requests, if it is to go.
+        leaving: whether it is to go, and takes no more requests.
+        held: told of requests that wait to be given; lost_one: that a worker of it is lost.
     """
 
     def __init__(
@@ -68,7 +65,9 @@ class Drive:
         self.name = member.name
         self.scheduler = member.scheduler
         self.executors = dict(member.executors)
-        self.departures: Departures | None = None
+        self.leaving = False
+        self.held: Callable[[Drive, str, float], None] = _nothing
+        self.lost_one: Callable[[Drive, float], None] = _nothing
         self.closed: dict[str, str] = {}
         self._clock = clock
         self._tell = tell
@@ -230,8 +229,7 @@ class Drive:
             self._close(batch.pool, f"pool {batch.pool!r} is closed: {reason}", now)
         elif pool.sticky:
             self._give_up_bound(batch.pool, batch.worker, reason, now)
-        if self.departures is not None:
-            self.departures.give_up(self)
+        self.lost_one(self, now)
 
     def _close(self, pool: str, reason: str, now: float) -> None:
         """No worker of a pool is left: requests that will need it, or come, hear of it."""
@@ -256,7 +254,7 @@ class Drive:
 
     def _closed_to(self, request: Request) -> str:
         """Why a request cannot be served any more; "" if it can."""
-        if self.departures is not None:
+        if self.leaving:
             return f"member {self.name!r} is to go"
         for pool, reason in self.closed.items():
             if not set(self.scheduler.pools[pool].stages).isdisjoint(request.graph.stages):
@@ -273,14 +271,19 @@ class Drive:
         while events := self.scheduler.pop_events():
             for event in events:
                 if isinstance(event, Ended | Given):
-                    self._release(event.id)
-                elif self.departures is not None and isinstance(event, Held):
-                    self.departures.held(self, event.id, self._clock.now())
+                    self.release(event.id)
+                elif isinstance(event, Held):
+                    self.held(self, event.id, self._clock.now())
                 self._tell(replace(event, member=self.name) if self.name else event)
 
-    def _release(self, id: str) -> None:
+    def release(self, id: str) -> None:
+        """Executors keep nothing of a request any more."""
         for pool, executor in self.executors.items():
             try:
                 executor.release(id)
             except Exception:
                 log.exception("pool %r: request %r could not be released", pool, id)
+
+
+def _nothing(*_: object) -> None:
+    """Nobody is to be told."""

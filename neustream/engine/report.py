@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from neustream.core.events import Corrected, Emitted, Ended, Submitted
-from neustream.engine.events import Decided, Finished, Record, Refused
+from neustream.engine.events import Decided, Finished, Gone, Record, Refused
 from neustream.engine.tally import Distribution, Mean, Part, Share, Shares, Tokens
 
 OUTCOMES = ("on_time", "late", "dropped", "failed", "cancelled")
@@ -61,6 +61,12 @@ class Report:
             for share in self._shares(record):
                 share.submitted += 1
                 share.weight += record.slo.weight
+        elif isinstance(record, Gone):
+            self.submitted -= 1
+            self.tokens.gone(record.id)
+            for share in self._shares(record):
+                share.submitted -= 1
+                share.weight -= record.slo.weight
         elif isinstance(record, Refused):
             self._refused(record)
         elif isinstance(record, Corrected):
@@ -81,7 +87,7 @@ class Report:
             part.steps += 1
             part.busy_s += record.at - step.started_at
 
-    def _shares(self, record: Submitted | Ended) -> tuple[Share, Share]:
+    def _shares(self, record: Submitted | Ended | Gone) -> tuple[Share, Share]:
         """Those that a request counts in: of its SLO class, and of its number of steps."""
         classes = self.classes.setdefault(record.slo.name, Share())
         return classes, self.by_steps.of(record.steps)

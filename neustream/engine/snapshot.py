@@ -81,7 +81,7 @@ def _of(drive: Drive) -> MemberState:
         scheduler.decisions,
         drive.deciding.faults,
         dict(drive.closed),
-        drive.departures is not None,
+        drive.leaving,
         {name: KVUse(used, of) for name, (used, of) in scheduler.kv_blocks.items()},
     )
 

@@ -147,6 +147,10 @@ class Tokens:
         seen[1] = record.at
         seen[2] += 1
 
+    def gone(self, id: str) -> None:
+        """It ends elsewhere."""
+        self._open.pop(id, None)
+
     def ended(self, record: Ended) -> None:
         seen = self._open.pop(record.id, None)
         if record.status != "done":

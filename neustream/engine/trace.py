@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neustream.core.events import Emitted, Ended, Submitted
-from neustream.engine.events import Finished, Record, Refused
+from neustream.engine.events import Finished, Gone, Record, Refused
 
 
 class EventLog:
@@ -53,6 +53,10 @@ class EventLog:
             self.requests[record.id].update(end=record.at, **facts)
             if record.member:
                 self.requests[record.id]["member"] = record.member  # it may have moved
+            self._count(record.at, -1)
+        elif isinstance(record, Gone):
+            gone = {"status": "moved", "reason": "", "on_time": False}
+            self.requests[record.id].update(end=record.at, **gone)
             self._count(record.at, -1)
         elif isinstance(record, Emitted):
             self.requests[record.id].setdefault("outputs", []).append(record.at)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from neustream.core.events import Emitted
+from neustream.core.events import Emitted, Update
 from neustream.core.graph import Graph
 from neustream.core.kv_cache import KVCache
 from neustream.core.profile import LatencyProfile
@@ -27,6 +27,11 @@ def nothing() -> None:
     """What there is to do for most calls once they are over."""
 
 
+def whole(update: Update) -> Update:
+    """What most calls read of an output: all of it."""
+    return update
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request as the engine is to serve it, and what its caller gets of it.
@@ -37,6 +42,8 @@ class Call:
             raises where there is none.
         reader: makes a new reader of the outputs; None: nothing streams.
         over: called once the request has ended, however, or could not be submitted.
+        reads: what `value` and readers read of an output; where a request moves, the rest of those
+            that came does not go along.
     """
 
     graph: Graph
@@ -44,6 +51,7 @@ class Call:
     value: Callable[[Result, Sequence[Emitted]], Any]
     reader: Callable[[], Reader] | None = None
     over: Callable[[], None] = nothing
+    reads: Callable[[Update], Update] = whole
 
 
 @dataclass(frozen=True, slots=True)

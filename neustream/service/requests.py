@@ -4,26 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+from neustream.core.events import Emitted
 from neustream.core.types import SLO
+from neustream.engine import crossing as engine
 from neustream.engine.answers import Result
 from neustream.engine.engine import Engine
 from neustream.errors import RequestError, shown
 from neustream.service.answer import Answer
 from neustream.service.mount import OWN, Call, Probe
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller asked of a model, in the model's own arguments."""
+
+    model: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A request on its way from one service to another: plain data, as far as its arguments are.
+
+    Args:
+        asked: what its caller asked; it is checked anew by the service that goes on with it.
+        there: where it is.
+        outputs: those that came so far, as far as they are read.
+    """
+
+    asked: Asked
+    there: engine.Moved
+    outputs: tuple[Emitted, ...]
+
+    @property
+    def id(self) -> str:
+        return self.there.carry.id
+
+
+@dataclass(slots=True)
 class Sent:
-    """A request of a caller: its answer, what it was promised, and when it came."""
+    """A request of a caller: its answer, what it was promised, and when it came.
+
+    `call`: as the engine serves it, once that is known; `moved`: where it was, if it came from
+    another service, until it is here; `taken`: who waits for that.
+    """
 
     answer: Answer[Any]
+    asked: Asked
     promise: SLO
     since: float
+    call: Call | None = None
+    moved: Moved | None = None
+    taken: Future[Answer[Any]] | None = None
 
 
 class Requests:
@@ -41,20 +82,55 @@ class Requests:
         self._engine = engine
         self._idle = idle
         self._probing: set[str] = set()  # requests that are still to be looked at
+        self._sent: dict[str, Sent] = {}
 
-    def add(self, id: str, model: str, asked: Call | Probe, promise: SLO, since: float) -> Answer[Any]:
+    def add(self, id: str, asked: Asked, call: Call | Probe, promise: SLO, since: float) -> Answer[Any]:
         """Have a request served that came at `since`; RequestError if its id is taken."""
-        answer: Answer[Any] = Answer(id, model, self.give_up, asked.reader)
-        if self.open.setdefault(id, answer) is not answer:
-            asked.over()
-            raise RequestError(f"request id {id!r} is already being served")
-        try:
-            self._post(Sent(answer, promise, since), asked)
-        except BaseException:
-            del self.open[id]
-            asked.over()
-            raise
+        answer = self._open(id, asked, call)
+        self._begin(Sent(answer, asked, promise, since), call)
         return answer
+
+    def give(self, id: str, *, cached: bool) -> Future[Moved]:
+        """See `Service.give`."""
+        gone: Future[Moved] = Future()
+        sent = self._sent.get(id)
+        if sent is None or sent.moved is not None:
+            gone.set_exception(RequestError(f"give: no request {id!r} is being served here"))
+        elif sent.call is None:
+            looked_at = f"give: request {id!r} is still being looked at"
+            gone.set_exception(RequestError(looked_at, code="too_early"))
+        else:
+            left = self._engine.give(id, cached=cached)
+            left.add_done_callback(lambda left: _settle(gone, left, partial(_moved, sent)))
+        return gone
+
+    def take(self, moved: Moved, call: Call | Probe, since: float) -> Future[Answer[Any]]:
+        """See `Service.take`."""
+        answer = self._open(moved.id, moved.asked, call)
+        for output in moved.outputs:
+            answer.push(output)
+        promise = moved.there.carry.slo
+        taken: Future[Answer[Any]] = Future()
+        self._begin(Sent(answer, moved.asked, promise, since, moved=moved, taken=taken), call)
+        return taken
+
+    def _open(self, id: str, asked: Asked, call: Call | Probe) -> Answer[Any]:
+        """The answer of a request; RequestError if its id is taken."""
+        answer: Answer[Any] = Answer(id, asked.model, self.give_up, call.reader)
+        if self.open.setdefault(id, answer) is not answer:
+            call.over()
+            raise RequestError(f"request id {id!r} is already being served")
+        return answer
+
+    def _begin(self, sent: Sent, call: Call | Probe) -> None:
+        id = sent.answer.id
+        self._sent[id] = sent
+        try:
+            self._post(sent, call)
+        except BaseException:
+            self._forget(sent.answer)
+            call.over()
+            raise
 
     def give_up(self, answer: Answer[Any]) -> None:
         """Its caller wants no answer any more."""
@@ -72,7 +148,10 @@ class Requests:
             done = self._engine.submit(graph, params, slo=sent.promise, id=_probe_id(answer))
             done.add_done_callback(lambda done: self._probed(sent, probe, done))
             return
-        call = asked
+        call = sent.call = asked
+        if sent.moved is not None:
+            self._enter(sent, sent.moved, call)
+            return
         done = self._engine.submit(
             graph,
             params,
@@ -83,6 +162,31 @@ class Requests:
             follows=follows,
         )
         done.add_done_callback(lambda done: self._answered(sent, call, done))
+
+    def _enter(self, sent: Sent, moved: Moved, call: Call) -> None:
+        """Have the engine go on with a request of another service."""
+        carry = replace(moved.there.carry, params=call.params)
+        there = self._engine.take(
+            replace(moved.there, carry=carry),
+            call.graph,
+            on_output=None if call.reader is None else sent.answer.push,
+        )
+        there.add_done_callback(lambda there: self._entered(sent, call, there))
+
+    def _entered(self, sent: Sent, call: Call, there: Future[Future[Result]]) -> None:
+        """It is here, or cannot be."""
+        answer, taken = sent.answer, sent.taken
+        sent.moved = None
+        assert taken is not None
+        if there.exception() is not None:
+            self._forget(answer)
+            call.over()
+        else:
+            done = there.result()
+            done.add_done_callback(lambda done: self._answered(sent, call, done))
+            if answer.cancelled():
+                self.give_up(answer)
+        _settle(taken, there, lambda _: answer)
 
     def _probed(self, sent: Sent, probe: Probe, done: Future[Result]) -> None:
         """What the device told of a request is there: go on with the request itself."""
@@ -102,6 +206,8 @@ class Requests:
             (probe if call is None else call).over()
             self._forget(answer)
             answer.refuse(error)
+            if sent.taken is not None and not sent.taken.done():
+                sent.taken.set_exception(error)
 
     def _answered(self, sent: Sent, call: Call, done: Future[Result]) -> None:
         self._forget(sent.answer)
@@ -111,6 +217,7 @@ class Requests:
 
     def _forget(self, answer: Answer[Any]) -> None:
         self._probing.discard(answer.id)
+        self._sent.pop(answer.id, None)
         self.open.pop(answer.id, None)
 
 
@@ -127,3 +234,24 @@ def checked(id: str | None) -> str:
 
 def _probe_id(answer: Answer[Any]) -> str:
     return f"{OWN}probe/{answer.id}"
+
+
+def _moved(sent: Sent, there: engine.Moved) -> Moved:
+    """What goes to another service; the parameters are made anew there."""
+    call = sent.call
+    assert call is not None
+    outputs = [replace(one, update=call.reads(one.update)) for one in sent.answer.outputs]
+    carry = replace(there.carry, params={})
+    return Moved(sent.asked, replace(there, carry=carry), tuple(outputs))
+
+
+def _settle(answer: Future[T], done: Future[Any], value: Callable[[Any], T]) -> None:
+    """Answer a future as another one was."""
+    if not answer.set_running_or_notify_cancel():
+        return
+    try:
+        found = value(done.result())
+    except Exception as error:
+        answer.set_exception(error)
+    else:
+        answer.set_result(found)

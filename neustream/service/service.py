@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from neustream.by_name import make_policy
+from neustream.core.carry import later
 from neustream.core.policy import Policy
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO
@@ -25,7 +28,7 @@ from neustream.service.members import device_at, member_of, open_all
 from neustream.service.mount import OWN, Mount
 from neustream.service.options import names_of, places_of, slo_of
 from neustream.service.rehearsing import Rehearsing
-from neustream.service.requests import Requests, checked
+from neustream.service.requests import Asked, Moved, Requests, checked
 
 
 class Service:
@@ -138,8 +141,8 @@ class Service:
         request = checked(id)
         self._limit.check(request, len(self._open), self.engine.wait_s)
         since = self.engine.clock.now()
-        asked = mount.request(*args, **kwargs)
-        answer = self._requests.add(request, name, asked, promise, since)
+        call = mount.request(*args, **kwargs)
+        answer = self._requests.add(request, Asked(name, args, kwargs), call, promise, since)
         self._rehearsing.stop()
         return answer
 
@@ -151,6 +154,49 @@ class Service:
         """Give a request up by its id; False if it is over, or never was."""
         answer = self._open.get(id)
         return answer is not None and not answer.cancelled() and answer.cancel()
+
+    # -- requests that move -----------------------------------------------------------------------
+
+    def give(self, id: str, *, cached: bool = True) -> Future[Moved]:
+        """Let a request leave for another service of the same models, at the end of its step.
+
+        The future gets it as plain data for that service's `take`, in this process or another. Its
+        answer here raises RequestError with the code "moved", and nothing more is told of it. A
+        request that cannot leave stays, and goes on.
+
+        Args:
+            cached: whether what a language model's KV cache holds goes along; else it is computed
+                again there, from the tokens.
+
+        Raises:
+            RequestError: from the future: no such request is open, it ended before it could leave,
+                or (code "too_early") its device still looks at it.
+            StageFailed: from the future: what a model keeps of it cannot leave, by name.
+        """
+        self.engine.ready()
+        return self._requests.give(id, cached=cached)
+
+    def take(self, moved: Moved, *, waited_s: float = 0.0) -> Future[Answer[Any]]:
+        """Go on with a request that another service gave; the future gets its answer once it is here.
+
+        The answer's outputs are all from the first one on, whoever made them.
+
+        Args:
+            waited_s: seconds since it left; its deadlines did not wait.
+
+        Raises:
+            RequestError: its arguments cannot be served here; from the future: its id is being
+                served, or nobody here can go on with it.
+            GraphError, StageFailed: from the future: the model differs, or cannot go on.
+        """
+        self.engine.ready()
+        _, mount = self._mount(moved.asked.model)
+        carry = later(moved.there.carry, waited_s)
+        moved = replace(moved, there=replace(moved.there, carry=carry))
+        call = mount.request(*moved.asked.args, **moved.asked.kwargs)
+        taken = self._requests.take(moved, call, self.engine.clock.now() - carry.age)
+        self._rehearsing.stop()
+        return taken
 
     # -- how it is --------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from neustream.backends.transformers.likelihoods import Likelihood
-from neustream.core.events import Emitted
+from neustream.core.events import Emitted, Update
 from neustream.engine.answers import Result
 
 Reason = Literal["stop", "length"]
@@ -78,6 +78,15 @@ class Completion:
     def tpot_s(self) -> float:
         """Mean seconds per token after the first (0 if there is none)."""
         return (self.at_s[-1] - self.at_s[0]) / (len(self.at_s) - 1) if len(self.at_s) > 1 else 0.0
+
+
+READ = ("token", "ended", "likelihood", "scores")
+"""What of an output is told of; the text so far, which is in it too, is not."""
+
+
+def read(update: Update) -> Update:
+    """That part of an output."""
+    return {key: update[key] for key in READ if key in update}
 
 
 class Pieces:

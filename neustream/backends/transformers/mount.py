@@ -17,7 +17,7 @@ from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
 from neustream.backends.options import measuring
 from neustream.backends.transformers.arguments import number, whole
-from neustream.backends.transformers.completion import Tokens, completion
+from neustream.backends.transformers.completion import Tokens, completion, read
 from neustream.backends.transformers.measured import file_of, measure_steps, steps_for
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
@@ -191,6 +191,7 @@ class TextMount:
             {"prompt_tokens": count, "max_tokens": max_tokens, "ask": ask},
             partial(completion, self.tokenizer, count),
             partial(Tokens, self.tokenizer, max_tokens),
+            reads=read,
         )
 
     def rehearsal(self) -> Sequence[Call]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from neustream.core.batch import StepInfo
 from neustream.core.events import Emitted, Ended, Submitted
 from neustream.core.types import SLO, TICK
-from neustream.engine.events import Finished, Started
+from neustream.engine.events import Finished, Gone, Started
 from neustream.server.observe.notes import Asked, Kind, Stopped, Told, Unasked
 
 Outcome = Literal["on_time", "late", "dropped", "failed", "cancelled"]
@@ -135,6 +135,7 @@ class Lives:
             Submitted: self._submitted,
             Emitted: self._emitted,
             Ended: self._ended,
+            Gone: self._gone,
             Started: self._started,
             Finished: self._finished,
         }
@@ -214,6 +215,9 @@ class Lives:
         life.finish = record.update.get("finish_reason") or ""  # where an engine says so itself
         for follower in self.followers:
             follower.emitted(life, gap_s)
+
+    def _gone(self, record: Gone) -> None:
+        self.open.pop(record.id, None)
 
     def _ended(self, record: Ended) -> None:
         life = self.open.pop(record.id, None)
