@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from neustream.workload.asks import Ask, Prompt
 Turns = tuple[tuple[str, str], ...]
 """What was asked and answered before, of a conversation."""
 Tick = Callable[[Record], None]
+AHEAD = 100
+"""Turns that are looked at while the ones before them go on, beyond the number of places."""
 
 
 class Sender(Protocol):
@@ -52,12 +54,14 @@ class Player:
         self._tick = tick
         self._records: list[Record] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._later: list[asyncio.Task[None]] = []
         self._fault: BaseException | None = None
         self._ends: dict[str, asyncio.Future[tuple[Turns | None, float]]] = {}
-        self._closed = any(ask.arrival_s is None for ask in plan.asks)
+        self._closed = len(plan.asks) > 0 and plan.asks[0].arrival_s is None
         places = plan.concurrency or (len(plan.asks) if self._closed else None)
         self._places = asyncio.Semaphore(places) if places else None
+        self._ahead = AHEAD + (places or 0)
+        self._parked: set[asyncio.Task[None]] = set()
+        self._ready: asyncio.Queue[Ask] = asyncio.Queue()
         self.interrupted = False
 
     async def play(self) -> list[Record]:
@@ -65,12 +69,6 @@ class Player:
 
         Cancelled meanwhile, it interrupts what is under way, and returns what there is.
         """
-        loop = asyncio.get_running_loop()
-        self._ends = {ask.follows: loop.create_future() for ask in self._plan.asks if ask.follows}
-        if missing := self._ends.keys() - {ask.id for ask in self._plan.asks}:
-            raise ConfigError(
-                f"plan {self._plan.name!r}: {min(missing)!r} is followed, and not there"
-            )
         try:
             await (self._in_places() if self._closed else self._on_schedule())
             while self._tasks and self._fault is None:
@@ -110,6 +108,7 @@ class Player:
             due = ask.arrival_s or 0.0
             while (left := due - self._now()) > 0:
                 await asyncio.sleep(left)
+            self._open(ask)
             self._spawn(self._scheduled(ask, due))
             await asyncio.sleep(0)
             if self._fault is not None:
@@ -135,36 +134,44 @@ class Player:
     # -- closed: as many at once as there are places ----------------------------------------------
 
     async def _in_places(self) -> None:
-        """The next in order begins when there is a place; a turn is ready when the last is over."""
+        """The next in order begins when there is a place."""
         assert self._places is not None
-        asks = self._plan.asks
-        ready: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
-        for number, ask in enumerate(asks):
-            if ask.follows:
-                self._later.append(self._spawn(self._ready(number, ask, ready)))
-            else:
-                ready.put_nowait(number)
-        for _ in asks:
+        asks = iter(self._plan.asks)
+        while self._fault is None:
             await self._places.acquire()
-            ask = asks[await ready.get()]
-            over = self._plan.duration_s is not None and self._now() >= self._plan.duration_s
-            if over or self._fault is not None:
-                await self._last()
-                return
+            ask = await self._next(asks)
+            if ask is None or self._late():
+                break
+            self._open(ask)
             self._spawn(self._placed(ask))
             await asyncio.sleep(0)
-
-    async def _last(self) -> None:
-        """Wait for those under way; the turns that would have come behind them are let go."""
-        for task in self._later:
+        for task in self._parked:
             task.cancel()
-        while self._tasks and self._fault is None:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _ready(self, number: int, ask: Ask, ready: asyncio.PriorityQueue[int]) -> None:
-        await asyncio.shield(self._ends[ask.follows])
-        await asyncio.sleep(ask.think_s)
-        ready.put_nowait(number)
+    def _late(self) -> bool:
+        return self._plan.duration_s is not None and self._now() >= self._plan.duration_s
+
+    async def _next(self, asks: Iterator[Ask]) -> Ask | None:
+        """The next request that may begin: a turn may once the one before it is over."""
+        while self._ready.empty() and len(self._parked) < self._ahead:
+            ask = next(asks, None)
+            if ask is None:
+                break
+            if not ask.follows:
+                return ask
+            task = self._spawn(self._park(ask, self._end_of(ask)))
+            self._parked.add(task)
+            task.add_done_callback(self._parked.discard)
+            await asyncio.sleep(0)  # it may be over already
+        if self._ready.empty() and not self._parked:
+            return None
+        return await self._ready.get()
+
+    async def _park(self, ask: Ask, end: asyncio.Future[tuple[Turns | None, float]]) -> None:
+        self._open(ask)  # others may follow it
+        _, ended = await asyncio.shield(end)
+        await asyncio.sleep(max(0.0, ended + ask.think_s - self._now()))
+        self._ready.put_nowait(ask)
 
     async def _placed(self, ask: Ask) -> None:
         assert self._places is not None
@@ -179,12 +186,27 @@ class Player:
 
     # -- one request ------------------------------------------------------------------------------
 
+    def _open(self, ask: Ask) -> None:
+        """A turn of a conversation has an end that others may wait for."""
+        if ask.session and ask.id not in self._ends:
+            self._ends[ask.id] = asyncio.get_running_loop().create_future()
+
+    def _end_of(self, ask: Ask) -> asyncio.Future[tuple[Turns | None, float]]:
+        """The end of the turn before it, which must have come before it."""
+        found = self._ends.get(ask.follows)
+        if found is None:
+            raise ConfigError(
+                f"plan {self._plan.name!r}: {ask.id!r} follows {ask.follows!r}; "
+                "expected a request of a session that comes before it"
+            )
+        return found
+
     async def _turns(self, ask: Ask, record: Record) -> Turns | None:
         """The conversation before it, once the turn before it is over; None: that one failed."""
         if not ask.follows:
             return ()
         try:
-            before, ended = await asyncio.shield(self._ends[ask.follows])
+            before, ended = await asyncio.shield(self._end_of(ask))
             due = ended + ask.think_s
             while (left := due - self._now()) > 0:
                 await asyncio.sleep(left)

@@ -265,20 +265,21 @@ def test_turns_of_a_conversation_wait_for_each_other_and_hold_what_was_said(stub
 
 
 def test_turns_of_a_chat_are_messages(stub):
-    first = Ask("a", 0.0, "q0", output_tokens=4, model="chat")
+    first = Ask("a", 0.0, "q0", output_tokens=4, model="chat", session="s")
     play(stub, first, replace(first, id="b", prompt="q1", follows="a"), target=Target(stub.url, "chat"))
     assert [message["role"] for message in stub.log[-1].body["messages"]] == ["user", "assistant", "user"]
     assert stub.log[-1].body["max_completion_tokens"] == 4
 
 
 def test_behind_a_turn_that_failed_the_others_are_blocked(stub):
-    asks = [Ask("a", 0.0, model="s503"), Ask("b", 0.0, follows="a"), Ask("c", 0.0, follows="b")]
+    first = Ask("a", 0.0, model="s503", session="s")
+    asks = [first, replace(first, id="b", follows="a"), replace(first, id="c", follows="b")]
     outcomes = {record.id: record.outcome for record in play(stub, *asks)}
     assert outcomes == {"a": "status", "b": "blocked", "c": "blocked"}
 
 
 def test_a_turn_that_follows_nobody_is_named(stub):
-    with pytest.raises(ConfigError, match="'x' is followed, and not there"):
+    with pytest.raises(ConfigError, match="'a' follows 'x'; expected"):
         play(stub, Ask("a", 0.0, follows="x"))
 
 
