@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,12 @@ COMMANDS = {
     "run": "Serve a workload for real, beside the prediction.",
     "serve": "Serve models over HTTP: OpenAI's routes, with promises.",
     "client": "Ask a server, and say what became of the promise.",
+    "bench": "Put load on a server, a service or a simulator.",
 }
-"""Name -> what `neustream --help` says of it; the function is `command` in `neustream/commands/NAME.py`."""
+"""Name -> what `neustream --help` says of it; the function is `command` in `neustream/commands/NAME.py`.
+
+A file that has `COMMANDS` of its own is a group; those are in `neustream/commands/NAME_THEIRS.py`.
+"""
 
 EXITS = (
     "Exit codes: 0 all went well; 1 a fault of this library, with a traceback; 2 wrong arguments, "
@@ -69,16 +74,30 @@ def application(arguments: list[str]) -> typer.Typer:
         epilog=EXITS,
         help="SLO-aware serving of models that run in steps.",
     )
-    asked = next((each for each in typed(arguments) if not each.startswith("-")), None)
-    for name, about in COMMANDS.items():
-        if name == asked:
-            from neustream.commands.interrupts import interruptible
-
-            module = importlib.import_module(f"neustream.commands.{name}")
-            app.command(name, epilog=EXITS)(interruptible(module.command))
-        else:
-            app.command(name, short_help=about)(_not_asked)
+    words = [each for each in typed(arguments) if not each.startswith("-")]
+    _fill(app, COMMANDS, "", words)
     return app
+
+
+def _fill(app: typer.Typer, commands: Mapping[str, str], prefix: str, words: Sequence[str]) -> None:
+    """Add commands, of which the one that the first word names is imported."""
+    import typer
+
+    for name, about in commands.items():
+        if name != next(iter(words), None):
+            app.command(name, short_help=about)(_not_asked)
+            continue
+        from neustream.commands.interrupts import interruptible
+
+        module = importlib.import_module(f"neustream.commands.{prefix}{name.replace('-', '_')}")
+        theirs = getattr(module, "COMMANDS", None)
+        if theirs is None:
+            cls = getattr(module, "CLASS", None)
+            app.command(name, epilog=EXITS, cls=cls)(interruptible(module.command))
+            continue
+        group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, epilog=EXITS, help=module.__doc__)
+        _fill(group, theirs, f"{name}_", words[1:])
+        app.add_typer(group, name=name, short_help=about)
 
 
 def _not_asked() -> None:

@@ -1,0 +1,6 @@
+"""Put load on a server over HTTP, on a service in this process or on a simulator; see what came of it."""
+
+COMMANDS = {
+    "compare": "Set results side by side: a table and figures.",
+}
+"""Name -> what `neustream bench --help` says of it."""
