@@ -61,7 +61,9 @@ class Settings:
             if not value > 0:
                 raise ConfigError(f"{name} must be greater than 0, got {value!r}")
         if self.dead_s < self.suspect_s:
-            raise ConfigError(f"dead_s must be suspect_s ({self.suspect_s:g}) or more, got {self.dead_s!r}")
+            raise ConfigError(
+                f"dead_s must be suspect_s ({self.suspect_s:g}) or more, got {self.dead_s!r}"
+            )
 
 
 @dataclass(slots=True, eq=False)

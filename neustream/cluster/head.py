@@ -2,9 +2,9 @@
 
 The contract, for whoever drives it (a simulator, Ray actors):
 
-1. `joined` for each instance, then `submit` and `cancel` for callers, `heard` for each message of an
-   instance (in its order, each once: `mail.py` sees to that), `lost` where a process is known to be
-   dead, and `tick` at `wake_at()`. After each of them carry out `pop_orders()`, in order.
+1. `joined` for each instance, then `submit` and `cancel` for callers, `heard` for each message of
+   an instance (in its order, each once: `mail.py` sees to that), `lost` where a process is known to
+   be dead, and `tick` at `wake_at()`. After each of them carry out `pop_orders()`, in order.
 2. Orders with an `instance` go there, in order, each once (`messages.py` says what each means and
    what its answer is; `agent.py` is the other side). `Start` and `Stop` are for who runs
    instances, `Answer` and `Forward` for callers: the one answer of a request, and its outputs.
@@ -99,6 +99,14 @@ class Head:
         """Requests without an answer."""
         return len(self._book.requests)
 
+    def open_ids(self) -> list[str]:
+        """Their ids."""
+        return list(self._book.requests)
+
+    def steps_of(self, id: str) -> int:
+        """Calls of looped stages that an open request is expected to take."""
+        return self._book.requests[id].steps
+
     # -- callers ----------------------------------------------------------------------------------
 
     def submit(self, request: Request, now: float, *, delivered: int = 0) -> None:
@@ -186,7 +194,9 @@ class Head:
         rates = self.fleet.rates[device]
         for stage in stages:
             if stage not in rates.profiles:
-                raise RequestError(f"instance {instance!r}: stage {stage!r} has no profile on device {device!r}")
+                raise RequestError(
+                    f"instance {instance!r}: stage {stage!r} has no profile on device {device!r}"
+                )
         outlook = Outlook(instance, now)
         served = frozenset(stages)
         found = Instance(instance, 0, role, device, served, outlook, now, now)
@@ -212,7 +222,9 @@ class Head:
         """
         found = self._book.instance(instance)
         if found is None:
-            raise RequestError(f"no instance {instance!r}; {nearest(instance, self.fleet.instances)}")
+            raise RequestError(
+                f"no instance {instance!r}; {nearest(instance, self.fleet.instances)}"
+            )
         self._scaling.drain(found, now)
 
     def heard(self, instance: str, message: Report, now: float) -> None:
@@ -245,7 +257,12 @@ class Head:
         moving = None if one is None else one.moving
         if one is not None and one.where == instance.name and one.term == told.term:
             self._of_owner(one, told, now)
-        elif one is not None and moving is not None and moving.target == instance.name and moving.term == told.term:
+        elif (
+            one is not None
+            and moving is not None
+            and moving.target == instance.name
+            and moving.term == told.term
+        ):
             self._of_target(one, told, now)
         elif isinstance(told, Took | Reserved | Made | Waits | Began):
             self._book.orders.append(Free(instance.name, told.id, told.term))
@@ -263,6 +280,8 @@ class Head:
                 if one.moving is not None:
                     self._moves.call_off(one, "it is over", now)
                 self._placing.over(one, told, now)
+            case Refused() if one.moving is not None:
+                self._liveness.refused(one, told.reason, now)
             case Refused():
                 self._placing.end(one, "failed", told.reason, None, now)
             case Waits(away=stage) if stage:

@@ -54,12 +54,11 @@ class Liveness:
         settings = self._book.settings
         self.next_at = math.inf
         for instance in list(self._book.fleet.instances.values()):
-            silent = now - instance.heard_at
-            if silent >= settings.dead_s:
-                self.lost(instance.name, f"silent for {silent:.1f} s", now, fence=True)
+            if now >= instance.heard_at + settings.dead_s:
+                self.lost(instance.name, f"silent for {settings.dead_s:g} s", now, fence=True)
                 continue
             limit = settings.dead_s
-            if silent >= settings.suspect_s:
+            if now >= instance.heard_at + settings.suspect_s:
                 if instance.state != "suspect":
                     instance.state = "suspect"
                     self._book.fleet.changed(instance)

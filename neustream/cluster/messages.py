@@ -300,7 +300,8 @@ class Parcel:
     """A request on the move. `term`: the one that it gets.
 
     `pieces`: what executors keep of it, by pool; `copied`: whether its KV cache comes along.
-    `unheard`: outputs that the head may not have heard of; `size`: bytes.
+    `unheard`: outputs that the head may not have heard of; `size`: bytes. `sent_at`: on the
+    cluster's clock.
     """
 
     id: str
@@ -310,6 +311,7 @@ class Parcel:
     copied: bool
     unheard: Outputs
     size: float
+    sent_at: float
 
 
 BetweenInstances = Piece | Parcel

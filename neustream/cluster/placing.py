@@ -241,6 +241,7 @@ class Placing:
             where,
             one.started,
             attainable,
+            one.delivered,
         )
         book.orders.append(Answer(ended))
 

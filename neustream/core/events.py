@@ -59,7 +59,7 @@ class Ended:
     """A request is over. `output`: its last one, None unless done; `latency_s`: since it came.
 
     `started`: whether it ever ran; `attainable`: whether its promise could have been kept, had it
-    been alone.
+    been alone; `outputs`: how many it made.
     """
 
     id: str
@@ -74,6 +74,7 @@ class Ended:
     member: str = ""
     started: bool = True
     attainable: bool = True
+    outputs: int = 0
 
     @property
     def latency_s(self) -> float:
@@ -158,6 +159,7 @@ def ended(job: Job, now: float) -> Ended:
         planned_steps(job),
         started=job.started_at is not None,
         attainable=_attainable(job),
+        outputs=job.outputs,
     )
 
 

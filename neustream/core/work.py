@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from neustream.core.cursor import Cursor
+from neustream.core.cursor import Cursor, Saved
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Entry, Job
 from neustream.core.profile import LatencyProfile
@@ -54,6 +54,10 @@ class Walk:
     def stage(self) -> Stage | None:
         """The stage that it is at; None at the end."""
         return self.job.stage
+
+    def saved(self) -> Saved:
+        """Its place in the graph, as plain data."""
+        return self._cursor.save(self.job.request.graph)
 
     def ahead(self) -> Iterator[tuple[Stage, int]]:
         """Expected calls ahead, the current one first (see `Cursor.ahead`)."""

@@ -186,6 +186,14 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """`what(now)` is to be called on the loop's thread."""
+
+    what: Callable[[float], None]
+    rank: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """No more requests. With `cancel`, open ones end as cancelled; without, they are served."""
 
@@ -210,6 +218,7 @@ Event = (
     | Overdue
     | Wake
     | Look
+    | Call
     | Stop
 )
 

@@ -19,7 +19,7 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.types import Request
 from neustream.engine.clock import Clock
 from neustream.engine.crossing import Crossing
-from neustream.engine.events import Done, Event, Look, Observer, Overdue, Record, Wake
+from neustream.engine.events import Call, Done, Event, Look, Observer, Overdue, Record, Wake
 from neustream.engine.leaving import Departures
 from neustream.engine.member import Drive, Member
 from neustream.engine.packing import Packing
@@ -67,22 +67,22 @@ class Loop:
         self.router = router
         self.observers = list(observers)
         self._steps: dict[Batch, Drive] = {}
-        self.drives = [
-            Drive(member, clock, self.tell, self._steps, step_timeout_s) for member in members
-        ]
+        self._step_timeout_s = step_timeout_s
+        self.drives: list[Drive] = []
         self.handlers: dict[type[Any], Callable[[Any, float], None]] = {
             Done: self._done,
             Wake: lambda event, now: self.touch(event.drive),
             Look: self._look,
             Overdue: self._overdue,
+            Call: lambda event, now: event.what(now),
         }
         self._touched: dict[Drive, None] = {}  # members that something happened to
         self.packing = Packing(self)
         self.departures = Departures(self, self.packing)
         self.crossing = Crossing(self, self.packing)
-        for drive in self.drives:
-            drive.held, drive.lost_one = self._held, self.packing.give_up
         self._records: list[Record] = []  # what observers are still to be told
+        for member in members:
+            self.add(member)
 
     @property
     def open(self) -> int:
@@ -161,6 +161,13 @@ class Loop:
                 return
         names = [drive.name for drive in self.drives if not drive.leaving]
         raise RequestError(f"no member {shown(name)}; members: {names}")
+
+    def add(self, member: Member) -> Drive:
+        """One more member, of a name that no other has."""
+        drive = Drive(member, self.clock, self.tell, self._steps, self._step_timeout_s)
+        drive.held, drive.lost_one = self._held, self.packing.give_up
+        self.drives.append(drive)
+        return drive
 
     def drop(self, drive: Drive) -> None:
         """A member is gone; its threads end by themselves."""

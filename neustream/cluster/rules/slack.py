@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from neustream.cluster.fleet import Fleet, Route
 from neustream.core.outlook import Asked
 from neustream.errors import ConfigError

@@ -1,0 +1,448 @@
+"""An instance's side: carries out a head's orders on a member of a loop, and reports. No I/O here.
+
+Whoever drives it gives it each message of the head and of other instances (`receive`, on the loop's
+thread), and each record of its member (`noted`), and takes what it has to say from `send`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from neustream.cluster import messages as say
+from neustream.cluster.parcels import fresh, shifted, take
+from neustream.core.batch import input_of
+from neustream.core.carry import Carry, pack
+from neustream.core.events import Emitted, Ended, Given, Held, Left
+from neustream.core.graph import Graph
+from neustream.core.job import Entry
+from neustream.core.kv_cache import Ticket
+from neustream.core.outlook import Rates, outlook_of
+from neustream.engine.events import Call, Finished, Record, Started
+from neustream.engine.executor import Mover
+from neustream.engine.loop import Loop
+from neustream.engine.member import Drive
+from neustream.errors import NeustreamError, RequestError, told
+
+log = logging.getLogger(__name__)
+
+HEAD = ""
+"""The address of the head."""
+REMEMBERED = 4096
+"""Requests whose latest freed term is remembered."""
+ENVELOPE = 2000.0
+"""Bytes of a request without its KV cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """How often an outlook is told, in seconds: after steps, and if nothing happens."""
+
+    report_s: float = 0.05
+    beat_s: float = 0.5
+
+
+class Agent:
+    """One instance.
+
+    Args:
+        name: of the instance; drive: the member that serves; graphs: by name.
+        send: takes a message to an address: `HEAD`, or an instance's name.
+        unheard: outputs of a request that were sent and may not have reached the head.
+        offset_s: the cluster's clock less this loop's.
+        token_bytes: what a token in the KV cache takes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: Loop,
+        drive: Drive,
+        graphs: Mapping[str, Graph],
+        rates: Rates,
+        send: Callable[[str, Any], None],
+        *,
+        reporting: Reporting | None = None,
+        unheard: Callable[[str], say.Outputs] = lambda id: (),
+        offset_s: float = 0.0,
+        token_bytes: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.drive = drive
+        self.offset_s = offset_s
+        self.reporting = reporting or Reporting()
+        self._loop = loop
+        self._scheduler = drive.scheduler
+        self._graphs = graphs
+        self._rates = rates
+        self._send = send
+        self._unheard = unheard
+        self._token_bytes = token_bytes
+        self._terms: dict[str, int] = {}
+        self._began: set[str] = set()
+        self._tickets: dict[str, tuple[int, Ticket | None]] = {}
+        self._freed: OrderedDict[str, int] = OrderedDict()
+        self._later: dict[str, say.Send | say.Parcel] = {}  # their ids are still being served here
+        self._heard = 0
+        self._told_at = -1e9
+        self._telling = False
+        self._does: dict[type[Any], Callable[[Any, float], None]] = {
+            say.Send: self._begin,
+            say.Reserve: self._reserve,
+            say.Copy: self._copy,
+            say.Hold: self._hold,
+            say.Give: self._give,
+            say.Resume: self._resume,
+            say.Free: self._free,
+            say.Cancel: self._cancel,
+            say.Ask: self._ask,
+            say.Fence: self._fence,
+            say.Piece: self._piece,
+            say.Parcel: self._parcel,
+        }
+
+    def receive(self, message: say.ToInstance | say.BetweenInstances, now: float) -> None:
+        """A message of the head, or of another instance. `now`: on the loop's clock."""
+        self._loop.touch(self.drive)
+        self._does[type(message)](message, now)
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def _begin(self, order: say.Send, now: float) -> None:
+        self._heard = max(self._heard, order.number)
+        if not self._wanted(order):
+            return
+        graph = self._graphs.get(order.graph)
+        if graph is None:
+            self._refuse(
+                order.id, order.term, f"instance {self.name!r} has no graph {order.graph!r}"
+            )
+            return
+        try:
+            fresh(self.drive, order, graph, order.sent_at - order.age - self.offset_s, now)
+        except NeustreamError as error:
+            self._refuse(order.id, order.term, told(error))
+            return
+        self._terms[order.id] = order.term
+        self._send(HEAD, say.Took(order.id, order.term))
+
+    def _wanted(self, message: say.Send | say.Parcel) -> bool:
+        """Whether a request is to begin now: not if it was freed, or is in its last step here."""
+        id, term = message.id, message.term
+        if self._freed.get(id, 0) >= term or self._terms.get(id, 0) >= term:
+            return False
+        if id in self._terms:
+            self._forget(id)
+        if id in self._scheduler.jobs:
+            self._later[id] = message
+            return False
+        return True
+
+    def _refuse(self, id: str, term: int, reason: str) -> None:
+        self._send(HEAD, say.Refused(id, term, reason))
+
+    def _cancel(self, order: say.Cancel, now: float) -> None:
+        if self._terms.get(order.id) == order.term:
+            self._scheduler.cancel(order.id, now)
+        elif order.id in self._later and self._later[order.id].term == order.term:
+            del self._later[order.id]
+            over = say.Over(
+                order.id, order.term, "cancelled", "cancelled by the caller", None, 0, False, True
+            )
+            self._send(HEAD, over)
+
+    def _free(self, order: say.Free, now: float) -> None:
+        id, term = order.id, order.term
+        self._freed[id] = max(self._freed.pop(id, 0), term)
+        while len(self._freed) > REMEMBERED:
+            self._freed.popitem(last=False)
+        if self._tickets.get(id, (term + 1, None))[0] <= term:
+            self._release(id)
+        later = self._later.get(id)
+        if later is not None and later.term <= term:
+            del self._later[id]
+        if self._terms.get(id, term + 1) <= term:
+            self._forget(id)
+
+    def _forget(self, id: str) -> None:
+        """A request is no longer ours: it goes at once, or after its step."""
+        del self._terms[id]
+        self._began.discard(id)
+        job = self._scheduler.jobs.get(id)
+        if job is None:
+            return
+        now = self._loop.clock.now()
+        if job.status == "running":
+            self._scheduler.cancel(id, now)
+        else:
+            self._scheduler.give(id, now)
+
+    def _release(self, id: str) -> Ticket | None:
+        """What was reserved for a request is free again."""
+        _, ticket = self._tickets.pop(id)
+        if ticket is not None:
+            self._scheduler.release(ticket)
+        return ticket
+
+    def _ask(self, order: say.Ask, now: float) -> None:
+        jobs = self._scheduler.jobs
+        standing = [say.Standing(id, term, jobs[id].outputs) for id, term in self._terms.items()]
+        self._send(HEAD, say.Here(tuple(standing)))
+
+    def _fence(self, order: say.Fence, now: float) -> None:
+        for id in list(self._terms):
+            self._forget(id)
+        for id in list(self._tickets):
+            self._release(id)
+        self._later.clear()
+        self._send(HEAD, say.Fenced())
+
+    # -- moves ------------------------------------------------------------------------------------
+
+    def _reserve(self, order: say.Reserve, now: float) -> None:
+        self._heard = max(self._heard, order.number)
+        if self._freed.get(order.id, 0) >= order.term:
+            return
+        try:
+            ticket = self._room(order.tokens) if order.tokens else None
+        except NeustreamError as error:
+            self._refuse(order.id, order.term, told(error))
+            return
+        self._tickets[order.id] = order.term, ticket
+        self._send(HEAD, say.Reserved(order.id, order.term))
+
+    def _room(self, tokens: float) -> Ticket | None:
+        """KV blocks for a request; RequestError if they lack, or others wait for them."""
+        for name, pool in self._scheduler.pools.items():
+            for model in pool.kv_caches:
+                for job in self._scheduler.jobs.values():
+                    stage = job.stage
+                    if stage is not None and stage.phase == "prefill" and job.status == "waiting":
+                        raise RequestError(f"prompts wait for KV blocks at instance {self.name!r}")
+                return self._scheduler.reserve(name, model, tokens)
+        return None
+
+    def _mine(self, order: say.Copy | say.Hold | say.Give | say.Resume) -> Entry | None:
+        """The job that an order means, if it is still ours."""
+        job = self._scheduler.jobs.get(order.id)
+        mine = self._terms.get(order.id) == order.term and isinstance(job, Entry)
+        return job if mine and isinstance(job, Entry) else None
+
+    def _copy(self, order: say.Copy, now: float) -> None:
+        job = self._mine(order)
+        if job is not None:
+            size = job.kept * self._token_bytes
+            self._send(order.target, say.Piece(order.id, order.next_term, job.kept, size))
+
+    def _piece(self, piece: say.Piece, now: float) -> None:
+        self._send(HEAD, say.Copied(piece.id, piece.term, piece.tokens))
+
+    def _hold(self, order: say.Hold, now: float) -> None:
+        if self._mine(order) is not None:
+            self._scheduler.hold(order.id, now)
+
+    def _resume(self, order: say.Resume, now: float) -> None:
+        job = self._mine(order)
+        if job is not None and job.keep:
+            self._scheduler.resume(order.id)
+
+    def _give(self, order: say.Give, now: float) -> None:
+        """Pass a copy on; it is held here until the head says that the target has it."""
+        job = self._mine(order)
+        if job is None or job.status not in ("held", "away"):
+            return
+        if job.started_at is None:
+            self._post(order, pack(job, now), {})
+            return
+        packing = _Packing(self, order)
+        for name, executor in self.drive.executors.items():
+            if not isinstance(executor, Mover):
+                packing.failed = f"executor of pool {name!r} cannot part with requests"
+                continue
+            for worker in range(self._scheduler.pools[name].workers):
+                packing.ask(name, partial(executor.export, input_of(job), worker))
+        packing.asked_all()
+
+    def packed(self, order: say.Give, pieces: Mapping[str, Mapping[str, Any]], failed: str) -> None:
+        """The executors told what they keep of a request, or that they cannot part with it."""
+        job = self._mine(order)
+        if job is None or job.status not in ("held", "away"):
+            return
+        if failed:
+            self._refuse(order.id, order.term, f"not movable: {failed}")
+            return
+        self._post(order, pack(job, self._loop.clock.now()), pieces)
+
+    def _post(self, order: say.Give, carry: Carry, pieces: Mapping[str, Mapping[str, Any]]) -> None:
+        copied = order.copied is not None
+        size = ENVELOPE
+        if order.copied is not None:
+            size += max(carry.kept - order.copied, 0.0) * self._token_bytes
+        unheard = self._unheard(order.id)
+        at = self._loop.clock.now() + self.offset_s
+        parcel = say.Parcel(order.id, order.next_term, carry, pieces, copied, unheard, size, at)
+        self._send(order.target, parcel)
+
+    def _parcel(self, parcel: say.Parcel, now: float) -> None:
+        if not self._wanted(parcel):
+            return
+        _, ticket = self._tickets.pop(parcel.id, (0, None))
+        graph = self._graphs.get(parcel.carry.graph)
+        if graph is None:
+            self._refuse(parcel.id, parcel.term, f"no graph {parcel.carry.graph!r}")
+            return
+        passed = max(now + self.offset_s - parcel.sent_at, 0.0)
+        parcel = replace(parcel, carry=shifted(parcel.carry, passed))
+        try:
+            if ticket is not None:
+                self._scheduler.release(ticket)
+            take(self.drive, parcel, graph, now, partial(self._unfit, parcel.id, parcel.term))
+        except NeustreamError as error:
+            self._refuse(parcel.id, parcel.term, told(error))
+            return
+        self._terms[parcel.id] = parcel.term
+        self._send(HEAD, say.Took(parcel.id, parcel.term, parcel.unheard))
+
+    def _unfit(self, id: str, term: int, reason: str) -> None:
+        """On whatever thread: a module cannot go on from what was kept of a request."""
+
+        def give_up(now: float) -> None:
+            if self._terms.get(id) == term:
+                self._loop.touch(self.drive)
+                self._scheduler.give_up(id, reason, now)
+
+        self._loop.clock.post(Call(give_up), self._loop.clock.now())
+
+    # -- what is reported -------------------------------------------------------------------------
+
+    def noted(self, record: Record) -> None:
+        """A record of its member."""
+        match record:
+            case Emitted():
+                self._made(record)
+            case Started():
+                for id in record.step.ids:
+                    if id in self._terms and id not in self._began:
+                        self._began.add(id)
+                        self._send(HEAD, say.Began(id, self._terms[id]))
+            case Finished():
+                self._tell_soon()
+            case Ended():
+                self._ended(record)
+            case Held():
+                self._waits(record.id, "")
+            case Left():
+                self._waits(record.id, record.stage)
+            case Given():
+                self._again(record.id)
+
+    def _made(self, record: Emitted) -> None:
+        term = self._terms.get(record.id)
+        if term is not None:
+            self._send(HEAD, say.Made(record.id, term, record.index, record.update))
+
+    def _waits(self, id: str, away: str) -> None:
+        job = self._scheduler.jobs.get(id)
+        if id in self._terms and isinstance(job, Entry):
+            self._send(HEAD, say.Waits(id, self._terms[id], job.kept, away))
+
+    def _ended(self, record: Ended) -> None:
+        self._tell_soon()
+        term = self._terms.pop(record.id, None)
+        self._began.discard(record.id)
+        if term is not None:
+            over = say.Over(
+                record.id,
+                term,
+                record.status,
+                record.reason,
+                record.output,
+                record.outputs,
+                record.started,
+                record.attainable,
+            )
+            self._send(HEAD, over)
+        self._again(record.id)
+
+    def _again(self, id: str) -> None:
+        """A request is no longer here; one of the same id may wait for that."""
+        message = self._later.pop(id, None)
+        if message is not None:
+            clock = self._loop.clock
+            clock.post(Call(partial(self.receive, message)), clock.now())
+
+    def _tell_soon(self) -> None:
+        """Tell how it is, once the steps that can start have started, but not too often."""
+        if not self._telling:
+            self._telling = True
+            clock = self._loop.clock
+            at = max(clock.now(), self._told_at + self.reporting.report_s)
+            clock.post(Call(self.tell, rank=4), at)
+
+    def tell(self, now: float) -> None:
+        """Tell how it is."""
+        self._telling = False
+        self._told_at = now
+        outlook = outlook_of(
+            self._scheduler,
+            self.name,
+            self._rates,
+            now,
+            heard=self._heard,
+            sent_at=now + self.offset_s,
+        )
+        self._send(HEAD, say.Told(outlook))
+
+    def beat(self, now: float) -> None:
+        """Tell how it is, if that was not done for long."""
+        if now - self._told_at >= self.reporting.beat_s:
+            self.tell(now)
+
+
+class _Packing:
+    """What executors keep of a request, until all of them have told."""
+
+    def __init__(self, agent: Agent, order: say.Give) -> None:
+        self._agent = agent
+        self._order = order
+        self._left = 1
+        self._pieces: dict[str, dict[str, Any]] = {}
+        self.failed = ""
+
+    def ask(self, pool: str, export: Callable[[], Any]) -> None:
+        """Ask a worker."""
+        try:
+            pieces = export()
+        except NeustreamError as error:
+            self.failed = told(error)
+            return
+        self._left += 1
+        if pieces.done():
+            self._answered(pool, pieces, 0.0)
+            return
+        clock = self._agent._loop.clock
+        pieces.add_done_callback(
+            lambda done: clock.post(Call(partial(self._answered, pool, done)), clock.now())
+        )
+
+    def asked_all(self) -> None:
+        """All workers were asked."""
+        self._one_less()
+
+    def _answered(self, pool: str, pieces: Any, now: float) -> None:
+        error = pieces.exception()
+        if error is not None:
+            self.failed = told(error)
+        else:
+            self._pieces.setdefault(pool, {}).update(pieces.result())
+        self._one_less()
+
+    def _one_less(self) -> None:
+        self._left -= 1
+        if not self._left:
+            kept = {pool: pieces for pool, pieces in self._pieces.items() if pieces}
+            self._agent.packed(self._order, kept, self.failed)

@@ -1,0 +1,109 @@
+"""A simulated network between a head and instances, and what breaks: data, known beforehand.
+
+Messages between two sides arrive each once and in order, as over TCP: a lost one comes later, and
+those of a pair that cannot reach each other wait until they can.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from neustream.errors import ConfigError
+
+Kind = Literal["crash", "hang", "slow", "partition"]
+AGAIN_S = 0.2
+"""A lost message is sent again after so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to an instance (by its number, from 0) at `at_s`, for `for_s` seconds.
+
+    crash: its process is gone for good. hang: it does nothing meanwhile. slow: its steps take
+    `factor` times as long. partition: nobody reaches it, it goes on working.
+    """
+
+    at_s: float
+    instance: int
+    kind: Kind
+    for_s: float = math.inf
+    factor: float = 1.0
+
+    @property
+    def until(self) -> float:
+        return self.at_s + self.for_s
+
+    def holds(self, now: float) -> bool:
+        """Whether it is so at some instant."""
+        return self.at_s <= now < self.until
+
+
+class Faults:
+    """The faults of one instance."""
+
+    def __init__(self, faults: Sequence[Fault], instance: int) -> None:
+        mine = [fault for fault in faults if fault.instance == instance]
+        self.crash_at = min([f.at_s for f in mine if f.kind == "crash"], default=math.inf)
+        self._slow = [fault for fault in mine if fault.kind == "slow"]
+        self._hang = sorted([f for f in mine if f.kind == "hang"], key=lambda fault: fault.at_s)
+        self._apart = sorted(
+            [f for f in mine if f.kind in ("hang", "partition")], key=lambda fault: fault.at_s
+        )
+
+    def factor(self, now: float) -> float:
+        """How many times as long a step takes that begins now."""
+        return math.prod([fault.factor for fault in self._slow if fault.holds(now)])
+
+    def awake(self, at: float) -> float:
+        """When something that would be at `at` is: later if the instance hangs then."""
+        for fault in self._hang:
+            if fault.holds(at):
+                at = fault.until
+        return at
+
+    def reached(self, at: float) -> float:
+        """When a message to or from it that would arrive at `at` does."""
+        for fault in self._apart:
+            if fault.holds(at):
+                at = fault.until
+        return at
+
+
+class Network:
+    """When messages arrive.
+
+    Args:
+        delay_s: of each message; bandwidth: bytes per second between two instances; loss: share of
+            the messages that are sent again.
+    """
+
+    def __init__(
+        self, delay_s: float = 0.0, bandwidth: float = 3e8, loss: float = 0.0, seed: int = 0
+    ) -> None:
+        if not 0 <= loss < 1:
+            raise ConfigError(f"network: loss must be from 0 to below 1, got {loss!r}")
+        self.delay_s = delay_s
+        self.bandwidth = bandwidth
+        self._loss = loss
+        self._random = np.random.default_rng([seed, 7])
+        self._latest: dict[tuple[str, str], float] = {}
+
+    def arrives(
+        self, source: str, target: str, now: float, size: float, faults: Sequence[Faults]
+    ) -> float:
+        """When a message of `size` bytes from `source` is at `target`; inf: never."""
+        at = now + self.delay_s
+        if size:
+            at += size / self.bandwidth
+        while self._loss and self._random.random() < self._loss:
+            at += AGAIN_S
+        for some in faults:
+            at = some.reached(at)
+        at = max(at, self._latest.get((source, target), 0.0))
+        self._latest[source, target] = at
+        return at

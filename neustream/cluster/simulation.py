@@ -1,0 +1,378 @@
+"""A cluster on one virtual clock: the same loop, heads and agents as everywhere, and a network.
+
+Each instance is a member of one `FleetLoop`. Its records go to its agent, the agent's messages over
+the network to the head or to other instances, the head's orders back. What callers see
+(`Submitted`, `Emitted`, `Ended`) is what the head answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from neustream.cluster import messages as say
+from neustream.cluster.agent import HEAD, Agent, Reporting
+from neustream.cluster.head import Head
+from neustream.cluster.network import Fault, Faults, Network
+from neustream.core.batch import Batch, StepInput
+from neustream.core.events import Emitted, Ended, Given, Held, Left, Submitted
+from neustream.core.graph import Graph
+from neustream.core.scheduler import Scheduler
+from neustream.core.types import Request
+from neustream.engine.clock import Clock, VirtualClock
+from neustream.engine.events import Call, Done, Finished, Observer, Record, Started
+from neustream.engine.executor import ProfiledExecutor
+from neustream.engine.loop import Loop
+from neustream.engine.member import Drive, Member
+from neustream.engine.replay import Replay
+from neustream.engine.report import Report
+from neustream.engine.routing import LeastWork
+from neustream.engine.worker import Pieces
+from neustream.errors import RequestError
+
+Watcher = Callable[[say.Happening], None]
+"""Told of what happens in the cluster."""
+OF_INSTANCES = (Submitted, Emitted, Ended, Held, Left, Given)
+"""Records of a member that are its agent's business."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of instance.
+
+    Args:
+        role, device: their names; count: how many there are from the start.
+        make: the scheduler and executors of a new one; it is told its place.
+        load_s: from being ordered to being there.
+        token_bytes: of a token in its KV cache; 0: it is never copied.
+    """
+
+    role: str
+    device: str
+    count: int
+    make: Callable[[Place], tuple[Scheduler, Mapping[str, ProfiledExecutor]]]
+    load_s: float = 0.0
+    token_bytes: float = 0.0
+
+
+class Place:
+    """Where a simulated instance runs: what is wrong with it, by data."""
+
+    def __init__(self, number: int, faults: Faults) -> None:
+        self.number = number
+        self.faults = faults
+
+    def stretch(self, batch: Batch) -> float:
+        """How many times as long a step takes."""
+        return self.faults.factor(batch.started_at)
+
+
+class _Clock(VirtualClock):
+    """A clock for the executors of one instance: steps end later while it hangs, or never."""
+
+    def __init__(self, clock: VirtualClock, faults: Faults) -> None:
+        self._clock = clock
+        self._faults = faults
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def post(self, event: Any, at: float) -> None:
+        if isinstance(event, Done):
+            at = self._faults.awake(at)
+            if at >= self._faults.crash_at:
+                return
+        self._clock.post(event, at)
+
+
+class Faulty:
+    """An executor on a clock of its instance's own."""
+
+    def __init__(self, executor: ProfiledExecutor, clock: VirtualClock, faults: Faults) -> None:
+        self._executor = executor
+        self._at = _Clock(clock, faults)
+
+    def start(self, batch: Batch, clock: Clock) -> None:
+        self._executor.start(batch, self._at)
+
+    def release(self, id: str) -> None:
+        self._executor.release(id)
+
+    def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
+        return self._executor.export(input, worker)
+
+    def adopt(self, input: StepInput, pieces: Pieces, worker: int = 0) -> Future[None]:
+        return self._executor.adopt(input, pieces, worker)
+
+    def close(self, *, wait: bool = True) -> None:
+        self._executor.close(wait=wait)
+
+    def here(self) -> bool:
+        return False
+
+
+@dataclass
+class Running:
+    """An instance that runs: what of it is still to be said."""
+
+    agent: Agent
+    drive: Drive
+    faults: Faults
+    name: str
+    since: float
+
+
+class FleetLoop(Loop):
+    """The loop, whose requests go to a head, and whose members' records go to agents."""
+
+    def __init__(self, members: Sequence[Member], clock: VirtualClock, fleet: Cluster) -> None:
+        super().__init__(members, clock, LeastWork())
+        self._fleet = fleet
+        self._noted: list[Record] = []
+
+    @property
+    def open(self) -> int:
+        return self._fleet.head.open
+
+    @property
+    def busy(self) -> bool:
+        return self._fleet.head.open > 0
+
+    def accept(self, request: Request, now: float) -> Submitted:
+        return self._fleet.submit(request, now)
+
+    def cancel_all(self, now: float) -> None:
+        for id in self._fleet.head.open_ids():
+            self._fleet.head.cancel(id, now)
+        self._fleet.carry_out(now)
+
+    def tell(self, record: Record) -> None:
+        member = getattr(record, "member", "")
+        if member and isinstance(record, OF_INSTANCES):
+            self._noted.append(record)
+            return
+        if member and isinstance(record, Started | Finished):
+            self._noted.append(record)
+        super().tell(record)
+
+    def answer(self, record: Record) -> None:
+        """Tell what a caller sees."""
+        super().tell(record)
+
+    def publish(self) -> None:
+        noted, self._noted = self._noted, []
+        for record in noted:
+            self._fleet.noted(record)
+        super().publish()
+
+
+class Cluster:
+    """A simulated cluster, made of a head and of instances.
+
+    Args:
+        kinds: of instances; faults: by an instance's number, counted as they were started.
+        watchers: told of moves, losses and the like.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        kinds: Sequence[Kind],
+        graphs: Sequence[Graph],
+        network: Network,
+        *,
+        faults: Sequence[Fault] = (),
+        reporting: Reporting | None = None,
+        watchers: Sequence[Watcher] = (),
+        decision_s: float = 0.0,
+    ) -> None:
+        self.head = head
+        self.clock = VirtualClock(decision_s)
+        self.running: dict[str, Running] = {}
+        self.seconds = 0.0
+        """Of instances that are gone; see `instance_s`."""
+        self._kinds = {kind.role: kind for kind in kinds}
+        self._graphs = {graph.name: graph for graph in graphs}
+        self._network = network
+        self._faults = faults
+        self._reporting = reporting or Reporting()
+        self._watchers = list(watchers)
+        self._count = 0
+        self._wake = math.inf
+        first = [self._make(kind) for kind in kinds for _ in range(kind.count)]
+        self.loop = FleetLoop([member for member, _, _ in first], self.clock, self)
+        for drive, (member, place, kind) in zip(self.loop.drives, first, strict=True):
+            self._join(member.name, drive, place, kind, 0.0)
+        self.carry_out(0.0)
+
+    def run(self, requests: Iterable[Request], observers: Sequence[Observer] = ()) -> Report:
+        """Serve a workload; returns when all of it is answered."""
+        report = Report(self.clock.now())
+        self.loop.observers += [*observers, report]
+        replay = Replay(self.loop, requests)
+        self.loop.run(replay)
+        return report
+
+    @property
+    def instance_s(self) -> float:
+        """Seconds that instances were there, added up."""
+        now = self.clock.now()
+        return self.seconds + sum([now - each.since for each in self.running.values()])
+
+    # -- instances --------------------------------------------------------------------------------
+
+    def _make(self, kind: Kind) -> tuple[Member, Place, Kind]:
+        place = Place(self._count, Faults(self._faults, self._count))
+        name = f"{kind.role}-{self._count}"
+        self._count += 1
+        scheduler, executors = kind.make(place)
+        faulty = {
+            pool: Faulty(executor, self.clock, place.faults) for pool, executor in executors.items()
+        }
+        return Member(scheduler, faulty, name), place, kind
+
+    def _join(self, name: str, drive: Drive, place: Place, kind: Kind, now: float) -> None:
+        agent = Agent(
+            name,
+            self.loop,
+            drive,
+            self._graphs,
+            self.head.fleet.rates[kind.device],
+            partial(self._send, name),
+            reporting=self._reporting,
+            token_bytes=kind.token_bytes,
+        )
+        one = self.running[name] = Running(agent, drive, place.faults, name, now)
+        stages = [stage for pool in drive.scheduler.pools.values() for stage in pool.stages]
+        self.head.joined(
+            name,
+            now,
+            stages=stages,
+            role=kind.role,
+            device=kind.device,
+            token_bytes=kind.token_bytes,
+        )
+        if place.faults.crash_at < math.inf:
+            self.clock.post(Call(partial(self._crash, one)), max(place.faults.crash_at, now))
+        self._beat_later(one, now)
+
+    def _beat_later(self, one: Running, now: float) -> None:
+        at = one.faults.awake(now + self._reporting.beat_s)
+        self.clock.post(Call(partial(self._beat, one), rank=4), at)
+
+    def _beat(self, one: Running, now: float) -> None:
+        if self.running.get(one.name) is one:
+            one.agent.beat(now)
+            self._beat_later(one, now)
+
+    def _start(self, role: str, now: float) -> None:
+        kind = self._kinds[role]
+        self.clock.post(Call(partial(self._started, kind)), now + kind.load_s)
+
+    def _started(self, kind: Kind, now: float) -> None:
+        member, place, _ = self._make(kind)
+        self._join(member.name, self.loop.add(member), place, kind, now)
+        self.carry_out(now)
+
+    def _stop(self, name: str, now: float) -> None:
+        one = self.running.pop(name, None)
+        if one is not None:
+            self.seconds += now - one.since
+            self.loop.drop(one.drive)
+
+    def _crash(self, one: Running, now: float) -> None:
+        """Its process is gone, with all that it would have said."""
+        if self.running.get(one.name) is one:
+            self._stop(one.name, now)
+            self.head.lost(one.name, "crashed", now)
+            self.carry_out(now)
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def noted(self, record: Record) -> None:
+        """A record of an instance."""
+        one = self.running.get(record.member)  # type: ignore[union-attr]
+        if one is not None:
+            one.agent.noted(record)
+
+    def _send(self, source: str, target: str, message: Any) -> None:
+        """A message of an instance: to the head, or to another one."""
+        now = self.clock.now()
+        size = getattr(message, "size", 0.0)
+        sides = [one.faults for one in map(self.running.get, (source, target)) if one is not None]
+        at = self._network.arrives(source, target, now, size, sides)
+        if at == math.inf:
+            return
+        what = partial(self._heard, source, message) if target == HEAD else None
+        self.clock.post(Call(what or partial(self._arrived, target, message)), at)
+
+    def _heard(self, source: str, message: say.Report, now: float) -> None:
+        self.head.heard(source, message, now)
+        self.carry_out(now)
+
+    def _arrived(self, target: str, message: Any, now: float) -> None:
+        one = self.running.get(target)
+        if one is not None:
+            one.agent.receive(message, now)
+
+    def submit(self, request: Request, now: float) -> Submitted:
+        """A request of the workload; what is wrong with it is raised."""
+        self.head.submit(request, now)
+        steps = self.head.steps_of(request.id)
+        due = request.arrival + request.slo.total
+        record = Submitted(
+            request.id, request.graph.name, request.arrival, due, request.slo, steps, now
+        )
+        self.loop.answer(record)
+        self.carry_out(now)
+        return record
+
+    def carry_out(self, now: float) -> None:
+        """Do what the head orders, and look again when it has to."""
+        while orders := self.head.pop_orders():
+            for order in orders:
+                self._do(order, now)
+        for event in self.head.pop_events():
+            for watcher in self._watchers:
+                watcher(event)
+        at = self.head.wake_at()
+        if at is not None and not now < self._wake <= at:
+            self._wake = at
+            self.clock.post(Call(self._tick, rank=3), at)
+
+    def _do(self, order: say.Order, now: float) -> None:
+        match order:
+            case say.Answer():
+                self.loop.answer(order.ended)
+            case say.Forward():
+                self.loop.answer(order.emitted)
+            case say.Start():
+                self._start(order.role, now)
+            case say.Stop():
+                self._stop(order.instance, now)
+            case _:
+                one = self.running.get(order.instance)
+                if one is None:
+                    return
+                at = self._network.arrives(HEAD, order.instance, now, 0.0, [one.faults])
+                if at < math.inf:
+                    self.clock.post(Call(partial(self._arrived, order.instance, order)), at)
+
+    def _tick(self, now: float) -> None:
+        self._wake = math.inf
+        self.head.tick(now)
+        self.carry_out(now)
+
+
+def check_numbers(faults: Sequence[Fault], count: int) -> None:
+    """RequestError for a fault of an instance that is not there from the start."""
+    for fault in faults:
+        if not 0 <= fault.instance < count:
+            raise RequestError(
+                f"fault {fault.kind!r} at {fault.at_s:g} s: no instance {fault.instance}; "
+                f"there are {count}, numbered from 0"
+            )
