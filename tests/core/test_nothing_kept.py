@@ -73,12 +73,31 @@ def test_what_is_kept_between_decisions_is_bounded():
     many = [Request(f"r{index}", graph, index * 0.04, SLO(total=0.5), {"size": index}) for index in range(1000)]
     engine(graph, profiles(), seen).run(many)
     price_of(seen.view)
-    (price,) = [kept for kept in seen.view.memo.values() if hasattr(kept, "charges")]
+    (price,) = [kept for kept in seen.view.memo.values() if hasattr(kept, "costs")]
     curves = [kept for key, kept in seen.view.memo.items() if isinstance(key, tuple)]
-    assert 0 < len(price.charges) <= RECENT
-    assert set(price.charges) <= set(seen.view.recent)
+    assert 0 < len(price.costs) <= RECENT
+    assert set(price.costs) <= set(seen.view.recent)
     assert all(0 < len(of) <= CURVES for _, of in curves)
     assert len(seen.view.memo.get(share, ())) <= MOST
+
+
+def test_costs_are_computed_anew_only_when_speeds_move_by_more_than_noise_does():
+    graph = graph_over(Weights())
+    seen = Seen(POLICIES["priced"]())
+    engine(graph, profiles(), seen).run(requests(graph, 20))
+    view = seen.view
+
+    def costs(speed):
+        view.speed = dict.fromkeys(view.profiles, speed)
+        price_of(view)
+        return next(kept.costs for kept in view.memo.values() if hasattr(kept, "costs"))
+
+    as_profiled = costs(1.0)
+    assert costs(1.04) is costs(0.96) is as_profiled
+    slower = costs(1.2)
+    assert costs(1.16) is slower
+    demand = view.recent[-1]
+    assert slower[demand].alone == pytest.approx(1.2 * as_profiled[demand].alone)
 
 
 def test_a_corrected_profile_has_a_curve_of_its_own():

@@ -13,17 +13,33 @@ from neustream.core.policy import View
 
 ENOUGH = 10
 """Recent requests from which on there is a price."""
+MOVED = 0.05
+"""Share by which the speed of a stage has to move for costs to be computed anew."""
+
+
+class _Cost(NamedTuple):
+    """What a request costs a pool.
+
+    `charge`: seconds, at least, were all of its budget used. `slack`: seconds that it could wait
+    when it came; `alone`: that it needs alone; both inf if stages of other pools are asked for.
+    `step`: seconds of the longest step, alone, of its loops.
+    """
+
+    charge: float
+    slack: float
+    alone: float
+    step: float
 
 
 class _Known(NamedTuple):
     """The latest price of a pool, and what it follows from."""
 
     key: Hashable
+    speeds: Mapping[str, float]
     recent: tuple[Demand, ...]
-    charges: Mapping[Demand, float]
+    costs: Mapping[Demand, _Cost]
     price: float
     value: float
-    slacks: Mapping[Demand, tuple[float, float]]
     least: float
     longest: float
     seen: tuple[object, object, object]
@@ -64,10 +80,10 @@ def blocked(view: View, step: float, density: float) -> float:
     second of work alone.
     """
     known = _known(view)
-    if known.least >= step or len(known.slacks) + 1 < ENOUGH:
+    if known.least >= step or len(known.costs) + 1 < ENOUGH:
         return 0.0
     lost = 0.0
-    for demand, (slack, alone) in known.slacks.items():
+    for demand, (_, slack, alone, _) in known.costs.items():
         if 0 <= slack < step and demand.weight > density * alone:
             lost += demand.weight * (1 - slack / step)
     span = view.recent[-1].at - view.recent[0].at
@@ -77,7 +93,8 @@ def blocked(view: View, step: float, density: float) -> float:
 def _known(view: View) -> _Known:
     """What follows from the recent requests.
 
-    It changes with arrivals and, slightly, with speeds; `view.memo` keeps the latest one.
+    It changes with arrivals, and with speeds that move by more than noise does; `view.memo` keeps
+    the latest one.
     """
     known: _Known | None = view.memo.get(_Known)
     seen = (view.recent, view.speed, view.profiles)
@@ -85,46 +102,39 @@ def _known(view: View) -> _Known:
         return known
     stages = view.pool.stages
     profiles = tuple([profile_key(view.profiles[name]) for name in stages])
-    speeds = tuple([round(view.speed.get(name, 1.0), 2) for name in stages])
-    key = (stages, profiles, speeds, view.pool.workers)
-    charges: Mapping[Demand, float] = {}
-    slacks: Mapping[Demand, tuple[float, float]] = {}
-    if known is not None and known.key == key:
+    key = (stages, profiles, view.pool.workers)
+    speeds: Mapping[str, float] = {name: view.speed.get(name, 1.0) for name in stages}
+    costs: Mapping[Demand, _Cost] = {}
+    if known is not None and known.key == key and not _moved(known.speeds, speeds):
         if known.recent is view.recent:
             known = view.memo[_Known] = known._replace(seen=seen)
             return known
-        charges, slacks = known.charges, known.slacks
-    speed = dict(zip(stages, speeds, strict=True))
-    charges = {
-        demand: charges[demand] if demand in charges else _charge_of(view, demand, speed)
+        speeds, costs = known.speeds, known.costs
+    device = _Device(view, speeds)
+    costs = {
+        demand: costs[demand] if demand in costs else device.cost(demand)
         for demand in view.recent[1:]
     }
-    slacks = {
-        demand: slacks[demand] if demand in slacks else _slack_of(view, demand, speed)
-        for demand in view.recent[1:]
-    }
-    least = min([slack for slack, _ in slacks.values() if slack >= 0], default=math.inf)
-    known = _Known(
-        key,
-        view.recent,
-        charges,
-        *_prices(view, charges),
-        slacks,
-        least,
-        _longest_step(view, speed),
-        seen,
-    )
+    least = min([cost.slack for cost in costs.values() if cost.slack >= 0], default=math.inf)
+    longest = max([cost.step for cost in costs.values()], default=0.0)
+    prices = _prices(view, costs)
+    known = _Known(key, speeds, view.recent, costs, *prices, least, longest, seen)
     view.memo[_Known] = known
     return known
 
 
-def _prices(view: View, charges: Mapping[Demand, float]) -> tuple[float, float]:
+def _moved(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    """Whether the speed of a stage is another one by now."""
+    return any(abs(speed - before[name]) > MOVED * before[name] for name, speed in now.items())
+
+
+def _prices(view: View, costs: Mapping[Demand, _Cost]) -> tuple[float, float]:
     """Price and value; the price is 0 before the recent requests are some, and longer than a burst.
 
     In a burst there is a value: all of the device is needed then.
     """
     recent = view.recent
-    offers = [(demand, charges[demand]) for demand in recent[1:] if charges[demand] > 0]
+    offers = [(demand, cost.charge) for demand, cost in costs.items() if cost.charge > 0]
     if not offers:
         return 0.0, 0.0
     span = recent[-1].at - recent[0].at
@@ -149,64 +159,67 @@ def _cleared(offers: Sequence[tuple[Demand, float]], room: float) -> float:
     return 0.0
 
 
-def _charge_of(view: View, demand: Demand, speeds: Mapping[str, float]) -> float:
-    """Seconds of this pool that a request costs at least, were all of its budget used.
+class _Device:
+    """What requests cost a pool at given speeds of its stages; what a call takes is kept."""
 
-    Loops share the budget in proportion to the time that they take alone. 0 if that is not known.
-    """
-    if math.isinf(demand.budget):
-        return 0.0
-    calls_here = {name: calls for name, calls in demand.calls.items() if name in speeds}
-    loops = [name for name, calls in calls_here.items() if calls.looped]
-    once = everything = 0.0
-    for name, calls in calls_here.items():
-        seconds = calls.count * _one_call(view, name, calls)
-        everything += seconds
-        if not calls.looped:
-            once += seconds
-    looped = everything - once
-    if not looped:
-        return once
-    stretch = max(demand.budget - once, 0.0) / looped
-    charge = once
-    for name in loops:
-        charge += _charge_of_loop(view, name, calls_here[name], stretch, speeds[name])
-    return charge
+    def __init__(self, view: View, speeds: Mapping[str, float]) -> None:
+        self._view = view
+        self._speeds = speeds
+        self._calls: dict[tuple[str, float], float] = {}
 
+    def cost(self, demand: Demand) -> _Cost:
+        """What a request costs."""
+        speeds, away = self._speeds, False
+        once = looped = alone = step = 0.0
+        for name, calls in demand.calls.items():
+            if name not in speeds:
+                away = True
+                continue
+            call = self._call(name, calls)
+            alone += calls.count * call * speeds[name]
+            if calls.looped:
+                looped += calls.count * call
+                step = max(step, call * speeds[name])
+            else:
+                once += calls.count * call
+        charge = self._charge(demand, once, looped)
+        if away:
+            return _Cost(charge, math.inf, math.inf, step)
+        return _Cost(charge, demand.budget - alone, alone, step)
 
-def _charge_of_loop(view: View, stage: str, calls: Calls, stretch: float, speed: float) -> float:
-    """Seconds that the calls of a loop cost if each may take `stretch` times what it does alone."""
-    limit = min(calls.max_batch, view.profiles[stage].max_batch)
-    curve = curve_of(view, stage, limit, _rounded(calls.size))
-    pace = stretch * _one_call(view, stage, calls) / speed
-    return calls.count * curve.charge_of(pace) * speed
+    def _charge(self, demand: Demand, once: float, looped: float) -> float:
+        """Seconds of this pool that a request costs at least, were all of its budget used.
 
+        It takes `once` alone outside of loops and `looped` in them. Loops share the budget in
+        proportion to the time that they take alone. 0 if that is not known.
+        """
+        if math.isinf(demand.budget):
+            return 0.0
+        charge = once
+        if looped:
+            stretch = max(demand.budget - once, 0.0) / looped
+            for name, calls in demand.calls.items():
+                if calls.looped and name in self._speeds:
+                    charge += self._charge_of_loop(name, calls, stretch)
+        return charge
 
-def _longest_step(view: View, speeds: Mapping[str, float]) -> float:
-    """Seconds of the longest step, alone, of a loop that a recent request asked for."""
-    steps = {
-        _one_call(view, name, calls) * speeds[name]
-        for demand in view.recent
-        for name, calls in demand.calls.items()
-        if calls.looped and name in speeds
-    }
-    return max(steps, default=0.0)
+    def _charge_of_loop(self, stage: str, calls: Calls, stretch: float) -> float:
+        """Seconds that a loop costs if each call may take `stretch` times what it does alone."""
+        limit = min(calls.max_batch, self._view.profiles[stage].max_batch)
+        curve = curve_of(self._view, stage, limit, _rounded(calls.size))
+        speed = self._speeds[stage]
+        pace = stretch * self._call(stage, calls) / speed
+        return calls.count * curve.charge_of(pace) * speed
 
-
-def _slack_of(view: View, demand: Demand, speeds: Mapping[str, float]) -> tuple[float, float]:
-    """Seconds that a request could wait when it came, and that it needs alone; inf if unknown."""
-    alone = 0.0
-    for name, calls in demand.calls.items():
-        if name not in speeds:
-            return math.inf, math.inf
-        alone += calls.count * _one_call(view, name, calls) * speeds[name]
-    return demand.budget - alone, alone
-
-
-def _one_call(view: View, stage: str, calls: Calls) -> float:
-    """Profiled seconds of one call alone."""
-    size = _rounded(calls.size)
-    return view.profiles[stage].latency(1, size, size * size)
+    def _call(self, stage: str, calls: Calls) -> float:
+        """Profiled seconds of one call alone."""
+        key = (stage, calls.size)
+        seconds = self._calls.get(key)
+        if seconds is None:
+            size = _rounded(calls.size)
+            seconds = self._view.profiles[stage].latency(1, size, size * size)
+            self._calls[key] = seconds
+        return seconds
 
 
 def _rounded(size: float) -> float:
