@@ -156,7 +156,8 @@ def asked_of(request: Request) -> Asked:
         calls[stage.name] = Calls(count, stage.name in graph.looped, stage.max_batch, size)
     first = "" if walk.stage is None else walk.stage.name
     first_in = min(slo.total, slo.first)
-    return Asked(request.id, calls, first, slo.total, first_in, slo.step, slo.weight, tokens, slo)
+    step, weight, params = slo.step, slo.weight, request.params
+    return Asked(request.id, calls, first, slo.total, first_in, step, weight, tokens, slo, params)
 
 
 class Book:

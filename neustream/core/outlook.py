@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from neustream.core.demand import Calls
 from neustream.core.job import Job
@@ -32,7 +33,7 @@ class Asked:
         due_in, first_in: seconds until its end and its first output are due; inf: never.
         step: seconds that it was promised between outputs; inf: nothing.
         tokens: of its context, what it keeps in the KV cache once it is prefilled; 0: it has none.
-        alone: seconds of all calls alone, on the device that it was asked for.
+        params: the caller's.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Asked:
     weight: float = 1.0
     tokens: float = 0.0
     slo: SLO = field(default_factory=SLO)
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     def aged(self, seconds: float) -> Asked:
         """The same some seconds later."""
@@ -58,6 +60,7 @@ class Asked:
             self.weight,
             self.tokens,
             self.slo,
+            self.params,
         )
 
 

@@ -1,0 +1,49 @@
+"""A router after llm-d's: instances that keep the promise first, those with the least to spare."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from neustream.cluster.fleet import Fleet, Route
+from neustream.core.outlook import Asked
+from neustream.errors import ConfigError
+
+MANY = 64
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """Of the instances whose forecast keeps the request's promise, the one that is closest to it.
+
+    With `strategy` "most" the one with the most to spare. If none keeps it, the one that misses it
+    by the least. One request in `1 / explore` goes to one that would miss it. At most 64 instances,
+    those with the least backlog, are asked.
+    """
+
+    strategy: Literal["least", "most"] = "least"
+    explore: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.explore < 1:
+            raise ConfigError(f"headroom: explore must be from 0 to below 1, got {self.explore!r}")
+
+    def route(self, fleet: Fleet, asked: Asked) -> Route:
+        rows = fleet.able(asked)
+        few = rows[np.argsort(fleet.backlog(rows), kind="stable")[:MANY]]
+        spare = []
+        for row in few.tolist():
+            told = fleet.ask(fleet.at(row), asked)
+            left = min(asked.due_in - told.finish, asked.first_in - told.first)
+            spare.append(min(left, 1e9) if left > -math.inf else -1e9)
+        keeps = [index for index, left in enumerate(spare) if left >= 0]
+        misses = [index for index, left in enumerate(spare) if left < 0]
+        if misses and (not keeps or fleet.random.random() < self.explore):
+            chosen = max(misses, key=spare.__getitem__)
+            return Route(fleet.at(int(few[chosen])).name, "misses least", fits=False)
+        choose = min if self.strategy == "least" else max
+        chosen = choose(keeps, key=spare.__getitem__)
+        return Route(fleet.at(int(few[chosen])).name, f"{self.strategy} headroom", fits=True)

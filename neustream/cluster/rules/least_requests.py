@@ -1,0 +1,17 @@
+"""A router: where the fewest requests are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neustream.cluster.fleet import Fleet, Route
+from neustream.core.outlook import Asked
+
+
+@dataclass(frozen=True)
+class LeastRequests:
+    """The instance with the fewest open requests; of several the first."""
+
+    def route(self, fleet: Fleet, asked: Asked) -> Route:
+        rows = fleet.able(asked)
+        return Route(fleet.at(int(rows[fleet.live[rows].argmin()])).name, "fewest requests")

@@ -1,0 +1,66 @@
+"""A router after PolyServe: requests of one class share instances, the fullest that still fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from neustream.cluster.fleet import Fleet, Floats, Ints, Route
+from neustream.core.outlook import Asked
+from neustream.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Tiered:
+    """The most loaded instance where the request fits, of those that serve its class of promises.
+
+    An instance serves the class of the requests that it has; an empty one any. If no such one fits,
+    any instance where it fits; if there is none, the one with the least backlog. `most`: how many
+    are asked.
+    """
+
+    most: int = 16
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise ConfigError(f"tiered: most must be 1 or more, got {self.most!r}")
+
+    def route(self, fleet: Fleet, asked: Asked) -> Route:
+        rows = fleet.able(asked)
+        backlog = fleet.backlog(rows)
+        order = np.argsort(-backlog, kind="stable")
+        mine = [place for place in order.tolist() if self._of_class(fleet, int(rows[place]), asked)]
+        chosen = self._first(fleet, rows, mine, asked)
+        if chosen is not None:
+            return Route(chosen, "its tier", fits=True)
+        chosen = self._first(fleet, rows, order.tolist()[::-1], asked)
+        if chosen is not None:
+            return Route(chosen, "another tier", fits=True)
+        return Route(fleet.at(int(rows[_least(backlog)])).name, "least backlog", fits=False)
+
+    def _of_class(self, fleet: Fleet, row: int, asked: Asked) -> bool:
+        if not fleet.live[row]:
+            return True
+        classes = {_tier(place.asked) for place in fleet.requests(fleet.at(row).name)}
+        return classes <= {_tier(asked)}
+
+    def _first(self, fleet: Fleet, rows: Ints, places: list[int], asked: Asked) -> str | None:
+        for place in places[: self.most]:
+            instance = fleet.at(int(rows[place]))
+            if fleet.ask(instance, asked).fits:
+                return instance.name
+        return None
+
+
+def _tier(asked: Asked) -> str:
+    """Its class: by name, else by its pace."""
+    if asked.slo.name:
+        return asked.slo.name
+    pace = asked.step if asked.step < math.inf else asked.slo.total
+    return f"{pace:.1g}"
+
+
+def _least(values: Floats) -> int:
+    return int(values.argmin())
