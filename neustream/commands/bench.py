@@ -1,6 +1,7 @@
 """Put load on a server over HTTP, on a service in this process or on a simulator; see what came of it."""
 
 COMMANDS = {
+    "serve": "Send a workload by schedule; flags of vllm bench serve.",
     "compare": "Set results side by side: a table and figures.",
 }
 """Name -> what `neustream bench --help` says of it."""

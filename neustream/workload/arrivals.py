@@ -25,6 +25,29 @@ def constant_arrivals(requests: int, *, rate: float) -> NDArray[np.float64]:
     return np.arange(1, requests + 1) / rate
 
 
+def conditioned_arrivals(requests: int, *, rate: float, cv: float, seed: int) -> NDArray[np.float64]:
+    """The same with all gaps scaled so that the last request comes at `requests / rate`.
+
+    vLLM's client and inference-perf draw so: the rate of each run is the one that was asked for.
+    """
+    arrivals = gamma_arrivals(requests, rate=rate, cv=cv, seed=seed)
+    return arrivals * (requests / rate / arrivals[-1]) if requests else arrivals
+
+
+def ramped_arrivals(
+    requests: int, *, start: float, end: float, exponential: bool, cv: float, seed: int
+) -> NDArray[np.float64]:
+    """Gamma-distributed gaps at a rate that goes from `start` to `end` requests a second.
+
+    The k-th of n requests comes at the rate `start + (end - start) * k / n`, or, if `exponential`,
+    `start * (end / start) ** (k / n)`, as vLLM's client has it.
+    """
+    progress = np.arange(requests) / max(requests, 1)
+    rates = start * (end / start) ** progress if exponential else start + (end - start) * progress
+    shape, scale = 1 / cv**2, cv**2
+    return np.cumsum(np.random.RandomState(seed).gamma(shape, scale, requests) / rates)
+
+
 def with_burst(arrivals: NDArray[np.float64], *, after: int, requests: int, factor: float) -> NDArray[np.float64]:
     """The same arrivals, but for `requests` gaps behind the first `after` arrivals, divided by `factor`.
 

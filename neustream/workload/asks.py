@@ -64,8 +64,9 @@ class Ask:
         image: what is asked of an image; None: it is a text that is asked for.
         limits: what is promised; `slo_class`: the class that this came from, "" for none.
         session: the conversation that it is a turn of, "" for none.
-        follows: the id of the turn before, of the same session and earlier in the plan: its prompt and what was answered stand before `prompt`,
-            and it is not sent before that one has ended and `think_s` have passed; "" for none.
+        follows: the id of the turn before, of the same session and earlier in the plan: its prompt
+            and what was answered stand before `prompt`, and it is not sent before that one has ended
+            and `think_s` have passed; "" for none.
         model: which; "": the one that the target names.
         prefix: ids of the blocks that the prompt begins with (`Row.hash_ids`), if they are known.
         params: what else is asked, as the body of a request has it.

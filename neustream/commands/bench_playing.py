@@ -1,0 +1,45 @@
+"""A plan played by a command: with a bar, and ended by Ctrl-C with what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from neustream.bench.load import Load, Options
+from neustream.bench.looking import models_of, named
+from neustream.bench.plan import Plan, Target
+from neustream.bench.runs import Run
+from neustream.commands.bench_options import ServerOptions
+from neustream.commands.interrupts import Interrupts
+from neustream.commands.printing import new_progress, note
+from neustream.workload.texts import Texts
+
+
+class CountingTexts:
+    """Makes a counter of tokens by a tokenizer, in whatever process needs one."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+
+    def __call__(self) -> Callable[[str], int]:
+        return self._texts.count
+
+
+def target_of(server: ServerOptions, wait_s: float) -> Target:
+    """Whom to ask; the server is asked for its model where none is named, and waited for."""
+    target = server.target()
+    if target.model and not wait_s:
+        return target
+    models = models_of(target, wait_s)
+    return target if target.model else replace(target, model=named(target, models))
+
+
+def play(plan: Plan, target: Target, texts: Texts, workers: int = 1, keep: bool = False) -> Run:
+    """Play it; the first Ctrl-C ends it early, with what there is."""
+    counting = CountingTexts(texts) if texts.exact else None
+    with new_progress() as progress, Interrupts() as interrupts:
+        task = progress.add_task(plan.name, total=len(plan.asks) if workers == 1 else None)
+        load = Load(plan, target, Options(workers, counting, keep), lambda record: progress.advance(task))
+        note(progress, f"{plan.name}: {len(plan.asks)} requests to {target.url}, {plan.arrivals}")
+        interrupts.watch(load)
+        return load.run()

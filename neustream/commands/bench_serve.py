@@ -1,0 +1,178 @@
+"""`neustream bench serve`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from neustream.bench.planning import Law, Ramp, Timing, plan_of, warming
+from neustream.bench.records import Since
+from neustream.bench.runs import Run, records_file, write_runs
+from neustream.bench.summary import summary, valid
+from neustream.commands.bench_options import DataOptions, PromiseOptions, ServerOptions, pair
+from neustream.commands.bench_playing import play, target_of
+from neustream.commands.bench_printing import show_run
+from neustream.commands.interrupts import INTERRUPTED
+from neustream.commands.options import JsonOption, QuietOption
+from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
+from neustream.commands.printing import hushed, notes, problems, wrote
+from neustream.commands.sharing import Flags, taking
+from neustream.errors import ConfigError, nearest
+from neustream.workload.asks import Ask
+from neustream.workload.mixing import with_classes, with_limits
+from neustream.workload.texts import Texts
+
+CLASS = Flags
+INVALID, NOTHING_DONE = 3, 4
+
+
+@dataclass(frozen=True)
+class RateOptions:
+    """When requests come."""
+
+    request_rate: Annotated[float, typer.Option(help="Requests a second; inf: at once, or as a trace has them.")] = (
+        math.inf
+    )
+    burstiness: Annotated[float, typer.Option(help="1 / cv**2 of the gaps; 1: Poisson.")] = 1.0
+    arrivals: Annotated[str, typer.Option(help="gamma, constant, or conditioned: the rate is exact.")] = "gamma"
+    max_concurrency: Annotated[int | None, typer.Option(min=1, help="The most under way at once.")] = None
+    ramp_up_strategy: Annotated[str | None, typer.Option(help="linear or exponential.")] = None
+    ramp_up_start_rps: Annotated[float | None, typer.Option(help="Of a ramp.")] = None
+    ramp_up_end_rps: Annotated[float | None, typer.Option(help="Of a ramp.")] = None
+
+    def timing(self) -> Timing:
+        """ConfigError names the option that is wrong."""
+        for name in ("request_rate", "burstiness"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name):g}: expected more than 0")
+        if self.arrivals not in get_args(Law):
+            raise ConfigError(f"--arrivals {self.arrivals!r}: {nearest(self.arrivals, get_args(Law))}")
+        rate = None if math.isinf(self.request_rate) else self.request_rate
+        law: Any = self.arrivals
+        return Timing(rate, self.burstiness, law, self.max_concurrency, self._ramp())
+
+    def _ramp(self) -> Ramp | None:
+        strategy, start, end = self.ramp_up_strategy, self.ramp_up_start_rps, self.ramp_up_end_rps
+        if strategy is None:
+            return None
+        if strategy not in ("linear", "exponential"):
+            raise ConfigError(f"--ramp-up-strategy {strategy!r}: {nearest(strategy, ['linear', 'exponential'])}")
+        if start is None or end is None or not (0 < start < math.inf and 0 < end < math.inf):
+            raise ConfigError("--ramp-up-strategy: needs --ramp-up-start-rps and --ramp-up-end-rps, above 0")
+        if not math.isinf(self.request_rate):
+            raise ConfigError("--ramp-up-strategy: takes the place of --request-rate")
+        return Ramp(start, end, strategy == "exponential")
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What is kept."""
+
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for records, for compare and reports.")] = (
+        None
+    )
+    save_result: Annotated[bool, typer.Option("--save-result", help="Write vllm bench serve's JSON.")] = False
+    save_detailed: Annotated[bool, typer.Option("--save-detailed", help="With a value for each request.")] = False
+    result_dir: Annotated[Path, typer.Option(help="Where --save-result writes.")] = Path()
+    result_filename: Annotated[str | None, typer.Option(help="What it writes.")] = None
+    label: Annotated[str, typer.Option(help="Of these results.")] = ""
+    metadata: Annotated[list[str] | None, typer.Option(help="KEY=VALUE, kept in the results.")] = None
+    num_warmups: Annotated[int, typer.Option(min=0, help="Requests before all, of which nothing is kept.")] = 0
+    ready_check_timeout_sec: Annotated[float, typer.Option(min=0, help="Wait so long for the server.")] = 0.0
+    percentile_metrics: Annotated[str | None, typer.Option(hidden=True)] = None
+    metric_percentiles: Annotated[str | None, typer.Option(hidden=True)] = None
+    disable_tqdm: Annotated[bool, typer.Option("--disable-tqdm", hidden=True)] = False
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", hidden=True)] = False
+
+    def told(self) -> dict[str, str]:
+        return dict(pair("--metadata", each, "=") for each in self.metadata or ())
+
+
+@taking(ServerOptions, DataOptions, RateOptions, PromiseOptions, ResultOptions)
+def command(
+    server: ServerOptions,
+    data: DataOptions,
+    rate: RateOptions,
+    promises: PromiseOptions,
+    results: ResultOptions,
+    json_: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Send a workload to a server by schedule, and say what came of all that was offered.
+
+    Flags are those of vllm bench serve. Latencies count from when a request was to be sent. Exit
+    codes beside those below: 3 the client was so late that its results mean nothing; 4 no request
+    was done.
+    """
+    with json_output(json_) as write, hushed(quiet):
+        timing, since = rate.timing(), since_of(promises)
+        texts = Texts(server.tokenizer)
+        told = results.told()
+        _check(results, json_)
+        asks = asks_of(data, promises, texts)
+        plan = plan_of(asks, timing, promises.seed, results.label, tokenizer=server.tokenizer, **told)
+        target = target_of(server, results.ready_check_timeout_sec)
+        if results.num_warmups:
+            play(warming(asks, results.num_warmups), target, texts)
+        run = play(plan, target, texts, promises.workers, results.save_detailed)
+        run.target["backend"] = server.backend
+        show_run(run, since)
+        write({**summary(run, since, results.save_detailed), **told})
+        _save(run, results, since)
+        end(run)
+
+
+def since_of(promises: PromiseOptions) -> Since:
+    return "sent" if promises.from_sent else "scheduled"
+
+
+def asks_of(data: DataOptions, promises: PromiseOptions, texts: Texts, number: int | None = None) -> list[Ask]:
+    """The requests with what they are promised, without arrivals of a schedule."""
+    limits, classes = promises.limits(), promises.classes()
+    with notes.status("drawing requests"):
+        asks = data.dataset().asks(number or data.num_prompts, promises.seed, texts)
+    asks = with_classes(asks, classes, promises.seed)
+    return with_limits(asks, limits) if limits.promises else asks
+
+
+def _check(results: ResultOptions, json_: Path | None) -> None:
+    check_outputs(json_file(json_))
+    if results.out is not None:
+        check_folder("--out", results.out, ["runs.json", records_file(0), "stage_0.json"])
+    if results.save_result:
+        check_folder("--result-dir", results.result_dir, [results.result_filename or "vllm.json"])
+
+
+def _save(run: Run, results: ResultOptions, since: Since) -> None:
+    if results.out is not None:
+        for path in write_runs(results.out, [run], write_text):
+            wrote(path)
+        write_text(path := results.out / "stage_0.json", json_text(summary(run, since)))
+        wrote(path)
+    if results.save_result:
+        path = results.result_dir / (results.result_filename or _vllm_name(run))
+        write_text(path, json_text({**summary(run, since, results.save_detailed), **results.told()}))
+        wrote(path)
+
+
+def _vllm_name(run: Run) -> str:
+    told = summary(run)
+    bound = f"-concurrency{told['max_concurrency']}" if told["max_concurrency"] else ""
+    model = str(told["model_id"] or "model").rpartition("/")[2]
+    return f"{told['backend']}-{told['request_rate']}qps{bound}-{model}-{told['date']}.json"
+
+
+def end(run: Run) -> None:
+    """How the command ends, after all is written."""
+    if run.interrupted:
+        problems.print(f"interrupted: {len(run.records)} requests had been offered")
+        raise typer.Exit(INTERRUPTED)
+    if not valid(run):
+        raise typer.Exit(INVALID)
+    if not any(record.done for record in run.records):
+        problems.print("no request was done")
+        raise typer.Exit(NOTHING_DONE)

@@ -1,0 +1,180 @@
+"""`neustream bench serve`: flags of vLLM's client, files, exit codes, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+pytest.importorskip("httptools", reason="needs the extra 'bench'")
+from stub import Stub
+from toys import command
+
+from neustream.bench import read_runs
+from neustream.commands.bench_options import DataOptions, PromiseOptions
+from neustream.errors import ConfigError
+
+MAIN = "import sys; sys.argv = ['neustream', *sys.argv[1:]]; from neustream.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def stub():
+    with Stub(first_s=0.001, gap_s=0.001) as running:
+        yield running
+
+
+def serve(stub, *more, count=6, model="paced"):
+    options = ["--num-prompts", count, "--random-input-len", 4, "--random-output-len", 3, "--request-rate", 200]
+    return command("bench", "serve", "--base-url", stub.url, "--model", model, *options, *more)
+
+
+def test_a_run_is_printed_and_written(stub, tmp_path):
+    done = serve(
+        stub, "--goodput", "ttft:20000", "tpot:20000", "--out", tmp_path / "new", "--json", tmp_path / "j.json"
+    )
+    assert done.status == 0, done.err
+    assert "6 in " in done.out and "100.0 % (61.0 to 100.0)" in done.out and "client: lag" in done.out
+    assert max(len(line) for line in done.out.splitlines() if "wrote" not in line) <= 80
+    told = json.loads((tmp_path / "j.json").read_text())
+    assert (told["completed"], told["total_output_tokens"], told["slo_attainment"]["value"]) == (6, 18, 1.0)
+    assert told == json.loads((tmp_path / "new/stage_0.json").read_text())
+    ((run,), _) = read_runs(tmp_path / "new")
+    assert len(run.records) == 6 and run.records[0].limits.ttft_s == 20.0
+    arrivals = [record.scheduled_s for record in run.records]
+    assert arrivals == sorted(arrivals) and arrivals[0] > 0
+
+
+def test_vllms_file_has_its_name_and_keys(stub, tmp_path):
+    done = serve(stub, "--save-result", "--save-detailed", "--result-dir", tmp_path, "--metadata", "a=1", "b=2", "-q")
+    assert done.status == 0, done.err
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("openai-200.0qps-paced-2")
+    told = json.loads(path.read_text())
+    assert (told["a"], told["b"], told["num_prompts"], len(told["ttfts"])) == ("1", "2", 6, 6)
+    assert told["generated_texts"] == [" w0 w1 w2"] * 6
+
+
+def test_flags_may_be_spelt_as_vllms_parser_takes_them(stub):
+    data = ["--num_prompts", 2, "--random_output_len=2", "--random_input_len", 2]
+    more = ["--disable_tqdm", "--percentile-metrics", "ttft,tpot", "--header", "a=b", "c=d"]
+    done = command("bench", "serve", f"--base_url={stub.url}/v1", *data, *more)
+    assert done.status == 0, done.err
+    assert stub.log[-1].headers["a"] == "b" and stub.log[-1].headers["c"] == "d"
+    assert stub.log[-1].body["model"] == "paced", "the server's first"
+
+
+def test_promises_are_told_if_asked_for(stub):
+    more = ["--slo-class", "chat:share=1,ttft=200,tpot=50,weight=2", "--slo-class", "batch:share=1,e2e=9000,priority=3"]
+    done = serve(stub, *more, "--slo-headers", count=20)
+    assert done.status == 0, done.err
+    log = stub.log[-20:]
+    assert {each.headers["x-slo-class"] for each in log} == {"chat", "batch"}
+    for each in log:
+        assert each.body.get("priority") == (3 if each.headers["x-slo-class"] == "batch" else None)
+    assert "by class" in done.out
+
+
+def test_a_warm_up_is_sent_and_not_kept(stub):
+    seen = len(stub.log)
+    done = serve(stub, "--num-warmups", 3, "--json", "-", count=4)
+    assert json.loads(done.out)["completed"] == 4 and len(stub.log) == seen + 7
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--backend", "tgi"], "--backend 'tgi'"),
+        (["--dataset-name", "sonnet"], "--dataset-name 'sonnet'"),
+        (["--dataset-name", "sharegpt"], "needs --dataset-path"),
+        (["--dataset-name", "custom", "--dataset-path", "/nowhere"], "/nowhere"),
+        (["--request-rate", "0"], "--request-rate 0"),
+        (["--request-rate", "nan"], "--request-rate nan"),
+        (["--burstiness", "-1"], "--burstiness -1"),
+        (["--goodput", "ttft"], "--goodput 'ttft': expected NAME:VALUE"),
+        (["--goodput", "tftt:3"], "did you mean 'ttft'"),
+        (["--goodput", "ttft:0"], "expected a number above 0"),
+        (["--slo-class", "a:ttft=x"], "--slo-class a: ttft 'x'"),
+        (["--slo-class", "a:odd=1"], "--slo-class a: odd"),
+        (["--slo-class", ":share=1"], "expected NAME"),
+        (["--header", "x"], "--header 'x'"),
+        (["--extra-body", "[1]"], "--extra-body"),
+        (["--arrivals", "odd"], "--arrivals 'odd'"),
+        (["--tokenizer", "/nowhere"], "/nowhere: no such file"),
+        (["--dataset-name", "images", "--image-sizes", "512"], "--image-sizes ''"),
+        (["--dataset-name", "images", "--image-steps", "0"], "--image-steps '0'"),
+        (["--ramp-up-strategy", "linear"], "needs --ramp-up-start-rps"),
+        (["--base-url", "nowhere"], "expected http"),
+        (["--out", "/dev/null/x"], "--out"),
+        (["--odd", "1"], "No such option"),
+    ],
+)
+def test_what_is_wrong_is_named_in_a_line(stub, more, says):
+    done = serve(stub, *more)
+    assert done.status == 2 and says in done.err, done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_server_that_is_down_is_told_of():
+    done = command("bench", "serve", "--port", 9, "--num-prompts", 1)
+    assert done.status == 2 and "127.0.0.1:9/v1/models: ConnectionRefusedError" in done.err
+    done = command("bench", "serve", "--port", 9, "--model", "m", "--num-prompts", 2, "--json", "-")
+    assert done.status == 4 and json.loads(done.out)["failures"] == {"connect": 2}
+    assert "no request was done" in done.err
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), [("html", "not_a_stream"), ("s429", "status_429"), ("error_then_done", "error_event")]
+)
+def test_failures_are_counted_by_kind(stub, model, kind):
+    done = serve(stub, "--json", "-", model=model)
+    assert done.status == 4 and json.loads(done.out)["failures"] == {kind: 6}
+
+
+def test_a_server_without_usage_is_said(stub):
+    done = command("bench", "serve", "--base-url", stub.url, "--model", "no_usage", "--num-prompts", 2)
+    assert done.status == 0 and "tokens counted by chunks" in done.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_told_after_the_results(stub):
+    done = serve(stub, "--json", "/dev/full")
+    assert done.status == 2 and "No space left" in done.err and "6 in " in done.out
+
+
+def test_ctrl_c_writes_what_is_there(stub, tmp_path):
+    options = ["--num-prompts", "2000", "--request-rate", "50", "--random-output-len", "2", "--random-input-len", "2"]
+    options += ["--base-url", stub.url, "--model", "paced", "--out", tmp_path]
+    seen = len(stub.log)
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "bench", "serve", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    waiting = threading.Event()
+    while len(stub.log) < seen + 5 and process.poll() is None:
+        waiting.wait(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    ((run,), _) = read_runs(tmp_path)
+    assert run.interrupted and 5 <= len(run.records) < 2000 and "interrupted: " in err and "offered" in out
+    assert sum(record.done for record in run.records) >= 1
+
+
+def test_bounds_of_options_are_those_of_the_data(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a b", "output_tokens": 7}\n{"prompt": "c"}\n')
+    options = DataOptions(dataset_name="custom", dataset_path=tmp_path / "p.jsonl", disable_shuffle=True)
+    from neustream.workload.texts import Texts
+
+    asks = options.dataset().asks(3, 0, Texts())
+    assert [(ask.prompt, ask.input_tokens, ask.output_tokens) for ask in asks] == [
+        ("a b", 2, 7),
+        ("c", 1, 256),
+        ("a b", 2, 7),
+    ]
+    with pytest.raises(ConfigError, match="--goodput"):
+        PromiseOptions(goodput=["x:1"]).limits()
