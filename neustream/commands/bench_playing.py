@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from neustream.bench.load import Load, Options
 from neustream.bench.looking import models_of, named
 from neustream.bench.plan import Plan, Target
 from neustream.bench.runs import Run
@@ -36,6 +35,8 @@ def target_of(server: ServerOptions, wait_s: float) -> Target:
 
 def play(plan: Plan, target: Target, texts: Texts, workers: int = 1, keep: bool = False) -> Run:
     """Play it; the first Ctrl-C ends it early, with what there is."""
+    from neustream.bench.load import Load, Options  # needs an extra
+
     counting = CountingTexts(texts) if texts.exact else None
     with new_progress() as progress, Interrupts() as interrupts:
         task = progress.add_task(plan.name, total=len(plan.asks) if workers == 1 else None)
