@@ -41,7 +41,8 @@ def plot_cdfs(named: Named, path: Path, since: Since = "scheduled") -> Path:
                 axes.step(ms, np.arange(1, len(ms) + 1) / len(ms), where="post", label=label)
         axes.set(xlabel=f"{TITLES[kind]} (ms)", ylabel="share of requests", ylim=(0, 1.01))
         axes.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8)
+    if panels[0][0].lines:
+        panels[0][0].legend(fontsize=8)
     return _saved(figure, path)
 
 

@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "serve": "Send a workload by schedule; flags of vllm bench serve.",
+    "search": "Find the highest rate at which enough is on time.",
     "compare": "Set results side by side: a table and figures.",
 }
 """Name -> what `neustream bench --help` says of it."""
