@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from neustream.backends.transformers.likelihoods import Likelihood
+from neustream.backends.transformers.stops import Pieces, Told
 from neustream.core.events import Emitted, Update
 from neustream.engine.answers import Result
 
 Reason = Literal["stop", "length"]
-BROKEN = "\ufffd"
-"""What tokenizers make of the first bytes of a character whose others are in the next token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,11 @@ class Completion:
 
     Args:
         token_ids: the new tokens, with the one that ended it.
-        finish_reason: "stop" at EOS or a stop token, "length" at `max_tokens`.
+        finish_reason: "stop" at EOS, a stop token or a stop string, "length" at `max_tokens`.
         at_s: seconds from the request to each token; `latency_s`: to its end.
         on_time: whether every promise was kept.
         likelihoods: of the new tokens; scores: of the prompt's behind its first. None where that was not asked.
+        stops: the stop strings, if one of them ended it; `text` ends before that.
     """
 
     id: str
@@ -55,12 +55,15 @@ class Completion:
     tokenizer: Any = field(default=None, repr=False, compare=False)
     likelihoods: tuple[Likelihood, ...] | None = None
     scores: tuple[Likelihood, ...] | None = None
+    stops: tuple[str, ...] = ()
 
     @property
     def text(self) -> str | None:
         """The new text without special tokens, decoded when it is asked for; None without a tokenizer."""
         if self.tokenizer is None:
             return None
+        if self.stops:
+            return _until_stopped(self.tokenizer, self.token_ids, self.stops)
         text: str = self.tokenizer.decode(list(self.token_ids), skip_special_tokens=True)
         return text
 
@@ -80,7 +83,7 @@ class Completion:
         return (self.at_s[-1] - self.at_s[0]) / (len(self.at_s) - 1) if len(self.at_s) > 1 else 0.0
 
 
-READ = ("token", "ended", "likelihood", "scores")
+READ = ("token", "ended", "likelihood", "scores", "stopped")
 """What of an output is told of; the text so far, which is in it too, is not."""
 
 
@@ -89,34 +92,11 @@ def read(update: Update) -> Update:
     return {key: update[key] for key in READ if key in update}
 
 
-class Pieces:
-    """What each token of one text adds to it, as a tokenizer writes them in company."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._from, self._told = 0, 0  # tokens before `_told` are told; those from `_from` are decoded again
-
-    def add(self, id: int, last: bool) -> str:
-        if self._tokenizer is None:
-            return ""
-        self._ids.append(id)
-        before, now = self._decode(self._ids[self._from : self._told]), self._decode(self._ids[self._from :])
-        if len(now) <= len(before) or (now.endswith(BROKEN) and not last):
-            return ""
-        self._from, self._told = self._told, len(self._ids)
-        return now[len(before) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
-
-
 class Tokens:
     """A reader of one request's outputs: a `Token` of each, with what it adds to the text."""
 
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
-        self._pieces = Pieces(tokenizer)
+    def __init__(self, tokenizer: Any, max_tokens: int, stops: Sequence[str] = ()) -> None:
+        self._pieces, self._told = Pieces(tokenizer), Told(stops)
         self._max_tokens = max_tokens
 
     def __call__(self, output: Emitted) -> Token:
@@ -124,12 +104,23 @@ class Tokens:
         reason: Reason | None = "length" if output.index + 1 == self._max_tokens else None
         if output.update["ended"]:
             reason = "stop"
-        text = self._pieces.add(token, reason is not None)
+        last, stopped = reason is not None, output.update.get("stopped", False)
+        text = self._told.add(self._pieces.add(token, last), last=last, stopped=stopped)
         likelihood, scores = output.update.get("likelihood"), output.update.get("scores", ())
         return Token(output.index, token, text, output.age, reason, likelihood, scores)
 
 
-def completion(tokenizer: Any, prompt_tokens: int, result: Result, outputs: Sequence[Emitted]) -> Completion:
+def _until_stopped(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> str:
+    """The text of `ids` before the stop string that its last token completes."""
+    pieces, told = Pieces(tokenizer), Told(stops)
+    last = len(ids) - 1
+    parts = [told.add(pieces.add(id, at == last), last=at == last, stopped=at == last) for at, id in enumerate(ids)]
+    return "".join(parts)
+
+
+def completion(
+    tokenizer: Any, prompt_tokens: int, stops: tuple[str, ...], result: Result, outputs: Sequence[Emitted]
+) -> Completion:
     """All that came of a request; RequestError if nothing did."""
     ended = result.unwrap()["ended"]
     told = [output.update["likelihood"] for output in outputs if "likelihood" in output.update]
@@ -144,4 +135,5 @@ def completion(tokenizer: Any, prompt_tokens: int, result: Result, outputs: Sequ
         tokenizer,
         tuple(told) if told else None,
         next((output.update["scores"] for output in outputs if "scores" in output.update), None),
+        stops if outputs and outputs[-1].update.get("stopped") else (),
     )

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from neustream.backends.torch import OUT_OF_MEMORY
+from neustream.backends.transformers.choosing import choose, without
 from neustream.backends.transformers.fixed import floor, rows_of
 from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.sampling import Draw, choose, without
 from neustream.backends.transformers.slots import Row, groups
+from neustream.backends.transformers.streams import Streams
 from neustream.backends.transformers.text import Ask, Text
 from neustream.core.batch import StepInput
 from neustream.engine.executor import StreamModule
@@ -80,16 +81,23 @@ class Texts:
     Args:
         name: of the node `neustream.graphs.llm(name)`, and of the texts in `job.state`.
         ask: what a request wants of the model, asked at the start of its prefill.
+        tokenizer: for stop strings; without one there are none.
     """
 
-    def __init__(self, model: LanguageModel, ask: Callable[[StepInput], Ask], *, name: str = "llm") -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        ask: Callable[[StepInput], Ask],
+        *,
+        name: str = "llm",
+        tokenizer: Any = None,
+    ) -> None:
         self.model = model
         self.name = name
         self.prefill, self.decode = f"{name}.prefill", f"{name}.decode"
         self._ask = ask
         self._held: dict[str, _Held] = {}
-        self._draws: dict[str, tuple[bytes, Draw]] = {}
-        """Random streams at work, and where they are: those of requests that are still there go on."""
+        self._streams = Streams(model.eos, model.device, tokenizer)
         self._free = list(range(model.slots - 1, -1, -1))  # the lowest last: neighbours are read without a copy
         self._clock = 0
         self._threads = torch.get_num_threads()
@@ -122,7 +130,7 @@ class Texts:
 
     def release(self, id: str) -> None:
         """Its slot is free: the request is over, or its KV blocks were taken."""
-        self._draws.pop(id, None)
+        self._streams.forget(id)
         self._leave(id)
 
     def export(self, given: StepInput, first: int = 0) -> KeysAndValues | None:
@@ -224,10 +232,10 @@ class Texts:
             if len(group) == 1:
                 return {group[0]: self._failed(group[0], f"the model raised {told(error)}")}
             return {id: update for one in group for id, update in self._call([one], turns).items()}
-        draws = [self._draw(id, turns[id].text) if turns[id].complete else None for id in group]
+        asked = [self._streams.asked(id, turns[id].text) if turns[id].complete else None for id in group]
         results: dict[str, Update | StageFailed] = {}
         barred = [turns[id].text.barred(self.model.eos) for id in group]
-        tokens = choose(without(logits, barred), draws)
+        tokens = choose(without(logits, barred), asked)
         likely = likelihoods(logits, tokens, [turns[id].logprobs for id in group])
         for at, (id, token) in enumerate(zip(group, tokens, strict=True)):
             if isinstance(token, str):
@@ -281,16 +289,6 @@ class Texts:
             start = floor(turn.end - 1, prompt)
         return rows_of(held.slot, turn.text.tokens(start, turn.end), start, prompt)
 
-    def _draw(self, id: str, text: Text) -> Draw | None:
-        """The random stream of a text, where it left off; None if its tokens are the likeliest."""
-        if text.ask.sampling.temperature == 0:
-            return None
-        stream, draw = self._draws.get(id, (None, None))
-        if draw is None or stream is not text.stream:
-            draw = Draw(text.ask.sampling, text.stream)
-            self._draws[id] = text.stream, draw
-        return draw
-
     def _close_up(self, ids: Sequence[str]) -> None:
         """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""
         held = sorted((self._held[id] for id in ids if id in self._held), key=lambda one: one.slot)
@@ -321,16 +319,14 @@ class Texts:
         text = turn.text
         if not turn.complete:
             return {self.name: text}
-        stream = text.stream
-        if id in self._draws:
-            draw = self._draws[id][1]
-            stream = draw.stream
-            self._draws[id] = stream, draw
+        stream = self._streams.stream(id, text)
         more: dict[str, Any] = {} if likely is None else {"likelihood": likely}
         if text.ask.sampling.prompt_logprobs is not None and not text.outputs:
             more["scores"] = text.scores
         text = text.add(token, stream)
-        over = text.over(self.model.eos)
+        if stopped := self._streams.stopped(id, text):
+            more["stopped"] = True
+        over = stopped or text.over(self.model.eos)
         if token >= self.model.known and not over:
             return self._failed(id, f"token {token} has no embedding to go on with: there are {self.model.known}")
         return {self.name: text, "token": token, "ended": over, **more}

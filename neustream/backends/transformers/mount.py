@@ -18,11 +18,12 @@ from neustream.backends.copies import copies
 from neustream.backends.options import measuring
 from neustream.backends.transformers.arguments import number, whole
 from neustream.backends.transformers.completion import Tokens, completion, read
+from neustream.backends.transformers.defaults import defaults_of
 from neustream.backends.transformers.measured import file_of, measure_steps, steps_for
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
-from neustream.backends.transformers.request import ask_of
-from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.request import Room, ask_of, tokens_of
+from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.text import Ask
 from neustream.core.batch import StepInput
 from neustream.core.graph import Graph
@@ -43,7 +44,7 @@ class TextMount:
 
     Args:
         model: any `AutoModelForCausalLM` in eval mode, in the dtype that it is to run in; it is not
-            changed. Its sampling defaults (`generation_config`) are not read, but for EOS.
+            changed. What its `generation_config` says is what requests get that do not say otherwise.
         tokenizer: for prompts and completions of text; None: token ids only.
         profile: how long steps take: a step profile (`name`, `device` and `seconds(step)` will do), or
             its file (`neustream profile` writes one). None: the one in the user's cache; what is not
@@ -130,6 +131,7 @@ class TextMount:
             raise BackendError("this mount is served already: close that service first")
 
     def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
+        defaults = defaults_of(type(self._stock).__name__, self._stock.generation_config)
         claim(self, type(self._stock).__name__, [("its weights", self._stock)])
         self._host = host
         self._devices.clear()
@@ -140,11 +142,12 @@ class TextMount:
         for device, stock in zip(devices, stocks, strict=True):
             model = self._with_slots(stock)
             steps = LearntSteps(self._steps(model, device))
-            texts = Texts(model, _ask, name=node)
+            texts = Texts(model, _ask, name=node, tokenizer=self.tokenizer)
             self._devices.append((device, texts))
             profiles = llm_profiles(node, steps, max_batch=most)
             instances.append(Instance(modules_of(texts), profiles))
         self.model = self._devices[0][1].model
+        self.defaults = defaults
         self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
         return instances
 
@@ -155,42 +158,81 @@ class TextMount:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        typical_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        no_repeat_ngram_size: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        suppress_tokens: Sequence[int] | None = None,
+        bad_words_ids: Sequence[Sequence[int]] | None = None,
+        processors: Sequence[Processor] | None = None,
         seed: int | None = None,
-        stop_token_ids: Sequence[int] = (),
+        stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
         ignore_eos: bool = False,
+        min_tokens: int | None = None,
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
-        min_tokens: int = 0,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         ends_after: int | None = None,
     ) -> Call:
         """A completion; RequestError for what cannot be served.
 
         Args:
-            prompt: text (needs the tokenizer) or token ids.
-            max_tokens: the most new tokens; together with the prompt they must fit the model.
-            temperature, top_p, top_k, seed, stop_token_ids, ignore_eos, logprobs, prompt_logprobs,
-                min_tokens: see `Sampling`.
+            prompt: text (needs the tokenizer), token ids, or messages (needs its chat template).
+            max_tokens: the most new tokens; together with the prompt they must fit the model. None: as
+                many as `generation_config` says, else to the end of the context.
+            temperature, ..., prompt_logprobs: see `Sampling`. None: as `generation_config` says.
+            tools, chat_template_kwargs: for the chat template, beside the messages.
             ends_after: outputs after which it ends as if the model had said so, for workloads that
                 are replayed; no policy sees it.
         """
         assert self._graph is not None
         self.model.unchanged.check()
-        ids: Any = stop_token_ids
-        sampling = Sampling(temperature, top_p, top_k, seed, ids, ignore_eos, logprobs, prompt_logprobs, min_tokens)
-        room = self.kv_caches[self._graph.name].capacity
-        ask = ask_of(self.model, self.tokenizer, prompt, max_tokens, sampling, room)
+        asked = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "no_repeat_ngram_size": no_repeat_ngram_size,
+            "logit_bias": logit_bias,
+            "suppress_tokens": suppress_tokens,
+            "bad_words_ids": bad_words_ids,
+            "processors": processors,
+            "stop": stop,
+            "stop_token_ids": stop_token_ids,
+            "min_tokens": min_tokens,
+        }
+        sampling = Sampling(
+            **self.defaults.filled(asked),
+            seed=seed,
+            ignore_eos=ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        room = Room(self.model, self.kv_caches[self._graph.name].capacity)
+        tokens = tokens_of(self.model, self.tokenizer, prompt, tools, chat_template_kwargs)
+        most = self.defaults.tokens(len(tokens), room.limit) if max_tokens is None else max_tokens
+        ask = ask_of(self.tokenizer, tokens, most, sampling, room)
         if ends_after is not None:
             ask = replace(ask, end=whole("ends_after", ends_after, 1))
-        count, max_tokens = len(ask.prompt), int(max_tokens)
+        count, most = len(tokens), int(most)
         return Call(
             self._graph,
-            {"prompt_tokens": count, "max_tokens": max_tokens, "ask": ask},
-            partial(completion, self.tokenizer, count),
-            partial(Tokens, self.tokenizer, max_tokens),
+            {"prompt_tokens": count, "max_tokens": most, "ask": ask},
+            partial(completion, self.tokenizer, count, sampling.stop),
+            partial(Tokens, self.tokenizer, most, sampling.stop),
             reads=read,
         )
 

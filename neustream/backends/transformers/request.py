@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -10,46 +11,70 @@ from neustream.backends.transformers.arguments import whole
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.text import Ask
-from neustream.errors import RequestError, shown
+from neustream.errors import RequestError, shown, told
 
 
-def ask_of(
-    model: LanguageModel, tokenizer: Any, prompt: Any, max_tokens: Any, sampling: Sampling, room: int | None = None
-) -> Ask:
-    """What the model is asked: RequestError if the prompt is none, or if it and its outputs do not fit.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How long texts may be: tokens of prompt and outputs that the model and the pool's memory hold."""
 
-    `room`: tokens that the pool's memory holds.
-    """
-    ids = _ids(model, tokenizer, prompt)
-    check_length(model, len(ids), max_tokens, room)
-    if beyond := [token for token in sampling.stop_token_ids if token >= model.vocabulary]:
-        raise RequestError(f"stop_token_ids: {shown(beyond[0])} is no token: the vocabulary has {model.vocabulary}")
+    model: LanguageModel
+    memory: int | None = None
+
+    @property
+    def limit(self) -> int:
+        """Tokens of prompt and outputs, at most."""
+        return self.model.max_len if self.memory is None else min(self.model.max_len, self.memory)
+
+    @property
+    def why(self) -> str:
+        if self.limit < self.model.max_len:
+            return f"the memory has room for {self.limit}"
+        if self.model.positions == self.limit:
+            return f"{self.model.name} has {self.limit} positions"
+        return f"max_len is {self.limit}"
+
+
+def ask_of(tokenizer: Any, ids: list[int], max_tokens: Any, sampling: Sampling, room: Room) -> Ask:
+    """What the model is asked: RequestError if prompt and outputs do not fit, or for tokens that are none."""
+    check_length(len(ids), max_tokens, room)
+    vocabulary = room.model.vocabulary
+    for name, tokens in sampling.named.items():
+        if beyond := [token for token in tokens if token >= vocabulary]:
+            raise RequestError(f"{name}: {shown(beyond[0])} is no token: the vocabulary has {vocabulary}")
     if sampling.min_tokens > int(max_tokens):
         raise RequestError(f"min_tokens={sampling.min_tokens} is more than max_tokens={int(max_tokens)}")
+    if sampling.stop and tokenizer is None:
+        raise RequestError("stop needs a tokenizer: serve(model, tokenizer), or give stop_token_ids")
     return Ask(ids, sampling)
 
 
-def check_length(model: LanguageModel, prompt: int, max_tokens: Any, room: int | None = None) -> None:
+def check_length(prompt: int, max_tokens: Any, room: Room) -> None:
     """RequestError if so many tokens of prompt and outputs do not fit the model or the memory, or are too few."""
     max_tokens = whole("max_tokens", max_tokens, 1, allowed="a whole number of 1 or more")
     if prompt < 1:
         raise RequestError("the prompt is empty: there is nothing to go on from")
-    limit, what = model.max_len, f"max_len is {model.max_len}"
-    if model.positions == limit:
-        what = f"{model.name} has {limit} positions"
-    if room is not None and room < limit:
-        limit, what = room, f"the memory has room for {room}"
-    if prompt >= limit:
-        raise RequestError(f"the prompt has {prompt} tokens, but {what}: at most {limit - 1}, and an output")
-    if prompt + max_tokens > limit:
+    if prompt >= room.limit:
+        raise RequestError(f"the prompt has {prompt} tokens, but {room.why}: at most {room.limit - 1}, and an output")
+    if prompt + max_tokens > room.limit:
         raise RequestError(
             f"{prompt} tokens of prompt and max_tokens={shown(max_tokens)} make {shown(prompt + max_tokens)}, "
-            f"but {what}: at most max_tokens={limit - prompt}"
+            f"but {room.why}: at most max_tokens={room.limit - prompt}"
         )
 
 
-def _ids(model: LanguageModel, tokenizer: Any, prompt: Any) -> list[int]:
-    """The token ids of a prompt; RequestError if it is none."""
+def tokens_of(
+    model: LanguageModel, tokenizer: Any, prompt: Any, tools: Any = None, template: Mapping[str, Any] | None = None
+) -> list[int]:
+    """The token ids of a prompt; RequestError if it is none.
+
+    `tools`, `template`: for messages of a chat, beside them, to the tokenizer's chat template.
+    """
+    if _is_chat(prompt):
+        return _checked(model, _of_chat(tokenizer, prompt, tools, template or {}))
+    if tools is not None or template:
+        name = "chat_template_kwargs" if tools is None else "tools"
+        raise RequestError(f"{name} is for a prompt of messages, got {type(prompt).__name__}")
     if isinstance(prompt, str):
         return _checked(model, _of_text(tokenizer, prompt))
     if isinstance(prompt, Mapping) and "input_ids" in prompt:  # what tokenizers return
@@ -59,12 +84,7 @@ def _ids(model: LanguageModel, tokenizer: Any, prompt: Any) -> list[int]:
     elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
         ids = list(prompt)
     else:
-        raise RequestError(f"a prompt must be text or a list of token ids, got {type(prompt).__name__}")
-    if isinstance(ids, list) and ids and isinstance(ids[0], Mapping):
-        raise RequestError(
-            "a prompt must be text or a list of token ids, got messages of a chat: give "
-            "tokenizer.apply_chat_template(messages, add_generation_prompt=True)"
-        )
+        raise RequestError(f"a prompt must be text, messages or a list of token ids, got {type(prompt).__name__}")
     return _checked(model, ids)
 
 
@@ -83,6 +103,27 @@ def _of_text(tokenizer: Any, text: str) -> Any:
         return ids
     plain = tokenizer(text, add_special_tokens=False)["input_ids"]  # a chat template has its own BOS
     return ids[1:] if ids[1 : len(plain) + 1] == plain and ids[0] == tokenizer.bos_token_id else ids
+
+
+def _is_chat(prompt: Any) -> bool:
+    """Whether a prompt is messages, each a mapping."""
+    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence):
+        return False
+    return len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _of_chat(tokenizer: Any, messages: Sequence[Any], tools: Any, template: Mapping[str, Any]) -> Any:
+    """What the tokenizer's chat template makes of messages, with the beginning of an answer behind them."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise RequestError("a prompt of messages needs a tokenizer with a chat template")
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise RequestError(f"each message is a dict with a role and a content, got {shown(message)}")
+    options = {"add_generation_prompt": True, **template, "tokenize": True, "return_dict": False}
+    try:
+        return tokenizer.apply_chat_template(list(messages), tools=tools, **options)
+    except Exception as error:  # a template is a program of the model's makers
+        raise RequestError(f"the chat template cannot take these messages: {told(error)}") from error
 
 
 def _checked(model: LanguageModel, ids: Any) -> list[int]:

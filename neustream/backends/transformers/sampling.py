@@ -1,33 +1,55 @@
-"""How a request's next token is chosen: greedy, or drawn from its own stream as the stock library draws."""
+"""What a request wants of its tokens, checked where it is asked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from neustream.backends.transformers.arguments import flag, number, whole
-from neustream.errors import RequestError, shown, told
+from neustream.errors import RequestError, shown
 
 MOST_LOGPROBS = 20
 """Tokens that may be told of beside one."""
+MOST_STOPS = 64
+"""Stop strings of a request."""
+LONGEST_STOP = 1024
+"""Characters of a stop string."""
+GREATEST_BIAS = 1e4
+
+Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""As transformers' `LogitsProcessor`: token ids so far [1, tokens] and logits [1, vocabulary]; the logits
+to choose from, of the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """What a request wants of its tokens.
 
+    Each is what the argument of `generate` of that name does, and in its order: biases, penalties, barred
+    tokens, `processors`, temperature, top_k, top_p, min_p, typical_p.
+
     Args:
         temperature: 0 takes the likeliest token; else logits are divided by it.
         top_p: draw from the likeliest tokens that make up so much of the probability.
         top_k: draw from so many of the likeliest tokens; 0: from all.
+        min_p: draw from tokens that have so much of the likeliest one's probability.
+        typical_p: draw from the most typical tokens that make up so much of the probability.
+        repetition_penalty: logits of tokens of prompt and outputs are divided by it (multiplied, below 0).
+        presence_penalty: taken from the logits of tokens that are outputs already.
+        frequency_penalty: the same, for each time that they are. Neither is known to `generate`.
+        no_repeat_ngram_size: so many tokens in a row never come twice; 0: they may.
+        logit_bias: added to the logits of these tokens.
+        suppress_tokens: never chosen. begin_suppress_tokens: not as the first output.
+        bad_words_ids: sequences of tokens that are not completed.
+        processors: of the request alone, called for each of its tokens in turn.
         seed: of the request's own random stream; None: a new one each time. With the same seed,
             tokens are those of `torch.manual_seed(seed); model.generate(do_sample=True, ...)` alone.
-        stop_token_ids: tokens that end it, beside the model's EOS; the token itself is an output too.
+        stop: texts at which it ends, beside the model's EOS; they are not in the text that is told.
+        stop_token_ids: tokens that end it; the token itself is an output too.
         ignore_eos: go on behind EOS, to `max_tokens`.
         min_tokens: before it has so many outputs, no token that would end it is chosen.
         logprobs: tell how likely the model found each output, and of so many of the likeliest tokens
@@ -44,120 +66,151 @@ class Sampling:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     min_tokens: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    stop: tuple[str, ...] = ()
+    processors: tuple[Processor, ...] = ()
 
     def __post_init__(self) -> None:
-        ids: Any = self.stop_token_ids
-        if hasattr(ids, "tolist"):  # numpy, torch
-            ids = ids.tolist()
-        if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Sequence | Set):
-            raise RequestError(f"stop_token_ids must be a list of token ids, got {shown(ids)}")
-        checked = {
-            "temperature": number("temperature", self.temperature, "a finite number >= 0", lambda x: 0 <= x < math.inf),
-            "top_p": number("top_p", self.top_p, "a number above 0 and up to 1", lambda x: 0 < x <= 1),
-            "top_k": whole("top_k", self.top_k, 0),
-            "seed": None if self.seed is None else whole("seed", self.seed, 0, 2**63 - 1),
-            "stop_token_ids": tuple([whole("stop_token_ids: a token id", token, 0) for token in ids]),
-            "ignore_eos": flag("ignore_eos", self.ignore_eos),
-            "logprobs": _count("logprobs", self.logprobs),
-            "prompt_logprobs": _count("prompt_logprobs", self.prompt_logprobs),
-            "min_tokens": whole("min_tokens", self.min_tokens, 0),
+        checks: dict[str, Callable[[str, Any], Any]] = {
+            "temperature": _at_least_0,
+            "top_p": _share,
+            "top_k": _count,
+            "seed": _seed,
+            "stop_token_ids": _tokens,
+            "ignore_eos": flag,
+            "logprobs": _told_of,
+            "prompt_logprobs": _told_of,
+            "min_tokens": _count,
+            "min_p": _part,
+            "typical_p": _share,
+            "repetition_penalty": _factor,
+            "presence_penalty": _shift,
+            "frequency_penalty": _shift,
+            "no_repeat_ngram_size": _count,
+            "logit_bias": _biases,
+            "suppress_tokens": _tokens,
+            "begin_suppress_tokens": _tokens,
+            "bad_words_ids": _words,
+            "stop": _stops,
+            "processors": _processors,
         }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        for name, check in checks.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+    @property
+    def filters(self) -> tuple[float, ...]:
+        """What the stock library's filters of draws are made of; requests with the same ones share calls."""
+        return (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p)
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """Tokens and what is added to their logits."""
+        return tuple(self.logit_bias.items()) if isinstance(self.logit_bias, Mapping) else self.logit_bias
+
+    @property
+    def named(self) -> Mapping[str, tuple[int, ...]]:
+        """Every token that it names, by argument."""
+        words = tuple([token for word in self.bad_words_ids for token in word])
+        return {
+            "stop_token_ids": self.stop_token_ids,
+            "suppress_tokens": self.suppress_tokens,
+            "begin_suppress_tokens": self.begin_suppress_tokens,
+            "bad_words_ids": words,
+            "logit_bias": tuple([token for token, _ in self.biases]),
+        }
 
 
-def _count(name: str, value: object) -> int | None:
+def _at_least_0(name: str, value: Any) -> float:
+    return number(name, value, "a finite number >= 0", lambda x: 0 <= x < math.inf)
+
+
+def _share(name: str, value: Any) -> float:
+    return number(name, value, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
+
+
+def _part(name: str, value: Any) -> float:
+    return number(name, value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+def _factor(name: str, value: Any) -> float:
+    return number(name, value, "a finite number above 0", lambda x: 0 < x < math.inf)
+
+
+def _shift(name: str, value: Any) -> float:
+    return number(name, value, "a number from -2 to 2", lambda x: -2 <= x <= 2)
+
+
+def _count(name: str, value: Any) -> int:
+    return whole(name, value, 0)
+
+
+def _seed(name: str, value: Any) -> int | None:
+    return None if value is None else whole(name, value, 0, 2**63 - 1)
+
+
+def _told_of(name: str, value: Any) -> int | None:
     return None if value is None else whole(name, value, 0, MOST_LOGPROBS)
 
 
-class Draw:
-    """One request's random stream, and the stock library's filters in the stock order.
-
-    Args:
-        stream: where the random stream is, as `stream` says; empty: at its start.
-    """
-
-    __slots__ = ("_filters", "_generator", "_sampling", "_stream")
-
-    def __init__(self, sampling: Sampling, stream: bytes = b"") -> None:
-        self._sampling = sampling
-        self._stream = stream
-        self._generator: torch.Generator | None = None
-        self._filters: list[Any] = []
-        if sampling.temperature != 1:
-            self._filters.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            self._filters.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            self._filters.append(TopPLogitsWarper(sampling.top_p))
-
-    def __repr__(self) -> str:
-        given = self._sampling
-        return f"temperature={given.temperature}, top_p={given.top_p}, top_k={given.top_k}"
-
-    @property
-    def stream(self) -> bytes:
-        """Where the random stream is: the state of torch's generator on its kind of device."""
-        if self._generator is not None:
-            self._stream = self._generator.get_state().numpy().tobytes()
-        return self._stream
-
-    def shares(self, logits: torch.Tensor) -> torch.Tensor:
-        """Probabilities of all tokens, from `logits` [1, vocabulary]; NaN where there are none."""
-        for filter in self._filters:
-            logits = filter(None, logits)
-        return logits.softmax(-1)
-
-    def token(self, shares: torch.Tensor) -> torch.Tensor:
-        """A token id [] drawn from `shares`; moves the stream on."""
-        if self._generator is None:
-            self._generator = self._begun(shares.device)
-        return torch.multinomial(shares, 1, generator=self._generator)[0, 0]
-
-    def _begun(self, device: torch.device) -> torch.Generator:
-        generator = torch.Generator(device)
-        if self._stream:
-            generator.set_state(torch.frombuffer(bytearray(self._stream), dtype=torch.uint8))
-        elif self._sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self._sampling.seed)
-        return generator
+def _tokens(name: str, value: Any) -> tuple[int, ...]:
+    if hasattr(value, "tolist"):  # numpy, torch
+        value = value.tolist()
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Sequence | Set):
+        raise RequestError(f"{name} must be a list of token ids, got {shown(value)}")
+    return tuple([whole(f"{name}: a token id", token, 0) for token in value])
 
 
-def without(logits: torch.Tensor, barred: Sequence[Collection[int]]) -> torch.Tensor:
-    """`logits` [rows, vocabulary] where each row's barred tokens cannot be chosen; a copy, if there are some."""
-    rows = {at: [token for token in tokens if token < logits.shape[-1]] for at, tokens in enumerate(barred) if tokens}
-    if rows:
-        logits = logits.clone()
-    for at, tokens in rows.items():
-        logits[at, tokens] = -math.inf
-    return logits
+def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Sequence):
+        raise RequestError(f"{name} must be a list of lists of token ids, got {shown(value)}")
+    words = tuple([_tokens(name, word) for word in value])
+    if not all(words):
+        raise RequestError(f"{name}: a sequence has no token")
+    return words
 
 
-def choose(logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[int | str]:
-    """The next token of each row of `logits` [rows, vocabulary] (None: the likeliest), or why it has none.
+def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    if isinstance(value, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        value = dict(value)
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} must be a dict of token ids and numbers, got {shown(value)}")
+    allowed = f"a number from {-GREATEST_BIAS:g} to {GREATEST_BIAS:g}"
+    return tuple(
+        [
+            (
+                whole(f"{name}: a token id", token, 0),
+                number(f"{name} of {shown(token)}", bias, allowed, lambda x: -GREATEST_BIAS <= x <= GREATEST_BIAS),
+            )
+            for token, bias in value.items()
+        ]
+    )
 
-    What is wrong with one row does no harm to others.
-    """
-    most, tokens = logits.max(-1)  # of NaN and others, NaN is the largest
-    shares: dict[int, tuple[Draw, torch.Tensor]] = {}
-    why: dict[int, str] = {}
-    for at, draw in enumerate(draws):
-        if draw is not None:
-            try:
-                shares[at] = draw, draw.shares(logits[at : at + 1])
-            except Exception as error:  # of this row alone
-                why[at] = f"its sampling raised {told(error)}"
-    known = [most, *[one.amax(-1) for _, one in shares.values()]]
-    fine: list[bool] = torch.cat(known).isfinite().tolist()  # one look at the device for all of them
-    for at in range(len(draws)):
-        if not fine[at]:
-            why[at] = "the model's logits are NaN or infinite, or all are masked"
-    for at, well in zip(list(shares), fine[len(draws) :], strict=True):
-        draw, one = shares[at]
-        if at not in why and well:
-            tokens[at] = draw.token(one)
-        elif at not in why:
-            why[at] = f"no token has a probability with {draw}"
-    return [why.get(at, token) for at, token in enumerate(tokens.tolist())]
+
+def _stops(name: str, value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
+    if isinstance(strings, bytes | bytearray) or not isinstance(strings, Sequence | Set):
+        raise RequestError(f"{name} must be a text or a list of texts, got {shown(value)}")
+    if len(strings) > MOST_STOPS:
+        raise RequestError(f"{name} may have {MOST_STOPS} texts, got {len(strings)}")
+    for one in strings:
+        if not isinstance(one, str) or not 0 < len(one) <= LONGEST_STOP:
+            raise RequestError(f"{name}: each is a text of 1 to {LONGEST_STOP} characters, got {shown(one)}")
+    return tuple(dict.fromkeys(strings))
+
+
+def _processors(name: str, value: Any) -> tuple[Processor, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise RequestError(f"{name} must be a list of logits processors, got {shown(value)}")
+    for one in value:
+        if not callable(one):
+            raise RequestError(f"{name}: each is called with token ids and logits, got {shown(one)}")
+    return tuple(value)
