@@ -219,6 +219,8 @@ class Whole:
             fail(record, "error_event", record.error or "an error without a message")
         elif record.kind == "image":
             self._images(said)
+        elif isinstance(said.get("completion"), str):
+            self._inference(at, said["completion"])
         else:
             self._texts(at, said)
 
@@ -232,6 +234,15 @@ class Whole:
             fail(self._record, "no_token", "the answer had no image")
         elif self._record.images < self._record.image.get("number", 1):
             fail(self._record, "short", f"{self._record.images} images")
+
+    def _inference(self, at: float, completion: str) -> None:
+        """Of effective-batching: the prompt with the text behind it."""
+        record = self._record
+        self._text = completion
+        record.output_tokens, record.counted_by = record.asked_tokens, "asked"
+        record.token_times_s.append(at)
+        if self._keep:
+            record.text = completion
 
     def _texts(self, at: float, said: Mapping[str, Any]) -> None:
         record = self._record

@@ -114,7 +114,7 @@ class Client:
     def _streamed(self, ask: Ask) -> bool:
         if ask.image is not None:
             return bool(ask.params.get("stream", self._target.body.get("stream", False)))
-        return self._target.stream
+        return self._target.stream and self._target.api != "inference"
 
     def _told(self, ask: Ask) -> dict[str, str]:
         """The headers that tell what is promised."""
@@ -133,6 +133,8 @@ def body_of(ask: Ask, target: Target, before: Turns) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model} if model else {}
     if ask.image is not None:
         body |= {"prompt": ask.prompt, **_image(ask.image)}
+    elif target.api == "inference":
+        return {"prompt": as_text(ask.prompt), "num_tokens": ask.output_tokens, **target.body}
     elif target.api == "chat":
         said = [*(each for turn in before for each in zip(ROLES, turn, strict=True))]
         said.append(("user", as_text(ask.prompt)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from neustream.bench.by_length import ByLength
 from neustream.bench.records import Since
 from neustream.bench.runs import Run
 from neustream.bench.shares import Share
@@ -117,6 +118,22 @@ def plot_throughput(named: Named, path: Path, since: Since = "scheduled") -> Pat
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8)
+    return _saved(figure, path)
+
+
+def plot_by_length(named: Mapping[str, ByLength], path: Path) -> Path:
+    """Latency against what was asked for, a line for each mode of serving."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.0))
+    for label, found in named.items():
+        lengths = [each.length for each in found.lengths]
+        axes.plot(lengths, [each.mean_s for each in found.lengths], "o-", ms=3, lw=1, label=label)
+    unit = next(iter(named.values())).unit
+    axes.set(
+        xlabel=f"# {unit} requested", ylabel="request latency (s)", xlim=(0, None), ylim=(0, None)
+    )
+    axes.set_title(f"Latency vs Requested {unit.capitalize()}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     return _saved(figure, path)
 
 

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from neustream.workload.asks import Ask
 
-Api = Literal["completions", "chat", "images"]
+Api = Literal["completions", "chat", "images", "inference"]
 PATHS: Mapping[Api, str] = {
     "completions": "/v1/completions",
     "chat": "/v1/chat/completions",
     "images": "/v1/images/generations",
+    "inference": "/inference",
 }
+"""Routes. That of effective-batching answers in one piece, with the tokens that were asked for."""
 
 
 @dataclass(frozen=True)

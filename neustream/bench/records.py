@@ -42,8 +42,8 @@ FAILURES: Mapping[Outcome, str] = {
     "failed": "a stage failed it (served in this process, or simulated)",
 }
 """All that may become of a request but "done", and what it means."""
-Counted = Literal["usage", "tokenizer", "chunks", ""]
-"""How output tokens were counted; "": there were none to count."""
+Counted = Literal["usage", "tokenizer", "chunks", "asked", ""]
+"""How output tokens were counted ("asked": as many as were asked for); "": there were none."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 COMMANDS = {
     "serve": "Send a workload by schedule; flags of vllm bench serve.",
     "search": "Find the highest rate at which enough is on time.",
+    "latency-by-length": "Latency against what requests ask for.",
     "compare": "Set results side by side: a table and figures.",
 }
 """Name -> what `neustream bench --help` says of it."""

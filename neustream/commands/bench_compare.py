@@ -30,7 +30,7 @@ def command(
         check_outputs(json_file(json_))
         if out is not None:
             check_folder("--out", out, FIGURES)
-        named = _named(folders)
+        named = named_runs(folders)
         labels = [(f"{name} {run.name}".strip(), run) for name, runs in named.items() for run in runs]
         show_runs(labels, since)
         write({name: [summary(run, since) for run in runs] for name, runs in named.items()})
@@ -38,7 +38,7 @@ def command(
             write_figures(named, out, since)
 
 
-def _named(folders: list[Path]) -> dict[str, list[Run]]:
+def named_runs(folders: list[Path]) -> dict[str, list[Run]]:
     """The runs by the folder's name, or by its path where two have the same."""
     names = [folder.resolve().name for folder in folders]
     if len(set(folders)) < len(folders):

@@ -25,6 +25,7 @@ BACKENDS: Mapping[str, Api] = {
     "openai-chat": "chat",
     "openai-images": "images",
     "vllm": "completions",
+    "inference": "inference",
     "neustream": "completions",
 }
 SLO_HEADERS = {"x-slo-ttft-ms": "ttft", "x-slo-tpot-ms": "tpot", "x-slo-e2e-ms": "e2e", "x-slo-class": "class"}
