@@ -62,6 +62,39 @@ def make_policy(
     return made
 
 
+def make_rule(
+    what: str,
+    known: Mapping[str, Callable[..., Any]],
+    name: str,
+    parameters: Mapping[str, Any],
+    method: str,
+) -> Any:
+    """A rule of a cluster, by name with parameters: one of `known`, or `module:Class`.
+
+    Raises:
+        ConfigError: as of `make_policy`.
+    """
+    where = f"cluster.{what}.{name}"
+    if name in known:
+        make = known[name]
+    elif ":" in name:
+        make = load_object(name, what)
+    else:
+        hint = f"{nearest(name, known)}; or module:Class for one of your own"
+        raise ConfigError(f"unknown {what} {shown(name)}; {hint}")
+    names = parameters_of(make)
+    given = dict(parameters) if names is None else _checked(where, make, names, parameters)
+    try:
+        made = make(**given)
+    except (TypeError, ConfigError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{where}: making it raised {told(error)}") from error
+    if not callable(getattr(made, method, None)):
+        raise ConfigError(f"{what} {name!r} makes a {_kind(made)}, which has no {method}(fleet)")
+    return made
+
+
 def policy_class(name: str) -> Callable[..., Policy]:
     """What makes the policy of a name; ConfigError if there is none."""
     kind = DEFAULT if name == ALIAS else name

@@ -209,9 +209,14 @@ class Cluster:
             self._join(member.name, drive, place, kind, 0.0)
         self.carry_out(0.0)
 
-    def run(self, requests: Iterable[Request], observers: Sequence[Observer] = ()) -> Report:
+    def run(
+        self,
+        requests: Iterable[Request],
+        observers: Sequence[Observer] = (),
+        report: Report | None = None,
+    ) -> Report:
         """Serve a workload; returns when all of it is answered."""
-        report = Report(self.clock.now())
+        report = report or Report(self.clock.now())
         self.loop.observers += [*observers, report]
         replay = Replay(self.loop, requests)
         self.loop.run(replay)

@@ -90,7 +90,11 @@ def say_notes(sentences: Sequence[str]) -> None:
 
 def trace_path(trace: Path, policy: str, several: bool) -> Path:
     """The file of a policy's trace: the one asked for, or one beside it named after the policy."""
-    return trace.with_name(f"{trace.stem}-{policy.replace(':', '.')}{trace.suffix}") if several else trace
+    return (
+        trace.with_name(f"{trace.stem}-{policy.replace(':', '.').replace(' @ ', '-')}{trace.suffix}")
+        if several
+        else trace
+    )
 
 
 def show(title: str, records: Sequence[dict[str, Any]]) -> None:

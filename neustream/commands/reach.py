@@ -13,6 +13,7 @@ from neustream.commands.interrupts import raise_unless_pressed
 from neustream.config import Config, experiments_of
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
+from neustream.experiment.clusters import check_rules, contenders
 from neustream.experiment.policies import build_policy
 from neustream.experiment.prepared import Prepared
 
@@ -40,7 +41,10 @@ def chosen_policies(path: Path, config: Config, chosen: list[str] | None) -> lis
         except KeyboardInterrupt:
             raise_unless_pressed(f"policy {name!r}")
             raise
-    return names
+    if config.cluster is not None:
+        with naming(path):
+            check_rules(config.cluster)
+    return contenders(config.cluster, names)
 
 
 def reach_of(
@@ -54,6 +58,8 @@ def reach_of(
     """What to add to each policy's record: how far it is from the bound and from hindsight, if asked for."""
     if not bound and hindsight is None:
         return lambda report: {}
+    if prepared.experiments[0].cluster is not None:
+        raise ConfigError("--bound and --hindsight are for one device, not for a cluster")
     from neustream.analysis.headroom import bound_of, headroom
     from neustream.analysis.hindsight import hindsight as search
     from neustream.analysis.hindsight import starts_of

@@ -106,6 +106,10 @@ def _models(values: Mapping[str, Any]) -> list[str]:
 def _paths(values: Mapping[str, Any]) -> Iterator[Place]:
     """Where there may be paths."""
     yield from PATHS
+    cluster = values.get("cluster")
+    kinds = cluster.get("instances") if isinstance(cluster, dict) else None
+    for name in kinds if isinstance(kinds, dict) else ():
+        yield ("cluster", "instances", str(name), "profiles")
     for name in _models(values):
         yield from (("models", name, *place) for place in PATHS)
 

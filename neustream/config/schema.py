@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from neustream.config.cluster import ClusterConfig
 from neustream.config.fields import (
     MOST_WORK,
     MOST_WORKERS,
@@ -217,7 +218,8 @@ class Config(Section):
     """What a file says beside its models: devices, policies to compare, how it is simulated.
 
     `devices`: as many, or their names; each has workers and memory of its own. A request goes to
-    the one with the least work left of those that serve its model, and stays there.
+    the one with the least work left of those that serve its model, and stays there. `cluster`:
+    instances behind a head in their place.
     """
 
     name: Name
@@ -226,6 +228,13 @@ class Config(Section):
     policies: dict[str, dict[str, Any]] = Field(default={"default": {}}, min_length=1)
     simulation: Simulation = Simulation()
     sweeps: dict[str, Sweep] = Field(default_factory=dict)
+    cluster: ClusterConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Config:
+        if self.cluster is not None and "devices" in self.model_fields_set:
+            raise ValueError("give devices (of one machine) or cluster, not both")
+        return self
 
     @property
     def instances(self) -> int:

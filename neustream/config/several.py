@@ -103,6 +103,12 @@ class ModelsConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _no_cluster(self) -> ModelsConfig:
+        if self.cluster is not None:
+            raise ValueError("cluster: its instances serve one model; give it in a config with that model alone")
+        return self
+
+    @model_validator(mode="after")
     def _no_truth(self) -> ModelsConfig:
         if self.simulation.truth:
             raise ValueError(

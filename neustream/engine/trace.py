@@ -21,6 +21,7 @@ class EventLog:
         self.steps: list[dict[str, Any]] = []
         self.requests: dict[str, dict[str, Any]] = {}
         self.waiting: list[tuple[float, int]] = []
+        self.moves: list[dict[str, Any]] = []
         self._live = 0
 
     def __call__(self, record: Record) -> None:
@@ -70,6 +71,21 @@ class EventLog:
                 "on_time": False,
             }
 
+    def moved(
+        self, id: str, source: str, target: str, held_at: float, at: float, reason: str
+    ) -> None:
+        """A request went from one member to another, and did not run from `held_at` to `at`."""
+        self.moves.append(
+            {
+                "id": id,
+                "source": source,
+                "target": target,
+                "held": held_at,
+                "at": at,
+                "reason": reason,
+            }
+        )
+
     def _count(self, at: float, change: int) -> None:
         self._live += change
         self.waiting.append((at, self._live))
@@ -77,8 +93,8 @@ class EventLog:
     def chrome(self) -> dict[str, Any]:
         """The Chrome trace event format: a process a pool, a thread a worker, a slice a step.
 
-        Requests are async slices from arrival to end, live requests a counter. Timestamps are in
-        microseconds of the engine's clock.
+        Requests are async slices from arrival to end, their moves arrows, live requests a counter.
+        Timestamps are in microseconds of the engine's clock.
         """
         pools = sorted({_pool(step) for step in self.steps})
         pids = {name: pid for pid, name in enumerate(pools, 1)}
@@ -89,14 +105,44 @@ class EventLog:
         out += [_slice(step, pids[_pool(step)]) for step in self.steps]
         for id, request in self.requests.items():
             out += _request(id, request)
+        out += self._arrows(pids)
         out += [_live(at, count) for at, count in self.waiting]
         return {"traceEvents": out, "displayTimeUnit": "ms"}
+
+    def _arrows(self, pids: dict[str, int]) -> list[dict[str, Any]]:
+        """Moves as arrows from a request's last step at the source to its first at the target."""
+        ran: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        moved = {move["id"] for move in self.moves}
+        for step in self.steps if moved else ():
+            for id in moved.intersection(step["jobs"]):
+                ran.setdefault((step["member"], id), []).append(step)
+        out = []
+        for number, move in enumerate(self.moves, 1):
+            left = [
+                s for s in ran.get((move["source"], move["id"]), ()) if s["end"] <= move["held"]
+            ]
+            came = [
+                s for s in ran.get((move["target"], move["id"]), ()) if s["start"] >= move["at"]
+            ]
+            if left and came:
+                both = {"cat": "move", "name": f"{move['id']}: {move['reason']}", "id": number}
+                out += [
+                    {**both, "ph": "s", **_within(left[-1], pids)},
+                    {**both, "ph": "f", "bp": "e", **_within(came[0], pids)},
+                ]
+        return out
 
     def save(self, path: Path | str) -> None:
         """Write the Chrome trace to `path`; open it at ui.perfetto.dev or chrome://tracing."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.chrome()))
+
+
+def _within(step: dict[str, Any], pids: dict[str, int]) -> dict[str, Any]:
+    """The middle of a step's slice, where an arrow ends."""
+    middle = (step["start"] + step["end"]) / 2
+    return {"pid": pids[_pool(step)], "tid": step["worker"], "ts": middle * 1e6}
 
 
 def _pool(step: dict[str, Any]) -> str:

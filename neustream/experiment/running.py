@@ -25,8 +25,9 @@ from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest
+from neustream.experiment.clusters import Bench, parted, simulate_cluster
 from neustream.experiment.policies import policy_faults
-from neustream.experiment.prepared import Prepared
+from neustream.experiment.prepared import Prepared, policy_for
 
 
 def simulate(
@@ -58,6 +59,13 @@ def simulate(
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
     own = not speed and device is None
     truth = {**prepared.profiles, **prepared.truth} if prepared.truth and own else None
+    cluster = prepared.experiments[0].cluster
+    if cluster is not None:
+        bench = Bench(factor, outcome, handovers, truth, decision_s)
+        name, router = parted(policy) if isinstance(policy, str) else ("", "")
+        rule = policy if not isinstance(policy, str) else policy_for(prepared.pipelines, name)
+        with policy_faults(policy):
+            return simulate_cluster(prepared, cluster, rule, router, bench, observers)
     executor = ProfiledExecutor(truth, handover_s=handovers, stretch=factor, outcome=outcome)
     executors = [dict.fromkeys((pool.name for pool in pools), executor) for pools in prepared.places.values()]
     members = prepared.members(policy, executors)

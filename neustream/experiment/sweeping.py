@@ -30,7 +30,8 @@ import numpy as np
 
 from neustream.config import Config, Experiment, ModelsConfig, experiments_of
 from neustream.engine.trace import EventLog
-from neustream.errors import NeustreamError
+from neustream.errors import ConfigError, NeustreamError
+from neustream.experiment.clusters import parted
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.prepared import prepare
 from neustream.experiment.running import ByModel, record, simulate
@@ -85,6 +86,8 @@ def run_unit(unit: Unit) -> list[Point]:
     prepared = prepare(unit.config)
     most = None
     if unit.bound:
+        if unit.config.cluster is not None:
+            raise ConfigError("--bound is for one device, not for a cluster")
         from neustream.analysis.headroom import bound_of, headroom
 
         most = bound_of(prepared)
@@ -209,7 +212,8 @@ def fingerprint(unit: Unit, policy: str) -> str:
     That is the config without what only other commands or policies read, the contents of profiles and traces,
     the policy's own module (not what that imports), and the code and versions of this library and numpy.
     """
-    given = unit.config.policies.get(policy, {})
+    rule = parted(policy)[0]
+    given = unit.config.policies.get(rule, {})
     idle = {"about", "sweeps", "policies"}
     of_models = {"backend", "profiles"}
     if isinstance(unit.config, ModelsConfig):
@@ -223,8 +227,17 @@ def fingerprint(unit: Unit, policy: str) -> str:
         files += [file for some in pipeline_of(experiment).truth_files().values() for file in some]
         files += _paths_in(experiment.workload.model_dump())
         files += _planned(experiment, given)
-    facts = [config, [_digest(file) for file in files], policy, given, _module_of(policy), unit.bound, _code()]
+        files += _elsewhere(experiment)
+    facts = [config, [_digest(file) for file in files], policy, given, _module_of(rule), unit.bound, _code()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _elsewhere(experiment: Experiment) -> Iterable[Path]:
+    """The profiles of a cluster's instances that are on other devices."""
+    for kind in experiment.cluster.kinds.values() if experiment.cluster is not None else ():
+        if kind.profiles is not None:
+            there = experiment.model_copy(update={"profiles": kind.profiles})
+            yield from pipeline_of(there).profile_files()
 
 
 def _planned(experiment: Experiment, given: Mapping[str, Any]) -> Iterable[Path]:

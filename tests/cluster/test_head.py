@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from clusters import GRAPH, STAGES, STREAM, busy, head_of, orders_of, over, request, send
 
 from neustream import SLO, GraphError, PolicyError, RequestError
 from neustream.cluster import messages as say
 from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Route
-from tests.cluster.clusters import GRAPH, STAGES, STREAM, busy, head_of, orders_of, over, request, send
 
 
 def test_a_request_is_sent_taken_and_answered_once():

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
+from clusters import GRAPH, STREAM, head_of, orders_of, over, request, send
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wires import World
 
 from neustream.cluster import messages as say
 from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Fleet, Move
-from tests.cluster.clusters import GRAPH, STREAM, head_of, orders_of, over, request, send
-from tests.cluster.wires import World
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from clusters import PROFILES, busy
 
 from neustream import SLO, ConfigError
 from neustream.cluster.fleet import Fleet, Instance, Place
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
 from neustream.core.demand import Calls
 from neustream.core.outlook import Asked, Outlook, Rates, TextOutlook
-from tests.cluster.clusters import PROFILES, busy
 
 CALLS = {"step": Calls(5, True, 4), "decode": Calls(1, False, 1)}
 LLM = {"llm.prefill": Calls(1, False, 256, 64.0), "llm.decode": Calls(100, True, 256, 128.0)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from clusters import GRAPH, PROFILES, STREAM, request
 
 from neustream import FCFS, SLO, Pool, Scheduler
 from neustream.cluster import messages as say
@@ -13,7 +14,6 @@ from neustream.cluster.rules.slack import Slack
 from neustream.cluster.simulation import Cluster, Kind
 from neustream.core.events import Emitted, Ended
 from neustream.engine.executor import ProfiledExecutor
-from tests.cluster.clusters import GRAPH, PROFILES, STREAM, request
 
 
 def kind(count: int, **options) -> Kind:

@@ -11,11 +11,12 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from clusters import STAGES
+
 from neustream.cluster import messages as say
 from neustream.cluster.head import Head
 from neustream.cluster.mail import Mailbox
 from neustream.core.outlook import Outlook
-from tests.cluster.clusters import STAGES
 
 STEP_S = 0.1
 

@@ -1,0 +1,123 @@
+"""The section `cluster`: instances, rules, network, failures and faults of a simulated cluster."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from neustream.config.fields import Seconds, Section
+
+MOST_INSTANCES = 100_000
+
+Rule = dict[str, dict[str, Any]]
+"""Rules by name, with their parameters."""
+Count = Annotated[int, Field(ge=0, le=MOST_INSTANCES)]
+Wait = Annotated[float, Field(ge=0, le=1e9)]
+
+
+class InstanceConfig(Section):
+    """Instances of one kind: how many there are from the start, and on what device.
+
+    `profiles`: of their device, if that is not the one of the model; `load_s`: from being ordered
+    to being there.
+    """
+
+    count: Count = 1
+    profiles: Path | None = None
+    load_s: Wait = 0.0
+
+
+class NetworkConfig(Section):
+    """Between a head and instances: seconds of a message, bytes per second, share that is lost.
+
+    `report_s`: how often an instance tells how it is, at most. `token_bytes`: of a token in the KV
+    cache; with it, texts move with their KV cache where that is quicker than to prefill them anew.
+    """
+
+    delay_s: Wait = 0.0007
+    bandwidth: Annotated[float, Field(gt=0)] = 3e8
+    loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    report_s: Wait = 0.05
+    token_bytes: Wait = 0.0
+
+
+class FailureConfig(Section):
+    """What a head does about failures; see the cluster's README. Seconds."""
+
+    suspect_s: Seconds = 1.5
+    dead_s: Seconds = 5.0
+    send_s: Seconds = 2.0
+    move_timeout_s: Seconds = 5.0
+    restarts: Annotated[int, Field(ge=0)] = 2
+    deaths: Annotated[int, Field(ge=1)] = 2
+    drain_s: Seconds = 60.0
+    patience_s: Seconds = 60.0
+    move_s: Seconds = 0.1
+    scale_s: Seconds = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> FailureConfig:
+        if self.dead_s < self.suspect_s:
+            raise ValueError(f"dead_s {self.dead_s:g} is less than suspect_s {self.suspect_s:g}")
+        return self
+
+
+class FaultConfig(Section):
+    """What happens to an instance, by its number from 0, at `at_s` for `for_s` seconds."""
+
+    at_s: Wait
+    instance: Annotated[int, Field(ge=0)]
+    kind: Literal["crash", "hang", "slow", "partition"]
+    for_s: Seconds | None = None
+    factor: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+
+    @property
+    def seconds(self) -> float:
+        """How long; inf: for good."""
+        return math.inf if self.for_s is None else self.for_s
+
+
+class ClusterConfig(Section):
+    """Instances behind a head.
+
+    `instances`: so many, all alike, or kinds by name. `router`: several are compared, as policies
+    are. `mover` and `scaler`: one each, or none.
+    """
+
+    instances: Count | dict[str, InstanceConfig]
+    router: Rule = Field(default={"slack": {}}, min_length=1)
+    mover: Rule = Field(default_factory=dict, max_length=1)
+    scaler: Rule = Field(default_factory=dict, max_length=1)
+    network: NetworkConfig = NetworkConfig()
+    failure: FailureConfig = FailureConfig()
+    faults: list[FaultConfig] = Field(default_factory=list)
+
+    @property
+    def kinds(self) -> dict[str, InstanceConfig]:
+        """The kinds of instances by name."""
+        if isinstance(self.instances, int):
+            return {"whole": InstanceConfig(count=self.instances)}
+        return self.instances
+
+    @field_validator("router", "mover", "scaler", mode="before")
+    @classmethod
+    def _by_name(cls, raw: Any) -> Any:
+        """A name alone is a rule without parameters."""
+        if isinstance(raw, str):
+            return {raw: {}}
+        if isinstance(raw, dict):
+            return {name: {} if given is None else given for name, given in raw.items()}
+        return raw
+
+    @model_validator(mode="after")
+    def _some(self) -> ClusterConfig:
+        count = sum(kind.count for kind in self.kinds.values())
+        if not 1 <= count <= MOST_INSTANCES:
+            raise ValueError(f"instances: {count} in all; there must be 1 to {MOST_INSTANCES}")
+        for fault in self.faults:
+            if fault.instance >= count:
+                raise ValueError(f"faults: no instance {fault.instance}; there are {count}, numbered from 0")
+        return self

@@ -1,0 +1,181 @@
+"""Clusters as configs describe them, made ready and simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from neustream.by_name import make_rule
+from neustream.cluster import messages as say
+from neustream.cluster.agent import Reporting
+from neustream.cluster.book import Again, Settings
+from neustream.cluster.head import Head
+from neustream.cluster.network import Fault, Network
+from neustream.cluster.report import ClusterReport
+from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
+from neustream.cluster.simulation import Cluster, Kind, Place, Watcher
+from neustream.config.cluster import ClusterConfig
+from neustream.core.batch import Batch
+from neustream.core.events import Update
+from neustream.core.policy import Policy
+from neustream.core.profile import LatencyProfile
+from neustream.core.scheduler import Scheduler
+from neustream.engine.clock import stopwatch
+from neustream.engine.events import Observer
+from neustream.engine.executor import ProfiledExecutor
+from neustream.engine.report import Report
+from neustream.engine.trace import EventLog
+from neustream.experiment.pipelines import LlmPipeline, pipeline_of
+from neustream.experiment.prepared import Prepared
+
+BETWEEN = " @ "
+"""Between a policy and a router, in the names of what is compared."""
+
+
+def contenders(config: ClusterConfig | None, policies: Sequence[str]) -> list[str]:
+    """What is compared: policies, each with each of several routers."""
+    if config is None or len(config.router) == 1:
+        return list(policies)
+    return [f"{policy}{BETWEEN}{router}" for policy in policies for router in config.router]
+
+
+def parted(name: str) -> tuple[str, str]:
+    """The policy and the router of a contender; "" for the only one."""
+    policy, _, router = name.partition(BETWEEN)
+    return policy, router
+
+
+def check_rules(config: ClusterConfig) -> None:
+    """ConfigError for a rule that is none, or has no such parameter."""
+    for name, given in config.router.items():
+        make_rule("router", ROUTERS, name, given, "route")
+    _only("mover", MOVERS, config.mover, "moves")
+    _only("scaler", SCALERS, config.scaler, "target")
+
+
+def _only(what: str, known: Mapping[str, Callable[..., Any]], given: Mapping[str, Any], method: str) -> Any:
+    """The rule of a section that has at most one."""
+    for name, parameters in given.items():
+        return make_rule(what, known, name, parameters, method)
+    return None
+
+
+class Bench:
+    """What a simulated cluster runs on: how steps go, whatever the instance.
+
+    Args:
+        factor: how many times as long a step takes; outcome: updates of a step's jobs.
+        handovers: by stage; truth: how long steps really take, None: as the profiles say.
+    """
+
+    def __init__(
+        self,
+        factor: Callable[[Batch], float],
+        outcome: Callable[[Batch], Sequence[Update]] | None,
+        handovers: Mapping[str, float],
+        truth: Mapping[str, LatencyProfile] | None,
+        decision_s: float,
+    ) -> None:
+        self.factor = factor
+        self.outcome = outcome
+        self.handovers = handovers
+        self.truth = truth
+        self.decision_s = decision_s
+
+    def executor(self, place: Place) -> ProfiledExecutor:
+        """That of an instance."""
+
+        def stretch(batch: Batch) -> float:
+            return self.factor(batch) * place.stretch(batch)
+
+        return ProfiledExecutor(self.truth, handover_s=self.handovers, stretch=stretch, outcome=self.outcome)
+
+
+def simulate_cluster(
+    prepared: Prepared,
+    config: ClusterConfig,
+    rule: Policy,
+    router: str,
+    bench: Bench,
+    observers: Sequence[Observer],
+) -> Report:
+    """Serve a workload by a cluster in virtual time."""
+    profiles = profiles_of(prepared, config)
+    name = router or next(iter(config.router))
+    failure, network = config.failure, config.network
+    told = failure.model_dump()
+    settings = Settings(**told, delay_s=network.delay_s, bandwidth=network.bandwidth)
+    again: dict[str, Again] = {}
+    for pipeline in prepared.pipelines:
+        again[pipeline.graph.name] = "replay" if isinstance(pipeline, LlmPipeline) else "repeat"
+    seed = prepared.experiments[0].workload.seed
+    head = Head(
+        prepared.graphs,
+        profiles,
+        make_rule("router", ROUTERS, name, config.router[name], "route"),
+        _only("mover", MOVERS, config.mover, "moves"),
+        _only("scaler", SCALERS, config.scaler, "target"),
+        settings=settings,
+        again=again,
+        seed=seed,
+        stopwatch=stopwatch,
+    )
+    kinds = [
+        Kind(
+            role,
+            role,
+            kind.count,
+            partial(_instance, prepared, rule, profiles[role], bench),
+            kind.load_s,
+            network.token_bytes,
+        )
+        for role, kind in config.kinds.items()
+    ]
+    report = ClusterReport()
+    watchers: list[Watcher] = [report.happened]
+    watchers += [partial(_draw, log) for log in observers if isinstance(log, EventLog)]
+    cluster = Cluster(
+        head,
+        kinds,
+        prepared.graphs,
+        Network(network.delay_s, network.bandwidth, network.loss, seed),
+        faults=[Fault(f.at_s, f.instance, f.kind, f.seconds, f.factor) for f in config.faults],
+        reporting=Reporting(network.report_s),
+        watchers=watchers,
+        decision_s=bench.decision_s,
+    )
+    cluster.run(prepared.requests, observers, report)
+    report.instance_s = cluster.instance_s
+    return report
+
+
+def profiles_of(prepared: Prepared, config: ClusterConfig) -> dict[str, dict[str, LatencyProfile]]:
+    """The profiles of each kind of instance, by stage; ProfileError as of loading them."""
+    found: dict[str, dict[str, LatencyProfile]] = {}
+    for role, kind in config.kinds.items():
+        if kind.profiles is None:
+            found[role] = dict(prepared.profiles)
+            continue
+        found[role] = {}
+        for pipeline in prepared.pipelines:
+            elsewhere = pipeline.experiment.model_copy(update={"profiles": kind.profiles})
+            found[role] |= pipeline_of(elsewhere, pipeline.prefix).load_profiles()
+    return found
+
+
+def _instance(
+    prepared: Prepared,
+    rule: Policy,
+    profiles: Mapping[str, LatencyProfile],
+    bench: Bench,
+    place: Place,
+) -> tuple[Scheduler, dict[str, ProfiledExecutor]]:
+    executor = bench.executor(place)
+    return Scheduler(prepared.pools, rule, profiles), {pool.name: executor for pool in prepared.pools}
+
+
+def _draw(log: EventLog, event: say.Happening) -> None:
+    """Moves as arrows in a trace."""
+    if isinstance(event, say.Moved):
+        log.moved(event.id, event.source, event.target, event.held_at, event.at, event.reason)
