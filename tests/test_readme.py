@@ -46,6 +46,7 @@ PAGES = [
     "neustream/backends/diffusers/README.md",
     "neustream/backends/transformers/README.md",
     "neustream/backends/vllm/README.md",
+    "neustream/cluster/README.md",
     "neustream/core/policies/README.md",
     "neustream/server/README.md",
 ]

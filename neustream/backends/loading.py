@@ -139,7 +139,8 @@ def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[]
         slo = config.slo.slo(server.promises.fallback_ttft_ms)
         model = mount.model
         limits = model.max_len, model.vocabulary
-        return TextModel(config.name, tokenizer, *limits, slo, model.slots, config.device)
+        warm = mount.defaults.warm
+        return TextModel(config.name, tokenizer, *limits, slo, model.slots, config.device, temperature=warm)
 
     return mount, done
 

@@ -28,6 +28,10 @@ Milliseconds = Annotated[float, Field(ge=0.001, le=DAY_MS)]
 Text = Annotated[str, Field(max_length=4_000_000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
+"""A token id as JSON has keys."""
 
 
 class Promise(BaseModel):
@@ -71,6 +75,11 @@ class TextBody(AnyAsk):
     stop: str | list[str] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool = False
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool = False
@@ -258,13 +267,8 @@ IDLE: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (*NOTHING, 0),
     "best_of": (*NOTHING, 1),
     "suffix": NOTHING,
-    "frequency_penalty": (*NOTHING, 0),
-    "presence_penalty": (*NOTHING, 0),
-    "repetition_penalty": (*NOTHING, 1),
     "length_penalty": (*NOTHING, 1),
-    "min_p": (*NOTHING, 0),
     "min_tokens": (*NOTHING, 0),
-    "logit_bias": NOTHING,
     "tools": NOTHING,
     "tool_choice": (*NOTHING, "none", "auto"),
     "functions": NOTHING,

@@ -52,6 +52,7 @@ class TextModel:
         slo: what requests are promised that bring no promise.
         batch: requests of one step, at most.
         device: where the service has it; own: its engine, where it is not the service's.
+        temperature: of requests that say none.
     """
 
     name: str
@@ -62,6 +63,7 @@ class TextModel:
     batch: int = BATCH
     device: str = ""
     own: Own | None = None
+    temperature: float = 1.0
     kind: Literal["text"] = "text"
 
     def encode(self, text: str, special: bool = True) -> list[int]:

@@ -36,6 +36,7 @@ DEFAULT_TOKENS = 16
 """Of completions that do not say how many; chats go on to the end of the context."""
 COLDEST = 1e-5
 """A lower temperature means the likeliest token, as in vLLM."""
+AS_THEY_ARE = ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def _submit(
     """Hand the choices to the engine."""
     echo = isinstance(body, CompletionBody) and body.echo
     options: dict[str, Any] = {
-        **_sampling(body),
+        **_sampling(body, model),
         "max_tokens": max(most, 1),
         "logprobs": body.told,
         "prompt_logprobs": body.told if echo else None,
@@ -156,18 +157,19 @@ def _submit(
             reply.choices.append(choice)
 
 
-def _sampling(body: TextBody) -> dict[str, Any]:
-    """How tokens are chosen, as backends are told it."""
-    temperature = 1.0 if body.temperature is None else body.temperature
+def _sampling(body: TextBody, model: TextModel) -> dict[str, Any]:
+    """How tokens are chosen, as backends are told it; what the client leaves open is not among it."""
+    temperature = model.temperature if body.temperature is None else body.temperature
     found: dict[str, Any] = {
         "temperature": temperature if temperature >= COLDEST else 0.0,
         "stop_token_ids": body.stop_token_ids or (),
         "ignore_eos": body.ignore_eos,
     }
-    if body.top_p is not None:
-        found["top_p"] = body.top_p
+    found |= {name: value for name in AS_THEY_ARE if (value := getattr(body, name)) is not None}
     if body.top_k is not None:
         found["top_k"] = max(body.top_k, 0)
+    if body.logit_bias:
+        found["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     return found
 
 

@@ -187,7 +187,7 @@ def test_parts_of_a_message_are_one_text():
         ({"logprobs": None, "frequency_penalty": 0, "logit_bias": {}, "tools": [], "best_of": 1}, None),
         ({"response_format": {"type": "text"}, "repetition_penalty": 1.0, "echo": False}, None),
         ({"anything": 5}, None),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"length_penalty": 0.5}, "length_penalty"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ],

@@ -91,6 +91,35 @@ def trimmed():
     return {name: value for name, value in ASK.items() if name != "ignore_eos"}
 
 
+SAMPLED = {"temperature": 0.9, "top_p": 0.8, "seed": 4, "presence_penalty": 0.5, "frequency_penalty": -0.3}
+OF_VLLM = {"top_k": 20, "min_p": 0.02, "repetition_penalty": 1.3, "ignore_eos": True}
+
+
+def test_what_clients_want_of_tokens_is_what_the_service_gives(stock_client, running):
+    whole = stock_client.completions.create(
+        model="tiny", prompt="Once", max_tokens=12, logit_bias={"70": 5.5}, extra_body=OF_VLLM, **SAMPLED
+    )
+    done = running[1]("Once", max_tokens=12, logit_bias={70: 5.5}, **SAMPLED, **OF_VLLM)
+    assert whole.choices[0].text == done.text and len(done.token_ids) == 12
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", "much"),
+        ("repetition_penalty", 0),
+        ("min_p", -0.1),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"5": 101}),
+        ("logit_bias", {"100000": 1}),
+    ],
+)
+def test_wrong_wishes_are_named(client, field, value):
+    answer = client.post("/v1/completions", json={**ASK, field: value})
+    assert answer.status_code == 400 and field in answer.json()["error"]["message"]
+
+
 def test_chats_by_the_openai_client(stock_client, running):
     messages = [{"role": "user", "content": "hello"}]
     options = {"model": "tiny", "messages": messages, "max_tokens": 8, "temperature": 0}
