@@ -137,6 +137,7 @@ class Player:
         """The next in order begins when there is a place."""
         assert self._places is not None
         asks = iter(self._plan.asks)
+        await asyncio.sleep(max(0.0, -self._now()))
         while self._fault is None:
             await self._places.acquire()
             ask = await self._next(asks)
