@@ -34,7 +34,20 @@ MAY = {
         "opentelemetry",
         "PIL",
     },
-    "bench": {"bench", "workload", "engine", "errors", "numpy", "httptools", "matplotlib"},
+    "bench": {
+        "bench",
+        "config",
+        "workload",
+        "engine",
+        "errors",
+        "numpy",
+        "pydantic",
+        "yaml",
+        "httptools",
+        "jsonschema",
+        "tokenizers",
+        "matplotlib",
+    },
 }
 """All that the rooms at the bottom may import."""
 USERS = {

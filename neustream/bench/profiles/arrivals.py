@@ -1,0 +1,86 @@
+"""When requests come, by the laws of the tools that the profiles are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from neustream.bench.profiles.lengths import Floats
+
+Law = Literal["closed", "at once", "even", "poisson", "rescaled", "rescaled by second"]
+LAWS: Mapping[Law, str] = {
+    "closed": "as places become free",
+    "at once": "all at the beginning",
+    "even": "equal gaps",
+    "poisson": "Poisson",
+    "rescaled": "random gaps, rescaled to fill the time",
+    "rescaled by second": "a Poisson number a second, random gaps within",
+}
+"""Each law, and what it is called in a plan."""
+
+
+def arrivals(law: Law, number: int, rate: float, cv: float, seed: int) -> Floats | None:
+    """Instants of `number` requests from the start of their load, in seconds, shape (number,).
+
+    cv: of the gaps of the laws `poisson` and `rescaled`, 1 for exponential ones. None: there is no
+    schedule.
+    """
+    if law == "closed":
+        return None
+    return _DRAWN[law](np.random.default_rng(seed), number, rate, cv)
+
+
+def arrivals_until(law: Law, duration_s: float, rate: float, cv: float, seed: int) -> Floats:
+    """The arrivals of a law that has a rate, as long as they come before `duration_s`."""
+    number = int(rate * duration_s * 1.2) + 50
+    while True:
+        found = arrivals(law, number, rate, cv, seed)
+        assert found is not None
+        if law != "poisson" or found[-1] >= duration_s:
+            return found[found < duration_s]
+        number *= 2
+
+
+def _at_once(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
+    return np.zeros(number)
+
+
+def _even(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
+    return np.arange(number) / rate
+
+
+def _poisson(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
+    return np.cumsum(_gaps(rng, number, cv)) / rate
+
+
+def _rescaled(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
+    """The last request comes at `number / rate`."""
+    after = np.cumsum(_gaps(rng, number, cv))
+    return after * (number / rate / after[-1]) if number else after
+
+
+def _by_second(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
+    """The last of each second comes at its end."""
+    found, second = [np.zeros(0)], 0
+    while sum(map(len, found)) < number:
+        count = int(rng.poisson(rate))
+        if count:
+            found.append(second + _rescaled(rng, count, count, 1.0))
+        second += 1
+    return np.concatenate(found)[:number]
+
+
+def _gaps(rng: np.random.Generator, number: int, cv: float) -> Floats:
+    """Gaps of mean 1."""
+    return rng.gamma(1 / cv**2, cv**2, number) if cv else np.ones(number)
+
+
+_DRAWN: Mapping[Law, Callable[[np.random.Generator, int, float, float], Floats]] = {
+    "at once": _at_once,
+    "even": _even,
+    "poisson": _poisson,
+    "rescaled": _rescaled,
+    "rescaled by second": _by_second,
+}

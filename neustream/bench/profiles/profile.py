@@ -1,0 +1,186 @@
+"""A profile that was read: who is asked what, in which loads, and what of it is not done."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from neustream.bench.plan import Plan, Target
+from neustream.bench.profiles.arrivals import LAWS, Law, arrivals, arrivals_until
+from neustream.bench.profiles.sources import Asked, Source
+from neustream.workload.asks import NO_LIMITS, Limits
+from neustream.workload.texts import Texts
+
+Dialect = Literal["inference-perf", "guidellm", "vllm-benchmark", "nop"]
+FASTEST_S = 0.01
+MOST = 200_000
+LARGEST = 2_000_000
+"""Requests of a closed loop that only its duration ends: for so many seconds each, at most `MOST`;
+a load with more than `LARGEST` is refused."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """One stage.
+
+    Attributes:
+        law: how requests come; `cv` of the gaps between them.
+        requests: how many; None: as many as come in `duration_s`.
+        rate: requests a second; None: there is none.
+        concurrency: the most under way at once; None: no bound.
+        duration_s: after which no more are sent; None: no bound.
+    """
+
+    law: Law
+    requests: int | None = None
+    rate: float | None = None
+    concurrency: int | None = None
+    duration_s: float | None = None
+    cv: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Short, for tables."""
+        if self.rate is not None:
+            return f"rate {self.rate:g}"
+        return f"concurrency {self.concurrency}" if self.concurrency else "all at once"
+
+    def __str__(self) -> str:
+        parts = [] if self.rate is None else [f"{self.rate:g} requests/s"]
+        if self.concurrency is not None:
+            parts.append(f"at most {self.concurrency} at once")
+        if self.requests is not None:
+            parts.append(f"{self.requests} requests")
+        if self.duration_s is not None:
+            parts.append(f"{self.duration_s:g} s")
+        return ", ".join([*parts, LAWS[self.law]])
+
+    @property
+    def expected(self) -> float:
+        """How many requests there will be, about; of a closed loop with a duration, at most."""
+        if self.requests is not None:
+            return self.requests
+        return (self.rate or 0.0) * (self.duration_s or 0.0)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it takes as far as that is known beforehand."""
+        if self.duration_s is not None:
+            return self.duration_s
+        return self.requests / self.rate if self.rate and self.requests is not None else None
+
+    def plan(self, number: int, source: Source, seed: int, texts: Texts, limits: Limits) -> Plan:
+        """What is played: the requests of this load, stage `number` (from 0)."""
+        when = self._arrivals(seed + number)
+        requests = self._requests() if when is None else len(when)
+        streams = self.concurrency or 0
+        asked = Asked(number, seed, requests, when, texts, limits, min(streams, requests))
+        asks = source.asks(asked)
+        return Plan(
+            asks=asks if self.open_ended else list(asks),
+            name=self.name,
+            rate=self.rate,
+            concurrency=self.concurrency,
+            duration_s=self.duration_s,
+            arrivals=LAWS[self.law],
+            seed=seed,
+            meta={"scenario": source.scenario, "stage": number},
+        )
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether only its duration ends it."""
+        return self.requests is None and self.law == "closed"
+
+    def _requests(self) -> int:
+        if self.requests is not None:
+            return self.requests
+        places = self.concurrency or 1
+        return min(MOST, math.ceil(places * (self.duration_s or 0.0) / FASTEST_S))
+
+    def _arrivals(self, seed: int) -> Any:
+        rate = self.rate or 1.0
+        if self.requests is None and self.law not in ("closed", "at once"):
+            assert self.duration_s is not None
+            return arrivals_until(self.law, self.duration_s, rate, self.cv, seed)
+        found = arrivals(self.law, self._requests(), rate, self.cv, seed)
+        if found is not None and self.law in ("even", "poisson") and self.duration_s is not None:
+            return found[found < self.duration_s]
+        return found
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Loads whose rates are found by loads before them.
+
+    Attributes:
+        kind: "saturation" is inference-perf's: one burst, and the rate at which its requests end;
+            "between" is guidellm's: one request at a time, then many, and rates between the two.
+        probes: the loads that are played first.
+        count: of the loads that follow; `spacing` of their rates.
+        percentile: of the rates at which requests ended, of `saturation`.
+        load: what the following ones are like but for their rate.
+    """
+
+    kind: Literal["saturation", "between"]
+    probes: tuple[Load, ...]
+    count: int
+    load: Load
+    spacing: Literal["linear", "geometric"] = "linear"
+    percentile: float = 95.0
+
+    def __str__(self) -> str:
+        shown = dataclasses.replace(self.load, rate=None)
+        if self.kind == "saturation":
+            return f"{self.count} loads up to the rate of a burst's end ({self.spacing}): {shown}"
+        return f"{self.count} loads at rates between those two: {shown}"
+
+
+@dataclass(frozen=True)
+class Left:
+    """A key that changes nothing, and why."""
+
+    key: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a profile asks for.
+
+    Attributes:
+        loads: one after another, `pause_s` seconds between them; empty of a sweep, and of nop.
+        warmups: requests that go before all, of which nothing is kept.
+        tokenizer: as the profile names it, "" if it does not.
+        limits: what each request is promised; `constraints`: further ones, by inference-perf's
+            names, in seconds.
+        left: what is read and not used; notes: what is done otherwise than its tool does it.
+        lacks: what must be known before it is run.
+        values: as it was read, with what was put in place of tokens and overridden.
+    """
+
+    path: Path
+    dialect: Dialect
+    target: Target
+    source: Source | None = None
+    loads: tuple[Load, ...] = ()
+    sweep: Sweep | None = None
+    pause_s: float = 0.0
+    warmups: int = 0
+    seed: int = 0
+    tokenizer: str = ""
+    limits: Limits = NO_LIMITS
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    left: Sequence[Left] = ()
+    notes: Sequence[str] = ()
+    lacks: Sequence[str] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def played_first(self) -> tuple[Load, ...]:
+        """The loads that are known beforehand."""
+        return self.loads if self.sweep is None else self.sweep.probes
