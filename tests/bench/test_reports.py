@@ -1,0 +1,485 @@
+"""Reports, lifecycle files and conversions of runs, held against schemas and worked examples."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as some
+
+from neustream.bench import Record, Run
+from neustream.bench.reports.building import About, reports
+from neustream.bench.reports.checking import problems, read_content, read_report, remarks
+from neustream.bench.reports.converting import FORMATS, converted, read_results
+from neustream.bench.reports.figures import statistics
+from neustream.bench.reports.folder import METADATA, json_text, report_file, write_reports
+from neustream.bench.reports.lifecycle import per_request, stage_summary, summarized, summary
+from neustream.bench.reports.observability import Report
+from neustream.bench.reports.stack import read_stack
+from neustream.errors import ConfigError
+from neustream.workload.asks import Limits
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(os.environ.get("NEUSTREAM_LLMD") or ROOT.parent / "shared/reference/llmd")
+SCHEMA = FOLDER / "br_v0_2_1_json_schema.json"
+theirs = pytest.mark.skipif(not SCHEMA.is_file(), reason="NEUSTREAM_LLMD names no folder with llm-d's schema")
+START = 1.7e9
+SCENARIO = {"source": "random", "input_seq_len": {"distribution": "fixed", "value": 9}}
+
+
+def record(at, **more):
+    """Due at `at`, sent 10 ms late; four tokens, the first after 0.1 s, then each 20 ms."""
+    told = {
+        "scheduled_s": float(at),
+        "sent_s": at + 0.01,
+        "token_times_s": [at + 0.1 + 0.02 * k for k in range(4)],
+        "end_s": at + 0.2,
+        "input_tokens": 10,
+        "output_tokens": 4,
+        "counted_by": "usage",
+        "sent_bytes": 300,
+        "limits": Limits(ttft_s=0.15, e2e_s=1.0),
+    }
+    return Record(str(at), **{**told, **more})
+
+
+def a_run(*records, **more):
+    found = list(records) or [
+        record(0),
+        record(1, token_times_s=[1.5, 1.6], output_tokens=2, end_s=1.6),
+        record(2, outcome="status", status=429, token_times_s=[], output_tokens=None, error="queue full"),
+        record(3, outcome="interrupted", token_times_s=[], output_tokens=None, end_s=4.0),
+    ]
+    plan = {"rate": 2.0, "concurrency": 8, "seed": 1, "meta": {}}
+    told = {"plan": plan, "target": {"model": "m", "url": "http://x:1"}, "started": START, "duration_s": 4.0}
+    return Run("rate 2", found, **{**told, **more})
+
+
+def one(run=None, **about):
+    (found,) = reports([run or a_run()], About(**about))
+    return found.content()
+
+
+# -- what a report says --------------------------------------------------------------------------------
+
+
+def test_a_report_of_a_worked_example():
+    content = one()
+    assert problems(content) == [] and remarks(content) == []
+    performance = content["results"]["request_performance"]["aggregate"]
+    requests, latency, rates = (performance[key] for key in ("requests", "latency", "throughput"))
+    assert (requests["total"], requests["failures"], requests["incomplete"]) == (4, 1, 1)
+    assert requests["input_length"]["mean"] == 10 and requests["output_length"]["mean"] == 3
+    assert (
+        requests["request_size"] == pytest.approx(requests["request_size"])
+        and requests["request_size"]["units"] == "bytes"
+    )
+    assert latency["time_to_first_token"]["mean"] == pytest.approx((0.1 + 0.5) / 2)
+    assert latency["request_latency"]["mean"] == pytest.approx((0.2 + 0.6) / 2)
+    assert latency["time_per_output_token"]["mean"] == pytest.approx((0.02 + 0.1) / 2)
+    assert latency["normalized_time_per_output_token"]["mean"] == pytest.approx((0.2 / 4 + 0.6 / 2) / 2)
+    assert latency["inter_token_latency"]["mean"] == pytest.approx((3 * 0.02 + 0.1) / 4)
+    assert {key: value["units"] for key, value in latency.items()} == {
+        "time_to_first_token": "s",
+        "request_latency": "s",
+        "time_per_output_token": "s/token",
+        "normalized_time_per_output_token": "s/token",
+        "inter_token_latency": "s/token",
+    }
+    assert {key: value["mean"] for key, value in rates.items()} == {
+        "input_token_rate": 5.0,
+        "output_token_rate": 1.5,
+        "total_token_rate": 6.5,
+        "request_rate": 0.5,
+    }
+    assert content["run"]["time"]["duration"] == "PT4.000000S"
+    assert content["run"]["time"]["start"].endswith("Z")
+
+
+def test_latencies_count_from_when_requests_were_due_or_sent():
+    content = one(since="sent")
+    latency = content["results"]["request_performance"]["aggregate"]["latency"]
+    assert latency["time_to_first_token"]["mean"] == pytest.approx((0.09 + 0.49) / 2)
+    assert content["results"]["observability"]["neustream_slo"]["since"] == "sent"
+
+
+def test_the_block_of_promises_counts_all_that_was_offered():
+    observability = one(constraints={"itl": 0.05})["results"]["observability"]
+    block = observability["neustream_slo"]
+    assert observability["drop_rate"]["mean"] == 0.25
+    assert (block["attainment"], block["goodput"], block["late"], block["dropped"]) == (0.25, 0.25, 1, 1)
+    assert block["slo"] == {"ttft_s": 0.15, "e2e_s": 1.0, "itl_s": 0.05}
+    assert block["interval"] == pytest.approx([0.0456, 0.6994], abs=1e-3)
+    assert {name: each["number"] for name, each in block["each"].items()} == {"ttft": 1, "e2e": 2, "itl": 1}
+    assert block["failures"] == {"interrupted": 1, "status_429": 1} and block["offered"] == 4
+    free = one(a_run(record(0, limits=Limits())))["results"]["observability"]["neustream_slo"]
+    assert "attainment" not in free and free["done"] == 1
+
+
+def test_limits_that_differ_are_told_as_a_spread():
+    run = a_run(record(0), record(1, limits=Limits(ttft_s=0.25), slo_class="b"))
+    block = one(run)["results"]["observability"]["neustream_slo"]
+    assert block["slo"]["ttft_s"]["mean"] == pytest.approx(0.2) and block["slo"]["e2e_s"]["max"] == 1.0
+    assert set(block["classes"]) == {"", "b"}
+
+
+def test_figures_over_time_are_by_the_second_in_which_requests_ended():
+    run = a_run(*[record(at) for at in (0, 0.2, 2)])
+    series = one(run)["results"]["request_performance"]["time_series"]
+    rates = series["throughput"]["output_token_rate"]["series"]
+    assert [point["value"] for point in rates] == [8.0, 0.0, 4.0]
+    assert len(series["latency"]["time_to_first_token"]["series"]) == 2
+
+
+def test_sessions_are_told_where_there_are_some():
+    turns = [record(at, session=f"s{at % 2}") for at in range(4)]
+    turns[3] = replace(turns[3], outcome="blocked", token_times_s=[], output_tokens=None)
+    sessions = one(a_run(*turns))["results"]["session_performance"]["sessions"]
+    assert (sessions["total"], sessions["succeeded"], sessions["failed"]) == (2, 1, 1)
+    assert (sessions["total_events"], sessions["total_events_completed"], sessions["total_events_cancelled"]) == (
+        4,
+        3,
+        1,
+    )
+    assert sessions["session_duration"]["mean"] == pytest.approx(2.2)
+    assert "session_performance" not in one()["results"]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        a_run(record(0, outcome="connect", token_times_s=[], output_tokens=None, input_tokens=None)),
+        a_run(record(0, output_tokens=1, token_times_s=[0.1])),
+        a_run(record(0, output_tokens=None, input_tokens=None, counted_by="")),
+        a_run(duration_s=0.0),
+        Run("", []),
+        Run("x", [Record("0", outcome="blocked")], {"rate": 0.0, "concurrency": None}),
+        a_run(
+            record(0),
+            plan={"meta": {"scenario": {"source": "random", "input_seq_len": {"distribution": "fixed", "value": 9}}}},
+        ),
+    ],
+    ids=["failed", "one token", "no counts", "no time", "nothing", "never sent", "scenario"],
+)
+def test_a_report_of_anything_is_valid_and_json(run):
+    found = Report.model_validate(one(run))
+    json.loads(json_text(found), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.dumps([per_request([run]), stage_summary(run), summary([run])], allow_nan=False)
+
+
+def test_reports_of_an_experiment_belong_together(tmp_path):
+    found = reports([a_run(), a_run()], About(description="d", config={"a": 1}, keywords=["k"]))
+    assert found[0].run.eid == found[1].run.eid and found[0].run.uid != found[1].run.uid
+    assert [each.scenario.load.standardized.stage for each in found] == [0, 1]
+    assert found[0].scenario.load.native.config == {"a": 1} and found[0].run.keywords == ["k"]
+    standardized = found[0].scenario.load.standardized
+    assert (standardized.tool, standardized.rate_qps, standardized.concurrency) == ("neustream", 2.0, 8)
+
+
+def test_a_user_says_who_served(tmp_path):
+    stack = one()["scenario"]["stack"]
+    stack[0]["standardized"]["accelerator"]["model"] = "H100"
+    path = tmp_path / "stack.yaml"
+    path.write_text(yaml.safe_dump({"stack": stack}))
+    assert one(stack=read_stack(path))["scenario"]["stack"][0]["standardized"]["accelerator"]["model"] == "H100"
+    path.write_text("- {metadata: {}}")
+    with pytest.raises(ConfigError, match=r"stack.yaml: 0.metadata.label: Field required"):
+        read_stack(path)
+    assert read_stack(None) == []
+
+
+# -- validation ----------------------------------------------------------------------------------------
+
+WRONG = [
+    (lambda c: c.update(version=0.2), "version 0.2; allowed: the text '0.2.1'"),
+    (lambda c: c.update(version="0.2"), "version '0.2'"),
+    (lambda c: c.pop("results"), "results: Field required"),
+    (lambda c: c["run"].update(submitter="x"), "run.submitter: Extra inputs are not permitted"),
+    (lambda c: c["results"].update(slo={}), "results.slo: Extra inputs"),
+    (lambda c: latency_of(c)["request_latency"].update(units="tokens/s"), "units 'tokens/s'; allowed: ms, s"),
+    (lambda c: latency_of(c)["request_latency"].pop("mean"), "request_latency.mean: Field required"),
+    (lambda c: latency_of(c)["request_latency"].update(mean=math.nan), "finite number"),
+    (lambda c: c["scenario"]["load"]["standardized"].update(concurrency=4.5), "expected a whole number, or .inf"),
+    (lambda c: c["scenario"]["load"]["standardized"].update(rate_qps=0), "rate_qps: Input should be greater than 0"),
+    (lambda c: c["scenario"]["load"]["standardized"].pop("input_seq_len"), "input_seq_len: Field required"),
+    (lambda c: c["scenario"]["stack"][0]["standardized"].update(role="denoise"), "role"),
+]
+
+
+def latency_of(content):
+    return content["results"]["request_performance"]["aggregate"]["latency"]
+
+
+@pytest.mark.parametrize(("change", "says"), WRONG, ids=[says for _, says in WRONG])
+def test_what_is_wrong_with_a_report_is_told(change, says):
+    content = one()
+    change(content)
+    found = problems(content)
+    assert any(says in text for text in found) and all("\n" not in text for text in found)
+
+
+def test_what_readers_drop_is_told():
+    content = one()
+    latency_of(content)["request_latency"]["p97"] = 1.0
+    content["scenario"]["load"]["standardized"]["concurrency"] = math.inf
+    assert problems(content) == []
+    assert remarks(content) == ["results.request_performance.aggregate.latency.request_latency.p97: readers drop it"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: [", "{\x00", "!!python/object:os.system {}", "[" * 5000])
+def test_a_file_that_is_no_report_is_told_in_a_line(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_report(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@theirs
+def test_our_sections_are_those_of_their_schema():
+    def shapes(schema, root, path, found):
+        """Place -> keys, needed keys and openness of the sections there; values of an enumeration."""
+        if "$ref" in schema:
+            return shapes(root["$defs"][schema["$ref"].rpartition("/")[2]], root, path, found)
+        for branch in schema.get("anyOf", schema.get("oneOf", ())):
+            shapes(branch, root, path, found)
+        if schema.get("type") == "object" and "properties" in schema:
+            is_open = schema.get("additionalProperties", True)
+            shape = (frozenset(schema["properties"]), frozenset(schema.get("required", ())), is_open)
+            found.setdefault(path, set()).add(shape)
+            for key, inner in schema["properties"].items():
+                shapes(inner, root, f"{path}.{key}", found)
+        elif schema.get("type") == "array":
+            shapes(schema.get("items", {}), root, f"{path}[]", found)
+        elif "enum" in schema:
+            found.setdefault(path, set()).add(frozenset(schema["enum"]))
+        return found
+
+    schema, ours = json.loads(SCHEMA.read_text()), Report.model_json_schema()
+    assert shapes(ours, ours, "", {}) == shapes(schema, schema, "", {})
+
+
+@theirs
+def test_their_example_is_a_report_for_us():
+    pytest.importorskip("jsonschema", reason="needs the extra 'bench'")
+    content = read_content(FOLDER / "br_v0_2_1_example.yaml")
+    assert problems(content, read_content(SCHEMA)) == []
+    assert problems(read_report(FOLDER / "br_v0_2_1_example.yaml").content(), read_content(SCHEMA)) == []
+
+
+@theirs
+def test_our_reports_are_valid_by_their_schema():
+    pytest.importorskip("jsonschema", reason="needs the extra 'bench'")
+    turns = a_run(*[record(at, session="s") for at in range(3)])
+    for run in (a_run(), turns, Run("", [])):
+        assert problems(one(run), read_content(SCHEMA)) == []
+    content = one()
+    content["results"]["goodput"] = 1
+    assert len(problems(content, read_content(SCHEMA))) == 2  # by both
+
+
+def test_a_schema_that_is_none_is_an_error():
+    pytest.importorskip("jsonschema", reason="needs the extra 'bench'")
+    for schema in ({"type": 5}, {"$ref": "nowhere#/x"}):
+        with pytest.raises(ConfigError, match="the schema"):
+            problems(one(), schema)
+    assert problems(one(), {"required": ["more"]}) == ["$: 'more' is a required property"]
+
+
+# -- files ---------------------------------------------------------------------------------------------
+
+
+def keep(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_the_files_of_an_experiment(tmp_path):
+    paths = write_reports(tmp_path, [a_run(), a_run()], About(), keep, harness_rc=0)
+    assert [path.name for path in paths[:2]] == [
+        "benchmark_report_v0.2,_stage_0_lifecycle_metrics.json.yaml",
+        "benchmark_report_v0.2,_stage_1_lifecycle_metrics.json.yaml",
+    ]
+    assert all(path.is_file() for path in paths)
+    metadata = yaml.safe_load((tmp_path / METADATA).read_text())
+    assert (metadata["model"], metadata["harness_delta"], metadata["harness_rc"]) == ("m", "PT4.000S", 0)
+    assert read_report(tmp_path / report_file(1)).scenario.load.standardized.stage == 1
+
+
+def test_requests_in_the_names_of_inference_perf():
+    found = per_request([a_run(), a_run()])
+    assert len(found) == 8 and [each["stage"] for each in found] == [0] * 4 + [1] * 4
+    first = found[0]
+    assert (first["scheduled_time"], first["start_time"], first["end_time"]) == (START, START + 0.01, START + 0.2)
+    assert first["info"] == {
+        "input_tokens": 10,
+        "output_tokens": 4,
+        "output_token_times": pytest.approx([START + 0.1 + 0.02 * k for k in range(4)]),
+    }
+    assert (first["error"], first["met"], found[1]["met"]) == (None, True, False)
+    assert found[2]["error"] == {"error_type": "status", "error_msg": "queue full"}
+
+
+def test_a_stage_in_the_names_of_inference_perf():
+    found = stage_summary(a_run())
+    assert found["benchmark_time_seconds"] == 4.0
+    assert (found["successes"]["count"], found["failures"]["count"]) == (2, 2)
+    assert found["load_summary"]["requested_rate"] == 2.0 and found["load_summary"]["concurrency"] == 8
+    assert found["load_summary"]["schedule_delay"]["median"] == pytest.approx(0.01)
+    assert found["successes"]["throughput"]["output_tokens_per_sec"] == 1.5
+    assert found["successes"]["latency"]["time_to_first_token"]["mean"] == pytest.approx(0.3)
+    assert found["failures"]["by_label"]["status"] == {"count": 1, "messages": ["queue full"]}
+    assert summary([a_run(), a_run(started=START + 6)])["benchmark_time_seconds"] == 10.0
+
+
+@given(some.lists(some.floats(0, 1e6), min_size=1, max_size=30))
+def test_statistics_are_ordered(values):
+    found = statistics(values, "s")
+    ranks = ("min", "p0p1", "p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99", "p99p9", "max")
+    told = [getattr(found, rank) for rank in ranks]
+    assert all(a <= b or a == pytest.approx(b) for a, b in itertools.pairwise(told))
+    assert summarized(values)["median"] == found.p50
+    assert statistics([None, math.nan, math.inf], "s") is None is summarized([None])
+
+
+# -- conversions ---------------------------------------------------------------------------------------
+
+
+def files(found, to, folder, since="scheduled"):
+    """Results converted, as files of a folder of its own; the first of them."""
+    folder.mkdir(exist_ok=True)
+    texts = converted(found, to, About(since=since))
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return folder if to == "runs" else folder / next(iter(texts))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    files(type("Found", (), {"report": None, "runs": [a_run()]})(), "runs", tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_runs_become_anything_and_what_has_requests_comes_back(tmp_path, runs, to):
+    path = files(read_results(runs), to, tmp_path / to, since="sent")
+    back = read_results(path)
+    if to == "report":
+        assert back.report is not None
+        return
+    (run,) = back.runs
+    good, origin = [each for each in run.records if each.done], a_run()
+    assert [len(each.token_times_s) for each in good] == [4, 2]
+    assert [each.input_tokens for each in good] == [10, 10] and [each.output_tokens for each in good] == [4, 2]
+    for ours, before in zip(good, origin.records, strict=False):
+        assert ours.ttft_s("sent") == pytest.approx(before.ttft_s("sent"), abs=1e-5)
+        assert ours.tpot_s == pytest.approx(before.tpot_s, abs=1e-5)
+        assert ours.itls_s == pytest.approx(before.itls_s, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", [["vllm"], ["lifecycle"], ["report"], ["report", "vllm"], ["report", "lifecycle"]])
+def test_what_was_made_of_requests_stays_the_same_on_the_way_to_a_report(tmp_path, runs, way):
+    expected = one(since="sent")["results"]["request_performance"]["aggregate"]
+    path = runs
+    for number, to in enumerate(way):
+        path = files(read_results(path), to, tmp_path / f"{number}{to}", since="sent")
+    content = read_content(files(read_results(path), "report", tmp_path / "last", since="sent"))
+    assert problems(content) == []
+    found = content["results"]["request_performance"]["aggregate"]
+    for key in ("time_to_first_token", "time_per_output_token", "inter_token_latency"):
+        for figure in ("mean", "p50", "p99"):
+            assert found["latency"][key][figure] == pytest.approx(expected["latency"][key][figure], abs=1e-5), key
+    assert found["throughput"]["output_token_rate"]["mean"] == pytest.approx(1.5)
+    assert found["requests"]["total"] == 4
+
+
+def test_a_result_of_vllm_without_details_becomes_a_report(tmp_path):
+    told = {
+        "duration": 10.0,
+        "completed": 20,
+        "failed": 5,
+        "total_input_tokens": 400,
+        "total_output_tokens": 200,
+        "request_throughput": 2.0,
+        "request_rate": "inf",
+        "max_concurrency": 4,
+        "model_id": "m",
+        "mean_ttft_ms": 50.0,
+        "median_ttft_ms": 45.0,
+        "p99_ttft_ms": 99.0,
+        "mean_e2el_ms": None,
+    }
+    (tmp_path / "v.json").write_text(json.dumps(told))
+    found = read_results(tmp_path / "v.json")
+    performance = found.report.results.request_performance.aggregate
+    assert (performance.requests.total, performance.requests.failures) == (25, 5)
+    ttft = performance.latency.time_to_first_token
+    assert (ttft.mean, ttft.p50, ttft.p99, ttft.units) == (0.05, 0.045, 0.099, "s")
+    assert performance.latency.request_latency is None
+    assert performance.throughput.total_token_rate.mean == 60
+    back = json.loads(converted(found, "vllm", About())["vllm-bench.json"])
+    assert (back["completed"], back["mean_ttft_ms"], back["total_output_tokens"]) == (20, 50.0, 200)
+    with pytest.raises(ConfigError, match="runs need a record of each request"):
+        converted(found, "runs", About())
+
+
+def test_requests_of_inference_perf_itself_are_read(tmp_path):
+    rows = [
+        {
+            "start_time": 1000.5 + at,
+            "end_time": 1001.0 + at,
+            "request": "{}",
+            "info": {
+                "request_metrics": {"text": {"input_tokens": 7}},
+                "response_metrics": {"output_tokens": 3, "output_token_times": [1000.7 + at, 1000.8 + at, 1000.9 + at]},
+            },
+            "error": None,
+        }
+        for at in (1, 0)
+    ]
+    rows.append({**rows[0], "info": None, "error": {"error_type": "Timeout", "error_msg": "5 s"}})
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    (run,) = read_results(tmp_path / "p.json").runs
+    assert [each.outcome for each in run.records] == ["done", "done", "failed"]
+    first = run.records[0]
+    assert (first.sent_s, first.input_tokens, first.output_tokens) == (0.0, 7, 3)
+    assert first.ttft_s() == pytest.approx(0.2) and run.started == 0.0
+    assert run.records[2].error == "Timeout: 5 s"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{}", "in no format that is known"),
+        ("[]", "no requests"),
+        ('[{"start_time": 1}]', "in no format that is known"),
+        ('[{"start_time": "x", "end_time": 1, "info": {}}]', "start_time: expected a number, got 'x'"),
+        ('{"completed": 1, "duration": NaN, "request_throughput": 1}', "duration: expected a number, got nan"),
+        ('{"load_summary": 1, "successes": {}, "failures": {}}', "are sections"),
+        ('{"run": {}, "results": {}}', "run.uid: Field required"),
+        ("{", "JSON"),
+    ],
+)
+def test_results_that_cannot_be_read_are_told_in_a_line(tmp_path, content, says):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_results(tmp_path / "x.json")
+    text = str(error.value)
+    assert says in text and str(tmp_path) in text and "\n" not in text
+
+
+def test_a_report_without_requests_says_what_lacks(tmp_path):
+    content = copy.deepcopy(one())
+    del content["results"]["request_performance"]
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    for to in ("vllm", "lifecycle"):
+        with pytest.raises(ConfigError, match=r"results.request_performance.aggregate.requests is not in there"):
+            converted(read_results(tmp_path / "r.json"), to, About())
