@@ -66,8 +66,7 @@ def serving(config: Mapping[str, Any]) -> Iterator[Served]:
         path = Path(folder) / "server.yaml"
         path.write_text(yaml.safe_dump({"http": {"port": 0}, **config}))
         command = [sys.executable, "-c", "from neustream.cli import main; main()", "serve", str(path)]
-        environment = {"MALLOC_ARENA_MAX": "2", **os.environ}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
             port = int(re.findall(r":(\d+)$", process.stdout.readline().strip())[0])

@@ -10,8 +10,7 @@ hostile (no JSON, NaN, wrong types, half a body, huge heads, deep nesting, raw b
 What must hold, or it ends with status 1: every request is answered once or its stream is cut; no hostile
 one gets a status of 500 or more; the server counts as many answers as were asked for; memory grows by
 less than 2 percent from the first to the last tenth, once `--warm-s` seconds of the same load have passed;
-no task, descriptor, connection, open request or KV slot is left. The server has `MALLOC_ARENA_MAX=2`, as the
-files in `deploy/` give it: with an arena of memory for each thread, pages that are free stay with it.
+no task, descriptor, connection, open request or KV slot is left.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ CONFIG = {
 AT_ONCE = 24
 """Requests under way while capacity is measured."""
 GROWTH = 0.02
-PATIENCE_S = 600.0
-"""After so long a request is lost. Who was promised nothing may wait for long behind those who were."""
+PATIENCE_S = 120.0
+"""After so long a request is lost: nobody may wait for longer than `limits.patience_s`, and its service."""
 IDLE_S = 60.0
 """The longest that the server may take to be idle again."""
 OURS = ("/v1/completions", "/v1/images/generations")

@@ -7,44 +7,86 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from neustream.config.messages import explain
-from neustream.config.yaml_file import read_document
+from neustream.commands.options import SetOption
+from neustream.commands.serve_config import Source, keys_of, settings_of
 from neustream.errors import BackendError, ConfigError
-from neustream.server.config import HttpConfig, ModelConfig, ServerConfig
+
+PREFIX = "NEUSTREAM_"
+"""Every option is read from the environment too."""
+
+
+def _option(name: str, text: str, **more: Any) -> Any:
+    """An option, and the variable of the environment that stands for it."""
+    variable = PREFIX + name.strip("-").replace("-", "_").upper()
+    names = [each for each in (name, more.pop("short", None)) if each is not None]
+    return typer.Option(*names, help=text, envvar=variable, show_envvar=False, **more)
+
+
+SECONDS: dict[str, Any] = {"metavar": "S"}
+MS: dict[str, Any] = {"metavar": "MS"}
 
 
 def command(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The server's YAML file.")] = None,
-    model: Annotated[Path | None, typer.Option(help="In its place: the folder of one model.")] = None,
+    model: Annotated[Path | None, _option("--model", "In its place: the folder of one model.")] = None,
+    tokenizer: Annotated[str | None, _option("--tokenizer", "Of --model: another folder, or bytes.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="In its place: a tiny random text model, and images.")] = False,
-    host: Annotated[str | None, typer.Option(help="Where to listen; default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one.")] = None,
-    policy: Annotated[str | None, typer.Option("--policy", "-p", help="Who runs next.")] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="A file of keys, one a line; one has to come along.")
-    ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")] = False,
+    host: Annotated[str | None, _option("--host", "Where to listen; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, _option("--port", "0: any free one.", min=0, max=65535)] = None,
+    uds: Annotated[Path | None, _option("--uds", "In their place: a socket of this machine.")] = None,
+    policy: Annotated[str | None, _option("--policy", "Who runs next.", short="-p")] = None,
+    slo_ttft_ms: Annotated[float | None, _option("--slo-ttft-ms", "Promised where nothing is said.", **MS)] = None,
+    slo_tpot_ms: Annotated[float | None, _option("--slo-tpot-ms", "The same.", **MS)] = None,
+    slo_e2e_ms: Annotated[float | None, _option("--slo-e2e-ms", "The same.", **MS)] = None,
+    api_key: Annotated[list[str] | None, _option("--api-key", "One has to come along; several are possible.")] = None,
+    api_key_file: Annotated[Path | None, _option("--api-key-file", "A file of them, one a line.")] = None,
+    open_metrics: Annotated[bool | None, _option("--open-metrics", "/metrics needs no key.")] = None,
+    insecure: Annotated[bool, _option("--insecure", "Listen beyond this machine without a key.")] = False,
+    allowed_host: Annotated[list[str] | None, _option("--allowed-host", "A name that may be asked for.")] = None,
+    cors_origin: Annotated[list[str] | None, _option("--cors-origin", "Its pages may ask.")] = None,
+    allow_new_sizes: Annotated[bool | None, _option("--allow-new-sizes", "Images of any size.")] = None,
+    max_wait: Annotated[float | None, _option("--max-wait", "Who would wait longer is refused.", **SECONDS)] = None,
+    head_after: Annotated[float | None, _option("--head-after", "Streams begin by then.", **SECONDS)] = None,
+    sse_keepalive: Annotated[float | None, _option("--sse-keepalive", "Comments in streams.", **SECONDS)] = None,
+    pre_drain: Annotated[float | None, _option("--pre-drain", "Take new work so long.", **SECONDS)] = None,
+    shutdown_timeout: Annotated[float | None, _option("--shutdown-timeout", "Then cancel.", **SECONDS)] = None,
+    access_log: Annotated[str | None, _option("--access-log", "json: a line for each request.")] = None,
+    set_: SetOption = None,
     check: Annotated[bool, typer.Option("--check", help="Only say whether it could run.")] = False,
 ) -> None:
-    """Serve models over HTTP: OpenAI's routes, with promises."""
+    """Serve models over HTTP: OpenAI's routes, with promises.
+
+    Options that are not given are read from NEUSTREAM_HOST, NEUSTREAM_API_KEY and so on.
+    """
     try:
-        from neustream.server.lifecycle import check_tracing, leave, run
+        from neustream.server.lifecycle import check_tracing, leave, run, spare_memory
     except ImportError as error:
         raise BackendError(f"{error.name} is not here: pip install 'neustream[serve]'") from None
-    settings = _config(config, model, demo)
-    http = {"host": host, "port": port, "api_key_file": api_key_file}
-    given = {name: value for name, value in http.items() if value is not None}
-    merged = HttpConfig.model_validate({**settings.http.model_dump(), **given})
-    update: dict[str, Any] = {"http": merged}
-    if policy is not None:
-        update["policy"] = policy
-    settings = settings.model_copy(update=update)
-    keys = _keys(merged.api_key_file)
-    local = merged.host in ("127.0.0.1", "localhost", "::1")
-    if not local and not keys and not insecure:
-        raise ConfigError(f"host {merged.host!r} is not only this machine: give --api-key-file, or --insecure")
+    spare_memory()
+    slo = {"ttft_ms": slo_ttft_ms, "tpot_ms": slo_tpot_ms, "e2e_ms": slo_e2e_ms}
+    given = {
+        "policy": policy,
+        "http.host": host,
+        "http.port": port,
+        "http.uds": None if uds is None else str(uds.absolute()),
+        "http.api_key_file": None if api_key_file is None else str(api_key_file.absolute()),
+        "http.open_metrics": open_metrics,
+        "http.allowed_hosts": allowed_host or None,
+        "http.cors_origins": cors_origin or None,
+        "http.head_after_s": head_after,
+        "http.sse_keepalive_s": sse_keepalive,
+        "http.pre_drain_s": pre_drain,
+        "http.shutdown_timeout_s": shutdown_timeout,
+        "limits.max_wait_s": max_wait,
+        "limits.allow_new_sizes": allow_new_sizes,
+        "observe.access_log": access_log,
+    }
+    settings = settings_of(Source(config, model, demo, tokenizer), given, slo, set_ or ())
+    keys = keys_of(settings.http.api_key_file, api_key or ())
+    if not settings.http.local and not keys and not insecure:
+        where = settings.http.host
+        raise ConfigError(f"host {where!r} is not only this machine: give --api-key, --api-key-file, or --insecure")
     if check:
         check_tracing(settings.observe.otel_endpoint)
         return
@@ -55,59 +97,3 @@ def command(
 
 def _say(line: str) -> None:
     typer.echo(line)
-
-
-def _config(path: Path | None, model: Path | None, demo: bool) -> ServerConfig:
-    """What is to be served; ConfigError unless it is said in one way."""
-    if [path is not None, model is not None, demo].count(True) != 1:
-        raise ConfigError("give a CONFIG, --model, or --demo")
-    if demo:
-        return _demo()
-    if model is not None:
-        kind: Any = "image" if (model / "model_index.json").exists() else "text"
-        known = "".join(c if c.isalnum() or c in "._-" else "-" for c in model.resolve().name)
-        name = known.strip("._-") or "model"
-        return ServerConfig(models=[ModelConfig(name=name, kind=kind, path=model)])
-    assert path is not None
-    document = read_document(path)
-    try:
-        found = ServerConfig.model_validate(document.values)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, ServerConfig, document.lines)}") from None
-    return found.model_copy(update={"models": [_beside(path, each) for each in found.models]})
-
-
-def _beside(path: Path, model: ModelConfig) -> ModelConfig:
-    """Paths in a config are relative to its folder."""
-    update: dict[str, Any] = {}
-    if model.path is not None:
-        update["path"] = path.parent / model.path
-    if model.tokenizer not in (None, "bytes"):
-        update["tokenizer"] = str(path.parent / str(model.tokenizer))
-    return model.model_copy(update=update)
-
-
-def _demo() -> ServerConfig:
-    from neustream.backends.demo import IMAGE, TEXT
-
-    text = ModelConfig(
-        name="tiny-text",
-        kind="text",
-        backend=TEXT,
-        tokenizer="bytes",
-        options={"measure_s": 3.0, "slots": 8},
-    )
-    image = ModelConfig(name="tiny-image", kind="image", backend=IMAGE, options={"measure_s": 3.0})
-    return ServerConfig(models=[text, image])
-
-
-def _keys(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        lines = path.read_text("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {path}: {error}") from None
-    if not lines:
-        raise ConfigError(f"--api-key-file {path}: no key in it")
-    return lines

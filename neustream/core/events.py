@@ -158,12 +158,12 @@ def ended(job: Job, now: float) -> Ended:
         job.request.slo,
         planned_steps(job),
         started=job.started_at is not None,
-        attainable=_attainable(job),
+        attainable=attainable(job),
         outputs=job.outputs,
     )
 
 
-def _attainable(job: Job) -> bool:
+def attainable(job: Job) -> bool:
     """Whether it could have kept its promise alone, as far as can be told of one that ended."""
     if job.alone_s > job.slo.total + TICK:
         return False

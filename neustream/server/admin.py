@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from importlib.metadata import version as version_of
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from neustream.core.types import SLO
 from neustream.server.bodies import DetokenizeBody, InferenceBody, TokenizeBody
+from neustream.server.config import PromiseConfig
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
 from neustream.server.models import Model, TextModel
-from neustream.server.wire import while_there
+from neustream.server.wire import unless, while_there
 
 
 async def health(request: Request) -> Response:
@@ -58,33 +62,41 @@ async def openapi(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     """GET /v1/models."""
-    found = [_model(each) for each in request.app.state.gateway.models]
+    state = request.app.state
+    found = [_model(each, state.config.promises) for each in state.gateway.models]
     return JSONResponse({"object": "list", "data": found})
 
 
 async def model(request: Request) -> Response:
     """GET /v1/models/{id}."""
     name = request.path_params["id"]
-    for each in request.app.state.gateway.models:
+    state = request.app.state
+    for each in state.gateway.models:
         if each.name == name:
-            return JSONResponse(_model(each))
+            return JSONResponse(_model(each, state.config.promises))
     raise HTTPError(404, f"no model {name[:100]!r}", "model_not_found", "model")
 
 
-def _model(model: Model) -> dict[str, Any]:
+def _model(model: Model, promises: PromiseConfig) -> dict[str, Any]:
     about: dict[str, Any] = {
         "id": model.name,
         "object": "model",
         "created": 0,
         "owned_by": "neustream",
         "root": model.name,
-        "neustream": {"kind": model.kind},
+        "neustream": {"kind": model.kind, "slo": _budgets(model.slo), "classes": list(promises.classes)},
     }
     if isinstance(model, TextModel):
         about["max_model_len"] = model.max_len
     else:
         about["neustream"]["sizes"] = list(model.sizes)
     return about
+
+
+def _budgets(slo: SLO) -> dict[str, float]:
+    """What is promised where nothing is said, in milliseconds; what is not promised is not there."""
+    seconds = {"ttft_ms": slo.first, "tpot_ms": slo.step, "e2e_ms": slo.total}
+    return {name: each * 1e3 for name, each in seconds.items() if math.isfinite(each)}
 
 
 async def tokenize(request: Request) -> Response:
@@ -113,17 +125,22 @@ async def inference(request: Request) -> Response:
     context = Context.of(request)
     body = await context.body(InferenceBody)
     model = context.gateway.text(None)
-    context.gateway.admit(model)
+    context.gateway.admit(model, model.slo)
     ids = await context.gateway.think(model.encode, body.prompt, size=len(body.prompt))
     try:
-        answer = context.gateway.submit(model, ids, max_tokens=body.num_tokens, ignore_eos=True, id=context.id)
+        options: dict[str, Any] = {"max_tokens": body.num_tokens, "ignore_eos": True, "slo": model.slo}
+        answer = context.gateway.submit(model, ids, id=context.id, **options)
     except Exception as error:
         raise of_request(error) from error
+    tired: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    patience = context.gateway.patience(model, model.slo, [answer.id], tired.set_exception)
     try:
-        done = await while_there(request.receive, _result(answer))
+        done = await while_there(request.receive, unless(_result(answer), tired))
     except BaseException:
         answer.cancel()
         raise
+    finally:
+        patience.end()
     return JSONResponse({"completion": body.prompt + (done.text or "")})
 
 

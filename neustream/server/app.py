@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from neustream.engine.clock import stopwatch
 from neustream.errors import NeustreamError
 from neustream.server import admin, images, text, ui
 from neustream.server.config import ServerConfig
@@ -21,7 +23,9 @@ from neustream.server.context import request_id
 from neustream.server.errors import HTTPError, of_request
 from neustream.server.gateway import Gateway
 from neustream.server.metrics import Metrics
+from neustream.server.observe.access import AccessLog
 from neustream.server.openapi import document
+from neustream.server.protocol import LARGEST_HEAD
 from neustream.server.wire import Gone
 
 log = logging.getLogger("neustream.server")
@@ -30,6 +34,15 @@ LOCAL = ("localhost", "127.0.0.1", "[::1]", "testserver")
 """Hosts that may be meant where it listens on a loopback address."""
 OPEN = ("/health", "/ready", *ui.PARTS)
 """Routes without a key."""
+
+TOLD = (
+    "retry-after",
+    "x-request-id",
+    "x-neustream-outcome",
+    "x-neustream-slo",
+    "x-neustream-warning",
+)
+"""Headers of answers that pages of other origins may read."""
 
 ROUTES = [
     Route("/v1/completions", text.completions, methods=["POST"]),
@@ -57,11 +70,13 @@ def build_app(
     config: ServerConfig,
     metrics: Metrics,
     keys: Sequence[str] = (),
+    access: AccessLog | None = None,
 ) -> ASGIApp:
     """The application.
 
     Args:
         keys: one of them has to come with each request; none: nobody is asked.
+        access: told of each request once it is over.
     """
     handlers: dict[Any, Any] = {
         HTTPError: _told,
@@ -76,7 +91,13 @@ def build_app(
     app.state.config = config
     app.state.metrics = metrics
     app.state.openapi = document()
-    return Guard(app, config, metrics, keys)
+    guard: ASGIApp = Guard(app, config, metrics, keys, access)
+    origins = config.http.cors_origins
+    if not origins:
+        return guard
+    return CORSMiddleware(
+        guard, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=TOLD
+    )
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -142,12 +163,21 @@ class Wire:
 class Guard:
     """Who may come in: hosts, keys. It gives each request an id, and counts answers."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, metrics: Metrics, keys: Sequence[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        metrics: Metrics,
+        keys: Sequence[str],
+        access: AccessLog | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._access = access
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-        local = config.http.host in ("127.0.0.1", "localhost", "::1")
-        self._hosts = {*LOCAL, *config.http.allowed_hosts} if local else None
+        self._open = {*OPEN, "/metrics"} if config.http.open_metrics else set(OPEN)
+        web = config.http.local and config.http.uds is None  # pages reach it by a name of their own
+        self._hosts = {*LOCAL, *config.http.allowed_hosts} if web else None
         self._headers = config.limits.headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,6 +187,7 @@ class Guard:
         request = Request(scope)
         known = request_id(request)
         scope.setdefault("state", {}).update(id=known, code="")
+        began = stopwatch()
         wire = Wire(receive, send, known, lambda: self._metrics.streams(1))
         route = _route(scope)
         self._metrics.arrived(known, route, request.headers)
@@ -174,8 +205,12 @@ class Guard:
             if wire.streams:
                 self._metrics.streams(-1)
             self._metrics.answered(known, route, wire.status, scope["state"]["code"], wire.size)
+            if self._access is not None:
+                self._access(_facts(scope, wire, route, stopwatch() - began))
 
     def _check(self, request: Request) -> None:
+        if _head_size(request.scope) > LARGEST_HEAD:
+            raise HTTPError(431, f"the head is larger than {LARGEST_HEAD} bytes", "too_large")
         if len(request.headers) > self._headers:
             text = f"{len(request.headers)} headers; at most {self._headers}"
             raise HTTPError(431, text, "too_large")
@@ -183,7 +218,7 @@ class Guard:
         name = host if host.startswith("[") and host.endswith("]") else host.rpartition(":")[0] or host
         if self._hosts is not None and name not in self._hosts:
             raise HTTPError(403, f"host {host[:100]!r} is not allowed here", "host")
-        if not self._digests or request.url.path in OPEN:
+        if not self._digests or request.url.path in self._open:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
@@ -191,6 +226,30 @@ class Guard:
         if scheme.lower() != "bearer" or not any(fits):
             headers = {"www-authenticate": "Bearer"}
             raise HTTPError(401, "a key is needed: Authorization: Bearer KEY", "key", headers=headers)
+
+
+def _head_size(scope: Scope) -> int:
+    """About the bytes of a head; the protocol only counts what has not come whole."""
+    pairs: list[tuple[bytes, bytes]] = scope["headers"]
+    target = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
+    return target + sum([len(name) + len(value) + 4 for name, value in pairs])
+
+
+def _facts(scope: Scope, wire: Wire, route: str, seconds: float) -> dict[str, Any]:
+    """What the access log says of a request."""
+    state = scope["state"]
+    found = {
+        "id": state["id"],
+        "method": scope["method"],
+        "route": route,
+        "status": wire.status,
+        "code": state["code"],
+        "ms": round(seconds * 1e3, 3),
+        "body_bytes": wire.size,
+        "stream": wire.streams,
+    }
+    about: Callable[[], dict[str, Any]] | None = state.get("about")
+    return found if about is None else {**found, **about()}
 
 
 def _route(scope: Scope) -> str:

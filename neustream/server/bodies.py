@@ -80,6 +80,7 @@ class TextBody(AnyAsk):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool = False
@@ -268,7 +269,6 @@ IDLE: Mapping[str, tuple[Any, ...]] = {
     "best_of": (*NOTHING, 1),
     "suffix": NOTHING,
     "length_penalty": (*NOTHING, 1),
-    "min_tokens": (*NOTHING, 0),
     "tools": NOTHING,
     "tool_choice": (*NOTHING, "none", "auto"),
     "functions": NOTHING,

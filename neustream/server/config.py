@@ -15,6 +15,10 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
+ORIGIN = r"^https?://[A-Za-z0-9.\-\[\]:]+$"
+"""An origin as browsers name it: no path, and no wildcard."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
@@ -39,9 +43,14 @@ def _seconds(milliseconds: float | None) -> float:
 
 
 class ClassConfig(Budgets):
-    """A class of promises: its defaults, its worth, and the least that clients may ask for."""
+    """A class of promises: its defaults, its worth, and the least that clients may ask for.
+
+    `on_miss`: what becomes of a request that cannot be on time any more: it is dropped, or served
+    late, behind those that can.
+    """
 
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    on_miss: Literal["drop", "finish"] = "drop"
     floor: Budgets = Budgets()
 
 
@@ -92,26 +101,49 @@ class ModelConfig(_Section):
 
 
 class HttpConfig(_Section):
-    """Where it listens, and who may come."""
+    """Where it listens, and who may come.
+
+    Args:
+        uds: a socket of this machine, in the place of host and port.
+        open_metrics: whether /metrics needs no key.
+        cors_origins: pages of these origins may ask.
+        pre_drain_s: after SIGTERM, new work is taken for so long while /ready is 503 already.
+        head_after_s: a stream begins after so long without a token; None: with the first one.
+        sse_keepalive_s: a comment is sent after so long without an event; None: never.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    uds: Path | None = None
     api_key_file: Path | None = None
+    open_metrics: bool = False
     allowed_hosts: list[str] = Field(default_factory=list)
+    cors_origins: list[Annotated[str, Field(pattern=ORIGIN)]] = Field(default_factory=list)
+    pre_drain_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    head_after_s: Seconds | None = None
+    sse_keepalive_s: Seconds | None = None
     keep_alive_s: Seconds = 120.0
     shutdown_timeout_s: Seconds = 30.0
     write_timeout_s: Seconds = 30.0
     body_timeout_s: Seconds = 30.0
     head_timeout_s: Seconds = 10.0
 
+    @property
+    def local(self) -> bool:
+        """Whether nobody beyond this machine can ask."""
+        return self.uds is not None or self.host in ("127.0.0.1", "localhost", "::1")
+
 
 class LimitConfig(_Section):
     """What one server takes at once.
 
     Args:
-        max_open: requests without an answer; max_queued: of one model that have not run; None: four
-            times those of its largest step.
+        max_open: requests without an answer; max_queued: of one model that have not run, those without
+            a promise by themselves; None: four times those of its largest step.
         max_wait_s: who would wait for longer is refused; None: nobody is.
+        patience_s: who is promised nothing is given up when nothing has come of it for so long; None:
+            never.
+        allow_new_sizes: whether images of sizes are made that were not measured.
         text_body_kb: None: 256, and 32 bytes for each token of the longest text that is served.
         headers: of a request, at most.
         undelivered: events of a stream that its client has not read; at more it is cancelled.
@@ -121,6 +153,8 @@ class LimitConfig(_Section):
     max_open: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     max_queued: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     max_wait_s: Seconds | None = None
+    patience_s: Seconds | None = 60.0
+    allow_new_sizes: bool = False
     undelivered: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     pixels: Annotated[int, Field(ge=1, le=1_000)] = 40
     text_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -133,10 +167,12 @@ class ObserveConfig(_Section):
 
     Args:
         ui: whether there is a dashboard at /ui.
+        access_log: a line of JSON for each request on stderr; None: none.
         otel_endpoint: where spans and metrics of OpenTelemetry go, by OTLP over HTTP.
     """
 
     ui: bool = True
+    access_log: Literal["json"] | None = None
     otel_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = None
 
 

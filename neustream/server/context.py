@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -77,6 +78,10 @@ class Context:
         self.warnings += found.warnings
         self.metrics.bad_headers(len(found.warnings))
         return found
+
+    def about(self, tell: Callable[[], dict[str, Any]]) -> None:
+        """What the access log says of the request beside the answer, once it is over."""
+        self.request.scope["state"]["about"] = tell
 
     def headers(self, promise: Promised) -> dict[str, str]:
         """Of an answer that is none of errors."""

@@ -11,6 +11,7 @@ from functools import partial
 from threading import Thread
 from typing import Any, Literal
 
+from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.engine.snapshot import Snapshot
 from neustream.errors import RequestDropped, RequestFailed, nearest, told
@@ -20,6 +21,7 @@ from neustream.server.errors import HTTPError
 from neustream.server.models import NOTHING, ImageModel, Model, TextModel
 from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.notes import Asked, Note, Unasked
+from neustream.server.patience import Patience
 from neustream.service.answer import Answer
 from neustream.service.service import Service
 
@@ -68,13 +70,15 @@ class Gateway:
     ) -> None:
         self.connections: Callable[[], int] = lambda: 0
         self._tell = tell
+        self._limits = limits or LimitConfig()
+        self._takes = False
         self._state: State = "loading"
         self._since = stopwatch()
         self.reason = ""
         self._loaded: Loaded | None = None
         self._models: dict[str, Model] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="neustream-http")
-        self._admission = Admission(limits or LimitConfig(), self._wait_s, self._jobs)
+        self._admission = Admission(self._limits, self._wait_s, self._jobs)
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -111,8 +115,9 @@ class Gateway:
         if self.state == "loading":
             self.state = "ready"
 
-    def drain(self) -> None:
-        """Take nothing more."""
+    def drain(self, *, take: bool = False) -> None:
+        """Take nothing more; with `take`, only say so for now: what comes is served still."""
+        self._takes = take and self.state == "ready"
         if self.state in ("loading", "ready"):
             self.state = "draining"
 
@@ -219,7 +224,8 @@ class Gateway:
 
     def check(self) -> None:
         """HTTPError while nothing is taken."""
-        if self.state != "ready" or self._loaded is None:
+        takes = self.state == "ready" or (self.state == "draining" and self._takes)
+        if not takes or self._loaded is None:
             headers = {"connection": "close"} if self.state == "draining" else {}
             text = f"this server is {self.state}"
             raise HTTPError(503, text, self.state, retry_after_s=5.0, headers=headers)
@@ -282,9 +288,24 @@ class Gateway:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, *args)
 
-    def admit(self, model: Model) -> None:
-        """HTTPError if a model takes no more now."""
-        self._admission.check(model.name, model.batch)
+    def admit(self, model: Model, slo: SLO) -> None:
+        """HTTPError if a model takes no more now of those that are promised something, or nothing."""
+        self._admission.check(model.name, model.batch, slo.promises)
+
+    def patience(self, model: Model, slo: SLO, ids: Sequence[str], give_up: Callable[[HTTPError], None]) -> Patience:
+        """Watches requests that are promised nothing; see `Patience`."""
+        seconds = None if slo.promises else self._limits.patience_s
+
+        def wait_s() -> float | None:
+            return self._admission.wait_s(model.name, slo.promises, self._admission.waiting(model.name, slo.promises))
+
+        return Patience(seconds, partial(self._admission.began, ids), wait_s, give_up)
+
+    def began_s(self, ids: Sequence[str]) -> float | None:
+        """Seconds that requests under way waited before the last of them ran; None: one has not."""
+        found = [(job.arrival, job.started_at) for jobs in self._jobs() for id in ids if (job := jobs.get(id))]
+        waits = [began - came for came, began in found if began is not None]
+        return max(waits) if waits and len(waits) == len(ids) else None
 
     def submit(self, model: Model, *args: Any, id: str, **options: Any) -> Answer[Any]:
         """Ask a model; errors as of `Service.submit`."""
@@ -300,7 +321,7 @@ class Gateway:
         except BaseException:
             self._tell(Unasked(id))
             raise
-        self._admission.came(id, model.name, answer)
+        self._admission.came(id, model.name, answer, slo.promises)
         answer.add_done_callback(lambda _: self._tell(_over(answer)))
         return answer
 

@@ -13,14 +13,17 @@ from starlette.responses import JSONResponse, Response
 from neustream.engine.clock import date
 from neustream.errors import NeustreamError, nearest
 from neustream.server.bodies import ImageBody, unsupported
+from neustream.server.config import LimitConfig
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
 from neustream.server.forms import Edit, edit_of
 from neustream.server.models import ImageModel
+from neustream.server.patience import Patience
 from neustream.server.pictures import encoded, mask_of, picture_of
 from neustream.server.promises import Promised
 from neustream.server.shown import Shown, events
-from neustream.server.wire import EventStream, Outlet, while_there
+from neustream.server.streams import Outlet, stream_of
+from neustream.server.wire import unless, while_there
 from neustream.service.answer import Answer
 
 LONG = 10**6
@@ -32,9 +35,10 @@ async def generations(request: Request) -> Response:
     context = Context.of(request)
     body = await context.body(ImageBody)
     model = context.gateway.image(body.model)
-    _check(body, model)
-    context.gateway.admit(model)
-    return await _serve(Job(context, body, model, {}, "image_generation"))
+    _check(body, model, context.config.limits)
+    promise = context.promise(body, model.slo)
+    context.gateway.admit(model, promise.slo)
+    return await _serve(Job(context, body, model, promise, {}, "image_generation"))
 
 
 async def edits(request: Request) -> Response:
@@ -42,12 +46,13 @@ async def edits(request: Request) -> Response:
     context = Context.of(request)
     edit = await edit_of(context)
     model = context.gateway.editor(edit.body.model)
-    _check(edit.body, model)
+    _check(edit.body, model, context.config.limits)
     _check_pictures(edit, model)
-    context.gateway.admit(model)
+    promise = context.promise(edit.body, model.slo)
+    context.gateway.admit(model, promise.slo)
     most = context.config.limits.pixels * 10**6
     pictures = await context.gateway.think(_pictures, edit, model, most, size=LONG)
-    return await _serve(Job(context, edit.body, model, pictures, "image_edit"))
+    return await _serve(Job(context, edit.body, model, promise, pictures, "image_edit"))
 
 
 class Job:
@@ -59,6 +64,7 @@ class Job:
 
     Attributes:
         until: when its time is over, on the event loop's clock.
+        tired: fails once it has waited for too long.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Job:
         context: Context,
         body: ImageBody,
         model: ImageModel,
+        promise: Promised,
         pictures: Mapping[str, Any],
         event: str,
     ) -> None:
@@ -74,8 +81,11 @@ class Job:
         self.model = model
         self.pictures = pictures
         self.event = event
-        self.promise: Promised = context.promise(body, model.slo)
-        self.until = asyncio.get_running_loop().time() + self.promise.timeout_s
+        self.promise = promise
+        loop = asyncio.get_running_loop()
+        self.until = loop.time() + self.promise.timeout_s
+        self.tired: asyncio.Future[Any] = loop.create_future()
+        self._patience: Patience | None = None
         self.answers: list[Answer[Any]] = []
         self.shown = Shown(context.gateway, model, context.id, body.partial_images or 0)
 
@@ -96,13 +106,23 @@ class Job:
         except (NeustreamError, TypeError, ValueError) as error:
             raise of_request(error) from error
 
+    def watch(self) -> None:
+        """See to it that they do not wait for ever."""
+        ids = [answer.id for answer in self.answers]
+        self._patience = self.context.gateway.patience(self.model, self.promise.slo, ids, self._tire)
+
+    def _tire(self, why: HTTPError) -> None:
+        if not self.tired.done():
+            self.tired.set_exception(why)
+            self.tired.exception()  # it is no fault if nobody waits any more
+
     async def image(self, number: int) -> str:
         """An image in base64; HTTPError if it came to nothing."""
         answer = self.answers[number]
         until = None if math.isinf(self.until) else self.until
         try:
             async with asyncio.timeout_at(until):
-                output = await answer
+                output = await unless(answer, self.tired)
         except TimeoutError:
             raise HTTPError(504, "its time ran out", "expired") from None
         except asyncio.CancelledError:
@@ -115,7 +135,7 @@ class Job:
 
     async def images(self) -> list[str]:
         """All of them."""
-        return [await self.image(number) for number in range(len(self.answers))]
+        return await asyncio.gather(*[self.image(number) for number in range(len(self.answers))])
 
     async def encoded(self, picture: Any) -> str:
         """A picture in the format that is asked for."""
@@ -129,8 +149,26 @@ class Job:
         kept = all(answer.ended is not None and answer.ended.on_time for answer in self.answers)
         return "on_time" if kept else "late"
 
-    def cancel(self) -> None:
-        """Give up what is not done."""
+    @property
+    def kept(self) -> dict[str, Any]:
+        """How the promise was kept."""
+        seconds = max([answer.ended.latency_s for answer in self.answers if answer.ended is not None], default=0.0)
+        slack = self.promise.slo.total - seconds
+        return {
+            "on_time": self.outcome == "on_time",
+            "e2e_ms": round(seconds * 1e3, 3),
+            "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What the access log says of it."""
+        found = {"model": self.model.name, "images": len(self.answers)}
+        return {**found, "class": self.promise.slo.name, **self.kept} if self.promise.slo.promises else found
+
+    def end(self) -> None:
+        """Nobody waits any more; what is not done is given up."""
+        if self._patience is not None:
+            self._patience.end()
         for answer in self.answers:
             answer.cancel()
         self.shown.cancel()
@@ -138,46 +176,37 @@ class Job:
 
 async def _serve(job: Job) -> Response:
     body, context = job.body, job.context
+    context.about(job.about)
     try:
         for number in range(body.count):
             await job.submit(number)
+        job.watch()
         if body.stream:
-            return await _stream(job)
+            return await stream_of(context, events(job), context.headers(job.promise), Outlet())
         made = await while_there(context.request.receive, job.images())
     except BaseException:
-        job.cancel()
+        job.end()
         raise
-    content = {
+    job.end()
+    content: dict[str, Any] = {
         "created": int(date()),
         "data": [{"b64_json": image} for image in made],
         "output_format": body.output_format or "png",
     }
     if body.pixels is not None:
         content["size"] = body.size
+    if job.promise.report:
+        content["neustream"] = job.kept
     headers = context.headers(job.promise)
     if job.promise.slo.promises:
         headers["x-neustream-outcome"] = job.outcome
     return JSONResponse(content, headers=headers)
 
 
-async def _stream(job: Job) -> Response:
-    parts = events(job)
-    first = await while_there(job.context.request.receive, anext(parts))
-    stream: Any = EventStream(
-        first,
-        parts,
-        job.context.headers(job.promise),
-        outlet=Outlet(),
-        failed=job.context.cut,
-    )
-    response: Response = stream
-    return response
-
-
 # -- what is asked ------------------------------------------------------------------------------------
 
 
-def _check(body: ImageBody, model: ImageModel) -> None:
+def _check(body: ImageBody, model: ImageModel, limits: LimitConfig) -> None:
     """HTTPError for what cannot be done."""
     name, hint = unsupported(body), ""
     if body.response_format == "url":
@@ -190,6 +219,9 @@ def _check(body: ImageBody, model: ImageModel) -> None:
     if body.partial_images and not body.stream:
         raise HTTPError(400, "partial_images: needs stream: true", "invalid", "partial_images")
     if body.pixels is not None and body.size not in model.sizes:
+        width, height = body.pixels
+        if limits.allow_new_sizes and width * height <= limits.pixels * 10**6:
+            return
         text = f"size {body.size!r}: {nearest(body.size or '', model.sizes)}"
         raise HTTPError(400, text, "invalid", "size")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
+import math
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -14,27 +15,27 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from neustream.core.policy import Policy
 from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, NeustreamError
 from neustream.server.app import build_app
-from neustream.server.config import ServerConfig
+from neustream.server.config import HttpConfig, ServerConfig
 from neustream.server.gateway import LOADING, Gateway, Loaded
 from neustream.server.metrics import Metrics
-from neustream.server.wire import SLOW
+from neustream.server.observe.access import AccessLog
+from neustream.server.protocol import LARGEST_HEAD, NotOurs, Protocol, Rules, address_of, listening
 
 if TYPE_CHECKING:
     from neustream.server.observe.tracing import Tracer
 
 log = logging.getLogger("neustream.server")
 
-CUT = "ASGI callable returned without completing response"
-"""What uvicorn says of streams that we cut on purpose."""
 LOOK_S = 0.1
 """How often it is seen whether all that was open has ended, and whether the engine lives."""
-LARGEST_HEAD = 65_536
+M_ARENA_MAX = -8
+ARENAS = 2
+"""Of glibc's allocator."""
 
 
 class Server(uvicorn.Server):
@@ -60,89 +61,6 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit = True
 
 
-class Protocol(H11Protocol):
-    """HTTP/1.1 whose heads have to come in time, and whose clients have to read in time.
-
-    Args:
-        most: connections at once; more are closed.
-    """
-
-    def __init__(self, head_timeout_s: float, write_timeout_s: float, most: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._most = most
-        self._head_timeout_s = head_timeout_s
-        self._write_timeout_s = write_timeout_s
-        self._blocked: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._head: asyncio.TimerHandle | None = None
-        if len(self.connections) > self._most:
-            transport.close()
-            return
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop()
-        elif self._head is None:
-            self._wait()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._blocked = self.loop.call_later(self._write_timeout_s, self._unread)
-
-    def resume_writing(self) -> None:
-        self._go_on()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
-        self._go_on()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        self._head = self.loop.call_later(self._head_timeout_s, self._late)
-
-    def _stop(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
-
-    def _go_on(self) -> None:
-        if self._blocked is not None:
-            self._blocked.cancel()
-            self._blocked = None
-
-    def _unread(self) -> None:
-        """The client takes nothing: what it has asked for ends, and so does the connection."""
-        if self.scope is not None:
-            self.scope.setdefault("state", {})[SLOW] = True
-        self.transport.abort()
-
-    def _late(self) -> None:
-        """Half a head, or none: nobody is served by this connection."""
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket there; BackendError if there can be none."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise BackendError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-class _NotOurs(logging.Filter):
-    """Leaves out what uvicorn says of streams that were cut on purpose."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return CUT not in record.getMessage()
-
-
 async def run(
     config: ServerConfig,
     load: Callable[[Metrics], Loaded],
@@ -159,20 +77,28 @@ async def run(
     if tracer is not None:
         metrics.follow(tracer)
     gateway = Gateway(config.limits, metrics.tell)
-    app = build_app(gateway, config, metrics, keys)
+    access = AccessLog() if config.observe.access_log is not None else None
+    app = build_app(gateway, config, metrics, keys, access)
     http = config.http
-    sock = _listening(http.host, http.port)
+    sock = listening(http)
+    rules = Rules(
+        http.head_timeout_s,
+        http.write_timeout_s,
+        2 * config.limits.max_open,
+        lambda status, code: metrics.answered("", "none", status, code, 0),
+    )
     drained = asyncio.Event() if stop is None else stop
-    logging.getLogger("uvicorn.error").addFilter(_NotOurs())
+    logging.getLogger("uvicorn.error").addFilter(NotOurs())
     server = Server(
         uvicorn.Config(
             app,
-            http=partial(Protocol, http.head_timeout_s, http.write_timeout_s, 2 * config.limits.max_open),  # type: ignore[arg-type]
+            http=partial(Protocol, rules),  # type: ignore[arg-type]
+            ws="none",
             lifespan="off",
             access_log=False,
             log_level="warning",
             server_header=False,
-            timeout_keep_alive=int(http.keep_alive_s),
+            timeout_keep_alive=math.ceil(http.keep_alive_s),
             h11_max_incomplete_event_size=LARGEST_HEAD,
         ),
         drained.set,
@@ -180,9 +106,7 @@ async def run(
     gateway.connections = lambda: len(server.server_state.connections)
     serving = asyncio.ensure_future(server.serve([sock]))
     pulse = asyncio.ensure_future(metrics.pulse())
-    port = sock.getsockname()[1]
-    host = f"[{http.host}]" if ":" in http.host else http.host
-    say(f"serving on http://{host}:{port}")
+    say(f"serving on {address_of(http, sock)}")
     try:
         await _until_drained(
             gateway,
@@ -199,8 +123,10 @@ async def run(
         log.exception("the server failed")
         server.code = 1
     finally:
-        await _end(gateway, server, serving, http.shutdown_timeout_s)
+        await _end(gateway, server, serving, http)
         pulse.cancel()
+        if http.uds is not None:
+            http.uds.unlink(missing_ok=True)
         if tracer is not None:
             metrics.fold()
             await asyncio.get_running_loop().run_in_executor(None, tracer.close)
@@ -273,6 +199,19 @@ async def _until_drained(
     signalled.cancel()
 
 
+def spare_memory() -> None:
+    """Have glibc keep few arenas, unless the environment says how many; before there are threads.
+
+    With an arena for each thread, pages that are free stay with the process. Other allocators have
+    none.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ:
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(M_ARENA_MAX, ARENAS)
+
+
 def leave(code: int) -> NoReturn:
     """End the process. What still loads is not waited for: libraries would abort at a thread's end."""
     if any(thread.name == LOADING for thread in threading.enumerate()):
@@ -282,11 +221,18 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-async def _end(gateway: Gateway, server: Server, serving: asyncio.Future[None], timeout_s: float) -> None:
-    """Serve what is open for a while, cancel the rest, and stop listening."""
-    gateway.drain()
+async def _end(gateway: Gateway, server: Server, serving: asyncio.Future[None], http: HttpConfig) -> None:
+    """Serve what is open for a while, cancel the rest, and stop listening.
+
+    Before that, new work is taken for `pre_drain_s`: load balancers hear of /ready a little later.
+    """
     loop = asyncio.get_running_loop()
-    until = loop.time() + timeout_s
+    gateway.drain(take=http.pre_drain_s > 0)
+    until = loop.time() + http.pre_drain_s
+    while loop.time() < until and not server.force_exit:
+        await asyncio.sleep(LOOK_S)
+    gateway.drain()
+    until = loop.time() + http.shutdown_timeout_s
     while server.server_state.tasks and loop.time() < until and not server.force_exit:
         await asyncio.sleep(LOOK_S)
     await gateway.close(cancel=True)

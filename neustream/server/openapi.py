@@ -59,7 +59,7 @@ FAULTS = {
     "413": "The body is too large",
     "415": "The body is no JSON",
     "429": "Too many requests, or others took the time of this one: see Retry-After",
-    "431": "There are too many headers",
+    "431": "There are too many headers, or they are too large",
     "500": "A stage failed",
     "503": "Loading, draining, or the engine has failed: see Retry-After",
     "504": "The time of the request ran out",

@@ -90,6 +90,7 @@ def promised(
         step=budgets["tpot_ms"] / 1e3,
         weight=min(weight, config.max_weight),
         name=name,
+        finish=chosen.on_miss == "finish",
     )
     return Promised(slo, timeout_s, warnings, said.report)
 

@@ -13,7 +13,7 @@ from neustream.server.bodies import StreamOptions
 from neustream.server.likelihoods import Names, Place, of_chat, of_completion
 from neustream.server.promises import Promised
 from neustream.server.stops import Stops
-from neustream.server.wire import Outlet
+from neustream.server.streams import Outlet
 from neustream.service.answer import Answer
 
 
@@ -34,6 +34,7 @@ class Choice:
         echo: text that is put before it; echoed: the tokens of that, where their likelihoods are told.
         silent: whether the echo is all that was asked for.
         logs: whether likelihoods are told.
+        least: tokens before which no stop string ends it.
 
     Attributes:
         text, count, places: what came of it so far; finish_reason: why it ended, None before.
@@ -48,6 +49,7 @@ class Choice:
     silent: bool = False
     logs: bool = False
     names: Names = field(default_factory=lambda: Names(None))
+    least: int = 0
     text: str = ""
     count: int = 0
     places: list[Place] = field(default_factory=list)
@@ -75,7 +77,7 @@ class Choice:
         if self.logs:
             places.append(Place(token.id, self._offset, token.likelihood))
         self._offset += len(token.text)
-        piece = self.stops.add(token.text)
+        piece = token.text if self.count <= self.least else self.stops.add(token.text)
         if self.stops.met:
             self.finish_reason = "stop"
             self._end()
@@ -115,7 +117,11 @@ Events: TypeAlias = AsyncIterator[tuple[Choice, Any]]
 
 @dataclass
 class Reply:
-    """A request on its way: its choices, and what all answers to it say."""
+    """A request on its way: its choices, and what all answers to it say.
+
+    Attributes:
+        began_s: seconds that it waited before it ran; None: it did not, or that is not known.
+    """
 
     id: str
     model: str
@@ -126,6 +132,7 @@ class Reply:
     created: int = field(default_factory=lambda: int(date()))
     choices: list[Choice] = field(default_factory=list)
     outlet: Outlet = field(default_factory=Outlet)
+    began_s: float | None = None
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -151,10 +158,17 @@ class Reply:
         slack = self.promise.slo.total - latency_s
         return {
             "on_time": bool(kept) and all(on_time for on_time, _ in kept),
+            "queue_ms": None if self.began_s is None else round(self.began_s * 1e3, 3),
             "ttft_ms": round(max(firsts) * 1e3, 3) if firsts else None,
             "e2e_ms": round(latency_s * 1e3, 3),
             "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),
         }
+
+    def about(self) -> dict[str, Any]:
+        """What the access log says of it."""
+        found = {"model": self.model, "choices": len(self.choices), **self.usage}
+        found |= {"finish": [choice.finish_reason for choice in self.choices]}
+        return {**found, "class": self.promise.slo.name, **self.kept()} if self.promise.slo.promises else found
 
     def whole(self) -> dict[str, Any]:
         """The answer, once all choices have ended."""

@@ -92,7 +92,7 @@ async def events(job: Job) -> AsyncIterator[bytes]:
             elif number not in done:
                 yield _event(job, "partial_image", found, partial_image_index=index)
     finally:
-        job.cancel()
+        job.end()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -30,13 +30,14 @@ from neustream.server.observe.notes import Stopped
 from neustream.server.promises import Promised
 from neustream.server.replies import Choice, Events, Reply, chunks
 from neustream.server.stops import Stops
-from neustream.server.wire import EventStream, Outlet, while_there
+from neustream.server.streams import Outlet, stream_of
+from neustream.server.wire import while_there
 
 DEFAULT_TOKENS = 16
 """Of completions that do not say how many; chats go on to the end of the context."""
 COLDEST = 1e-5
 """A lower temperature means the likeliest token, as in vLLM."""
-AS_THEY_ARE = ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+AS_THEY_ARE = ("min_tokens", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,11 @@ async def completions(request: Request) -> Response:
     if len(body.prompts) * body.choices > MOST_CHOICES:
         text = f"at most {MOST_CHOICES} choices in all, got {len(body.prompts) * body.choices}"
         raise HTTPError(400, text, "invalid", "n")
-    context.gateway.admit(model)
+    promise = context.promise(body, model.slo)
+    context.gateway.admit(model, promise.slo)
     prompts = [await _prompt(context, model, prompt, echo=body.echo) for prompt in body.prompts]
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-    return await _serve(context, body, model, prompts, most)
+    return await _serve(context, body, model, promise, prompts, most)
 
 
 async def chat_completions(request: Request) -> Response:
@@ -72,12 +74,13 @@ async def chat_completions(request: Request) -> Response:
     _check(body)
     if body.top_logprobs and not body.logprobs:
         raise HTTPError(400, "top_logprobs: needs logprobs: true", "invalid", "top_logprobs")
-    context.gateway.admit(model)
+    promise = context.promise(body, model.slo)
+    context.gateway.admit(model, promise.slo)
     messages = [{"role": each.role, "content": each.text} for each in body.messages]
     size = sum([len(each["content"]) for each in messages])
     ids = await context.gateway.think(model.chat, messages, body.chat_template_kwargs or {}, size=size)
     most = body.max_completion_tokens or body.max_tokens or max(model.max_len - len(ids), 1)
-    return await _serve(context, body, model, [Prompt(ids)], most)
+    return await _serve(context, body, model, promise, [Prompt(ids)], most)
 
 
 def _check(body: TextBody) -> None:
@@ -100,19 +103,20 @@ async def _serve(
     context: Context,
     body: TextBody,
     model: TextModel,
+    promise: Promised,
     prompts: Sequence[Prompt],
     most: int,
 ) -> Response:
-    promise = context.promise(body, model.slo)
     count = sum([len(prompt.ids) for prompt in prompts])
     chat = isinstance(body, ChatBody)
     prefix = "chatcmpl" if chat else "cmpl"
     names = Names(model.tokenizer, as_ids=body.return_tokens_as_token_ids)
     reply = Reply(f"{prefix}-{context.id}", model.name, chat, count, promise, names)
     context.metrics.params(model.name, body.choices, most)
+    context.about(reply.about)
     try:
         _submit(context, body, model, prompts, most, reply)
-        events = _tokens(reply, promise, context.config.limits.undelivered)
+        events = _tokens(context, model, reply)
         if body.stream:
             return await _stream(context, body, reply, events)
         return await _whole(context, reply, events)
@@ -154,6 +158,7 @@ def _submit(
             whole = partial(context.metrics.tell, Stopped(answer.id))
             stops = Stops(body.stops)
             choice = Choice(number, answer, stops, whole, prompt.text, echoed, most == 0, logs, reply.names)
+            choice.least = body.min_tokens or 0
             reply.choices.append(choice)
 
 
@@ -173,14 +178,18 @@ def _sampling(body: TextBody, model: TextModel) -> dict[str, Any]:
     return found
 
 
-async def _tokens(reply: Reply, promise: Promised, undelivered: int) -> Events:
+async def _tokens(context: Context, model: TextModel, reply: Reply) -> Events:
     """The tokens of all choices as they come; HTTPError as soon as one comes to nothing.
 
     Where more than `undelivered` of them wait for a client that does not read, its request ends.
     """
     queue: asyncio.Queue[tuple[Choice, Any]] = asyncio.Queue()
+    undelivered = context.config.limits.undelivered
     readers = [asyncio.ensure_future(_read(choice, queue, reply.outlet, undelivered)) for choice in reply.choices]
-    until = asyncio.get_running_loop().time() + promise.timeout_s
+    until = asyncio.get_running_loop().time() + reply.promise.timeout_s
+    ids = [choice.answer.id for choice in reply.choices]
+    first = reply.choices[0]
+    patience = context.gateway.patience(model, reply.promise.slo, ids, lambda why: queue.put_nowait((first, why)))
     left = len(readers)
     try:
         while left:
@@ -189,9 +198,13 @@ async def _tokens(reply: Reply, promise: Promised, undelivered: int) -> Events:
                 raise of_request(token)
             if token is None:
                 left -= 1
-            else:
-                yield choice, token
+                continue
+            if not patience.outputs:
+                reply.began_s = context.gateway.began_s(ids)
+            patience.outputs += 1
+            yield choice, token
     finally:
+        patience.end()
         for reader in readers:
             reader.cancel()
         for choice in reply.choices:
@@ -249,17 +262,4 @@ async def _whole(context: Context, reply: Reply, events: Events) -> Response:
 
 async def _stream(context: Context, body: TextBody, reply: Reply, events: Events) -> Response:
     options = body.stream_options or StreamOptions()
-    parts = chunks(reply, options, events)
-    try:
-        first = await while_there(context.request.receive, anext(parts))
-    except StopAsyncIteration:  # nothing was asked for
-        first = b""
-    stream: Any = EventStream(
-        first,
-        parts,
-        context.headers(reply.promise),
-        outlet=reply.outlet,
-        failed=context.cut,
-    )
-    response: Response = stream
-    return response
+    return await stream_of(context, chunks(reply, options, events), context.headers(reply.promise), reply.outlet)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError
-from neustream.server.wire import EventStream, Outlet
+from neustream.server.streams import EventStream, Outlet
 
 MOST_VIEWERS = 10
 EVERY_S = 1.0

@@ -57,20 +57,20 @@ def until(done, seconds=20.0):
 # -- the rule -----------------------------------------------------------------------------------------
 
 
-def admission(jobs=None, wait_s=lambda count: 0.5 * count, **limits):
-    return Admission(LimitConfig(**limits), wait_s, lambda: [jobs or {}])
+def admission(jobs=None, wait_s=lambda count: 0.5 * count, now=lambda: 0.0, **limits):
+    return Admission(LimitConfig(**limits), wait_s, lambda: [jobs or {}], now)
 
 
-def came(rule, *ids, model="a"):
+def came(rule, *ids, model="a", promised=True):
     answers = [Future() for _ in ids]
     for id, answer in zip(ids, answers, strict=True):
-        rule.came(id, model, answer)
+        rule.came(id, model, answer, promised)
     return answers
 
 
-def refused(rule, model="a", batch=1):
+def refused(rule, model="a", batch=1, promised=True):
     with pytest.raises(HTTPError) as raised:
-        rule.check(model, batch)
+        rule.check(model, batch, promised)
     return raised.value.status, raised.value.code, raised.value.all_headers["retry-after"]
 
 
@@ -78,15 +78,15 @@ def test_a_queue_has_room_for_four_steps_of_its_own_model():
     jobs = {"0": SimpleNamespace(started_at=1.0)}
     rule = admission(jobs)
     came(rule, *map(str, range(8)))
-    rule.check("a", 2)  # seven wait, and eight may
+    rule.check("a", 2, True)  # seven wait, and eight may
     (last,) = came(rule, "8")
     assert refused(rule, batch=2) == (429, "queue_full", "1")
-    rule.check("b", 1)  # another model's queue is its own
+    rule.check("b", 1, True)  # another model's queue is its own
     jobs["1"] = SimpleNamespace(started_at=2.0)
-    rule.check("a", 2)
+    rule.check("a", 2, True)
     came(rule, "9")
     last.set_result(None)
-    rule.check("a", 2)
+    rule.check("a", 2, True)
 
 
 def test_the_time_to_come_again_is_that_until_there_is_room():
@@ -104,12 +104,12 @@ def test_the_time_to_come_again_is_that_until_there_is_room():
 def test_who_would_wait_too_long_is_refused():
     rule = admission(max_queued=99, max_wait_s=2.0)
     came(rule, *"abcd")
-    rule.check("a", 1)
+    rule.check("a", 1, True)
     came(rule, "e", "f", "g")
     assert refused(rule) == (429, "wait", "2")  # 3.5 s are 1.5 too many
     unknown = admission(max_wait_s=0.001, wait_s=lambda count: None)
     came(unknown, "x")
-    unknown.check("a", 1)
+    unknown.check("a", 1, True)
 
 
 def test_more_are_open_than_may_be():
@@ -117,7 +117,35 @@ def test_more_are_open_than_may_be():
     first, _ = came(rule, "x", "y", model="b")
     assert refused(rule) == (429, "too_many", "1")
     first.cancel()
-    rule.check("a", 1)
+    rule.check("a", 1, True)
+
+
+def test_who_is_promised_nothing_takes_nobodys_place():
+    rule = admission(max_queued=2)
+    came(rule, "u", "v", promised=False)
+    assert refused(rule, promised=False)[1] == "queue_full"
+    rule.check("a", 1, True)
+    came(rule, "p", "q")
+    assert refused(rule)[1] == "queue_full"
+
+
+def test_each_kind_has_a_pace_of_its_own():
+    at = [0.0]
+    rule = admission(max_queued=1, now=lambda: at[0])
+    for number in range(3):
+        (fast,) = came(rule, f"p{number}")
+        at[0] += 0.25
+        fast.set_result(None)
+    for number in range(3):
+        (slow,) = came(rule, f"u{number}", promised=False)
+        at[0] += 20.0
+        slow.set_result(None)
+    (gone,) = came(rule, "gone")
+    gone.cancel()
+    assert rule.wait_s("a", True, 8) == 2.0 and rule.wait_s("a", False, 2) == 40.0
+    assert rule.wait_s("b", True, 8) == 4.0  # the engine's, as long as nothing is known
+    came(rule, "last", promised=False)
+    assert refused(rule, promised=False) == (429, "queue_full", "20")
 
 
 # -- over HTTP ----------------------------------------------------------------------------------------
@@ -126,7 +154,7 @@ def test_more_are_open_than_may_be():
 @pytest.mark.parametrize(
     ("limits", "code", "message"),
     [
-        ({"max_queued": 2}, "queue_full", "2 requests wait for 'tiny', and max_queued is 2"),
+        ({"max_queued": 2}, "queue_full", "2 requests without a promise wait for 'tiny', and max_queued is 2"),
         ({"max_open": 2}, "too_many", "2 requests are open, and max_open is 2"),
         ({"max_wait_s": 1e-9}, "wait", "max_wait_s is 1e-09"),
     ],
@@ -163,14 +191,14 @@ def test_what_is_too_much_is_429_with_when_to_come_again(model, limits, code, me
     ("undelivered", "write_timeout_s"), [(50, 600.0), (100_000, 0.5)], ids=["too many events", "too long"]
 )
 def test_a_client_that_does_not_read_is_cut_and_counted(model, monkeypatch, undelivered, write_timeout_s):
-    listening, loaded = lifecycle._listening, []
+    listening, loaded = lifecycle.listening, []
 
-    def small(host, port):
-        sock = listening(host, port)
+    def small(http):
+        sock = listening(http)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the kernel would take megabytes
         return sock
 
-    monkeypatch.setattr(lifecycle, "_listening", small)
+    monkeypatch.setattr(lifecycle, "listening", small)
 
     def load(metrics):
         loaded.append(text_service(model, metrics, slots=8))

@@ -16,7 +16,7 @@ from serving import serving  # noqa: E402
 from toys import Flat, command  # noqa: E402
 
 from neustream.backends.loading import load  # noqa: E402
-from neustream.commands.serve import _demo  # noqa: E402
+from neustream.commands.serve_config import Source, settings_of  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -32,13 +32,14 @@ def guide(root):
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """The demo, measured in no time."""
-    text, image = _demo().models
+    demo = settings_of(Source(None, demo=True), {}, {}, ())
+    text, image = demo.models
     options = {"measure_s": 0.0, "cache": str(tmp_path_factory.mktemp("cache"))}
     models = [
         text.model_copy(update={"options": {"profile": Flat(), "slots": 8}}),
         image.model_copy(update={"options": options}),
     ]
-    config = _demo().model_copy(update={"models": models})
+    config = demo.model_copy(update={"models": models})
     with serving(lambda metrics: load(config, metrics)) as (url, said, _):
         assert said.get(timeout=120) == "ready: tiny-text, tiny-image"
         yield url

@@ -110,7 +110,7 @@ def test_texts_beside_images(client):
     done = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 4, "ignore_eos": True}).json()
     assert done["model"] == "chat" and done["usage"]["completion_tokens"] == 4
     models = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
-    assert models["sd"]["neustream"] == {"kind": "image", "sizes": ["64x64", "64x96"]}
+    assert models["sd"]["neustream"] == {"kind": "image", "sizes": ["64x64", "64x96"], "slo": {}, "classes": []}
     assert models["chat"]["max_model_len"] == 512
 
 
@@ -123,3 +123,28 @@ def test_the_client_writes_an_image_and_tells_what_became_of_its_promise(url, tm
         assert image.size == (64, 64) and image.format == "WEBP"
     assert command("client", "x", "--url", url, "--out", tmp_path / "one.gif").status == 2
     assert command("client", "x", "--url", url, "--out", path, "--chat").status == 2
+
+
+def test_an_image_tells_how_its_promise_was_kept(client):
+    told = client.post("/v1/images/generations", json={**ASK, "model": "sd", "slo": {"e2e_ms": 60_000, "report": True}})
+    kept = told.json()["neustream"]
+    assert (
+        kept["on_time"] and 0 < kept["e2e_ms"] < 60_000 and kept["slack_ms"] == pytest.approx(60_000 - kept["e2e_ms"])
+    )
+    assert "neustream" not in client.post("/v1/images/generations", json={**ASK, "model": "sd"}).json()
+
+
+def test_sizes_that_were_not_measured_are_made_where_that_is_allowed(tmp_path):
+    images = {"measure_s": 0.0, "cache": str(tmp_path), "max_batch": 4}
+    limits = {"allow_new_sizes": True, "pixels": 1}
+    model = {"name": "sd", "kind": "image", "backend": IMAGE, "options": images}
+    config = ServerConfig.model_validate({"models": [model], "limits": limits})
+    with serving(lambda metrics: load(config, metrics), limits=limits) as (url, said, _):
+        said.get(timeout=120)
+        with httpx.Client(base_url=url, timeout=120) as client:
+            for size, pixels in (("96x64", (96, 64)), ("64x64", (64, 64))):
+                done = client.post("/v1/images/generations", json={**ASK, "size": size})
+                assert done.status_code == 200 and picture(done.json()["data"][0]["b64_json"]).size == pixels
+            for size in ("65x64", "8x1", "99999x99999"):  # the pipeline, and the limit
+                refused = client.post("/v1/images/generations", json={**ASK, "size": size})
+                assert refused.status_code == 400, refused.text

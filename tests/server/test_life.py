@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -315,3 +316,34 @@ def _open(url):
     lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
     found = [line for line in lines if line.startswith("neustream:num_requests_waiting")]
     return sum(float(line.rpartition(" ")[2]) for line in found)
+
+
+ARENAS = """
+import ctypes, os, sys, threading
+from neustream.server.lifecycle import spare_memory
+spare_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.fopen.restype = ctypes.c_void_p
+threads = 6
+together = threading.Barrier(threads)
+def work():
+    libc.malloc(2000)
+    together.wait(60)
+started = [threading.Thread(target=work) for _ in range(threads)]
+for thread in started: thread.start()
+for thread in started: thread.join()
+file = libc.fopen(sys.argv[1].encode(), b"w")
+assert libc.malloc_info(0, ctypes.c_void_p(file)) == 0
+libc.fclose(ctypes.c_void_p(file))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
+@pytest.mark.parametrize(("given", "most"), [({}, 2), ({"MALLOC_ARENA_MAX": "1"}, 1)])
+def test_memory_has_few_arenas(tmp_path, given, most):
+    path = tmp_path / "arenas.xml"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **given}
+    subprocess.run([sys.executable, "-c", ARENAS, path], check=True, timeout=120, env=environment)
+    assert 1 <= path.read_text().count("<heap nr=") <= most

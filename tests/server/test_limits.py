@@ -75,9 +75,37 @@ def test_too_many_headers_are_431(client):
     assert answer.status_code == 431 and "at most 100" in answer.json()["error"]["message"]
 
 
-def test_a_head_that_is_too_large_is_400(url):
-    found = raw(url, b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 200_000)
-    assert found[:13] in (b"", b"HTTP/1.1 400 ")
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 70_000, 431, "too_large"),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", 431, "too_large"),
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 70_000 + b"\r\n\r\n", 431, "too_large"),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400, "invalid"),  # no host
+        (b"\x16\x03\x01 TLS\r\n\r\n", 400, "invalid"),
+        (b"GET /health HTTP/1.1\r\nhost: localhost\r\nno colon\r\n\r\n", 400, "invalid"),
+    ],
+    ids=["endless header", "target", "header", "no host", "no HTTP", "no colon"],
+)
+def test_what_is_no_head_is_told_in_the_form_of_all_errors(url, head, status, code):
+    found = raw(url, head, until=b"}}")
+    start, _, body = found.partition(b"\r\n\r\n")
+    assert start.startswith(f"HTTP/1.1 {status} ".encode()) and b"x-request-id: " in start
+    error = json.loads(body)["error"]
+    assert error["code"] == code and set(error) == {"message", "type", "param", "code"}
+
+
+def test_what_is_no_head_is_counted(url):
+    assert raw(url, b"GET /version HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    lines = httpx.get(f"{url}/metrics", timeout=60).text.splitlines()
+    assert any(line.startswith('neustream:http_requests_total{code="400",route="none"}') for line in lines)
+
+
+def test_a_body_that_is_no_http_ends_a_request_that_is_under_way(url, client):
+    lines = ["POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json"]
+    head = "\r\n".join([*lines, "transfer-encoding: chunked", "", ""]).encode()
+    assert raw(url, head + b"zz\r\n").startswith(b"HTTP/1.1 400 ")
+    assert client.get("/health").status_code == 200
 
 
 def test_a_text_needs_no_larger_body(client):

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -26,6 +26,7 @@ LETTERS = st.text(alphabet="abc", max_size=30)
 # -- stop strings -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=4), st.lists(LETTERS, max_size=12))
 def test_text_ends_before_the_first_stop_string_wherever_pieces_end(strings, pieces):
     stops, told = Stops(strings), ""
@@ -222,6 +223,7 @@ def test_each_error_has_a_status(error, status, header):
     assert header is None or found.all_headers[header[0]] == header[1]
 
 
+@settings(deadline=None)
 @given(st.one_of(st.none(), st.floats()))
 def test_clients_are_told_whole_seconds_that_they_obey(seconds):
     assert 1 <= retry_after(seconds) <= 60

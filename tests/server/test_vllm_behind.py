@@ -143,6 +143,25 @@ def test_drops_carry_their_reason(running, after, status, code):
         events += [line for line in stream.iter_lines() if line]
 
 
+def test_what_could_not_be_kept_even_alone_is_400(running):
+    stand, client, _ = running
+    stand.ends = {0: "slo: hopeless: it needs 5 s (even alone)"}
+    answer = client.post("/v1/completions", json=ASK)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["message"]) == (400, "unattainable", "hopeless: it needs 5 s")
+
+
+def test_a_least_length_and_what_becomes_of_late_ones_are_the_engines(model):
+    stand = Stand()
+    classes = {"soft": {"ttft_ms": 5000, "on_miss": "finish"}}
+    with serving(partial(behind, stand, model), promises={"classes": classes}) as (url, said, _):
+        said.get(timeout=60)
+        body = {**ASK, "min_tokens": 3, "slo": {"class": "soft"}}
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
+        _, params = next(iter(stand.asked.values()))
+        assert params["min_tokens"] == 3 and params["extra_args"]["slo_finish"] is True
+
+
 def test_effective_batching_asks_the_likeliest_tokens(model):
     stand = Stand()
 

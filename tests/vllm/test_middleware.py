@@ -57,6 +57,15 @@ def test_a_drop_before_the_first_token_is_429(bodies):
     assert headers[b"content-length"] == b"%d" % len(body)
 
 
+def test_what_could_not_be_kept_even_alone_is_400():
+    drop = {**DROP, "stop_reason": "slo: hopeless: it needs 5 s (even alone)"}
+    for bodies in ([chunk(text="", **drop), b"data: [DONE]\n\n"], [whole({"text": "", **drop})]):
+        status, headers, body, ended = through(*bodies)
+        error = json.loads(body)["error"]
+        assert (status, error["code"], error["message"]) == (400, "unattainable", "hopeless: it needs 5 s") and ended
+        assert headers[b"x-should-retry"] == b"false"
+
+
 def test_a_drop_behind_it_is_504_or_an_error_and_a_cut():
     status, headers, body, ended = through(whole({"text": "abc", **DROP}))
     assert status == 504 and headers[b"x-should-retry"] == b"false" and ended

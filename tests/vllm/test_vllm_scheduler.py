@@ -71,6 +71,18 @@ def test_hopeless_requests_end_once_with_a_reason(ours):
     assert ours.scheduler.stats.dropped == dropped + 2
 
 
+def test_who_wants_it_late_goes_on_without_its_promise(ours):
+    dropped = ours.scheduler.stats.dropped
+    ours.ask("late", 64, 8, slo(ttft_ms=1e-3, finish=True))
+    ours.ask("r", 64, 8, slo(ttft_ms=60_000))
+    ours.run()
+    assert {id: (str(end.finish_reason), len(end.token_ids)) for id, end in ours.ended.items()} == {
+        "late": ("length", 8),
+        "r": ("length", 8),
+    }
+    assert ours.scheduler.stats.dropped == dropped and not ours.scheduler._promised
+
+
 def test_a_lone_hopeless_request_does_not_wait_for_ever(ours):
     ours.ask("alone", 64, 8, slo(ttft_ms=0.001))
     ours.run(most=3)

@@ -3,8 +3,8 @@
     vllm serve MODEL --scheduler-cls ... --middleware neustream.backends.vllm.HonestDrops
 
 vLLM answers 200 in any case, and ends a stream that was given up with `[DONE]`, so clients count it
-as done. With this a drop before the first token is 429, and one behind it 504, or in a stream an
-error event and a cut connection.
+as done. With this a drop before the first token is 429 (400 where the promise could not have been
+kept even alone), and one behind it 504, or in a stream an error event and a cut connection.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
+from neustream.backends.vllm.slo_args import ALONE, OURS
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-OURS = "slo: "
-"""What our scheduler class puts in front of its reasons."""
 ABORT = b'"abort"'
 """What is in each answer, or part of one, that tells of a drop."""
 
@@ -75,16 +75,17 @@ class Held:
     async def _tell(self, reason: str, *, had_tokens: bool) -> None:
         """A drop: a status if nothing was sent, else an error event, and no end."""
         self._over = True
-        code = "late" if had_tokens else "crowded"
-        error = {"message": reason, "type": "server_error", "param": None, "code": code}
+        code, status = ("late", 504) if had_tokens else ("crowded", 429)
+        if reason.endswith(ALONE):
+            code, status, reason = "unattainable", 400, reason.removesuffix(ALONE)
+        kind = "invalid_request_error" if status == 400 else "server_error"
+        error = {"message": reason, "type": kind, "param": None, "code": code}
         content = json.dumps({"error": error}).encode()
         if self._start is None:
             body = b"data: " + content + b"\n\n"
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
             return
-        status, more = 429, (b"retry-after", b"1")
-        if had_tokens:
-            status, more = 504, (b"x-should-retry", b"false")
+        more = (b"retry-after", b"1") if status == 429 else (b"x-should-retry", b"false")
         length = b"%d" % len(content)
         headers = [(b"content-type", b"application/json"), (b"content-length", length), more]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})

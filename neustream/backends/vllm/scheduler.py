@@ -21,11 +21,12 @@ from vllm.v1.request import Request, RequestStatus
 from neustream.backends.vllm import contract
 from neustream.backends.vllm.choice import Arrangement, Choice, Room, arrange, ask, put_back
 from neustream.backends.vllm.settings import build_policy, load
-from neustream.backends.vllm.slo_args import promised, read
+from neustream.backends.vllm.slo_args import ALONE, OURS, promised, read
 from neustream.backends.vllm.stats import Stats
 from neustream.backends.vllm.steps import StepInFlight, TurnSteps, step_of_tokens
 from neustream.backends.vllm.trial import check_meaning
 from neustream.backends.vllm.view import ViewBuilder
+from neustream.core.events import attainable
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.errors import NeustreamError
@@ -166,12 +167,26 @@ class SLOMixin(Scheduler):
         return choice
 
     def _give_up(self, reasons: Mapping[str, str]) -> None:
-        """End requests for good; their clients hear why with the outputs of this step."""
-        for id, reason in reasons.items():
+        """End requests for good; their clients hear why with the outputs of this step.
+
+        Those that are to be served late go on without their promise.
+        """
+        ended = {id: why for id, why in reasons.items() if not self._slos[id].finish}
+        for id in reasons.keys() - ended.keys():
+            self._release(id)
+        for id, reason in ended.items():
             request = self.requests[id]
+            if not attainable(self.views.jobs[id]):
+                reason += ALONE
             self._given_up.append((id, request.client_index, reason, self._last_words(request)))
-        self.stats.dropped += len(reasons)
-        self.finish_requests(list(reasons), RequestStatus.FINISHED_ABORTED)
+        self.stats.dropped += len(ended)
+        self.finish_requests(list(ended), RequestStatus.FINISHED_ABORTED)
+
+    def _release(self, id: str) -> None:
+        job = self.views.jobs[id]
+        job.release()
+        self._slos[id] = job.slo
+        self._promised.discard(id)
 
     def _last_words(self, request: Request) -> list[int]:
         """The tokens that a request is ended with, so that its client hears why.
@@ -293,7 +308,7 @@ class SLOMixin(Scheduler):
                 request_id=id,
                 new_token_ids=tokens,
                 finish_reason=FinishReason.ABORT,
-                stop_reason=f"slo: {reason}",
+                stop_reason=f"{OURS}{reason}",
             )
             mine.outputs = [*mine.outputs, said]
         self._given_up = []

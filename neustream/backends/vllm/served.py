@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from neustream.backends.vllm.slo_args import ALONE, OURS
 from neustream.backends.vllm.slo_args import slo as args_of
 from neustream.core.events import Emitted, Ended, Submitted
 from neustream.core.job import Status
@@ -26,8 +27,6 @@ from neustream.errors import RequestError, told
 from neustream.service.answer import Answer
 
 log = logging.getLogger("neustream")
-OURS = "slo: "
-"""What our scheduler class puts in front of its reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +213,7 @@ class VLLMEngine:
         done = status == "done"
         on_time = done and not request.late and age <= request.slo.total + TICK
         output: Mapping[str, Any] | None = {} if done else None
-        started, attainable = request.count > 0, True
+        started, attainable = request.count > 0, code != "unattainable"
         given = request.slo, request.count
         self._observer(
             Ended(
@@ -253,7 +252,7 @@ def _promised(slo: SLO) -> dict[str, float] | None:
         return None
     named = {"ttft_ms": slo.first, "tpot_ms": slo.step, "total_ms": slo.total}
     budgets = {name: seconds * 1e3 for name, seconds in named.items() if seconds < math.inf}
-    return args_of(**budgets, weight=slo.weight)
+    return args_of(**budgets, weight=slo.weight, finish=slo.finish)
 
 
 def _given_up(reason: Any, outputs: int) -> tuple[Status, str, str]:
@@ -261,7 +260,10 @@ def _given_up(reason: Any, outputs: int) -> tuple[Status, str, str]:
     text = str(reason or "vLLM ended it and did not say why")
     if not text.startswith(OURS):
         return "failed", text, "failed"
-    return "dropped", text.removeprefix(OURS), "late" if outputs else "crowded"
+    text = text.removeprefix(OURS)
+    if text.endswith(ALONE):
+        return "dropped", text.removesuffix(ALONE), "unattainable"
+    return "dropped", text, "late" if outputs else "crowded"
 
 
 def _likelihood(id: int, told_of: Mapping[int, Any], count: int) -> Likelihood:

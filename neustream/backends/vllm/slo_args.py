@@ -14,6 +14,12 @@ from neustream.core.types import SLO
 from neustream.errors import RequestError, nearest
 
 KEYS = ("slo_ttft_ms", "slo_tpot_ms", "slo_total_ms", "slo_weight")
+FINISH = "slo_finish"
+"""True where a request that will be late is to be served all the same."""
+OURS = "slo: "
+"""What our scheduler class puts in front of its reasons."""
+ALONE = " (even alone)"
+"""And behind them, where a promise could not have been kept even alone."""
 LARGEST_MS = 1e9
 """Promises beyond this (eleven days) are taken for mistakes."""
 LARGEST_WEIGHT = 1e6
@@ -25,6 +31,7 @@ def slo(
     tpot_ms: float | None = None,
     total_ms: float | None = None,
     weight: float | None = None,
+    finish: bool = False,
 ) -> dict[str, float]:
     """The `extra_args` (or `vllm_xargs`) of a request that is promised this.
 
@@ -33,6 +40,7 @@ def slo(
         tpot_ms: every further token; cumulative: token k is due at `ttft_ms + k * tpot_ms`.
         total_ms: its last token.
         weight: what it is worth, 1 where not given.
+        finish: whether it is to be served even if it will be late.
 
     Raises:
         RequestError: a value that is no number greater than 0, or `tpot_ms` without `ttft_ms`.
@@ -46,7 +54,7 @@ def slo(
         raise RequestError(
             f"slo: tpot_ms={tpot_ms!r} needs ttft_ms: token k is due at ttft_ms + k * tpot_ms"
         )
-    return args
+    return {**args, FINISH: True} if finish else args
 
 
 def read(extra: Any, default: SLO) -> tuple[SLO, dict[str, str]]:
@@ -58,16 +66,22 @@ def read(extra: Any, default: SLO) -> tuple[SLO, dict[str, str]]:
         return default, {}
     faults: dict[str, str] = {}
     values: dict[str, float] = {}
+    finish = default.finish
     for key, value in extra.items():
         if not isinstance(key, str) or not key.startswith("slo_"):
             continue
-        if key not in KEYS:
-            faults["unknown key"] = f"unknown key {key[:40]!r}; {nearest(key[:40], KEYS)}"
+        if key == FINISH and value in (True, False):
+            finish = bool(value)
+        elif key == FINISH:
+            faults[f"{key} must be true or false"] = f"{key} must be true or false"
+        elif key not in KEYS:
+            known = (*KEYS, FINISH)
+            faults["unknown key"] = f"unknown key {key[:40]!r}; {nearest(key[:40], known)}"
         elif fault := _fault(key, value):
             faults[f"{key} {fault}"] = f"{key} {fault}, got {str(value)[:40]!r}"
         else:
             values[key] = value
-    if not values:
+    if not values and finish == default.finish:
         return default, faults
     first, step, total, weight = (values.get(key) for key in KEYS)
     first_s = default.first if first is None else first / 1e3
@@ -78,9 +92,8 @@ def read(extra: Any, default: SLO) -> tuple[SLO, dict[str, str]]:
             "slo_tpot_ms needs slo_ttft_ms: token k is due at ttft + k * tpot"
         )
         step_s = math.inf
-    return SLO(
-        total_s, first_s, step_s, default.weight if weight is None else float(weight), default.name
-    ), faults
+    worth = default.weight if weight is None else float(weight)
+    return SLO(total_s, first_s, step_s, worth, default.name, finish), faults
 
 
 def promised(slo: SLO) -> bool:
