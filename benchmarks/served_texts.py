@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py checks [--layers 2 12 32]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py fixed [--dtype bfloat16] [--requests 48] [--rounds 3]
+    OMP_NUM_THREADS=1 python benchmarks/served_texts.py sampling [--rows 64] [--vocabulary 32000]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py storm [--requests 2000] [--threads 16]
 
 `checks`: medians in microseconds of what is looked at to see that a model is still the one that was
@@ -11,6 +12,10 @@ Models are Llamas, 64 wide, with random weights. Looking costs the same for wide
 `fixed`: a Llama, 512 wide with 8 layers, serves requests one after the other and all at once, without
 and with `buckets`: medians over rounds of the seconds per token alone, and of tokens per second in
 company; and how many requests got other tokens in company than alone.
+
+`sampling`: a decode of so many rows of that Llama, and the choice of their tokens, by what the requests
+want: medians of both, taken in turns, and the step's cost over that of greedy ones. Logits are scaled to
+the spread that those of trained models have.
 
 `storm`: that many threads submit requests, of which one in twenty has arguments that are none, one
 in twenty a callback that raises, one in twenty a temperature at which no token has a probability,
@@ -38,7 +43,10 @@ from rich.console import Console
 import neustream as ns
 from neustream.analysis.tables import new_table
 from neustream.backends.transformers import LanguageModel
+from neustream.backends.transformers.choosing import Chooser, choose
+from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.slots import Row
+from neustream.backends.transformers.text import Ask, Text
 from neustream.errors import RequestError, RequestFailed
 
 VOCABULARY = 96
@@ -46,10 +54,10 @@ TOKENS = 32
 """Outputs of each request of `fixed`."""
 
 
-def llama(layers: int, width: int = 64, positions: int = 128) -> Any:
+def llama(layers: int, width: int = 64, positions: int = 128, vocabulary: int = VOCABULARY) -> Any:
     """A Llama with random weights, large enough for its tokens to vary."""
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=layers,
@@ -201,6 +209,48 @@ class Storm:
             raise SystemExit(1)
 
 
+SPREAD = 4.0
+"""Standard deviation of logits: a trained model is as sure of its next token."""
+WISHES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "temperature": {"temperature": 0.8},
+    "temperature, seeds": {"temperature": 0.8},
+    "top_p 0.95": {"temperature": 0.8, "top_p": 0.95},
+    "top_k 50, top_p 0.95, seeds": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
+    "presence and repetition": {"presence_penalty": 0.5, "repetition_penalty": 1.1},
+}
+
+
+def sampling(args: argparse.Namespace) -> None:
+    """A step of many rows by what their requests want of their tokens."""
+    served = LanguageModel(llama(8, 512, vocabulary=args.vocabulary), slots=args.rows, max_len=64)
+    rows = [Row(slot, 40, [slot + 3]) for slot in range(args.rows)]
+    text = Text(Ask(list(range(3, 40))), tuple(range(3, 13)))
+    asked: dict[str, list[Any]] = {}
+    for name, wishes in WISHES.items():
+        seeds = [at if "seeds" in name else None for at in range(args.rows)]
+        each = [(Chooser(Sampling(**wishes, seed=seed), prompt=37), text) for seed in seeds]
+        asked[name] = each if wishes else [None] * args.rows
+    decodes: list[float] = []
+    choices: dict[str, list[float]] = {name: [] for name in WISHES}
+    for turn in range(args.rounds + 2):
+        began = perf_counter()
+        logits = served.forward(rows)
+        decodes += [perf_counter() - began] if turn > 1 else []
+        logits = logits * (SPREAD / logits.std())
+        for name, each in asked.items():
+            began = perf_counter()
+            choose(logits, each)
+            choices[name] += [perf_counter() - began] if turn > 1 else []
+    decode = statistics.median(decodes)
+    costs = {name: statistics.median(seconds) for name, seconds in choices.items()}
+    table = new_table(f"a step of {args.rows} rows, ms", "requests", ["decode", "choice", "step / greedy"])
+    for name, cost in costs.items():
+        over = (decode + cost) / (decode + costs["greedy"])
+        table.add_row(name, f"{decode * 1e3:.1f}", f"{cost * 1e3:.2f}", f"{over:.2f}")
+    Console().print(table)
+
+
 def stock_tokens(model: Any, prompt: list[int], drawn: dict[str, Any], count: int) -> list[int]:
     """What the stock library makes of a prompt alone."""
     options: dict[str, Any] = {"do_sample": False}
@@ -248,6 +298,11 @@ def main() -> None:
     of_fixed.add_argument("--requests", type=int, default=48)
     of_fixed.add_argument("--rounds", type=int, default=3)
     of_fixed.set_defaults(run=fixed)
+    of_sampling = commands.add_parser("sampling")
+    of_sampling.add_argument("--rows", type=int, default=64)
+    of_sampling.add_argument("--vocabulary", type=int, default=32_000)
+    of_sampling.add_argument("--rounds", type=int, default=30)
+    of_sampling.set_defaults(run=sampling)
     of_storm = commands.add_parser("storm")
     of_storm.add_argument("--requests", type=int, default=2000)
     of_storm.add_argument("--threads", type=int, default=16)

@@ -11,6 +11,7 @@ from texts import CONFIGS, VOCABULARY, Drive, alone, made, model_of, prompts  # 
 
 import neustream  # noqa: E402
 from neustream import BackendError, RequestError  # noqa: E402
+from neustream.backends.transformers import draws  # noqa: E402
 from neustream.backends.transformers.choosing import Chooser, choose  # noqa: E402
 from neustream.backends.transformers.defaults import defaults_of  # noqa: E402
 from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
@@ -138,6 +139,33 @@ def test_draws_without_a_seed_follow_the_shares_and_move_nobody_elses():
     assert set(found) == {0, 2}
     assert 0.68 < found.count(2) / len(found) < 0.78  # e / (1 + e) is 0.731
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_draws_from_the_likeliest_tokens_are_those_of_the_stock_filters(seed, monkeypatch):
+    draw = random.Random(seed)
+    options = {"top_k": draw.randint(1, 60), "top_p": draw.uniform(0.1, 1), "min_p": draw.uniform(0, 0.3)}
+    some = draw.sample(sorted(options), draw.randint(1, 3))
+    sampling = Sampling(temperature=draw.uniform(0.3, 2), **{name: options[name] for name in some})
+    logits = 3 * torch.randn(5, 500, generator=torch.Generator().manual_seed(seed))
+    shares = []
+    monkeypatch.setattr(draws, "LIKELIEST", 400)
+    real = draws._drawn
+    monkeypatch.setattr(draws, "_drawn", lambda found: (shares.append(found), real(found))[1])
+    found = draws.at_random(sampling, logits)
+    stock = draws.filtered(sampling, logits).softmax(-1)
+    assert stock.gather(1, found.tokens[:, None]).gt(0).all()
+    mine = shares[0] / shares[0].sum(-1, keepdim=True)
+    width = mine.shape[1]
+    stock = stock.sort(descending=True)[0]
+    assert torch.allclose(mine.sort(descending=True)[0], stock[:, :width], atol=1e-6)
+    assert stock[:, width:].eq(0).all()
+
+
+def test_filters_that_leave_many_tokens_are_computed_of_all(monkeypatch):
+    monkeypatch.setattr(draws, "LIKELIEST", 3)
+    found = draws.at_random(Sampling(temperature=1, top_p=0.99), torch.zeros(400, 8))
+    assert set(found.tokens.tolist()) == set(range(8))
 
 
 # -- stop strings -------------------------------------------------------------------------------------

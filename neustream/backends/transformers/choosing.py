@@ -7,25 +7,20 @@ have the same ones. Seeded rows draw from streams of their own, as the stock lib
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers.generation.logits_process import (
-    MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
 
+from neustream.backends.transformers.draws import Draws, at_random, filtered
 from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.text import Text
 from neustream.errors import told
@@ -144,24 +139,6 @@ def _edits(sampling: Sampling, prompt: int, eos: Collection[int], device: str) -
     return [*edits, *sampling.processors]
 
 
-def filtered(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
-    """Logits [rows, vocabulary] behind the filters of draws, in the stock order."""
-    filters: list[Any] = []
-    if sampling.temperature != 1:
-        filters.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k:
-        filters.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        filters.append(TopPLogitsWarper(sampling.top_p))
-    if sampling.min_p:
-        filters.append(MinPLogitsWarper(sampling.min_p))
-    if sampling.typical_p < 1:
-        filters.append(TypicalLogitsWarper(sampling.typical_p))
-    for filter in filters:
-        logits = filter(None, logits)
-    return logits
-
-
 def without(logits: torch.Tensor, barred: Sequence[Collection[int]]) -> torch.Tensor:
     """`logits` [rows, vocabulary] where each row's barred tokens cannot be chosen; a copy, if there are some."""
     rows = {at: [token for token in tokens if token < logits.shape[-1]] for at, tokens in enumerate(barred) if tokens}
@@ -181,17 +158,24 @@ def choose(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None]) -
     logits = _edited(logits, asked, why)
     most, tokens = logits.max(-1)  # of NaN and others, NaN is the largest
     drawn = {at: one[0] for at, one in enumerate(asked) if one is not None and one[0].draws and at not in why}
-    shares = _shares(logits, drawn, why)
-    known = [most, *[one.amax(-1) for one in shares.values()]]
-    fine: list[bool] = torch.cat(known).isfinite().tolist()  # one look at the device for all of them
-    for at in range(len(asked)):
-        if not fine[at]:
-            why.setdefault(at, WRONG_LOGITS)
-    well = dict(zip(shares, fine[len(asked) :], strict=True))
-    for at in shares:
-        if at not in why and not well[at]:
-            why[at] = f"no token has a probability with {drawn[at]}"
-    _draw(tokens, {at: (drawn[at], one) for at, one in shares.items() if at not in why})
+    sums = [most]
+    seeded: dict[int, torch.Tensor] = {}
+    rows = list(range(len(asked)))
+    for some, draws in _together(logits, drawn, why):
+        rows += some
+        if isinstance(draws, Draws):
+            sums.append(draws.total)
+            tokens[some] = draws.tokens
+        else:
+            sums.append(draws.amax(-1))
+            seeded |= zip(some, draws.split(1), strict=True)
+    fine: list[bool] = torch.cat(sums).isfinite().tolist()  # one look at the device for all of them
+    for at, well in zip(rows, fine, strict=True):
+        if not well:
+            why.setdefault(at, f"no token has a probability with {drawn[at]}" if fine[at] else WRONG_LOGITS)
+    for at, shares in seeded.items():
+        if at not in why:
+            tokens[at] = drawn[at].token(shares)
     return [why.get(at, token) for at, token in enumerate(tokens.tolist())]
 
 
@@ -213,53 +197,28 @@ def _edited(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None], 
     return logits
 
 
-def _shares(logits: torch.Tensor, drawn: Mapping[int, Chooser], why: dict[int, str]) -> dict[int, torch.Tensor]:
-    """Probabilities [1, vocabulary] of the rows that draw; NaN where there are none.
+def _together(
+    logits: torch.Tensor, drawn: Mapping[int, Chooser], why: dict[int, str]
+) -> Iterator[tuple[list[int], Draws | torch.Tensor]]:
+    """Rows that draw, those of the same filters in one call: what they drew, or with seeds their shares.
 
-    Rows with the same filters share their calls. If one raises, each has calls of its own.
+    If a call raises, each of its rows has calls of its own.
     """
-    alike: dict[tuple[float, ...], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for at, chooser in drawn.items():
-        alike.setdefault(chooser.sampling.filters, []).append(at)
-    shares: dict[int, torch.Tensor] = {}
+        key = (chooser.sampling.seed is None, *chooser.sampling.filters)
+        alike.setdefault(key, []).append(at)
     waiting = list(alike.values())
     while waiting:
         rows = waiting.pop()
+        sampling = drawn[rows[0]].sampling
+        some = logits if len(rows) == len(logits) else logits[rows]
         try:
-            some = filtered(drawn[rows[0]].sampling, logits[rows]).softmax(-1)
+            found = at_random(sampling, some) if sampling.seed is None else filtered(sampling, some).softmax(-1)
         except Exception as error:
             if len(rows) > 1:
                 waiting += [[at] for at in rows]
             else:
                 why[rows[0]] = f"its sampling raised {told(error)}"
             continue
-        shares |= zip(rows, some.split(1), strict=True)
-    return shares
-
-
-def _draw(tokens: torch.Tensor, drawn: Mapping[int, tuple[Chooser, torch.Tensor]]) -> None:
-    """Draw a token for each of these rows into `tokens` [rows]: with a seed, from its own stream."""
-    plain = [at for at, (chooser, _) in drawn.items() if chooser.sampling.seed is None]
-    if plain:
-        shares = torch.cat([drawn[at][1] for at in plain])
-        tokens[plain] = _at_random(shares)
-    for at, (chooser, one) in drawn.items():
-        if chooser.sampling.seed is not None:
-            tokens[at] = chooser.token(one)
-
-
-def _at_random(shares: torch.Tensor) -> torch.Tensor:
-    """A token [rows] of each row of `shares` [rows, vocabulary]."""
-    ends = shares.double().cumsum(-1)
-    total = ends[:, -1:]
-    random = torch.rand(len(shares), 1, dtype=ends.dtype, device=ends.device, generator=_randomness(ends.device))
-    places = (random * total).minimum(total.nextafter(torch.zeros_like(total)))  # below the end
-    return torch.searchsorted(ends, places, right=True)[:, 0]
-
-
-@cache
-def _randomness(device: torch.device) -> torch.Generator:
-    """What requests without a seed draw from: nobody else's draws are moved by it."""
-    generator = torch.Generator(device)
-    generator.seed()
-    return generator
+        yield rows, found
