@@ -26,7 +26,7 @@ from rich.console import Console
 import neustream as ns
 from neustream.analysis.tables import new_table
 from neustream.backends.diffusers import PipelineMount
-from neustream.backends.diffusers.request import check
+from neustream.backends.diffusers.dry_run import check
 from neustream.backends.making import make_model
 from neustream.backends.transformers import TextMount
 from neustream.config import load_experiment

@@ -12,6 +12,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from neustream.backends.diffusers.arguments import check_arguments
+    from neustream.backends.diffusers.signatures import signature_of
     from tests.backends import pipelines
     from tests.backends.test_never_wrong import close_to, seeded, serve, words
 
@@ -50,14 +51,39 @@ REFUSED = [
     ({"height": "16"}, "height must be a whole number of at least 1, got '16'"),
     ({"height": 16.0}, "height must be a whole number of at least 1, got 16.0"),
     ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a whole number of at least 1, got 0"),
-    ({"num_inference_steps": True}, "num_inference_steps must be a whole number of at least 1, got True"),
+    ({"num_inference_steps": True}, "num_inference_steps must be a whole number from 1 to 100000, got True"),
     ({"latents": "noise"}, "latents must be a tensor or a list of them, got 'noise'"),
     ({"latents": np.zeros((1, 4, 8, 8))}, "latents must be a tensor or a list of them"),
     ({"prompt": None, "prompt_embeds": 3}, "prompt_embeds must be a tensor or a list of them, got 3"),
     ({"negative_prompt": 5}, "negative_prompt must be text or a list of texts, got 5"),
     ({"timesteps": "all"}, "timesteps must be a list of numbers, got 'all'"),
     ({"clip_skip": "1"}, "clip_skip must be a number, got '1'"),
-    ({"num_inference_steps": np.int64(0)}, "num_inference_steps must be a whole number of at least 1"),
+    ({"num_inference_steps": np.int64(0)}, "num_inference_steps must be a whole number from 1 to 100000, got"),
+    ({"num_inference_steps": 10**9}, "num_inference_steps must be a whole number from 1 to 100000, got 1000000000"),
+    ({"num_inference_steps": None}, "num_inference_steps must be a number, got None"),
+    ({"num_images_per_prompt": None}, "num_images_per_prompt must be a whole number of at least 1, got None"),
+    ({"guidance_scale": None}, "guidance_scale must be a number, got None"),
+    ({"guidance_scale": [1]}, r"guidance_scale must be a number, got \[1\]"),
+    ({"guidance_scale": {"a": 1}}, "guidance_scale must be a number, got {'a': 1}"),
+    ({"guidance_scale": torch.ones(2)}, "guidance_scale must be a number, got tensor"),
+    ({"guidance_rescale": "0.5"}, "guidance_rescale must be a number, got '0.5'"),
+    ({"eta": [0.0]}, r"eta must be a number, got \[0.0\]"),
+    ({"height": [16]}, r"height must be a number, got \[16\]"),
+    ({"timesteps": [1, "2"]}, "timesteps must be a list of numbers"),
+    ({"sigmas": [float("nan")]}, "sigmas must be finite, got "),
+    ({"sigmas": 3}, "sigmas must be a list of numbers, got 3"),
+    ({"cross_attention_kwargs": 5}, "cross_attention_kwargs must be a mapping, got 5"),
+    ({"prompt": ["a cat", 5]}, r"prompt must be text or a list of texts, got \['a cat', 5\]"),
+    ({"prompt": ["a cat", None]}, "prompt must be text or a list of texts"),
+    ({"negative_prompt": ["", None]}, "negative_prompt must be text or a list of texts"),
+    ({"negative_prompt": ["a", "b"]}, "negative_prompt must be as many texts as there are prompts, 1, got 2"),
+    ({"negative_prompt": ["a"]}, r"negative_prompt must be text as prompt is, got \['a'\]"),
+    ({"prompt": ["a", "b"], "negative_prompt": "c"}, "negative_prompt must be a list as prompt is, got 'c'"),
+    ({"prompt": ["a", "b"], "negative_prompt": ["c"]}, "negative_prompt must be as many texts .*, 2, got 1"),
+    ({"generator": (seeded(0),)}, "generator must be a torch.Generator or a list of them"),
+    ({"generator": []}, "generator must be one, or as many as the call has samples, 1, got a list of 0"),
+    ({"generator": [seeded(0), seeded(1)]}, "generator must be one, .* samples, 1, got a list of 2"),
+    ({"prompt": ["a"] * 2, "num_images_per_prompt": np.int64(2), "generator": [seeded(0)] * 2}, "samples, 4, got a li"),
 ]
 
 
@@ -80,16 +106,20 @@ def test_an_image_that_is_none(image):
         service.submit(prompt="x", image=image, strength=0.5, num_inference_steps=2)
 
 
-def test_a_generator_on_another_device():
-    elsewhere = torch.Generator()
-    named = {"generator": [seeded(0), elsewhere]}
-    check_arguments(named, {}, torch.device("cpu"))
+def test_a_schedule_in_place_of_a_number_of_steps(sd):
+    named = {"num_inference_steps": None, "timesteps": range(900, 0, -300)}
+    check_arguments(named, signature_of(sd), torch.device("cpu"))
+
+
+def test_a_generator_on_another_device(sd):
+    signature, here = signature_of(sd), torch.device("cpu")
+    check_arguments({"generator": [seeded(0), torch.Generator(), None]}, signature, here)
 
     class There(torch.Generator):
         device = torch.device("cuda:0")
 
     with pytest.raises(ns.RequestError, match="generator is on cuda:0, the pipeline on cpu"):
-        check_arguments({"generator": There()}, {}, torch.device("cpu"))
+        check_arguments({"generator": There()}, signature, here)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +133,42 @@ def test_a_generator_on_another_device():
         {"prompt": ""},
         {"prompt": "x" * 10_000},
         {"prompt": ["a cat", "a dog"]},
+        {"guidance_scale": torch.tensor(5.0)},
+        {"guidance_scale": 1, "negative_prompt": ["unread", "unread"]},
+        {"prompt": ["a cat", "a dog"], "negative_prompt": ["a", "b"]},
     ],
 )
 def test_what_stock_takes(sd, change):
     with serve(sd) as service:
         ours = service(**{**words(), **change}, slo=np.float32(60)).images
     assert torch.equal(ours, sd(**{**words(), **change}).images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (5, "class_labels must be a list of whole numbers, got 5"),
+        ([], "class_labels must be a list of whole numbers"),
+        (["cat"], "class_labels must be whole numbers from 0 to 1000, got"),
+        ([-1], "class_labels must be whole numbers from 0 to 1000, got"),
+        ([1001], "class_labels must be whole numbers from 0 to 1000, got"),
+        ([True], "class_labels must be whole numbers from 0 to 1000, got"),
+    ],
+)
+def test_labels_that_are_none(labels, message):
+    """On a GPU a label that is not there ends the process for everybody."""
+    pipe = pipelines.ready(pipelines.dit(), torch.float32)
+    with serve(pipe) as service, pytest.raises(ns.RequestError, match=message):
+        service.submit(class_labels=labels, num_inference_steps=2)
+
+
+def test_more_generators_than_samples():
+    """Pipelines that do not count them take the first ones."""
+    pipe = pipelines.ready(pipelines.dit(), torch.float32)
+    call = {"class_labels": [1, 2], "num_inference_steps": 2, "output_type": "pt"}
+    stock = pipe(**call, generator=[seeded(at) for at in range(3)]).images
+    with serve(pipe) as service:
+        assert close_to(service(**call, generator=[seeded(at) for at in range(3)]).images, stock)
 
 
 def test_what_only_the_device_tells_fails_its_request_alone(sd):

@@ -478,3 +478,45 @@ def test_weights_that_are_written_through_their_data(sd, write, which):
         weight.data.div_(1.5)
         if write is in_place:
             assert close_to(service(**words()).images, before)
+
+
+# -- buffers ----------------------------------------------------------------------------------------------
+
+
+def with_statistics(pipe):
+    """A denoiser with a running mean, and with a table that is no buffer."""
+    norm = torch.nn.BatchNorm2d(pipe.unet.conv_norm_out.num_channels).eval()
+    norm.table = torch.ones(3)
+    pipe.unet.conv_norm_out = norm
+    return norm
+
+
+BUFFERS = {
+    "in torch's sight": lambda norm: norm.running_mean.add_(0.5),
+    "past torch": lambda norm: norm.running_var.data.mul_(2),
+    "another one": lambda norm: setattr(norm, "running_mean", torch.ones_like(norm.running_mean)),
+    "a table": lambda norm: norm.table.mul_(2),
+    "a table, past torch": lambda norm: norm.table.data.mul_(2),
+    "none": lambda norm: setattr(norm, "running_mean", None),
+}
+
+
+@pytest.mark.parametrize("write", BUFFERS)
+def test_buffers_and_tables_that_are_written_to(sd, write):
+    norm = with_statistics(sd)
+    stock = sd(**words()).images
+    with serve(sd) as service:
+        assert torch.equal(service(**words()).images, stock)
+        BUFFERS[write](norm)
+        with pytest.raises(ns.RequestError, match=r"is served: (weights were|unet\.conv_norm_out)"):
+            service(**words())
+
+
+def test_a_position_table_that_is_written_to():
+    pipe = pipelines.ready(pipelines.stable_diffusion_3(), torch.float32)
+    with serve(pipe) as service:
+        call = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "pt", "generator": seeded(0)}
+        service(**call)
+        pipe.transformer.pos_embed.pos_embed.mul_(1.5)
+        with pytest.raises(ns.RequestError, match="weights were written to"):
+            service(**call)

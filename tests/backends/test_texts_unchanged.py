@@ -214,6 +214,18 @@ def test_kept_buffers_are_weights():
         model.unchanged.check()
 
 
+@pytest.mark.parametrize("write", [lambda table: table.add_(1), lambda table: table.data.add_(1)])
+def test_tables_that_are_not_saved_are_weights_too(write):
+    model = made("llama", **LLAMA)
+    model.register_buffer("table", torch.ones(3), persistent=False)
+    with engine(model) as running:
+        running([5, 6, 7], max_tokens=2)
+        write(model.table)
+        with pytest.raises((RequestError, RequestFailed), match="was changed while it is served"):
+            running([5, 6, 7], max_tokens=2)
+        model.table = torch.zeros(4)  # models that extend their tables do so
+
+
 def test_weights_made_in_inference_mode_and_tied_ones_are_served():
     with torch.inference_mode():
         model = made("gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=96)

@@ -16,8 +16,9 @@ def autocast_now() -> Autocast:
     return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICES)
 
 
-def set_autocast(state: Autocast) -> None:
-    if state != autocast_now():
+def set_autocast(state: Autocast, now: Autocast) -> None:
+    """Have `state` in place of what is there `now`."""
+    if state != now:
         for kind, (enabled, dtype) in zip(DEVICES, state, strict=True):
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, dtype)
@@ -26,8 +27,8 @@ def set_autocast(state: Autocast) -> None:
 @contextlib.contextmanager
 def autocast(state: Autocast) -> Iterator[None]:
     outside = autocast_now()
-    set_autocast(state)
+    set_autocast(state, outside)
     try:
         yield
     finally:
-        set_autocast(outside)
+        set_autocast(outside, autocast_now())

@@ -23,7 +23,6 @@ denoise (looped, `times: steps`) and decode, called so or by the names in `STAGE
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from neustream.backends import Arguments, Wanted
 from neustream.backends import torch as shared
 from neustream.backends.diffusers.mount import PipelineMount
 from neustream.backends.diffusers.parts import models_of, parts_of, roles_of
+from neustream.backends.diffusers.signatures import signature_of
 from neustream.backends.options import options_of
 from neustream.by_name import load_object
 from neustream.errors import BackendError, nearest
@@ -218,7 +218,7 @@ def build(options: Options) -> Any:
 
 def call_names(pipe: DiffusionPipeline) -> Mapping[str, Any]:
     """The arguments of a pipeline's call, by name."""
-    return dict(inspect.signature(pipe.__call__).parameters)
+    return dict(signature_of(pipe).signature.parameters)
 
 
 def own_size(pipe: Any) -> str:

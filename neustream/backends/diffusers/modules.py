@@ -18,8 +18,9 @@ from neustream.engine.clock import stopwatch
 from neustream.errors import StageFailed
 
 Update = Mapping[str, Any]
-LOOKING = 0.05
-"""The share of a device's time that may go into asking whether somebody changed the models."""
+LOOKING = 0.01
+"""The share of a device's time that may go into asking whether somebody changed the models, beside the first
+and the last step of each request."""
 
 
 class Runs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 import threading
@@ -16,6 +15,7 @@ from diffusers import DiffusionPipeline
 from neustream.backends.claims import claim, free
 from neustream.backends.diffusers.arguments import check_callable
 from neustream.backends.diffusers.calls import Part, Role
+from neustream.backends.diffusers.dry_run import check
 from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
 from neustream.backends.diffusers.parts import models_of, parts_of
@@ -31,7 +31,6 @@ from neustream.backends.diffusers.replica import (
 from neustream.backends.diffusers.request import (
     StepCounts,
     StockCall,
-    check,
     kind_of,
     named_arguments,
     samples_of,
@@ -40,6 +39,7 @@ from neustream.backends.diffusers.request import (
 )
 from neustream.backends.diffusers.run import Progress
 from neustream.backends.diffusers.shapes import Shape, Shapes
+from neustream.backends.diffusers.signatures import signature_of
 from neustream.core.events import Emitted
 from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
@@ -127,7 +127,7 @@ class PipelineMount:
     def check(self, name: str) -> None:
         if self._serves and not self.make_way():
             raise BackendError("this mount is served already: close that service first")
-        if taken := RESERVED & set(inspect.signature(self.pipe.__call__).parameters):
+        if taken := RESERVED & signature_of(self.pipe).names:
             raise BackendError(
                 f"{type(self.pipe).__name__} has call argument(s) {sorted(taken)}, which submit() takes itself"
             )

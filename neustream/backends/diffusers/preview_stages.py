@@ -8,9 +8,10 @@ from typing import Any
 
 from neustream.backends.diffusers.previews import Preview, arguments_of, to_its_decoder
 from neustream.backends.diffusers.replica import Replica, failure
-from neustream.backends.diffusers.request import defaults_of, kind_of, samples_of
+from neustream.backends.diffusers.request import kind_of, samples_of
 from neustream.backends.diffusers.run import Run, decode
 from neustream.backends.diffusers.shapes import Shape, Shapes
+from neustream.backends.diffusers.signatures import signature_of
 from neustream.core.batch import StepInput
 from neustream.core.events import Emitted, Update
 from neustream.core.graph import Graph
@@ -73,7 +74,7 @@ class PreviewStages:
 
         RequestError if its shape is not served any more.
         """
-        whole = {**defaults_of(self._places[0][0].pipe), **preview.arguments}
+        whole = {**signature_of(self._places[0][0].pipe).defaults, **preview.arguments}
         known = shapes.of_kind(kind_of(whole))
         if known is None:
             raise RequestError("the preview is of a shape that is not served any more")

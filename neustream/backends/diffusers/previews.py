@@ -17,8 +17,9 @@ import torch
 
 from neustream.backends.diffusers.calls import Call
 from neustream.backends.diffusers.journal import Made, generators_of, noise_now, set_noise
-from neustream.backends.diffusers.request import defaults_of, without_side_effects
+from neustream.backends.diffusers.request import without_side_effects
 from neustream.backends.diffusers.results import rebuilt
+from neustream.backends.diffusers.signatures import signature_of
 from neustream.errors import BackendError, StageFailed
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def preview_of(run: Run) -> Preview:
 
 def arguments_of(pipe: Any, preview: Preview) -> dict[str, Any]:
     """Arguments of the call that shows a preview: no callbacks, generators of its own."""
-    return without_side_effects(preview.arguments, {**defaults_of(pipe), **preview.arguments})
+    return without_side_effects(preview.arguments, {**signature_of(pipe).defaults, **preview.arguments})
 
 
 def to_its_decoder(run: Run, preview: Preview) -> None:

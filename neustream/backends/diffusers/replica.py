@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,13 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from neustream.backends.diffusers.calls import Call
+from neustream.backends.diffusers.dry_run import check
 from neustream.backends.diffusers.measured import ONCE_STEPS, place_of, timed
 from neustream.backends.diffusers.modules import RunModule, Runs
 from neustream.backends.diffusers.parts import Parts, models_of, parts_of, roles_of
-from neustream.backends.diffusers.request import check, shortened
+from neustream.backends.diffusers.request import shortened
 from neustream.backends.diffusers.run import Run, decode, encode
+from neustream.backends.diffusers.signatures import signature_of
 from neustream.backends.diffusers.state import State
 from neustream.backends.torch import sync
 from neustream.core.batch import StepInput
@@ -232,7 +233,7 @@ def failure(error: BaseException) -> StageFailed:
 
 def default_sample(pipe: DiffusionPipeline, device: Any) -> dict[str, Any] | None:
     """A call with the pipeline's defaults; None if it needs more than a prompt or a class."""
-    parameters = inspect.signature(pipe.__call__).parameters.values()
+    parameters = signature_of(pipe).signature.parameters.values()
     sample = {p.name: SAMPLE[p.name] for p in parameters if p.name in SAMPLE}
     needed = [
         p.name

@@ -1,11 +1,10 @@
-"""The arguments of one call: bound, checked by the pipeline itself, and what they say of its cost."""
+"""The arguments of one call: by name, for trials, and what they say of its cost."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
 
-from neustream.backends.diffusers.arguments import check_arguments
-from neustream.backends.diffusers.standins import viewed
-from neustream.backends.diffusers.stepping import is_stepped
+from neustream.backends.diffusers.signatures import signature_of
 from neustream.errors import RequestError
 
 COUNTS = {"num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"}
@@ -43,97 +39,10 @@ class StockCall:
 
 def named_arguments(pipe: DiffusionPipeline, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The call's arguments by name; TypeError, as of a call, if they do not fit the pipeline's signature."""
-    signature = inspect.signature(pipe.__call__)
     try:
-        bound = signature.bind(*args, **kwargs)
+        return signature_of(pipe).named(args, kwargs)
     except TypeError as error:
         raise TypeError(f"{type(pipe).__name__}.__call__() {error}") from None
-    named = dict(bound.arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named.update(named.pop(parameter.name, {}))
-    return named
-
-
-def defaults_of(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """The defaults of a pipeline's own arguments."""
-    parameters = inspect.signature(pipe.__call__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-class _Reached(BaseException):
-    """The stock call accepted its arguments and went on to a model."""
-
-
-QUIET = frozenset(("parameters", "named_parameters", "buffers", "state_dict"))
-"""Methods of models that change nothing and compute nothing."""
-
-
-class _Wall:
-    """A component that ends a dry run when it is used: when it, or a method of its, is called."""
-
-    def __init__(self, component: Any) -> None:
-        self.__dict__["_component"] = component
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return type(self._component)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise _Reached
-
-    def __bool__(self) -> bool:
-        return bool(self._component)
-
-    def __len__(self) -> int:
-        return len(self._component)
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(_walled, self._component)
-
-    def __getitem__(self, at: Any) -> Any:
-        return _walled(self._component[at])
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._component, name)
-        if isinstance(value, torch.nn.Module):
-            return _Wall(value)
-        if callable(value) and name not in QUIET and not isinstance(value, type):
-            return _reached
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise _Reached
-
-
-def _walled(value: Any) -> Any:
-    return _Wall(value) if isinstance(value, torch.nn.Module) else value
-
-
-def _reached(*args: Any, **kwargs: Any) -> Any:
-    raise _Reached
-
-
-def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Let the stock call look at its arguments, up to where it would use a tokenizer or a model on `device`.
-
-    Returns them with the pipeline's defaults for the others. Raises what the call raises; RequestError for
-    what no pipeline takes (`check_arguments`).
-    """
-    defaults = defaults_of(pipe)
-    whole = {**defaults, **named}
-    check_arguments(named, defaults, device)
-    view = copy.copy(pipe)
-    view.__class__ = viewed(pipe.__class__)
-    view.__dict__["_neustream_device"] = device
-    for name, value in list(view.__dict__.items()):
-        if isinstance(value, torch.nn.Module | PreTrainedTokenizerBase | DiffusionPipeline):
-            view.__dict__[name] = _Wall(value)
-        elif is_stepped(value):
-            view.__dict__[name] = copy.deepcopy(value)
-    with contextlib.suppress(_Reached):
-        view(**without_side_effects(named, whole))
-    return whole
 
 
 def without_side_effects(named: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,8 +99,8 @@ def samples_of(named: Mapping[str, Any]) -> int:
             count = len(value)
         break
     for name in COUNTS:
-        if isinstance(each := named.get(name), int):
-            count *= each
+        if isinstance(each := named.get(name), int | np.integer):
+            count *= int(each)
     return max(count, 1)
 
 

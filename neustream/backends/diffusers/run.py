@@ -171,13 +171,13 @@ class Run:
     def _go_on(self, value: Any) -> None:
         """Let the stock call run up to the next thing that it waits for, or to its end."""
         self.parked = None
-        outside = autocast_now(), torch.is_grad_enabled()
-        set_autocast(self._autocast)
+        outside, grad = autocast_now(), torch.is_grad_enabled()
+        set_autocast(self._autocast, outside)
         torch.set_grad_enabled(self._grad)
         parked = self._greenlet.throw(value) if isinstance(value, BaseException) else self._greenlet.switch(value)
         self._autocast, self._grad = autocast_now(), torch.is_grad_enabled()
-        set_autocast(outside[0])
-        torch.set_grad_enabled(outside[1])
+        set_autocast(outside, self._autocast)
+        torch.set_grad_enabled(grad)
         if self._greenlet.dead:
             self._forget()
         else:
@@ -186,14 +186,14 @@ class Run:
     def close(self) -> None:
         """End it where it stands; its tensors are free at once."""
         if self._greenlet is not None and not self._greenlet.dead:
-            outside = autocast_now(), torch.is_grad_enabled()
-            set_autocast(self._autocast)
+            outside, grad = autocast_now(), torch.is_grad_enabled()
+            set_autocast(self._autocast, outside)
             self._closing = True
             for _ in range(PATIENCE):
                 if not self._greenlet.dead:
                     self._greenlet.throw(GreenletExit)
-            set_autocast(outside[0])
-            torch.set_grad_enabled(outside[1])
+            set_autocast(outside, autocast_now())
+            torch.set_grad_enabled(grad)
         self.output = None
         self._forget()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -117,7 +118,28 @@ class View:
         return device
 
 
+class DryView(View):
+    """A view that has its own copy of a scheduler only once it is asked for it."""
+
+    def __getattr__(self, name: str) -> Any:
+        stepped = self.__dict__.get("_neustream_stepped", {})
+        if name not in stepped:
+            return super().__getattr__(name)  # type: ignore[misc]
+        value = self.__dict__[name] = copy.deepcopy(stepped[name])
+        return value
+
+
 @cache
 def viewed(pipeline: Any) -> Any:
     """The class of a pipeline's views."""
-    return type(pipeline.__name__, (View, pipeline), {"__module__": pipeline.__module__})
+    return _mixed(View, pipeline)
+
+
+@cache
+def dry(pipeline: Any) -> Any:
+    """The class of a pipeline's views in which its call checks its arguments."""
+    return _mixed(DryView, pipeline)
+
+
+def _mixed(view: type, pipeline: Any) -> Any:
+    return type(pipeline.__name__, (view, pipeline), {"__module__": pipeline.__module__})

@@ -6,7 +6,6 @@ compared before each batch. Comparing is mostly one comparison of dicts a module
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -67,6 +66,8 @@ class Kept:
         """Whether what a container holds counts, beside which one it is."""
         if key == "_parameters":
             return not self._moves
+        if key == "_buffers":
+            return not self._moves and self._only is None  # models of texts replace theirs themselves
         if key == "_modules" or key in HOOKS:
             return True
         return isinstance(value, dict | list | set) and self._counts(key) and len(value) <= LARGEST
@@ -183,8 +184,7 @@ class State:
 
     def _unequal(self) -> bool:
         try:
-            alike = all(map(operator.eq, self._now, self._before))
-            return not alike or not all(map(operator.eq, self._held, self._holding))
+            return self._now != self._before or self._held != self._holding
         except Exception:  # tensors that are not the same
             return True
 
@@ -216,7 +216,7 @@ def _places(models: Iterable[tuple[str, torch.nn.Module]]) -> dict[str, tuple[An
     found = {}
     for name, model in models:
         weight = next(model.parameters(), None)
-        hooked = hasattr(model, "_hf_hook") or weight is None  # offloaded models move all the time
+        hooked = "_hf_hook" in model.__dict__ or weight is None  # offloaded models move all the time
         casts = getattr(getattr(model, "config", None), "force_upcast", False)
         place = None if hooked or weight is None else (str(weight.device), None if casts else weight.dtype)
         adapters: Any = None

@@ -39,7 +39,7 @@ class Unchanged:
         self._adapted = [module for module in modules if hasattr(module, "merged_adapters")]
         kept = _kept_buffers(named)
         self._buffers = [(buffers, key) for _, buffers, key in kept]
-        weights = [*model.named_parameters(), *[(name, buffers[key]) for name, buffers, key in kept]]
+        weights = [*model.named_parameters(), *model.named_buffers()]
         there = [(name, weight) for name, weight in weights if type(weight) in PLAIN and not weight.is_meta]
         tracked = [(name, weight) for name, weight in weights if not weight.is_inference()]
         self._there: list[torch.Tensor] = [weight for _, weight in there]
