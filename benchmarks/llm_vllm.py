@@ -256,68 +256,110 @@ def throughput(servers: dict[str, Any], rounds: int) -> dict[str, float]:
     return {kind: statistics.median(values) for kind, values in found.items()}
 
 
-def run_vllm(args: argparse.Namespace, write: Callable[..., None]) -> None:
-    from neustream import POLICIES
+@dataclass(frozen=True)
+class Alone:
+    """What the stock engine does without company: seconds of a prompt by its tokens, and of a decode.
 
+    `knee`: requests per second that it finishes when it is full.
+    """
+
+    prefill: Callable[[int], float]
+    decode: float
+    knee: float
+
+
+Runs = dict[str, list[list[Asked]]]
+"""By engine, its requests in each round."""
+
+
+def run_vllm(args: argparse.Namespace, write: Callable[..., None]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder)
         servers = {kind: make_server(folder, kind) for kind in SERVERS}
     prefill, decode = alone(servers["fcfs"])
     flat = throughput(servers, 2 if args.quick else 7)
-    knee = flat["fcfs"]
+    base = Alone(prefill, decode, flat["fcfs"])
     cost = overhead(servers["ours"])
-    summary = {"prefill_64_s": prefill(64), "decode_s": decode, "knee_rps": knee, "throughput_rps": flat} | cost
-    print("alone: prefill of 64 tokens", f"{prefill(64) * 1e3:.1f} ms, decode {decode * 1e3:.1f} ms; knee {knee:.1f}/s")
-    print(
-        f"nothing promised: stock {flat['fcfs']:.2f}/s, ours {flat['ours']:.2f}/s ({flat['ours'] / flat['fcfs']:.3f})"
-    )
-    print(f"ours adds {cost['overhead_us']:.0f} us to a step of {SEATS} decodes: {cost['share']:.1%}", flush=True)
+    say_costs(base, flat, cost)
     rows = []
-    loads = LOADS[::3] if args.quick else LOADS
     for ttft, tpot in PROMISES[1:2] if args.quick else PROMISES:
-        for load in loads:
-            runs: dict[str, list[list[Asked]]] = {kind: [] for kind in SERVERS}
-            for turn in range(1 if args.quick else args.rounds):
-                order = SERVERS[turn % 3 :] + SERVERS[: turn % 3]
-                for kind in order:
-                    some = workload(args.requests, load * knee, turn + 1)
-                    for asked in some:
-                        asked.first, asked.step = ttft * prefill(len(asked.prompt)), tpot * decode
-                    serve(servers[kind], some, kind)
-                    runs[kind].append(some)
-            row: dict[str, Any] = {"ttft_x": ttft, "tpot_x": tpot, "load": load}
-            for kind, some_runs in runs.items():
-                row[kind] = {
-                    what: statistics.median(sum(getattr(a, what) for a in some) / len(some) for some in some_runs)
-                    for what in ("every", "client", "done")
-                }
-                span = [some[-1].arrival for some in some_runs]
-                good = [sum(a.client for a in some) / x for some, x in zip(some_runs, span, strict=True)]
-                row[kind]["goodput_rps"] = statistics.median(good)
-                tokens = [sum(len(a.tokens) for a in some) for some in some_runs]
-                row[kind]["tokens_per_s"] = statistics.median(n / x for n, x in zip(tokens, span, strict=True))
-            steps = servers["ours"].engine_core.engine_core.scheduler.step_times
-            row["simulated"] = {
-                kind: statistics.median(simulated(some, steps, policy).attainment for some in runs[kind])
-                for kind, policy in (
-                    ("fcfs", POLICIES["fcfs"](drop_hopeless=False)),
-                    ("ours", POLICIES["priced"]()),
-                )
-            }
-            rows.append(row)
-            print(
-                f"TTFT {ttft:g}x TPOT {tpot:g}x, {load:g} of the knee: every token in time "
-                + ", ".join(f"{kind} {row[kind]['every']:.3f}" for kind in SERVERS)
-                + "; TTFT and mean TPOT "
-                + ", ".join(f"{kind} {row[kind]['client']:.3f}" for kind in SERVERS)
-                + "; simulated "
-                + ", ".join(f"{kind} {x:.3f}" for kind, x in row["simulated"].items()),
-                flush=True,
-            )
+        for load in LOADS[::3] if args.quick else LOADS:
+            rows.append(compared(servers, base, ttft, tpot, load, args))
+            say_row(rows[-1])
     stats = servers["ours"].engine_core.engine_core.scheduler.stats
-    summary["step_error"] = stats.step_error
     print(f"step latencies as learnt: median error {stats.step_error}")
-    if not args.quick:
-        command = "OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/llm.py vllm"
-        write("vllm", rows, command, {"summary": summary, "requests": args.requests, "rounds": args.rounds})
+    if args.quick:
+        return
+    summary: dict[str, Any] = {"prefill_64_s": prefill(64), "decode_s": decode, "knee_rps": base.knee}
+    summary |= {"throughput_rps": flat, **cost, "step_error": stats.step_error}
+    command = "OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/llm.py vllm"
+    more = {"summary": summary, "requests": args.requests, "rounds": args.rounds}
+    write("vllm", rows, command, more)
+
+
+def compared(
+    servers: dict[str, Any], base: Alone, ttft: float, tpot: float, load: float, args: argparse.Namespace
+) -> dict[str, Any]:
+    """One pair of promises at one load: what came of it with each engine, and by the simulator."""
+    runs = served_in_turns(servers, base, ttft, tpot, load, args)
+    row: dict[str, Any] = {"ttft_x": ttft, "tpot_x": tpot, "load": load}
+    row |= {kind: outcome_of(rounds) for kind, rounds in runs.items()}
+    return {**row, "simulated": simulations(servers, runs)}
+
+
+def served_in_turns(
+    servers: dict[str, Any], base: Alone, ttft: float, tpot: float, load: float, args: argparse.Namespace
+) -> Runs:
+    """The same requests for all engines in each round; who comes first changes from round to round."""
+    runs: Runs = {kind: [] for kind in SERVERS}
+    for turn in range(1 if args.quick else args.rounds):
+        for kind in SERVERS[turn % 3 :] + SERVERS[: turn % 3]:
+            some = workload(args.requests, load * base.knee, turn + 1)
+            for asked in some:
+                asked.first = ttft * base.prefill(len(asked.prompt))
+                asked.step = tpot * base.decode
+            serve(servers[kind], some, kind)
+            runs[kind].append(some)
+    return runs
+
+
+def outcome_of(rounds: Sequence[Sequence[Asked]]) -> dict[str, float]:
+    """Shares of requests, goodput and throughput; medians over rounds."""
+    found = {what: statistics.median(share(some, what) for some in rounds) for what in ("every", "client", "done")}
+    spans = [some[-1].arrival for some in rounds]
+    good = [sum(a.client for a in some) / x for some, x in zip(rounds, spans, strict=True)]
+    tokens = [sum(len(a.tokens) for a in some) / x for some, x in zip(rounds, spans, strict=True)]
+    return {**found, "goodput_rps": statistics.median(good), "tokens_per_s": statistics.median(tokens)}
+
+
+def share(some: Sequence[Asked], what: str) -> float:
+    return float(sum(getattr(asked, what) for asked in some) / len(some))
+
+
+def simulations(servers: dict[str, Any], runs: Runs) -> dict[str, float]:
+    """Attainment by the simulator, with latencies as ours learnt them; medians over rounds."""
+    from neustream import POLICIES
+
+    steps = servers["ours"].engine_core.engine_core.scheduler.step_times
+    policies = {"fcfs": POLICIES["fcfs"](drop_hopeless=False), "ours": POLICIES["priced"]()}
+    return {
+        kind: statistics.median(simulated(some, steps, policy).attainment for some in runs[kind])
+        for kind, policy in policies.items()
+    }
+
+
+def say_costs(base: Alone, flat: dict[str, float], cost: dict[str, float]) -> None:
+    prompt, decode = base.prefill(64) * 1e3, base.decode * 1e3
+    print(f"alone: prefill of 64 tokens {prompt:.1f} ms, decode {decode:.1f} ms; knee {base.knee:.1f}/s")
+    ratio = flat["ours"] / flat["fcfs"]
+    print(f"nothing promised: stock {flat['fcfs']:.2f}/s, ours {flat['ours']:.2f}/s ({ratio:.3f})")
+    added, part = cost["overhead_us"], cost["share"]
+    print(f"ours adds {added:.0f} us to a step of {SEATS} decodes: {part:.1%}", flush=True)
+
+
+def say_row(row: dict[str, Any]) -> None:
+    every, client = (", ".join(f"{kind} {row[kind][what]:.3f}" for kind in SERVERS) for what in ("every", "client"))
+    said = ", ".join(f"{kind} {x:.3f}" for kind, x in row["simulated"].items())
+    where = f"TTFT {row['ttft_x']:g}x TPOT {row['tpot_x']:g}x, {row['load']:g} of the knee"
+    print(f"{where}: every token in time {every}; TTFT and mean TPOT {client}; simulated {said}", flush=True)

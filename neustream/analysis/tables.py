@@ -53,7 +53,10 @@ def policies_table(title: str, records: Sequence[Record]) -> Table:
 
 
 def tokens_table(records: Sequence[Record]) -> Table:
-    """What the outputs of language models were like, one row a policy; of finished requests."""
+    """What the outputs of language models were like, one row a policy; of finished requests.
+
+    Of models whose answers come as a whole, as images do, nothing is a first output: they have no row.
+    """
     shown = [record for record in records if "tokens" in record]
     table = new_table(
         "outputs; medians and p99 in ms",
@@ -68,6 +71,8 @@ def tokens_table(records: Sequence[Record]) -> Table:
             cells.append("-" if seconds is None else f"{seconds * 1e3:.0f}")
         table.add_row(record["policy"], *cells, f"{tokens['client_attainment']:.1%}", str(record.get("preemptions", 0)))
     table.caption = "tok/s: in time; client met: TTFT, mean TPOT and E2EL in their SLO (vllm bench --goodput)"
+    if len(shown) < len(records):
+        table.caption += "; answers that come as a whole (images) have no first output, so no TTFT"
     table.caption_justify = "left"
     return table
 

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 from neustream.cluster import messages as say
-from neustream.cluster.parcels import fresh, shifted, take
+from neustream.cluster.parcels import fresh, take
 from neustream.core.batch import input_of
-from neustream.core.carry import Carry, pack
+from neustream.core.carry import Carry, later, pack
 from neustream.core.events import Emitted, Ended, Given, Held, Left
 from neustream.core.graph import Graph
 from neustream.core.job import Entry
@@ -296,7 +296,7 @@ class Agent:
             self._refuse(parcel.id, parcel.term, f"no graph {parcel.carry.graph!r}")
             return
         passed = max(now + self.offset_s - parcel.sent_at, 0.0)
-        parcel = replace(parcel, carry=shifted(parcel.carry, passed))
+        parcel = replace(parcel, carry=later(parcel.carry, passed))
         try:
             if ticket is not None:
                 self._scheduler.release(ticket)

@@ -82,19 +82,6 @@ def _go_on(drive: Drive, order: Send, graph: Graph, arrival: float, now: float) 
     drive.scheduler.take(carry, graph, now)
 
 
-def shifted(carry: Carry, seconds: float) -> Carry:
-    """What is true of a request some seconds later."""
-    started = carry.started_ago
-    return replace(
-        carry,
-        age=carry.age + seconds,
-        due_in=carry.due_in - seconds,
-        due_next_in=carry.due_next_in - seconds,
-        first_ago=carry.first_ago + seconds,
-        started_ago=None if started is None else started + seconds,
-    )
-
-
 def take(
     drive: Drive, parcel: Parcel, graph: Graph, now: float, unfit: Callable[[str], None]
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from neustream.analysis.tables import new_table
 from neustream.commands.asking import Server, Told, budgets, judge
+from neustream.commands.keys import keys_in
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_outputs, json_file, json_output
 from neustream.commands.printing import console, hushed, notes, problems
@@ -51,7 +52,8 @@ def command(
     with json_output(json_) as write, hushed(quiet):
         files = [] if out is None else [("--out", out)]
         check_outputs([*files, *json_file(json_)])
-        server = Server(url, _key(api_key_file), timeout_s)
+        key = keys_in(api_key_file)[0] if api_key_file else os.environ.get(KEY)
+        server = Server(url, key, timeout_s)
         name, kind = _model(server, model, image=out is not None)
         of_text = {"max_tokens": max_tokens, "temperature": temperature, "chat": chat or None}
         of_image = {"num_inference_steps": steps, "size": size}
@@ -109,18 +111,6 @@ def _format(path: Path) -> str:
     if kind is None:
         raise ConfigError(f"--out {path}: an image is {', '.join(FORMATS)}")
     return kind
-
-
-def _key(path: Path | None) -> str | None:
-    if path is None:
-        return os.environ.get(KEY)
-    try:
-        lines = path.read_text("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {path}: {error}") from None
-    if not lines:
-        raise ConfigError(f"--api-key-file {path}: no key in it")
-    return lines[0]
 
 
 def _model(server: Server, name: str | None, *, image: bool) -> tuple[str, str]:

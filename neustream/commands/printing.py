@@ -105,9 +105,9 @@ def show(title: str, records: Sequence[dict[str, Any]]) -> None:
     console.print(policies_table(title, records))
     if any("models" in entry for entry in records):
         console.print(models_table(records))
-    outputs = [part for entry in records for part in by_model(entry) if "tokens" in part]
-    if outputs:
-        console.print(tokens_table(outputs))
+    parts = [part for entry in records for part in by_model(entry)]
+    if any("tokens" in part for part in parts):
+        console.print(tokens_table(parts))
     if any("classes" in entry for entry in records):
         console.print(classes_table(records))
 

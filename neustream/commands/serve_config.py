@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from neustream.commands.keys import keys_in
 from neustream.config.messages import explain
 from neustream.config.overrides import override
 from neustream.config.yaml_file import Document, Place, read_document
@@ -135,12 +136,4 @@ def keys_of(path: Path | None, given: Sequence[str]) -> list[str]:
     for key in given:
         if not key or key != key.strip() or not key.isprintable():
             raise ConfigError("--api-key: a key is a word of printable characters without blanks around it")
-    if path is None:
-        return list(given)
-    try:
-        lines = path.read_text("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {path}: {error}") from None
-    if not lines:
-        raise ConfigError(f"--api-key-file {path}: no key in it")
-    return [*given, *lines]
+    return [*given, *(() if path is None else keys_in(path))]

@@ -37,6 +37,7 @@ REFUSED = [
     ({"prompt": ["fine", "\udfff"]}, "prompt has half of a surrogate pair at character 0"),
     ({"negative_prompt": "\ud800"}, "negative_prompt has half of a surrogate pair"),
     ({"prompt": []}, "prompt is an empty list"),
+    ({"prompt": 3}, "prompt must be text or a list of texts, got 3"),
     ({"slo": "5"}, "slo must be an SLO or seconds, got '5'"),
     ({"slo": float("nan")}, "total must be greater than 0, got nan"),
     ({"id": ["x"]}, r"id is a string, got \['x'\]"),

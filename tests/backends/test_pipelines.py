@@ -387,7 +387,7 @@ def test_a_wrong_profile_is_corrected_and_told_once(dit, caplog):
         (
             {"num_inference_steps": 0},
             ns.RequestError,
-            "num_inference_steps must be a whole number of at least 1, got 0",
+            "num_inference_steps must be a whole number from 1 to 100000, got 0",
         ),
         ({"num_inference_steps": -3}, ns.RequestError, "got -3"),
         ({"num_inference_steps": 2.5}, ns.RequestError, "got 2.5"),
@@ -408,7 +408,6 @@ def test_bad_arguments_are_the_pipelines_own_errors_before_anything_is_queued(di
     ("change", "message"),
     [
         ({"height": 20, "width": 16}, "divisible by 8"),
-        ({"prompt": 3}, "`prompt` has to be of type"),
         ({"negative_prompt_embeds": torch.zeros(1, 77, 32), "negative_prompt": "x"}, "negative_prompt_embeds"),
     ],
 )
@@ -506,8 +505,9 @@ def test_out_of_memory_halves_the_batch_and_is_remembered(dit, caplog):
         gate.set()
         images = [answer.result(timeout=60).images for answer in answers]
         assert engine.report.counts["on_time"] == 5
-    assert len([rows for rows in seen if rows > 2]) == 1  # not in every step
-    assert "transformer: out of memory with 4 rows; from now on at most 2 such rows run together" in caplog.messages
+    (large,) = [rows for rows in seen if rows > 2]  # not in every step
+    told = f"transformer: out of memory with {large} rows; from now on at most {large // 2} such rows run together"
+    assert told in caplog.messages
     for ours, stock in zip(images, expected, strict=True):
         assert close_to(ours, stock)
 

@@ -11,11 +11,23 @@ import torch
 from test_texts import engine
 from texts import VOCABULARY, alone, made, prompts
 
+import neustream as ns
 from neustream import RequestError, RequestFailed, StageFailed
 from neustream.backends.copies import twin
-from neustream.backends.transformers import LanguageModel
+from neustream.backends.transformers import LanguageModel, TextMount
+from neustream.backends.transformers import model as served_model
 from neustream.backends.transformers.modules import Texts
 from neustream.backends.transformers.text import Ask
+
+
+class Steps:
+    """All steps take as long."""
+
+    name, device = "llm", "here"
+
+    def seconds(self, step):
+        return 1e-3
+
 
 LLAMA = {"intermediate_size": 128, "num_key_value_heads": 2}
 LORA = {"r": 4, "target_modules": ["q_proj"], "lora_alpha": 64, "init_lora_weights": False, "task_type": "CAUSAL_LM"}
@@ -236,3 +248,21 @@ def test_weights_made_in_inference_mode_and_tied_ones_are_served():
             model.transformer.wte.weight.mul_(2)
         with pytest.raises(RequestFailed, match="its weights were written to"):
             running([5, 6, VOCABULARY - 1], max_tokens=8)
+
+
+def test_a_mount_that_is_opened_again_is_not_tried_again(monkeypatch):
+    """As `neustream run` does it, for one policy after the other; unless the model was changed."""
+    trials = []
+    prove = served_model.prove
+    monkeypatch.setattr(served_model, "prove", lambda model: (trials.append(model), prove(model)))
+    stock = made("llama", **LLAMA)
+    mount = TextMount(stock, profile=Steps(), slots=2)
+    wanted = alone(stock, [5, 6, 7], 4)
+    for _ in range(3):
+        with ns.serve(mount) as service:
+            assert list(service([5, 6, 7], max_tokens=4).token_ids) == wanted
+    assert len(trials) == 1
+    load(stock)
+    with ns.serve(mount) as service:
+        assert list(service([5, 6, 7], max_tokens=4).token_ids) == alone(stock, [5, 6, 7], 4)
+    assert len(trials) == 2

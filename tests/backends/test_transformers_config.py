@@ -12,6 +12,7 @@ from toys import Flat, adds_up, command, squash
 from neustream import BackendError, ConfigError, Graph, KVCache, serve
 from neustream.backends import Wanted
 from neustream.backends.serving import Session
+from neustream.backends.transformers import model as served_model
 from neustream.backends.transformers.from_config import make
 from neustream.config import load_experiment
 from neustream.core.events import Emitted
@@ -78,6 +79,19 @@ def test_generations_end_where_the_workload_says(tmp_path):
     session.serve("fcfs", [count], lambda: None, lambda replay: None)
     wanted = dict(session.prepared.lengths)
     assert outputs == wanted and len(set(wanted.values())) > 3
+
+
+def test_a_model_is_tried_in_company_once_for_all_policies(tmp_path, monkeypatch):
+    trials = []
+    prove = served_model.prove
+    monkeypatch.setattr(served_model, "prove", lambda model: (trials.append(model), prove(model)))
+    path = write(tmp_path)
+    assert command("profile", path, "--out", tmp_path / "profiles", "--seconds", "0.2").status == 0
+    trials.clear()
+    session = Session(load_experiment(path), "cpu")
+    for policy in ("fcfs", "edf"):
+        assert session.serve(policy, [], lambda: None, lambda replay: None).counts["failed"] == 0
+    assert len(trials) == 1
 
 
 def test_a_checkpoint_of_a_config(tmp_path):

@@ -1,15 +1,13 @@
 """Calls of a pipeline's parts, parked by several requests and carried out together.
 
 A `Call` is what a stock pipeline wanted to run: `unet(sample, t, encoder_hidden_states=...)`. Calls
-with equal keys differ in their rows only and can be one call: tensors with a row per sample are
-concatenated along dimension 0, timesteps become one per row, and everything else must be equal.
+with equal keys differ in their rows only and can be one call (`joining`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ import torch
 from neustream.backends.diffusers.adapters import kept, scaled, scales_of
 from neustream.backends.diffusers.autocast import autocast, autocast_now
 from neustream.backends.diffusers.foreign import has_own_parts, is_stock, is_usual, processors_of
+from neustream.backends.diffusers.joining import Joining, Leaves
 from neustream.backends.diffusers.results import Unshareable, close, rows_of
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.errors import StageFailed, told
@@ -27,10 +26,6 @@ from neustream.errors import StageFailed, told
 log = logging.getLogger("neustream")
 
 Role = Literal["encode", "denoise", "decode"]
-TIMESTEPS = {"timestep", "timesteps", "t"}
-"""Parameters that hold one number per row, or one for all rows."""
-SHARED = {"img_ids", "txt_ids", "image_rotary_emb", "freqs_cis", "rotary_emb"}
-"""Parameters that describe positions, the same for every row, whatever their first dimension is."""
 UNUSED = {("AutoencoderKL", "generator")}
 """Arguments that a method takes and ignores: different ones do not keep calls apart."""
 PROVEN = {
@@ -214,7 +209,8 @@ class Part:
     def _together(self, calls: list[Call]) -> list[Any]:
         rows = sum(call.rows for call in calls)
         bucket = self._bucket(rows)
-        named = _joined(calls, bucket - rows)
+        joining = Joining([call.leaves for call in calls], calls[0].rows, bucket - rows)
+        named = joining.named(calls[0].named)
         args = [named.pop(name) for name in list(named) if name.startswith("*")]
         with autocast(calls[0].autocast), self._scales_kept(calls[0]):
             whole = self.function(*args, **named)
@@ -287,7 +283,6 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.named = named
-        self.leaves: list[Any] = []
         self.rows = next((x.shape[0] for x in named.values() if isinstance(x, torch.Tensor) and x.ndim), 1)
         self.cast = cast
         self.autocast = autocast_now()
@@ -295,9 +290,9 @@ class Call:
         kinds: list[Any] = [part.name, cast, self.autocast]
         if part.whose is not None or self.grad:  # graphs of gradients are of one request
             kinds.append(("whose", "object", id(self if part.whose is None else part.whose)))
-        for name, value in named.items():
-            self._flatten(name, value, name in SHARED, kinds)
-        self.key = tuple(kinds)
+        found = Leaves(named, self.rows)
+        self.leaves = found.tensors
+        self.key = (*kinds, *found.kinds)
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -310,83 +305,7 @@ class Call:
         first = next(leaf for leaf in self.leaves if leaf.ndim)
         return tuple(first.shape[1:]), first.dtype
 
-    def _flatten(self, name: str, value: Any, shared: bool, kinds: list[Any]) -> None:
-        if isinstance(value, torch.Tensor):
-            if name in TIMESTEPS and value.ndim < 2:
-                kinds.append((name, "time"))
-                if value.ndim == 0 or value.shape[0] != self.rows:
-                    value = value.expand(self.rows)
-            elif not shared and value.ndim and value.shape[0] == self.rows:
-                kinds.append((name, "rows", value.shape[1:], value.dtype))
-            else:
-                kinds.append((name, "same", _digest(value)))
-            self.leaves.append(value)
-        elif name in TIMESTEPS and isinstance(value, int | float) and not isinstance(value, bool):
-            kinds.append((name, "time"))
-            self.leaves.append(torch.tensor(value).expand(self.rows))
-        elif isinstance(value, Mapping):
-            kinds.append((name, "dict", tuple(value)))
-            for key, inner in value.items():
-                self._flatten(key, inner, shared or key in SHARED, kinds)
-        elif isinstance(value, list | tuple):
-            kinds.append((name, type(value), len(value)))
-            for inner in value:
-                self._flatten("", inner, shared, kinds)
-        elif value is None or isinstance(value, bool | int | float | str | torch.dtype):
-            kinds.append((name, type(value), value))
-        else:
-            kinds.append((name, "object", id(value)))
-
 
 def _without_content(entry: Any) -> Any:
     hidden = isinstance(entry, tuple) and len(entry) == 3 and entry[1] in ("same", "object")
     return entry[:2] if hidden else entry
-
-
-def _digest(tensor: torch.Tensor) -> bytes:
-    """What a tensor that all rows share holds; kept with it, so that it is read from the device once."""
-    known: tuple[int, bytes] | None = getattr(tensor, "_neustream_digest", None)
-    version = 0 if tensor.is_inference() else tensor._version  # of how often it was written to
-    if known is None or known[0] != version:
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        head = f"{tuple(tensor.shape)}{tensor.dtype}".encode()
-        known = (version, hashlib.blake2b(head + flat.tobytes(), digest_size=16).digest())
-        tensor._neustream_digest = known
-    return known[1]
-
-
-def _joined(calls: Sequence[Call], spare: int) -> dict[str, Any]:
-    """The arguments of one call for all of `calls`, with row 0 repeated `spare` times at the end."""
-    place = iter(range(len(calls[0].leaves)))
-    device = next((leaf.device for leaf in calls[0].leaves if leaf.ndim), None)
-
-    def join(name: str, value: Any, shared: bool) -> Any:
-        if isinstance(value, torch.Tensor) or (
-            name in TIMESTEPS and isinstance(value, int | float) and not isinstance(value, bool)
-        ):
-            at = next(place)
-            leaves = [call.leaves[at] for call in calls]
-            time = name in TIMESTEPS and leaves[0].ndim < 2
-            if not time and (shared or not leaves[0].ndim or leaves[0].shape[0] != calls[0].rows):
-                return leaves[0]
-            if time:
-                leaves = _promoted(leaves, device)
-            if spare:
-                leaves.append(leaves[0][:1].expand(spare, *leaves[0].shape[1:]))
-            return torch.cat(leaves)
-        if isinstance(value, Mapping):
-            return {key: join(key, inner, shared or key in SHARED) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(join("", inner, shared) for inner in value)
-        return value
-
-    return {name: join(name, value, name in SHARED) for name, value in calls[0].named.items()}
-
-
-def _promoted(times: list[torch.Tensor], device: torch.device | None) -> list[torch.Tensor]:
-    """Timesteps in one dtype on one device (schedulers count in int64 or float32, and on the host or not)."""
-    dtype = times[0].dtype
-    for other in times[1:]:
-        if other.dtype != dtype:
-            dtype = torch.promote_types(dtype, other.dtype)
-    return [x if x.dtype == dtype and x.device == device else x.to(device, dtype) for x in times]

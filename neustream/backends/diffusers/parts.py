@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.foreign import states_of
-from neustream.errors import BackendError
+from neustream.errors import BackendError, shown
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 """Row counts that batches are padded to where each size has to be compiled."""
@@ -59,6 +61,15 @@ def role_of(name: str, model: torch.nn.Module) -> Role | None:
     return "denoise" if isinstance(model, ModelMixin) else None
 
 
+@dataclass(frozen=True)
+class _How:
+    """How parts are called: rows that batches are padded to, the most rows, arguments of `torch.compile`."""
+
+    buckets: tuple[int, ...]
+    max_rows: int | None
+    compile: Mapping[str, Any] | None
+
+
 def parts_of(
     pipe: DiffusionPipeline,
     *,
@@ -77,48 +88,20 @@ def parts_of(
         BackendError: nothing in it denoises, a model keeps state between the calls of one request, or the
             stock call changes what requests share.
     """
-    if any(size < 1 for size in buckets):
-        raise BackendError(f"buckets must be whole numbers of at least 1, got {list(buckets)}")
-    options = {"dynamic": False, **(compile if isinstance(compile, Mapping) else {})}
-    buckets = tuple(buckets) or (BUCKETS if compile else ())
-    limit = max(buckets, default=None) if max_rows is None else max_rows
+    how = _how(buckets, max_rows, compile)
     parts = Parts()
     for name, model in models_of(pipe):
-        role, owner = role_of(name, model), type(inner(model)).__name__
+        role = role_of(name, model)
         if role is None:
             continue
-        if why := next(states_of(name, model), ""):
-            raise BackendError(
-                f"{type(pipe).__name__} cannot be shared: {why}; results may depend on calls before them, "
-                "and those of other requests are among them"
-            )
-        if role == "decode":
-            methods = {method: getattr(model, method) for method in ("encode", "decode") if hasattr(model, method)}
-        else:
-            compiled = bool(compile) and role == "denoise"
-            methods = {"": torch.compile(model, **options) if compiled else model}
-        parts[id(model)] = {
-            method: Part(
-                f"{name}.{method}" if method else name,
-                role,
-                function,
-                owner,
-                model=inner(model),
-                signature=inner(model).forward if not method else function,
-                buckets=buckets,
-                max_rows=limit,
-                reused=(bool(compile) and role == "denoise") or isinstance(model, OptimizedModule),
-            )
-            for method, function in methods.items()
-        }
-    if not any(part.role == "denoise" for methods in parts.values() for part in methods.values()):
-        names = ", ".join(f"{name} ({type(model).__name__})" for name, model in models_of(pipe)) or "none"
-        raise BackendError(
-            f"{type(pipe).__name__} has no denoiser that is a diffusers model, so there are no steps to schedule; "
-            f"its models: {names}"
-        )
-    source = "".join(_source(cls.__dict__["__call__"]) for cls in type(pipe).__mro__ if "__call__" in cls.__dict__)
-    parts.own = any(word in source for word in CHANGING) or any(map(_prepares, pipe.__dict__.values()))
+        _check_stateless(pipe, name, model)
+        parts[id(model)] = _methods_of(name, model, role, how)
+    if "denoise" not in roles_of(parts):
+        raise BackendError(_nothing_denoises(pipe))
+    classes = [cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__]
+    source = "".join([_source(cls.__dict__["__call__"]) for cls in classes])
+    changes = any(word in source for word in CHANGING)
+    parts.own = changes or any(map(_prepares, pipe.__dict__.values()))
     if parts.own and compile:
         raise BackendError(
             f"{type(pipe).__name__} cannot be compiled: its call changes its denoisers, so each request has its own"
@@ -126,6 +109,69 @@ def parts_of(
     parts.device = pipe._execution_device
     parts.inference = "inference_mode" in source
     return parts
+
+
+def _how(buckets: Sequence[int], max_rows: int | None, compile: bool | Mapping[str, Any]) -> _How:
+    """BackendError for buckets that are none."""
+    for size in buckets:
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            what = f"whole numbers of at least 1, got {shown(list(buckets))}"
+            raise BackendError(f"buckets must be {what}")
+    given = compile if isinstance(compile, Mapping) else {}
+    options = {"dynamic": False, **given} if compile else None
+    sizes = tuple(buckets) or (BUCKETS if compile else ())
+    return _How(sizes, max(sizes, default=None) if max_rows is None else max_rows, options)
+
+
+def _check_stateless(pipe: DiffusionPipeline, name: str, model: torch.nn.Module) -> None:
+    """BackendError if results of a model may depend on calls before them."""
+    why = next(states_of(name, model), "")
+    if why:
+        raise BackendError(
+            f"{type(pipe).__name__} cannot be shared: {why}; results may depend on calls before "
+            "them, and those of other requests are among them"
+        )
+
+
+def _methods_of(name: str, model: torch.nn.Module, role: Role, how: _How) -> dict[str, Part]:
+    """What requests share of a model, by method; "" is the model itself."""
+    if role == "decode":
+        shared = [method for method in ("encode", "decode") if hasattr(model, method)]
+        return {one: _part(f"{name}.{one}", model, role, getattr(model, one), how) for one in shared}
+    if how.compile is None or role != "denoise":
+        return {"": _part(name, model, role, model, how)}
+    compiled = torch.compile(model, **how.compile)
+    return {"": _part(name, model, role, compiled, how, reused=True)}
+
+
+def _part(
+    name: str,
+    model: torch.nn.Module,
+    role: Role,
+    function: Callable[..., Any],
+    how: _How,
+    *,
+    reused: bool = False,
+) -> Part:
+    return Part(
+        name,
+        role,
+        function,
+        type(inner(model)).__name__,
+        model=inner(model),
+        signature=function if role == "decode" else inner(model).forward,
+        buckets=how.buckets,
+        max_rows=how.max_rows,
+        reused=reused or isinstance(model, OptimizedModule),
+    )
+
+
+def _nothing_denoises(pipe: DiffusionPipeline) -> str:
+    models = [f"{name} ({type(model).__name__})" for name, model in models_of(pipe)]
+    return (
+        f"{type(pipe).__name__} has no denoiser that is a diffusers model, so there are no steps "
+        f"to schedule; its models: {', '.join(models) or 'none'}"
+    )
 
 
 def roles_of(parts: Parts) -> list[str]:

@@ -70,8 +70,15 @@ class ConfigText(shared.TorchModel):
         self.model = model
         self._options = options
         self._sampling = _sampling(options.request)
+        self._made: tuple[Wanted, TextMount] | None = None
 
     def mount(self, wanted: Wanted) -> TextMount:
+        """The same one each time for the same wishes: what it learns begins anew when it is opened, its proof stays."""
+        if self._made is None or self._made[0] is not wanted:
+            self._made = wanted, self._new_mount(wanted)
+        return self._made[1]
+
+    def _new_mount(self, wanted: Wanted) -> TextMount:
         decode = wanted.graph.stages[f"{wanted.prefix}llm.decode"]
         return TextMount(
             self.model,

@@ -33,6 +33,8 @@ class LanguageModel:
         max_len: tokens of one request, prompt and outputs; default: the model's positions.
         buckets: lengths; with some, all calls have fixed shapes, by which results do not depend on
             the company to the last bit (see `Fixed`). `max_len` is always one of them.
+        proof: of an earlier one with the same arguments: a model that is as it was then is not
+            tried again.
 
     Raises:
         BackendError: the model cannot be shared by requests, and why; or its slots find no memory.
@@ -45,6 +47,7 @@ class LanguageModel:
         slots: int = 16,
         max_len: int | None = None,
         buckets: Sequence[int] = (),
+        proof: Unchanged | None = None,
     ) -> None:
         name = type(model).__name__
         if not isinstance(model, PreTrainedModel) or not model.can_generate():
@@ -70,8 +73,7 @@ class LanguageModel:
         self._last_only = {"logits_to_keep": 1} if keeps else {}
         self.cache = Slots(model, slots, self.max_len)
         try:
-            prove(self)
-            self.unchanged = Unchanged(model)
+            self.unchanged = self._proved(proof)
         except BackendError:
             raise
         except Exception as error:  # whatever a model does that was not made for this
@@ -84,6 +86,13 @@ class LanguageModel:
                 f"{name} cannot be served: a call with requests of different lengths failed with "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def _proved(self, proof: Unchanged | None) -> Unchanged:
+        """What the model was when it was tried in company: now, unless `proof` still holds."""
+        if proof is not None and proof.holds(self.model):
+            return proof
+        prove(self)
+        return Unchanged(self.model)
 
     def _length(self, max_len: int | None) -> int:
         if max_len is None:

@@ -25,6 +25,7 @@ from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.request import Room, ask_of, tokens_of
 from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.text import Ask
+from neustream.backends.transformers.unchanged import Unchanged
 from neustream.core.batch import StepInput
 from neustream.core.graph import Graph
 from neustream.core.kv_cache import KVCache
@@ -116,6 +117,7 @@ class TextMount:
         self._host: Host | None = None
         self._graph: Graph | None = None
         self._devices: list[tuple[Device, Texts]] = []
+        self._proof: Unchanged | None = None  # of the model, for the next time that it is opened
 
     @property
     def device(self) -> str:
@@ -148,11 +150,18 @@ class TextMount:
             instances.append(Instance(modules_of(texts), profiles))
         self.model = self._devices[0][1].model
         self.defaults = defaults
+        self._proof = self.model.unchanged
         self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
         return instances
 
     def _with_slots(self, stock: PreTrainedModel) -> LanguageModel:
-        return LanguageModel(stock, slots=self._slots, max_len=self._max_len, buckets=self._buckets)
+        return LanguageModel(
+            stock,
+            slots=self._slots,
+            max_len=self._max_len,
+            buckets=self._buckets,
+            proof=self._proof,
+        )
 
     def request(
         self,

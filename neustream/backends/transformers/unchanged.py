@@ -82,6 +82,16 @@ class Unchanged:
             raise self._error(StageFailed, "it has other hooks, which change what it computes")
         self._hooked = hooks
 
+    def holds(self, model: PreTrainedModel) -> bool:
+        """Whether it is of this model, which is what it was; where nobody is served."""
+        if model is not self._model:
+            return False
+        try:
+            self.check_step()
+        except StageFailed:
+            return False
+        return True
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _check(self, kind: type[NeustreamError]) -> None:
