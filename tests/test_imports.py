@@ -37,6 +37,7 @@ MAY = {
     "bench": {
         "bench",
         "config",
+        "core",
         "workload",
         "engine",
         "errors",

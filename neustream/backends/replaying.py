@@ -22,13 +22,14 @@ class Replay:
 
     Attributes:
         interrupted: whether it was ended before all was served.
+        start: the instant of the service's clock that arrivals count from.
     """
 
     def __init__(self, service: Service) -> None:
         self.interrupted = False
         self._service = service
         self._clock = service.engine.clock
-        self._start = self._clock.now()
+        self.start = self._clock.now()
         self._never = threading.Event()
         self._refused: list[Refused] = []
 
@@ -50,7 +51,7 @@ class Replay:
         done: Callable[[Answer[Any]], None],
     ) -> None:
         """Wait for a request's arrival and send it; `done` is told of its answer, on the engine's thread."""
-        due = self._start + request.arrival
+        due = self.start + request.arrival
         while not self.over and (left := due - self._clock.now()) > 0:
             self._never.wait(min(left, PATIENCE_S))
         if self.over:
@@ -72,7 +73,7 @@ class Replay:
 
     def _refuse(self, request: Request, error: BaseException) -> None:
         now = self._clock.now()
-        self._refused.append(Refused(request.id, told(error), self._start + request.arrival, request.slo, now))
+        self._refused.append(Refused(request.id, told(error), self.start + request.arrival, request.slo, now))
 
     def tell(self, observers: Sequence[Observer]) -> None:
         """Tell of requests that never came to be served; once the service is closed."""

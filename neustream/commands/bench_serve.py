@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from neustream.bench.plan import Plan
 from neustream.bench.planning import Law, Ramp, Timing, plan_of, warming
 from neustream.bench.records import Since
 from neustream.bench.runs import Run, records_file, write_runs
@@ -16,6 +17,7 @@ from neustream.bench.summary import summary, valid
 from neustream.commands.bench_options import DataOptions, PromiseOptions, ServerOptions, pair
 from neustream.commands.bench_playing import play, target_of
 from neustream.commands.bench_printing import show_run
+from neustream.commands.bench_twin import TwinOptions, play_here
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
@@ -92,13 +94,14 @@ class ResultOptions:
         return dict(pair("--metadata", each, "=") for each in self.metadata or ())
 
 
-@taking(ServerOptions, DataOptions, RateOptions, PromiseOptions, ResultOptions)
+@taking(ServerOptions, DataOptions, RateOptions, PromiseOptions, ResultOptions, TwinOptions)
 def command(
     server: ServerOptions,
     data: DataOptions,
     rate: RateOptions,
     promises: PromiseOptions,
     results: ResultOptions,
+    twin: TwinOptions,
     json_: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -106,7 +109,7 @@ def command(
 
     Flags are those of vllm bench serve. Latencies count from when a request was to be sent. Exit
     codes beside those below: 3 the client was so late that its results mean nothing; 4 no request
-    was done.
+    was done. With --backend neustream the same workload is simulated, or served in this process.
     """
     with json_output(json_) as write, hushed(quiet):
         timing, since = rate.timing(), since_of(promises)
@@ -115,15 +118,21 @@ def command(
         _check(results, json_)
         asks = asks_of(data, promises, texts)
         plan = plan_of(asks, timing, promises.seed, results.label, tokenizer=server.tokenizer, **told)
-        target = target_of(server, results.ready_check_timeout_sec)
-        if results.num_warmups:
-            play(warming(asks, results.num_warmups), target, texts)
-        run = play(plan, target, texts, promises.workers, results.save_detailed)
-        run.target["backend"] = server.backend
+        run = play_here(plan, twin) if server.backend == "neustream" else _asked(server, promises, results, plan, texts)
         show_run(run, since)
         write({**summary(run, since, results.save_detailed), **told})
         _save(run, results, since)
         end(run)
+
+
+def _asked(server: ServerOptions, promises: PromiseOptions, results: ResultOptions, plan: Plan, texts: Texts) -> Run:
+    """The plan put to a server over HTTP."""
+    target = target_of(server, results.ready_check_timeout_sec)
+    if results.num_warmups:
+        play(warming(plan.asks, results.num_warmups), target, texts)
+    run = play(plan, target, texts, promises.workers, results.save_detailed)
+    run.target["backend"] = server.backend
+    return run
 
 
 def since_of(promises: PromiseOptions) -> Since:

@@ -14,6 +14,8 @@ from neustream.bench.search import Goal, Search
 from neustream.workload.arrivals import constant_arrivals, gamma_arrivals
 from neustream.workload.asks import Limits
 
+pytestmark = pytest.mark.usefixtures("unhurried")
+
 
 def queue(capacity, *, places=4, limit_s=None, constant=True):
     """A server of `places`, each of which takes places / capacity seconds; on time: twice of that."""

@@ -1,0 +1,94 @@
+"""Records of requests that an engine of this process serves, in virtual time or for real."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neustream.bench.answers import fail
+from neustream.bench.plan import Plan
+from neustream.bench.playing import Tick, record_of
+from neustream.bench.records import Outcome, Record
+from neustream.bench.runs import Run
+from neustream.core.events import Emitted, Ended, Submitted
+from neustream.core.types import SLO
+from neustream.engine.events import Record as Told
+from neustream.engine.events import Refused
+from neustream.workload.asks import Ask, Limits
+
+OUTCOMES: Mapping[str, Outcome] = {
+    "dropped": "dropped",
+    "failed": "failed",
+    "cancelled": "interrupted",
+}
+
+
+class Watch:
+    """An observer of an engine that plays a plan.
+
+    Args:
+        ids: of the plan's requests, as the engine knows them.
+
+    Attributes:
+        origin: the instant of the engine's clock that the plan's arrivals count from.
+    """
+
+    def __init__(self, plan: Plan, ids: Sequence[str], tick: Tick = lambda record: None) -> None:
+        self.origin = 0.0
+        self._plan = plan
+        self._asks: dict[str, Ask] = dict(zip(ids, plan.asks, strict=True))
+        self._records: dict[str, Record] = {}
+        self._tick = tick
+
+    def __call__(self, told: Told) -> None:
+        if isinstance(told, Emitted):
+            record = self._records.get(told.id)
+            if record is not None and record.kind == "text":
+                record.token_times_s.append(told.at - self.origin)
+        elif isinstance(told, Submitted):
+            self._came(told.id, told.slo).sent_s = told.arrival - self.origin
+        elif isinstance(told, Ended):
+            self._ended(told)
+        elif isinstance(told, Refused):
+            record = self._came(told.id, told.slo)
+            record.end_s = told.at - self.origin
+            fail(record, "failed", told.reason)
+            self._tick(record)
+
+    def _came(self, id: str, slo: SLO) -> Record:
+        ask = self._asks[id]
+        record = self._records[id] = record_of(ask, ask.arrival_s or 0.0)
+        if not record.limits.promises:  # it is the experiment that promises
+            record.limits = Limits(slo.first, slo.step, slo.total, slo.weight)
+            record.slo_class = record.slo_class or slo.name
+        return record
+
+    def _ended(self, told: Ended) -> None:
+        record = self._records.get(told.id)
+        if record is None:
+            return
+        record.end_s = told.at - self.origin
+        if record.kind == "text":
+            record.output_tokens = told.outputs or len(record.token_times_s)
+            record.counted_by = "usage" if record.output_tokens else ""
+        if told.status == "done":
+            record.images = record.image.get("number", 0)
+        else:
+            fail(record, OUTCOMES[told.status], told.reason)
+        self._tick(record)
+
+    def run(self, target: Mapping[str, Any], started: float, *, interrupted: bool) -> Run:
+        """What came of it, once the engine has ended."""
+        records = sorted(self._records.values(), key=lambda record: record.scheduled_s)
+        for record in records:
+            if record.end_s is None:
+                fail(record, "interrupted", "interrupted")
+        return Run(
+            self._plan.name,
+            records,
+            self._plan.about(),
+            dict(target),
+            started,
+            max((record.end_s or 0.0 for record in records), default=0.0),
+            interrupted,
+        )

@@ -1,0 +1,92 @@
+"""The same workload without HTTP: simulated, and served in this process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from toys import command, toy
+
+from neustream.bench import read_runs
+
+pytestmark = pytest.mark.usefixtures("unhurried")
+IMAGES = ["--dataset-name", "images", "--image-steps", "2,4", "--num-prompts", "12"]
+SERVE = ["bench", "serve", "--backend", "neustream"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    toy(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_images_are_simulated_under_the_plan_that_a_server_would_get(here):
+    more = ["--config", "toy.yaml", "--request-rate", "100", "--goodput", "e2el:40", "--out", "sim"]
+    done = command(*SERVE, *IMAGES, *more)
+    assert done.status == 0, done.err
+    ((run,), _) = read_runs(here / "sim")
+    assert len(run.records) == 12 and all(record.images == 1 for record in run.records)
+    for record in run.records:
+        assert record.sent_s == pytest.approx(record.scheduled_s)
+        assert record.e2e_s() >= 0.002 * record.image["steps"] and record.limits.e2e_s == 0.04
+    assert run.target["policy"] == "default" and run.client == {}
+    again = command(*SERVE, *IMAGES, *more[:-1], "again")
+    assert again.status == 0
+    assert read_runs(here / "again")[0][0].records == run.records
+
+
+def test_images_are_served_for_real_and_compared(here):
+    more = ["--config", "toy.yaml", "--request-rate", "50", "--goodput", "e2el:30000"]
+    assert command(*SERVE, *IMAGES, *more, "--out", "sim").status == 0
+    done = command(*SERVE, *IMAGES, *more, "--real", "--out", "real")
+    assert done.status == 0, done.err
+    simulated, real = (read_runs(here / name)[0][0] for name in ("sim", "real"))
+    assert [record.id for record in real.records] == [record.id for record in simulated.records]
+    assert [record.image for record in real.records] == [record.image for record in simulated.records]
+    for one, other in zip(real.records, simulated.records, strict=True):
+        assert one.scheduled_s == other.scheduled_s and one.sent_s >= one.scheduled_s and one.done
+    done = command("bench", "compare", "sim", "real", "--json", "-")
+    assert done.status == 0 and set(json.loads(done.out)) == {"sim", "real"}
+
+
+def test_what_an_experiment_promises_counts_where_nothing_else_is_promised(here):
+    done = command(*SERVE, *IMAGES, "--config", "toy.yaml", "--request-rate", "100", "--json", "-")
+    told = json.loads(done.out)
+    assert told["slo_attainment"]["of"] == 12 and told["offered"] == 12
+
+
+def test_what_a_policy_gives_up_is_dropped(here):
+    more = ["--config", "toy.yaml", "--request-rate", "2000", "--goodput", "e2el:6", "--policy", "fcfs", "--json", "-"]
+    told = json.loads(command(*SERVE, *IMAGES, *more).out)
+    assert told["failures"]["dropped"] >= 1 and told["completed"] + told["failures"]["dropped"] == 12
+
+
+def test_texts_are_simulated_token_by_token(here, root):
+    config = root / "configs/paper/opt_13b_a6000.yaml"
+    more = ["--config", config, "--request-rate", "1", "--num-prompts", "5", "--goodput", "ttft:60000", "tpot:1000"]
+    lengths = ["--random-input-len", "100", "--random-output-len", "7"]
+    done = command(*SERVE, *lengths, *more, "--out", "sim")
+    assert done.status == 0, done.err
+    ((run,), _) = read_runs(here / "sim")
+    for record in run.records:
+        assert (record.input_tokens, record.output_tokens, len(record.token_times_s)) == (100, 7, 7)
+        assert record.token_times_s == sorted(record.token_times_s) and record.met()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], "needs --config"),
+        (["--config", "no.yaml"], "no.yaml"),
+        (["--config", "toy.yaml", "--policy", "odd"], "odd"),
+        (["--config", "toy.yaml", "--set", "x=1"], "x"),
+        (["--config", "toy.yaml", "--request-rate", "inf"], "needs --request-rate"),
+        (["--config", "toy.yaml", "--max-concurrency", "2"], "no --max-concurrency"),
+        (["--config", "toy.yaml", "--dataset-name", "sessions", "--sessions-turns", "2"], "turns that wait"),
+        (["--config", "toy.yaml", "--dataset-name", "random"], "its model makes images, and texts are asked for"),
+    ],
+)
+def test_what_cannot_be_served_here_is_named(here, more, says):
+    done = command(*SERVE, *IMAGES, "--request-rate", "10", *more)
+    assert done.status == 2 and says in done.err, done.err
