@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from neustream.bench.profiles.guidellm import ERRORS, FILES, HTTP
+from neustream.bench.profiles.guidellm import ERRORS, FILES
 from neustream.bench.profiles.marks import Ignored, Refused, Section, Seed
 from neustream.config.yaml_file import parse_value
 from neustream.errors import ConfigError
 
 LOADED = Ignored("of data that is loaded")
+SHOWN = Ignored("what its client shows")
 FORMATS = {
     "text_completions": "/v1/completions",
     "chat_completions": "/v1/chat/completions",
@@ -40,6 +41,9 @@ class Flat(Section):
     data_column_mapper: Annotated[Any, LOADED] = None
     data_request_formatter: Annotated[Any, LOADED] = None
     data_preprocessors: Annotated[Any, LOADED] = None
+    data_preprocessors_kwargs: Annotated[Any, LOADED] = None
+    data_finalizer: Annotated[Any, LOADED] = None
+    benchmark_cls: Annotated[Any, Ignored("how its results are kept")] = None
     data_collator: Annotated[Any, LOADED] = None
     dataloader_kwargs: Annotated[Any, LOADED] = None
     processor: str | None = None
@@ -69,9 +73,11 @@ class Flat(Section):
     output_extras: Annotated[Any, FILES] = None
     output_sampling: Annotated[Any, FILES] = None
     outputs: Annotated[Any, FILES] = None
-    disable_progress: Annotated[bool, HTTP] = False
-    disable_console: Annotated[bool, HTTP] = False
-    display_scheduler_stats: Annotated[bool, HTTP] = False
+    disable_progress: Annotated[bool, SHOWN] = False
+    disable_console: Annotated[bool, SHOWN] = False
+    disable_console_outputs: Annotated[bool, SHOWN] = False
+    disable_console_interactive: Annotated[bool, SHOWN] = False
+    display_scheduler_stats: Annotated[bool, SHOWN] = False
 
     def spec(self) -> dict[str, Any]:
         """As `spec` of a scenario has it."""

@@ -10,6 +10,7 @@ from neustream.bench.plan import Target
 from neustream.bench.profiles import inference_perf as tool
 from neustream.bench.profiles import inference_perf_data as asked
 from neustream.bench.profiles.files import PromptFile
+from neustream.bench.profiles.inference_perf_lengths import Distribution
 from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Unrunnable
 from neustream.bench.profiles.parts import Parts, base_url
@@ -247,7 +248,7 @@ def _conversations(data: asked.Data) -> Source:
     )
 
 
-def _or(given: asked.Distribution | None, length: int) -> Lengths:
+def _or(given: Distribution | None, length: int) -> Lengths:
     return Lengths.fixed(length) if given is None else given.lengths()
 
 

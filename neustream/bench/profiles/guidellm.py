@@ -72,11 +72,11 @@ class OtherBackend(Section, extra="allow"):
 
 
 def _backend(value: Any) -> str:
-    return "http" if kind_of(value) in (None, "openai_http") else "other"
+    return "(http)" if kind_of(value) in (None, "openai_http") else "(other)"
 
 
 AnyBackend = Annotated[
-    Annotated[HttpBackend, Tag("http")] | Annotated[OtherBackend, Tag("other")],
+    Annotated[HttpBackend, Tag("(http)")] | Annotated[OtherBackend, Tag("(other)")],
     Discriminator(_backend),
 ]
 
@@ -150,27 +150,27 @@ class OtherLoad(Load, extra="allow"):
 
 
 LOADS: Mapping[str, str] = {
-    "synchronous": "synchronous",
-    "concurrent": "concurrent",
-    "throughput": "throughput",
-    "constant": "rated",
-    "async": "rated",
-    "poisson": "rated",
-    "sweep": "sweep",
+    "synchronous": "(synchronous)",
+    "concurrent": "(concurrent)",
+    "throughput": "(throughput)",
+    "constant": "(rated)",
+    "async": "(rated)",
+    "poisson": "(rated)",
+    "sweep": "(sweep)",
 }
 
 
 def _load(value: Any) -> str:
-    return LOADS.get(str(kind_of(value)), "other")
+    return LOADS.get(str(kind_of(value)), "(other)")
 
 
 AnyLoad = Annotated[
-    Annotated[Synchronous, Tag("synchronous")]
-    | Annotated[Concurrent, Tag("concurrent")]
-    | Annotated[Throughput, Tag("throughput")]
-    | Annotated[Rated, Tag("rated")]
-    | Annotated[Sweep, Tag("sweep")]
-    | Annotated[OtherLoad, Tag("other")],
+    Annotated[Synchronous, Tag("(synchronous)")]
+    | Annotated[Concurrent, Tag("(concurrent)")]
+    | Annotated[Throughput, Tag("(throughput)")]
+    | Annotated[Rated, Tag("(rated)")]
+    | Annotated[Sweep, Tag("(sweep)")]
+    | Annotated[OtherLoad, Tag("(other)")],
     Discriminator(_load),
 ]
 
@@ -206,22 +206,22 @@ class Saturation(Constraint, extra="allow"):
 
 
 CONSTRAINTS: Mapping[str, str] = {
-    "max_requests": "most",
-    "min_requests": "most",
-    "max_duration": "longest",
-    "over_saturation": "saturation",
+    "max_requests": "(most)",
+    "min_requests": "(most)",
+    "max_duration": "(longest)",
+    "over_saturation": "(saturation)",
 }
 
 
 def _constraint(value: Any) -> str:
-    return CONSTRAINTS.get(str(kind_of(value)), "errors")
+    return CONSTRAINTS.get(str(kind_of(value)), "(errors)")
 
 
 AnyConstraint = Annotated[
-    Annotated[Most, Tag("most")]
-    | Annotated[Longest, Tag("longest")]
-    | Annotated[Errors, Tag("errors")]
-    | Annotated[Saturation, Tag("saturation")],
+    Annotated[Most, Tag("(most)")]
+    | Annotated[Longest, Tag("(longest)")]
+    | Annotated[Errors, Tag("(errors)")]
+    | Annotated[Saturation, Tag("(saturation)")],
     Discriminator(_constraint),
 ]
 

@@ -108,10 +108,10 @@ class OtherData(Section, extra="allow"):
 
 
 def _data(value: Any) -> str:
-    return "synthetic" if kind_of(value) in (None, "synthetic_text") else "other"
+    return "(synthetic)" if kind_of(value) in (None, "synthetic_text") else "(other)"
 
 
 AnyData = Annotated[
-    Annotated[Synthetic, Tag("synthetic")] | Annotated[OtherData, Tag("other")],
+    Annotated[Synthetic, Tag("(synthetic)")] | Annotated[OtherData, Tag("(other)")],
     Discriminator(_data),
 ]

@@ -102,22 +102,25 @@ class SessionLoad(Load):
     sweep: None = None
 
 
+LOADS: Mapping[str, str] = {
+    "concurrent": "(concurrent)",
+    "trace_replay": "(trace)",
+    "trace_session_replay": "(sessions)",
+}
+"""Branches of the union, by names that no key has."""
+
+
 def _load_type(value: Any) -> str:
     """The branch by `type`; a wrong one is told by the branch of rates."""
     named = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    known = {
-        "concurrent": "concurrent",
-        "trace_replay": "trace",
-        "trace_session_replay": "sessions",
-    }
-    return known.get(named, "rates") if isinstance(named, str) else "rates"
+    return LOADS.get(named, "(rates)") if isinstance(named, str) else "(rates)"
 
 
 AnyLoad = Annotated[
-    Annotated[RateLoad, Tag("rates")]
-    | Annotated[ConcurrentLoad, Tag("concurrent")]
-    | Annotated[TraceLoad, Tag("trace")]
-    | Annotated[SessionLoad, Tag("sessions")],
+    Annotated[RateLoad, Tag("(rates)")]
+    | Annotated[ConcurrentLoad, Tag("(concurrent)")]
+    | Annotated[TraceLoad, Tag("(trace)")]
+    | Annotated[SessionLoad, Tag("(sessions)")],
     Discriminator(_load_type),
 ]
 

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
-from neustream.bench.profiles.lengths import Kind, Lengths
+from neustream.bench.profiles.inference_perf_lengths import Distribution, Drawn
+from neustream.bench.profiles.inference_perf_media import Multimodal
+from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Count, Ignored, Length, Refused, Section, Seed
 
 HUB = "needs a data set of the Hugging Face hub, from which nothing is loaded"
-
-
-class Distribution(Section):
-    """Lengths, in tokens; values outside of min and max are moved to these."""
-
-    min: Length = 10
-    max: Length = Field(default=1024, ge=1)
-    mean: float = Field(default=512, ge=0, le=1e7)
-    std_dev: float = Field(default=200, ge=0, le=1e7)
-    total_count: Count | None = None
-    type: Literal["normal", "skew_normal", "lognormal", "uniform", "poisson", "fixed"] = "normal"
-    variance: float | None = Field(default=None, ge=0, le=1e14)
-    skew: float = Field(default=0.0, ge=-1e6, le=1e6)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Distribution:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is greater than max {self.max}")
-        if self.variance is not None and "std_dev" in self.model_fields_set:
-            raise ValueError("std_dev and variance are both given")
-        return self
-
-    def lengths(self, shifted: bool = False) -> Lengths:
-        """What is drawn. `shifted`: lognormal above `min`, as prompts of the type random are."""
-        spread = self.std_dev if self.variance is None else math.sqrt(self.variance)
-        if self.type == "fixed":
-            return Lengths.fixed(self.mean)
-        if self.min == self.max or (self.type == "normal" and not spread):
-            return Lengths.fixed(min(max(self.mean, self.min), self.max))
-        kind: Kind = "lognormal above min" if shifted and self.type == "lognormal" else self.type
-        return Lengths(kind, self.mean, spread, self.min, self.max, self.skew)
 
 
 class Trace(Section):
@@ -58,14 +28,14 @@ class SharedPrefix(Section):
         default=10,
         validation_alias=AliasChoices("num_prompts_per_group", "num_users_per_system_prompt"),
     )
-    system_prompt_len: Length | Distribution = 100
-    question_len: Length | Distribution = 50
-    output_len: Count | Distribution = 50
+    system_prompt_len: Drawn = 100
+    question_len: Drawn = 50
+    output_len: Drawn = 50
     seed: Seed | None = None
     question_distribution: Distribution | None = None
     output_distribution: Distribution | None = None
     enable_multi_turn_chat: bool = False
-    multimodal: Annotated[Any, Refused("prompts are texts alone")] = None
+    multimodal: Annotated[Multimodal | None, Refused("prompts are texts alone")] = None
 
     @model_validator(mode="after")
     def _not_both(self) -> SharedPrefix:
@@ -134,7 +104,7 @@ class Data(Section):
     input_distribution: Distribution | None = None
     output_distribution: Distribution | None = None
     shared_prefix: SharedPrefix | None = None
-    multimodal: Annotated[Any, Refused("prompts are texts alone")] = None
+    multimodal: Annotated[Multimodal | None, Refused("prompts are texts alone")] = None
     trace: Annotated[Trace | None, Refused("`neustream bench serve` replays traces")] = None
     otel_trace_replay: dict[str, Any] | None = None
     weka_trace_replay: dict[str, Any] | None = None
