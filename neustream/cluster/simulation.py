@@ -38,6 +38,8 @@ Watcher = Callable[[say.Happening], None]
 """Told of what happens in the cluster."""
 OF_INSTANCES = (Submitted, Emitted, Ended, Held, Left, Given)
 """Records of a member that are its agent's business."""
+LARGE = (say.Piece, say.Parcel)
+"""Messages that take time beside the delay of the network."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class FleetLoop(Loop):
         noted, self._noted = self._noted, []
         for record in noted:
             self._fleet.noted(record)
+        self._fleet.post()
         super().publish()
 
 
@@ -203,6 +206,7 @@ class Cluster:
         self._watchers = list(watchers)
         self._count = 0
         self._wake = math.inf
+        self._outgoing: dict[tuple[str, str], list[Any]] = {}
         first = [self._make(kind) for kind in kinds for _ in range(kind.count)]
         self.loop = FleetLoop([member for member, _, _ in first], self.clock, self)
         for drive, (member, place, kind) in zip(self.loop.drives, first, strict=True):
@@ -305,24 +309,32 @@ class Cluster:
             one.agent.noted(record)
 
     def _send(self, source: str, target: str, message: Any) -> None:
-        """A message of an instance: to the head, or to another one."""
-        now = self.clock.now()
-        size = getattr(message, "size", 0.0)
-        sides = [one.faults for one in map(self.running.get, (source, target)) if one is not None]
-        at = self._network.arrives(source, target, now, size, sides)
-        if at == math.inf:
-            return
-        what = partial(self._heard, source, message) if target == HEAD else None
-        self.clock.post(Call(what or partial(self._arrived, target, message)), at)
+        """A message between instances and the head."""
+        self._outgoing.setdefault((source, target), []).append(message)
 
-    def _heard(self, source: str, message: say.Report, now: float) -> None:
-        self.head.heard(source, message, now)
+    def post(self) -> None:
+        """Messages that came up in the same instant go out together."""
+        outgoing, self._outgoing = self._outgoing, {}
+        now = self.clock.now()
+        for (source, target), messages in outgoing.items():
+            size = sum([message.size for message in messages if isinstance(message, LARGE)])
+            ends = map(self.running.get, (source, target))
+            sides = [one.faults for one in ends if one is not None]
+            at = self._network.arrives(source, target, now, size, sides)
+            if at < math.inf:
+                arrive = self._heard if target == HEAD else self._arrived
+                self.clock.post(Call(partial(arrive, source, target, messages)), at)
+
+    def _heard(self, source: str, target: str, messages: list[Any], now: float) -> None:
+        for message in messages:
+            self.head.heard(source, message, now)
         self.carry_out(now)
 
-    def _arrived(self, target: str, message: Any, now: float) -> None:
+    def _arrived(self, source: str, target: str, messages: list[Any], now: float) -> None:
         one = self.running.get(target)
         if one is not None:
-            one.agent.receive(message, now)
+            for message in messages:
+                one.agent.receive(message, now)
 
     def submit(self, request: Request, now: float) -> Submitted:
         """A request of the workload; what is wrong with it is raised."""
@@ -360,12 +372,7 @@ class Cluster:
             case say.Stop():
                 self._stop(order.instance, now)
             case _:
-                one = self.running.get(order.instance)
-                if one is None:
-                    return
-                at = self._network.arrives(HEAD, order.instance, now, 0.0, [one.faults])
-                if at < math.inf:
-                    self.clock.post(Call(partial(self._arrived, order.instance, order)), at)
+                self._send(HEAD, order.instance, order)
 
     def _tick(self, now: float) -> None:
         self._wake = math.inf
