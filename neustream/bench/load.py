@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from multiprocessing.connection import Connection
@@ -22,6 +22,11 @@ from neustream.bench.records import Record
 from neustream.bench.runs import Run
 from neustream.engine.clock import epoch, stopwatch
 from neustream.errors import BackendError
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 LEAD_S = 0.05
 """From when all is ready to the load's start."""
@@ -210,6 +215,7 @@ def _play(
 ) -> _Part:
     """Play a plan here; `watch` is given what ends it early."""
     count = options.counting() if options.counting is not None else None
+    _raise_limit()
     with _quiet_collector():
         start = stopwatch() + LEAD_S if start is None else start
         before = os.times()
@@ -236,6 +242,16 @@ async def _watched(
     watch(stop)
     async with client:
         return await playing
+
+
+def _raise_limit() -> None:
+    """As many connections as the system lets this process have; by default it is often 1,024."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

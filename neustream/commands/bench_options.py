@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,14 @@ from typing import Annotated, Any
 import typer
 
 from neustream.bench.plan import Api, Target
+from neustream.commands.printing import notes
 from neustream.errors import ConfigError, nearest, shown
 from neustream.workload.asks import Limits
 from neustream.workload.datasets import Dataset, Images, PrefixRepetition, PromptFile, Random, Sessions
 from neustream.workload.formats import FORMATS
 from neustream.workload.mixing import AskClass
 from neustream.workload.of_traces import TraceFile
+from neustream.workload.texts import BYTES, Texts
 from neustream.workload.trace import Trace, Window
 
 BACKENDS: Mapping[str, Api] = {
@@ -30,6 +34,9 @@ BACKENDS: Mapping[str, Api] = {
 }
 SLO_HEADERS = {"x-slo-ttft-ms": "ttft", "x-slo-tpot-ms": "tpot", "x-slo-e2e-ms": "e2e", "x-slo-class": "class"}
 LIMITS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s", "e2e": "e2e_s"}
+KEYS = ("NEUSTREAM_API_KEY", "OPENAI_API_KEY")
+"""Variables that hold a key for the server; the first that is set counts."""
+HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 
 
@@ -69,6 +76,26 @@ class ServerOptions:
     def url(self) -> str:
         return self.base_url or f"http://{self.host}:{self.port}"
 
+    def _headers(self) -> dict[str, str]:
+        """What is given, and a key of the environment."""
+        given = dict(pair("--header", each, "=") for each in self.header or ())
+        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        if key is None or "authorization" in {name.lower() for name in given}:
+            return given
+        return {"Authorization": f"Bearer {key}", **given}
+
+    def texts(self) -> Texts:
+        """Makes prompts. ConfigError for a tokenizer that is no file, unless it is a name of the hub."""
+        name = self.tokenizer
+        if name is None or name == BYTES or Path(name).exists() or not HUB.fullmatch(name):
+            return Texts(name)
+        notes.print(
+            f"tokenizer {name}: nothing is loaded from a hub; prompts have a word for each token, and "
+            "tokens are counted by the server's usage",
+            soft_wrap=True,
+        )
+        return Texts()
+
     def target(self) -> Target:
         """ConfigError names the option that is wrong."""
         if self.backend not in BACKENDS:
@@ -82,7 +109,7 @@ class ServerOptions:
             self.served_model_name or self.model,
             not self.no_stream,
             self.ignore_eos,
-            dict(pair("--header", each, "=") for each in self.header or ()),
+            self._headers(),
             {**sampled, **body},
             SLO_HEADERS if self.slo_headers else {},
             self.timeout,

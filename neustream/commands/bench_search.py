@@ -23,7 +23,6 @@ from neustream.commands.outputs import check_folder, check_outputs, json_file, j
 from neustream.commands.printing import console, hushed, notes, problems, wrote
 from neustream.commands.sharing import Flags, taking
 from neustream.errors import ConfigError, nearest
-from neustream.workload.texts import Texts
 
 CLASS = Flags
 NOT_FOUND = 5
@@ -80,7 +79,7 @@ def command(
     """
     with json_output(json_) as write, hushed(quiet):
         goal = options.goal()
-        texts = Texts(server.tokenizer)
+        texts = server.texts()
         if not promises.limits().promises and not promises.classes():
             raise ConfigError("--goodput or --slo-class: what is on time must be said")
         check_outputs(json_file(json_))

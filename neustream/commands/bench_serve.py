@@ -113,7 +113,7 @@ def command(
     """
     with json_output(json_) as write, hushed(quiet):
         timing, since = rate.timing(), since_of(promises)
-        texts = Texts(server.tokenizer)
+        texts = server.texts()
         told = results.told()
         _check(results, json_)
         asks = asks_of(data, promises, texts)

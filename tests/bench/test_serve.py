@@ -80,6 +80,19 @@ def test_promises_are_told_if_asked_for(stub):
     assert "by class" in done.out
 
 
+def test_a_tokenizer_of_a_hub_is_not_loaded_and_that_is_said(stub):
+    done = serve(stub, "--tokenizer", "facebook/opt-125m", count=2)
+    assert done.status == 0 and "nothing is loaded from a hub" in done.err
+
+
+@pytest.mark.parametrize("more", [[], ["--header", "authorization=mine"]])
+def test_a_key_of_the_environment_is_sent_unless_another_is_given(stub, monkeypatch, more):
+    monkeypatch.delenv("NEUSTREAM_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    assert serve(stub, *more, count=1).status == 0
+    assert stub.log[-1].headers["authorization"] == ("mine" if more else "Bearer secret")
+
+
 def test_a_warm_up_is_sent_and_not_kept(stub):
     seen = len(stub.log)
     done = serve(stub, "--num-warmups", 3, "--json", "-", count=4)
