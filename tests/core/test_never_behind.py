@@ -12,6 +12,7 @@ from toys import engine
 
 from neustream import SLO, Graph, LinearProfile, Priced, Request, Stage, Symphony, loop, seq
 from neustream.config import load_experiment
+from neustream.core.events import Ended
 from neustream.experiment import merge, prepare, simulate
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper"
@@ -132,6 +133,26 @@ def test_tight_promises_do_not_hold_all_others_to_small_batches(seed):
     )
     ours, symphony = on_time(prepared, "priced", "symphony")
     assert ours >= symphony
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_seats_are_not_promised_up_to_the_last_step(seed):
+    prepared = paper(
+        "dit_s2_256_rtx4090",
+        workload__requests=200,
+        workload__rate=33.9,
+        workload__seed=seed,
+        workload__steps={"min": 20, "max": 25},
+        slo__scale=3,
+    )
+    broken = []
+
+    def see(record):
+        if isinstance(record, Ended) and record.started and not record.on_time:
+            broken.append(record.id)
+
+    simulate(prepared, "priced", [see])
+    assert len(broken) <= 2  # nothing takes longer than profiled
 
 
 @pytest.mark.parametrize("seed", [0, 3])

@@ -294,13 +294,20 @@ def test_laxity_counts_the_steps_left_and_what_comes_behind():
 
 
 def test_one_in_a_hurry_runs_alone_if_the_others_can_wait():
-    # in turns r0 would end at 6; on one seat at 4, and real steps may be one later
-    some = waiting(ask("r0", 4, 5.2), ask("r1", 9, 99.0), ask("r2", 9, 99.0))
+    # in turns r0 would end at 12; on one seat at 8, and real steps may be two later
+    some = waiting(ask("r0", 8, 10.2), ask("r1", 9, 99.0), ask("r2", 9, 99.0))
     assert chosen(some) == ["r0"]
-    some = waiting(ask("r0", 4, 6.25), ask("r1", 9, 99.0), ask("r2", 9, 99.0))
+    some = waiting(ask("r0", 8, 12.25), ask("r1", 9, 99.0), ask("r2", 9, 99.0))
     assert chosen(some) == ["r0", "r1", "r2"]
-    hurried = [ask("r0", 4, 5.2), ask("r1", 9, 27.0), ask("r2", 9, 27.0)]
+    hurried = [ask("r0", 8, 10.2), ask("r1", 9, 31.0), ask("r2", 9, 31.0)]
     assert all(outcomes(*hurried).values())
+
+
+def test_seats_leave_two_steps_to_spare():
+    """A seat for r0 takes 8 s."""
+    others = [ask("r1", 9, 99.0), ask("r2", 9, 99.0)]
+    assert chosen(waiting(ask("r0", 8, 10.0), *others)) == ["r0"]
+    assert chosen(waiting(ask("r0", 8, 9.9), *others)) == ["r1", "r2"]
 
 
 @pytest.mark.parametrize(("due", "steps", "served"), [(1.65, 1, 2), (1.6, 1, 1), (4.15, 3, 1)])

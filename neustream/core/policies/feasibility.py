@@ -44,6 +44,9 @@ Bools = NDArray[np.bool_]
 
 FEW = 6
 """Up to so many jobs it is quicker to ask of each whether it fits than of all at once."""
+SPARE = 2
+"""Steps by which real steps may end later than seats that change hands at any instant: a job waits
+for the end of a step of others, and for whole steps of those that have its seat by turns."""
 
 
 def _nothing() -> float:
@@ -210,8 +213,7 @@ class Line:
         """The batch size at which all of `jobs` are on time on seats; 0 if there is none.
 
         The largest batch that the tightest job can afford is the limit, the most efficient one
-        below it is tried. Real steps end up to one step later than the fluid plan: jobs are given
-        one step less time.
+        below it is tried. Jobs are given `SPARE` steps less time than they have: see there.
         """
         if len(jobs) < 2:
             return 0
@@ -224,9 +226,9 @@ class Line:
         return size if self._worth(places, entry, size) else 0
 
     def _pace(self, jobs: Ints, start: float) -> Floats:
-        """Seconds that each has for a step, with one step to spare."""
+        """Seconds that each has for a step, with `SPARE` steps to spare."""
         columns = self.arrays
-        return (columns.due[jobs] - start) / (columns.left[jobs] + 1)
+        return (columns.due[jobs] - start) / (columns.left[jobs] + SPARE)
 
     def _affordable(self, pace: float, most: int) -> int:
         """The most efficient batch of at most `most` that takes at most `pace` a step; 0: none."""
@@ -235,9 +237,9 @@ class Line:
         return curve.best[min(fast, most, curve.limit)]
 
     def _on_seats(self, jobs: Ints, start: float, size: int) -> tuple[Floats, Floats]:
-        """Seconds that each has on a seat until its deadline (one step less), and needs."""
+        """Seconds that each has on a seat until its deadline (`SPARE` steps less), and needs."""
         step = self.curve.seconds[size] * self.speed
-        return self.arrays.due[jobs] - (start + step), self.arrays.left[jobs] * step
+        return self.arrays.due[jobs] - (start + SPARE * step), self.arrays.left[jobs] * step
 
     def _taken(self, jobs: Ints, start: float, size: int) -> Taken | None:
         """What `jobs` take of `size` seats; None if one of them needs longer than it has."""
