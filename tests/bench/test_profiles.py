@@ -164,6 +164,9 @@ def test_what_changes_nothing_is_listed(tmp_path):
             tokenizer__token="x",
             load__worker_max_tcp_connections=5,
             load__worker_max_concurrency=50,
+            load__trace={"file": "x"},
+            data__shared_prefix={},
+            report__request_lifecycle={"percentiles": [50]},
         ),
     )
     assert {each.key for each in profile.left} == {
@@ -173,6 +176,10 @@ def test_what_changes_nothing_is_listed(tmp_path):
         "load.worker_max_tcp_connections",
         "load.worker_max_concurrency",
         "storage.local_storage",
+        "load.trace",
+        "data.shared_prefix",
+        "data.input_distribution.total_count",
+        "report.request_lifecycle.percentiles",
     }
     assert "ignored: metrics: a Prometheus server is not asked" in "\n".join(lines(profile, Texts()))
 

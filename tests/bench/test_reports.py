@@ -401,6 +401,21 @@ def test_what_was_made_of_requests_stays_the_same_on_the_way_to_a_report(tmp_pat
     assert found["requests"]["total"] == 4
 
 
+def test_a_result_of_vllm_with_details_is_exact(tmp_path):
+    lists = {"start_times": [100.0, 101.0, 102.0], "ttfts": [0.25, 0.5, 0.0], "itls": [[0.125, 0.125], [0.25], []]}
+    lists |= {"input_lens": [5, 6, 7], "output_lens": [3, 2, 0], "errors": ["", "", ""], "latencies": [1.0, 2.0, 0.0]}
+    told = {"duration": 8.0, "completed": 2, "request_throughput": 0.25, "request_rate": 2.0, "date": "20260102-030405"}
+    (tmp_path / "v.json").write_text(json.dumps(told | lists))
+    (run,) = read_results(tmp_path / "v.json").runs
+    assert [each.outcome for each in run.records] == ["done", "done", "failed"]
+    assert [each.e2e_s("sent") for each in run.records[:2]] == [1.0, 2.0]
+    assert [each.ttft_s("sent") for each in run.records[:2]] == [0.25, 0.5]
+    assert run.records[0].itls_s == [0.125, 0.125] and run.started == 1767323045.0
+    (tmp_path / "v.json").write_text(json.dumps(told | lists | {"latencies": [1.0]}))
+    with pytest.raises(ConfigError, match=r"lists of different lengths: .* latencies 1"):
+        read_results(tmp_path / "v.json")
+
+
 def test_a_result_of_vllm_without_details_becomes_a_report(tmp_path):
     told = {
         "duration": 10.0,

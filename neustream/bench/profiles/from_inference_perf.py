@@ -46,6 +46,11 @@ def parts(profile: tool.InferencePerf) -> Parts:
     found.tokenizer = _tokenizer(profile)
     found.limits, found.constraints = _limits(profile)
     found.notes = _notes(profile)
+    for name in sorted(OF_TYPES - USES[profile.data.type]):
+        if getattr(profile.data, name) is not None:
+            found.leave(f"data.{name}", f"data.type is {profile.data.type}")
+    if load.trace is not None:
+        found.leave("load.trace", f"load.type is {load.type}")
     if load.num_workers is None and "worker_max_concurrency" in load.model_fields_set:
         found.leave(
             "load.worker_max_concurrency", "a bound for each worker, and no number of workers"
@@ -268,6 +273,27 @@ def _mock(data: asked.Data) -> Source:
     return RandomTexts(Lengths.fixed(3), Lengths.fixed(MOCK_TOKENS))
 
 
+LENGTHS = {"input_distribution", "output_distribution"}
+USES: Mapping[str, set[str]] = {
+    "mock": set(),
+    "random": LENGTHS,
+    "synthetic": LENGTHS,
+    "shared_prefix": {"shared_prefix"},
+    "conversation_replay": {"conversation_replay"},
+    "shareGPT": {*LENGTHS, "path"},
+}
+"""Keys of `data` that a type has."""
+OF_TYPES = {
+    *LENGTHS,
+    "path",
+    "shared_prefix",
+    "conversation_replay",
+    "otel_trace_replay",
+    "weka_trace_replay",
+    "visionarena",
+    "synthetic_agentic",
+}
+"""Keys of `data` that only some types have."""
 SOURCES: Mapping[str, Callable[[asked.Data], Source]] = {
     "mock": _mock,
     "random": _random,

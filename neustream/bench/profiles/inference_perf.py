@@ -193,7 +193,9 @@ class RequestLifecycle(Section):
     per_request_fields: Annotated[PerRequestFields | None, REPORTS] = None
     per_adapter: Annotated[bool | None, REPORTS] = True
     per_adapter_stage: Annotated[bool | None, REPORTS] = False
-    percentiles: list[Annotated[float, Field(ge=0, le=100)]] | None = None
+    percentiles: Annotated[
+        list[float] | None, Ignored("p0.1 to p99.9 are reported for every metric")
+    ] = None
     use_server_output_tokens: Annotated[
         bool, Ignored("tokens are counted by the server's usage wherever it is sent")
     ] = False

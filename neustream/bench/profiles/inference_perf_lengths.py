@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from neustream.bench.profiles.lengths import Kind, Lengths
-from neustream.bench.profiles.marks import Count, Length, Section
+from neustream.bench.profiles.marks import Count, Ignored, Length, Section
 
 
 class Distribution(Section):
@@ -19,7 +19,9 @@ class Distribution(Section):
     max: Length = Field(default=1024, ge=1)
     mean: float = Field(default=512, ge=0, le=1e7)
     std_dev: float = Field(default=200, ge=0, le=1e7)
-    total_count: Count | None = None
+    total_count: Annotated[
+        Count | None, Ignored("as many lengths are drawn as there are requests")
+    ] = None
     type: Literal["normal", "skew_normal", "lognormal", "uniform", "poisson", "fixed"] = "normal"
     variance: float | None = Field(default=None, ge=0, le=1e14)
     skew: float = Field(default=0.0, ge=-1e6, le=1e6)

@@ -13,6 +13,7 @@ BARE = "none"
 """The value of a flag that has none."""
 SAVED = Ignored("--report names the folder, and all results are written")
 SHOWN = Ignored("what its client shows")
+KEPT = Ignored("it is in the report with the rest of the profile")
 MEDIA = Refused("prompts are texts alone")
 LORA = Refused("requests are not shared out over LoRA adapters")
 OTHERS = Refused("of a data set that is not read")
@@ -110,8 +111,8 @@ class Load(Server):
 class Results(Load):
     """What is written and shown."""
 
-    label: str | None = None
-    metadata: Words = []
+    label: Annotated[str | None, KEPT] = None
+    metadata: Annotated[Words, KEPT] = []
     percentile_metrics: Annotated[str | None, Ignored("all metrics are reported")] = None
     metric_percentiles: Annotated[
         str | float | None, Ignored("p0.1 to p99.9 are reported for every metric")
@@ -149,7 +150,7 @@ class VllmBench(Results):
         "timed_trace",
     ] = "random"
     dataset_path: str | None = None
-    no_oversample: Flag = False
+    no_oversample: Annotated[Flag, Refused("prompts of a file are asked over and over")] = False
     disable_shuffle: Flag = False
     skip_chat_template: Annotated[Flag, Ignored("texts are put in no template here")] = False
     input_len: Length | None = None

@@ -46,12 +46,14 @@ def run_of_vllm(content: Mapping[str, Any], where: str) -> Run | None:
         name: _list(value, f"{where}: {name}") for name, value in lists.items()
     }
     count = len(found["ttfts"])
+    took = content.get("latencies")  # of newer versions
+    found["latencies"] = [None] * count if took is None else _list(took, f"{where}: latencies")
     if any(len(value) != count for value in found.values()):
         sizes = ", ".join(f"{name} {len(value)}" for name, value in found.items())
         raise ConfigError(f"{where}: lists of different lengths: {sizes}")
     starts = [number(each, f"{where}: start_times") for each in found["start_times"]]
     origin = min(starts, default=0.0)
-    rows = zip(*(found[name] for name in DETAILS), strict=True)
+    rows = zip(*found.values(), strict=True)
     records = [_vllm_record(at, row, origin, where) for at, row in enumerate(rows)]
     rate = content.get("request_rate")
     plan = {
@@ -70,11 +72,12 @@ def run_of_vllm(content: Mapping[str, Any], where: str) -> Run | None:
 
 
 def _vllm_record(at: int, row: Sequence[Any], origin: float, where: str) -> Record:
-    start, ttft, itls, inputs, outputs, error = row
+    start, ttft, itls, inputs, outputs, error, took = row
     sent = number(start, f"{where}: start_times") - origin
     first = number(ttft, f"{where}: ttfts")
     gaps = [number(each, f"{where}: itls") for each in _list(itls, f"{where}: itls")]
     times = list(itertools.accumulate(gaps, initial=sent + first)) if first > 0 else []
+    end = times[-1] if times else sent
     failed = bool(error) or not outputs  # of one that failed vLLM tells no tokens
     return Record(
         str(at),
@@ -83,7 +86,7 @@ def _vllm_record(at: int, row: Sequence[Any], origin: float, where: str) -> Reco
         scheduled_s=sent,
         sent_s=sent,
         token_times_s=times,
-        end_s=times[-1] if times else sent,
+        end_s=end if took is None else sent + number(took, f"{where}: latencies"),
         input_tokens=int(number(inputs, f"{where}: input_lens")),
         output_tokens=int(number(outputs, f"{where}: output_lens")),
         counted_by="" if failed else "usage",
