@@ -8,6 +8,7 @@ import ssl
 import urllib.error
 import urllib.request
 from threading import Event
+from typing import Any
 
 from neustream.bench.plan import Target
 from neustream.engine.clock import stopwatch
@@ -20,7 +21,9 @@ PATIENCE_S = 10.0
 
 
 def models_of(target: Target, wait_s: float = 0.0) -> list[str]:
-    """The names of the models that it serves; asked again for `wait_s` seconds if nobody answers.
+    """The names of the models that it serves, those for the target's route first.
+
+    It is asked again for `wait_s` seconds if nobody answers.
 
     Raises:
         BackendError: nobody answers, or not with a list of models.
@@ -43,7 +46,7 @@ def _models(target: Target) -> list[str]:
             request, timeout=PATIENCE_S, context=_context(target)
         ) as answer:
             data = json.load(answer)["data"]
-        return [str(each["id"]) for each in data]
+        return [str(each["id"]) for each in sorted(data, key=lambda each: not _fits(each, target))]
     except urllib.error.HTTPError as error:
         raise BackendError(f"{url}: status {error.code}, {error.reason}") from None
     except urllib.error.URLError as error:
@@ -51,8 +54,15 @@ def _models(target: Target) -> list[str]:
         raise BackendError(f"{url}: {why}") from None
     except (OSError, http.client.HTTPException) as error:
         raise BackendError(f"{url}: {told(error)}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BackendError(f"{url}: no list of models: {told(error)}") from None
+
+
+def _fits(model: dict[str, Any], target: Target) -> bool:
+    """Whether a model makes what is asked for, as far as its server tells (ours does)."""
+    told = model.get("neustream") or {}
+    wanted = "image" if target.api == "images" else "text"
+    return str(told.get("kind", wanted)) == wanted
 
 
 def _context(target: Target) -> ssl.SSLContext | None:

@@ -42,9 +42,11 @@ def show_run(run: Run, since: Since) -> None:
     """Print what came of one load: totals, latencies, failures, classes, and the client's own part."""
     told = summary(run, since)
     console.print(_totals(told))
-    console.print(_latencies(told))
+    if told["completed"]:
+        console.print(_latencies(told))
     if told["failures"]:
         console.print(_failures(told["failures"]))
+        _say_examples(run)
     if "classes" in told:
         console.print(_classes(told["classes"]))
     lag = told["client_lag_ms"]
@@ -100,6 +102,17 @@ def _failures(counts: Mapping[str, int]) -> Table:
         meaning = f"status {status}" if status != name else FAILURES[name]  # type: ignore[index]
         table.add_row(name, str(count), meaning)
     return table
+
+
+def _say_examples(run: Run) -> None:
+    """Say what was first heard of each kind of failure."""
+    heard: set[tuple[str, int]] = set()
+    for record in run.records:
+        kind = (record.outcome, record.status)
+        if record.error and not record.done and kind not in heard:
+            heard.add(kind)
+            name = f"status {record.status}" if record.outcome == "status" else record.outcome
+            console.print(f"{name}, first of request {record.id}: {record.error}", soft_wrap=True)
 
 
 def _classes(classes: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -147,6 +147,7 @@ def test_a_server_that_is_down_is_told_of():
 def test_failures_are_counted_by_kind(stub, model, kind):
     done = serve(stub, "--json", "-", model=model)
     assert done.status == 4 and json.loads(done.out)["failures"] == {kind: 6}
+    assert "first of request 0: " in done.err and "milliseconds" not in done.err
 
 
 def test_a_server_without_usage_is_said(stub):
