@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from neustream.commands.options import SetOption
-from neustream.commands.serve_config import Source, keys_of, settings_of
+from neustream.commands.serve_config import Source, check_folders, keys_of, policy_of, settings_of
 from neustream.errors import BackendError, ConfigError
 
 PREFIX = "NEUSTREAM_"
@@ -87,7 +87,9 @@ def command(
     if not settings.http.local and not keys and not insecure:
         where = settings.http.host
         raise ConfigError(f"host {where!r} is not only this machine: give --api-key, --api-key-file, or --insecure")
+    policy_of(settings)
     if check:
+        check_folders(settings)
         check_tracing(settings.observe.otel_endpoint)
         return
     from neustream.backends.loading import load

@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from neustream.by_name import make_policy
 from neustream.commands.keys import keys_in
 from neustream.config.messages import explain
 from neustream.config.overrides import override
 from neustream.config.yaml_file import Document, Place, read_document
+from neustream.core.policy import Policy
 from neustream.errors import ConfigError
 from neustream.server.config import ServerConfig
 
@@ -129,6 +131,21 @@ def _anchored(found: ServerConfig, folder: Path) -> ServerConfig:
             update["tokenizer"] = str(folder / str(model.tokenizer))
         models.append(model.model_copy(update=update))
     return found.model_copy(update={"models": models, "http": http.model_copy(update=places)})
+
+
+def policy_of(settings: ServerConfig) -> Policy:
+    """The policy; ConfigError for what is none."""
+    named = {"name": settings.policy} if isinstance(settings.policy, str) else dict(settings.policy)
+    return make_policy(named.pop("name", "default"), named)
+
+
+def check_folders(settings: ServerConfig) -> None:
+    """ConfigError for the first model whose folder is not there."""
+    for model in settings.models:
+        if model.path is not None and not model.path.is_dir():
+            raise ConfigError(f"model {model.name!r}: path {str(model.path)!r} is no folder")
+        if model.tokenizer not in (None, "bytes") and not Path(str(model.tokenizer)).is_dir():
+            raise ConfigError(f"model {model.name!r}: tokenizer {str(model.tokenizer)!r} is no folder")
 
 
 def keys_of(path: Path | None, given: Sequence[str]) -> list[str]:

@@ -8,6 +8,8 @@ pytest.importorskip("starlette", reason="needs the extra 'serve'")
 
 from toys import command
 
+from neustream.commands.serve_config import Source, keys_of, settings_of
+
 MODEL = "models: [{name: a, kind: text, path: x}]"
 TWICE = "models: [{name: a, kind: text, path: x}, {name: a, kind: image, path: y}]"
 
@@ -35,6 +37,10 @@ TWICE = "models: [{name: a, kind: text, path: x}, {name: a, kind: image, path: y
         (["CONFIG", "--set", "limits.patience_s=0"], MODEL, "limits.patience_s"),
         (["CONFIG", "--set", "limits.patiense_s=5"], MODEL, "patience_s"),
         (["CONFIG", "--set", "http"], MODEL, "expected dotted.key=value"),
+        (["CONFIG", "--policy", "prised"], MODEL, "did you mean 'priced'"),
+        (["CONFIG", "--check"], MODEL, "x' is no folder"),
+        (["CONFIG", "--check"], "models: [{name: a, kind: text, path: ., tokenizer: toks}]", "toks' is no folder"),
+        (["CONFIG"], MODEL + "\npolicy: {name: priced, shares: 1}", "shares"),
         (["CONFIG"], MODEL + "\npromises: {classes: {a: {on_miss: finnish}}}", "on_miss"),
     ],
 )
@@ -46,8 +52,25 @@ def test_what_cannot_be_served_is_told_in_a_line(tmp_path, arguments, text, mess
     assert told.status == 2 and message in told.err and "Traceback" not in told.err
 
 
-def test_a_config_is_checked_without_serving(tmp_path):
+def test_a_config_is_checked_without_serving(tmp_path, monkeypatch):
     path = tmp_path / "server.yaml"
+    (tmp_path / "x").mkdir()
     path.write_text(MODEL + "\npromises: {classes: {chat: {ttft_ms: 300, tpot_ms: 50}}}\n")
     told = command("serve", path, "--check")
     assert (told.status, told.out) == (0, "")
+    monkeypatch.setenv("NEUSTREAM_PORT", "70000")
+    assert command("serve", path, "--check").status == 2
+
+
+def test_options_go_before_the_file_and_paths_are_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "server.yaml"
+    path.write_text(MODEL[:-2] + ", slo: {ttft_ms: 5}}]\nhttp: {port: 1, api_key_file: keys}\n")
+    (tmp_path / "keys").write_text("one\ntwo\n")
+    given = {"http.port": 2, "http.host": None, "limits.allow_new_sizes": True}
+    found = settings_of(Source(path), given, {"ttft_ms": 7.0, "tpot_ms": 9.0}, ["limits.max_open=3", "http.port=4"])
+    assert (found.http.port, found.http.host, found.limits.max_open) == (4, "127.0.0.1", 3)
+    (model,) = found.models
+    assert (model.slo.ttft_ms, model.slo.tpot_ms, model.path) == (5.0, 9.0, tmp_path / "x")
+    assert keys_of(found.http.api_key_file, ["three"]) == ["three", "one", "two"]
+    folder = settings_of(Source(None, model=tmp_path, tokenizer="bytes"), {}, {}, ()).models[0]
+    assert (folder.path, folder.tokenizer, folder.kind) == (tmp_path, "bytes", "text")
