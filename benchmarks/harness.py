@@ -32,6 +32,8 @@ from neustream.backends.transformers.from_config import byte_tokenizer
 
 MODEL = "text"
 PROMPT, OUTPUT = 32, 16
+LONGEST_S = 900.0
+"""Of one run of a generator; its imports alone take a minute on a small machine."""
 CONFIG = {
     "models": [
         {
@@ -104,7 +106,12 @@ def _tokens(request: dict[str, Any]) -> int:
 
 def _run(command: list[Any]) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    environment.pop("PYTHONPATH", None)  # its own venv, and nothing else
+    words = [str(part) for part in command]
+    try:
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{' '.join(words[:3])} had not ended after {LONGEST_S:g} s") from None
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command[:3]))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
