@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +63,10 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and ask no server.")] = False,
     report: Annotated[Path | None, typer.Option(help="Folder for all results; default: results-NAME.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes of the client.")] = 1,
+    scrape_s: Annotated[
+        float,
+        typer.Option(min=0, max=3600, help="Read the server's /metrics so often, for the reports; 0: not."),
+    ] = 0.0,
     sent: SentOption = False,
     stack: StackOption = None,
     wait_s: Annotated[
@@ -111,7 +114,7 @@ def command(
         if profile.dialect == "nop":
             _wait(profile, about, folder, wait_s, write)
         else:
-            _run(profile, texts, about, folder, workers, wait_s, write)
+            _run(profile, texts, about, folder, workers, wait_s, scrape_s, write)
 
 
 def _wait(profile: Profile, about: About, folder: Path, wait_s: float | None, write: Callable[[Any], None]) -> None:
@@ -131,6 +134,7 @@ def _run(
     folder: Path,
     workers: int,
     wait_s: float | None,
+    scrape_s: float,
     write: Callable[[Any], None],
 ) -> None:
     from neustream.bench.load import Options
@@ -148,8 +152,15 @@ def _run(
         def begin(number: int, plan: Plan) -> None:
             progress.reset(task, total=len(plan.asks), description=f"{_stage(number)}: {plan.name}")
 
-        tick = partial(progress.advance, task)
-        running = Running(profile, target, texts, options=options, begins=begin, tick=lambda record: tick())
+        running = Running(
+            profile,
+            target,
+            texts,
+            options=options,
+            scrape_s=scrape_s,
+            begins=begin,
+            tick=lambda record: progress.advance(task),
+        )
         interrupts.watch(running)
         for run in running.runs():
             runs.append(run)

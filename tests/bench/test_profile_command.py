@@ -174,7 +174,7 @@ def test_a_profile_is_run_against_our_own_server(tmp_path, root, monkeypatch):
     from serving import serving, stock, text_service
 
     with serving(lambda metrics: text_service(stock(), metrics)) as (url, _, _):
-        done = run(tmp_path, CLOSED, url, "--ready-check-timeout-sec", "60")
+        done = run(tmp_path, CLOSED, url, "--ready-check-timeout-sec", "60", "--scrape-s", "0.05")
     assert done.status in PLAYED, done.err
     assert "no tokenizer: a word is" in done.err
     told = read_report(tmp_path / "out" / report_file(0)).results
@@ -182,3 +182,5 @@ def test_a_profile_is_run_against_our_own_server(tmp_path, root, monkeypatch):
     assert (aggregate.requests.total, aggregate.requests.failures) == (6, 0)
     assert aggregate.latency.time_to_first_token.mean > 0 and aggregate.requests.output_length.mean >= 2
     assert told.observability.neustream_slo["tokens_counted_by"] == {"usage": 6}
+    (component,) = told.observability.components
+    assert component.component_label == "server" and component.aggregate.running_requests.max >= 0

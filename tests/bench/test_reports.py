@@ -23,6 +23,7 @@ from neustream.bench.reports.figures import statistics
 from neustream.bench.reports.folder import METADATA, json_text, report_file, write_reports
 from neustream.bench.reports.lifecycle import per_request, stage_summary, summarized, summary
 from neustream.bench.reports.observability import Report
+from neustream.bench.reports.scraping import parsed
 from neustream.bench.reports.stack import read_stack
 from neustream.errors import ConfigError
 from neustream.workload.asks import Limits
@@ -194,6 +195,40 @@ def test_a_user_says_who_served(tmp_path):
     with pytest.raises(ConfigError, match=r"stack.yaml: 0.metadata.label: Field required"):
         read_stack(path)
     assert read_stack(None) == []
+
+
+METRICS = """# HELP neustream:num_requests_running Open requests
+neustream:num_requests_running{model="a"} 3.0
+neustream:num_requests_running{model="b"} 5.0
+vllm:num_requests_waiting{engine="0",model_name="a"} 1
+vllm:num_requests_waiting{engine="1",model_name="a"} 2e0
+vllm:kv_cache_usage_perc{engine="0",model_name="a"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="a"} 0.75
+neustream:num_preemptions_total{model="a"} NaN
+neustream:num_requests_running_of_another{model="a"} 9
+neustream:num_requests_running{model="a"} x
+other:num_requests_running 7
+"""
+
+
+def test_metrics_of_a_server_are_of_one_model():
+    assert parsed(METRICS, "a") == {
+        "num_requests_running": 3.0,
+        "num_requests_waiting": 3.0,
+        "kv_cache_usage_perc": 0.5,
+    }
+    assert parsed(METRICS, "c") == parsed("", "a") == parsed("neustream:num_preemptions_total 1e999", "a") == {}
+
+
+def test_metrics_of_a_server_are_in_the_report():
+    samples = [{"at": START + at, "num_requests_running": at, "num_preemptions_total": 5 + at} for at in (0.0, 2.0)]
+    content = one(a_run(meta={"server_metrics": samples}))
+    (found,) = content["results"]["observability"]["components"]
+    assert problems(content) == [] and found["component_label"] == "server"
+    assert found["aggregate"]["running_requests"]["mean"] == 1.0
+    assert found["aggregate"]["preemptions"] == {"units": "count", "mean": 2.0}
+    assert [each["value"] for each in found["time_series"]["num_preemptions"]["series"]] == [5.0, 7.0]
+    assert "components" not in one(a_run(meta={"server_metrics": []}))["results"]["observability"]
 
 
 # -- validation ----------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from neustream.bench.load import Options
 from neustream.bench.plan import Plan, Target
 from neustream.bench.playing import Tick
 from neustream.bench.profiles.profile import Load, Profile, Sweep
+from neustream.bench.reports.building import SCRAPED
+from neustream.bench.reports.scraping import Scraper
 from neustream.bench.runs import Run
 from neustream.errors import BackendError
 from neustream.workload.texts import Texts
@@ -27,6 +29,7 @@ class Running:
     Args:
         target: its server, with a URL and a model.
         options: how the client works.
+        scrape_s: how often the server's metrics are read meanwhile; 0: never.
         begins: told the number of each load and the load, before it is played.
         tick: called for each request that is over, if the client is one process.
     """
@@ -38,6 +41,7 @@ class Running:
         texts: Texts,
         *,
         options: Options | None = None,
+        scrape_s: float = 0.0,
         begins: Callable[[int, Plan], None] = lambda number, plan: None,
         tick: Tick = lambda record: None,
     ) -> None:
@@ -45,6 +49,7 @@ class Running:
         self._target = target
         self._texts = texts
         self._options = options or Options()
+        self._scrape_s = scrape_s
         self._begins = begins
         self._tick = tick
         self._stop = threading.Event()
@@ -95,9 +100,17 @@ class Running:
             raise BackendError(f"{profile.path}: a profile of {profile.dialect} has no load")
         plan = load.plan(max(0, number), profile.source, profile.seed, self._texts, profile.limits)
         self._begins(number, plan)
-        run = self._play(plan)
+        run = self._scraped(plan)
         if load.open_ended and not run.interrupted and len(run.records) == len(plan.asks):
             run.meta["note"] = f"ended by its {len(plan.asks)} requests, before its time"
+        return run
+
+    def _scraped(self, plan: Plan) -> Run:
+        if not self._scrape_s:
+            return self._play(plan)
+        with Scraper(self._target, self._scrape_s) as scraper:
+            run = self._play(plan)
+        run.meta[SCRAPED] = scraper.samples
         return run
 
     def _play(self, plan: Plan) -> Run:

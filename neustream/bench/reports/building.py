@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -13,7 +12,7 @@ from typing import Any
 
 from neustream.bench.records import Since
 from neustream.bench.reports import promises
-from neustream.bench.reports.figures import LATENCIES, Figures, only_mean, statistics
+from neustream.bench.reports.figures import LATENCIES, Figures, instant, only_mean, statistics
 from neustream.bench.reports.observability import Observability, Report, Results
 from neustream.bench.reports.over_time import series
 from neustream.bench.reports.scenario import (
@@ -39,9 +38,14 @@ from neustream.bench.reports.schema import (
     SessionPerformance,
     Throughput,
 )
+from neustream.bench.reports.scraping import component
 from neustream.bench.reports.sessions import sessions
 from neustream.bench.runs import Run
 
+SERVER = "server"
+"""The label of who served, unless the user names another."""
+SCRAPED = "server_metrics"
+"""The key of a run's `meta` under which samples of the server's own metrics lie."""
 UNKNOWN = "unknown"
 """What a client cannot see of a server."""
 
@@ -119,11 +123,6 @@ def aggregate(figures: Figures) -> Aggregate:
     )
 
 
-def instant(seconds: float) -> datetime.datetime:
-    """Seconds since 1970 with their zone."""
-    return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
-
-
 def _run(run: Run, stage: int, experiment: str, about: About) -> RunSection:
     end = run.started + run.duration_s
     return RunSection(
@@ -141,7 +140,7 @@ def engine(target: Mapping[str, Any]) -> Component:
     """Who served, as far as a client can tell."""
     model = target.get("model") or UNKNOWN
     return Component(
-        metadata=ComponentMetadata(label="server", cfg_id=_digest(target)),
+        metadata=ComponentMetadata(label=SERVER, cfg_id=_digest(target)),
         standardized=Engine(
             kind="inference_engine",
             tool=UNKNOWN,
@@ -189,7 +188,11 @@ def _observability(figures: Figures, about: About) -> Observability:
     dropped = promises.dropped(figures.run.records)
     share = dropped / len(figures.run.records) if figures.run.records else 0.0
     block = promises.block(figures, about.constraints)
-    found = {"drop_rate": only_mean(share, "fraction"), "neustream_slo": block}
+    found: dict[str, Any] = {"drop_rate": only_mean(share, "fraction"), "neustream_slo": block}
+    label = about.stack[0].metadata.label if about.stack else SERVER
+    scraped = component(figures.run.meta.get(SCRAPED, ()), label)
+    if scraped is not None:
+        found["components"] = [scraped]
     return Observability.model_validate(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ def statistics(values: Iterable[float | None], units: Units) -> Statistics | Non
 def only_mean(value: float, units: Units) -> Statistics:
     """Of a figure of the whole run."""
     return Statistics(units=units, mean=value)
+
+
+def instant(seconds: float) -> datetime.datetime:
+    """Seconds since 1970 with their zone."""
+    return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC)
 
 
 @dataclass(frozen=True)

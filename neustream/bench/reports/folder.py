@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from neustream.bench.reports.building import About, instant, reports, version
+from neustream.bench.reports.building import About, reports, version
+from neustream.bench.reports.figures import instant
 from neustream.bench.reports.lifecycle import (
     PER_REQUEST,
     SUMMARY,

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from neustream.bench.plan import Target
 from neustream.bench.profiles.server import Readiness
-from neustream.bench.reports.building import About, engine, instant
-from neustream.bench.reports.figures import statistics
+from neustream.bench.reports.building import About, engine
+from neustream.bench.reports.figures import instant, statistics
 from neustream.bench.reports.observability import (
     Observability,
     PodStartup,

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from neustream.bench.records import Record
-from neustream.bench.reports.figures import LATENCIES, Figures, statistics
+from neustream.bench.reports.figures import LATENCIES, Figures, instant, statistics
 from neustream.bench.reports.schema import (
     AllSeries,
     LatencySeries,
@@ -77,5 +77,4 @@ def _throughput(figures: Figures, bins: Mapping[int, list[Record]], width: int) 
 
 
 def _instant(figures: Figures, number: int, width: int) -> datetime.datetime:
-    at = figures.run.started + number * width
-    return datetime.datetime.fromtimestamp(at, tz=datetime.UTC)
+    return instant(figures.run.started + number * width)
