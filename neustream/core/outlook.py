@@ -18,6 +18,7 @@ from neustream.core.policies.curve import Curve
 from neustream.core.policies.feasibility import Line
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
+from neustream.core.step_times import StepTimes
 from neustream.core.types import SLO, TICK
 
 FOREVER = 1e6
@@ -200,7 +201,7 @@ def outlook_of(
         _backlog(jobs, rates, speed),
         len(jobs),
         sum([job.started_at is None for job in jobs]),
-        tuple(_lines(jobs, now)),
+        tuple(_lines(jobs, scheduler.times, now)),
         tuple(_texts(scheduler, jobs, now)),
         {stage: value for stage, value in speed.items() if abs(value - 1.0) > 0.01},
     )
@@ -225,7 +226,7 @@ def _backlog(jobs: Iterable[Job], rates: Rates, speed: Mapping[str, float]) -> f
     return seconds
 
 
-def _lines(jobs: Iterable[Job], now: float) -> Iterable[LineOutlook]:
+def _lines(jobs: Iterable[Job], times: StepTimes, now: float) -> Iterable[LineOutlook]:
     """The promised jobs by the looped stage that they are at or get to, but for generations."""
     rows: dict[str, list[tuple[float, float, float, float]]] = {}
     for job in jobs:
@@ -235,10 +236,8 @@ def _lines(jobs: Iterable[Job], now: float) -> Iterable[LineOutlook]:
         name = next((name for name in job.calls_left if name in graph.looped), None)
         if name is None or graph.stages[name].caches:
             continue
-        left = float(job.calls_left[name])
-        alone = job.remaining_s / max(sum(job.calls_left.values()), 1)
-        if job.stage is not None and job.stage.name == name:
-            alone = job.unit_s
+        left, stage = float(job.calls_left[name]), graph.stages[name]
+        alone = times.alone(stage, stage.size_of(job))
         behind = max(job.remaining_s - left * alone, 0.0)
         deadline = min(job.deadline, now + FOREVER)
         rows.setdefault(name, []).append((left, deadline - now - behind, behind, job.weight))
