@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +32,7 @@ from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, write_text
 from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
-from neustream.errors import ConfigError
+from neustream.errors import BackendError, ConfigError
 from neustream.workload.texts import Texts
 
 NOP_S = 600.0
@@ -162,10 +162,18 @@ def _run(
             tick=lambda record: progress.advance(task),
         )
         interrupts.watch(running)
-        for run in running.runs():
-            runs.append(run)
-            note(progress, f"stage {len(runs) - 1}: {run.name}")
-    _finish(profile, about, folder, runs, running.interrupted, write)
+        fault: BackendError | None = None
+        try:
+            for run in running.runs():
+                runs.append(run)
+                note(progress, f"stage {len(runs) - 1}: {run.name}")
+        except BackendError as error:  # what was played before is written all the same
+            fault = error
+    _finish(told(profile, texts), about, folder, runs, running.interrupted, write)
+    if fault is not None:
+        raise fault
+    if not all(map(valid, runs)):
+        raise typer.Exit(TOO_LATE)
 
 
 def _stage(number: int) -> str:
@@ -173,7 +181,7 @@ def _stage(number: int) -> str:
 
 
 def _finish(
-    profile: Profile,
+    plan: Mapping[str, Any],
     about: About,
     folder: Path,
     runs: Sequence[Run],
@@ -187,18 +195,16 @@ def _finish(
             say_warnings(run, summary(run, about.since))
             if "note" in run.meta:
                 problems.print(f"{run.name}: {run.meta['note']}", soft_wrap=True)
-        paths = write_runs(folder, runs, write_text, profile=told(profile, Texts()))
+        paths = write_runs(folder, runs, write_text, profile=plan)
         more = {
             "harness_name": "neustream",
-            "harness_workload": profile.path.name,
-            "harness_args": f"bench profile {profile.path}",
+            "harness_workload": Path(plan["profile"]).name,
+            "harness_args": f"bench profile {plan['profile']}",
             "harness_rc": INTERRUPTED if interrupted else 0,
         }
         for path in [*paths[:1], *write_reports(folder, runs, about, write_text, **more)]:
             wrote(path)
         write([summary(run, about.since) for run in runs])
-    if not interrupted and not all(map(valid, runs)):
-        raise typer.Exit(TOO_LATE)
     if interrupted:
         problems.print(f"interrupted: {len(runs)} stages are written", soft_wrap=True)
         raise typer.Exit(INTERRUPTED)

@@ -119,6 +119,13 @@ def test_failures_are_in_the_report(tmp_path, stub):
     assert observability.neustream_slo["failures"] == {"status_429": 6}
 
 
+def test_what_was_played_before_a_fault_is_written(tmp_path, stub):
+    sweep = changed(GUIDE, spec__profile={"kind": "sweep", "sweep_size": 4, "max_concurrency": 4})
+    done = run(tmp_path, sweep, stub.url, "--model", "s429")
+    assert done.status == 2 and "no request of a load was done" in done.err
+    assert len(read_runs(tmp_path / "out")[0]) == 2 and read_report(tmp_path / "out" / report_file(1))
+
+
 def test_a_server_that_is_not_there_is_told_in_a_line(tmp_path):
     done = run(tmp_path, CLOSED, "http://127.0.0.1:1")
     assert done.status == 2 and "http://127.0.0.1:1/v1/models: ConnectionRefusedError" in done.err

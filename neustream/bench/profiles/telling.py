@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from neustream.bench.profiles.profile import Load, Profile
+from neustream.bench.profiles.words import Words
 from neustream.workload.texts import Texts
 
 
@@ -84,7 +85,10 @@ def tokens_of(profile: Profile, texts: Texts) -> str:
     name = (
         f"tokenizer {profile.tokenizer!r} is no local file" if profile.tokenizer else "no tokenizer"
     )
-    return f"by the server's usage, else by events ({name}: prompts have a word for each token)"
+    word = "a word for each token"
+    if isinstance(texts, Words):
+        word = f"words of {1 / texts.a_token:.2f} tokens, as the server counts"
+    return f"by the server's usage, else by events ({name}: prompts have {word})"
 
 
 def _total(profile: Profile) -> Iterator[str]:
