@@ -8,17 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from neustream.bench.answers import (
-    Counter,
-    ErrorBody,
-    Hearing,
-    ImageStream,
-    NoStream,
-    TextStream,
-    Whole,
-    fail,
-)
+from neustream.bench.answers import ErrorBody, ImageStream, NoStream, TextStream, Whole
 from neustream.bench.connections import Connections
+from neustream.bench.hearing import Counter, Hearing, fail
 from neustream.bench.plan import Target
 from neustream.bench.playing import Turns, as_text
 from neustream.bench.records import Record

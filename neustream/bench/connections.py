@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from neustream.bench.answers import Hearing
+from neustream.bench.hearing import Hearing
 from neustream.engine.clock import stopwatch
 from neustream.errors import BackendError, ConfigError, shown
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from neustream.bench.answers import fail
+from neustream.bench.hearing import fail
 from neustream.bench.plan import Plan
 from neustream.bench.records import Record
 from neustream.engine.clock import stopwatch

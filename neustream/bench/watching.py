@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neustream.bench.answers import fail
+from neustream.bench.hearing import fail
 from neustream.bench.plan import Plan
 from neustream.bench.playing import Tick, record_of
 from neustream.bench.records import Outcome, Record

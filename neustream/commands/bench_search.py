@@ -13,7 +13,8 @@ from neustream.analysis.tables import new_table
 from neustream.bench.planning import Law, Timing, plan_of
 from neustream.bench.runs import Run, records_file, write_runs
 from neustream.bench.search import Found, Goal, Point, Search
-from neustream.commands.bench_options import DataOptions, PromiseOptions, ServerOptions
+from neustream.commands.bench_data import DataOptions
+from neustream.commands.bench_options import PromiseOptions, ServerOptions
 from neustream.commands.bench_playing import play, target_of
 from neustream.commands.bench_printing import FIGURES, write_figures
 from neustream.commands.bench_serve import asks_of, since_of

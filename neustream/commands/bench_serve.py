@@ -14,7 +14,9 @@ from neustream.bench.planning import Law, Ramp, Timing, plan_of, warming
 from neustream.bench.records import Since
 from neustream.bench.runs import Run, records_file, write_runs
 from neustream.bench.summary import summary, valid
-from neustream.commands.bench_options import DataOptions, PromiseOptions, ServerOptions, pair
+from neustream.commands.bench_data import DataOptions
+from neustream.commands.bench_options import PromiseOptions, ServerOptions
+from neustream.commands.bench_parsing import pair
 from neustream.commands.bench_playing import play, target_of
 from neustream.commands.bench_printing import show_run
 from neustream.commands.bench_twin import TwinOptions, play_here

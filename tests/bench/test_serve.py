@@ -16,7 +16,8 @@ from stub import Stub
 from toys import command
 
 from neustream.bench import read_runs
-from neustream.commands.bench_options import DataOptions, PromiseOptions
+from neustream.commands.bench_data import DataOptions
+from neustream.commands.bench_options import PromiseOptions
 from neustream.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("unhurried")

@@ -1,0 +1,116 @@
+"""What requests ask for: options of `neustream bench serve` and `search`, under vLLM's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neustream.commands.bench_parsing import option, size, weighted, whole
+from neustream.errors import ConfigError, nearest
+from neustream.workload.datasets import Dataset, Images, PrefixRepetition, PromptFile, Random, Sessions
+from neustream.workload.formats import FORMATS
+from neustream.workload.of_traces import TraceFile
+from neustream.workload.trace import Trace, Window
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What requests ask for."""
+
+    dataset_name: Annotated[str, option("random, sharegpt, custom, prefix_repetition, sessions, images, trace.")] = (
+        "random"
+    )
+    dataset_path: Annotated[Path | None, option("Of sharegpt, custom and trace.")] = None
+    num_prompts: Annotated[int, option("How many requests; the most of a trace.", min=1, max=10_000_000)] = 1000
+    input_len: Annotated[int | None, option("In place of the data set's own.", min=1)] = None
+    output_len: Annotated[int | None, option("The same.", min=1)] = None
+    random_input_len: Annotated[int, option("Tokens of prompts.", min=1)] = 1024
+    random_output_len: Annotated[int, option("Tokens that are generated.", min=1)] = 128
+    random_range_ratio: Annotated[float, option("Lengths from (1 - r) to (1 + r) times these.", min=0, max=1)] = 0.0
+    random_prefix_len: Annotated[int, option("Tokens before each prompt, the same in all.", min=0)] = 0
+    sharegpt_output_len: Annotated[int | None, option("In place of the answers' lengths.", min=1)] = None
+    custom_output_len: Annotated[int, option("Where lines have no output_tokens.", min=1)] = 256
+    no_oversample: Annotated[bool, typer.Option("--no-oversample", help="Of a file no prompt twice.")] = False
+    disable_shuffle: Annotated[bool, typer.Option("--disable-shuffle", help="Of a file in its order.")] = False
+    prefix_repetition_prefix_len: Annotated[int, option("Tokens that prompts share.", min=1)] = 256
+    prefix_repetition_suffix_len: Annotated[int, option("Tokens of their own.", min=1)] = 256
+    prefix_repetition_num_prefixes: Annotated[int, option("How many beginnings.", min=1)] = 10
+    prefix_repetition_output_len: Annotated[int, option("Tokens that are generated.", min=1)] = 128
+    sessions_groups: Annotated[int, option("System prompts.", min=1)] = 4
+    sessions_system_len: Annotated[int, option("Tokens of each.", min=0)] = 256
+    sessions_question_len: Annotated[int, option("Tokens of each turn.", min=1)] = 64
+    sessions_turns: Annotated[int, option("Turns of a conversation.", min=1)] = 4
+    sessions_think: Annotated[float, option("Seconds between turns.", min=0, max=86_400)] = 1.0
+    image_sizes: Annotated[str, option("WxH[:weight], with commas between them.")] = "512x512"
+    image_steps: Annotated[str, option("STEPS[:weight], with commas between them.")] = "20"
+    image_number: Annotated[int, option("Images of each request.", min=1, max=10)] = 1
+    trace_format: Annotated[str, option(f"auto, {', '.join(FORMATS)}.")] = "auto"
+    trace_start: Annotated[float, option("Seconds of the trace that are left out.", min=0)] = 0.0
+    trace_duration: Annotated[float | None, option("Seconds of it that are taken.", min=0.001)] = None
+    trace_speed: Annotated[float, option("How much faster it is replayed.", min=1e-6)] = 1.0
+
+    def dataset(self) -> Dataset:
+        """ConfigError names the option that is wrong."""
+        made = _DATASETS.get(self.dataset_name)
+        if made is None:
+            raise ConfigError(f"--dataset-name {self.dataset_name!r}: {nearest(self.dataset_name, _DATASETS)}")
+        return made(self)
+
+    def _path(self) -> Path:
+        if self.dataset_path is None:
+            raise ConfigError(f"--dataset-name {self.dataset_name}: needs --dataset-path FILE")
+        return self.dataset_path
+
+    def _random(self) -> Dataset:
+        lengths = self.input_len or self.random_input_len, self.output_len or self.random_output_len
+        return Random(*lengths, self.random_range_ratio, self.random_prefix_len)
+
+    def _repeated(self) -> Dataset:
+        return PrefixRepetition(
+            self.prefix_repetition_prefix_len,
+            self.input_len or self.prefix_repetition_suffix_len,
+            self.prefix_repetition_num_prefixes,
+            self.output_len or self.prefix_repetition_output_len,
+        )
+
+    def _sessions(self) -> Dataset:
+        question = self.input_len or self.sessions_question_len
+        output = self.output_len or self.random_output_len
+        lengths = (self.sessions_groups, self.sessions_system_len, question, output)
+        return Sessions(*lengths, self.sessions_turns, self.sessions_think)
+
+    def _sharegpt(self) -> Dataset:
+        output = self.output_len or self.sharegpt_output_len
+        return PromptFile(self._path(), output, self.no_oversample, not self.disable_shuffle)
+
+    def _custom(self) -> Dataset:
+        order = (self.no_oversample, not self.disable_shuffle)
+        return PromptFile(self._path(), self.output_len, *order, self.custom_output_len)
+
+    def _images(self) -> Dataset:
+        sizes = tuple((*size(text), weight) for text, weight in weighted("--image-sizes", self.image_sizes))
+        steps = tuple(
+            (whole("--image-steps", text), weight) for text, weight in weighted("--image-steps", self.image_steps)
+        )
+        return Images(sizes, steps, self.image_number)
+
+    def _trace(self) -> Dataset:
+        if self.trace_format not in ("auto", *FORMATS):
+            raise ConfigError(f"--trace-format {self.trace_format!r}: {nearest(self.trace_format, ['auto', *FORMATS])}")
+        window = Window(self.trace_start, self.trace_duration, None, self.trace_speed)
+        return TraceFile(Trace(self._path(), self.trace_format), window, self.output_len or self.random_output_len)
+
+
+_DATASETS: Mapping[str, Callable[[DataOptions], Dataset]] = {
+    "random": DataOptions._random,
+    "sharegpt": DataOptions._sharegpt,
+    "custom": DataOptions._custom,
+    "prefix_repetition": DataOptions._repeated,
+    "sessions": DataOptions._sessions,
+    "images": DataOptions._images,
+    "trace": DataOptions._trace,
+}
