@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neustream.bench.events import Event, Events
@@ -34,6 +34,7 @@ def by_the_standard(text: bytes) -> list[Event]:
     return found
 
 
+@settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.booleans(), st.lists(st.tuples(LINES, ENDS), max_size=12), st.lists(st.integers(0, 120), max_size=8))
 def test_wherever_a_stream_is_cut_its_events_are_the_same(bom, lines, cuts):
     text = b"\xef\xbb\xbf" * bom + b"".join(line + end for line, end in lines)
