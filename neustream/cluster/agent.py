@@ -104,6 +104,15 @@ class Agent:
             say.Piece: self._piece,
             say.Parcel: self._parcel,
         }
+        self._hears: dict[type[Any], Callable[[Any], None]] = {
+            Emitted: self._made,
+            Started: self._started,
+            Finished: lambda record: self._tell_soon(),
+            Ended: self._ended,
+            Held: lambda record: self._waits(record.id, ""),
+            Left: lambda record: self._waits(record.id, record.stage),
+            Given: lambda record: self._again(record.id),
+        }
 
     def receive(self, message: say.ToInstance | say.BetweenInstances, now: float) -> None:
         """A message of the head, or of another instance. `now`: on the loop's clock."""
@@ -321,24 +330,15 @@ class Agent:
 
     def noted(self, record: Record) -> None:
         """A record of its member."""
-        match record:
-            case Emitted():
-                self._made(record)
-            case Started():
-                for id in record.step.ids:
-                    if id in self._terms and id not in self._began:
-                        self._began.add(id)
-                        self._send(HEAD, say.Began(id, self._terms[id]))
-            case Finished():
-                self._tell_soon()
-            case Ended():
-                self._ended(record)
-            case Held():
-                self._waits(record.id, "")
-            case Left():
-                self._waits(record.id, record.stage)
-            case Given():
-                self._again(record.id)
+        heard = self._hears.get(type(record))
+        if heard is not None:
+            heard(record)
+
+    def _started(self, record: Started) -> None:
+        for id in record.step.ids:
+            if id not in self._began and id in self._terms:
+                self._began.add(id)
+                self._send(HEAD, say.Began(id, self._terms[id]))
 
     def _made(self, record: Emitted) -> None:
         term = self._terms.get(record.id)

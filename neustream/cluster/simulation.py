@@ -36,7 +36,7 @@ from neustream.errors import RequestError
 
 Watcher = Callable[[say.Happening], None]
 """Told of what happens in the cluster."""
-OF_INSTANCES = (Submitted, Emitted, Ended, Held, Left, Given)
+OF_INSTANCES = frozenset((Submitted, Emitted, Ended, Held, Left, Given))
 """Records of a member that are its agent's business."""
 LARGE = (say.Piece, say.Parcel)
 """Messages that take time beside the delay of the network."""
@@ -153,11 +153,11 @@ class FleetLoop(Loop):
         self._fleet.carry_out(now)
 
     def tell(self, record: Record) -> None:
-        member = getattr(record, "member", "")
-        if member and isinstance(record, OF_INSTANCES):
+        kind = type(record)
+        if kind in OF_INSTANCES:
             self._noted.append(record)
             return
-        if member and isinstance(record, Started | Finished):
+        if kind is Started or kind is Finished:
             self._noted.append(record)
         super().tell(record)
 

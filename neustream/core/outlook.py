@@ -151,6 +151,7 @@ class Rates:
     def __init__(self, profiles: Mapping[str, LatencyProfile]) -> None:
         self.profiles = dict(profiles)
         self._curves: dict[tuple[str, int, float], Curve] = {}
+        self._plain: dict[tuple[str, int], float] = {}  # of stages without sizes
 
     def curve(self, stage: str, limit: int, size: float = 0.0) -> Curve:
         """The curve of a stage; sizes are rounded, so that near ones share it."""
@@ -175,12 +176,26 @@ class Rates:
 
     def charge(self, calls: Mapping[str, Calls]) -> float:
         """Device seconds of some calls in the most efficient batches."""
-        return sum([each.count * self._efficient(name, each) for name, each in calls.items()])
+        return sum(
+            [
+                each.count * self.efficient(name, each.max_batch, each.size)
+                for name, each in calls.items()
+            ]
+        )
 
-    def _efficient(self, stage: str, call: Calls) -> float:
-        curve = self.curve(stage, call.max_batch, call.size)
-        batch = curve.best[curve.limit]
-        return curve.seconds[batch] / batch
+    def efficient(self, stage: str, limit: int, size: float) -> float:
+        """Device seconds of one call of a stage in the most efficient batch of up to `limit`."""
+        if size:
+            return _efficient(self.curve(stage, limit, size))
+        seconds = self._plain.get((stage, limit))
+        if seconds is None:
+            seconds = self._plain[stage, limit] = _efficient(self.curve(stage, limit))
+        return seconds
+
+
+def _efficient(curve: Curve) -> float:
+    batch = curve.best[curve.limit]
+    return curve.seconds[batch] / batch
 
 
 # -- made ------------------------------------------------------------------------------------------
@@ -212,17 +227,17 @@ def _backlog(jobs: Iterable[Job], rates: Rates, speed: Mapping[str, float]) -> f
     sample: dict[str, Job] = {}
     for job in jobs:
         for name, count in job.calls_left.items():
-            calls[name] = calls.get(name, 0.0) + count
-            sample.setdefault(name, job)
+            if name in calls:
+                calls[name] += count
+            else:
+                calls[name] = count
+                sample[name] = job
     seconds = 0.0
     for name, total in calls.items():
-        if name not in rates.profiles:
-            continue
-        stage = sample[name].request.graph.stages[name]
-        size = stage.size_of(sample[name]) if stage.size is not None else 0.0
-        curve = rates.curve(name, stage.max_batch, size)
-        batch = curve.best[curve.limit]
-        seconds += total * curve.seconds[batch] / batch * speed.get(name, 1.0)
+        if name in rates.profiles:
+            stage = sample[name].request.graph.stages[name]
+            each = rates.efficient(name, stage.max_batch, stage.size_of(sample[name]))
+            seconds += total * each * speed.get(name, 1.0)
     return seconds
 
 
