@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +39,7 @@ SAMPLED = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "prese
 class ServerOptions:
     """Whom to ask, and how."""
 
-    backend: Annotated[str, option(f"{', '.join(BACKENDS)}.")] = "openai"
+    backend: Annotated[str, option(f"{', '.join(BACKENDS)}.", names=("--backend", "--endpoint-type"))] = "openai"
     base_url: Annotated[str | None, option("Of the server; else --host and --port.")] = None
     host: Annotated[str, option("Of the server.")] = "127.0.0.1"
     port: Annotated[int, option("Of the server.", min=1, max=65535)] = 8000
@@ -59,6 +59,7 @@ class ServerOptions:
     frequency_penalty: Annotated[float | None, option("The same.")] = None
     presence_penalty: Annotated[float | None, option("The same.")] = None
     repetition_penalty: Annotated[float | None, option("The same.")] = None
+    logprobs: Annotated[int | None, option("Likelihoods of each token are asked for.", min=0, max=20)] = None
     timeout: Annotated[float, option("Seconds after which a request has failed.", min=0.001)] = 21600.0
     retries: Annotated[int, option("How often a failed request is sent again.", min=0, max=100)] = 0
     slo_headers: Annotated[bool, typer.Option("--slo-headers", help="Tell the server promises: x-slo-*-ms.")] = False
@@ -92,7 +93,11 @@ class ServerOptions:
         if self.backend not in BACKENDS:
             raise ConfigError(f"--backend {self.backend!r}: {nearest(self.backend, BACKENDS)}")
         body = object_of("--extra-body", self.extra_body)
-        sampled = {name: value for name in SAMPLED if (value := getattr(self, name)) is not None}
+        sampled: dict[str, Any] = {name: value for name in SAMPLED if (value := getattr(self, name)) is not None}
+        if self.logprobs is not None and BACKENDS[self.backend] == "chat":
+            sampled |= {"logprobs": True, "top_logprobs": self.logprobs}
+        elif self.logprobs is not None:
+            sampled["logprobs"] = self.logprobs
         return Target(
             self.url.rstrip("/").removesuffix("/v1"),
             BACKENDS[self.backend],

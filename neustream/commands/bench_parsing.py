@@ -12,9 +12,9 @@ import typer
 from neustream.errors import ConfigError, shown
 
 
-def option(help: str, **more: Any) -> Any:
-    """An option with its help."""
-    return typer.Option(help=help, **more)
+def option(help: str, names: Sequence[str] = (), **more: Any) -> Any:
+    """An option with its help, and its names where the field's is not enough."""
+    return typer.Option(*names, help=help, **more)
 
 
 def pair(name: str, text: str, between: str) -> tuple[str, str]:

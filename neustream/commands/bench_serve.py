@@ -91,6 +91,7 @@ class ResultOptions:
     metric_percentiles: Annotated[str | None, typer.Option(hidden=True)] = None
     disable_tqdm: Annotated[bool, typer.Option("--disable-tqdm", hidden=True)] = False
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", hidden=True)] = False
+    skip_tokenizer_init: Annotated[bool, typer.Option("--skip-tokenizer-init", hidden=True)] = False
 
     def told(self) -> dict[str, str]:
         return dict(pair("--metadata", each, "=") for each in self.metadata or ())

@@ -70,6 +70,18 @@ def test_flags_may_be_spelt_as_vllms_parser_takes_them(stub):
     assert stub.log[-1].body["model"] == "paced", "the server's first"
 
 
+@pytest.mark.parametrize(
+    ("backend", "asked"),
+    [("openai", {"logprobs": 2}), ("openai-chat", {"logprobs": True, "top_logprobs": 2})],
+)
+def test_likelihoods_are_asked_for_as_the_route_has_them(stub, backend, asked):
+    done = serve(
+        stub, "--endpoint-type", backend, "--logprobs", 2, "--temperature", 0.5, "--skip-tokenizer-init", model="good"
+    )
+    assert done.status in (0, 4), done.err
+    assert stub.log[-1].body.items() >= {**asked, "temperature": 0.5}.items()
+
+
 def test_promises_are_told_if_asked_for(stub):
     more = ["--slo-class", "chat:share=1,ttft=200,tpot=50,weight=2", "--slo-class", "batch:share=1,e2e=9000,priority=3"]
     done = serve(stub, *more, "--slo-headers", count=20)
