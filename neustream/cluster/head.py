@@ -204,6 +204,7 @@ class Head:
         self.fleet.add(found)
         self._book.at[instance] = {}
         self._scaling.joined(found)
+        self._liveness.watch(now)
         self._book.orders.append(Ask(instance))
         self._placing.retry(now)
 

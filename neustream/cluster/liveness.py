@@ -28,8 +28,10 @@ class Liveness:
             instance.state = "up" if instance.drain_at == math.inf else "draining"
             self._book.fleet.changed(instance)
             self._placing.retry(now)
-        if self.next_at == math.inf:
-            self.next_at = now + self._book.settings.suspect_s
+
+    def watch(self, now: float) -> None:
+        """An instance is there from now on, whether it ever speaks or not."""
+        self.next_at = min(self.next_at, now + self._book.settings.suspect_s)
 
     def returned(self, name: str, fenced: bool, now: float) -> None:
         """An instance that was given up spoke; once it has forgotten everything it serves again."""
@@ -46,6 +48,7 @@ class Liveness:
         instance.sent.clear()
         self._book.fleet.add(instance)
         self._book.at[name] = {}
+        self.watch(now)
 
     def tick(self, now: float) -> None:
         """Look who is silent."""

@@ -155,3 +155,49 @@ def test_a_router_may_let_a_request_wait():
     head.tick(1.0)
     (order,) = orders_of(head, say.Send)
     assert order.age == 1.0
+
+
+def test_an_instance_that_never_speaks_is_given_up():
+    head = head_of("mute", "b")
+    head.heard("b", say.Told(busy("b", 3, due_in=9.0)), 0.0)
+    head.submit(request("r"), 0.0)
+    assert orders_of(head, say.Send)[0].instance == "mute"
+    for now in (0.5, 1.0, 1.5, 2.0):
+        head.heard("b", say.Told(busy("b", 3, due_in=9.0, sent_at=now)), now)
+        head.tick(now)
+    assert head.fleet.instances["mute"].state == "suspect"
+    assert [order.instance for order in orders_of(head, say.Send)] == ["b"]
+    head.heard("b", say.Took("r", 2), 4.9)
+    head.tick(5.0)
+    assert set(head.fleet.instances) == {"b"}
+    head.heard("mute", say.Took("r", 1), 6.0)
+    assert head.pop_orders() == [say.Fence("mute")]
+    head.heard("mute", say.Fenced(), 6.1)
+    assert set(head.fleet.instances) == {"b", "mute"}
+
+
+def test_an_instance_that_speaks_again_in_time_is_no_longer_suspect():
+    head = head_of("a")
+    head.tick(1.5)
+    assert head.fleet.instances["a"].state == "suspect"
+    head.submit(request("r"), 1.6)
+    assert not orders_of(head, say.Send)
+    head.heard("a", say.Told(busy("a", 0, due_in=9.0)), 1.7)
+    assert [order.id for order in orders_of(head, say.Send)] == ["r"]
+
+
+def test_what_was_ordered_and_is_not_there_is_ordered_again():
+    from neustream.cluster.rules import SCALERS
+
+    head = head_of("a", scaler=SCALERS["fixed"](3))
+    head.tick(0.0)
+    assert orders_of(head, say.Start) == [say.Start("whole")] * 2
+    head.tick(1.0)
+    assert not orders_of(head, say.Start)
+    head.not_started("whole", "no device is free", 1.5)
+    head.tick(2.0)
+    assert orders_of(head, say.Start) == [say.Start("whole")]
+    head.joined("b", 2.5, stages=STAGES)
+    head.joined("c", 2.5, stages=STAGES)
+    head.tick(3.0)
+    assert not orders_of(head, say.Start)
