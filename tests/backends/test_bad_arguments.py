@@ -58,7 +58,7 @@ REFUSED = [
     ({"prompt": None, "prompt_embeds": 3}, "prompt_embeds must be a tensor or a list of them, got 3"),
     ({"negative_prompt": 5}, "negative_prompt must be text or a list of texts, got 5"),
     ({"timesteps": "all"}, "timesteps must be a list of numbers, got 'all'"),
-    ({"clip_skip": "1"}, "clip_skip must be a number, got '1'"),
+    ({"clip_skip": "1"}, "clip_skip must be a whole number, got '1'"),
     ({"num_inference_steps": np.int64(0)}, "num_inference_steps must be a whole number from 1 to 100000, got"),
     ({"num_inference_steps": 10**9}, "num_inference_steps must be a whole number from 1 to 100000, got 1000000000"),
     ({"num_inference_steps": None}, "num_inference_steps must be a number, got None"),
@@ -98,6 +98,34 @@ def test_what_no_pipeline_takes(sd, change, message):
         with pytest.raises(ns.RequestError, match=message):
             service.submit(**{**words(), "generator": generator, **change})
         assert torch.equal(service(**{**words(), "generator": generator}).images, sd(**words()).images)
+
+
+OPTIONS = [
+    ({"max_batch": "4"}, "max_batch must be a whole number from 1 on, got '4'"),
+    ({"max_batch": 0}, "max_batch must be a whole number from 1 on, got 0"),
+    ({"encode_batch": None}, "encode_batch must be a whole number from 1 on, got None"),
+    ({"decode_batch": 2.5}, "decode_batch must be a whole number from 1 on, got 2.5"),
+    ({"max_shapes": "2"}, "max_shapes must be a whole number from 1 on, got '2'"),
+    ({"measure_s": -1}, "measure_s must be seconds, 0 or more, got -1"),
+    ({"measure_s": float("nan")}, "measure_s must be seconds, 0 or more, got nan"),
+    ({"buckets": 4}, "buckets must be a list of whole numbers, got 4"),
+    ({"buckets": [0]}, r"buckets must be whole numbers of at least 1, got \[0\]"),
+    ({"buckets": ["4"]}, "buckets must be whole numbers of at least 1"),
+    ({"compile": "yes"}, "compile must be True, False, or arguments of torch.compile, got 'yes'"),
+    ({"samples": {}}, "samples must be a list of the arguments of calls, by name, got {}"),
+    ({"samples": ["x"]}, "samples must be a list of the arguments of calls, by name, got 'x'"),
+    ({"profiles": 3}, "profiles must be profiles by stage, or their folder, got 3"),
+    ({"cache": 5}, "cache must be a folder, got 5"),
+    ({"check_finite": "no"}, "check_finite must be True or False, got 'no'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_options_that_are_none(sd, options, message):
+    with pytest.raises(ns.BackendError, match=message):
+        serve(sd, **options)
+    with serve(sd) as service:  # nothing holds it
+        assert not service.report.submitted
 
 
 @pytest.mark.parametrize("image", ["cat.png", 3, b"bytes", [], ["cat.png"]])

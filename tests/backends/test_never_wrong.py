@@ -16,9 +16,11 @@ with warnings.catch_warnings():
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     import diffusers as d
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache, apply_layerwise_casting
+    from diffusers.models.attention_processor import AttnProcessor2_0
     from greenlet import GreenletExit
     from peft import LoraConfig, inject_adapter_in_model
 
+    from neustream.backends.diffusers.parts import parts_of
     from tests.backends import pipelines
 
 import neustream as ns  # noqa: E402
@@ -233,6 +235,67 @@ def test_a_forward_that_was_replaced_in_the_class(sd):
             service.submit(**words())
         del Unet.forward
         assert torch.equal(service(**words()).images, stock)
+
+
+def doubled(stock):
+    def call(*args, **kwargs):
+        return 2 * stock(*args, **kwargs)
+
+    return call
+
+
+def of_the_processors(pipe, patch):
+    patch.setattr(AttnProcessor2_0, "__call__", doubled(AttnProcessor2_0.__call__))
+
+
+def of_torch(pipe, patch):
+    patch.setattr(torch.nn.functional, ATTENTION, doubled(getattr(torch.nn.functional, ATTENTION)))
+
+
+def for_all_modules(pipe, patch):
+    hooks = torch.nn.modules.module._global_forward_hooks
+    patch.setitem(hooks, "mine", lambda module, args, output: None if module is not pipe.unet.conv_in else output * 2)
+
+
+def of_a_config(pipe, patch):
+    pipe.vae.register_to_config(scaling_factor=3.0)
+
+
+def of_a_text_encoders_config(pipe, patch):
+    pipe.text_encoder.config._attn_implementation = "eager"
+
+
+ATTENTION = "scaled_dot_product_attention"
+CODE = {
+    of_the_processors: "the call of AttnProcessor2_0 was replaced",
+    of_torch: f"the {ATTENTION} of torch.nn.functional was replaced",
+    for_all_modules: "torch has other hooks for all modules",
+    of_a_config: r"vae\._internal_dict was",
+    of_a_text_encoders_config: r"text_encoder\.config.* was",
+}
+
+
+@pytest.mark.parametrize("change", CODE)
+def test_code_and_settings_that_were_replaced(sd, change, monkeypatch):
+    with serve(sd) as service:
+        service(**words())
+        change(sd, monkeypatch)
+        with pytest.raises(ns.RequestError, match=CODE[change]):
+            service.submit(**words())
+
+
+def test_hooks_of_all_modules_are_refused(sd, monkeypatch):
+    for_all_modules(sd, monkeypatch)
+    with pytest.raises(ns.BackendError, match="torch has a hook for all modules"):
+        serve(sd)
+
+
+@pytest.mark.parametrize("change", [of_the_processors, of_torch])
+def test_attention_that_was_replaced_is_tried(sd, change, monkeypatch):
+    """What stands in its place may mix rows."""
+    change(sd, monkeypatch)
+    part = parts_of(sd)[id(sd.unet)][""]
+    assert part.foreign and not part.usual
 
 
 def test_caches_that_were_applied_by_a_function():

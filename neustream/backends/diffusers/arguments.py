@@ -63,7 +63,7 @@ def _by_name(name: str) -> Iterator[Check]:
     if name in NEGATIVE:
         yield _check_words
     if name == "clip_skip":
-        yield _check_number
+        yield _check_layers
     if name in ("timesteps", "sigmas"):
         yield _check_numbers
     if "callback" in name and not name.endswith(("_inputs", "_steps")):
@@ -115,6 +115,11 @@ def _check_whole(name: str, value: Any) -> None:
         if not whole or not 1 <= one <= most:
             allowed = "of at least 1" if most == math.inf else f"from 1 to {most}"
             raise RequestError(f"{name} must be a whole number {allowed}, got {shown(value)}")
+
+
+def _check_layers(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise RequestError(f"{name} must be a whole number, got {shown(value)}")
 
 
 def _is_number(value: Any) -> bool:

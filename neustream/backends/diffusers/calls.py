@@ -17,7 +17,7 @@ import torch
 
 from neustream.backends.diffusers.adapters import kept, scaled, scales_of
 from neustream.backends.diffusers.autocast import autocast, autocast_now
-from neustream.backends.diffusers.foreign import has_own_parts, is_stock, is_usual, processors_of
+from neustream.backends.diffusers.foreign import has_own_parts, is_attention_torchs, is_stock, is_usual, processors_of
 from neustream.backends.diffusers.joining import Joining, Leaves
 from neustream.backends.diffusers.results import Unshareable, close, rows_of
 from neustream.backends.torch import OUT_OF_MEMORY
@@ -90,9 +90,10 @@ class Part:
         """Whether stock calls cast the model and cast it back."""
         processors = processors_of(model) if isinstance(model, torch.nn.Module) else set()
         own = isinstance(model, torch.nn.Module) and has_own_parts(model)
-        self.usual = owner in PROVEN and not own and all(map(is_usual, processors))
+        usual = all(map(is_usual, processors)) and is_attention_torchs()
+        self.usual = owner in PROVEN and not own and usual
         """Whether its rows are known to be apart."""
-        self.foreign = own or not all(map(is_stock, processors))
+        self.foreign = own or not all(map(is_stock, processors)) or not is_attention_torchs()
         """Whether modules or attention processors of somebody's own may mix them in any way."""
         self.scales: list[dict[str, float]] = scales_of(model)
         self.scaling = False

@@ -59,8 +59,22 @@ def is_usual(processor: type) -> bool:
 
 
 def is_stock(processor: type) -> bool:
-    """Whether a class of attention processors comes with a model of diffusers."""
-    return processor.__module__.startswith("diffusers.models.")
+    """Whether a class of attention processors comes with a model of diffusers, and its call too."""
+    call: Any = processor.__dict__.get("__call__", processor.__call__)
+    where = getattr(call, "__globals__", {}).get("__name__", "")
+    return all(one.startswith("diffusers.models.") for one in (processor.__module__, where))
+
+
+def is_attention_torchs() -> bool:
+    """Whether nobody put another function in place of torch's attention."""
+    return origin(torch.nn.functional.scaled_dot_product_attention) == "torch"
+
+
+def global_hooks() -> list[Any]:
+    """Hooks of all modules that there are, which may change their results."""
+    known: Any = torch.nn.modules.module
+    found = (known._global_forward_hooks, known._global_forward_pre_hooks)
+    return [hook for hooks in found if hooks for hook in hooks.values() if not looks_only(hook)]
 
 
 def has_own_parts(model: torch.nn.Module) -> bool:
@@ -70,6 +84,8 @@ def has_own_parts(model: torch.nn.Module) -> bool:
 
 def states_of(name: str, model: torch.nn.Module) -> Iterator[str]:
     """Why calls of a model may depend on calls before them, by what in it."""
+    for hook in global_hooks():
+        yield f"torch has a hook for all modules that may change their results ({_name(hook)})"
     if getattr(model, "is_cache_enabled", False):
         yield f"{name} has a cache of past steps enabled: disable_cache() first"
     for path, module in model.named_modules(prefix=name):

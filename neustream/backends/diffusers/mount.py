@@ -40,6 +40,7 @@ from neustream.backends.diffusers.request import (
 from neustream.backends.diffusers.run import Progress
 from neustream.backends.diffusers.shapes import Shape, Shapes
 from neustream.backends.diffusers.signatures import signature_of
+from neustream.backends.values import check_option, number, whole
 from neustream.core.events import Emitted
 from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
@@ -103,16 +104,19 @@ class PipelineMount:
     ) -> None:
         if not isinstance(pipe, DiffusionPipeline):
             raise BackendError(f"a pipeline is a diffusers DiffusionPipeline, got {shown(pipe)}")
-        if isinstance(max_shapes, bool) or not isinstance(max_shapes, int) or max_shapes < 1:
-            raise BackendError(f"max_shapes must be 1 or more, got {shown(max_shapes)}")
+        _check_options(profiles, samples, buckets, compile, check_finite, cache, progress)
         self.pipe = pipe
         self._profiles = profiles
         self._samples = samples
-        self._batches = {"encode": encode_batch, "denoise": max_batch, "decode": decode_batch}
-        self._max_shapes = max_shapes
+        self._batches = {
+            "encode": whole("encode_batch", encode_batch, 1, error=BackendError),
+            "denoise": whole("max_batch", max_batch, 1, error=BackendError),
+            "decode": whole("decode_batch", decode_batch, 1, error=BackendError),
+        }
+        self._max_shapes = whole("max_shapes", max_shapes, 1, error=BackendError)
         self._how: dict[str, Any] = {"buckets": tuple(buckets), "compile": compile}
         self._check_finite = check_finite
-        self._measure_s = measure_s
+        self._measure_s = number("measure_s", measure_s, "seconds, 0 or more", lambda x: x >= 0, BackendError)
         self._cache = cache
         self._show = sys.stderr.isatty() if progress is None else progress
         self._generators = Generators()
@@ -318,6 +322,28 @@ class PipelineMount:
         self._rehearsals.clear()
         free(self, [model for _, model in models_of(self.pipe)])
         self.pipe.maybe_free_model_hooks()
+
+
+def _check_options(
+    profiles: object,
+    samples: object,
+    buckets: object,
+    compile: object,
+    check_finite: object,
+    cache: object,
+    progress: object,
+) -> None:
+    """BackendError, by its name, for an option of another kind than it can be."""
+    check_option("profiles", profiles, Mapping | Path | str | None, "profiles by stage, or their folder")
+    check_option("compile", compile, bool | Mapping, "True, False, or arguments of torch.compile")
+    check_option("check_finite", check_finite, bool, "True or False")
+    check_option("cache", cache, Path | str | None, "a folder")
+    check_option("progress", progress, bool | None, "True, False or None")
+    check_option("buckets", buckets, list | tuple | range, "a list of whole numbers")
+    check_option("samples", samples, list | tuple | None, "a list of the arguments of calls, by name")
+    assert samples is None or isinstance(samples, list | tuple)
+    for sample in samples or ():
+        check_option("samples", sample, Mapping, "a list of the arguments of calls, by name")
 
 
 def _nothing(*_: Any) -> None:

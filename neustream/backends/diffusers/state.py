@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel
 
-from neustream.backends.diffusers.foreign import is_own, looks_only, origin, processor_of
+from neustream.backends.diffusers.foreign import global_hooks, is_own, looks_only, origin, processor_of
 from neustream.backends.diffusers.weights import Weights
 from neustream.errors import shown
 
@@ -68,7 +68,7 @@ class Kept:
             return not self._moves
         if key == "_buffers":
             return not self._moves and self._only is None  # models of texts replace theirs themselves
-        if key == "_modules" or key in HOOKS:
+        if key in ("_modules", "_internal_dict", *HOOKS):
             return True
         return isinstance(value, dict | list | set) and self._counts(key) and len(value) <= LARGEST
 
@@ -135,11 +135,14 @@ class State:
         self._now = [kept.now for kept in self._kept]
         self._before = [kept.before for kept in self._kept]
         self._link()
-        self._classes = list({type(module) for _, model in models(pipe) for module in model.modules()})
-        self._forwards = [cls.forward for cls in self._classes]
+        self._code = _code(model for _, model in models(pipe))
+        self._functions = [getattr(owner, name) for owner, name in self._code]
+        self._hooks = global_hooks()
 
     def _note(self, name: str, model: torch.nn.Module) -> None:
         only, moves = OF_TEXTS if isinstance(model, PreTrainedModel) else None, _moves(model)
+        if only is not None:
+            self._kept.append(Kept(f"{name}.config", model.config.__dict__, private=True))
         for path, module in model.named_modules(prefix=name):
             self._kept.append(Kept(path, module.__dict__, only=only, moves=moves))
             processor = processor_of(module)
@@ -171,9 +174,11 @@ class State:
         return why and f"{whose} was changed while it is served: {why}; {then}, or change it back"
 
     def _attributes(self) -> str:
-        for cls, before in zip(self._classes, self._forwards, strict=True):
-            if cls.forward is not before:
-                return f"the forward of {cls.__name__} was replaced"
+        for (owner, name), before in zip(self._code, self._functions, strict=True):
+            if getattr(owner, name) is not before:
+                return f"the {name.strip('_')} of {owner.__name__} was replaced"
+        if global_hooks() != self._hooks:
+            return "torch has other hooks for all modules"
         if not self._unequal():
             return ""
         for kept in self._kept:
@@ -187,6 +192,15 @@ class State:
             return self._now != self._before or self._held != self._holding
         except Exception:  # tensors that are not the same
             return True
+
+
+def _code(models: Iterable[torch.nn.Module]) -> list[tuple[Any, str]]:
+    """The functions that models run, by whose they are and by name."""
+    modules = [module for model in models for module in model.modules()]
+    processors = {type(processor) for processor in map(processor_of, modules) if processor is not None}
+    found: list[tuple[Any, str]] = [(kind, "forward") for kind in {type(module) for module in modules}]
+    found += [(kind, "__call__") for kind in processors]
+    return [*found, (torch.nn.functional, "scaled_dot_product_attention")]
 
 
 def _objects(name: str, value: Any, depth: int) -> Iterator[Kept]:

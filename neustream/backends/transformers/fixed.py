@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from neustream.backends.transformers.arguments import whole
 from neustream.backends.transformers.slots import Row
+from neustream.backends.values import whole
 from neustream.errors import BackendError, shown
 
 BLOCK = 32

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name
-from neustream.backends.transformers.arguments import whole
 from neustream.backends.transformers.fixed import fixed_of
 from neustream.backends.transformers.proof import prove
 from neustream.backends.transformers.slots import Call, Row, Slots
 from neustream.backends.transformers.unchanged import Unchanged
+from neustream.backends.values import whole
 from neustream.errors import BackendError, shown
 
 MASKED = ("sdpa", "eager")

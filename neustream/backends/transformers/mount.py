@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
 from neustream.backends.options import measuring
-from neustream.backends.transformers.arguments import number, whole
 from neustream.backends.transformers.completion import Tokens, completion, read
 from neustream.backends.transformers.defaults import defaults_of
 from neustream.backends.transformers.measured import file_of, measure_steps, steps_for
@@ -26,6 +25,7 @@ from neustream.backends.transformers.request import Room, ask_of, tokens_of
 from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.text import Ask
 from neustream.backends.transformers.unchanged import Unchanged
+from neustream.backends.values import check_option, number, whole
 from neustream.core.batch import StepInput
 from neustream.core.graph import Graph
 from neustream.core.kv_cache import KVCache
@@ -93,10 +93,10 @@ class TextMount:
         if not (tokenizer is None or callable(tokenizer)):
             raise BackendError(f"a tokenizer is an object that is called with text, got {shown(tokenizer)}")
         if not hasattr(profile, "seconds"):
-            _check("profile", profile, str | Path | None, "a step profile or its file")
-        _check("kv_cache", kv_cache, KVCache | None, "a KVCache")
-        _check("cache", cache, str | Path | None, "a folder")
-        _check("progress", progress, bool | None, "True, False or None")
+            check_option("profile", profile, str | Path | None, "a step profile or its file")
+        check_option("kv_cache", kv_cache, KVCache | None, "a KVCache")
+        check_option("cache", cache, str | Path | None, "a folder")
+        check_option("progress", progress, bool | None, "True, False or None")
         measure_s = number("measure_s", measure_s, "a number above 0", lambda x: 0 < x < math.inf, BackendError)
         self.tokenizer = tokenizer
         self.kv_caches: Mapping[str, KVCache] = {}
@@ -274,12 +274,6 @@ class TextMount:
             work = partial(steps_for, model, self._cache, self._measure_s, tick)
             steps: StepLatency = device.executor.call(work).result()
             return steps
-
-
-def _check(name: str, value: object, kinds: Any, allowed: str) -> None:
-    """BackendError if an option is of none of `kinds`."""
-    if not isinstance(value, kinds):
-        raise BackendError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def _used(device: Device, texts: Texts) -> int:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from neustream.backends.transformers.arguments import whole
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.text import Ask
+from neustream.backends.values import whole
 from neustream.errors import RequestError, shown, told
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from neustream.backends.transformers.arguments import flag, number, whole
+from neustream.backends.values import flag, number, whole
 from neustream.errors import RequestError, shown
 
 MOST_LOGPROBS = 20

@@ -1,14 +1,15 @@
-"""Numbers that callers give, of Python or numpy, as plain ones."""
+"""What callers give, checked by name: numbers, of Python or numpy, as plain ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
-from neustream.errors import NeustreamError, RequestError, shown
+from neustream.errors import BackendError, NeustreamError, RequestError, shown
 
 
 def whole(
@@ -50,3 +51,9 @@ def flag(name: str, value: object) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise RequestError(f"{name} must be True or False, got {shown(value)}")
+
+
+def check_option(name: str, value: object, kinds: Any, allowed: str) -> None:
+    """BackendError if an option is of none of `kinds`."""
+    if not isinstance(value, kinds):
+        raise BackendError(f"{name} must be {allowed}, got {shown(value)}")
