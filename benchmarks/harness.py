@@ -1,12 +1,11 @@
 """Load generators of others against `neustream serve`: do they count what the server itself counts?
 
-    python benchmarks/harness.py --vllm BIN/vllm --guidellm BIN/guidellm [--requests 40] [--rate 8]
+    python benchmarks/harness.py --vllm BIN/python --guidellm BIN/guidellm [--requests 40] [--rate 8]
 
 `make harness` installs them, each in a venv of its own (1.8 and 1.5 GB), and runs this. A server in a
 process of its own serves a tiny language model. Each generator sends completions and chats, streamed;
 its successes, failures and tokens are put beside what the server's own metrics grew by meanwhile. Where
-they differ, the status is 1. What a generator sends to warm up or to look is in neither count: the
-server's count of requests may be larger by what `--looks` allows (default 2), not smaller.
+they differ, the status is 1. `--looks` allows for requests that a generator sends and does not count.
 """
 
 from __future__ import annotations
@@ -65,10 +64,14 @@ def own(server: Served) -> Count:
     return Count(int(done), int(other), int(total(samples, "generation_tokens_total")))
 
 
+CLI = Path(__file__).parent.parent / "tests/vllm/vllm_cli.py"
+"""vLLM's command, which does not start by itself where its CPU wheel is installed."""
+
+
 def vllm(program: Path, server: Served, folder: Path, options: argparse.Namespace, chat: bool) -> Count:
     """`vllm bench serve`."""
     route = "/v1/chat/completions" if chat else "/v1/completions"
-    command = [program, "bench", "serve", "--backend", "openai-chat" if chat else "openai"]
+    command = [program, CLI, "bench", "serve", "--backend", "openai-chat" if chat else "openai"]
     command += ["--base-url", server.url, "--endpoint", route, "--model", MODEL, "--tokenizer", folder]
     command += ["--dataset-name", "random", "--random-input-len", PROMPT, "--random-output-len", OUTPUT]
     command += ["--num-prompts", options.requests, "--request-rate", options.rate]
@@ -124,11 +127,13 @@ HARNESSES: dict[str, Callable[[Path, Served, Path, argparse.Namespace, bool], Co
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vllm", type=Path, help="the program; None: not tried")
+    parser.add_argument("--vllm", type=Path, help="the Python of its venv; None: not tried")
     parser.add_argument("--guidellm", type=Path, help="the program; None: not tried")
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--rate", type=float, default=8.0)
-    parser.add_argument("--looks", type=int, default=2)
+    parser.add_argument(
+        "--looks", type=int, default=0, help="requests that a generator may send beside those it counts"
+    )
     options = parser.parse_args(arguments)
     table = new_table("counted", "", ["done", "server", "failed", "server", "tokens", "server"])
     wrong = False
