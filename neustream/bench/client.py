@@ -104,9 +104,10 @@ class Client:
         return cls(record, exact=exact, count=self._count, keep=self._keep)
 
     def _streamed(self, ask: Ask) -> bool:
-        if ask.image is not None:
-            return bool(ask.params.get("stream", self._target.body.get("stream", False)))
-        return self._target.stream and self._target.api != "inference"
+        """Whether it asks for a stream; bodies and params have the last word."""
+        target = self._target
+        usual = target.stream and ask.image is None and target.api != "inference"
+        return bool(ask.params.get("stream", target.body.get("stream", usual)))
 
     def _told(self, ask: Ask) -> dict[str, str]:
         """The headers that tell what is promised."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -28,6 +29,9 @@ IDLE_S = 1.0
 Hear = Callable[[int, str, Mapping[str, str]], Hearing]
 """From status, reason and headers (names in lower case) to who hears the body."""
 Address = tuple[Any, ...]
+PATH, NAME = re.compile(r"/[!-~]*"), re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+VALUE = re.compile(r"(?![ \t])[\t -~\x80-\xff]*(?<![ \t])")
+"""What a request's path, and the name and value of a header, may be."""
 
 
 class Unanswered(ConnectionError):
@@ -229,10 +233,18 @@ class Connections:
 
     def _head(self, method: str, path: str, headers: Mapping[str, str], length: int) -> bytes:
         given = {"host": self._authority, "accept-encoding": "identity", **headers}
-        lines = [f"{name}: {value}" for name, value in given.items()]
+        if not PATH.fullmatch(path):
+            raise ConfigError(
+                f"path {shown(path)}: expected one that begins with /, without spaces"
+            )
+        lines = []
+        for name, value in given.items():
+            if not NAME.fullmatch(name) or not VALUE.fullmatch(value):
+                raise ConfigError(f"header {shown(name)}: {shown(value)} is none of HTTP")
+            lines.append(f"{name}: {value}")
         start = f"{method} {self._prefix}{path} HTTP/1.1"
         lines = [start, *lines, f"content-length: {length}", "", ""]
-        return "\r\n".join(lines).encode("latin-1", "replace")
+        return "\r\n".join(lines).encode("latin-1")
 
     def _rested(self) -> Connection | None:
         """An idle connection that may be used again."""

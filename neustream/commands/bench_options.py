@@ -32,6 +32,7 @@ LIMITS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s", "e2e": "e2e_s"}
 KEYS = ("NEUSTREAM_API_KEY", "OPENAI_API_KEY")
 """Variables that hold a key for the server; the first that is set counts."""
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+CLASS_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 SAMPLED = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 
 
@@ -138,7 +139,12 @@ class PromiseOptions:
 
     def classes(self) -> list[AskClass]:
         """ConfigError names what is wrong."""
-        return [_class(each) for each in self.slo_class or ()]
+        found = [_class(each) for each in self.slo_class or ()]
+        names = [each.name for each in found]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"--slo-class {twice}: twice; expected different names")
+        return found
 
 
 def _class(text: str) -> AskClass:
@@ -157,6 +163,6 @@ def _class(text: str) -> AskClass:
             limits[LIMITS[key]] = positive(where, value) / 1e3
         else:
             raise ConfigError(f"{where}: {nearest(key, ['share', 'weight', 'priority', *LIMITS])}")
-    if not name:
+    if not CLASS_NAME.fullmatch(name):
         raise ConfigError(f"--slo-class {shown(text)}: expected NAME:share=1,ttft=200")
     return AskClass(name, share, Limits(**limits), params)

@@ -123,7 +123,7 @@ def command(
         plan = plan_of(asks, timing, promises.seed, results.label, tokenizer=server.tokenizer, **told)
         run = play_here(plan, twin) if server.backend == "neustream" else _asked(server, promises, results, plan, texts)
         show_run(run, since)
-        write({**summary(run, since, results.save_detailed), **told})
+        write({**told, **summary(run, since, results.save_detailed)})
         _save(run, results, since)
         end(run)
 
@@ -167,7 +167,7 @@ def _save(run: Run, results: ResultOptions, since: Since) -> None:
         wrote(path)
     if results.save_result:
         path = results.result_dir / (results.result_filename or _vllm_name(run))
-        write_text(path, json_text({**summary(run, since, results.save_detailed), **results.told()}))
+        write_text(path, json_text({**results.told(), **summary(run, since, results.save_detailed)}))
         wrote(path)
 
 

@@ -82,6 +82,15 @@ def test_likelihoods_are_asked_for_as_the_route_has_them(stub, backend, asked):
     assert stub.log[-1].body.items() >= {**asked, "temperature": 0.5}.items()
 
 
+def test_a_body_that_asks_for_no_stream_gets_none(stub):
+    done = serve(stub, "--extra-body", '{"stream": false}', "--json", "-", model="whole", count=1)
+    assert done.status == 0 and json.loads(done.out)["completed"] == 1
+
+
+def test_metadata_change_no_result(stub):
+    assert json.loads(serve(stub, "--metadata", "completed=9", "--json", "-").out)["completed"] == 6
+
+
 def test_promises_are_told_if_asked_for(stub):
     more = ["--slo-class", "chat:share=1,ttft=200,tpot=50,weight=2", "--slo-class", "batch:share=1,e2e=9000,priority=3"]
     done = serve(stub, *more, "--slo-headers", count=20)
@@ -129,6 +138,13 @@ def test_a_warm_up_is_sent_and_not_kept(stub):
         (["--slo-class", "a:odd=1"], "--slo-class a: odd"),
         (["--slo-class", ":share=1"], "expected NAME"),
         (["--header", "x"], "--header 'x'"),
+        (["--header", "a\r\nb=c"], "is none of HTTP"),
+        (["--header", "a=b\nc: d"], "is none of HTTP"),
+        (["--header", "a=\u0142"], "is none of HTTP"),
+        (["--endpoint", "v1/completions"], "expected one that begins with /"),
+        (["--endpoint", "/a b"], "without spaces"),
+        (["--slo-class", "a", "a:ttft=5"], "--slo-class a: twice"),
+        (["--slo-class", "a\nb:ttft=5"], "expected NAME"),
         (["--extra-body", "[1]"], "--extra-body"),
         (["--arrivals", "odd"], "--arrivals 'odd'"),
         (["--tokenizer", "/nowhere"], "/nowhere: no such file"),
