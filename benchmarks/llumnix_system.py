@@ -2,8 +2,8 @@
 
 Sun et al., Llumnix: Dynamic Scheduling for Large Language Model Serving, OSDI'24, branch
 osdi24ae. Steps: figure 10 (prefill by tokens, decode by batch at 8,192 tokens in all). What a
-decode costs by its context is not in the artifact: 33.1 ms at none and 1.2 us a token are ours,
-from figure 13; `DECODE` makes decodes as long as those of figure 11 (one constant, fitted).
+    decode costs by its context is not in the artifact: 33.1 ms at none and 1.2 us a token are ours,
+    from figure 13. Nothing is fitted to figure 11.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ PREFILL_S = {
 }
 """By tokens; below 256 ours: a line through the next two points, no less than a decode."""
 BASE_S, JOB_S, TOKEN_S = 0.0331, 0.28e-3, 1.2e-6
-DECODE = 1.08
-"""Fitted: decodes are so many times as long as figures 10 and 13 say."""
 BETWEEN_STEPS_S = 0.004
 DELAY_S = 0.0005
 """Of a message between head and instances; ours."""
@@ -251,7 +249,7 @@ def cluster_of(
     return Cluster(head, [kind], [graph], network, reporting=Reporting(0.0, never), watchers=[watcher])
 
 
-def run(setting: Setting, decode: float = DECODE) -> dict[str, float]:
+def run(setting: Setting, decode: float = 1.0) -> dict[str, float]:
     """Simulate a point: its metrics, and how many instances there were on average."""
     graph, profiles, make = parts(decode, setting.batched, setting.classes)
     metrics, report = Metrics(), ClusterReport()
@@ -282,7 +280,7 @@ class Once:
 
 def downtime_s(tokens: int) -> tuple[float, float, float]:
     """Seconds for a request of so many tokens: computed anew, copied while it waits, moved live."""
-    graph, profiles, make = parts(DECODE, 12800, False)
+    graph, profiles, make = parts(1.0, 12800, False)
     report = ClusterReport()
     rules = ROUTERS["least_work"](), Once(), None
     cluster = cluster_of(graph, profiles, make, rules, 2, report.happened, move_s=0.01)
