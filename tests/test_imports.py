@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -223,3 +224,9 @@ def test_public_names_exist():
     assert sorted(neustream.__all__) == sorted(set(neustream.__all__))
     for name in neustream.__all__:
         assert hasattr(neustream, name), name
+
+
+def test_files_of_tests_have_names_of_their_own(root):
+    """They are modules without a package: pytest ends where two have one name."""
+    names = Counter(path.name for path in (root / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
