@@ -68,6 +68,18 @@ CLI = Path(__file__).parent.parent / "tests/vllm/vllm_cli.py"
 """vLLM's command, which does not start by itself where its CPU wheel is installed."""
 
 
+def neustream(program: Path, server: Served, folder: Path, options: argparse.Namespace, chat: bool) -> Count:
+    """`neustream bench serve`, by this Python."""
+    command = [program, "-c", "from neustream.cli import main; main()", "bench", "serve", "--base-url", server.url]
+    command += ["--backend", "openai-chat" if chat else "openai", "--model", MODEL, "--tokenizer", "bytes"]
+    command += ["--random-input-len", PROMPT, "--random-output-len", OUTPUT, "--ignore-eos"]
+    command += ["--num-prompts", options.requests, "--request-rate", options.rate]
+    command += ["--json", folder / "neustream.json"]
+    _run(command, own=True)
+    found = json.loads((folder / "neustream.json").read_text())
+    return Count(found["completed"], found["failed"], found["total_output_tokens"])
+
+
 def vllm(program: Path, server: Served, folder: Path, options: argparse.Namespace, chat: bool) -> Count:
     """`vllm bench serve`."""
     route = "/v1/chat/completions" if chat else "/v1/completions"
@@ -107,19 +119,22 @@ def _tokens(request: dict[str, Any]) -> int:
     return count
 
 
-def _run(command: list[Any]) -> None:
+def _run(command: list[Any], own: bool = False) -> None:
+    """Run a generator; ours is of this environment, and has status 3 where it was late itself."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    environment.pop("PYTHONPATH", None)  # its own venv, and nothing else
+    if not own:
+        environment.pop("PYTHONPATH", None)  # its own venv, and nothing else
     words = [str(part) for part in command]
     try:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
     except subprocess.TimeoutExpired:
         raise SystemExit(f"{' '.join(words[:3])} had not ended after {LONGEST_S:g} s") from None
-    if done.returncode:
+    if done.returncode not in ((0, 3) if own else (0,)):
         raise SystemExit(f"{' '.join(map(str, command[:3]))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
 
 HARNESSES: dict[str, Callable[[Path, Served, Path, argparse.Namespace, bool], Count]] = {
+    "neustream": neustream,
     "vllm": vllm,
     "guidellm": guidellm,
 }
@@ -127,6 +142,7 @@ HARNESSES: dict[str, Callable[[Path, Served, Path, argparse.Namespace, bool], Co
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--neustream", type=Path, default=Path(sys.executable), help="the Python that runs ours")
     parser.add_argument("--vllm", type=Path, help="the Python of its venv; None: not tried")
     parser.add_argument("--guidellm", type=Path, help="the program; None: not tried")
     parser.add_argument("--requests", type=int, default=40)
