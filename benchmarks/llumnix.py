@@ -49,7 +49,7 @@ def settings_of(figure: str, args: argparse.Namespace) -> list[tuple[str, str, f
         elif figure == "13":
             for cv in (2.0, 6.0)[: 1 if args.quick else 2]:
                 for name, classes in (("llumnix-base", False), ("llumnix", True)):
-                    one = Setting("S-S", 24.0, "llumnix", count, seed, cv, 12000, 0.1, classes)
+                    one = Setting("S-S", 26.0, "llumnix", count, seed, cv, 12000, 0.1, classes)
                     found.append(("", name, cv, one))
         else:
             for rate in (2.0, 2.2, 2.4, 2.6, 2.8, 3.0)[: 1 if args.quick else 6]:
@@ -133,7 +133,7 @@ def draw(figure: str, ours: Any, path: Path) -> None:
     for row, (panel, systems) in zip(axes, ours.items(), strict=True):
         for cell, metric in zip(row, shown, strict=True):
             for color, (system, of) in enumerate(systems.items()):
-                cell.plot(of["x"], of[metric], color=f"C{color}", label=system)
+                cell.plot(of["x"], of[metric], color=f"C{color}", marker="x", label=system)
                 theirs = paper.get(panel, {}).get(system, {})
                 if metric in theirs:
                     cell.plot(theirs["x"], theirs[metric], "o", color=f"C{color}", markersize=4)

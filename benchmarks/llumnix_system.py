@@ -2,8 +2,8 @@
 
 Sun et al., Llumnix: Dynamic Scheduling for Large Language Model Serving, OSDI'24, branch
 osdi24ae. Steps: figure 10 (prefill by tokens, decode by batch at 8,192 tokens in all). What a
-    decode costs by its context is not in the artifact: 33.1 ms at none and 1.2 us a token are ours,
-    from figure 13. Nothing is fitted to figure 11.
+decode costs by its context is not in the artifact: 33.1 ms at none and 1.2 us a token are ours,
+from figure 13. Nothing is fitted to figure 11.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ RATES = {
     "S-S": (32.0, 33.0, 34.0, 35.0, 36.0),
     "M-M": (7.4, 7.5, 7.6, 7.7, 7.8),
     "L-L": (2.6, 2.7, 2.8, 2.9, 3.0),
-    "S-L": (3.8, 3.9, 4.0, 4.1, 4.2),
-    "L-S": (10.0, 11.0, 12.0, 13.0, 14.0),
+    "S-L": (4.1, 4.2, 4.3, 4.4),
+    "L-S": (10.0, 14.0, 18.0, 22.0),
 }
 SYSTEMS = ("round robin", "infaas++", "llumnix")
 
@@ -200,7 +200,7 @@ class Setting:
 def rules_of(setting: Setting) -> tuple[Router, Mover | None, Scaler | None]:
     """The rules of a system."""
     high = ("high",) if setting.classes else ()
-    headroom = 100.0 if setting.classes else 0.0
+    headroom = BLOCKS[setting.batched] - 100.0 if setting.classes else 0.0
     router: Router = ROUTERS["freeness"](own=False, headroom=headroom, high=high)
     mover: Mover | None = None
     if setting.system == "round robin":

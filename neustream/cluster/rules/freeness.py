@@ -27,7 +27,8 @@ class Freeness:
     Args:
         own: whether what was sent since an instance told how it is counts; the artifact leaves that
             out.
-        high: classes of promises that come first: `headroom` blocks stay free where one is.
+        high: classes of promises that come first. Others count `headroom` blocks less where one is,
+            they count as many less where none is: they go together, and others elsewhere.
     """
 
     own: bool = True
@@ -43,9 +44,9 @@ class Freeness:
         return Route(best.name, "most free")
 
     def _freeness(self, fleet: Fleet, instance: Instance, asked: Asked) -> float:
-        reserve = 0.0
-        if asked.slo.name not in self.high:
-            reserve = reserve_of(fleet, instance, self.headroom, self.high)
+        reserve = reserve_of(fleet, instance, self.headroom, self.high)
+        if asked.slo.name in self.high:
+            reserve = self.headroom - reserve
         outlook: Outlook = fleet.seen(instance) if self.own else instance.outlook
         return freeness(text_of(outlook), reserve)
 
