@@ -8,7 +8,9 @@ at 64 jobs, and as a share of that model's fastest step (8.6 ms). The last colum
 64 to 1,024 jobs beside that of n log n. (Whole-request policies are measured in the middle of a
 batch, which is where nearly all of their turns are.) Then the same for decisions alone as they come in
 DiT-S/2's own workload, at rate 4 and twice that (overload), where `priced` has jobs to turn away:
-median and p99, and the median as a share of the fastest step. At last: how much faster than the trace it
+median and p99, and the median as a share of the fastest step. Then decisions about texts: 240 generations of OPT-13B
+that run and 16 prompts that wait, by what they were promised; each is made three times and the quickest counts, since
+its inputs are at hand when it is made for real. At last: how much faster than the trace it
 replays the simulator is, for 500 requests of DiT-S/2 at rate 4 (seed 0), as the median of five runs.
 All of it is CPU time, so that what else runs on the machine counts little.
 """
@@ -21,6 +23,8 @@ import json
 import math
 import platform
 import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -31,6 +35,7 @@ from rich.console import Console
 from neustream import (
     POLICIES,
     SLO,
+    Batch,
     Decision,
     Graph,
     NeuStream,
@@ -109,6 +114,75 @@ def own(policy: str, rate: float) -> dict[str, float]:
     return {"p50": float(p50), "p99": float(p99)}
 
 
+RUNNING, WAITING = 240, 16
+PROMISES: Mapping[str, Sequence[SLO]] = {
+    "a lax pace": [SLO(first=60, step=0.5)],
+    "a tight pace": [SLO(first=10, step=0.08)],
+    "two paces": [SLO(first=10, step=0.075), SLO(first=10, step=0.2)],
+    "totals": [SLO(total=40)],
+    "totals that are tight": [SLO(total=25)],
+    "first outputs": [SLO(first=60)],
+}
+
+
+def texts(slos: Sequence[SLO], policy: str, count: int = 100) -> list[float]:
+    """Seconds of decisions with generations that run and prompts that wait, 8 ms apart."""
+    sets = [f"workload.requests={RUNNING + WAITING}", "llm.memory={tokens: 1000000, block: 16}"]
+    prepared = prepare(load_experiment(ROOT / "configs/paper/opt_13b_a6000.yaml", sets))
+    promised = [replace(r, slo=slos[at % len(slos)], arrival=0.0) for at, r in enumerate(prepared.requests)]
+    scheduler = prepared.scheduler(policy)
+    asked = Asked(scheduler.policies["gpu"])
+    lengths, draw = scheduler.recent.lengths_of("opt_13b_a6000"), np.random.RandomState(0)
+    for end in draw.randint(20, 300, 60).tolist():
+        for outputs in range(1, end + 1):
+            lengths.reached(outputs)
+        lengths.ended(end)
+    for request in promised[:RUNNING]:
+        scheduler.submit(request, 0.0)
+    now = 0.0
+    for _ in range(60):  # prompts, then decodes
+        now += _step(scheduler, Some(), now).expected
+    for request in promised[RUNNING:]:
+        slo = replace(request.slo, first=min(request.slo.first, 2.0))
+        scheduler.submit(replace(request, arrival=now, slo=slo), now)
+    for at in range(count):
+        scheduler.next_batch("gpu", now + 0.008 * at, instead=asked)
+    return asked.seconds
+
+
+def _step(scheduler: Scheduler, policy: Policy, now: float) -> Batch:
+    """A step after which every generation goes on."""
+    batch = scheduler.next_batch("gpu", now, instead=policy)
+    assert batch is not None
+    scheduler.finish(batch, [{"ended": False} for _ in batch.jobs], now + batch.expected)
+    return batch
+
+
+class Some:
+    """Twenty prompts at a time, then all decodes."""
+
+    def decide(self, view: View) -> Decision:
+        prompts = [job for job in view.jobs if job.stage is not None and job.stage.phase == "prefill"]
+        return Decision(prompts[:20] or view.jobs)
+
+
+class Asked:
+    """A policy that is asked, and not followed: all wait, and have less and less time."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.seconds: list[float] = []
+
+    def decide(self, view: View) -> Decision:
+        seconds = []
+        for _ in range(3):
+            began = process_time()
+            self.policy.decide(view)
+            seconds.append(process_time() - began)
+        self.seconds.append(min(seconds))
+        return Decision(wake_at=view.now + 1)
+
+
 def speed(policy: str) -> float:
     """Seconds of trace that one CPU second of simulating replays."""
     prepared = prepare(load_experiment(ROOT / "configs/paper/dit_s2_256_rtx4090.yaml"))
@@ -157,14 +231,25 @@ def main() -> None:
         cells = [f"{line[q]:.0f}" for q in ("rate", "p50", "p99")]
         table.add_row(str(line["policy"]), *cells, f"{line['p50'] / FASTEST_US:.1%}")
     console.print(table)
+    of_texts = {kind: np.percentile(texts(slos, "priced"), (50, 99)) * 1e6 for kind, slos in PROMISES.items()}
+    table = new_table(
+        f"priced's decide, {RUNNING} texts running and {WAITING} waiting", "promised", ["p50 us", "p99 us"]
+    )
+    for kind, quantiles in of_texts.items():
+        table.add_row(kind, *[f"{value:.0f}" for value in quantiles])
+    console.print(table)
     speeds = {name: speed(name) for name in OWN}
     for name, ratio in speeds.items():
         console.print(f"simulating with {name} is {ratio:.0f} times faster than the trace it replays")
     if args.json:
         origin = {"command": "python benchmarks/scheduler_overhead.py", "processor": processor()}
         origin |= {"python": platform.python_version(), "neustream": __version__}
+        each_text = {kind: {"p50_us": p50, "p99_us": p99} for kind, (p50, p99) in of_texts.items()}
         args.json.write_text(
-            json.dumps({"origin": origin, "turns": out, "own": decisions, "speed": speeds}, indent=1) + "\n"
+            json.dumps(
+                {"origin": origin, "turns": out, "own": decisions, "texts": each_text, "speed": speeds}, indent=1
+            )
+            + "\n"
         )
 
 

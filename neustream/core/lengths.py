@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 BIN = 8
 """Outputs counted together."""
 PRIOR = 4.0
@@ -23,15 +26,13 @@ class Lengths:
     request's own maximum.
     """
 
-    __slots__ = ("_ended", "_fresh", "_reached", "_survival", "_typical", "ends")
+    __slots__ = ("_curve", "_ended", "_reached", "ends")
 
     def __init__(self) -> None:
         self.ends = 0
         self._reached = [0] * 64
         self._ended = [0] * 64
-        self._survival: NDArray[np.float64] = np.ones(65)
-        self._fresh = 0
-        self._typical = np.inf
+        self._curve = _Curve(0, np.inf, np.ones(65), np.ones(64 * BIN + 1))
 
     def reached(self, outputs: int) -> None:
         """A generation has come to `outputs`; called for each output."""
@@ -52,18 +53,25 @@ class Lengths:
             self._ended += [0] * len(self._ended)
         return index
 
-    def survival(self, typical: float = np.inf) -> NDArray[np.float64]:
+    def survival(self, typical: float = np.inf) -> Floats:
         """The share of generations that reach `k * BIN` outputs, for k from 0; then constant."""
-        if self.ends >= self._fresh or typical != self._typical:
-            self._typical = typical
-            self._fresh = self.ends + min(max(self.ends // 8, 1), REFRESH)
-            reached = np.array(self._reached, dtype=float)
-            ended = np.array(self._ended, dtype=float)
-            prior = PRIOR * min(BIN / typical, 0.5)
-            hazard = (ended + prior) / (np.maximum(reached, ended) + PRIOR)
-            survival = np.cumprod(1.0 - np.minimum(hazard, 1.0))
-            self._survival = np.concatenate([[1.0], survival])
-        return self._survival
+        return self._curve_of(typical).bins
+
+    def _curve_of(self, typical: float) -> _Curve:
+        if self.ends >= self._curve.stale or typical != self._curve.typical:
+            stale = self.ends + min(max(self.ends // 8, 1), REFRESH)
+            bins = self._survival(typical)
+            outputs = np.arange((len(bins) - 1) * BIN + 1) / BIN
+            self._curve = _Curve(stale, typical, bins, _interpolated(bins, outputs))
+        return self._curve
+
+    def _survival(self, typical: float) -> Floats:
+        reached = np.array(self._reached, dtype=float)
+        ended = np.array(self._ended, dtype=float)
+        prior = PRIOR * min(BIN / typical, 0.5)
+        hazard = (ended + prior) / (np.maximum(reached, ended) + PRIOR)
+        survival = np.cumprod(1.0 - np.minimum(hazard, 1.0))
+        return np.concatenate([[1.0], survival])
 
     def median(self, outputs: int) -> float:
         """Median outputs to come of a generation with `outputs`; inf if none was seen to end."""
@@ -74,31 +82,43 @@ class Lengths:
 
         Of what was seen: where nothing was, all go on.
         """
+        return float(self.each_within(np.array([outputs]), share)[0])
+
+    def each_within(self, outputs: NDArray[np.int64], share: float) -> Floats:
+        """`within` of each of many generations [jobs]."""
         curve = self.survival()
-        last = len(curve) - 1
-        now = curve[min(outputs // BIN, last)]
-        below = np.flatnonzero(curve < now * (1 - share))
-        return max(float(below[0]) * BIN - outputs, 0.0) if len(below) and now > 0 else np.inf
+        now = curve[np.minimum(outputs // BIN, len(curve) - 1)]
+        least = now * (1 - share)
+        below = np.searchsorted(-curve, -least, side="right")  # the first that is less
+        never = (below == len(curve)) | (now <= 0)
+        return np.where(never, np.inf, np.maximum(below * float(BIN) - outputs, 0.0))
 
-    def ahead(
-        self,
-        outputs: NDArray[np.float64],
-        horizon: NDArray[np.float64],
-        typical: float = np.inf,
-    ) -> NDArray[np.float64]:
-        """The chance that a generation at `outputs[i]` lasts for `horizon[j]` more: [i, j]."""
-        curve = self.survival(typical)
-        last = len(curve) - 1
-        then = np.minimum((outputs[:, None] + horizon[None, :]) / BIN, last)
-        now = np.minimum(outputs[:, None] / BIN, last)
-        base = np.maximum(_interpolated(curve, now), 1e-9)
-        return np.minimum(_interpolated(curve, then) / base, 1.0)
+    def ahead(self, outputs: Floats, horizon: Floats, typical: float = np.inf) -> Floats:
+        """The chance that a generation at `outputs[i]` lasts for `horizon[j]` more: [i, j].
+
+        Both are whole numbers.
+        """
+        each = self._curve_of(typical).outputs
+        last = len(each) - 1
+        now = np.minimum(outputs, last).astype(np.int64)
+        then = np.minimum(outputs[:, None] + horizon, last).astype(np.int64)
+        base = np.maximum(each[now], 1e-9)
+        return np.minimum(each[then] / base[:, None], 1.0)
 
 
-def _interpolated(curve: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+class _Curve(NamedTuple):
+    """A survival curve by `bins` and by single `outputs`; made anew from the `stale`-th end on."""
+
+    stale: int
+    typical: float
+    bins: Floats
+    outputs: Floats
+
+
+def _interpolated(curve: Floats, points: Floats) -> Floats:
     """`curve` between its places; `points` do not go beyond the last one."""
     low = points.astype(np.int64)
     share = points - low
     high = np.minimum(low + 1, len(curve) - 1)
-    between: NDArray[np.float64] = curve[low] * (1 - share) + curve[high] * share
+    between: Floats = curve[low] * (1 - share) + curve[high] * share
     return between

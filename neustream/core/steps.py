@@ -13,11 +13,14 @@ from statistics import median
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neustream.core.graph import Phase
 from neustream.core.observed import Ratios
 from neustream.core.profile import LatencyProfile, check_rising, check_table
 from neustream.errors import ProfileError
+
+Floats = NDArray[np.float64]
 
 
 class Step(NamedTuple):
@@ -308,6 +311,18 @@ class LearntSteps:
             base = self.base.seconds(step)
             return max(base + learnt, base / 4)
         return max(learnt, self._mean / 16, 1e-6)
+
+    def decodes(self, base: Floats | None, batch: Floats, context: Floats) -> Floats:
+        """`seconds` of many decodes [...]; `base`: what the base says of each."""
+        if base is not None and not self.observed:
+            return self._drift * base
+        if not self.observed:
+            return np.full(batch.shape, self._drift * self._guess_s)
+        a, _, _, _, e, f = self._weights
+        learnt: Floats = a + e * batch + f * context * 1e-2
+        if base is not None:
+            return self._drift * np.maximum(base + learnt, base / 4)
+        return self._drift * np.maximum(learnt, max(self._mean / 16, 1e-6))
 
     def observe(self, step: Step, seconds: float) -> None:
         """Take in one step that ran."""

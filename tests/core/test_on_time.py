@@ -13,7 +13,8 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.lengths import Lengths
 from neustream.core.observed import Ratios
 from neustream.core.policies.horizon import Load
-from neustream.core.policies.on_time import chances
+from neustream.core.policies.model_queues import model_queues
+from neustream.core.policies.on_time import WORTH, Newcomers, Outlook, chances, expectations
 from neustream.core.steps import PrefillTable, StepProfile
 from neustream.graphs import llm, llm_profiles
 
@@ -223,3 +224,33 @@ def test_steps_that_miss_what_was_expected_leave_slack():
 
     assert chosen(0.0) >= chosen(0.3) > 0
     assert math.isclose(chosen(0.0), chosen(1e-12))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_newcomer_adds_is_what_the_chances_of_all_rise_by(seed):
+    """Those who cannot be late by it are left out of the count, with the same sum."""
+    draw = np.random.default_rng(seed)
+    running = [ask(f"r{at}", first=0.53, step=draw.choice([0.02, 0.025, 0.04, 0.5]), most=300) for at in range(15)]
+    waiting = [ask(f"w{at}", arrival=0.5, first=1.0, step=draw.uniform(0.02, 0.05)) for at in range(4)]
+    scheduler = scheduler_with(running, waiting, now=0.5, ends=[150] * 50)
+    model = model_queues(seen(scheduler, 0.5), "llm")
+    outlook = Outlook(expectations(model, 300, margin=0.0, units=math.inf, block=0), model.decodes)
+    extra = np.full(4, 0.012)
+    newcomers = Newcomers(outlook, [], model.prefills, extra, 1.0, beside=True)
+
+    def expected(who):
+        load = newcomers.others.count.sum(0), newcomers.others.context.sum(0), newcomers.others.kept.sum(0)
+        own = [newcomers.own.count[who] * later, newcomers.own.context[who] * later, newcomers.own.kept[who]]
+        spent = outlook.horizon.spent_by(np.stack(load) + np.stack([part.sum(0) for part in own]), 0.012 * len(who))
+        return chances(newcomers.others, spent).sum() + chances(newcomers.own, spent)[who].sum()
+
+    later = outlook.horizon.points > 0
+    taken = ()
+    for index in range(4):
+        who = [at for at, _ in taken]
+        own = max(newcomers._with((*taken, (index, 0.012))).chance[index], 0.5)
+        gain = expected([*who, index]) - expected(who)
+        adds = newcomers.adds(index, 0.012, taken)
+        assert adds == (gain >= WORTH * own)
+        if adds:
+            taken = (*taken, (index, 0.012))

@@ -8,17 +8,18 @@ How long a generation gets is not known; what is known is how many of those befo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.job import Job
 from neustream.core.lengths import Lengths
+from neustream.core.many_decodes import decode_seconds
 from neustream.core.policies.model_queues import ModelQueues
 from neustream.core.reserved import NOTHING, Reserved
-from neustream.core.steps import Step
 from neustream.core.types import TICK
 
 Floats = NDArray[np.float64]
@@ -66,10 +67,6 @@ class Load:
         least = time.min(axis=0, initial=FOREVER)
         return Load(self.count.sum(0), self.context.sum(0), self.kept.sum(0), least)
 
-    def at_point(self) -> Iterable[tuple[float, float, float]]:
-        """Count, context and kept units at each point."""
-        return zip(self.count.tolist(), self.context.tolist(), self.kept.tolist(), strict=True)
-
 
 def points_to_end(most: float) -> Floats:
     """The points up to the last of `most` outputs; the next output is at 0."""
@@ -106,7 +103,7 @@ class Horizon:
         self.units, self.block = units, block
         self.reserved = reserved
         self.typical = typical
-        self._gaps = np.concatenate([[1.0], np.diff(points)])
+        self._steps = _steps(tuple(points.tolist()))
 
     def rows(self, jobs: Sequence[Job], running: bool) -> Load:
         """The load of each of `jobs`; those `running` have their next output in the coming step."""
@@ -152,27 +149,44 @@ class Horizon:
 
     def spent(self, load: Load, ahead: float = 0.0) -> Floats:
         """Seconds from now until the step at each point is over, `ahead` before the first."""
-        seconds = self._seconds(load)
-        before = np.concatenate([seconds[:1], seconds[:-1]])
-        spent: Floats = ahead + np.cumsum(self._gaps * (seconds + before) / 2)
+        return self.spent_by(np.stack([load.count, load.context, load.kept]), ahead)
+
+    def spent_by(self, load: Floats, ahead: float = 0.0) -> Floats:
+        """The same of counts, contexts and kept units [3, ..., points]: [..., points]."""
+        spent: Floats = ahead + self._seconds(load) @ self._steps
         return spent
 
-    def _seconds(self, load: Load) -> Floats:
+    def _seconds(self, load: Floats) -> Floats:
         """Seconds of the step at each point.
 
         Of a load that needs r times the memory, 1 / r is in a step at a time.
         """
-        latency = self.model.seconds
-        seconds = []
-        for count, context, kept in load.at_point():
-            if kept <= self.units:
-                step = Step(decodes=max(round(count), 1), context=max(context, 1.0))
-                seconds.append(latency(step))
-            else:
-                turns = kept / self.units
-                step = Step(decodes=max(round(count / turns), 1), context=context / turns)
-                seconds.append(AGAIN * turns * latency(step))
-        return (1 + self.margin) * np.array(seconds)
+        model = self.model
+        count, context, kept = load
+        if self.units == math.inf or kept.max(initial=0.0) <= self.units:
+            batch = np.maximum(np.rint(count), 1.0)
+            seconds = decode_seconds(model.steps, batch, np.maximum(context, 1.0))
+            return (1 + self.margin) * (model.speed * seconds)
+        turns = np.maximum(kept / self.units, 1.0)
+        batch = np.maximum(np.rint(count / turns), 1.0)
+        context = np.where(turns > 1, context / turns, np.maximum(context, 1.0))
+        seconds = model.speed * decode_seconds(model.steps, batch, context)
+        return (1 + self.margin) * np.where(turns > 1, AGAIN * turns * seconds, seconds)
+
+
+@lru_cache(maxsize=64)
+def _steps(points: tuple[float, ...]) -> Floats:
+    """How many steps as long as those at each point there are until each point [points, points].
+
+    Between two points the length changes linearly.
+    """
+    gaps = np.diff(points)
+    each = np.eye(len(points))
+    each[0, 0] = 1.0
+    for at, gap in enumerate(gaps, 1):
+        each[:, at] = 0.0
+        each[at - 1, at] = each[at, at] = gap / 2
+    return np.cumsum(each, axis=1)
 
 
 def _column(numbers: Sequence[float]) -> Floats:

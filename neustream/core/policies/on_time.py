@@ -8,9 +8,9 @@ chance less what it takes from those of others. No single one has a veto.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,21 +63,22 @@ def chances(load: Load, spent: Floats) -> Floats:
     jobs] comes back.
     """
     spare = load.time - spent + TICK
-    late = spare < 0
-    chance = np.ones(spare.shape[:-1])
-    who = np.nonzero(late.any(-1))
-    if not len(who[0]):
-        return chance
-    first = late[who].argmax(-1)
-    before = np.maximum(first - 1, 0)
-    there = load.count[who[-1]]
-    row = np.arange(len(first))
-    under, over = spare[(*who, before)], spare[(*who, first)]
-    share = np.where(first > 0, under / np.maximum(under - over, TICK), 0.0)
-    last = there[row, before]
-    goes_on = last + share * (there[row, first] - last)
-    chance[who] = np.where(first > 0, 1.0 - goes_on, 0.0)
-    return chance
+    if spare.min(initial=0.0) >= 0:
+        return np.ones(spare.shape[:-1])
+    cases = spare.reshape(-1, spare.shape[-1])
+    first = (cases < 0).argmax(-1)
+    chance = np.ones(len(cases))
+    who = np.flatnonzero(cases[np.arange(len(cases)), first] < 0)
+    if len(who):
+        first = first[who]
+        before = np.maximum(first - 1, 0)
+        job = who % len(load.time)
+        under, over = cases[who, before], cases[who, first]
+        share = np.where(first > 0, under / np.maximum(under - over, TICK), 0.0)
+        last = load.count[job, before]
+        goes_on = last + share * (load.count[job, first] - last)
+        chance[who] = np.where(first > 0, 1.0 - goes_on, 0.0)
+    return chance.reshape(spare.shape[:-1])
 
 
 class Outlook:
@@ -109,27 +110,43 @@ class Outlook:
         rows = self.rows
         stay = np.arange(len(self.jobs))
         while len(stay):
-            some = _some(rows, stay)
-            chance = chances(some, self.horizon.spent(some.total()))
+            chance = chances(rows, self.horizon.spent_by(_needs(rows)))
             bad = np.flatnonzero(chance < DOOMED)
             if not len(bad):
                 break
             worst = bad[np.argsort(chance[bad], kind="stable")[: (len(bad) + 1) // 2]]
-            stay = np.delete(stay, worst)
+            keep = np.ones(len(stay), dtype=bool)
+            keep[worst] = False
+            stay, rows = stay[keep], _some(rows, keep)
         if len(stay) == len(self.jobs):
             return set()
         kept = [self.jobs[index] for index in stay.tolist()]
         gone = set(self.jobs) - set(kept)
-        self.jobs, self.rows = kept, _some(rows, stay)
+        self.jobs, self.rows = kept, rows
         return gone
 
 
-def _some(load: Load, which: NDArray[np.int64]) -> Load:
+def _some(load: Load, which: NDArray[Any]) -> Load:
     return Load(load.count[which], load.context[which], load.kept[which], load.time[which])
+
+
+def _needs(load: Load) -> Floats:
+    """Counts, contexts and kept units of all jobs of a load together [3, points]."""
+    return np.stack([load.count.sum(0), load.context.sum(0), load.kept.sum(0)])
 
 
 Taken = tuple[tuple[int, float], ...]
 """Newcomers: which, and seconds of its prompt in the coming step."""
+
+
+class _Taken(NamedTuple):
+    """Some of the newcomers: needs of all that run with them, seconds of their prompts, the weight
+    that is expected to be on time, the chances of those who wait."""
+
+    needs: Floats
+    ahead: float
+    value: float
+    chance: Floats
 
 
 class Newcomers:
@@ -154,43 +171,53 @@ class Newcomers:
     ) -> None:
         horizon = outlook.horizon
         self.horizon = horizon
-        self.own = self._loads = horizon.rows(waiting, running=beside)
+        own = horizon.rows(waiting, running=beside)
         later = horizon.points > 0  # who fills the coming step looks at the next output of each
         rows = outlook.rows
-        running = replace(rows, time=np.where(later, rows.time, FOREVER))
+        others = replace(rows, time=np.where(later, rows.time, FOREVER))
         if beside:  # in that step they do not decode
-            self.own = replace(self.own, time=np.where(later, self.own.time, FOREVER))
-            count, context = self.own.count * later, self.own.context * later
-            self._loads = replace(self.own, count=count, context=context)
-        self.others = _stacked([running, horizon.rows(back, running=False)])
+            own = replace(own, time=np.where(later, own.time, FOREVER))
+        if back:
+            others = _stacked(others, horizon.rows(back, running=False))
+        self.own, self.others = own, others
+        self._each = np.stack([own.count, own.context, own.kept], axis=1)  # [waiting, 3, points]
+        if beside:
+            self._each[:, :2] *= later  # it keeps its memory
         self._extra = extra
         self._first = first
-        jobs = [*outlook.jobs, *back]
-        self._weight = np.array([job.weight for job in jobs])
+        self._weight = np.array([job.weight for job in (*outlook.jobs, *back)])
         self._own_weight = np.array([job.weight for job in waiting])
-        self._load = _sums(self.others)
-        self._all = _stacked([self.others, self.own])
-        self._values: dict[Taken, tuple[float, Floats]] = {}
+        self._needs = _needs(others)
+        self._most = horizon.spent_by(self._needs + self._each.sum(0), float(extra.sum()))
+        self._split()
+        self._known: dict[Taken, _Taken] = {}
+
+    def _split(self) -> None:
+        """Keep apart those of the others who are on time even if all newcomers come."""
+        others = self.others
+        tight = np.any(others.time + TICK < self._most, axis=1)
+        self._calm = others.time[~tight].min(0, initial=FOREVER)
+        self._calm_weight = float(self._weight[~tight].sum())
+        self._tight_weight = self._weight[tight]
+        self._watched = _stacked(_some(others, tight), self.own)
 
     def gains(self) -> Floats:
         """What each adds if it comes alone, by its weight. Growth of steps is taken as linear."""
-        load, own, others = self._load, self._loads, self.others
-        spent = self.horizon.spent(load)
-        typical = Load(own.count.mean(0), own.context.mean(0), own.kept.mean(0), own.time[0])
-        more = load
+        own, others = self.own, self.others
+        spent = self.horizon.spent_by(self._needs)
+        typical = np.stack([own.count.mean(0), own.context.mean(0), own.kept.mean(0)])
+        more = self._needs
         for _ in range(PROBE):
             more = more + typical
-        growth = (self.horizon.spent(more) - spent) / PROBE
-        size = own.context / np.maximum(typical.context, TICK)
-        number = own.count / np.maximum(typical.count, TICK)
+        growth = (self.horizon.spent_by(more) - spent) / PROBE
+        size = own.context / np.maximum(typical[1], TICK)
+        number = own.count / np.maximum(typical[0], TICK)
         parts = np.clip(self._extra, None, np.maximum(self._first, PART * self._extra))
         after = spent + growth * (size + number) / 2 + parts[:, None]
-        own_chance = np.concatenate(
-            [chances(_some(self.own, np.array([at])), after[at]) for at in range(len(after))]
-        )
+        own_chance = chances(own, after)
         if not len(self._weight):
             return own_chance
-        hit = np.flatnonzero((others.time < after.max(0)).any(1))  # nobody else can be late by it
+        hit = (others.time < after.max(0)).any(1)  # nobody else can be late by it
         some = _some(others, hit)
         with_it = chances(some, after[:, None, :])
         lost = (chances(some, spent) - with_it) @ self._weight[hit]
@@ -199,46 +226,48 @@ class Newcomers:
 
     def all_in_time(self) -> bool:
         """Whether nobody can be late if all of them come."""
-        load = self._load + _sums(self._loads)
-        spent = self.horizon.spent(load, float(self._extra.sum()))
-        return not (self._all.time + TICK < spent).any()
+        if len(self._tight_weight):
+            return False
+        return not (self.own.time + TICK < self._most).any()
 
     def adds(self, index: int, seconds: float, taken: Taken) -> bool:
         """Whether one of them adds enough, beside those that were `taken` before."""
-        before, _ = self._value(taken)
-        value, chance = self._value((*taken, (index, seconds)))
-        own = max(float(chance[len(self._weight) + index]), LEAST)
-        return value - before >= WORTH * own * float(self._own_weight[index])
+        before = self._with(taken)
+        after = self._with((*taken, (index, seconds)))
+        own = max(float(after.chance[index]), LEAST)
+        return after.value - before.value >= WORTH * own * float(self._own_weight[index])
 
-    def _value(self, who: Taken) -> tuple[float, Floats]:
-        """The weight that is expected to be on time with some of the newcomers; all chances."""
-        known = self._values.get(who)
+    def _with(self, who: Taken) -> _Taken:
+        """What is expected with some of the newcomers."""
+        known = self._known.get(who)
         if known is not None:
             return known
-        load = self._load
-        for index, _ in who:
-            load = load + self._loads[index]
-        indices = np.array([index for index, _ in who], dtype=np.int64)
-        ahead = sum([seconds for _, seconds in who])
-        chance = chances(self._all, self.horizon.spent(load, ahead))
-        count = len(self._weight)
-        value = float(self._weight @ chance[:count])
-        value += float(self._own_weight[indices] @ chance[count + indices])
-        self._values[who] = value, chance
-        return value, chance
+        needs, ahead = self._needs, 0.0
+        if who:
+            before = self._with(who[:-1])
+            needs, ahead = before.needs + self._each[who[-1][0]], before.ahead + who[-1][1]
+        spent = self.horizon.spent_by(needs, ahead)
+        chance, others = self._chances(spent)
+        indices = [index for index, _ in who]
+        value = others + float(self._own_weight[indices] @ chance[indices])
+        known = self._known[who] = _Taken(needs, ahead, value, chance)
+        return known
+
+    def _chances(self, spent: Floats) -> tuple[Floats, float]:
+        """The chances of those who wait, and the weight of the others that is on time."""
+        tight = len(self._tight_weight)
+        chance = chances(self._watched, spent)
+        weight = self._calm_weight + float(self._tight_weight @ chance[:tight])
+        if (self._calm + TICK < spent).any():  # a larger step takes less time: look at all
+            weight = float(self._weight @ chances(self.others, spent))
+        return chance[tight:], weight
 
 
-def _stacked(loads: Sequence[Load]) -> Load:
-    """The jobs of several loads [jobs, points]."""
+def _stacked(first: Load, second: Load) -> Load:
+    """The jobs of two loads [jobs, points]."""
     return Load(
-        np.concatenate([load.count for load in loads]),
-        np.concatenate([load.context for load in loads]),
-        np.concatenate([load.kept for load in loads]),
-        np.concatenate([load.time for load in loads]),
+        np.concatenate([first.count, second.count]),
+        np.concatenate([first.context, second.context]),
+        np.concatenate([first.kept, second.kept]),
+        np.concatenate([first.time, second.time]),
     )
-
-
-def _sums(load: Load) -> Load:
-    """All of a load together, whose time does not matter."""
-    least = np.full(load.time.shape[-1], math.inf)
-    return Load(load.count.sum(0), load.context.sum(0), load.kept.sum(0), least)

@@ -65,9 +65,9 @@ class Worth:
         self._newcomers = Newcomers(
             plan.outlook, back, waiting, self._extra, slack - plan.together, beside=bool(plan.alive)
         )
+        self._all_in_time = self._newcomers.all_in_time()
         self._order = list(range(len(waiting))) if by_deadline else self._by_gain(waiting)
         self.waiting = [waiting[index] for index in self._order]
-        self._all_in_time = self._newcomers.all_in_time()
         self._taken: Taken = ()
 
     def _seconds(self, job: Job) -> float:
@@ -78,7 +78,9 @@ class Worth:
         return plan.seconds(step) - plan.together
 
     def _by_gain(self, waiting: Sequence[Job]) -> list[int]:
-        gains = self._newcomers.gains().round(1).tolist()
+        gains = [1.0] * len(waiting)
+        if not self._all_in_time:
+            gains = self._newcomers.gains().round(1).tolist()
 
         def rank(at: int) -> float:
             job = waiting[at]

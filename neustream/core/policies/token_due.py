@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from neustream.core.job import Job
 from neustream.core.policies.model_queues import ModelQueues, at_decode
@@ -17,25 +19,34 @@ def tightened(model: ModelQueues, least: float) -> dict[Job, float]:
 
     `least`: seconds of a decode alone.
     """
+    jobs = [job for job in (*model.decodes, *model.prefills) if job.due < math.inf]
+    behind = _outputs_behind(model, jobs)
     return {
-        job: min(job.due_next, job.due - _outputs_behind(model, job) * least)
-        for job in (*model.decodes, *model.prefills)
-        if job.due < math.inf
+        job: min(job.due_next, job.due - outputs * least)
+        for job, outputs in zip(jobs, behind, strict=True)
     }
 
 
-def _outputs_behind(model: ModelQueues, job: Job) -> float:
-    """Outputs that usually follow the next one; 0 while no generation was seen to end."""
+def _outputs_behind(model: ModelQueues, jobs: Sequence[Job]) -> list[float]:
+    """Outputs that usually follow the next one of each; 0 while no generation was seen to end."""
+    label = f"{model.label}.decode"
+    seen = _usual(model, jobs)
+    most = [max(job.calls_left.get(label, 0) - at_decode(job), 0) for job in jobs]
+    return [
+        0.0 if outputs == math.inf else min(float(left), outputs)
+        for outputs, left in zip(seen, most, strict=True)
+    ]
+
+
+def _usual(model: ModelQueues, jobs: Sequence[Job]) -> list[float]:
+    """Median outputs to come of each generation; inf where none was seen to end."""
     lengths = model.view.lengths.get(model.label)
-    if lengths is None:
-        return 0.0
-    seen = lengths.median(job.call_outputs)
-    if seen == math.inf:
-        return 0.0
-    most = job.calls_left.get(f"{model.label}.decode", 0)
-    if at_decode(job):
-        most -= 1
-    return min(float(max(most, 0)), seen)
+    if lengths is None or not jobs:
+        return [math.inf] * len(jobs)
+    usual: list[float] = lengths.each_within(
+        np.array([job.call_outputs for job in jobs]), 0.5
+    ).tolist()
+    return usual
 
 
 def steady(
@@ -46,15 +57,12 @@ def steady(
     `step`: seconds of a decode of all.
     """
     label = f"{model.label}.decode"
-    lengths = model.view.lengths.get(model.label)
     tighter = {}
-    for job in model.decodes:
+    for job, usual in zip(model.decodes, _usual(model, model.decodes), strict=True):
         gain = job.slo.step - step
         if not 0 < gain < math.inf:
             gain = 0.0
-        ahead = float(job.calls_left.get(label, 0))
-        if lengths is not None:
-            ahead = min(ahead, lengths.median(job.call_outputs))
+        ahead = min(float(job.calls_left.get(label, 0)), usual)
         due = job.first_at + job.call_outputs * job.slo.step + gain * ahead * CATCH
         if model.view.now + least <= due < tight.get(job, job.due_next):
             tighter[job] = due

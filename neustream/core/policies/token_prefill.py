@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -39,10 +40,7 @@ class PrefillPlan:
     tokens: float = 0.0
     square: float = 0.0
     instead: list[Job] = field(default_factory=list)
-    context: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.context = sum([job.size for job in self.decodes])
+    context: float = 0.0
 
     @property
     def worth(self) -> float:
@@ -111,17 +109,24 @@ class PrefillFiller:
     def __init__(self, plan: StepPlan) -> None:
         model = plan.model
         self.plan = plan
-        promised = [job for job in plan.alive if plan.due(job) < math.inf]
-        self.free = model.room() - sum([model.blocks(job, 1) for job in promised])
+        self.free = model.room() - self._growth(plan.outlook.jobs)
         late = [job for job in plan.broken if job.num_blocks or at_decode(job)]
         self.late = sorted(late, key=attrgetter("num_blocks"))
         self.seats = model.seats - len(plan.alive) - len(self.late)
         self.admission = admission(plan)
         self.pace = min([job.slo.step for job in plan.alive], default=math.inf)
 
+    def _growth(self, decodes: Sequence[Job]) -> int:
+        """Blocks that generations need for their next outputs."""
+        memory = self.plan.model.memory
+        if memory is None:
+            return 0
+        size, sizes = memory.block_size, self.plan.sizes
+        return sum([-int(-sizes[job] // size) - job.num_blocks for job in decodes])
+
     def fill(self, decodes: list[Job]) -> PrefillPlan:
         """The prompts that fit into a step with `decodes`, and how much of each."""
-        part = PrefillPlan(decodes, self._slack(decodes))
+        part = PrefillPlan(decodes, self._slack(decodes), context=self._context(decodes))
         room = _Room(self.free, self.seats, list(self.late))
         self.admission.begin(part)
         refused = 0
@@ -149,14 +154,20 @@ class PrefillFiller:
         """Tokens that a step may still compute."""
         return self.plan.view.pool.step_tokens - len(part.decodes) - part.tokens
 
-    def _slack(self, decodes: list[Job]) -> float:
-        """Seconds that a step with `decodes` may take, so that all generations stay in time."""
+    def _context(self, decodes: Sequence[Job]) -> float:
+        """Tokens that they read."""
+        plan = self.plan
+        return plan.context if len(decodes) == len(plan.alive) else plan.read_by(decodes)
+
+    def _slack(self, decodes: Sequence[Job]) -> float:
+        """Seconds that a step with `decodes`, the most urgent, may take.
+
+        So that all generations stay in time: those outside of it decode after it.
+        """
         plan, now = self.plan, self.plan.view.now
-        slack = min([plan.due(job) for job in decodes], default=math.inf) - now
+        slack = plan.due(decodes[0]) - now if decodes else math.inf
         if len(decodes) < len(plan.alive):
-            within = set(decodes)
-            outside = next(job for job in plan.alive if job not in within)  # the most urgent
-            slack = min(slack, plan.due(outside) - now - plan.together)
+            slack = min(slack, plan.due(plan.alive[len(decodes)]) - now - plan.together)
         return min(slack, plan.view.reserved.room)
 
     def _size(self, part: PrefillPlan, job: Job) -> float:

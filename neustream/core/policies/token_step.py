@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -52,7 +53,8 @@ class StepPlan:
         margin: factor of expected seconds for what is counted with.
         outlook: those of `alive` that are promised something more, and their chances.
         together: seconds of a decode of all that are alive; context: tokens that it reads.
-        tight: when the next output of some jobs is due, for the sake of later ones.
+        dues: when the next output of each job is due; sizes: tokens that a decode of each reads.
+        tight: of `dues` those that are for the sake of later outputs.
     """
 
     view: View
@@ -68,6 +70,8 @@ class StepPlan:
     together: float = 0.0
     context: float = 0.0
     tight: dict[Job, float] = field(default_factory=dict)
+    dues: dict[Job, float] = field(default_factory=dict)
+    sizes: dict[Job, float] = field(default_factory=dict)
 
     def keep(self) -> None:
         """Sort out who can still be on time."""
@@ -75,16 +79,17 @@ class StepPlan:
         self.margin = 1 + self.rule.margin + SAFE * self._error()
         least = model.seconds(Step(decodes=1, context=1.0))
         self.tight = tightened(model, least)
+        self.sizes = {job: job.size for job in model.decodes}
         if self.rule.steady and model.decodes:
             self.tight |= steady(model, self.tight, least, self._decode(model.decodes))
-        for job in model.decodes:
-            self._sort_decode(job, least)
+        self.dues = {job: job.due_next for job in (*model.decodes, *model.prefills)} | self.tight
+        self._sort_decodes(least)
         for job in model.prefills:
             self._sort_prefill(job)
         served = self.alive or self.broken or self.waiting
         if self.drop and model.steps.learns and not served:
             self._try_one()
-        self.alive.sort(key=self.due)
+        self.alive.sort(key=self.dues.__getitem__)
         self.waiting.sort(key=self._rank)
         self._count()
         in_time = not self.alive or self.together <= self._time(self.alive[0])
@@ -110,7 +115,9 @@ class StepPlan:
             units=math.inf if memory is None else memory.capacity * self.rule.memory,
             block=0 if memory is None else memory.block_size,
         )
-        self.outlook = Outlook(horizon, [job for job in self.alive if self.due(job) < math.inf])
+        dues = self.dues
+        promised = [job for job in self.alive if dues[job] < math.inf]
+        self.outlook = Outlook(horizon, promised)
         if self.view.reserved:
             return
         doomed = self.outlook.shed_doomed()
@@ -121,16 +128,16 @@ class StepPlan:
 
     def _count(self) -> None:
         """What a decode of all that are alive takes."""
-        self.context = sum([job.size for job in self.alive])
+        self.context = self.read_by(self.alive)
         step = Step(decodes=len(self.alive), context=self.context)
         self.together = self.seconds(step) if self.alive else 0.0
 
-    def _sort_decode(self, job: Job, least: float) -> None:
+    def _sort_decodes(self, least: float) -> None:
         """A decode is alive if its next output can be in time."""
-        if job.late or self._time(job) < least - TICK:
-            self.broken.append(job)
-        else:
-            self.alive.append(job)
+        now, dues = self.view.now, self.dues
+        for job in self.model.decodes:
+            in_time = not job.late and dues[job] - now >= least - TICK
+            (self.alive if in_time else self.broken).append(job)
 
     def _sort_prefill(self, job: Job) -> None:
         """A prompt waits if it can be in time, is kept if it has outputs, and else dropped."""
@@ -163,7 +170,7 @@ class StepPlan:
 
     def due(self, job: Job) -> float:
         """When its next output is due."""
-        return self.tight.get(job, job.due_next)
+        return self.dues[job]
 
     def _time(self, job: Job) -> float:
         """Seconds until its next output is due."""
@@ -173,7 +180,11 @@ class StepPlan:
         return self.margin * self.model.seconds(step)
 
     def _decode(self, jobs: Sequence[Job]) -> float:
-        return self.seconds(Step(decodes=len(jobs), context=sum([job.size for job in jobs])))
+        return self.seconds(Step(decodes=len(jobs), context=self.read_by(jobs)))
+
+    def read_by(self, decodes: Sequence[Job]) -> float:
+        """Tokens that a step of decodes reads."""
+        return sum(map(self.sizes.__getitem__, decodes))
 
     # -- prompts ----------------------------------------------------------------------------------
 
@@ -193,6 +204,11 @@ class StepPlan:
 
         At equality prompts run alone where they cannot wait for a longer step, or save nothing.
         """
+        better_alone = bool(beside_all.chosen) and (
+            self._hurried(beside_all) or self._in_vain(beside_all)
+        )
+        if not better_alone and self._takes_all(beside_all):
+            return beside_all
         best = beside_all
         urgent = self._urgent()
         if urgent is not None and len(best.chosen) < len(self.waiting):
@@ -200,9 +216,15 @@ class StepPlan:
             if beside_urgent.worth > best.worth:
                 best = beside_urgent
         alone = filler.fill([])
-        if alone.worth == best.worth and beside_all.chosen:
-            return alone if self._hurried(beside_all) or self._in_vain(beside_all) else best
+        if alone.worth == best.worth and better_alone:
+            return alone
         return alone if alone.worth > best.worth else best
+
+    def _takes_all(self, part: PrefillPlan) -> bool:
+        """Whether all prompts that wait are in a step as a whole."""
+        if len(part.chosen) < len(self.waiting):
+            return False
+        return all(size == job.size for job, size in part.chosen.items())
 
     def _urgent(self) -> list[Job] | None:
         """Decodes that would be late after the longest step that the most urgent one allows.
@@ -210,8 +232,8 @@ class StepPlan:
         None if those are all.
         """
         until = self.due(self.alive[0]) + self.together
-        urgent = [job for job in self.alive if self.due(job) < until]
-        return urgent if len(urgent) < len(self.alive) else None
+        count = bisect_left(self.alive, until, key=self.dues.__getitem__)
+        return self.alive[:count] if count < len(self.alive) else None
 
     def _hurried(self, part: PrefillPlan) -> bool:
         """Whether who comes during this step is likely to be late for it."""
