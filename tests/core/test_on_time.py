@@ -254,3 +254,28 @@ def test_what_a_newcomer_adds_is_what_the_chances_of_all_rise_by(seed):
         assert adds == (gain >= WORTH * own)
         if adds:
             taken = (*taken, (index, 0.012))
+
+
+@pytest.mark.parametrize(("prompt", "back"), [(80, False), (10, True)])
+def test_who_is_promised_nothing_more_takes_no_memory_that_others_wait_for(prompt, back):
+    """One that lost its blocks after its first output, with room for it, beside one that needs more of it."""
+    running = [ask("a", 32, first=1.0, step=0.1), ask("r", 48, first=1.0, step=0.1), ask("u", 32, first=1.0)]
+    scheduler = scheduler_with(running, blocks=7)
+    order = Hand(lambda view: Decision(sorted(view.jobs, key=lambda job: job.id)))
+    batch = scheduler.next_batch("gpu", 0.0, instead=order)
+    assert ids(batch.jobs) == ["a", "r"]  # u lost its blocks to them
+    scheduler.finish(batch, [{"ended": job.id == "r"} for job in batch.jobs], 0.02)
+    scheduler.submit(ask("new", prompt, arrival=0.02, first=1.0), 0.02)
+    chosen, _ = decided(scheduler, 0.02)
+    assert ("u" in chosen) == back and ("new" in chosen) == back
+
+
+def test_a_newcomer_with_a_promise_for_its_first_output_alone_slows_nobody_later():
+    running = [ask(f"r{at}", first=0.53, step=0.0251, most=300) for at in range(15)]  # 15 decode in 0.025
+
+    def chosen(**slo):
+        new = ask("new", prompt=10, arrival=0.5, first=5.0, **slo)
+        return "new" in decided(scheduler_with(running, [new], now=0.5, ends=[150] * 200), 0.5)[0]
+
+    assert chosen()
+    assert not chosen(step=0.0265)

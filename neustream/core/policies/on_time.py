@@ -8,6 +8,7 @@ chance less what it takes from those of others. No single one has a veto.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -183,6 +184,8 @@ class Newcomers:
         self._each = np.stack([own.count, own.context, own.kept], axis=1)  # [waiting, 3, points]
         if beside:
             self._each[:, :2] *= later  # it keeps its memory
+        brief = [job.slo.step == math.inf and job.due == math.inf for job in waiting]
+        self._each[brief] *= ~later  # nothing is promised after the first output
         self._extra = extra
         self._first = first
         self._weight = np.array([job.weight for job in (*outlook.jobs, *back)])

@@ -130,15 +130,21 @@ class PrefillFiller:
         room = _Room(self.free, self.seats, list(self.late))
         self.admission.begin(part)
         refused = 0
+        passed = False  # somebody who was promised something stays outside
         for index, job in enumerate(self.admission.waiting):
             if room.full or self._tokens_left(part) < 1 or refused == REFUSALS:
                 break
+            promised = self.plan.due(job) < math.inf
+            if passed and not promised and not job.computed:
+                continue
             size = self._size(part, job)
             need = self.plan.model.blocks(job, size)
             if not size or not room.has(need):
+                passed = passed or promised
                 continue
             if not self.admission.takes(index, part, size):
                 refused += 1
+                passed = passed or promised
                 continue
             part.instead += room.take(need)
             part.add(job, size)
