@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grid.digests import keys
-from grid.plan import KINDS, grid, points
+from grid.plan import KINDS, Point, grid, points
 from grid.policies import NAMES, OURS
 from grid.runs import Keyed, missing, run
 from grid.summary import Row, markdown, row_of
@@ -53,22 +53,24 @@ WORK = ROOT / "out/policies"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `policies.py` and `llm.py simulate` take."""
     parser.add_argument("--quick", action="store_true", help="a subset, in minutes")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument(
         "--group", action="append", metavar="TEXT", help="only groups with this in their name (repeatable)"
     )
+    add_common_arguments(parser)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What they and `drawn_texts.py` take."""
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--policy", action="append", choices=sorted(NAMES), help="only these (repeatable)")
     parser.add_argument("--bounds", choices=("grid", "all", "none"), default="grid", help="where to bound")
     parser.add_argument("--out", type=Path, default=WORK, metavar="FOLDER", help="where results are written")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
 
 
-def plan(kinds: Sequence[str], args: argparse.Namespace) -> list[Keyed]:
-    """The points that are asked for, and the keys of what is computed at each."""
+def plan(some: Sequence[Point], args: argparse.Namespace) -> list[Keyed]:
+    """The keys of what is computed at each point."""
     with Progress() as progress:
-        some = points(kinds, args.quick)
-        if args.group:
-            some = [point for point in some if any(text in point.group for text in args.group)]
         each = progress.track(some, description="reading the grid")
         return [(point, keys(point, _policies(point.kind, args.policy))) for point in each]
 
@@ -79,12 +81,20 @@ def _policies(kind: str, asked: Sequence[str] | None) -> list[str]:
 
 def compare(kinds: Sequence[str], args: argparse.Namespace, command: str, name: str = "policies") -> None:
     """Compute what is missing of the grid, and write and print what is known of it."""
+    some = points(kinds, args.quick)
+    if args.group:
+        some = [point for point in some if any(text in point.group for text in args.group)]
+    compare_points(some, args, command, name)
+
+
+def compare_points(some: Sequence[Point], args: argparse.Namespace, command: str, name: str) -> None:
+    """Compute what is missing of these points, and write and print what is known of them."""
     work = WORK / "work.jsonl"
     if args.fresh:
         work.unlink(missing_ok=True)
     if args.policy and not set(args.policy) - {OURS}:
         raise SystemExit("choose a baseline too, to compare with")
-    plans = [keyed for keyed in plan(kinds, args) if keyed[1]]
+    plans = [keyed for keyed in plan(some, args) if keyed[1]]
     todo = missing(plans, kept(work), args.bounds)
     print(f"{len(plans)} points; {len(todo)} results to compute, kept in {work}")
     try:

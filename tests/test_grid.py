@@ -298,3 +298,13 @@ def test_a_point_without_all_of_its_results_is_left_out(grid):
     point, known = one(grid), {"1": {"on_time": 5, "of": 9}}
     assert grid.summary.row_of(point, {"fcfs": "1", "edf": "2"}, known) is None
     assert grid.summary.row_of(point, {"fcfs": "1", "bound": "2"}, known).on_time == {"fcfs": 5}
+
+
+def test_settings_drawn_by_a_seed_are_the_same_again_and_others_by_another(grid):
+    drawn = importlib.import_module("drawn_texts")
+    some = list(drawn.drawn(5, len(drawn.KINDS), 20))
+    assert [point.group for point in some] == list(drawn.KINDS)
+    assert some == list(drawn.drawn(5, len(drawn.KINDS), 20))
+    others = drawn.drawn(6, len(drawn.KINDS), 20)
+    assert all(point.condition != other.condition for point, other in zip(some, others, strict=True))
+    assert all(len(point.prepared().requests) == 20 for point in some)
