@@ -4,6 +4,7 @@
 # make fuzz   2,000 requests made up for each route of the HTTP front
 # make check  ruff, mypy and the import rules
 # make test-vllm    the tests of the vLLM backend, on a real vLLM with a venv of its own
+# make test-ray     a cluster on two nodes of a real Ray, in a venv of its own
 # make soak   the HTTP front under 1.5 times what it can serve, for ten minutes
 # make harness  vLLM's and guidellm's load generators against the front, each in a venv of its own
 # make test-browser  the dashboard in a Chromium, which has to be there
@@ -14,6 +15,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+RAY := .venv-ray
 LATEST := .venv-latest
 OLDEST := .venv-oldest
 PINS := .venv-pins
@@ -23,7 +25,7 @@ export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo demo-serve fuzz soak harness test check test-vllm test-browser test-latest test-oldest constraints bench clean
+.PHONY: demo demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
 
 # The build needs setuptools, which pip would fetch without the constraints.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -78,6 +80,16 @@ $(VLLM)/installed: pyproject.toml tests/vllm/requirements.txt
 # vLLM and what it imports warn of things that are theirs.
 test-vllm: $(VLLM)/installed
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(VLLM)/bin/python -m pytest tests/vllm -o filterwarnings=ignore
+
+$(RAY)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install -q -c constraints.txt setuptools
+	$(RAY)/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[all,dev,ray]'
+	touch $@
+
+# Ray warns of things that are its own.
+test-ray: $(RAY)/installed
+	$(RAY)/bin/python -m pytest tests/on_ray -m ray -o filterwarnings=ignore
 
 test-browser: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[browser]'

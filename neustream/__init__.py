@@ -11,6 +11,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neustream.backends.ray.cluster import Cluster
     from neustream.core.batch import Batch, StepInput
     from neustream.core.events import Emitted, Ended
     from neustream.core.graph import Graph, Stage, loop, seq, switch
@@ -80,6 +81,7 @@ __all__ = [
     "BackendError",
     "Batch",
     "Clockwork",
+    "Cluster",
     "ConfigError",
     "Decision",
     "Emitted",
@@ -144,6 +146,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "neustream.backends.ray.cluster": ("Cluster",),
     "neustream.core.batch": (
         "Batch",
         "StepInput",

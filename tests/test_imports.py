@@ -70,6 +70,8 @@ HEAVY_IN_FUNCTIONS = {
     "backends/serving.py": "pictures are written when a run is over, and only by models that make some",
     "backends/loading.py": "of the models in a server's config, only the libraries that they need are loaded",
     "backends/vllm/contract.py": "it looks piece by piece at the vLLM that is installed, and says what is missing",
+    "backends/ray/cluster.py": "it says what is wrong with the Ray that is installed, or that there is none",
+    "backends/ray/wire.py": "in a process without Ray nothing goes to others but what pickle can do",
     "backends/vllm/served.py": "it is described where vLLM is not installed",
     "server/pictures.py": "a server of texts has none",
     "backends/vllm/executor.py": "graphs around vLLM are described where it is not installed",

@@ -46,7 +46,7 @@ from neustream.cluster.moving import Moves
 from neustream.cluster.placing import Placing
 from neustream.cluster.scaling import Scaling
 from neustream.core.graph import Graph
-from neustream.core.outlook import Outlook, Rates
+from neustream.core.outlook import Asked, Outlook, Rates
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import Request
 from neustream.errors import GraphError, RequestError, nearest
@@ -109,9 +109,11 @@ class Head:
 
     # -- callers ----------------------------------------------------------------------------------
 
-    def submit(self, request: Request, now: float, *, delivered: int = 0) -> None:
+    def submit(
+        self, request: Request, now: float, *, delivered: int = 0, asked: Asked | None = None
+    ) -> None:
         """A caller's request. `delivered`: outputs that it has, where it asks again after a restart
-        of the head.
+        of the head. `asked`: what it asks for, where only an instance can tell.
 
         Raises:
             RequestError: its id is open.
@@ -122,7 +124,7 @@ class Head:
         if self.graphs.get(request.graph.name) is not request.graph:
             hint = nearest(request.graph.name, self.graphs)
             raise GraphError(f"graph {request.graph.name!r} is not served here; {hint}")
-        asked = asked_of(request)
+        asked = asked or asked_of(request)
         looped = request.graph.looped
         steps = sum([c.count for name, c in asked.calls.items() if name in looped or not looped])
         due = request.arrival + request.slo.total
@@ -158,6 +160,26 @@ class Head:
             return False
         self._placing.cancel(one, now)
         return True
+
+    def move(self, id: str, instance: str, reason: str, now: float) -> None:
+        """Have a request go on at another instance.
+
+        RequestError if it is not at one, or moves already, or that one takes no requests.
+        """
+        one, target = self._book.requests.get(id), self._book.instance(instance)
+        if one is None or not one.place().free:
+            raise RequestError(f"move: request {id!r} is not at an instance, or cannot leave it")
+        if target is None or target.state != "up" or one.where == instance:
+            up = [each.name for each in self.fleet.instances.values() if each.state == "up"]
+            others = [name for name in up if name != one.where]
+            raise RequestError(
+                f"move: instance {instance!r} is none of those it could go to: {others}"
+            )
+        self._moves.begin(one, target, reason, now)
+
+    def scale(self, scaler: Scaler) -> None:
+        """Have another scaler from now on."""
+        self._scaling.use(scaler)
 
     # -- instances --------------------------------------------------------------------------------
 
@@ -207,6 +229,29 @@ class Head:
         self._liveness.watch(now)
         self._book.orders.append(Ask(instance))
         self._placing.retry(now)
+
+    def extend(
+        self, graph: Graph, profiles: Mapping[str, LatencyProfile], device: str, again: Again
+    ) -> None:
+        """One more graph may be asked for, of all instances.
+
+        `profiles`: of its stages, on a kind of `device`. Other kinds are expected to be like that
+        where nothing is known of them.
+        """
+        self.graphs[graph.name] = graph
+        self._again = {**self._again, graph.name: again}
+        self.know(device, profiles)
+        for instance in self.fleet.instances.values():
+            instance.stages |= graph.stages.keys()
+            self.fleet.changed(instance)
+
+    def know(self, device: str, profiles: Mapping[str, LatencyProfile]) -> None:
+        """Latencies of stages on a kind of device; others are like that until more is known."""
+        rates = self.fleet.rates
+        rates.setdefault(device, Rates({})).profiles.update(profiles)
+        for each in rates.values():
+            for other in rates.values():
+                each.profiles = {**other.profiles, **each.profiles}
 
     def not_started(self, role: str, why: str, now: float) -> None:
         """An instance that was ordered could not be started."""

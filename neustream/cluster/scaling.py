@@ -33,6 +33,10 @@ class Scaling:
         self._scale_at = 0.0 if scaler is not None else math.inf
         self._drain_at = math.inf
 
+    def use(self, scaler: Scaler) -> None:
+        """Ask another scaler from now on, and at once."""
+        self._scaler, self._scale_at = scaler, 0.0
+
     @property
     def next_at(self) -> float:
         return min(self._move_at, self._scale_at, self._drain_at)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from neustream.core.types import Request
 from neustream.engine.answers import Answers, Result, refusal
-from neustream.engine.events import Cancel, Event, Extend, Leave, Listener, Retire, Submit, Take
+from neustream.engine.events import (
+    Call,
+    Cancel,
+    Event,
+    Extend,
+    Leave,
+    Listener,
+    Retire,
+    Submit,
+    Take,
+)
 from neustream.engine.loop import Loop
+from neustream.engine.member import Member
 from neustream.errors import RequestError, shown
 
 T = TypeVar("T")
@@ -71,6 +83,18 @@ class Desk:
         self.answers.asked.add(answer)
         self._loop.clock.post(question(answer), now)
         return answer
+
+    def inspect(self, question: Callable[[Sequence[Member], float], T], now: float) -> Future[T]:
+        """What `question` says of the members, on the loop's thread."""
+
+        def say(answer: Future[T], now: float) -> None:
+            try:
+                found: Any = question([drive.member for drive in self._loop.drives], now)
+            except Exception as error:  # noqa: BLE001  the question is the caller's
+                found = error
+            self.answers.resolve(answer, found)
+
+        return self.ask(lambda answer: Call(partial(say, answer)), now)
 
     # -- on the loop's ----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
@@ -39,6 +39,7 @@ from neustream.engine.snapshot import Snapshot, take
 from neustream.errors import NeustreamError, RequestError, shown
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Engine:
@@ -263,6 +264,18 @@ class Engine:
         """
         with self._life.serving() as now:
             return self._desk.ask(lambda answer: Leave(member, answer), now)
+
+    def inspect(self, question: Callable[[Sequence[Member], float], T]) -> Future[T]:
+        """What `question` says of the members at an instant of the clock, on the engine's thread.
+
+        It must be quick and change nothing; the future raises what it raises.
+        """
+        with self._life.serving(closing=True) as now:
+            return self._desk.inspect(question, now)
+
+    def observe(self, observer: Observer) -> None:
+        """Have one more observer told of every Record from now on."""
+        self._loop.observers.append(observer)
 
     def wait_s(self, count: int) -> float | None:
         """Seconds in which `count` requests are done, at the pace of late; None: not known."""

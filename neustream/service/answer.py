@@ -160,12 +160,18 @@ class Answer(Future[T]):
     # -- reading ----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
-        return self._read(self._new_reader())
+        return self._read(self.reader())
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return self._read_async(self._new_reader())
+        return self._read_async(self.reader())
 
-    def _new_reader(self) -> Reader:
+    @property
+    def streams(self) -> bool:
+        """Whether there are outputs to be read while they come."""
+        return self._reader is not None
+
+    def reader(self) -> Reader:
+        """What reads its outputs, all of them in order; TypeError if nothing streams."""
         if self._reader is None:
             raise TypeError(f"request {self.id!r}: nothing streams; its result comes as a whole")
         return self._reader()

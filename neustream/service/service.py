@@ -135,14 +135,28 @@ class Service:
                 the service is closed. What a model's own library has against its arguments is
                 raised as it is.
         """
+        return self.ask(args, kwargs, model=model, slo=slo, id=id)
+
+    def ask(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        slo: SLO | float | None = None,
+        id: str | None = None,
+        age: float = 0.0,
+    ) -> Answer[Any]:
+        """`submit`, for one that came `age` seconds ago: its promises count from then."""
         self.engine.ready()
-        name, mount = self._mount(model)
+        name, mount = self.mount(model)
         promise = self.slo if slo is None else slo_of(slo)
         request = checked(id)
         self._limit.check(request, len(self._open), self.engine.wait_s)
-        since = self.engine.clock.now()
+        since = max(self.engine.clock.now() - age, 0.0)
         call = mount.request(*args, **kwargs)
-        answer = self._requests.add(request, Asked(name, args, kwargs), call, promise, since)
+        asked = Asked(name, tuple(args), kwargs)
+        answer = self._requests.add(request, asked, call, promise, since)
         self._rehearsing.stop()
         return answer
 
@@ -190,7 +204,7 @@ class Service:
             GraphError, StageFailed: from the future: the model differs, or cannot go on.
         """
         self.engine.ready()
-        _, mount = self._mount(moved.asked.model)
+        _, mount = self.mount(moved.asked.model)
         carry = later(moved.there.carry, waited_s)
         moved = replace(moved, there=replace(moved.there, carry=carry))
         call = mount.request(*moved.asked.args, **moved.asked.kwargs)
@@ -216,6 +230,11 @@ class Service:
             found |= member.scheduler.times.profiles
         return found
 
+    @property
+    def answers(self) -> Mapping[str, Answer[Any]]:
+        """What callers wait for, by id; it changes."""
+        return self._open
+
     def snapshot(self) -> Snapshot:
         """How the engine is; from any thread, without waiting."""
         return self.engine.snapshot()
@@ -238,7 +257,8 @@ class Service:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _mount(self, name: str | None) -> tuple[str, Mount]:
+    def mount(self, name: str | None) -> tuple[str, Mount]:
+        """A model by its name, None: the only one; RequestError if there is none of it."""
         if name is None and len(self._mounts) == 1:
             return next(iter(self._mounts.items()))
         if not isinstance(name, str) or name not in self._mounts:

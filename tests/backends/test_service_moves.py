@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import threading
 import warnings
 
 import pytest
@@ -72,6 +74,24 @@ def test_what_moves_of_a_text_does_not_grow_with_the_square_of_its_length(chats)
     moved = crossing.left.result(60)
     assert len(moved.outputs) == 40 and all(set(one.update) == {"token", "ended"} for one in moved.outputs)
     assert len(target.take(moved).result(60).result(60).token_ids) == 50
+
+
+def test_a_completion_in_another_process_has_its_text_and_no_tokenizer():
+    class Words:
+        """A tokenizer that cannot leave its process."""
+
+        lock = threading.Lock()
+
+        def __call__(self, text):
+            return {"input_ids": [5]}
+
+        def decode(self, ids, skip_special_tokens):
+            return " ".join(map(str, ids))
+
+    with engine(model_of("llama"), Words()) as chat:
+        done = chat.submit([5, 6], max_tokens=3, ignore_eos=True).result(60)
+    there = pickle.loads(pickle.dumps(done))
+    assert there == done and there.text == done.text == " ".join(map(str, done.token_ids))
 
 
 # -- images -------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from neustream.backends.transformers.likelihoods import Likelihood
@@ -33,6 +33,16 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """In place of a tokenizer, where the text is known."""
+
+    text: str
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """All that came of a request.
 
@@ -56,6 +66,13 @@ class Completion:
     likelihoods: tuple[Likelihood, ...] | None = None
     scores: tuple[Likelihood, ...] | None = None
     stops: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it has its text, and no tokenizer."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        if self.tokenizer is not None:
+            values["tokenizer"] = Known(self.text or "")
+        return Completion, tuple(values.values())
 
     @property
     def text(self) -> str | None:

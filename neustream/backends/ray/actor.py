@@ -1,0 +1,139 @@
+"""An instance as a Ray actor: a process with a service, asked by its cluster's driver."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from neustream.backends.ray.agent import Agent
+from neustream.backends.ray.entries import graphs_of
+from neustream.backends.ray.wire import Described, Joined, Left, News, dumps, loads
+from neustream.cluster import messages as to
+from neustream.core.types import SLO
+from neustream.engine.clock import stopwatch
+from neustream.errors import BackendError, told
+from neustream.service.service import Service
+
+REPORT_S = 0.05
+"""How often it is told how an instance is, while anything happens there."""
+IDLE_S = 0.5
+"""And while nothing does."""
+OFFSETS = 30
+"""Calls whose way was the quickest tells what the other clock says."""
+
+
+class Instance:
+    """One actor. All methods run on its event loop, the service on threads of its own."""
+
+    def __init__(self, name: str, make: bytes) -> None:
+        self._name = name
+        self._make = make
+        self._agent: Agent | None = None
+        self._offsets: list[float] = []
+        self._number = 0
+        self._early: dict[int, Sequence[to.ToInstance]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> Joined:
+        """Make the service; BackendError, with the machine's name, if that fails."""
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        device = _device()
+        service = await asyncio.to_thread(self._made, device)
+        self._agent = agent = Agent(service, self._name, self._wake)
+        self._tasks.add(asyncio.create_task(self._report(agent)))
+        profiles = dict(service.profiles)
+        graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
+        kinds = sorted({str(profile.device) for profile in profiles.values() if profile.device})
+        return Joined(
+            kinds[0] if kinds else device, f"{socket.gethostname()}, {device}", os.getpid(), tuple(graphs), profiles
+        )
+
+    def _made(self, device: str) -> Service:
+        where = f"instance {self._name!r} on {socket.gethostname()} ({device})"
+        make: Callable[[str], Any] = loads(self._make)
+        try:
+            service = make(device)
+        except BaseException as error:
+            raise BackendError(f"{where}: make raised {told(error)}") from None
+        if not isinstance(service, Service):
+            kind = type(service).__name__
+            raise BackendError(f"{where}: make is to return what neustream.serve does, got {kind}")
+        return service
+
+    async def listen(self, now: float) -> list[News]:
+        """Reports, once there are any."""
+        self._offsets = [*self._offsets[1 - OFFSETS :], now - stopwatch()]
+        agent = self._serving()
+        agent.offset = max(self._offsets)
+        await self._news.wait()
+        self._news.clear()
+        return agent.news()
+
+    async def orders(self, number: int, orders: Sequence[to.ToInstance]) -> None:
+        """What the head wants; calls come in any order, numbers tell theirs."""
+        agent = self._serving()
+        self._early[number] = orders
+        while self._number in self._early:
+            agent.carry_out(self._early.pop(self._number))
+            self._number += 1
+
+    async def describe(self, id: str, payload: bytes, slo: SLO | None) -> bytes:
+        """What a request is, or what is raised for it."""
+        try:
+            found: Described = await asyncio.wrap_future(self._serving().describing.describe(id, payload, slo))
+        except Exception as error:
+            return _error(error)
+        return dumps((found, None))
+
+    async def leave(self, id: str, term: int) -> Left:
+        return self._serving().leave(id, term)
+
+    async def take(self, id: str, term: int, left: Left) -> None:
+        """Go on with a request of another instance."""
+        self._serving().take(id, term, left, 0.0)
+
+    async def close(self) -> None:
+        """End the service."""
+        if self._agent is not None:
+            await asyncio.to_thread(self._agent.close)
+
+    async def _report(self, agent: Agent) -> None:
+        """Tell how it is, often while anything happens."""
+        quiet = 0.0
+        while True:
+            if agent.dirty or quiet >= IDLE_S:
+                quiet = 0.0
+                agent.told(await asyncio.wrap_future(agent.look()))
+                agent.dirty = False
+            await asyncio.sleep(REPORT_S)
+            quiet += REPORT_S
+
+    def _serving(self) -> Agent:
+        if self._agent is None:
+            raise BackendError(f"instance {self._name!r} does not serve yet")
+        return self._agent
+
+    def _wake(self) -> None:
+        self._loop.call_soon_threadsafe(self._news.set)
+
+
+def _error(error: Exception) -> bytes:
+    """An error as it is, or in words if it cannot leave the process."""
+    try:
+        data = dumps((None, error))
+        loads(data)
+    except Exception:
+        return dumps((None, BackendError(told(error))))
+    return data
+
+
+def _device() -> str:
+    """The device that Ray gave to this process, as torch calls it."""
+    found = ray.get_runtime_context().get_accelerator_ids()
+    return "cuda:0" if found.get("GPU") else "cpu"

@@ -1,0 +1,104 @@
+"""The callers of a cluster: what they are to get; and the machines that a driver needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from neustream.backends.ray.wire import ITEM, Described, Joined, News, loads
+from neustream.cluster import messages as to
+from neustream.core.events import Emitted
+from neustream.core.types import SLO
+from neustream.engine.answers import Result
+from neustream.errors import RequestError, RequestFailed
+from neustream.service.answer import Answer
+
+
+class Machines(Protocol):
+    """Where instances run. All futures are answered on any thread."""
+
+    def start(self, name: str) -> Future[Joined]:
+        """Start an instance."""
+        ...
+
+    def listen(self, name: str, now: float) -> Future[Sequence[News]]:
+        """What an instance has to report, once there is something; an error: it is dead."""
+        ...
+
+    def describe(self, name: str, id: str, payload: bytes, slo: SLO | None) -> Future[Described]: ...
+
+    def order(self, name: str, orders: Sequence[to.ToInstance]) -> None: ...
+
+    def pass_on(self, give: to.Give) -> Future[None]:
+        """Have a request go from one instance to another; NotMovable if it cannot leave."""
+        ...
+
+    def stop(self, name: str, why: str, *, kill: bool) -> None:
+        """End an instance; with `kill` whatever it does."""
+        ...
+
+
+@dataclass(eq=False)
+class Caller:
+    """A request of a caller. `values`: what instances said that comes of it, by term.
+
+    `prints`: of the outputs that it got; `fault`: why it fails, whatever comes of it.
+    """
+
+    answer: Answer[Any]
+    payload: bytes
+    slo: SLO | None
+    arrival: float
+    described: bool = False
+    tries: int = 0
+    value: bytes = b""
+    prints: list[bytes] = field(default_factory=list)
+    fault: RequestError | None = None
+
+
+@dataclass(eq=False)
+class Counts:
+    """What became of requests and instances, for people."""
+
+    submitted: int = 0
+    on_time: int = 0
+    late: int = 0
+    dropped: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    moved: int = 0
+    unmoved: int = 0
+    restarted: int = 0
+    lost: int = 0
+    downtimes_s: list[float] = field(default_factory=list)
+
+
+def reader() -> Callable[[Emitted], Any]:
+    return item
+
+
+def item(output: Emitted) -> Any:
+    return output.update[ITEM]
+
+
+def value_of(caller: Caller, result: Result, outputs: Sequence[Emitted]) -> Any:
+    """What a caller gets, as it was at the instance; raises what was raised there."""
+    if caller.fault is not None:
+        raise caller.fault
+    value, error = loads(caller.value) if caller.value else (None, None)
+    if result.status == "done":
+        if not caller.value:
+            raise RequestFailed(f"request {result.id!r}: its instance did not say what came of it")
+        if error is None:
+            return value
+    if error is not None:
+        raise error
+    return result.unwrap()
+
+
+def of_the_way(error: BaseException) -> bool:
+    """Whether an error is of the way to an instance, and not of the request."""
+    return type(error).__module__.startswith("ray.")

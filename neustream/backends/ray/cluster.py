@@ -1,0 +1,215 @@
+"""What users hold: a service on many devices, as instances of one that their `make` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from neustream.backends.ray.callers import Counts
+from neustream.backends.ray.driver import Driver
+from neustream.cluster.book import Settings
+from neustream.cluster.fleet import Mover, Router, Scaler
+from neustream.cluster.head import Head
+from neustream.cluster.rules.fixed import Fixed
+from neustream.cluster.rules.slack import Slack
+from neustream.core.types import SLO
+from neustream.errors import BackendError, RequestError, shown
+from neustream.service.answer import Answer
+from neustream.service.options import slo_of
+from neustream.service.requests import checked
+
+START_S = 600.0
+"""How long instances may take to start."""
+
+
+class Cluster:
+    """Instances of a service on the machines of a Ray cluster, behind one `submit`.
+
+    It serves from the moment it is made until `close`; as a context manager it closes itself. The
+    process that makes it is its head: with it, the instances end.
+
+    Args:
+        make: makes the service of one instance, as `neustream.serve` does; called on each machine
+            with the device there ("cuda:0", "cpu").
+        instances: how many; or the least and the most, between which `scaler` chooses.
+        address: of a Ray cluster ("host:port", or "auto" for the one of this machine); None: a Ray
+            of its own on this machine.
+        resources: what an instance takes, as Ray's options say it; default: a GPU where there are
+            any, else a CPU.
+        slo: what requests are promised that bring no promise; None: what `make`'s service says.
+        router, mover, scaler: rules of `neustream.cluster.rules`.
+        settings: times after which instances are suspect, gone, and so on.
+
+    Raises:
+        BackendError: Ray is not there, or not one that has been tried; the address does not answer;
+            there are too few devices; `make` raised, with the machine.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str], Any],
+        *,
+        instances: int | tuple[int, int] = 1,
+        address: str | None = None,
+        resources: Mapping[str, float] | None = None,
+        slo: SLO | float | None = None,
+        router: Router | None = None,
+        mover: Mover | None = None,
+        scaler: Scaler | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        least, most = _range(instances)
+        if not callable(make):
+            raise BackendError(f"make is a function of a device, got {shown(make)}")
+        if least != most and scaler is None:
+            raise BackendError(f"instances={instances}: a scaler is to choose between them")
+        self._slo = None if slo is None else slo_of(slo)
+        ray = _ray()
+        from neustream.backends.ray.machines import RayMachines, connect
+
+        owned = connect(address)
+        self._closed = False
+        try:
+            there = ray.cluster_resources()
+            needs = resources or ({"num_gpus": 1} if there.get("GPU") else {"num_cpus": 1})
+            self._machines = RayMachines(make, needs, owned=owned)
+            room = self._machines.room()
+            if room < most:
+                raise BackendError(
+                    f"{most} instance(s) of {self._machines.needs()} are more than the machines have room for: {room}"
+                )
+        except BaseException:
+            if owned:
+                ray.shutdown()
+            raise
+        self._keep = Fixed(least)
+        head = Head([], {}, router or Slack(), mover, scaler or self._keep, settings=settings)
+        self._driver = Driver(head, self._machines, least)
+        try:
+            self._driver.up.result(START_S)
+        except BaseException:
+            self.close(cancel=True)
+            raise
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        *args: Any,
+        model: str | None = None,
+        slo: SLO | float | None = None,
+        id: str | None = None,
+        **kwargs: Any,
+    ) -> Answer[Any]:
+        """Ask for something, as of a service; safe from any thread, never waits.
+
+        Arguments are checked on an instance: what is wrong with them is raised by the answer.
+
+        Raises:
+            RequestError: they cannot go to another process; the id is taken; it is closed.
+        """
+        if self._closed:
+            raise RequestError("the cluster is closed", code="closed")
+        promise = self._slo if slo is None else slo_of(slo)
+        return self._driver.submit(args, kwargs, model, promise, checked(id))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask and wait."""
+        return self.submit(*args, **kwargs).result()
+
+    def cancel(self, id: str) -> bool:
+        """Give a request up by its id; False if it is over, or never was."""
+        answer = self._driver.answers.get(id)
+        return answer is not None and not answer.cancelled() and answer.cancel()
+
+    # -- how it is --------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Counts:
+        """What became of requests and instances so far."""
+        return self._driver.counts
+
+    @property
+    def instances(self) -> Mapping[str, str]:
+        """The instances by name, and how each is: "up", "suspect" or "draining"."""
+        found: Mapping[str, str] = self._driver.ask(
+            lambda head, _: {name: each.state for name, each in head.fleet.instances.items()}
+        ).result()
+        return found
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        """The processes of the instances, on their machines."""
+        return {name: joined.pid for name, joined in dict(self._driver.places).items()}
+
+    # -- growing and shrinking --------------------------------------------------------------------
+
+    def resize(self, instances: int) -> None:
+        """Have so many instances; those that are too many are drained. Returns at once.
+
+        BackendError if a scaler chooses, or the machines have no room for them.
+        """
+        count, _ = _range(instances)
+        room = self._machines.room()
+        if count > room:
+            raise BackendError(f"{count} instance(s) are more than the machines have room for: {room}")
+
+        def keep(head: Head, now: float) -> None:
+            head.scale(Fixed(count))
+
+        self._keep = Fixed(count)
+        self._driver.ask(keep).result()
+
+    def drain(self, instance: str) -> None:
+        """Let an instance go: its requests move, or end there. Another takes its place.
+
+        RequestError if there is none of that name.
+        """
+        self._driver.ask(lambda head, now: head.drain(instance, now)).result()
+
+    def move(self, id: str, instance: str) -> None:
+        """Have a request go on at another instance; what cannot move stays.
+
+        RequestError if the request or the instance is not there, or it moves already.
+        """
+        self._driver.ask(lambda head, now: head.move(id, instance, "wanted", now)).result()
+
+    def close(self, *, cancel: bool = False, timeout_s: float | None = None) -> None:
+        """Serve what is open (or end it as cancelled), then end all instances.
+
+        After `timeout_s` seconds what is still open ends as cancelled, too. Closing twice is nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if cancel or not self._driver.wait_empty(timeout_s):
+            for answer in self._driver.answers.values():
+                answer.cancel()
+        self._driver.close()
+        self._machines.close()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close(cancel=exc[0] is not None)
+
+
+def _range(instances: Any) -> tuple[int, int]:
+    pair: Sequence[Any] = instances if isinstance(instances, tuple) else (instances, instances)
+    whole = [isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in pair]
+    if len(pair) != 2 or not all(whole) or pair[0] > pair[1]:
+        raise BackendError(f"instances must be a number from 1 on, or the least and the most, got {shown(instances)}")
+    return pair[0], pair[1]
+
+
+def _ray() -> Any:
+    """Ray, if it is there and one that has been tried."""
+    try:
+        import ray
+    except ImportError as error:
+        raise BackendError("a cluster needs Ray: pip install 'neustream[ray]'") from error
+    from neustream.backends.ray.contract import check
+
+    check(ray)
+    return ray

@@ -1,0 +1,89 @@
+"""What a request is, before it is served: its graph and what it asks for, from its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+from neustream.backends.ray.wire import Described, loads
+from neustream.cluster.book import asked_of
+from neustream.core.profile import LatencyProfile
+from neustream.core.types import SLO, Request
+from neustream.engine.answers import Result
+from neustream.engine.member import Member
+from neustream.errors import NeustreamError
+from neustream.service.mount import OWN, Call, Probe
+from neustream.service.service import Service
+
+
+class Describing:
+    """Looks at requests for a cluster, at one of its instances."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def describe(self, id: str, payload: bytes, slo: SLO | None) -> Future[Described]:
+        """What a request is; the future raises what its model has against the arguments.
+
+        `slo`: None: what is promised here.
+        """
+        slo = self.service.slo if slo is None else slo
+        answer: Future[Described] = Future()
+        try:
+            model, args, kwargs = loads(payload)
+            _, mount = self.service.mount(model)
+            asked = mount.request(*args, **kwargs)
+        except Exception as error:
+            answer.set_exception(error)
+            return answer
+        if isinstance(asked, Call):
+            self._described(id, asked, slo, answer)
+        else:
+            self._probe(id, asked, slo, answer)
+        return answer
+
+    def _described(self, id: str, call: Call, slo: SLO, answer: Future[Described]) -> None:
+        """Say what a call asks for; it is not served yet."""
+        call.over()
+        try:
+            asked = asked_of(Request(id, call.graph, slo=slo, params=call.params))
+            known = self.service.engine.inspect(_profiles)  # its stages may be new: they come first
+        except NeustreamError as error:
+            answer.set_exception(error)
+            return
+
+        def say(known: Future[Mapping[str, LatencyProfile]]) -> None:
+            try:
+                profiles = {stage: known.result()[stage] for stage in call.graph.stages}
+            except Exception as error:
+                answer.set_exception(error)
+            else:
+                streams = call.reader is not None
+                answer.set_result(Described(call.graph, asked, slo, profiles, streams))
+
+        known.add_done_callback(say)
+
+    def _probe(self, id: str, probe: Probe, slo: SLO, answer: Future[Described]) -> None:
+        """Have the device look at a request of a new kind."""
+        try:
+            done = self.service.engine.submit(probe.graph, probe.params, id=f"{OWN}probe/described/{id}")
+        except NeustreamError as error:
+            probe.over()
+            answer.set_exception(error)
+            return
+
+        def seen(done: Future[Result]) -> None:
+            try:
+                call = probe.then(done.result())
+            except Exception as error:
+                probe.over()
+                answer.set_exception(error)
+            else:
+                self._described(id, call, slo, answer)
+
+        done.add_done_callback(seen)
+
+
+def _profiles(members: Sequence[Member], now: float) -> Mapping[str, LatencyProfile]:
+    """What steps take, of the only member."""
+    return dict(members[0].scheduler.times.profiles)

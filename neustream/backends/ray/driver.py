@@ -1,0 +1,396 @@
+"""Drives a head for callers: their requests in, its orders out, over machines of whatever kind.
+
+One thread does all of it. It knows nothing of Ray: `Machines` starts instances and carries
+messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from neustream.backends.ray.callers import Caller, Counts, Machines, of_the_way, reader, value_of
+from neustream.backends.ray.starting import Starting
+from neustream.backends.ray.wire import PRINT, Described, Joined, News, NotMovable, asked_as_bytes
+from neustream.cluster import messages as to
+from neustream.cluster.head import Head
+from neustream.core.events import Emitted
+from neustream.core.types import SLO, Request
+from neustream.engine.answers import Result
+from neustream.engine.clock import stopwatch
+from neustream.errors import GraphError, NeustreamError, RequestError, RequestFailed, told
+from neustream.service.answer import Answer
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0
+"""How long a request waits for an instance that can look at it."""
+
+
+class Driver:
+    """Runs a head on a thread of its own.
+
+    Args:
+        head: nobody else touches it.
+        first: instances that are there before anybody is served.
+        observe: told of what happened to requests and instances, on that thread.
+
+    Attributes:
+        up: set once the first instances serve, or with why one of them does not.
+        counts: what became of requests; places: where the instances are, by name.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        machines: Machines,
+        first: int,
+        observe: Callable[[to.Happening], None] = lambda _: None,
+    ) -> None:
+        self._starting = Starting(head, machines, first, self.post, self._enter)
+        self.up = self._starting.up
+        self.counts = Counts()
+        self.places: dict[str, Joined] = {}
+        self._head = head
+        self._machines = machines
+        self._observe = observe
+        self._inbox: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
+        self._callers: dict[str, Caller] = {}
+        self._alive: set[str] = set()
+        self._looking: dict[str, str] = {}  # requests that are being looked at, and where
+        self._then: list[Callable[[], None]] = []
+        self._empty = threading.Condition()
+        self._over = False
+        self._thread = threading.Thread(target=self._run, name="neustream-cluster", daemon=True)
+        self._thread.start()
+
+    # -- on callers' threads ----------------------------------------------------------------------
+
+    def submit(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], model: str | None, slo: SLO | None, id: str
+    ) -> Answer[Any]:
+        """A request of a caller; RequestError if its arguments cannot leave this process."""
+        payload = asked_as_bytes(model, args, kwargs)
+        answer: Answer[Any] = Answer(id, model or "", self._give_up, reader)
+        caller = Caller(answer, payload, slo, stopwatch())
+        with self._empty:
+            if id in self._callers:
+                raise RequestError(f"request id {id!r} is already being served")
+            self._callers[id] = caller
+        self.counts.submitted += 1
+        self.post(partial(self._came, caller))
+        return answer
+
+    @property
+    def answers(self) -> Mapping[str, Answer[Any]]:
+        """What callers wait for, by id."""
+        with self._empty:
+            return {id: caller.answer for id, caller in self._callers.items()}
+
+    def post(self, work: Callable[[float], None]) -> None:
+        """Have `work` done on the thread, with the present instant."""
+        self._inbox.put(work)
+
+    def ask(self, question: Callable[[Head, float], Any]) -> Future[Any]:
+        """What `question` says of the head, on its thread, once its orders are on their way."""
+        answer: Future[Any] = Future()
+
+        def work(now: float) -> None:
+            try:
+                found = question(self._head, now)
+            except BaseException as error:  # it is the caller's
+                self._then.append(partial(answer.set_exception, error))
+            else:
+                self._then.append(partial(answer.set_result, found))
+
+        self.post(work)
+        return answer
+
+    def wait_empty(self, timeout_s: float | None) -> bool:
+        """Wait until nobody waits for an answer."""
+        with self._empty:
+            return self._empty.wait_for(lambda: not self._callers, timeout_s)
+
+    def close(self) -> None:
+        """End the thread; requests without an answer end as cancelled."""
+        self.post(self._close)
+        self._thread.join()
+
+    def _give_up(self, answer: Answer[Any]) -> None:
+        self.post(partial(self._cancel, answer))
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._over:
+            wake_at = self._head.wake_at()
+            left = None if wake_at is None else max(wake_at - stopwatch(), 0.0)
+            work: Callable[[float], None] | None = None
+            with contextlib.suppress(queue.Empty):
+                work = self._inbox.get(timeout=left) if left != 0.0 else self._inbox.get_nowait()
+            while work is not None:
+                self._do(work)
+                work = None
+                with contextlib.suppress(queue.Empty):
+                    work = self._inbox.get_nowait()
+            self._do(self._tick)
+            self._do(self._carry_out)
+            then, self._then = self._then, []
+            for answer in then:
+                answer()
+
+    def _do(self, work: Callable[[float], None]) -> None:
+        """One piece of work; what it raises is nobody else's."""
+        try:
+            work(stopwatch())
+        except Exception:
+            log.exception("the driver of a cluster met what it does not know")
+
+    def _tick(self, now: float) -> None:
+        wake_at = self._head.wake_at()
+        if wake_at is not None and now >= wake_at:
+            self._head.tick(now)
+
+    def _close(self, now: float) -> None:
+        self._over = True
+        for caller in list(self._callers.values()):
+            self._refuse(caller, RequestError("the cluster was closed", code="cancelled"))
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def _came(self, caller: Caller, now: float) -> None:
+        """Have an instance look at a request."""
+        id = caller.answer.id
+        if self._callers.get(id) is not caller:
+            return
+        fleet = self._head.fleet
+        able = [each for each in fleet.instances.values() if each.state == "up"]
+        if not able:
+            if now - caller.arrival > PATIENCE_S:
+                self._refuse(caller, RequestFailed(f"request {id!r}: no instance serves"))
+            else:
+                self._later(caller)
+            return
+        place = min(able, key=lambda each: float(fleet.live[each.row])).name
+        caller.tries += 1
+        self._looking[id] = place
+        seen = self._machines.describe(place, id, caller.payload, caller.slo)
+        seen.add_done_callback(lambda seen: self.post(partial(self._described, caller, place, seen)))
+
+    def _later(self, caller: Caller) -> None:
+        timer = threading.Timer(0.05, lambda: self.post(partial(self._came, caller)))
+        timer.daemon = True
+        timer.start()
+
+    def _described(self, caller: Caller, place: str, seen: Future[Described], now: float) -> None:
+        """What a request is is known, or why it cannot be served."""
+        id = caller.answer.id
+        if self._callers.get(id) is not caller or self._looking.get(id) != place:
+            return
+        del self._looking[id]
+        fault = seen.exception()
+        if fault is not None:
+            gone = place not in self._alive or of_the_way(fault)
+            if gone and caller.tries < 5:
+                self._later(caller)
+            else:
+                self._refuse(caller, fault)
+            return
+        found = seen.result()
+        try:
+            self._send(caller, found, place, now)
+        except NeustreamError as error:
+            self._refuse(caller, error)
+
+    def _send(self, caller: Caller, found: Described, place: str, now: float) -> None:
+        head, graph, id = self._head, found.graph, caller.answer.id
+        known = head.graphs.get(graph.name)
+        if known is None:
+            device = self.places[place].device
+            head.extend(graph, found.profiles, device, "repeat")
+            known = graph
+        elif known.print != graph.print:
+            raise GraphError(
+                f"instance {place!r}: its graph {graph.name!r} has print {graph.print}; the one "
+                f"of other instances has {known.print}"
+            )
+        caller.described = True
+        request = Request(id, known, caller.arrival, found.slo, {"asked": caller.payload})
+        head.submit(request, now, asked=found.asked)
+
+    def _cancel(self, answer: Answer[Any], now: float) -> None:
+        caller = self._callers.get(answer.id)
+        if caller is None or caller.answer is not answer:
+            return
+        if caller.described:
+            self._head.cancel(answer.id, now)
+        else:
+            self.counts.cancelled += 1
+            self._forget(caller)
+
+    def _refuse(self, caller: Caller, error: BaseException) -> None:
+        self.counts.refused += 1
+        self._forget(caller)
+        caller.answer.refuse(error)
+
+    def _forget(self, caller: Caller) -> None:
+        self._looking.pop(caller.answer.id, None)
+        with self._empty:
+            self._callers.pop(caller.answer.id, None)
+            self._empty.notify_all()
+
+    # -- orders -----------------------------------------------------------------------------------
+
+    def _carry_out(self, now: float) -> None:
+        """Carry out what the head wants, and tell of what happened."""
+        going: dict[str, list[to.ToInstance]] = {}
+        for order in self._head.pop_orders():
+            match order:
+                case to.Answer():
+                    self._answer(order)
+                case to.Forward():
+                    self._forward(order.emitted)
+                case to.Start():
+                    self._starting.start(order.role)
+                case to.Stop():
+                    self._stop(order.instance, order.why, kill=False)
+                case to.Give():
+                    self._flush(going)
+                    self._pass_on(order)
+                case _:
+                    going.setdefault(order.instance, []).append(order)
+        self._flush(going)
+        for event in self._head.pop_events():
+            self._happened(event)
+
+    def _flush(self, going: dict[str, list[to.ToInstance]]) -> None:
+        for name, orders in going.items():
+            if name in self._alive:
+                self._machines.order(name, orders)
+        going.clear()
+
+    def _pass_on(self, give: to.Give) -> None:
+        def failed(passed: Future[None]) -> None:
+            error = passed.exception()
+            if error is not None:
+                text = str(error) if isinstance(error, NotMovable) else told(error)
+                refused = to.Refused(give.id, give.next_term, text)
+                self.post(lambda now: self._head.heard(give.target, refused, now))
+
+        self._machines.pass_on(give).add_done_callback(failed)
+
+    def _forward(self, emitted: Emitted) -> None:
+        caller = self._callers.get(emitted.id)
+        if caller is not None:
+            caller.prints.append(emitted.update[PRINT])
+            caller.answer.push(emitted)
+
+    def _answer(self, order: to.Answer) -> None:
+        ended = order.ended
+        caller = self._callers.get(ended.id)
+        if caller is None:
+            return
+        status = "failed" if caller.fault is not None else ended.status
+        outcome = status if status != "done" else ("on_time" if ended.on_time else "late")
+        setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
+        self._forget(caller)
+        reason = ended.reason if caller.fault is None else caller.fault.reason
+        output: Mapping[str, Any] | None = {} if status == "done" else None
+        latency_s, on_time = ended.latency_s, ended.on_time and status == "done"
+        code = ended.code if status == ended.status else "failed"
+        result = Result(ended.id, status, reason, output, latency_s, on_time, code=code)
+        done: Future[Result] = Future()
+        done.set_result(result)
+        caller.answer.settle(done, partial(value_of, caller))
+
+    def _happened(self, event: to.Happening) -> None:
+        counts = self.counts
+        match event:
+            case to.Moved():
+                counts.moved += 1
+                if event.held_at < math.inf:
+                    counts.downtimes_s.append(event.at - event.held_at)
+            case to.Unmoved():
+                counts.unmoved += 1
+            case to.Restarted():
+                counts.restarted += 1
+            case to.Lost():
+                counts.lost += 1
+                self._stop(event.instance, event.why, kill=True)
+        with contextlib.suppress(Exception):
+            self._observe(event)
+
+    # -- instances --------------------------------------------------------------------------------
+
+    def _enter(self, name: str, found: Joined, now: float) -> None:
+        head = self._head
+        for graph in found.graphs:
+            known = head.graphs.get(graph.name)
+            if known is None:
+                profiles = {stage: found.profiles[stage] for stage in graph.stages}
+                head.extend(graph, profiles, found.device, "repeat")
+        stages = {stage for graph in head.graphs.values() for stage in graph.stages}
+        prints = {graph.name: graph.print for graph in found.graphs}
+        head.know(found.device, found.profiles)
+        head.joined(name, now, stages=sorted(stages), device=found.device, prints=prints)
+        self._alive.add(name)
+        self.places[name] = found
+        self._listen(name, now)
+
+    def _listen(self, name: str, now: float) -> None:
+        news = self._machines.listen(name, now)
+        news.add_done_callback(lambda news: self.post(partial(self._heard, name, news)))
+
+    def _heard(self, name: str, news: Future[Sequence[News]], now: float) -> None:
+        """An instance reported, or is dead."""
+        if name not in self._alive:
+            return
+        error = news.exception()
+        if error is not None:
+            self._alive.discard(name)
+            self._head.lost(name, told(error), now)
+            self._look_elsewhere(name)
+            return
+        self._listen(name, now)
+        for one in news.result():
+            self._one_heard(name, one, now)
+
+    def _one_heard(self, name: str, news: News, now: float) -> None:
+        report = news.report
+        caller = self._callers.get(getattr(report, "id", ""))
+        if caller is not None and news.value:
+            caller.value = news.value
+        if caller is not None and isinstance(report, to.Made):
+            self._compare(caller, report, now)
+        self._head.heard(name, report, now)
+
+    def _compare(self, caller: Caller, made: to.Made, now: float) -> None:
+        """An output that is made again has to be the one that its caller has."""
+        index = made.index
+        known = caller.prints[index : index + 1]
+        if caller.fault is not None or known in ([], [made.update[PRINT]]):
+            return
+        reason = f"its instance was lost, and output {index} came out different when it was made again"
+        caller.fault = RequestFailed(f"request {made.id!r}: {reason}", reason=reason)
+        self._head.cancel(made.id, now)
+
+    def _look_elsewhere(self, name: str) -> None:
+        for id in [id for id, place in self._looking.items() if place == name]:
+            del self._looking[id]
+            caller = self._callers.get(id)
+            if caller is not None:
+                self._later(caller)
+
+    def _stop(self, name: str, why: str, *, kill: bool) -> None:
+        if name in self.places:
+            del self.places[name]
+            self._alive.discard(name)
+            self._look_elsewhere(name)
+            self._machines.stop(name, why, kill=kill)

@@ -1,0 +1,71 @@
+"""Requests at an instance, as its agent keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from neustream.backends.ray.wire import ITEM, PRINT
+from neustream.cluster import messages as to
+from neustream.core.events import Update
+from neustream.service.answer import Answer
+from neustream.service.mount import Mount, Reader
+from neustream.service.requests import Moved
+
+
+@dataclass(eq=False)
+class Entry:
+    """A request that is here, or has just left.
+
+    Attributes:
+        answer: the service's; reader: reads its outputs. items: what came of them, as updates for
+            the head; sent: how many went out; heard: how many the head has for certain.
+        told: whether the head knows that it is here: what came before goes along with that.
+        left: it, once it waits to be passed on; why: why it cannot be. left_at: since when.
+        quiet: the head wants to hear no more of it; next: the order that waits for its end.
+    """
+
+    id: str
+    term: int
+    answer: Answer[Any] | None = None
+    reader: Reader | None = None
+    items: list[Update] = field(default_factory=list)
+    sent: int = 0
+    heard: int = 0
+    told: bool = True
+    began: bool = False
+    left: Moved | None = None
+    left_at: float = 0.0
+    why: str = ""
+    quiet: bool = False
+    next: to.Send | None = None
+
+    def catch_up(self, answer: Answer[Any]) -> None:
+        """Read all outputs of an answer, from the first one on: readers have a memory."""
+        if not answer.streams:
+            return
+        outputs = answer.outputs
+        if self.reader is None:
+            self.reader = answer.reader()
+            for output in outputs[: len(self.items)]:
+                self.reader(output)
+        for output in outputs[len(self.items) :]:
+            self.items.append({ITEM: self.reader(output), PRINT: _print(output.update)})
+
+
+def _print(update: Update) -> bytes:
+    """A hash of the words and whole numbers in an output: what is the same when it is made again."""
+    plain = sorted((k, v) for k, v in update.items() if isinstance(v, str | int | bool))
+    return hashlib.blake2b(pickle.dumps(plain, protocol=5), digest_size=8).digest()
+
+
+def graphs_of(mount: Mount) -> Sequence[Any]:
+    """The graphs that a mount's requests go through, as far as they are known."""
+    known = getattr(mount, "graphs", None)
+    if known is not None:
+        return tuple(known)
+    graph = getattr(mount, "graph", None)
+    return () if graph is None else (graph,)

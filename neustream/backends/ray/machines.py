@@ -1,0 +1,197 @@
+"""Instances as actors of a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from neustream.backends.ray.actor import Instance
+from neustream.backends.ray.wire import Described, Joined, News, dumps, loads
+from neustream.cluster import messages as to
+from neustream.core.types import SLO
+from neustream.errors import BackendError, told
+
+log = logging.getLogger(__name__)
+
+CALLS = 1000
+"""Calls that an actor has under way at once."""
+CONNECT_S = 5.0
+"""How long an address may take to answer."""
+CLOSE_S = 10.0
+"""How long an instance may take to end by itself."""
+QUIET = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+
+
+class RayMachines:
+    """Starts actors and carries messages to them.
+
+    Args:
+        resources: of one instance (`{"num_cpus": 1}`, `{"num_gpus": 1}`).
+        owned: whether Ray is to end with it.
+    """
+
+    def __init__(self, make: Callable[[str], Any], resources: Mapping[str, float], *, owned: bool) -> None:
+        self._make = dumps(make)
+        self._resources = dict(resources)
+        self._actors: dict[str, Any] = {}
+        self._numbers: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._ending = ThreadPoolExecutor(8, thread_name_prefix="neustream-ending")
+        self._owned = owned
+
+    def room(self) -> int:
+        """Instances that the cluster's machines have room for."""
+        there = ray.cluster_resources()
+        names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+        counts = [
+            int(there.get(names.get(name, name), 0.0) // amount)
+            for name, amount in self._resources.items()
+            if amount > 0
+        ]
+        return min(counts, default=2**31)
+
+    def needs(self) -> str:
+        """What an instance takes, in words."""
+        return ", ".join(f"{name}={amount:g}" for name, amount in self._resources.items())
+
+    def start(self, name: str) -> Future[Joined]:
+        options = {"max_concurrency": CALLS, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        actor = ray.remote(Instance).options(**options, **self._resources).remote(name, self._make)
+        with self._lock:
+            self._actors[name] = actor
+            self._numbers[name] = 0
+        return _plain(actor.start.remote())
+
+    def listen(self, name: str, now: float) -> Future[Sequence[News]]:
+        return self._call(name, "listen", now)
+
+    def describe(self, name: str, id: str, payload: bytes, slo: SLO | None) -> Future[Described]:
+        found: Future[Described] = Future()
+        self._call(name, "describe", id, payload, slo).add_done_callback(partial(_opened, found))
+        return found
+
+    def order(self, name: str, orders: Sequence[to.ToInstance]) -> None:
+        with self._lock:
+            number = self._numbers.get(name, 0)
+            self._numbers[name] = number + 1
+        self._call(name, "orders", number, list(orders))
+
+    def pass_on(self, give: to.Give) -> Future[None]:
+        with self._lock:
+            source, target = self._actors.get(give.instance), self._actors.get(give.target)
+        if source is None or target is None:
+            return _failed(BackendError("one of its two instances is gone"))
+        left = source.leave.remote(give.id, give.term)
+        return _plain(target.take.remote(give.id, give.next_term, left))
+
+    def stop(self, name: str, why: str, *, kill: bool) -> None:
+        with self._lock:
+            actor = self._actors.pop(name, None)
+        if actor is None:
+            return
+        log.info("instance %r ends: %s", name, why)
+        self._ending.submit(_end, actor, kill=kill)
+
+    def close(self) -> None:
+        """End all instances, and Ray if it was started for them."""
+        with self._lock:
+            names = list(self._actors)
+        for name in names:
+            self.stop(name, "the cluster was closed", kill=False)
+        self._ending.shutdown()
+        if self._owned:
+            ray.shutdown()
+
+    def _call(self, name: str, method: str, *args: Any) -> Future[Any]:
+        with self._lock:
+            actor = self._actors.get(name)
+        if actor is None:
+            return _failed(BackendError(f"instance {name!r} is gone"))
+        return _plain(getattr(actor, method).remote(*args))
+
+
+def connect(address: str | None) -> bool:
+    """Have a Ray; whether it is one of our own. BackendError if there is none at `address`."""
+    if ray.is_initialized():
+        if address not in (None, "auto"):
+            here = ray.get_runtime_context().gcs_address
+            if here != address:
+                raise BackendError(f"address {address!r}: this process is connected to {here!r}")
+        return False
+    if address is None:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(**QUIET)
+        return True
+    _answers(address)
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except Exception as error:
+        raise BackendError(f"address {address!r}: {told(error)}") from error
+    return True
+
+
+def _answers(address: str) -> None:
+    """BackendError if nobody listens at an address."""
+    if address in ("auto", "local") or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise BackendError(f"address must be 'auto' or 'host:port', got {address!r}")
+    try:
+        with contextlib.closing(socket.create_connection((host, int(port)), CONNECT_S)):
+            pass
+    except OSError as error:
+        raise BackendError(f"address {address!r} does not answer: {told(error)}") from error
+
+
+def _plain(ref: Any) -> Future[Any]:
+    """The future of a call, with the error that was raised there in place of Ray's around it."""
+    found: Future[Any] = Future()
+
+    def over(done: Future[Any]) -> None:
+        error = done.exception()
+        if isinstance(error, RayTaskError):
+            error = error.cause if isinstance(error.cause, Exception) else error
+        if error is not None:
+            found.set_exception(error)
+        else:
+            found.set_result(done.result())
+
+    ref.future().add_done_callback(over)
+    return found
+
+
+def _opened(found: Future[Described], done: Future[bytes]) -> None:
+    """What was described, or raised."""
+    error = done.exception()
+    if error is None:
+        value, error = loads(done.result())
+    if error is not None:
+        found.set_exception(error)
+    else:
+        found.set_result(value)
+
+
+def _failed(error: Exception) -> Future[Any]:
+    failed: Future[Any] = Future()
+    failed.set_exception(error)
+    return failed
+
+
+def _end(actor: Any, *, kill: bool) -> None:
+    """End an actor; not on a thread that Ray calls back on: that would wait for itself."""
+    with contextlib.suppress(Exception):  # it is dead
+        if not kill:
+            ray.wait([actor.close.remote()], timeout=CLOSE_S)
+    with contextlib.suppress(Exception):
+        ray.kill(actor, no_restart=True)

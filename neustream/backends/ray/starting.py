@@ -1,0 +1,82 @@
+"""Instances that are to start: the first ones, and those that take the places of others."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+
+from neustream.backends.ray.callers import Machines
+from neustream.backends.ray.wire import Joined
+from neustream.cluster.head import Head
+from neustream.errors import told
+
+log = logging.getLogger(__name__)
+
+MOST_BACKOFF_S = 30.0
+"""The longest time between two tries to start an instance."""
+
+
+class Starting:
+    """Has instances started; on the driver's thread.
+
+    Args:
+        first: instances that are there before anybody is served.
+        post: has work done on the driver's thread.
+        entered: an instance serves from now on; raises why it cannot.
+
+    Attributes:
+        up: set once the first instances serve, or with why one of them does not.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        machines: Machines,
+        first: int,
+        post: Callable[[Callable[[float], None]], None],
+        entered: Callable[[str, Joined, float], None],
+    ) -> None:
+        self.up: Future[None] = Future()
+        self._head = head
+        self._machines = machines
+        self._left = first
+        self._post = post
+        self._entered = entered
+        self._numbers = itertools.count(1)
+        self._failures = 0
+
+    def start(self, role: str) -> None:
+        """Start one more."""
+        name = f"{role}-{next(self._numbers)}"
+        joined = self._machines.start(name)
+        joined.add_done_callback(lambda joined: self._post(partial(self._joined, name, role, joined)))
+
+    def _joined(self, name: str, role: str, joined: Future[Joined], now: float) -> None:
+        """An instance serves, or cannot."""
+        try:
+            self._entered(name, joined.result(), now)
+        except Exception as error:
+            self._machines.stop(name, "it does not serve", kill=True)
+            if self.up.done():
+                self._try_later(role, told(error))
+            else:
+                self.up.set_exception(error)
+            return
+        self._failures = 0
+        self._left -= 1
+        if self._left <= 0 and not self.up.done():
+            self.up.set_result(None)
+
+    def _try_later(self, role: str, why: str) -> None:
+        """An instance that was ordered does not serve; the next try comes later each time."""
+        self._failures += 1
+        wait_s = min(2.0**self._failures / 2, MOST_BACKOFF_S)
+        log.error("an instance could not be started (next try in %.0f s): %s", wait_s, why)
+        work = partial(self._head.not_started, role, why)
+        timer = threading.Timer(wait_s, lambda: self._post(work))
+        timer.daemon = True
+        timer.start()

@@ -1,0 +1,103 @@
+"""What goes between a cluster's driver and its instances beside the head's own messages."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neustream.cluster.messages import Report
+from neustream.core.graph import Graph
+from neustream.core.outlook import Asked
+from neustream.core.profile import LatencyProfile
+from neustream.core.types import SLO
+from neustream.errors import NeustreamError, RequestError, RequestFailed, told
+from neustream.service.requests import Moved
+
+ITEM, PRINT = "item", "print"
+"""Of an output on its way: what its reader gets, and a hash by which it is known again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """An instance that serves.
+
+    Args:
+        device: its kind; `place`: where it is, for people. pid: of its process.
+        graphs: those it knows already; profiles: of its stages.
+    """
+
+    device: str
+    place: str
+    pid: int
+    graphs: tuple[Graph, ...]
+    profiles: Mapping[str, LatencyProfile]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a request is, as an instance that looked at its arguments says."""
+
+    graph: Graph
+    asked: Asked
+    slo: SLO
+    profiles: Mapping[str, LatencyProfile]
+    streams: bool
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A report of an instance. `value`: what its caller gets of a request that is over, pickled."""
+
+    report: Report
+    value: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A request that left an instance. `heard`: outputs that the head has for certain."""
+
+    moved: Moved
+    heard: int
+
+
+class NotMovable(NeustreamError):
+    """A request cannot leave its instance."""
+
+
+def asked_as_bytes(model: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """A caller's arguments as bytes; RequestError for what cannot leave the process."""
+    try:
+        return dumps((model, args, dict(kwargs)))
+    except Exception as error:  # anybody's objects
+        raise RequestError(f"arguments of a request to a cluster go to other processes: {told(error)}") from error
+
+
+def value_as_bytes(id: str, value: Any, error: BaseException | None) -> bytes:
+    """What a caller gets, as bytes: a value, or what is raised."""
+    try:
+        return dumps((value, error))
+    except Exception as fault:
+        what = "what it returned" if error is None else f"what it raised ({told(error)})"
+        reason = f"{what} cannot leave its instance: {told(fault)}"
+        return dumps((None, RequestFailed(f"request {id!r}: {reason}", reason=reason)))
+
+
+def dumps(value: Any) -> bytes:
+    """Bytes of any value: functions and classes of a main program too, where Ray is installed."""
+    try:
+        return pickle.dumps(value, protocol=5)
+    except Exception:
+        if importlib.util.find_spec("ray") is None:
+            raise
+        from ray import cloudpickle
+
+        made: bytes = cloudpickle.dumps(value)
+        return made
+
+
+def loads(data: bytes) -> Any:
+    """The value again."""
+    return pickle.loads(data)

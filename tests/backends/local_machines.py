@@ -1,0 +1,148 @@
+"""Machines of a cluster in this process: an agent each, that can die or hang."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import queue
+import threading
+import time
+from concurrent.futures import Future
+
+from neustream.backends.ray.agent import Agent
+from neustream.backends.ray.entries import graphs_of
+from neustream.backends.ray.wire import Joined
+
+BEAT_S = 0.02
+
+
+class LocalMachines:
+    """See `neustream.backends.ray.driver.Machines`. All messages go through bytes, as over a wire."""
+
+    def __init__(self, make):
+        self.make = make
+        self.agents, self.ended = {}, []
+        self.made = 0
+        self._listening, self._hung = {}, set()
+        self._lock = threading.RLock()
+        self._wakes = queue.SimpleQueue()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat)
+        self._thread.start()
+
+    def start(self, name):
+        started = Future()
+        try:
+            self.made += 1
+            service = self.make(self.made)
+        except Exception as error:
+            started.set_exception(error)
+            return started
+        agent = Agent(service, name, lambda: self._woken(name))
+        with self._lock:
+            self.agents[name] = agent
+        graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
+        started.set_result(Joined("toy", f"here, {name}", self.made, tuple(graphs), dict(service.profiles)))
+        return started
+
+    def listen(self, name, now):
+        news = Future()
+        with self._lock:
+            self._listening[name] = news
+            if name not in self.agents:
+                news.set_exception(ConnectionError("died"))
+        self._woken(name)
+        return news
+
+    def describe(self, name, id, payload, slo):
+        if name not in self.agents:
+            return failed(ConnectionError("died"))
+        return self.agents[name].describing.describe(id, payload, slo)
+
+    def order(self, name, orders):
+        agent = self.agents.get(name)
+        if agent is not None and name not in self._hung:
+            agent.carry_out(through(orders))
+
+    def pass_on(self, give):
+        passed = Future()
+        try:
+            left = through(self.agents[give.instance].leave(give.id, give.term))
+            self.agents[give.target].take(give.id, give.next_term, left, 0.0)
+        except Exception as error:
+            passed.set_exception(error)
+        else:
+            passed.set_result(None)
+        return passed
+
+    def stop(self, name, why, *, kill):
+        self.ended.append((name, why, kill))
+        self.die(name)
+
+    # -- what tests do ----------------------------------------------------------------------------
+
+    def die(self, name):
+        """An instance's process is dead, with all that it had not told yet."""
+        with self._lock:
+            agent = self.agents.pop(name, None)
+            news = self._listening.pop(name, None)
+        if agent is not None:
+            agent.service.engine.interrupt()
+        if news is not None and not news.done():
+            news.set_exception(ConnectionError("died"))
+
+    def hang(self, name):
+        """Nothing goes to an instance any more, and nothing comes."""
+        self._hung.add(name)
+
+    def close(self):
+        self._over.set()
+        self._thread.join()
+        for name in list(self.agents):
+            self.die(name)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _woken(self, name):
+        """On whatever thread, whose locks are not ours: the beat delivers."""
+        self._wakes.put(name)
+
+    def _deliver(self, name):
+        with self._lock:
+            agent, news = self.agents.get(name), self._listening.get(name)
+            if agent is None or news is None or news.done() or name in self._hung:
+                return
+            found = agent.news()
+            if not found:
+                return
+            del self._listening[name]
+        news.set_result(through(found))
+
+    def _beat(self):
+        looked_at = 0.0
+        while not self._over.is_set():
+            with contextlib.suppress(queue.Empty):
+                self._deliver(self._wakes.get(timeout=BEAT_S))
+            if time.monotonic() - looked_at < BEAT_S:
+                continue
+            looked_at = time.monotonic()
+            with self._lock:
+                agents = list(self.agents.values())
+            for agent in agents:
+                looked = agent.look()
+                looked.add_done_callback(lambda looked, agent=agent: self._looked(agent, looked))
+
+    def _looked(self, agent, looked):
+        if looked.exception() is None:
+            agent.told(looked.result())
+
+
+def through(value):
+    """What comes out at the other end of a wire."""
+    return pickle.loads(pickle.dumps(value))
+
+
+def failed(error):
+    found = Future()
+    found.set_exception(error)
+    return found

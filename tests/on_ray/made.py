@@ -1,0 +1,108 @@
+"""What instances of the tests serve. It is imported on them."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from neustream import FCFS, Graph, Stage, TableProfile, loop, serve
+
+STEP_S = 0.01
+
+
+class Words:
+    """Says a word a step, and how many it has said."""
+
+    def __init__(self, step_s):
+        self.step_s = step_s
+
+    def load(self, device):
+        pass
+
+    def step(self, inputs):
+        time.sleep(self.step_s)
+        return [self.say(one) for one in inputs]
+
+    def say(self, given):
+        said = given.state.get("said", 0) + 1
+        return {"said": said, "word": f"{given.params['voice']}{said}"}
+
+
+def words(job):
+    return job.params["words"]
+
+
+def chat(device, step_s=STEP_S):
+    graph = Graph("chat", loop(Stage("say", max_batch=8, emits=True), times=words))
+    profile = TableProfile("say", range(1, 9), [step_s] * 8, device="toy")
+    return serve(graph, {"say": Words(step_s)}, {"say": profile}, policy=FCFS(drop_hopeless=False))
+
+
+def large(device):
+    """Words whose requests keep 300 KB."""
+    graph = Graph("chat", loop(Stage("say", max_batch=8, emits=True), times=words))
+    profile = TableProfile("say", range(1, 9), [STEP_S] * 8, device="toy")
+    return serve(graph, {"say": Large(STEP_S)}, {"say": profile}, policy=FCFS(drop_hopeless=False))
+
+
+class Large(Words):
+    """Keeps 300 KB of each request by itself; `pid`: of its process."""
+
+    def __init__(self, step_s):
+        super().__init__(step_s)
+        self.kept = {}
+
+    def say(self, given):
+        update = super().say(given)
+        kept = self.kept.setdefault(given.id, np.zeros(300_000, np.uint8))
+        kept[update["said"]] = update["said"]
+        return {**update, "sum": int(kept.sum()), "pid": os.getpid()}
+
+    def release(self, id):
+        self.kept.pop(id, None)
+
+    def export(self, given):
+        return self.kept[given.id]
+
+    def adopt(self, given, piece):
+        self.kept[given.id] = piece.copy()
+
+
+def models(device):
+    """A tiny text model and a tiny pipeline, with the same weights on each instance."""
+    import torch
+    from pipelines import build
+    from texts import made
+
+    from neustream.backends.diffusers import PipelineMount
+    from neustream.backends.transformers import TextMount
+    from neustream.core.steps import LearntSteps
+
+    torch.set_num_threads(1)
+    text = TextMount(made("llama"), profile=LearntSteps(), slots=4)
+    image = PipelineMount(build("stable_diffusion"), samples=[], measure_s=0.0)
+    return serve({"chat": text, "sd": image})
+
+
+class SecondFails:
+    """A `make` that raises, or makes another graph, the second time: of all processes that have `path`."""
+
+    def __init__(self, path, other=None):
+        self.path, self.other = path, other
+
+    def __call__(self, device):
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            if self.other is None:
+                raise OSError("no such checkpoint") from None
+            return self.other(device)
+        return chat(device)
+
+
+def other_graph(device):
+    graph = Graph("chat", Stage("tell", max_batch=8, emits=True))
+    profile = TableProfile("tell", [1], [STEP_S], device="toy")
+    return serve(graph, {"tell": Words(STEP_S)}, {"tell": profile})

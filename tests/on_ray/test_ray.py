@@ -1,0 +1,167 @@
+"""A cluster on two nodes of a real Ray: real small models, deaths, hangs, moves, and what cannot be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+if not hasattr(ray, "init"):
+    pytest.skip("needs the extra 'ray'", allow_module_level=True)
+
+import made  # noqa: E402
+import psutil  # noqa: E402
+
+from neustream import BackendError, GraphError, RequestError  # noqa: E402
+from neustream.backends.ray import Cluster, contract  # noqa: E402
+from neustream.cluster.book import Settings  # noqa: E402
+
+pytestmark = pytest.mark.ray
+QUICK = Settings(suspect_s=1.0, dead_s=2.0)
+
+
+def said(answer):
+    return [update["word"] for update in answer]
+
+
+def adds_up(cluster):
+    counts = cluster.counts
+    ends = counts.on_time + counts.late + counts.dropped + counts.failed + counts.cancelled + counts.refused
+    return counts.submitted == ends
+
+
+def gone(pids):
+    """Whether processes end; waits for that."""
+    _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
+    return not left
+
+
+def test_real_models_answer_as_one_service_does(nodes):
+    import torch
+    from pipelines import requests, tensor_of
+    from texts import prompts
+
+    with made.models("cpu") as alone:
+        prompt, request = prompts(4)[1], requests("stable_diffusion")[0]
+        sampled = {"max_tokens": 8, "temperature": 1.0, "seed": 3}
+        texts = [alone.submit(one, model="chat", **sampled).result(60).token_ids for one in prompts(4)]
+        image = tensor_of(alone.submit(**request.arguments(), model="sd").result(60))
+    with Cluster(made.models, instances=2, address=nodes) as cluster:
+        answers = [cluster.submit(one, model="chat", **sampled) for one in prompts(4)]
+        pictures = [cluster.submit(**request.arguments(), model="sd") for _ in range(4)]
+        assert [answer.result(120).token_ids for answer in answers] == texts
+        assert [[token.id for token in answer] for answer in answers] == [list(text) for text in texts]
+        together = [tensor_of(answer.result(120)) for answer in pictures]
+        assert all(torch.allclose(picture, image, atol=1e-3) for picture in together)
+        assert torch.equal(tensor_of(cluster.submit(**request.arguments(), model="sd").result(120)), image)
+        assert {picture.ended.status for picture in pictures} == {"done"}
+        with pytest.raises(RequestError, match="the prompt is empty"):
+            cluster.submit([], max_tokens=3, model="chat").result(60)
+        moving = cluster.submit(prompt, max_tokens=50, ignore_eos=True, model="chat", id="m")
+        reading = iter(moving)
+        next(reading)
+        source = moving.outputs[0].member
+        [target] = [name for name in cluster.instances if name != source]
+        cluster.move("m", target)
+        ids = [token.id for token in moving]
+        whole = cluster.submit(prompt, max_tokens=50, ignore_eos=True, model="chat").result(60)
+        assert ids == list(moving.result(60).token_ids) == list(whole.token_ids)
+        assert adds_up(cluster)
+        pids = list(cluster.pids.values())
+    assert gone(pids)
+
+
+def test_one_of_two_killed_under_load_loses_nothing_and_another_takes_its_place(nodes):
+    with Cluster(made.chat, instances=2, address=nodes) as cluster:
+        answers = [cluster.submit(words=20, voice=f"v{at}-") for at in range(200)]
+        for answer in answers[:4]:
+            next(iter(answer))
+        before = dict(cluster.pids)
+        os.kill(before["whole-1"], signal.SIGKILL)
+        for at, answer in enumerate(answers):
+            assert said(answer) == [f"v{at}-{word + 1}" for word in range(20)]
+        assert cluster.counts.on_time == 200 and adds_up(cluster)
+        assert cluster.counts.lost == 1 and cluster.counts.restarted > 0
+        assert "whole-1" not in cluster.instances
+
+
+def test_one_that_is_stopped_is_found_out_and_ended(nodes):
+    with Cluster(made.chat, instances=2, address=nodes, settings=QUICK) as cluster:
+        answers = [cluster.submit(words=100, voice="a") for _ in range(20)]
+        for answer in answers:
+            next(iter(answer))
+        pid = cluster.pids["whole-2"]
+        os.kill(pid, signal.SIGSTOP)
+        assert all(said(answer) == [f"a{at + 1}" for at in range(100)] for answer in answers)
+        assert cluster.counts.lost == 1 and adds_up(cluster)
+        assert gone([pid])
+
+
+def test_a_request_moves_to_another_process_and_back(nodes, record_property):
+    with Cluster(made.large, instances=2, address=nodes) as cluster:
+        answer = cluster.submit(words=100, voice="a", id="m")
+        reading = iter(answer)
+        for _ in range(4):
+            next(reading)
+            source = answer.outputs[-1].member
+            moves = cluster.counts.moved
+            cluster.move("m", "whole-2" if source == "whole-1" else "whole-1")
+            while cluster.counts.moved == moves:
+                next(reading)
+        list(reading)
+        updates = [output.update["item"] for output in answer.outputs]
+        assert [update["said"] for update in updates] == list(range(1, 101))
+        assert [update["sum"] for update in updates] == [sum(range(said + 1)) for said in range(1, 101)]
+        assert len({update["pid"] for update in updates}) == 2
+        record_property("downtime of moves, ms", statistics.median(cluster.counts.downtimes_s) * 1e3)
+
+
+def test_growing_draining_and_a_close_that_serves_what_is_open(nodes):
+    cluster = Cluster(made.chat, instances=1, address=nodes)
+    try:
+        answers = [cluster.submit(words=100, voice="a") for _ in range(4)]
+        for answer in answers:
+            next(iter(answer))
+        cluster.resize(2)
+        while len(cluster.instances) < 2:
+            next(iter(cluster.submit(words=1, voice="b")))
+        cluster.drain("whole-1")
+        assert all(said(answer) == [f"a{at + 1}" for at in range(100)] for answer in answers)
+        assert cluster.counts.restarted == 0
+        last = cluster.submit(words=50, voice="c")
+    finally:
+        cluster.close()
+    assert said(last) == [f"c{at + 1}" for at in range(50)] and adds_up(cluster)
+    with pytest.raises(RequestError, match="the cluster is closed"):
+        cluster.submit(words=1, voice="a")
+
+
+def test_what_cannot_be(nodes, tmp_path):
+    with pytest.raises(
+        BackendError, match=r"9 instance\(s\) of num_cpus=1 are more than the machines have room for: 4"
+    ):
+        Cluster(made.chat, instances=9, address=nodes)
+    with pytest.raises(BackendError, match=r"address '127.0.0.1:9' does not answer"):
+        Cluster(made.chat, address="127.0.0.1:9")
+    with pytest.raises(BackendError, match="address must be 'auto' or 'host:port', got 'here'"):
+        Cluster(made.chat, address="here")
+    raises = made.SecondFails(str(tmp_path / "one"))
+    why = r"instance 'whole-\d' on .* \(cpu\): make raised OSError: no such checkpoint"
+    with pytest.raises(BackendError, match=why):
+        Cluster(raises, instances=2, address=nodes)
+    differs = made.SecondFails(str(tmp_path / "two"), made.other_graph)
+    with pytest.raises(GraphError, match=r"instance 'whole-\d': its graph 'chat' has print \w+; the one here has"):
+        Cluster(differs, instances=2, address=nodes)
+    with pytest.raises(BackendError, match=r"make is to return what neustream.serve does, got int"):
+        Cluster(len_of, address=nodes)
+
+
+def len_of(device):
+    return len(device)
+
+
+def test_the_contract_holds_for_this_ray():
+    contract.check(ray)
