@@ -37,6 +37,8 @@ DEFAULT_TOKENS = 16
 """Of completions that do not say how many; chats go on to the end of the context."""
 COLDEST = 1e-5
 """A lower temperature means the likeliest token, as in vLLM."""
+COOL = 0.01
+"""Others are raised to it, as in vLLM too: logits of half precision would overflow."""
 AS_THEY_ARE = ("min_tokens", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -166,7 +168,7 @@ def _sampling(body: TextBody, model: TextModel) -> dict[str, Any]:
     """How tokens are chosen, as backends are told it; what the client leaves open is not among it."""
     temperature = model.temperature if body.temperature is None else body.temperature
     found: dict[str, Any] = {
-        "temperature": temperature if temperature >= COLDEST else 0.0,
+        "temperature": max(temperature, COOL) if temperature >= COLDEST else 0.0,
         "stop_token_ids": body.stop_token_ids or (),
         "ignore_eos": body.ignore_eos,
     }

@@ -153,6 +153,7 @@ def test_connections_are_twice_what_may_be_open():
         ("/v1/completions", {"model": "tiny", "prompt": "x", "slo": {"ttft_ms": 1e-3}}, 400, "hopeless"),
         ("/v1/completions", {"model": "tiny", "prompt": ["x"] * 17}, 400, "at most 16"),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "vllm_xargs": {"slo_weight": 0}}, 400, "slo_weight"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "repetition_penalty": 5e-324}, 400, "equal to 0.01"),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "temperature": 101}, 400, "less than or equal to 100"),
         ("/v1/images/generations", {"prompt": "x", "num_inference_steps": 201}, 400, "less than or equal to 200"),
         ("/v1/images/edits", {"prompt": "x", "image": "data:image/png;base64,"}, 404, "for edits"),
