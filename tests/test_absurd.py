@@ -178,7 +178,7 @@ CONFIG = st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3)
     derandomize=True,
     deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(values=CONFIG, llm=st.booleans())
 def test_any_value_at_any_key_is_an_error_of_one_line_or_works(tmp_path, values, llm):
@@ -202,7 +202,7 @@ def test_any_value_at_any_key_is_an_error_of_one_line_or_works(tmp_path, values,
     derandomize=True,
     deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(text=st.text(st.sampled_from("abw.=:[]{}&*!|>%@`\"'-?,# \n\t0159eE+<~"), max_size=30))
 def test_any_override_is_an_error_of_one_line_or_works(tmp_path, text):
