@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ def nodes():
     started = psutil.Process().children(recursive=True)
     cluster.shutdown()
     _, left = psutil.wait_procs(started, timeout=30)
-    names = [process.name() for process in left if process.is_running()]
+    names = []
     for process in left:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
+            names.append(process.name())
+            process.kill()
     assert not names, f"processes were left behind: {names}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
@@ -35,7 +36,11 @@ def adds_up(cluster):
 
 def gone(pids):
     """Whether processes end; waits for that."""
-    _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
+    there = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            there.append(psutil.Process(pid))
+    _, left = psutil.wait_procs(there, timeout=30)
     return not left
 
 
