@@ -337,7 +337,7 @@ def test_profiles_of_another_device_are_refused_unless_allowed(tmp_path):
 
 
 def test_the_command_finds_backends_of_ones_own_on_the_path(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     asked = [sys.executable, "-m", "neustream.cli", "run", str(toy(tmp_path)), "--json", "out.json"]
     done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr

@@ -192,7 +192,8 @@ class Slow(FCFS):
     def decide(self, view):
         if view.now < 0.01 and not pathlib.Path("go").exists():
             pathlib.Path("marker").write_text(str(os.getpid()))
-            time.sleep(60)
+            for _ in range(1200):  # a signal just before a sleep is heard when that ends
+                time.sleep(0.05)
         return super().decide(view)
 """
 
@@ -222,9 +223,10 @@ def test_processes_end_with_the_command_even_if_it_is_killed(tmp_path):
     asked = ["sweep", path, *VALUES, "--out", "out", "--jobs", 2, "-p", "slow_rule:Slow"]
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     running = subprocess.Popen([sys.executable, "-m", "neustream", *map(str, asked)], cwd=tmp_path, env=environment)
-    while not (tmp_path / "marker").exists() or not (tmp_path / "marker").read_text():
+    marker = tmp_path / "marker"
+    while not (worker := marker.read_text() if marker.exists() else ""):  # each worker empties it, and writes
         assert running.poll() is None
-    worker = int((tmp_path / "marker").read_text())
+        time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
     for _ in range(1000):
