@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from neustream.cluster import messages as say
-from neustream.cluster.parcels import fresh, take
+from neustream.cluster.packing import Packing
+from neustream.cluster.parcels import fresh, size_of, take
 from neustream.core.batch import input_of
 from neustream.core.carry import Carry, later, pack
 from neustream.core.events import Emitted, Ended, Given, Held, Left
@@ -34,8 +35,6 @@ HEAD = ""
 """The address of the head."""
 REMEMBERED = 4096
 """Requests whose latest freed term is remembered."""
-ENVELOPE = 2000.0
-"""Bytes of a request without its KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +266,7 @@ class Agent:
         if job.started_at is None:
             self._post(order, pack(job, now), {})
             return
-        packing = _Packing(self, order)
+        packing = Packing(self._loop.clock, partial(self.packed, order))
         for name, executor in self.drive.executors.items():
             if not isinstance(executor, Mover):
                 packing.failed = f"executor of pool {name!r} cannot part with requests"
@@ -288,9 +287,7 @@ class Agent:
 
     def _post(self, order: say.Give, carry: Carry, pieces: Mapping[str, Mapping[str, Any]]) -> None:
         copied = order.copied is not None
-        size = ENVELOPE
-        if order.copied is not None:
-            size += max(carry.kept - order.copied, 0.0) * self._token_bytes
+        size = size_of(carry, order.copied, self._token_bytes)
         unheard = self._unheard(order.id)
         at = self._loop.clock.now() + self.offset_s
         parcel = say.Parcel(order.id, order.next_term, carry, pieces, copied, unheard, size, at)
@@ -401,48 +398,3 @@ class Agent:
         """Tell how it is, if that was not done for long."""
         if now - self._told_at >= self.reporting.beat_s:
             self.tell(now)
-
-
-class _Packing:
-    """What executors keep of a request, until all of them have told."""
-
-    def __init__(self, agent: Agent, order: say.Give) -> None:
-        self._agent = agent
-        self._order = order
-        self._left = 1
-        self._pieces: dict[str, dict[str, Any]] = {}
-        self.failed = ""
-
-    def ask(self, pool: str, export: Callable[[], Any]) -> None:
-        """Ask a worker."""
-        try:
-            pieces = export()
-        except NeustreamError as error:
-            self.failed = told(error)
-            return
-        self._left += 1
-        if pieces.done():
-            self._answered(pool, pieces, 0.0)
-            return
-        clock = self._agent._loop.clock
-        pieces.add_done_callback(
-            lambda done: clock.post(Call(partial(self._answered, pool, done)), clock.now())
-        )
-
-    def asked_all(self) -> None:
-        """All workers were asked."""
-        self._one_less()
-
-    def _answered(self, pool: str, pieces: Any, now: float) -> None:
-        error = pieces.exception()
-        if error is not None:
-            self.failed = told(error)
-        else:
-            self._pieces.setdefault(pool, {}).update(pieces.result())
-        self._one_less()
-
-    def _one_less(self) -> None:
-        self._left -= 1
-        if not self._left:
-            kept = {pool: pieces for pool, pieces in self._pieces.items() if pieces}
-            self._agent.packed(self._order, kept, self.failed)

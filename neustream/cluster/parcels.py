@@ -16,6 +16,9 @@ from neustream.engine.executor import Mover
 from neustream.engine.member import Drive
 from neustream.errors import RequestError, told
 
+ENVELOPE = 2000.0
+"""Bytes of a request without its KV cache."""
+
 
 def fresh(drive: Drive, order: Send, graph: Graph, arrival: float, now: float) -> None:
     """Begin a request, behind the outputs that its caller has.
@@ -125,3 +128,10 @@ def _unless_fit(unfit: Callable[[str], None]) -> Callable[[Future[None]], None]:
             unfit(told(error))
 
     return done
+
+
+def size_of(carry: Carry, copied: float | None, token_bytes: float) -> float:
+    """Bytes of a request on the move. `copied`: tokens of its KV cache that are there; None: none goes."""
+    if copied is None:
+        return ENVELOPE
+    return ENVELOPE + max(carry.kept - copied, 0.0) * token_bytes
