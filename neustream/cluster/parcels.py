@@ -131,7 +131,7 @@ def _unless_fit(unfit: Callable[[str], None]) -> Callable[[Future[None]], None]:
 
 
 def size_of(carry: Carry, copied: float | None, token_bytes: float) -> float:
-    """Bytes of a request on the move. `copied`: tokens of its KV cache that are there; None: none goes."""
+    """Bytes of a request on the move. `copied`: tokens of its KV cache there; None: none goes."""
     if copied is None:
         return ENVELOPE
     return ENVELOPE + max(carry.kept - copied, 0.0) * token_bytes
