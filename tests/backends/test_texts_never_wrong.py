@@ -233,20 +233,20 @@ def test_a_bad_row_fails_itself_alone(make, options, reason):
 
 
 def test_a_sampling_that_raises_fails_its_own_row(monkeypatch):
-    from neustream.backends.transformers import sampling
+    from neustream.backends.transformers import draws
 
     model = made("llama", **LLAMA)
     wanted = alone(model, [5, 6, 7], MAX, temperature=0.7, seed=3)
 
-    class Picky(sampling.TopKLogitsWarper):
+    class Picky(draws.TopKLogitsWarper):
         def __call__(self, ids, scores):
             raise RuntimeError("not today")
 
-    monkeypatch.setattr(sampling, "TopKLogitsWarper", Picky)
+    monkeypatch.setattr(draws, "TopKLogitsWarper", Picky)
     with engine(model) as running:
         fine = running.submit([5, 6, 7], max_tokens=MAX, temperature=0.7, seed=3)
         with pytest.raises(RequestFailed, match="its sampling raised RuntimeError: not today"):
-            running.submit([5, 6], max_tokens=MAX, temperature=0.7, top_k=3).result(60)
+            running.submit([5, 6], max_tokens=MAX, temperature=0.7, top_k=3, seed=1).result(60)
         assert list(fine.result(60).token_ids) == wanted
 
 

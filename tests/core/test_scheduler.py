@@ -141,7 +141,7 @@ def test_events_tell_outputs_and_ends_in_order_and_once():
     run(some, 1.0, [{"image": "x"}])
     assert some.pop_events() == [
         Emitted("r1", 0, {"image": "x"}, at=1.25, age=1.0, late=False),
-        Ended("r1", "done", "", {"image": "x"}, on_time=True, arrival=0.25, at=1.25, slo=slo, steps=0),
+        Ended("r1", "done", "", {"image": "x"}, on_time=True, arrival=0.25, at=1.25, slo=slo, steps=0, outputs=1),
     ]
     assert some.pop_events() == []
     some.cancel("r2", 3.0)

@@ -39,7 +39,9 @@ class Unchanged:
         self._adapted = [module for module in modules if hasattr(module, "merged_adapters")]
         kept = _kept_buffers(named)
         self._buffers = [(buffers, key) for _, buffers, key in kept]
-        weights = [*model.named_parameters(), *model.named_buffers()]
+        anew = {id(table) for module in modules if _computes_anew(module) for table in module._buffers.values()}
+        tables = [(name, table) for name, table in model.named_buffers() if id(table) not in anew]
+        weights = [*model.named_parameters(), *tables]
         there = [(name, weight) for name, weight in weights if type(weight) in PLAIN and not weight.is_meta]
         tracked = [(name, weight) for name, weight in weights if not weight.is_inference()]
         self._there: list[torch.Tensor] = [weight for _, weight in there]
@@ -163,6 +165,13 @@ SAY: dict[str, Callable[[str, Sequence[Any]], str]] = {
     "attention": _attention,
 }
 """How each kind of change is told, in the order in which they are looked for."""
+
+
+def _computes_anew(module: torch.nn.Module) -> bool:
+    """Whether its tables are its own business: angles that a forward computes anew for longer texts."""
+    kinds = getattr(module, "rope_type", "")
+    some = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any("dynamic" in str(kind) or kind == "longrope" for kind in some)
 
 
 def _kept_buffers(
