@@ -185,6 +185,7 @@ def test_without_the_package_only_who_asks_hears_of_it(monkeypatch, tmp_path):
     assert tracer_of(None) is None
     with pytest.raises(BackendError, match=r"opentelemetry is not here: pip install 'neustream\[otel\]'"):
         tracer_of("http://127.0.0.1:4318")
+    (tmp_path / "x").mkdir()
     path = tmp_path / "server.yaml"
     path.write_text("models: [{name: a, kind: text, path: x}]\nobserve: {otel_endpoint: 'http://127.0.0.1:4318'}\n")
     told = command("serve", path, "--check")
