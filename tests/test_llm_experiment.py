@@ -145,7 +145,10 @@ WRONG = [
     ("llm.memory.tokens=0", "llm.memory.tokens"),
     ("llm.max_batch=0", "llm.max_batch"),
     ("llm.max_bach=3", "did you mean 'max_batch'?"),
-    ("pools={gpu: {workers: 2}}", "unknown key 'pools'; did you mean 'profiles'? allowed: about, backend, cluster, devices"),
+    (
+        "pools={gpu: {workers: 2}}",
+        "unknown key 'pools'; did you mean 'profiles'? allowed: about, backend, cluster, devices",
+    ),
     ("llm={memory: {tokens: 9, blocks: 3}}", "unknown key 'llm.memory.blocks'; did you mean 'block'?"),
     ("devices=0", "devices: Input should be greater than or equal to 1, got 0"),
     ("devices=1.5", "devices: Input should be a valid integer"),
