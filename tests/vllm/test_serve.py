@@ -213,12 +213,13 @@ def honest(model, tmp_path_factory):
 
 
 def test_with_the_middleware_a_drop_is_an_error(honest):
-    from openai import OpenAI, RateLimitError
+    from openai import BadRequestError, OpenAI
 
     with OpenAI(base_url=f"{honest.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         for stream in (False, True):
-            with pytest.raises(RateLimitError, match="hopeless") as raised:
+            with pytest.raises(BadRequestError, match="hopeless") as raised:  # not even alone
                 complete(client, {"slo_ttft_ms": 0.01}, stream=stream)
-            assert raised.value.response.headers["retry-after"] == "1"
+            assert raised.value.code == "unattainable"
+            assert raised.value.response.headers["x-should-retry"] == "false"
         chunks = list(complete(client, {"slo_ttft_ms": 30_000}, stream=True))
         assert chunks[-1].choices[0].finish_reason == "length" and len(chunks) == 8
