@@ -56,6 +56,7 @@ class PipelineOptions(ServiceOptions, total=False):
     encode_batch: int
     decode_batch: int
     max_shapes: int
+    max_pixels: int
     buckets: Sequence[int]
     compile: bool | Mapping[str, Any]
     check_finite: bool

@@ -57,6 +57,15 @@ REFUSED = [
     ({"latents": np.zeros((1, 4, 8, 8))}, "latents must be a tensor or a list of them"),
     ({"prompt": None, "prompt_embeds": 3}, "prompt_embeds must be a tensor or a list of them, got 3"),
     ({"negative_prompt": 5}, "negative_prompt must be text or a list of texts, got 5"),
+    (
+        {"latents": torch.zeros(1, 4, 8, 8, dtype=torch.int64)},
+        "latents must be of floating point numbers, got torch.int64",
+    ),
+    ({"latents": torch.zeros(8)}, r"latents must have 2 dimensions or more, .* got the shape \[8\]"),
+    ({"latents": torch.zeros(1, 1, 1, 1).expand(1, 4, 8, 1 << 16)}, "latents must be at most 16384 pixels in width"),
+    ({"height": 10**7}, "height must be at most 16384 pixels in height, got 10000000"),
+    ({"height": 1 << 14, "width": 1 << 14}, "are 268435456, more than max_pixels=134217728"),
+    ({"height": 64, "width": 64, "num_images_per_prompt": 10**6}, r"1000000 sample\(s\) of 1 frame\(s\) of 64 x 64"),
     ({"timesteps": "all"}, "timesteps must be a list of numbers, got 'all'"),
     ({"clip_skip": "1"}, "clip_skip must be a whole number, got '1'"),
     ({"num_inference_steps": np.int64(0)}, "num_inference_steps must be a whole number from 1 to 100000, got"),
@@ -106,6 +115,8 @@ OPTIONS = [
     ({"encode_batch": None}, "encode_batch must be a whole number from 1 on, got None"),
     ({"decode_batch": 2.5}, "decode_batch must be a whole number from 1 on, got 2.5"),
     ({"max_shapes": "2"}, "max_shapes must be a whole number from 1 on, got '2'"),
+    ({"max_pixels": 0}, "max_pixels must be a whole number from 1 on, got 0"),
+    ({"max_pixels": 16, "samples": [words()]}, "samples: .* pixels .* are .*, more than max_pixels=16"),
     ({"measure_s": -1}, "measure_s must be seconds, 0 or more, got -1"),
     ({"measure_s": float("nan")}, "measure_s must be seconds, 0 or more, got nan"),
     ({"buckets": 4}, "buckets must be a list of whole numbers, got 4"),
@@ -200,10 +211,17 @@ def test_more_generators_than_samples():
         assert close_to(service(**call, generator=[seeded(at) for at in range(3)]).images, stock)
 
 
-def test_what_only_the_device_tells_fails_its_request_alone(sd):
+@pytest.mark.parametrize(
+    ("latents", "brought"),
+    [
+        (torch.zeros(1, 3, 8, 8), r"latents as torch.float32 \[1, 3, 8, 8\]; the pipeline is in torch.float32"),
+        (torch.zeros(1, 4, 8, 8, dtype=torch.float64), r"latents as torch.float64 \[1, 4, 8, 8\]"),
+    ],
+)
+def test_what_only_the_device_tells_fails_its_request_alone(sd, latents, brought):
     with serve(sd) as service:
-        bad = service.submit(**words(latents=torch.zeros(1, 3, 8, 8)))
+        bad = service.submit(**words(latents=latents))
         fine = service.submit(**words(1))
-        with pytest.raises(ns.RequestFailed, match="expected input"):
+        with pytest.raises(ns.RequestFailed, match=brought):
             bad.result(30)
         assert close_to(fine.result(30).images, sd(**words(1)).images)

@@ -23,6 +23,8 @@ MOST_STEPS = 100_000
 LABELS = "class_labels"
 TENSORS = ("latents", "_embeds")
 """How names of tensors end."""
+LEAST_DIMENSIONS = 2
+"""Of such tensors."""
 IMAGES = frozenset(("image", "mask_image", "control_image", "ip_adapter_image"))
 NEGATIVE = frozenset(("negative_prompt", "negative_prompt_2", "negative_prompt_3"))
 MAY_BE_NONE = frozenset(("max_sequence_length",))
@@ -211,6 +213,14 @@ def _check_mapping(name: str, value: Any) -> None:
 def _check_tensor(name: str, value: Any) -> None:
     if isinstance(value, str | bytes | bool | int | float | np.ndarray):
         raise RequestError(f"{name} must be a tensor or a list of them, got {shown(value)}")
+    for one in _listed(value):
+        if not isinstance(one, torch.Tensor):
+            continue
+        if not one.is_floating_point():
+            raise RequestError(f"{name} must be of floating point numbers, got {one.dtype}")
+        if one.ndim < LEAST_DIMENSIONS:
+            allowed = f"have {LEAST_DIMENSIONS} dimensions or more, the first one of samples"
+            raise RequestError(f"{name} must {allowed}, got the shape {list(one.shape)}")
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase
 
 from neustream.backends.diffusers.arguments import LABELS, check_arguments, check_labels
+from neustream.backends.diffusers.extent import MOST_PIXELS, check_extent
 from neustream.backends.diffusers.lengths import check_lengths
 from neustream.backends.diffusers.request import without_side_effects
 from neustream.backends.diffusers.signatures import signature_of
@@ -79,17 +80,20 @@ def _last_label(pipe: DiffusionPipeline) -> int | None:
     return last if isinstance(last, int) else None
 
 
-def check(pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def check(
+    pipe: DiffusionPipeline, named: Mapping[str, Any], device: torch.device, max_pixels: int = MOST_PIXELS
+) -> dict[str, Any]:
     """Let the stock call look at its arguments, up to where it would use a tokenizer or a model on `device`.
 
     Returns them with the pipeline's defaults for the others. Raises what the call raises; RequestError for
-    what no pipeline takes (`check_arguments`).
+    what no pipeline takes (`check_arguments`), and for more than `max_pixels` (`check_extent`).
     """
     signature = signature_of(pipe)
     whole = {**signature.defaults, **named}
     check_arguments(named, signature, device)
     check_labels(named.get(LABELS), _last_label(pipe))
     check_lengths(type(pipe), whole)
+    check_extent(pipe, whole, max_pixels)
     view = copy.copy(pipe)
     view.__class__ = dry(pipe.__class__)
     own = view.__dict__

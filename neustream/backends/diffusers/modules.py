@@ -115,7 +115,10 @@ class Runs:
             return {**update, "output": run.output} if run.over else update
         if isinstance(run.error, StageFailed):
             return run.error
-        failed = StageFailed(f"{type(run.error).__name__}: {run.error}")
+        why = f"{type(run.error).__name__}: {run.error}"
+        if run.brought:
+            why += f" (the call brought {run.brought})"
+        failed = StageFailed(why)
         failed.__cause__ = run.error
         return failed
 

@@ -16,6 +16,7 @@ from neustream.backends.claims import claim, free
 from neustream.backends.diffusers.arguments import check_callable
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.dry_run import check
+from neustream.backends.diffusers.extent import MOST_PIXELS
 from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
 from neustream.backends.diffusers.parts import models_of, parts_of
@@ -71,6 +72,8 @@ class PipelineMount:
             served, and measured while the device idles.
         max_batch, encode_batch, decode_batch: the most requests in one step.
         max_shapes: shapes that are kept; the least recently used are forgotten.
+        max_pixels: pixels of one call, at most, of all its samples and frames: a larger one would hold
+            the device for minutes or take all of its memory. The default is 129 frames of 1280 x 720.
         buckets: row counts that batches are padded to. A request's result then does not depend, to
             the last bit, on who shared its batches, if there is one bucket.
         compile: compile the denoisers with `torch.compile`, once per bucket; a mapping: its
@@ -95,6 +98,7 @@ class PipelineMount:
         encode_batch: int = 16,
         decode_batch: int = 8,
         max_shapes: int = 32,
+        max_pixels: int = MOST_PIXELS,
         buckets: Sequence[int] = (),
         compile: bool | Mapping[str, Any] = False,
         check_finite: bool = True,
@@ -114,6 +118,7 @@ class PipelineMount:
             "decode": whole("decode_batch", decode_batch, 1, error=BackendError),
         }
         self._max_shapes = whole("max_shapes", max_shapes, 1, error=BackendError)
+        self._max_pixels = whole("max_pixels", max_pixels, 1, error=BackendError)
         self._how: dict[str, Any] = {"buckets": tuple(buckets), "compile": compile}
         self._check_finite = check_finite
         self._measure_s = number("measure_s", measure_s, "seconds, 0 or more", lambda x: x >= 0, BackendError)
@@ -184,7 +189,7 @@ class PipelineMount:
         """Measure a sample on each device, before anybody is served; nothing if it is known."""
         named = named_arguments(self.pipe, (), sample)
         try:
-            whole = check(self.pipe, named, self._places.first.parts.device)
+            whole = self._checked(named)
         except Exception as error:  # whatever the pipeline has against it
             raise BackendError(f"samples: {dict(sample)}: {error}") from error
         asked = self._asked(named, whole, None)
@@ -218,7 +223,7 @@ class PipelineMount:
         named = named_arguments(self.pipe, args, kwargs)
         if why := self._places.first.changed():
             raise RequestError(why)
-        whole = check(self.pipe, named, self._places.first.parts.device)
+        whole = self._checked(named)
         asked = self._asked(named, whole, on_step)
         self._generators.take(named)
         with self._lock:
@@ -228,6 +233,10 @@ class PipelineMount:
         params = {"arguments": without_side_effects(named, asked.whole)}
         free = partial(self._generators.free, named)
         return Probe(self._probe, params, partial(self._probed, asked), free)
+
+    def _checked(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's arguments with the pipeline's defaults, after the stock call looked at them."""
+        return check(self.pipe, named, self._places.first.parts.device, self._max_pixels)
 
     def _asked(
         self, named: dict[str, Any], whole: Mapping[str, Any], on_step: Callable[[Progress], None] | None

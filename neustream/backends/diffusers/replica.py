@@ -46,8 +46,11 @@ class Dimensions:
 
     @classmethod
     def of(cls, call: Call) -> Dimensions:
-        sides = call.shape[0]
-        return cls(call.shape, "x".join(map(str, sides)), call.rows, math.prod(sides))
+        sides, dtype = call.shape
+        label = "x".join(map(str, sides))
+        if dtype != call.part.dtype:  # the caller brought latents of another one
+            label += f"-{str(dtype).removeprefix('torch.')}"
+        return cls(call.shape, label, call.rows, math.prod(sides))
 
 
 @dataclass(frozen=True, slots=True)

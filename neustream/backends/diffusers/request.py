@@ -80,6 +80,15 @@ def can_shorten(whole: Mapping[str, Any]) -> bool:
     return "num_inference_steps" in whole and all(whole.get(name) is None for name in ("timesteps", "sigmas"))
 
 
+def tensors_of(named: Mapping[str, Any], pipe: DiffusionPipeline | None) -> str:
+    """The tensors that a call brought, with their types and shapes, in words; empty if it brought none."""
+    found = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    if not found:
+        return ""
+    shapes = ", ".join(f"{name} as {value.dtype} {list(value.shape)}" for name, value in found.items())
+    return shapes if pipe is None else f"{shapes}; the pipeline is in {pipe.dtype}"
+
+
 def _cloned(generator: Any) -> Any:
     if isinstance(generator, list):
         return [_cloned(one) for one in generator]

@@ -29,6 +29,7 @@ from neustream.backends.diffusers.journal import Journal, generators_of, may_mov
 from neustream.backends.diffusers.locals import needed
 from neustream.backends.diffusers.parts import Parts
 from neustream.backends.diffusers.previews import Preview, preview_of
+from neustream.backends.diffusers.request import tensors_of
 from neustream.backends.diffusers.results import owned
 from neustream.backends.diffusers.standins import StandIn, park, viewed
 from neustream.backends.diffusers.stepping import Hooks, Step, is_stepped, own_scheduler, step_together
@@ -99,6 +100,7 @@ class Run:
         self._known = 0  # scheduler steps ahead that were taken elsewhere
         self._arrived: Callable[[Any], None] = _nothing
         self.error: BaseException | None = None
+        self.brought = ""  # tensors of a call that failed, which its error may be about
         self._closing = False
         self._watched = on_step is not None or any("callback" in name for name in kwargs)
 
@@ -213,6 +215,7 @@ class Run:
                 return
             where = traceback.extract_tb(error.__traceback__)[-1]
             error.add_note(f"in {where.name}, {where.filename}:{where.lineno}")
+            self.brought = tensors_of(self.kwargs, self.pipe)
             self.error = error.with_traceback(None)  # which would keep the request's tensors
 
     # -- the view ---------------------------------------------------------------------------------------
