@@ -51,12 +51,7 @@ def make_policy(
     if names is not None:
         given = _checked(where, make, names, parameters)
         given |= {key: value for key, value in ready.items() if key in names}
-    try:
-        made = make(**given)
-    except (TypeError, ConfigError) as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{where}: making it raised {told(error)}") from error
+    made: Policy = _made(where, make, given)
     if not callable(getattr(made, "decide", None)):
         raise ConfigError(f"policy {name!r} makes a {_kind(made)}, which has no decide(view)")
     return made
@@ -84,15 +79,20 @@ def make_rule(
         raise ConfigError(f"unknown {what} {shown(name)}; {hint}")
     names = parameters_of(make)
     given = dict(parameters) if names is None else _checked(where, make, names, parameters)
+    made = _made(where, make, given)
+    if not callable(getattr(made, method, None)):
+        raise ConfigError(f"{what} {name!r} makes a {_kind(made)}, which has no {method}(fleet)")
+    return made
+
+
+def _made(where: str, make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """What `make` makes; ConfigError for whatever it raises."""
     try:
-        made = make(**given)
+        return make(**given)
     except (TypeError, ConfigError) as error:
         raise ConfigError(f"{where}: {error}") from None
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{where}: making it raised {told(error)}") from error
-    if not callable(getattr(made, method, None)):
-        raise ConfigError(f"{what} {name!r} makes a {_kind(made)}, which has no {method}(fleet)")
-    return made
 
 
 def policy_class(name: str) -> Callable[..., Policy]:

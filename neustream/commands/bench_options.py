@@ -12,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from neustream.bench.plan import Api, Target
-from neustream.commands.bench_parsing import object_of, option, pair, positive, whole
+from neustream.commands.bench_parsing import object_of, option, pair, whole
 from neustream.commands.printing import notes
 from neustream.errors import ConfigError, nearest, shown
 from neustream.workload.asks import Limits
 from neustream.workload.mixing import AskClass
+from neustream.workload.numbers import positive
 from neustream.workload.texts import BYTES, Texts
 
 BACKENDS: Mapping[str, Api] = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import typer
 
 from neustream.errors import ConfigError, shown
+from neustream.workload.numbers import positive
 
 
 def option(help: str, names: Sequence[str] = (), **more: Any) -> Any:
@@ -23,17 +23,6 @@ def pair(name: str, text: str, between: str) -> tuple[str, str]:
     if not found or not key.strip():
         raise ConfigError(f"{name} {shown(text)}: expected NAME{between}VALUE")
     return key.strip(), value.strip()
-
-
-def positive(name: str, text: str) -> float:
-    """A finite number above 0."""
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not 0 < found < math.inf:
-        raise ConfigError(f"{name} {shown(text)}: expected a number above 0")
-    return found
 
 
 def whole(name: str, text: str, least: int = 1) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from neustream.service.stops import before, told_and_held
+
 
 class Stops:
     """The text of one choice, piece by piece.
@@ -21,24 +23,14 @@ class Stops:
         if not self._strings:
             return piece
         text = self._held + piece
-        places = [text.find(string) for string in self._strings]
-        found = [place for place in places if place >= 0]
-        if found:
+        stopped = before(text, self._strings)
+        if stopped is not None:
             self._held, self.met = "", True
-            return text[: min(found)]
-        keep = max(_beginning(text, string) for string in self._strings)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            return stopped
+        told, self._held = told_and_held(text, self._strings)
+        return told
 
     def rest(self) -> str:
         """What was held back, now that nothing more comes."""
         held, self._held = self._held, ""
         return held
-
-
-def _beginning(text: str, string: str) -> int:
-    """Length of the longest end of `text` that `string` begins with, and is longer than."""
-    for length in range(min(len(text), len(string) - 1), 0, -1):
-        if text.endswith(string[:length]):
-            return length
-    return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from neustream.service.stops import before, told_and_held
+
 BROKEN = "\ufffd"
 """What tokenizers make of the first bytes of a character whose others are in the next token."""
 
@@ -63,17 +65,9 @@ class Told:
             return piece
         text, self._held = self._held + piece, ""
         if stopped:
-            return text[: min([at for stop in self._stops if (at := text.find(stop)) >= 0], default=len(text))]
+            ended = before(text, self._stops)
+            return text if ended is None else ended
         if last:
             return text
-        keep = max([_beginning(text, stop) for stop in self._stops])
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-def _beginning(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with, and is longer than."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+        told, self._held = told_and_held(text, self._stops)
+        return told

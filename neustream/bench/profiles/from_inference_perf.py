@@ -19,6 +19,7 @@ from neustream.bench.profiles.sessions import Conversations, SharedPrefix
 from neustream.bench.profiles.sources import RandomTexts, Source
 from neustream.errors import ConfigError
 from neustream.workload.asks import Limits
+from neustream.workload.numbers import positive
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 BURST_S = 5.0
@@ -112,23 +113,13 @@ def _limits(profile: tool.InferencePerf) -> tuple[Limits, dict[str, float]]:
             header.lower()
         )
         if given is not None:
-            constraints[name] = _number(f"api.headers.{header}", given) * UNITS[unit]
+            constraints[name] = positive(f"api.headers.{header}", given) * UNITS[unit]
     limits = Limits(
         ttft_s=constraints.get("ttft", math.inf),
         tpot_s=constraints.get("tpot", math.inf),
         e2e_s=constraints.get("request_latency", math.inf),
     )
     return limits, {key: value for key, value in constraints.items() if key in ("itl", "ntpot")}
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ConfigError(f"{key}: expected a number above 0, got {text!r}")
-    return number
 
 
 def _notes(profile: tool.InferencePerf) -> list[str]:
