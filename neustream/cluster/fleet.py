@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from neustream.core.demand import Calls
 from neustream.core.outlook import Asked, Forecast, LineOutlook, Outlook, Rates, forecast
 from neustream.errors import RequestError
 
@@ -181,9 +182,8 @@ class Fleet:
 
     def ask(self, instance: Instance, asked: Asked) -> Forecast:
         """What would become of a request there."""
-        calls = {name: each for name, each in asked.calls.items() if name in instance.stages}
-        here = asked if len(calls) == len(asked.calls) else replace(asked, calls=calls)
-        return forecast(self.seen(instance), here, self.rates[instance.device], self.now)
+        rates = self.rates[instance.device]
+        return forecast(self.seen(instance), _leg(asked, instance, rates), rates, self.now)
 
     def seen(self, instance: Instance) -> Outlook:
         """Its outlook, with what was sent there since."""
@@ -232,7 +232,8 @@ class Fleet:
             del instance.sent[number]
         row, rates = instance.row, self.rates[instance.device]
         sent = instance.sent.values()
-        self._columns[0, row] = outlook.backlog + sum([rates.charge(one.calls) for one in sent])
+        work = [rates.charge(_calls_at(instance, one)) for one in sent]
+        self._columns[0, row] = outlook.backlog + sum(work)
         self._columns[1, row] = outlook.live + len(sent)
         self._columns[2, row] = outlook.waiting + len(sent)
         self._columns[4, row] = outlook.sent_at
@@ -242,12 +243,25 @@ class Fleet:
         instance.sends += 1
         instance.sent[instance.sends] = asked
         columns, row = self._columns, instance.row
-        columns[0, row] += self.rates[instance.device].charge(
-            {name: each for name, each in asked.calls.items() if name in instance.stages}
-        )
+        columns[0, row] += self.rates[instance.device].charge(_calls_at(instance, asked))
         columns[1:3, row] += 1.0
         columns[3, row] += not moved
         return instance.sends
+
+
+def _calls_at(instance: Instance, asked: Asked) -> Mapping[str, Calls]:
+    """Those of a request's calls that an instance serves."""
+    return {name: each for name, each in asked.calls.items() if name in instance.stages}
+
+
+def _leg(asked: Asked, instance: Instance, rates: Rates) -> Asked:
+    """The part of a request that an instance serves; the rest needs time too, at least its own."""
+    calls = _calls_at(instance, asked)
+    if len(calls) == len(asked.calls):
+        return asked
+    rest = rates.alone({name: each for name, each in asked.calls.items() if name not in calls})
+    first_in = asked.first_in - (0.0 if asked.tokens else rest)
+    return replace(asked, calls=calls, due_in=asked.due_in - rest, first_in=first_in)
 
 
 def _with(outlook: Outlook, sent: Sequence[Asked], rates: Rates) -> Outlook:

@@ -64,6 +64,7 @@ class Moves:
         if moving is None or moving.step != "room":
             return
         if one.away:
+            moving.copied = 0.0  # whoever goes on there cannot fill its KV cache anew
             self._give(one, moving, moving.held_at)
         elif self._worth_copying(one, moving):
             moving.step = "copy"

@@ -79,16 +79,23 @@ class Network:
 
     Args:
         delay_s: of each message; bandwidth: bytes per second between two instances; loss: share of
-            the messages that are sent again.
+            the messages that are sent again; state_bytes: of a request that has begun, beside its
+            KV cache.
     """
 
     def __init__(
-        self, delay_s: float = 0.0, bandwidth: float = 3e8, loss: float = 0.0, seed: int = 0
+        self,
+        delay_s: float = 0.0,
+        bandwidth: float = 3e8,
+        loss: float = 0.0,
+        seed: int = 0,
+        state_bytes: float = 0.0,
     ) -> None:
         if not 0 <= loss < 1:
             raise ConfigError(f"network: loss must be from 0 to below 1, got {loss!r}")
         self.delay_s = delay_s
         self.bandwidth = bandwidth
+        self.state_bytes = state_bytes
         self._loss = loss
         self._random = np.random.default_rng([seed, 7])
         self._latest: dict[tuple[str, str], float] = {}

@@ -38,8 +38,6 @@ Watcher = Callable[[say.Happening], None]
 """Told of what happens in the cluster."""
 OF_INSTANCES = frozenset((Submitted, Emitted, Ended, Held, Left, Given))
 """Records of a member that are its agent's business."""
-LARGE = (say.Piece, say.Parcel)
-"""Messages that take time beside the delay of the network."""
 
 
 @dataclass(frozen=True)
@@ -317,13 +315,23 @@ class Cluster:
         outgoing, self._outgoing = self._outgoing, {}
         now = self.clock.now()
         for (source, target), messages in outgoing.items():
-            size = sum([message.size for message in messages if isinstance(message, LARGE)])
+            size = sum([self._bytes(message) for message in messages])
             ends = map(self.running.get, (source, target))
             sides = [one.faults for one in ends if one is not None]
             at = self._network.arrives(source, target, now, size, sides)
             if at < math.inf:
                 arrive = self._heard if target == HEAD else self._arrived
                 self.clock.post(Call(partial(arrive, source, target, messages)), at)
+
+    def _bytes(self, message: Any) -> float:
+        """What takes time beside the delay of the network."""
+        match message:
+            case say.Piece():
+                return message.size
+            case say.Parcel():
+                begun = message.carry.started_ago is not None
+                return message.size + begun * self._network.state_bytes
+        return 0.0
 
     def _heard(self, source: str, target: str, messages: list[Any], now: float) -> None:
         for message in messages:

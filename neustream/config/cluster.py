@@ -21,13 +21,17 @@ Wait = Annotated[float, Field(ge=0, le=1e9)]
 class InstanceConfig(Section):
     """Instances of one kind: how many there are from the start, and on what device.
 
-    `profiles`: of their device, if that is not the one of the model; `load_s`: from being ordered
-    to being there.
+    `stages`: that they serve, all by default; of several models as `model.stage`, or `model` for
+    all of it. `profiles`: of their device, if that is not the one of the model; of several models
+    by name. `load_s`: from being ordered to being there. `memory_bytes`: room for weights, which a
+    placement has to fit.
     """
 
     count: Count = 1
-    profiles: Path | None = None
+    stages: list[str] | None = Field(default=None, min_length=1)
+    profiles: Path | dict[str, Path] | None = None
     load_s: Wait = 0.0
+    memory_bytes: Annotated[float, Field(gt=0)] | None = None
 
 
 class NetworkConfig(Section):
@@ -35,6 +39,7 @@ class NetworkConfig(Section):
 
     `report_s`: how often an instance tells how it is, at most. `token_bytes`: of a token in the KV
     cache; with it, texts move with their KV cache where that is quicker than to prefill them anew.
+    `state_bytes`: what a request that has begun carries along beside that.
     """
 
     delay_s: Wait = 0.0007
@@ -42,6 +47,7 @@ class NetworkConfig(Section):
     loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
     report_s: Wait = 0.05
     token_bytes: Wait = 0.0
+    state_bytes: Annotated[float, Field(ge=0, le=1e15)] = 0.0
 
 
 class FailureConfig(Section):
@@ -84,7 +90,7 @@ class ClusterConfig(Section):
     """Instances behind a head.
 
     `instances`: so many, all alike, or kinds by name. `router`: several are compared, as policies
-    are. `mover` and `scaler`: one each, or none.
+    are. `mover` and `scaler`: one each, or none. `weights_bytes`: by stage, for placements.
     """
 
     instances: Count | dict[str, InstanceConfig]
@@ -94,6 +100,7 @@ class ClusterConfig(Section):
     network: NetworkConfig = NetworkConfig()
     failure: FailureConfig = FailureConfig()
     faults: list[FaultConfig] = Field(default_factory=list)
+    weights_bytes: dict[str, Annotated[float, Field(ge=0, le=1e15)]] = Field(default_factory=dict)
 
     @property
     def kinds(self) -> dict[str, InstanceConfig]:

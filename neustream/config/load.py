@@ -108,8 +108,10 @@ def _paths(values: Mapping[str, Any]) -> Iterator[Place]:
     yield from PATHS
     cluster = values.get("cluster")
     kinds = cluster.get("instances") if isinstance(cluster, dict) else None
-    for name in kinds if isinstance(kinds, dict) else ():
-        yield ("cluster", "instances", str(name), "profiles")
+    for name, kind in kinds.items() if isinstance(kinds, dict) else ():
+        place = ("cluster", "instances", str(name), "profiles")
+        several = kind.get("profiles") if isinstance(kind, dict) else None
+        yield from ((*place, str(model)) for model in several) if isinstance(several, dict) else (place,)
     for name in _models(values):
         yield from (("models", name, *place) for place in PATHS)
 

@@ -84,6 +84,7 @@ class ModelsConfig(Config):
             name=self.name,
             policies=self.policies,
             simulation=self.simulation,
+            cluster=self.cluster,
             **own,
         )
 
@@ -103,9 +104,9 @@ class ModelsConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _no_cluster(self) -> ModelsConfig:
-        if self.cluster is not None:
-            raise ValueError("cluster: its instances serve one model; give it in a config with that model alone")
+    def _one_of_both_places(self) -> ModelsConfig:
+        if self.cluster is not None and self.placement:
+            raise ValueError("give placement (of devices) or cluster, whose instances name stages, not both")
         return self
 
     @model_validator(mode="after")

@@ -209,8 +209,16 @@ class Lives:
         job.base, job.round = queue.rounds, -1
 
     def set_tokens(self, job: Entry, tokens: float) -> None:
-        """Let `job` hold the KV blocks of so many tokens, where its stage has a cache."""
-        state = None if job.stage is None else self.pool_of.get(job.stage.name)
+        """Let `job` hold the KV blocks of so many tokens, where its stage has a cache.
+
+        One whose next stage is away keeps those of the pool that it comes from.
+        """
+        if job.stage is None:
+            return
+        state = self.pool_of.get(job.stage.name)
+        if state is None and job.num_blocks:
+            model = job.stage.model
+            state = next(state for state in self.pool_of.values() if model in state.blocks)
         if state is not None:
             state.set_tokens(job, tokens)
 

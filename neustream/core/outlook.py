@@ -362,9 +362,11 @@ def _of_text(
     text: TextOutlook, asked: Asked, rates: Rates, until: float, decode: str, charge: float
 ) -> Forecast:
     """The first token comes after all prompts there; then a decode of everybody is a pace."""
-    prefill = rates.profiles[f"{text.model}.prefill"]
-    tokens = text.prompt_tokens + asked.tokens
-    first = until + prefill.latency(text.prompts + 1, tokens, tokens * asked.tokens)
+    tokens, first, in_time = text.prompt_tokens + asked.tokens, until, True
+    if f"{text.model}.prefill" in asked.calls:
+        prefill = rates.profiles[f"{text.model}.prefill"]
+        first += prefill.latency(text.prompts + 1, tokens, tokens * asked.tokens)
+        in_time = first <= asked.first_in
     count = text.decodes + text.prompts + 1
     context = text.context + tokens
     profile = rates.profiles[decode]
@@ -375,5 +377,5 @@ def _of_text(
         needed = -int(-asked.tokens // text.block_size)
         room = needed + text.waiting_blocks <= text.free
     slow = max(pace - min(asked.step, FOREVER), 0.0)
-    fits = room and first <= asked.first_in and not slow and pace <= text.spare
+    fits = room and in_time and not slow and pace <= text.spare
     return Forecast(fits, finish, first, charge)

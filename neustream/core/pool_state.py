@@ -164,10 +164,19 @@ class PoolState:
 
     @property
     def blocks_kept(self) -> bool:
-        """Whether KV blocks may be kept for requests that are in no view: held, or on their way."""
+        """Whether KV blocks may be kept for requests that are in no view.
+
+        Those are held, on their way here, or about to leave.
+        """
         if not self.blocks:
             return False
-        return self.out > 0 or any(blocks.reserved for blocks in self.blocks.values())
+        return self.out > 0 or any(self._kept_aside(model) for model in self.blocks)
+
+    def _kept_aside(self, model: str) -> bool:
+        """Whether blocks of a model are reserved, or held by jobs that are in no queue."""
+        blocks = self.blocks[model]
+        held = sum([job.num_blocks for job in self.jobs_of(model)])
+        return blocks.reserved > 0 or blocks.used > held
 
     @property
     def free_blocks(self) -> dict[str, int]:

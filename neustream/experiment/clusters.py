@@ -26,8 +26,9 @@ from neustream.engine.events import Observer
 from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
-from neustream.experiment.pipelines import LlmPipeline, pipeline_of
+from neustream.experiment.pipelines import LlmPipeline
 from neustream.experiment.prepared import Prepared
+from neustream.experiment.roles import Role, roles_of
 
 BETWEEN = " @ "
 """Between a policy and a router, in the names of what is compared."""
@@ -101,7 +102,8 @@ def simulate_cluster(
     observers: Sequence[Observer],
 ) -> Report:
     """Serve a workload by a cluster in virtual time."""
-    profiles = profiles_of(prepared, config)
+    roles = roles_of(prepared, config)
+    profiles = {name: role.profiles for name, role in roles.items()}
     name = router or next(iter(config.router))
     failure, network = config.failure, config.network
     told = failure.model_dump()
@@ -126,7 +128,7 @@ def simulate_cluster(
             role,
             role,
             kind.count,
-            partial(_instance, prepared, rule, profiles[role], bench),
+            partial(_instance, rule, roles[role], bench),
             kind.load_s,
             network.token_bytes,
         )
@@ -139,7 +141,7 @@ def simulate_cluster(
         head,
         kinds,
         prepared.graphs,
-        Network(network.delay_s, network.bandwidth, network.loss, seed),
+        Network(network.delay_s, network.bandwidth, network.loss, seed, network.state_bytes),
         faults=[Fault(f.at_s, f.instance, f.kind, f.seconds, f.factor) for f in config.faults],
         reporting=Reporting(network.report_s),
         watchers=watchers,
@@ -150,29 +152,9 @@ def simulate_cluster(
     return report
 
 
-def profiles_of(prepared: Prepared, config: ClusterConfig) -> dict[str, dict[str, LatencyProfile]]:
-    """The profiles of each kind of instance, by stage; ProfileError as of loading them."""
-    found: dict[str, dict[str, LatencyProfile]] = {}
-    for role, kind in config.kinds.items():
-        if kind.profiles is None:
-            found[role] = dict(prepared.profiles)
-            continue
-        found[role] = {}
-        for pipeline in prepared.pipelines:
-            elsewhere = pipeline.experiment.model_copy(update={"profiles": kind.profiles})
-            found[role] |= pipeline_of(elsewhere, pipeline.prefix).load_profiles()
-    return found
-
-
-def _instance(
-    prepared: Prepared,
-    rule: Policy,
-    profiles: Mapping[str, LatencyProfile],
-    bench: Bench,
-    place: Place,
-) -> tuple[Scheduler, dict[str, ProfiledExecutor]]:
+def _instance(rule: Policy, role: Role, bench: Bench, place: Place) -> tuple[Scheduler, dict[str, ProfiledExecutor]]:
     executor = bench.executor(place)
-    return Scheduler(prepared.pools, rule, profiles), {pool.name: executor for pool in prepared.pools}
+    return role.scheduler(rule), {pool.name: executor for pool in role.pools}
 
 
 def _draw(log: EventLog, event: say.Happening) -> None:

@@ -34,6 +34,7 @@ from neustream.errors import ConfigError, NeustreamError
 from neustream.experiment.clusters import parted
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.prepared import prepare
+from neustream.experiment.roles import folder_of
 from neustream.experiment.running import ByModel, record, simulate
 
 
@@ -227,16 +228,20 @@ def fingerprint(unit: Unit, policy: str) -> str:
         files += [file for some in pipeline_of(experiment).truth_files().values() for file in some]
         files += _paths_in(experiment.workload.model_dump())
         files += _planned(experiment, given)
-        files += _elsewhere(experiment)
+    several = unit.config.experiments() if isinstance(unit.config, ModelsConfig) else {}
+    for name, experiment in several.items() or [("", one) for one in experiments_of(unit.config)]:
+        files += _elsewhere(name, experiment)
     facts = [config, [_digest(file) for file in files], policy, given, _module_of(rule), unit.bound, _code()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _elsewhere(experiment: Experiment) -> Iterable[Path]:
+def _elsewhere(model: str, experiment: Experiment) -> Iterable[Path]:
     """The profiles of a cluster's instances that are on other devices."""
-    for kind in experiment.cluster.kinds.values() if experiment.cluster is not None else ():
-        if kind.profiles is not None:
-            there = experiment.model_copy(update={"profiles": kind.profiles})
+    kinds = {} if experiment.cluster is None else experiment.cluster.kinds
+    for role, kind in kinds.items():
+        folder = folder_of(role, kind, model)
+        if folder is not None:
+            there = experiment.model_copy(update={"profiles": folder})
             yield from pipeline_of(there).profile_files()
 
 

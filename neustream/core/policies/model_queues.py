@@ -18,7 +18,8 @@ Key = Callable[[Job], float]
 class ModelQueues:
     """The jobs of a pool that are at the stages of one language model.
 
-    `decodes` in the order they came to decoding, `prefills` in the order they came, those whose
+    `decodes` in the order they came to decoding, no more than there are seats (of more, which came
+    from elsewhere, the most urgent); `prefills` in the order they came, those whose
     memory was taken or whose prefill has begun first. `seats`: the most requests in one step.
     """
 
@@ -151,7 +152,15 @@ def _queues(view: View, label: str) -> ModelQueues:
     assert isinstance(profile, PhaseProfile)
     speed = max(view.speed.get(name, 1.0) for name in view.queues)
     seats = min(view.limit(name) for name in view.queues)
+    if len(decodes) > seats:  # some were prefilled elsewhere
+        urgent = set(sorted(decodes, key=_next_due)[:seats])
+        decodes = [job for job in decodes if job in urgent]
     return ModelQueues(view, profile.steps, label, decodes, prefills, seats, speed)
+
+
+def _next_due(job: Job) -> tuple[bool, float, float]:
+    """The most urgent first; who is late, or was promised nothing, in the order they came."""
+    return job.late, job.due_next, job.joined_at
 
 
 def continuous(

@@ -1,0 +1,126 @@
+"""Roles: kinds of instances that serve some stages of a model, or some of several models."""
+
+from __future__ import annotations
+
+import pytest
+
+from neustream import ConfigError
+from neustream.config import load_config
+from neustream.engine.events import Started
+from neustream.experiment.prepared import prepare
+from neustream.experiment.running import simulate
+
+IMAGES = """
+name: split
+profiles: {root}/profiles/h100/sd15_512
+stages: {{clip: {{max_batch: 10}}, unet: {{times: steps, max_batch: 15}}, vae: {{profile: [vae, safety]}}}}
+workload: {{rate: 3, requests: 30, steps: {{min: 5, max: 10}}}}
+slo: {{scale: 6}}
+cluster:
+  instances:
+    front: {{count: 1, stages: [clip, vae]}}
+    core: {{count: 2, stages: [unet]}}
+"""
+TEXTS = """
+name: chat
+profiles: {root}/profiles/a6000/opt_13b
+llm: {{max_batch: 8, memory: {{tokens: 640, block: 16}}}}
+workload: {{rate: 8, requests: 40, prompt: 60, output: {{min: 20, max: 60}}, max_tokens: 60}}
+slo: {{first_s: 5, step_s: 1}}
+cluster:
+  instances:
+    prefill: {{count: 1, stages: [llm.prefill]}}
+    decode: {{count: 1, stages: [llm.decode]}}
+  network: {{token_bytes: 819200}}
+"""
+BOTH = """
+name: both
+models:
+  image:
+    profiles: {root}/profiles/h100/sd15_512
+    stages: {{clip: {{max_batch: 10}}, unet: {{times: steps, max_batch: 15}}, vae: {{profile: [vae, safety]}}}}
+    workload: {{rate: 3, requests: 20, steps: 5}}
+    slo: {{scale: 6}}
+  chat:
+    profiles: {root}/profiles/a6000/opt_13b
+    llm: {{}}
+    workload: {{rate: 8, requests: 20, prompt: 60, output: 10, max_tokens: 60}}
+    slo: {{first_s: 5, step_s: 1}}
+simulation: {{mixed_devices: true}}
+cluster:
+  instances:
+    images: {{count: 1, stages: [image]}}
+    all: {{count: 1}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path, root):
+    def write(text: str):
+        path = tmp_path / "config.yaml"
+        path.write_text(text.format(root=root))
+        return path
+
+    return write
+
+
+class Steps:
+    """An observer: which stages ran where."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, set[str]] = {}
+
+    def __call__(self, record) -> None:
+        if isinstance(record, Started):
+            self.at.setdefault(record.member, set()).add(record.step.stage)
+
+
+def run(path, *changes: str, policy: str = "priced") -> tuple[dict, Steps]:
+    steps = Steps()
+    return simulate(prepare(load_config(path, changes)), policy, [steps]).to_dict(), steps
+
+
+def test_each_stage_runs_where_it_is_served(file):
+    told, steps = run(file(IMAGES))
+    assert told["counts"]["on_time"] == 30
+    assert steps.at == {"front-0": {"clip", "vae"}, "core-1": {"unet"}, "core-2": {"unet"}}
+    assert told["cluster"]["moves"] == {"stage unet": 30, "stage vae": 30}
+
+
+def test_state_takes_time_on_its_way(file):
+    light, _ = run(file(IMAGES))
+    heavy, _ = run(file(IMAGES), "cluster.network.state_bytes=3e7", "cluster.network.bandwidth=3e8")
+    gained = heavy["cluster"]["downtime_s"]["p50"] - light["cluster"]["downtime_s"]["p50"]
+    assert gained == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("policy", ["priced", "fcfs", "sarathi", "neustream_llm"])
+def test_texts_decode_elsewhere_and_go_back_when_their_blocks_are_taken(file, policy):
+    told, steps = run(file(TEXTS), policy=policy)
+    assert told["counts"]["failed"] == 0
+    assert steps.at == {"prefill-0": {"llm.prefill"}, "decode-1": {"llm.decode"}}
+    moves = told["cluster"]["moves"]
+    assert moves["stage llm.prefill"] and moves["stage llm.decode"] > 40
+
+
+def test_instances_serve_several_models_or_one_of_them(file):
+    told, steps = run(file(BOTH))
+    assert told["counts"]["on_time"] == 40
+    assert steps.at["images-0"] <= {"image.clip", "image.unet", "image.vae"}
+    assert steps.at["all-1"] >= {"chat.llm.prefill", "chat.llm.decode"}
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "message"),
+    [
+        (IMAGES, "cluster.instances.core.stages=[unett]", r"cluster.instances.core.stages: no stage 'unett'"),
+        (IMAGES, "cluster.instances.front.stages=[clip]", r"cluster.instances: nobody serves stage 'vae'"),
+        (IMAGES, "cluster.instances.front.count=0", r"cluster.instances: nobody serves stage 'clip'"),
+        (TEXTS, "cluster.network.token_bytes=0", r"prefill.stages: llm.prefill without its other phase: give"),
+        (BOTH, "cluster.instances.all.profiles=/x", r"all.profiles: there are several models; give a folder of each"),
+        (BOTH, "cluster.instances.all.profiles={chat: /x}", r"all.profiles: no folder of model 'image'"),
+    ],
+)
+def test_roles_that_cannot_serve_are_refused(file, text, change, message):
+    with pytest.raises(ConfigError, match=message):
+        run(file(text), change)
