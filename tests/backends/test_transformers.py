@@ -159,15 +159,6 @@ def test_other_families(kind):
     assert drive.shuffle([drive.job(p, MAX) for p in prompts(4)], 1, chunk=6, evict=0.1) == wanted
 
 
-def test_a_window_that_holds_all_tokens_is_no_window():
-    model = model_of("mistral", num_key_value_heads=2, intermediate_size=128, sliding_window=48)
-    with pytest.raises(BackendError, match="sliding window of 48 tokens, and slots are 96 long; give max_len=48"):
-        LanguageModel(model)
-    wanted = [alone(model, prompt, 8) for prompt in prompts(4)]
-    drive = Drive(model, max_len=48)
-    assert drive.shuffle([drive.job(prompt, 8) for prompt in prompts(4)], 1, chunk=6) == wanted
-
-
 def test_half_precision_is_served():
     model = model_of("llama", num_hidden_layers=1).to(torch.bfloat16)
     wanted = [alone(model, prompt, MAX) for prompt in prompts(3)]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name
 from neustream.backends.transformers.fixed import fixed_of
+from neustream.backends.transformers.masks import masks_of
 from neustream.backends.transformers.proof import prove
 from neustream.backends.transformers.slots import Call, Row, Slots
 from neustream.backends.transformers.unchanged import Unchanged
@@ -71,6 +72,7 @@ class LanguageModel:
         self.known = _known(model, self.vocabulary)
         self.eos = _eos(model)
         self._last_only = {"logits_to_keep": 1} if keeps else {}
+        self._masks = masks_of(model, self.max_len, model.dtype if self.eager else None)
         self.cache = Slots(model, slots, self.max_len)
         try:
             self.unchanged = self._proved(proof)
@@ -153,9 +155,7 @@ class LanguageModel:
     def _forward(self, call: Call, which: Mapping[str, int]) -> torch.Tensor:
         """Logits [lanes, tokens, vocabulary]; only the last with `which` as the model says that."""
         self.cache.select(call)
-        mask = None if call.whole else call.mask()
-        if mask is not None and self.eager:
-            mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, torch.finfo(self.model.dtype).min)
+        mask = None if call.whole else self._masks.of(call)
         out = self.model(
             input_ids=call.ids,
             attention_mask=mask,

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, CacheLayerMixin
 
-from neustream.errors import BackendError
+from neustream.backends.transformers.masks import layers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +185,13 @@ class SlotLayer(CacheLayerMixin):
 class Slots(Cache):
     """The cache that a model is given: `slots` requests of up to `length` tokens.
 
-    BackendError for models whose layers keep anything but keys and values of all tokens.
+    All tokens are kept, also where layers look at a window of them only. BackendError for models
+    for which the stock library makes no cache.
     """
 
     def __init__(self, model: Any, slots: int, length: int) -> None:
         self.slots, self.length = slots, length
-        super().__init__(layers=[SlotLayer(slots, length) for _ in range(_layers(model, length))])
+        super().__init__(layers=[SlotLayer(slots, length) for _ in layers_of(model)])
 
     def select(self, call: Call) -> None:
         """Say which rows the next forward call works on."""
@@ -236,32 +237,3 @@ class Slots(Cache):
     def nbytes(self) -> int:
         tensors = [x for layer in self.used for x in (layer.keys, layer.values)]
         return sum(x.nbytes for x in tensors)
-
-
-def _layers(model: Any, length: int) -> int:
-    """How many layers a model's cache has, if each keeps keys and values of all of `length` tokens."""
-    name = type(model).__name__
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
-        raise BackendError(f"{name} has an encoder or cross-attention: only decoder-only models can be served")
-    try:
-        layers = DynamicCache(config=config).layers
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackendError(f"{name}: transformers has no cache for it: {type(error).__name__}: {error}") from error
-    for at, layer in enumerate(layers):
-        window = layer.sliding_window if type(layer) is DynamicSlidingWindowLayer else 0
-        if length <= window:
-            continue  # within `length` tokens nothing slides
-        if window:
-            raise BackendError(
-                f"{name} cannot be served: layer {at} of its cache is a sliding window of {window} tokens, and slots "
-                f"are {length} long; give max_len={window} or less"
-            )
-        if type(layer) is not DynamicLayer:
-            raise BackendError(
-                f"{name} cannot be served: layer {at} of its cache is a {type(layer).__name__}, and slots hold keys "
-                "and values of all tokens only"
-            )
-    if not layers:
-        raise BackendError(f"{name} cannot be served: its cache has no layers that keep keys and values")
-    return len(layers)
