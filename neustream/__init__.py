@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from neustream.core.graph import Graph, Stage, loop, seq, switch
     from neustream.core.job import Job
     from neustream.core.kv_cache import KVCache
+    from neustream.core.nodes import call
     from neustream.core.policies import (
         EDF,
         FCFS,
@@ -134,6 +135,7 @@ __all__ = [
     "VirtualClock",
     "WallClock",
     "alone_s",
+    "call",
     "largest_batch",
     "load_profile",
     "loop",
@@ -164,6 +166,7 @@ _HOMES = {
     ),
     "neustream.core.job": ("Job",),
     "neustream.core.kv_cache": ("KVCache",),
+    "neustream.core.nodes": ("call",),
     "neustream.core.policies": (
         "EDF",
         "FCFS",

@@ -7,8 +7,10 @@ from typing import Any
 
 from neustream.core.graph import Node, Stage, loop, seq, switch
 from neustream.core.job import Job
+from neustream.core.nodes import call
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile, StepLatency
+from neustream.core.types import SLO
 
 Count = Callable[[Job], int] | str
 
@@ -19,6 +21,7 @@ def llm(
     max_batch: int = 256,
     prompt: Count = "prompt_tokens",
     max_tokens: Count = "max_tokens",
+    slo: SLO | None = None,
 ) -> Node:
     """One call of a language model: `<name>.prefill`, then `<name>.decode` until it ends.
 
@@ -31,6 +34,7 @@ def llm(
         max_batch: the most requests in one step.
         prompt: tokens of the prompt: a request parameter's name, or a function of the job.
         max_tokens: the most outputs, 1 or more, likewise.
+        slo: what this call is promised; None: what the request is (see `call`).
     """
     tokens, most = _count(prompt, "tokens of a prompt"), _count(max_tokens, "max_tokens")
 
@@ -44,7 +48,7 @@ def llm(
     prefill = Stage(f"{name}.prefill", max_batch, emits=True, size=context, model=name, phase="prefill")
     decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, model=name, phase="decode")
     more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(job.call_outputs, 1), 0))
-    return seq(prefill, switch(ended, {False: more, True: seq()}, likely=False))
+    return call(seq(prefill, switch(ended, {False: more, True: seq()}, likely=False)), name, slo=slo)
 
 
 def llm_profiles(name: str, steps: StepLatency, max_batch: int = 256) -> dict[str, LatencyProfile]:

@@ -186,6 +186,10 @@ def _next_stage(twin: Entry, size: float, at: float, work: Work) -> Stage | None
         work.one_call_done(twin, stage)
         return stage
     following = cursor.advance(twin, likely=True)
+    legs = twin.request.graph.legs
+    if legs and following is not None and work.legs.over(twin, stage):
+        twin.call_outputs = 0
+        work.legs.promise(twin, at, at)
     if ends_call(twin.request.graph, stage, following):
         twin.num_blocks = twin.call_outputs = 0
     twin.stage = following
@@ -203,6 +207,7 @@ def copy_of(job: Entry) -> Entry:
     twin = Entry.__new__(Entry)
     twin.alone_s = job.alone_s
     twin.arrival = job.arrival
+    twin.asked = job.asked
     twin.call_outputs = job.call_outputs
     twin.computed = job.computed
     twin.due = job.due
@@ -212,6 +217,16 @@ def copy_of(job: Entry) -> Entry:
     twin.id = job.id
     twin.joined_at = job.joined_at
     twin.late = job.late
+    twin.later = job.later
+    twin.leg = job.leg
+    twin.leg_at = job.leg_at
+    twin.leg_base = job.leg_base
+    twin.leg_due = job.leg_due
+    twin.leg_entry = job.leg_entry
+    twin.leg_late = job.leg_late
+    twin.leg_latest = job.leg_latest
+    twin.leg_since = job.leg_since
+    twin.leg_until = job.leg_until
     twin.next_output_s = job.next_output_s
     twin.num_blocks = job.num_blocks
     twin.output = job.output
@@ -222,6 +237,8 @@ def copy_of(job: Entry) -> Entry:
     twin.reason = job.reason
     twin.remaining_s = job.remaining_s
     twin.request = job.request
+    twin.history = job.history
+    twin.sizes_ahead = job.sizes_ahead
     twin.slo = job.slo
     twin.stage = job.stage
     twin.started_at = job.started_at

@@ -13,8 +13,38 @@ from neustream.core.batch import StepInput
 from neustream.core.cursor import Cursor, Saved
 from neustream.core.graph import Graph
 from neustream.core.job import Entry
+from neustream.core.seen import Seen
 from neustream.core.types import SLO, Request
 from neustream.errors import GraphError
+
+
+@dataclass(frozen=True, slots=True)
+class LegCarry:
+    """A leg on the move; see the attributes of `Job`. `calls_ago`: since its open calls began."""
+
+    name: str
+    since_ago: float
+    began_ago: float
+    base: int
+    due_in: float
+    latest_in: float
+    until_in: float
+    late: bool
+    asked: SLO
+    later: Mapping[str, int]
+    calls_ago: tuple[float, ...]
+
+    def aged(self, seconds: float) -> LegCarry:
+        """The same some seconds later."""
+        return replace(
+            self,
+            since_ago=self.since_ago + seconds,
+            began_ago=self.began_ago + seconds,
+            due_in=self.due_in - seconds,
+            latest_in=self.latest_in - seconds,
+            until_in=self.until_in - seconds,
+            calls_ago=tuple([ago + seconds for ago in self.calls_ago]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +58,8 @@ class Carry:
         saved: its place in the graph.
         kept: tokens that it had in the KV cache it left.
         released: whether its promise was given up, and it goes on without one.
+        leg: the part of its graph that it is in, where those have promises of their own.
+        inner: the params of the call that it is in; None: the request's.
     """
 
     id: str
@@ -52,14 +84,15 @@ class Carry:
     skipped: int
     kept: float
     released: bool = False
+    leg: LegCarry | None = None
+    inner: Mapping[str, Any] | None = None
 
     def input(self) -> StepInput:
         """What the modules are given that are to adopt it."""
         stage = self.saved.stage or ""
         outputs, computed = self.call_outputs, self.computed
-        return StepInput(
-            self.id, self.params, self.state, stage, computed=computed, outputs=outputs
-        )
+        params = self.params if self.inner is None else self.inner
+        return StepInput(self.id, params, self.state, stage, computed=computed, outputs=outputs)
 
 
 def pack(job: Entry, now: float) -> Carry:
@@ -71,7 +104,7 @@ def pack(job: Entry, now: float) -> Carry:
         graph=graph.name,
         print=graph.print,
         slo=job.request.slo,
-        params=job.params,
+        params=job.request.params,
         age=now - job.arrival,
         due_in=job.due - now,
         due_next_in=job.due_next - now,
@@ -88,7 +121,26 @@ def pack(job: Entry, now: float) -> Carry:
         planned_calls=dict(job.planned_calls),
         skipped=job.skipped,
         kept=job.kept if job.num_blocks else 0.0,
-        released=job.request.slo.promises and not job.promised,
+        released=job.released,
+        leg=_leg(job, now) if job.leg else None,
+        inner=None if job.params is job.request.params else job.params,
+    )
+
+
+def _leg(job: Entry, now: float) -> LegCarry:
+    assert job.cursor is not None
+    return LegCarry(
+        job.leg,
+        now - job.leg_since,
+        now - job.leg_at,
+        job.leg_base,
+        job.leg_due - now,
+        job.leg_latest - now,
+        job.leg_until - now,
+        job.leg_late,
+        job.asked,
+        dict(job.later),
+        tuple([now - call.since for call in job.cursor.calls]),
     )
 
 
@@ -102,10 +154,11 @@ def later(carry: Carry, seconds: float) -> Carry:
         due_next_in=carry.due_next_in - seconds,
         first_ago=carry.first_ago + seconds,
         started_ago=None if started_ago is None else started_ago + seconds,
+        leg=None if carry.leg is None else carry.leg.aged(seconds),
     )
 
 
-def unpack(carry: Carry, graph: Graph, now: float) -> Entry:
+def unpack(carry: Carry, graph: Graph, now: float, seen: Seen) -> Entry:
     """The job again, in no queue yet; GraphError if `graph` is not the one that it left."""
     if graph.print != carry.print:
         raise GraphError(
@@ -114,12 +167,18 @@ def unpack(carry: Carry, graph: Graph, now: float) -> Entry:
         )
     arrival = now - carry.age
     job = Entry(Request(carry.id, graph, max(arrival, 0.0), carry.slo, carry.params))
-    job.arrival = arrival
+    job.history = seen
+    job.arrival = job.leg_since = job.leg_at = arrival
     job.due, job.due_next = now + carry.due_in, now + carry.due_next_in
+    job.leg_due = job.leg_latest = job.due
+    if carry.inner is not None:
+        job.params = carry.inner
     job.cursor = Cursor.load(graph, carry.saved)
     job.state = dict(carry.state)
     job.output, job.outputs, job.call_outputs = carry.output, carry.outputs, carry.call_outputs
     job.first_at = now - carry.first_ago
+    if carry.leg is not None:
+        _take_leg(job, carry.leg, now)
     if carry.released:
         job.release()
     job.late = carry.late
@@ -128,3 +187,17 @@ def unpack(carry: Carry, graph: Graph, now: float) -> Entry:
     if carry.started_ago is not None:
         job.started_at = now - carry.started_ago
     return job
+
+
+def _take_leg(job: Entry, leg: LegCarry, now: float) -> None:
+    assert job.cursor is not None
+    job.leg, job.leg_base, job.leg_late = leg.name, leg.base, leg.late
+    call = job.cursor.leg
+    job.leg_entry = call.entry if call else 0
+    job.leg_since, job.leg_at = now - leg.since_ago, now - leg.began_ago
+    job.leg_due, job.leg_latest = now + leg.due_in, now + leg.latest_in
+    job.leg_until = now + leg.until_in
+    job.slo = job.asked = leg.asked
+    job.later = dict(leg.later)
+    for call, ago in zip(job.cursor.calls, leg.calls_ago, strict=True):
+        call.since = now - ago

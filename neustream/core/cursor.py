@@ -1,24 +1,36 @@
 """Where a job stands in its graph: the cursor that walks `seq`, `loop` and `switch`.
 
-It counts calls of stages and knows nothing about time. A cursor can leave: `save` gives plain data,
-`load` finds the same place in a graph that was built by the same code elsewhere.
+It counts calls of stages, notes what loops and switches do, and knows nothing about time. A cursor
+can leave: `save` gives plain data, `load` finds the same place in a graph that was built by the
+same code elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from neustream.core.graph import Ask, Graph, Loop, Node, Seq, Stage, Switch, answer, raised
+from neustream.core.graph import (
+    LEARNT,
+    MOST_ROUNDS,
+    Ask,
+    Call,
+    Graph,
+    Loop,
+    Node,
+    Seq,
+    Stage,
+    Switch,
+    answer,
+    raised,
+)
 from neustream.errors import GraphError, shown
 
 if TYPE_CHECKING:
     from neustream.core.job import Job
-
-
-MOST_ROUNDS = 10**9
-"""Rounds of a loop; more are a slip, and sums of their seconds would overflow."""
 
 
 def _over(until: Ask, job: Job) -> bool:
@@ -38,18 +50,56 @@ def _rounds(ask: Ask, job: Job, what: str) -> int:
     return rounds
 
 
+def expected_rounds(node: Loop, job: Job) -> int:
+    """Rounds of a loop that `job` has not come to."""
+    if node.expect is None:
+        return job.history.rounds(node)
+    return min(_rounds(node.expect, job, "expect"), node.most)
+
+
+def likely_case(node: Switch, job: Job) -> Node:
+    """The branch that `job` should take."""
+    return node.cases[job.history.likely(node) if node.likely is LEARNT else node.likely]
+
+
+@contextmanager
+def inside(call: Call | None, job: Job) -> Iterator[None]:
+    """`job.params` as they should be inside of a call that `job` has not come to."""
+    if call is None or call.params is None:
+        yield
+        return
+    outer = job.params
+    job.params = _params(call, call.expect or call.params, job)
+    try:
+        yield
+    finally:
+        job.params = outer
+
+
+def _params(call: Call, ask: Ask, job: Job) -> Mapping[str, Any]:
+    """What a call's `params` or `expect` say."""
+    params = answer(ask, job, f"params of call {call.name!r}")
+    if not isinstance(params, Mapping):
+        raise GraphError(
+            f"request {job.id!r}: params of call {call.name!r} must be a mapping, "
+            f"got {shown(params)}"
+        )
+    return params
+
+
 def _budget(node: Node, job: Job) -> Iterator[tuple[Stage, int]]:
     """Expected calls of stages when `job` enters `node`, in order (see `Cursor.ahead`)."""
     match node:
         case Stage():
             yield node, 1
         case Seq():
-            for child in node.nodes:
-                yield from _budget(child, job)
+            with inside(node.call, job):
+                for child in node.nodes:
+                    yield from _budget(child, job)
         case Loop():
-            yield from _repeat(node.body, job, _rounds(node.expect, job, "expect"))
+            yield from _repeat(node.body, job, expected_rounds(node, job))
         case Switch():
-            yield from _budget(node.cases[node.likely], job)
+            yield from _budget(likely_case(node, job), job)
 
 
 def _repeat(body: Node, job: Job, rounds: int) -> Iterator[tuple[Stage, int]]:
@@ -65,21 +115,28 @@ def _repeat(body: Node, job: Job, rounds: int) -> Iterator[tuple[Stage, int]]:
 
 
 @dataclass(slots=True)
-class _Frame:
-    """One open `Seq` or `Loop`: how many children or rounds are behind, of how many."""
+class Frame:
+    """One open `Seq` or `Loop`: how many children or rounds are behind, of how many.
+
+    Of a call also `since`, when the job got to it (nan: just now), the params `outer` of it, and
+    its number `entry` among the calls that the job came to.
+    """
 
     node: Seq | Loop
     done: int
     total: int  # exact for `Seq` and `times`, expected for `until`
+    since: float = math.nan
+    outer: Mapping[str, Any] | None = None
+    entry: int = 0
 
 
-def _opened(node: Seq | Loop, job: Job) -> _Frame:
+def _opened(node: Seq | Loop, job: Job) -> Frame:
     """A sequence or loop that a job gets to."""
     if isinstance(node, Seq):
-        return _Frame(node, -1, len(node.nodes))
+        return Frame(node, -1, len(node.nodes))
     if node.times is not None:
-        return _Frame(node, -1, _rounds(node.times, job, "times"))
-    return _Frame(node, -1, _rounds(node.expect, job, "expect"))
+        return Frame(node, -1, _rounds(node.times, job, "times"))
+    return Frame(node, -1, expected_rounds(node, job))
 
 
 def _chosen(node: Switch, job: Job) -> Node:
@@ -92,23 +149,33 @@ def _chosen(node: Switch, job: Job) -> Node:
     if branch is None:
         cases = sorted(map(str, node.cases))
         raise GraphError(f"request {job.id!r}: switch chose {shown(choice)}; its cases are {cases}")
+    if node.likely is LEARNT:
+        job.history.chose(node, choice)
     return branch
 
 
 class Saved(NamedTuple):
-    """A cursor's place: its stage, and (number, done, total) of each open node."""
+    """A cursor's place: its stage, and (number, done, total) of each open node.
+
+    `outer`: the params around each open call.
+    """
 
     frames: tuple[tuple[int, int, int], ...]
     stage: str | None
+    outer: tuple[Mapping[str, Any], ...] = ()
 
 
 class Cursor:
-    """Where one job stands in its graph. `stage` is the next one to run, None at the end."""
+    """Where one job stands in its graph. `stage` is the next one to run, None at the end.
 
-    __slots__ = ("_frames", "stage")
+    `entries` counts the calls that it came to.
+    """
+
+    __slots__ = ("_frames", "entries", "stage")
 
     def __init__(self, graph: Graph, job: Job) -> None:
-        self._frames: list[_Frame] = []
+        self._frames: list[Frame] = []
+        self.entries = 0
         self.stage: Stage | None = self._descend(graph.root, job)
 
     def again(self, job: Job, likely: bool = False) -> bool:
@@ -143,8 +210,12 @@ class Cursor:
     def copy(self) -> Cursor:
         """Another cursor at the same place."""
         twin = Cursor.__new__(Cursor)
-        twin._frames = [_Frame(frame.node, frame.done, frame.total) for frame in self._frames]
+        twin._frames = [
+            Frame(frame.node, frame.done, frame.total, frame.since, frame.outer, frame.entry)
+            for frame in self._frames
+        ]
         twin.stage = self.stage
+        twin.entries = self.entries
         return twin
 
     def rewind(self) -> Stage | None:
@@ -175,57 +246,97 @@ class Cursor:
         """The place as plain data: nodes by their number in `graph.nodes`."""
         number = {id(node): index for index, node in reversed(list(enumerate(graph.nodes)))}
         frames = tuple((number[id(f.node)], f.done, f.total) for f in self._frames)
-        return Saved(frames, None if self.stage is None else self.stage.name)
+        outer = tuple([call.outer or {} for call in self.calls])
+        return Saved(frames, None if self.stage is None else self.stage.name, outer)
 
     @classmethod
     def load(cls, graph: Graph, saved: Saved) -> Cursor:
         """The same place in `graph`; GraphError if it has no such place."""
         cursor = cls.__new__(cls)
         cursor._frames = []
+        cursor.entries = len(saved.outer)
         for index, done, total in saved.frames:
             node = graph.nodes[index] if 0 <= index < len(graph.nodes) else None
             if not isinstance(node, Seq | Loop) or done < 0 or total < 0:
                 raise GraphError(
                     f"graph {graph.name!r} has no sequence or loop {index} at {done} of {total}"
                 )
-            cursor._frames.append(_Frame(node, done, total))
+            cursor._frames.append(Frame(node, done, total))
         if saved.stage is not None and saved.stage not in graph.stages:
             raise GraphError(f"graph {graph.name!r} has no stage {saved.stage!r}")
+        calls = cursor.calls
+        if len(calls) != len(saved.outer):
+            raise GraphError(
+                f"graph {graph.name!r} has {len(calls)} calls there, not {len(saved.outer)}"
+            )
+        for entry, (call, outer) in enumerate(zip(calls, saved.outer, strict=True), 1):
+            call.outer, call.entry = outer, entry
         cursor.stage = None if saved.stage is None else graph.stages[saved.stage]
         return cursor
+
+    @property
+    def frames(self) -> Sequence[Frame]:
+        """The open nodes, from the outside in."""
+        return self._frames
+
+    @property
+    def calls(self) -> list[Frame]:
+        """The calls that it is in, from the outside in."""
+        return [frame for frame in self._frames if type(frame.node) is Seq and frame.node.call]
+
+    @property
+    def leg(self) -> Frame | None:
+        """The outermost open call that is one leg; None if it is in no such call."""
+        for frame in self._frames:
+            if type(frame.node) is Seq and frame.node.call and frame.node.call.whole:
+                return frame
+        return None
 
     # -- walking ----------------------------------------------------------------------------------
 
     def _descend(self, node: Node | None, job: Job, likely: bool = False) -> Stage | None:
         """Open nodes from `node` down to a stage; from None, go on behind what has just ended."""
-        turned: list[_Frame] = []  # loops that began a round without a stage having run since
+        turned: list[Frame] = []  # loops that began a round without a stage having run since
         while True:
             while isinstance(node, Switch):
-                node = node.cases[node.likely] if likely else _chosen(node, job)
+                node = likely_case(node, job) if likely else _chosen(node, job)
             if isinstance(node, Stage):
                 return node
             if node is not None:
-                self._frames.append(_opened(node, job))
+                self._open(node, job)
             node = None
             while node is None:
                 if not self._frames:
                     return None
                 node = self._next_child(self._frames[-1], job, turned, likely)
                 if node is None:
-                    self._frames.pop()
+                    self._close(job)
+
+    def _open(self, node: Seq | Loop, job: Job) -> None:
+        frame = _opened(node, job)
+        self._frames.append(frame)
+        if isinstance(node, Seq) and node.call is not None:
+            self.entries += 1
+            frame.entry = self.entries
+            frame.outer = job.params
+            if node.call.params is not None:
+                job.params = _params(node.call, node.call.params, job)
+
+    def _close(self, job: Job) -> None:
+        frame = self._frames.pop()
+        if frame.outer is not None:
+            job.params = frame.outer
 
     @staticmethod
-    def _next_child(frame: _Frame, job: Job, turned: list[_Frame], likely: bool) -> Node | None:
+    def _next_child(frame: Frame, job: Job, turned: list[Frame], likely: bool) -> Node | None:
         node = frame.node
         frame.done += 1
         if isinstance(node, Seq):
             return node.nodes[frame.done] if frame.done < frame.total else None
         if node.until is None:
             return node.body if frame.done < frame.total else None
-        if frame.done > 0:
-            over = frame.done == frame.total if likely else _over(node.until, job)
-            if over:
-                return None
+        if frame.done > 0 and _ends(frame, node, node.until, job, likely):
+            return None
         if any(frame is other for other in turned):
             raise GraphError(
                 f"request {job.id!r}: a round of a loop ran no stage, so it would never end"
@@ -237,21 +348,57 @@ class Cursor:
         """Calls that lie ahead, the current one first, as (stage, count) in order.
 
         Counts are exact for `times` and expected for `until` and `switch`. A loop over several
-        stages is given as one round in order and then the other rounds added up.
+        stages is given as one round in order and then the other rounds added up. While one of a
+        later call is given, `job.params` are those that are expected there.
         """
         if self.stage is None:
             return
+        yield self.stage, self.rounds_here
+        for node, times, _ in self.rest(job):
+            yield from _repeat(node, job, times)
+
+    @property
+    def rounds_here(self) -> int:
+        """Expected calls of the current stage, before anything else."""
         inner = self._frames[-1] if self._frames else None
         if inner is not None and type(inner.node) is Loop and inner.node.body is self.stage:
-            yield self.stage, max(1, inner.total - inner.done)
-            outer = self._frames[:-1]
-        else:
-            yield self.stage, 1
-            outer = self._frames
-        for frame in reversed(outer):
-            node = frame.node
-            if isinstance(node, Seq):
-                for child in node.nodes[frame.done + 1 :]:
-                    yield from _budget(child, job)
-            else:
-                yield from _repeat(node.body, job, frame.total - frame.done - 1)
+            return max(1, inner.total - inner.done)
+        return 1
+
+    def rest(self, job: Job) -> Iterator[tuple[Node, int, int]]:
+        """What follows the current stage: nodes, how often each, and how many calls are around it.
+
+        `job.params` are those of that place while it is given.
+        """
+        params, depth = job.params, len(self.calls)
+        try:
+            for frame in reversed(self._frames):
+                node = frame.node
+                if isinstance(node, Seq):
+                    for child in node.nodes[frame.done + 1 :]:
+                        yield child, 1, depth
+                elif node.body is not self.stage or frame is not self._frames[-1]:
+                    yield node.body, frame.total - frame.done - 1, depth
+                if frame.outer is not None:
+                    job.params = frame.outer
+                    depth -= 1
+        finally:
+            job.params = params
+
+
+def _ends(frame: Frame, node: Loop, until: Ask, job: Job, likely: bool) -> bool:
+    """Whether a loop with a condition is over after a round."""
+    if likely:
+        return frame.done == frame.total
+    learnt = node.expect is None
+    if _over(until, job):
+        if learnt:
+            job.history.looped(node, frame.done)
+        return True
+    if frame.done >= node.most:
+        raise GraphError(
+            f"request {job.id!r}: a loop did not end within {node.most} rounds (most=...)"
+        )
+    if learnt and frame.done >= frame.total:
+        frame.total = job.history.rounds(node, frame.done)
+    return False

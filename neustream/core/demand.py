@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from neustream.core.job import Job
 from neustream.core.lengths import Lengths
+from neustream.core.seen import Seen
 
 RECENT = 100
 """Requests that are remembered for policies to see the load by."""
@@ -44,15 +45,16 @@ class Demand:
         calls = {}
         for name, count in job.planned_calls.items():
             stage = graph.stages[name]
-            size = stage.size_of(job)
+            size = job.size_ahead(stage)
             calls[name] = Calls(count, name in graph.looped, stage.max_batch, size)
         return cls(job.arrival, job.deadline - job.arrival, job.weight, calls, job.slo.first)
 
 
 class Recent:
-    """The demand of the latest requests, and the lengths of generations by model."""
+    """The demand of the latest requests, the lengths of generations by model, what graphs did."""
 
     def __init__(self) -> None:
+        self.seen = Seen()
         self.lengths: dict[str, Lengths] = {}
         self._demands: deque[Demand] = deque(maxlen=RECENT)
         self._tuple: tuple[Demand, ...] | None = ()

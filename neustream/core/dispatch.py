@@ -52,10 +52,7 @@ class Dispatch:
     ) -> Batch | None:
         """See `Scheduler.next_batch`."""
         if state.policy is None:
-            job = state.first()
-            if job is None:
-                return None
-            return self._start(state, _Step(worker, now, (job,), (job.size,)))
+            return self._start_next(state, now, worker)
         state.wake_at = None
         plan = state.plans.pop(worker, None)
         if plan is not None and instead is None:
@@ -81,6 +78,16 @@ class Dispatch:
             state.wake_at = decision.wake_at
         elif not state.running and not state.blocks_kept:
             check_progress(policy, view)
+        return None
+
+    def _start_next(self, state: PoolState, now: float, worker: int) -> Batch | None:
+        """The job that came first to a pool without a policy; who cannot be in time is given up."""
+        while (job := state.first()) is not None:
+            why = self._lives.work.legs.hopeless(job, now) if job.leg and job.promised else ""
+            if why:
+                self._lives.give_up(job, why, now)
+            if job.status == "waiting":
+                return self._start(state, _Step(worker, now, (job,), (job.size,)))
         return None
 
     def plan(self, state: PoolState, batch: Batch, now: float, instead: Policy | None) -> None:

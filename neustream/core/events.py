@@ -91,6 +91,27 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class LegEnded:
+    """A request is through a part of its graph that has a promise of its own (`Graph.legs`).
+
+    `began`: when it got there; `due`: by when it should have been through, so that what follows can
+    be in time; `first_at`: when its first output came, None without; `late`: whether it broke a
+    promise, or its request did not go on; `status`: "done", or how its request ended in it.
+    """
+
+    id: str
+    leg: str
+    began: float
+    due: float
+    first_at: float | None
+    outputs: int
+    late: bool
+    status: Status
+    at: float
+    member: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Corrected:
     """A profile was corrected. `factors`: observed over profiled seconds at batches near 2**key."""
 
@@ -128,7 +149,7 @@ class Given:
     member: str = ""
 
 
-Event = Submitted | Emitted | Ended | Corrected | Held | Left | Given
+Event = Submitted | Emitted | LegEnded | Ended | Corrected | Held | Left | Given
 
 
 def planned_steps(job: Job) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from neustream.core.cursor import Cursor
 from neustream.core.graph import Stage
+from neustream.core.seen import UNSEEN, Seen
 from neustream.core.types import SLO, TICK, Request
 from neustream.errors import PolicyError
 
@@ -51,6 +52,17 @@ class Job:
         computed: units of a step in parts that are done (chunked prefill).
         call_outputs: outputs of the model call that it is in; first_at: when the first of them
             came.
+        leg: the part of its graph that it is in, where parts have promises of their own; "": the
+            whole is the only one.
+        leg_since, leg_base: when that began, by what is promised, and the outputs before it.
+        leg_due: by when it should be over, so that what follows can be in time; leg_latest: by
+            when it has to be, if that ran alone; both as `due` where there are no legs.
+        leg_until: by when it has to be over by the SLOs of the calls that it is in.
+        leg_late: whether an output of it was late.
+        asked: what its SLO, and that of the call that it is in, promise of outputs.
+        later: of `calls_left`, those of other legs.
+        sizes_ahead: expected sizes of stages in calls with params of their own, by stage.
+        history: what its scheduler has seen of graphs.
         num_blocks: blocks of its pool's KV cache that it holds.
         slo: what it is promised; nothing from the moment that its promise was given up.
         promised: whether its SLO promises anything.
@@ -63,6 +75,7 @@ class Job:
     __slots__ = (
         "alone_s",
         "arrival",
+        "asked",
         "call_outputs",
         "calls_left",
         "computed",
@@ -70,9 +83,18 @@ class Job:
         "due_next",
         "ended_at",
         "first_at",
+        "history",
         "id",
         "joined_at",
         "late",
+        "later",
+        "leg",
+        "leg_base",
+        "leg_due",
+        "leg_late",
+        "leg_latest",
+        "leg_since",
+        "leg_until",
         "next_output_s",
         "num_blocks",
         "output",
@@ -83,6 +105,7 @@ class Job:
         "reason",
         "remaining_s",
         "request",
+        "sizes_ahead",
         "slo",
         "stage",
         "started_at",
@@ -94,16 +117,24 @@ class Job:
     )
 
     def __init__(self, request: Request) -> None:
-        slo = request.slo
+        slo = self.asked = request.slo
         self.request = request
+        self.history: Seen = UNSEEN
         self.id = request.id
         self.params = request.params
         self.arrival = request.arrival
         self.slo = slo
         self.weight = slo.weight
-        self.promised = slo.promises
-        self.due = request.arrival + slo.total
+        self.promised = slo.promises or request.graph.promises
+        self.due = self.leg_due = self.leg_latest = request.arrival + slo.total
         self.due_next = min(self.due, request.arrival + slo.first)
+        self.leg = ""
+        self.leg_since = request.arrival
+        self.leg_base = 0
+        self.leg_until = math.inf
+        self.leg_late = False
+        self.later: Mapping[str, int] = {}
+        self.sizes_ahead: Mapping[str, float] = {}
         self.status: Status = "waiting"
         self.reason = ""
         self.state: dict[str, Any] = {}
@@ -143,6 +174,11 @@ class Job:
             return 0.0
         return self.stage.size_of(self) - self.computed
 
+    def size_ahead(self, stage: Stage) -> float:
+        """The size of a step of `stage`, which may be in a call that it has not come to."""
+        size = self.sizes_ahead.get(stage.name)
+        return stage.size_of(self) if size is None else size
+
     @property
     def kept(self) -> float:
         """Tokens that it keeps in its pool's KV cache while it waits."""
@@ -150,12 +186,18 @@ class Job:
             return 0.0
         return self.size - 1 if self.stage.phase == "decode" else self.computed
 
+    @property
+    def released(self) -> bool:
+        """Whether it was promised something, and goes on without that."""
+        return not self.promised and (self.request.slo.promises or self.request.graph.promises)
+
     def release(self) -> None:
         """Its promise will not be kept: what is left of it is served without one."""
         self.late = True
         self.promised = False
         self.slo = SLO(weight=self.slo.weight, name=self.slo.name)
         self.due = self.due_next = math.inf
+        self.leg_due = self.leg_latest = self.leg_until = math.inf
 
     @property
     def on_time(self) -> bool:
@@ -182,30 +224,41 @@ class Job:
         """Note that its stage emitted `update`; whether that was late."""
         late = now > self._output_due() + TICK
         self.late = self.late or late
+        self.leg_late = self.leg_late or late
         self.output = update
         self.outputs += 1
         if not self.call_outputs:
             self.first_at = now
         self.call_outputs += 1
-        self.due_next = min(self.due, self.output_due(self.outputs))
+        self.due_next = min(self.due, self.leg_until, self.output_due(self.outputs))
         return late
 
     def _output_due(self) -> float:
         """When its next output is due by what its caller was promised, kept up or not."""
-        if self.slo is self.request.slo:
+        if not self.released:
             return self.due_next
-        slo, due = self.request.slo, self.arrival + self.request.slo.total
-        if not self.outputs:
-            return min(due, self.arrival + slo.first)
-        if slo.step == math.inf:
+        index = self.outputs - self.leg_base
+        due = self.arrival + self.request.slo.total
+        if not index:
+            return min(due, self.leg_since + self.asked.first)
+        if self.asked.step == math.inf:
             return due
-        return min(due, self.arrival + slo.first + self.outputs * slo.step)
+        return min(due, self.leg_since + self.asked.first + index * self.asked.step)
 
     def output_due(self, index: int) -> float:
         """When output `index` (from 0) is due by the promise of a pace; inf without one."""
         if self.slo.step == math.inf:
             return math.inf
-        return self.arrival + self.slo.first + index * self.slo.step
+        return self.leg_since + self.slo.first + (index - self.leg_base) * self.slo.step
+
+    @property
+    def first_due(self) -> float:
+        """When the first output of the leg that it is in is due, came it or not."""
+        return min(self.due, self.leg_since + self.slo.first)
+
+    def calls_here(self, stage: str) -> int:
+        """Expected calls of a stage that are left of the leg that it is in."""
+        return self.calls_left.get(stage, 0) - self.later.get(stage, 0)
 
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.status}, {self.stage})"
@@ -233,9 +286,20 @@ class Entry(Job):
         base: rounds of the queue that do not count as skipped; round: the one it last ran in.
         unit_size: the size that `unit_s` is for; -1: not asked yet.
         keep: whether it is to be held once the step under way is over.
+        leg_entry: the number of the call that is its leg, 0 in none; leg_at: when it got there.
     """
 
-    __slots__ = ("base", "cursor", "ending", "keep", "queue", "round", "unit_size")
+    __slots__ = (
+        "base",
+        "cursor",
+        "ending",
+        "keep",
+        "leg_at",
+        "leg_entry",
+        "queue",
+        "round",
+        "unit_size",
+    )
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
@@ -246,6 +310,8 @@ class Entry(Job):
         self.round = -1
         self.unit_size = -1.0  # not asked yet
         self.keep = False
+        self.leg_entry = 0
+        self.leg_at = request.arrival
 
     @property
     def skipped(self) -> int:
@@ -277,5 +343,10 @@ class Entry(Job):
         self.computed = 0.0
         self.first_at = -math.inf
         self.worker = -1
+        self.params = self.request.params
+        self.leg = ""
+        self.leg_since, self.leg_base, self.leg_entry = self.arrival, 0, 0
+        self.leg_due = self.leg_latest = self.due
+        self.leg_until, self.leg_late, self.later = math.inf, False, {}
         self.due_next = min(self.due, self.arrival + self.slo.first)
         self.cursor = Cursor(self.request.graph, self)

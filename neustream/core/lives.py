@@ -58,9 +58,12 @@ class Lives:
         """A new job, at the first stage of its graph."""
         self._check(request.id, request.graph)
         job = Entry(request)
+        job.history = self._recent.seen
         job.cursor = Cursor(request.graph, job)
+        self.work.legs.check(job)
         self._enlist(job)
         with self._forgotten_if_it_fails(job):
+            self.work.legs.begin(job, now)
             self._go_to(job, job.cursor.stage, now)
             job.alone_s, job.planned_calls = job.remaining_s, dict(job.calls_left)
             self._recent.add(Demand.of(job))
@@ -69,7 +72,7 @@ class Lives:
     def adopt(self, carry: Carry, graph: Graph, now: float, cached: bool) -> Entry:
         """A job that was given by another scheduler, where it was."""
         self._check(carry.id, graph)
-        job = unpack(carry, graph, now)
+        job = unpack(carry, graph, now, self._recent.seen)
         stage = None if job.cursor is None else job.cursor.stage
         if stage is None:
             raise GraphError(f"request {carry.id!r} is at the end of graph {graph.name!r}")
@@ -79,6 +82,8 @@ class Lives:
         self._enlist(job)
         with self._forgotten_if_it_fails(job):
             self._enter(job, stage, now)
+        if carry.leg is None:
+            self.work.legs.begin(job, now)
         began = carry.started_ago is not None
         if began:
             job.worker = 0
@@ -171,12 +176,19 @@ class Lives:
     def _go_to(self, job: Entry, stage: Stage | None, now: float) -> None:
         """Leave the present stage for `stage`; None is the end of the graph."""
         left = job.stage
+        legs = bool(job.request.graph.legs) and left is not None
+        another = legs and left is not None and self.work.legs.over(job, left)
+        if another:
+            self.events.append(self.work.legs.end(job, now))
         if left is not None and ends_call(job.request.graph, left, stage):
-            if job.calls_left.get(left.name, 0) > 1:
+            if job.calls_here(left.name) > 1:
                 self._recent.lengths_of(left.model).ended(job.call_outputs)
             self.set_tokens(job, 0)
             job.call_outputs = 0
         if stage is not None:
+            if another:
+                job.call_outputs = 0
+                self.work.legs.promise(job, now, now)
             self._enter(job, stage, now)
             return
         if job.output is None:
@@ -253,6 +265,7 @@ class Lives:
         try:
             job.restart()
             assert job.cursor is not None
+            self.work.legs.begin(job, now)
             if job.cursor.stage is None:
                 self._go_to(job, None, now)
             else:  # no generation has come to its end by this
@@ -322,6 +335,8 @@ class Lives:
     def end(self, job: Entry, status: Status, reason: str, now: float) -> None:
         """A job is over: it leaves its queue, and its blocks are free."""
         self.forget(job)
+        if job.leg and status != "done":
+            self.events.append(self.work.legs.end(job, now, status))
         job.become(status)
         job.reason, job.ended_at = reason, now
         if status == "done" and job.due < now - TICK:

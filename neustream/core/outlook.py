@@ -236,7 +236,7 @@ def _backlog(jobs: Iterable[Job], rates: Rates, speed: Mapping[str, float]) -> f
     for name, total in calls.items():
         if name in rates.profiles:
             stage = sample[name].request.graph.stages[name]
-            each = rates.efficient(name, stage.max_batch, stage.size_of(sample[name]))
+            each = rates.efficient(name, stage.max_batch, sample[name].size_ahead(stage))
             seconds += total * each * speed.get(name, 1.0)
     return seconds
 
@@ -252,7 +252,7 @@ def _lines(jobs: Iterable[Job], times: StepTimes, now: float) -> Iterable[LineOu
         if name is None or graph.stages[name].caches:
             continue
         left, stage = float(job.calls_left[name]), graph.stages[name]
-        alone = times.alone(stage, stage.size_of(job))
+        alone = times.alone(stage, job.size_ahead(stage))
         behind = max(job.remaining_s - left * alone, 0.0)
         deadline = min(job.deadline, now + FOREVER)
         rows.setdefault(name, []).append((left, deadline - now - behind, behind, job.weight))

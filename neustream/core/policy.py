@@ -118,7 +118,7 @@ class View:
         for name, count in (job.calls_left if calls is None else calls).items():
             stage, profile = job.request.graph.stages[name], self.profiles[name]
             b = min(batch, stage.max_batch, profile.max_batch)
-            size = stage.size_of(job)
+            size = job.size_ahead(stage)
             seconds += count * profile.latency(b, b * size, b * size * size)
         return seconds
 

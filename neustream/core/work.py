@@ -8,6 +8,7 @@ from typing import Any
 from neustream.core.cursor import Cursor, Saved
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Entry, Job
+from neustream.core.legs import Legs
 from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import StepTimes
 from neustream.core.types import Request
@@ -93,10 +94,11 @@ class Walk:
 
 
 class Work:
-    """Keeps `calls_left`, `remaining_s` and `next_output_s` of a scheduler's jobs."""
+    """Keeps `calls_left`, `remaining_s`, `next_output_s` and the legs of a scheduler's jobs."""
 
     def __init__(self, times: StepTimes) -> None:
         self._times = times
+        self.legs = Legs(times)
 
     def measure(self, job: Entry) -> None:
         """Set all of them from the calls that lie ahead."""
@@ -104,8 +106,12 @@ class Work:
         times = self._times
         total, to_output = 0.0, None
         calls_left: dict[str, int] = {}
+        own, sizes = job.params, None
         for stage, calls in job.cursor.ahead(job):
             size = stage.size_of(job)
+            if job.params is not own:
+                sizes = sizes or {}
+                sizes[stage.name] = size
             first = whole = times.alone(stage, size)
             if not calls_left:
                 job.unit_s, job.unit_size = whole, size
@@ -115,6 +121,8 @@ class Work:
             if stage.emits and to_output is None:
                 to_output = total + first
             total += first + whole * (calls - 1)
+        if sizes is not None or job.sizes_ahead:
+            job.sizes_ahead = sizes or {}
         job.calls_left = calls_left
         job.remaining_s = total
         job.next_output_s = total if to_output is None else to_output

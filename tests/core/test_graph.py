@@ -313,9 +313,16 @@ def test_a_loop_takes_times_or_until():
         loop(A, times=2, until=lambda job: True)
 
 
-def test_until_needs_expect():
-    with pytest.raises(GraphError, match="needs expect"):
-        loop(A, until=lambda job: True)
+def test_a_loop_that_never_ends_fails_at_its_most():
+    job = job_of(loop(A, until=lambda job: False, most=2))
+    cursor = start(job)
+    assert cursor.advance(job) is A
+    with pytest.raises(GraphError, match=r"request 'r1': a loop did not end within 2 rounds \(most=...\)"):
+        cursor.advance(job)
+    with pytest.raises(GraphError, match="a loop's most must be a whole number from 1 to 1000000000, got 0"):
+        loop(A, until=lambda job: True, most=0)
+    with pytest.raises(GraphError, match="ends by itself"):
+        loop(A, times=3, most=2)
 
 
 def test_a_switch_needs_cases_and_a_likely_one_among_them():

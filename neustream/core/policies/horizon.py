@@ -112,7 +112,7 @@ class Horizon:
             return Load(nothing, nothing, nothing, nothing)
         label = f"{self.model.label}.decode"
         outputs = np.array([job.call_outputs for job in jobs], dtype=np.float64)
-        most = _column([max(job.calls_left.get(label, 0), 1) for job in jobs])
+        most = _column([max(job.calls_here(label), 1) for job in jobs])
         read = _column([job.size + job.computed for job in jobs])
         count = self.lengths.ahead(outputs, self.points, self.typical)
         count[self.points >= most] = 0.0
@@ -127,7 +127,7 @@ class Horizon:
         """Seconds until the next output but `steps` of each is due."""
         now = self.model.view.now
         slack = np.minimum(_column([job.due_next for job in jobs]) - now, FOREVER)
-        total = np.minimum(_column([job.due for job in jobs]) - now, FOREVER)
+        total = np.minimum(_column([job.leg_latest for job in jobs]) - now, FOREVER)
         pace = np.minimum(_column([job.slo.step for job in jobs]), FOREVER)
         time: Floats = np.minimum(slack + pace * steps, total)
         return time

@@ -11,7 +11,7 @@ from neustream.core.policy import Decision, View
 
 
 def _first_due(job: Job) -> float:
-    return min(job.due, job.arrival + job.slo.first)
+    return job.first_due
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ def tightened(model: ModelQueues, least: float) -> dict[Job, float]:
 
     `least`: seconds of a decode alone.
     """
-    jobs = [job for job in (*model.decodes, *model.prefills) if job.due < math.inf]
+    jobs = [job for job in (*model.decodes, *model.prefills) if job.leg_latest < math.inf]
     behind = _outputs_behind(model, jobs)
     return {
-        job: min(job.due_next, job.due - outputs * least)
+        job: min(job.due_next, job.leg_latest - outputs * least)
         for job, outputs in zip(jobs, behind, strict=True)
     }
 
@@ -31,7 +31,7 @@ def _outputs_behind(model: ModelQueues, jobs: Sequence[Job]) -> list[float]:
     """Outputs that usually follow the next one of each; 0 while no generation was seen to end."""
     label = f"{model.label}.decode"
     seen = _usual(model, jobs)
-    most = [max(job.calls_left.get(label, 0) - at_decode(job), 0) for job in jobs]
+    most = [max(job.calls_here(label) - at_decode(job), 0) for job in jobs]
     return [
         0.0 if outputs == math.inf else min(float(left), outputs)
         for outputs, left in zip(seen, most, strict=True)
@@ -62,7 +62,7 @@ def steady(
         gain = job.slo.step - step
         if not 0 < gain < math.inf:
             gain = 0.0
-        ahead = min(float(job.calls_left.get(label, 0)), usual)
+        ahead = min(float(job.calls_here(label)), usual)
         due = job.first_at + job.call_outputs * job.slo.step + gain * ahead * CATCH
         if model.view.now + least <= due < tight.get(job, job.due_next):
             tighter[job] = due

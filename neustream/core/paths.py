@@ -1,0 +1,67 @@
+"""The shortest way through a graph: seconds that a request needs at least, as a proof.
+
+What cannot be asked yet counts as nothing: loops that depend on data have one round, generations
+one output, and switches take their shortest branch.
+"""
+
+from __future__ import annotations
+
+from neustream.core.cursor import Cursor, inside
+from neustream.core.graph import Loop, Node, Seq, Stage, Switch, answer
+from neustream.core.job import Job
+from neustream.core.step_times import StepTimes
+from neustream.errors import GraphError
+
+
+def least_left(job: Job, cursor: Cursor, times: StepTimes) -> float:
+    """Seconds that `job` needs at least from where it stands, its present step included."""
+    if cursor.stage is None:
+        return 0.0
+    seconds = _stage(cursor.stage, job, times, job.computed)
+    for node, count, _ in cursor.rest(job):
+        if count > 0 and not _may_end(node, cursor):
+            seconds += count * shortest(node, job, times)
+    return seconds
+
+
+def _may_end(node: Node, cursor: Cursor) -> bool:
+    """Whether a node is the body of an open loop that may end before its next round."""
+    return any(
+        isinstance(frame.node, Loop) and frame.node.until is not None and frame.node.body is node
+        for frame in cursor.frames
+    )
+
+
+def shortest(node: Node, job: Job, times: StepTimes) -> float:
+    """Seconds of the shortest way through a node."""
+    match node:
+        case Stage():
+            return _stage(node, job, times)
+        case Seq():
+            try:
+                with inside(node.call, job):
+                    return sum([shortest(child, job, times) for child in node.nodes])
+            except GraphError:  # its params cannot be asked
+                return 0.0
+        case Loop():
+            return _rounds(node, job) * shortest(node.body, job, times)
+        case Switch():
+            return min([shortest(child, job, times) for child in node.cases.values()])
+
+
+def _rounds(node: Loop, job: Job) -> int:
+    if node.times is None:
+        return 1
+    try:
+        rounds = answer(node.times, job, "a loop's times")
+    except GraphError:
+        return 0
+    return rounds if isinstance(rounds, int) and rounds > 0 else 0
+
+
+def _stage(stage: Stage, job: Job, times: StepTimes, computed: float = 0.0) -> float:
+    try:
+        size = stage.size_of(job)
+    except GraphError:
+        size = 0.0
+    return times.alone(stage, max(size - computed, 0.0))
