@@ -69,6 +69,7 @@ class TextOptions(ServiceOptions, total=False):
     """And with a language model; see `neustream.backends.transformers.TextMount`."""
 
     profile: StepLatency | Path | str | None
+    see_profile: LatencyProfile | None
     slots: int
     max_batch: int | None
     max_len: int | None
@@ -110,7 +111,8 @@ def serve(model: Any, *args: Any, **options: Any) -> Service:
 
     * `serve(pipe, slo=5.0)`: a stock diffusers pipeline; `submit` takes its own call's arguments.
     * `serve(model, tokenizer, slo=SLO(first=0.5, step=0.05))`: a causal language model of
-      transformers; `submit` takes prompts, and answers stream tokens.
+      transformers; `submit` takes prompts, and answers stream tokens. With the processor of a
+      vision-language model in place of the tokenizer, prompts have images too.
     * `serve(graph, modules, profiles)`: a graph of your own; `submit` takes its parameters.
     * `serve({"sd": pipe, "chat": (model, tokenizer), "mine": (graph, modules, profiles)})`: several
       on one device, decided by one scheduler. Options of one model go into its mount:

@@ -125,7 +125,7 @@ def test_shapes_depend_on_a_row_alone():
 
 def test_texts_are_cut_at_the_same_places_wherever_they_begin():
     assert [(row.start, row.end) for row in pieces(Row(0, 40, list(range(60))))] == [(40, 64), (64, 96), (96, 100)]
-    assert [(row.start, row.end) for row in rows_of(0, list(range(6)), 30, 33)] == [
+    assert [(row.start, row.end) for row in rows_of(Row(0, 30, list(range(6))), 33)] == [
         (30, 33),
         (33, 34),
         (34, 35),

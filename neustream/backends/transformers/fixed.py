@@ -8,7 +8,7 @@ any parts of its prompt, and after it lost its slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -59,7 +59,9 @@ def pieces(row: Row) -> list[Row]:
     edges = [row.start, *range((row.start // BLOCK + 1) * BLOCK, row.end, BLOCK), row.end]
     if len(edges) == 2:
         return [row]
-    return [Row(row.slot, low, row.tokens[low - row.start : high - row.start]) for low, high in pairwise(edges)]
+    return [
+        replace(row, start=low, tokens=row.tokens[low - row.start : high - row.start]) for low, high in pairwise(edges)
+    ]
 
 
 def floor(end: int, prompt: int) -> int:
@@ -67,11 +69,13 @@ def floor(end: int, prompt: int) -> int:
     return end if end >= prompt else end // BLOCK * BLOCK
 
 
-def rows_of(slot: int, tokens: Sequence[int], start: int, prompt: int) -> list[Row]:
-    """Rows for `tokens` from `start` on: what is of the prompt at once, and each output by itself."""
-    inside = max(0, min(prompt - start, len(tokens)))
-    first = [Row(slot, start, tokens[:inside])] if inside else []
-    return first + [Row(slot, start + at, tokens[at : at + 1]) for at in range(inside, len(tokens))]
+def rows_of(row: Row, prompt: int) -> list[Row]:
+    """Rows for the tokens of one: what is of the prompt at once, and each output by itself."""
+    tokens = row.tokens
+    inside = max(0, min(prompt - row.start, len(tokens)))
+    first = [replace(row, tokens=tokens[:inside])] if inside else []
+    singles = [replace(row, start=row.start + at, tokens=tokens[at : at + 1]) for at in range(inside, len(tokens))]
+    return first + singles
 
 
 def fixed_of(buckets: Any, slots: int, max_len: int) -> Fixed | None:

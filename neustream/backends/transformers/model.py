@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name
 from neustream.backends.transformers.fixed import fixed_of
+from neustream.backends.transformers.looking import inputs_of
 from neustream.backends.transformers.masks import masks_of
 from neustream.backends.transformers.proof import prove
 from neustream.backends.transformers.slots import Call, Row, Slots
@@ -157,9 +158,8 @@ class LanguageModel:
         self.cache.select(call)
         mask = None if call.whole else self._masks.of(call)
         out = self.model(
-            input_ids=call.ids,
+            **inputs_of(self.model, call),
             attention_mask=mask,
-            position_ids=call.positions,
             use_cache=True,
             **{self.cache_name: self.cache},
             **which,

@@ -18,7 +18,7 @@ from neustream.backends.transformers.likelihoods import Likelihood, likelihoods,
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.slots import Row, groups
 from neustream.backends.transformers.streams import Streams
-from neustream.backends.transformers.text import Ask, Text
+from neustream.backends.transformers.text import SEEN, Ask, Text, seen
 from neustream.core.batch import StepInput
 from neustream.engine.executor import StreamModule
 from neustream.errors import StageFailed, told
@@ -264,7 +264,7 @@ class Texts:
         at_prefill = given.stage == self.prefill
         fresh = at_prefill and not given.outputs and not given.computed
         if text is None or (fresh and text.outputs):
-            text = Text(self._ask(given))  # a call of the model begins
+            text = Text(seen(self._ask(given), given.state.get(f"{self.name}.{SEEN}")))  # a call of the model begins
             if given.id in self._held:
                 self._held[given.id].cached = 0
         end = len(text)
@@ -276,18 +276,19 @@ class Texts:
         held = self._held.get(id)
         if held is None:
             held = self._held[id] = self._take()
-        start = min(held.cached, turn.end - 1)
-        if self.model.fixed is None:
-            return [Row(held.slot, start, turn.text.tokens(start, turn.end))]
-        prompt = len(turn.text.ask.prompt)
+        text, prompt, fixed = turn.text, len(turn.text.ask.prompt), self.model.fixed is not None
+        sight = text.ask.sight
         if not turn.complete:
-            turn.end = floor(turn.end, prompt)
-        if held.cached >= turn.end:
-            if not turn.complete:
+            turn.end = floor(turn.end, prompt) if fixed else turn.end
+            turn.end = turn.end if sight is None else sight.floor(turn.end)
+            if held.cached >= turn.end and (fixed or sight is not None):
                 turn.end = held.cached
                 return []
+        start = min(held.cached, turn.end - 1)
+        if fixed and held.cached >= turn.end:
             start = floor(turn.end - 1, prompt)
-        return rows_of(held.slot, turn.text.tokens(start, turn.end), start, prompt)
+        row = Row(held.slot, start, text.tokens(start, turn.end), sight)
+        return rows_of(row, prompt) if fixed else [row]
 
     def _close_up(self, ids: Sequence[str]) -> None:
         """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""

@@ -18,17 +18,21 @@ from neustream.backends.copies import copies
 from neustream.backends.options import measuring
 from neustream.backends.transformers.completion import Tokens, completion, read
 from neustream.backends.transformers.defaults import defaults_of
+from neustream.backends.transformers.images import Reader, tokenizer_of
 from neustream.backends.transformers.measured import file_of, measure_steps, steps_for
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
-from neustream.backends.transformers.request import Room, ask_of, tokens_of
+from neustream.backends.transformers.request import Room, ask_of
 from neustream.backends.transformers.sampling import Processor, Sampling
+from neustream.backends.transformers.see import See, see_profile, with_eyes
+from neustream.backends.transformers.sighted import sighted_of
 from neustream.backends.transformers.text import Ask
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import check_option, number, whole
 from neustream.core.batch import StepInput
-from neustream.core.graph import Graph
+from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
+from neustream.core.profile import LatencyProfile, unmeasured
 from neustream.core.steps import LearntSteps, StepLatency
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, shown
@@ -46,10 +50,13 @@ class TextMount:
     Args:
         model: any `AutoModelForCausalLM` in eval mode, in the dtype that it is to run in; it is not
             changed. What its `generation_config` says is what requests get that do not say otherwise.
-        tokenizer: for prompts and completions of text; None: token ids only.
+        tokenizer: for prompts and completions of text; None: token ids only. The processor of a
+            vision-language model: for prompts with images too.
         profile: how long steps take: a step profile (`name`, `device` and `seconds(step)` will do), or
             its file (`neustream profile` writes one). None: the one in the user's cache; what is not
             there is measured first and kept. It is corrected by the steps that run.
+        see_profile: how long the vision tower takes, over requests of one image of 336 x 336 pixels.
+            None: as of `profile`; beside a given one, a guess, which steps correct.
         slots: requests that can hold keys and values at once, on each device.
         max_batch: the most requests in one step; default: the slots.
         max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys
@@ -71,6 +78,7 @@ class TextMount:
     observers: Sequence[Observer] = ()
     model: LanguageModel
     """On the first device, once it is opened."""
+    _reader: Reader
 
     def __init__(
         self,
@@ -78,6 +86,7 @@ class TextMount:
         tokenizer: Any = None,
         *,
         profile: StepLatency | Path | str | None = None,
+        see_profile: LatencyProfile | None = None,
         slots: int = 16,
         max_batch: int | None = None,
         max_len: int | None = None,
@@ -98,7 +107,8 @@ class TextMount:
         check_option("cache", cache, str | Path | None, "a folder")
         check_option("progress", progress, bool | None, "True, False or None")
         measure_s = number("measure_s", measure_s, "a number above 0", lambda x: 0 < x < math.inf, BackendError)
-        self.tokenizer = tokenizer
+        self.processor = tokenizer
+        self.tokenizer = tokenizer_of(tokenizer)
         self.kv_caches: Mapping[str, KVCache] = {}
         self._kv_cache = kv_cache
         self._stock = model
@@ -111,6 +121,7 @@ class TextMount:
         self._max_len = max_len
         self._buckets = buckets
         self._profile = profile
+        self._see = see_profile
         self._measure_s = measure_s
         self._cache = cache
         self._progress = progress
@@ -138,17 +149,23 @@ class TextMount:
         self._host = host
         self._devices.clear()
         node, most = name or NODE, self._max_batch
-        self._graph = Graph(node, llm(node, max_batch=most))
-        instances = []
+        root, instances = llm(node, max_batch=most), []
+        self._graph = Graph(node, root)
         stocks = copies(self._stock, [device.place for device in devices])
         for device, stock in zip(devices, stocks, strict=True):
             model = self._with_slots(stock)
+            sighted = sighted_of(model, self.processor, proven=model.unchanged is self._proof)
             steps = LearntSteps(self._steps(model, device))
             texts = Texts(model, _ask, name=node, tokenizer=self.tokenizer)
             self._devices.append((device, texts))
-            profiles = llm_profiles(node, steps, max_batch=most)
-            instances.append(Instance(modules_of(texts), profiles))
-        self.model = self._devices[0][1].model
+            instance = Instance(modules_of(texts), llm_profiles(node, steps, max_batch=most))
+            if sighted.sample is not None:
+                stage = sighted.stage(node, most)
+                self._graph = Graph(node, with_eyes(stage, root))
+                instance = instance.with_(sighted.instance(stage, _ask, partial(self._see_profile, device)))
+            instances.append(instance)
+            if len(instances) == 1:
+                self.model, self._reader = model, sighted.reader
         self.defaults = defaults
         self._proof = self.model.unchanged
         self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
@@ -167,6 +184,7 @@ class TextMount:
         self,
         prompt: str | Sequence[int],
         *,
+        images: Sequence[Any] | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -196,6 +214,7 @@ class TextMount:
 
         Args:
             prompt: text (needs the tokenizer), token ids, or messages (needs its chat template).
+            images: PIL images or arrays, one for each of their places in a prompt of text or messages.
             max_tokens: the most new tokens; together with the prompt they must fit the model. None: as
                 many as `generation_config` says, else to the end of the context.
             temperature, ..., prompt_logprobs: see `Sampling`. None: as `generation_config` says.
@@ -231,9 +250,9 @@ class TextMount:
             prompt_logprobs=prompt_logprobs,
         )
         room = Room(self.model, self.kv_caches[self._graph.name].capacity)
-        tokens = tokens_of(self.model, self.tokenizer, prompt, tools, chat_template_kwargs)
+        tokens, sight = self._reader.read(prompt, images, tools, chat_template_kwargs)
         most = self.defaults.tokens(len(tokens), room.limit) if max_tokens is None else max_tokens
-        ask = ask_of(self.tokenizer, tokens, most, sampling, room)
+        ask = ask_of(self.tokenizer, tokens, most, sampling, room, sight)
         if ends_after is not None:
             ask = replace(ask, end=whole("ends_after", ends_after, 1))
         count, most = len(tokens), int(most)
@@ -274,6 +293,16 @@ class TextMount:
             work = partial(steps_for, model, self._cache, self._measure_s, tick)
             steps: StepLatency = device.executor.call(work).result()
             return steps
+
+    def _see_profile(self, device: Device, see: See, stage: Stage, sample: Ask) -> LatencyProfile:
+        """How long looking takes: as given, as measured on the device's own thread, or a guess beside given steps."""
+        if self._see is not None:
+            return self._see
+        if self._profile is not None:
+            return unmeasured(stage.name, stage.max_batch)
+        work = partial(see_profile, see, stage, sample, self._cache, self._measure_s / 4)
+        profile: LatencyProfile = device.executor.call(work).result()
+        return profile
 
 
 def _used(device: Device, texts: Texts) -> int:

@@ -51,7 +51,7 @@ def prove(model: LanguageModel) -> None:
     - parts of prompts that cross these lengths, in the same way;
     - where shapes are fixed: decodes in company and alone, in another slot, to the last bit.
     """
-    with _as_it_was(model.model):
+    with as_it_was(model.model):
         trial = _Trial(model)
         lengths = lengths_of(_config(model).to_dict(), model.max_len)
         trial.last_position()
@@ -119,8 +119,12 @@ def _config(model: LanguageModel) -> Any:
     return model.model.config.get_text_config(decoder=True)
 
 
+HOOKED = "_output_capturing_hooks_installed"
+"""Says that the library's own hooks are there; they stay, so this has to."""
+
+
 @contextlib.contextmanager
-def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
+def as_it_was(model: torch.nn.Module) -> Iterator[None]:
     """Put back buffers and attributes that calls write down in modules."""
     before = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.clone()) for module in model.modules() for buffer in _scratch(module)]
@@ -128,8 +132,9 @@ def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, attributes, buffers in before:
+            hooked = {HOOKED: True} if HOOKED in module.__dict__ else {}
             module.__dict__.clear()
-            module.__dict__.update(attributes)
+            module.__dict__.update(attributes | hooked)
             module._buffers.clear()
             module._buffers.update(buffers)
         for buffer, value in values:
@@ -292,6 +297,8 @@ class _Trial:
             return (
                 f"its rotary embedding is of type {kind!r}, whose angles depend on the longest request of a batch{less}"
             )
+        if getattr(_config(self.model), "use_bidirectional_attention", None):
+            return "its config says use_bidirectional_attention: tokens of a prompt see those behind them"
         some = ", ".join(map(str, sorted(set(lengths))))
         return (
             f"in company its logits differ from those alone by {off:.1e} of the largest, so its requests are not "

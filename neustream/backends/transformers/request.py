@@ -9,6 +9,7 @@ from typing import Any
 
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.sight import Sight
 from neustream.backends.transformers.text import Ask
 from neustream.backends.values import whole
 from neustream.errors import RequestError, shown, told
@@ -35,7 +36,9 @@ class Room:
         return f"max_len is {self.limit}"
 
 
-def ask_of(tokenizer: Any, ids: list[int], max_tokens: Any, sampling: Sampling, room: Room) -> Ask:
+def ask_of(
+    tokenizer: Any, ids: list[int], max_tokens: Any, sampling: Sampling, room: Room, sight: Sight | None = None
+) -> Ask:
     """What the model is asked: RequestError if prompt and outputs do not fit, or for tokens that are none."""
     check_length(len(ids), max_tokens, room)
     vocabulary = room.model.vocabulary
@@ -46,7 +49,9 @@ def ask_of(tokenizer: Any, ids: list[int], max_tokens: Any, sampling: Sampling, 
         raise RequestError(f"min_tokens={sampling.min_tokens} is more than max_tokens={int(max_tokens)}")
     if sampling.stop and tokenizer is None:
         raise RequestError("stop needs a tokenizer: serve(model, tokenizer), or give stop_token_ids")
-    return Ask(ids, sampling)
+    if sight is not None and sampling.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs is for prompts without images: an image's tokens have no likelihood")
+    return Ask(ids, sampling, sight=sight)
 
 
 def check_length(prompt: int, max_tokens: Any, room: Room) -> None:
@@ -70,7 +75,7 @@ def tokens_of(
 
     `tools`, `template`: for messages of a chat, beside them, to the tokenizer's chat template.
     """
-    if _is_chat(prompt):
+    if is_chat(prompt):
         return _checked(model, _of_chat(tokenizer, prompt, tools, template or {}))
     if tools is not None or template:
         name = "chat_template_kwargs" if tools is None else "tools"
@@ -105,7 +110,7 @@ def _of_text(tokenizer: Any, text: str) -> Any:
     return ids[1:] if ids[1 : len(plain) + 1] == plain and ids[0] == tokenizer.bos_token_id else ids
 
 
-def _is_chat(prompt: Any) -> bool:
+def is_chat(prompt: Any) -> bool:
     """Whether a prompt is messages, each a mapping."""
     if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence):
         return False

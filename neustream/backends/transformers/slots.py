@@ -15,19 +15,29 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from neustream.backends.transformers.masks import layers_of
+from neustream.backends.transformers.sight import Sight
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One request's part of a forward call: `tokens` to be computed at positions `start`, `start + 1`, ..."""
+    """One request's part of a forward call: `tokens` to be computed at positions `start`, `start + 1`, ...
+
+    `sight`: the images of its prompt; None: it has none.
+    """
 
     slot: int
     start: int
     tokens: Sequence[int]
+    sight: Sight | None = None
 
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def folded(self) -> bool:
+        """Whether some of its tokens see others behind them."""
+        return self.sight is not None and self.sight.sees is not None and self.start < len(self.sight.sees)
 
 
 WASTE = 1.5
@@ -84,7 +94,7 @@ class Call:
         self._single = width == 1
         holes = high - low - len(rows)
         self._view = slice(low, high) if not holes or (self._single and holes <= HOLES * len(rows)) else None
-        alike = all(row.start == self.start and row.end == end for row in rows)
+        alike = all(row.start == self.start and row.end == end and not row.folded for row in rows)
         self.whole = alike and not (holes and self._view is not None)
         self.context = end if self.whole else min(-(-end // ALIGNED) * ALIGNED, self.length)
         if self.shape is not None:
@@ -119,9 +129,24 @@ class Call:
         return torch.tensor(values, device=self.device)
 
     def mask(self) -> torch.Tensor:
-        """Which keys each query sees, [lanes, 1, queries, keys]: those of its own row up to its own position."""
+        """Which keys each query sees, [lanes, 1, queries, keys]: those of its own row up to its own position.
+
+        Tokens of an image may see the whole of it.
+        """
+        last = self.positions
+        if any(row.folded for row in self.rows):
+            last = last.clone()
+            for row, lane, first in self.places():
+                if row.sight is not None:
+                    last[lane, first:] = row.sight.limits(row.start, row.end).to(last)
         keys = torch.arange(self.context, device=self.device)
-        return (keys <= self.positions[:, :, None])[:, None]
+        return (keys <= last[:, :, None])[:, None]
+
+    def places(self) -> list[tuple[Row, int, int]]:
+        """Each row with its lane, and the column of its first token there."""
+        lanes = range(len(self.rows)) if self.lanes is None else self.lanes.tolist()
+        width = self.ids.shape[1]
+        return [(row, lane, width - len(row.tokens)) for row, lane in zip(self.rows, lanes, strict=True)]
 
     def write(self, storage: torch.Tensor, states: torch.Tensor) -> None:
         """Put `states` [lanes, heads, queries, width] where they belong in `storage` [slots, heads, length, width]."""

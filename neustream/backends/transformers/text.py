@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from neustream.backends.transformers.likelihoods import Likelihood
 from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.sight import Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +17,32 @@ class Ask:
     """What one call of the model is asked: token ids of the prompt, and how to choose the next ones.
 
     `end`: outputs after which it ends as if the model had said so (a workload's own lengths).
+    `sight`: images of the prompt.
     """
 
     prompt: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     end: int | None = None
+    sight: Sight | None = None
+
+    @property
+    def names(self) -> list[int]:
+        """The prompt's tokens, told apart: those of an image have a number of their own in place of its token's id."""
+        ids = list(self.prompt)
+        if self.sight is not None:  # equal ids of different images are different keys and values
+            own = -1 - self.sight.digest
+            for place in self.sight.places.tolist():
+                ids[place] = own
+        return ids
+
+
+SEEN = "seen"
+"""In the state of a request, behind its model's name: what the vision tower made of its images."""
+
+
+def seen(ask: Ask, found: torch.Tensor | None) -> Ask:
+    """What is asked, with what was made of its images."""
+    return ask if ask.sight is None or found is None else replace(ask, sight=ask.sight.with_(found))
 
 
 @dataclass(frozen=True, slots=True)
