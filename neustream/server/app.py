@@ -26,6 +26,7 @@ from neustream.server.metrics import Metrics
 from neustream.server.observe.access import AccessLog
 from neustream.server.openapi import document
 from neustream.server.protocol import LARGEST_HEAD
+from neustream.server.sessions import LEFT, Sessions, late_for_session
 from neustream.server.wire import Gone
 
 log = logging.getLogger("neustream.server")
@@ -39,6 +40,7 @@ TOLD = (
     "retry-after",
     "x-request-id",
     "x-neustream-outcome",
+    LEFT,
     "x-neustream-slo",
     "x-neustream-warning",
 )
@@ -90,6 +92,7 @@ def build_app(
     app.state.gateway = gateway
     app.state.config = config
     app.state.metrics = metrics
+    app.state.sessions = Sessions(config.promises.sessions)
     app.state.openapi = document()
     guard: ASGIApp = Guard(app, config, metrics, keys, access)
     origins = config.http.cors_origins
@@ -102,7 +105,10 @@ def build_app(
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPError)
-    request.scope["state"]["code"] = error.code or ""
+    state = request.scope["state"]
+    if state.get("late_for_session"):
+        error = late_for_session(error)
+    state["code"] = error.code or ""
     return JSONResponse(error.body, error.status, headers=error.all_headers)
 
 
@@ -186,7 +192,7 @@ class Guard:
             return
         request = Request(scope)
         known = request_id(request)
-        scope.setdefault("state", {}).update(id=known, code="")
+        scope.setdefault("state", {}).update(id=known, code="", key="")
         began = stopwatch()
         wire = Wire(receive, send, known, lambda: self._metrics.streams(1))
         route = _route(scope)
@@ -223,6 +229,7 @@ class Guard:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
         fits = [hmac.compare_digest(digest, each) for each in self._digests]
+        request.scope["state"]["key"] = digest.hex()
         if scheme.lower() != "bearer" or not any(fits):
             headers = {"www-authenticate": "Bearer"}
             raise HTTPError(401, "a key is needed: Authorization: Bearer KEY", "key", headers=headers)

@@ -54,10 +54,23 @@ class ClassConfig(Budgets):
     floor: Budgets = Budgets()
 
 
+class SessionConfig(_Section):
+    """Sessions: calls under one promise.
+
+    Args:
+        max_open: of the callers with one key.
+        forget_s: one is forgotten so long after its budget is over and its last call came.
+    """
+
+    max_open: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    forget_s: Seconds = 60.0
+
+
 class PromiseConfig(_Section):
     """Promises of all models."""
 
     classes: dict[Name, ClassConfig] = Field(default_factory=dict)
+    sessions: SessionConfig = SessionConfig()
     fallback_ttft_ms: Ms = 30_000.0
     max_weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
 

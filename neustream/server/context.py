@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from neustream.server.errors import HTTPError
 from neustream.server.gateway import Gateway
 from neustream.server.metrics import Metrics
 from neustream.server.promises import Promised, promised
+from neustream.server.sessions import LEFT, Sessions, Share
 from neustream.server.wire import Gone, body_of
 
 B = TypeVar("B", bound=Body)
@@ -41,6 +42,7 @@ class Context:
     metrics: Metrics
     id: str
     warnings: list[str] = field(default_factory=list)
+    _share: Share | None = None
 
     @classmethod
     def of(cls, request: Request) -> Context:
@@ -74,7 +76,14 @@ class Context:
 
     def promise(self, body: AnyAsk, defaults: SLO) -> Promised:
         """What the request is promised."""
-        found = promised(self.request.headers, body, self.config.promises, defaults)
+        headers = self.request.headers
+        found = promised(headers, body, self.config.promises, defaults)
+        sessions: Sessions = self.request.app.state.sessions
+        share = sessions.share(self.request.scope["state"]["key"], headers, found.warnings)
+        if share is not None:
+            self._share = share
+            self.request.scope["state"]["late_for_session"] = not share.first
+            found = replace(found, slo=replace(found.slo, total=min(found.slo.total, share.total_s)))
         self.warnings += found.warnings
         self.metrics.bad_headers(len(found.warnings))
         return found
@@ -86,6 +95,8 @@ class Context:
     def headers(self, promise: Promised) -> dict[str, str]:
         """Of an answer that is none of errors."""
         found = {"x-neustream-slo": promise.header} if promise.slo.promises else {}
+        if self._share is not None:
+            found[LEFT] = f"{self._share.left_ms():.0f}"
         if self.warnings:
             found["x-neustream-warning"] = "; ".join(self.warnings)[:500]
         return found
