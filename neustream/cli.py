@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "simulate": "Serve a workload in virtual time, by latency profiles.",
     "sweep": "Simulate over rates, burstinesses or SLOs; figures.",
+    "plan": "Find which stages to put on which devices, and say why.",
     "models": "Say what a config's model is and what of it is measured.",
     "profile": "Measure every stage of a real model.",
     "trace": "Say what a trace holds: rate, burstiness, lengths.",

@@ -27,6 +27,7 @@ def here(tmp_path, monkeypatch):
 CALLS = {
     "simulate": ["simulate", "toy.yaml", "--trace", "new/trace.json"],
     "sweep": ["sweep", "toy.yaml", "--over", "slo.scale", "--values", "2,6", "--jobs", "1", "--out", "new"],
+    "plan": ["plan", "toy.yaml", "--set", "cluster={instances: 2}", "--figure", "new/plan.png"],
     "models": ["models", "toy.yaml"],
     "profile": ["profile", "toy.yaml", "--repeats", "3", "--warmup", "0", "--out", "new"],
     "trace": ["trace", "t.csv", "--out", "new/t.jsonl"],

@@ -101,6 +101,26 @@ def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path | s
     return _saved(figure, path)
 
 
+def plot_placement(plan: Mapping[str, Any], title: str, path: Path | str) -> Path:
+    """A row a device, a box for each stage that it serves, as wide as what a request costs there."""
+    instances, charges = plan["placement"], plan["charges_s"]
+    devices = [(name, one) for name, one in instances.items() for _ in range(one["count"])]
+    stages = list(dict.fromkeys(stage for column in charges.values() for stage in column))
+    figure, axes = plt.subplots(figsize=(8.0, 1.2 + 0.35 * len(devices)), layout="constrained")
+    for row, (_, one) in enumerate(devices):
+        left = 0.0
+        for stage in one["stages"]:
+            width = 1000 * charges[one["device"]][stage]
+            axes.barh(row, width, 0.7, left, color=COLOURS[stages.index(stage) % len(COLOURS)], edgecolor="white")
+            left += width
+    axes.set_yticks(range(len(devices)), [name for name, _ in devices])
+    axes.invert_yaxis()
+    axes.set(xlabel="device ms of a request", title=title)
+    boxes = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[at % len(COLOURS)]) for at in range(len(stages))]
+    figure.legend(boxes, stages, loc="outside lower center", ncols=min(len(stages), 5))
+    return _saved(figure, path)
+
+
 def _saved(figure: Any, path: Path | str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,10 @@ from neustream.cluster.agent import Reporting
 from neustream.cluster.book import Again, Settings
 from neustream.cluster.head import Head
 from neustream.cluster.network import Fault, Network
+from neustream.cluster.planning.replanner import Replanner
 from neustream.cluster.report import ClusterReport
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
+from neustream.cluster.rules.replan import Replan
 from neustream.cluster.simulation import Cluster, Kind, Place, Watcher
 from neustream.config.cluster import ClusterConfig
 from neustream.core.batch import Batch
@@ -27,7 +29,9 @@ from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.experiment.pipelines import LlmPipeline
+from neustream.experiment.placements import ground_of
 from neustream.experiment.prepared import Prepared
+from neustream.experiment.replanning import replanner_of, role_names, with_all_roles
 from neustream.experiment.roles import Role, roles_of
 
 BETWEEN = " @ "
@@ -102,6 +106,9 @@ def simulate_cluster(
     observers: Sequence[Observer],
 ) -> Report:
     """Serve a workload by a cluster in virtual time."""
+    scaler = _only("scaler", SCALERS, config.scaler, "target")
+    if isinstance(scaler, Replan):
+        config, scaler = _replanning(prepared, config, scaler, rule, router, bench)
     roles = roles_of(prepared, config)
     profiles = {name: role.profiles for name, role in roles.items()}
     name = router or next(iter(config.router))
@@ -117,7 +124,7 @@ def simulate_cluster(
         profiles,
         make_rule("router", ROUTERS, name, config.router[name], "route"),
         _only("mover", MOVERS, config.mover, "moves"),
-        _only("scaler", SCALERS, config.scaler, "target"),
+        scaler,
         settings=settings,
         again=again,
         seed=seed,
@@ -150,6 +157,19 @@ def simulate_cluster(
     cluster.run(prepared.requests, observers, report)
     report.instance_s = cluster.instance_s
     return report
+
+
+def _replanning(
+    prepared: Prepared, config: ClusterConfig, scaler: Replan, rule: Policy, router: str, bench: Bench
+) -> tuple[ClusterConfig, Replanner]:
+    """A config with all roles that devices may get, and the scaler that gives them some."""
+    ground = ground_of(prepared, config)
+    names = role_names(ground)
+
+    def serve(some: Prepared, cluster: ClusterConfig) -> Report:
+        return simulate_cluster(some, cluster, rule, router, bench, [])
+
+    return with_all_roles(ground, names), replanner_of(ground, scaler, names, serve)
 
 
 def _instance(rule: Policy, role: Role, bench: Bench, place: Place) -> tuple[Scheduler, dict[str, ProfiledExecutor]]:

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from neustream.config import ModelsConfig, experiments_of
+from neustream.config.cluster import ClusterConfig
 from neustream.config.fields import Factor, Section
 from neustream.config.messages import explain
 from neustream.config.schema import Config, Experiment, Model, Simulation
@@ -36,12 +37,14 @@ def simulate(
     observers: Sequence[Observer] = (),
     speed: Mapping[str, float] = {},
     device: Simulation | None = None,
+    cluster: ClusterConfig | None = None,
 ) -> Report:
     """Serve the workload in virtual time, steps taking as long as the profiles say.
 
     `speed` asks what the simulator says at a speed that was observed (`Report.profile_error`): it
     multiplies the profiled latencies of stages in place of what the config says under
     `simulation`; policies go on planning with the profiles. `device` says the rest in its place.
+    `cluster`: another one than the config's.
     """
     decision_s = 0.0
     handovers: dict[str, float] = {}
@@ -59,7 +62,7 @@ def simulate(
     outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
     own = not speed and device is None
     truth = {**prepared.profiles, **prepared.truth} if prepared.truth and own else None
-    cluster = prepared.experiments[0].cluster
+    cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
         bench = Bench(factor, outcome, handovers, truth, decision_s)
         name, router = parted(policy) if isinstance(policy, str) else ("", "")

@@ -15,6 +15,7 @@ from neustream.cluster.rules.least_work import LeastWork
 from neustream.cluster.rules.none import Stay
 from neustream.cluster.rules.prefix import Prefix
 from neustream.cluster.rules.random import Random
+from neustream.cluster.rules.replan import Replan
 from neustream.cluster.rules.rescue import Rescue
 from neustream.cluster.rules.round_robin import RoundRobin
 from neustream.cluster.rules.slack import Slack
@@ -41,4 +42,9 @@ MOVERS: Rules = {
     "rescue": Rescue,
     "consolidate": Consolidate,
 }
-SCALERS: Rules = {"fixed": Fixed, "freeness": FreenessScaler, "charge": Charge}
+SCALERS: Rules = {
+    "fixed": Fixed,
+    "freeness": FreenessScaler,
+    "charge": Charge,
+    "plan": Replan,
+}
