@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neustream.core.graph import Graph, Stage, loop, seq, switch
     from neustream.core.job import Job
     from neustream.core.kv_cache import KVCache
-    from neustream.core.nodes import call
+    from neustream.core.nodes import call, par, tool
     from neustream.core.policies import (
         EDF,
         FCFS,
@@ -140,11 +140,13 @@ __all__ = [
     "load_profile",
     "loop",
     "measure",
+    "par",
     "profiles_of",
     "seq",
     "serve",
     "simulate",
     "switch",
+    "tool",
 ]
 
 _HOMES = {
@@ -166,7 +168,7 @@ _HOMES = {
     ),
     "neustream.core.job": ("Job",),
     "neustream.core.kv_cache": ("KVCache",),
-    "neustream.core.nodes": ("call",),
+    "neustream.core.nodes": ("call", "par", "tool"),
     "neustream.core.policies": (
         "EDF",
         "FCFS",

@@ -249,6 +249,12 @@ def copy_of(job: Entry) -> Entry:
     twin.base = job.base
     twin.ending = job.ending
     twin.keep = job.keep
+    twin.fork = None
+    twin.origin = job.origin
+    twin.parent = job.parent
+    twin.branch = job.branch
+    twin.after = job.after
+    twin.outer_until = job.outer_until
     twin.queue = job.queue
     twin.round = job.round
     twin.unit_size = job.unit_size

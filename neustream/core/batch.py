@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.core.job import Job
-from neustream.errors import NeustreamError
+from neustream.errors import NeustreamError, StageFailed, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +132,12 @@ def no_update(stage: str, update: object) -> str:
     if isinstance(update, NeustreamError):
         return str(update)
     return f"stage {stage!r} must return one dict per job, got {type(update).__name__}"
+
+
+def read_update(job: Job, stage: str, update: Mapping[str, Any]) -> None:
+    """Merge an update of a class of its own into the state; StageFailed if that raises."""
+    try:
+        job.state.update(update)
+    except BaseException as error:
+        text = f"stage {stage!r}: what it returned cannot be read: {told(error)}"
+        raise StageFailed(text) from error

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from neustream.core.budget import (
+    asked_params,
+    asked_rounds,
+    calls_of,
+    expected_rounds,
+    likely_case,
+    repeated,
+)
 from neustream.core.graph import (
     LEARNT,
-    MOST_ROUNDS,
     Ask,
-    Call,
     Graph,
     Loop,
     Node,
+    Par,
     Seq,
     Stage,
     Switch,
@@ -40,89 +46,15 @@ def _over(until: Ask, job: Job) -> bool:
         raise raised(job, "a loop's until", error) from error
 
 
-def _rounds(ask: Ask, job: Job, what: str) -> int:
-    rounds = answer(ask, job, f"a loop's {what}")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 0 <= rounds <= MOST_ROUNDS:
-        raise GraphError(
-            f"request {job.id!r}: a loop's {what} must be a whole number from 0 to {MOST_ROUNDS}, "
-            f"got {shown(rounds)}"
-        )
-    return rounds
-
-
-def expected_rounds(node: Loop, job: Job) -> int:
-    """Rounds of a loop that `job` has not come to."""
-    if node.expect is None:
-        return job.history.rounds(node)
-    return min(_rounds(node.expect, job, "expect"), node.most)
-
-
-def likely_case(node: Switch, job: Job) -> Node:
-    """The branch that `job` should take."""
-    return node.cases[job.history.likely(node) if node.likely is LEARNT else node.likely]
-
-
-@contextmanager
-def inside(call: Call | None, job: Job) -> Iterator[None]:
-    """`job.params` as they should be inside of a call that `job` has not come to."""
-    if call is None or call.params is None:
-        yield
-        return
-    outer = job.params
-    job.params = _params(call, call.expect or call.params, job)
-    try:
-        yield
-    finally:
-        job.params = outer
-
-
-def _params(call: Call, ask: Ask, job: Job) -> Mapping[str, Any]:
-    """What a call's `params` or `expect` say."""
-    params = answer(ask, job, f"params of call {call.name!r}")
-    if not isinstance(params, Mapping):
-        raise GraphError(
-            f"request {job.id!r}: params of call {call.name!r} must be a mapping, "
-            f"got {shown(params)}"
-        )
-    return params
-
-
-def _budget(node: Node, job: Job) -> Iterator[tuple[Stage, int]]:
-    """Expected calls of stages when `job` enters `node`, in order (see `Cursor.ahead`)."""
-    match node:
-        case Stage():
-            yield node, 1
-        case Seq():
-            with inside(node.call, job):
-                for child in node.nodes:
-                    yield from _budget(child, job)
-        case Loop():
-            yield from _repeat(node.body, job, expected_rounds(node, job))
-        case Switch():
-            yield from _budget(likely_case(node, job), job)
-
-
-def _repeat(body: Node, job: Job, rounds: int) -> Iterator[tuple[Stage, int]]:
-    if rounds <= 0:
-        return
-    if isinstance(body, Stage):
-        yield body, rounds
-        return
-    yield from _budget(body, job)
-    if rounds > 1:
-        for stage, count in _budget(body, job):
-            yield stage, count * (rounds - 1)
-
-
 @dataclass(slots=True)
 class Frame:
-    """One open `Seq` or `Loop`: how many children or rounds are behind, of how many.
+    """One open node: how many children or rounds are behind, of how many.
 
     Of a call also `since`, when the job got to it (nan: just now), the params `outer` of it, and
     its number `entry` among the calls that the job came to.
     """
 
-    node: Seq | Loop
+    node: Seq | Loop | Par
     done: int
     total: int  # exact for `Seq` and `times`, expected for `until`
     since: float = math.nan
@@ -135,7 +67,7 @@ def _opened(node: Seq | Loop, job: Job) -> Frame:
     if isinstance(node, Seq):
         return Frame(node, -1, len(node.nodes))
     if node.times is not None:
-        return Frame(node, -1, _rounds(node.times, job, "times"))
+        return Frame(node, -1, asked_rounds(node.times, job, "times"))
     return Frame(node, -1, expected_rounds(node, job))
 
 
@@ -168,15 +100,34 @@ class Saved(NamedTuple):
 class Cursor:
     """Where one job stands in its graph. `stage` is the next one to run, None at the end.
 
-    `entries` counts the calls that it came to.
+    `entries` counts the calls that it came to. At a `par`, which is `fork` then, it is at no stage.
     """
 
-    __slots__ = ("_frames", "entries", "stage")
+    __slots__ = ("_frames", "_turned", "entries", "fork", "stage")
 
     def __init__(self, graph: Graph, job: Job) -> None:
-        self._frames: list[Frame] = []
-        self.entries = 0
+        self._begin()
         self.stage: Stage | None = self._descend(graph.root, job)
+
+    def _begin(self) -> None:
+        self._frames: list[Frame] = []
+        self._turned: list[Frame] = []
+        self.entries = 0
+        self.fork: Par | None = None
+
+    @classmethod
+    def at(cls, node: Node, job: Job) -> Cursor:
+        """At the start of a branch, which is all that there is to it."""
+        cursor = cls.__new__(cls)
+        cursor._begin()
+        cursor.stage = cursor._descend(node, job)
+        return cursor
+
+    def join(self, job: Job, ran: bool) -> Stage | None:
+        """Go on behind a `par`; `ran`: whether anything ran in it."""
+        self.fork = None
+        self.stage = self._descend(None, job, turned=[] if ran else self._turned)
+        return self.stage
 
     def again(self, job: Job, likely: bool = False) -> bool:
         """Move on by one round if the current stage is alone in a loop with (expected) rounds left.
@@ -215,6 +166,8 @@ class Cursor:
             for frame in self._frames
         ]
         twin.stage = self.stage
+        twin.fork = self.fork
+        twin._turned = []
         twin.entries = self.entries
         return twin
 
@@ -253,7 +206,7 @@ class Cursor:
     def load(cls, graph: Graph, saved: Saved) -> Cursor:
         """The same place in `graph`; GraphError if it has no such place."""
         cursor = cls.__new__(cls)
-        cursor._frames = []
+        cursor._begin()
         cursor.entries = len(saved.outer)
         for index, done, total in saved.frames:
             node = graph.nodes[index] if 0 <= index < len(graph.nodes) else None
@@ -294,14 +247,27 @@ class Cursor:
 
     # -- walking ----------------------------------------------------------------------------------
 
-    def _descend(self, node: Node | None, job: Job, likely: bool = False) -> Stage | None:
-        """Open nodes from `node` down to a stage; from None, go on behind what has just ended."""
-        turned: list[Frame] = []  # loops that began a round without a stage having run since
+    def _descend(
+        self,
+        node: Node | None,
+        job: Job,
+        likely: bool = False,
+        turned: list[Frame] | None = None,
+    ) -> Stage | None:
+        """Open nodes from `node` down to a stage; from None, go on behind what has just ended.
+
+        `turned`: loops that began a round without a stage having run since.
+        """
+        turned = [] if turned is None else turned
         while True:
             while isinstance(node, Switch):
                 node = likely_case(node, job) if likely else _chosen(node, job)
             if isinstance(node, Stage):
                 return node
+            if isinstance(node, Par):
+                self._frames.append(Frame(node, 0, 1))
+                self.fork, self._turned = node, turned
+                return None
             if node is not None:
                 self._open(node, job)
             node = None
@@ -320,7 +286,7 @@ class Cursor:
             frame.entry = self.entries
             frame.outer = job.params
             if node.call.params is not None:
-                job.params = _params(node.call, node.call.params, job)
+                job.params = asked_params(node.call, node.call.params, job)
 
     def _close(self, job: Job) -> None:
         frame = self._frames.pop()
@@ -333,6 +299,8 @@ class Cursor:
         frame.done += 1
         if isinstance(node, Seq):
             return node.nodes[frame.done] if frame.done < frame.total else None
+        if isinstance(node, Par):
+            return None
         if node.until is None:
             return node.body if frame.done < frame.total else None
         if frame.done > 0 and _ends(frame, node, node.until, job, likely):
@@ -349,13 +317,22 @@ class Cursor:
 
         Counts are exact for `times` and expected for `until` and `switch`. A loop over several
         stages is given as one round in order and then the other rounds added up. While one of a
-        later call is given, `job.params` are those that are expected there.
+        later call is given, `job.params` are those that are expected there. Of a job that has
+        forked they are those behind the join, of one in front of it those of all branches too.
         """
-        if self.stage is None:
+        if self.stage is not None:
+            yield self.stage, self.rounds_here
+        elif self.fork is None:
             return
-        yield self.stage, self.rounds_here
+        elif job.status != "forked":
+            yield from calls_of(self.fork, job)
         for node, times, _ in self.rest(job):
-            yield from _repeat(node, job, times)
+            yield from repeated(node, job, times)
+
+    def _turns_on_stage(self, frame: Frame) -> bool:
+        """Whether a frame is the loop around the current stage alone."""
+        node = frame.node
+        return frame is self._frames[-1] and type(node) is Loop and node.body is self.stage
 
     @property
     def rounds_here(self) -> int:
@@ -377,7 +354,7 @@ class Cursor:
                 if isinstance(node, Seq):
                     for child in node.nodes[frame.done + 1 :]:
                         yield child, 1, depth
-                elif node.body is not self.stage or frame is not self._frames[-1]:
+                elif isinstance(node, Loop) and not self._turns_on_stage(frame):
                     yield node.body, frame.total - frame.done - 1, depth
                 if frame.outer is not None:
                     job.params = frame.outer

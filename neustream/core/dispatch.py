@@ -149,6 +149,10 @@ class Dispatch:
         for job, reason in plan.drop.items():
             if job.status == "waiting":
                 self._lives.give_up(cast(Entry, job), reason, now)
+        if plan.drop:
+            jobs = tuple([job for job in jobs if not _gone_with_another(job)])
+        if not jobs:
+            return None
         sizes = tuple([part_of(plan.sizes, job) for job in jobs])
         whole = len(jobs) == len(plan.jobs) and sizes == plan.parts
         expected = plan.expected if whole else None
@@ -227,6 +231,8 @@ class Dispatch:
     ) -> Batch | None:
         """The step that a decision asks for, if any, checked."""
         jobs = tuple(decision.jobs)
+        if any(job.status == "dropped" for job in decision.drop):
+            jobs = tuple([job for job in jobs if not _gone_with_another(job)])
         if not jobs:
             return None
         label = step_label(policy, jobs, view, self._lives.jobs)
@@ -247,6 +253,11 @@ class Dispatch:
                 self._lives.end(cast(Entry, job), "failed", blocks.misfit(job), now)
             for job in preempted:
                 self._lives.preempt(cast(Entry, job), now)
+            if seats.too_large and any(map(_gone_with_another, jobs)):
+                left = [
+                    pair for pair in zip(jobs, sizes, strict=True) if pair[0].status == "waiting"
+                ]
+                jobs, sizes = tuple([job for job, _ in left]), tuple([size for _, size in left])
         if not jobs:
             return None
         if expected is None:
@@ -272,6 +283,11 @@ class Dispatch:
 def _goes_on(decision: Decision) -> bool:
     """Whether one of those that were given up still waits: it wants to be served late."""
     return any(job.status == "waiting" for job in decision.drop)
+
+
+def _gone_with_another(job: Job) -> bool:
+    """Whether a branch has ended because another one of its request did."""
+    return bool(cast(Entry, job).branch) and job.status in ("cancelled", "dropped", "failed")
 
 
 def _model_of(decision: Decision) -> str:

@@ -42,7 +42,7 @@ class Submitted:
 class Emitted:
     """A request produced output number `index` (from 0); `late`: after that one's deadline.
 
-    `age`: seconds since the request came.
+    `age`: seconds since the request came; `branch`: of its `par` that made it.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Emitted:
     age: float
     late: bool = False
     member: str = ""
+    branch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,26 @@ class LegEnded:
     late: bool
     status: Status
     at: float
+    branch: str = ""
+    member: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BranchEnded:
+    """A branch of a request's `par` is over.
+
+    `branch`: its name, "a/b" of a branch in another; `job`: what its steps call it; `late`: whether
+    it broke a promise; `decided`: whether the par was over by it.
+    """
+
+    id: str
+    branch: str
+    job: str
+    status: Status
+    reason: str
+    late: bool
+    decided: bool
+    at: float
     member: str = ""
 
 
@@ -149,7 +170,7 @@ class Given:
     member: str = ""
 
 
-Event = Submitted | Emitted | LegEnded | Ended | Corrected | Held | Left | Given
+Event = Submitted | Emitted | LegEnded | BranchEnded | Ended | Corrected | Held | Left | Given
 
 
 def planned_steps(job: Job) -> int:

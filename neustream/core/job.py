@@ -6,8 +6,8 @@ Only the scheduler (and `work.Walk`, which walks one job alone) writes a job.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from neustream.core.cursor import Cursor
 from neustream.core.graph import Stage
@@ -16,16 +16,26 @@ from neustream.core.types import SLO, TICK, Request
 from neustream.errors import PolicyError
 
 Status = Literal[
-    "waiting", "running", "held", "away", "done", "dropped", "failed", "cancelled", "gone"
+    "waiting",
+    "running",
+    "held",
+    "away",
+    "forked",
+    "done",
+    "dropped",
+    "failed",
+    "cancelled",
+    "gone",
 ]
 
 TRANSITIONS: Mapping[str, frozenset[str]] = {
     "waiting": frozenset(
-        ("running", "held", "away", "gone", "done", "dropped", "failed", "cancelled")
+        ("running", "held", "away", "forked", "gone", "done", "dropped", "failed", "cancelled")
     ),
     "running": frozenset(("waiting",)),
     "held": frozenset(("waiting", "away", "gone", "failed", "cancelled")),
     "away": frozenset(("waiting", "gone", "failed", "cancelled")),
+    "forked": frozenset(("waiting", "dropped", "failed", "cancelled")),
     "done": frozenset(),
     "dropped": frozenset(),
     "failed": frozenset(),
@@ -33,15 +43,15 @@ TRANSITIONS: Mapping[str, frozenset[str]] = {
     "gone": frozenset(),
 }
 """Where a status may lead. A running job waits again before anything else becomes of it. `held`:
-out of all views until it is given or freed; `away`: its next stage is served elsewhere; `gone`:
-given to another scheduler."""
+out of all views until it is given or freed; `away`: its next stage is served elsewhere;
+`forked`: its branches run, and it is at no stage itself; `gone`: given to another scheduler."""
 
 
 class Job:
     """A request on its way through its graph.
 
     Attributes:
-        stage: the stage it waits for or runs in; None once it has ended.
+        stage: the stage it waits for or runs in; None once it has ended, and while it is forked.
         state: what its steps returned, merged; `output`: the latest output; `outputs`: how many.
         calls_left: expected calls ahead by stage name, the current one included.
         remaining_s, next_output_s: seconds of those calls run alone (batch 1), to the end and to
@@ -137,7 +147,7 @@ class Job:
         self.sizes_ahead: Mapping[str, float] = {}
         self.status: Status = "waiting"
         self.reason = ""
-        self.state: dict[str, Any] = {}
+        self.state: MutableMapping[str, Any] = {}
         self.output: Mapping[str, Any] | None = None
         self.outputs = 0
         self.late = False
@@ -264,6 +274,10 @@ class Job:
         return f"Job({self.id!r}, {self.status}, {self.stage})"
 
 
+if TYPE_CHECKING:
+    from neustream.core.forks import Fork
+
+
 class Queue:
     """The jobs that are at one stage, in the order they came; `rounds` counts the stage's steps."""
 
@@ -274,7 +288,20 @@ class Queue:
         self.rounds = 0
 
 
-_NOWHERE = Queue()
+NOWHERE = Queue()
+
+
+class Ahead(NamedTuple):
+    """Seconds of some nodes: alone, and as legs took lately."""
+
+    alone: float = 0.0
+    expected: float = 0.0
+
+    def plus(self, other: Ahead) -> Ahead:
+        return Ahead(self.alone + other.alone, self.expected + other.expected)
+
+    def times(self, count: int) -> Ahead:
+        return Ahead(self.alone * count, self.expected * count)
 
 
 class Entry(Job):
@@ -287,15 +314,26 @@ class Entry(Job):
         unit_size: the size that `unit_s` is for; -1: not asked yet.
         keep: whether it is to be held once the step under way is over.
         leg_entry: the number of the call that is its leg, 0 in none; leg_at: when it got there.
+        fork: its branches, while they run.
+        origin: the request's own job, of a branch; None of that itself.
+        branch: the name of a branch, "a/b" of one in another; "": it is none.
+        parent: whose branch it is, None from the moment that nobody waits for it.
+        after: what follows the join; outer_until: `leg_until` of the calls around the par.
     """
 
     __slots__ = (
+        "after",
         "base",
+        "branch",
         "cursor",
         "ending",
+        "fork",
         "keep",
         "leg_at",
         "leg_entry",
+        "origin",
+        "outer_until",
+        "parent",
         "queue",
         "round",
         "unit_size",
@@ -304,7 +342,7 @@ class Entry(Job):
     def __init__(self, request: Request) -> None:
         super().__init__(request)
         self.cursor: Cursor | None = None
-        self.queue: Queue = _NOWHERE
+        self.queue: Queue = NOWHERE
         self.ending: tuple[Status, str] | None = None
         self.base = 0
         self.round = -1
@@ -312,6 +350,17 @@ class Entry(Job):
         self.keep = False
         self.leg_entry = 0
         self.leg_at = request.arrival
+        self.fork: Fork | None = None
+        self.origin: Entry | None = None
+        self.parent: Entry | None = None
+        self.branch = ""
+        self.after = Ahead()
+        self.outer_until = math.inf
+
+    @property
+    def root(self) -> Entry:
+        """The request's own job."""
+        return self if self.origin is None else self.origin
 
     @property
     def skipped(self) -> int:

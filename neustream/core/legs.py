@@ -11,30 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
-from neustream.core.cursor import Frame, expected_rounds, inside, likely_case
+from neustream.core.budget import expected_rounds, inside, likely_case
+from neustream.core.cursor import Frame
 from neustream.core.events import LegEnded
-from neustream.core.graph import Call, Loop, Node, Seq, Stage, Switch
-from neustream.core.job import Entry, Status
+from neustream.core.graph import Call, Loop, Node, Par, Seq, Stage, Switch
+from neustream.core.job import Ahead, Entry, Status
 from neustream.core.paths import least_left
 from neustream.core.reasons import due, span
 from neustream.core.step_times import StepTimes
 from neustream.core.types import TICK
 from neustream.errors import RequestError
-
-
-class Ahead(NamedTuple):
-    """Seconds of some nodes: alone, and as legs took lately."""
-
-    alone: float = 0.0
-    expected: float = 0.0
-
-    def plus(self, other: Ahead) -> Ahead:
-        return Ahead(self.alone + other.alone, self.expected + other.expected)
-
-    def times(self, count: int) -> Ahead:
-        return Ahead(self.alone * count, self.expected * count)
 
 
 class Legs:
@@ -44,9 +31,9 @@ class Legs:
         self._times = times
 
     def begin(self, job: Entry, now: float) -> None:
-        """A job is at the start of its graph."""
+        """A job is at the start of its graph, or a branch at its own."""
         if job.request.graph.legs and job.cursor is not None and job.cursor.stage is not None:
-            self.promise(job, job.arrival, now)
+            self.promise(job, now if job.branch else job.arrival, now)
 
     def check(self, job: Entry) -> None:
         """RequestError if a request cannot be in time by any way through its graph of legs."""
@@ -64,7 +51,7 @@ class Legs:
         """Why a job that waits can no longer be in time by any way; "" if it can."""
         if job.due == math.inf or job.cursor is None:
             return ""
-        needed = least_left(job, job.cursor, self._times)
+        needed = least_left(job, job.cursor, self._times) + job.after.alone
         if job.due - needed >= now - TICK:
             return ""
         return f"hopeless: needs {span(needed)} more, {due(job.due - now)}"
@@ -90,7 +77,16 @@ class Legs:
         first_at = job.first_at if outputs else None
         late = job.leg_late or status != "done"
         return LegEnded(
-            job.id, job.leg, job.leg_at, job.leg_due, first_at, outputs, late, status, now
+            job.root.id,
+            job.leg,
+            job.leg_at,
+            job.leg_due,
+            first_at,
+            outputs,
+            late,
+            status,
+            now,
+            job.branch,
         )
 
     def promise(self, job: Entry, since: float, now: float) -> None:
@@ -102,7 +98,7 @@ class Legs:
         job.leg_entry, job.leg_at = leg.entry if leg else 0, now
         job.leg_since, job.leg_base, job.leg_late = since, job.outputs, False
         job.leg = _call(leg).name if leg else cursor.stage.leg
-        until = math.inf
+        until = job.outer_until
         asked = job.request.slo
         for frame in calls:
             if math.isnan(frame.since):
@@ -129,12 +125,33 @@ class Legs:
         share = max((job.due - now) * own.expected / whole, own.alone)
         job.leg_due = min(now + share, job.leg_latest)
 
+    def after(self, job: Entry) -> Ahead:
+        """Seconds of what follows the join that a job has come to."""
+        assert job.cursor is not None
+        ahead = job.after
+        for node, times, _ in job.cursor.rest(job):
+            ahead = ahead.plus(self._seconds(node, job).times(max(times, 0)))
+        return ahead
+
+    def path_s(self, job: Entry) -> float:
+        """Seconds of what a job has ahead, alone: where branches run at once, of the longest."""
+        cursor = job.cursor
+        assert cursor is not None
+        seconds = 0.0
+        if cursor.stage is not None:
+            seconds = self._stage(cursor.stage, job).alone * cursor.rounds_here
+        elif cursor.fork is not None and job.status != "forked":
+            seconds = self._seconds(cursor.fork, job).alone
+        for node, times, _ in cursor.rest(job):
+            seconds += self._seconds(node, job).alone * max(times, 0)
+        return seconds
+
     def _ahead(self, job: Entry) -> tuple[Ahead, Ahead, Mapping[str, int]]:
         """Seconds of the leg that a job is at the start of, and of what is behind it; the calls of
         its stages that are behind it."""
         cursor, stage = job.cursor, job.cursor.stage if job.cursor else None
         assert cursor is not None and stage is not None
-        own, behind = self._stage(stage, job).times(cursor.rounds_here), Ahead()
+        own, behind = self._stage(stage, job).times(cursor.rounds_here), job.after
         leg, mine = cursor.leg, True
         depth = cursor.calls.index(leg) if leg else 0
         counts: dict[str, int] = {}
@@ -174,6 +191,12 @@ class Legs:
                 return self._seconds(node.body, job, call).times(expected_rounds(node, job))
             case Switch():
                 return self._seconds(likely_case(node, job), job, call)
+            case Par():
+                each = [self._seconds(child, job, call) for child in node.branches.values()]
+                return Ahead(
+                    sorted([ahead.alone for ahead in each])[node.need - 1],
+                    sorted([ahead.expected for ahead in each])[node.need - 1],
+                )
 
     def _as_seen(self, leg: str, ahead: Ahead, job: Entry, begins: bool = True) -> Ahead:
         """What a leg is expected to take; nothing for its later stages, which are in that."""
@@ -199,6 +222,8 @@ def _goes_on(node: Node, stage: Stage) -> bool:
             return _goes_on(node.body, stage)
         case Switch():
             return all(_goes_on(child, stage) for child in node.cases.values())
+        case Par():
+            return False
 
 
 def _count(node: Node, times: int, job: Entry, counts: dict[str, int]) -> None:
@@ -214,6 +239,9 @@ def _count(node: Node, times: int, job: Entry, counts: dict[str, int]) -> None:
             _count(node.body, times * expected_rounds(node, job), job, counts)
         case Switch():
             _count(likely_case(node, job), times, job, counts)
+        case Par():
+            for child in node.branches.values():
+                _count(child, times, job, counts)
 
 
 def _call(frame: Frame) -> Call:

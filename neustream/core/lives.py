@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import weakref
+from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from neustream.core.batch import read_update
 from neustream.core.carry import Carry, unpack
 from neustream.core.cursor import Cursor
 from neustream.core.demand import Demand, Recent
 from neustream.core.events import Emitted, Event, Held, Left, Update, ended
+from neustream.core.forks import Forks
 from neustream.core.graph import Graph, Stage
-from neustream.core.job import Entry, Status
+from neustream.core.job import NOWHERE, Entry, Status
 from neustream.core.policy import Unpromised
 from neustream.core.pool_state import PoolState
+from neustream.core.registry import Registry
 from neustream.core.step_times import StepTimes
 from neustream.core.types import TICK, Request
 from neustream.core.work import Work, ends_call
-from neustream.errors import GraphError, NeustreamError, RequestError, StageFailed, told
+from neustream.errors import GraphError, NeustreamError, RequestError
 
 Lost = Literal["nothing", "cache", "state"]
 """What a step that was lost took with it: KV blocks, or all that earlier steps returned."""
@@ -39,18 +42,14 @@ class Lives:
         self.pool_of: dict[str, PoolState] = {}
         self.unpromised = 0
         self._recent = recent
-        self._away = away
         self.work = Work(times)
-        self._stages: weakref.WeakValueDictionary[str, Stage] = weakref.WeakValueDictionary()
-        self._checked: weakref.WeakSet[Graph] = weakref.WeakSet()
+        self.forks = Forks(self, self._begin, self._go_on)
+        self._registry = Registry(self.pool_of, away)
 
     def pop_events(self) -> list[Event]:
         """What happened since the last call."""
-        events = self.events
-        if events:
-            self.events = []
-            return events
-        return []
+        events, self.events = self.events, []
+        return events
 
     # -- coming -----------------------------------------------------------------------------------
 
@@ -61,13 +60,27 @@ class Lives:
         job.history = self._recent.seen
         job.cursor = Cursor(request.graph, job)
         self.work.legs.check(job)
-        self._enlist(job)
+        self.enlist(job)
         with self._forgotten_if_it_fails(job):
-            self.work.legs.begin(job, now)
-            self._go_to(job, job.cursor.stage, now)
-            job.alone_s, job.planned_calls = job.remaining_s, dict(job.calls_left)
-            self._recent.add(Demand.of(job))
+            if job.cursor.fork is not None:  # where it forks at once, what is ahead is split there
+                self.work.measure(job)
+                self._planned(job)
+                self._go_to(job, None, now)
+                return job
+            self._begin(job, now)
+            self._planned(job)
         return job
+
+    def _planned(self, job: Entry) -> None:
+        """Note what is ahead of a job that has just come."""
+        job.alone_s, job.planned_calls = job.remaining_s, dict(job.calls_left)
+        self._recent.add(Demand.of(job))
+
+    def _begin(self, job: Entry, now: float) -> None:
+        """A job, or a branch, comes to its first stage."""
+        assert job.cursor is not None
+        self.work.legs.begin(job, now)
+        self._go_to(job, job.cursor.stage, now)
 
     def adopt(self, carry: Carry, graph: Graph, now: float, cached: bool) -> Entry:
         """A job that was given by another scheduler, where it was."""
@@ -79,7 +92,7 @@ class Lives:
         state = self.pool_of.get(stage.name)
         if cached and state is not None:
             state.check_room(carry, stage)
-        self._enlist(job)
+        self.enlist(job)
         with self._forgotten_if_it_fails(job):
             self._enter(job, stage, now)
         if carry.leg is None:
@@ -105,22 +118,7 @@ class Lives:
         """RequestError for an id that is being served, GraphError for a graph that is not."""
         if id in self.jobs:
             raise RequestError(f"request id {id!r} is already being served")
-        if graph in self._checked:
-            return
-        for name, stage in graph.stages.items():
-            if name not in self.pool_of and name not in self._away:
-                served = sorted([*self.pool_of, *self._away])
-                raise GraphError(
-                    f"graph {graph.name!r}: stage {name!r} is in no pool; stages served: {served}"
-                )
-            if self._stages.get(name, stage) is not stage:
-                raise GraphError(
-                    f"graph {graph.name!r}: another graph already has a stage named {name!r}"
-                )
-            if name in self.pool_of:
-                self.pool_of[name].check_cache(graph, stage)
-        self._stages.update(graph.stages)
-        self._checked.add(graph)
+        self._registry.check(graph)
 
     @contextmanager
     def _forgotten_if_it_fails(self, job: Entry) -> Iterator[None]:
@@ -131,7 +129,8 @@ class Lives:
             self.forget(job)
             raise
 
-    def _enlist(self, job: Entry) -> None:
+    def enlist(self, job: Entry) -> None:
+        """One more live job."""
         self.jobs[job.id] = job
         self.unpromised += not job.promised
 
@@ -148,7 +147,7 @@ class Lives:
             # Before the update, which may change it.
             whole = 0.0 if stage.size is None else job.size
             if type(update) is not dict:
-                _read(job, stage, update)
+                read_update(job, stage.name, update)
             elif update:
                 job.state.update(update)
             if stage.size is not None:
@@ -167,9 +166,13 @@ class Lives:
             self.end(job, "failed", str(error), now)
 
     def _emit(self, job: Entry, stage: Stage, update: Update, now: float) -> None:
-        late = job.take_output(update, now)
+        late, root = job.take_output(update, now), job.root
         age = now - job.arrival
-        self.events.append(Emitted(job.id, job.outputs - 1, update, now, age, late))
+        if root is not job:
+            root.outputs += 1
+        self.events.append(
+            Emitted(root.id, root.outputs - 1, update, now, age, late, branch=job.branch)
+        )
         if stage.caches:
             self._recent.lengths_of(stage.model).reached(job.call_outputs)
 
@@ -191,11 +194,28 @@ class Lives:
                 self.work.legs.promise(job, now, now)
             self._enter(job, stage, now)
             return
+        if job.cursor is not None and job.cursor.fork is not None:
+            job.leg, job.call_outputs = "", 0
+            self.forks.open(job, now)
+            return
         if job.output is None:
             job.output = dict(job.state)
             job.late = job.late or now > job.due_next + TICK
         job.late = job.late or now > job.due + TICK
         self.end(job, "done", "", now)
+
+    def _go_on(self, job: Entry, stage: Stage | None, now: float) -> None:
+        """Go on behind a join."""
+        if stage is not None and job.request.graph.legs:
+            self.work.legs.promise(job, now, now)
+        self._go_to(job, stage, now)
+
+    def leave_queue(self, job: Entry) -> None:
+        """Be at no stage."""
+        if job.stage is not None and (state := self.pool_of.get(job.stage.name)) is not None:
+            state.note(job)
+        job.queue.jobs.pop(job.id, None)
+        job.queue, job.stage, job.worker = NOWHERE, None, -1
 
     def _enter(self, job: Entry, stage: Stage, now: float) -> None:
         """Make `stage` the job's own, at the end of its queue if it was at another one."""
@@ -253,7 +273,7 @@ class Lives:
     def lose(self, job: Entry, lost: Lost, now: float) -> None:
         """Go on with what is left of a job whose step was lost."""
         if lost == "state":
-            self.restart(job, now)
+            self.restart(job.root, now)
         elif lost == "cache" and job.stage is not None and job.stage.caches:
             self.preempt(job, now)
         else:
@@ -261,7 +281,10 @@ class Lives:
 
     def restart(self, job: Entry, now: float) -> None:
         """A job's state is lost: it waits at the start of its graph."""
+        self.forks.close(job, now)
         self.set_tokens(job, 0)
+        if job.status == "forked":
+            job.become("waiting")
         try:
             job.restart()
             assert job.cursor is not None
@@ -282,7 +305,14 @@ class Lives:
     # -- waiting apart ----------------------------------------------------------------------------
 
     def hold(self, job: Entry, now: float) -> None:
-        """Keep a job out of all steps, at once if it waits, else from the end of its step on."""
+        """Keep a job out of all steps, at once if it waits, else from the end of its step on.
+
+        One that has forked is held at its join.
+        """
+        if job.branch:
+            raise RequestError(
+                f"hold: {job.id!r} is a branch of request {job.root.id!r}; hold that"
+            )
         job.keep = True
         if job.status == "waiting":
             job.become("held")
@@ -315,9 +345,13 @@ class Lives:
 
     def give_up(self, job: Entry, reason: str, now: float) -> None:
         """A policy gives a job up: it ends, or goes on without its promise if its SLO says so."""
+        if self.jobs.get(job.id) is not job:  # another branch of its request was given up
+            return
         if job.promised and job.slo.finish:
-            job.release()
-            self.unpromised += 1
+            for one in list(self.forks.family(job)):
+                if one.promised:
+                    one.release()
+                    self.unpromised += 1
         else:
             self.end(job, "dropped", reason, now)
 
@@ -333,7 +367,8 @@ class Lives:
         return True
 
     def end(self, job: Entry, status: Status, reason: str, now: float) -> None:
-        """A job is over: it leaves its queue, and its blocks are free."""
+        """A job is over: it leaves its queue, its blocks are free, and its branches end."""
+        self.forks.close(job, now)
         self.forget(job)
         if job.leg and status != "done":
             self.events.append(self.work.legs.end(job, now, status))
@@ -341,10 +376,15 @@ class Lives:
         job.reason, job.ended_at = reason, now
         if status == "done" and job.due < now - TICK:
             job.late = True
+        state = job.state
         job.stage = job.cursor = None
         job.state = {}
         job.calls_left = {}
-        self.events.append(ended(job, now))
+        if job.branch:
+            own = state.maps[0] if isinstance(state, ChainMap) else {}
+            self.forks.ended(job, status, own, now)
+        else:
+            self.events.append(ended(job, now))
 
     def forget(self, job: Entry) -> None:
         """Take a job out of everything; its own facts stay."""
@@ -360,12 +400,3 @@ class Lives:
         if not self.unpromised:
             for state in self.pool_of.values():
                 state.unpromised = Unpromised()
-
-
-def _read(job: Entry, stage: Stage, update: Update) -> None:
-    """Merge an update of a class of its own; StageFailed if that raises."""
-    try:
-        job.state.update(update)
-    except BaseException as error:
-        text = f"stage {stage.name!r}: what it returned cannot be read: {told(error)}"
-        raise StageFailed(text) from error

@@ -6,8 +6,9 @@ one output, and switches take their shortest branch.
 
 from __future__ import annotations
 
-from neustream.core.cursor import Cursor, inside
-from neustream.core.graph import Loop, Node, Seq, Stage, Switch, answer
+from neustream.core.budget import inside
+from neustream.core.cursor import Cursor
+from neustream.core.graph import Loop, Node, Par, Seq, Stage, Switch, answer
 from neustream.core.job import Job
 from neustream.core.step_times import StepTimes
 from neustream.errors import GraphError
@@ -15,9 +16,11 @@ from neustream.errors import GraphError
 
 def least_left(job: Job, cursor: Cursor, times: StepTimes) -> float:
     """Seconds that `job` needs at least from where it stands, its present step included."""
-    if cursor.stage is None:
-        return 0.0
-    seconds = _stage(cursor.stage, job, times, job.computed)
+    seconds = 0.0
+    if cursor.stage is not None:
+        seconds = _stage(cursor.stage, job, times, job.computed)
+    elif cursor.fork is not None:
+        seconds = shortest(cursor.fork, job, times)
     for node, count, _ in cursor.rest(job):
         if count > 0 and not _may_end(node, cursor):
             seconds += count * shortest(node, job, times)
@@ -47,6 +50,9 @@ def shortest(node: Node, job: Job, times: StepTimes) -> float:
             return _rounds(node, job) * shortest(node.body, job, times)
         case Switch():
             return min([shortest(child, job, times) for child in node.cases.values()])
+        case Par():
+            each = [shortest(child, job, times) for child in node.branches.values()]
+            return sorted(each)[node.need - 1]
 
 
 def _rounds(node: Loop, job: Job) -> int:

@@ -120,6 +120,11 @@ class Scheduler:
         return {name: state.pool for name, state in self._pools.items()}
 
     @property
+    def requests(self) -> list[str]:
+        """The ids of the requests that are being served; `jobs` has their branches too."""
+        return [job.id for job in self._lives.jobs.values() if not job.branch]
+
+    @property
     def running(self) -> list[Batch]:
         """The steps under way."""
         return [batch for state in self._pools.values() for batch in state.running.values()]
@@ -177,9 +182,13 @@ class Scheduler:
 
         Raises:
             RequestError: no such request is being served.
-            PolicyError: it is in a step: `hold` it and wait for the event.
+            PolicyError: it is in a step, or has forked: `hold` it and wait for the event.
         """
         job = self._lives.live(id, "give")
+        if job.branch:
+            raise PolicyError(f"give: {id!r} is a branch of request {job.root.id!r}; give that")
+        if job.status == "forked":
+            raise PolicyError(f"give: request {id!r} is in a par; hold it and wait for `Held`")
         if job.status == "running":
             raise PolicyError(f"give: request {id!r} is in a step; hold it and wait for `Held`")
         carry = pack(job, now)

@@ -123,6 +123,10 @@ class Work:
             total += first + whole * (calls - 1)
         if sizes is not None or job.sizes_ahead:
             job.sizes_ahead = sizes or {}
+        if job.request.graph.forks:
+            total = self.legs.path_s(job)
+            to_output = None if to_output is None else min(to_output, total)
+        total += job.after.alone
         job.calls_left = calls_left
         job.remaining_s = total
         job.next_output_s = total if to_output is None else to_output

@@ -43,7 +43,7 @@ class Departures:
         drive.leaving = True
         self._loop.touch(drive)
         self._answers[drive] = answer
-        for id in list(drive.scheduler.jobs):
+        for id in drive.scheduler.requests:
             drive.scheduler.hold(id, now)
 
     def settle(self) -> None:

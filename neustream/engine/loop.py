@@ -87,7 +87,7 @@ class Loop:
     @property
     def open(self) -> int:
         """Requests that have not ended."""
-        return sum([len(drive.scheduler.jobs) for drive in self.drives])
+        return sum([len(drive.scheduler.requests) for drive in self.drives])
 
     @property
     def busy(self) -> bool:
@@ -214,7 +214,7 @@ class Loop:
         """End all open requests as cancelled."""
         for drive in self.drives:
             self.touch(drive)
-            for id in list(drive.scheduler.jobs):
+            for id in drive.scheduler.requests:
                 drive.scheduler.cancel(id, now)
 
     def tell(self, record: Record) -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from neustream.core.batch import Batch, StepInfo
-from neustream.core.events import Ended, Given, Held, Submitted, submitted
+from neustream.core.events import BranchEnded, Ended, Given, Held, Submitted, submitted
 from neustream.core.reasons import span
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
@@ -272,6 +272,8 @@ class Drive:
             for event in events:
                 if isinstance(event, Ended | Given):
                     self.release(event.id)
+                elif isinstance(event, BranchEnded):
+                    self.release(event.job)
                 elif isinstance(event, Held):
                     self.held(self, event.id, self._clock.now())
                 self._tell(replace(event, member=self.name) if self.name else event)

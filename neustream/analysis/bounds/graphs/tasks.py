@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neustream.analysis.bounds.linear import Floats
-from neustream.core.graph import Graph, Loop, Node, Seq, Switch
+from neustream.core.graph import Graph, Loop, Node, Par, Seq, Switch
 from neustream.core.graph import Stage as GraphStage
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
@@ -140,6 +140,8 @@ def _check(node: Node, graph: Graph) -> None:
             _check(node.body, graph)
         case Switch():
             raise GraphError(f"{no_bound}: the way through a switch is not known in advance")
+        case Par():
+            raise GraphError(f"{no_bound}: branches of a par run at the same time")
 
 
 def _promise(request: Request, calls: Calls) -> float:
