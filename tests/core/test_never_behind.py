@@ -202,6 +202,11 @@ TEXTS = {
     "two TPOT classes": {"slo": {"classes": list(CLASSES.values())}},
     "totals, long max_tokens": {"slo": {"total_s": 20}, "workload__max_tokens": 2000, "workload__rate": 6},
     "totals that are tight": {"slo": {"total_s": 15}},
+    "totals of one length": {"slo": {"total_s": 8}, "workload__output": 160, "workload__rate": 2.9},
+    "paces beside totals": {
+        "slo": {"classes": [{"first_s": 1.5, "step_s": 0.062}, {"total_s": 12}]},
+        "workload__rate": 5.4,
+    },
     "first outputs only": {"slo": {"first_s": 10}, "workload__rate": 12},
     "tight TTFT, lax TPOT": {"slo": {"first_scale": 1.5, "step_s": 0.3}},
     "noise": {"simulation__latency_noise": 0.3, "workload__rate": 6.7},
@@ -221,7 +226,7 @@ TEXTS = {
     },
 }
 RULES = ("fcfs", "edf", "sarathi", "neustream_llm")
-CLOSE = ("two TPOT classes", "totals that are tight")
+CLOSE = ("two TPOT classes", "totals that are tight", "paces beside totals")
 """Kinds at which not all of the best one's are reached."""
 
 

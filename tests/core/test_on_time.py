@@ -174,6 +174,24 @@ def test_a_newcomer_that_costs_more_than_it_brings_waits_unless_it_weighs_more()
     assert "new" in chosen(1000)
 
 
+def test_a_total_whose_usual_length_fills_its_time_keeps_no_prompt_out_of_a_step():
+    running = [ask(f"r{at}", most=2000, total=1.32) for at in range(2)]  # a prompt costs the usual time
+    new = ask("new", prompt=100, total=8.0)
+    assert "new" in decided(scheduler_with(running, [new], ends=range(4, 204, 4)))[0]
+
+
+def test_a_total_is_not_left_waiting_for_hurried_prompts_until_its_end():
+    """Beside requests that cannot wait for a step, decodes with slack pause: not where outputs are to come."""
+    hurried = [ask(f"g{at}", prompt=20, most=1, first=0.014) for at in range(4)]
+
+    def decision(most):
+        slow = ask("slow", most=most, total=5.0)
+        return Priced().decide(seen(scheduler_with([slow, *hurried]), 0.0))
+
+    assert ids(decision(1000).jobs)[:1] == ["slow"]
+    assert 3.0 < decision(100).wake_at < 5.0 - 99 * 0.011  # time for all of them
+
+
 def test_memory_that_may_not_suffice_refuses_nobody_who_can_wait_for_it():
     running = [ask(f"r{at}", prompt=30, most=2000, first=2.0, step=2.0) for at in range(4)]
     new = ask("new", prompt=30, most=2000, arrival=0.1, first=2.0, step=2.0)

@@ -3,67 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from neustream.core.job import Job
-from neustream.core.policies.model_queues import ModelQueues, at_decode
+from neustream.core.policies.model_queues import ModelQueues
+from neustream.core.policy import CHANCE
+from neustream.core.steps import Step
 
 CATCH = 0.25
 """Share of the outputs ahead within which `steady` brings a generation back to its pace."""
 
 
-def tightened(model: ModelQueues, least: float) -> dict[Job, float]:
-    """Deadlines of next outputs that leave time for the rest, where a total was promised.
-
-    `least`: seconds of a decode alone.
-    """
-    jobs = [job for job in (*model.decodes, *model.prefills) if job.leg_latest < math.inf]
-    behind = _outputs_behind(model, jobs)
+def shortest(model: ModelQueues) -> dict[Job, float]:
+    """Seconds of the outputs behind the next one of each prompt whose end was promised by an
+    instant, alone, if it ends as early as the shortest generations seen. 0 where none was seen to
+    end."""
+    jobs = [job for job in model.prefills if job.leg_latest < math.inf]
+    if not jobs:
+        return {}
+    least = model.seconds(Step(decodes=1, context=1.0))
+    label = f"{model.label}.decode"
+    outputs = _within(model, jobs, CHANCE)
+    most = [job.calls_here(label) for job in jobs]
     return {
-        job: min(job.due_next, job.leg_latest - outputs * least)
-        for job, outputs in zip(jobs, behind, strict=True)
+        job: least * min(float(left), behind) if behind < math.inf else 0.0
+        for job, behind, left in zip(jobs, outputs, most, strict=True)
     }
 
 
-def _outputs_behind(model: ModelQueues, jobs: Sequence[Job]) -> list[float]:
-    """Outputs that usually follow the next one of each; 0 while no generation was seen to end."""
-    label = f"{model.label}.decode"
-    seen = _usual(model, jobs)
-    most = [max(job.calls_here(label) - at_decode(job), 0) for job in jobs]
-    return [
-        0.0 if outputs == math.inf else min(float(left), outputs)
-        for outputs, left in zip(seen, most, strict=True)
-    ]
-
-
-def _usual(model: ModelQueues, jobs: Sequence[Job]) -> list[float]:
-    """Median outputs to come of each generation; inf where none was seen to end."""
+def _within(model: ModelQueues, jobs: Sequence[Job], share: float) -> list[float]:
+    """Outputs to come within which `share` of such generations end; inf: none was seen to end."""
     lengths = model.view.lengths.get(model.label)
     if lengths is None or not jobs:
         return [math.inf] * len(jobs)
-    usual: list[float] = lengths.each_within(
-        np.array([job.call_outputs for job in jobs]), 0.5
+    within: list[float] = lengths.each_within(
+        np.array([job.call_outputs for job in jobs]), share
     ).tolist()
-    return usual
+    return within
 
 
-def steady(
-    model: ModelQueues, tight: Mapping[Job, float], least: float, step: float
-) -> dict[Job, float]:
+def steady(model: ModelQueues, least: float, step: float) -> dict[Job, float]:
     """Tighter deadlines, so that outputs come at their TPOT where they came early.
 
-    `step`: seconds of a decode of all.
+    `least`: seconds of a decode alone; `step`: of a decode of all.
     """
     label = f"{model.label}.decode"
     tighter = {}
-    for job, usual in zip(model.decodes, _usual(model, model.decodes), strict=True):
+    for job, usual in zip(model.decodes, _within(model, model.decodes, 0.5), strict=True):
         gain = job.slo.step - step
         if not 0 < gain < math.inf:
             gain = 0.0
         ahead = min(float(job.calls_here(label)), usual)
         due = job.first_at + job.call_outputs * job.slo.step + gain * ahead * CATCH
-        if model.view.now + least <= due < tight.get(job, job.due_next):
+        if model.view.now + least <= due < job.due_next:
             tighter[job] = due
     return tighter

@@ -12,7 +12,7 @@ from neustream.core.job import Job
 from neustream.core.policies.model_queues import ModelQueues, has_progress
 from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.recent_prompts import patience, typical
-from neustream.core.policies.token_due import steady, tightened
+from neustream.core.policies.token_due import shortest, steady
 from neustream.core.policies.token_late import take_late
 from neustream.core.policies.token_prefill import PrefillFiller, PrefillPlan
 from neustream.core.policy import Decision, View
@@ -54,7 +54,6 @@ class StepPlan:
         outlook: those of `alive` that are promised something more, and their chances.
         together: seconds of a decode of all that are alive; context: tokens that it reads.
         dues: when the next output of each job is due; sizes: tokens that a decode of each reads.
-        tight: of `dues` those that are for the sake of later outputs.
     """
 
     view: View
@@ -69,7 +68,6 @@ class StepPlan:
     outlook: Outlook = field(init=False)
     together: float = 0.0
     context: float = 0.0
-    tight: dict[Job, float] = field(default_factory=dict)
     dues: dict[Job, float] = field(default_factory=dict)
     sizes: dict[Job, float] = field(default_factory=dict)
 
@@ -78,14 +76,14 @@ class StepPlan:
         model = self.model
         self.margin = 1 + self.rule.margin + SAFE * self._error()
         least = model.seconds(Step(decodes=1, context=1.0))
-        self.tight = tightened(model, least)
         self.sizes = {job: job.size for job in model.decodes}
+        self.dues = {job: job.due_next for job in (*model.decodes, *model.prefills)}
         if self.rule.steady and model.decodes:
-            self.tight |= steady(model, self.tight, least, self._decode(model.decodes))
-        self.dues = {job: job.due_next for job in (*model.decodes, *model.prefills)} | self.tight
+            self.dues |= steady(model, least, self._decode(model.decodes))
         self._sort_decodes(least)
+        behind = shortest(model)
         for job in model.prefills:
-            self._sort_prefill(job)
+            self._sort_prefill(job, behind.get(job, 0.0))
         served = self.alive or self.broken or self.waiting
         if self.drop and model.steps.learns and not served:
             self._try_one()
@@ -139,19 +137,21 @@ class StepPlan:
             in_time = not job.late and dues[job] - now >= least - TICK
             (self.alive if in_time else self.broken).append(job)
 
-    def _sort_prefill(self, job: Job) -> None:
-        """A prompt waits if it can be in time, is kept if it has outputs, and else dropped."""
+    def _sort_prefill(self, job: Job, behind: float) -> None:
+        """A prompt waits if it can be in time, is kept if it has outputs, and else dropped.
+
+        `behind`: seconds that it needs at least after its next output, for a promised end.
+        """
         need = self.model.speed * job.next_output_s
-        time = self._time(job)
-        if time >= need - TICK and not job.late:
+        time, left = self._time(job), job.leg_latest - self.view.now
+        if time >= need - TICK and left >= need + behind - TICK and not job.late:
             self.waiting.append(job)
         elif job.late or job.call_outputs:
             self.broken.append(job)
+        elif time < need - TICK:
+            self.drop[job] = f"hopeless: its next output needs {span(need)}, {due(time)}"
         else:
-            what = "next output"
-            if job in self.tight:
-                what += ", for all to be in time,"
-            self.drop[job] = f"hopeless: its {what} needs {span(need)}, {due(time)}"
+            self.drop[job] = f"hopeless: needs {span(need + behind)} more, {due(left)}"
 
     def _rank(self, job: Job) -> tuple[bool, bool, float]:
         """Prompts under way first, then those with a deadline, then the shortest by weight."""
@@ -286,8 +286,14 @@ class StepPlan:
             return None
         _, size = typical(self.view.recent, f"{self.model.label}.prefill")
         reserve = self.rule.pause * self.model.seconds(Step(1, size, size * size))
-        wake = self.due(self.alive[0]) - self.together - reserve
+        wake = min(self.due(self.alive[0]), self._ends_from()) - self.together - reserve
         return wake if wake > self.view.now + TICK else None
+
+    def _ends_from(self) -> float:
+        """From when on all that are alive would have to decode, to reach their maxima by the ends
+        that were promised; inf where none was."""
+        label = f"{self.model.label}.decode"
+        return min([job.leg_latest - job.calls_here(label) * self.together for job in self.alive])
 
     def _decoding(self) -> list[Job]:
         """The generations that decode: all of them, or as many as keep the most urgent in time."""
