@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
+import math
 import os
 import queue
 import threading
@@ -14,13 +14,15 @@ from typing import Any
 
 from neustream.core.batch import Batch, StepInput
 from neustream.core.events import Update
+from neustream.core.graph import Tool
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done
 from neustream.engine.executor import settled
+from neustream.engine.trying import called, is_async, tried
 from neustream.engine.worker import Pieces, attend, failed
 from neustream.errors import BackendError, NeustreamError, RequestError, StageFailed
 
-Tool = Callable[[StepInput], Update | Awaitable[Update]]
+Function = Callable[[StepInput], Update | Awaitable[Update]]
 """One call for one request: what it returns is merged into the request's state."""
 
 
@@ -31,16 +33,19 @@ class ToolExecutor:
     others, on one thread. What a call raises fails its own request.
 
     Args:
-        tools: the calls by stage name: `async def search(input): ...` or a plain function.
+        tools: the calls by stage name: `async def search(input): ...`, a plain function, or the
+            `tool` of a stage, whose `timeout_s` and `retries` hold then. A plain function that is
+            still not back at its timeout is left to its thread, and nobody waits for it.
     """
 
-    def __init__(self, tools: Mapping[str, Tool]) -> None:
+    def __init__(self, tools: Mapping[str, Function | Tool]) -> None:
+        self._tools: dict[str, Tool] = {}
         for stage, tool in tools.items():
-            if not callable(tool):
-                raise RequestError(
-                    f"stage {stage!r}: a tool is a function, got {type(tool).__name__}"
-                )
-        self._tools = dict(tools)
+            known = tool if isinstance(tool, Tool) else Tool(tool)
+            if not callable(known.call):
+                what = "none" if known.call is None else type(known.call).__name__
+                raise RequestError(f"stage {stage!r}: a tool is a function, got {what}")
+            self._tools[stage] = known
         self._process = os.getpid()
         self._closing = threading.Lock()
         self._closed = False
@@ -61,13 +66,14 @@ class ToolExecutor:
         with self._closing:
             if self._closed:
                 raise BackendError("this executor is closed")
-            if _is_async(tool):
-                self._await(call.awaited(tool))
+            if tool.timeout_s < math.inf or tool.retries or is_async(tool.call):
+                self._await(call.tried(tool))
                 return
             thread = self._threads.get(batch.worker)
             if thread is None:
                 thread = self._threads[batch.worker] = _Thread(f"neustream-tool-{batch.worker}")
-        thread.inbox.put(partial(call.run, tool))
+        assert tool.call is not None
+        thread.inbox.put(partial(call.run, tool.call))
 
     def release(self, id: str) -> None:
         """Calls keep nothing."""
@@ -114,21 +120,18 @@ class _Call:
         self._batch = batch
         self._clock = clock
 
-    def run(self, tool: Tool) -> None:
+    def run(self, function: Function) -> None:
         """Call a plain function."""
         try:
-            result: Any = tool(self._input)
-            if inspect.iscoroutine(result):
-                result.close()
-                raise StageFailed("it returned a coroutine: make it an `async def`")
+            result: Any = called(function, self._input)
         except BaseException as error:  # noqa: BLE001  a tool may raise anything
             result = failed(self._batch.stage, error)
         self._over(result)
 
-    async def awaited(self, tool: Tool) -> None:
-        """Call an `async def`."""
+    async def tried(self, tool: Tool) -> None:
+        """Call a tool, within its time, and again if it fails."""
         try:
-            result: Any = await tool(self._input)  # type: ignore[misc]  # it was looked at
+            result: Any = await tried(tool, self._input)
         except BaseException as error:  # noqa: BLE001  also what would end the event loop
             result = failed(self._batch.stage, error)
         self._over(result)
@@ -177,9 +180,3 @@ class _Awaits:
         await self._over.wait()
         while self._tasks:
             await asyncio.wait(self._tasks)
-
-
-def _is_async(tool: Tool) -> bool:
-    """Whether calling it only makes a coroutine."""
-    call = getattr(tool, "__call__", None)  # noqa: B004  of an object, its method
-    return inspect.iscoroutinefunction(tool) or inspect.iscoroutinefunction(call)
