@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from neustream.core.events import Corrected, Emitted, Ended, Submitted
+from neustream.core.events import BranchEnded, Corrected, Emitted, Ended, LegEnded, Submitted
+from neustream.engine.by_leg import ByLeg
 from neustream.engine.events import Decided, Finished, Gone, Record, Refused
 from neustream.engine.tally import Distribution, Mean, Part, Share, Shares, Tokens
 
@@ -35,6 +36,8 @@ class Report:
         self.reasons: dict[str, int] = {}
         self.interrupted = False
         self.tokens = Tokens()
+        self.by_leg = ByLeg()
+        """Calls and tools, where parts of requests have promises of their own."""
         self.preemptions = 0
         """Times that a request lost its KV blocks and had to compute them again."""
         self.members: dict[str, Part] = {}
@@ -51,6 +54,8 @@ class Report:
             self._finished(record)
         elif isinstance(record, Emitted):
             self.tokens.emitted(record)
+        elif isinstance(record, LegEnded | BranchEnded):
+            self._part(record)
         elif isinstance(record, Decided):
             self.decision.add(record.seconds * 1e6)
         elif isinstance(record, Ended):
@@ -64,6 +69,7 @@ class Report:
         elif isinstance(record, Gone):
             self.submitted -= 1
             self.tokens.gone(record.id)
+            self.by_leg.gone(record.id)
             for share in self._shares(record):
                 share.submitted -= 1
                 share.weight -= record.slo.weight
@@ -71,6 +77,13 @@ class Report:
             self._refused(record)
         elif isinstance(record, Corrected):
             self.corrections[record.stage] = {2**k: factor for k, factor in record.factors.items()}
+
+    def _part(self, record: LegEnded | BranchEnded) -> None:
+        if isinstance(record, BranchEnded):
+            self.by_leg.branch(record)
+            return
+        self.by_leg.leg(record)
+        self.tokens.parted(record.id)
 
     def _finished(self, record: Finished) -> None:
         step = record.step
@@ -116,6 +129,7 @@ class Report:
             part.ended += 1
             part.on_time += outcome == "on_time"
         self.tokens.ended(record)
+        self.by_leg.ended(record)
         self._last_end = max(self._last_end, record.at)
         if outcome == "on_time":
             for share in self._shares(record):
@@ -176,6 +190,7 @@ class Report:
         parts = {name: dict(vars(part)) for name, part in sorted(self.members.items())}
         return {
             "tokens": self.tokens.to_dict(self.span, self.submitted) if one_by_one else None,
+            "legs": self.by_leg.to_dict(),
             "preemptions": self.preemptions,
             "classes": {n: dict(vars(of)) for n, of in self.classes.items()} if named else None,
             "corrections": {stage: dict(of) for stage, of in self.corrections.items()},

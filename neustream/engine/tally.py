@@ -135,6 +135,7 @@ class Tokens:
         self._open: dict[
             str, list[float]
         ] = {}  # by request: first output at, latest output at, outputs
+        self._parted: set[str] = set()
 
     def emitted(self, record: Emitted) -> None:
         self.outputs += 1
@@ -147,12 +148,24 @@ class Tokens:
         seen[1] = record.at
         seen[2] += 1
 
+    def parted(self, id: str) -> None:
+        """It has several calls: its TTFT and TPOT are those of its legs (see `ByLeg`)."""
+        self._parted.add(id)
+        self._open.pop(id, None)
+
     def gone(self, id: str) -> None:
         """It ends elsewhere."""
         self._open.pop(id, None)
+        self._parted.discard(id)
 
     def ended(self, record: Ended) -> None:
         seen = self._open.pop(record.id, None)
+        if record.id in self._parted:
+            self._parted.discard(record.id)
+            if record.status == "done":
+                self.e2el.add(record.latency_s)
+                self.good += record.on_time
+            return
         if record.status != "done":
             return
         first, last, outputs = seen or (record.at, record.at, 1.0)

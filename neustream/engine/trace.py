@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from neustream.core.events import Emitted, Ended, Submitted
+from neustream.core.events import Emitted, Ended, LegEnded, Submitted
 from neustream.engine.events import Finished, Gone, Record, Refused
 
 
@@ -22,6 +22,7 @@ class EventLog:
         self.requests: dict[str, dict[str, Any]] = {}
         self.waiting: list[tuple[float, int]] = []
         self.moves: list[dict[str, Any]] = []
+        self.legs: list[dict[str, Any]] = []
         self._live = 0
 
     def __call__(self, record: Record) -> None:
@@ -55,6 +56,19 @@ class EventLog:
             if record.member:
                 self.requests[record.id]["member"] = record.member  # it may have moved
             self._count(record.at, -1)
+        elif isinstance(record, LegEnded):
+            self.legs.append(
+                {
+                    "id": record.id,
+                    "branch": record.branch,
+                    "leg": record.leg,
+                    "start": record.began,
+                    "end": record.at,
+                    "due": record.due if record.due < math.inf else None,
+                    "late": record.late,
+                    "status": record.status,
+                }
+            )
         elif isinstance(record, Gone):
             gone = {"status": "moved", "reason": "", "on_time": False}
             self.requests[record.id].update(end=record.at, **gone)
@@ -93,7 +107,8 @@ class EventLog:
     def chrome(self) -> dict[str, Any]:
         """The Chrome trace event format: a process a pool, a thread a worker, a slice a step.
 
-        Requests are async slices from arrival to end, their moves arrows, live requests a counter.
+        Requests are async slices from arrival to end, with their legs inside (those of a branch
+        beside), their moves arrows, live requests a counter.
         Timestamps are in microseconds of the engine's clock.
         """
         pools = sorted({_pool(step) for step in self.steps})
@@ -105,6 +120,8 @@ class EventLog:
         out += [_slice(step, pids[_pool(step)]) for step in self.steps]
         for id, request in self.requests.items():
             out += _request(id, request)
+        for leg in self.legs:
+            out += _leg(leg)
         out += self._arrows(pids)
         out += [_live(at, count) for at, count in self.waiting]
         return {"traceEvents": out, "displayTimeUnit": "ms"}
@@ -184,6 +201,14 @@ def _request(id: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     if "end" not in request:
         return [began]
     return [began, {**both, "ph": "e", "ts": request["end"] * 1e6}]
+
+
+def _leg(leg: dict[str, Any]) -> list[dict[str, Any]]:
+    """A leg as an async slice in its request's row, or in that of its branch."""
+    row = f"{leg['id']}/{leg['branch']}" if leg["branch"] else leg["id"]
+    both = {"name": leg["leg"], "cat": "request", "id": row, "pid": 0, "tid": 0}
+    began = {**both, "ph": "b", "ts": leg["start"] * 1e6, "args": leg}
+    return [began, {**both, "ph": "e", "ts": leg["end"] * 1e6}]
 
 
 def _live(at: float, count: int) -> dict[str, Any]:
