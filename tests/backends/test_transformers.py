@@ -227,9 +227,9 @@ def test_models_in_the_wrong_state_are_refused():
 def test_a_model_whose_requests_depend_on_each_other_is_found_out():
     model = model_of("llama", num_hidden_layers=1, hidden_act="gelu")
 
-    def mean_of_the_batch(module, inputs, output):
-        return output + 0.1 * output.mean(0, keepdim=True)
+    def mean_of_all_tokens(module, inputs, output):
+        return output + 0.1 * output.mean((0, 1), keepdim=True)
 
-    model.model.layers[0].mlp.register_forward_hook(mean_of_the_batch)
+    model.model.layers[0].mlp.register_forward_hook(mean_of_all_tokens)
     with pytest.raises(BackendError, match="in company its logits differ from those alone"):
         LanguageModel(model)

@@ -45,6 +45,11 @@ class Masks:
         self.reaches = reaches
         self._dtype = dtype
 
+    @property
+    def plain(self) -> bool:
+        """Whether all layers look at everything."""
+        return all(reach is None for reach in self.reaches.values())
+
     def of(self, call: Call) -> torch.Tensor | dict[str, torch.Tensor]:
         """Which keys each query of a call sees, [lanes, 1, queries, keys], of each type of layers."""
         seen = call.mask()

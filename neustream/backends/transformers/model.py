@@ -13,8 +13,9 @@ from neustream.backends.torch import OUT_OF_MEMORY, device_name
 from neustream.backends.transformers.fixed import fixed_of
 from neustream.backends.transformers.looking import inputs_of
 from neustream.backends.transformers.masks import masks_of
+from neustream.backends.transformers.packed import STOCK, Packed, implementation, packing
 from neustream.backends.transformers.proof import prove
-from neustream.backends.transformers.slots import Call, Row, Slots
+from neustream.backends.transformers.slots import Call, Row, Slots, groups
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import whole
 from neustream.errors import BackendError, shown
@@ -57,14 +58,15 @@ class LanguageModel:
         if model.training:
             raise BackendError(f"{name} is in training mode, in which dropout makes results random: call model.eval()")
         config = model.config.get_text_config(decoder=True)
-        implementation = getattr(config, "_attn_implementation", None)
-        if implementation not in MASKED:
+        attention = implementation(config)
+        if attention not in MASKED:
             raise BackendError(
-                f"{name} runs with attention {implementation!r}; load it with attn_implementation='sdpa' or 'eager'"
+                f"{name} runs with attention {attention!r}; load it with attn_implementation='sdpa' or 'eager'"
             )
         self.cache_name, keeps = _arguments(model)
         self.model, self.name = model, name
-        self.eager = implementation == "eager"
+        self.eager = attention == "eager"
+        self._config = config
         self.vocabulary: int = config.vocab_size
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
         self.max_len = self._length(max_len)
@@ -72,8 +74,10 @@ class LanguageModel:
         self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = _known(model, self.vocabulary)
         self.eos = _eos(model)
+        self._keeps = keeps
         self._last_only = {"logits_to_keep": 1} if keeps else {}
         self._masks = masks_of(model, self.max_len, model.dtype if self.eager else None)
+        self.packs = self.fixed is None and attention == STOCK and self._masks.plain
         self.cache = Slots(model, slots, self.max_len)
         try:
             self.unchanged = self._proved(proof)
@@ -94,7 +98,15 @@ class LanguageModel:
         """What the model was when it was tried in company: now, unless `proof` still holds."""
         if proof is not None and proof.holds(self.model):
             return proof
-        prove(self)
+        try:
+            prove(self)
+        except OUT_OF_MEMORY:
+            raise
+        except Exception:
+            if not self.packs:
+                raise
+            self.packs = False  # some attend by themselves: these need lanes
+            prove(self)
         return Unchanged(self.model)
 
     def _length(self, max_len: int | None) -> int:
@@ -121,12 +133,25 @@ class LanguageModel:
         """What profiles of it are labelled with: the device that it runs on."""
         return device_name(self.device)
 
+    def together(self, rows: Mapping[str, Row]) -> list[list[str]]:
+        """Requests by forward call, in the order of their slots."""
+        if not self.packs:
+            return groups(rows)
+        seeing = {id: row for id, row in rows.items() if row.sight is not None}
+        others = sorted(rows.keys() - seeing.keys(), key=lambda id: rows[id].slot)
+        return groups(seeing) + ([others] if others else [])
+
+    def _may_pack(self, rows: Sequence[Row]) -> bool:
+        return self.packs and all(row.sight is None for row in rows)
+
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> torch.Tensor:
         """Compute the rows' tokens, their keys and values into their slots; the logits behind each row's last.
 
         Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
+        if self._may_pack(rows):
+            return self._packed(Packed(rows, self.device, self.cache.token_bytes))
         if self.fixed is None:
             return self._last(Call(rows, self.max_len, self.device))
         behind: dict[int, torch.Tensor] = {}
@@ -148,6 +173,21 @@ class LanguageModel:
             lane = 0 if call.lanes is None else int(call.lanes[0])
             found.append(logits[lane, -len(piece.tokens) :].float())
         return torch.cat(found)
+
+    def _packed(self, call: Packed) -> torch.Tensor:
+        self.cache.select(call)
+        wanted = call.wanted
+        which = {"logits_to_keep": wanted} if self._keeps and wanted is not None else {}
+        with packing(self._config, call):
+            out = self.model(
+                input_ids=call.ids,
+                position_ids=call.positions,
+                use_cache=True,
+                **{self.cache_name: self.cache},
+                **which,
+            )
+        logits: torch.Tensor = out.logits[0]
+        return (logits if wanted is None or which else logits[wanted]).float()
 
     def _last(self, call: Call) -> torch.Tensor:
         logits = self._forward(call, self._last_only)[:, -1]

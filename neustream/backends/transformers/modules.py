@@ -16,7 +16,7 @@ from neustream.backends.transformers.choosing import choose, without
 from neustream.backends.transformers.fixed import floor, rows_of
 from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.slots import Row, groups
+from neustream.backends.transformers.slots import Row
 from neustream.backends.transformers.streams import Streams
 from neustream.backends.transformers.text import SEEN, Ask, Text, seen
 from neustream.core.batch import StepInput
@@ -218,7 +218,7 @@ class Texts:
         }
         last = {id: turn.rows[-1] for id, turn in turns.items() if turn.rows}
         asks = [id for id in last if turns[id].text.unscored]
-        for group in [*[[id] for id in asks], *groups({id: last[id] for id in last if id not in asks})]:
+        for group in [*[[id] for id in asks], *self.model.together({id: last[id] for id in last if id not in asks})]:
             results |= self._call(group, turns)
         return [results[given.id] for given in inputs]
 

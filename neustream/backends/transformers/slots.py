@@ -15,6 +15,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from neustream.backends.transformers.masks import layers_of
+from neustream.backends.transformers.packed import Packed
 from neustream.backends.transformers.sight import Sight
 
 
@@ -159,6 +160,12 @@ class Call:
         else:
             storage[self._slot, :, self._at] = states.transpose(1, 2)[self._lane, self._column]
 
+    def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put what a layer computed where it belongs; all that attention reads."""
+        self.write(layer.keys, keys)
+        self.write(layer.values, values)
+        return self.read(layer.keys), self.read(layer.values)
+
     def read(self, storage: torch.Tensor) -> torch.Tensor:
         """The lanes [lanes, heads, context, width]: a view where their slots are neighbours, else a copy."""
         if self._view is not None:
@@ -175,7 +182,7 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, slots: int, length: int) -> None:
         super().__init__()
         self.slots, self.length = slots, length
-        self.call: Call | None = None
+        self.call: Call | Packed | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         def room(like: torch.Tensor) -> torch.Tensor:
@@ -190,9 +197,7 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.call is not None
-        self.call.write(self.keys, key_states)
-        self.call.write(self.values, value_states)
-        return self.call.read(self.keys), self.call.read(self.values)
+        return self.call.update(self, key_states, value_states)
 
     def get_mask_sizes(self, *args: Any) -> tuple[int, int]:
         assert self.call is not None
@@ -218,7 +223,7 @@ class Slots(Cache):
         self.slots, self.length = slots, length
         super().__init__(layers=[SlotLayer(slots, length) for _ in layers_of(model)])
 
-    def select(self, call: Call) -> None:
+    def select(self, call: Call | Packed) -> None:
         """Say which rows the next forward call works on."""
         for layer in self.layers:
             layer.call = call
@@ -257,6 +262,11 @@ class Slots(Cache):
         for layer in self.used:
             layer.keys[slot] = 0
             layer.values[slot] = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token in one layer; 0 before the first call."""
+        return self.nbytes // (self.slots * self.length * max(len(self.used), 1))
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from neustream.backends.torch import Samples
+from neustream.backends.transformers.packed import implementation
 from neustream.errors import NeustreamError, RequestError, StageFailed
 
 ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
@@ -128,7 +129,7 @@ class Unchanged:
             "adapters": [[_copied(getattr(one, key, None)) for key in ADAPTER] for one in self._adapted],
             "places": [weight.data_ptr() for weight in self._there],
             "versions": [weight._version for weight in self._tracked],
-            "attention": [getattr(self._model.config.get_text_config(decoder=True), "_attn_implementation", None)],
+            "attention": [implementation(self._model.config.get_text_config(decoder=True))],
         }
 
     def _watchers(self) -> list[Any]:

@@ -1,0 +1,208 @@
+"""One forward call for prompts and decodes of any lengths: their tokens one behind the other in one lane.
+
+All but attention computes each token by itself, so nothing is padded and weights are read once a step.
+Attention is told apart: an implementation of our own hands each request's queries, with its own keys
+and values, to the stock one. It is the model's for the time of a call, in its own thread only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+if TYPE_CHECKING:
+    from neustream.backends.transformers.slots import Row, SlotLayer
+
+STOCK, OWN = "sdpa", "neustream_packed"
+"""The attention implementation that models have, and what it is called while one of our calls runs."""
+MERGED_BYTES = 1 << 17
+"""Neighbours decode in one attention call, padded to the longest, where it reads so much more in vain at most."""
+
+
+class _Here(threading.local):
+    call: Packed | None = None
+
+
+_here = _Here()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Tokens `first` to `last` of the lane, whose attention is one call: a prompt's, or decodes of neighbours.
+
+    `slots`: where their keys are; `context`: how many of each; `mask`: [rows, 1, queries, context].
+    `fresh`: the keys are those of the call itself.
+    """
+
+    first: int
+    last: int
+    slots: slice
+    context: int
+    mask: torch.Tensor | None
+    decodes: bool
+    fresh: bool = False
+
+
+class Packed:
+    """One forward call's rows as one lane: `ids`, `positions` [1, tokens], decodes first.
+
+    Args:
+        rows: in the order of their slots.
+        token_bytes: keys and values of one token in one layer.
+    """
+
+    def __init__(self, rows: Sequence[Row], device: torch.device, token_bytes: int) -> None:
+        self.rows, self.device = rows, device
+        self.start = max(row.start for row in rows)
+        self.context = max(row.end for row in rows)
+        decodes = [row for row in rows if len(row.tokens) == 1]
+        prompts = [row for row in rows if len(row.tokens) > 1]
+        ordered = [*decodes, *prompts]
+        ids = [token for row in ordered for token in row.tokens]
+        positions = [place for row in ordered for place in range(row.start, row.end)]
+        both = torch.tensor([ids, positions], device=device)
+        self.ids, self.positions = both[:1], both[1:]
+        self.parts = list(_decoding(decodes, both[1], _most_waste(device, token_bytes)))
+        self._decodes = len(decodes)
+        self._one = decodes[0] if len(decodes) == 1 else None
+        self._slots = torch.tensor([row.slot for row in decodes], device=device)
+        self._at = both[1, : len(decodes)]
+        first = len(decodes)
+        self._prompts: list[tuple[Row, int, int]] = []
+        for row in prompts:
+            last = first + len(row.tokens)
+            self.parts.append(_prompt(row, first, last, both[1]))
+            self._prompts.append((row, first, last))
+            first = last
+        self.wanted = self._wanted(ordered)
+        self._layer: SlotLayer | None = None
+
+    def _wanted(self, ordered: Sequence[Row]) -> torch.Tensor | None:
+        """Where the last tokens of the rows are, in the order in which rows are given; None: all, as they are."""
+        if not self._prompts:
+            return None
+        ends, at = {}, 0
+        for row in ordered:
+            at += len(row.tokens)
+            ends[row.slot] = at - 1
+        return torch.tensor([ends[row.slot] for row in self.rows], device=self.device)
+
+    def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put what a layer computed, [1, heads, tokens, width] each, into its slots; attention reads them there."""
+        self._layer = layer
+        for storage, states in ((layer.keys, keys), (layer.values, values)):
+            if self._one is not None:
+                storage[self._one.slot, :, self._one.start] = states[0, :, 0]
+            elif self._decodes:
+                storage[self._slots, :, self._at] = states[0, :, : self._decodes].transpose(0, 1)
+            for row, first, last in self._prompts:
+                storage[row.slot, :, row.start : row.end] = states[0, :, first:last]
+        return keys, values
+
+    def attend(
+        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any
+    ) -> tuple[torch.Tensor, None]:
+        """Attention of one layer, [1, tokens, heads, width]: each part's own, by the stock function."""
+        layer, self._layer = self._layer, None
+        if layer is None or how.get("position_bias") is not None:
+            raise RuntimeError("attention without keys of its own, or with a bias by position, cannot be packed")
+        outputs = []
+        for part in self.parts:
+            queries = query[:, :, part.first : part.last]
+            if part.decodes:
+                queries = queries.permute(2, 1, 0, 3)
+            if part.fresh:
+                keys, values = key[:, :, part.first : part.last], value[:, :, part.first : part.last]
+            else:
+                keys = layer.keys[part.slots, :, : part.context]
+                values = layer.values[part.slots, :, : part.context]
+            found, _ = sdpa_attention_forward(module, queries, keys, values, part.mask, **how)
+            outputs.append(found.transpose(0, 1) if part.decodes else found)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
+
+
+def _most_waste(device: torch.device, token_bytes: int) -> float:
+    """Keys that an attention call may read in vain: elsewhere than on CPUs, calls cost more than reading."""
+    return MERGED_BYTES / max(token_bytes, 1) if device.type == "cpu" else float("inf")
+
+
+def _decoding(rows: Sequence[Row], positions: torch.Tensor, most: float) -> Iterator[_Part]:
+    """Decodes by attention call: neighbours that waste at most so many keys more than apart."""
+    first = 0
+    while first < len(rows):
+        last, longest, kept = first + 1, rows[first].end, rows[first].end
+        while last < len(rows) and rows[last].slot == rows[last - 1].slot + 1:
+            longer, more = max(longest, rows[last].end), kept + rows[last].end
+            if (last + 1 - first) * longer - more > most * (last - first):
+                break
+            last, longest, kept = last + 1, longer, more
+        mask = None
+        if kept < longest * (last - first):
+            places = torch.arange(longest, device=positions.device)
+            mask = (places <= positions[first:last, None])[:, None, None]
+        slots = slice(rows[first].slot, rows[last - 1].slot + 1)
+        yield _Part(first, last, slots, longest, mask, decodes=True)
+        first = last
+
+
+def _prompt(row: Row, first: int, last: int, positions: torch.Tensor) -> _Part:
+    """The attention call of a part of a prompt."""
+    mask = None
+    if row.start:
+        places = torch.arange(row.end, device=positions.device)
+        mask = (places <= positions[first:last, None])[None, None]
+    return _Part(first, last, slice(row.slot, row.slot + 1), row.end, mask, decodes=False, fresh=not row.start)
+
+
+@contextlib.contextmanager
+def packing(config: Any, call: Packed) -> Iterator[None]:
+    """Let a model with this config attend as `call` says; what other threads ask of it meanwhile is as ever."""
+    if config._attn_implementation == STOCK:  # else somebody has chosen another one, which is noticed after the step
+        config._attn_implementation = OWN
+    _here.call = call
+    try:
+        yield
+    finally:
+        _here.call = None
+        if config._attn_implementation == OWN:
+            config._attn_implementation = STOCK
+
+
+def implementation(config: Any) -> Any:
+    """The attention implementation of a config, whether or not a call runs."""
+    found = getattr(config, "_attn_implementation", None)
+    return STOCK if found == OWN else found
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **how: Any,
+) -> tuple[torch.Tensor, None]:
+    if _here.call is not None:
+        return _here.call.attend(module, query, key, value, **how)
+    outputs: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+    return outputs
+
+
+def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """No mask in a packed call: its parts have their own."""
+    if _here.call is not None:
+        return None
+    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
+
+
+AttentionInterface.register(OWN, _attention)
+AttentionMaskInterface.register(OWN, _mask)

@@ -1,0 +1,87 @@
+"""One forward call a step: prompts and decodes one behind the other, while others use the model as ever."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from texts import CONFIGS, Drive, alone, made, model_of, prompts
+
+from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.packed import OWN
+from neustream.backends.transformers.slots import Row
+
+
+def counted(model):
+    """The tokens of each forward call from now on, and what removes the count."""
+    widths = []
+
+    def count(module, args, kwargs):
+        if kwargs["use_cache"]:  # it is also called to see whether this hook changes anything
+            widths.append(tuple(kwargs["input_ids"].shape))
+
+    return widths, model.register_forward_pre_hook(count, with_kwargs=True)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_prompts_parts_and_decodes_of_a_step_are_one_call(kind):
+    model = made(kind)
+    drive = Drive(model, slots=6)
+    asked = prompts(4, seed=3, low=12)
+    first, second, third, fourth = (drive.job(prompt) for prompt in asked)
+    drive.step({first: None, second: None, third: 5})
+    widths, handle = counted(model)
+    drive.step({first: None, second: None, third: 4, fourth: None})
+    handle.remove()
+    assert widths == [(1, 2 + 4 + len(asked[3]))]
+    assert drive.finish([first, second, third, fourth]) == [alone(model, prompt, 8) for prompt in asked]
+
+
+def test_neighbours_of_similar_length_attend_together_and_others_apart():
+    served = LanguageModel(model_of("llama"), slots=6)
+    rows = [Row(slot, start, [5]) for slot, start in enumerate((30, 31, 32, 60, 3, 70))]
+    together = served.forward(rows)
+    for row, logits in zip(rows, together, strict=True):
+        torch.testing.assert_close(served.forward([row])[0], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_attends_in_its_own_way_gets_lanes():
+    assert LanguageModel(model_of("llama"), slots=3).packs
+    assert not LanguageModel(model_of("llama", attention="eager"), slots=3).packs
+    own = made("llama")
+    for layer in own.model.layers:
+        layer.self_attn.config = copy.deepcopy(own.config)
+    served = LanguageModel(own, slots=3)
+    assert not served.packs
+    assert served.together({"a": Row(0, 5, [3]), "b": Row(1, 0, [3, 4, 5])}) == [["b"], ["a"]]
+
+
+def test_another_thread_that_uses_the_model_meanwhile_gets_what_it_gets_alone():
+    model = made("llama")
+    drive = Drive(model, slots=2)
+    wanted = alone(model, [5, 6, 7], 6)
+    batch = torch.tensor([[1, 1, 5, 6, 7], [3, 4, 5, 6, 7]])
+    seen = (batch != 1).long()
+    padded = model(batch, attention_mask=seen).logits[:, -1]
+    found = {}
+
+    def elsewhere():
+        found["implementation"] = model.config._attn_implementation
+        found["alone"] = alone(model, [5, 6, 7], 6)
+        found["padded"] = model(batch, attention_mask=seen).logits[:, -1]
+
+    def meanwhile(module, args):
+        handle.remove()
+        other = threading.Thread(target=elsewhere)
+        other.start()
+        other.join()
+
+    handle = model.model.layers[0].register_forward_pre_hook(meanwhile)
+    job = drive.job([9, 8, 7])
+    drive.step({job: None})
+    assert found["implementation"] == OWN and model.config._attn_implementation == "sdpa"
+    assert found["alone"] == wanted
+    torch.testing.assert_close(found["padded"], padded)
+    assert drive.finish([job]) == [alone(model, [9, 8, 7], 8)]
