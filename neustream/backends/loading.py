@@ -111,16 +111,18 @@ def _whose(error: BackendError, mounts: Mapping[str, Mount]) -> str:
 
 
 def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[], Model]]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from neustream.backends.torch import device_of, dtype_of
     from neustream.backends.transformers import TextMount
     from neustream.backends.transformers.from_config import Options, build, byte_tokenizer
+    from neustream.backends.transformers.processors import class_of, processor_for, processor_in
 
     if config.path is not None:
         folder = _folder(config.path)
         dtype = dtype_of(config.dtype)
-        stock = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        made = class_of(AutoConfig.from_pretrained(folder, local_files_only=True))
+        stock = made.from_pretrained(folder, local_files_only=True, dtype=dtype)
         stock.eval().requires_grad_(False)
     else:
         options = Options(**{"dtype": config.dtype, **(config.backend or {})})
@@ -128,19 +130,29 @@ def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[]
     if config.tokenizer == "bytes":
         tokenizer: Any = byte_tokenizer()
         tokenizer.chat_template = BYTES_TEMPLATE
+        processor: Any = processor_for(stock, tokenizer)
+    elif config.tokenizer is not None:
+        processor = AutoTokenizer.from_pretrained(_folder(Path(config.tokenizer)), local_files_only=True)
+    elif config.path is not None:
+        processor = processor_in(_folder(config.path), stock)
     else:
-        where = config.tokenizer or config.path
-        if where is None:
-            raise ConfigError(f"model {config.name!r}: give tokenizer: a folder, or bytes")
-        tokenizer = AutoTokenizer.from_pretrained(_folder(Path(where)), local_files_only=True)
-    mount = TextMount(stock, tokenizer, **{"progress": False, **config.options})
+        raise ConfigError(f"model {config.name!r}: give tokenizer: a folder, or bytes")
+    mount = TextMount(stock, processor, **{"progress": False, **config.options})
 
     def done() -> TextModel:
         slo = config.slo.slo(server.promises.fallback_ttft_ms)
         model = mount.model
         limits = model.max_len, model.vocabulary
-        warm = mount.defaults.warm
-        return TextModel(config.name, tokenizer, *limits, slo, model.slots, config.device, temperature=warm)
+        return TextModel(
+            config.name,
+            mount.tokenizer,
+            *limits,
+            slo,
+            model.slots,
+            config.device,
+            temperature=mount.defaults.warm,
+            see=mount.reader.chat if mount.reader.sees else None,
+        )
 
     return mount, done
 
@@ -169,7 +181,9 @@ def _vllm(config: ModelConfig, server: ServerConfig, service: Service | None, ob
 
 
 BYTES_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 """The chat template of the tokenizer without files."""

@@ -152,6 +152,10 @@ class CompletionBody(TextBody):
         return [prompt] if _kind_of_prompt(prompt) in ("text", "ids") else list(prompt)
 
 
+Picture = Annotated[str, Field(max_length=2**27)]
+"""A `data:` URL."""
+
+
 class TextPart(Body):
     """A part of a message's content."""
 
@@ -159,18 +163,40 @@ class TextPart(Body):
     text: Text
 
 
+class ImageURL(Body):
+    """Where an image is: in the `data:` URL itself. Nothing is fetched."""
+
+    url: Picture
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Body):
+    """An image in a message's content."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
 class Message(Body):
     """One message of a chat."""
 
     role: Annotated[str, Field(min_length=1, max_length=32)]
-    content: Text | Annotated[list[TextPart], Field(max_length=1024)] | None = None
+    content: Text | Annotated[list[Part], Field(max_length=1024)] | None = None
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        """Its content as parts."""
+        if self.content is None or isinstance(self.content, str):
+            return [TextPart(type="text", text=self.content)] if self.content else []
+        return list(self.content)
 
     @property
     def text(self) -> str:
-        """Its parts in one: templates would print a list as Python does."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content)
+        """Its texts in one: templates would print a list as Python does."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
 class ChatBody(TextBody):
@@ -186,6 +212,12 @@ class ChatBody(TextBody):
     @property
     def told(self) -> int | None:
         return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def images(self) -> list[str]:
+        """URLs of its images, in order."""
+        parts = [part for message in self.messages for part in message.parts]
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
 
 
 class ImageBody(AnyAsk):
@@ -214,10 +246,6 @@ class ImageBody(AnyAsk):
         assert self.size is not None
         width, _, height = self.size.partition("x")
         return int(width), int(height)
-
-
-Picture = Annotated[str, Field(max_length=2**27)]
-"""A `data:` URL."""
 
 
 class PictureURL(Body):

@@ -160,7 +160,8 @@ class LimitConfig(_Section):
         text_body_kb: None: 256, and 32 bytes for each token of the longest text that is served.
         headers: of a request, at most.
         undelivered: events of a stream that its client has not read; at more it is cancelled.
-        pixels: of an image that is sent, in millions.
+        pixels: of an image that is sent, in millions; of all images of a chat together.
+        images: of a chat, at most.
     """
 
     max_open: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
@@ -170,6 +171,7 @@ class LimitConfig(_Section):
     allow_new_sizes: bool = False
     undelivered: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     pixels: Annotated[int, Field(ge=1, le=1_000)] = 40
+    images: Annotated[int, Field(ge=1, le=1_000)] = 16
     text_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     headers: Annotated[int, Field(ge=10, le=10_000)] = 100
     image_body_kb: Annotated[int, Field(ge=1, le=1_000_000)] = 32_768

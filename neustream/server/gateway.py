@@ -18,7 +18,7 @@ from neustream.errors import RequestDropped, RequestFailed, nearest, told
 from neustream.server.admission import Admission, Began
 from neustream.server.config import LimitConfig
 from neustream.server.errors import HTTPError
-from neustream.server.models import NOTHING, ImageModel, Model, TextModel
+from neustream.server.models import NOTHING, ImageModel, Model, TextModel, count_of
 from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.notes import Asked, Note, Unasked
 from neustream.server.patience import Patience
@@ -159,6 +159,11 @@ class Gateway:
         """Tokens of the longest text that is served."""
         lengths = [model.max_len for model in self._models.values() if isinstance(model, TextModel)]
         return max(lengths, default=0)
+
+    @property
+    def sees(self) -> bool:
+        """Whether a language model looks at images."""
+        return any(isinstance(model, TextModel) and model.see is not None for model in self._models.values())
 
     @property
     def died(self) -> dict[str, str]:
@@ -310,7 +315,7 @@ class Gateway:
     def submit(self, model: Model, *args: Any, id: str, **options: Any) -> Answer[Any]:
         """Ask a model; errors as of `Service.submit`."""
         self.check()
-        tokens = len(args[0]) if isinstance(model, TextModel) else None
+        tokens = count_of(args[0]) if isinstance(model, TextModel) else None
         slo = options.get("slo") or NOTHING
         self._tell(Asked(id, model.name, model.kind, slo, tokens, options.get("max_tokens")))
         try:

@@ -53,6 +53,8 @@ class TextModel:
         batch: requests of one step, at most.
         device: where the service has it; own: its engine, where it is not the service's.
         temperature: of requests that say none.
+        see: makes the prompt of a chat with images, of its messages and arguments for the template, as
+            the service takes it; None: the model takes no images.
     """
 
     name: str
@@ -64,21 +66,22 @@ class TextModel:
     device: str = ""
     own: Own | None = None
     temperature: float = 1.0
+    see: Callable[[list[dict[str, Any]], Mapping[str, Any]], Any] | None = None
     kind: Literal["text"] = "text"
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """The tokens of a text; HTTPError without a tokenizer, or for a text that cannot fit."""
         if self.tokenizer is None:
             raise HTTPError(400, f"model {self.name!r} has no tokenizer: give token ids", "invalid")
-        if len(text) > CHARACTERS * self.max_len:
-            raise HTTPError(
-                400,
-                f"the prompt has {len(text)} characters; {self.max_len} tokens have room for fewer",
-                "invalid",
-                "prompt",
-            )
+        self.check_length(len(text))
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
+
+    def check_length(self, characters: int) -> None:
+        """HTTPError for a text of so many characters that it cannot fit."""
+        if characters > CHARACTERS * self.max_len:
+            text = f"the prompt has {characters} characters; {self.max_len} tokens have room for fewer"
+            raise HTTPError(400, text, "invalid", "prompt")
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens."""
@@ -100,6 +103,19 @@ class TextModel:
         except Exception as error:  # of a template: it may raise anything
             raise HTTPError(400, f"the chat template: {told(error)}", "invalid", "messages") from error
         return self.encode(text, special=False)
+
+
+def count_of(prompt: Any) -> int:
+    """Tokens of a prompt as services take it: token ids, or what a processor made of them and of images."""
+    return len(ids_of(prompt))
+
+
+def ids_of(prompt: Any) -> list[int]:
+    """Token ids of such a prompt, those of images among them."""
+    if not isinstance(prompt, Mapping):
+        return list(prompt)
+    found: list[int] = prompt["input_ids"].reshape(-1).tolist()
+    return found
 
 
 @dataclass(frozen=True)

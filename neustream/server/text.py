@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from neustream.server.likelihoods import Names
 from neustream.server.models import TextModel
 from neustream.server.observe.notes import Stopped
 from neustream.server.promises import Promised
+from neustream.server.prompts import Prompt, prompt_of, prompt_of_chat
 from neustream.server.replies import Choice, Events, Reply, chunks
 from neustream.server.stops import Stops
 from neustream.server.streams import Outlet, stream_of
@@ -40,14 +40,6 @@ COLDEST = 1e-5
 COOL = 0.01
 """Others are raised to it, as in vLLM too: logits of half precision would overflow."""
 AS_THEY_ARE = ("min_tokens", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt's tokens, and its text where an answer is to begin with it."""
-
-    ids: list[int]
-    text: str = ""
 
 
 async def completions(request: Request) -> Response:
@@ -63,7 +55,7 @@ async def completions(request: Request) -> Response:
         raise HTTPError(400, text, "invalid", "n")
     promise = context.promise(body, model.slo)
     context.gateway.admit(model, promise.slo)
-    prompts = [await _prompt(context, model, prompt, echo=body.echo) for prompt in body.prompts]
+    prompts = [await prompt_of(context, model, prompt, echo=body.echo) for prompt in body.prompts]
     most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     return await _serve(context, body, model, promise, prompts, most)
 
@@ -78,11 +70,9 @@ async def chat_completions(request: Request) -> Response:
         raise HTTPError(400, "top_logprobs: needs logprobs: true", "invalid", "top_logprobs")
     promise = context.promise(body, model.slo)
     context.gateway.admit(model, promise.slo)
-    messages = [{"role": each.role, "content": each.text} for each in body.messages]
-    size = sum([len(each["content"]) for each in messages])
-    ids = await context.gateway.think(model.chat, messages, body.chat_template_kwargs or {}, size=size)
-    most = body.max_completion_tokens or body.max_tokens or max(model.max_len - len(ids), 1)
-    return await _serve(context, body, model, promise, [Prompt(ids)], most)
+    prompt = await prompt_of_chat(context, model, body)
+    most = body.max_completion_tokens or body.max_tokens or max(model.max_len - len(prompt.ids), 1)
+    return await _serve(context, body, model, promise, [prompt], most)
 
 
 def _check(body: TextBody) -> None:
@@ -90,15 +80,6 @@ def _check(body: TextBody) -> None:
     name = unsupported(body)
     if name is not None:
         raise HTTPError(400, f"{name} is not supported by this server", "unsupported", name)
-
-
-async def _prompt(context: Context, model: TextModel, prompt: str | list[int], *, echo: bool) -> Prompt:
-    think = context.gateway.think
-    if isinstance(prompt, str):
-        ids = await think(model.encode, prompt, size=len(prompt))
-        return Prompt(ids, prompt if echo else "")
-    text = await think(model.decode, prompt, size=len(prompt)) if echo else ""
-    return Prompt(prompt, text)
 
 
 async def _serve(
@@ -152,7 +133,8 @@ def _submit(
             seed = None if body.seed is None else (body.seed + turn) % 2**63
             id = f"{context.id}-{number}" if several else context.id
             try:
-                answer = context.gateway.submit(model, prompt.ids, seed=seed, id=id, **options)
+                asked = prompt.ids if prompt.made is None else prompt.made
+                answer = context.gateway.submit(model, asked, seed=seed, id=id, **options)
             except (NeustreamError, TypeError, ValueError) as error:
                 raise of_request(error) from error
             logs = body.told is not None

@@ -27,12 +27,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from neustream.backends import Arguments, Wanted
 from neustream.backends import torch as shared
 from neustream.backends.options import options_of
 from neustream.backends.transformers.mount import NODE, TextMount
+from neustream.backends.transformers.processors import class_of
 from neustream.backends.transformers.sampling import Sampling
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile, StepLatency
@@ -143,7 +144,8 @@ def build(options: Options, place: torch.device) -> Any:
         if not Path(options.checkpoint).is_dir():
             raise BackendError(f"backend.checkpoint {str(options.checkpoint)!r} is no folder")
         try:
-            model = AutoModelForCausalLM.from_pretrained(options.checkpoint, local_files_only=True, **how)
+            made = class_of(AutoConfig.from_pretrained(options.checkpoint, local_files_only=True))
+            model = made.from_pretrained(options.checkpoint, local_files_only=True, **how)
         except (OSError, ValueError, KeyError) as error:
             raise BackendError(f"backend.checkpoint {str(options.checkpoint)!r}: {error}") from error
     else:
@@ -151,7 +153,7 @@ def build(options: Options, place: torch.device) -> Any:
             config = AutoConfig.for_model(options.model_type, **options.config)
             torch.manual_seed(options.weights_seed)
             with place:  # a large model's random weights are made where it runs
-                model = AutoModelForCausalLM.from_config(config, **how)
+                model = class_of(config).from_config(config, **how)
         except (TypeError, ValueError, KeyError, ArithmeticError) as error:
             raise BackendError(f"backend.model_type {options.model_type!r}: {type(error).__name__}: {error}") from error
     model.eval().requires_grad_(False)

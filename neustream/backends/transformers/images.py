@@ -65,6 +65,17 @@ class Reader:
             self._check_count(prompt, 0)
         return tokens_of(self._model, tokenizer_of(self._processor), prompt, tools, template), None
 
+    def chat(self, messages: Sequence[Any], template: Mapping[str, Any] | None = None) -> Any:
+        """Messages as a prompt that `read` takes: token ids, or what the processor makes of text and images.
+
+        RequestError as of `read`.
+        """
+        self._check_sees()
+        plain, images = _parts(messages, [])
+        text = self._rendered(plain, None, template or {})
+        self._check_count(text, len(images))
+        return self.process(text, images) if images else tokens_of(self._model, tokenizer_of(self._processor), text)
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _check_sees(self) -> None:

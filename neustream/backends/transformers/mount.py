@@ -78,7 +78,8 @@ class TextMount:
     observers: Sequence[Observer] = ()
     model: LanguageModel
     """On the first device, once it is opened."""
-    _reader: Reader
+    reader: Reader
+    """Makes tokens of prompts, once it is opened."""
 
     def __init__(
         self,
@@ -165,7 +166,7 @@ class TextMount:
                 instance = instance.with_(sighted.instance(stage, _ask, partial(self._see_profile, device)))
             instances.append(instance)
             if len(instances) == 1:
-                self.model, self._reader = model, sighted.reader
+                self.model, self.reader = model, sighted.reader
         self.defaults = defaults
         self._proof = self.model.unchanged
         self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
@@ -250,7 +251,7 @@ class TextMount:
             prompt_logprobs=prompt_logprobs,
         )
         room = Room(self.model, self.kv_caches[self._graph.name].capacity)
-        tokens, sight = self._reader.read(prompt, images, tools, chat_template_kwargs)
+        tokens, sight = self.reader.read(prompt, images, tools, chat_template_kwargs)
         most = self.defaults.tokens(len(tokens), room.limit) if max_tokens is None else max_tokens
         ask = ask_of(self.tokenizer, tokens, most, sampling, room, sight)
         if ends_after is not None:
