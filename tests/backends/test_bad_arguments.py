@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra 'diffusion'")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
-    pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from neustream.backends.diffusers.arguments import check_arguments
     from neustream.backends.diffusers.signatures import signature_of
     from tests.backends import pipelines
@@ -149,6 +149,14 @@ def test_an_image_that_is_none(image):
 def test_a_schedule_in_place_of_a_number_of_steps(sd):
     named = {"num_inference_steps": None, "timesteps": range(900, 0, -300)}
     check_arguments(named, signature_of(sd), torch.device("cpu"))
+
+
+def test_none_where_the_pipeline_looks_for_it():
+    """SanaSprint's middle timestep is annotated as a number, and has to be None for other than two steps."""
+    signature, here = signature_of(object.__new__(diffusers.SanaSprintPipeline)), torch.device("cpu")
+    check_arguments({"intermediate_timesteps": None}, signature, here)
+    with pytest.raises(ns.RequestError, match="num_inference_steps must be a number, got None"):
+        check_arguments({"num_inference_steps": None}, signature, here)
 
 
 def test_a_generator_on_another_device(sd):

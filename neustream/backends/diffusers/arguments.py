@@ -28,7 +28,7 @@ LEAST_DIMENSIONS = 2
 IMAGES = frozenset(("image", "mask_image", "control_image", "ip_adapter_image"))
 NEGATIVE = frozenset(("negative_prompt", "negative_prompt_2", "negative_prompt_3"))
 MAY_BE_NONE = frozenset(("max_sequence_length",))
-"""Numbers that pipelines do without, whatever their annotations say."""
+"""Numbers that tokenizers do without, whatever pipelines say."""
 NUMBER: frozenset[Kind] = frozenset(("number",))
 Check = Callable[[str, Any], None]
 
@@ -98,7 +98,7 @@ def _check_none(name: str, named: Mapping[str, Any], signature: CallSignature) -
     """RequestError for None in place of a number that has a default."""
     if name == STEPS and (named.get("timesteps") is not None or named.get("sigmas") is not None):
         return
-    if name in MAY_BE_NONE or signature.defaults.get(name) is None:
+    if name in MAY_BE_NONE | signature.optional or signature.defaults.get(name) is None:
         return
     kinds = signature.kinds.get(name, frozenset())
     if name.endswith("_per_prompt"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 Kind = Literal["none", "number", "numbers", "text", "texts", "mapping", "other"]
 """Of values, as far as it is checked: one number or several, one text or several."""
+COMPARED = re.compile(r"\b(\w+) is (?:not )?None\b")
 SIGNATURES = 64
 """Of as many calls they are kept."""
 
@@ -25,11 +27,13 @@ class CallSignature:
     Args:
         defaults: by name, of those that have one.
         kinds: which kinds of values an argument is annotated with, by name.
+        optional: arguments that the pipeline's source compares with None, whatever their annotations.
     """
 
     signature: inspect.Signature
     defaults: Mapping[str, Any]
     kinds: Mapping[str, frozenset[Kind]]
+    optional: frozenset[str]
 
     @property
     def names(self) -> set[str]:
@@ -57,11 +61,22 @@ def _signature(call: Callable[..., Any]) -> CallSignature:
     except Exception:  # hints that are there for type checkers only
         signature = inspect.signature(call)
     parameters = list(signature.parameters.values())[1:]
+    compared = set(COMPARED.findall(_source(call)))
     return CallSignature(
         signature.replace(parameters=parameters),
         {one.name: one.default for one in parameters if one.default is not one.empty},
         {one.name: kinds_of(one.annotation) for one in parameters},
+        frozenset(one.name for one in parameters if one.name in compared),
     )
+
+
+def _source(call: Callable[..., Any]) -> str:
+    """The source of the file that a pipeline's call is written in."""
+    module = inspect.getmodule(call)
+    try:
+        return "" if module is None else inspect.getsource(module)
+    except (OSError, TypeError):  # made at run time
+        return ""
 
 
 def kinds_of(annotation: Any) -> frozenset[Kind]:
