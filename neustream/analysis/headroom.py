@@ -7,10 +7,12 @@ to them, and what the results of the command line say of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from neustream.analysis.bounds import Bound, token_bound, upper_bound
+from neustream.analysis.bounds import Bound, Devices, token_bound, upper_bound
 from neustream.analysis.hindsight import Hindsight, served_by
+from neustream.config.cluster import ClusterConfig
 from neustream.config.schema import Experiment, Simulation
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile
@@ -18,6 +20,7 @@ from neustream.engine.report import Report
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline
 from neustream.experiment.prepared import Prepared
+from neustream.experiment.roles import roles_of
 
 KNOWN = ("edf", "priced")
 """Policies whose schedules the bound is held against."""
@@ -31,12 +34,12 @@ def least_scale(simulation: Simulation) -> float:
 class TrueProfile:
     """The least that a step of a simulated stage takes: what is true of it, scaled, and the handover."""
 
-    def __init__(self, profile: LatencyProfile, simulation: Simulation) -> None:
+    def __init__(self, profile: LatencyProfile, simulation: Simulation, faster: float = 1.0) -> None:
         self.name = profile.name
         self.device = profile.device
         self.max_batch = profile.max_batch
         self._profile = profile
-        self._scale = least_scale(simulation)
+        self._scale = least_scale(simulation) * faster
         self._overhead_s = simulation.handover_s or 0.0
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
@@ -72,6 +75,9 @@ def bound_of(prepared: Prepared, time_limit_s: float = 100.0) -> Bound:
     if prepared.instances > 1:
         first, count = prepared.pipelines[0].name, prepared.instances
         raise ConfigError(f"config {first!r}: devices are {count}, and the bound is for one")
+    cluster = prepared.experiments[0].cluster
+    if cluster is not None:
+        return _bound_of_cluster(prepared, cluster, time_limit_s)
     kinds = {type(pipeline) for pipeline in prepared.pipelines}
     if len(kinds) > 1:
         names = ", ".join(pipeline.name for pipeline in prepared.pipelines)
@@ -83,6 +89,40 @@ def _bound_of_stages(prepared: Prepared, time_limit_s: float) -> Bound:
     profiles = true_profiles(prepared)
     known = [served_by(prepared, policy) for policy in KNOWN]
     return upper_bound(prepared.requests, profiles, prepared.pools, time_limit_s=time_limit_s, known=known)
+
+
+def _bound_of_cluster(prepared: Prepared, cluster: ClusterConfig, time_limit_s: float) -> Bound:
+    """That of all instances together, whatever is routed and moved; nothing takes time on its way."""
+    name = prepared.pipelines[0].name
+    if cluster.scaler:
+        raise ConfigError(
+            f"config {name!r}: with cluster.scaler the bound would depend on how many instances there are"
+        )
+    if any(isinstance(pipeline, LlmPipeline) for pipeline in prepared.pipelines):
+        raise ConfigError(f"config {name!r}: there is no bound for language models on several instances")
+    true_profiles(prepared)  # tells what there is no bound for
+    faster = min([1.0, *(fault.factor for fault in cluster.faults if fault.kind == "slow")])
+    truth = {**prepared.profiles, **prepared.truth} if prepared.truth else {}
+    simulations = {stage: one.experiment.simulation for one in prepared.pipelines for stage in one.stages}
+    first, *others = [
+        Devices(
+            {
+                stage: TrueProfile(truth.get(stage, profile), simulations[stage], faster)
+                for stage, profile in role.profiles.items()
+            },
+            [replace(pool, workers=pool.workers * cluster.kinds[kind].count) for pool in role.pools],
+        )
+        for kind, role in roles_of(prepared, cluster).items()
+        if cluster.kinds[kind].count
+    ]
+    return upper_bound(
+        prepared.requests,
+        first.profiles,
+        first.pools,
+        others=others,
+        time_limit_s=time_limit_s,
+        known=[served_by(prepared, policy) for policy in KNOWN],
+    )
 
 
 def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:

@@ -58,8 +58,8 @@ def reach_of(
     """What to add to each policy's record: how far it is from the bound and from hindsight, if asked for."""
     if not bound and hindsight is None:
         return lambda report: {}
-    if prepared.experiments[0].cluster is not None:
-        raise ConfigError("--bound and --hindsight are for one device, not for a cluster")
+    if hindsight is not None and prepared.experiments[0].cluster is not None:
+        raise ConfigError("--hindsight is for one device, not for a cluster")
     from neustream.analysis.headroom import bound_of, headroom
     from neustream.analysis.hindsight import hindsight as search
     from neustream.analysis.hindsight import starts_of

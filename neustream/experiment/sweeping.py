@@ -30,7 +30,7 @@ import numpy as np
 
 from neustream.config import Config, Experiment, ModelsConfig, experiments_of
 from neustream.engine.trace import EventLog
-from neustream.errors import ConfigError, NeustreamError
+from neustream.errors import NeustreamError
 from neustream.experiment.clusters import parted
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.prepared import prepare
@@ -87,8 +87,6 @@ def run_unit(unit: Unit) -> list[Point]:
     prepared = prepare(unit.config)
     most = None
     if unit.bound:
-        if unit.config.cluster is not None:
-            raise ConfigError("--bound is for one device, not for a cluster")
         from neustream.analysis.headroom import bound_of, headroom
 
         most = bound_of(prepared)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from toys import table
 
 from neustream import SLO, Graph, Pool, Request, Stage, loop, seq
+from neustream.analysis.bounds import Devices
 from neustream.core.types import TICK
 from neustream.core.work import Walk
 
@@ -23,6 +24,39 @@ class Instance:
     profiles: dict
     pools: list[Pool]
     overhead_s: float
+    others: list[Devices] = field(default_factory=list)
+
+    @property
+    def workers(self) -> list[tuple[Pool, dict]]:
+        """All pools, with the profiles of their devices."""
+        kinds = [Devices(self.profiles, self.pools), *self.others]
+        return [(pool, kind.profiles) for kind in kinds for pool in kind.pools]
+
+
+def draw_fleet(seed: int) -> Instance:
+    """A random instance with a second kind of device, which may serve only some of the stages."""
+    rng = random.Random(f"fleet {seed}")
+    shape = rng.choice(("loop", "ends", "two"))
+    graphs = _graphs(shape, rng)
+    stages = list({name: stage for graph in graphs for name, stage in graph.stages.items()})
+    kinds = []
+    for _ in range(2):
+        profiles = {name: table(name, *_seconds(rng, True)) for name in stages}
+        kinds.append(Devices(profiles, [Pool("a", tuple(stages), rng.choice([1, 1, 1, 2]))]))
+    if len(stages) > 1 and rng.random() < 0.4:
+        cut = rng.randrange(1, len(stages))
+        kinds[1] = Devices(kinds[1].profiles, [Pool("b", tuple(stages[cut:]))])
+        if rng.random() < 0.5:
+            kinds[0] = Devices(kinds[0].profiles, [Pool("a", tuple(stages[:cut]))])
+    requests = []
+    for at in range(rng.choice([2, 3, 4] if shape == "loop" else [2, 3])):
+        graph, steps = rng.choice(graphs), rng.randint(1, 3 if shape == "loop" else 2)
+        sequence = _sequence(Request("alone", graph, params={"steps": steps}))
+        alone = sum(min(kinds[0].profiles[name].latency_s) for name in sequence)
+        total = math.ceil(alone * rng.choice([0.8, 1.0, 1.2, 1.6, 2.5]) * 4) / 4
+        slo = SLO(total, weight=rng.choice([1, 1, 2]))
+        requests.append(Request(str(at), graph, rng.randint(0, 4) / 4, slo, {"steps": steps}))
+    return Instance(requests, dict(kinds[0].profiles), list(kinds[0].pools), 0.0, [kinds[1]])
 
 
 def draw(seed: int) -> Instance:
@@ -97,12 +131,17 @@ def optimum(instance: Instance) -> float:
     requests = instance.requests
     sequences = [_sequence(request) for request in requests]
     stages = {name: stage for request in requests for name, stage in request.graph.stages.items()}
-    seconds = {name: [x + instance.overhead_s for x in instance.profiles[name].latency_s] for name in stages}
-    most = {name: min(stages[name].max_batch, len(seconds[name])) for name in stages}
-    quickest = {name: min(seconds[name][: most[name]]) for name in stages}
-    monotone = all(a <= b for name in stages for a, b in itertools.pairwise(seconds[name]))
+    workers = instance.workers
+    seconds = {
+        (name, at): [x + instance.overhead_s for x in profiles[name].latency_s]
+        for at, (pool, profiles) in enumerate(workers)
+        for name in pool.stages
+        if name in stages
+    }
+    most = {key: min(stages[key[0]].max_batch, len(each)) for key, each in seconds.items()}
+    quickest = {name: min(min(each[: most[key]]) for key, each in seconds.items() if key[0] == name) for name in stages}
+    monotone = all(a <= b for each in seconds.values() for a, b in itertools.pairwise(each))
     dues = [request.arrival + request.slo.total + TICK for request in requests]
-    pool_of = {stage: at for at, pool in enumerate(instance.pools) for stage in pool.stages}
     everyone = range(len(requests))
 
     def hopeful(job, now, done):
@@ -125,13 +164,13 @@ def optimum(instance: Instance) -> float:
             # where more jobs can make a step shorter, those without a hope may be of use
             if waits and (hopeful(job, now, done) or not monotone):
                 queues.setdefault(sequences[job][done[job]], []).append(job)
-        for name, queue in queues.items():
-            pool = pool_of[name]
-            if sum(at == pool for _, at, _ in running) == instance.pools[pool].workers:
+        for (name, pool), each in seconds.items():
+            queue = queues.get(name, [])
+            if sum(at == pool for _, at, _ in running) == workers[pool][0].workers:
                 continue
-            for size in range(1, min(len(queue), most[name]) + 1):
+            for size in range(1, min(len(queue), most[name, pool]) + 1):
                 for jobs in itertools.combinations(queue, size):
-                    step = (now + seconds[name][size - 1], pool, jobs)
+                    step = (now + each[size - 1], pool, jobs)
                     best = max(best, ahead(now, done, tuple(sorted((*running, step)))))
         return best
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from exhaustive import draw, optimum
+from exhaustive import draw, draw_fleet, optimum
 from toys import draw_and_decode, request, table
 
 from neustream import (
@@ -26,7 +26,7 @@ from neustream import (
     seq,
     switch,
 )
-from neustream.analysis.bounds import slack_bound, upper_bound
+from neustream.analysis.bounds import Devices, slack_bound, upper_bound
 from neustream.analysis.bounds.graphs import upper as module
 from neustream.core.policies import POLICIES
 from neustream.engine.trace import EventLog
@@ -38,7 +38,8 @@ CLOSE = 1e-6
 
 
 def bound_of(instance, **other):
-    return upper_bound(instance.requests, instance.profiles, instance.pools, overhead_s=instance.overhead_s, **other)
+    more = {"others": instance.others, "overhead_s": instance.overhead_s, **other}
+    return upper_bound(instance.requests, instance.profiles, instance.pools, **more)
 
 
 def looped(max_batch=4):
@@ -55,6 +56,35 @@ def test_no_schedule_serves_more_than_the_bound(part):
         best, found = optimum(instance), bound_of(instance)
         assert best <= found.value + CLOSE, f"seed {seed}: {best} can be served, the bound is {found}"
         assert found.value <= found.relaxed + CLOSE, f"seed {seed}: {found}"
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_no_schedule_of_unlike_devices_serves_more_than_the_bound(part):
+    exact = 0
+    some = range(part, INSTANCES // 3, 2)
+    for seed in some:
+        instance = draw_fleet(seed)
+        best, found = optimum(instance), bound_of(instance)
+        assert best <= found.value + CLOSE, f"seed {seed}: {best} can be served, the bound is {found}"
+        assert found.value <= found.relaxed + CLOSE, f"seed {seed}: {found}"
+        exact += found.value <= best + CLOSE
+    assert exact >= 0.7 * len(some), "and mostly it is what can be served"
+
+
+def test_a_device_more_of_any_kind_lowers_no_bound():
+    for seed in range(30):
+        fleet = draw_fleet(seed)
+        alone = replace(fleet, others=[])
+        if set(fleet.pools[0].stages) == set(fleet.profiles):
+            assert bound_of(alone).relaxed <= bound_of(fleet).relaxed + CLOSE, f"seed {seed}"
+
+
+def test_devices_of_one_kind_are_a_pool_of_as_many_workers():
+    for seed in range(30):
+        instance = draw(seed)
+        twice = replace(instance, others=[Devices(instance.profiles, instance.pools)])
+        more = replace(instance, pools=[replace(pool, workers=2 * pool.workers) for pool in instance.pools])
+        assert bound_of(twice).relaxed == pytest.approx(bound_of(more).relaxed, abs=1e-4), f"seed {seed}"
 
 
 def test_the_bound_is_mostly_exact_on_small_instances():

@@ -154,6 +154,25 @@ def test_wrong_rules_are_told_in_a_line(config, change, message):
     assert done.status == 2 and squash(message) in squash(done.out + done.err)
 
 
-def test_there_is_no_bound_for_a_cluster_yet(config):
-    done = command("simulate", str(config), "--bound")
-    assert done.status == 2 and squash("not for a cluster") in squash(done.out + done.err)
+def test_the_bound_of_a_cluster_is_of_all_its_instances(config, tmp_path, root):
+    out = tmp_path / "out.json"
+    other = root / "profiles/rtx4090/sd15_512"
+    kinds = f"cluster.instances={{fast: {{count: 1}}, slow: {{count: 1, profiles: {other}}}}}"
+    sets = ["--set", kinds, "--set", "simulation.mixed_devices=true", "--set", "workload.rate=300"]
+    sets += ["--set", "slo.scale=1.2", "--set", "workload.requests=5", "--set", "workload.steps=2"]
+    done = command("simulate", str(config), *sets, "--bound", "--json", str(out))
+    assert done.status == 0, done.out + done.err
+    (told,) = json.loads(out.read_text())
+    assert told["counts"]["on_time"] <= told["bound"]["value"] < 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hindsight", "2"], "--hindsight is for one device, not for a cluster"),
+        (["--bound", "--set", "cluster.scaler=charge"], "with cluster.scaler the bound would depend on how many"),
+    ],
+)
+def test_what_has_no_bound_says_so(config, words, message):
+    done = command("simulate", str(config), *words)
+    assert done.status == 2 and squash(message) in squash(done.out + done.err)

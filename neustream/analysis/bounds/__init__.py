@@ -5,7 +5,8 @@
 
 from neustream.analysis.bounds.bound import Bound
 from neustream.analysis.bounds.graphs.slack import slack_bound
+from neustream.analysis.bounds.graphs.tasks import Devices
 from neustream.analysis.bounds.graphs.upper import upper_bound
 from neustream.analysis.bounds.tokens.upper import token_bound
 
-__all__ = ["Bound", "slack_bound", "token_bound", "upper_bound"]
+__all__ = ["Bound", "Devices", "slack_bound", "token_bound", "upper_bound"]

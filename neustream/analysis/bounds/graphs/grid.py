@@ -21,14 +21,14 @@ PART = 8
 class Grid:
     """Tasks in slots; times are seconds.
 
-    An entry is a visit in one slot of its window, a pair is a job in one slot of its window, a cell
-    is a pool in one slot.
+    An entry is a visit in one slot of its window on one kind of device, a pair is a job in one slot
+    of its window, a cell is a pool in one slot.
     """
 
     stages: Sequence[Stage]
     weight: Floats  # by job
     job: Ints  # by visit
-    stage: Ints  # by visit
+    stage: Ints  # by entry, on a kind of device
     calls: Floats  # by visit: n in README.md
     capacity: Floats  # by cell: workers * D[k]
     visit: Ints  # by entry
@@ -79,11 +79,13 @@ def _on_cuts(
     """The grid whose slots are between `cuts`."""
     visits = [visit for task in group for visit in task.visits]
     job = np.array([at for at, task in enumerate(group) for _ in task.visits])
-    stage = np.array([visit.stage for visit in visits])
     slots = len(cuts) - 1
     first = np.searchsorted(cuts, [visit.start for visit in visits], "right") - 1
     stop = np.searchsorted(cuts, [visit.end for visit in visits], "left")
-    visit, slot = spans(first, stop)
+    place = np.array([at for at, visit in enumerate(visits) for _ in visit.stages])
+    where = np.array([stage for visit in visits for stage in visit.stages])
+    way, slot = spans(first[place], stop[place])
+    visit, stage = place[way], where[way]
     pairs, pair = np.unique(job[visit] * slots + slot, return_inverse=True)
     pair_job, pair_slot = np.divmod(pairs, slots)
     pool = np.array([one.pool for one in stages])
@@ -95,8 +97,8 @@ def _on_cuts(
         calls=np.array([float(visit.calls) for visit in visits]),
         capacity=np.outer(workers, np.diff(cuts)).ravel(),
         visit=visit,
-        limit=_limits(stages, stage, first, stop, slots)[stage[visit], slot],
-        cell=pool[stage[visit]] * slots + slot,
+        limit=_limits(stages, where, first[place], stop[place], slots)[stage, slot],
+        cell=pool[stage] * slots + slot,
         pair=pair,
         pair_job=pair_job,
         pair_seconds=_seconds(group, cuts, pair_job, pair_slot),

@@ -45,7 +45,7 @@ def team_program(grid: Grid) -> Program:
     uses = _uses(grid, corners=False)
     program, use = _with_uses(grid, uses)
     kinds, sizes = len(grid.stages), int(uses.batch.max()) + 1
-    stage = grid.stage[grid.visit[uses.entry]]
+    stage = grid.stage[uses.entry]
     places = (grid.cell[uses.entry] * kinds + stage) * sizes + uses.batch
     keys, team = np.unique(places, return_inverse=True)
     cell, size = keys // (kinds * sizes), keys % sizes
@@ -75,7 +75,7 @@ def share_bound(grid: Grid, seconds: float) -> tuple[float, Sequence[float]] | N
 
 def certified(grid: Grid, step_price: Floats, time_price: Floats) -> float:
     """The bound by README.md, "Certificate": for any q[j,m] (by visit) and p[k] (by cell) >= 0."""
-    stage = grid.stage[grid.visit]
+    stage = grid.stage
     gain = np.zeros(len(grid.visit))
     for kind, one in enumerate(grid.stages):
         for batch, latency in enumerate(one.latency.tolist(), start=1):
@@ -112,7 +112,7 @@ def useful(latency: Floats) -> list[int]:
 
 def _uses(grid: Grid, corners: bool) -> Uses:
     """Columns for all batch sizes up to N[m,k], or only those that are `useful`."""
-    stage = grid.stage[grid.visit]
+    stage = grid.stage
     found = []
     for kind, limit in sorted(set(zip(stage.tolist(), grid.limit.tolist(), strict=True))):
         latency = grid.stages[kind].latency[:limit]

@@ -13,7 +13,7 @@ import numpy as np
 
 from neustream.analysis.bounds.graphs.grid import spans
 from neustream.analysis.bounds.graphs.shares import useful
-from neustream.analysis.bounds.graphs.tasks import Stage, Task, work_of
+from neustream.analysis.bounds.graphs.tasks import Devices, Stage, Task, work_of
 from neustream.analysis.bounds.linear import Floats, Program
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
@@ -33,7 +33,7 @@ def slack_bound(
     least that they can be charged follows from the convex hull of (l(b), l(b)/b). A pool has to
     deliver that much in each job's window; the least bound of all pools counts. It is not rounded.
     """
-    work = work_of(requests, profiles, pools, overhead_s)
+    work = work_of(requests, [Devices(profiles, pools)], overhead_s)
     if not work.tasks:
         return work.free
     best = math.inf
@@ -51,9 +51,10 @@ def _least_charge(task: Task, stages: Sequence[Stage], pool: int) -> float:
     slack, charge = task.end - task.start, 0.0
     savings: list[tuple[float, float]] = []  # (seconds of slack, what each of them saves)
     for visit in task.visits:
-        latency = stages[visit.stage].latency
+        (stage,) = visit.stages
+        latency = stages[stage].latency
         slack -= visit.calls * float(latency[0])
-        if stages[visit.stage].pool != pool:
+        if stages[stage].pool != pool:
             continue
         corners = [
             (float(latency[b - 1]), float(latency[b - 1]) / b) for b in useful(latency)[::-1]

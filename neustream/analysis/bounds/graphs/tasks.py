@@ -25,8 +25,16 @@ Calls = Sequence[tuple[GraphStage, int]]
 
 
 @dataclass(frozen=True, slots=True)
+class Devices:
+    """Devices of one kind: their pools (with the workers of all), and latencies by stage."""
+
+    profiles: Mapping[str, LatencyProfile]
+    pools: Sequence[Pool]
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage on its device.
+    """A stage on a kind of device.
 
     `pool` is the place of the pool that it draws on, `latency` the seconds of a step of 1, 2, ...
     jobs or more: l(b) in README.md.
@@ -38,9 +46,12 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """`calls` steps of a job at a stage, all of them between `start` and `end`."""
+    """`calls` steps of a job at a stage, all of them between `start` and `end`.
 
-    stage: int
+    `stages` are that stage on each kind of device that serves it.
+    """
+
+    stages: tuple[int, ...]
     calls: int
     start: float
     end: float
@@ -65,62 +76,69 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`stages` of a load, its `tasks`, and the weight of requests that cannot be late (`free`)."""
+    """What is to be done.
+
+    `stages` of a load, on each kind of device; `tasks`; `free`, the weight of requests that cannot
+    be late; `workers` of each pool.
+    """
 
     stages: Sequence[Stage]
     tasks: Sequence[Task]
     free: float
+    workers: Sequence[int]
 
 
-def work_of(
-    requests: Sequence[Request],
-    profiles: Mapping[str, LatencyProfile],
-    pools: Sequence[Pool],
-    overhead_s: float,
-) -> Work:
+def work_of(requests: Sequence[Request], devices: Sequence[Devices], overhead_s: float) -> Work:
     """The tasks among `requests`; those that are late even if alone are left out.
 
     Raises:
         GraphError: it is not known in advance what a request takes, or a stage is in no pool.
-        ProfileError: a stage has no profile.
+        ProfileError: a stage has no profile on a device that serves it.
     """
     graphs = dict.fromkeys(request.graph for request in requests)
-    stages = _stages(graphs, profiles, pools, overhead_s)
-    places = {name: at for at, name in enumerate(stages)}
+    stages, places = _stages(graphs, devices, overhead_s)
+    alone = {
+        name: min(float(stages[at].latency[0]) for at in some) for name, some in places.items()
+    }
     tasks: list[Task] = []
     free = 0.0
     for request in requests:
         calls = list(Walk(request).ahead())
         # one tick late is on time; another is for the rounding of whoever adds up latencies
         due = request.arrival + _promise(request, calls) + 2 * TICK
-        seconds = [count * float(stages[stage.name].latency[0]) for stage, count in calls]
+        seconds = [count * alone[stage.name] for stage, count in calls]
         if due == math.inf or not calls:
             free += request.slo.weight
         elif sum(seconds) <= due - request.arrival:
             work = [(places[stage.name], count) for stage, count in calls]
             visits = _visits(work, seconds, request.arrival, due)
             tasks.append(Task(request.id, float(request.slo.weight), visits))
-    return Work(list(stages.values()), tasks, free)
+    workers = [pool.seats for kind in devices for pool in kind.pools]
+    return Work(stages, tasks, free, workers)
 
 
 def _stages(
-    graphs: Iterable[Graph],
-    profiles: Mapping[str, LatencyProfile],
-    pools: Sequence[Pool],
-    overhead_s: float,
-) -> dict[str, Stage]:
-    pool_of = {stage: at for at, pool in enumerate(pools) for stage in pool.stages}
-    stages: dict[str, Stage] = {}
+    graphs: Iterable[Graph], devices: Sequence[Devices], overhead_s: float
+) -> tuple[list[Stage], dict[str, tuple[int, ...]]]:
+    """The stages of graphs on each kind of device, and where those of a name are."""
+    pools = [(kind, pool) for kind in devices for pool in kind.pools]
+    stages: list[Stage] = []
+    places: dict[str, tuple[int, ...]] = {}
     for graph in graphs:
         _check(graph.root, graph)
         for name, stage in graph.stages.items():
-            if name not in pool_of:
+            if name in places:
+                continue
+            for at, (kind, pool) in enumerate(pools):
+                if name not in pool.stages:
+                    continue
+                if name not in kind.profiles:
+                    raise ProfileError(f"stage {name!r} of graph {graph.name!r} has no profile")
+                places[name] = (*places.get(name, ()), len(stages))
+                stages.append(Stage(at, _latency(stage, kind.profiles[name], overhead_s)))
+            if name not in places:
                 raise GraphError(f"stage {name!r} of graph {graph.name!r} is in no pool")
-            if name not in profiles:
-                raise ProfileError(f"stage {name!r} of graph {graph.name!r} has no profile")
-            latency = _latency(stage, profiles[name], overhead_s)
-            stages.setdefault(name, Stage(pool_of[name], latency))
-    return stages
+    return stages, places
 
 
 def _check(node: Node, graph: Graph) -> None:
@@ -165,7 +183,10 @@ def _latency(stage: GraphStage, profile: LatencyProfile, overhead_s: float) -> F
 
 
 def _visits(
-    work: Sequence[tuple[int, int]], seconds: Sequence[float], start: float, end: float
+    work: Sequence[tuple[tuple[int, ...], int]],
+    seconds: Sequence[float],
+    start: float,
+    end: float,
 ) -> tuple[Visit, ...]:
     """One visit a stage, in the window that calls of other stages before and after it leave."""
     names = [stage for stage, _ in work]

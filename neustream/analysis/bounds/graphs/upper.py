@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from neustream.analysis.bounds.bound import Bound, Group, known_weight, methods, overlapping
 from neustream.analysis.bounds.graphs.grid import Grid, grid_of
 from neustream.analysis.bounds.graphs.shares import share_bound, share_program, team_program
-from neustream.analysis.bounds.graphs.tasks import Stage, Task, work_of
+from neustream.analysis.bounds.graphs.tasks import Devices, Stage, Task, work_of
 from neustream.analysis.bounds.linear import ROUNDING
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
@@ -56,6 +56,7 @@ def upper_bound(
     profiles: Mapping[str, LatencyProfile],
     pools: Sequence[Pool],
     *,
+    others: Sequence[Devices] = (),
     overhead_s: float = 0.0,
     time_limit_s: float = 100.0,
     known: Sequence[Collection[str]] = (),
@@ -65,8 +66,12 @@ def upper_bound(
     Only for graphs whose calls are known in advance and have no sizes. Promises on outputs before
     the last are ignored; requests without a deadline count as served.
 
+    Requests may go from any worker to any other between two steps, and that costs nothing: this
+    bounds clusters too, whatever routes and moves. Devices alike are a pool of more workers.
+
     Args:
         profiles: least seconds of a step, by stage.
+        others: devices of other kinds beside; a stage runs on whatever has it in a pool.
         overhead_s: what each step takes on top.
         time_limit_s: after about so long the best bound found so far is returned.
         known: ids of requests that are on time, of each of some schedules of this load. What
@@ -78,10 +83,10 @@ def upper_bound(
         NeustreamError: one of `known` serves more than was proven to be possible.
     """
     clock = WallClock()
-    work = work_of(requests, profiles, pools, overhead_s)
+    work = work_of(requests, [Devices(profiles, pools), *others], overhead_s)
     parts = overlapping(work.tasks, lambda task: task.end)
     groups = [StageGroup(tasks, known_weight(tasks, known)) for tasks in parts]
-    search = _Search(groups, work.stages, [pool.seats for pool in pools], clock, time_limit_s)
+    search = _Search(groups, work.stages, work.workers, clock, time_limit_s)
     search.relax()
     search.tighten()
     shares = {request.id: float(request.slo.total == math.inf) for request in requests}
