@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
@@ -22,6 +23,7 @@ from neustream.engine.member import Member
 from neustream.engine.report import Report
 from neustream.engine.routing import Router
 from neustream.errors import BackendError, shown
+from neustream.service.agents import AgentMount, Models
 from neustream.service.graphs import GraphMount
 from neustream.service.mount import Mount
 from neustream.service.service import Service
@@ -92,7 +94,7 @@ def serve(
 
 @overload
 def serve(
-    model: Mapping[str, DiffusionPipeline | PreTrainedModel | tuple[Any, ...] | Mount],
+    model: Mapping[str, DiffusionPipeline | PreTrainedModel | tuple[Any, ...] | Mount | Callable[[Models], Graph]],
     /,
     **options: Unpack[ServiceOptions],
 ) -> Service: ...
@@ -117,6 +119,8 @@ def serve(model: Any, *args: Any, **options: Any) -> Service:
     * `serve({"sd": pipe, "chat": (model, tokenizer), "mine": (graph, modules, profiles)})`: several
       on one device, decided by one scheduler. Options of one model go into its mount:
       `{"sd": PipelineMount(pipe, max_batch=8)}`.
+    * `serve({"chat": (model, tokenizer), "agent": build})`: `build(models)` makes the graph of an
+      agent, which calls the other models (`models["chat"].call(...)`) and tools.
 
     `devices=["cuda:0", "cuda:1"]` makes an instance on each; `placement={"sd": ["cuda:0"]}` says
     which models go where. The other options of all services are those of `Service`, those of one
@@ -141,6 +145,8 @@ def mount_of(model: Any, *args: Any, **options: Any) -> Mount:
     """A model, ready to be scheduled, as `serve` takes it; BackendError for what is none."""
     if isinstance(model, Graph):
         return GraphMount(model, *args, **options)
+    if inspect.isfunction(model) and not args and not options:
+        return AgentMount(model)
     bases = {f"{cls.__module__}.{cls.__name__}" for cls in type(model).__mro__}
     if "transformers.modeling_utils.PreTrainedModel" in bases:  # without importing it
         from neustream.backends.transformers import TextMount

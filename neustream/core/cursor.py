@@ -7,22 +7,17 @@ same code elsewhere.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neustream.core.budget import (
     asked_params,
-    asked_rounds,
     calls_of,
-    expected_rounds,
     likely_case,
     repeated,
 )
+from neustream.core.frames import Frame, chosen, ends, keep_result, opened, over
 from neustream.core.graph import (
-    LEARNT,
-    Ask,
     Graph,
     Loop,
     Node,
@@ -30,71 +25,23 @@ from neustream.core.graph import (
     Seq,
     Stage,
     Switch,
-    answer,
-    raised,
 )
-from neustream.errors import GraphError, shown
+from neustream.errors import GraphError
 
 if TYPE_CHECKING:
     from neustream.core.job import Job
 
 
-def _over(until: Ask, job: Job) -> bool:
-    try:
-        return bool(until(job))
-    except BaseException as error:
-        raise raised(job, "a loop's until", error) from error
-
-
-@dataclass(slots=True)
-class Frame:
-    """One open node: how many children or rounds are behind, of how many.
-
-    Of a call also `since`, when the job got to it (nan: just now), the params `outer` of it, and
-    its number `entry` among the calls that the job came to.
-    """
-
-    node: Seq | Loop | Par
-    done: int
-    total: int  # exact for `Seq` and `times`, expected for `until`
-    since: float = math.nan
-    outer: Mapping[str, Any] | None = None
-    entry: int = 0
-
-
-def _opened(node: Seq | Loop, job: Job) -> Frame:
-    """A sequence or loop that a job gets to."""
-    if isinstance(node, Seq):
-        return Frame(node, -1, len(node.nodes))
-    if node.times is not None:
-        return Frame(node, -1, asked_rounds(node.times, job, "times"))
-    return Frame(node, -1, expected_rounds(node, job))
-
-
-def _chosen(node: Switch, job: Job) -> Node:
-    """The branch that a job takes."""
-    choice = answer(node.on, job, "a switch")
-    try:
-        branch = node.cases.get(choice) if isinstance(choice, Hashable) else None
-    except BaseException as error:
-        raise raised(job, "comparing what a switch chose", error) from error
-    if branch is None:
-        cases = sorted(map(str, node.cases))
-        raise GraphError(f"request {job.id!r}: switch chose {shown(choice)}; its cases are {cases}")
-    if node.likely is LEARNT:
-        job.history.chose(node, choice)
-    return branch
-
-
 class Saved(NamedTuple):
     """A cursor's place: its stage, and (number, done, total) of each open node.
 
-    `outer`: the params around each open call.
+    `outer`: the params around each open call; `told`: the outputs that each keeps.
     """
 
     frames: tuple[tuple[int, int, int], ...]
     stage: str | None
     outer: tuple[Mapping[str, Any], ...] = ()
+    told: tuple[Sequence[Mapping[str, Any]] | None, ...] = ()
 
 
 class Cursor:
@@ -144,7 +91,7 @@ class Cursor:
         done = frame.done + 1
         if done >= frame.total:
             return False
-        if node.until is not None and not likely and _over(node.until, job):
+        if node.until is not None and not likely and over(node.until, job):
             return False
         frame.done = done
         return True
@@ -162,8 +109,7 @@ class Cursor:
         """Another cursor at the same place."""
         twin = Cursor.__new__(Cursor)
         twin._frames = [
-            Frame(frame.node, frame.done, frame.total, frame.since, frame.outer, frame.entry)
-            for frame in self._frames
+            Frame(f.node, f.done, f.total, f.since, f.outer, f.entry, f.told) for f in self._frames
         ]
         twin.stage = self.stage
         twin.fork = self.fork
@@ -200,7 +146,8 @@ class Cursor:
         number = {id(node): index for index, node in reversed(list(enumerate(graph.nodes)))}
         frames = tuple((number[id(f.node)], f.done, f.total) for f in self._frames)
         outer = tuple([call.outer or {} for call in self.calls])
-        return Saved(frames, None if self.stage is None else self.stage.name, outer)
+        told = tuple([None if call.told is None else tuple(call.told) for call in self.calls])
+        return Saved(frames, None if self.stage is None else self.stage.name, outer, told)
 
     @classmethod
     def load(cls, graph: Graph, saved: Saved) -> Cursor:
@@ -224,6 +171,8 @@ class Cursor:
             )
         for entry, (call, outer) in enumerate(zip(calls, saved.outer, strict=True), 1):
             call.outer, call.entry = outer, entry
+        for call, told in zip(calls, saved.told, strict=True):
+            call.told = None if told is None else list(told)
         cursor.stage = None if saved.stage is None else graph.stages[saved.stage]
         return cursor
 
@@ -261,7 +210,7 @@ class Cursor:
         turned = [] if turned is None else turned
         while True:
             while isinstance(node, Switch):
-                node = likely_case(node, job) if likely else _chosen(node, job)
+                node = likely_case(node, job) if likely else chosen(node, job)
             if isinstance(node, Stage):
                 return node
             if isinstance(node, Par):
@@ -276,20 +225,29 @@ class Cursor:
                     return None
                 node = self._next_child(self._frames[-1], job, turned, likely)
                 if node is None:
-                    self._close(job)
+                    self._close(job, likely)
 
     def _open(self, node: Seq | Loop, job: Job) -> None:
-        frame = _opened(node, job)
+        frame = opened(node, job)
         self._frames.append(frame)
         if isinstance(node, Seq) and node.call is not None:
             self.entries += 1
             frame.entry = self.entries
             frame.outer = job.params
+            frame.told = None if node.call.result is None else []
             if node.call.params is not None:
                 job.params = asked_params(node.call, node.call.params, job)
 
-    def _close(self, job: Job) -> None:
+    def tell(self, update: Mapping[str, Any]) -> None:
+        """Note an output for the calls that keep theirs."""
+        for frame in self._frames:
+            if frame.told is not None:
+                frame.told.append(update)
+
+    def _close(self, job: Job, likely: bool) -> None:
         frame = self._frames.pop()
+        if frame.told is not None and not likely:
+            keep_result(frame, frame.told, job)
         if frame.outer is not None:
             job.params = frame.outer
 
@@ -303,7 +261,7 @@ class Cursor:
             return None
         if node.until is None:
             return node.body if frame.done < frame.total else None
-        if frame.done > 0 and _ends(frame, node, node.until, job, likely):
+        if frame.done > 0 and ends(frame, node, node.until, job, likely):
             return None
         if any(frame is other for other in turned):
             raise GraphError(
@@ -361,21 +319,3 @@ class Cursor:
                     depth -= 1
         finally:
             job.params = params
-
-
-def _ends(frame: Frame, node: Loop, until: Ask, job: Job, likely: bool) -> bool:
-    """Whether a loop with a condition is over after a round."""
-    if likely:
-        return frame.done == frame.total
-    learnt = node.expect is None
-    if _over(until, job):
-        if learnt:
-            job.history.looped(node, frame.done)
-        return True
-    if frame.done >= node.most:
-        raise GraphError(
-            f"request {job.id!r}: a loop did not end within {node.most} rounds (most=...)"
-        )
-    if learnt and frame.done >= frame.total:
-        frame.total = job.history.rounds(node, frame.done)
-    return False

@@ -42,7 +42,8 @@ class Submitted:
 class Emitted:
     """A request produced output number `index` (from 0); `late`: after that one's deadline.
 
-    `age`: seconds since the request came; `branch`: of its `par` that made it.
+    `age`: seconds since the request came; `branch` of its `par`, and `leg` (call),
+    that made it.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Emitted:
     late: bool = False
     member: str = ""
     branch: str = ""
+    leg: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ class LegEnded:
 
     `began`: when it got there; `due`: by when it should have been through, so that what follows can
     be in time; `first_at`: when its first output came, None without; `late`: whether it broke a
-    promise, or its request did not go on; `status`: "done", or how its request ended in it.
+    promise, or its request did not go on; `status`: "done", or how its request ended in it; `job`:
+    what its steps called it; `freed`: whether it kept something in a KV cache that is free now.
     """
 
     id: str
@@ -111,6 +114,8 @@ class LegEnded:
     at: float
     branch: str = ""
     member: str = ""
+    job: str = ""
+    freed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

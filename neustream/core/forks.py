@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from neustream.core.cursor import Cursor
-from neustream.core.events import BranchEnded
+from neustream.core.events import BranchEnded, Emitted, Update
 from neustream.core.graph import Par, Stage
-from neustream.core.job import Entry, Status
+from neustream.core.job import NOWHERE, Entry, Status
 from neustream.errors import NeustreamError
 
 if TYPE_CHECKING:
@@ -49,6 +49,26 @@ class Fork:
         return len(self.par.branches) - self.failed < self.par.need
 
 
+def tell(job: Entry, update: Update) -> None:
+    """Note an output for the calls around it that keep theirs."""
+    one: Entry | None = job
+    while one is not None:
+        assert one.cursor is not None
+        one.cursor.tell(update)
+        one = one.parent
+
+
+def emitted(job: Entry, update: Update, late: bool, now: float) -> Emitted:
+    """What is told of an output of a request, or of a branch of it."""
+    root = job.root
+    if root is not job:
+        root.outputs += 1
+    age = now - job.arrival
+    return Emitted(
+        root.id, root.outputs - 1, update, now, age, late, branch=job.branch, leg=job.leg
+    )
+
+
 class Forks:
     """The forks of a scheduler's jobs; `begin` gives a branch its first stage, `go_on` a job what
     follows its join."""
@@ -68,7 +88,7 @@ class Forks:
         cursor, lives = job.cursor, self._lives
         assert cursor is not None and cursor.fork is not None
         fork = job.fork = Fork(cursor.fork)
-        lives.leave_queue(job)
+        self._leave_queue(job)
         job.become("forked")
         lives.work.measure(job)
         after, state = lives.work.legs.after(job), dict(job.state)
@@ -86,6 +106,13 @@ class Forks:
                 lives.end(branch, "failed", str(error), now)
         fork.opening = False
         self._settle(job, now)
+
+    def _leave_queue(self, job: Entry) -> None:
+        state = None if job.stage is None else self._lives.pool_of.get(job.stage.name)
+        if state is not None:
+            state.note(job)
+        job.queue.jobs.pop(job.id, None)
+        job.queue, job.stage, job.worker = NOWHERE, None, -1
 
     def _branch(self, job: Entry, name: str) -> Entry:
         """A new job for a branch of `job`, at no stage yet."""

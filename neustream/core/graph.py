@@ -185,8 +185,9 @@ class Graph:
     `stages` maps stage names to stages in graph order, `position` to their place in it; `looped`
     names those inside a loop. `legs` are the parts with a promise of their own, by name, and
     whether they make outputs; none where the whole request is the only one (see `legs.py`).
-    `promises`: whether a call has an SLO of its own; `forks`: whether it has a `par`. `nodes` are
-    all nodes in preorder: the same numbers wherever the same code built the graph. `print` is a
+    `promises`: whether a call has an SLO of its own; `forks`: whether it has a `par`;
+    `collects`: whether a call keeps its outputs. `nodes` are all nodes in preorder: the same
+    numbers wherever the same code built the graph. `print` is a
     hash of structure and stage names: two sides whose prints differ cannot exchange jobs. Callbacks
     are not part of it.
     """
@@ -199,6 +200,7 @@ class Graph:
     legs: Mapping[str, bool] = field(init=False, repr=False)
     promises: bool = field(init=False, repr=False)
     forks: bool = field(init=False, repr=False)
+    collects: bool = field(init=False, repr=False)
     nodes: tuple[Node, ...] = field(init=False, repr=False)
     print: str = field(init=False)
 
@@ -222,6 +224,7 @@ class Graph:
         promised = any(call.slo is not None and call.slo.promises for call in calls)
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "promises", promised)
+        object.__setattr__(self, "collects", any(call.result is not None for call in calls))
         object.__setattr__(self, "forks", any(isinstance(node, Par) for node in nodes))
         object.__setattr__(self, "legs", _legs(self.root))
         digest = hashlib.sha256(f"{self.name}|{_shape(self.root)}".encode())

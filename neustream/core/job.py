@@ -53,7 +53,7 @@ class Job:
     Attributes:
         stage: the stage it waits for or runs in; None once it has ended, and while it is forked.
         state: what its steps returned, merged; `output`: the latest output; `outputs`: how many.
-        calls_left: expected calls ahead by stage name, the current one included.
+        calls_left: expected calls ahead by stage, the current one included.
         remaining_s, next_output_s: seconds of those calls run alone (batch 1), to the end and to
             the next output.
         unit_s: seconds of one whole call of its stage alone.
@@ -75,11 +75,10 @@ class Job:
         history: what its scheduler has seen of graphs.
         num_blocks: blocks of its pool's KV cache that it holds.
         slo: what it is promised; nothing from the moment that its promise was given up.
-        promised: whether its SLO promises anything.
+        promised: whether it is promised anything.
         joined_at: when it came to its stage; skipped: steps of that stage that ran without it
             since.
-        started_at: when it first ran; None: never.
-        worker: the worker of its present pool that ran it last; -1: none yet.
+        started_at: when it first ran; worker: who ran it last in its present pool; -1: nobody yet.
     """
 
     __slots__ = (

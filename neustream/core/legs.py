@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from neustream.core.budget import expected_rounds, inside, likely_case
-from neustream.core.cursor import Frame
 from neustream.core.events import LegEnded
+from neustream.core.frames import Frame
 from neustream.core.graph import Call, Loop, Node, Par, Seq, Stage, Switch
 from neustream.core.job import Ahead, Entry, Status
 from neustream.core.paths import least_left
@@ -67,7 +67,7 @@ class Legs:
             return False
         return stage.leg != left.leg or stage.phase == "prefill"
 
-    def end(self, job: Entry, now: float, status: Status = "done") -> LegEnded:
+    def end(self, job: Entry, now: float, status: Status = "done", freed: bool = False) -> LegEnded:
         """A leg is over: learn from it, and tell of it. `status`: how the job ended, if it did."""
         if status == "done":
             job.history.leg(job.request.graph.print, job.leg).add(now - job.leg_at)
@@ -87,6 +87,8 @@ class Legs:
             status,
             now,
             job.branch,
+            job=job.id,
+            freed=freed,
         )
 
     def promise(self, job: Entry, since: float, now: float) -> None:

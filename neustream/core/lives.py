@@ -11,10 +11,10 @@ from neustream.core.batch import read_update
 from neustream.core.carry import Carry, unpack
 from neustream.core.cursor import Cursor
 from neustream.core.demand import Demand, Recent
-from neustream.core.events import Emitted, Event, Held, Left, Update, ended
-from neustream.core.forks import Forks
+from neustream.core.events import Event, Held, Left, Update, ended
+from neustream.core.forks import Forks, emitted, tell
 from neustream.core.graph import Graph, Stage
-from neustream.core.job import NOWHERE, Entry, Status
+from neustream.core.job import Entry, Status
 from neustream.core.policy import Unpromised
 from neustream.core.pool_state import PoolState
 from neustream.core.registry import Registry
@@ -166,13 +166,10 @@ class Lives:
             self.end(job, "failed", str(error), now)
 
     def _emit(self, job: Entry, stage: Stage, update: Update, now: float) -> None:
-        late, root = job.take_output(update, now), job.root
-        age = now - job.arrival
-        if root is not job:
-            root.outputs += 1
-        self.events.append(
-            Emitted(root.id, root.outputs - 1, update, now, age, late, branch=job.branch)
-        )
+        late = job.take_output(update, now)
+        self.events.append(emitted(job, update, late, now))
+        if job.request.graph.collects:
+            tell(job, update)
         if stage.caches:
             self._recent.lengths_of(stage.model).reached(job.call_outputs)
 
@@ -181,9 +178,10 @@ class Lives:
         left = job.stage
         legs = bool(job.request.graph.legs) and left is not None
         another = legs and left is not None and self.work.legs.over(job, left)
+        freed = left is not None and ends_call(job.request.graph, left, stage)
         if another:
-            self.events.append(self.work.legs.end(job, now))
-        if left is not None and ends_call(job.request.graph, left, stage):
+            self.events.append(self.work.legs.end(job, now, freed=freed))
+        if left is not None and freed:
             if job.calls_here(left.name) > 1:
                 self._recent.lengths_of(left.model).ended(job.call_outputs)
             self.set_tokens(job, 0)
@@ -198,6 +196,8 @@ class Lives:
             job.leg, job.call_outputs = "", 0
             self.forks.open(job, now)
             return
+        if job.request.graph.collects:
+            job.output = dict(job.state)
         if job.output is None:
             job.output = dict(job.state)
             job.late = job.late or now > job.due_next + TICK
@@ -209,13 +209,6 @@ class Lives:
         if stage is not None and job.request.graph.legs:
             self.work.legs.promise(job, now, now)
         self._go_to(job, stage, now)
-
-    def leave_queue(self, job: Entry) -> None:
-        """Be at no stage."""
-        if job.stage is not None and (state := self.pool_of.get(job.stage.name)) is not None:
-            state.note(job)
-        job.queue.jobs.pop(job.id, None)
-        job.queue, job.stage, job.worker = NOWHERE, None, -1
 
     def _enter(self, job: Entry, stage: Stage, now: float) -> None:
         """Make `stage` the job's own, at the end of its queue if it was at another one."""

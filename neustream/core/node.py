@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Real
@@ -135,6 +135,7 @@ class Call:
         params: what its stages read as `job.params`; None: the request's own.
         expect: what they are expected to be, where `params` cannot be asked yet.
         whole: whether it is one leg; else those inside of it are (see `legs.py`).
+        result: what the state gets under its name, from the job and the outputs of the call.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Call:
     params: Ask | None = None
     expect: Ask | None = None
     whole: bool = True
+    result: Callable[[Job, Sequence[Mapping[str, Any]]], Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

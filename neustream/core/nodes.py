@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from neustream.core.graph import Ask, Call, Graph, Node, Par, Seq, Stage, Tool, has_legs, nodes_of
+from neustream.core.job import Job
 from neustream.core.types import SLO
 from neustream.errors import GraphError, shown
 
@@ -23,6 +24,7 @@ def call(
     slo: SLO | None = None,
     params: Params | None = None,
     expect: Params | None = None,
+    result: Callable[[Job, Sequence[Mapping[str, Any]]], Any] | None = None,
 ) -> Seq:
     """`what` as a part with a promise of its own, and a name in events and reports.
 
@@ -37,6 +39,8 @@ def call(
             holds beside it.
         params: what its stages read as `job.params`; default: the request's.
         expect: what `params` are expected to be while they cannot be asked.
+        result: what the state gets under `name` when it is over: asked with the job and the outputs
+            that the call emitted. The request's output is then its whole state.
 
     Raises:
         GraphError: a node without a name.
@@ -49,7 +53,7 @@ def call(
         raise GraphError(f"call {name!r}: slo must be an SLO, got {shown(slo)}")
     if expect is not None and params is None:
         raise GraphError(f"call {name!r}: expect says what params are expected to be; give params")
-    described = Call(name, slo, _asked(name, params), _asked(name, expect), _is_whole(body))
+    described = Call(name, slo, _asked(name, params), _asked(name, expect), _is_whole(body), result)
     return Seq((body,), described)
 
 

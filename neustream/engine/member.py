@@ -8,7 +8,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from neustream.core.batch import Batch, StepInfo
-from neustream.core.events import BranchEnded, Ended, Given, Held, Submitted, submitted
+from neustream.core.events import (
+    BranchEnded,
+    Ended,
+    Given,
+    Held,
+    LegEnded,
+    Submitted,
+    submitted,
+)
 from neustream.core.reasons import span
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
@@ -272,7 +280,9 @@ class Drive:
             for event in events:
                 if isinstance(event, Ended | Given):
                     self.release(event.id)
-                elif isinstance(event, BranchEnded):
+                elif isinstance(event, BranchEnded) or (
+                    isinstance(event, LegEnded) and event.freed
+                ):
                     self.release(event.job)
                 elif isinstance(event, Held):
                     self.held(self, event.id, self._clock.now())

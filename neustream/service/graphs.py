@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from neustream.core.events import Emitted, Update
-from neustream.core.graph import Graph
+from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
 from neustream.core.profile import LatencyProfile
 from neustream.engine.answers import Result
@@ -28,7 +28,7 @@ Modules = Mapping[str, StreamModule]
 
 
 class GraphMount:
-    """A graph with a stream module and a latency profile for each of its stages.
+    """A graph with a stream module and a latency profile for each of its stages but tools.
 
     Args:
         modules: by stage; or a function that makes them for a device, by its name, where the graph
@@ -62,7 +62,7 @@ class GraphMount:
     def check(self, name: str) -> None:
         if not isinstance(self.graph, Graph):
             raise BackendError(f"{name!r}: a graph is a neustream.Graph, got {shown(self.graph)}")
-        for stage in self.graph.stages:
+        for stage in self._own:
             if stage not in self._profiles:
                 known = nearest(stage, self._profiles)
                 raise ProfileError(f"stage {stage!r} of {self.graph.name!r} has no profile; {known}")
@@ -78,15 +78,24 @@ class GraphMount:
 
     def _on(self, device: Device) -> Instance:
         modules = self._modules(device.place) if callable(self._modules) else self._modules
-        for stage in self.graph.stages:
+        for stage in self._own:
             if stage not in modules:
                 known = nearest(stage, modules)
                 raise BackendError(f"stage {stage!r} of {self.graph.name!r} has no module; {known}")
         first = {id(module): stage for stage, module in reversed(list(modules.items()))}
         for stage in first.values():
             self._load(stage, modules[stage], device)
-        profiles = {stage: self._profiles[stage] for stage in self.graph.stages}
-        return Instance(modules, profiles, self._check_finite)
+        profiles = {stage: self._profiles[stage] for stage in self._own}
+        return Instance(modules, profiles, self._check_finite, self._tools)
+
+    @property
+    def _tools(self) -> Mapping[str, Stage]:
+        return {name: stage for name, stage in self.graph.stages.items() if stage.tool is not None}
+
+    @property
+    def _own(self) -> list[str]:
+        """The stages that need a module."""
+        return [name for name, stage in self.graph.stages.items() if stage.tool is None]
 
     def _load(self, stage: str, module: StreamModule, device: Device) -> None:
         try:

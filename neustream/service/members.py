@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
+from neustream.core.graph import Stage
 from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
-from neustream.engine.executor import ThreadExecutor
+from neustream.engine.executor import Executor, ThreadExecutor
 from neustream.engine.member import Member
+from neustream.engine.tooling import executors_of, pools_of, profiles_of
 from neustream.errors import BackendError, NeustreamError
+from neustream.service.agents import AgentMount
 from neustream.service.hosting import POOL
 from neustream.service.mount import Device, Host, Instance, Mount
 
@@ -36,7 +39,8 @@ def open_all(
         BackendError: a model cannot be served, by its name.
     """
     found: list[dict[str, Instance]] = [{} for _ in devices]
-    for name, mount in mounts.items():
+    agents_last = sorted(mounts.items(), key=lambda named: isinstance(named[1], AgentMount))
+    for name, mount in agents_last:
         undo.callback(mount.close)
         try:
             instances = mount.open(name, [devices[number] for number in placed[name]], host)
@@ -54,14 +58,23 @@ def member_of(mounts: Mapping[str, Mount], device: Device, instances: Mapping[st
         BackendError: two models have a stage of one name, or steps of different `step_tokens`.
     """
     profiles: dict[str, LatencyProfile] = {}
+    tools: dict[str, Stage] = {}
     for name, instance in instances.items():
+        tools |= instance.tools
         for stage, profile in instance.profiles.items():
             if stage in profiles:
                 raise BackendError(f"stage {stage!r} of model {name!r} is another model's too")
             profiles[stage] = profile
         device.executor.add(instance.modules, check_finite=instance.check_finite)
     pool = pool_of({name: mounts[name] for name in instances}, tuple(profiles))
-    return Member(Scheduler([pool], rule, profiles, correct=True), {POOL: device.executor}, device.name)
+    for name in tools:
+        if name in profiles:
+            raise BackendError(f"tool {name!r}: a model has a stage of that name")
+    executors: dict[str, Executor] = {POOL: device.executor, **executors_of(tools.values())}
+    scheduler = Scheduler(
+        [pool, *pools_of(tools.values())], rule, {**profiles, **profiles_of(tools.values())}, correct=True
+    )
+    return Member(scheduler, executors, device.name)
 
 
 def pool_of(mounts: Mapping[str, Mount], stages: tuple[str, ...]) -> Pool:

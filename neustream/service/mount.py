@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from neustream.core.events import Emitted, Update
-from neustream.core.graph import Graph
+from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
 from neustream.core.profile import LatencyProfile
 from neustream.engine.answers import Result
@@ -90,11 +90,13 @@ class Instance:
     """A mount's stages on one device: a module and a latency profile for each.
 
     `check_finite`: fail a request of which a step returned NaN or infinity (a device sync a step).
+    `tools`: stages that just start, each in a pool of its own.
     """
 
     modules: Mapping[str, StreamModule]
     profiles: Mapping[str, LatencyProfile]
     check_finite: bool = False
+    tools: Mapping[str, Stage] = field(default_factory=dict)
 
     def with_(self, more: Instance) -> Instance:
         """Both together."""

@@ -22,6 +22,7 @@ from neustream.engine.report import Report
 from neustream.engine.routing import Router
 from neustream.engine.snapshot import Snapshot
 from neustream.errors import BackendError, RequestError, nearest, shown
+from neustream.service.agents import AgentMount
 from neustream.service.answer import Answer
 from neustream.service.hosting import Hosting
 from neustream.service.members import device_at, member_of, open_all
@@ -78,6 +79,9 @@ class Service:
         rule = make_policy(policy)
         if not mounts:
             raise BackendError("a service needs a model; got none")
+        for mount in self._mounts.values():
+            if isinstance(mount, AgentMount):
+                mount.join(self._mounts)
         for name, mount in self._mounts.items():
             mount.check(name)
         if len({id(mount) for mount in mounts.values()}) < len(mounts):

@@ -1,0 +1,180 @@
+"""Agents for real: graphs that call a stock language model of the same service, and tools."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from texts import alone, model_of, prompts
+from toys import Flat
+
+from neustream import SLO, BackendError, Graph, RequestFailed, call, loop, par, seq, serve, tool
+from neustream.backends.transformers import TextMount
+from neustream.errors import NeustreamError
+from neustream.service.agents import AgentMount
+
+LIKE = {"prompt": [5] * 8, "max_tokens": 4}
+PROMPT = prompts(1)[0]
+
+
+def chat(**options):
+    return TextMount(model_of("opt"), **{"profile": Flat(), "slots": 2, **options})
+
+
+def ids(completion):
+    return list(completion.token_ids)
+
+
+def ask(prompt, **more):
+    return lambda job: {"prompt": prompt(job), "max_tokens": 4, **more}
+
+
+async def reverse(given):
+    return {"found": ids(given.state["plan"])[::-1]}
+
+
+def plan_and_write(models, search=reverse):
+    """A call, a tool that reads what it said, and a call that goes on from what the tool found."""
+    model = models["chat"]
+    plan = model.call("plan", ask(lambda job: job.params["prompt"]), like=LIKE)
+    write = model.call("write", ask(lambda job: job.state["found"]), like=LIKE)
+    return Graph("agent", seq(plan, tool("search", search), write))
+
+
+def expected(prompt):
+    model = model_of("opt")
+    found = alone(model, prompt, 4)[::-1]
+    return found, alone(model, found, 4)
+
+
+def test_an_agent_calls_a_model_and_a_tool_and_its_answer_is_the_state():
+    with serve({"chat": chat(), "agent": plan_and_write}) as service:
+        answers = [service.submit(prompt=prompt, model="agent") for prompt in prompts(6)]
+        plain = service.submit(PROMPT, max_tokens=4, model="chat")
+        for prompt, answer in zip(prompts(6), answers, strict=True):
+            found, written = expected(prompt)
+            state = answer.result(60)
+            assert state["found"] == found and ids(state["write"]) == written
+        assert ids(plain.result(60)) == alone(model_of("opt"), PROMPT, 4)
+        assert service.models["chat"].used == 0
+    legs = service.report.to_dict()["legs"]
+    assert {name: leg["ended"] for name, leg in legs.items()} == {"plan": 6, "search": 6, "write": 6}
+
+
+def test_outputs_stream_by_call():
+    with serve({"chat": chat(), "agent": plan_and_write}) as service:
+        told = list(service.submit(prompt=PROMPT, model="agent"))
+    assert [one["call"] for one in told] == ["plan"] * 4 + ["write"] * 4
+
+
+def test_more_agents_than_slots_while_they_are_at_their_tools():
+    waiting, gate = threading.Semaphore(0), threading.Event()
+
+    def hold(given):
+        waiting.release()
+        gate.wait()
+        return {"found": [7, 8, 9]}
+
+    with serve({"chat": chat(slots=1), "agent": lambda models: plan_and_write(models, hold)}) as service:
+        answers = [service.submit(prompt=PROMPT, model="agent") for _ in range(3)]
+        for _ in answers:
+            assert waiting.acquire(timeout=60), "all of them come to the tool: none keeps its slot there"
+        assert service.models["chat"].used == 0
+        gate.set()
+        assert len({tuple(ids(answer.result(60)["write"])) for answer in answers}) == 1
+
+
+def test_branches_and_rounds():
+    def build(models):
+        def turn(name):
+            return models["chat"].call(name, ask(lambda job: job.params["prompt"]), like=LIKE)
+
+        def count(given):
+            return {"rounds": given.state.get("rounds", 0) + 1}
+
+        both = par(left=turn("a"), right=turn("b"))
+        return Graph("agent", loop(seq(both, tool("count", count)), until=lambda job: job.state["rounds"] == 2))
+
+    with serve({"chat": chat(), "agent": build}) as service:
+        state = service.submit(prompt=PROMPT, model="agent").result(60)
+        assert service.models["chat"].used == 0
+    wanted = alone(model_of("opt"), PROMPT, 4)
+    assert ids(state["left"]["a"]) == ids(state["right"]["b"]) == wanted
+
+
+def test_each_call_has_the_service_promise_from_its_own_start():
+    async def slow(given):
+        await asyncio.sleep(0.3)
+        return {"found": [7, 8]}
+
+    made = {"chat": chat(), "agent": lambda models: plan_and_write(models, slow)}
+    with serve(made, slo=SLO(first=0.25, step=0.25, finish=True)) as service:
+        service.submit(prompt=PROMPT, model="agent").result(60)
+    assert service.report.by_leg.legs["write"].ttft.count == 1
+
+
+@pytest.mark.parametrize("at", ["plan", "search", "write"])
+def test_cancelled_in_each_node_nothing_is_left(at):
+    reached, gate = threading.Event(), threading.Event()
+
+    def hold(given):
+        if at == "search":
+            reached.set()
+            gate.wait()
+        return {"found": [7, 8, 9]}
+
+    def build(models):
+        def arguments(name, prompt):
+            return lambda job: {"prompt": prompt(job), "max_tokens": 60 if name == at else 4}
+
+        model = models["chat"]
+        plan = model.call("plan", arguments("plan", lambda job: job.params["prompt"]), like=LIKE)
+        write = model.call("write", arguments("write", lambda job: job.state["found"]), like=LIKE)
+        return Graph("agent", seq(plan, tool("search", hold), write))
+
+    with serve({"chat": chat(), "agent": build}) as service:
+        answer = service.submit(prompt=[5, 6, 7], model="agent")
+        if at == "search":
+            assert reached.wait(60)
+        else:
+            next(one for one in answer if one["call"] == at)
+        answer.cancel()
+        gate.set()
+        assert answer.outcome().status == "cancelled"
+        assert ids(service.submit(PROMPT, max_tokens=4, model="chat").result(60)) == alone(model_of("opt"), PROMPT, 4)
+        assert service.models["chat"].used == 0
+
+
+def test_a_tool_that_fails_and_arguments_that_the_model_refuses():
+    def broken(given):
+        raise ValueError("no luck")
+
+    def useless(given):
+        return {"found": [10**6]}
+
+    for search, why in ((broken, "stage 'search': ValueError: no luck"), (useless, "1000000 is no token")):
+        with serve({"chat": chat(), "agent": lambda models, search=search: plan_and_write(models, search)}) as service:
+            with pytest.raises(RequestFailed, match=why):
+                service.submit(prompt=PROMPT, model="agent").result(60)
+            assert service.models["chat"].used == 0
+
+
+def test_what_is_no_agent():
+    for build, why in (
+        (lambda models: 3, "an agent's graph is a neustream.Graph, got 3"),
+        (lambda models: models["sd"], "no model 'sd'; "),
+        (lambda models: 1 / 0, "making the graph of agent 'agent' raised ZeroDivisionError"),
+        (lambda models: models["chat"].call("x", ask(lambda job: []), like={"prompt": []}), "the prompt is empty"),
+    ):
+        with pytest.raises(NeustreamError, match=why):
+            serve({"chat": chat(), "agent": build})
+    with pytest.raises(BackendError, match="an agent is a function that makes its graph, got 3"):
+        serve({"chat": chat(), "agent": AgentMount(3)})
+
+
+def test_a_graph_of_tools_needs_no_modules():
+    graph = Graph("tools", seq(tool("one", lambda given: {"one": 1}), tool("two", lambda given: {"two": 2})))
+    with serve(graph, {}, {}) as service:
+        assert service.submit().result(60) == {"one": 1, "two": 2}
+    assert call(graph, "both").call.name == "both"
