@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from neustream.backends.ray.wire import ITEM, Described, Joined, News, loads
+from neustream.backends.ray.wire import ITEM, PRINT, Described, Joined, News, loads
 from neustream.cluster import messages as to
 from neustream.core.events import Emitted
 from neustream.core.types import SLO
@@ -44,13 +44,18 @@ class Machines(Protocol):
 class Caller:
     """A request of a caller. `values`: what instances said that comes of it, by term.
 
-    `prints`: of the outputs that it got; `fault`: why it fails, whatever comes of it.
+    `prints`: of the outputs that it got; `fault`: why it fails, whatever comes of it. `likeness`: of
+    its arguments (see `alike.py`); `guessed`: by that it was routed, nobody looked at it before;
+    `refused`: who did then does not take it.
     """
 
     answer: Answer[Any]
     payload: bytes
     slo: SLO | None
     arrival: float
+    likeness: Hashable = None
+    guessed: bool = False
+    refused: bool = False
     described: bool = False
     tries: int = 0
     value: bytes = b""
@@ -74,6 +79,12 @@ class Counts:
     restarted: int = 0
     lost: int = 0
     downtimes_s: list[float] = field(default_factory=list)
+
+
+def came_out_different(caller: Caller, made: to.Made) -> bool:
+    """Whether an output that is made again is not the one that its caller has."""
+    known = caller.prints[made.index : made.index + 1]
+    return caller.fault is None and known not in ([], [made.update[PRINT]])
 
 
 def reader() -> Callable[[Emitted], Any]:

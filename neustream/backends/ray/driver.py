@@ -16,22 +16,28 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from neustream.backends.ray.callers import Caller, Counts, Machines, of_the_way, reader, value_of
+from neustream.backends.ray.alike import likeness_of
+from neustream.backends.ray.callers import (
+    Caller,
+    Counts,
+    Machines,
+    came_out_different,
+    reader,
+    value_of,
+)
+from neustream.backends.ray.looking import Looking
 from neustream.backends.ray.starting import Starting
-from neustream.backends.ray.wire import PRINT, Described, Joined, News, NotMovable, asked_as_bytes
+from neustream.backends.ray.wire import PRINT, Joined, News, NotMovable, asked_as_bytes
 from neustream.cluster import messages as to
 from neustream.cluster.head import Head
 from neustream.core.events import Emitted
-from neustream.core.types import SLO, Request
+from neustream.core.types import SLO
 from neustream.engine.answers import Result
 from neustream.engine.clock import stopwatch
-from neustream.errors import GraphError, NeustreamError, RequestError, RequestFailed, told
+from neustream.errors import RequestError, RequestFailed, told
 from neustream.service.answer import Answer
 
 log = logging.getLogger(__name__)
-
-PATIENCE_S = 60.0
-"""How long a request waits for an instance that can look at it."""
 
 
 class Driver:
@@ -64,9 +70,9 @@ class Driver:
         self._inbox: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
         self._callers: dict[str, Caller] = {}
         self._alive: set[str] = set()
-        self._looking: dict[str, str] = {}  # requests that are being looked at, and where
         self._then: list[Callable[[], None]] = []
         self._empty = threading.Condition()
+        self._looking = Looking(head, machines, self._callers, self._alive, self.post, self._refuse)
         self._over = False
         self._thread = threading.Thread(target=self._run, name="neustream-cluster", daemon=True)
         self._thread.start()
@@ -79,13 +85,13 @@ class Driver:
         """A request of a caller; RequestError if its arguments cannot leave this process."""
         payload = asked_as_bytes(model, args, kwargs)
         answer: Answer[Any] = Answer(id, model or "", self._give_up, reader)
-        caller = Caller(answer, payload, slo, stopwatch())
+        caller = Caller(answer, payload, slo, stopwatch(), likeness_of(model, args, kwargs, slo))
         with self._empty:
             if id in self._callers:
                 raise RequestError(f"request id {id!r} is already being served")
             self._callers[id] = caller
         self.counts.submitted += 1
-        self.post(partial(self._came, caller))
+        self.post(partial(self._looking.come, caller))
         return answer
 
     @property
@@ -165,66 +171,6 @@ class Driver:
 
     # -- requests ---------------------------------------------------------------------------------
 
-    def _came(self, caller: Caller, now: float) -> None:
-        """Have an instance look at a request."""
-        id = caller.answer.id
-        if self._callers.get(id) is not caller:
-            return
-        fleet = self._head.fleet
-        able = [each for each in fleet.instances.values() if each.state == "up"]
-        if not able:
-            if now - caller.arrival > PATIENCE_S:
-                self._refuse(caller, RequestFailed(f"request {id!r}: no instance serves"))
-            else:
-                self._later(caller)
-            return
-        place = min(able, key=lambda each: float(fleet.live[each.row])).name
-        caller.tries += 1
-        self._looking[id] = place
-        seen = self._machines.describe(place, id, caller.payload, caller.slo)
-        seen.add_done_callback(lambda seen: self.post(partial(self._described, caller, place, seen)))
-
-    def _later(self, caller: Caller) -> None:
-        timer = threading.Timer(0.05, lambda: self.post(partial(self._came, caller)))
-        timer.daemon = True
-        timer.start()
-
-    def _described(self, caller: Caller, place: str, seen: Future[Described], now: float) -> None:
-        """What a request is is known, or why it cannot be served."""
-        id = caller.answer.id
-        if self._callers.get(id) is not caller or self._looking.get(id) != place:
-            return
-        del self._looking[id]
-        fault = seen.exception()
-        if fault is not None:
-            gone = place not in self._alive or of_the_way(fault)
-            if gone and caller.tries < 5:
-                self._later(caller)
-            else:
-                self._refuse(caller, fault)
-            return
-        found = seen.result()
-        try:
-            self._send(caller, found, place, now)
-        except NeustreamError as error:
-            self._refuse(caller, error)
-
-    def _send(self, caller: Caller, found: Described, place: str, now: float) -> None:
-        head, graph, id = self._head, found.graph, caller.answer.id
-        known = head.graphs.get(graph.name)
-        if known is None:
-            device = self.places[place].device
-            head.extend(graph, found.profiles, device, "repeat")
-            known = graph
-        elif known.print != graph.print:
-            raise GraphError(
-                f"instance {place!r}: its graph {graph.name!r} has print {graph.print}; the one "
-                f"of other instances has {known.print}"
-            )
-        caller.described = True
-        request = Request(id, known, caller.arrival, found.slo, {"asked": caller.payload})
-        head.submit(request, now, asked=found.asked)
-
     def _cancel(self, answer: Answer[Any], now: float) -> None:
         caller = self._callers.get(answer.id)
         if caller is None or caller.answer is not answer:
@@ -241,7 +187,7 @@ class Driver:
         caller.answer.refuse(error)
 
     def _forget(self, caller: Caller) -> None:
-        self._looking.pop(caller.answer.id, None)
+        self._looking.forget(caller)
         with self._empty:
             self._callers.pop(caller.answer.id, None)
             self._empty.notify_all()
@@ -298,7 +244,8 @@ class Driver:
         if caller is None:
             return
         status = "failed" if caller.fault is not None else ended.status
-        outcome = status if status != "done" else ("on_time" if ended.on_time else "late")
+        outcome: str = status if status != "done" else ("on_time" if ended.on_time else "late")
+        outcome = "refused" if caller.refused else outcome
         setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
         self._forget(caller)
         reason = ended.reason if caller.fault is None else caller.fault.reason
@@ -356,7 +303,7 @@ class Driver:
         if error is not None:
             self._alive.discard(name)
             self._head.lost(name, told(error), now)
-            self._look_elsewhere(name)
+            self._looking.elsewhere(name)
             return
         self._listen(name, now)
         for one in news.result():
@@ -367,30 +314,23 @@ class Driver:
         caller = self._callers.get(getattr(report, "id", ""))
         if caller is not None and news.value:
             caller.value = news.value
+        if caller is not None and caller.guessed and isinstance(report, to.Refused):
+            caller.refused = bool(news.value)
         if caller is not None and isinstance(report, to.Made):
             self._compare(caller, report, now)
         self._head.heard(name, report, now)
 
     def _compare(self, caller: Caller, made: to.Made, now: float) -> None:
         """An output that is made again has to be the one that its caller has."""
-        index = made.index
-        known = caller.prints[index : index + 1]
-        if caller.fault is not None or known in ([], [made.update[PRINT]]):
+        if not came_out_different(caller, made):
             return
-        reason = f"its instance was lost, and output {index} came out different when it was made again"
+        reason = f"its instance was lost, and output {made.index} came out different when it was made again"
         caller.fault = RequestFailed(f"request {made.id!r}: {reason}", reason=reason)
         self._head.cancel(made.id, now)
-
-    def _look_elsewhere(self, name: str) -> None:
-        for id in [id for id, place in self._looking.items() if place == name]:
-            del self._looking[id]
-            caller = self._callers.get(id)
-            if caller is not None:
-                self._later(caller)
 
     def _stop(self, name: str, why: str, *, kill: bool) -> None:
         if name in self.places:
             del self.places[name]
             self._alive.discard(name)
-            self._look_elsewhere(name)
+            self._looking.elsewhere(name)
             self._machines.stop(name, why, kill=kill)

@@ -1,0 +1,131 @@
+"""What a request is has to be known before it is routed: an instance looks at its arguments.
+
+One that is like another which was looked at goes to the head at once (`alike.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Set
+from concurrent.futures import Future
+from functools import partial
+
+from neustream.backends.ray.alike import Alike
+from neustream.backends.ray.callers import Caller, Machines, of_the_way
+from neustream.backends.ray.wire import Described
+from neustream.cluster.head import Head
+from neustream.core.types import Request
+from neustream.errors import GraphError, NeustreamError, RequestFailed
+
+PATIENCE_S = 60.0
+"""How long a request waits for an instance that can look at it."""
+TRIES = 5
+"""So many instances are asked to look at a request, if they go meanwhile."""
+AGAIN_S = 0.05
+
+
+class Looking:
+    """Finds out what requests are, and hands them to a head. On the driver's thread.
+
+    Args:
+        callers: who waits for an answer; alive: instances that can be asked.
+        post: has work done on the driver's thread; refuse: ends a request with an error.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        machines: Machines,
+        callers: Mapping[str, Caller],
+        alive: Set[str],
+        post: Callable[[Callable[[float], None]], None],
+        refuse: Callable[[Caller, BaseException], None],
+    ) -> None:
+        self._head = head
+        self._machines = machines
+        self._callers = callers
+        self._alive = alive
+        self._post = post
+        self._refuse = refuse
+        self._alike = Alike()
+        self._looking: dict[str, str] = {}
+
+    def come(self, caller: Caller, now: float) -> None:
+        """Route a request that is like others; have an instance look at one that is not."""
+        id = caller.answer.id
+        if self._callers.get(id) is not caller:
+            return
+        known = self._alike.get(caller.likeness, id)
+        if known is not None:
+            caller.guessed = True
+            self._send(caller, known, "", now)
+            return
+        fleet = self._head.fleet
+        able = [each for each in fleet.instances.values() if each.state == "up"]
+        if not able:
+            if now - caller.arrival > PATIENCE_S:
+                self._refuse(caller, RequestFailed(f"request {id!r}: no instance serves"))
+            else:
+                self._later(caller)
+            return
+        place = min(able, key=lambda each: float(fleet.live[each.row])).name
+        caller.tries += 1
+        self._looking[id] = place
+        seen = self._machines.describe(place, id, caller.payload, caller.slo)
+        seen.add_done_callback(lambda seen: self._post(partial(self._described, caller, place, seen)))
+
+    def forget(self, caller: Caller) -> None:
+        """Nobody waits for a request any more."""
+        self._looking.pop(caller.answer.id, None)
+
+    def elsewhere(self, name: str) -> None:
+        """An instance is gone: others look at what it was looking at."""
+        for id in [id for id, place in self._looking.items() if place == name]:
+            del self._looking[id]
+            caller = self._callers.get(id)
+            if caller is not None:
+                self._later(caller)
+
+    def _later(self, caller: Caller) -> None:
+        timer = threading.Timer(AGAIN_S, lambda: self._post(partial(self.come, caller)))
+        timer.daemon = True
+        timer.start()
+
+    def _described(self, caller: Caller, place: str, seen: Future[Described], now: float) -> None:
+        """What a request is is known, or why it cannot be served."""
+        id = caller.answer.id
+        if self._callers.get(id) is not caller or self._looking.get(id) != place:
+            return
+        del self._looking[id]
+        fault = seen.exception()
+        if fault is None:
+            self._send(caller, seen.result(), place, now)
+        elif (place not in self._alive or of_the_way(fault)) and caller.tries < TRIES:
+            self._later(caller)
+        else:
+            self._refuse(caller, fault)
+
+    def _send(self, caller: Caller, found: Described, place: str, now: float) -> None:
+        """Hand a request to the head. `place`: who looked at it; "": nobody."""
+        try:
+            self._know(found, place)
+            graph, id = self._head.graphs[found.graph.name], caller.answer.id
+            caller.described = True
+            request = Request(id, graph, caller.arrival, found.slo, {"asked": caller.payload})
+            self._head.submit(request, now, asked=found.asked)
+        except NeustreamError as error:
+            self._refuse(caller, error)
+        else:
+            self._alike.add(caller.likeness, found)
+
+    def _know(self, found: Described, place: str) -> None:
+        """The head has to know a request's graph; GraphError if it knows another one."""
+        head, graph = self._head, found.graph
+        known = head.graphs.get(graph.name)
+        if known is None:
+            head.extend(graph, found.profiles, head.fleet.instances[place].device, "repeat")
+        elif known.print != graph.print:
+            raise GraphError(
+                f"instance {place!r}: its graph {graph.name!r} has print {graph.print}; the one "
+                f"of other instances has {known.print}"
+            )
