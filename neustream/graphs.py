@@ -13,6 +13,8 @@ from neustream.core.steps import PhaseProfile, StepLatency
 from neustream.core.types import SLO
 
 Count = Callable[[Job], int] | str
+SEE_BATCH = 8
+"""Requests whose images a vision tower looks at in one step, at most."""
 
 
 def llm(
@@ -49,6 +51,11 @@ def llm(
     decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, model=name, phase="decode")
     more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(job.call_outputs, 1), 0))
     return call(seq(prefill, switch(ended, {False: more, True: seq()}, likely=False)), name, slo=slo)
+
+
+def with_eyes(stage: Stage, node: Node, looks: Callable[[Job], int]) -> Node:
+    """A language model's node behind its vision tower's stage, which runs `looks(job)` times: 0 without images."""
+    return seq(loop(stage, times=looks), node)
 
 
 def llm_profiles(name: str, steps: StepLatency, max_batch: int = 256) -> dict[str, LatencyProfile]:

@@ -17,6 +17,7 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.profile import LatencyProfile
 from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError
+from neustream.profiling.files import Measurement
 from neustream.profiling.steps import StepsFile
 from neustream.service.mount import Mount
 
@@ -99,6 +100,10 @@ class ConfigModel(ABC):
         `tick` is told kind, requests and seconds of each.
         """
         raise BackendError(f"{type(self).__name__} is no language model: it has no steps of prompts and outputs")
+
+    def see(self, max_batch: int) -> list[Measurement]:
+        """Measure how long a language model's vision tower takes, over batches of requests with an image each."""
+        raise BackendError(f"{type(self).__name__} has no eyes: workload.images must be 0")
 
 
 class ModelBackend(Protocol):

@@ -11,13 +11,13 @@ from neustream.backends import ConfigModel
 from neustream.backends.making import make_model, wanted_of
 from neustream.config.schema import Experiment, StagesExperiment
 from neustream.core.graph import Graph
-from neustream.core.profile import LatencyProfile
+from neustream.core.profile import LatencyProfile, units_of
 from neustream.core.types import Request
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline, pipeline_of
 from neustream.graphs import llm_profiles
 from neustream.profiling.costs import TOGETHER, engine_costs
-from neustream.profiling.files import EngineCosts, Measurement
+from neustream.profiling.files import EngineCosts, Measurement, save
 from neustream.profiling.measuring import measure, profiles_of, versions
 from neustream.profiling.steps import StepsFile, save_steps, steps_of
 from neustream.service.bench import Bench
@@ -150,6 +150,10 @@ def profile_steps(pipeline: LlmPipeline, device: str, out: Path | str, seconds: 
     model = make_model(pipeline.experiment, device)
     file = model.steps(seconds, tick)
     profiles = llm_profiles(pipeline.label, steps_of(file), pipeline.experiment.llm.max_batch)
+    if pipeline.sees:
+        looks = model.see(pipeline.experiment.llm.max_batch)
+        profiles[f"{pipeline.label}.see"] = units_of(*profiles_of({"see": looks}, file.device).values())
+        save({pipeline.see_file.stem: looks}, out, model=file.model, device=file.device, origin=file.origin)
     with Bench(model.mount(wanted_of(pipeline, profiles)), device) as bench:
         file = file.model_copy(update={"engine": _costs(bench, model, pipeline, profiles, device)})
     save_steps(file, Path(out) / pipeline.steps_file.name)

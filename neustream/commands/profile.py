@@ -78,7 +78,7 @@ def _profile_llm(pipeline: LlmPipeline, device: str, out: Path, seconds: float) 
     console.print(_steps_table(f"{pipeline.name} on {file.device}", file))
     if file.engine is not None:
         _say_costs(file.engine)
-    return [out / pipeline.steps_file.name]
+    return [out / f"{name}.json" for name in pipeline.measured_names]
 
 
 def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: int, warmup: int) -> list[Path]:

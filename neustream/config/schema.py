@@ -70,12 +70,14 @@ class LlmConfig(Section):
     """A language model: prefill, then decode until the end.
 
     `max_batch`: the most requests in one step. `profile`: the file of the `profiles` folder
-    (without .json) with its steps. `memory`: its KV cache; without one, memory is no limit.
-    `step_tokens`: the most tokens that one step computes where prompts are prefilled in parts.
+    (without .json) with its steps; `see`: that of its vision tower, where prompts have images.
+    `memory`: its KV cache; without one, memory is no limit. `step_tokens`: the most tokens that
+    one step computes where prompts are prefilled in parts.
     """
 
     max_batch: BatchSize = 256
     profile: str = "steps"
+    see: str = "see"
     memory: MemoryConfig | None = None
     step_tokens: TokenCount = 2048
 

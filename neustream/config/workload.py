@@ -104,12 +104,14 @@ class TokensWorkload(Workload):
     """The workload of a language model.
 
     `prompt` are the tokens of the prompts, `output` those after which the model ends (which no
-    policy knows), and `max_tokens` what requests allow at most, which policies do know.
+    policy knows), and `max_tokens` what requests allow at most, which policies do know. `images`:
+    the share of requests whose prompt has an image, its tokens among the prompt's.
     """
 
     prompt: Tokens = 128
     output: Tokens = 128
     max_tokens: TokenCount = 256
+    images: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -149,6 +149,11 @@ class UnitProfile:
         return whole + seconds[index - 1] + share * (seconds[index] - seconds[index - 1])
 
 
+def units_of(profile: LatencyProfile) -> LatencyProfile:
+    """A profile of steps whose jobs are not alike: of a table, its axis in units."""
+    return UnitProfile(profile) if isinstance(profile, TableProfile) else profile
+
+
 class GuessedProfile(UnitProfile):
     """Latencies that nobody measured, in units: steps correct them from the first on, unbounded."""
 

@@ -16,6 +16,7 @@ from neustream.backends.transformers import model as served_model
 from neustream.backends.transformers.from_config import make
 from neustream.config import load_experiment
 from neustream.core.events import Emitted
+from neustream.experiment import pipeline_of
 from neustream.graphs import llm, llm_profiles
 from neustream.profiling.steps import load_steps
 
@@ -162,3 +163,65 @@ def test_a_backend_without_an_llm(tmp_path):
     other = load_experiment(path, settings)
     with pytest.raises(ConfigError, match=r"has no module for stage\(s\) \['llm', 'llm.decode', 'llm.prefill'\]"):
         Session(other, "cpu")
+
+
+TINY_LLAVA = {
+    "model_type": "llava",
+    "config": {
+        "image_token_index": 257,
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": 258,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+    },
+    "slots": 6,
+}
+LOOKING = {
+    "load": 1,
+    "requests": 8,
+    "prompt": {"min": 18, "max": 30},
+    "output": {"min": 1, "max": 6},
+    "max_tokens": 8,
+    "images": 0.5,
+}
+
+
+def test_prompts_with_images_are_profiled_simulated_and_run(tmp_path):
+    path = write(tmp_path, workload=LOOKING, policies={"priced": {}}, backend={"kind": "transformers", **TINY_LLAVA})
+    told = command("profile", path, "--out", tmp_path / "profiles", "--seconds", "1")
+    assert told.status == 0, told.err
+    assert {file.name for file in (tmp_path / "profiles").iterdir()} == {"steps.json", "see.json"}
+    told = command("run", path, "--out", tmp_path / "out")
+    assert told.status == 0, told.err
+    (trace,) = (tmp_path / "out").glob("trace*.json")
+    pipeline = pipeline_of(load_experiment(path))
+    looks = [request.params["images"] for request in pipeline.draw(pipeline.load_profiles()).requests]
+    assert "llm.see" in trace.read_text() and 0 < sum(looks) < 8
+    (record,) = json.loads((tmp_path / "out/report.json").read_text())
+    assert record["counts"]["on_time"] == 8 == record["simulated"]["counts"]["on_time"]
+
+
+def test_an_image_needs_a_longer_prompt_and_a_processor(tmp_path):
+    model = make(TINY_LLAVA, "cpu")
+    with pytest.raises(BackendError, match="a prompt of 16 tokens has no room for an image of 16, and a text"):
+        model.arguments({"seed": 0, "prompt_tokens": 16, "max_tokens": 2, "images": 1})
+    wrong = {**TINY_LLAVA, "config": {**TINY_LLAVA["config"], "image_token_index": 9}}
+    with pytest.raises(BackendError, match=r"backend\.config\.image_token_index must be 257, got 9"):
+        make(wrong, "cpu").see(2)
+    with pytest.raises(BackendError, match="OPTForCausalLM has no eyes"):
+        make(TINY, "cpu").see(2)

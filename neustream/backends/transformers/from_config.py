@@ -13,8 +13,8 @@ backend:
   threads: 1                     # of torch
   request: {temperature: 0.8}    # sampling of every request
 
-Prompts are random tokens, as many as the workload says; each generation ends where the workload says, and
-nowhere else.
+Prompts are random tokens, as many as the workload says; where it says `images`, those of a random image are
+among them. Each generation ends where the workload says, and nowhere else.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from neustream.backends import Arguments, Wanted
 from neustream.backends import torch as shared
 from neustream.backends.options import options_of
+from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.mount import NODE, TextMount
-from neustream.backends.transformers.processors import class_of
+from neustream.backends.transformers.processors import class_of, processor_for, processor_in, with_image
 from neustream.backends.transformers.sampling import Sampling
+from neustream.backends.transformers.sighted import measured_see
 from neustream.core.profile import LatencyProfile
 from neustream.core.steps import PhaseProfile, StepLatency
 from neustream.errors import BackendError, RequestError, nearest
+from neustream.profiling.files import Measurement
 from neustream.profiling.steps import StepsFile
 
 SAMPLING = [field.name for field in fields(Sampling) if field.name not in ("seed", "ignore_eos", "min_tokens")]
@@ -71,7 +74,21 @@ class ConfigText(shared.TorchModel):
         self.model = model
         self._options = options
         self._sampling = _sampling(options.request)
+        self._eyes: Any = None
         self._made: tuple[Wanted, TextMount] | None = None
+
+    def _processor(self) -> Any:
+        """For prompts with images: the checkpoint's; around a tokenizer of bytes for a model made from a config."""
+        if self._eyes is None:
+            if self._options.checkpoint is not None:
+                self._eyes = processor_in(Path(self._options.checkpoint), self.model)
+            else:
+                self._eyes = processor_for(self.model, byte_tokenizer())
+        return self._eyes
+
+    def see(self, max_batch: int) -> list[Measurement]:
+        model = LanguageModel(self.model, slots=1, max_len=self._options.max_len)
+        return measured_see(model, self._processor(), max_batch)
 
     def mount(self, wanted: Wanted) -> TextMount:
         """The same one each time for the same wishes: what it learns begins anew when it is opened, its proof stays."""
@@ -81,8 +98,11 @@ class ConfigText(shared.TorchModel):
 
     def _new_mount(self, wanted: Wanted) -> TextMount:
         decode = wanted.graph.stages[f"{wanted.prefix}llm.decode"]
+        see = f"{wanted.prefix}llm.see"
         return TextMount(
             self.model,
+            self._processor() if see in wanted.graph.stages else None,
+            see_profile=None if wanted.profiles is None else wanted.profiles.get(see),
             profile=None if wanted.profiles is None else _steps(wanted.profiles[decode.name]),
             slots=self._options.slots,
             max_batch=decode.max_batch,
@@ -101,11 +121,12 @@ class ConfigText(shared.TorchModel):
         return {"seed": at}
 
     def arguments(self, params: Mapping[str, Any], ends_after: int | None = None) -> Arguments:
-        """A prompt of random tokens, drawn with the request's seed."""
+        """A prompt of random tokens, behind a random image where it has one, drawn with the request's seed."""
         draw = np.random.default_rng(params["seed"])
         vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
+        tokens = draw.integers(vocabulary, size=params["prompt_tokens"]).tolist()
         return (), {
-            "prompt": draw.integers(vocabulary, size=params["prompt_tokens"]).tolist(),
+            "prompt": with_image(self._processor(), tokens, draw) if params.get("images") else tokens,
             "max_tokens": params["max_tokens"],
             "seed": params["seed"],
             "ends_after": ends_after,

@@ -287,7 +287,8 @@ class Texts:
         start = min(held.cached, turn.end - 1)
         if fixed and held.cached >= turn.end:
             start = floor(turn.end - 1, prompt)
-        row = Row(held.slot, start, text.tokens(start, turn.end), sight)
+        looks = sight if sight is not None and sight.matters(start) else None
+        row = Row(held.slot, start, text.tokens(start, turn.end), looks)
         return rows_of(row, prompt) if fixed else [row]
 
     def _close_up(self, ids: Sequence[str]) -> None:

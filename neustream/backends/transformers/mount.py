@@ -24,7 +24,7 @@ from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.request import Room, ask_of
 from neustream.backends.transformers.sampling import Processor, Sampling
-from neustream.backends.transformers.see import See, see_profile, with_eyes
+from neustream.backends.transformers.see import See, looks, see_profile
 from neustream.backends.transformers.sighted import sighted_of
 from neustream.backends.transformers.text import Ask
 from neustream.backends.transformers.unchanged import Unchanged
@@ -36,7 +36,7 @@ from neustream.core.profile import LatencyProfile, unmeasured
 from neustream.core.steps import LearntSteps, StepLatency
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, shown
-from neustream.graphs import llm, llm_profiles
+from neustream.graphs import llm, llm_profiles, with_eyes
 from neustream.profiling.steps import StepsFile, load_steps
 from neustream.service.mount import Call, Device, Host, Instance
 
@@ -162,7 +162,7 @@ class TextMount:
             instance = Instance(modules_of(texts), llm_profiles(node, steps, max_batch=most))
             if sighted.sample is not None:
                 stage = sighted.stage(node, most)
-                self._graph = Graph(node, with_eyes(stage, root))
+                self._graph = Graph(node, with_eyes(stage, root, looks))
                 instance = instance.with_(sighted.instance(stage, _ask, partial(self._see_profile, device)))
             instances.append(instance)
             if len(instances) == 1:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
+from PIL import Image
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -21,7 +24,7 @@ from transformers import (
 from neustream.backends.transformers.eyes import image_token
 from neustream.errors import BackendError, told
 
-IMAGE = "<image>"
+MARK = "<image>"
 
 
 def class_of(config: Any) -> Any:
@@ -60,8 +63,8 @@ def processor_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
             f"no processor is made for model_type {kind!r}, only for llava: give a checkpoint with its own"
         )
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
-    token = tokenizer.convert_tokens_to_ids(IMAGE)
+    tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
+    token = tokenizer.convert_tokens_to_ids(MARK)
     if image_token(model) != token:
         raise BackendError(f"backend.config.image_token_index must be {token}, got {image_token(model)}")
     side = config.vision_config.image_size
@@ -74,3 +77,19 @@ def processor_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
         num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,
     )
+
+
+def with_image(processor: Any, tokens: Sequence[int], draw: np.random.Generator) -> dict[str, Any]:
+    """What a processor makes of a random picture, in front of tokens: as many in all as there are `tokens`.
+
+    BackendError: fewer than the picture has.
+    """
+    picture = Image.fromarray(draw.integers(256, size=(336, 336, 3), dtype=np.uint8))
+    marker = str(processor.image_token)
+    made = processor(text=marker, images=[picture], return_tensors="pt")
+    own = made["input_ids"][0].tolist()
+    if len(own) >= len(tokens):
+        raise BackendError(f"a prompt of {len(tokens)} tokens has no room for an image of {len(own)}, and a text")
+    token = max(set(own), key=own.count)
+    rest = [one - 1 if one == token else one for one in tokens[len(own) :]]
+    return {**made, "input_ids": own + rest, "attention_mask": None}

@@ -17,9 +17,9 @@ from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sight import Sight
 from neustream.backends.transformers.text import SEEN, Ask
 from neustream.core.batch import StepInput
-from neustream.core.graph import Graph, Node, Stage, loop, seq
+from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
-from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile, UnitProfile
+from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile, units_of
 from neustream.errors import StageFailed
 from neustream.profiling.files import Measurement, load_profile, save
 from neustream.profiling.measuring import measure, versions
@@ -64,12 +64,8 @@ def see_stage(node: str, max_batch: int, unit: float) -> Stage:
     return Stage(f"{node}.see", max_batch, size=partial(_size, unit=unit))
 
 
-def with_eyes(stage: Stage, node: Node) -> Node:
-    """A model's node, behind a look at the images of a request that has some."""
-    return seq(loop(stage, times=_looks), node)
-
-
-def _looks(job: Job) -> int:
+def looks(job: Job) -> int:
+    """How often a request's images are looked at."""
     ask: Ask = job.params["ask"]
     return 0 if ask.sight is None else 1
 
@@ -95,7 +91,7 @@ def see_profile(
     assert sample.sight is not None
     path = folder / f"see-{stage.max_batch}-of-{sample.sight.count}-tokens.json"
     if path.exists():
-        return _units(load_profile(path))
+        return units_of(load_profile(path))
     single = measure_see(see, stage, sample, [1])
     once = single[0].median
     if once * stage.max_batch * (REPEATS + 1) > seconds:
@@ -103,7 +99,7 @@ def see_profile(
         return GuessedProfile(TableProfile(stage.name, sizes, [once * size for size in sizes], device=see.model.place))
     found = single + (measure_see(see, stage, sample, [stage.max_batch]) if stage.max_batch > 1 else [])
     save({path.stem: found}, folder, model=see.model.name, device=see.model.place, origin=_origin(see))
-    return _units(load_profile(path))
+    return units_of(load_profile(path))
 
 
 def measure_see(see: See, stage: Stage, sample: Ask, batches: Sequence[int]) -> list[Measurement]:
@@ -124,7 +120,3 @@ def measure_see(see: See, stage: Stage, sample: Ask, batches: Sequence[int]) -> 
 def _origin(see: See) -> dict[str, Any]:
     dtype = str(see.model.model.dtype).removeprefix("torch.")
     return {"how": "measured when served", "dtype": dtype, "versions": versions()}
-
-
-def _units(profile: LatencyProfile) -> LatencyProfile:
-    return UnitProfile(profile) if isinstance(profile, TableProfile) else profile

@@ -42,6 +42,10 @@ class Sight:
         """The same with what was made of its images."""
         return replace(self, seen=seen, inputs={})
 
+    def matters(self, start: int) -> bool:
+        """Whether tokens from `start` on are computed otherwise than those of a text."""
+        return self.positions is not None or (len(self.places) > 0 and start <= int(self.places[-1]))
+
     def floor(self, end: int) -> int:
         """The last place up to `end` where a part of the prompt may end: within no tokens that see each other."""
         if self.sees is None or not 0 < end <= len(self.sees) or int(self.sees[end - 1]) < end:

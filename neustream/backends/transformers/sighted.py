@@ -9,16 +9,16 @@ from neustream.backends.transformers.eyes import Eyes, eyes_of
 from neustream.backends.transformers.images import Reader, is_processor
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.proof_images import prove_images, sample_picture
-from neustream.backends.transformers.see import See, see_stage
+from neustream.backends.transformers.see import See, measure_see, see_stage
 from neustream.backends.transformers.text import Ask
 from neustream.core.batch import StepInput
 from neustream.core.graph import Stage
 from neustream.core.profile import LatencyProfile
 from neustream.errors import BackendError, RequestError
+from neustream.graphs import SEE_BATCH
+from neustream.profiling.files import Measurement
+from neustream.profiling.measuring import default_batches
 from neustream.service.mount import Instance
-
-SEE_BATCH = 8
-"""Requests whose images are looked at in one step, at most."""
 
 
 class Sighted:
@@ -28,7 +28,7 @@ class Sighted:
     """
 
     def __init__(self, model: LanguageModel, eyes: Eyes | None, reader: Reader, sample: Ask | None) -> None:
-        self.model, self._eyes, self.reader, self.sample = model, eyes, reader, sample
+        self.model, self.eyes, self.reader, self.sample = model, eyes, reader, sample
 
     def stage(self, node: str, max_batch: int) -> Stage:
         """The stage that looks; its profile counts images like that of the sample as 1."""
@@ -42,8 +42,8 @@ class Sighted:
         profile: Callable[[See, Stage, Ask], LatencyProfile],
     ) -> Instance:
         """Its module, and its profile."""
-        assert self._eyes is not None and self.sample is not None
-        see = See(self.model, self._eyes, ask, name=stage.name.removesuffix(".see"))
+        assert self.eyes is not None and self.sample is not None
+        see = See(self.model, self.eyes, ask, name=stage.name.removesuffix(".see"))
         return Instance({stage.name: see}, {stage.name: profile(see, stage, self.sample)})
 
 
@@ -70,3 +70,13 @@ def sighted_of(model: LanguageModel, processor: Any, *, proven: bool) -> Sighted
     if not proven:
         prove_images(model, eyes, reader)
     return Sighted(model, eyes, reader, Ask(ids, sight=sight))
+
+
+def measured_see(model: LanguageModel, processor: Any, max_batch: int) -> list[Measurement]:
+    """Time the tower of a model over batches of requests with an image each; while nobody is served."""
+    sighted = sighted_of(model, processor, proven=True)
+    if sighted.sample is None or sighted.eyes is None:
+        raise BackendError(f"{model.name} has no eyes, so its prompts have no images")
+    stage = sighted.stage("llm", max_batch)
+    see = See(model, sighted.eyes, lambda given: given.params["ask"], name="llm")
+    return measure_see(see, stage, sighted.sample, default_batches(stage.max_batch))

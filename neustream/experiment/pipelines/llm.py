@@ -12,10 +12,10 @@ import numpy as np
 from neustream.config.fields import Between, Choices, LogNormal, mean_of
 from neustream.config.promises import SloClass
 from neustream.config.schema import LlmExperiment
-from neustream.core.graph import Graph
+from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Pool
-from neustream.core.profile import LatencyProfile
+from neustream.core.profile import LatencyProfile, units_of
 from neustream.core.types import SLO, Request
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines.base import Pipeline
@@ -28,7 +28,8 @@ from neustream.experiment.requests import (
     promised,
 )
 from neustream.experiment.trace_rows import SIZES, Rows
-from neustream.graphs import llm, llm_profiles
+from neustream.graphs import SEE_BATCH, llm, llm_profiles, with_eyes
+from neustream.profiling.files import load_profile
 from neustream.profiling.steps import load_steps
 
 
@@ -45,7 +46,17 @@ class LlmPipeline(Pipeline[LlmExperiment]):
         return f"{self.prefix}llm"
 
     def build_graph(self) -> Graph:
-        return Graph(self.name, llm(self.label, max_batch=self.experiment.llm.max_batch))
+        node = llm(self.label, max_batch=self.experiment.llm.max_batch)
+        if self.sees:
+            most = min(self.experiment.llm.max_batch, SEE_BATCH)
+            stage = Stage(f"{self.label}.see", most, size=lambda job: job.params["images"])
+            node = with_eyes(stage, node, lambda job: int(job.params["images"]))
+        return Graph(self.name, node)
+
+    @property
+    def sees(self) -> bool:
+        """Whether some of its prompts have images."""
+        return self.experiment.workload.images > 0
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -53,8 +64,7 @@ class LlmPipeline(Pipeline[LlmExperiment]):
 
     @property
     def drawn(self) -> str:
-        prefill, decode = self.stages
-        return f"{prefill} -> {decode} until it ends"
+        return f"{' -> '.join(self.stages)} until it ends"
 
     @property
     def main_stage(self) -> str:
@@ -83,30 +93,45 @@ class LlmPipeline(Pipeline[LlmExperiment]):
         """Its one profile."""
         return self.experiment.profiles / f"{self.experiment.llm.profile}.json"
 
+    @property
+    def see_file(self) -> Path:
+        """The profile of its vision tower."""
+        return self.experiment.profiles / f"{self.experiment.llm.see}.json"
+
     def files_by_stage(self) -> dict[str, list[Path]]:
-        return {stage: [self.steps_file] for stage in self.stages}
+        see = f"{self.label}.see"
+        return {
+            stage: [self.see_file if stage == see else self.steps_file] for stage in self.stages
+        }
 
     @property
     def measured_names(self) -> Sequence[str]:
-        return [self.experiment.llm.profile]
+        llm = self.experiment.llm
+        return [llm.profile, llm.see] if self.sees else [llm.profile]
 
     def load_profiles(self) -> dict[str, LatencyProfile]:
         steps = load_steps(self.steps_file)
-        return llm_profiles(self.label, steps, self.experiment.llm.max_batch)
+        profiles = llm_profiles(self.label, steps, self.experiment.llm.max_batch)
+        if self.sees:
+            profiles[f"{self.label}.see"] = units_of(load_profile(self.see_file))
+        return profiles
 
     def load_found(self) -> dict[str, LatencyProfile]:
-        return self.load_profiles() if self.steps_file.exists() else {}
+        files = [file for some in self.files_by_stage().values() for file in some]
+        return self.load_profiles() if all(file.exists() for file in files) else {}
 
     def typical_size(self, stage: str) -> float:
         """Tokens: of a prompt, and of the context in the middle of an output."""
         load = self.experiment.workload
         prompt = mean_of(load.prompt)
+        if stage == f"{self.label}.see":
+            return 1.0
         if stage != self.main_stage:
             return prompt
         return prompt + min(mean_of(load.output), load.max_tokens) / 2
 
     def measured_batches(self, stage: str, profile: LatencyProfile, most: int) -> list[int]:
-        if stage != self.main_stage:
+        if stage == f"{self.label}.prefill":
             return [1]  # of a prefill tokens count, not requests
         return super().measured_batches(stage, profile, most)
 
@@ -126,7 +151,11 @@ class LlmPipeline(Pipeline[LlmExperiment]):
         asked = self._asked(rows, params)
         ends = [min(some.pop("output_tokens"), some["max_tokens"]) for some in asked]
         check_work(sum(ends))
-        alone = _Alone(profiles[f"{self.label}.prefill"], profiles[f"{self.label}.decode"])
+        alone = _Alone(
+            profiles[f"{self.label}.prefill"],
+            profiles[f"{self.label}.decode"],
+            profiles.get(f"{self.label}.see"),
+        )
         whole = sum(alone.request(some, end) for some, end in zip(asked, ends, strict=True))
         arrivals = arrivals_of(self.experiment.workload, rows, whole)
         requests = []
@@ -162,6 +191,7 @@ class LlmPipeline(Pipeline[LlmExperiment]):
         rows.need("output_tokens", "output", example=128)
         prompts = _tokens(load.prompt, count, load.seed, 2)
         outputs = _tokens(load.output, count, load.seed, 3)
+        images = np.random.default_rng([load.seed, 4]).random(count) < load.images
         most = load.max_tokens
         if load.trace is not None and "max_tokens" not in load.model_fields_set:
             lengths = zip(rows.rows, outputs, strict=True)
@@ -178,20 +208,26 @@ class LlmPipeline(Pipeline[LlmExperiment]):
                     f"{rows.where(at)}: prompt_tokens, output_tokens and max_tokens "
                     "must be 1 or more"
                 )
-            asked.append({**params(at), **row.params, **numbers})
+            looks = {"images": int(images[at])} if self.sees else {}
+            asked.append({**params(at), **row.params, **numbers, **looks})
         return asked
 
 
 class _Alone:
     """Seconds that a request's steps take if it runs alone."""
 
-    def __init__(self, prefill: LatencyProfile, decode: LatencyProfile) -> None:
-        self._prefill, self._decode = prefill, decode
+    def __init__(
+        self, prefill: LatencyProfile, decode: LatencyProfile, see: LatencyProfile | None
+    ) -> None:
+        self._prefill, self._decode, self._see = prefill, decode, see
 
     def first(self, request: Params) -> float:
-        """Its prefill."""
+        """Its prefill, and the look at its image before it."""
         tokens = float(request["prompt_tokens"])
-        return self._prefill.latency(1, tokens, tokens * tokens)
+        looks = 0.0
+        if self._see is not None and request["images"]:
+            looks = self._see.latency(1, 1.0, 1.0)
+        return looks + self._prefill.latency(1, tokens, tokens * tokens)
 
     def step(self, request: Params) -> float:
         """A decode in the middle of its `max_tokens`."""
