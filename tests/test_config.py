@@ -185,7 +185,11 @@ VALUES = [
     ("workload.burst={after: 10, requests: 1, factor: 2}", "burst: none comes after 10 of 10 requests", ""),
     ("stages.draw.max_batch=0", "stages.draw.max_batch", "got 0"),
     ("stages.draw.profile=draw", "stages.draw.profile", "got 'draw'"),
-    ("stages={}", "give stages (a pipeline), llm (a language model) or models (several of them)", ""),
+    (
+        "stages={}",
+        "give stages (a pipeline), llm (a language model), agent (calls) or models (several of them)",
+        "",
+    ),
     ("stages.draw.pool=gpuu", "stage 'draw': unknown pool 'gpuu'; did you mean 'gpu'? allowed: gpu", ""),
     ("pools={gpu: {}, spare: {}}", "pools without a stage: ['spare']", ""),
     ("pools={gpu: {workers: 0}}", "pools.gpu.workers", "got 0"),

@@ -82,6 +82,8 @@ def bound_of(prepared: Prepared, time_limit_s: float = 100.0) -> Bound:
     if len(kinds) > 1:
         names = ", ".join(pipeline.name for pipeline in prepared.pipelines)
         raise ConfigError(f"there is no bound for a language model that shares its device: {names}")
+    if prepared.pipelines[0].kind == "agent":
+        raise ConfigError(f"there is no bound for an agent: {prepared.pipelines[0].name}")
     return BOUNDS[kinds.pop()](prepared, time_limit_s)
 
 

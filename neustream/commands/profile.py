@@ -19,7 +19,7 @@ from neustream.commands.printing import console, hushed, new_progress, note, not
 from neustream.commands.reach import naming
 from neustream.config.load import load_experiment
 from neustream.errors import ConfigError
-from neustream.experiment.pipelines import LlmPipeline, StagesPipeline, pipeline_of
+from neustream.experiment.pipelines import AgentPipeline, LlmPipeline, StagesPipeline, pipeline_of
 from neustream.profiling.files import EngineCosts, Measurement, save
 from neustream.profiling.measuring import default_batches
 from neustream.profiling.steps import StepsFile
@@ -61,6 +61,8 @@ def command(
                 paths = profile_shapes(experiment, device, sizes, out, seconds, not quiet)
             elif isinstance(pipeline, LlmPipeline):
                 paths = _profile_llm(pipeline, device, out, seconds)
+            elif isinstance(pipeline, AgentPipeline):
+                raise ConfigError("an agent is simulated alone: measure each of its language models")
             else:
                 paths = _profile_stages(pipeline, device, out, repeats, warmup)
         write([{"file": str(path), **json.loads(path.read_text("utf-8"))} for path in paths])

@@ -1,5 +1,6 @@
 """Experiments as YAML files: what is in them, how they are read, and what is said of mistakes."""
 
+from neustream.config.agent import AgentExperiment
 from neustream.config.load import experiments_of, load_config, load_experiment
 from neustream.config.promises import Slo, SloClass
 from neustream.config.schema import (
@@ -17,6 +18,7 @@ from neustream.config.workload import Burst, StepsWorkload, TokensWorkload, Work
 
 __all__ = [
     "SWEEPABLE",
+    "AgentExperiment",
     "Burst",
     "Config",
     "Experiment",

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from neustream.config.agent import AgentExperiment
 from neustream.config.messages import explain, keys_at
 from neustream.config.overrides import anchored, check_dropped, override
 from neustream.config.schema import KINDS, SWEEPABLE, Config, Experiment, kind_of
@@ -26,7 +27,7 @@ ASIDE = "x-"
 PATHS = (("profiles",), ("workload", "trace"), ("workload", "tokenizer"))
 """Keys of a model whose values are paths."""
 
-FILES: tuple[type[Config], ...] = (*KINDS, ModelsConfig)
+FILES: tuple[type[Config], ...] = (*KINDS, AgentExperiment, ModelsConfig)
 """The kinds of files."""
 
 BACKENDS = (("backend",), ("models", "*", "backend"))
@@ -61,8 +62,10 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment |
     kind: type[Experiment] | type[ModelsConfig] | None = kind_of(values)
     if values.get("models"):
         kind = ModelsConfig
+    elif values.get("agent"):
+        kind = AgentExperiment
     if kind is None:
-        told = "give stages (a pipeline), llm (a language model) or models (several of them)"
+        told = "give stages (a pipeline), llm (a language model), agent (calls) or models (several of them)"
         raise ConfigError(f"{path}: {told}")
     try:
         return kind.model_validate(values)
@@ -106,6 +109,9 @@ def _models(values: Mapping[str, Any]) -> list[str]:
 def _paths(values: Mapping[str, Any]) -> Iterator[Place]:
     """Where there may be paths."""
     yield from PATHS
+    tools = values.get("tools")
+    for name in tools if isinstance(tools, dict) else ():
+        yield "tools", str(name), "latency_s", "samples"
     cluster = values.get("cluster")
     kinds = cluster.get("instances") if isinstance(cluster, dict) else None
     for name, kind in kinds.items() if isinstance(kinds, dict) else ():

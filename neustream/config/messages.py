@@ -91,12 +91,18 @@ def _sections(annotation: Any) -> list[type[BaseModel] | _Entries]:
     return found
 
 
-def _tags(model: type[BaseModel]) -> set[str]:
-    """The names that pydantic puts into locations for the branches of unions."""
+def _tags(model: type[BaseModel], known: tuple[type[BaseModel], ...] = ()) -> set[str]:
+    """The names that pydantic puts into locations for the branches of unions.
+
+    `known`: sections around it, which it may have in it again.
+    """
+    if model in known:
+        return set()
     found = {str(tag.tag) for field in model.model_fields.values() for tag in _tags_in(field.annotation)}
     for field in model.model_fields.values():
         for section in _sections(field.annotation):
-            found |= _tags(section.model if isinstance(section, _Entries) else section)
+            inner = section.model if isinstance(section, _Entries) else section
+            found |= _tags(inner, (*known, model))
     return found
 
 

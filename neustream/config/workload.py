@@ -97,7 +97,7 @@ class StepsWorkload(Workload):
     @classmethod
     def _no_tokens(cls, raw: Any) -> Any:
         tokens = ("prompt", "output", "max_tokens")
-        return _without(raw, tokens, "numbers of tokens are for an llm")
+        return without(raw, tokens, "numbers of tokens are for an llm")
 
 
 class TokensWorkload(Workload):
@@ -116,10 +116,10 @@ class TokensWorkload(Workload):
     @model_validator(mode="before")
     @classmethod
     def _no_steps(cls, raw: Any) -> Any:
-        return _without(raw, ("steps",), "numbers of steps are for a pipeline of stages")
+        return without(raw, ("steps",), "numbers of steps are for a pipeline of stages")
 
 
-def _without(raw: Any, keys: tuple[str, ...], why: str) -> Any:
+def without(raw: Any, keys: tuple[str, ...], why: str) -> Any:
     """What was given, if it has none of the keys of the other kind."""
     other = [key for key in keys if isinstance(raw, dict) and key in raw]
     if other:

@@ -59,7 +59,8 @@ def simulate(
     def factor(batch: Batch) -> float:
         return stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
 
-    outcome = partial(_outcome, prepared.lengths) if prepared.lengths else None
+    generates = prepared.lengths or any(one.kind == "agent" for one in prepared.pipelines)
+    outcome = partial(_outcome, prepared.lengths) if generates else None
     own = not speed and device is None
     truth = {**prepared.profiles, **prepared.truth} if prepared.truth and own else None
     cluster = cluster or prepared.experiments[0].cluster
@@ -70,7 +71,10 @@ def simulate(
         with policy_faults(policy):
             return simulate_cluster(prepared, cluster, rule, router, bench, observers)
     executor = ProfiledExecutor(truth, handover_s=handovers, stretch=factor, outcome=outcome)
-    executors = [dict.fromkeys((pool.name for pool in pools), executor) for pools in prepared.places.values()]
+    own_pools = {name: made for one in prepared.pipelines for name, made in one.executors().items()}
+    executors = [
+        {pool.name: own_pools.get(pool.name, executor) for pool in pools} for pools in prepared.places.values()
+    ]
     members = prepared.members(policy, executors)
     engine = Engine(members, VirtualClock(decision_s), observers)
     with policy_faults(policy):
@@ -79,7 +83,7 @@ def simulate(
 
 def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:
     """Which generations end with the output of this step."""
-    ends = [lengths.get(job.id) for job in batch.jobs]  # of a pipeline's request None
+    ends = [lengths.get(job.id, job.params.get("ends")) for job in batch.jobs]  # of a pipeline's request None
     return [
         {"ended": True} if end is not None and job.call_outputs + 1 >= end else {}
         for job, end in zip(batch.jobs, ends, strict=True)

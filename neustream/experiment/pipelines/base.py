@@ -12,6 +12,7 @@ from neustream.config.schema import Experiment
 from neustream.core.graph import Graph
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
+from neustream.engine.executor import Executor
 from neustream.experiment.requests import Drawn, Params
 from neustream.experiment.trace_rows import Rows, rows_of
 from neustream.profiling.files import EngineCosts, load_costs
@@ -75,6 +76,10 @@ class Pipeline(ABC, Generic[Config]):
     @abstractmethod
     def pools(self) -> list[Pool]:
         """The workers of one instance, and their memory."""
+
+    def executors(self) -> Mapping[str, Executor]:
+        """What lets the time of pools pass that have no profile to go by, by their names."""
+        return {}
 
     @property
     @abstractmethod

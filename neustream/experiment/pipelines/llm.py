@@ -189,8 +189,8 @@ class LlmPipeline(Pipeline[LlmExperiment]):
         load, count = self.experiment.workload, len(rows.rows)
         rows.need("prompt_tokens", "prompt", example=512)
         rows.need("output_tokens", "output", example=128)
-        prompts = _tokens(load.prompt, count, load.seed, 2)
-        outputs = _tokens(load.output, count, load.seed, 3)
+        prompts = tokens_drawn(load.prompt, count, load.seed, 2)
+        outputs = tokens_drawn(load.output, count, load.seed, 3)
         images = np.random.default_rng([load.seed, 4]).random(count) < load.images
         most = load.max_tokens
         if load.trace is not None and "max_tokens" not in load.model_fields_set:
@@ -238,7 +238,7 @@ class _Alone:
         return self.first(request) + self.step(request) * (outputs - 1)
 
 
-def _tokens(
+def tokens_drawn(
     tokens: int | Between | Choices | LogNormal, count: int, seed: int, stream: int
 ) -> list[int]:
     """Numbers of tokens, drawn from a stream of their own."""

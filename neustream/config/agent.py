@@ -1,0 +1,226 @@
+"""Agents as configs describe them: language models, tools, and a graph of calls. Simulated alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from neustream.config.fields import Seconds, Section, Share, Steps, TokenCount, Tokens
+from neustream.config.schema import Experiment, LlmConfig
+from neustream.config.workload import Workload, without
+from neustream.errors import nearest
+
+
+class Uniform(Section):
+    """Seconds drawn uniformly."""
+
+    min: Seconds
+    max: Seconds
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class LogNormalSeconds(Section):
+    """Seconds around `median`, log-normal with `sigma`."""
+
+    median: Seconds
+    sigma: float = Field(ge=0, le=5)
+
+
+class Samples(Section):
+    """Seconds drawn from the lines of a file, one number each."""
+
+    samples: Path
+
+
+def _kind_of_latency(value: Any) -> str:
+    keys = set(value) if isinstance(value, dict) else set()
+    if isinstance(value, Samples) or "samples" in keys:
+        return "of samples"
+    if isinstance(value, LogNormalSeconds) or "median" in keys:
+        return "log-normal"
+    return "from to" if isinstance(value, dict | Uniform) else "a number"
+
+
+Latency = Annotated[
+    Annotated[Seconds, Tag("a number")]
+    | Annotated[Uniform, Tag("from to")]
+    | Annotated[LogNormalSeconds, Tag("log-normal")]
+    | Annotated[Samples, Tag("of samples")],
+    Discriminator(_kind_of_latency),
+]
+"""Seconds of a call of a tool: of all calls, or how each call's are drawn."""
+
+
+class ToolConfig(Section):
+    """A tool: calls just start, `concurrency` at once.
+
+    `latency_s`: how long a call takes. A call that takes more than `timeout_s`, or is one of the
+    share `fails`, has failed, and is made anew as often as `retries` says.
+    """
+
+    latency_s: Latency
+    concurrency: Annotated[int, Field(ge=1, le=2**20)] = 64
+    timeout_s: Seconds | None = None
+    retries: Annotated[int, Field(ge=0, le=100)] = 0
+    fails: float = Field(default=0.0, ge=0, le=1)
+
+
+class NodeSlo(Section):
+    """What a call is promised, from its own start."""
+
+    total_s: Seconds | None = None
+    first_s: Seconds | None = None
+    step_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _first(self) -> NodeSlo:
+        if self.step_s is not None and self.first_s is None:
+            raise ValueError("step_s needs first_s: output k is due at first + k * step")
+        return self
+
+
+class ModelCall(Section):
+    """A call of the language model `llm`; its numbers of tokens are drawn for each request."""
+
+    llm: str
+    name: str | None = None
+    prompt: Tokens = 128
+    output: Tokens = 128
+    max_tokens: TokenCount = 256
+    slo: NodeSlo | None = None
+
+
+class ToolCall(Section):
+    """A call of a tool."""
+
+    tool: str
+
+
+class ParNode(Section):
+    """Branches that run at the same time, by name."""
+
+    par: dict[str, list[NodeConfig]] = Field(min_length=1, max_length=20_000)
+    policy: str | Annotated[int, Field(ge=1)] = "all"
+
+
+class LoopNode(Section):
+    """Nodes that run `times`, which is drawn for each request; the scheduler plans with `expect`."""
+
+    loop: list[NodeConfig] = Field(min_length=1)
+    times: Steps
+    expect: Annotated[int, Field(ge=0, le=10**6)] | None = None
+
+
+class Case(Section):
+    """A branch of a switch, and how often it is taken."""
+
+    share: Share = 1.0
+    nodes: list[NodeConfig] = Field(default=[])
+
+
+class SwitchNode(Section):
+    """One of several branches, drawn by share; what the scheduler expects is learnt."""
+
+    switch: dict[str, Case] = Field(min_length=1)
+
+
+class CallNode(Section):
+    """Nodes as a part with a name and a promise of its own."""
+
+    call: list[NodeConfig] = Field(min_length=1)
+    name: str
+    slo: NodeSlo | None = None
+
+
+def _kind_of_node(value: Any) -> str:
+    kinds = ("llm", "tool", "par", "loop", "switch", "call")
+    for kind in kinds:
+        if (isinstance(value, dict) and kind in value) or kind in getattr(type(value), "model_fields", ()):
+            return f"node of {kind}"
+    return "node of llm"
+
+
+NodeConfig = Annotated[
+    Annotated[ModelCall, Tag("node of llm")]
+    | Annotated[ToolCall, Tag("node of tool")]
+    | Annotated[ParNode, Tag("node of par")]
+    | Annotated[LoopNode, Tag("node of loop")]
+    | Annotated[SwitchNode, Tag("node of switch")]
+    | Annotated[CallNode, Tag("node of call")],
+    Discriminator(_kind_of_node),
+]
+"""A node of an agent's graph, by the key that only it has."""
+
+for _node in (ParNode, LoopNode, Case, SwitchNode, CallNode):
+    _node.model_rebuild()
+
+
+class AgentWorkload(Workload):
+    """When requests come; what they ask for is drawn at the nodes of the graph."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_sizes(cls, raw: Any) -> Any:
+        keys = ("steps", "prompt", "output", "max_tokens")
+        return without(raw, keys, "an agent's numbers are at the nodes of its graph")
+
+
+class AgentExperiment(Experiment):
+    """An agent: its graph, in `agent`, of calls of `llms` and `tools`."""
+
+    agent: list[NodeConfig] = Field(min_length=1)
+    llms: dict[str, LlmConfig] = Field(default_factory=dict)
+    tools: dict[str, ToolConfig] = Field(default_factory=dict)
+    workload: AgentWorkload = AgentWorkload()
+
+    @model_validator(mode="after")
+    def _known(self) -> AgentExperiment:
+        names: set[str] = set()
+        for node in nodes_below(self.agent):
+            if isinstance(node, ToolCall) and node.tool not in self.tools:
+                raise ValueError(f"agent: unknown tool {node.tool!r}; {nearest(node.tool, self.tools)}")
+            if isinstance(node, ModelCall) and node.llm not in self.llms:
+                raise ValueError(f"agent: unknown llm {node.llm!r}; {nearest(node.llm, self.llms)}")
+            if isinstance(node, ModelCall):
+                name = node.name or node.llm
+                if name in names:
+                    raise ValueError(f"agent: two calls are named {name!r}; give them names")
+                names.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _served_alone(self) -> AgentExperiment:
+        if self.simulation.truth:
+            raise ValueError("simulation.truth: it is of stages, and an agent has none of its own")
+        scaled = [self.slo, *(self.slo.classes or ())]
+        if any(one.first_scale is not None or one.step_scale is not None for one in scaled):
+            raise ValueError("slo: an agent's calls are promised first_s and step_s, not scales")
+        return self
+
+
+def nodes_below(nodes: list[NodeConfig]) -> list[Any]:
+    """All nodes, each before those inside of it."""
+    found: list[Any] = []
+    for node in nodes:
+        found.append(node)
+        for inside in inner(node):
+            found += nodes_below(inside)
+    return found
+
+
+def inner(node: Any) -> list[list[NodeConfig]]:
+    """The lists of nodes inside of a node."""
+    if isinstance(node, ParNode):
+        return list(node.par.values())
+    if isinstance(node, LoopNode):
+        return [node.loop]
+    if isinstance(node, SwitchNode):
+        return [case.nodes for case in node.switch.values()]
+    return [node.call] if isinstance(node, CallNode) else []
