@@ -18,6 +18,10 @@ FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attenti
 """What configs call layers that look at everything, at so many tokens, and at a chunk of so many."""
 
 
+class NotShared(BackendError):
+    """Why requests of a model cannot have their keys and values in common slots."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """How far back a layer looks: `window` keys, the own one among them; or the own chunk of so many."""
@@ -70,44 +74,41 @@ class Masks:
 
 
 def layers_of(model: Any) -> Sequence[Any]:
-    """The layers of the cache that the stock library makes for a model; BackendError if it makes none."""
-    name = type(model).__name__
+    """The layers of the cache that the stock library makes for a model; NotShared if it makes none."""
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
-        raise BackendError(f"{name} has an encoder or cross-attention")
+        raise NotShared("it has an encoder or cross-attention")
     try:
         layers: Sequence[Any] = DynamicCache(config=config).layers
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackendError(f"transformers has no cache for {name}: {type(error).__name__}: {error}") from error
+        raise NotShared(f"transformers has no cache for it: {type(error).__name__}: {error}") from error
     if not layers:
-        raise BackendError(f"the cache of {name} has no layers that keep keys and values")
+        raise NotShared("its cache has no layers that keep keys and values")
     return layers
 
 
 def masks_of(model: Any, length: int, dtype: torch.dtype | None) -> Masks:
     """The masks of a model whose texts have up to `length` tokens.
 
-    BackendError: a layer keeps anything but keys and values of tokens.
+    NotShared: a layer keeps anything but keys and values of tokens.
     """
     types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     reaches: dict[str, Reach | None] = {}
     for at, layer in enumerate(layers_of(model)):
         if type(layer) is DummyLayer:  # it reads what another layer keeps
             continue
-        window = _window(type(model).__name__, at, layer)
+        window = _window(at, layer)
         kind = types[at] if at < len(types) else SLIDING if window else FULL
         reach = Reach(window, kind == CHUNKED) if 0 < window < length else None
         if reaches.setdefault(kind, reach) != reach:
-            raise BackendError(f"layers of type {kind!r} of {type(model).__name__} look back in several ways")
+            raise NotShared(f"its layers of type {kind!r} look back in several ways")
     return Masks(reaches, dtype)
 
 
-def _window(name: str, at: int, layer: Any) -> int:
+def _window(at: int, layer: Any) -> int:
     """Tokens of which a stock layer keeps keys and values; 0: all."""
     if type(layer) is DynamicLayer:
         return 0
     if type(layer) is DynamicSlidingWindowLayer:
         return int(layer.sliding_window)
-    raise BackendError(
-        f"layer {at} of the cache of {name} is a {type(layer).__name__}, and slots hold keys and values only"
-    )
+    raise NotShared(f"layer {at} of its cache is a {type(layer).__name__}, and slots hold keys and values only")

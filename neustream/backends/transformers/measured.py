@@ -170,6 +170,7 @@ def fingerprint(model: LanguageModel) -> str:
         "dtype": str(model.model.dtype),
         "place": model.place,
         "slots": [model.slots, model.max_len],
+        "way": [str(model.way), model.way.parts, bool(model.way.why)],
         "buckets": None if model.fixed is None else model.fixed.contexts,
         "versions": versions(),
     }

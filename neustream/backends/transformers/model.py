@@ -10,15 +10,17 @@ import torch
 from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name
-from neustream.backends.transformers.fixed import fixed_of
+from neustream.backends.transformers.fixed import fixed_of, floor
 from neustream.backends.transformers.looking import inputs_of
-from neustream.backends.transformers.masks import masks_of
+from neustream.backends.transformers.masks import NotShared, masks_of
+from neustream.backends.transformers.own import Own
 from neustream.backends.transformers.packed import STOCK, Packed, implementation, packing
-from neustream.backends.transformers.proof import prove
+from neustream.backends.transformers.proof import as_it_was, prove
+from neustream.backends.transformers.proof_own import Way, prove_own
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import whole
-from neustream.errors import BackendError, shown
+from neustream.errors import BackendError, shown, told
 
 MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask of our own."""
@@ -31,7 +33,7 @@ class LanguageModel:
     """The user's model, unchanged, with KV slots beside it.
 
     Args:
-        model: any `AutoModelForCausalLM` that keeps keys and values of all tokens.
+        model: any `AutoModelForCausalLM`, or a model of text with an encoder.
         slots: requests that can be under way at once.
         max_len: tokens of one request, prompt and outputs; default: the model's positions.
         buckets: lengths; with some, all calls have fixed shapes, by which results do not depend on
@@ -39,9 +41,16 @@ class LanguageModel:
         proof: of an earlier one with the same arguments: a model that is as it was then is not
             tried again.
 
+    Attributes:
+        way: how its requests are computed, as the trial at the start found.
+        cache: the slots; or, where they cannot be shared, the requests with caches of their own.
+
     Raises:
-        BackendError: the model cannot be shared by requests, and why; or its slots find no memory.
+        BackendError: requests would not get what they get alone, and why; or slots find no memory.
     """
+
+    way: Way
+    cache: Slots | Own
 
     def __init__(
         self,
@@ -63,7 +72,6 @@ class LanguageModel:
             raise BackendError(
                 f"{name} runs with attention {attention!r}; load it with attn_implementation='sdpa' or 'eager'"
             )
-        self.cache_name, keeps = _arguments(model)
         self.model, self.name = model, name
         self.eager = attention == "eager"
         self._config = config
@@ -74,30 +82,52 @@ class LanguageModel:
         self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = _known(model, self.vocabulary)
         self.eos = _eos(model)
-        self._keeps = keeps
-        self._last_only = {"logits_to_keep": 1} if keeps else {}
-        self._masks = masks_of(model, self.max_len, model.dtype if self.eager else None)
-        self.packs = self.fixed is None and attention == STOCK and self._masks.plain
-        self.cache = Slots(model, slots, self.max_len)
+        self.unchanged = self._proved(slots, proof)
+
+    def _proved(self, slots: int, proof: Unchanged | None) -> Unchanged:
+        """What the model was when it was tried in company: now, unless `proof` still holds."""
+        if proof is not None and proof.holds(self.model):
+            self.way = proof.way
+            if self.way.why:
+                self.cache = Own(self.model, slots, self.max_len, joins=self.way.batched)
+            else:
+                self._share(slots)
+            self.packs = self.way.packed
+            return proof
         try:
-            self.unchanged = self._proved(proof)
+            self._share(slots)
+            self._tried(slots)
+            self.way = Way(packed=self.packs)
+        except NotShared as error:
+            self.packs = False
+            self.way = self._apart(slots, str(error))
+        with as_it_was(self.model):
+            return Unchanged(self.model, self.way)
+
+    def _share(self, slots: int) -> None:
+        """Keys and values of all requests in slots; NotShared: the model is not made for that."""
+        self.cache_name, self._keeps = _arguments(self.model)
+        self._last_only = {"logits_to_keep": 1} if self._keeps else {}
+        self._masks = masks_of(self.model, self.max_len, self.model.dtype if self.eager else None)
+        self.packs = self.fixed is None and implementation(self._config) == STOCK and self._masks.plain
+        self.cache = Slots(self.model, slots, self.max_len)
+
+    def _tried(self, slots: int) -> None:
+        try:
+            self._proven()
         except BackendError:
             raise
         except Exception as error:  # whatever a model does that was not made for this
             if isinstance(error, OUT_OF_MEMORY) or "allocate" in str(error):
                 raise BackendError(
-                    f"{name}: no memory for the keys and values of {slots} slots of {self.max_len} tokens; "
+                    f"{self.name}: no memory for the keys and values of {slots} slots of {self.max_len} tokens; "
                     f"give fewer slots or a smaller max_len ({error})"
                 ) from error
-            raise BackendError(
-                f"{name} cannot be served: a call with requests of different lengths failed with "
-                f"{type(error).__name__}: {error}"
+            raise NotShared(
+                f"a call with requests of different lengths failed with {type(error).__name__}: {error}"
             ) from error
 
-    def _proved(self, proof: Unchanged | None) -> Unchanged:
-        """What the model was when it was tried in company: now, unless `proof` still holds."""
-        if proof is not None and proof.holds(self.model):
-            return proof
+    def _proven(self) -> None:
         try:
             prove(self)
         except OUT_OF_MEMORY:
@@ -107,7 +137,19 @@ class LanguageModel:
                 raise
             self.packs = False  # some attend by themselves: these need lanes
             prove(self)
-        return Unchanged(self.model)
+
+    def _apart(self, slots: int, why: str) -> Way:
+        """Each request with a cache of its own; BackendError: not even so do they get what they get alone."""
+        if self.fixed is not None:
+            raise BackendError(f"{self.name} cannot be served with buckets: {why}; give no buckets")
+        own = self.cache = Own(self.model, slots, self.max_len)
+        try:
+            way: Way = prove_own(own, self.known, why)
+            return way
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(f"{self.name} cannot be served: alone, a call failed with {told(error)}") from error
 
     def _length(self, max_len: int | None) -> int:
         if max_len is None:
@@ -124,6 +166,20 @@ class LanguageModel:
         return self.cache.slots
 
     @property
+    def begins(self) -> Sequence[int] | None:
+        """What outputs begin with where an encoder reads the prompt; None: they go on from the prompt."""
+        return self.cache.begins if isinstance(self.cache, Own) else None
+
+    @property
+    def piecewise(self) -> bool:
+        """Whether texts are computed in pieces that depend on themselves alone: see `floor`."""
+        return self.fixed is not None or not self.way.parts
+
+    def floor(self, end: int, prompt: int) -> int:
+        """The last place up to `end` where one piece of a text ends and another begins."""
+        return floor(end, prompt) if self.fixed is not None else end if end >= prompt else 0
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
@@ -135,6 +191,8 @@ class LanguageModel:
 
     def together(self, rows: Mapping[str, Row]) -> list[list[str]]:
         """Requests by forward call, in the order of their slots."""
+        if isinstance(self.cache, Own):
+            return [sorted(rows, key=lambda id: rows[id].slot)] if rows else []
         if not self.packs:
             return groups(rows)
         seeing = {id: row for id, row in rows.items() if row.sight is not None}
@@ -150,6 +208,8 @@ class LanguageModel:
 
         Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
+        if isinstance(self.cache, Own):
+            return self.cache.forward(rows)
         if self._may_pack(rows):
             return self._packed(Packed(rows, self.device, self.cache.token_bytes))
         if self.fixed is None:
@@ -163,6 +223,8 @@ class LanguageModel:
     @torch.inference_mode()
     def all_logits(self, row: Row) -> torch.Tensor:
         """Compute one row as `forward` does; the logits [tokens, vocabulary] behind each of its tokens."""
+        if isinstance(self.cache, Own):
+            return self.cache.all_logits(row)
         if self.fixed is None:
             logits = self._forward(Call([row], self.max_len, self.device), {})
             return logits[0, -len(row.tokens) :].float()
@@ -175,6 +237,7 @@ class LanguageModel:
         return torch.cat(found)
 
     def _packed(self, call: Packed) -> torch.Tensor:
+        assert isinstance(self.cache, Slots)
         self.cache.select(call)
         wanted = call.wanted
         which = {"logits_to_keep": wanted} if self._keeps and wanted is not None else {}
@@ -195,6 +258,7 @@ class LanguageModel:
 
     def _forward(self, call: Call, which: Mapping[str, int]) -> torch.Tensor:
         """Logits [lanes, tokens, vocabulary]; only the last with `which` as the model says that."""
+        assert isinstance(self.cache, Slots)
         self.cache.select(call)
         mask = None if call.whole else self._masks.of(call)
         out = self.model(
@@ -211,7 +275,7 @@ class LanguageModel:
 def _arguments(model: PreTrainedModel) -> tuple[str, bool]:
     """What the model's forward calls its cache, and whether it can leave out logits.
 
-    BackendError: it takes too little for requests of different lengths to share a call.
+    NotShared: it takes too little for requests of different lengths to share a call.
     """
     accepted = inspect.signature(model.forward).parameters
     missing = [key for key in ("position_ids", "attention_mask") if key not in accepted]
@@ -220,10 +284,7 @@ def _arguments(model: PreTrainedModel) -> tuple[str, bool]:
         return cache, "logits_to_keep" in accepted
     if cache is None:
         missing.append(" or ".join(CACHE_NAMES))
-    raise BackendError(
-        f"{type(model).__name__} cannot be served: it takes no {', '.join(missing)}, so requests "
-        "of different lengths cannot share a call"
-    )
+    raise NotShared(f"it takes no {', '.join(missing)}")
 
 
 def _known(model: PreTrainedModel, vocabulary: int) -> int:

@@ -13,10 +13,10 @@ import torch
 
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.choosing import choose, without
-from neustream.backends.transformers.fixed import floor, rows_of
+from neustream.backends.transformers.fixed import rows_of
 from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
 from neustream.backends.transformers.model import LanguageModel
-from neustream.backends.transformers.slots import Row
+from neustream.backends.transformers.slots import Row, Slots
 from neustream.backends.transformers.streams import Streams
 from neustream.backends.transformers.text import SEEN, Ask, Text, seen
 from neustream.core.batch import StepInput
@@ -97,7 +97,7 @@ class Texts:
         self.prefill, self.decode = f"{name}.prefill", f"{name}.decode"
         self._ask = ask
         self._held: dict[str, _Held] = {}
-        self._streams = Streams(model.eos, model.device, tokenizer)
+        self._streams = Streams(model.eos, model.device, tokenizer, model.begins)
         self._free = list(range(model.slots - 1, -1, -1))  # the lowest last: neighbours are read without a copy
         self._clock = 0
         self._threads = torch.get_num_threads()
@@ -134,14 +134,14 @@ class Texts:
         self._leave(id)
 
     def export(self, given: StepInput, first: int = 0) -> KeysAndValues | None:
-        """Keys and values of a request from token `first` on, as plain data; None if no slot has any.
+        """Keys and values of a request from token `first` on, as plain data; None if no slot has any of its own.
 
         The text itself is in the request's state. It goes on without them too: they are computed anew.
         While the request runs on here, a later call with `first` at the `last` of the one before
         gives what came since.
         """
         held = self._held.get(given.id)
-        if held is None or held.cached <= first:
+        if held is None or held.cached <= first or not isinstance(self.model.cache, Slots):
             return None
         states = self.model.cache.read(held.slot, first, held.cached)
         layers = tuple(x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for x in states)
@@ -156,6 +156,7 @@ class Texts:
         there = 0 if held is None else held.cached
         self._check(given, piece, there)
         cache = self.model.cache
+        assert isinstance(cache, Slots)
         dtype, device = cache.used[0].keys.dtype, self.model.device
         shapes = cache.shapes(piece.last - piece.first)
         states = [
@@ -171,12 +172,15 @@ class Texts:
         """Mark a slot of `id` as filled with `cached` tokens without computing them: to time decodes."""
         held = self._held[id] = self._take()
         held.cached = cached
+        self.model.cache.pretend(held.slot, cached)
 
     # -- inside ---------------------------------------------------------------------------------------
 
     def _check(self, given: StepInput, piece: KeysAndValues, there: int) -> None:
         """StageFailed if keys and values of a request cannot be put behind the `there` tokens in its slot."""
         cache = self.model.cache
+        if not isinstance(cache, Slots):
+            raise StageFailed(f"{self.model.name} takes no keys and values: its requests have caches of their own")
         text: Text | None = given.state.get(self.name)
         most = 0 if text is None else len(text) - 1
         dtype = cache.used[0].keys.dtype
@@ -201,6 +205,7 @@ class Texts:
     def _leave(self, id: str) -> None:
         held = self._held.pop(id, None)
         if held is not None:
+            self.model.cache.free(held.slot)
             self._free.append(held.slot)
             self._free.sort(reverse=True)
 
@@ -276,20 +281,20 @@ class Texts:
         held = self._held.get(id)
         if held is None:
             held = self._held[id] = self._take()
-        text, prompt, fixed = turn.text, len(turn.text.ask.prompt), self.model.fixed is not None
+        text, prompt, piecewise = turn.text, len(turn.text.ask.prompt), self.model.piecewise
         sight = text.ask.sight
         if not turn.complete:
-            turn.end = floor(turn.end, prompt) if fixed else turn.end
+            turn.end = self.model.floor(turn.end, prompt) if piecewise else turn.end
             turn.end = turn.end if sight is None else sight.floor(turn.end)
-            if held.cached >= turn.end and (fixed or sight is not None):
+            if held.cached >= turn.end and (piecewise or sight is not None):
                 turn.end = held.cached
                 return []
         start = min(held.cached, turn.end - 1)
-        if fixed and held.cached >= turn.end:
-            start = floor(turn.end - 1, prompt)
+        if piecewise and held.cached >= turn.end:
+            start = self.model.floor(turn.end - 1, prompt)
         looks = sight if sight is not None and sight.matters(start) else None
         row = Row(held.slot, start, text.tokens(start, turn.end), looks)
-        return rows_of(row, prompt) if fixed else [row]
+        return rows_of(row, prompt) if piecewise else [row]
 
     def _close_up(self, ids: Sequence[str]) -> None:
         """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""

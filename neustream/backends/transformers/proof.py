@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
-from neustream.backends.transformers.slots import Row
+from neustream.backends.transformers.masks import NotShared
+from neustream.backends.transformers.slots import Row, Slots
 from neustream.errors import BackendError, told
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ WORK_ELSEWHERE = 1e13
 
 @torch.inference_mode()
 def prove(model: LanguageModel) -> None:
-    """Try requests of all kinds of lengths in company; BackendError if one does not get what it gets alone.
+    """Try requests of all kinds of lengths in company; NotShared if one does not get what it gets alone.
 
     The trials are compared with the stock call on one request:
 
@@ -56,8 +57,8 @@ def prove(model: LanguageModel) -> None:
         lengths = lengths_of(_config(model).to_dict(), model.max_len)
         trial.last_position()
         trial.own_way()
-        trial.texts(_affordable(model))
-        for some in _companies(lengths, min(ROWS, model.slots)):
+        trial.texts(affordable(model.model, model.max_len, len(trial.cache.layers)))
+        for some in companies(lengths, min(ROWS, model.slots)):
             trial.contexts(some, 1)
             trial.contexts([min(length, model.max_len - CHUNK) for length in some], CHUNK)
             if model.fixed is not None:
@@ -77,6 +78,12 @@ def lengths_of(config: Mapping[str, Any], max_len: int) -> list[int]:
     return sorted(fit[:MOST_LENGTHS])
 
 
+def texts_of(config: Mapping[str, Any], longest: int) -> list[int]:
+    """Lengths of whole texts that are tried: short ones, those at the config's largest numbers, the longest."""
+    limits = sorted(n + 1 for n in set(_limits(config, "")) if n + 1 < longest)
+    return sorted({n for n in (2, 5, 9, *limits[-3:], longest) if n <= longest})
+
+
 def _limits(value: Any, name: str) -> Iterator[int]:
     """Whole numbers in a config, at any depth, whose names say that they are counts of tokens."""
     if isinstance(value, Mapping):
@@ -89,7 +96,7 @@ def _limits(value: Any, name: str) -> Iterator[int]:
         yield value
 
 
-def _companies(lengths: Sequence[int], rows: int) -> list[list[int]]:
+def companies(lengths: Sequence[int], rows: int) -> list[list[int]]:
     """Groups of at most `rows` lengths, each with the shortest and the longest; then without the longest."""
     if rows < 3:
         longest = lengths[-1]
@@ -103,14 +110,13 @@ def _companies(lengths: Sequence[int], rows: int) -> list[list[int]]:
     return found
 
 
-def _affordable(model: LanguageModel) -> int:
-    """The longest text that the trials may compute as a whole."""
-    weights = sum(weight.numel() for weight in model.model.parameters())
-    config = _config(model)
-    width = getattr(config, "hidden_size", None) or 1024
+def affordable(model: PreTrainedModel, max_len: int, layers: int) -> int:
+    """The longest text that the trials of a model may compute as a whole; `layers` of attention it has."""
+    weights = sum(weight.numel() for weight in model.parameters())
+    width = getattr(model.config.get_text_config(decoder=True), "hidden_size", None) or 1024
     most = WORK.get(model.device.type, WORK_ELSEWHERE)
-    length = model.max_len - 1
-    while length > 9 and length * weights + length * length * width * len(model.cache.layers) > most:
+    length = max_len - 1
+    while length > 9 and length * weights + length * length * width * layers > most:
         length = max(9, length // 2)
     return length
 
@@ -152,15 +158,15 @@ class _Trial:
     """Trials of one model."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+        assert isinstance(model.cache, Slots)
+        self.model, self.cache = model, model.cache
         self._noises: dict[int, list[torch.Tensor]] = {}
         self._known: dict[tuple[int, int], torch.Tensor] = {}
 
     def texts(self, longest: int) -> None:
         """Whole texts: prefilled together, the longest in two parts, then one token each."""
         slots = min(ROWS, self.model.slots)
-        limits = sorted(n + 1 for n in set(_limits(_config(self.model).to_dict(), "")) if n + 1 < longest)
-        lengths = sorted({n for n in (2, 5, 9, *limits[-3:], longest) if n <= longest})[-slots:]
+        lengths = texts_of(_config(self.model).to_dict(), longest)[-slots:]
         texts = [self._text(at, n + 1) for at, n in enumerate(lengths)]
         half = max(1, lengths[-1] // 2)
         first = [Row(slot, 0, text[:-1]) for slot, text in enumerate(texts[:-1])]
@@ -255,7 +261,7 @@ class _Trial:
     def _fill(self, row: Row) -> None:
         """Fill the row's slot up to its start with noise like its model's keys and values: another for each start."""
         first = row.start % APART
-        for at, layer in enumerate(self.model.cache.layers):
+        for at, layer in enumerate(self.cache.layers):
             if layer.is_initialized:
                 for storage, noise in zip((layer.keys, layer.values), self._noise(at), strict=True):
                     storage[row.slot, :, : row.start] = noise[:, first : first + row.start]
@@ -263,7 +269,7 @@ class _Trial:
     def _cache(self, row: Row) -> DynamicCache:
         """A stock cache with what is in the row's slot up to its start."""
         cache = DynamicCache(config=self.model.model.config)
-        for at, layer in enumerate(self.model.cache.layers):
+        for at, layer in enumerate(self.cache.layers):
             if layer.is_initialized and row.start:
                 both = [storage[row.slot, None, :, : row.start].clone() for storage in (layer.keys, layer.values)]
                 cache.update(both[0], both[1], at)
@@ -272,7 +278,7 @@ class _Trial:
     def _noise(self, at: int) -> list[torch.Tensor]:
         """Noise as large as the keys and values of a layer in the first trial: [heads, max_len + APART, width] each."""
         if at not in self._noises:
-            layer = self.model.cache.layers[at]
+            layer = self.cache.layers[at]
             random = torch.Generator(self.model.device).manual_seed(at)
             self._noises[at] = []
             for storage in (layer.keys, layer.values):
@@ -285,7 +291,7 @@ class _Trial:
     def _compare(self, got: torch.Tensor, alone: torch.Tensor, lengths: Sequence[int]) -> None:
         off = apart(got, alone)
         if not off <= CLOSE.get(self.model.model.dtype, CLOSE_HALF):
-            raise BackendError(f"{self.model.name} cannot be served: {self._why(off, lengths)}")
+            raise NotShared(self._why(off, lengths))
 
     def _why(self, off: float, lengths: Sequence[int]) -> str:
         kinds = {

@@ -47,6 +47,8 @@ def ask_of(
             raise RequestError(f"{name}: {shown(beyond[0])} is no token: the vocabulary has {vocabulary}")
     if sampling.min_tokens > int(max_tokens):
         raise RequestError(f"min_tokens={sampling.min_tokens} is more than max_tokens={int(max_tokens)}")
+    if room.model.begins is not None and sampling.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs is for models without an encoder: its tokens have no likelihood")
     if sampling.stop and tokenizer is None:
         raise RequestError("stop needs a tokenizer: serve(model, tokenizer), or give stop_token_ids")
     if sight is not None and sampling.prompt_logprobs is not None:

@@ -215,7 +215,7 @@ class SlotLayer(CacheLayerMixin):
 class Slots(Cache):
     """The cache that a model is given: `slots` requests of up to `length` tokens.
 
-    All tokens are kept, also where layers look at a window of them only. BackendError for models
+    All tokens are kept, also where layers look at a window of them only. NotShared for models
     for which the stock library makes no cache.
     """
 
@@ -262,6 +262,12 @@ class Slots(Cache):
         for layer in self.used:
             layer.keys[slot] = 0
             layer.values[slot] = 0
+
+    def free(self, slot: int) -> None:
+        """Nothing to do: who gets a slot writes it before he reads it."""
+
+    def pretend(self, slot: int, tokens: int) -> None:
+        """Nothing to do: what is in a slot reads as well as what had been computed."""
 
     @property
     def token_bytes(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +19,17 @@ class Streams:
 
     Args:
         tokenizer: for stop strings.
+        begins: what outputs begin with in place of the prompt, where an encoder reads that.
     """
 
-    def __init__(self, eos: Collection[int], device: torch.device, tokenizer: Any = None) -> None:
-        self._eos, self._device, self._tokenizer = eos, device, tokenizer
+    def __init__(
+        self,
+        eos: Collection[int],
+        device: torch.device,
+        tokenizer: Any = None,
+        begins: Sequence[int] | None = None,
+    ) -> None:
+        self._eos, self._device, self._tokenizer, self._begins = eos, device, tokenizer, begins
         self._choosers: dict[str, tuple[Ask, bytes, Chooser]] = {}
         self._watches: dict[str, tuple[Ask, Watch]] = {}
 
@@ -33,12 +41,13 @@ class Streams:
         sampling = text.ask.sampling
         if plain(sampling):
             return None
+        prompt = text.ask.prompt if self._begins is None else self._begins
         ask, stream, chooser = self._choosers.get(id, (None, None, None))
         if chooser is None or ask is not text.ask or stream is not text.stream:
-            prompt = len(text.ask.prompt)
-            chooser = Chooser(sampling, text.stream, prompt=prompt, eos=self._eos, device=self._device)
+            chooser = Chooser(sampling, text.stream, prompt=len(prompt), eos=self._eos, device=self._device)
             self._choosers[id] = text.ask, text.stream, chooser
-        return chooser, text
+        seen = text if self._begins is None else replace(text, ask=replace(text.ask, prompt=prompt))
+        return chooser, seen
 
     def stream(self, id: str, text: Text) -> bytes:
         """Where the text's random stream is by now."""

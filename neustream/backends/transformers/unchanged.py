@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.torch import Samples
 from neustream.backends.transformers.packed import implementation
+from neustream.backends.transformers.proof_own import Way
 from neustream.errors import NeustreamError, RequestError, StageFailed
 
 ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
@@ -27,10 +29,14 @@ class Unchanged:
     Everything that is compared is looked up in a few microseconds a layer, without a call. Only a
     model whose hooks are others than before is called, with a short text: hooks may watch, and must
     not change what it computes.
+
+    Args:
+        way: how its requests are computed, as it was found when it was tried.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, way: Way) -> None:
+        self._model, self.way = model, way
+        self._takes = inspect.signature(model.forward).parameters
         named = list(model.named_modules())
         modules = [module for _, module in named]
         self._attributes = [module.__dict__ for module in modules]
@@ -141,8 +147,13 @@ class Unchanged:
         """What the model says to a short text."""
         size = self._model.config.get_text_config(decoder=True).vocab_size
         ids = torch.tensor([[token % size for token in TEXT]], device=self._model.device)
-        positions = torch.arange(len(TEXT), device=ids.device)[None]
-        logits: torch.Tensor = self._model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        known = {
+            "position_ids": torch.arange(len(TEXT), device=ids.device)[None],
+            "decoder_input_ids": ids,
+            "use_cache": False,
+        }
+        more = {name: value for name, value in known.items() if name in self._takes}
+        logits: torch.Tensor = self._model(input_ids=ids, **more).logits
         return logits.nan_to_num()
 
 

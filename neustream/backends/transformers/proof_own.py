@@ -1,0 +1,213 @@
+"""Shows that requests with caches of their own get what `generate` gives them, and what they can share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from neustream.backends.transformers.joined import Company, NotAlike
+from neustream.backends.transformers.own import PLAIN, Own, State
+from neustream.backends.transformers.proof import (
+    CLOSE,
+    CLOSE_HALF,
+    ROWS,
+    affordable,
+    apart,
+    as_it_was,
+    companies,
+    lengths_of,
+    texts_of,
+)
+from neustream.errors import BackendError, told
+
+NEW = 3
+"""Tokens that `generate` is asked for in a trial."""
+PART = 2
+"""Tokens of a prompt's part in a trial."""
+SHORT = 8
+"""Tokens of the text before noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a model's requests are computed.
+
+    Attributes:
+        batched: decodes of several requests share a call. Else each has calls of its own: exact, and
+            a step of many takes as long as theirs one after the other.
+        parts: a prompt may be computed in parts. Else it is whole, and after a preemption so are the
+            prompt and then each output by itself.
+        why: why it is not batched, or not in slots; "" in slots.
+        packed: in slots, all tokens of a step lie one behind the other, without padding.
+    """
+
+    batched: bool = True
+    parts: bool = True
+    why: str = ""
+    packed: bool = False
+
+    def __str__(self) -> str:
+        return "batched" if self.batched else "one by one"
+
+
+@torch.inference_mode()
+def prove_own(own: Own, known: int, why: str) -> Way:
+    """Try requests alone, in parts and in company.
+
+    What is compared is each time what the stock calls give one request alone. Contexts that are too
+    long to be computed here are noise behind a short text.
+
+    Args:
+        known: tokens that there are.
+        why: why they cannot be in slots.
+
+    Raises:
+        BackendError: not even one by one do they get what `generate` gives them.
+    """
+    with as_it_was(own.model):
+        trial = _Trial(own, known)
+        trial.stock()
+        trial.interleaved()
+        trial.fill()
+        parts = trial.can(trial.parts)
+        joins = trial.can(trial.company)
+    for slot in range(min(ROWS, own.slots)):
+        own.free(slot)
+    own.joins = not joins
+    return Way(not joins, not parts, f"{why}; {joins}" if joins else why)
+
+
+class _Trial:
+    """Trials of one model."""
+
+    def __init__(self, own: Own, known: int) -> None:
+        self._own, self._known = own, known
+        config = own.model.config
+        self._encodes = bool(config.is_encoder_decoder)
+        self._name = type(own.model).__name__
+        text = config.get_text_config(decoder=True)
+        self._longest = affordable(own.model, own.length - 1, getattr(text, "num_hidden_layers", None) or 1)
+        self._lengths = [n for n in lengths_of(text.to_dict(), own.length) if n <= own.length - 2]
+        self._whole = texts_of(text.to_dict(), self._longest)
+        self._contexts: list[State] = []
+
+    def can(self, trial: Any) -> str:
+        """Why a trial does not hold; "" if it does."""
+        try:
+            found: str = trial()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model does that was not made for this
+            return f"a call failed with {told(error)}"
+        return found
+
+    def stock(self) -> None:
+        """The calls made here give what `generate` gives, to a short text and to a long one."""
+        for length in sorted({min(9, self._longest), self._longest - NEW}):
+            if length < 1 or length + NEW > self._own.length:
+                continue
+            text = self._text(length, length)
+            ids = torch.tensor([text], device=self._own.model.device)
+            how = GenerationConfig(**PLAIN, max_new_tokens=NEW, return_dict_in_generate=True, output_logits=True)
+            made = self._own.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
+            state = self._own.prefill(text)
+            for at, logits in enumerate(made.logits):
+                self._compare(state.behind, logits[0].float(), f"a text of {length} tokens gets other logits")
+                if at < len(made.logits) - 1:
+                    self._own.extend(state, [int(made.logits[at][0].argmax())])
+
+    def interleaved(self) -> None:
+        """Two requests in turns get what each gets alone: the model itself keeps nothing of them."""
+        texts = [self._text(at, min(n, self._longest)) for at, n in enumerate((5, 9))]
+        alone = [self._step(self._own.prefill(text), 4) for text in texts]
+        both = [self._own.prefill(text) for text in texts]
+        for state, logits in zip(both, alone, strict=True):
+            self._compare(self._step(state, 4), logits, "two requests in turns get other logits than one alone")
+
+    def fill(self) -> None:
+        """Requests of all lengths that are tried: texts, then noise behind a short one where that can be."""
+        self._contexts = [self._own.prefill(self._text(n, n)) for n in self._whole]
+        short = self._own.prefill(self._text(0, min(SHORT, self._longest)))
+        for length in self._lengths:
+            if length in self._whole or length <= SHORT:
+                continue
+            state = short.twin()
+            try:
+                self._own.stretch(state, length - len(state.tokens))
+            except NotAlike:
+                return
+            self._contexts.append(state)
+
+    def parts(self) -> str:
+        """Whether a prompt in two parts is the same as whole, and tokens at once as one by one."""
+        if self._encodes:
+            return "its prompt goes through an encoder"
+        for state in self._contexts:
+            count = min(PART, self._own.length - len(state.tokens))
+            if count < 1:
+                continue
+            more = self._text(len(state.tokens), count)
+            one, whole = state.twin(), state.twin()
+            for token in more:
+                self._own.extend(one, [token])
+            self._own.extend(whole, more)
+            if off := self._off(whole.behind, one.behind):
+                return off
+        for length, state in zip(self._whole, self._contexts, strict=False):
+            text = self._text(length, length)
+            two = self._own.prefill(text[: length // 2])
+            self._own.extend(two, text[length // 2 :])
+            if off := self._off(two.behind, state.behind):
+                return off
+        return ""
+
+    def company(self) -> str:
+        """Whether contexts of all lengths get, in companies that change, what they get alone."""
+        states = {len(state.tokens): state for state in self._contexts}
+        alone = {}
+        for length, state in states.items():
+            twin = state.twin()
+            alone[length] = [self._step(twin, token) for token in (4, 7)]
+        for some in companies(sorted(states), min(ROWS, self._own.slots)):
+            if off := self._together([states[length] for length in some], alone):
+                return off
+        return ""
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _together(self, states: Sequence[State], alone: dict[int, list[torch.Tensor]]) -> str:
+        """Two tokens of each: together, then without the last that came."""
+        some = [state.twin() for state in states]
+        lengths = [len(state.tokens) for state in states]
+        for turn, token in enumerate((4, 7)):
+            members = some[: max(len(some) - turn, 1)]
+            company = Company(self._own, members)
+            company.step(members, [token] * len(members))
+            company.part()
+            for state, length in zip(members, lengths, strict=False):
+                if off := self._off(state.behind, alone[length][turn]):
+                    return off
+        return ""
+
+    def _step(self, state: State, token: int) -> torch.Tensor:
+        behind = self._own.extend(state, [token % self._known]).behind
+        assert behind is not None
+        return behind
+
+    def _text(self, at: int, count: int) -> list[int]:
+        return [(7 * at + 3 * k + 1) % self._known for k in range(count)]
+
+    def _off(self, got: torch.Tensor | None, alone: torch.Tensor | None) -> str:
+        """How far logits are apart, in words; "" if they are close."""
+        assert got is not None and alone is not None
+        off = apart(got, alone)
+        close = CLOSE.get(self._own.model.dtype, CLOSE_HALF)
+        return "" if off <= close else f"logits differ from those alone by {off:.1e} of the largest"
+
+    def _compare(self, got: torch.Tensor | None, alone: torch.Tensor, what: str) -> None:
+        if self._off(got, alone):
+            raise BackendError(f"{self._name} cannot be served: {what}")
