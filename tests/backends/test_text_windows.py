@@ -6,9 +6,7 @@ import pytest
 import torch
 from texts import Drive, alone, made, prompts
 
-from neustream import BackendError
-from neustream.backends.transformers import LanguageModel
-from neustream.backends.transformers.masks import Reach
+from neustream.backends.transformers.masks import NotShared, Reach, masks_of
 
 MAX = 12
 SMALL = {"intermediate_size": 128, "num_key_value_heads": 2, "head_dim": 16}
@@ -43,5 +41,6 @@ def test_what_a_layer_sees():
 
 
 def test_layers_that_keep_more_than_keys_and_values_are_named():
-    with pytest.raises(BackendError, match="layer 0 of the cache of JambaForCausalLM is a LinearAttentionLayer"):
-        LanguageModel(made("jamba", num_experts=2, intermediate_size=64, attn_layer_period=2, attn_layer_offset=1))
+    model = made("jamba", num_experts=2, intermediate_size=64, attn_layer_period=2, attn_layer_offset=1)
+    with pytest.raises(NotShared, match="layer 0 of its cache is a LinearAttentionLayer"):
+        masks_of(model, 64, None)
