@@ -1,4 +1,5 @@
 # make demo   install and serve a small real model on the CPU, with progress; results in out/demo
+# make demo-agent   serve a small agent: two tiny models and a tool; pictures and a figure in out/agent
 # make demo-serve   install and serve two tiny models over HTTP
 # make test   install and run all tests
 # make fuzz   2,000 requests made up for each route of the HTTP front
@@ -25,7 +26,7 @@ export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
+.PHONY: demo demo-agent demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
 
 # The build needs setuptools, which pip would fetch without the constraints.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -40,6 +41,9 @@ demo: $(VENV)/installed
 	$(BIN)/neustream profile configs/demo/dit_tiny.yaml --out $(DEMO)/profiles
 	@echo "== 2 of 2: serving one bursty workload for real under five policies, and simulating the same"
 	$(BIN)/neustream run configs/demo/dit_tiny.yaml --out $(DEMO)
+
+demo-agent: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/agent_demo.py --out out/agent
 
 demo-serve: $(VENV)/installed
 	$(BIN)/neustream serve --demo
