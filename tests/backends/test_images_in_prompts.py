@@ -245,6 +245,29 @@ def test_a_processor_of_another_model_is_refused():
         engine(sighted("llava")[0], sighted("qwen2_vl")[1])
 
 
+def test_a_template_that_raises_and_a_tokenizer_without_eos_or_pad():
+    model, processor = map(copy.deepcopy, sighted("llava"))
+    processor.chat_template = "{{ raise_exception('no images on Sundays') }}"
+    processor.tokenizer.eos_token = processor.tokenizer.pad_token = None
+    for config in (model.generation_config, model.config, model.config.text_config):
+        config.eos_token_id = config.pad_token_id = None
+    with engine(model, processor, max_len=40) as running:
+        with pytest.raises(RequestError, match=r"the chat template cannot take these messages: .*Sundays"):
+            running.submit(message(type="image", image=picture(1)))
+        done = running("a <image>", images=[picture(1)])
+        assert (done.prompt_tokens, len(done.token_ids), done.finish_reason) == (18, 22, "length")
+        with pytest.raises(RequestError, match="18 tokens of prompt and max_tokens=23 make 41, but max_len is 40"):
+            running.submit("a <image>", images=[picture(1)], max_tokens=23)
+
+
+def test_copies_of_a_model_look_too():
+    model, processor = sighted("llava")
+    wanted = [alone(model, processor, text, images, MAX) for text, images in asked("llava")]
+    with engine(copy.deepcopy(model), processor, devices=["cpu", "cpu"]) as running:
+        answers = [running.submit(text, images=images, max_tokens=MAX) for text, images in asked("llava")]
+        assert [list(answer.result(60).token_ids) for answer in answers] == wanted
+
+
 def test_a_tower_is_measured_and_kept(tmp_path):
     model, processor = sighted("llava")
     how = {"slots": 2, "measure_s": 1, "cache": tmp_path, "progress": False}

@@ -180,6 +180,17 @@ def test_a_text_with_a_bos_gets_no_other(model, begins):
         assert list(running(ids, max_tokens=8).token_ids) == alone(model, [0, 5, 4], 8)
 
 
+def test_a_tokenizer_without_eos_or_pad_ends_at_max_tokens(model):
+    bare = twin(model)
+    tokenizer = template_tokenizer(begins=False)
+    assert tokenizer.eos_token is None and tokenizer.pad_token is None
+    bare.generation_config.eos_token_id = bare.config.eos_token_id = None
+    with engine(bare, tokenizer) as running:
+        done = running("hi hi", max_tokens=20)
+        assert (len(done.token_ids), done.finish_reason) == (20, "length") and isinstance(done.text, str)
+        assert len(running("hi hi").token_ids) == 94  # to the end of the context
+
+
 def test_the_largest_and_smallest_of_what_is_allowed(model, shared):
     wanted = alone(model, [5, 6, 7], 9)
     for edge in ({"top_k": HUGE}, {"top_k": 1}, {"top_p": 1e-300}, {"temperature": 1e-30}):

@@ -78,8 +78,9 @@ def _refused(model: LanguageModel, why: str) -> BackendError:
 
 
 def _cases(model: LanguageModel, reader: Reader) -> list[_Case]:
-    """Prompts that fit the model, with pictures as large as that allows."""
-    longest = 0
+    """Prompts with one and with two pictures, as large as all fit the model; else those with one alone."""
+    shortest = 0
+    fit: list[_Case] = []
     for side in SIDES:
         mark = reader.marker
         asked = [
@@ -87,10 +88,14 @@ def _cases(model: LanguageModel, reader: Reader) -> list[_Case]:
             (f"3 {mark}4 5{mark}6", [sample_picture(2, side, side * 2 // 3), sample_picture(3, side, side)]),
         ]
         made = [reader.process(text, images) for text, images in asked]
-        longest = max(len(reader.made(one)[0]) for one in made)
-        if longest + OUTPUTS <= model.max_len:
+        lengths = [len(reader.made(one)[0]) for one in made]
+        if max(lengths) + OUTPUTS <= model.max_len:
             return [_case(model, reader, one) for one in made]
-    raise BackendError(f"a prompt with two small images has {longest} tokens, and max_len is {model.max_len}")
+        shortest = lengths[0]
+        fit = [_case(model, reader, made[0])] if shortest + OUTPUTS <= model.max_len else []
+    if not fit:
+        raise BackendError(f"a prompt with a small image has {shortest} tokens, and max_len is {model.max_len}")
+    return fit
 
 
 def _case(model: LanguageModel, reader: Reader, made: Mapping[str, Any]) -> _Case:
@@ -104,26 +109,25 @@ def _case(model: LanguageModel, reader: Reader, made: Mapping[str, Any]) -> _Cas
 
 
 def _compare(model: LanguageModel, cases: list[_Case], sights: list[Sight]) -> None:
-    """Both prompts on slots of their own, beside a text; BackendError if their logits are others."""
-    first, second = cases
+    """The prompts on slots of their own, beside a text; BackendError if their logits are others."""
+    both = list(zip(cases, sights, strict=True))[: model.slots]
     beside = [Row(2, 0, [1, 2, 3])] if model.slots > 2 else []
-    got = model.forward([Row(0, 0, first.ids, sights[0]), *beside])[0]
-    _check(model, got, first.logits[0])
-    if model.slots < 2:
-        return
-    start, count = 0, len(second.ids)
-    while start < count:
-        end = next((end for at in range(start + PART, count) if (end := sights[1].floor(at)) > start), count)
-        got = model.forward([Row(1, start, second.ids[start:end], sights[1])])[0]
-        start = end
-    _check(model, got, second.logits[0])
-    for at in range(1, min(len(first.logits), len(second.logits))):
+    first, sight = both[0]
+    _check(model, model.forward([Row(0, 0, first.ids, sight), *beside])[0], first.logits[0])
+    for case, sight in both[1:]:
+        start, count = 0, len(case.ids)
+        while start < count:
+            end = next((end for at in range(start + PART, count) if (end := sight.floor(at)) > start), count)
+            got = model.forward([Row(1, start, case.ids[start:end], sight)])[0]
+            start = end
+        _check(model, got, case.logits[0])
+    for at in range(1, min(len(case.logits) for case, _ in both)):
         rows = [
             Row(slot, len(case.ids) + at - 1, case.outputs[at - 1 : at], sight)
-            for slot, (case, sight) in enumerate(zip(cases, sights, strict=True))
+            for slot, (case, sight) in enumerate(both)
         ]
-        for one, case in zip(model.forward(rows), cases, strict=True):
-            _check(model, one, case.logits[at])
+        for got, (case, _) in zip(model.forward(rows), both, strict=True):
+            _check(model, got, case.logits[at])
 
 
 def _check(model: LanguageModel, got: torch.Tensor, alone: torch.Tensor) -> None:
