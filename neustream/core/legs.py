@@ -49,7 +49,7 @@ class Legs:
 
     def hopeless(self, job: Entry, now: float) -> str:
         """Why a job that waits can no longer be in time by any way; "" if it can."""
-        if job.due == math.inf or job.cursor is None:
+        if job.cursor is None or job.due - job.remaining_s >= now:
             return ""
         needed = least_left(job, job.cursor, self._times) + job.after.alone
         if job.due - needed >= now - TICK:
@@ -166,7 +166,8 @@ class Legs:
                 own = own.plus(ahead)
                 continue
             behind = behind.plus(ahead)
-            _count(node, times, job, counts)
+            if leg or stage.caches:  # a stage that has no outputs is asked for none
+                _count(node, times, job, counts)
         known = job.history.leg(job.request.graph.print, job.leg)
         return Ahead(own.alone, known.expected(own.alone)), behind, counts
 

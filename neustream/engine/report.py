@@ -83,7 +83,8 @@ class Report:
             self.by_leg.branch(record)
             return
         self.by_leg.leg(record)
-        self.tokens.parted(record.id)
+        if not record.branch or record.id in self.tokens:  # branches may outlive their request
+            self.tokens.parted(record.id)
 
     def _finished(self, record: Finished) -> None:
         step = record.step

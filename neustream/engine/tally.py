@@ -148,6 +148,10 @@ class Tokens:
         seen[1] = record.at
         seen[2] += 1
 
+    def __contains__(self, id: str) -> bool:
+        """Whether a request has made outputs, and is not over."""
+        return id in self._open
+
     def parted(self, id: str) -> None:
         """It has several calls: its TTFT and TPOT are those of its legs (see `ByLeg`)."""
         self._parted.add(id)
