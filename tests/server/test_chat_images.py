@@ -18,10 +18,13 @@ from serving import serving, stock, text_service  # noqa: E402
 from toys import Flat  # noqa: E402
 
 from neustream import serve  # noqa: E402
+from neustream.backends.loading import load  # noqa: E402
+from neustream.server.config import ModelConfig, ServerConfig  # noqa: E402
 from neustream.server.gateway import Loaded  # noqa: E402
 from neustream.server.models import TextModel  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2}
 LIMITS = {"images": 2, "pixels": 1, "image_body_kb": 64}
 
 
@@ -142,3 +145,38 @@ def test_a_model_without_eyes_takes_no_images():
         assert said.get(timeout=60) == "ready: tiny"
         answer = httpx.post(f"{url}/v1/chat/completions", json=ask("look ", "URL " + GOOD), timeout=60)
         assert answer.status_code == 400 and "model 'tiny' takes no images" in answer.text
+
+
+@pytest.mark.parametrize("how", ["a folder", "a config", "a folder for texts only"])
+def test_a_model_with_eyes_is_loaded_with_its_processor(tmp_path, how):
+    model, processor = sighted("llava")
+    options = {"profile": Flat(), "slots": 2}
+    if how == "a config":
+        backend = {"model_type": "llava", "config": tiny_llava()}
+        config = ModelConfig(name="tiny", kind="text", backend=backend, tokenizer="bytes", options=options)
+    else:
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        texts = str(tmp_path) if how.endswith("only") else None
+        config = ModelConfig(name="tiny", kind="text", path=tmp_path, tokenizer=texts, options=options)
+    loaded = load(ServerConfig(models=[config]), lambda record: None)
+    try:
+        (text,) = loaded.models
+        assert not loaded.failed and (text.see is None) == how.endswith("only")
+        if text.see is not None:
+            part = {"type": "image", "image": picture(1)}
+            made = text.see([{"role": "user", "content": [part, {"type": "text", "text": "hi"}]}], {})
+            done = loaded.service(made, max_tokens=3, ignore_eos=True)
+            assert done.prompt_tokens > 16 and len(done.token_ids) == 3
+    finally:
+        loaded.service.close()
+
+
+def tiny_llava():
+    text = {"model_type": "llama", "vocab_size": 258, "hidden_size": 32, "intermediate_size": 64, **LAYERS}
+    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, **LAYERS}
+    return {
+        "image_token_index": 257,
+        "text_config": {**text, "max_position_embeddings": 128},
+        "vision_config": {**vision, "image_size": 16, "patch_size": 4},
+    }
