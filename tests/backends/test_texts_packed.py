@@ -56,6 +56,17 @@ def test_a_model_that_attends_in_its_own_way_gets_lanes():
     served = LanguageModel(own, slots=3)
     assert not served.packs
     assert served.together({"a": Row(0, 5, [3]), "b": Row(1, 0, [3, 4, 5])}) == [["b"], ["a"]]
+    again = LanguageModel(own, slots=3, proof=served.unchanged)
+    assert again.unchanged is served.unchanged and not again.packs
+
+
+def test_a_model_that_was_proved_has_room_before_its_first_step():
+    model = model_of("llama")
+    served = LanguageModel(model, slots=3)
+    again = LanguageModel(model, slots=3, proof=served.unchanged)
+    assert again.cache.nbytes == served.cache.nbytes > 0
+    row = Row(1, 0, [3, 4, 5])
+    torch.testing.assert_close(again.forward([row]), served.forward([row]))
 
 
 def test_another_thread_that_uses_the_model_meanwhile_gets_what_it_gets_alone():

@@ -93,6 +93,8 @@ class LanguageModel:
             else:
                 self._share(slots)
             self.packs = self.way.packed
+            if not self.way.why:
+                self._make_room()
             return proof
         try:
             self._share(slots)
@@ -111,6 +113,13 @@ class LanguageModel:
         self._masks = masks_of(self.model, self.max_len, self.model.dtype if self.eager else None)
         self.packs = self.fixed is None and implementation(self._config) == STOCK and self._masks.plain
         self.cache = Slots(self.model, slots, self.max_len)
+
+    @torch.inference_mode()
+    def _make_room(self) -> None:
+        """A first call makes the slots: no step that is served waits for their memory."""
+        with as_it_was(self.model):
+            self.forward([Row(0, 0, (0,))])
+        self.cache.scrub(0)
 
     def _tried(self, slots: int) -> None:
         try:

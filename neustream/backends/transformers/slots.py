@@ -186,7 +186,8 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         def room(like: torch.Tensor) -> torch.Tensor:
-            return like.new_zeros(self.slots, like.shape[1], self.length, like.shape[3])
+            empty = like.new_empty(self.slots, like.shape[1], self.length, like.shape[3])
+            return empty.zero_()  # written, so that no step waits for its memory
 
         self.keys, self.values = room(key_states), room(value_states)
         self.is_initialized = True
