@@ -97,6 +97,9 @@ class StepTimes:
         self.spread: dict[str, Ratios] = {}
         self._corrections: dict[str, Correction] | None = {} if correct else None
         self._alone: dict[str, float] = {}
+        self._given: dict[
+            str, LatencyProfile
+        ] = {}  # before they were corrected, of those that were
 
     def add(self, profiles: Mapping[str, LatencyProfile]) -> None:
         """More stages."""
@@ -106,7 +109,7 @@ class StepTimes:
         """Forget stages."""
         self.profiles = _without(self.profiles, stages)
         self.speed = _without(self.speed, stages)
-        tables: list[MutableMapping[str, Any]] = [self.spread, self._alone]
+        tables: list[MutableMapping[str, Any]] = [self.spread, self._alone, self._given]
         if self._corrections is not None:
             tables.append(self._corrections)
         for table in tables:
@@ -145,7 +148,9 @@ class StepTimes:
             learns = profile.steps.learns
             return Expected(seconds, profile.steps.profiled(step) if learns else seconds)
         seconds = step_latency(self.profiles, jobs, sizes)
-        return Expected(seconds, seconds)
+        if not self._given:
+            return Expected(seconds, seconds)
+        return Expected(seconds, step_latency({**self.profiles, **self._given}, jobs, sizes))
 
     def over_at(self, batch: Batch) -> float:
         """When a step under way should be over, at the speed of its stage lately."""
@@ -188,6 +193,7 @@ class StepTimes:
         profile = known.observe(len(batch), sum(batch.sizes), square, seconds)
         if profile is None:
             return False
+        self._given.setdefault(stage, self.profiles[stage])
         self.profiles = {**self.profiles, stage: profile}
         self._alone.pop(stage, None)
         self.speed = {name: speed for name, speed in self.speed.items() if name != stage}

@@ -113,7 +113,8 @@ def test_a_correction_moves_what_was_off_into_the_profile_and_the_spread_starts_
     assert times.speed == {} and times.spread["draw"].mean == 1.0
     assert times.profiles["draw"].latency(1) == times.alone(DRAW, 0.0) == 1.5
     assert before["draw"] is PROFILE, "views that were handed out keep what they showed"
-    assert scheduler.next_batch("gpu", 99.0).expected == 1.5
+    batch = scheduler.next_batch("gpu", 99.0)
+    assert batch.expected == 1.5 and batch.profiled == 1.0, "the profile as it was given"
 
 
 def test_what_learns_has_no_speed_beside_it():
