@@ -4,13 +4,14 @@
     OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/fidelity.py --only vllm
 
 For a tiny DiT, Stable Diffusion and OPT on transformers (the configs in configs/demo), and an OPT in
-vLLM where that is installed: profiles are measured, then each point (a load and a policy) is served
-and simulated. Loads are multiples of what one request after the other can be served at, of vLLM those
-of its knee. The order of policies turns with the load. Printed and written into
-benchmarks/results/fidelity.{json,md}: the share on time, p50 and p99 of both, the errors, what steps
-took over their profile, gaps, decisions, and how much the simulator has to be told of the run until it
-is close (`neustream/analysis/fidelity.py`): nothing (`profile`), how fast steps were (`speed`), how they
-spread, the gaps between them; or `nothing` of these explains it.
+vLLM where that is installed: profiles are measured anew for each load, since machines drift, then each
+point (a load and a policy) is served and simulated. Loads are multiples of what one request after the
+other can be served at, of vLLM those of its knee. The order of policies turns with the load. Printed
+and written into benchmarks/results/fidelity.{json,md}: the share on time, p50 and p99 of both, the
+errors by the profile and of the device as it was, what steps took over their profile, gaps, decisions,
+and how much the simulator has to be told of the run until it is close (`neustream/analysis/fidelity.py`):
+nothing (`profile`), how fast steps were in the mean (`speed`), each step's own speed (`steps`), what the
+engine took beside them (`engine`); or `nothing` of these explains it.
 
 Points are kept in out/fidelity as they are served, and an interrupted run goes on where it was; `--fresh`
 measures and serves anew. `--quick` has two loads and two policies, and writes no results. A machine
@@ -42,6 +43,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from neustream import __version__
 from neustream.analysis.fidelity import Error, Outcome, Watch, error, errors_table, explained, ladder
 from neustream.analysis.tables import new_table
+from neustream.analysis.took import Took
 from neustream.config import load_experiment
 from neustream.profiling import processor, versions
 
@@ -53,6 +55,8 @@ RESULTS = Path(__file__).parent / "results"
 WORK = ROOT / "out/fidelity"
 VLLM = "vllm"
 IMAGES, TEXTS = ("fcfs", "neustream", "priced"), ("fcfs", "neustream_llm", "priced")
+OBSERVED = "engine"
+"""The simulation that knows most of a run."""
 LOADS, KNEES = (0.5, 1.0, 2.0, 3.0, 5.0), (0.5, 0.75, 1.0, 1.5, 2.0)
 """Times the load of one request after the other; times vLLM's knee."""
 
@@ -120,9 +124,9 @@ def row_of(point: Point, served: Outcome, seen: Mapping[str, Any], simulated: Ma
 # -- models of configs ------------------------------------------------------------------------------
 
 
-def measured(model: Model, device: str, seconds: float) -> Path:
-    """The folder of a model's profiles, which are measured if they are not there."""
-    folder = WORK / "profiles" / f"{model.name}-{device.replace(':', '-')}"
+def measured(model: Model, load: float, device: str, seconds: float) -> Path:
+    """The folder of a model's profiles for a load, which are measured if they are not there."""
+    folder = WORK / "profiles" / f"{model.name}-{device.replace(':', '-')}" / f"{load:g}"
     if not list(folder.glob("*.json")):
         config = ROOT / f"configs/demo/{model.config}.yaml"
         command = [sys.executable, "-m", "neustream.cli", "profile", str(config), "--out", str(folder)]
@@ -150,10 +154,10 @@ def serve_config(model: Model, point: Point, folder: Path, device: str) -> Row:
     changes["workload.requests"] = point.requests
     overrides = tuple(f"{key}={value}" for key, value in changes.items())
     session = session_of(ROOT / f"configs/demo/{model.config}.yaml", overrides, device)
-    watch = Watch()
-    report = session.serve(point.policy, [watch], lambda: None, lambda replay: None)
+    watch, took = Watch(), Took()
+    report = session.serve(point.policy, [watch, took], lambda: None, lambda replay: None)
     seen = watch.told()
-    reports = ladder(session.prepared, point.policy, seen)
+    reports = ladder(session.prepared, point.policy, seen, took.stretch(report.start))
     simulated = {name: Outcome.of(one.to_dict()) for name, one in reports.items()}
     return row_of(point, Outcome.of(report.to_dict()), asdict(seen), simulated)
 
@@ -161,14 +165,19 @@ def serve_config(model: Model, point: Point, folder: Path, device: str) -> Row:
 # -- running ----------------------------------------------------------------------------------------
 
 
-def run(todo: Sequence[Point], profiles: str, serve: Callable[[Point], Row], progress: Progress) -> Iterator[Row]:
-    """The rows of some points: those that were served before, and the others as they are."""
+def run(
+    todo: Sequence[Point], profiles: Callable[[Point], str], serve: Callable[[Point], Row], progress: Progress
+) -> Iterator[Row]:
+    """The rows of some points: those that were served before, and the others as they are.
+
+    `profiles`: a digest of those of a point.
+    """
     path = WORK / "points.jsonl"
     known = kept(path)
     task = progress.add_task(todo[0].model, total=len(todo))
     for point in todo:
         progress.update(task, description=f"{point.model}, load {point.load:g}, {point.policy}")
-        key = point.key(profiles)
+        key = point.key(profiles(point))
         if key not in known:
             known[key] = {**serve(point), "load_average": os.getloadavg()[0]}
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,9 +198,15 @@ def rows_of(model: Model, args: argparse.Namespace, progress: Progress) -> list[
         def serve(point: Point) -> Row:
             return row_of(point, *servers.serve(point.policy, point.load, point.requests, point.seed))
 
-        return list(run(todo, "learnt", serve, progress))
-    folder = measured(model, args.device, args.profile_s)
-    return list(run(todo, digest(folder), lambda point: serve_config(model, point, folder, args.device), progress))
+        return list(run(todo, lambda point: "learnt", serve, progress))
+
+    def folder(point: Point) -> Path:
+        return measured(model, point.load, args.device, args.profile_s)
+
+    def serve_it(point: Point) -> Row:
+        return serve_config(model, point, folder(point), args.device)
+
+    return list(run(todo, lambda point: digest(folder(point)), serve_it, progress))
 
 
 # -- results ----------------------------------------------------------------------------------------
@@ -202,10 +217,17 @@ def tables(rows: Sequence[Row]) -> list[Any]:
     found = []
     for name in dict.fromkeys(row["model"] for row in rows):
         some = [row for row in rows if row["model"] == name]
-        told = [(label(row), Outcome(**row["served"]), Outcome(**row["simulated"]["profile"])) for row in some]
-        found.append(errors_table(f"{name}: served beside simulated", "load, policy", told))
+        found.append(errors(f"{name}: served beside simulated, by the profile", some, "profile"))
+        if OBSERVED in some[0]["simulated"]:
+            found.append(errors(f"{name}: served beside simulated, the device as it was", some, OBSERVED))
         found.append(seen_table(name, some))
     return found
+
+
+def errors(title: str, rows: Sequence[Row], known: str) -> Any:
+    """Served beside what was simulated with some knowledge."""
+    told = [(label(row), Outcome(**row["served"]), Outcome(**row["simulated"][known])) for row in rows]
+    return errors_table(title, "load, policy", told)
 
 
 def label(row: Row) -> str:
@@ -237,11 +259,14 @@ def worst(steps: Mapping[str, float]) -> float:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """In a line: how many points are close, and the largest error by policy."""
-    errors = [Error(**row["error"]["profile"]) for row in rows]
-    close = sum(off.close for off in errors)
-    largest = max((abs(off.points) for off in errors), default=0.0)
-    return f"{close} of {len(rows)} points are close; the largest error of a share on time is {largest:.1f} points"
+    """In a line or two: how many points are close, and the largest error of a share on time."""
+    said = []
+    for known, what in (("profile", "by the profile"), (OBSERVED, "of the device as it was")):
+        found = [Error(**row["error"][known]) for row in rows if known in row["error"]]
+        close, largest = sum(off.close for off in found), max((abs(off.points) for off in found), default=0.0)
+        if found:
+            said.append(f"{what}, {close} of {len(found)} points are close, the largest error is {largest:.1f} points")
+    return "; ".join(said)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -287,10 +287,12 @@ def test_profile_and_then_run_with_what_was_measured(tmp_path):
         assert adds_up(entry["counts"])
         assert entry["simulated"]["policy"] == entry["simulated_as_observed"]["policy"] == entry["policy"]
         assert adds_up(entry["simulated_as_observed"]["counts"])
+        observed = entry["simulated_as_observed"]["attainment"]
+        assert entry["error_as_observed"]["points"] == 100 * (entry["attainment"] - observed)
         assert entry["error"]["points"] == 100 * (entry["attainment"] - entry["simulated"]["attainment"])
         assert entry["error"]["p50"] == entry["simulated"]["latency_s"]["p50"] / entry["latency_s"]["p50"] - 1
         assert "interrupted" not in entry
-    assert "how far the simulator was off" in done.out
+    assert "how far the simulator was off" in done.out and "serial, as observed" in done.out
 
 
 def test_run_writes_a_folder_of_results(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -403,7 +404,7 @@ class Nap:
 def costs_of(nap, requests=3, profiled_s=0.02):
     graph = draw_and_decode(4, 2)
     profiles = {"draw": table("draw", *[profiled_s] * 4), "decode": table("decode", profiled_s, profiled_s)}
-    asked = [Request(f"r{at}", graph, at * 50.0, SLO(total=0.001), {"steps": 4}) for at in range(requests)]
+    asked = [partial(Request, f"r{at}", graph, at * 50.0, SLO(total=0.001), {"steps": 4}) for at in range(requests)]
     return engine_costs([Pool("gpu", tuple(graph.stages), 2)], profiles, {"draw": nap, "decode": nap}, asked, "cpu")
 
 
@@ -412,6 +413,7 @@ def test_what_the_engine_adds_to_steps_is_measured_by_serving_some():
     costs = costs_of(nap)
     assert 0 < costs.handover_s < 0.02
     assert 0 < costs.decision_s < 0.02
+    assert 0 < costs.call_s < 0.02
     assert costs.latency_scale >= 1
     assert set(nap.released) == {"r0", "r1", "r2"}  # what modules have beside `step` is called, too
 
@@ -429,14 +431,15 @@ def test_a_model_that_fails_while_that_is_measured_is_an_error():
 def test_profiles_say_what_the_engine_adds_and_configs_may_say_otherwise(tmp_path):
     path = toy(tmp_path)
     plain = prepare(load_experiment(path)).experiment.simulation
-    assert (plain.handover_s, plain.decision_s, plain.latency_scale) == (0.0, 0.0, 1.0)
+    assert (plain.handover_s, plain.decision_s, plain.call_s, plain.latency_scale) == (0.0, 0.0, 0.0, 1.0)
     for number, stage in enumerate(("draw", "decode")):
         file = next(tmp_path.rglob(f"{stage}.json"))
-        engine = {"handover_s": 0.25 + number, "decision_s": 0.125, "latency_scale": 1.5 + number}
+        engine = {"handover_s": 0.25 + number, "decision_s": 0.125, "call_s": 0.5, "latency_scale": 1.5 + number}
         file.write_text(json.dumps({**json.loads(file.read_text()), "engine": engine}))
     simulation = prepare(load_experiment(path)).experiment.simulation
     assert (simulation.handover_s, simulation.decision_s, simulation.latency_scale) == (0.25, 0.125, 1.5)
-    at_once = prepare(load_experiment(path, ["simulation.decision_s=0"]))
+    assert simulation.call_s == 0.5
+    at_once = prepare(load_experiment(path, ["simulation.decision_s=0", "simulation.call_s=0"]))
     assert simulate(at_once, "serial").profile_error()["draw"] == pytest.approx(1.5 + 0.25 / 0.002)
     said = load_experiment(path, ["simulation.handover_s=0", "simulation.decision_s=0.5", "simulation.latency_scale=2"])
     simulation = prepare(said).experiment.simulation

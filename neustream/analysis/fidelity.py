@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from neustream.analysis.tables import new_table
 from neustream.config.schema import Simulation
+from neustream.core.batch import Batch
 from neustream.core.events import Ended, Submitted
 from neustream.engine.events import Decided, Finished, Record, Started
 from neustream.engine.report import Report
@@ -124,6 +125,13 @@ class Served:
     late_us: tuple[float, float]
 
     @property
+    def costs(self) -> Simulation:
+        """What the simulator has to know of the engine: the medians."""
+        return Simulation(
+            handover_s=self.gap_us[0] / 1e6, decision_s=self.decision_us[0] / 1e6, call_s=self.late_us[0] / 1e6
+        )
+
+    @property
     def step(self) -> float:
         """The mean over kinds of steps that `steps` has, weighted alike."""
         return statistics.fmean(self.steps.values()) if self.steps else 1.0
@@ -226,21 +234,17 @@ def spread_of(ratios: Sequence[float]) -> float:
 # -- what the simulator has to know ---------------------------------------------------------------
 
 
-def ladder(prepared: Prepared, policy: str, seen: Served) -> dict[str, Report]:
+def ladder(prepared: Prepared, policy: str, seen: Served, took: Callable[[Batch], float]) -> dict[str, Report]:
     """Simulations that know more and more of a served run, by what they know.
 
-    `profile`: what the profiles say. `speed`: what each kind of step took over its profile. `spread`:
-    that steps differ too. `gaps`: the median idle time between two steps too.
+    `profile`: what the profiles say. `speed`: what each kind of step took over its profile, in the mean.
+    `steps`: what steps took when (`Took`). `engine`: what the engine took beside them, too.
     """
-    mean = math.exp(seen.spread**2 / 2)  # of what a median of 1 is spread to
-    median = {stage: ratio / mean for stage, ratio in seen.steps.items()}
-    spread = Simulation(latency_noise=min(seen.spread, 5.0))
-    gaps = spread.model_copy(update={"handover_s": seen.gap_us[0] / 1e6})
     return {
         "profile": simulate(prepared, policy),
         "speed": simulate(prepared, policy, speed=seen.steps),
-        "spread": simulate(prepared, policy, speed=median, device=spread),
-        "gaps": simulate(prepared, policy, speed=median, device=gaps),
+        "steps": simulate(prepared, policy, took=took),
+        "engine": simulate(prepared, policy, took=took, device=seen.costs),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,17 @@ def _costs(
     few = experiment.workload.model_copy(update={"requests": TOGETHER, "trace": None})
     drawn = pipeline_of(experiment.model_copy(update={"workload": few})).draw(named, model.params)
     model.lengths = drawn.lengths
-    requests = []
-    for request in drawn.requests:
+
+    def called(request: Request) -> Request:
         args, arguments = model.arguments(request.params, drawn.lengths.get(request.id))
         call = bench.call(*args, **arguments)
-        requests.append(Request(request.id, call.graph, params=call.params))
+        return Request(request.id, call.graph, params=call.params)
+
+    for request in drawn.requests:
+        called(request)  # a first call of its kind makes its stages known
     pool = replace(bench.pool, stages=tuple(profiles))
-    return engine_costs([pool], profiles, bench.modules, requests, device)
+    calls = [partial(called, request) for request in drawn.requests]
+    return engine_costs([pool], profiles, bench.modules, calls, device)
 
 
 def profile_shapes(

@@ -100,7 +100,9 @@ class Simulation(Section):
     (without .json) whose seconds add up; other stages take what their profiles say. `handover_s` is
     added to each step (from the end of one to the start of the next: what a table of bare model
     calls leaves out), `decision_s` passes while a policy decides, beside the step under way where
-    there is one, `latency_scale` multiplies each step's latency; by default they are what the
+    there is one, `call_s` is what the call for a request takes in the serving process: it is taken
+    in so much later, and the step under way takes so much longer (not in clusters, whose callers
+    are elsewhere). `latency_scale` multiplies each step's latency; by default they are what the
     profiles were measured with, or 0 and 1. `latency_noise` spreads latencies (the sigma of a
     log-normal factor of median 1, drawn with the workload's seed). `slowdowns` are times
     of the trace during which steps take longer still (a neighbour on the device, throttling); where
@@ -111,6 +113,7 @@ class Simulation(Section):
     truth: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     handover_s: float | None = Field(default=None, ge=0, le=1e6)
     decision_s: float | None = Field(default=None, ge=0, le=1e6)
+    call_s: float | None = Field(default=None, ge=0, le=1e6)
     latency_scale: Factor | None = None
     latency_noise: float = Field(default=0.0, ge=0, le=5)
     slowdowns: list[Slowdown] = Field(default=[])

@@ -90,18 +90,24 @@ class Engine:
 
     # -- replaying a workload ---------------------------------------------------------------------
 
-    def run(self, requests: Iterable[Request], report: Report | None = None) -> Report:
+    def run(
+        self,
+        requests: Iterable[Request],
+        report: Report | None = None,
+        *,
+        call_s: float = 0.0,
+    ) -> Report:
         """Serve `requests` at their arrivals (counted from now) and return when all have ended.
 
         They are drawn one at a time, so a generator of millions works; arrivals must not go back.
         A failing stage, a dropped request or one that cannot be accepted (a duplicate id) does not
-        raise; it is in the report. A policy's fault does.
+        raise; it is in the report. A policy's fault does. `call_s`: see `Replay`.
         """
         self._life.begin(serving=False)
         report = report or Report(self.clock.now())
         self._loop.observers.append(report)
         try:
-            self._replay = Replay(self._loop, requests)
+            self._replay = Replay(self._loop, requests, call_s)
             self._loop.run(self._replay)
             report.interrupted = self._replay.interrupted
         except BaseException as fault:

@@ -87,6 +87,8 @@ class ProfiledExecutor:
         truth: profiles of how long steps really take, by stage; None: as the scheduler expects.
         handover_s: from the end of a step to the start of the next; one for all, or by stage.
         stretch: multiplies a step's latency (noise, a device that slows down).
+        beside: by when a step starts and how long it takes alone, what it loses to what else the
+            process does meanwhile. Seconds.
         outcome: updates of a step's jobs (an end-of-sequence that only the simulation knows).
     """
 
@@ -96,9 +98,11 @@ class ProfiledExecutor:
         *,
         handover_s: float | Mapping[str, float] = 0.0,
         stretch: Callable[[Batch], float] | None = None,
+        beside: Callable[[float, float], float] | None = None,
         outcome: Callable[[Batch], Sequence[Update]] | None = None,
     ) -> None:
         self._truth = truth
+        self._beside = beside
         self._handover_s = handover_s
         self._stretch = stretch
         self._outcome = outcome
@@ -111,6 +115,8 @@ class ProfiledExecutor:
         )
         if self._stretch is not None:
             seconds *= self._stretch(batch)
+        if self._beside is not None:
+            seconds += self._beside(clock.now(), seconds)
         handover = self._handover_s
         if not isinstance(handover, float | int):
             handover = handover[batch.stage]

@@ -14,11 +14,13 @@ from neustream.errors import NeustreamError, RequestError
 class Replay:
     """Posts `requests` to a loop's clock, each before the next is drawn; arrivals count from now.
 
+    `call_s`: from the arrival of a request to when it is taken in, which its caller needs.
     RequestError, from the loop, if arrivals go back.
     """
 
-    def __init__(self, loop: Loop, requests: Iterable[Request]) -> None:
+    def __init__(self, loop: Loop, requests: Iterable[Request], call_s: float = 0.0) -> None:
         self._loop = loop
+        self._call_s = call_s
         self._start = loop.clock.now()
         self._requests: Iterator[Request] = iter(requests)
         self._next = next(self._requests, None)
@@ -46,7 +48,7 @@ class Replay:
             if self._start:
                 request = dataclasses.replace(request, arrival=at)
             self._posted += 1
-            self._loop.clock.post(Arrival(request, self), at)
+            self._loop.clock.post(Arrival(request, self), at + self._call_s)
             following = self._next = next(self._requests, None)
             if following is None or following.arrival > arrival:
                 return

@@ -15,6 +15,7 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
+from neustream.core.steps import LearntSteps, PhaseProfile
 from neustream.core.types import Request
 from neustream.engine.executor import Executor
 from neustream.engine.member import Member
@@ -85,22 +86,38 @@ class Prepared:
             places = {str(number): list(self.pools) for number in range(self.instances)}
         return places if len(places) > 1 else {"": next(iter(places.values()))}
 
-    def members(self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]]) -> list[Member]:
+    def members(
+        self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]], *, learns: bool = False
+    ) -> list[Member]:
         """A member for each of `executors` (those of an instance, by pool); see `scheduler`."""
         return [
-            Member(self.scheduler(policy, pools=pools), each, name)
+            Member(self.scheduler(policy, pools=pools, learns=learns), each, name)
             for (name, pools), each in zip(self.places.items(), executors, strict=True)
         ]
 
-    def scheduler(self, policy: str | Policy, *, pools: Sequence[Pool] | None = None) -> Scheduler:
+    def scheduler(
+        self, policy: str | Policy, *, pools: Sequence[Pool] | None = None, learns: bool = False
+    ) -> Scheduler:
         """A scheduler for pools, by default those of an instance with all models.
 
-        A policy by name gets the config's parameters.
+        A policy by name gets the config's parameters. `learns`: as a service does, from the steps that run.
         """
         rule = policy_for(self.pipelines, policy) if isinstance(policy, str) else policy
         pools = self.pools if pools is None else pools
         stages = {stage for pool in pools for stage in pool.stages}
-        return Scheduler(pools, rule, {name: self.profiles[name] for name in self.profiles if name in stages})
+        profiles = {name: self.profiles[name] for name in self.profiles if name in stages}
+        return Scheduler(pools, rule, learning(profiles) if learns else profiles, correct=learns)
+
+
+def learning(profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:
+    """Profiles whose steps of language models are learnt on, as they are when these are served."""
+    learnt: dict[int, LearntSteps] = {}
+    found = dict(profiles)
+    for name, profile in profiles.items():
+        if isinstance(profile, PhaseProfile):
+            steps = learnt.setdefault(id(profile.steps), LearntSteps(profile.steps))
+            found[name] = PhaseProfile(steps, profile.phase, max_batch=profile.max_batch)
+    return found
 
 
 def prepare(config: Config, params: Mapping[str, Callable[[int], Params]] = {}, *, prefix: str = "") -> Prepared:

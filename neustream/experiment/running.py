@@ -26,6 +26,7 @@ from neustream.engine.events import Observer, Record
 from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest
+from neustream.experiment.calls import Calls
 from neustream.experiment.clusters import Bench, parted, simulate_cluster
 from neustream.experiment.policies import policy_faults
 from neustream.experiment.prepared import Prepared, policy_for
@@ -37,32 +38,40 @@ def simulate(
     observers: Sequence[Observer] = (),
     speed: Mapping[str, float] = {},
     device: Simulation | None = None,
+    took: Callable[[Batch], float] | None = None,
     cluster: ClusterConfig | None = None,
 ) -> Report:
     """Serve the workload in virtual time, steps taking as long as the profiles say.
 
     `speed` asks what the simulator says at a speed that was observed (`Report.profile_error`): it
     multiplies the profiled latencies of stages in place of what the config says under
-    `simulation`; policies go on planning with the profiles. `device` says the rest in its place.
+    `simulation`; policies go on planning with the profiles. `took` does so step by step (`Took`),
+    and the scheduler learns from the steps as a service's does. `device` says the rest in the
+    config's place.
     `cluster`: another one than the config's.
     """
-    decision_s = 0.0
+    observed = bool(speed) or took is not None
+    decision_s = call_s = 0.0
     handovers: dict[str, float] = {}
     stretches: dict[str, Callable[[Batch], float]] = {}
     for pipeline in prepared.pipelines:
-        simulation = device or (Simulation() if speed else pipeline.experiment.simulation)
+        simulation = device or (Simulation() if observed else pipeline.experiment.simulation)
         stretch = _stretch(simulation, pipeline.experiment.workload.seed)
         decision_s = max(decision_s, simulation.decision_s or 0.0)
+        call_s = max(call_s, simulation.call_s or 0.0)
         handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
         stretches |= dict.fromkeys(pipeline.labels, stretch)
 
     def factor(batch: Batch) -> float:
-        return stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
+        times = stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
+        return times if took is None else times * took(batch)
 
     generates = prepared.lengths or any(one.kind == "agent" for one in prepared.pipelines)
     outcome = partial(_outcome, prepared.lengths) if generates else None
-    own = not speed and device is None
+    own = not observed and device is None
     truth = {**prepared.profiles, **prepared.truth} if prepared.truth and own else None
+    if took is not None:
+        truth = dict(prepared.profiles)  # what is learnt changes no device
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
         bench = Bench(factor, outcome, handovers, truth, decision_s)
@@ -70,15 +79,16 @@ def simulate(
         rule = policy if not isinstance(policy, str) else policy_for(prepared.pipelines, name)
         with policy_faults(policy):
             return simulate_cluster(prepared, cluster, rule, router, bench, observers)
-    executor = ProfiledExecutor(truth, handover_s=handovers, stretch=factor, outcome=outcome)
+    beside = Calls([request.arrival for request in prepared.requests], call_s).beside if call_s else None
+    executor = ProfiledExecutor(truth, handover_s=handovers, stretch=factor, beside=beside, outcome=outcome)
     own_pools = {name: made for one in prepared.pipelines for name, made in one.executors().items()}
     executors = [
         {pool.name: own_pools.get(pool.name, executor) for pool in pools} for pools in prepared.places.values()
     ]
-    members = prepared.members(policy, executors)
+    members = prepared.members(policy, executors, learns=took is not None)
     engine = Engine(members, VirtualClock(decision_s), observers)
     with policy_faults(policy):
-        return engine.run(prepared.requests)
+        return engine.run(prepared.requests, call_s=call_s)
 
 
 def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:

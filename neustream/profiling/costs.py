@@ -1,33 +1,38 @@
-"""What serving adds to the steps of a model: decisions, and handing steps to a worker and back."""
+"""What serving adds to the steps of a model: decisions, calls, and handing steps to a worker and back."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from neustream.core.batch import StepInput
-from neustream.core.events import Update
+from neustream.core.events import Submitted, Update
 from neustream.core.policies import DEFAULT, POLICIES
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import SLO, Request
+from neustream.engine.answers import Result
 from neustream.engine.clock import WallClock, stopwatch
 from neustream.engine.engine import Engine
 from neustream.engine.events import Decided, Finished, Record, Started
 from neustream.engine.executor import StreamModule, ThreadExecutor
 from neustream.engine.member import Member
-from neustream.errors import StageFailed
+from neustream.errors import RequestError, StageFailed
 from neustream.profiling.files import EngineCosts
 
 STEPS = 96
 """Steps that are served, at most."""
 TOGETHER = 8
 """Requests that are served at once."""
+APART = 3
+"""Steps between two of them, at least."""
 PATIENT = SLO(total=1e6)
 """A promise that is kept in any case: the policy has to think of it."""
 
@@ -36,14 +41,15 @@ def engine_costs(
     pools: Sequence[Pool],
     profiles: Mapping[str, LatencyProfile],
     modules: Mapping[str, StreamModule],
-    requests: Sequence[Request],
+    calls: Sequence[Callable[[], Request]],
     device: str,
 ) -> EngineCosts:
     """Serve some requests under the default policy, on one worker a pool, and see what that takes.
 
     Args:
         modules: by stage, or model; as for a `ThreadExecutor`.
-        requests: the first few are served, all at once, and without their own promises.
+        calls: each makes a request as a caller of the service does, while those before are served. The
+            first few are made; the requests' own promises do not count.
     """
     alone = [replace(pool, workers=1) for pool in pools]
     watches = {pool.name: _Watch() for pool in alone}
@@ -53,27 +59,55 @@ def engine_costs(
     }
     scheduler = Scheduler(alone, POLICIES[DEFAULT](), profiles)
 
+    late: list[float] = []
+    steps: SimpleQueue[None] = SimpleQueue()
+
     def observe(record: Record) -> None:
         if isinstance(record, Finished):
             watches[record.step.pool].finished.append(record)
+            steps.put(None)
             if sum(len(watch.finished) for watch in watches.values()) == STEPS:
                 engine.interrupt()
+        elif isinstance(record, Submitted):
+            late.append(record.at - record.arrival)
         elif isinstance(record, Decided):
             watches[record.pool].decided(record)
         elif isinstance(record, Started):
             watches[record.step.pool].started(record)
 
-    engine = Engine(Member(scheduler, executors), WallClock(), [observe])
-    with closing(engine):
-        report = engine.run([replace(request, arrival=0.0, slo=PATIENT) for request in requests[:TOGETHER]])
-    if report.counts["failed"]:
-        raise StageFailed(f"serving the sample requests: {next(iter(report.reasons))}")
+    engine = Engine(Member(scheduler, executors), WallClock(), [observe], forgiving=False)
+    with engine:
+        answers = [_asked(engine, call, steps) for call in calls[:TOGETHER]]
+        results = [answer.result() for answer in answers if answer is not None and answer.exception() is None]
+    if engine.fault is not None:
+        raise engine.fault
+    for result in results:
+        if result.status == "failed":
+            raise StageFailed(f"serving the sample requests: {result.reason}")
     gaps = [gap for watch in watches.values() for gap in watch.gaps()]
     decisions = [seconds for watch in watches.values() for seconds in watch.decisions]
     ratios = [ratio for watch in watches.values() for ratio in watch.ratios()]
     # a step that returns before its device is done seems short, and tells nothing
     scale = max(statistics.median(ratios), 1.0) if ratios else 1.0
-    return EngineCosts(handover_s=_median(gaps), decision_s=_median(decisions), latency_scale=scale)
+    return EngineCosts(
+        handover_s=_median(gaps), decision_s=_median(decisions), call_s=_median(late), latency_scale=scale
+    )
+
+
+def _asked(engine: Engine, call: Callable[[], Request], steps: SimpleQueue[None]) -> Future[Result] | None:
+    """Have a request served, and wait for a few steps or its end; None once enough was served."""
+    since = engine.clock.now()
+    request = call()
+    try:
+        answer = engine.submit(request.graph, request.params, slo=PATIENT, id=request.id, since=since)
+    except RequestError:  # it was interrupted
+        return None
+    for _ in range(APART):
+        while not answer.done():
+            with suppress(Empty):
+                steps.get(timeout=0.01)
+                break
+    return answer
 
 
 def _median(seconds: Sequence[float]) -> float:

@@ -39,14 +39,16 @@ class EngineCosts(BaseModel):
     """What serving adds to steps, in seconds, as measured on the engine.
 
     `handover_s`: from the end of a step to the start of the next, where that is planned already;
-    `decision_s`: what the default policy takes to decide. `latency_scale`: how many times its
-    profile a served step takes, 1 or more.
+    `decision_s`: what the default policy takes to decide. `call_s`: what the call for a request
+    takes in the serving process, before it is taken in. `latency_scale`: how many times its profile
+    a served step takes, 1 or more.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     handover_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     decision_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    call_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     latency_scale: Annotated[float, Field(ge=1, le=1e6)] = 1.0
 
 
@@ -141,6 +143,7 @@ def load_costs(paths: Sequence[Path]) -> EngineCosts:
     return EngineCosts(
         handover_s=min(cost.handover_s for cost in costs),
         decision_s=min(cost.decision_s for cost in costs),
+        call_s=min(cost.call_s for cost in costs),
         latency_scale=min(cost.latency_scale for cost in costs),
     )
 

@@ -139,27 +139,18 @@ def test_each_rung_knows_more(tmp_path):
     prepared = prepare(
         load_experiment(toy(tmp_path, workload={"arrivals": "constant", "rate": 1, "requests": 5, "steps": 3}))
     )
-    seen = Served({"draw": 2.0, "decode": 1.0}, 0.0, (1000.0, 1000.0), 0.0, 9, (0.0, 0.0), 0.0, (0.0, 0.0))
-    p50 = {name: report.latency.percentile(50) for name, report in ladder(prepared, "serial", seen).items()}
-    assert p50 == {
+    seen = Served({"draw": 2.0, "decode": 1.0}, 0.0, (1000.0, 1000.0), 0.0, 9, (0.0, 0.0), 0.0, (5000.0, 0.0))
+    reports = ladder(prepared, "serial", seen, lambda batch: 3.0 if batch.stage == "draw" else 1.0)
+    assert {name: report.latency.percentile(50) for name, report in reports.items()} == {
         "profile": pytest.approx(0.007),
         "speed": pytest.approx(0.013),
-        "spread": pytest.approx(0.013),
-        "gaps": pytest.approx(0.017),
+        "steps": pytest.approx(0.019),
+        "engine": pytest.approx(0.028),  # 4 steps with gaps of 1 ms, and 5 ms until it is taken in
     }
-
-
-def test_the_spread_of_steps_keeps_their_mean(tmp_path):
-    load = {"arrivals": "constant", "rate": 1, "requests": 400, "steps": 9}
-    prepared = prepare(load_experiment(toy(tmp_path, workload=load)))
-    seen = Served({"draw": 2.0, "decode": 1.0}, 0.3, (0.0, 0.0), 0.0, 9, (0.0, 0.0), 0.0, (0.0, 0.0))
-    reports = ladder(prepared, "serial", seen)
-    assert reports["spread"].latency.mean == pytest.approx(reports["speed"].latency.mean, rel=0.02)
-    assert reports["spread"].latency.percentile(99) > 1.1 * reports["speed"].latency.percentile(99)
 
 
 def test_what_explains_an_error_is_the_first_that_is_close():
     far, near = Error(9, 0, 0), Error(1, 0, 0)
     assert explained({"profile": near, "speed": far}) == "profile"
-    assert explained({"profile": far, "speed": far, "spread": near, "gaps": near}) == "spread"
+    assert explained({"profile": far, "speed": far, "steps": near, "engine": near}) == "steps"
     assert explained({"profile": far}) == "nothing"
