@@ -40,8 +40,12 @@ def llm(
     """
     tokens, most = _count(prompt, "tokens of a prompt"), _count(max_tokens, "max_tokens")
 
+    def made(job: Job) -> int:
+        here = job.stage is not None and job.stage.model == name  # not in a call before this one
+        return job.call_outputs if here else 0
+
     def context(job: Job) -> int:
-        return tokens(job) + job.call_outputs
+        return tokens(job) + made(job)
 
     def ended(job: Job) -> bool:
         latest = job.state if job.output is None else job.output  # of this call, not of one before it
@@ -49,7 +53,7 @@ def llm(
 
     prefill = Stage(f"{name}.prefill", max_batch, emits=True, size=context, model=name, phase="prefill")
     decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, model=name, phase="decode")
-    more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(job.call_outputs, 1), 0))
+    more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(made(job), 1), 0))
     return call(seq(prefill, switch(ended, {False: more, True: seq()}, likely=False)), name, slo=slo)
 
 

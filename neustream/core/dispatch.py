@@ -173,6 +173,8 @@ class Dispatch:
             recent.lengths,
             times.spread,
             state.unpromised,
+            live=self._lives.jobs,
+            pool_of=self._lives.served_by,
             memo=state.memo,
         )
 
@@ -194,6 +196,8 @@ class Dispatch:
             recent.lengths,
             times.spread,
             unpromised,
+            live=self._lives.jobs,
+            pool_of=self._lives.served_by,
             memo=state.memo,
         )
 

@@ -15,7 +15,7 @@ from neustream.core.events import Event, Held, Left, Update, ended
 from neustream.core.forks import Forks, emitted, tell
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Entry, Status
-from neustream.core.policy import Unpromised
+from neustream.core.policy import Pool, Unpromised
 from neustream.core.pool_state import PoolState
 from neustream.core.registry import Registry
 from neustream.core.step_times import StepTimes
@@ -50,6 +50,11 @@ class Lives:
         """What happened since the last call."""
         events, self.events = self.events, []
         return events
+
+    def served_by(self, stage: str) -> Pool | None:
+        """The pool that serves a stage; None: it is another scheduler's."""
+        state = self.pool_of.get(stage)
+        return None if state is None else state.pool
 
     # -- coming -----------------------------------------------------------------------------------
 

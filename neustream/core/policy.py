@@ -54,6 +54,11 @@ class Pool:
         return self.workers if self.concurrency is None else self.concurrency
 
 
+def nobody(stage: str) -> Pool | None:
+    """Of a scheduler without other pools."""
+    return None
+
+
 class Unpromised(NamedTuple):
     """Requests without a promise: device seconds since one of them waits, and those that they got.
 
@@ -79,6 +84,8 @@ class View:
         lengths: what is known of how long generations get, by model.
         unpromised: what requests without a promise got of the device.
         reserved: what jobs that are not in this view have been promised of the device.
+        live: all requests of the scheduler by id, those in other pools too.
+        pool_of: the pool that serves a stage; None: none of this scheduler's.
         memo: for what a rule computes from a view and would compute again. It lives as long as the
             scheduler; a rule bounds what it keeps there.
     """
@@ -96,6 +103,8 @@ class View:
     spread: Mapping[str, Ratios] = field(default_factory=dict)
     unpromised: Unpromised = field(default_factory=Unpromised)
     reserved: Reserved = NOTHING
+    live: Mapping[str, Job] = field(default_factory=dict)
+    pool_of: Callable[[str], Pool | None] = nobody
     memo: MutableMapping[Any, Any] = field(default_factory=dict)
 
     @property

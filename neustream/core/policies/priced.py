@@ -9,6 +9,7 @@ from functools import cached_property
 from neustream.core.policies.per_model import PerModel, check_background
 from neustream.core.policies.priced_steps import PricedSteps
 from neustream.core.policies.token_deadlines import TokenDeadlines
+from neustream.core.policies.whole_way import WholeWay
 from neustream.core.policy import Decision, View
 from neustream.errors import ConfigError
 
@@ -53,7 +54,9 @@ class Priced:
 
     The steps of a language model follow a rule of their own with the same aims
     (`token_deadlines.py`, whose parameters are `tokens`). Where both kinds are in one pool, each
-    rule promises only what the other one's promises leave of the device (`per_model.py`).
+    rule promises only what the other one's promises leave of the device (`per_model.py`). Of
+    requests that go through several pools, with nothing promised but their end, the whole way
+    counts (`whole_way.py`).
 
     In a pool of several workers each plans for the jobs that it ran itself; those that have not run
     are taken by the first worker with room.
@@ -73,7 +76,8 @@ class Priced:
 
     @cached_property
     def _rules(self) -> PerModel:
-        return PerModel(self.tokens, PricedSteps(self.price, self.gain), self.background)
+        tokens = WholeWay(self.tokens)
+        return PerModel(tokens, PricedSteps(self.price, self.gain), self.background)
 
     def decide(self, view: View) -> Decision:
         return self._rules.decide(view)

@@ -1,0 +1,209 @@
+"""MatPlotAgent, the paper's agents: ours beside other rules, simulated.
+
+    python benchmarks/agents.py [--quick] [--jobs N] [--seeds N] [--rule NAME ...] [--over KEY ...]
+
+Simulates the artifact's sweeps (300 requests, its lengths, order and seeds; `--seeds` adds others for confidence; what
+matplotagent.py assumes is said there) under each rule and writes benchmarks/results/agents.{json,md,png}.
+Counted are
+
+* requests: the share that ended in time (ours);
+* tokens: tokens in time per second of the artifact's window, from 30 s behind the first arrival on, for 300 / rate s;
+* prefills, decodes: calls per second of that window whose first token was in time, and whose tokens all were.
+
+A token of a call is due as there: what the calls before it were promised (`scale` times what they take alone, 2.5 s for
+the executor), its prefill and the decodes so far, each `scale` times what it takes alone, from arrival on. So time that
+a call saved goes to those behind it. `--quick` simulates 60 requests of one point and writes nothing.
+
+Rules (agent_rules.py has the first two): `vllm` prefills first, in order of arrival, and gives up nobody; `artifact`
+hands on what a call saved, and ends who is late at one; `fcfs` and `edf` decide pool by pool and give up who cannot be
+in time; `priced` is ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent_rules import Budgets, Call, PrefillFirst
+from matplotagent import Workload, workload
+from rich.progress import Progress
+
+from neustream import __version__
+from neustream.core.events import Emitted
+from neustream.core.policies import EDF, FCFS, Priced
+from neustream.core.policy import Policy
+from neustream.core.types import TICK
+from neustream.engine.events import Record
+
+RESULTS = Path(__file__).parent / "results"
+RULES = ("vllm", "fcfs", "edf", "artifact", "priced")
+SWEEPS: dict[str, tuple[float, ...]] = {
+    "rate": (0.6, 0.7, 0.8, 0.9, 1.0),
+    "cv": (1, 2, 3, 4),
+    "scale": (1.2, 1.4, 1.6, 1.8),
+}
+USUAL: dict[str, float] = {"rate": 0.7, "cv": 1, "scale": 1.8}
+REQUESTS = 300
+WARM_UP_S = 30.0
+WINDOW = 300
+"""Requests that the window is as long as."""
+NUMBERS = ("requests", "tokens", "prefills", "decodes")
+
+Task = tuple[str, float, int, tuple[str, ...], int]
+
+
+@dataclass
+class Counts:
+    """What the artifact counts of a run, told of each output."""
+
+    calls: Mapping[str, Sequence[Call]]
+    start: float
+    end: float
+    tokens: int = 0
+    prefills: int = 0
+    decodes: int = 0
+    _done: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
+
+    def __call__(self, record: Record) -> None:
+        if not isinstance(record, Emitted):
+            return
+        number, index, in_time = self._done.get(record.id, (0, 0, True))
+        call = self.calls[record.id][number]
+        here = self.start <= record.at < self.end
+        now = record.at <= call.due(index) + TICK
+        in_time = in_time and now
+        self.tokens += here and now
+        self.prefills += here and now and index == 0
+        index += 1
+        if index == call.outputs:
+            self.decodes += here and in_time
+            number, index, in_time = number + 1, 0, True
+        self._done[record.id] = number, index, in_time
+
+
+def tasks(sweeps: Sequence[str], rules: Sequence[str], seeds: int) -> list[Task]:
+    """(what is swept, its value, number of the seed, rules, requests) of every run."""
+    return [
+        (over, value, seed, (rule,), REQUESTS)
+        for seed in range(seeds)
+        for over in sweeps
+        for value in SWEEPS[over]
+        for rule in rules
+    ]
+
+
+def run(task: Task) -> list[dict[str, Any]]:
+    """The numbers of each rule at one point; seed 0 is the artifact's."""
+    over, value, seed, rules, requests = task
+    setting = {**USUAL, over: value}
+    given = workload(**setting, count=requests, seed=100 + seed if seed else None)
+    return [
+        {"over": over, "value": value, "seed": seed, "rule": rule, **numbers(given, setting, rule)} for rule in rules
+    ]
+
+
+def numbers(given: Workload, setting: Mapping[str, float], rule: str) -> dict[str, float]:
+    """What one rule reaches."""
+    start = given.requests[0].arrival + WARM_UP_S
+    span = WINDOW / setting["rate"]
+    counts = Counts(given.calls, start, start + span)
+    policies: dict[str, Policy] = {
+        "vllm": PrefillFirst(),
+        "fcfs": FCFS(),
+        "edf": EDF(),
+        "artifact": Budgets(given.calls, setting["scale"]),
+        "priced": Priced(),
+    }
+    report = given.simulate(policies[rule], [counts])
+    return {
+        "requests": report.attainment,
+        "tokens": counts.tokens / span,
+        "prefills": counts.prefills / span,
+        "decodes": counts.decodes / span,
+    }
+
+
+def told(rows: Sequence[dict[str, Any]], number: str) -> str:
+    """The mean over seeds, and how far single ones are from it."""
+    values = [row[number] for row in rows]
+    digits = 1 if number == "tokens" else 3
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def markdown(rows: Sequence[dict[str, Any]], seeds: int) -> str:
+    """A table for each sweep and number."""
+    lines = ["# MatPlotAgent on four RTX 4090, simulated", ""]
+    lines += [f"The mean of {seeds} seed(s), ± their standard deviation.", ""]
+    for over in dict.fromkeys(row["over"] for row in rows):
+        some = [row for row in rows if row["over"] == over]
+        values = list(dict.fromkeys(row["value"] for row in some))
+        for number in NUMBERS:
+            lines += [f"## {over}: {number}", "", "| rule | " + " | ".join(f"{value:g}" for value in values) + " |"]
+            lines.append("|" + "---|" * (len(values) + 1))
+            for rule in dict.fromkeys(row["rule"] for row in some):
+                at = [[r for r in some if (r["rule"], r["value"]) == (rule, value)] for value in values]
+                lines.append(f"| {rule} | " + " | ".join(told(each, number) for each in at) + " |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Requests in time and tokens in time, by what is swept."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    sweeps = list(dict.fromkeys(row["over"] for row in rows))
+    figure, axes = plt.subplots(2, len(sweeps), figsize=(4 * len(sweeps), 6), squeeze=False)
+    for column, over in enumerate(sweeps):
+        for line, (number, label) in enumerate((("requests", "share in time"), ("tokens", "tokens in time / s"))):
+            axis = axes[line][column]
+            for rule in dict.fromkeys(row["rule"] for row in rows):
+                some = [row for row in rows if (row["over"], row["rule"]) == (over, rule)]
+                values = sorted({row["value"] for row in some})
+                means = [statistics.mean(row[number] for row in some if row["value"] == value) for value in values]
+                axis.plot(values, means, marker="o", label=rule)
+            axis.set(xlabel=over, ylabel=label, ylim=(0, None))
+    axes[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="60 requests of one point; print, write nothing")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds, the first the artifact's")
+    parser.add_argument("--rule", nargs="+", choices=RULES, default=RULES)
+    parser.add_argument("--over", nargs="+", choices=tuple(SWEEPS), default=tuple(SWEEPS))
+    args = parser.parse_args()
+    if args.quick:
+        print(markdown(run(("rate", 0.8, 0, tuple(args.rule), 60)), 1))
+        return
+    todo, rows = tasks(args.over, args.rule, args.seeds), []
+    with Progress() as progress, ProcessPoolExecutor(args.jobs) as pool:
+        for done in progress.track(pool.map(run, todo), total=len(todo), description="simulating"):
+            rows += done
+    options = f" --seeds {args.seeds} --rule {' '.join(args.rule)} --over {' '.join(args.over)}"
+    origin = {"command": f"python benchmarks/agents.py{options}", "neustream": __version__}
+    origin["python"] = platform.python_version()
+    RESULTS.mkdir(exist_ok=True)
+    compact = ",\n  ".join(json.dumps(row) for row in rows)
+    (RESULTS / "agents.json").write_text(f'{{"origin": {json.dumps(origin)}, "rows": [\n  {compact}\n]}}\n')
+    (RESULTS / "agents.md").write_text(markdown(rows, args.seeds))
+    draw(rows, RESULTS / "agents.png")
+    print(markdown(rows, args.seeds))
+
+
+if __name__ == "__main__":
+    main()

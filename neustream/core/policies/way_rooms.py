@@ -1,0 +1,151 @@
+"""What is known of requests on their way: their legs, who needs a pool's time when, its price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from neustream.core.demand import Demand
+from neustream.core.graph import Stage
+from neustream.core.job import Job
+from neustream.core.policies.price import ENOUGH
+from neustream.core.policies.way_ahead import Leg, legs_of_demand, legs_of_job
+from neustream.core.policy import View
+from neustream.core.types import TICK
+
+AGAIN = 0.25
+"""Seconds after which it is looked again who may join, if nobody came or went."""
+
+
+class Room:
+    """One pool's time: who is there from when to when, and what it costs."""
+
+    def __init__(self) -> None:
+        self._stays: list[tuple[float, float, float]] = []
+
+    def add(self, start: float, end: float, charge: float) -> None:
+        self._stays.append((start, end, charge))
+
+    def has(self, start: float, end: float, charge: float) -> bool:
+        """Whether another one fits: no span of time that its stay is in is asked for too much.
+
+        The criterion of EDF for jobs with a start and a deadline, by what each costs.
+        """
+        if not self._stays:
+            return True
+        starts, ends, charges = np.array([*self._stays, (start, end, charge)]).T
+        first = np.unique(starts[starts <= start])
+        last = np.unique(ends[ends >= end])
+        inside = (starts[None, :] >= first[:, None]).astype(float) * charges
+        asked = inside @ (ends[:, None] <= last[None, :])
+        return bool((asked <= last[None, :] - first[:, None] + TICK).all())
+
+
+class Looked:
+    """When it was looked last, in vain, whether somebody may join, and who was there."""
+
+    def __init__(self) -> None:
+        self._at = -math.inf
+        self._who: tuple[int, ...] = ()
+
+    def again(self, now: float, *jobs: Sequence[Job]) -> bool:
+        """Whether to look again."""
+        if not self._at < now < self._at + AGAIN:
+            return True
+        return self._who != self._ids(*jobs)
+
+    def in_vain(self, now: float, *jobs: Sequence[Job]) -> None:
+        """Nobody may join now, and nobody is given up."""
+        if self.again(now, *jobs):
+            self._at, self._who = now, self._ids(*jobs)
+
+    def _ids(self, *jobs: Sequence[Job]) -> tuple[int, ...]:
+        return tuple([id(job) for some in jobs for job in some])
+
+
+class KnownLegs:
+    """The legs of live jobs, as long as they are at one stage."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Stage | None, list[Leg]]] = {}
+
+    def of(self, view: View, job: Job) -> list[Leg]:
+        stage, legs = self._known.get(job.id, (None, []))
+        if stage is None or stage is not job.stage:
+            legs = legs_of_job(view, job)
+            if len(self._known) > 4 * len(view.live) + 64:
+                self._known = {id: one for id, one in self._known.items() if id in view.live}
+            self._known[job.id] = (job.stage, legs)
+        return legs
+
+
+class ScarcePrice:
+    """What the scarcest pool's time is worth by what was asked for lately."""
+
+    def __init__(self) -> None:
+        self.price = 0.0
+        self._pool = ""
+        self._recent: tuple[Demand, ...] = ()
+        self._stages: dict[str, Stage] = {}
+        self._charges: dict[Demand, dict[str, float]] = {}
+
+    def learn(self, view: View, jobs: Sequence[Job]) -> None:
+        """Take in the latest requests."""
+        if view.recent is self._recent:
+            return
+        for job in jobs:
+            self._stages.update(job.request.graph.stages)
+        self._recent = view.recent
+        self._charges = {
+            demand: self._charges.get(demand) or self._charge(view, demand)
+            for demand in view.recent[1:]
+            if demand.budget < math.inf
+        }
+        self._clear()
+
+    def _charge(self, view: View, demand: Demand) -> dict[str, float]:
+        legs = legs_of_demand(view, demand, self._stages)
+        alone = sum([leg.alone for leg in legs])
+        stretch = max(demand.budget / max(alone, TICK), 1.0)
+        charges: dict[str, float] = {}
+        for leg in legs:
+            charges[leg.pool] = charges.get(leg.pool, 0.0) + leg.charge(stretch)
+        return charges
+
+    def _clear(self) -> None:
+        self.price, self._pool = 0.0, ""
+        recent, charges = self._recent, self._charges
+        if len(charges) + 1 < ENOUGH:
+            return
+        span = recent[-1].at - recent[0].at
+        if span * len(charges) < sum([demand.budget for demand in charges]):
+            return
+        total: dict[str, float] = {}
+        for each in charges.values():
+            for pool, seconds in each.items():
+                total[pool] = total.get(pool, 0.0) + seconds
+        self._pool = max(total, key=lambda pool: total[pool])
+        room = span
+        offers = [
+            (demand.weight / each[self._pool], each[self._pool])
+            for demand, each in charges.items()
+            if each.get(self._pool, 0.0) > 0
+        ]
+        for density, seconds in sorted(offers, reverse=True):
+            room -= seconds
+            if room < 0:
+                self.price = density
+                return
+
+    def scarce(self, view: View) -> bool:
+        """Whether the pool of a view is the scarcest."""
+        return view.pool.name == self._pool
+
+    def density(self, legs: Sequence[Leg], stretch: float, job: Job) -> float:
+        """Weight per second of the scarcest pool that a request brings; inf if it needs none."""
+        seconds = sum([leg.charge(stretch) for leg in legs if leg.pool == self._pool])
+        if not self._pool:
+            seconds = max([leg.charge(stretch) for leg in legs], default=0.0)
+        return job.weight / seconds if seconds > 0 else math.inf

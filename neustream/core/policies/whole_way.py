@@ -1,0 +1,355 @@
+"""Language models on the way of requests through several pools, where only the end is promised.
+
+What a request has ahead elsewhere is not idle time: others are there too. And what is begun here is
+wasted if there is no room for it further on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neustream.core.job import Job
+from neustream.core.many_decodes import decode_seconds
+from neustream.core.policies.model_queues import ModelQueues, at_decode, has_progress, one_model
+from neustream.core.policies.way_ahead import Leg, expected
+from neustream.core.policies.way_rooms import AGAIN, KnownLegs, Looked, Room, ScarcePrice
+from neustream.core.policy import Decision, Policy, View
+from neustream.core.reasons import due, span
+from neustream.core.types import TICK
+
+Floats = NDArray[np.float64]
+OTHERS = 0.5
+"""Share of the time that a request has to spare which others may take further on."""
+SPARE = 0.75
+"""Share of a pool's memory up to which those join that will probably not be in time in the end."""
+SPARE_SCARCE = 0.5
+"""The same where that pool is the scarcest."""
+TIGHT = 1.25
+"""Times what it would have cost a pool that a request costs which has hardly any time left."""
+TRIES = 8
+"""Waiting prompts that do not fit before no more are tried in a decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeWay:
+    """For a language model whose requests go on to other pools, or came from some.
+
+    1. Who cannot be in time even alone, or with those who run here as they are, is given up.
+    2. All who run decode. A prompt joins them if all of it and of them has memory to the end, and
+       nobody becomes late by it, where half of the time that each has to spare is for others
+       further on.
+    3. Requests that have begun come first, those that have to start first in front. A new one
+       begins only if each pool on its way has room for it when it comes there, beside all that have
+       begun, and if it brings what the scarcest pool's time is worth by what was asked for lately.
+
+    Where all is in one pool, or outputs have deadlines of their own, `tokens` decides.
+
+    Args:
+        tokens: see above.
+        price: times what the scarcest pool's time is worth that a new request has to bring.
+    """
+
+    tokens: Policy
+    price: float = 1.0
+
+    def decide(self, view: View) -> Decision:
+        if not applies(view):
+            return self.tokens.decide(view)
+        return _Step(view, one_model(view), self.price).decision()
+
+
+def applies(view: View) -> bool:
+    """Whether requests go through several pools, and only their end is promised."""
+    here = view.pool.stages
+    several = False
+    for queue in view.queues.values():
+        for job in queue:
+            if job.due == math.inf or job.slo.first < math.inf:
+                return False
+        several = several or not job.request.graph.stages.keys() <= set(here)
+    return several
+
+
+@dataclass(slots=True)
+class _Run:
+    """Requests of this pool: outputs to come, tokens of context, and by when they have to end."""
+
+    jobs: list[Job] = field(default_factory=list)
+    left: list[float] = field(default_factory=list)
+    context: list[float] = field(default_factory=list)
+    soft: list[float] = field(default_factory=list)
+    hard: list[float] = field(default_factory=list)
+
+    def add(self, job: Job, row: tuple[float, float, float, float]) -> None:
+        self.jobs.append(job)
+        for column, value in zip((self.left, self.context, self.soft, self.hard), row, strict=True):
+            column.append(value)
+
+    def drop(self, at: int) -> Job:
+        for column in (self.left, self.context, self.soft, self.hard):
+            del column[at]
+        return self.jobs.pop(at)
+
+
+@dataclass(slots=True)
+class _Step:
+    """One decision in the making."""
+
+    view: View
+    model: ModelQueues
+    price: float
+    drop: dict[Job, str] = field(default_factory=dict)
+    legs: dict[Job, list[Leg]] = field(default_factory=dict)
+    run: _Run = field(default_factory=_Run)
+    waiting: list[Job] = field(default_factory=list)
+    end: Floats = field(default_factory=lambda: np.zeros(0))
+    short: bool = False
+    rooms: dict[str, Room] = field(default_factory=dict)
+
+    def decision(self) -> Decision:
+        view, model = self.view, self.model
+        under_way = [job for job in model.prefills if has_progress(job)]
+        waiting = [job for job in model.prefills if not has_progress(job)]
+        looked = self.view.memo.setdefault(Looked, Looked())
+        if waiting and looked.again(view.now, model.decodes, model.prefills):
+            self._look(under_way, waiting)
+        running = [job for job in (*model.decodes, *under_way) if job not in self.drop]
+        sizes = self._sizes([job for job in under_way if job not in self.drop])
+        new = self._admit(self.waiting, sizes)
+        if waiting and not new and not self.drop:
+            looked.in_vain(view.now, model.decodes, model.prefills)
+        jobs = [job for job in running if job in sizes or at_decode(job)] + new
+        if not jobs and waiting:
+            return Decision(drop=self.drop, wake_at=view.now + AGAIN)
+        return Decision(jobs, self.drop, sizes=sizes)
+
+    def _look(self, under_way: Sequence[Job], waiting: Sequence[Job]) -> None:
+        """See who can be in time yet, and who of those that wait may be tried."""
+        for job in (*self.model.decodes, *under_way):
+            self.run.add(job, self._row(job))
+        self.end = self._ends(self.run)
+        self._give_up_late()
+        for job in waiting:
+            needs = sum([leg.alone for leg in self._legs(job)])
+            left = job.due - self.view.now
+            if needs > left + TICK:
+                self.drop[job] = f"hopeless: needs {span(needs)} more, {due(left)}"
+        self.waiting = [job for job in waiting if job not in self.drop]
+
+    # -- those who run ----------------------------------------------------------------------------
+
+    def _row(self, job: Job) -> tuple[float, float, float, float]:
+        """Outputs to come here, tokens that it reads, by when it should and has to be done here."""
+        legs = self._legs(job)
+        label = f"{self.model.label}.decode"
+        most = float(max(job.calls_here(label), 1))
+        left = expected(self.view.lengths.get(self.model.label), job.call_outputs, most)
+        behind = sum([leg.alone for leg in legs[1:]])
+        shared = sum([leg.alone for leg in legs[1:] if leg.pool])
+        here = left * (legs[0].base + legs[0].each) if legs else 0.0
+        spare = max(job.due - self.view.now - here - behind, 0.0)
+        of_others = OTHERS * spare * shared / max(shared + here, TICK)
+        return left, job.size + job.computed, job.due - behind - of_others, job.due - behind
+
+    def _legs(self, job: Job) -> list[Leg]:
+        known = self.legs.get(job)
+        if known is None:
+            cache = self.view.memo.setdefault(KnownLegs, KnownLegs())
+            known = self.legs[job] = cache.of(self.view, job)
+        return known
+
+    def _ends(self, run: _Run, ahead: float = 0.0) -> Floats:
+        """When each is done here if nobody else comes [jobs]; `ahead`: seconds before that."""
+        if not run.jobs:
+            return np.zeros(0)
+        left, context = np.array(run.left), np.array(run.context)
+        order = np.argsort(left, kind="stable")
+        rows = left[order]
+        before = np.concatenate([[0.0], rows[:-1]])
+        count = np.arange(len(rows), 0, -1, dtype=np.float64)
+        read = np.cumsum(context[order][::-1])[::-1] + count * (before + rows) / 2
+        each = self.model.speed * decode_seconds(self.model.steps, count, read)
+        end = np.empty(len(rows))
+        end[order] = self.view.now + ahead + np.cumsum(each * (rows - before))
+        return end
+
+    def _give_up_late(self) -> None:
+        """Those that those who run here make late, the latest first: they keep others from time."""
+        while len(self.end):
+            over = self.end - np.array(self.run.hard)
+            worst = int(np.argmax(over))
+            if over[worst] <= TICK:
+                return
+            job = self.run.drop(worst)
+            self.drop[job] = "shed: it cannot be in time beside the others, and some wait"
+            self.end = self._ends(self.run)
+
+    # -- those who wait ---------------------------------------------------------------------------
+
+    def _sizes(self, under_way: Sequence[Job]) -> dict[Job, float]:
+        """Parts of the prompts that are under way."""
+        left = self._tokens()
+        sizes = {}
+        for job in under_way:
+            size = min(job.size, left)
+            if size >= 1:
+                sizes[job] = size
+                left -= size
+        return sizes
+
+    def _tokens(self) -> float:
+        """Tokens of prompts that a step may have."""
+        return float(self.view.pool.step_tokens - len(self.model.decodes))
+
+    def _admit(self, waiting: Sequence[Job], sizes: dict[Job, float]) -> list[Job]:
+        """Those whose prompts join this step; notes how much of each."""
+        new: list[Job] = []
+        misses = 0
+        ahead = 0.0
+        tokens = self._tokens() - sum(sizes.values())
+        for job, share in self._in_order(waiting):
+            if misses >= TRIES or tokens < 1:
+                break
+            seconds = ahead + self.model.speed * job.unit_s
+            if len(self.run.jobs) >= self.model.seats or not self._fits(job, seconds, share):
+                misses += 1
+                self.short = self.short or share == 1.0
+                continue
+            self._take(job, seconds)
+            sizes[job] = min(job.size, tokens)
+            tokens -= sizes[job]
+            ahead = seconds
+            new.append(job)
+        return new
+
+    def _in_order(self, waiting: Sequence[Job]) -> Iterator[tuple[Job, float]]:
+        """Who is tried, and up to which share of the memory."""
+        if not waiting:
+            return
+        price = self.view.memo.setdefault(ScarcePrice, ScarcePrice())
+        price.learn(self.view, waiting)
+        worth = {job: price.density(self._legs(job), self._planned(job), job) for job in waiting}
+        least = self.price * price.price
+        chosen = [job for job in waiting if worth[job] >= least and not self._tight(job)]
+        begun = [job for job in chosen if job.started_at is not None]
+        tried = set()
+        for job in sorted(begun, key=lambda job: job.due - job.remaining_s):
+            tried.add(job)
+            yield job, 1.0
+        fresh = [job for job in chosen if job.started_at is None]
+        for job in sorted(fresh, key=lambda job: -worth[job]):
+            if self._has_room(job):
+                tried.add(job)
+                yield job, 1.0
+        if self.short:
+            return
+        share = SPARE_SCARCE if price.scarce(self.view) else SPARE
+        for job in sorted(waiting, key=lambda job: -worth[job]):
+            if job not in tried:
+                yield job, share
+
+    def _planned(self, job: Job) -> float:
+        """Times what it takes alone that it had when it came."""
+        return max(job.slo.total / max(job.alone_s, TICK), 1.0)
+
+    def _tight(self, job: Job) -> bool:
+        """Whether it has waited so long that it would cost much more here than when it came."""
+        legs = self._legs(job)
+        if not legs:
+            return False
+        own = legs[0]
+        here = (job.due - sum([leg.alone for leg in legs[1:]]) - self.view.now) / own.alone
+        return own.charge(max(here, 1.0)) > TIGHT * own.charge(self._planned(job))
+
+    def _fits(self, job: Job, seconds: float, share: float) -> bool:
+        """Whether it has memory to its end beside the others, and nobody becomes late by it."""
+        run = self.run
+        row = self._row(job)
+        beside = _Run([*run.jobs, job])
+        for name, value in zip(("left", "context", "soft", "hard"), row, strict=True):
+            setattr(beside, name, [*getattr(run, name), value])
+        if not self._has_memory(beside, share):
+            return False
+        end = self._ends(beside, seconds)
+        soft, hard = np.array(run.soft), np.array(run.hard)
+        before = self.end
+        limit = np.where(before <= soft + TICK, soft, np.where(before <= hard + TICK, hard, np.inf))
+        if (end[:-1] > limit + TICK).any():
+            return False
+        own = row[2] if job.started_at is None or run.jobs else row[3]
+        if end[-1] <= own + TICK:
+            return True
+        return job.started_at is not None and bool(end[-1] <= row[3] + TICK)
+
+    def _has_memory(self, run: _Run, share: float) -> bool:
+        """Whether all of a run has a share of the memory to its end."""
+        memory = self.model.memory
+        if memory is None:
+            return True
+        left = np.array(run.left)
+        order = np.argsort(left, kind="stable")
+        rows, context = left[order], np.array(run.context)[order]
+        count = np.arange(len(rows), 0, -1)
+        kept = np.cumsum(context[::-1])[::-1] + count * (rows + memory.block_size / 2)
+        return len(rows) == 1 or bool(kept.max() <= share * memory.capacity)
+
+    def _take(self, job: Job, seconds: float) -> None:
+        if job.started_at is None:
+            self._begin(job)
+        self.run.add(job, self._row(job))
+        self.end = self._ends(self.run, seconds)
+
+    # -- further on -------------------------------------------------------------------------------
+
+    def _has_room(self, job: Job) -> bool:
+        """Whether each pool further on has room for a new request when it comes there."""
+        if not self.rooms:
+            self._survey()
+        return all(
+            self.rooms[pool].has(*stay) if pool in self.rooms else True
+            for pool, stay in self._stays(job)
+        )
+
+    def _survey(self) -> None:
+        """Who has begun, and when they are in which pool."""
+        for job in self.view.live.values():
+            if job.started_at is None or job.due == math.inf or job.late:
+                continue
+            self._begin(job)
+        self.rooms.setdefault("", Room())
+
+    def _begin(self, job: Job) -> None:
+        for pool, stay in self._stays(job):
+            self.rooms.setdefault(pool, Room()).add(*stay)
+
+    def _stays(self, job: Job) -> Iterator[tuple[str, tuple[float, float, float]]]:
+        """Each pool that charges for it: from when it may be there, until when, and the charge."""
+        legs, now = self._legs(job), self.view.now
+        alone = [leg.alone for leg in legs]
+        share = self._left(job, legs)
+        if legs:
+            alone[0] *= share
+        stretch = max((job.due - now) / max(sum(alone), TICK), 1.0)
+        pace = 1 + OTHERS * (stretch - 1)
+        before, behind = 0.0, sum(alone)
+        for at, leg in enumerate(legs):
+            behind -= alone[at]
+            left = share if at == 0 else 1.0
+            charge = leg.charge(stretch, left)
+            if charge > 0:
+                start = now + pace * before
+                end = job.due - behind - leg.stay(stretch, left) + charge
+                yield leg.pool, (start, max(end, start + charge), charge)
+            before += alone[at]
+
+    def _left(self, job: Job, legs: Sequence[Leg]) -> float:
+        """The share of its present leg that is still ahead."""
+        if not legs or not legs[0].decodes or job.stage is None:
+            return 1.0
+        left = job.calls_here(f"{job.stage.model}.decode")
+        return min(left / legs[0].decodes, 1.0)

@@ -1,0 +1,89 @@
+"""Requests that go through several pools, with nothing promised but their end."""
+
+from neustream.core.batch import Batch
+from neustream.core.graph import Graph, Stage, seq
+from neustream.core.kv_cache import KVCache
+from neustream.core.policies import EDF, Priced, TokenDeadlines
+from neustream.core.policies.way_rooms import Room
+from neustream.core.policies.whole_way import WholeWay
+from neustream.core.policy import Pool
+from neustream.core.profile import LinearProfile
+from neustream.core.scheduler import Scheduler
+from neustream.core.steps import StepProfile
+from neustream.core.types import SLO, Request
+from neustream.engine.clock import VirtualClock
+from neustream.engine.engine import Engine
+from neustream.engine.executor import ProfiledExecutor
+from neustream.engine.member import Member
+from neustream.graphs import llm, llm_profiles
+
+STEPS = StepProfile(
+    "steps",
+    LinearProfile("prefill", base=0.01, per_size=1e-4, max_batch=64),
+    LinearProfile("decode", base=0.01, per_size=1e-6, max_batch=64),
+)
+PARAMS = {"first": 50, "second": 100, "outputs": 20, "more": 100}
+
+
+def served(policy, *, count=40, gap=0.05, total=3.0, params=PARAMS, memory=500):
+    """`count` requests of two models and a tool; the second model has memory for two of them."""
+    first = llm("first", prompt="first", max_tokens="outputs")
+    second = llm("second", prompt="second", max_tokens="more")
+    graph = Graph("agent", seq(first, Stage("tool"), second))
+    pools = [
+        Pool("first", ("first.prefill", "first.decode"), kv_caches={"first": KVCache(100, 16)}),
+        Pool("second", ("second.prefill", "second.decode"), kv_caches={"second": KVCache(memory // 16, 16)}),
+        Pool("tool", ("tool",), concurrency=8),
+    ]
+    profiles = {**llm_profiles("first", STEPS), **llm_profiles("second", STEPS)}
+    profiles["tool"] = LinearProfile("tool", base=0.1, max_batch=1)
+    requests = [Request(f"r{at}", graph, at * gap, SLO(total), params) for at in range(count)]
+    executor = ProfiledExecutor(outcome=lambda batch: _nothing(batch))
+    member = Member(Scheduler(pools, policy, profiles), {pool.name: executor for pool in pools})
+    return Engine(member, VirtualClock()).run(requests).counts
+
+
+def _nothing(batch: Batch):
+    return [{} for _ in batch.jobs]
+
+
+def test_all_are_on_time_where_there_is_time_for_all():
+    assert served(Priced(), gap=2.0, count=6)["on_time"] == 6
+
+
+def test_under_overload_it_begins_what_it_can_end_and_serves_more_than_edf():
+    ours, edf = served(Priced()), served(EDF())
+    assert ours["late"] == 0 and ours["on_time"] > edf["on_time"]
+
+
+def test_a_request_that_needs_more_memory_than_there_is_ends():
+    counts = served(Priced(), count=3, memory=160)
+    assert sum(counts.values()) == 3 and counts["on_time"] == 0
+
+
+def test_within_one_pool_the_rule_for_tokens_decides():
+    class Asked(TokenDeadlines):
+        views = 0
+
+        def decide(self, view):
+            Asked.views += 1
+            return super().decide(view)
+
+    graph = Graph("text", llm("text"))
+    pool = Pool("gpu", ("text.prefill", "text.decode"))
+    member = Member(
+        Scheduler([pool], WholeWay(Asked()), llm_profiles("text", STEPS)),
+        {"gpu": ProfiledExecutor(outcome=_nothing)},
+    )
+    request = Request("one", graph, 0.0, SLO(5.0), {"prompt_tokens": 5, "max_tokens": 3})
+    assert Engine(member, VirtualClock()).run([request]).counts["on_time"] == 1 and Asked.views >= 3
+
+
+def test_a_pool_has_room_as_long_as_no_span_is_asked_for_too_much():
+    room = Room()
+    assert room.has(0.0, 1.0, 9.0)  # nobody is there: it goes alone
+    room.add(0.0, 10.0, 6.0)
+    assert room.has(0.0, 10.0, 4.0) and not room.has(0.0, 10.0, 4.1)
+    assert room.has(10.0, 12.0, 2.0) and not room.has(8.0, 9.0, 1.1)
+    room.add(2.0, 4.0, 2.0)
+    assert not room.has(3.0, 4.0, 0.5) and room.has(4.0, 10.0, 1.0)
