@@ -23,6 +23,7 @@ def llm(
     max_batch: int = 256,
     prompt: Count = "prompt_tokens",
     max_tokens: Count = "max_tokens",
+    cached: str = "cached_tokens",
     slo: SLO | None = None,
 ) -> Node:
     """One call of a language model: `<name>.prefill`, then `<name>.decode` until it ends.
@@ -36,6 +37,8 @@ def llm(
         max_batch: the most requests in one step.
         prompt: tokens of the prompt: a request parameter's name, or a function of the job.
         max_tokens: the most outputs, 1 or more, likewise.
+        cached: the request parameter that says how many tokens of the prompt are in the cache when it
+            comes, 0 if it is not given; these are not computed.
         slo: what this call is promised; None: what the request is (see `call`).
     """
     tokens, most = _count(prompt, "tokens of a prompt"), _count(max_tokens, "max_tokens")
@@ -51,7 +54,18 @@ def llm(
         latest = job.state if job.output is None else job.output  # of this call, not of one before it
         return job.call_outputs >= most(job) or bool(latest.get("ended"))
 
-    prefill = Stage(f"{name}.prefill", max_batch, emits=True, size=context, model=name, phase="prefill")
+    def known(job: Job) -> float:
+        return float(job.params.get(cached, 0))
+
+    prefill = Stage(
+        f"{name}.prefill",
+        max_batch,
+        emits=True,
+        size=context,
+        model=name,
+        phase="prefill",
+        known=known,
+    )
     decode = Stage(f"{name}.decode", max_batch, emits=True, size=context, model=name, phase="decode")
     more = loop(decode, until=ended, expect=lambda job: max(most(job) - max(made(job), 1), 0))
     return call(seq(prefill, switch(ended, {False: more, True: seq()}, likely=False)), name, slo=slo)

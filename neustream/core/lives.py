@@ -195,6 +195,7 @@ class Lives:
             if another:
                 job.call_outputs = 0
                 self.work.legs.promise(job, now, now)
+            job.computed = stage.known_of(job)
             self._enter(job, stage, now)
             return
         if job.cursor is not None and job.cursor.fork is not None:

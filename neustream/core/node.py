@@ -71,6 +71,7 @@ class Stage:
             step. A prefill may be done in parts. A decode reads `size` tokens of context and
             computes one; it cannot be parted.
         tool: what it calls, where it is a tool (see `neustream.tool`).
+        known: units of a prefill that are done when a job comes to it (a prefix in the cache).
     """
 
     name: str
@@ -80,6 +81,7 @@ class Stage:
     model: str = ""
     phase: Phase = "step"
     tool: Tool | None = None
+    known: Callable[[Job], float] | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -120,6 +122,24 @@ class Stage:
                 f"got {shown(size)}"
             )
         return whole
+
+    def known_of(self, job: Job) -> float:
+        """Units that are done when `job` comes; GraphError if nothing would be left to do."""
+        if self.known is None:
+            return 0.0
+        try:
+            known = float(self.known(job))
+        except BaseException as error:
+            raise raised(job, f"known of stage {self.name!r}", error) from error
+        if known == 0:
+            return 0.0
+        whole = self.size_of(job)
+        if not 0 < known < whole:
+            raise GraphError(
+                f"request {job.id!r}: known of stage {self.name!r} must be 0 or more and below "
+                f"its size {whole:g}, got {shown(known)}"
+            )
+        return known
 
     def __repr__(self) -> str:
         return f"Stage({self.name!r})"

@@ -137,10 +137,13 @@ class Reply:
     @property
     def usage(self) -> dict[str, Any]:
         completion = sum([choice.count for choice in self.choices])
+        firsts = [choice.answer.outputs[0].update for choice in self.choices if choice.answer.outputs]
+        cached = max([first.get("cached", 0) for first in firsts], default=0)
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion,
             "total_tokens": self.prompt_tokens + completion,
+            **({"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}),
         }
 
     def head(self, *, chunk: bool) -> dict[str, Any]:

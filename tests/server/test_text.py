@@ -155,6 +155,13 @@ def test_several_choices_and_prompts(client):
     assert again["choices"][0]["text"] == done["choices"][0]["text"]
 
 
+def test_the_usage_says_what_of_a_prompt_was_there(client):
+    first, again = (client.post("/v1/completions", json={**ASK, "prompt": "q" * 40}).json() for _ in range(2))
+    assert "prompt_tokens_details" not in first["usage"]
+    assert again["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
+    assert again["choices"] == first["choices"]
+
+
 def test_a_stop_string_ends_the_text_and_the_work(client, running):
     whole = client.post("/v1/completions", json={**ASK, "max_tokens": 60}).json()["choices"][0]["text"]
     stop = next(whole[at : at + 2] for at in range(4, len(whole)) if whole.find(whole[at : at + 2]) == at)

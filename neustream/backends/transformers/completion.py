@@ -53,6 +53,7 @@ class Completion:
         on_time: whether every promise was kept.
         likelihoods: of the new tokens; scores: of the prompt's behind its first. None where that was not asked.
         stops: the stop strings, if one of them ended it; `text` ends before that.
+        cached_tokens: of the prompt, those that were computed for an earlier request.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Completion:
     likelihoods: tuple[Likelihood, ...] | None = None
     scores: tuple[Likelihood, ...] | None = None
     stops: tuple[str, ...] = ()
+    cached_tokens: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it has its text, and no tokenizer."""
@@ -100,7 +102,7 @@ class Completion:
         return (self.at_s[-1] - self.at_s[0]) / (len(self.at_s) - 1) if len(self.at_s) > 1 else 0.0
 
 
-READ = ("token", "ended", "likelihood", "scores", "stopped")
+READ = ("token", "ended", "likelihood", "scores", "stopped", "cached")
 """What of an output is told of; the text so far, which is in it too, is not."""
 
 
@@ -153,4 +155,5 @@ def completion(
         tuple(told) if told else None,
         next((output.update["scores"] for output in outputs if "scores" in output.update), None),
         stops if outputs and outputs[-1].update.get("stopped") else (),
+        outputs[0].update.get("cached", 0) if outputs else 0,
     )

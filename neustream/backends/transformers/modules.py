@@ -16,6 +16,7 @@ from neustream.backends.transformers.choosing import choose, without
 from neustream.backends.transformers.fixed import rows_of
 from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
 from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.prefixes import Prefixes
 from neustream.backends.transformers.slots import Row, Slots
 from neustream.backends.transformers.streams import Streams
 from neustream.backends.transformers.text import SEEN, Ask, Text, seen
@@ -40,25 +41,31 @@ class KeysAndValues:
 
 
 class _Held:
-    """A request's slot, how many of its tokens are in it, and when it was last used."""
+    """A request's slot, how many of its tokens are in it, and when it was last used.
 
-    __slots__ = ("cached", "slot", "used")
+    `shared`: tokens that came from a prefix. `sure`: the text after the latest step that a model did
+    which is the one that is served, and how many tokens of it were in the slot.
+    """
+
+    __slots__ = ("cached", "shared", "slot", "sure", "used")
 
     def __init__(self, slot: int) -> None:
-        self.slot, self.cached, self.used = slot, 0, 0
+        self.slot, self.cached, self.used, self.shared = slot, 0, 0, 0
+        self.sure: tuple[Text, int] | None = None
 
 
 class _Turn:
     """What one step does of a text: it computes its tokens up to `end`, by `rows` one after the other."""
 
-    __slots__ = ("end", "rows", "text")
+    __slots__ = ("end", "known", "rows", "text")
 
     rows: list[Row]
     """In the text's slot; none: there is nothing to compute yet."""
 
-    def __init__(self, text: Text, end: int) -> None:
+    def __init__(self, text: Text, end: int, known: int) -> None:
         self.text = text
         self.end = end
+        self.known = known  # tokens that the scheduler takes for computed
 
     @property
     def complete(self) -> bool:
@@ -82,6 +89,7 @@ class Texts:
         name: of the node `neustream.graphs.llm(name)`, and of the texts in `job.state`.
         ask: what a request wants of the model, asked at the start of its prefill.
         tokenizer: for stop strings; without one there are none.
+        prefixes: where beginnings of texts are kept and found.
     """
 
     def __init__(
@@ -91,8 +99,10 @@ class Texts:
         *,
         name: str = "llm",
         tokenizer: Any = None,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.model = model
+        self.prefixes = prefixes
         self.name = name
         self.prefill, self.decode = f"{name}.prefill", f"{name}.decode"
         self._ask = ask
@@ -126,6 +136,7 @@ class Texts:
                 results += self._wave(inputs[first : first + self.model.slots])
         finally:  # at the end: also what was changed while it ran is noticed
             self.model.unchanged.check_step()
+        self._sure(inputs, results)
         return results
 
     def release(self, id: str) -> None:
@@ -202,9 +213,25 @@ class Texts:
                 f"keys and values of tokens {piece.first} to {piece.last} of request {given.id!r} cannot be used: {why}"
             )
 
+    def _sure(self, inputs: Sequence[StepInput], results: Sequence[Update | StageFailed]) -> None:
+        """Note what is in slots now; a prompt that is complete is there for others."""
+        if self.prefixes is None:
+            return
+        for given, result in zip(inputs, results, strict=True):
+            held = self._held.get(given.id)
+            if held is None or isinstance(result, StageFailed):
+                continue
+            text: Text = result[self.name]
+            held.sure = (text, held.cached)
+            if len(text.outputs) == 1:
+                self.prefixes.keep(held.slot, text, held.cached)
+
     def _leave(self, id: str) -> None:
         held = self._held.pop(id, None)
         if held is not None:
+            if self.prefixes is not None and held.sure is not None:
+                text, cached = held.sure
+                self.prefixes.keep(held.slot, text, cached - 1)  # the last one may have been computed anew
             self.model.cache.free(held.slot)
             self._free.append(held.slot)
             self._free.sort(reverse=True)
@@ -267,20 +294,22 @@ class Texts:
         """The text of a request, and how far this step gets with it."""
         text: Text | None = given.state.get(self.name)
         at_prefill = given.stage == self.prefill
-        fresh = at_prefill and not given.outputs and not given.computed
+        fresh = at_prefill and not given.outputs
         if text is None or (fresh and text.outputs):
             text = Text(seen(self._ask(given), given.state.get(f"{self.name}.{SEEN}")))  # a call of the model begins
             if given.id in self._held:
-                self._held[given.id].cached = 0
+                self._leave(given.id)
         end = len(text)
         if at_prefill:
             end = max(1, min(round(given.computed + given.size), end))
-        return _Turn(text, end)
+        return _Turn(text, end, int(given.computed) if fresh else 0)
 
     def _rows(self, id: str, turn: _Turn) -> list[Row]:
         held = self._held.get(id)
         if held is None:
             held = self._held[id] = self._take()
+            if self.prefixes is not None and turn.known:
+                held.cached = held.shared = self.prefixes.fill(held.slot, turn.text.ask.prompt, turn.known)
         text, prompt, piecewise = turn.text, len(turn.text.ask.prompt), self.model.piecewise
         sight = text.ask.sight
         if not turn.complete:
@@ -318,7 +347,9 @@ class Texts:
 
     def _failed(self, id: str, why: str) -> StageFailed:
         """A request fails, and nothing of it stays behind."""
-        self.model.cache.scrub(self._held[id].slot)
+        held = self._held[id]
+        held.sure = None
+        self.model.cache.scrub(held.slot)
         self.release(id)
         return StageFailed(f"stage {self.name!r}: {why}")
 
@@ -330,6 +361,8 @@ class Texts:
         more: dict[str, Any] = {} if likely is None else {"likelihood": likely}
         if text.ask.sampling.prompt_logprobs is not None and not text.outputs:
             more["scores"] = text.scores
+        if (shared := self._held[id].shared) and not text.outputs:
+            more["cached"] = shared
         text = text.add(token, stream)
         if stopped := self._streams.stopped(id, text):
             more["stopped"] = True

@@ -22,10 +22,12 @@ from neustream.backends.transformers.images import Reader, tokenizer_of
 from neustream.backends.transformers.measured import file_of, measure_steps, steps_for
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
+from neustream.backends.transformers.prefixes import Prefixes
 from neustream.backends.transformers.request import Room, ask_of
 from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.see import See, looks, see_profile
 from neustream.backends.transformers.sighted import sighted_of
+from neustream.backends.transformers.slots import Slots
 from neustream.backends.transformers.text import Ask
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import check_option, number, whole
@@ -40,6 +42,8 @@ from neustream.graphs import llm, llm_profiles, with_eyes
 from neustream.profiling.steps import StepsFile, load_steps
 from neustream.service.mount import Call, Device, Host, Instance
 
+PREFIX_SHARE = 4
+"""Prefixes take so much less room than slots, if nobody says how much."""
 NODE = "llm"
 """What the model's stages are called where it is alone; else by its name."""
 
@@ -65,6 +69,8 @@ class TextMount:
             do not depend on its company to the last bit, in any dtype, at a cost.
         kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of
             tokens makes it take slots away, and compute their tokens again.
+        prefix_tokens: tokens of earlier texts whose keys and values are kept for prompts that begin
+            alike, at most, on one device; default: a quarter of the slots'. 0: none.
         step_tokens: the most tokens of a step in which prompts are prefilled in parts; default: the
             pool's.
         measure_s: seconds that measuring may take, about.
@@ -93,6 +99,7 @@ class TextMount:
         max_len: int | None = None,
         buckets: Sequence[int] = (),
         kv_cache: KVCache | None = None,
+        prefix_tokens: int | None = None,
         step_tokens: int | None = None,
         measure_s: float = 20.0,
         cache: Path | str | None = None,
@@ -119,6 +126,10 @@ class TextMount:
         if step_tokens is not None:
             step_tokens = whole("step_tokens", step_tokens, 1, error=BackendError)
         self.step_tokens = step_tokens
+        if prefix_tokens is not None:
+            prefix_tokens = whole("prefix_tokens", prefix_tokens, 0, error=BackendError)
+        self._prefix_tokens = prefix_tokens
+        self._prefixes: Prefixes | None = None
         self._max_len = max_len
         self._buckets = buckets
         self._profile = profile
@@ -157,7 +168,8 @@ class TextMount:
             model = self._with_slots(stock)
             sighted = sighted_of(model, self.processor, proven=model.unchanged is self._proof)
             steps = LearntSteps(self._steps(model, device))
-            texts = Texts(model, _ask, name=node, tokenizer=self.tokenizer)
+            self._prefixes = self._prefixes_of(model) if len(devices) == 1 else None
+            texts = Texts(model, _ask, name=node, tokenizer=self.tokenizer, prefixes=self._prefixes)
             self._devices.append((device, texts))
             instance = Instance(modules_of(texts), llm_profiles(node, steps, max_batch=most))
             if sighted.sample is not None:
@@ -171,6 +183,11 @@ class TextMount:
         self._proof = self.model.unchanged
         self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
         return instances
+
+    def _prefixes_of(self, model: LanguageModel) -> Prefixes | None:
+        tokens = self._slots * model.max_len // PREFIX_SHARE if self._prefix_tokens is None else self._prefix_tokens
+        cache = model.cache
+        return Prefixes(model, cache, tokens) if tokens and isinstance(cache, Slots) and cache.plain else None
 
     def _with_slots(self, stock: PreTrainedModel) -> LanguageModel:
         return LanguageModel(
@@ -259,11 +276,17 @@ class TextMount:
         count, most = len(tokens), int(most)
         return Call(
             self._graph,
-            {"prompt_tokens": count, "max_tokens": most, "ask": ask},
+            {"prompt_tokens": count, "max_tokens": most, "ask": ask, "cached_tokens": self._cached(ask)},
             partial(completion, self.tokenizer, count, sampling.stop),
             partial(Tokens, self.tokenizer, most, sampling.stop),
             reads=read,
         )
+
+    def _cached(self, ask: Ask) -> int:
+        """Tokens of a prompt that need not be computed: all are where they are told of, or hold images."""
+        if self._prefixes is None or ask.sight is not None or ask.sampling.prompt_logprobs is not None:
+            return 0
+        return self._prefixes.match(ask.prompt)
 
     def rehearsal(self) -> Sequence[Call]:
         return ()  # its steps are learnt as they run

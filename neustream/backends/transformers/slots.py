@@ -230,6 +230,11 @@ class Slots(Cache):
             layer.call = call
 
     @property
+    def plain(self) -> bool:
+        """Whether what it keeps of a text's beginning depends on nothing behind that, in all layers."""
+        return all(type(layer) is SlotLayer for layer in self.layers)
+
+    @property
     def used(self) -> list[SlotLayer]:
         """The layers that have storage by now: the model's calls use these."""
         return [layer for layer in self.layers if layer.is_initialized]

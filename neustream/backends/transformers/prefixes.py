@@ -1,0 +1,132 @@
+"""Beginnings of texts that were computed before: their keys and values in blocks, kept for whoever begins alike.
+
+Blocks are found by what they hold and by what is before them, token by token: nothing is shared by
+chance. So many tokens are kept; of those that nothing kept is behind, the least recently used go first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from neustream.backends.transformers.fixed import BLOCK as FIXED_BLOCK
+from neustream.backends.transformers.model import LanguageModel
+from neustream.backends.transformers.slots import Slots
+from neustream.backends.transformers.text import Text
+
+BLOCK = 16
+"""Tokens of a block."""
+
+Key = tuple[int, tuple[int, ...]]
+"""The number of the block before (0: none), and the tokens."""
+
+
+class Prefixes:
+    """Blocks of one model's keys and values on its device, beside its slots.
+
+    `match` may be called from any thread, the others by the one that runs the model. Room is taken at
+    the first text that is kept.
+
+    Args:
+        cache: the slots.
+        tokens: that are kept, at most; below one block: none.
+    """
+
+    def __init__(self, model: LanguageModel, cache: Slots, tokens: int) -> None:
+        self.model, self.cache = model, cache
+        self.block = BLOCK if model.fixed is None else FIXED_BLOCK
+        self.blocks = tokens // self.block
+        self._lock = threading.Lock()
+        self._known: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # its number, and its place in the room
+        self._numbers = 0
+        self._free = list(range(self.blocks - 1, -1, -1))
+        self._room: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        """Tokens that are kept."""
+        return len(self._known) * self.block
+
+    def match(self, tokens: Sequence[int]) -> int:
+        """How many tokens of a prompt are there; at least its last one is left to compute."""
+        with self._lock:
+            found = list(self._path(tokens))
+            self._touch([key for key, _ in found])
+        return min(len(found) * self.block, (len(tokens) - 1) // self.block * self.block)
+
+    @torch.inference_mode()
+    def fill(self, slot: int, tokens: Sequence[int], most: int) -> int:
+        """Copy the beginning of a prompt into a slot, up to `most` tokens; how many were there."""
+        with self._lock:
+            places = [place for _, place in self._path(tokens[:most])]
+            if not places:
+                return 0
+            at = torch.tensor(places, device=self.model.device)
+            states = [room.index_select(0, at) for room in self._room]
+        self.cache.write(slot, 0, [one.permute(1, 2, 0, 3, 4).flatten(2, 3) for one in states])
+        return len(places) * self.block
+
+    @torch.inference_mode()
+    def keep(self, slot: int, text: Text, computed: int) -> None:
+        """Keep what is in a slot of the first `computed` tokens of a text.
+
+        Where shapes are fixed, only the prompt's: outputs are computed in other calls than prompts.
+        """
+        last = computed if self.model.fixed is None else min(computed, len(text.ask.prompt))
+        tokens = text.tokens(0, last // self.block * self.block)
+        if not tokens or not self.blocks or text.ask.sight is not None:
+            return
+        with self._lock:
+            keys = [key for key, _ in self._path(tokens)]
+            self._touch(keys)
+            first = len(keys)
+            before = self._known[keys[-1]][0] if keys else 0
+            places = self._places(len(tokens) // self.block - first, keys)
+            if not places:
+                return
+            for at, place in enumerate(places, start=first):
+                self._numbers += 1
+                key = (before, tuple(tokens[at * self.block : (at + 1) * self.block]))
+                self._known[key] = (self._numbers, place)
+                keys.append(key)
+                before = self._numbers
+            self._touch(keys)
+            self._copy(slot, first * self.block, places)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _path(self, tokens: Sequence[int]) -> Iterator[tuple[Key, int]]:
+        """The blocks that a text begins with, as far as they are there, with their places."""
+        before = 0
+        for first in range(0, len(tokens) - self.block + 1, self.block):
+            key = (before, tuple(tokens[first : first + self.block]))
+            if (known := self._known.get(key)) is None:
+                return
+            before, place = known
+            yield key, place
+
+    def _touch(self, keys: Sequence[Key]) -> None:
+        """They were used: the last ones are the first of them to go."""
+        for key in reversed(keys):
+            self._known.move_to_end(key)
+
+    def _places(self, count: int, path: Sequence[Key]) -> list[int]:
+        """Room for so many blocks behind a path, or for fewer; others go for it."""
+        own = set(path)
+        while len(self._free) < count:
+            oldest = next(iter(self._known), None)
+            if oldest is None or oldest in own:
+                break
+            self._free.append(self._known.pop(oldest)[1])
+        return [self._free.pop() for _ in range(min(count, len(self._free)))]
+
+    def _copy(self, slot: int, first: int, places: Sequence[int]) -> None:
+        states = self.cache.read(slot, first, first + len(places) * self.block)
+        if not self._room:
+            shapes = [(self.blocks, 2, one.shape[1], self.block, one.shape[3]) for one in states]
+            self._room = [one.new_empty(shape) for one, shape in zip(states, shapes, strict=True)]
+        at = torch.tensor(places, device=self.model.device)
+        for room, one in zip(self._room, states, strict=True):
+            room[at] = one.unflatten(2, (len(places), self.block)).permute(2, 0, 1, 3, 4)
