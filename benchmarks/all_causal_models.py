@@ -89,13 +89,13 @@ def check(name: str, phase: Phase) -> Found:
     model = build(name)
     phase("stock")
     spread = _spread(model)
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or -1
     with counted(model) as stock_calls:
         wanted = [stock(model, ask, spread) for ask in ASKS]
     if len({token for tokens in wanted for token in tokens}) < 3:
         raise NotBuilt("its tokens do not vary: nothing to compare")
     phase("serve")
-    with served(model, POSITIONS if limit is None else None) as engine:
+    with served(model, POSITIONS if limit < 0 else None) as engine:
         phase("alone")
         alone = []
         for at, ask in enumerate(ASKS):

@@ -76,7 +76,7 @@ class LanguageModel:
         self.eager = attention == "eager"
         self._config = config
         self.vocabulary: int = config.vocab_size
-        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.positions = _positions(config)
         self.max_len = self._length(max_len)
         slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
         self.fixed = fixed_of(buckets, slots, self.max_len)
@@ -294,6 +294,12 @@ def _arguments(model: PreTrainedModel) -> tuple[str, bool]:
     if cache is None:
         missing.append(" or ".join(CACHE_NAMES))
     raise NotShared(f"it takes no {', '.join(missing)}")
+
+
+def _positions(config: Any) -> int | None:
+    """How many positions a config says that there are; None: it does not, or as many as one likes."""
+    said = getattr(config, "max_position_embeddings", None)
+    return said if isinstance(said, int) and said > 0 else None
 
 
 def _known(model: PreTrainedModel, vocabulary: int) -> int:

@@ -26,8 +26,6 @@ from neustream.errors import BackendError, told
 
 NEW = 3
 """Tokens that `generate` is asked for in a trial."""
-PART = 2
-"""Tokens of a prompt's part in a trial."""
 SHORT = 8
 """Tokens of the text before noise."""
 
@@ -93,7 +91,9 @@ class _Trial:
         self._longest = affordable(own.model, own.length - 1, getattr(text, "num_hidden_layers", None) or 1)
         self._lengths = [n for n in lengths_of(text.to_dict(), own.length) if n <= own.length - 2]
         self._whole = texts_of(text.to_dict(), self._longest)
+        self._next = [token % known for token in (4, 7)]
         self._contexts: list[State] = []
+        self._alone: dict[int, list[torch.Tensor]] = {}
 
     def can(self, trial: Any) -> str:
         """Why a trial does not hold; "" if it does."""
@@ -123,14 +123,24 @@ class _Trial:
     def interleaved(self) -> None:
         """Two requests in turns get what each gets alone: the model itself keeps nothing of them."""
         texts = [self._text(at, min(n, self._longest)) for at, n in enumerate((5, 9))]
-        alone = [self._step(self._own.prefill(text), 4) for text in texts]
+        alone = [self._step(self._own.prefill(text), self._next[0]) for text in texts]
         both = [self._own.prefill(text) for text in texts]
         for state, logits in zip(both, alone, strict=True):
-            self._compare(self._step(state, 4), logits, "two requests in turns get other logits than one alone")
+            self._compare(
+                self._step(state, self._next[0]), logits, "two requests in turns get other logits than one alone"
+            )
 
     def fill(self) -> None:
-        """Requests of all lengths that are tried: texts, then noise behind a short one where that can be."""
+        """Requests of all lengths that are tried, and what each gets alone for the next tokens."""
         self._contexts = [self._own.prefill(self._text(n, n)) for n in self._whole]
+        self._contexts += self._long()
+        for state in self._contexts:
+            twin = state.twin()
+            self._alone[len(state.tokens)] = [self._step(twin, token) for token in self._next]
+
+    def _long(self) -> list[State]:
+        """Noise behind a short text, of the other lengths that are tried; none where that cannot be."""
+        found: list[State] = []
         short = self._own.prefill(self._text(0, min(SHORT, self._longest)))
         for length in self._lengths:
             if length in self._whole or length <= SHORT:
@@ -139,23 +149,18 @@ class _Trial:
             try:
                 self._own.stretch(state, length - len(state.tokens))
             except NotAlike:
-                return
-            self._contexts.append(state)
+                return found
+            found.append(state)
+        return found
 
     def parts(self) -> str:
         """Whether a prompt in two parts is the same as whole, and tokens at once as one by one."""
         if self._encodes:
             return "its prompt goes through an encoder"
         for state in self._contexts:
-            count = min(PART, self._own.length - len(state.tokens))
-            if count < 1:
-                continue
-            more = self._text(len(state.tokens), count)
-            one, whole = state.twin(), state.twin()
-            for token in more:
-                self._own.extend(one, [token])
-            self._own.extend(whole, more)
-            if off := self._off(whole.behind, one.behind):
+            both = state.twin()
+            self._own.extend(both, self._next)
+            if off := self._off(both.behind, self._alone[len(state.tokens)][-1]):
                 return off
         for length, state in zip(self._whole, self._contexts, strict=False):
             text = self._text(length, length)
@@ -168,33 +173,29 @@ class _Trial:
     def company(self) -> str:
         """Whether contexts of all lengths get, in companies that change, what they get alone."""
         states = {len(state.tokens): state for state in self._contexts}
-        alone = {}
-        for length, state in states.items():
-            twin = state.twin()
-            alone[length] = [self._step(twin, token) for token in (4, 7)]
         for some in companies(sorted(states), min(ROWS, self._own.slots)):
-            if off := self._together([states[length] for length in some], alone):
+            if off := self._together([states[length] for length in some]):
                 return off
         return ""
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _together(self, states: Sequence[State], alone: dict[int, list[torch.Tensor]]) -> str:
+    def _together(self, states: Sequence[State]) -> str:
         """Two tokens of each: together, then without the last that came."""
         some = [state.twin() for state in states]
         lengths = [len(state.tokens) for state in states]
-        for turn, token in enumerate((4, 7)):
+        for turn, token in enumerate(self._next):
             members = some[: max(len(some) - turn, 1)]
             company = Company(self._own, members)
             company.step(members, [token] * len(members))
             company.part()
             for state, length in zip(members, lengths, strict=False):
-                if off := self._off(state.behind, alone[length][turn]):
+                if off := self._off(state.behind, self._alone[length][turn]):
                     return off
         return ""
 
     def _step(self, state: State, token: int) -> torch.Tensor:
-        behind = self._own.extend(state, [token % self._known]).behind
+        behind = self._own.extend(state, [token]).behind
         assert behind is not None
         return behind
 
