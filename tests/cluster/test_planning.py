@@ -169,6 +169,14 @@ def test_cuts_of_several_models_have_each_apart():
     assert len(segments(STAGES)) == 6 and segments(STAGES)[0] == STAGES
 
 
+def test_one_of_several_models_is_tried_alone_beside_all_of_them():
+    stages = ("sd.unet", "sd.vae", "chat.prefill", "chat.decode")
+    charges = charges_of(device("a", 3, dict.fromkeys(stages, 0.1)), rate=100.0)
+    wanted = Placement.of({("a", stages): 1, ("a", stages[:2]): 2})
+    found = plan(charges, lambda placement: 2.0 if placement == wanted else 1.0, None, Settings(most=99, tries=0))
+    assert found.placement == wanted and found.best.about == "one model alone on some"
+
+
 def test_a_change_has_to_gain_more_than_it_costs():
     charges = charges_of(device("a", 2, dict.fromkeys(STAGES, 0.1), load_s=30.0), rate=10.0)
     whole = Placement.of({("a", STAGES): 2})

@@ -154,12 +154,30 @@ def _first(charges: Charges) -> list[tuple[Placement, str]]:
         placement = replicas(charges, cut)
         if placement is not None:
             found.setdefault(placement, about)
+    for placement in _beside(charges):
+        found.setdefault(placement, "one model alone on some")
     ranked = list(found.items())
     if ranked and ranked[0][0].roles == 1:
         first, ranked = ranked[:1], ranked[1:]
     else:
         first = []
     return first + sorted(ranked, key=lambda each: -capacity(charges, each[0]))
+
+
+def _beside(charges: Charges) -> Iterator[Placement]:
+    """Of several models: all on some devices of each kind, one of them alone on the others."""
+    whole = charges.stages
+    for chain in charges.chains if len(charges.chains) > 1 else ():
+        able = charges.fits(whole), charges.fits(chain)
+        for share in (0.33, 0.5, 0.67):
+            counts: dict[Where, int] = {}
+            for name, device in charges.devices.items():
+                alone = round(share * device.count) if name in able[1] else 0
+                counts[name, chain] = alone
+                counts[name, whole] = device.count - alone if name in able[0] else 0
+            placement = Placement.of(counts)
+            if placement.roles == 2:
+                yield placement
 
 
 def neighbours(charges: Charges, placement: Placement) -> Iterator[Placement]:
