@@ -199,6 +199,14 @@ def test_memory_that_may_not_suffice_refuses_nobody_who_can_wait_for_it():
     assert "new" in decided(scheduler, 0.1)[0]
 
 
+@pytest.mark.parametrize(("first", "comes"), [(0.5, True), (60.0, False)])
+def test_where_memory_is_short_the_urgent_come_before_the_short(first, comes):
+    urgent = ask("urgent", prompt=100, first=first, step=1.0)
+    lax = [ask(f"lax{at}", prompt=90, first=30.0, step=1.0) for at in range(6)]
+    scheduler = scheduler_with(waiting=[urgent, *lax], ends=[100] * 50, blocks=20)  # three prompts
+    assert ("urgent" in decided(scheduler)[0]) == comes
+
+
 def test_who_was_promised_a_first_output_keeps_no_block_from_others_once_it_came():
     running = [ask(f"r{at}", prompt=32, most=100, first=1.0) for at in range(4)]  # the next token needs a block
     new = ask("new", prompt=32, arrival=0.1, first=0.1, step=0.1)

@@ -159,6 +159,9 @@ class Newcomers:
         waiting: the newcomers; `extra`: seconds that the prompt of each takes beside the others.
         first: the most seconds of prompts in the coming step, if that is to cost no deadline.
         beside: whether the others decode in that step too.
+
+    Attributes:
+        weight: of each newcomer.
     """
 
     def __init__(
@@ -189,7 +192,7 @@ class Newcomers:
         self._extra = extra
         self._first = first
         self._weight = np.array([job.weight for job in (*outlook.jobs, *back)])
-        self._own_weight = np.array([job.weight for job in waiting])
+        self.weight = np.array([job.weight for job in waiting])
         self._needs = _needs(others)
         self._most = horizon.spent_by(self._needs + self._each.sum(0), float(extra.sum()))
         self._split()
@@ -224,8 +227,18 @@ class Newcomers:
         some = _some(others, hit)
         with_it = chances(some, after[:, None, :])
         lost = (chances(some, spent) - with_it) @ self._weight[hit]
-        gain: Floats = own_chance - lost / self._own_weight
+        gain: Floats = own_chance - lost / self.weight
         return gain
+
+    def memory_time(self) -> Floats | None:
+        """Seconds that each takes of all of the memory until it ends; None where it is not short:
+        where all of them are expected to find room."""
+        kept, units = self._each[:, 2], self.horizon.units
+        if (self._needs[2] + kept.sum(0)).max() <= units:
+            return None
+        lasts = np.diff(self.horizon.spent_by(self._needs), prepend=0.0)
+        taken: Floats = np.maximum(kept @ lasts / units, TICK)
+        return taken
 
     def all_in_time(self) -> bool:
         """Whether nobody can be late if all of them come."""
@@ -238,7 +251,7 @@ class Newcomers:
         before = self._with(taken)
         after = self._with((*taken, (index, seconds)))
         own = max(float(after.chance[index]), LEAST)
-        return after.value - before.value >= WORTH * own * float(self._own_weight[index])
+        return after.value - before.value >= WORTH * own * float(self.weight[index])
 
     def _with(self, who: Taken) -> _Taken:
         """What is expected with some of the newcomers."""
@@ -252,7 +265,7 @@ class Newcomers:
         spent = self.horizon.spent_by(needs, ahead)
         chance, others = self._chances(spent)
         indices = [index for index, _ in who]
-        value = others + float(self._own_weight[indices] @ chance[indices])
+        value = others + float(self.weight[indices] @ chance[indices])
         known = self._known[who] = _Taken(needs, ahead, value, chance)
         return known
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from neustream.core.job import Job
-from neustream.core.policies.horizon import Horizon, points_to_end
+from neustream.core.policies.horizon import Floats, Horizon, points_to_end
 from neustream.core.policies.model_queues import has_progress
 from neustream.core.policies.on_time import Newcomers, Taken
 from neustream.core.steps import Step
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WEIGHED = 32
 """Waiting prompts that are weighed in one decision, the shortest first."""
+PATIENCE = 0.3
+"""Share of the time for which all who wait take the memory, within which one comes to be urgent."""
 QUEUE = 1.2
 """Time that prompts one after the other take, times: other steps come between them."""
 
@@ -51,8 +53,9 @@ class Worth:
     """A prompt is taken in if it adds enough to the number that is expected to be on time.
 
     Prompts under way go first: they were taken in already. Then in order of deadline if all who
-    wait are in time so, else by what they add, to one digit; then the shortest. Those that lost
-    their memory, or are promised nothing more, come behind.
+    wait are in time so, else by what they add, to one digit; then the shortest, or where memory is
+    short the most urgent. Those that lost their memory add all of themselves. Who is promised
+    nothing more comes behind.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -78,19 +81,33 @@ class Worth:
         return plan.seconds(step) - plan.together
 
     def _by_gain(self, waiting: Sequence[Job]) -> list[int]:
-        gains = [1.0] * len(waiting)
+        """Prompts under way; then who adds most, to one digit; among those the most urgent."""
+        plan = self._plan
+        gains = np.ones(len(waiting))
         if not self._all_in_time:
-            gains = self._newcomers.gains().round(1).tolist()
+            gains = self._newcomers.gains().round(1)
+            gains[[has_progress(job) for job in waiting]] = 1.0
+        gains[[plan.due(job) == math.inf for job in waiting]] = 0.0
+        gains[[job.computed > 0 for job in waiting]] = math.inf
+        order: list[int] = np.lexsort((-self._urgency(waiting), -gains)).tolist()
+        return order
 
-        def rank(at: int) -> float:
-            job = waiting[at]
-            if job.computed:
-                return -math.inf
-            if has_progress(job) or self._plan.due(job) == math.inf:
-                return 0.0
-            return -float(gains[at])
+    def _urgency(self, waiting: Sequence[Job]) -> Floats:
+        """Apparent tardiness cost (Vepsalainen and Morton, 1987) where memory is short, else 0.
 
-        return sorted(range(len(waiting)), key=rank)
+        The less memory one takes for its weight, the more; the longer it could still wait, beside
+        how long they all keep the memory, the less. So deadlines decide where all can be in time,
+        and where they cannot, the cheapest come first.
+        """
+        plan = self._plan
+        cost = self._newcomers.memory_time()
+        if cost is None:
+            return np.zeros(len(waiting))
+        ahead = PATIENCE * float(cost.sum()) * len(plan.waiting) / len(waiting)
+        due = np.array([plan.due(job) for job in waiting])
+        slack = np.maximum(due - plan.view.now - self._extra, 0.0)
+        urgency: Floats = np.log(self._newcomers.weight / cost) - slack / ahead
+        return urgency
 
     def begin(self, part: PrefillPlan) -> None:
         self._taken = ()
