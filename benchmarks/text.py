@@ -1,0 +1,293 @@
+"""Language models side by side in one run: `generate`, `generate_batch`, vLLM on CPU, and ours.
+
+    OMP_NUM_THREADS=1 python benchmarks/text.py --vllm .venv-vllm/bin/python --out benchmarks/results/text.json
+    OMP_NUM_THREADS=1 python benchmarks/text.py --models tiny --rounds 1
+
+Models are Llamas with random weights, in float32. Requests have prompts of 16 to 127 tokens at random, and
+16 to 95 outputs. So many are under way at once; when one ends, the next is asked. Systems take turns,
+so that what else the machine does falls on all; figures are medians over rounds. `generate` serves one
+after the other. `generate_batch` is the manager behind it, which streams. vLLM has a process of its
+own, steps its engine in place (`text_vllm.py`), and is left out where `--vllm` names no Python that
+has it. Greedy tokens are compared with those of `generate`: `other` counts requests with a difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import transformers
+from all_causal_models import Flat
+from rich.console import Console
+from transformers.generation.streamers import BaseStreamer
+
+import neustream as ns
+from neustream.analysis.tables import new_table
+from neustream.profiling import versions
+
+MODELS = {"tiny": (2, 128, 1024), "small": (8, 512, 8192), "base": (10, 768, 32000)}
+"""Layers, width and vocabulary: 0.7, 38 and 119 million weights."""
+CONCURRENT = (1, 8, 32)
+LENGTH, BLOCK = 512, 32
+"""Tokens of a context; and of a block of `generate_batch`, which takes all memory where it is not told how many."""
+
+
+@dataclass(frozen=True)
+class Work:
+    prompts: list[list[int]]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a client saw of one request, in seconds from the beginning of the run."""
+
+    asked: float
+    first: float
+    last: float
+    tokens: list[int]
+
+
+System = Callable[[Work, int], list[Served]]
+
+
+def model_of(layers: int, width: int, vocabulary: int) -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight.mul_(2 if weight.dim() > 1 else 1)  # for tokens to vary
+    return model
+
+
+def work_of(requests: int, vocabulary: int, seed: int) -> Work:
+    draw = random.Random(seed)
+    prompts = [[draw.randrange(4, vocabulary) for _ in range(draw.randint(16, 127))] for _ in range(requests)]
+    return Work(prompts, [draw.randint(16, 95) for _ in prompts])
+
+
+class _First(BaseStreamer):  # type: ignore[misc]
+    """Notes when the first new token comes: the prompt is put before it."""
+
+    def __init__(self) -> None:
+        self.puts: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.puts.append(perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def by_generate(model: Any, work: Work, concurrent: int) -> list[Served]:
+    """One after the other: a request is asked when the one `concurrent` before it has ended."""
+    began, found = perf_counter(), list[Served]()
+    for at, (prompt, count) in enumerate(zip(work.prompts, work.counts, strict=True)):
+        streamer, ids = _First(), torch.tensor([prompt])
+        how = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "eos_token_id": None}
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **how)
+        asked = found[at - concurrent].last if at >= concurrent else 0.0
+        tokens = out[0, len(prompt) :].tolist()
+        found.append(Served(asked, streamer.puts[1] - began, perf_counter() - began, tokens))
+    return found
+
+
+def by_manager(manager: Any, work: Work, concurrent: int) -> list[Served]:
+    began, left = perf_counter(), list(range(len(work.prompts)))[::-1]
+    asked: dict[str, list[Any]] = {}
+
+    def submit() -> None:
+        at = left.pop()
+        id = manager.add_request(work.prompts[at], max_new_tokens=work.counts[at], streaming=True, eos_token_id=-1)
+        asked[id] = [at, perf_counter() - began, 0.0]
+
+    done: dict[int, Served] = {}
+    for _ in range(min(concurrent, len(left))):
+        submit()
+    while len(done) < len(work.prompts):
+        result = manager.get_result(timeout=60)
+        if result is None or result.error:
+            raise SystemExit(f"generate_batch failed: {result and result.error}")
+        now = perf_counter() - began
+        one = asked[result.request_id]
+        one[2] = one[2] or now
+        if result.is_finished():
+            done[one[0]] = Served(one[1], one[2], now, list(result.generated_tokens))
+            if left:
+                submit()
+    return [done[at] for at in range(len(done))]
+
+
+def by_ours(service: ns.Service, work: Work, concurrent: int) -> list[Served]:
+    began = perf_counter()
+
+    def ask(at: int) -> Served:
+        asked = perf_counter() - began
+        done = service(work.prompts[at], max_tokens=work.counts[at], ignore_eos=True)
+        return Served(asked, asked + done.ttft_s, perf_counter() - began, list(done.token_ids))
+
+    with ThreadPoolExecutor(concurrent) as threads:
+        return list(threads.map(ask, range(len(work.prompts))))
+
+
+class Vllm:
+    """A vLLM in a process of its own."""
+
+    def __init__(self, python: str, model: Any, seats: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        model.save_pretrained(self._folder.name)
+        script = str(Path(__file__).with_name("text_vllm.py"))
+        command = [python, script, self._folder.name, str(seats), str(LENGTH)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                return line.removeprefix("RESULT ")
+        raise SystemExit(f"vLLM ended with {self._process.wait()}")
+
+    def __call__(self, work: Work, concurrent: int) -> list[Served]:
+        asked = {"prompts": work.prompts, "counts": work.counts, "concurrent": concurrent}
+        assert self._process.stdin is not None
+        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        return [Served(*one) for one in json.loads(self._answer())]
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def systems_of(model: Any, seats: int, vllm: str | None) -> Iterator[dict[str, System]]:
+    """All that serve this model, each by its name."""
+    with contextlib.ExitStack() as stack:
+        found: dict[str, System] = {"generate": lambda work, concurrent: by_generate(model, work, concurrent)}
+        other = model_of(*_shape(model))  # the manager changes its model's attention
+        config = transformers.GenerationConfig(do_sample=False, max_new_tokens=96, eos_token_id=-1, pad_token_id=1)
+        sizes = transformers.ContinuousBatchingConfig(
+            page_size=BLOCK, num_blocks=seats * LENGTH // BLOCK, max_batch_tokens=LENGTH
+        )
+        manager = stack.enter_context(
+            other.continuous_batching_context_manager(
+                generation_config=config, continuous_batching_config=sizes, timeout=5
+            )
+        )
+        found["generate_batch"] = lambda work, concurrent: by_manager(manager, work, concurrent)
+        if vllm is not None:
+            process = Vllm(vllm, model, seats)
+            stack.callback(process.close)
+            found["vllm"] = process
+        service = stack.enter_context(ns.serve(model, profile=Flat(), slots=seats))
+        found["ours"] = lambda work, concurrent: by_ours(service, work, concurrent)
+        yield found
+
+
+def _shape(model: Any) -> tuple[int, int, int]:
+    config = model.config
+    return config.num_hidden_layers, config.hidden_size, config.vocab_size
+
+
+def figures(served: Sequence[Served]) -> dict[str, float]:
+    """Tokens per second; means of TTFT and TPOT in milliseconds."""
+    tokens = sum(len(one.tokens) for one in served)
+    pace = [(one.last - one.first) / (len(one.tokens) - 1) for one in served]
+    return {
+        "tokens_s": tokens / max(one.last for one in served),
+        "ttft_ms": statistics.mean(one.first - one.asked for one in served) * 1e3,
+        "tpot_ms": statistics.mean(pace) * 1e3,
+    }
+
+
+def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one model: each system at each concurrency."""
+    model = model_of(*MODELS[name])
+    rounds: dict[tuple[str, int], list[dict[str, float]]] = {}
+    others: dict[tuple[str, int], int] = {}
+    with systems_of(model, max(args.concurrent), args.vllm) as systems:
+        for run in systems.values():  # first calls make what later ones use
+            run(work_of(2, MODELS[name][2], 99), 2)
+        for turn in range(args.rounds):
+            work = work_of(args.requests, MODELS[name][2], turn)
+            wanted = [one.tokens for one in by_generate(model, work, 1)]
+            for concurrent in args.concurrent:
+                for called, run in systems.items():
+                    if called == "generate" and concurrent > min(args.concurrent):
+                        continue  # the same, one after the other
+                    served = run(work, concurrent)
+                    cell = called, concurrent
+                    rounds.setdefault(cell, []).append(figures(served))
+                    differ = sum(one.tokens != tokens for one, tokens in zip(served, wanted, strict=True))
+                    others[cell] = others.get(cell, 0) + differ
+    return [
+        {
+            "model": name,
+            "system": system,
+            "concurrent": concurrent,
+            **{key: round(statistics.median(one[key] for one in found), 2) for key in found[0]},
+            "rounds": [round(one["tokens_s"], 1) for one in found],
+            "other": others[system, concurrent],
+        }
+        for (system, concurrent), found in rounds.items()
+    ]
+
+
+def show(rows: Sequence[dict[str, Any]], requests: int) -> None:
+    columns = ("model", "concurrent", "tokens/s", "TTFT ms", "TPOT ms", "other")
+    table = new_table(f"{requests} requests a round, medians", "system", columns)
+    for row in rows:
+        numbers = [f"{row[key]:.1f}" for key in ("tokens_s", "ttft_ms", "tpot_ms")]
+        table.add_row(row["system"], row["model"], str(row["concurrent"]), *numbers, str(row["other"]))
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--concurrent", type=int, nargs="+", default=list(CONCURRENT))
+    parser.add_argument("--requests", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM, as `make test-vllm` makes one")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+    if args.vllm is None:
+        print("vllm is left out: no --vllm PYTHON is given", file=sys.stderr)
+    rows = [row for name in args.models for row in measure(name, args)]
+    show(rows, args.requests)
+    if args.out is not None:
+        command = "python benchmarks/text.py " + " ".join(sys.argv[1:])
+        origin = {"command": command, "threads": 1, "requests": args.requests, "versions": versions()}
+        args.out.write_text(json.dumps({**origin, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

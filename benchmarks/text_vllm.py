@@ -1,0 +1,79 @@
+"""vLLM's part of `benchmarks/text.py`, run by vLLM's own Python: serves a folder, asked by lines of JSON.
+
+Each line is `{"prompts": [...], "counts": [...], "concurrent": n}`, and is answered by a line that begins
+with `RESULT`: for each request the seconds at which it was asked, got its first and its last token,
+and its tokens. Prefixes are not shared, which prompts at random do not have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from time import perf_counter
+from typing import Any
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+
+def engine_of(folder: str, seats: int, length: int) -> Any:
+    from vllm import LLM
+
+    llm = LLM(
+        folder,
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=length,
+        max_num_seqs=seats,
+        enable_prefix_caching=False,
+        seed=0,
+    )
+    return llm.llm_engine
+
+
+def run(engine: Any, prompts: list[list[int]], counts: list[int], concurrent: int, turn: int) -> list[Any]:
+    """Serve the requests with so many under way; what came of each."""
+    from vllm import SamplingParams
+
+    asked: dict[str, list[Any]] = {}
+    left = list(range(len(prompts)))[::-1]
+    began = perf_counter()
+    done: dict[int, list[Any]] = {}
+
+    def submit() -> None:
+        at = left.pop()
+        how = SamplingParams(temperature=0, max_tokens=counts[at], ignore_eos=True, detokenize=False)
+        asked[f"{turn}-{at}"] = [perf_counter() - began, 0.0, 0.0, []]
+        engine.add_request(f"{turn}-{at}", {"prompt_token_ids": prompts[at]}, how)
+
+    while left and len(asked) < concurrent:
+        submit()
+    while len(done) < len(prompts):
+        outputs = engine.step()
+        now = perf_counter() - began
+        for output in outputs:
+            one = asked[output.request_id]
+            one[1] = one[1] or now
+            if output.finished:
+                done[int(output.request_id.split("-")[1])] = [one[0], one[1], now, list(output.outputs[0].token_ids)]
+                if left:
+                    submit()
+    return [done[at] for at in range(len(prompts))]
+
+
+def main() -> None:
+    folder, seats, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    engine = engine_of(folder, seats, length)
+    print("RESULT ready", flush=True)
+    for turn, line in enumerate(sys.stdin):
+        wanted = json.loads(line)
+        found = run(engine, wanted["prompts"], wanted["counts"], wanted["concurrent"], turn)
+        print("RESULT " + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
