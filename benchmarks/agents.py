@@ -2,9 +2,9 @@
 
     python benchmarks/agents.py [--quick] [--jobs N] [--seeds N] [--rule NAME ...] [--over KEY ...]
 
-Simulates the artifact's sweeps (300 requests, its lengths, order and seeds; `--seeds` adds others for confidence; what
-matplotagent.py assumes is said there) under each rule and writes benchmarks/results/agents.{json,md,png}.
-Counted are
+Simulates the artifact's sweeps (configs/paper/matplotagent_rtx4090.yaml has the set-up, and says what is assumed;
+`--seeds` adds others than its seeds, for confidence) under each rule and writes
+benchmarks/results/agents.{json,md,png}. Counted are
 
 * requests: the share that ended in time (ours);
 * tokens: tokens in time per second of the artifact's window, from 30 s behind the first arrival on, for 300 / rate s;

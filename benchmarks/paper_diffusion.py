@@ -26,7 +26,7 @@ from typing import Any
 from rich.progress import Progress
 
 from neustream import __version__
-from neustream.config import LlmExperiment, load_experiment
+from neustream.config import StagesExperiment, load_experiment
 from neustream.experiment import prepare, simulate, sweep_points
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def tasks(quick: bool) -> list[tuple[str, str, float]]:
     found = []
     for path in sorted((ROOT / "configs/paper").glob("*.yaml")):
         setting = load_experiment(path)
-        if isinstance(setting, LlmExperiment):  # benchmarks/llm.py
+        if not isinstance(setting, StagesExperiment):  # benchmarks/llm.py, benchmarks/agents.py
             continue
         sweeps = setting.sweeps
         for over in SWEEPS[:1] if quick else SWEEPS:

@@ -10,10 +10,14 @@ import yaml
 from neustream import EventLog
 from neustream.analysis.headroom import bound_of
 from neustream.config import load_config
+from neustream.core.steps import Step
 from neustream.errors import ConfigError
-from neustream.experiment import prepare, simulate
+from neustream.experiment import prepare, simulate, sweep_points
+from neustream.profiling.steps import load_steps
 
-PROFILES = Path(__file__).parents[1] / "profiles/a6000/opt_13b"
+ROOT = Path(__file__).parents[1]
+PROFILES = ROOT / "profiles/a6000/opt_13b"
+PAPER = ROOT / "configs/paper/matplotagent_rtx4090.yaml"
 AGENT = """
 name: agent
 llms: {chat: {memory: {tokens: 20800}}}
@@ -119,6 +123,104 @@ def test_a_promise_by_scale_counts_branches_once(config):
     assert 2 * 3.0 < one.slo.total < 2 * 4.0 + 2 * calls.slo.total
 
 
+def test_requests_take_replicas_in_turns(config):
+    llms = {"chat": {"memory": {"tokens": 20800}}, "eye": {"replicas": 3}}
+    agent = [{"llm": "chat", "output": 3}, {"llm": "eye", "output": 3}]
+    prepared = prepare(config(llms=llms, agent=agent))
+    assert [pool.name for pool in prepared.pools] == ["chat", "eye.0", "eye.1", "eye.2"]
+    log = EventLog()
+    assert simulate(prepared, "fcfs", [log]).counts["on_time"] == 12
+    for number in range(3):
+        ids = {id for step in log.steps if step["stage"].startswith(f"eye.{number}") for id in step["jobs"]}
+        assert ids == {f"agent-{at}" for at in range(number, 12, 3)}
+
+
+def listed(**keys):
+    return {
+        "llm": "chat",
+        "name": "answer",
+        "prompt": {"lengths": "prompt"},
+        "output": {"lengths": "of.answer"},
+        **keys,
+    }
+
+
+LENGTHS = (
+    '{"prompt": [5, 6, 7], "of": {"plan": [20, 30], "answer": [4, 5], "none": [], "words": ["a"], "zero": [3, 0]}}'
+)
+
+
+def test_lengths_of_a_file(config, tmp_path):
+    (tmp_path / "lengths.json").write_text(LENGTHS)
+    plan = {"llm": "chat", "name": "plan", "output": {"lengths": "of.plan"}, "max_tokens": 25}
+    agent = [plan, listed(reads=["plan"], extra_tokens=100, max_tokens="output")]
+    prepared = prepare(config(agent=agent, workload={"requests": 4, "lengths": "lengths.json"}))
+    plans = [request.params["plan"] for request in prepared.requests]
+    assert [(some["max_tokens"], some["ends"]) for some in plans] == [(25, 20), (25, 25), (25, 20), (25, 25)]
+    answers = [request.params["answer"] for request in prepared.requests]
+    assert [some["prompt_tokens"] for some in answers] == [125, 131, 127, 130]
+    assert [(some["max_tokens"], some["ends"]) for some in answers] == [(4, 4), (5, 5), (4, 4), (5, 5)]
+    assert simulate(prepared, "fcfs").to_dict()["tokens"]["outputs"] == 90 + 18
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        (LENGTHS, "of.anser", "there is no 'of.anser'; did you mean 'answer'"),
+        (LENGTHS, "prompt.x", "there is no 'prompt.x'"),
+        (LENGTHS, "of", "'of' must be a list"),
+        (LENGTHS, "of.none", "'of.none' must be a list"),
+        (LENGTHS, "of.words", "'of.words': whole numbers from 1 to 16777216, got 'a'"),
+        (LENGTHS, "of.zero", "got 0"),
+        ("{", "prompt", "lengths.json"),
+        (None, "prompt", "lengths.json"),
+    ],
+)
+def test_files_of_lengths_that_are_none(config, tmp_path, text, place, message):
+    if text is not None:
+        (tmp_path / "lengths.json").write_text(text)
+    loaded = config(agent=[listed(output={"lengths": place})], workload={"lengths": "lengths.json"})
+    with pytest.raises(ConfigError, match=rf"^workload\.lengths: .*{message}"):
+        prepare(loaded)
+
+
+def test_a_tool_may_add_the_same_to_every_promise_by_scale(config):
+    tools = {"search": {"latency_s": 1.0}, "code": {"latency_s": 3.0, "slo_s": 4.0}}
+    two, three = (prepare(config(tools=tools, slo={"scale": scale})).requests[0].slo.total for scale in (2, 3))
+    assert (two - 4.0) / 2 == pytest.approx((three - 4.0) / 3)
+    given = {"scale": 2, "extra_s": 0.5}
+    assert prepare(config(tools=tools, slo=given)).requests[0].slo.total == pytest.approx(two + 1.0)
+
+
+def test_seeds_by_cv(config):
+    def seed(**keys):
+        return config(workload={"seeds": {1: 4, 2.5: 6}, **keys}).workload.seed
+
+    assert (seed(), seed(cv=2.5), seed(cv=3, seed=9)) == (4, 6, 9)
+    with pytest.raises(ConfigError, match=r"seeds: there is none for cv 3, only for 1, 2.5; give a seed"):
+        seed(cv=3)
+    found = [
+        point.workload.seed
+        for _, point in sweep_points(config(workload={"seeds": {1: 4, 2: 6}}), "workload.cv", [1, 2])
+    ]
+    assert found == [4, 6]
+
+
+def test_the_papers_agent_is_promised_what_the_artifact_promises():
+    prepared = prepare(load_config(PAPER, ["workload.requests=2"]))
+    coder, seer = (
+        load_steps(ROOT / f"profiles/rtx4090/matplotagent/{name}_7b.json") for name in ("codellama", "llava")
+    )
+    for request in prepared.requests:
+        total = 0.0
+        for name, steps in (("codellama_1", coder), ("llava", seer), ("codellama_2", coder)):
+            prompt, outputs = request.params[name]["prompt_tokens"], request.params[name]["ends"]
+            total += 1.8 * steps.seconds(Step(1, prompt, prompt**2))
+            total += sum(1.8 * steps.seconds(Step(decodes=1, context=prompt + at)) for at in range(1, outputs))
+        assert request.slo.total == pytest.approx(total + 2 * 2.5)
+    assert simulate(prepared, "edf").counts["on_time"] == 2
+
+
 def test_there_is_no_bound(config):
     prepared = prepare(config())
     with pytest.raises(ConfigError, match="there is no bound for an agent: agent"):
@@ -134,6 +236,18 @@ def test_there_is_no_bound(config):
         ({"agent": [{"llm": "chat", "promt": 3}]}, "promt"),
         ({"slo": {"first_scale": 2}}, "an agent's calls are promised first_s and step_s, not scales"),
         ({"workload": {"prompt": 3}}, "an agent's numbers are at the nodes of its graph"),
+        ({"agent": [listed()]}, "agent: lengths 'prompt' needs workload.lengths: FILE"),
+        ({"workload": {"lengths": "lengths.json"}}, "no node of the agent takes its numbers from there"),
+        ({"agent": [{"llm": "chat", "reads": ["chat"]}]}, "call 'chat' reads 'chat', which is no call before it"),
+        (
+            {"agent": [{"par": {"a": [{"llm": "chat"}], "b": [{"llm": "chat", "name": "two", "reads": ["chat"]}]}}]},
+            "call 'two' reads 'chat', which is no call before it; allowed: none",
+        ),
+        ({"agent": [{"llm": "chat", "max_tokens": "outputs"}]}, "max_tokens: Input should be 'output', got 'outputs'"),
+        ({"agent": [{"llm": "chat", "prompt": {"lengths": ""}}]}, "prompt.lengths"),
+        ({"llms": {"chat": {"replicas": 0}}}, "llms.chat.replicas"),
+        ({"llms": {"chat": {"replicas": 2}}, "cluster": {"instances": 2}}, "'chat' has replicas; a cluster has"),
+        ({"workload": {"seeds": {}}}, "workload.seeds"),
         ({"tools": {"search": {"latency_s": {"min": 2, "max": 1}}, "code": {"latency_s": 1}}}, "min 2.0 is larger"),
         ({"tools": {"search": {"latency_s": -1}, "code": {"latency_s": 1}}}, "tools.search.latency_s"),
     ],

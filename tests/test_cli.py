@@ -17,7 +17,9 @@ from neustream.experiment import prepare
 from neustream.workload import gamma_arrivals
 
 PAPER = [
-    path for path in sorted((Path(__file__).parent.parent / "configs/paper").glob("*.yaml")) if "opt_" not in path.name
+    path
+    for path in sorted((Path(__file__).parent.parent / "configs/paper").glob("*.yaml"))
+    if not path.name.startswith(("opt_", "matplotagent_"))
 ]
 POLICIES = ["serial", "static", "fcfs", "edf", "clockwork", "neustream"]
 

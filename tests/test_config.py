@@ -47,7 +47,7 @@ def test_a_shipped_config_loads_and_prepares(path):
         return  # a demo measures its own first
     prepared = prepare(config)
     assert len(prepared.requests) == sum(experiment.workload.requests for experiment in experiments)
-    assert set(prepared.profiles) == {stage for graph in prepared.graphs for stage in graph.stages}
+    assert set(prepared.profiles) == {stage for pipeline in prepared.pipelines for stage in pipeline.stages}
     arrivals = [request.arrival for request in prepared.requests]
     assert arrivals == sorted(arrivals)
 

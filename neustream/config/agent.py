@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from neustream.config.fields import Seconds, Section, Share, Steps, TokenCount, Tokens
+from neustream.config.fields import (
+    MOST_TOKENS,
+    MOST_WORKERS,
+    Between,
+    Choices,
+    LogNormal,
+    Seconds,
+    Section,
+    Share,
+    Steps,
+    TokenCount,
+    kind_of_tokens,
+)
 from neustream.config.schema import Experiment, LlmConfig
 from neustream.config.workload import Workload, without
 from neustream.errors import nearest
@@ -62,10 +74,12 @@ class ToolConfig(Section):
     """A tool: calls just start, `concurrency` at once.
 
     `latency_s`: how long a call takes. A call that takes more than `timeout_s`, or is one of the
-    share `fails`, has failed, and is made anew as often as `retries` says.
+    share `fails`, has failed, and is made anew as often as `retries` says. `slo_s`: what a call
+    adds to a promise by scale; none: the scale times the mean of `latency_s`.
     """
 
     latency_s: Latency
+    slo_s: Seconds | None = None
     concurrency: Annotated[int, Field(ge=1, le=2**20)] = 64
     timeout_s: Seconds | None = None
     retries: Annotated[int, Field(ge=0, le=100)] = 0
@@ -86,15 +100,66 @@ class NodeSlo(Section):
         return self
 
 
+class Listed(Section):
+    """Numbers of the list at `lengths` of the workload's file: the first request has the first."""
+
+    lengths: Annotated[str, Field(min_length=1)]
+
+
+def _kind_of_count(value: Any) -> str:
+    if isinstance(value, Listed) or (isinstance(value, dict) and "lengths" in value):
+        return "of a file"
+    return kind_of_tokens(value)
+
+
+Count = Annotated[
+    Annotated[TokenCount, Tag("a number")]
+    | Annotated[Between, Tag("from to")]
+    | Annotated[Choices, Tag("of choices")]
+    | Annotated[LogNormal, Tag("log-normal")]
+    | Annotated[Listed, Tag("of a file")],
+    Discriminator(_kind_of_count),
+]
+"""Tokens of a call: of all requests, how each request's are drawn, or listed in a file."""
+
+
+def _kind_of_most(value: Any) -> str:
+    return "a word" if isinstance(value, str) else "a number"
+
+
+Most = Annotated[
+    Annotated[TokenCount, Tag("a number")] | Annotated[Literal["output"], Tag("a word")],
+    Discriminator(_kind_of_most),
+]
+"""Outputs that a call allows; "output": as many as will come, which policies then know."""
+
+
+class AgentLlm(LlmConfig):
+    """A language model of an agent: `replicas` with a device each, which requests take in turns."""
+
+    replicas: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
+
+
 class ModelCall(Section):
-    """A call of the language model `llm`; its numbers of tokens are drawn for each request."""
+    """A call of the language model `llm`; its numbers of tokens are drawn for each request.
+
+    The prompt has `prompt` tokens of its own, `extra_tokens` (those of an image), and the outputs
+    of the calls before it that it `reads`.
+    """
 
     llm: str
     name: str | None = None
-    prompt: Tokens = 128
-    output: Tokens = 128
-    max_tokens: TokenCount = 256
+    prompt: Count = 128
+    extra_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
+    reads: list[str] = Field(default=[])
+    output: Count = 128
+    max_tokens: Most = 256
     slo: NodeSlo | None = None
+
+    @property
+    def known_as(self) -> str:
+        """The name of the call."""
+        return self.name or self.llm
 
 
 class ToolCall(Section):
@@ -163,7 +228,14 @@ for _node in (ParNode, LoopNode, Case, SwitchNode, CallNode):
 
 
 class AgentWorkload(Workload):
-    """When requests come; what they ask for is drawn at the nodes of the graph."""
+    """When requests come; what they ask for is drawn at the nodes of the graph.
+
+    `lengths`: a JSON file of lists that nodes take their numbers of tokens from. `seeds`: the seed
+    at each value of `cv`, unless `seed` is given.
+    """
+
+    lengths: Path | None = None
+    seeds: dict[float, Annotated[int, Field(ge=0, lt=2**32)]] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -171,12 +243,23 @@ class AgentWorkload(Workload):
         keys = ("steps", "prompt", "output", "max_tokens")
         return without(raw, keys, "an agent's numbers are at the nodes of its graph")
 
+    @model_validator(mode="after")
+    def _seed_of_cv(self) -> AgentWorkload:
+        if self.seeds is None or "seed" in self.model_fields_set:
+            return self
+        if self.cv not in self.seeds:
+            known = ", ".join(f"{cv:g}" for cv in sorted(self.seeds))
+            told = f"seeds: there is none for cv {self.cv:g}, only for {known}"
+            raise ValueError(f"{told}; give a seed: --set workload.seed=0")
+        object.__setattr__(self, "seed", self.seeds[self.cv])  # of no key that was given
+        return self
+
 
 class AgentExperiment(Experiment):
     """An agent: its graph, in `agent`, of calls of `llms` and `tools`."""
 
     agent: list[NodeConfig] = Field(min_length=1)
-    llms: dict[str, LlmConfig] = Field(default_factory=dict)
+    llms: dict[str, AgentLlm] = Field(default_factory=dict)
     tools: dict[str, ToolConfig] = Field(default_factory=dict)
     workload: AgentWorkload = AgentWorkload()
 
@@ -189,10 +272,30 @@ class AgentExperiment(Experiment):
             if isinstance(node, ModelCall) and node.llm not in self.llms:
                 raise ValueError(f"agent: unknown llm {node.llm!r}; {nearest(node.llm, self.llms)}")
             if isinstance(node, ModelCall):
-                name = node.name or node.llm
+                name = node.known_as
                 if name in names:
                     raise ValueError(f"agent: two calls are named {name!r}; give them names")
                 names.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _lengths(self) -> AgentExperiment:
+        _check_reads(self.agent, frozenset())
+        calls = [node for node in nodes_below(self.agent) if isinstance(node, ModelCall)]
+        listed = [of for call in calls for of in (call.prompt, call.output) if isinstance(of, Listed)]
+        if listed and self.workload.lengths is None:
+            raise ValueError(f"agent: lengths {listed[0].lengths!r} needs workload.lengths: FILE")
+        if not listed and self.workload.lengths is not None:
+            raise ValueError("workload.lengths: no node of the agent takes its numbers from there")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas(self) -> AgentExperiment:
+        if self.cluster is None:
+            return self
+        for name, model in self.llms.items():
+            if model.replicas > 1:
+                raise ValueError(f"llms: {name!r} has replicas; a cluster has instances in place of them")
         return self
 
     @model_validator(mode="after")
@@ -203,6 +306,20 @@ class AgentExperiment(Experiment):
         if any(one.first_scale is not None or one.step_scale is not None for one in scaled):
             raise ValueError("slo: an agent's calls are promised first_s and step_s, not scales")
         return self
+
+
+def _check_reads(nodes: list[NodeConfig], before: frozenset[str]) -> frozenset[str]:
+    """ValueError if a call reads what is not before it; gives the calls before what follows."""
+    for node in nodes:
+        if isinstance(node, ModelCall):
+            for name in node.reads:
+                if name not in before:
+                    told = f"agent: call {node.known_as!r} reads {name!r}, which is no call before it"
+                    raise ValueError(f"{told}; {nearest(name, before)}")
+            before |= {node.known_as}
+        else:
+            before = before.union(*[_check_reads(inside, before) for inside in inner(node)])
+    return before
 
 
 def nodes_below(nodes: list[NodeConfig]) -> list[Any]:

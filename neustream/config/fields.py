@@ -103,7 +103,8 @@ class LogNormal(Section):
         return self
 
 
-def _kind_of_tokens(value: Any) -> str:
+def kind_of_tokens(value: Any) -> str:
+    """The tag of the branch of `Tokens` that a value belongs to."""
     if isinstance(value, LogNormal) or (isinstance(value, dict) and "median" in value):
         return "log-normal"
     return _kind_of_steps(value)
@@ -114,7 +115,7 @@ Tokens = Annotated[
     | Annotated[Between, Tag("from to")]
     | Annotated[Choices, Tag("of choices")]
     | Annotated[LogNormal, Tag("log-normal")],
-    Discriminator(_kind_of_tokens),
+    Discriminator(kind_of_tokens),
 ]
 """How many tokens a text has: for all requests, or how each request's number is drawn."""
 

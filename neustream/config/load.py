@@ -24,7 +24,7 @@ from neustream.errors import ConfigError, nearest
 ASIDE = "x-"
 """What keys at the top begin with that hold nothing but anchors."""
 
-PATHS = (("profiles",), ("workload", "trace"), ("workload", "tokenizer"))
+PATHS = (("profiles",), ("workload", "trace"), ("workload", "tokenizer"), ("workload", "lengths"))
 """Keys of a model whose values are paths."""
 
 FILES: tuple[type[Config], ...] = (*KINDS, AgentExperiment, ModelsConfig)

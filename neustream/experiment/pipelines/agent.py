@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from neustream.config.agent import (
     AgentExperiment,
@@ -24,11 +22,10 @@ from neustream.config.agent import (
 )
 from neustream.config.fields import mean_of
 from neustream.config.promises import SloClass
-from neustream.core.cursor import Cursor
-from neustream.core.graph import Graph, Node, loop, seq, switch
-from neustream.core.job import Entry, Job
+from neustream.config.schema import LlmConfig
+from neustream.core.graph import Graph, Node, Stage, loop, seq, switch
+from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
-from neustream.core.legs import Legs
 from neustream.core.nodes import call, par, tool
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
@@ -36,8 +33,8 @@ from neustream.core.step_times import StepTimes
 from neustream.core.types import SLO, Request
 from neustream.engine.executor import Executor
 from neustream.engine.tooling import pools_of, profiles_of
+from neustream.experiment.agent_draws import Alone, NodeDraws
 from neustream.experiment.pipelines.base import Pipeline
-from neustream.experiment.pipelines.llm import tokens_drawn
 from neustream.experiment.requests import (
     Drawn,
     Params,
@@ -51,22 +48,62 @@ from neustream.experiment.trace_rows import SIZES, Rows
 from neustream.graphs import llm, llm_profiles
 from neustream.profiling.steps import load_steps
 
+Turn = Mapping[str, int]
+"""The replica of each model that a request's calls go to."""
+
 
 class AgentPipeline(Pipeline[AgentExperiment]):
-    """An agent: a graph of calls, a device for each of its models, a pool for each tool."""
+    """An agent: a graph of calls, a device for each replica of a model, a pool for each tool."""
 
     kind = "agent"
 
     # -- what it runs -----------------------------------------------------------------------------
 
     def build_graph(self) -> Graph:
-        """Its nodes; what is drawn for one is a parameter of the request."""
-        config = self.experiment
-        self._llms = {
-            name: llm(self.prefix + name, max_batch=model.max_batch)
-            for name, model in config.llms.items()
+        return self.graph_of(0)
+
+    def graph_of(self, at: int) -> Graph:
+        """The graph of the workload's `at`-th request: requests take replicas in turns."""
+        llms = self.experiment.llms
+        turn = {name: at % model.replicas for name, model in llms.items()}
+        key = tuple(turn.values())
+        if key not in self._graphs:
+            self._graphs[key] = Graph(self.name, self._seq(self.experiment.agent, turn))
+        return self._graphs[key]
+
+    @cached_property
+    def _graphs(self) -> dict[tuple[int, ...], Graph]:
+        """Those made so far, by the replicas that they call."""
+        return {}
+
+    @cached_property
+    def _stages(self) -> dict[str, Stage]:
+        """The stages of all its graphs."""
+        turns = max([model.replicas for model in self.experiment.llms.values()], default=1)
+        graphs = [self.graph_of(at) for at in range(turns)]
+        return {name: stage for graph in graphs for name, stage in graph.stages.items()}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(self._stages)
+
+    def _replicas(self, name: str) -> list[str]:
+        """What the replicas of a model are called."""
+        count = self.experiment.llms[name].replicas
+        label = self.prefix + name
+        return [label] if count == 1 else [f"{label}.{number}" for number in range(count)]
+
+    @cached_property
+    def _llms(self) -> dict[str, list[Node]]:
+        """A node for each replica of each model."""
+        return {
+            name: [llm(label, max_batch=model.max_batch) for label in self._replicas(name)]
+            for name, model in self.experiment.llms.items()
         }
-        self._tools = {
+
+    @cached_property
+    def _tools(self) -> dict[str, Stage]:
+        return {
             name: tool(
                 self.prefix + name,
                 concurrency=of.concurrency,
@@ -74,42 +111,42 @@ class AgentPipeline(Pipeline[AgentExperiment]):
                 retries=of.retries,
                 expect_s=mean_of_latency(name, of.latency_s),
             )
-            for name, of in config.tools.items()
+            for name, of in self.experiment.tools.items()
         }
-        self._places = {id(node): at for at, node in enumerate(nodes_below(config.agent))}
-        return Graph(self.name, self._seq(config.agent))
 
-    def _seq(self, nodes: Sequence[NodeConfig]) -> Node:
-        made = [self._node(node) for node in nodes]
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {id(node): at for at, node in enumerate(nodes_below(self.experiment.agent))}
+
+    def _seq(self, nodes: Sequence[NodeConfig], turn: Turn) -> Node:
+        made = [self._node(node, turn) for node in nodes]
         return made[0] if len(made) == 1 else seq(*made)
 
-    def _node(self, node: NodeConfig) -> Node:
+    def _node(self, node: NodeConfig, turn: Turn) -> Node:
         """A node of the graph; what is drawn for it is a parameter of the request."""
         if isinstance(node, ModelCall):
-            name = node.name or node.llm
-            return call(
-                self._llms[node.llm], name, slo=_slo(node.slo), params=partial(_tokens_of, name)
-            )
+            name, replica = node.known_as, self._llms[node.llm][turn[node.llm]]
+            return call(replica, name, slo=_slo(node.slo), params=partial(_tokens_of, name))
         if isinstance(node, ToolCall):
             return self._tools[node.tool]
         key = f"node {self._places[id(node)]}"
         if isinstance(node, ParNode):
-            return par(
-                policy=node.policy, **{name: self._seq(some) for name, some in node.par.items()}
-            )
+            branches = {name: self._seq(some, turn) for name, some in node.par.items()}
+            return par(policy=node.policy, **branches)
         if isinstance(node, LoopNode):
             expect = round(mean_of(node.times)) if node.expect is None else node.expect
-            return loop(self._seq(node.loop), times=partial(_param, key), expect=expect)
+            return loop(self._seq(node.loop, turn), times=partial(_param, key), expect=expect)
         if isinstance(node, SwitchNode):
             return switch(
                 partial(_param, key),
-                {name: self._seq(case.nodes) for name, case in node.switch.items()},
+                {name: self._seq(case.nodes, turn) for name, case in node.switch.items()},
             )
-        return call(self._seq(node.call), node.name, slo=_slo(node.slo))
+        return call(self._seq(node.call, turn), node.name, slo=_slo(node.slo))
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return (*self.stages, *(self.prefix + name for name in self.experiment.llms))
+        llms = [label for name in self.experiment.llms for label in self._replicas(name)]
+        return (*self.stages, *llms)
 
     @property
     def drawn(self) -> str:
@@ -117,28 +154,30 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     @property
     def main_stage(self) -> str:
-        decodes = [name for name, stage in self.graph.stages.items() if stage.phase == "decode"]
+        decodes = [name for name, stage in self._stages.items() if stage.phase == "decode"]
         return decodes[0] if decodes else self.stages[0]
 
     @property
     def pools(self) -> list[Pool]:
-        stages = self.graph.stages
-        pools = []
-        for name, model in self.experiment.llms.items():
-            label, memory = self.prefix + name, model.memory
-            cache = (
-                {}
-                if memory is None
-                else {label: KVCache(memory.tokens // memory.block, memory.block)}
-            )
-            own = tuple(stage for stage in stages if stages[stage].model == label)
-            if own:
-                pools.append(Pool(label, own, kv_caches=cache, step_tokens=model.step_tokens))
-        return [*pools, *pools_of(self._used_tools)]
+        pools = [
+            self._pool(label, model)
+            for name, model in self.experiment.llms.items()
+            for label in self._replicas(name)
+        ]
+        return [*[pool for pool in pools if pool.stages], *pools_of(self._used_tools)]
+
+    def _pool(self, label: str, model: LlmConfig) -> Pool:
+        """The device of a replica."""
+        own = tuple([name for name, stage in self._stages.items() if stage.model == label])
+        memory = model.memory
+        caches = {}
+        if memory is not None:
+            caches = {label: KVCache(memory.tokens // memory.block, memory.block)}
+        return Pool(label, own, kv_caches=caches, step_tokens=model.step_tokens)
 
     @property
     def _used_tools(self) -> list[Any]:
-        return [stage for stage in self.graph.stages.values() if stage.tool is not None]
+        return [stage for stage in self._stages.values() if stage.tool is not None]
 
     def executors(self) -> Mapping[str, Executor]:
         seed = self.experiment.workload.seed
@@ -161,7 +200,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
             stage: [self._file(name)]
             for name in self.experiment.llms
             for stage in self.stages
-            if self.graph.stages[stage].model == self.prefix + name
+            if self._stages[stage].model in self._replicas(name)
         }
 
     @property
@@ -171,9 +210,9 @@ class AgentPipeline(Pipeline[AgentExperiment]):
     def load_profiles(self) -> dict[str, LatencyProfile]:
         profiles: dict[str, LatencyProfile] = dict(profiles_of(self._used_tools))
         for name, model in self.experiment.llms.items():
-            profiles |= llm_profiles(
-                self.prefix + name, load_steps(self._file(name)), model.max_batch
-            )
+            steps = load_steps(self._file(name))
+            for label in self._replicas(name):
+                profiles |= llm_profiles(label, steps, model.max_batch)
         return profiles
 
     def load_found(self) -> dict[str, LatencyProfile]:
@@ -197,69 +236,32 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         """The requests, and the outputs after which each of their generations ends."""
         load = self.experiment.workload
         rows = self.rows()
-        count = len(rows.rows)
         asked: list[dict[str, Any]] = [
             {**params(at), **row.params} for at, row in enumerate(rows.rows)
         ]
-        ends: list[dict[str, int]] = [{} for _ in asked]
-        for at, node in enumerate(nodes_below(self.experiment.agent)):
-            self._draw_node(node, at, asked, ends)
+        ends = NodeDraws(self.experiment, asked).ends
         check_work(sum(sum(some.values()) for some in ends))
         times = StepTimes(profiles)
-        alone = [self._alone(some, end, times) for some, end in zip(asked, ends, strict=True)]
-        arrivals = arrivals_of(load, rows, sum(alone))
+        alone = Alone(times)
+        whole = sum(alone.seconds(self.graph, *both) for both in zip(asked, ends, strict=True))
+        arrivals = arrivals_of(load, rows, whole)
         classes = classes_of(self.experiment.slo, load.seed, rows)
-        requests = [
-            Request(
-                self.id_of(at),
-                self.graph,
-                arrivals[at],
-                self._promise(rows, at, classes[at], alone[at]),
-                asked[at],
+        requests = []
+        for at, chosen in enumerate(classes):
+            scaled = Alone(times, self._shares(chosen.scale or 1.0))
+            promise = self._promise(
+                rows, at, chosen, scaled.seconds(self.graph, asked[at], ends[at])
             )
-            for at in range(count)
-        ]
+            requests.append(
+                Request(self.id_of(at), self.graph_of(at), arrivals[at], promise, asked[at])
+            )
         return Drawn(requests, notes=rows.notes)
 
-    def _draw_node(
-        self,
-        node: NodeConfig,
-        at: int,
-        asked: Sequence[dict[str, Any]],
-        ends: Sequence[dict[str, int]],
-    ) -> None:
-        """Draw what a node takes of each request, from streams of its own."""
-        seed, count = self.experiment.workload.seed, len(asked)
-        if isinstance(node, ModelCall):
-            name = node.name or node.llm
-            prompts = tokens_drawn(node.prompt, count, seed, 10 + 2 * at)
-            outputs = tokens_drawn(node.output, count, seed, 11 + 2 * at)
-            for some, end, prompt, output in zip(asked, ends, prompts, outputs, strict=True):
-                end[name] = min(max(output, 1), node.max_tokens)
-                some[name] = {
-                    "prompt_tokens": max(prompt, 1),
-                    "max_tokens": node.max_tokens,
-                    "ends": end[name],  # for the simulated device alone
-                }
-        elif isinstance(node, LoopNode):
-            for some, times in zip(
-                asked, tokens_drawn(node.times, count, seed, 10 + 2 * at), strict=True
-            ):
-                some[f"node {at}"] = times
-        elif isinstance(node, SwitchNode):
-            shares = np.array([case.share for case in node.switch.values()])
-            draw = np.random.default_rng([seed, 10 + 2 * at])
-            for some, way in zip(
-                asked, draw.choice(len(shares), count, p=shares / shares.sum()), strict=True
-            ):
-                some[f"node {at}"] = list(node.switch)[int(way)]
-
-    def _alone(self, asked: Params, ends: Mapping[str, int], times: StepTimes) -> float:
-        """Seconds of a request alone, with its own lengths, and the mean of its tools."""
-        known = {name: {**asked[name], "max_tokens": end} for name, end in ends.items()}
-        job = Entry(Request("alone", self.graph, params={**asked, **known}))
-        job.cursor = Cursor(self.graph, job)
-        return Legs(times).path_s(job)
+    def _shares(self, scale: float) -> dict[str, float]:
+        """Seconds of tools that add to a promise, whatever its scale, before the scale counts."""
+        tools = self.experiment.tools
+        shares = {name: of.slo_s for name, of in tools.items() if of.slo_s is not None}
+        return {self.prefix + name: seconds / scale for name, seconds in shares.items()}
 
     def _promise(self, rows: Rows, at: int, slo: SloClass, alone: float) -> SLO:
         row = rows.rows[at]
@@ -287,7 +289,7 @@ def _slo(of: NodeSlo | None) -> SLO | None:
 def _drawn(node: NodeConfig) -> str:
     """A node in a line."""
     if isinstance(node, ModelCall):
-        return node.name or node.llm
+        return node.known_as
     if isinstance(node, ToolCall):
         return node.tool
     if isinstance(node, ParNode):
