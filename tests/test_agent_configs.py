@@ -9,6 +9,7 @@ import yaml
 
 from neustream import EventLog
 from neustream.analysis.headroom import bound_of
+from neustream.commands.models import describe
 from neustream.config import load_config
 from neustream.core.steps import Step
 from neustream.errors import ConfigError
@@ -133,6 +134,21 @@ def test_requests_take_replicas_in_turns(config):
     for number in range(3):
         ids = {id for step in log.steps if step["stage"].startswith(f"eye.{number}") for id in step["jobs"]}
         assert ids == {f"agent-{at}" for at in range(number, 12, 3)}
+
+
+def test_what_models_tells_of_an_agent(config):
+    llms = {"chat": {}, "eye": {"replicas": 2}}
+    see = {"llm": "eye", "prompt": 40, "output": 20, "reads": ["chat"]}
+    agent = [{"llm": "chat", "prompt": 100, "output": 10}, {"tool": "search"}, see]
+    told = describe(prepare(config(llms=llms, agent=agent)).pipeline)["stages"]
+    each = {stage["stage"]: (stage["pool"], stage["size"], list(stage["latency_s"])) for stage in told}
+    assert each == {
+        "chat.prefill": ("chat", 100, ["1"]),
+        "chat.decode": ("chat", 105, ["1", "256"]),
+        "search": ("tool search", 0, ["1"]),
+        **{f"eye.{number}.prefill": (f"eye.{number}", 50, ["1"]) for number in (0, 1)},
+        **{f"eye.{number}.decode": (f"eye.{number}", 60, ["1", "256"]) for number in (0, 1)},
+    }
 
 
 def listed(**keys):

@@ -105,13 +105,13 @@ def _stages(pipeline: Pipeline[Experiment]) -> list[dict[str, Any]]:
     missing = {stage: [_path(file) for file in files[stage] if not file.exists()] for stage in files}
     profiles = pipeline.load_found()
     stages = []
-    for name, stage in pipeline.graph.stages.items():
+    for name, stage in pipeline.stages_by_name.items():
         entry = {
             "stage": name,
             "pool": pools[name],
             "max_batch": stage.max_batch,
-            "files": [_path(file) for file in files[name]],
-            "missing": missing[name],
+            "files": [_path(file) for file in files.get(name, ())],
+            "missing": missing.get(name, []),
             "device": None,
             "size": pipeline.typical_size(name),
             "latency_s": {},
@@ -129,7 +129,7 @@ def _path(file: Path) -> str:
 
 def _latencies(pipeline: Pipeline[Experiment], name: str, profile: LatencyProfile) -> dict[str, float]:
     """Seconds of a step by batch size: those that were measured, as far as the stage goes."""
-    most = min(pipeline.graph.stages[name].max_batch, profile.max_batch)
+    most = min(pipeline.stages_by_name[name].max_batch, profile.max_batch)
     size = pipeline.typical_size(name)
     return {
         str(batch): profile.latency(batch, batch * size, batch * size * size)

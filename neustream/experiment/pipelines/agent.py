@@ -48,6 +48,8 @@ from neustream.experiment.trace_rows import SIZES, Rows
 from neustream.graphs import llm, llm_profiles
 from neustream.profiling.steps import load_steps
 
+TYPICAL = 100
+"""Requests that typical sizes are the mean of."""
 Turn = Mapping[str, int]
 """The replica of each model that a request's calls go to."""
 
@@ -77,15 +79,11 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         return {}
 
     @cached_property
-    def _stages(self) -> dict[str, Stage]:
+    def stages_by_name(self) -> Mapping[str, Stage]:
         """The stages of all its graphs."""
         turns = max([model.replicas for model in self.experiment.llms.values()], default=1)
         graphs = [self.graph_of(at) for at in range(turns)]
         return {name: stage for graph in graphs for name, stage in graph.stages.items()}
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return tuple(self._stages)
 
     def _replicas(self, name: str) -> list[str]:
         """What the replicas of a model are called."""
@@ -154,7 +152,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     @property
     def main_stage(self) -> str:
-        decodes = [name for name, stage in self._stages.items() if stage.phase == "decode"]
+        decodes = [name for name, stage in self.stages_by_name.items() if stage.phase == "decode"]
         return decodes[0] if decodes else self.stages[0]
 
     @property
@@ -168,7 +166,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     def _pool(self, label: str, model: LlmConfig) -> Pool:
         """The device of a replica."""
-        own = tuple([name for name, stage in self._stages.items() if stage.model == label])
+        own = tuple([name for name, stage in self.stages_by_name.items() if stage.model == label])
         memory = model.memory
         caches = {}
         if memory is not None:
@@ -177,7 +175,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     @property
     def _used_tools(self) -> list[Any]:
-        return [stage for stage in self._stages.values() if stage.tool is not None]
+        return [stage for stage in self.stages_by_name.values() if stage.tool is not None]
 
     def executors(self) -> Mapping[str, Executor]:
         seed = self.experiment.workload.seed
@@ -200,7 +198,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
             stage: [self._file(name)]
             for name in self.experiment.llms
             for stage in self.stages
-            if self._stages[stage].model in self._replicas(name)
+            if self.stages_by_name[stage].model in self._replicas(name)
         }
 
     @property
@@ -221,6 +219,25 @@ class AgentPipeline(Pipeline[AgentExperiment]):
             if all(self._file(name).exists() for name in self.experiment.llms)
             else {}
         )
+
+    def typical_size(self, stage: str) -> float:
+        """Tokens, on average: of its prompts, and of contexts in the middle of its outputs."""
+        here, agent = self.stages_by_name[stage], nodes_below(self.experiment.agent)
+        calls = [node for node in agent if isinstance(node, ModelCall)]
+        names = [node.known_as for node in calls if here.model in self._replicas(node.llm)]
+        count = min(self.experiment.workload.requests, TYPICAL)
+        draws = NodeDraws(self.experiment, [{} for _ in range(count)])
+        sizes = [
+            asked[name]["prompt_tokens"] + (ends[name] / 2 if here.phase == "decode" else 0)
+            for asked, ends in zip(draws.asked, draws.ends, strict=True)
+            for name in names
+        ]
+        return sum(sizes) / len(sizes) if sizes else 0.0
+
+    def measured_batches(self, stage: str, profile: LatencyProfile, most: int) -> list[int]:
+        if self.stages_by_name[stage].phase == "prefill":
+            return [1]  # of a prefill tokens count, not requests
+        return super().measured_batches(stage, profile, most)
 
     # -- what is asked of it ----------------------------------------------------------------------
 

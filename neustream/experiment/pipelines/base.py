@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from neustream.config.schema import Experiment
-from neustream.core.graph import Graph
+from neustream.core.graph import Graph, Stage
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile
 from neustream.engine.executor import Executor
@@ -53,9 +53,14 @@ class Pipeline(ABC, Generic[Config]):
         """The graph of its requests."""
 
     @property
+    def stages_by_name(self) -> Mapping[str, Stage]:
+        """Its stages in their order."""
+        return self.graph.stages
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The names of its stages, in their order."""
-        return tuple(self.graph.stages)
+        return tuple(self.stages_by_name)
 
     @property
     def labels(self) -> tuple[str, ...]:
