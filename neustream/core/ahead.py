@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from neustream.core.batch import Batch
 from neustream.core.graph import Stage
-from neustream.core.job import Entry, Job, Queue
+from neustream.core.job import Entry, Job
 from neustream.core.policy import Pool
+from neustream.core.queues import Queue
 from neustream.core.step_times import Expected
 from neustream.core.types import TICK
 from neustream.core.work import Work, ends_call
@@ -133,7 +134,7 @@ def _queues(
         if twin is not None and twin.queue is not job.queue:
             came.setdefault(twin.queue, []).append(twin)
     queues: dict[str, Sequence[Job]] = {}
-    for name, queue in state.queues.items():
+    for queue in state.queues.busy(came.keys()):
         waiting: list[Job] = []
         for job in queue.jobs.values():
             twin = twins.get(job)
@@ -143,7 +144,7 @@ def _queues(
                 waiting.append(job)
         waiting += came.get(queue, ())
         if waiting:
-            queues[name] = waiting
+            queues[queue.stage] = waiting
     return queues
 
 

@@ -19,6 +19,7 @@ from neustream.core.graph import (
     Switch,
     answer,
 )
+from neustream.core.stretch import Stretch, parts
 from neustream.errors import GraphError, shown
 
 if TYPE_CHECKING:
@@ -72,14 +73,14 @@ def asked_params(call: Call, ask: Ask, job: Job) -> Mapping[str, Any]:
     return params
 
 
-def calls_of(node: Node, job: Job) -> Iterator[tuple[Stage, int]]:
-    """Expected calls of stages when `job` enters `node`, in order (see `Cursor.ahead`)."""
+def calls_of(node: Node | Stretch, job: Job) -> Iterator[tuple[Stage | Stretch, int]]:
+    """Expected calls of stages when `job` enters `node`, in order (see `Cursor.calls_ahead`)."""
     match node:
-        case Stage():
+        case Stage() | Stretch():
             yield node, 1
         case Seq():
             with inside(node.call, job):
-                for child in node.nodes:
+                for child in parts(node):
                     yield from calls_of(child, job)
         case Loop():
             yield from repeated(node.body, job, expected_rounds(node, job))
@@ -90,7 +91,7 @@ def calls_of(node: Node, job: Job) -> Iterator[tuple[Stage, int]]:
                 yield from calls_of(child, job)
 
 
-def repeated(body: Node, job: Job, rounds: int) -> Iterator[tuple[Stage, int]]:
+def repeated(body: Node | Stretch, job: Job, rounds: int) -> Iterator[tuple[Stage | Stretch, int]]:
     if rounds <= 0:
         return
     if isinstance(body, Stage):
@@ -98,5 +99,5 @@ def repeated(body: Node, job: Job, rounds: int) -> Iterator[tuple[Stage, int]]:
         return
     yield from calls_of(body, job)
     if rounds > 1:
-        for stage, count in calls_of(body, job):
-            yield stage, count * (rounds - 1)
+        for part, count in calls_of(body, job):
+            yield part, count * (rounds - 1)

@@ -26,6 +26,7 @@ from neustream.core.graph import (
     Stage,
     Switch,
 )
+from neustream.core.stretch import Stretch, parts
 from neustream.errors import GraphError
 
 if TYPE_CHECKING:
@@ -278,6 +279,12 @@ class Cursor:
         later call is given, `job.params` are those that are expected there. Of a job that has
         forked they are those behind the join, of one in front of it those of all branches too.
         """
+        for part, count in self.calls_ahead(job):
+            for stage in (part,) if isinstance(part, Stage) else part.stages():
+                yield stage, count
+
+    def calls_ahead(self, job: Job) -> Iterator[tuple[Stage | Stretch, int]]:
+        """The same with stretches in one piece: each of its stages is called so often."""
         if self.stage is not None:
             yield self.stage, self.rounds_here
         elif self.fork is None:
@@ -300,7 +307,7 @@ class Cursor:
             return max(1, inner.total - inner.done)
         return 1
 
-    def rest(self, job: Job) -> Iterator[tuple[Node, int, int]]:
+    def rest(self, job: Job) -> Iterator[tuple[Node | Stretch, int, int]]:
         """What follows the current stage: nodes, how often each, and how many calls are around it.
 
         `job.params` are those of that place while it is given.
@@ -310,7 +317,7 @@ class Cursor:
             for frame in reversed(self._frames):
                 node = frame.node
                 if isinstance(node, Seq):
-                    for child in node.nodes[frame.done + 1 :]:
+                    for child in parts(node, frame.done + 1):
                         yield child, 1, depth
                 elif isinstance(node, Loop) and not self._turns_on_stage(frame):
                     yield node.body, frame.total - frame.done - 1, depth

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from neustream.core.cursor import Cursor
 from neustream.core.events import BranchEnded, Emitted, Update
 from neustream.core.graph import Par, Stage
-from neustream.core.job import NOWHERE, Entry, Status
+from neustream.core.job import Entry, Status
+from neustream.core.queues import NOWHERE
 from neustream.errors import NeustreamError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Forks:
         state = None if job.stage is None else self._lives.pool_of.get(job.stage.name)
         if state is not None:
             state.note(job)
-        job.queue.jobs.pop(job.id, None)
+        job.queue.drop(job)
         job.queue, job.stage, job.worker = NOWHERE, None, -1
 
     def _branch(self, job: Entry, name: str) -> Entry:

@@ -8,7 +8,7 @@ stages into seconds.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from neustream.core.node import (
@@ -48,6 +48,7 @@ __all__ = [
     "Tool",
     "answer",
     "has_legs",
+    "leg_names",
     "loop",
     "model_calls",
     "nodes_of",
@@ -155,6 +156,13 @@ def _legs(root: Node) -> dict[str, bool]:
         return {}
     legs: dict[str, bool] = {}
     _name_legs(root, None, legs)
+    return legs
+
+
+def leg_names(node: Node) -> Iterable[str]:
+    """The legs below a node that is in no call that is one leg."""
+    legs: dict[str, bool] = {}
+    _name_legs(node, None, legs)
     return legs
 
 

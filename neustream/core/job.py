@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from neustream.core.cursor import Cursor
 from neustream.core.graph import Stage
+from neustream.core.queues import NOWHERE, Queue
 from neustream.core.seen import UNSEEN, Seen
 from neustream.core.types import SLO, TICK, Request
 from neustream.errors import PolicyError
@@ -155,7 +156,7 @@ class Job:
         self.num_blocks = 0
         self.stage: Stage | None = None
         self.planned_calls: Mapping[str, int] = {}
-        self.calls_left: dict[str, int] = {}
+        self.calls_left: MutableMapping[str, int] = {}
         self.alone_s = 0.0
         self.remaining_s = 0.0
         self.next_output_s = 0.0
@@ -275,19 +276,6 @@ class Job:
 
 if TYPE_CHECKING:
     from neustream.core.forks import Fork
-
-
-class Queue:
-    """The jobs that are at one stage, in the order they came; `rounds` counts the stage's steps."""
-
-    __slots__ = ("jobs", "rounds")
-
-    def __init__(self) -> None:
-        self.jobs: dict[str, Entry] = {}
-        self.rounds = 0
-
-
-NOWHERE = Queue()
 
 
 class Ahead(NamedTuple):

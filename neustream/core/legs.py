@@ -9,10 +9,10 @@ one leg saved, those behind it have.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 
-from neustream.core.budget import expected_rounds, inside, likely_case
+from neustream.core.budget import calls_of, expected_rounds, inside, likely_case
 from neustream.core.events import LegEnded
 from neustream.core.frames import Frame
 from neustream.core.graph import Call, Loop, Node, Par, Seq, Stage, Switch
@@ -20,6 +20,8 @@ from neustream.core.job import Ahead, Entry, Status
 from neustream.core.paths import least_left
 from neustream.core.reasons import due, span
 from neustream.core.step_times import StepTimes
+from neustream.core.stretch import Stretch, parts, tallied
+from neustream.core.sums import Sums
 from neustream.core.types import TICK
 from neustream.errors import RequestError
 
@@ -29,6 +31,7 @@ class Legs:
 
     def __init__(self, times: StepTimes) -> None:
         self._times = times
+        self.sums = Sums(times, self._seconds)
 
     def begin(self, job: Entry, now: float) -> None:
         """A job is at the start of its graph, or a branch at its own."""
@@ -70,7 +73,9 @@ class Legs:
     def end(self, job: Entry, now: float, status: Status = "done", freed: bool = False) -> LegEnded:
         """A leg is over: learn from it, and tell of it. `status`: how the job ended, if it did."""
         if status == "done":
-            job.history.leg(job.request.graph.print, job.leg).add(now - job.leg_at)
+            graph = job.request.graph
+            job.history.leg(graph.print, job.leg).add(now - job.leg_at)
+            self.sums.changed(graph, job.leg)
             job.leg_late = job.leg_late or now > min(job.leg_until, job.due) + TICK
         job.late = job.late or job.leg_late
         outputs = job.outputs - job.leg_base
@@ -156,7 +161,7 @@ class Legs:
         own, behind = self._stage(stage, job).times(cursor.rounds_here), job.after
         leg, mine = cursor.leg, True
         depth = cursor.calls.index(leg) if leg else 0
-        counts: dict[str, int] = {}
+        counts: MutableMapping[str, int] = {}
         for node, times, around in cursor.rest(job):
             if times <= 0:
                 continue
@@ -167,7 +172,7 @@ class Legs:
                 continue
             behind = behind.plus(ahead)
             if leg or stage.caches:  # a stage that has no outputs is asked for none
-                _count(node, times, job, counts)
+                counts = _count(node, times, job, counts)
         known = job.history.leg(job.request.graph.print, job.leg)
         return Ahead(own.alone, known.expected(own.alone)), behind, counts
 
@@ -175,17 +180,20 @@ class Legs:
         seconds = self._times.alone(stage, stage.size_of(job))
         return Ahead(seconds, seconds)
 
-    def _seconds(self, node: Node, job: Entry, call: bool = False) -> Ahead:
+    def _seconds(self, node: Node | Stretch, job: Entry, call: bool = False) -> Ahead:
         """Seconds of a node that is ahead; `call`: whether it is in a call that is counted."""
         match node:
             case Stage():
                 alone = self._stage(node, job)
                 return alone if call else self._as_seen(node.leg, alone, job, begins=starts(node))
+            case Stretch():
+                ahead = self.sums.of(node, job).ahead
+                return Ahead(ahead.alone, ahead.alone) if call else ahead
             case Seq():
                 whole = node.call is not None and node.call.whole
                 ahead = Ahead()
                 with inside(node.call, job):
-                    for child in node.nodes:
+                    for child in parts(node):
                         ahead = ahead.plus(self._seconds(child, job, call or whole))
                 if node.call is None or call or not whole:
                     return ahead
@@ -214,7 +222,7 @@ def starts(stage: Stage) -> bool:
     return stage.phase != "decode"
 
 
-def _goes_on(node: Node, stage: Stage) -> bool:
+def _goes_on(node: Node | Stretch, stage: Stage) -> bool:
     """Whether a node behind `stage`, outside of calls, belongs to the same model call."""
     match node:
         case Stage():
@@ -225,26 +233,17 @@ def _goes_on(node: Node, stage: Stage) -> bool:
             return _goes_on(node.body, stage)
         case Switch():
             return all(_goes_on(child, stage) for child in node.cases.values())
-        case Par():
+        case Par() | Stretch():
             return False
 
 
-def _count(node: Node, times: int, job: Entry, counts: dict[str, int]) -> None:
-    """Add the expected calls of stages below a node that is ahead."""
-    match node:
-        case Stage():
-            counts[node.name] = counts.get(node.name, 0) + times
-        case Seq():
-            with inside(node.call, job):
-                for child in node.nodes:
-                    _count(child, times, job, counts)
-        case Loop():
-            _count(node.body, times * expected_rounds(node, job), job, counts)
-        case Switch():
-            _count(likely_case(node, job), times, job, counts)
-        case Par():
-            for child in node.branches.values():
-                _count(child, times, job, counts)
+def _count(
+    node: Node | Stretch, times: int, job: Entry, counts: MutableMapping[str, int]
+) -> MutableMapping[str, int]:
+    """`counts` with the expected calls of stages below a node that is ahead."""
+    for part, calls in calls_of(node, job):
+        counts = tallied(counts, part, times * calls)
+    return counts
 
 
 def _call(frame: Frame) -> Call:

@@ -228,14 +228,14 @@ class Lives:
             return
         if left is not None and self.pool_of.get(left.name) is not state:
             job.worker = -1
-        job.queue.jobs.pop(job.id, None)
+        job.queue.drop(job)
         if state is None:
             job.become("away")
             self.events.append(Left(job.id, stage.name, now))
             return
         state.note(job)
         queue = state.queues[stage.name]
-        queue.jobs[job.id] = job
+        queue.add(job)
         job.queue, job.joined_at = queue, now
         job.base, job.round = queue.rounds, -1
 
@@ -390,7 +390,7 @@ class Lives:
         if self.jobs.pop(job.id, None) is None:
             return
         self.set_tokens(job, 0)
-        job.queue.jobs.pop(job.id, None)
+        job.queue.drop(job)
         state = None if job.stage is None else self.pool_of.get(job.stage.name)
         if state is not None:
             state.note(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,9 @@ PHASES: tuple[Phase, ...] = ("step", "prefill", "decode")
 
 MOST_ROUNDS = 10**9
 """Rounds of a counted loop; more are a slip, and sums of their seconds would overflow."""
+
+LONG = 8
+"""Settled stages in a row whose sum is worth keeping: fewer are added up anew as fast."""
 
 MOST_UNTIL = 1_000_000
 """Rounds of a loop with a condition: one that is never true ends there, as a fault."""
@@ -168,10 +171,22 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Seq:
-    """Nodes one after the other; with `call`, a part with a promise of its own."""
+    """Nodes one after the other; with `call`, a part with a promise of its own.
+
+    `settled`: how many stages are in it, if no job changes what it asks for; else 0. `stops`: by
+    child, where the settled ones from there on end; none where they are few (see `stretch.py`).
+    """
 
     nodes: tuple[Node, ...]
     call: Call | None = None
+    settled: int = field(init=False, repr=False)
+    stops: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        counts = [settled(node) for node in self.nodes]
+        known = self.call is None or self.call.params is None
+        object.__setattr__(self, "settled", sum(counts) if known and all(counts) else 0)
+        object.__setattr__(self, "stops", _stops(counts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,9 +221,35 @@ class Par:
 
     branches: Mapping[str, Node]
     need: int
+    settled: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        counts = [settled(node) for node in self.branches.values()]
+        object.__setattr__(self, "settled", sum(counts) if all(counts) else 0)
 
 
 Node = Stage | Seq | Loop | Switch | Par
+
+
+def settled(node: Node) -> int:
+    """Stages below `node`, if neither a job nor what was learnt changes its calls; else 0."""
+    if isinstance(node, Stage):
+        return int(node.size is None)
+    return node.settled if isinstance(node, Seq | Par) else 0
+
+
+def _stops(counts: Sequence[int]) -> tuple[int, ...]:
+    """By child where a stretch from it on ends; the child itself where none begins."""
+    stops = list(range(len(counts)))
+    stop, stages = len(counts), 0
+    for index in range(len(counts) - 1, -1, -1):
+        if not counts[index]:
+            stop, stages = index, 0
+            continue
+        stages += counts[index]
+        if stages >= LONG:
+            stops[index] = stop
+    return tuple(stops) if any(stop > index for index, stop in enumerate(stops)) else ()
 
 
 def seq(*nodes: Node) -> Seq:

@@ -10,9 +10,10 @@ from neustream.core.ahead import Plan
 from neustream.core.batch import Batch
 from neustream.core.carry import Carry
 from neustream.core.graph import Graph, Stage
-from neustream.core.job import Entry, Job, Queue
+from neustream.core.job import Entry, Job
 from neustream.core.kv_cache import BlockPool, KVCache
 from neustream.core.policy import Policy, Pool, Unpromised, View
+from neustream.core.queues import Queues
 from neustream.errors import GraphError, PolicyError, RequestError, shown
 
 
@@ -51,7 +52,7 @@ class PoolState:
         self.blocks = {
             model: BlockPool(pool.name, model, cache) for model, cache in pool.kv_caches.items()
         }
-        self.queues: dict[str, Queue] = {}
+        self.queues = Queues()
         self.running: dict[int, Batch] = {}
         self.plans: dict[int, Plan] = {}
         self.wake_at: float | None = None
@@ -63,13 +64,13 @@ class PoolState:
         """Serve more stages."""
         stages = tuple(stages)
         for stage in stages:
-            self.queues[stage] = Queue()
+            self.queues.open(stage)
         self.pool = replace(self.pool, stages=(*self.pool.stages, *stages))
 
     def close(self, stages: Collection[str]) -> None:
         """Serve some stages no more; nobody is at them."""
         for stage in stages:
-            del self.queues[stage]
+            self.queues.close(stage)
         self.pool = replace(
             self.pool, stages=tuple([stage for stage in self.pool.stages if stage not in stages])
         )
@@ -78,22 +79,20 @@ class PoolState:
         """The runnable jobs by stage, as `worker` may run them."""
         queues: dict[str, Sequence[Job]] = {}
         some_are_out = bool(self.running) or self.out > 0
-        for stage, queue in self.queues.items():
-            if not queue.jobs:
-                continue
+        for queue in self.queues.busy():
             jobs: list[Entry] = list(queue.jobs.values())
             if some_are_out:
                 jobs = [job for job in jobs if job.status == "waiting"]
             if self.pool.sticky:
                 jobs = _of_worker(jobs, worker)
             if jobs:
-                queues[stage] = jobs
+                queues[queue.stage] = jobs
         return queues
 
     def first(self) -> Entry | None:
         """The waiting job that came first."""
         heads = []
-        for queue in self.queues.values():
+        for queue in self.queues.busy():
             head = next((job for job in queue.jobs.values() if job.status == "waiting"), None)
             if head is not None:
                 heads.append(head)
@@ -200,7 +199,7 @@ class PoolState:
     def jobs_of(self, model: str) -> list[Job]:
         """Its live jobs at the stages of a model."""
         jobs: list[Job] = []
-        for queue in self.queues.values():
+        for queue in self.queues.busy():
             for job in queue.jobs.values():
                 if job.stage is None or job.stage.model != model:
                     break  # those of a queue are all at one stage

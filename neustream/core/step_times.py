@@ -88,11 +88,12 @@ class StepTimes:
 
     `profiles` holds the corrected ones. It and `speed` (observed over expected seconds lately, by
     stage) are replaced, never changed: views hold the ones before. `spread`: the latest ratios of
-    observed to expected seconds, by stage.
+    observed to expected seconds, by stage. `version` grows with each change of `profiles`.
     """
 
     def __init__(self, profiles: Mapping[str, LatencyProfile], *, correct: bool = False) -> None:
         self.profiles: Mapping[str, LatencyProfile] = dict(profiles)
+        self.version = 0
         self.speed: Mapping[str, float] = {}
         self.spread: dict[str, Ratios] = {}
         self._corrections: dict[str, Correction] | None = {} if correct else None
@@ -104,10 +105,12 @@ class StepTimes:
     def add(self, profiles: Mapping[str, LatencyProfile]) -> None:
         """More stages."""
         self.profiles = {**self.profiles, **profiles}
+        self.version += 1
 
     def remove(self, stages: Collection[str]) -> None:
         """Forget stages."""
         self.profiles = _without(self.profiles, stages)
+        self.version += 1
         self.speed = _without(self.speed, stages)
         tables: list[MutableMapping[str, Any]] = [self.spread, self._alone, self._given]
         if self._corrections is not None:
@@ -195,6 +198,7 @@ class StepTimes:
             return False
         self._given.setdefault(stage, self.profiles[stage])
         self.profiles = {**self.profiles, stage: profile}
+        self.version += 1
         self._alone.pop(stage, None)
         self.speed = {name: speed for name, speed in self.speed.items() if name != stage}
         self.spread[stage].reset_mean()

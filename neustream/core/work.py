@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from neustream.core.cursor import Cursor, Saved
@@ -11,6 +11,7 @@ from neustream.core.job import Entry, Job
 from neustream.core.legs import Legs
 from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import StepTimes
+from neustream.core.stretch import Stretch, tallied
 from neustream.core.types import Request
 from neustream.errors import ProfileError
 
@@ -105,21 +106,28 @@ class Work:
         assert job.cursor is not None
         times = self._times
         total, to_output = 0.0, None
-        calls_left: dict[str, int] = {}
+        calls_left: MutableMapping[str, int] = {}
         own, sizes = job.params, None
-        for stage, calls in job.cursor.ahead(job):
+        current = True
+        for part, calls in job.cursor.calls_ahead(job):
+            stage = part if isinstance(part, Stage) else part.first
             size = stage.size_of(job)
             if job.params is not own:
                 sizes = sizes or {}
                 sizes[stage.name] = size
             first = whole = times.alone(stage, size)
-            if not calls_left:
+            if current:
+                current = False
                 job.unit_s, job.unit_size = whole, size
                 if job.computed:  # the rest of a step in parts
                     first = times.alone(stage, size - job.computed)
-            calls_left[stage.name] = calls_left.get(stage.name, 0) + calls
-            if stage.emits and to_output is None:
-                to_output = total + first
+            calls_left = tallied(calls_left, part, calls)
+            output_s = first if stage.emits else None
+            if isinstance(part, Stretch):
+                kept = self.legs.sums.of(part, job)
+                first, whole, output_s = kept.calls, kept.calls, kept.to_output
+            if output_s is not None and to_output is None:
+                to_output = total + output_s
             total += first + whole * (calls - 1)
         if sizes is not None or job.sizes_ahead:
             job.sizes_ahead = sizes or {}
