@@ -370,6 +370,7 @@ class Entry(Job):
         if status not in TRANSITIONS[self.status]:
             raise PolicyError(f"request {self.id!r} is {self.status} and cannot become {status}")
         self.status = status
+        self.queue.change()
 
     def restart(self) -> None:
         """Its state is lost: back to the start of its graph. What it was promised stays."""

@@ -395,7 +395,9 @@ class Lives:
         if state is not None:
             state.note(job)
             state.out -= job.status == "held"
-        self.unpromised -= not job.promised
+        if job.promised:
+            return
+        self.unpromised -= 1
         if not self.unpromised:
             for state in self.pool_of.values():
                 state.unpromised = Unpromised()

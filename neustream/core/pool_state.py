@@ -91,12 +91,7 @@ class PoolState:
 
     def first(self) -> Entry | None:
         """The waiting job that came first."""
-        heads = []
-        for queue in self.queues.busy():
-            head = next((job for job in queue.jobs.values() if job.status == "waiting"), None)
-            if head is not None:
-                heads.append(head)
-        return min(heads, key=lambda job: (job.joined_at, job.arrival), default=None)
+        return self.queues.first()
 
     def may_run(self, job: Entry, worker: int) -> bool:
         """Whether `worker` may run a job now."""
@@ -123,6 +118,7 @@ class PoolState:
         entries = cast(tuple[Entry, ...], batch.jobs)
         for queue in {job.queue for job in entries}:
             queue.rounds += 1
+            queue.change()
         for job in entries:
             job.status = "running"
             job.round = job.queue.rounds

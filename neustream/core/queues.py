@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from neustream.core.job import Entry
@@ -12,15 +13,19 @@ if TYPE_CHECKING:
 class Queue:
     """The jobs that are at one stage, in the order they came; `rounds` counts the stage's steps.
 
-    `place`: where its stage is among those of the pool. `busy`: the queues of the pool with jobs.
+    `place`: where its stage is among those of the pool. `busy`: the queues of the pool with jobs;
+    `changed`: those where other jobs wait than before. `head`: the first that waited when it was
+    looked for last.
     """
 
-    __slots__ = ("_busy", "jobs", "place", "rounds", "stage")
+    __slots__ = ("_busy", "_changed", "head", "jobs", "place", "rounds", "stage")
 
-    def __init__(self, stage: str, place: int, busy: set[Queue]) -> None:
+    def __init__(self, stage: str, place: int, busy: set[Queue], changed: set[Queue]) -> None:
         self.stage = stage
         self.place = place
         self._busy = busy
+        self._changed = changed
+        self.head: Head | None = None
         self.jobs: dict[str, Entry] = {}
         self.rounds = 0
 
@@ -28,34 +33,62 @@ class Queue:
         """A job comes, as the last one."""
         self.jobs[job.id] = job
         self._busy.add(self)
+        self._changed.add(self)
 
     def drop(self, job: Entry) -> None:
         """A job is not here any more, if it was."""
-        if self.jobs.pop(job.id, None) is not None and not self.jobs:
+        if self.jobs.pop(job.id, None) is None:
+            return
+        self._changed.add(self)
+        if not self.jobs:
             self._busy.discard(self)
 
+    def change(self) -> None:
+        """A job of it waits now, or waits no more."""
+        self._changed.add(self)
 
-NOWHERE = Queue("", -1, set())
+    def look(self) -> Head | None:
+        """Find its head anew."""
+        job = next((job for job in self.jobs.values() if job.status == "waiting"), None)
+        self.head = None if job is None else Head(job.joined_at, job.arrival, self.place, job)
+        return self.head
+
+
+class Head(NamedTuple):
+    """The first waiting job of a queue, with what says whose turn it is."""
+
+    joined_at: float
+    arrival: float
+    place: int
+    job: Entry
+
+    def __lt__(self, other: tuple[object, ...]) -> bool:
+        return self[:3] < other[:3]
+
+
+NOWHERE = Queue("", -1, set(), set())
 
 
 class Queues:
     """The queues of a pool, by stage."""
 
-    __slots__ = ("_all", "_busy", "_opened")
+    __slots__ = ("_all", "_busy", "_changed", "_heads", "_opened")
 
     def __init__(self) -> None:
         self._all: dict[str, Queue] = {}
         self._busy: set[Queue] = set()
+        self._changed: set[Queue] = set()
+        self._heads: list[Head] = []  # a heap: those of now, and older ones
         self._opened = 0
 
     def open(self, stage: str) -> None:
         """One more stage, behind the others."""
-        self._all[stage] = Queue(stage, self._opened, self._busy)
+        self._all[stage] = Queue(stage, self._opened, self._busy, self._changed)
         self._opened += 1
 
     def close(self, stage: str) -> None:
         """One stage less; nobody is at it."""
-        del self._all[stage]
+        self._changed.discard(self._all.pop(stage))
 
     def get(self, stage: str) -> Queue | None:
         return self._all.get(stage)
@@ -69,3 +102,18 @@ class Queues:
         if len(queues) > 1:
             return sorted(queues, key=lambda queue: queue.place)
         return list(queues)
+
+    def first(self) -> Entry | None:
+        """The waiting job that came first, of the heads of the queues."""
+        heads = self._heads
+        for queue in self._changed:
+            head = queue.look()
+            if head is not None:
+                heappush(heads, head)
+        self._changed.clear()
+        while heads:
+            head = heads[0]
+            if head.job.queue.head is head:
+                return head.job
+            heappop(heads)
+        return None

@@ -289,6 +289,7 @@ class Scheduler:
         jobs = cast(tuple[Entry, ...], batch.jobs)
         for job, update, size in zip(jobs, updates, batch.sizes, strict=True):
             job.status = "waiting"
+            job.queue.change()
             if job.ending is not None:
                 lives.end(job, *job.ending, now)
             elif type(update) is dict or isinstance(update, Mapping):
@@ -304,6 +305,7 @@ class Scheduler:
         reason = told(error)
         for job in cast(tuple[Entry, ...], batch.jobs):
             job.status = "waiting"
+            job.queue.change()
             status, why = job.ending or ("failed", reason)
             self._lives.end(job, status, why, now)
 
@@ -317,6 +319,7 @@ class Scheduler:
         self._pools[batch.pool].retire(batch)
         for job in cast(tuple[Entry, ...], batch.jobs):
             job.status = "waiting"
+            job.queue.change()
             if job.ending is None:
                 self._lives.lose(job, lost, now)
             self._lives.settle(job, now)

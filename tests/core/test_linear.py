@@ -58,6 +58,10 @@ SHAPES = {
     "behind a loop": lambda count: seq(loop(START, times=3), *tools(count)),
     "legs": lambda count: seq(call(START, "model", slo=SLO(total=1e6)), *tools(count)),
     "calls": lambda count: seq(START, *[call(node, node.name, slo=SLO(total=1e6)) for node in tools(count)]),
+    "fan-out": lambda count: seq(START, par(*tools(count))),
+    "in front of a fan-out": lambda count: seq(
+        START, *tools(count // 2), par(*[tool(f"b{at}") for at in range(count // 2)])
+    ),
     "in a branch": lambda count: seq(START, par(seq(*tools(count)), Stage("other"))),
 }
 
