@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toys import command
 
 from neustream import EventLog
 from neustream.analysis.headroom import bound_of
@@ -149,6 +150,11 @@ def test_what_models_tells_of_an_agent(config):
         **{f"eye.{number}.prefill": (f"eye.{number}", 50, ["1"]) for number in (0, 1)},
         **{f"eye.{number}.decode": (f"eye.{number}", 60, ["1", "256"]) for number in (0, 1)},
     }
+
+
+def test_an_agent_of_a_config_is_not_run():
+    done = command("run", PAPER)
+    assert done.status == 2 and "an agent of a config is simulated alone" in done.err
 
 
 def listed(**keys):

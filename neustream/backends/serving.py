@@ -21,7 +21,7 @@ from neustream.core.work import Walk
 from neustream.engine.events import Finished, Observer, Record, Started
 from neustream.engine.report import Report
 from neustream.errors import BackendError, ConfigError, ProfileError, told
-from neustream.experiment.pipelines import Pipeline, StagesPipeline, pipeline_of
+from neustream.experiment.pipelines import AgentPipeline, Pipeline, StagesPipeline, pipeline_of
 from neustream.experiment.policies import policy_faults
 from neustream.experiment.prepared import Prepared, policy_for, prepare
 from neustream.profiling.measuring import measure
@@ -178,6 +178,8 @@ def _experiments(config: Config) -> dict[str, Experiment]:
 
 def _check_pools(pipeline: Pipeline[Experiment]) -> None:
     """What is known before a model is built: a profile that is missing, pools that no device has."""
+    if isinstance(pipeline, AgentPipeline):
+        raise ConfigError("an agent of a config is simulated alone: serve its models and its graph")
     pipeline.load_profiles()
     if len(pipeline.pools) > 1 or pipeline.pools[0].workers > 1:
         raise ConfigError(
