@@ -90,9 +90,9 @@ def test_another_thread_that_uses_the_model_meanwhile_gets_what_it_gets_alone():
         other.join()
 
     handle = model.model.layers[0].register_forward_pre_hook(meanwhile)
-    job = drive.job([9, 8, 7])
-    drive.step({job: None})
+    job, beside = drive.job([9, 8, 7]), drive.job([4, 5])
+    drive.step({job: None, beside: None})
     assert found["implementation"] == OWN and model.config._attn_implementation == "sdpa"
     assert found["alone"] == wanted
     torch.testing.assert_close(found["padded"], padded)
-    assert drive.finish([job]) == [alone(model, [9, 8, 7], 8)]
+    assert drive.finish([job, beside]) == [alone(model, prompt, 8) for prompt in ([9, 8, 7], [4, 5])]

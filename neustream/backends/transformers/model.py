@@ -209,7 +209,8 @@ class LanguageModel:
         return groups(seeing) + ([others] if others else [])
 
     def _may_pack(self, rows: Sequence[Row]) -> bool:
-        return self.packs and all(row.sight is None for row in rows)
+        """Whether rows are computed as one lane: a single one is one as it is, with the stock attention."""
+        return self.packs and len(rows) > 1 and all(row.sight is None for row in rows)
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> torch.Tensor:

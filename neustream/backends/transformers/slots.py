@@ -151,12 +151,12 @@ class Call:
 
     def write(self, storage: torch.Tensor, states: torch.Tensor) -> None:
         """Put `states` [lanes, heads, queries, width] where they belong in `storage` [slots, heads, length, width]."""
-        if self._single:
-            states = states[:, :, 0]
-            storage[self._slots, :, self._at] = states if self.lanes is None else states[self.lanes]
-        elif len(self.rows) == 1:
+        if len(self.rows) == 1 and self.lanes is None:
             row = self.rows[0]
             storage[row.slot, :, row.start : row.end] = states[0, :, -len(row.tokens) :]
+        elif self._single:
+            states = states[:, :, 0]
+            storage[self._slots, :, self._at] = states if self.lanes is None else states[self.lanes]
         else:
             storage[self._slot, :, self._at] = states.transpose(1, 2)[self._lane, self._column]
 
