@@ -21,6 +21,7 @@ from neustream.backends.transformers.text import Ask
 from neustream.engine.events import Finished
 from neustream.errors import BackendError
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy 2's, of how processors call it
 MAX = 6
 
 

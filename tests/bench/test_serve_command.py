@@ -134,7 +134,7 @@ def test_a_warm_up_is_sent_and_not_kept(stub):
         (["--goodput", "ttft"], "--goodput 'ttft': expected NAME:VALUE"),
         (["--goodput", "tftt:3"], "did you mean 'ttft'"),
         (["--goodput", "ttft:0"], "expected a number above 0"),
-        (["--slo-class", "a:ttft=x"], "--slo-class a: ttft 'x'"),
+        (["--slo-class", "a:ttft=x"], "--slo-class a: ttft: expected a number above 0, got 'x'"),
         (["--slo-class", "a:odd=1"], "--slo-class a: odd"),
         (["--slo-class", ":share=1"], "expected NAME"),
         (["--header", "x"], "--header 'x'"),
