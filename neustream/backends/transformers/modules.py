@@ -214,7 +214,7 @@ class Texts:
             )
 
     def _sure(self, inputs: Sequence[StepInput], results: Sequence[Update | StageFailed]) -> None:
-        """Note what is in slots now; a prompt that is complete is there for others."""
+        """Note what is in slots now; prompts and whole texts that are complete are there for others at once."""
         if self.prefixes is None:
             return
         for given, result in zip(inputs, results, strict=True):
@@ -223,7 +223,8 @@ class Texts:
                 continue
             text: Text = result[self.name]
             held.sure = (text, held.cached)
-            if len(text.outputs) == 1:
+            most = given.params.get("max_tokens")
+            if len(text.outputs) in (1, most) or result.get("ended"):
                 self.prefixes.keep(held.slot, text, held.cached)
 
     def _leave(self, id: str) -> None:
