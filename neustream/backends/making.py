@@ -14,10 +14,10 @@ from neustream.by_name import load_object
 from neustream.config.schema import Experiment
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile, unmeasured
-from neustream.core.steps import LearntSteps, PhaseProfile
 from neustream.engine.executor import StreamModule
 from neustream.errors import BackendError, ConfigError, NeustreamError, nearest, shown, told
 from neustream.experiment.pipelines import LlmPipeline, Pipeline
+from neustream.experiment.prepared import learning
 from neustream.service.graphs import GraphMount
 from neustream.service.mount import Mount
 
@@ -112,7 +112,7 @@ class OwnModules(ConfigModel):
         return GraphMount(
             wanted.graph,
             modules,
-            _learning(wanted.profiles) if wanted.profiles else _guesses(wanted.graph),
+            learning(wanted.profiles) if wanted.profiles else _guesses(wanted.graph),
             kv_caches=wanted.kv_caches,
             step_tokens=wanted.step_tokens,
             check_finite=wanted.check_finite,
@@ -139,17 +139,6 @@ class OwnModules(ConfigModel):
 
 def _guesses(graph: Graph) -> dict[str, LatencyProfile]:
     return {name: unmeasured(name, stage.max_batch) for name, stage in graph.stages.items()}
-
-
-def _learning(profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:
-    """The profiles, those of language models such that steps correct them."""
-    learnt: dict[int, LearntSteps] = {}
-    found = dict(profiles)
-    for name, profile in profiles.items():
-        if isinstance(profile, PhaseProfile):
-            steps = learnt.setdefault(id(profile.steps), LearntSteps(profile.steps))
-            found[name] = PhaseProfile(steps, profile.phase, max_batch=profile.max_batch)
-    return found
 
 
 def wanted_of(pipeline: Pipeline[Experiment], profiles: Mapping[str, LatencyProfile] | None = None) -> Wanted:
