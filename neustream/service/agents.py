@@ -14,7 +14,8 @@ from neustream.core.nodes import call
 from neustream.core.types import SLO
 from neustream.engine.answers import Result
 from neustream.engine.events import Observer
-from neustream.errors import BackendError, GraphError, NeustreamError, RequestError, nearest, shown, told
+from neustream.errors import BackendError, GraphError, NeustreamError, nearest, shown, told
+from neustream.service.graphs import run_of
 from neustream.service.mount import Call, Device, Host, Instance, Mount
 
 Arguments = Callable[[Job], Mapping[str, Any]]
@@ -139,23 +140,13 @@ class AgentMount:
 
     def request(self, params: Mapping[str, Any] | None = None, /, **more: Any) -> Call:
         """A run of the graph with `params`, given as a mapping or by name; its answer is the state."""
-        if params is not None and not isinstance(params, Mapping):
-            raise RequestError(f"parameters are a mapping, got {shown(params)}")
-        return Call(self.graph, {**(params or {}), **more}, _value, _reader)
+        return run_of(self.graph, params, more, _told)
 
     def rehearsal(self) -> Sequence[Call]:
         return ()
 
     def close(self) -> None:
         self._others = {}
-
-
-def _value(result: Result, outputs: Sequence[Emitted]) -> Update:
-    return result.unwrap()
-
-
-def _reader() -> Callable[[Emitted], Mapping[str, Any]]:
-    return _told
 
 
 def _told(output: Emitted) -> Mapping[str, Any]:

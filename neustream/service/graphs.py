@@ -108,9 +108,7 @@ class GraphMount:
 
     def request(self, params: Mapping[str, Any] | None = None, /, **more: Any) -> Call:
         """A run of the graph with `params`, given as a mapping or by name."""
-        if params is not None and not isinstance(params, Mapping):
-            raise RequestError(f"parameters are a mapping, got {shown(params)}")
-        return Call(self.graph, {**(params or {}), **more}, _value, _reader)
+        return run_of(self.graph, params, more, _update)
 
     def rehearsal(self) -> Sequence[Call]:
         return ()
@@ -119,12 +117,28 @@ class GraphMount:
         pass
 
 
+def run_of(
+    graph: Graph,
+    params: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
+    read: Callable[[Emitted], Mapping[str, Any]],
+) -> Call:
+    """A run of `graph` whose answer is the last state and whose outputs are what `read` makes of them.
+
+    Args:
+        params: the parameters as one mapping, or None.
+        more: those that were given by name; they win over `params`.
+
+    Raises:
+        RequestError: `params` is no mapping.
+    """
+    if params is not None and not isinstance(params, Mapping):
+        raise RequestError(f"parameters are a mapping, got {shown(params)}")
+    return Call(graph, {**(params or {}), **more}, _value, lambda: read)
+
+
 def _value(result: Result, outputs: Sequence[Emitted]) -> Update:
     return result.unwrap()
-
-
-def _reader() -> Callable[[Emitted], Update]:
-    return _update
 
 
 def _update(output: Emitted) -> Update:
