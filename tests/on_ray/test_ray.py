@@ -94,13 +94,15 @@ def test_one_of_two_killed_under_load_loses_nothing_and_another_takes_its_place(
 
 
 def test_one_that_is_stopped_is_found_out_and_ended(nodes):
+    """It is stopped while a request of 5 s has begun there, so its end cannot come first."""
     with Cluster(made.chat, instances=2, address=nodes, settings=QUICK) as cluster:
-        answers = [cluster.submit(words=100, voice="a") for _ in range(20)]
-        for answer in answers:
-            next(iter(answer))
-        pid = cluster.pids["whole-2"]
+        answers = [cluster.submit(words=100, voice="a") for _ in range(10)]
+        long = cluster.submit(words=500, voice="a")
+        next(iter(long))
+        pid = cluster.pids[long.outputs[0].member]
         os.kill(pid, signal.SIGSTOP)
         assert all(said(answer) == [f"a{at + 1}" for at in range(100)] for answer in answers)
+        assert long.result(120) is not None and len(long.outputs) == 500
         assert cluster.counts.lost == 1 and adds_up(cluster)
         assert gone([pid])
 
