@@ -190,24 +190,33 @@ def _parts(messages: Sequence[Any], images: list[Any]) -> tuple[list[Any], list[
             continue
         parts = []
         for part in content:
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            if kind in OTHERS:
-                raise RequestError(f"a message has a part of type {kind!r}: only text and images are served")
-            if kind == "image":
-                if way := next((way for way in WAYS if way in part), None):
-                    raise RequestError(f"a message has an image by {way}: give the PIL image as 'image'")
-                if part.get("image") is None:
-                    bare += 1
-                else:
-                    found.append(_image(f"the image of a message ({len(found)})", part["image"]))
-                part = {"type": "image"}
-            parts.append(part)
+            if not _for_image(part):
+                parts.append(part)
+                continue
+            parts.append({"type": "image"})
+            if part.get("image") is None:
+                bare += 1
+            else:
+                found.append(_image(f"the image of a message ({len(found)})", part["image"]))
         plain.append({**message, "content": parts})
     if found and images:
         raise RequestError("give images in the messages or as images=, not both")
     if bare != len(images):
         raise RequestError(f"the messages have {bare} part(s) for images without one, and images= has {len(images)}")
     return plain, found or images
+
+
+def _for_image(part: Any) -> bool:
+    """Whether a part of a message is for an image; RequestError for what is not served."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in OTHERS:
+        raise RequestError(f"a message has a part of type {kind!r}: only text and images are served")
+    if kind != "image":
+        return False
+    for way in WAYS:
+        if way in part:
+            raise RequestError(f"a message has an image by {way}: give the PIL image as 'image'")
+    return True
 
 
 def _marker(processor: Any) -> Any:

@@ -117,19 +117,25 @@ def _shared(members: Sequence[State]) -> tuple[dict[str, Any], str]:
 def _joined(layers: Sequence[Any]) -> Any:
     """One layer of what several requests' have, [requests, ...]."""
     joined = copy.copy(layers[0])
-    for name, value in vars(layers[0]).items():
-        values: list[Any] = [getattr(layer, name, None) for layer in layers]
-        if name in TOKENS and isinstance(value, torch.Tensor):
-            joined.__dict__[name] = _padded(values)
-        elif name in STATES and isinstance(value, dict):
-            joined.__dict__[name] = {key: _beside([each[key] for each in values]) for key in value}
-        elif name == LENGTH:
-            joined.__dict__[name] = max(values)
-        elif not all(_same(value, other) for other in values):
-            raise NotAlike(f"a layer of its cache, {type(joined).__name__}, has another {name} for some requests")
-        elif isinstance(value, dict):
-            joined.__dict__[name] = dict(value)
+    for name in vars(layers[0]):
+        joined.__dict__[name] = _one_of(name, layers)
     return joined
+
+
+def _one_of(name: str, layers: Sequence[Any]) -> Any:
+    """What a joined layer has as `name`; NotAlike where the layers' own cannot be one."""
+    values: list[Any] = [getattr(layer, name, None) for layer in layers]
+    first = values[0]
+    if name in TOKENS and isinstance(first, torch.Tensor):
+        return _padded(values)
+    if name in STATES and isinstance(first, dict):
+        return {key: _beside([each[key] for each in values]) for key in first}
+    if name == LENGTH:
+        return max(values)
+    if not all(_same(first, other) for other in values):
+        kind = type(layers[0]).__name__
+        raise NotAlike(f"a layer of its cache, {kind}, has another {name} for some requests")
+    return dict(first) if isinstance(first, dict) else first
 
 
 def _padded(tensors: Sequence[Any]) -> torch.Tensor:
@@ -138,13 +144,14 @@ def _padded(tensors: Sequence[Any]) -> torch.Tensor:
 
 
 def _beside(tensors: Sequence[Any]) -> torch.Tensor | None:
-    if any(each is None for each in tensors):
-        if any(each is not None for each in tensors):
-            raise NotAlike("some requests have states that others have not")
+    there = [each for each in tensors if each is not None]
+    if not there:
         return None
-    if len({each.shape for each in tensors}) > 1:
+    if len(there) < len(tensors):
+        raise NotAlike("some requests have states that others have not")
+    if len({each.shape for each in there}) > 1:
         raise NotAlike("its states have other shapes for some requests")
-    return torch.cat(list(tensors))
+    return torch.cat(there)
 
 
 def _parted(layer: Any, at: int, length: int) -> Any:

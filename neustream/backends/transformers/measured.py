@@ -35,15 +35,24 @@ def cells_of(slots: int, length: int) -> list[Cell]:
     Single prompts from 1 token to all, doubling; some steps of several prompts; decodes on a grid of
     batch and context; prompts beside decodes.
     """
-    sizes = sorted({n for n in (1, *(2**k for k in range(3, 32))) if n < length} | {length - 1})
-    contexts = sorted({c for c in (4**k for k in range(2, 16)) if c < length} | {length})
-    cells: list[Cell] = [((n,), ()) for n in sizes]
     part = max(2, length // 4)
-    cells += [((n,) * count, ()) for count in (2, 4, 8) if count <= slots for n in sorted({min(16, part), part})]
-    cells += [((), _around(c, batch, length)) for batch in default_batches(slots) for c in contexts]
-    for batch in sorted({1, slots // 2, slots - 1} - {0}) if slots > 1 else []:
-        cells += [((n,), _around(part, batch, length)) for n in sorted({min(16, part), part, length // 2})]
+    parts = sorted({min(16, part), part})
+    cells: list[Cell] = [((tokens,), ()) for tokens in _below(length - 1, [1, *(2**k for k in range(3, 32))])]
+    for count in (2, 4, 8):
+        if count <= slots:
+            cells += [((tokens,) * count, ()) for tokens in parts]
+    contexts = _below(length, [4**k for k in range(2, 16)])
+    for batch in default_batches(slots):
+        cells += [((), _around(context, batch, length)) for context in contexts]
+    beside = sorted({1, slots // 2, slots - 1} - {0}) if slots > 1 else []
+    for batch in beside:
+        cells += [((tokens,), _around(part, batch, length)) for tokens in sorted({*parts, length // 2})]
     return list(dict.fromkeys(cells))
+
+
+def _below(most: int, sizes: Sequence[int]) -> list[int]:
+    """Those of `sizes` that are less than `most`, and it."""
+    return [*(size for size in sizes if size < most), most]
 
 
 def _around(context: int, batch: int, length: int) -> tuple[int, ...]:

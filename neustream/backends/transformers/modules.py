@@ -246,14 +246,18 @@ class Texts:
         self._close_up(list(turns))
         for id, turn in turns.items():
             turn.rows = self._rows(id, turn)
-        results: dict[str, Update | StageFailed] = {
-            id: {self.name: turn.text} for id, turn in turns.items() if not turn.rows
-        }
-        last = {id: turn.rows[-1] for id, turn in turns.items() if turn.rows}
-        asks = [id for id in last if turns[id].text.unscored]
-        for group in [*[[id] for id in asks], *self.model.together({id: last[id] for id in last if id not in asks})]:
+        results: dict[str, Update | StageFailed] = {}
+        results |= {id: {self.name: turn.text} for id, turn in turns.items() if not turn.rows}
+        for group in self._groups(turns):
             results |= self._call(group, turns)
         return [results[given.id] for given in inputs]
+
+    def _groups(self, turns: Mapping[str, _Turn]) -> list[list[str]]:
+        """Who shares a forward call: a text whose prompt is scored has one of its own."""
+        last = {id: turn.rows[-1] for id, turn in turns.items() if turn.rows}
+        alone = [id for id in last if turns[id].text.unscored]
+        shared = {id: row for id, row in last.items() if id not in alone}
+        return [*([id] for id in alone), *self.model.together(shared)]
 
     def _call(self, group: Sequence[str], turns: Mapping[str, _Turn]) -> dict[str, Update | StageFailed]:
         """One forward call for the rows of `group`. If it raises, each has a call of its own: one may be at fault."""
@@ -306,25 +310,41 @@ class Texts:
         return _Turn(text, end, int(given.computed) if fresh else 0)
 
     def _rows(self, id: str, turn: _Turn) -> list[Row]:
+        """What is computed of a text in this step; none where all that it may compute is there."""
         held = self._held.get(id)
         if held is None:
-            held = self._held[id] = self._take()
-            if self.prefixes is not None and turn.known:
-                held.cached = held.shared = self.prefixes.fill(held.slot, turn.text.ask.prompt, turn.known)
-        text, prompt, piecewise = turn.text, len(turn.text.ask.prompt), self.model.piecewise
-        sight = text.ask.sight
-        if not turn.complete:
-            turn.end = self.model.floor(turn.end, prompt) if piecewise else turn.end
-            turn.end = turn.end if sight is None else sight.floor(turn.end)
-            if held.cached >= turn.end and (piecewise or sight is not None):
+            held = self._begin(id, turn)
+        cut = self.model.piecewise or turn.text.ask.sight is not None
+        if cut and not turn.complete:
+            turn.end = self._cut(turn)
+            if held.cached >= turn.end:
                 turn.end = held.cached
                 return []
+        return self._from(held, turn)
+
+    def _begin(self, id: str, turn: _Turn) -> _Held:
+        """A slot for a request that has none, with what others left of its prompt."""
+        held = self._held[id] = self._take()
+        if self.prefixes is not None and turn.known:
+            held.cached = held.shared = self.prefixes.fill(held.slot, turn.text.ask.prompt, turn.known)
+        return held
+
+    def _cut(self, turn: _Turn) -> int:
+        """The last place before the end of the step at which the text may be cut."""
+        text, end = turn.text, turn.end
+        if self.model.piecewise:
+            end = self.model.floor(end, len(text.ask.prompt))
+        return end if text.ask.sight is None else text.ask.sight.floor(end)
+
+    def _from(self, held: _Held, turn: _Turn) -> list[Row]:
+        """The rows from what is cached to the end of the step; the last token is computed in any case."""
+        text, prompt, sight = turn.text, len(turn.text.ask.prompt), turn.text.ask.sight
         start = min(held.cached, turn.end - 1)
-        if piecewise and held.cached >= turn.end:
+        if self.model.piecewise and held.cached >= turn.end:
             start = self.model.floor(turn.end - 1, prompt)
         looks = sight if sight is not None and sight.matters(start) else None
         row = Row(held.slot, start, text.tokens(start, turn.end), looks)
-        return rows_of(row, prompt) if piecewise else [row]
+        return rows_of(row, prompt) if self.model.piecewise else [row]
 
     def _close_up(self, ids: Sequence[str]) -> None:
         """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""

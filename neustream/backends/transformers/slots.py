@@ -87,43 +87,66 @@ class Call:
     lanes: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        rows = self.rows
-        low, high = rows[0].slot, rows[-1].slot + 1
-        self.start = max(row.start for row in rows)
-        end = max(row.end for row in rows)
-        width = max(len(row.tokens) for row in rows)
+        self.start = max(row.start for row in self.rows)
+        self._slots = self._tensor([row.slot for row in self.rows])
+        width = max(len(row.tokens) for row in self.rows)
         self._single = width == 1
-        holes = high - low - len(rows)
-        self._view = slice(low, high) if not holes or (self._single and holes <= HOLES * len(rows)) else None
-        alike = all(row.start == self.start and row.end == end and not row.folded for row in rows)
-        self.whole = alike and not (holes and self._view is not None)
-        self.context = end if self.whole else min(-(-end // ALIGNED) * ALIGNED, self.length)
+        self.whole = False
+        self._view = self._in_place()
         if self.shape is not None:
             lanes, width, self.context = self.shape
-            self.whole = False
-            if self._single:
-                low, high, holes = 0, lanes, lanes
-                self._view = slice(low, high)
-        self._slots = self._tensor([row.slot for row in rows])
-        if self._single:
-            self._at = self._tensor([row.start for row in rows])
-            self.ids, self.positions = self._tensor([row.tokens[0] for row in rows])[:, None], self._at[:, None]
-            if holes and self._view is not None:
-                self.lanes = self._slots - low
-                self.ids = self.ids.new_zeros(high - low, 1).index_copy(0, self.lanes, self.ids)
-                self.positions = self.positions.new_zeros(high - low, 1).index_copy(0, self.lanes, self.positions)
+            self._view = slice(0, lanes) if self._single else self._view
+        else:
+            self._fit()
+        if not self._single:
+            self._lay_prompts(width)
             return
-        pads = [width - len(row.tokens) for row in rows]
-        self.ids = self._tensor([[row.tokens[0]] * pad + list(row.tokens) for row, pad in zip(rows, pads, strict=True)])
-        self.positions = self._tensor(
-            [[row.start] * pad + list(range(row.start, row.end)) for row, pad in zip(rows, pads, strict=True)]
-        )
-        if len(rows) > 1:  # where each token goes, but for the padding
-            places = [
-                (lane, pad + column, row.slot, row.start + column)
-                for lane, (row, pad) in enumerate(zip(rows, pads, strict=True))
-                for column in range(len(row.tokens))
-            ]
+        self._lay_decodes()
+        if self._view is not None:
+            self._spread(self._view)
+
+    def _in_place(self) -> slice | None:
+        """The slots that attention reads as they lie; None where too many between them have no row."""
+        low, high = self.rows[0].slot, self.rows[-1].slot + 1
+        holes = high - low - len(self.rows)
+        if holes and not (self._single and holes <= HOLES * len(self.rows)):
+            return None
+        return slice(low, high)
+
+    def _fit(self) -> None:
+        """How many keys attention reads, where that is not given."""
+        end = max(row.end for row in self.rows)
+        self.context = min(-(-end // ALIGNED) * ALIGNED, self.length)
+        alike = all(row.start == self.start and row.end == end and not row.folded for row in self.rows)
+        if alike and (self._view is None or self._view.stop - self._view.start == len(self.rows)):
+            self.whole, self.context = True, end
+
+    def _lay_decodes(self) -> None:
+        """One token a row: a lane for each."""
+        self._at = self._tensor([row.start for row in self.rows])
+        self.ids = self._tensor([row.tokens[0] for row in self.rows])[:, None]
+        self.positions = self._at[:, None]
+
+    def _spread(self, view: slice) -> None:
+        """A lane for each slot of `view`, also for those without a row; nothing to do where all have one."""
+        lanes = view.stop - view.start
+        if lanes == len(self.rows) and self.shape is None:
+            return
+        self.lanes = self._slots - view.start
+        self.ids = self.ids.new_zeros(lanes, 1).index_copy(0, self.lanes, self.ids)
+        self.positions = self.positions.new_zeros(lanes, 1).index_copy(0, self.lanes, self.positions)
+
+    def _lay_prompts(self, width: int) -> None:
+        """Several tokens a row, padded to `width`; where each of them goes, but for the padding."""
+        ids, positions = [], []
+        places: list[tuple[int, int, int, int]] = []
+        for lane, row in enumerate(self.rows):
+            pad = width - len(row.tokens)
+            ids.append([row.tokens[0]] * pad + list(row.tokens))
+            positions.append([row.start] * pad + list(range(row.start, row.end)))
+            places += [(lane, pad + column, row.slot, row.start + column) for column in range(len(row.tokens))]
+        self.ids, self.positions = self._tensor(ids), self._tensor(positions)
+        if len(self.rows) > 1:
             self._lane, self._column, self._slot, self._at = self._tensor(places).unbind(1)
 
     def _tensor(self, values: Sequence[Any]) -> torch.Tensor:

@@ -38,37 +38,29 @@ class Unchanged:
         self._model, self.way = model, way
         self._takes = inspect.signature(model.forward).parameters
         named = list(model.named_modules())
-        modules = [module for _, module in named]
-        self._attributes = [module.__dict__ for module in modules]
-        self._children = [module._modules for module in modules]
-        self._parameters = [module._parameters for module in modules]
-        self._hooks = [hooks for one in modules for hooks in (one._forward_pre_hooks, one._forward_hooks)]
-        self._adapted = [module for module in modules if hasattr(module, "merged_adapters")]
+        self._look_at_modules([module for _, module in named])
         kept = _kept_buffers(named)
         self._buffers = [(buffers, key) for _, buffers, key in kept]
-        anew = {id(table) for module in modules if _computes_anew(module) for table in module._buffers.values()}
-        tables = [(name, table) for name, table in model.named_buffers() if id(table) not in anew]
-        weights = [*model.named_parameters(), *tables]
-        there = [(name, weight) for name, weight in weights if type(weight) in PLAIN and not weight.is_meta]
+        weights = _weights(model)
+        there = [(name, weight) for name, weight in weights if _has_place(weight)]
         tracked = [(name, weight) for name, weight in weights if not weight.is_inference()]
         self._there: list[torch.Tensor] = [weight for _, weight in there]
         self._tracked: list[torch.Tensor] = [weight for _, weight in tracked]
-        own = [f"{name}.{key}" for name, module in named for key in module._parameters]
-        self._names = {
-            "mode": [name for name, _ in named],
-            "forward": [name for name, _ in named],
-            "compiled": [name for name, _ in named],
-            "modules": [f"{name}.{key}" for name, module in named for key in module._modules],
-            "parameters": own + [name for name, _, _ in kept],
-            "adapters": [name for name, module in named if hasattr(module, "merged_adapters")],
-            "places": [name for name, _ in there],
-            "versions": [name for name, _ in tracked],
-        }
+        self._names = _names(named) | {"places": [name for name, _ in there], "versions": [name for name, _ in tracked]}
+        self._names["parameters"] += [name for name, _, _ in kept]
         self._samples = Samples(self._there)
         self._facts = self._now()
         self._values = self._samples.read()
         self._hooked = self._watchers()
         self._logits = self._answer()
+
+    def _look_at_modules(self, modules: Sequence[torch.nn.Module]) -> None:
+        """Keep the dicts in which modules hold what may be changed."""
+        self._attributes = [module.__dict__ for module in modules]
+        self._children = [module._modules for module in modules]
+        self._parameters = [module._parameters for module in modules]
+        self._hooks = [hooks for one in modules for hooks in (one._forward_pre_hooks, one._forward_hooks)]
+        self._adapted = [module for module in modules if _is_adapted(module)]
 
     def check(self) -> None:
         """RequestError if the model was changed; from any thread, without a look at the device."""
@@ -184,6 +176,36 @@ def _computes_anew(module: torch.nn.Module) -> bool:
     kinds = getattr(module, "rope_type", "")
     some = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any("dynamic" in str(kind) or kind == "longrope" for kind in some)
+
+
+def _is_adapted(module: torch.nn.Module) -> bool:
+    """Whether it is a layer of PEFT."""
+    return hasattr(module, "merged_adapters")
+
+
+def _has_place(weight: torch.Tensor) -> bool:
+    """Whether a weight has an address of its own."""
+    return type(weight) in PLAIN and not weight.is_meta
+
+
+def _weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name, but for tables that modules compute anew."""
+    anew = {id(table) for module in model.modules() if _computes_anew(module) for table in module._buffers.values()}
+    tables = [(name, table) for name, table in model.named_buffers() if id(table) not in anew]
+    return [*model.named_parameters(), *tables]
+
+
+def _names(named: Sequence[tuple[str, torch.nn.Module]]) -> dict[str, list[str]]:
+    """What is compared of modules, by kind of change: the name of each, in order."""
+    modules = [name for name, _ in named]
+    return {
+        "mode": modules,
+        "forward": modules,
+        "compiled": modules,
+        "modules": [f"{name}.{key}" for name, module in named for key in module._modules],
+        "parameters": [f"{name}.{key}" for name, module in named for key in module._parameters],
+        "adapters": [name for name, module in named if _is_adapted(module)],
+    }
 
 
 def _kept_buffers(
