@@ -128,60 +128,76 @@ def optimum(instance: Instance) -> float:
     decision and makes none late, so that batches need to start only when something arrives or ends;
     at each such moment every batch is tried, and so is waiting.
     """
-    requests = instance.requests
-    sequences = [_sequence(request) for request in requests]
-    stages = {name: stage for request in requests for name, stage in request.graph.stages.items()}
-    workers = instance.workers
-    seconds = {
-        (name, at): [x + instance.overhead_s for x in profiles[name].latency_s]
-        for at, (pool, profiles) in enumerate(workers)
-        for name in pool.stages
-        if name in stages
-    }
-    most = {key: min(stages[key[0]].max_batch, len(each)) for key, each in seconds.items()}
-    quickest = {name: min(min(each[: most[key]]) for key, each in seconds.items() if key[0] == name) for name in stages}
-    monotone = all(a <= b for each in seconds.values() for a, b in itertools.pairwise(each))
-    dues = [request.arrival + request.slo.total + TICK for request in requests]
-    everyone = range(len(requests))
+    return _Schedules(instance).ahead(0.0, (0,) * len(instance.requests), ())
 
-    def hopeful(job, now, done):
-        rest = sequences[job][done[job] :]
-        return bool(rest) and max(now, requests[job].arrival) + sum(quickest[s] for s in rest) <= dues[job]
 
-    @cache
-    def ahead(now, done, running):
+class _Schedules:
+    """All schedules of an instance."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._requests = instance.requests
+        self._sequences = [_sequence(request) for request in self._requests]
+        self._workers = instance.workers
+        stages = {name: stage for request in self._requests for name, stage in request.graph.stages.items()}
+        self._seconds = {
+            (name, at): [x + instance.overhead_s for x in profiles[name].latency_s]
+            for at, (pool, profiles) in enumerate(self._workers)
+            for name in pool.stages
+            if name in stages
+        }
+        self._most = {key: min(stages[key[0]].max_batch, len(each)) for key, each in self._seconds.items()}
+        self._quickest = {name: self._least(name) for name in stages}
+        self._monotone = all(a <= b for each in self._seconds.values() for a, b in itertools.pairwise(each))
+        self._dues = [request.arrival + request.slo.total + TICK for request in self._requests]
+        self.ahead = cache(self._ahead)
+
+    def _least(self, name):
+        """Seconds of the quickest step of a stage."""
+        return min(min(each[: self._most[key]]) for key, each in self._seconds.items() if key[0] == name)
+
+    def _hopeful(self, job, now, done):
+        rest = self._sequences[job][done[job] :]
+        earliest = max(now, self._requests[job].arrival) + sum(self._quickest[name] for name in rest)
+        return bool(rest) and earliest <= self._dues[job]
+
+    def _ahead(self, now, done, running):
         """Weight on time from here on; `running`: (end, pool, jobs) of the steps under way."""
         busy = {job for _, _, jobs in running for job in jobs}
-        if not busy and not any(hopeful(job, now, done) for job in everyone):
+        if not busy and not any(self._hopeful(job, now, done) for job in range(len(done))):
             return 0.0
         best = 0.0
-        later = [end for end, _, _ in running] + [r.arrival for r in requests if r.arrival > now]
+        later = [end for end, _, _ in running] + [r.arrival for r in self._requests if r.arrival > now]
         if later:
-            best = proceed(min(later), done, running)
-        queues: dict[str, list[int]] = {}
-        for job in everyone:
-            waits = requests[job].arrival <= now and job not in busy and done[job] < len(sequences[job])
-            # where more jobs can make a step shorter, those without a hope may be of use
-            if waits and (hopeful(job, now, done) or not monotone):
-                queues.setdefault(sequences[job][done[job]], []).append(job)
-        for (name, pool), each in seconds.items():
-            queue = queues.get(name, [])
-            if sum(at == pool for _, at, _ in running) == workers[pool][0].workers:
-                continue
-            for size in range(1, min(len(queue), most[name, pool]) + 1):
-                for jobs in itertools.combinations(queue, size):
-                    step = (now + each[size - 1], pool, jobs)
-                    best = max(best, ahead(now, done, tuple(sorted((*running, step)))))
+            best = self._proceed(min(later), done, running)
+        for step in self._steps(now, done, running, busy):
+            best = max(best, self.ahead(now, done, tuple(sorted((*running, step)))))
         return best
 
-    def proceed(now, done, running):
-        after, gained = list(done), 0.0
-        for end, _, jobs in running:
-            if end <= now:
-                for job in jobs:
-                    after[job] += 1
-                    if after[job] == len(sequences[job]) and now <= dues[job]:
-                        gained += requests[job].slo.weight
-        return gained + ahead(now, tuple(after), tuple(step for step in running if step[0] > now))
+    def _queues(self, now, done, busy):
+        """Who waits, by stage; where more jobs can make a step shorter, those without a hope may be of use."""
+        queues: dict[str, list[int]] = {}
+        for job, sequence in enumerate(self._sequences):
+            waits = self._requests[job].arrival <= now and job not in busy and done[job] < len(sequence)
+            if waits and (self._hopeful(job, now, done) or not self._monotone):
+                queues.setdefault(sequence[done[job]], []).append(job)
+        return queues
 
-    return ahead(0.0, (0,) * len(requests), ())
+    def _steps(self, now, done, running, busy):
+        """Every batch that a free worker may start."""
+        queues = self._queues(now, done, busy)
+        for (name, pool), each in self._seconds.items():
+            if sum(at == pool for _, at, _ in running) == self._workers[pool][0].workers:
+                continue
+            queue = queues.get(name, [])
+            for size in range(1, min(len(queue), self._most[name, pool]) + 1):
+                for jobs in itertools.combinations(queue, size):
+                    yield now + each[size - 1], pool, jobs
+
+    def _proceed(self, now, done, running):
+        """Weight on time from the moment `now`, at which the first step ends or a request arrives."""
+        after, gained = list(done), 0.0
+        for job in [job for end, _, jobs in running if end <= now for job in jobs]:
+            after[job] += 1
+            if after[job] == len(self._sequences[job]) and now <= self._dues[job]:
+                gained += self._requests[job].slo.weight
+        return gained + self.ahead(now, tuple(after), tuple(step for step in running if step[0] > now))

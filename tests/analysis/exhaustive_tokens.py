@@ -101,6 +101,10 @@ State = tuple[int, int]
 OVER: State = (-1, 0)
 
 
+Choice = tuple[State, int]
+"""Memory of a request before a step, and tokens that it computes in it."""
+
+
 def optimum(load: Load) -> float:
     """The most weight on time over all schedules.
 
@@ -108,22 +112,32 @@ def optimum(load: Load) -> float:
     Before each, any requests lose their memory, and then any set of them computes any part of what
     the next output needs: one token of it is a decode, if an output came before.
     """
-    texts = [_text(request, load.lengths[request.id]) for request in load.requests]
-    memory = INF if load.memory is None else load.memory
+    return _Schedules(load).ahead(0.0, ((0, 0),) * len(load.requests))
 
-    quickest = min(load.steps.seconds(Step(1, 1, 1)), load.steps.seconds(Step(decodes=1, context=2)))
 
-    def told(at: int, state: State, now: float) -> State:
+class _Schedules:
+    """All schedules of a load."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._texts = [_text(request, load.lengths[request.id]) for request in load.requests]
+        self._memory = INF if load.memory is None else load.memory
+        prefill, decode = Step(1, 1, 1), Step(decodes=1, context=2)
+        self._quickest = min(load.steps.seconds(prefill), load.steps.seconds(decode))
+        self.ahead = cache(self._ahead)
+
+    def _told(self, at: int, state: State, now: float) -> State:
         """What is over, if it will be late: each output takes a step."""
         outputs, _ = state
-        due = texts[at].due
-        if outputs < 0 or any(now + (k - outputs + 1) * quickest > due[k] for k in range(outputs, len(due))):
+        if outputs < 0:
             return OVER
+        for further, due in enumerate(self._texts[at].due[outputs:], 1):
+            if now + further * self._quickest > due:
+                return OVER
         return state
 
-    def choices(at: int, state: State, now: float) -> list[tuple[State, int]]:
-        """Memory of a request before a step, and tokens that it computes in it."""
-        text, (outputs, held) = texts[at], state
+    def _choices(self, at: int, state: State, now: float) -> list[Choice]:
+        text, (outputs, held) = self._texts[at], state
         if outputs < 0 or text.arrival > now:
             return [(state, 0)]
         found = []
@@ -132,57 +146,55 @@ def optimum(load: Load) -> float:
             found += [((outputs, kept), new) for new in range(left, -1, -1)]
         return found
 
-    def decodes(at: int, state: State, new: int) -> bool:
+    def _decodes(self, at: int, state: State, new: int) -> bool:
         outputs, held = state
-        return new == 1 and outputs > 0 and held == texts[at].prompt + outputs - 1
+        return new == 1 and outputs > 0 and held == self._texts[at].prompt + outputs - 1
 
-    def seconds(chosen: tuple[tuple[State, int], ...]) -> float | None:
+    def _seconds(self, chosen: tuple[Choice, ...]) -> float | None:
         """Of a step; None if it is none, or has no room."""
         prefills = tokens = square = jobs = context = filled = 0
         for at, (state, new) in enumerate(chosen):
             held = state[1]
             filled += held + new
-            if decodes(at, state, new):
+            if self._decodes(at, state, new):
                 jobs, context = jobs + 1, context + held + 1
             elif new:
                 prefills, tokens, square = prefills + 1, tokens + new, square + (2 * held + new) * new
-        if not prefills + jobs or filled > memory or max(jobs, prefills) > load.max_batch:
+        if not prefills + jobs or filled > self._memory or max(jobs, prefills) > self._load.max_batch:
             return None
-        return load.steps.seconds(Step(prefills, tokens, square, jobs, context))
+        return self._load.steps.seconds(Step(prefills, tokens, square, jobs, context))
 
-    def after(at: int, state: State, new: int, end: float) -> tuple[State, float]:
+    def _after(self, at: int, state: State, new: int, end: float) -> tuple[State, float]:
         """The state after a step, and the weight that is on time by it."""
         outputs, held = state
-        text = texts[at]
+        text = self._texts[at]
         if outputs < 0 or held + new < text.prompt + outputs:
-            return told(at, (outputs, held + new), end), 0.0
+            return self._told(at, (outputs, held + new), end), 0.0
         if end > text.due[outputs]:
             return OVER, 0.0
         if outputs + 1 == text.outputs:
             return OVER, text.weight
-        return told(at, (outputs + 1, held + new), end), 0.0
+        return self._told(at, (outputs + 1, held + new), end), 0.0
 
-    def steps(now: float, states: tuple[State, ...]) -> Iterator[tuple[float, tuple[tuple[State, int], ...]]]:
-        options = [choices(at, state, now) for at, state in enumerate(states)]
+    def _steps(self, now: float, states: tuple[State, ...]) -> Iterator[tuple[float, tuple[Choice, ...]]]:
+        """When each step that may start now ends, and who computes what in it."""
+        options = [self._choices(at, state, now) for at, state in enumerate(states)]
         for chosen in itertools.product(*options):
-            if (lasts := seconds(chosen)) is not None:
+            if (lasts := self._seconds(chosen)) is not None:
                 yield now + lasts, chosen
 
-    @cache
-    def ahead(now: float, states: tuple[State, ...]) -> float:
+    def _ahead(self, now: float, states: tuple[State, ...]) -> float:
         """Weight on time from here on."""
-        hope = sum(text.weight for text, (outputs, _) in zip(texts, states, strict=True) if outputs >= 0)
+        hope = sum(text.weight for text, (outputs, _) in zip(self._texts, states, strict=True) if outputs >= 0)
         if not hope:
             return 0.0
         best = 0.0
-        later = [text.arrival for text in texts if text.arrival > now]
+        later = [text.arrival for text in self._texts if text.arrival > now]
         if later:
-            best = ahead(min(later), tuple(told(at, state, min(later)) for at, state in enumerate(states)))
-        for end, chosen in steps(now, states):
+            best = self.ahead(min(later), tuple(self._told(at, state, min(later)) for at, state in enumerate(states)))
+        for end, chosen in self._steps(now, states):
             if best >= hope:
                 break
-            found = [after(at, state, new, end) for at, (state, new) in enumerate(chosen)]
-            best = max(best, sum(gain for _, gain in found) + ahead(end, tuple(state for state, _ in found)))
+            found = [self._after(at, state, new, end) for at, (state, new) in enumerate(chosen)]
+            best = max(best, sum(gain for _, gain in found) + self.ahead(end, tuple(state for state, _ in found)))
         return best
-
-    return ahead(0.0, ((0, 0),) * len(texts))

@@ -74,52 +74,61 @@ class Scripted:
         return job if job is not None and job.term == order.term else None
 
     def receive(self, message: object, unheard: Callable[[str], say.Outputs]) -> None:
+        if isinstance(message, say.Send | say.Reserve | say.Parcel):
+            self._offered(message)
+        elif isinstance(message, say.Hold | say.Resume | say.Give | say.Cancel):
+            job = self.mine(message)
+            if job is not None:
+                self._told_of(job, message, unheard)
+        elif isinstance(message, say.Free):
+            self._free(message)
+        elif isinstance(message, say.Fence):
+            self.jobs.clear()
+            self.say(say.Fenced())
+        elif isinstance(message, say.Ask):
+            standing = [say.Standing(job.id, job.term, job.made) for job in self.jobs.values()]
+            self.say(say.Here(tuple(standing)))
+
+    def _offered(self, message: say.Send | say.Reserve | say.Parcel) -> None:
+        """A request is to come here; one that was freed since is not taken."""
+        if not isinstance(message, say.Parcel):
+            self.heard = max(self.heard, message.number)
+        if self.freed.get(message.id, 0) >= message.term:
+            return
         match message:
             case say.Send():
-                self.heard = max(self.heard, message.number)
-                if self.freed.get(message.id, 0) < message.term:
-                    self.jobs[message.id] = Job(message.id, message.term, len(message.made), message.params["steps"])
-                    self.say(say.Took(message.id, message.term))
+                self.jobs[message.id] = Job(message.id, message.term, len(message.made), message.params["steps"])
+                self.say(say.Took(message.id, message.term))
             case say.Reserve():
-                self.heard = max(self.heard, message.number)
-                if self.freed.get(message.id, 0) < message.term:
-                    self.say(say.Reserved(message.id, message.term))
-            case say.Hold():
-                job = self.mine(message)
-                if job is not None:
-                    job.hold = True
-            case say.Resume():
-                job = self.mine(message)
-                if job is not None:
-                    job.hold = job.held = False
-            case say.Give():
-                job = self.mine(message)
-                if job is not None and job.held:
-                    parcel = say.Parcel(
-                        job.id, message.next_term, (job.made, job.of), {}, False, unheard(job.id), 0.0, 0.0
-                    )  # type: ignore[arg-type]
-                    self.say(parcel, message.target)
+                self.say(say.Reserved(message.id, message.term))
             case say.Parcel():
-                if self.freed.get(message.id, 0) < message.term:
-                    made, of = message.carry
-                    self.jobs[message.id] = Job(message.id, message.term, made, of)
-                    self.say(say.Took(message.id, message.term, message.unheard))
-            case say.Free():
-                self.freed[message.id] = max(self.freed.get(message.id, 0), message.term)
-                job = self.jobs.get(message.id)
-                if job is not None and job.term <= message.term:
-                    del self.jobs[message.id]
+                made, of = message.carry
+                self.jobs[message.id] = Job(message.id, message.term, made, of)
+                self.say(say.Took(message.id, message.term, message.unheard))
+
+    def _told_of(
+        self, job: Job, message: say.Hold | say.Resume | say.Give | say.Cancel, unheard: Callable[[str], say.Outputs]
+    ) -> None:
+        """An order about a request that is here."""
+        match message:
+            case say.Hold():
+                job.hold = True
+            case say.Resume():
+                job.hold = job.held = False
+            case say.Give():
+                if job.held:
+                    carry = (job.made, job.of)
+                    parcel = say.Parcel(job.id, message.next_term, carry, {}, False, unheard(job.id), 0.0, 0.0)  # type: ignore[arg-type]
+                    self.say(parcel, message.target)
             case say.Cancel():
-                job = self.mine(message)
-                if job is not None:
-                    del self.jobs[job.id]
-                    self.say(say.Over(job.id, job.term, "cancelled", "", None, job.made, True, True))
-            case say.Fence():
-                self.jobs.clear()
-                self.say(say.Fenced())
-            case say.Ask():
-                standing = [say.Standing(job.id, job.term, job.made) for job in self.jobs.values()]
-                self.say(say.Here(tuple(standing)))
+                del self.jobs[job.id]
+                self.say(say.Over(job.id, job.term, "cancelled", "", None, job.made, True, True))
+
+    def _free(self, message: say.Free) -> None:
+        self.freed[message.id] = max(self.freed.get(message.id, 0), message.term)
+        job = self.jobs.get(message.id)
+        if job is not None and job.term <= message.term:
+            del self.jobs[message.id]
 
 
 Fate = Callable[[], list[float]]
