@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from neustream import (
     POLICIES,
@@ -194,63 +195,78 @@ def speed(policy: str) -> float:
     return statistics.median(ratios)
 
 
+def by_live_jobs(count: int) -> list[dict[str, Any]]:
+    """Seconds of a turn of each policy, for each number of live jobs; `count` turns each."""
+    rows: list[dict[str, Any]] = []
+    for name, make in POLICIES.items():
+        policy = NeuStream(slo_scale=3.0) if name == "neustream" else make()
+        for live in LIVE:
+            seconds = turns(policy, live, count)
+            median, p99 = statistics.median(seconds), float(np.percentile(seconds, 99))
+            rows.append({"policy": name, "live": live, "median_us": median * 1e6, "p99_us": p99 * 1e6})
+    unit = next(row["median_us"] for row in rows if row["policy"] == "fcfs")
+    return [{**row, "times_fcfs_64": row["median_us"] / unit} for row in rows]
+
+
+def turns_table(rows: Sequence[dict[str, Any]]) -> Table:
+    growth = LIVE[-1] * math.log(LIVE[-1]) / (LIVE[0] * math.log(LIVE[0]))
+    headings = [f"{live}: us (p99)" for live in LIVE] + ["x fcfs", "of a step", f"growth (nlogn {growth:.0f})"]
+    table = new_table("decide + finish by number of live jobs", "policy", headings)
+    for name in POLICIES:
+        own = [row for row in rows if row["policy"] == name]
+        cells = [f"{row['median_us']:.0f} ({row['p99_us']:.0f})" for row in own]
+        multiples = "/".join(f"{row['times_fcfs_64']:.1f}" for row in own)
+        least, most = own[0]["median_us"], own[-1]["median_us"]
+        table.add_row(name, *cells, multiples, f"{least / FASTEST_US:.1%}", f"{most / least:.1f}")
+    return table
+
+
+def decisions_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = new_table("decide in DiT-S/2's own workload", "policy", ["rate", "p50 us", "p99 us", "of a step"])
+    for row in rows:
+        cells = [f"{row[key]:.0f}" for key in ("rate", "p50", "p99")]
+        table.add_row(str(row["policy"]), *cells, f"{row['p50'] / FASTEST_US:.1%}")
+    return table
+
+
+def texts_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    title = f"priced's decide, {RUNNING} texts running and {WAITING} waiting"
+    table = new_table(title, "promised", ["p50 us", "p99 us"])
+    for kind, row in rows.items():
+        table.add_row(kind, *[f"{value:.0f}" for value in row.values()])
+    return table
+
+
+def of_texts() -> dict[str, dict[str, float]]:
+    """Microseconds of a decision of `priced`, by what the texts are promised."""
+    found = {}
+    for kind, slos in PROMISES.items():
+        p50, p99 = np.percentile(texts(slos, "priced"), (50, 99)) * 1e6
+        found[kind] = {"p50_us": float(p50), "p99_us": float(p99)}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=400)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    gc.disable()
-    rows: dict[str, list[list[float]]] = {}
-    for name, make in POLICIES.items():
-        policy = NeuStream(slo_scale=3.0) if name == "neustream" else make()
-        rows[name] = [turns(policy, live, args.turns) for live in LIVE]
-    unit = statistics.median(rows["fcfs"][0])
-    growth = LIVE[-1] * math.log(LIVE[-1]) / (LIVE[0] * math.log(LIVE[0]))
-    headings = [f"{live}: us (p99)" for live in LIVE] + ["x fcfs", "of a step", f"growth (nlogn {growth:.0f})"]
-    table = new_table("decide + finish by number of live jobs", "policy", headings)
-    out: list[dict[str, Any]] = []
-    for name, columns in rows.items():
-        medians = [statistics.median(column) for column in columns]
-        p99s = [float(np.percentile(column, 99)) for column in columns]
-        cells = [f"{m * 1e6:.0f} ({p * 1e6:.0f})" for m, p in zip(medians, p99s, strict=True)]
-        multiples = "/".join(f"{m / unit:.1f}" for m in medians)
-        table.add_row(
-            name, *cells, multiples, f"{medians[0] * 1e6 / FASTEST_US:.1%}", f"{medians[-1] / medians[0]:.1f}"
-        )
-        for live, median, p99 in zip(LIVE, medians, p99s, strict=True):
-            out.append({"policy": name, "live": live, "median_us": median * 1e6, "p99_us": p99 * 1e6})
-            out[-1]["times_fcfs_64"] = median / unit
     console = Console(width=110)
-    console.print(table)
+    gc.disable()
+    told: dict[str, Any] = {"turns": by_live_jobs(args.turns)}
     gc.enable()
-    decisions: list[dict[str, Any]] = [
-        {"policy": name, "rate": rate, **own(name, rate)} for name in OWN for rate in RATES
-    ]
-    table = new_table("decide in DiT-S/2's own workload", "policy", ["rate", "p50 us", "p99 us", "of a step"])
-    for line in decisions:
-        cells = [f"{line[q]:.0f}" for q in ("rate", "p50", "p99")]
-        table.add_row(str(line["policy"]), *cells, f"{line['p50'] / FASTEST_US:.1%}")
-    console.print(table)
-    of_texts = {kind: np.percentile(texts(slos, "priced"), (50, 99)) * 1e6 for kind, slos in PROMISES.items()}
-    table = new_table(
-        f"priced's decide, {RUNNING} texts running and {WAITING} waiting", "promised", ["p50 us", "p99 us"]
-    )
-    for kind, quantiles in of_texts.items():
-        table.add_row(kind, *[f"{value:.0f}" for value in quantiles])
-    console.print(table)
-    speeds = {name: speed(name) for name in OWN}
-    for name, ratio in speeds.items():
+    console.print(turns_table(told["turns"]))
+    told["own"] = [{"policy": name, "rate": rate, **own(name, rate)} for name in OWN for rate in RATES]
+    console.print(decisions_table(told["own"]))
+    told["texts"] = of_texts()
+    console.print(texts_table(told["texts"]))
+    told["speed"] = {name: speed(name) for name in OWN}
+    for name, ratio in told["speed"].items():
         console.print(f"simulating with {name} is {ratio:.0f} times faster than the trace it replays")
     if args.json:
         origin = {"command": "python benchmarks/scheduler_overhead.py", "processor": processor()}
         origin |= {"python": platform.python_version(), "neustream": __version__}
-        each_text = {kind: {"p50_us": p50, "p99_us": p99} for kind, (p50, p99) in of_texts.items()}
-        args.json.write_text(
-            json.dumps(
-                {"origin": origin, "turns": out, "own": decisions, "texts": each_text, "speed": speeds}, indent=1
-            )
-            + "\n"
-        )
+        args.json.write_text(json.dumps({"origin": origin, **told}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

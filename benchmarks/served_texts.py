@@ -219,36 +219,42 @@ WISHES: dict[str, dict[str, Any]] = {
     "top_k 50, top_p 0.95, seeds": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
     "presence and repetition": {"presence_penalty": 0.5, "repetition_penalty": 1.1},
 }
+WARM = 2
+"""First rounds, which are not counted."""
 
 
 def sampling(args: argparse.Namespace) -> None:
     """A step of many rows by what their requests want of their tokens."""
+    asked = {name: _asked(name, args.rows) for name in WISHES}
     served = LanguageModel(llama(8, 512, vocabulary=args.vocabulary), slots=args.rows, max_len=64)
     rows = [Row(slot, 40, [slot + 3]) for slot in range(args.rows)]
-    text = Text(Ask(list(range(3, 40))), tuple(range(3, 13)))
-    asked: dict[str, list[Any]] = {}
-    for name, wishes in WISHES.items():
-        seeds = [at if "seeds" in name else None for at in range(args.rows)]
-        each = [(Chooser(Sampling(**wishes, seed=seed), prompt=37), text) for seed in seeds]
-        asked[name] = each if wishes else [None] * args.rows
     decodes: list[float] = []
     choices: dict[str, list[float]] = {name: [] for name in WISHES}
-    for turn in range(args.rounds + 2):
+    for _ in range(args.rounds + WARM):
         began = perf_counter()
         logits = served.forward(rows)
-        decodes += [perf_counter() - began] if turn > 1 else []
+        decodes.append(perf_counter() - began)
         logits = logits * (SPREAD / logits.std())
         for name, each in asked.items():
             began = perf_counter()
             choose(logits, each)
-            choices[name] += [perf_counter() - began] if turn > 1 else []
-    decode = statistics.median(decodes)
-    costs = {name: statistics.median(seconds) for name, seconds in choices.items()}
+            choices[name].append(perf_counter() - began)
+    decode = statistics.median(decodes[WARM:])
+    costs = {name: statistics.median(seconds[WARM:]) for name, seconds in choices.items()}
     table = new_table(f"a step of {args.rows} rows, ms", "requests", ["decode", "choice", "step / greedy"])
     for name, cost in costs.items():
         over = (decode + cost) / (decode + costs["greedy"])
         table.add_row(name, f"{decode * 1e3:.1f}", f"{cost * 1e3:.2f}", f"{over:.2f}")
     Console().print(table)
+
+
+def _asked(name: str, rows: int) -> list[Any]:
+    """What each row wants of its token, as `choose` takes it."""
+    if not WISHES[name]:
+        return [None] * rows
+    text = Text(Ask(list(range(3, 40))), tuple(range(3, 13)))
+    seeds = [at if "seeds" in name else None for at in range(rows)]
+    return [(Chooser(Sampling(**WISHES[name], seed=seed), prompt=37), text) for seed in seeds]
 
 
 def stock_tokens(model: Any, prompt: list[int], drawn: dict[str, Any], count: int) -> list[int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import random
@@ -22,9 +23,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -227,35 +229,40 @@ def figures(served: Sequence[Served]) -> dict[str, float]:
 
 def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one model: each system at each concurrency."""
-    model = model_of(*MODELS[name])
-    rounds: dict[tuple[str, int], list[dict[str, float]]] = {}
-    others: dict[tuple[str, int], int] = {}
+    spec = MODELS[name]
+    model = model_of(*spec)
+    cells: dict[tuple[str, int], Cell] = defaultdict(Cell)
     with systems_of(model, max(args.concurrent), args.vllm) as systems:
         for run in systems.values():  # first calls make what later ones use
-            run(work_of(2, MODELS[name][2], 99), 2)
+            run(work_of(2, spec[2], 99), 2)
         for turn in range(args.rounds):
-            work = work_of(args.requests, MODELS[name][2], turn)
+            work = work_of(args.requests, spec[2], turn)
             wanted = [one.tokens for one in by_generate(model, work, 1)]
-            for concurrent in args.concurrent:
-                for called, run in systems.items():
-                    if called == "generate" and concurrent > min(args.concurrent):
-                        continue  # the same, one after the other
-                    served = run(work, concurrent)
-                    cell = called, concurrent
-                    rounds.setdefault(cell, []).append(figures(served))
-                    differ = sum(one.tokens != tokens for one, tokens in zip(served, wanted, strict=True))
-                    others[cell] = others.get(cell, 0) + differ
+            for concurrent, (called, run) in itertools.product(args.concurrent, systems.items()):
+                if called == "generate" and concurrent > min(args.concurrent):
+                    continue  # the same, one after the other
+                cells[called, concurrent].add(run(work, concurrent), wanted)
     return [
-        {
-            "model": name,
-            "system": system,
-            "concurrent": concurrent,
-            **{key: round(statistics.median(one[key] for one in found), 2) for key in found[0]},
-            "rounds": [round(one["tokens_s"], 1) for one in found],
-            "other": others[system, concurrent],
-        }
-        for (system, concurrent), found in rounds.items()
+        {"model": name, "system": system, "concurrent": concurrent, **cell.row()}
+        for (system, concurrent), cell in cells.items()
     ]
+
+
+@dataclass
+class Cell:
+    """What one system did at one concurrency: figures of each round, and texts that were others than wanted."""
+
+    rounds: list[dict[str, float]] = field(default_factory=list)
+    other: int = 0
+
+    def add(self, served: Sequence[Served], wanted: Sequence[Sequence[int]]) -> None:
+        self.rounds.append(figures(served))
+        self.other += sum(one.tokens != tokens for one, tokens in zip(served, wanted, strict=True))
+
+    def row(self) -> dict[str, Any]:
+        """Medians over the rounds, and tokens per second of each."""
+        medians = {key: round(statistics.median(one[key] for one in self.rounds), 2) for key in self.rounds[0]}
+        return {**medians, "rounds": [round(one["tokens_s"], 1) for one in self.rounds], "other": self.other}
 
 
 def show(rows: Sequence[dict[str, Any]], requests: int) -> None:

@@ -21,35 +21,51 @@ def new_table(title: str, first: str, headings: Sequence[str]) -> Table:
     return table
 
 
+SAID = {"bound": "the most that any scheduler could serve", "hindsight": "a schedule found by search"}
+"""What the goodput of policies is compared with."""
+Measure = tuple[str, Callable[[Record], str]]
+"""A column: its heading, and the cell of a record."""
+
+
 def policies_table(title: str, records: Sequence[Record]) -> Table:
     """One row a policy; where records hold what was simulated, `served / simulated` in the cells."""
     paired = any("simulated" in record for record in records)
+    reach = [what for what in SAID if f"{what}_ratio" in records[0]]
     rare = [key for key in ("failed", "cancelled") if any(record["counts"][key] for record in records)]
-    reach = [what for what in ("bound", "hindsight") if f"{what}_ratio" in records[0]]
-    brief = paired or bool(reach)
     counts = ["on_time", "late", "dropped", *rare]
-    measures: list[tuple[str, Callable[[Record], str]]] = [
-        ("goodput/s", lambda r: _number(r["goodput_rps"], 2 if paired else 3)),
-        ("SLO met", lambda r: f"{r['attainment']:.0%}" if paired else f"{r['attainment']:.1%}"),
-        *([] if brief or any("tokens" in r for r in records) else [("p50 s", _median)]),
-        ("p99 s", lambda r: _number(r["latency_s"]["p99"], 2)),
-        *([] if reach else [("batch", lambda r: _number(loop_batch(r), 1 if paired else 2))]),
-    ]
+    measures = _measures(records, paired, reach)
     measures += [(f"of {what}", partial(_share, key=f"{what}_ratio")) for what in reach]
+    decides = not paired and not reach
     headings = [*(key.replace("_", " ") for key in counts), *(heading for heading, _ in measures)]
-    table = new_table(title, "policy", headings if brief else [*headings, "decide us"])
+    table = new_table(title, "policy", [*headings, "decide us"] if decides else headings)
     for record in records:
         row = [record["policy"], *(str(record["counts"][key]) for key in counts)]
         for _, show in measures:
             row.append(f"{show(record)}/{show(record['simulated'])}" if paired else show(record))
-        table.add_row(*row, *([] if brief else [_number(record["decision_us"]["p50"], 0)]))
+        if decides:
+            row.append(_number(record["decision_us"]["p50"], 0))
+        table.add_row(*row)
     notes = ["a/b: served/simulated"] if paired else []
-    said = {"bound": "the most that any scheduler could serve", "hindsight": "a schedule found by search"}
-    notes += [f"{what} {records[0][what]['value']:g}: {said[what]}" for what in reach]
+    notes += [f"{what} {records[0][what]['value']:g}: {SAID[what]}" for what in reach]
     if notes:
         table.caption = "; ".join(notes)
         table.caption_justify = "left"
     return table
+
+
+def _measures(records: Sequence[Record], paired: bool, reach: Sequence[str]) -> list[Measure]:
+    """The columns of measures; with few digits where a cell holds two, and fewer where `reach` needs room."""
+    fewer = 1 if paired else 0
+    measures: list[Measure] = [
+        ("goodput/s", lambda record: _number(record["goodput_rps"], 3 - fewer)),
+        ("SLO met", lambda record: f"{record['attainment']:.{1 - fewer}%}"),
+    ]
+    if not paired and not reach and not any("tokens" in record for record in records):
+        measures.append(("p50 s", lambda record: _number(record["latency_s"]["p50"], 2)))
+    measures.append(("p99 s", lambda record: _number(record["latency_s"]["p99"], 2)))
+    if not reach:
+        measures.append(("batch", lambda record: _number(loop_batch(record), 2 - fewer)))
+    return measures
 
 
 def tokens_table(records: Sequence[Record]) -> Table:
@@ -115,10 +131,6 @@ def _of(share: Record) -> str:
 def loop_batch(record: Record) -> float | None:
     """The largest mean batch size of any stage: that of the loop, usually."""
     return max((size for size in record["batch_size"].values() if size is not None), default=None)
-
-
-def _median(record: Record) -> str:
-    return _number(record["latency_s"]["p50"], 2)
 
 
 def _share(record: Record, key: str) -> str:

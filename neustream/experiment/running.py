@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from neustream.core.policy import Policy
 from neustream.engine.clock import VirtualClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
-from neustream.engine.executor import ProfiledExecutor
+from neustream.engine.executor import Executor, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest
 from neustream.experiment.calls import Calls
@@ -51,44 +52,81 @@ def simulate(
     `cluster`: another one than the config's.
     """
     observed = bool(speed) or took is not None
-    decision_s = call_s = 0.0
-    handovers: dict[str, float] = {}
-    stretches: dict[str, Callable[[Batch], float]] = {}
-    for pipeline in prepared.pipelines:
-        simulation = device or (Simulation() if observed else pipeline.experiment.simulation)
-        stretch = _stretch(simulation, pipeline.experiment.workload.seed)
-        decision_s = max(decision_s, simulation.decision_s or 0.0)
-        call_s = max(call_s, simulation.call_s or 0.0)
-        handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
-        stretches |= dict.fromkeys(pipeline.labels, stretch)
+    costs = _costs(prepared, Simulation() if observed and device is None else device)
 
     def factor(batch: Batch) -> float:
-        times = stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
+        times = costs.stretches[batch.stage](batch) * speed.get(batch.stage, 1.0)
         return times if took is None else times * took(batch)
 
     generates = prepared.lengths or any(one.kind == "agent" for one in prepared.pipelines)
     outcome = partial(_outcome, prepared.lengths) if generates else None
-    own = not observed and device is None
-    truth = {**prepared.profiles, **prepared.truth} if prepared.truth and own else None
+    truth = None
     if took is not None:
         truth = dict(prepared.profiles)  # what is learnt changes no device
+    elif prepared.truth and not observed and device is None:
+        truth = {**prepared.profiles, **prepared.truth}
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
-        bench = Bench(factor, outcome, handovers, truth, decision_s)
-        name, router = parted(policy) if isinstance(policy, str) else ("", "")
-        rule = policy if not isinstance(policy, str) else policy_for(prepared.pipelines, name)
-        with policy_faults(policy):
-            return simulate_cluster(prepared, cluster, rule, router, bench, observers)
-    beside = Calls([request.arrival for request in prepared.requests], call_s).beside if call_s else None
-    executor = ProfiledExecutor(truth, handover_s=handovers, stretch=factor, beside=beside, outcome=outcome)
-    own_pools = {name: made for one in prepared.pipelines for name, made in one.executors().items()}
-    executors = [
-        {pool.name: own_pools.get(pool.name, executor) for pool in pools} for pools in prepared.places.values()
-    ]
-    members = prepared.members(policy, executors, learns=took is not None)
-    engine = Engine(members, VirtualClock(decision_s), observers)
+        bench = Bench(factor, outcome, costs.handovers, truth, costs.decision_s)
+        return _on_cluster(prepared, cluster, policy, bench, observers)
+    beside = None
+    if costs.call_s:
+        beside = Calls([request.arrival for request in prepared.requests], costs.call_s).beside
+    executor = ProfiledExecutor(truth, handover_s=costs.handovers, stretch=factor, beside=beside, outcome=outcome)
+    members = prepared.members(policy, _executors(prepared, executor), learns=took is not None)
+    engine = Engine(members, VirtualClock(costs.decision_s), observers)
     with policy_faults(policy):
-        return engine.run(prepared.requests, call_s=call_s)
+        return engine.run(prepared.requests, call_s=costs.call_s)
+
+
+@dataclass
+class _Costs:
+    """What a simulated device adds to the profiles; the dicts are by stage.
+
+    `decision_s`, `call_s`: of a decision and of a call of `submit`. `handovers`: seconds between a
+    step's end and the next. `stretches`: how many times its profiled latency a step takes.
+    """
+
+    decision_s: float = 0.0
+    call_s: float = 0.0
+    handovers: dict[str, float] = field(default_factory=dict)
+    stretches: dict[str, Callable[[Batch], float]] = field(default_factory=dict)
+
+
+def _costs(prepared: Prepared, device: Simulation | None) -> _Costs:
+    """What `device` says, or, if it is None, each pipeline's own config."""
+    costs = _Costs()
+    for pipeline in prepared.pipelines:
+        simulation = device or pipeline.experiment.simulation
+        stretch = _stretch(simulation, pipeline.experiment.workload.seed)
+        costs.decision_s = max(costs.decision_s, simulation.decision_s or 0.0)
+        costs.call_s = max(costs.call_s, simulation.call_s or 0.0)
+        costs.handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
+        costs.stretches |= dict.fromkeys(pipeline.labels, stretch)
+    return costs
+
+
+def _on_cluster(
+    prepared: Prepared,
+    cluster: ClusterConfig,
+    policy: str | Policy,
+    bench: Bench,
+    observers: Sequence[Observer],
+) -> Report:
+    """The same on the instances of a cluster; a policy by name may name a router too."""
+    rule, router = policy, ""
+    if isinstance(policy, str):
+        name, router = parted(policy)
+        rule = policy_for(prepared.pipelines, name)
+    assert not isinstance(rule, str)
+    with policy_faults(policy):
+        return simulate_cluster(prepared, cluster, rule, router, bench, observers)
+
+
+def _executors(prepared: Prepared, executor: Executor) -> list[dict[str, Executor]]:
+    """By pool, for each place: a pipeline's own, or `executor`."""
+    own = {name: made for one in prepared.pipelines for name, made in one.executors().items()}
+    return [{pool.name: own.get(pool.name, executor) for pool in pools} for pools in prepared.places.values()]
 
 
 def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from neustream.core.types import SLO
@@ -65,35 +66,46 @@ def read(extra: Any, default: SLO) -> tuple[SLO, dict[str, str]]:
     if not extra or not isinstance(extra, Mapping):
         return default, {}
     faults: dict[str, str] = {}
-    values: dict[str, float] = {}
-    finish = default.finish
+    values: dict[str, Any] = {}
     for key, value in extra.items():
         if not isinstance(key, str) or not key.startswith("slo_"):
             continue
-        if key == FINISH and value in (True, False):
-            finish = bool(value)
-        elif key == FINISH:
-            faults[f"{key} must be true or false"] = f"{key} must be true or false"
-        elif key not in KEYS:
-            known = (*KEYS, FINISH)
-            faults["unknown key"] = f"unknown key {key[:40]!r}; {nearest(key[:40], known)}"
-        elif fault := _fault(key, value):
-            faults[f"{key} {fault}"] = f"{key} {fault}, got {str(value)[:40]!r}"
+        if told := _ignored(key, value):
+            kind, story = told
+            faults[kind] = story
         else:
             values[key] = value
-    if not values and finish == default.finish:
-        return default, faults
-    first, step, total, weight = (values.get(key) for key in KEYS)
-    first_s = default.first if first is None else first / 1e3
-    step_s = default.step if step is None else step / 1e3
-    total_s = default.total if total is None else total / 1e3
-    if step_s < math.inf and first_s == math.inf:
+    if "slo_tpot_ms" in values and "slo_ttft_ms" not in values and default.first == math.inf:
         faults["slo_tpot_ms without slo_ttft_ms"] = (
             "slo_tpot_ms needs slo_ttft_ms: token k is due at ttft + k * tpot"
         )
-        step_s = math.inf
-    worth = default.weight if weight is None else float(weight)
-    return SLO(total_s, first_s, step_s, worth, default.name, finish), faults
+        del values["slo_tpot_ms"]
+    return (_with(values, default) if values else default), faults
+
+
+def _ignored(key: str, value: Any) -> tuple[str, str] | None:
+    """Why a key cannot be used, as its kind and its story; None: it can be."""
+    if key == FINISH:
+        said = f"{key} must be true or false"
+        return None if value in (True, False) else (said, said)
+    if key not in KEYS:
+        return "unknown key", f"unknown key {key[:40]!r}; {nearest(key[:40], (*KEYS, FINISH))}"
+    if fault := _fault(key, value):
+        return f"{key} {fault}", f"{key} {fault}, got {str(value)[:40]!r}"
+    return None
+
+
+def _with(values: Mapping[str, Any], default: SLO) -> SLO:
+    """`default` with what a request says in its place."""
+    first, step, total, weight = (values.get(key) for key in KEYS)
+    return replace(
+        default,
+        first=default.first if first is None else first / 1e3,
+        step=default.step if step is None else step / 1e3,
+        total=default.total if total is None else total / 1e3,
+        weight=default.weight if weight is None else float(weight),
+        finish=bool(values.get(FINISH, default.finish)),
+    )
 
 
 def promised(slo: SLO) -> bool:

@@ -75,19 +75,29 @@ def replicas(charges: Charges, roles: Sequence[Stages]) -> Placement | None:
         every = placements(charges, roles)
         return max(every, key=lambda one: _least(charges, roles, one.as_counts()), default=None)
     kinds = [(device, stages) for stages in roles for device in able[stages]]
-    names = sorted({device for device, _ in kinds})
-    shared = [[at for at, kind in enumerate(kinds) if kind[0] == name] for name in names]
-    _, used = _spread(charges, kinds, shared, [devices[name].count for name in names])
-    counts = {kind: int(each + 1e-6) for kind, each in zip(kinds, used, strict=True)}
-    for name in names:
-        free = devices[name].count - sum(n for kind, n in counts.items() if kind[0] == name)
-        for _ in range(free):
-            options = [kind for kind in kinds if kind[0] == name]
-            best = max(options, key=lambda kind: _least(charges, roles, counts, (kind, 1)))
-            counts[best] += 1
+    counts = _rounded(charges, kinds)
+    _give_rest(charges, roles, counts)
     _exchanged(charges, roles, counts)
     placement = Placement.of(counts)
     return placement if placement.stages >= set(charges.stages) else None
+
+
+def _rounded(charges: Charges, kinds: Sequence[Where]) -> dict[Where, int]:
+    """The linear program's numbers of devices of each kind, rounded down."""
+    names = sorted({device for device, _ in kinds})
+    shared = [[at for at, kind in enumerate(kinds) if kind[0] == name] for name in names]
+    _, used = _spread(charges, kinds, shared, [charges.devices[name].count for name in names])
+    return {kind: int(each + 1e-6) for kind, each in zip(kinds, used, strict=True)}
+
+
+def _give_rest(charges: Charges, roles: Sequence[Stages], counts: dict[Where, int]) -> None:
+    """Give each device that is left to the role that needs it most."""
+    for name in sorted({device for device, _ in counts}):
+        options = [kind for kind in counts if kind[0] == name]
+        free = charges.devices[name].count - sum(counts[kind] for kind in options)
+        for _ in range(free):
+            best = max(options, key=lambda kind: _least(charges, roles, counts, (kind, 1)))
+            counts[best] += 1
 
 
 def _ways(charges: Charges, roles: int) -> int:
@@ -116,20 +126,8 @@ def _exchanged(charges: Charges, roles: Sequence[Stages], counts: dict[Where, in
     """Let devices change roles, one or two at once, while the least capacity gets larger."""
     best = _least(charges, roles, counts)
     while True:
-        single = [
-            ((one, -1), (other, 1))
-            for one in counts
-            for other in counts
-            if one != other and one[0] == other[0] and counts[one]
-        ]
-        double = [
-            (*first, *second)
-            for first in single
-            for second in single
-            if first[0][0][0] < second[0][0][0]
-        ]
         better = max(
-            [*single, *double],
+            _exchanges(counts),
             key=lambda changes: _least(charges, roles, counts, *changes),
             default=None,
         )
@@ -138,6 +136,19 @@ def _exchanged(charges: Charges, roles: Sequence[Stages], counts: dict[Where, in
         for kind, more in better:
             counts[kind] += more
         best = _least(charges, roles, counts)
+
+
+def _exchanges(counts: Mapping[Where, int]) -> list[tuple[tuple[Where, int], ...]]:
+    """Every change of one device to another role, and of two devices of different kinds."""
+    single = []
+    for one, count in counts.items():
+        others = [kind for kind in counts if kind[0] == one[0] and kind != one]
+        single += [((one, -1), (other, 1)) for other in others if count]
+    double = []
+    for first in single:
+        later = [second for second in single if first[0][0][0] < second[0][0][0]]
+        double += [(*first, *second) for second in later]
+    return [*single, *double]
 
 
 def placements(charges: Charges, roles: Sequence[Stages]) -> list[Placement]:
