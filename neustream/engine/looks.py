@@ -19,6 +19,9 @@ OVER = 0.5
 """Share of a step by which it has taken too long: its requests may lose hope by that."""
 SETTLED_S = 0.0005
 """A step has begun on its worker by then: planning would keep it from that (Python's lock)."""
+SHORT_S = 0.004
+"""Steps that take less are not planned ahead: Python holds their worker while it decides, and what
+is decided of a forecast costs more than what is decided once it has come."""
 SOON_S = 0.05
 """In steps that are longer, the next one is planned that often, if anything came up: who is without
 hope hears of it."""
@@ -29,7 +32,7 @@ class Looks:
 
     A step is planned shortly before the one under way ends, so that it knows of what came until
     then, and by one decision a step. Where steps are long, also early, and where one takes longer
-    than expected, again and again, ever more seldom.
+    than expected, again and again, ever more seldom. A short step is planned only in that case.
     """
 
     def __init__(self, owner: Drive, clock: Clock, times: StepTimes) -> None:
@@ -42,6 +45,10 @@ class Looks:
 
     def started(self, batch: Batch, now: float) -> None:
         """A step began."""
+        end = self._times.over_at(batch)
+        if end - now < SHORT_S:
+            self._watch(batch, _shared(end + SHORT_S))
+            return
         self._watch(batch, min(self._last(batch), now + SOON_S), now + SETTLED_S)
 
     def over(self, batch: Batch) -> None:
@@ -60,7 +67,7 @@ class Looks:
             self._watch(batch, min(last, now + SOON_S))
             return
         later = max(now, end) + max(SOON_S, OVER * (end - batch.started_at), now - end)
-        self._watch(batch, math.ceil(later / SOON_S) * SOON_S)  # steps share these events
+        self._watch(batch, _shared(later))
 
     def took(self, seconds: float) -> None:
         """A decision took so long."""
@@ -77,3 +84,8 @@ class Looks:
         if at not in self._posted:
             self._posted.add(at)
             self._clock.post(Look(self._owner, at), at)
+
+
+def _shared(at: float) -> float:
+    """An instant no sooner than `at` at which steps share one event."""
+    return math.ceil(at / SOON_S) * SOON_S

@@ -80,6 +80,16 @@ def test_a_step_that_is_shorter_than_a_decision_does_not_hide_it():
     assert ended["a"] > 3 * 0.25
 
 
+SHORT = {"draw": table("draw", 2**-8, 2**-8), "decode": table("decode", 2**-8)}
+
+
+def test_a_short_step_is_planned_when_it_has_ended():
+    told, ended = run(ask("a", steps=3), decision_s=2**-10, profiles=SHORT, graph=GRAPH)
+    assert not any(record.step.planned for record in told.of(Finished))
+    assert [record.seconds for record in told.of(Decided)] == [2**-10] * 4
+    assert ended == {"a": 4 * (2**-8 + 2**-10)}
+
+
 def test_a_handover_comes_between_all_steps():
     _, ended = run(ask("a", steps=3), executor=ProfiledExecutor(handover_s=0.125), graph=GRAPH)
     assert ended == {"a": 0.25 + 3 * 1.125 + 0.625}
@@ -131,6 +141,14 @@ def test_a_request_that_loses_hope_while_a_step_overruns_hears_of_it_before_its_
     (dropped,) = [record for record in told.of(Ended) if record.status == "dropped"]
     assert dropped.id == "b"
     assert 8.0 <= dropped.at < 20.0  # its own 1.5 s do not fit any more; the step goes on to 40
+
+
+def test_a_request_behind_a_short_step_that_overruns_hears_of_it_before_its_end():
+    slow = ProfiledExecutor(stretch=lambda batch: 2.0**12)
+    told, _ = run(ask("a"), ask("b", 0.5, total=2.0), decision_s=1e-3, profiles=SHORT, executor=slow, graph=GRAPH)
+    (dropped,) = [record for record in told.of(Ended) if record.status == "dropped"]
+    assert dropped.id == "b"
+    assert dropped.at < 5.0  # the step goes on to 16
 
 
 # -- faults ----------------------------------------------------------------------------------------
