@@ -13,6 +13,7 @@ from neustream.config.fields import (
     Between,
     Choices,
     LogNormal,
+    Range,
     Seconds,
     Section,
     Share,
@@ -25,17 +26,11 @@ from neustream.config.workload import Workload, without
 from neustream.errors import nearest
 
 
-class Uniform(Section):
+class Uniform(Range):
     """Seconds drawn uniformly."""
 
     min: Seconds
     max: Seconds
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Uniform:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is larger than max {self.max}")
-        return self
 
 
 class LogNormalSeconds(Section):

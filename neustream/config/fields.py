@@ -5,7 +5,7 @@ The bounds leave room for any experiment that a machine can finish, and for none
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Strict, Tag, model_validator
 
@@ -44,17 +44,24 @@ class Section(BaseModel):
         return raw
 
 
-class Between(Section):
+class Range(Section):
+    """A section with bounds, both included; each kind says what its numbers are."""
+
+    min: Any
+    max: Any
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class Between(Range):
     """Whole numbers drawn uniformly, both ends included."""
 
     min: Count
     max: Count
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Between:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is larger than max {self.max}")
-        return self
 
 
 class Choices(Section):
@@ -88,19 +95,13 @@ Devices = Annotated[
 """So many devices, or their names."""
 
 
-class LogNormal(Section):
+class LogNormal(Range):
     """Whole numbers around `median`, log-normal with `sigma`, cut off at `min` and `max`."""
 
     median: Annotated[float, Field(ge=1e-6, le=MOST_TOKENS)]
     sigma: float = Field(ge=0, le=5)
     min: TokenCount = 1
     max: TokenCount = 2**20
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LogNormal:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is larger than max {self.max}")
-        return self
 
 
 def kind_of_tokens(value: Any) -> str:

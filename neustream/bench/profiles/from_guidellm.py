@@ -13,8 +13,8 @@ from neustream.bench.profiles import guidellm_data as asked
 from neustream.bench.profiles.files import PromptFile
 from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Unrunnable
-from neustream.bench.profiles.parts import Parts, base_url, each_or_last, refuse_media
-from neustream.bench.profiles.profile import Load, Sweep
+from neustream.bench.profiles.parts import base_url, each_or_last, refuse_media
+from neustream.bench.profiles.profile import Load, Parts, Sweep
 from neustream.bench.profiles.sources import Prefixes, RandomTexts, Source
 from neustream.errors import ConfigError
 from neustream.workload.asks import Limits

@@ -13,8 +13,8 @@ from neustream.bench.profiles.files import PromptFile
 from neustream.bench.profiles.inference_perf_lengths import Distribution
 from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Unrunnable
-from neustream.bench.profiles.parts import Parts, base_url
-from neustream.bench.profiles.profile import LARGEST, Load, Sweep
+from neustream.bench.profiles.parts import base_url
+from neustream.bench.profiles.profile import LARGEST, Load, Parts, Sweep
 from neustream.bench.profiles.sessions import Conversations, SharedPrefix
 from neustream.bench.profiles.sources import RandomTexts, Source
 from neustream.errors import ConfigError

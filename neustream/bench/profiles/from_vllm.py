@@ -10,8 +10,8 @@ from neustream.bench.profiles import vllm_bench as tool
 from neustream.bench.profiles.files import PromptFile
 from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Unrunnable
-from neustream.bench.profiles.parts import Parts, base_url, refuse_media
-from neustream.bench.profiles.profile import Load
+from neustream.bench.profiles.parts import base_url, refuse_media
+from neustream.bench.profiles.profile import Load, Parts
 from neustream.bench.profiles.sessions import SharedPrefix
 from neustream.bench.profiles.sources import Prefixes, RandomTexts, Source
 from neustream.errors import ConfigError

@@ -1,39 +1,11 @@
-"""What the readers of dialects put together."""
+"""What the readers of all dialects do with a URL, a list of values, and data that are no texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from neustream.bench.plan import Target
 from neustream.bench.profiles.marks import Unrunnable
-from neustream.bench.profiles.profile import Left, Load, Sweep
-from neustream.bench.profiles.sources import Source
 from neustream.errors import ConfigError
-from neustream.workload.asks import NO_LIMITS, Limits
-
-
-@dataclass
-class Parts:
-    """All of a `Profile` that its dialect tells."""
-
-    target: Target
-    source: Source | None = None
-    loads: tuple[Load, ...] = ()
-    sweep: Sweep | None = None
-    pause_s: float = 0.0
-    warmups: int = 0
-    seed: int = 0
-    tokenizer: str = ""
-    limits: Limits = NO_LIMITS
-    constraints: Mapping[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-
-    def leave(self, key: str, why: str) -> None:
-        """Say that a key changes nothing."""
-        self.left.append(Left(key, why))
 
 
 def base_url(key: str, given: str) -> str:

@@ -148,9 +148,9 @@ class Left:
     why: str
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What a profile asks for.
+@dataclass
+class Parts:
+    """What a profile says in its dialect.
 
     Attributes:
         loads: one after another, `pause_s` seconds between them; empty of a sweep, and of nop.
@@ -159,12 +159,8 @@ class Profile:
         limits: what each request is promised; `constraints`: further ones, by inference-perf's
             names, in seconds.
         left: what is read and not used; notes: what is done otherwise than its tool does it.
-        lacks: what must be known before it is run.
-        values: as it was read, with what was put in place of tokens and overridden.
     """
 
-    path: Path
-    dialect: Dialect
     target: Target
     source: Source | None = None
     loads: tuple[Load, ...] = ()
@@ -175,12 +171,29 @@ class Profile:
     tokenizer: str = ""
     limits: Limits = NO_LIMITS
     constraints: Mapping[str, float] = field(default_factory=dict)
-    left: Sequence[Left] = ()
-    notes: Sequence[str] = ()
-    lacks: Sequence[str] = ()
-    values: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    def leave(self, key: str, why: str) -> None:
+        """Say that a key changes nothing."""
+        self.left.append(Left(key, why))
 
     @property
     def played_first(self) -> tuple[Load, ...]:
         """The loads that are known beforehand."""
         return self.loads if self.sweep is None else self.sweep.probes
+
+
+@dataclass(kw_only=True)
+class Profile(Parts):
+    """A profile that was read from a file.
+
+    Attributes:
+        lacks: what must be known before it is run.
+        values: as it was read, with what was put in place of tokens and overridden.
+    """
+
+    path: Path
+    dialect: Dialect
+    lacks: Sequence[str] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)

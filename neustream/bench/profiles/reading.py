@@ -20,8 +20,8 @@ from neustream.bench.profiles.inference_perf import InferencePerf
 from neustream.bench.profiles.marks import Ignored, Refused, Unrunnable, marked
 from neustream.bench.profiles.nop import Nop
 from neustream.bench.profiles.overriding import overridden, put_all
-from neustream.bench.profiles.parts import Parts, base_url
-from neustream.bench.profiles.profile import LARGEST, Dialect, Left, Profile
+from neustream.bench.profiles.parts import base_url
+from neustream.bench.profiles.profile import LARGEST, Dialect, Left, Parts, Profile
 from neustream.bench.profiles.vllm_bench import VllmBench
 from neustream.config.messages import explain
 from neustream.config.yaml_file import read_document
@@ -86,27 +86,15 @@ def _profile(path: Path, dialect: Dialect, parts: Parts, given: Given, values: A
             raise ConfigError(f"{path}: {load}: more than {LARGEST:,} requests in a load")
     url = base_url("--base-url", given.url) if given.url else parts.target.url
     target = dataclasses.replace(parts.target, url=url, model=given.model or parts.target.model)
-    notes = list(parts.notes)
-    if not target.model:
-        notes.append("the first model that the server tells of is asked")
-    return Profile(
-        path=path,
-        dialect=dialect,
-        target=target,
-        source=parts.source,
-        loads=parts.loads,
-        sweep=parts.sweep,
-        pause_s=parts.pause_s,
-        warmups=parts.warmups,
-        seed=parts.seed,
-        tokenizer=given.tokenizer or parts.tokenizer,
-        limits=parts.limits,
-        constraints=parts.constraints,
-        left=tuple(parts.left),
-        notes=tuple(notes),
-        lacks=() if url else (f"the server's URL: --base-url, or the environment variable {URL}",),
-        values=values,
-    )
+    notes = [] if target.model else ["the first model that the server tells of is asked"]
+    told = {
+        **vars(parts),
+        "target": target,
+        "tokenizer": given.tokenizer or parts.tokenizer,
+        "notes": [*parts.notes, *notes],
+    }
+    lacks = () if url else (f"the server's URL: --base-url, or the environment variable {URL}",)
+    return Profile(**told, path=path, dialect=dialect, lacks=lacks, values=values)
 
 
 # -- dialects --------------------------------------------------------------------------------------
