@@ -141,7 +141,7 @@ def _attempt(check: Callable[[str, Phase], Found], name: str, out: Connection, l
         outcome, detail = judge(found)
         off = found.off if math.isfinite(found.off) else None
         out.send(("end", (outcome, detail, off, found.batch)))
-    except BaseException as error:  # whatever the world does
+    except BaseException as error:  # noqa: BLE001  whatever the world does
         out.send(("end", (*blame(error, now[0]), None, None)))
     os._exit(0)  # threads of a request that hangs are not waited for
 

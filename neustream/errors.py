@@ -110,7 +110,7 @@ def one_line(error: BaseException) -> str:
     """What an error says of itself, which may be on several lines; whatever its `str()` does."""
     try:
         return " ".join(str(error).split())
-    except BaseException:  # it may be anybody's
+    except BaseException:  # noqa: BLE001  it may be anybody's
         return "its text could not be made"
 
 
@@ -123,7 +123,7 @@ def shown(value: object, most: int = 60) -> str:
     """How a value is shown in a message, in at most `most` characters; whatever its `repr()` does."""
     try:
         text = " ".join(repr(value).split())
-    except BaseException:  # it may be anybody's, or a number of too many digits
+    except BaseException:  # noqa: BLE001  it may be anybody's, or a number of too many digits
         return f"a {type(value).__name__}"
     return cut(text, most)
 

@@ -36,7 +36,7 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
         make = _text if model.kind == "text" else _image
         try:
             mounts[model.name], finish[model.name] = make(model, config)
-        except Exception as error:  # whatever a library has against a model
+        except Exception as error:  # noqa: BLE001  whatever a library has against a model
             failed[model.name] = told(error)
     clock = WallClock()
     service = _opened(config, mounts, finish, failed, policy, observer)
@@ -45,7 +45,7 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
         if model.kind == "vllm":
             try:
                 models[model.name] = _vllm(model, config, service, observer)
-            except Exception as error:  # whatever vLLM has against it
+            except Exception as error:  # noqa: BLE001  whatever vLLM has against it
                 failed[model.name] = told(error)
     if not models:
         raise BackendError("; ".join([_before(name) + why for name, why in failed.items()]))

@@ -94,7 +94,7 @@ class Gateway:
             found: Loaded | BaseException
             try:
                 found = load()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  it is told to who waits
                 found = error
             try:
                 loop.call_soon_threadsafe(_answer, came, found)

@@ -36,7 +36,7 @@ def picture_of(raw: bytes, param: str, most: int) -> Any:
         found = Image.open(io.BytesIO(raw), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(param, "hundreds of millions of", most) from None
-    except Exception as error:  # whatever a decoder makes of bytes
+    except Exception as error:  # noqa: BLE001  whatever a decoder makes of bytes
         kinds = ", ".join(kind.lower() for kind in FORMATS)
         text = f"{param}: no picture ({kinds}): {type(error).__name__}"
         raise HTTPError(400, text, "invalid", param) from None
@@ -46,7 +46,7 @@ def picture_of(raw: bytes, param: str, most: int) -> Any:
     try:
         found.load()
         return ImageOps.exif_transpose(found)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever a decoder makes of bytes
         raise HTTPError(400, f"{param}: it cannot be decoded: {told(error)}", "invalid", param) from None
 
 

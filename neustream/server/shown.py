@@ -101,7 +101,7 @@ async def events(job: Job) -> AsyncIterator[bytes]:
 async def _done(job: Job, number: int, queue: asyncio.Queue[tuple[int, int | None, Any]]) -> None:
     try:
         queue.put_nowait((number, None, await job.image(number)))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  it is raised where events are made
         queue.put_nowait((number, None, error))
 
 

@@ -79,12 +79,12 @@ class EventStream:
         except BaseException as error:
             known = of_request(error)
             self._failed(known)
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the client may be gone too
                 await send(_part(known.event))  # and no end: the connection is cut
             if not isinstance(error, Exception):
                 raise
         else:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the client may be gone: it has had all
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             close: Any = getattr(self._events, "aclose", None)

@@ -224,7 +224,7 @@ async def _read(
         queue.put_nowait((choice, None))
     except CancelledError:  # by us: a stop string was met, or nobody listens
         queue.put_nowait((choice, None))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  it is raised where tokens are read
         queue.put_nowait((choice, error))
 
 

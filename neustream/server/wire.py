@@ -75,7 +75,7 @@ async def while_there(receive: Receive, work: Awaitable[T]) -> T:
     finally:
         for each in (task, watcher):
             each.cancel()
-        with contextlib.suppress(BaseException):
+        with contextlib.suppress(BaseException):  # theirs was told; ours goes on being raised
             await asyncio.gather(task, watcher, return_exceptions=True)
 
 

@@ -233,7 +233,7 @@ class Answer(Future[T]):
             return
         try:
             found = value(done.result(), self._came)
-        except Exception as failed:
+        except Exception as failed:  # noqa: BLE001  the answer raises it
             self.set_exception(failed)
         else:
             self.set_result(found)

@@ -202,7 +202,7 @@ class Requests:
             self._post(sent, call, follows=True)
             if answer.cancelled():  # just now
                 self.give_up(answer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the answer raises it
             (probe if call is None else call).over()
             self._forget(answer)
             answer.refuse(error)
@@ -251,7 +251,7 @@ def _settle(answer: Future[T], done: Future[Any], value: Callable[[Any], T]) -> 
         return
     try:
         found = value(done.result())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the answer raises it
         answer.set_exception(error)
     else:
         answer.set_result(found)

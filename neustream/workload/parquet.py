@@ -51,7 +51,7 @@ class Parquet:
         with self._seekable() as stream:
             try:
                 names = list(self._parquet.read_schema(stream).names)
-            except Exception as error:  # pyarrow raises many kinds for damaged files
+            except Exception as error:  # noqa: BLE001  pyarrow raises many kinds for damaged files
                 raise Fault(f"not a parquet file: {error}") from None
         return checked_names(names)
 
@@ -71,7 +71,7 @@ class Parquet:
                     for values in zip(*(cells.get(name, nothing) for name in names), strict=True):
                         self.line += 1
                         yield values
-            except Exception as error:  # pyarrow raises many kinds for damaged files
+            except Exception as error:  # noqa: BLE001  pyarrow raises many kinds for damaged files
                 raise Fault(f"not a parquet file: {error}", self.line + 1) from None
 
     def _values(self, column: Any) -> list[Any]:

@@ -90,7 +90,7 @@ class Texts:
             raise ConfigError(f"tokenizer {path}: no such file; allowed: a tokenizer.json, or bytes")
         try:
             return library.Tokenizer.from_file(str(path))
-        except Exception as error:  # it raises plain Exceptions
+        except Exception as error:  # noqa: BLE001  it raises plain Exceptions
             raise ConfigError(f"tokenizer {path}: {told(error)}") from None
 
     @cached_property

@@ -183,7 +183,7 @@ class Part:
                 sum(call.rows for call in calls),
                 self.limits[key],
             )
-        except Exception as error:  # a model may raise anything
+        except Exception as error:  # noqa: BLE001  a model may raise anything
             if len(calls) == 1:
                 return [error.with_traceback(None)]
             half = 1
@@ -241,7 +241,7 @@ class Part:
                 self._keep_apart(key, "its results differ")
             except OUT_OF_MEMORY:
                 log.warning("%s: out of memory with %d rows", self.name, sum(call.rows for call in calls))
-            except Exception as error:  # a model may raise anything
+            except Exception as error:  # noqa: BLE001  a model may raise anything
                 self._keep_apart(key, told(error))
         return [alone[id(call)] if id(call) in alone else self._tried(key, [call], self._alone)[0] for call in calls]
 

@@ -173,7 +173,7 @@ class Replica:
         params = sample.params(steps)
         try:
             self.probe(params["arguments"])
-        except Exception:  # the stock call may raise anything
+        except Exception:  # noqa: BLE001  the stock call may raise anything
             return sample.params(None)
         return params
 
@@ -221,7 +221,7 @@ class ProbeModule:
     def _one(self, given: StepInput) -> Update | StageFailed:
         try:
             return {"dimensions": self._replica.probe(given.params["arguments"])}
-        except Exception as error:  # the stock call may raise anything
+        except Exception as error:  # noqa: BLE001  the stock call may raise anything
             return failure(error)
 
 
@@ -247,6 +247,6 @@ def default_sample(pipe: DiffusionPipeline, device: Any) -> dict[str, Any] | Non
         return None
     try:
         check(pipe, sample, device)
-    except Exception:  # it wants other arguments: the first request brings them
+    except Exception:  # noqa: BLE001  it wants other arguments: the first request brings them
         return None
     return sample

@@ -177,7 +177,7 @@ class StepCounts:
                 trial: Any = copy.deepcopy(scheduler)
                 try:
                     trial.set_timesteps(steps)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  schedulers refuse numbers in ways of their own
                     if set(inspect.signature(trial.set_timesteps).parameters) - PLAIN:
                         return steps  # the call itself may say more than this
                     del self._known[steps]

@@ -210,7 +210,7 @@ class Run:
             assert self.pipe is not None
             self._view = self._seen(self.pipe)
             self.output = owned(self._view(**self.kwargs))
-        except BaseException as error:  # the caller's own callbacks run in there
+        except BaseException as error:  # noqa: BLE001  the caller's own callbacks run in there
             if self._closing:
                 return
             where = traceback.extract_tb(error.__traceback__)[-1]

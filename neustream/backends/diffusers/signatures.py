@@ -58,7 +58,7 @@ def signature_of(pipe: DiffusionPipeline) -> CallSignature:
 def _signature(call: Callable[..., Any]) -> CallSignature:
     try:
         signature = inspect.signature(call, eval_str=True)
-    except Exception:  # hints that are there for type checkers only
+    except Exception:  # noqa: BLE001  hints that are there for type checkers only
         signature = inspect.signature(call)
     parameters = list(signature.parameters.values())[1:]
     compared = set(COMPARED.findall(_source(call)))

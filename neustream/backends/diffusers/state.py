@@ -97,7 +97,7 @@ class Kept:
 def _same(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
-    except Exception:  # tensors that are not the same
+    except Exception:  # noqa: BLE001  tensors that are not the same
         return False
 
 
@@ -190,7 +190,7 @@ class State:
     def _unequal(self) -> bool:
         try:
             return self._now != self._before or self._held != self._holding
-        except Exception:  # tensors that are not the same
+        except Exception:  # noqa: BLE001  tensors that are not the same
             return True
 
 

@@ -59,7 +59,7 @@ class Instance:
         make: Callable[[str], Any] = loads(self._make)
         try:
             service = make(device)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  `make` is the caller's
             raise BackendError(f"{where}: make raised {told(error)}") from None
         if not isinstance(service, Service):
             kind = type(service).__name__
@@ -87,7 +87,7 @@ class Instance:
         """What a request is, or what is raised for it."""
         try:
             found: Described = await asyncio.wrap_future(self._serving().describing.describe(id, payload, slo))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  it is raised where the request was made
             return _error(error)
         return dumps((found, None))
 
@@ -128,7 +128,7 @@ def _error(error: Exception) -> bytes:
     try:
         data = dumps((None, error))
         loads(data)
-    except Exception:
+    except Exception:  # noqa: BLE001  an error may hold anything
         return dumps((None, BackendError(told(error))))
     return data
 

@@ -176,7 +176,7 @@ class Agent:
             model, args, kwargs = loads(payload)
             age = order.age
             answer = self.service.ask(args, kwargs, model=model, slo=order.slo, id=id, age=age)
-        except Exception as error:  # the model's own library may raise anything
+        except Exception as error:  # noqa: BLE001  the model's own library may raise anything
             self._remove(entry)
             self._report(to.Refused(id, order.term, told(error)), value_as_bytes(id, None, error))
             return
@@ -263,7 +263,7 @@ class Agent:
         """Have the service go on with a request."""
         try:
             taken = self.service.take(moved, waited_s=waited_s)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the answer raises it
             taken = Future()
             taken.set_exception(error)
         taken.add_done_callback(partial(self._entered, entry, heard))

@@ -33,7 +33,7 @@ class Describing:
             model, args, kwargs = loads(payload)
             _, mount = self.service.mount(model)
             asked = mount.request(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the answer raises it
             answer.set_exception(error)
             return answer
         if isinstance(asked, Call):
@@ -55,7 +55,7 @@ class Describing:
         def say(known: Future[Mapping[str, LatencyProfile]]) -> None:
             try:
                 profiles = {stage: known.result()[stage] for stage in call.graph.stages}
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  the answer raises it
                 answer.set_exception(error)
             else:
                 streams = call.reader is not None
@@ -75,7 +75,7 @@ class Describing:
         def seen(done: Future[Result]) -> None:
             try:
                 call = probe.then(done.result())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  the answer raises it
                 probe.over()
                 answer.set_exception(error)
             else:

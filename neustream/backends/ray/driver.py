@@ -111,7 +111,7 @@ class Driver:
         def work(now: float) -> None:
             try:
                 found = question(self._head, now)
-            except BaseException as error:  # it is the caller's
+            except BaseException as error:  # noqa: BLE001  it is the caller's
                 self._then.append(partial(answer.set_exception, error))
             else:
                 self._then.append(partial(answer.set_result, found))

@@ -193,5 +193,5 @@ def _end(actor: Any, *, kill: bool) -> None:
     with contextlib.suppress(Exception):  # it is dead
         if not kill:
             ray.wait([actor.close.remote()], timeout=CLOSE_S)
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # it is dead
         ray.kill(actor, no_restart=True)

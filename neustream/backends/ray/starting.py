@@ -59,7 +59,7 @@ class Starting:
         """An instance serves, or cannot."""
         try:
             self._entered(name, joined.result(), now)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  it is told, and another one is tried later
             self._machines.stop(name, "it does not serve", kill=True)
             if self.up.done():
                 self._try_later(role, told(error))

@@ -79,7 +79,7 @@ def value_as_bytes(id: str, value: Any, error: BaseException | None) -> bytes:
     """What a caller gets, as bytes: a value, or what is raised."""
     try:
         return dumps((value, error))
-    except Exception as fault:
+    except Exception as fault:  # noqa: BLE001  anybody's objects
         what = "what it returned" if error is None else f"what it raised ({told(error)})"
         reason = f"{what} cannot leave its instance: {told(fault)}"
         return dumps((None, RequestFailed(f"request {id!r}: {reason}", reason=reason)))

@@ -187,7 +187,7 @@ def _edited(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None], 
             continue
         try:
             changed[at] = one[0].edited(logits[at : at + 1], one[1])[0]
-        except Exception as error:  # of this row alone
+        except Exception as error:  # noqa: BLE001  of this row alone
             why[at] = f"its sampling raised {told(error)}"
     if not changed:
         return logits
@@ -215,7 +215,7 @@ def _together(
         some = logits if len(rows) == len(logits) else logits[rows]
         try:
             found = at_random(sampling, some) if sampling.seed is None else filtered(sampling, some).softmax(-1)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  of one of these rows
             if len(rows) > 1:
                 waiting += [[at] for at in rows]
             else:

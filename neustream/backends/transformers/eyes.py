@@ -99,7 +99,7 @@ class Eyes:
             return list(seen.split(counts))
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  of one of these images
             if len(sights) > 1:
                 return [one for sight in sights for one in self._together([sight])]
             return [error if isinstance(error, StageFailed) else StageFailed(f"the tower raised {told(error)}")]

@@ -265,7 +265,7 @@ class Texts:
             logits = self._logits(group, turns)
         except OUT_OF_MEMORY:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  of one of these requests
             if len(group) == 1:
                 return {group[0]: self._failed(group[0], f"the model raised {told(error)}")}
             return {id: update for one in group for id, update in self._call([one], turns).items()}

@@ -101,7 +101,7 @@ class _Trial:
             found: str = trial()
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a model does that was not made for this
+        except Exception as error:  # noqa: BLE001  whatever a model does that was not made for this
             return f"a call failed with {told(error)}"
         return found
 

@@ -79,7 +79,7 @@ def _tokenizer(path: Path) -> Lengths:
         raise Fault(f"tokenizer {path}: no such file; allowed: a tokenizer.json")
     try:
         tokenizer = library.Tokenizer.from_file(str(path))
-    except Exception as error:  # it raises plain Exceptions
+    except Exception as error:  # noqa: BLE001  it raises plain Exceptions
         raise Fault(f"tokenizer {path}: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
