@@ -157,6 +157,17 @@ def test_in_half_precision_and_there_and_back_again():
     assert torch.equal(finished(run), stock(one, request))
 
 
+def test_the_order_in_which_a_process_keeps_defaults_is_nothing():
+    one, other = build("stable_diffusion"), build("stable_diffusion")
+    known = dict(other.scheduler.config)
+    known["_use_default_values"] = known["_use_default_values"][::-1]
+    other.scheduler._internal_dict = type(other.scheduler.config)(known)
+    request = requests("stable_diffusion")[0]
+    arguments = request.arguments()
+    new = moved(stepped(one, arguments, 2), other, arguments)
+    assert torch.equal(finished(new), stock(one, request))
+
+
 def test_noise_without_a_generator_is_what_it_was():
     one, other = two("stable_diffusion_img2img")
     request = requests("stable_diffusion_img2img")[0]

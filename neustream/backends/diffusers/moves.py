@@ -144,13 +144,18 @@ def _begin(run: Run, place: Place) -> None:
     def arrived(scheduler: Any) -> None:
         assert place.scheduler is not None
         kind, config, state = place.scheduler
-        if type(scheduler).__name__ != kind or dict(scheduler.config) != dict(config):
+        if type(scheduler).__name__ != kind or _said(scheduler.config) != _said(config):
             raise StageFailed(f"its scheduler was a {kind} with another config")
         put_in(state, scheduler)
         for one, now in zip(generators, place.generators, strict=True):
             one.set_state(now)
 
     run.follow(place.steps, place.result, arrived)
+
+
+def _said(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config, but for which values were defaults: a list in another order in each process."""
+    return {name: value for name, value in config.items() if name != "_use_default_values"}
 
 
 def _parked(run: Run, number: int, name: str) -> Call:
