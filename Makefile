@@ -1,5 +1,6 @@
 # make demo   install and serve a small real model on the CPU, with progress; results in out/demo
 # make demo-agent   serve a small agent: two tiny models and a tool; pictures and a figure in out/agent
+# make demo-cluster   serve two instances of the small model as a cluster on Ray, beside their simulation
 # make demo-serve   install and serve two tiny models over HTTP
 # make test   install and run all tests
 # make fuzz   2,000 requests made up for each route of the HTTP front
@@ -26,7 +27,7 @@ export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo demo-agent demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
+.PHONY: demo demo-cluster demo-agent demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
 
 # The build needs setuptools, which pip would fetch without the constraints.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -90,6 +91,10 @@ $(RAY)/installed: pyproject.toml constraints.txt
 	$(RAY)/bin/pip install -q -c constraints.txt setuptools
 	$(RAY)/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[all,dev,ray]'
 	touch $@
+
+demo-cluster: $(RAY)/installed
+	$(RAY)/bin/neustream profile configs/demo/dit_cluster.yaml --out out/cluster/profiles
+	$(RAY)/bin/neustream run configs/demo/dit_cluster.yaml --out out/cluster
 
 # Ray warns of things that are its own.
 test-ray: $(RAY)/installed

@@ -85,6 +85,15 @@ def make_rule(
     return made
 
 
+def only_rule(
+    what: str, known: Mapping[str, Callable[..., Any]], given: Mapping[str, Mapping[str, Any]], method: str
+) -> Any:
+    """The rule of a section that names at most one, with its parameters; None if it names none."""
+    for name, parameters in given.items():
+        return make_rule(what, known, name, parameters, method)
+    return None
+
+
 def _made(where: str, make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """What `make` makes; ConfigError for whatever it raises."""
     try:

@@ -7,7 +7,7 @@ import threading
 from toys import Gate, Step, one_stage, request, table
 
 from neustream import Report, serve
-from neustream.backends.replaying import Replay
+from neustream.backends.replaying import OfService, Replay
 from neustream.core.events import Ended
 
 KNOWN = {"s": table("s", 0.001)}
@@ -22,7 +22,7 @@ def test_requests_are_sent_at_their_arrivals_in_order():
             ended.append((record.id, record.arrival))
 
     with serve(graph, {"s": module}, KNOWN, observers=[note]) as service:
-        replay, done = Replay(service), []
+        replay, done = Replay(OfService(service)), []
         start = service.engine.clock.now()
         for id, arrival in (("a", 0.0), ("b", 0.05), ("c", 0.1)):
             replay.submit(request(id, graph, arrival), (({"n": id},), {}), None, done.append)
@@ -34,7 +34,7 @@ def test_requests_are_sent_at_their_arrivals_in_order():
 def test_a_request_that_is_refused_is_in_the_report_all_the_same():
     graph = one_stage()
     with serve(graph, {"s": Step()}, KNOWN) as service:
-        replay = Replay(service)
+        replay = Replay(OfService(service))
         replay.submit(request("a", graph), (("no parameters",), {}), None, lambda answer: None)
     report = Report()
     replay.tell([report])
@@ -45,7 +45,7 @@ def test_a_request_that_is_refused_is_in_the_report_all_the_same():
 def test_an_interruption_ends_what_is_open_and_sends_no_more():
     graph, module = one_stage(), Gate()
     with serve(graph, {"s": module}, KNOWN) as service:
-        replay, done = Replay(service), []
+        replay, done = Replay(OfService(service)), []
         replay.submit(request("a", graph), ((), {}), None, done.append)
         assert module.began.wait(30)
         threading.Timer(0.05, replay.interrupt).start()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from neustream.backends import ConfigModel, Wanted
 from neustream.backends.making import make_model, wanted_of
 from neustream.backends.measuring import SAMPLE_ROUNDS, sampled
-from neustream.backends.replaying import Replay
+from neustream.backends.replaying import OfService, Replay, Serving
 from neustream.config.schema import Config, Experiment
 from neustream.config.several import ModelsConfig
 from neustream.core.events import Corrected, Ended
@@ -97,6 +98,11 @@ class Part:
                         "measure it here with `neustream profile`, or set backend.allow_other_device=true"
                     )
 
+    def warm_up(self) -> None:
+        """Run every stage of a pipeline a few times, so that the first real request finds all loaded."""
+        with Bench(self.mount(), self.places[0], self.name) as bench:
+            self._warm_up(bench)
+
     def check(self, requests: Sequence[Request], lengths: Mapping[str, int]) -> None:
         """That the mount takes each request, and through the stages that the config says.
 
@@ -115,7 +121,6 @@ class Part:
                 self._compare(request, call.graph, call.params)
 
     def _warm_up(self, bench: Bench) -> None:
-        """Run every stage of a pipeline a few times, so that the first real request finds all loaded."""
         if isinstance(self.pipeline, StagesPipeline):
             graph, params = sampled(bench, self.model, self.pipeline.sample(SAMPLE_ROUNDS))
             modules = {stage: bench.modules[stage] for stage in graph.stages}
@@ -168,7 +173,7 @@ class Named:
         return self._names[stage]
 
 
-def _experiments(config: Config) -> dict[str, Experiment]:
+def experiments_in(config: Config) -> dict[str, Experiment]:
     """The experiment of each model; "" is the name of one that is alone."""
     if isinstance(config, ModelsConfig):
         return config.experiments()
@@ -211,7 +216,8 @@ class Session:
 
     def __init__(self, config: Config, device: str) -> None:
         self.config = config
-        experiments = _experiments(config)
+        self._device = device
+        experiments = experiments_in(config)
         for experiment in experiments.values():
             _check_pools(pipeline_of(experiment))
         self._devices, placement = _places(config, device)
@@ -224,12 +230,20 @@ class Session:
             model.lengths = self.prepared.lengths
             profiles = {stage: self.prepared.profiles[stage] for stage in pipeline.stages}
             part = Part(name, pipeline, model, wanted_of(pipeline, profiles), placement[name])
-            part.check_device()
             self._parts.append(part)
+        self._check_devices()
         for part in self._parts:
             part.check(self._of(part), self.prepared.lengths)
         gc.collect()
         gc.freeze()  # the models' objects stay: no step has to wait while they are searched again
+
+    def close(self) -> None:
+        """Nothing is served any more."""
+
+    def _check_devices(self) -> None:
+        """ProfileError unless all profiles are of the devices that they are for."""
+        for part in self._parts:
+            part.check_device()
 
     def _of(self, part: Part) -> list[Request]:
         return [request for request in self.prepared.requests if request.graph is part.pipeline.graph]
@@ -253,25 +267,34 @@ class Session:
 
         heard = Named(self._parts)
         with policy_faults(policy):
-            with Service(
-                {part.name: part.mount() for part in self._parts},
-                devices=self._devices,
-                placement=self._placement,
-                policy=policy_for(self.prepared.pipelines, policy),
-                forgiving=False,
-                observers=[heard],
-            ) as service:
-                replay = Replay(service)
-                report = Report(service.engine.clock.now())
+            with self._serving(policy, heard) as serving:
+                report = self._new_report(serving.now())
+                replay = Replay(serving)
                 heard.observers += [report, *observers, tick]
                 started(replay)
                 for request in self.prepared.requests:
                     self._submit(replay, request)
             replay.tell([report, *observers])
             report.interrupted = replay.interrupted
-            if service.engine.fault is not None:
-                raise service.engine.fault
+            if serving.fault is not None:
+                raise serving.fault
         return report
+
+    def _new_report(self, start: float) -> Report:
+        return Report(start)
+
+    @contextlib.contextmanager
+    def _serving(self, policy: str, heard: Named) -> Iterator[Serving]:
+        """What serves the workload; it is closed behind that."""
+        with Service(
+            {part.name: part.mount() for part in self._parts},
+            devices=self._devices,
+            placement=self._placement,
+            policy=policy_for(self.prepared.pipelines, policy),
+            forgiving=False,
+            observers=[heard],
+        ) as service:
+            yield OfService(service)
 
     def _submit(self, replay: Replay, request: Request) -> None:
         (part,) = [part for part in self._parts if part.pipeline.graph is request.graph]

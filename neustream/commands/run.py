@@ -15,6 +15,8 @@ import typer
 
 from neustream.analysis.fidelity import Outcome, Watch, error, errors_table
 from neustream.analysis.took import Took
+from neustream.backends.ray.configs import check as check_cluster
+from neustream.backends.ray.experiments import ClusterSession
 from neustream.backends.serving import Gallery, Session
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import (
@@ -70,6 +72,8 @@ def command(
         check_outputs([*json_file(json_), *(("--trace", path) for path in traces.values())])
         with naming(config):
             _check_plans(chosen, names)
+            if chosen.cluster is not None:
+                check_cluster(chosen.cluster)
         served = _Served(chosen, names, traces)
         with naming(config), _errors_only():
             served.run(device)
@@ -126,24 +130,33 @@ class _Served:
         """Serve with each policy, until one of them breaks or Ctrl-C ends it."""
         with new_progress() as progress:
             task = progress.add_task("building the model and warming up", total=None)
-            session = Session(self.config, device)
-            self.pictures = session.gallery
-            say_notes(session.prepared.notes)
-            progress.update(task, total=len(self._names) * len(session.prepared.requests), completed=0)
-            with Interrupts() as interrupts:
+            kind = Session if self.config.cluster is None else ClusterSession
+            with contextlib.closing(kind(self.config, device)) as session, Interrupts() as interrupts:
+                self.pictures = session.gallery
+                say_notes(session.prepared.notes)
+                progress.update(task, total=len(self._names) * len(session.prepared.requests), completed=0)
                 for name in self._names:
-                    say = partial(progress.update, task, description=f"serving with {name}")
-                    say()
-                    ended = partial(progress.advance, task)
-                    simulating = partial(say, description=f"simulating {name}")
-                    try:
-                        self._serve(session, name, ended, simulating, interrupts)
-                        note(progress, f"served with {name}")
-                    except NeustreamError as error:  # what was served before is reported all the same
-                        self.fault = error
+                    self._try(session, name, partial(progress.update, task), partial(note, progress), interrupts)
                     if self.fault is not None or interrupts.hit:
                         break
                 self.interrupted = interrupts.hit
+
+    def _try(
+        self,
+        session: Session,
+        name: str,
+        update: Callable[..., None],
+        tell: Callable[[str], None],
+        interrupts: Interrupts,
+    ) -> None:
+        """Serve with a policy; what was served before it is reported, whatever it raises."""
+        update(description=f"serving with {name}")
+        ended, simulating = partial(update, advance=1), partial(update, description=f"simulating {name}")
+        try:
+            self._serve(session, name, ended, simulating, interrupts)
+            tell(f"served with {name}")
+        except NeustreamError as error:
+            self.fault = error
 
     def _serve(
         self,

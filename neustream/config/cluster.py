@@ -1,8 +1,9 @@
-"""The section `cluster`: instances, rules, network, failures and faults of a simulated cluster."""
+"""The section `cluster`: instances, rules, network, failures and faults of a cluster, simulated or served."""
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,10 @@ from pydantic import Field, field_validator, model_validator
 from neustream.config.fields import Seconds, Section
 
 MOST_INSTANCES = 100_000
+ADDRESS = r"auto|[^\s:/]+:\d{1,5}"
+"""Of a Ray cluster."""
+WHOLE = "whole"
+"""The kind of instances that are all alike."""
 
 Rule = dict[str, dict[str, Any]]
 """Rules by name, with their parameters."""
@@ -86,28 +91,20 @@ class FaultConfig(Section):
         return math.inf if self.for_s is None else self.for_s
 
 
-class ClusterConfig(Section):
-    """Instances behind a head.
+class HeadConfig(Section):
+    """What a head decides by, and what its instances run on where they are real.
 
-    `instances`: so many, all alike, or kinds by name. `router`: several are compared, as policies
-    are. `mover` and `scaler`: one each, or none. `weights_bytes`: by stage, for placements.
+    `router`: several are compared, as policies are. `mover` and `scaler`: one each, or none.
+    `engine`: None: it can only be simulated. `address`: of a Ray cluster, "auto" or "host:port";
+    None: a Ray of its own on this machine.
     """
 
-    instances: Count | dict[str, InstanceConfig]
     router: Rule = Field(default={"slack": {}}, min_length=1)
     mover: Rule = Field(default_factory=dict, max_length=1)
     scaler: Rule = Field(default_factory=dict, max_length=1)
-    network: NetworkConfig = NetworkConfig()
     failure: FailureConfig = FailureConfig()
-    faults: list[FaultConfig] = Field(default_factory=list)
-    weights_bytes: dict[str, Annotated[float, Field(ge=0, le=1e15)]] = Field(default_factory=dict)
-
-    @property
-    def kinds(self) -> dict[str, InstanceConfig]:
-        """The kinds of instances by name."""
-        if isinstance(self.instances, int):
-            return {"whole": InstanceConfig(count=self.instances)}
-        return self.instances
+    engine: Literal["ray"] | None = None
+    address: str | None = None
 
     @field_validator("router", "mover", "scaler", mode="before")
     @classmethod
@@ -118,6 +115,34 @@ class ClusterConfig(Section):
         if isinstance(raw, dict):
             return {name: {} if given is None else given for name, given in raw.items()}
         return raw
+
+    @model_validator(mode="after")
+    def _address_of_an_engine(self) -> HeadConfig:
+        if self.address is not None and not re.fullmatch(ADDRESS, self.address):
+            raise ValueError(f"address must be auto or host:port, got {self.address!r}")
+        if self.address is not None and self.engine is None:
+            raise ValueError(f"address {self.address!r} is of an engine: give engine: ray, too")
+        return self
+
+
+class ClusterConfig(HeadConfig):
+    """Instances behind a head.
+
+    `instances`: so many, all alike, or kinds by name. `network` and `faults` are of simulations.
+    `weights_bytes`: by stage, for placements.
+    """
+
+    instances: Count | dict[str, InstanceConfig]
+    network: NetworkConfig = NetworkConfig()
+    faults: list[FaultConfig] = Field(default_factory=list)
+    weights_bytes: dict[str, Annotated[float, Field(ge=0, le=1e15)]] = Field(default_factory=dict)
+
+    @property
+    def kinds(self) -> dict[str, InstanceConfig]:
+        """The kinds of instances by name."""
+        if isinstance(self.instances, int):
+            return {WHOLE: InstanceConfig(count=self.instances)}
+        return self.instances
 
     @model_validator(mode="after")
     def _some(self) -> ClusterConfig:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-from neustream.by_name import make_rule
+from neustream.by_name import make_rule, only_rule
 from neustream.cluster import messages as say
 from neustream.cluster.agent import Reporting
 from neustream.cluster.book import Again, Settings
@@ -55,15 +54,8 @@ def check_rules(config: ClusterConfig) -> None:
     """ConfigError for a rule that is none, or has no such parameter."""
     for name, given in config.router.items():
         make_rule("router", ROUTERS, name, given, "route")
-    _only("mover", MOVERS, config.mover, "moves")
-    _only("scaler", SCALERS, config.scaler, "target")
-
-
-def _only(what: str, known: Mapping[str, Callable[..., Any]], given: Mapping[str, Any], method: str) -> Any:
-    """The rule of a section that has at most one."""
-    for name, parameters in given.items():
-        return make_rule(what, known, name, parameters, method)
-    return None
+    only_rule("mover", MOVERS, config.mover, "moves")
+    only_rule("scaler", SCALERS, config.scaler, "target")
 
 
 class Bench:
@@ -106,7 +98,7 @@ def simulate_cluster(
     observers: Sequence[Observer],
 ) -> Report:
     """Serve a workload by a cluster in virtual time."""
-    scaler = _only("scaler", SCALERS, config.scaler, "target")
+    scaler = only_rule("scaler", SCALERS, config.scaler, "target")
     if isinstance(scaler, Replan):
         config, scaler = _replanning(prepared, config, scaler, rule, router, bench)
     roles = roles_of(prepared, config)
@@ -123,7 +115,7 @@ def simulate_cluster(
         prepared.graphs,
         profiles,
         make_rule("router", ROUTERS, name, config.router[name], "route"),
-        _only("mover", MOVERS, config.mover, "moves"),
+        only_rule("mover", MOVERS, config.mover, "moves"),
         scaler,
         settings=settings,
         again=again,

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 from neustream.backends.ray.agent import Agent
 from neustream.backends.ray.entries import graphs_of
-from neustream.backends.ray.wire import Joined
+from neustream.backends.ray.wire import EngineDied, Joined
 
 BEAT_S = 0.02
 
@@ -19,8 +19,8 @@ BEAT_S = 0.02
 class LocalMachines:
     """See `neustream.backends.ray.driver.Machines`. All messages go through bytes, as over a wire."""
 
-    def __init__(self, make):
-        self.make = make
+    def __init__(self, make, *, observed=False):
+        self.make, self.observed = make, observed
         self.agents, self.ended = {}, []
         self.made = 0
         self._listening, self._hung = {}, set()
@@ -38,7 +38,7 @@ class LocalMachines:
         except Exception as error:
             started.set_exception(error)
             return started
-        agent = Agent(service, name, lambda: self._woken(name))
+        agent = Agent(service, name, lambda: self._woken(name), observed=self.observed)
         with self._lock:
             self.agents[name] = agent
         graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
@@ -58,6 +58,17 @@ class LocalMachines:
         if name not in self.agents:
             return failed(ConnectionError("died"))
         return self.agents[name].describing.describe(id, payload, slo)
+
+    def inspect(self, name, question):
+        found = Future()
+        try:
+            found.set_result(through(through(question)(self.agents[name].service)))
+        except Exception as error:
+            found.set_exception(error)
+        return found
+
+    def room(self):
+        return 100
 
     def order(self, name, orders):
         agent = self.agents.get(name)
@@ -112,8 +123,12 @@ class LocalMachines:
             agent, news = self.agents.get(name), self._listening.get(name)
             if agent is None or news is None or news.done() or name in self._hung:
                 return
-            found = agent.news()
-            if not found:
+            try:
+                found = agent.news()
+            except EngineDied as error:
+                news.set_exception(error)
+                return
+            if not found.news and not found.records:
                 return
             del self._listening[name]
         news.set_result(through(found))
@@ -129,12 +144,7 @@ class LocalMachines:
             with self._lock:
                 agents = list(self.agents.values())
             for agent in agents:
-                looked = agent.look()
-                looked.add_done_callback(lambda looked, agent=agent: self._looked(agent, looked))
-
-    def _looked(self, agent, looked):
-        if looked.exception() is None:
-            agent.told(looked.result())
+                agent.look()
 
 
 def through(value):

@@ -14,6 +14,7 @@ from toys import Step, table
 
 from neustream import FCFS, SLO, Graph, GraphError, RequestError, RequestFailed, Stage, StageFailed, loop, serve
 from neustream.backends.ray.driver import Driver
+from neustream.backends.ray.telling import Telling
 from neustream.cluster.book import Settings
 from neustream.cluster.head import Head
 from neustream.cluster.rules.fixed import Fixed
@@ -74,7 +75,7 @@ def running(make, count=2, settings=PATIENT):
     """A driver of `count` instances; `make(number)` makes the service of each."""
     machines, events = LocalMachines(make), []
     head = Head([], {}, RoundRobin(), None, Fixed(count), settings=settings)
-    driver = Driver(head, machines, count, events.append)
+    driver = Driver(head, machines, count, Telling((), [events.append]))
     driver.machines, driver.events = machines, events
     try:
         driver.up.result(30)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import statistics
+import threading
 
 import pytest
 
@@ -19,6 +20,8 @@ import psutil  # noqa: E402
 from neustream import BackendError, GraphError, RequestError  # noqa: E402
 from neustream.backends.ray import Cluster, contract  # noqa: E402
 from neustream.cluster.book import Settings  # noqa: E402
+from neustream.cluster.messages import Unmoved  # noqa: E402
+from neustream.engine.events import Finished  # noqa: E402
 
 pytestmark = pytest.mark.ray
 QUICK = Settings(suspect_s=1.0, dead_s=2.0)
@@ -54,7 +57,13 @@ def test_real_models_answer_as_one_service_does(nodes):
         sampled = {"max_tokens": 8, "temperature": 1.0, "seed": 3}
         texts = [alone.submit(one, model="chat", **sampled).result(60).token_ids for one in prompts(4)]
         image = tensor_of(alone.submit(**request.arguments(), model="sd").result(60))
-    with Cluster(made.models, instances=2, address=nodes) as cluster:
+    stepped, events = threading.Event(), []
+
+    def see(record):
+        if isinstance(record, Finished) and "denoise" in record.step.stage and record.step.ids[0].startswith("i"):
+            stepped.set()
+
+    with Cluster(made.models, instances=2, address=nodes, observers=[see], watchers=[events.append]) as cluster:
         answers = [cluster.submit(one, model="chat", **sampled) for one in prompts(4)]
         pictures = [cluster.submit(**request.arguments(), model="sd") for _ in range(4)]
         assert [answer.result(120).token_ids for answer in answers] == texts
@@ -73,10 +82,31 @@ def test_real_models_answer_as_one_service_does(nodes):
         cluster.move("m", target)
         ids = [token.id for token in moving]
         whole = cluster.submit(prompt, max_tokens=50, ignore_eos=True, model="chat").result(60)
+        _move_an_image(cluster, request, stepped, events)
         assert ids == list(moving.result(60).token_ids) == list(whole.token_ids)
         assert adds_up(cluster)
         pids = list(cluster.pids.values())
     assert gone(pids)
+
+
+def _move_an_image(cluster, request, stepped, events):
+    """Have one go on in the other process in the middle of its steps: the same bits."""
+    from pipelines import tensor_of
+
+    stays = cluster.submit(**request.arguments(), model="sd").result(120)
+    before = cluster.counts.moved
+    for number in range(20):  # it may be over before it is to move
+        stepped.clear()
+        answer = cluster.submit(**request.arguments(), model="sd", id=f"i{number}")
+        assert stepped.wait(120)
+        for target in cluster.instances:
+            with contextlib.suppress(RequestError):  # it is there already, or over
+                cluster.move(answer.id, target)
+                break
+        assert (tensor_of(answer.result(120)) == tensor_of(stays)).all()
+        if cluster.counts.moved > before:
+            return
+    raise AssertionError([event.reason for event in events if isinstance(event, Unmoved)])
 
 
 def test_one_of_two_killed_under_load_loses_nothing_and_another_takes_its_place(nodes):

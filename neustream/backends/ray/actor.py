@@ -12,7 +12,7 @@ import ray
 
 from neustream.backends.ray.agent import Agent
 from neustream.backends.ray.entries import graphs_of
-from neustream.backends.ray.wire import Described, Joined, Left, News, dumps, loads
+from neustream.backends.ray.wire import Described, Heard, Joined, Left, dumps, loads
 from neustream.cluster import messages as to
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
@@ -30,8 +30,9 @@ OFFSETS = 30
 class Instance:
     """One actor. All methods run on its event loop, the service on threads of its own."""
 
-    def __init__(self, name: str, make: bytes) -> None:
+    def __init__(self, name: str, make: bytes, *, observed: bool = False) -> None:
         self._name = name
+        self._observed = observed
         self._make = make
         self._agent: Agent | None = None
         self._offsets: list[float] = []
@@ -45,7 +46,7 @@ class Instance:
         self._news = asyncio.Event()
         device = _device()
         service = await asyncio.to_thread(self._made, device)
-        self._agent = agent = Agent(service, self._name, self._wake)
+        self._agent = agent = Agent(service, self._name, self._wake, observed=self._observed)
         self._tasks.add(asyncio.create_task(self._report(agent)))
         profiles = dict(service.profiles)
         graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
@@ -66,8 +67,8 @@ class Instance:
             raise BackendError(f"{where}: make is to return what neustream.serve does, got {kind}")
         return service
 
-    async def listen(self, now: float) -> list[News]:
-        """Reports, once there are any."""
+    async def listen(self, now: float) -> Heard:
+        """Reports, once there are any; what its engine died of is raised."""
         self._offsets = [*self._offsets[1 - OFFSETS :], now - stopwatch()]
         agent = self._serving()
         agent.offset = max(self._offsets)
@@ -91,6 +92,14 @@ class Instance:
             return _error(error)
         return dumps((found, None))
 
+    async def inspect(self, question: bytes) -> bytes:
+        """What a function says of the service, or raises; on a thread, it may take long."""
+        what: Callable[[Service], Any] = loads(question)
+        try:
+            return dumps((await asyncio.to_thread(what, self._serving().service), None))
+        except Exception as error:  # noqa: BLE001  it is raised where that was asked
+            return _error(error)
+
     async def leave(self, id: str, term: int) -> Left:
         return self._serving().leave(id, term)
 
@@ -109,8 +118,7 @@ class Instance:
         while True:
             if agent.dirty or quiet >= IDLE_S:
                 quiet = 0.0
-                agent.told(await asyncio.wrap_future(agent.look()))
-                agent.dirty = False
+                await asyncio.wrap_future(agent.look())
             await asyncio.sleep(REPORT_S)
             quiet += REPORT_S
 

@@ -15,7 +15,10 @@ from typing import Any
 
 from neustream.backends.ray.describing import Describing
 from neustream.backends.ray.entries import Entry
+from neustream.backends.ray.telling import shifted
 from neustream.backends.ray.wire import (
+    EngineDied,
+    Heard,
     Left,
     News,
     NotMovable,
@@ -29,7 +32,7 @@ from neustream.engine.answers import Result
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Record, Started
 from neustream.engine.member import Member
-from neustream.errors import BackendError, RequestError, StageFailed, told
+from neustream.errors import BackendError, NeustreamError, RequestError, StageFailed, told
 from neustream.service.answer import Answer
 from neustream.service.requests import Moved
 from neustream.service.service import Service
@@ -43,12 +46,13 @@ class Agent:
     Args:
         service: of one device; closed by `close`.
         woken: called, on any thread, when there is something to report.
+        observed: whether records of steps are reported, too.
 
     Raises:
         BackendError: the service has several devices: each is an instance of its own.
     """
 
-    def __init__(self, service: Service, name: str, woken: Callable[[], None]) -> None:
+    def __init__(self, service: Service, name: str, woken: Callable[[], None], *, observed: bool = False) -> None:
         members = service.engine.members
         if len(members) != 1:
             names = [member.name for member in members]
@@ -64,7 +68,9 @@ class Agent:
         self._news: list[News] = []
         self._going: dict[str, int] = {}  # outputs that went out with the latest news, by request
         self._heard = 0  # the number of the latest request that was sent here
+        self._records: list[Record] | None = [] if observed else None
         self._rates = Rates(service.profiles)
+        self._fault: EngineDied | None = None
         self.dirty = True
         service.engine.observe(self._observe)
 
@@ -78,8 +84,10 @@ class Agent:
             except Exception:
                 log.exception("instance %r: an order could not be carried out", self.name)
 
-    def news(self) -> list[News]:
-        """What there is to report; what was fetched before has arrived."""
+    def news(self) -> Heard:
+        """What there is to report; what was fetched before has arrived. EngineDied once that is so."""
+        if self._fault is not None:
+            raise self._fault
         with self._lock:
             for id, count in self._going.items():
                 entry = self._entries.get(id)
@@ -90,7 +98,9 @@ class Agent:
             for one in found:
                 if isinstance(one.report, to.Made):
                     self._going[one.report.id] = one.report.index + 1
-        return found
+            records, self._records = self._records, None if self._records is None else []
+        by_s = self.now() - self.service.engine.clock.now()
+        return Heard(found, shifted(records or (), self.name, by_s))
 
     def leave(self, id: str, term: int) -> Left:
         """A request that waits to be passed on; NotMovable if it does not, and why."""
@@ -112,14 +122,33 @@ class Agent:
             self._entries[id] = entry
         self._enter(entry, left.moved, left.heard, waited_s)
 
-    def look(self) -> Future[Outlook]:
-        """How it is, as of the engine's thread."""
+    def look(self) -> Future[None]:
+        """Report how it is, as of the engine's thread; done once that is reported."""
         self.dirty = False
-        return self.service.engine.inspect(self._outlook)
+        done: Future[None] = Future()
+        try:
+            looked = self.service.engine.inspect(self._outlook)
+        except NeustreamError as error:
+            looked = Future()
+            looked.set_exception(error)
 
-    def told(self, outlook: Outlook) -> None:
-        """Report how it is."""
-        self._report(to.Told(outlook))
+        def tell(looked: Future[Outlook]) -> None:
+            error = looked.exception()
+            if error is None:
+                self._report(to.Told(looked.result()))
+            else:
+                self._died(error)
+            self.dirty = False
+            done.set_result(None)
+
+        looked.add_done_callback(tell)
+        return done
+
+    def _died(self, error: BaseException) -> None:
+        """Its engine serves nothing any more."""
+        why = told(self.service.engine.fault or error)
+        self._fault = EngineDied(f"instance {self.name!r}: its engine died: {why}")
+        self._woken()
 
     def now(self) -> float:
         """On the cluster's clock."""
@@ -330,6 +359,9 @@ class Agent:
     # -- what the engine tells, on its thread -----------------------------------------------------
 
     def _observe(self, record: Record) -> None:
+        if self._records is not None:
+            with self._lock:
+                self._records.append(record)
         if isinstance(record, Emitted):
             with self._lock:
                 entry = self._entries.get(record.id)

@@ -7,13 +7,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from neustream.backends.ray.wire import ITEM, PRINT, Described, Joined, News, loads
+from neustream.backends.ray.wire import ITEM, PRINT, Described, Heard, Joined, loads
 from neustream.cluster import messages as to
 from neustream.core.events import Emitted
 from neustream.core.types import SLO
 from neustream.engine.answers import Result
 from neustream.errors import RequestError, RequestFailed
 from neustream.service.answer import Answer
+from neustream.service.service import Service
 
 
 class Machines(Protocol):
@@ -23,11 +24,15 @@ class Machines(Protocol):
         """Start an instance."""
         ...
 
-    def listen(self, name: str, now: float) -> Future[Sequence[News]]:
+    def listen(self, name: str, now: float) -> Future[Heard]:
         """What an instance has to report, once there is something; an error: it is dead."""
         ...
 
     def describe(self, name: str, id: str, payload: bytes, slo: SLO | None) -> Future[Described]: ...
+
+    def inspect(self, name: str, question: Callable[[Service], Any]) -> Future[Any]:
+        """What `question` says of the service of an instance; what it raises comes back."""
+        ...
 
     def order(self, name: str, orders: Sequence[to.ToInstance]) -> None: ...
 
@@ -37,6 +42,14 @@ class Machines(Protocol):
 
     def stop(self, name: str, why: str, *, kill: bool) -> None:
         """End an instance; with `kill` whatever it does."""
+        ...
+
+    def room(self) -> int:
+        """Instances that there is room for, of all that run and those that could."""
+        ...
+
+    def close(self) -> None:
+        """End all instances."""
         ...
 
 

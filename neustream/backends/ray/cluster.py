@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from neustream.backends.ray.callers import Counts
+from neustream.backends.ray.callers import Counts, Machines
 from neustream.backends.ray.driver import Driver
+from neustream.backends.ray.telling import Telling, Watcher
 from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Mover, Router, Scaler
 from neustream.cluster.head import Head
 from neustream.cluster.rules.fixed import Fixed
 from neustream.cluster.rules.slack import Slack
 from neustream.core.types import SLO
+from neustream.engine.clock import stopwatch
+from neustream.engine.events import Observer
 from neustream.errors import BackendError, RequestError, shown
 from neustream.service.answer import Answer
 from neustream.service.options import slo_of
 from neustream.service.requests import checked
+from neustream.service.service import Service
 
+WHOLE = "whole"
+"""What instances are called that serve all there is."""
 START_S = 600.0
 """How long instances may take to start."""
 
@@ -39,6 +45,10 @@ class Cluster:
         slo: what requests are promised that bring no promise; None: what `make`'s service says.
         router, mover, scaler: rules of `neustream.cluster.rules`.
         settings: times after which instances are suspect, gone, and so on.
+        role: what instances are called in front of their numbers, and by scalers.
+        observers: told of every record, as those of a service are, on the cluster's clock and
+            thread: `member` is the instance. With some, instances tell of each of their steps.
+        watchers: told there of what happens to instances, of moves and of restarts.
 
     Raises:
         BackendError: Ray is not there, or not one that has been tried; the address does not answer;
@@ -57,6 +67,9 @@ class Cluster:
         mover: Mover | None = None,
         scaler: Scaler | None = None,
         settings: Settings | None = None,
+        role: str = WHOLE,
+        observers: Sequence[Observer] = (),
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         least, most = _range(instances)
         if not callable(make):
@@ -64,32 +77,18 @@ class Cluster:
         if least != most and scaler is None:
             raise BackendError(f"instances={instances}: a scaler is to choose between them")
         self._slo = None if slo is None else slo_of(slo)
-        ray = _ray()
-        from neustream.backends.ray.machines import RayMachines, connect
-
-        owned = connect(address)
+        self._role = role
         self._closed = False
-        try:
-            there = ray.cluster_resources()
-            needs = resources or ({"num_gpus": 1} if there.get("GPU") else {"num_cpus": 1})
-            self._machines = RayMachines(make, needs, owned=owned)
-            room = self._machines.room()
-            if room < most:
-                raise BackendError(
-                    f"{most} instance(s) of {self._machines.needs()} are more than the machines have room for: {room}"
-                )
-        except BaseException:
-            if owned:
-                ray.shutdown()
-            raise
-        self._keep = Fixed(least)
-        head = Head([], {}, router or Slack(), mover, scaler or self._keep, settings=settings)
-        self._driver = Driver(head, self._machines, least)
+        self._machines = machines_of(make, most, address, resources, observed=bool(observers))
+        head = Head([], {}, router or Slack(), mover, Fixed(least, role), settings=settings, stopwatch=stopwatch)
+        self._driver = Driver(head, self._machines, least, Telling(observers, watchers))
         try:
             self._driver.up.result(START_S)
         except BaseException:
             self.close(cancel=True)
             raise
+        if scaler is not None:
+            self._driver.ask(lambda head, now: head.scale(scaler)).result()
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -117,6 +116,20 @@ class Cluster:
         """Ask and wait."""
         return self.submit(*args, **kwargs).result()
 
+    @property
+    def answers(self) -> Mapping[str, Answer[Any]]:
+        """What callers wait for, by id."""
+        return self._driver.answers
+
+    def interrupt(self) -> None:
+        """End what is open as cancelled; safe from a signal handler."""
+        for answer in self._driver.answers.values():
+            answer.cancel()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is open; False if something is, still, after `timeout_s`."""
+        return self._driver.wait_empty(timeout_s)
+
     def cancel(self, id: str) -> bool:
         """Give a request up by its id; False if it is over, or never was."""
         answer = self._driver.answers.get(id)
@@ -132,10 +145,27 @@ class Cluster:
     @property
     def instances(self) -> Mapping[str, str]:
         """The instances by name, and how each is: "up", "suspect" or "draining"."""
-        found: Mapping[str, str] = self._driver.ask(
-            lambda head, _: {name: each.state for name, each in head.fleet.instances.items()}
-        ).result()
-        return found
+        return self._driver.states
+
+    @property
+    def fault(self) -> BackendError | None:
+        """Why the engine of an instance died, if one did: its policy raised and was not forgiven."""
+        return self._driver.fault
+
+    def instance_s(self, since: float, until: float) -> float:
+        """Seconds that instances were there between two instants of the cluster's clock, added up."""
+        stays = list(self._driver.stays.values())
+        return sum([max(min(over, until) - max(came, since), 0.0) for came, over in stays])
+
+    def inspect(self, question: Callable[[Service], Any]) -> Any:
+        """What a function says of the service of some instance, where that is; what it raises is raised.
+
+        RequestError if no instance is there.
+        """
+        names = list(self._driver.places)
+        if not names:
+            raise RequestError("no instance is there to be asked")
+        return self._machines.inspect(names[0], question).result()
 
     @property
     def pids(self) -> Mapping[str, int]:
@@ -155,9 +185,8 @@ class Cluster:
             raise BackendError(f"{count} instance(s) are more than the machines have room for: {room}")
 
         def keep(head: Head, now: float) -> None:
-            head.scale(Fixed(count))
+            head.scale(Fixed(count, self._role))
 
-        self._keep = Fixed(count)
         self._driver.ask(keep).result()
 
     def drain(self, instance: str) -> None:
@@ -183,8 +212,7 @@ class Cluster:
             return
         self._closed = True
         if cancel or not self._driver.wait_empty(timeout_s):
-            for answer in self._driver.answers.values():
-                answer.cancel()
+            self.interrupt()
         self._driver.close()
         self._machines.close()
 
@@ -193,6 +221,42 @@ class Cluster:
 
     def __exit__(self, *exc: object) -> None:
         self.close(cancel=exc[0] is not None)
+
+
+def joined(address: str | None) -> Callable[[], None]:
+    """Have this process in a Ray cluster, for several `Cluster`s one after the other.
+
+    What is returned leaves it again, unless it was there before. BackendError as of `Cluster`.
+    """
+    ray = _ray()
+    from neustream.backends.ray.machines import connect
+
+    leave: Callable[[], None] = ray.shutdown if connect(address) else lambda: None
+    return leave
+
+
+def machines_of(
+    make: Callable[[str], Any], most: int, address: str | None, resources: Mapping[str, float] | None, *, observed: bool
+) -> Machines:
+    """Machines of a Ray cluster with room for `most` instances; BackendError as of `Cluster`."""
+    ray = _ray()
+    from neustream.backends.ray.machines import RayMachines, connect
+
+    owned = connect(address)
+    try:
+        there = ray.cluster_resources()
+        needs = resources or ({"num_gpus": 1} if there.get("GPU") else {"num_cpus": 1})
+        machines = RayMachines(make, needs, owned=owned, observed=observed)
+        room = machines.room()
+        if room < most:
+            raise BackendError(
+                f"{most} instance(s) of {machines.needs()} are more than the machines have room for: {room}"
+            )
+    except BaseException:
+        if owned:
+            ray.shutdown()
+        raise
+    return machines
 
 
 def _range(instances: Any) -> tuple[int, int]:

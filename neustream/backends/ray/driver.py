@@ -11,8 +11,9 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,11 +28,12 @@ from neustream.backends.ray.callers import (
 )
 from neustream.backends.ray.looking import Looking
 from neustream.backends.ray.starting import Starting
-from neustream.backends.ray.wire import PRINT, Joined, News, NotMovable, asked_as_bytes
+from neustream.backends.ray.telling import Telling
+from neustream.backends.ray.wire import PRINT, EngineDied, Heard, Joined, News, NotMovable, asked_as_bytes
 from neustream.cluster import messages as to
 from neustream.cluster.head import Head
-from neustream.core.events import Emitted
-from neustream.core.types import SLO
+from neustream.core.events import Emitted, Submitted
+from neustream.core.types import SLO, Request
 from neustream.engine.answers import Result
 from neustream.engine.clock import stopwatch
 from neustream.errors import RequestError, RequestFailed, told
@@ -46,11 +48,14 @@ class Driver:
     Args:
         head: nobody else touches it.
         first: instances that are there before anybody is served.
-        observe: told of what happened to requests and instances, on that thread.
+        telling: who is told of what happens to requests and instances, on that thread.
 
     Attributes:
         up: set once the first instances serve, or with why one of them does not.
         counts: what became of requests; places: where the instances are, by name.
+        states: how each is: "up", "suspect" or "draining".
+        stays: when instances came and went: name, since, until (inf: it is there).
+        fault: why the engine of an instance died, if one did.
     """
 
     def __init__(
@@ -58,21 +63,24 @@ class Driver:
         head: Head,
         machines: Machines,
         first: int,
-        observe: Callable[[to.Happening], None] = lambda _: None,
+        telling: Telling | None = None,
     ) -> None:
         self._starting = Starting(head, machines, first, self.post, self._enter)
         self.up = self._starting.up
         self.counts = Counts()
         self.places: dict[str, Joined] = {}
+        self.states: Mapping[str, str] = {}
+        self.stays: dict[str, tuple[float, float]] = {}
+        self.fault: EngineDied | None = None
         self._head = head
         self._machines = machines
-        self._observe = observe
+        self._telling = telling or Telling((), ())
         self._inbox: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
         self._callers: dict[str, Caller] = {}
         self._alive: set[str] = set()
         self._then: list[Callable[[], None]] = []
         self._empty = threading.Condition()
-        self._looking = Looking(head, machines, self._callers, self._alive, self.post, self._refuse)
+        self._looking = Looking(head, machines, self._callers, self._alive, self.post, self._refuse, self._submitted)
         self._over = False
         self._thread = threading.Thread(target=self._run, name="neustream-cluster", daemon=True)
         self._thread.start()
@@ -148,6 +156,7 @@ class Driver:
                     work = self._inbox.get_nowait()
             self._do(self._tick)
             self._do(self._carry_out)
+            self.states = {name: each.state for name, each in self._head.fleet.instances.items()}
             then, self._then = self._then, []
             for answer in then:
                 answer()
@@ -170,6 +179,12 @@ class Driver:
             self._refuse(caller, RequestError("the cluster was closed", code="cancelled"))
 
     # -- requests ---------------------------------------------------------------------------------
+
+    def _submitted(self, request: Request, now: float) -> None:
+        """The head has a request."""
+        steps, due = self._head.steps_of(request.id), request.arrival + request.slo.total
+        arrival, name = request.arrival, request.graph.name
+        self._telling.tell(Submitted(request.id, name, arrival, due, request.slo, steps, now))
 
     def _cancel(self, answer: Answer[Any], now: float) -> None:
         caller = self._callers.get(answer.id)
@@ -237,6 +252,7 @@ class Driver:
         if caller is not None:
             caller.prints.append(emitted.update[PRINT])
             caller.answer.push(emitted)
+        self._telling.tell(emitted)
 
     def _answer(self, order: to.Answer) -> None:
         ended = order.ended
@@ -252,6 +268,7 @@ class Driver:
         output: Mapping[str, Any] | None = {} if status == "done" else None
         latency_s, on_time = ended.latency_s, ended.on_time and status == "done"
         code = ended.code if status == ended.status else "failed"
+        self._telling.tell(ended if status == ended.status else replace(ended, status="failed", on_time=False))
         result = Result(ended.id, status, reason, output, latency_s, on_time, code=code)
         done: Future[Result] = Future()
         done.set_result(result)
@@ -271,12 +288,11 @@ class Driver:
             case to.Lost():
                 counts.lost += 1
                 self._stop(event.instance, event.why, kill=True)
-        with contextlib.suppress(Exception):
-            self._observe(event)
+        self._telling.happened(event)
 
     # -- instances --------------------------------------------------------------------------------
 
-    def _enter(self, name: str, found: Joined, now: float) -> None:
+    def _enter(self, name: str, role: str, found: Joined, now: float) -> None:
         head = self._head
         for graph in found.graphs:
             known = head.graphs.get(graph.name)
@@ -286,27 +302,32 @@ class Driver:
         stages = {stage for graph in head.graphs.values() for stage in graph.stages}
         prints = {graph.name: graph.print for graph in found.graphs}
         head.know(found.device, found.profiles)
-        head.joined(name, now, stages=sorted(stages), device=found.device, prints=prints)
+        head.joined(name, now, stages=sorted(stages), role=role, device=found.device, prints=prints)
         self._alive.add(name)
         self.places[name] = found
+        self.stays[name] = now, math.inf
         self._listen(name, now)
 
     def _listen(self, name: str, now: float) -> None:
         news = self._machines.listen(name, now)
         news.add_done_callback(lambda news: self.post(partial(self._heard, name, news)))
 
-    def _heard(self, name: str, news: Future[Sequence[News]], now: float) -> None:
+    def _heard(self, name: str, news: Future[Heard], now: float) -> None:
         """An instance reported, or is dead."""
         if name not in self._alive:
             return
         error = news.exception()
         if error is not None:
             self._alive.discard(name)
+            self.fault = error if isinstance(error, EngineDied) else self.fault
             self._head.lost(name, told(error), now)
             self._looking.elsewhere(name)
             return
         self._listen(name, now)
-        for one in news.result():
+        heard = news.result()
+        for record in heard.records:
+            self._telling.tell(record)
+        for one in heard.news:
             self._one_heard(name, one, now)
 
     def _one_heard(self, name: str, news: News, now: float) -> None:
@@ -331,6 +352,7 @@ class Driver:
     def _stop(self, name: str, why: str, *, kill: bool) -> None:
         if name in self.places:
             del self.places[name]
+            self.stays[name] = self.stays[name][0], stopwatch()
             self._alive.discard(name)
             self._looking.elsewhere(name)
             self._machines.stop(name, why, kill=kill)

@@ -30,6 +30,7 @@ class Looking:
     Args:
         callers: who waits for an answer; alive: instances that can be asked.
         post: has work done on the driver's thread; refuse: ends a request with an error.
+        submitted: told of those that the head has taken.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Looking:
         alive: Set[str],
         post: Callable[[Callable[[float], None]], None],
         refuse: Callable[[Caller, BaseException], None],
+        submitted: Callable[[Request, float], None],
     ) -> None:
         self._head = head
         self._machines = machines
@@ -47,6 +49,7 @@ class Looking:
         self._alive = alive
         self._post = post
         self._refuse = refuse
+        self._submitted = submitted
         self._alike = Alike()
         self._looking: dict[str, str] = {}
 
@@ -116,6 +119,7 @@ class Looking:
         except NeustreamError as error:
             self._refuse(caller, error)
         else:
+            self._submitted(request, now)
             self._alike.add(caller.likeness, found)
 
     def _know(self, found: Described, place: str) -> None:

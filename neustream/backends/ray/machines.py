@@ -16,10 +16,11 @@ import ray
 from ray.exceptions import RayTaskError
 
 from neustream.backends.ray.actor import Instance
-from neustream.backends.ray.wire import Described, Joined, News, dumps, loads
+from neustream.backends.ray.wire import Described, Heard, Joined, dumps, loads
 from neustream.cluster import messages as to
 from neustream.core.types import SLO
 from neustream.errors import BackendError, told
+from neustream.service.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,17 @@ class RayMachines:
 
     Args:
         resources: of one instance (`{"num_cpus": 1}`, `{"num_gpus": 1}`).
-        owned: whether Ray is to end with it.
+        owned: whether Ray is to end with it; observed: whether instances tell of their steps.
     """
 
-    def __init__(self, make: Callable[[str], Any], resources: Mapping[str, float], *, owned: bool) -> None:
+    def __init__(
+        self,
+        make: Callable[[str], Any],
+        resources: Mapping[str, float],
+        *,
+        owned: bool,
+        observed: bool = False,
+    ) -> None:
         self._make = dumps(make)
         self._resources = dict(resources)
         self._actors: dict[str, Any] = {}
@@ -48,6 +56,7 @@ class RayMachines:
         self._lock = threading.Lock()
         self._ending = ThreadPoolExecutor(8, thread_name_prefix="neustream-ending")
         self._owned = owned
+        self._observed = observed
 
     def room(self) -> int:
         """Instances that the cluster's machines have room for."""
@@ -66,18 +75,24 @@ class RayMachines:
 
     def start(self, name: str) -> Future[Joined]:
         options = {"max_concurrency": CALLS, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        actor = ray.remote(Instance).options(**options, **self._resources).remote(name, self._make)
+        made = ray.remote(Instance).options(**options, **self._resources)
+        actor = made.remote(name, self._make, observed=self._observed)
         with self._lock:
             self._actors[name] = actor
             self._numbers[name] = 0
         return _plain(actor.start.remote())
 
-    def listen(self, name: str, now: float) -> Future[Sequence[News]]:
+    def listen(self, name: str, now: float) -> Future[Heard]:
         return self._call(name, "listen", now)
 
     def describe(self, name: str, id: str, payload: bytes, slo: SLO | None) -> Future[Described]:
         found: Future[Described] = Future()
         self._call(name, "describe", id, payload, slo).add_done_callback(partial(_opened, found))
+        return found
+
+    def inspect(self, name: str, question: Callable[[Service], Any]) -> Future[Any]:
+        found: Future[Any] = Future()
+        self._call(name, "inspect", dumps(question)).add_done_callback(partial(_opened, found))
         return found
 
     def order(self, name: str, orders: Sequence[to.ToInstance]) -> None:
@@ -171,8 +186,8 @@ def _plain(ref: Any) -> Future[Any]:
     return found
 
 
-def _opened(found: Future[Described], done: Future[bytes]) -> None:
-    """What was described, or raised."""
+def _opened(found: Future[Any], done: Future[bytes]) -> None:
+    """What was said there, or raised."""
     error = done.exception()
     if error is None:
         value, error = loads(done.result())

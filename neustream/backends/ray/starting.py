@@ -26,7 +26,7 @@ class Starting:
     Args:
         first: instances that are there before anybody is served.
         post: has work done on the driver's thread.
-        entered: an instance serves from now on; raises why it cannot.
+        entered: an instance of a role serves from now on; raises why it cannot.
 
     Attributes:
         up: set once the first instances serve, or with why one of them does not.
@@ -38,7 +38,7 @@ class Starting:
         machines: Machines,
         first: int,
         post: Callable[[Callable[[float], None]], None],
-        entered: Callable[[str, Joined, float], None],
+        entered: Callable[[str, str, Joined, float], None],
     ) -> None:
         self.up: Future[None] = Future()
         self._head = head
@@ -58,7 +58,7 @@ class Starting:
     def _joined(self, name: str, role: str, joined: Future[Joined], now: float) -> None:
         """An instance serves, or cannot."""
         try:
-            self._entered(name, joined.result(), now)
+            self._entered(name, role, joined.result(), now)
         except Exception as error:  # noqa: BLE001  it is told, and another one is tried later
             self._machines.stop(name, "it does not serve", kill=True)
             if self.up.done():

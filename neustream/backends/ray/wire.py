@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from neustream.backends.ray.telling import OfSteps
 from neustream.cluster.messages import Report
 from neustream.core.graph import Graph
 from neustream.core.outlook import Asked
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO
-from neustream.errors import NeustreamError, RequestError, RequestFailed, told
+from neustream.errors import BackendError, NeustreamError, RequestError, RequestFailed, told
 from neustream.service.requests import Moved
 
 ITEM, PRINT = "item", "print"
@@ -56,11 +57,23 @@ class News:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """What an instance has to say. `records`: of its steps, on the cluster's clock."""
+
+    news: Sequence[News]
+    records: Sequence[OfSteps] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Left:
     """A request that left an instance. `heard`: outputs that the head has for certain."""
 
     moved: Moved
     heard: int
+
+
+class EngineDied(BackendError):
+    """The engine of an instance serves nothing any more, while its process lives."""
 
 
 class NotMovable(NeustreamError):

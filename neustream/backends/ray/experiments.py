@@ -1,0 +1,143 @@
+"""An experiment served by a cluster: its models on each instance, its workload before the head."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from neustream.backends.making import make_model, wanted_of
+from neustream.backends.ray.cluster import Cluster, joined
+from neustream.backends.ray.configs import instances_of, kind_of, needs_of, rules_of
+from neustream.backends.replaying import Serving
+from neustream.backends.serving import Named, Part, Session, experiments_in
+from neustream.cluster.messages import Happening
+from neustream.cluster.report import ClusterReport
+from neustream.config.schema import Config
+from neustream.core.profile import LatencyProfile
+from neustream.core.types import SLO
+from neustream.engine.clock import stopwatch
+from neustream.experiment.clusters import parted
+from neustream.experiment.pipelines import pipeline_of
+from neustream.experiment.prepared import policy_for
+from neustream.service.answer import Answer
+from neustream.service.service import Service
+
+
+@dataclass(frozen=True)
+class Made:
+    """Makes the service of one instance; it goes there as it is.
+
+    Args:
+        profiles: of all stages; lengths: outputs after which generations end, by request.
+    """
+
+    config: Config
+    policy: str
+    profiles: Mapping[str, LatencyProfile]
+    lengths: Mapping[str, int]
+
+    def __call__(self, device: str) -> Service:
+        parts = [self._part(name, device) for name in experiments_in(self.config)]
+        for part in parts:
+            part.check_device()
+            part.warm_up()
+        gc.collect()
+        gc.freeze()  # the models' objects stay: no step has to wait while they are searched again
+        return Service(
+            {part.name: part.mount() for part in parts},
+            devices=[device],
+            policy=policy_for([part.pipeline for part in parts], self.policy),
+            forgiving=False,
+        )
+
+    def _part(self, name: str, device: str) -> Part:
+        experiment = experiments_in(self.config)[name]
+        model = make_model(experiment, device)
+        model.lengths = self.lengths
+        pipeline = pipeline_of(experiment, f"{name}." if name else "")
+        profiles = {stage: self.profiles[stage] for stage in pipeline.stages}
+        return Part(name, pipeline, model, wanted_of(pipeline, profiles), [device])
+
+
+class OfCluster:
+    """A cluster, as what serves a workload's requests."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def fault(self) -> BaseException | None:
+        return self._cluster.fault
+
+    def now(self) -> float:
+        return stopwatch()
+
+    def interrupt(self) -> None:
+        self._cluster.interrupt()
+
+    def submit(self, *args: Any, model: str | None, slo: SLO, id: str, **named: Any) -> Answer[Any]:
+        return self._cluster.submit(*args, model=model, slo=slo, id=id, **named)
+
+
+class ClusterSession(Session):
+    """An experiment whose models are on the instances of a cluster, and here too: they make the requests.
+
+    Args:
+        device: of each instance, "cpu" or "cuda".
+
+    Raises:
+        ConfigError, BackendError, ProfileError: as of a `Session`.
+    """
+
+    def __init__(self, config: Config, device: str) -> None:
+        self._needs = needs_of(device, "--device")
+        self._watching: ClusterReport | None = None
+        assert config.cluster is not None
+        self._leave = joined(config.cluster.address)
+        try:
+            super().__init__(config, "cpu")
+        except BaseException:
+            self._leave()
+            raise
+
+    def close(self) -> None:
+        self._leave()
+
+    def _check_devices(self) -> None:
+        """Instances see to that: profiles are of theirs."""
+
+    def _new_report(self, start: float) -> ClusterReport:
+        self._watching = ClusterReport(start)
+        return self._watching
+
+    def _happened(self, event: Happening) -> None:
+        if self._watching is not None:
+            self._watching.happened(event)
+
+    @contextlib.contextmanager
+    def _serving(self, policy: str, heard: Named) -> Iterator[Serving]:
+        config = self.config.cluster
+        assert config is not None
+        name, router = parted(policy)
+        role, count = kind_of(config)
+        rules = rules_of(config, router or next(iter(config.router)))
+        policy_for(self.prepared.pipelines, name)
+        self._watching = None
+        cluster = Cluster(
+            Made(self.config, name, self.prepared.profiles, self.prepared.lengths),
+            instances=instances_of(count, rules["scaler"]),
+            resources=self._needs,
+            role=role,
+            observers=[heard],
+            watchers=[self._happened],
+            **rules,
+        )
+        with cluster:
+            yield OfCluster(cluster)
+            cluster.wait()
+            report = self._watching
+            if report is not None:
+                report.instance_s = cluster.instance_s(report.start, report.start + report.duration)

@@ -1,0 +1,127 @@
+"""`neustream run` of configs with a cluster: on instances in this process; what cannot be served."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from local_machines import LocalMachines, through
+from toys import command, results, squash, toy
+
+from neustream.backends.ray import cluster, experiments
+from neustream.errors import BackendError
+
+PATIENT = {"suspect_s": 60, "dead_s": 90, "send_s": 60}
+"""On a busy machine an instance may be silent for a while."""
+TWO = {"engine": "ray", "instances": 2, "failure": PATIENT}
+
+
+class Made(list):
+    """What clusters were made of; `machines`: the latest."""
+
+
+@pytest.fixture
+def local(monkeypatch):
+    """Clusters have instances in this process; what they were made of is in the list."""
+    made = Made()
+
+    def machines(make, most, address, resources, *, observed):
+        made.append((most, address, resources))
+        made.machines = LocalMachines(lambda number: through(make)("cpu"), observed=observed)
+        return made.machines
+
+    monkeypatch.setattr(cluster, "machines_of", machines)
+    monkeypatch.setattr(experiments, "joined", lambda address: lambda: None)
+    return made
+
+
+def test_a_config_that_is_simulated_is_served_by_the_same_head(local, tmp_path):
+    kinds = {"core": {"count": 2, "load_s": 3}}
+    section = {**TWO, "instances": kinds, "router": {"round_robin": {}, "slack": {}}, "mover": "rescue"}
+    path, out = toy(tmp_path, cluster=section), tmp_path / "out.json"
+    done = command("run", path, "--json", out, "--trace", tmp_path / "t.json")
+    assert done.status == 0, done.err
+    first, second = results(out)
+    assert [first["policy"], second["policy"]] == ["fcfs @ round_robin", "fcfs @ slack"]
+    for entry in (first, second):
+        assert entry["counts"]["on_time"] == entry["simulated"]["counts"]["on_time"] == 10
+        assert entry["cluster"]["routed"].keys() == entry["simulated"]["cluster"]["routed"].keys()
+        assert entry["cluster"]["instances"] == pytest.approx(2.0, rel=0.05)
+    assert {name: part["ended"] for name, part in first["members"].items()} == {"core-1": 5, "core-2": 5}
+    assert set(first["batch_size"]) == {"draw", "decode"} and set(first["simulated"]["members"]) == {"core-0", "core-1"}
+    assert local == [(2, None, {"num_cpus": 1.0})] * 2
+    assert (tmp_path / "t-fcfs-slack.json").exists()
+
+
+def test_a_scaler_chooses_once_the_first_instances_serve(local, tmp_path):
+    path, out = toy(tmp_path, cluster={**TWO, "scaler": {"fixed": {"count": 3}}}), tmp_path / "out.json"
+    assert command("run", path, "--json", out).status == 0
+    assert results(out)[0]["counts"]["on_time"] == 10
+    assert local == [(3, None, {"num_cpus": 1.0})] and local.machines.made == 3
+
+
+class Broken:
+    """A policy that raises when it is asked."""
+
+    def decide(self, view):
+        raise ZeroDivisionError("no way")
+
+
+def test_a_policy_that_raises_ends_the_run_with_its_name(local, tmp_path):
+    done = command("run", toy(tmp_path, cluster=TWO), "-p", "test_cluster_runs:Broken")
+    assert done.status == 2 and "ZeroDivisionError: no way" in done.err and len(done.err.splitlines()) == 1
+
+
+def test_a_profile_of_another_device_is_refused_by_the_instance(local, tmp_path):
+    path = toy(tmp_path, cluster=TWO, backend={"kind": "toy_backend:make", "device_name": "another"})
+    done = command("run", path)
+    assert done.status == 2 and "profile 'draw' is of 'toy device', but cpu is 'another'" in done.err
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"engine": None}, "cluster.engine: none is given, so the cluster can only be simulated; allowed: ray"),
+        ({"engine": "k8s"}, "cluster.engine: Input should be 'ray', got 'k8s'"),
+        ({"engine": None, "address": "auto"}, "address 'auto' is of an engine: give engine: ray, too"),
+        ({"address": "here"}, "address must be auto or host:port, got 'here'"),
+        (
+            {"faults": [{"at_s": 3, "instance": 1, "kind": "hang"}]},
+            "cluster.faults: hang at 3 s: faults are simulated; to serve, leave them out (--set cluster.faults=[])",
+        ),
+        ({"network": {"loss": 0.1}}, "cluster.network.loss 0.1: losses are simulated; to serve, it is 0"),
+        (
+            {"instances": {"a": {"stages": ["draw"]}, "b": {"stages": ["decode"]}}},
+            "cluster.instances: a, b: served instances are all alike, of one kind",
+        ),
+        (
+            {"instances": {"a": {"stages": ["draw", "decode"]}}},
+            "cluster.instances.a.stages ['draw', 'decode']: served instances have all stages; leave it out",
+        ),
+        (
+            {"instances": {"a": {"profiles": "profiles"}}},
+            "cluster.instances.a.profiles: to serve, give the model's own profiles, of the device that it is on",
+        ),
+        (
+            {"scaler": "plan"},
+            "cluster.scaler.plan: it is for simulated clusters; served ones have charge, fixed, freeness",
+        ),
+        ({"scaler": {"charge": {"role": "x"}}}, "cluster.scaler: role 'x': there is only 'whole'"),
+        ({"router": "slak"}, "unknown router 'slak'; did you mean 'slack'?"),
+    ],
+)
+def test_what_a_served_cluster_cannot_have(tmp_path, section, said):
+    done = command("run", toy(tmp_path, cluster={**TWO, **section}))
+    assert done.status == 2 and squash(said) in squash(done.err), done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_devices_have_no_numbers_and_ray_has_to_be_there(tmp_path, monkeypatch):
+    path = toy(tmp_path, cluster=TWO)
+    done = command("run", path, "--device", "cuda:1")
+    assert done.status == 2 and "--device 'cuda:1': Ray says which one an instance gets; allowed: cpu, cuda" in done.err
+    if importlib.util.find_spec("ray") is None:
+        done = command("run", path)
+        assert done.status == 2 and "BackendError: a cluster needs Ray: pip install 'neustream[ray]'" in done.err
+        with pytest.raises(BackendError, match="a cluster needs Ray"):
+            cluster.joined(None)
