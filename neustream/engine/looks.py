@@ -20,8 +20,8 @@ OVER = 0.5
 SETTLED_S = 0.0005
 """A step has begun on its worker by then: planning would keep it from that (Python's lock)."""
 SHORT_S = 0.004
-"""Steps that take less are not planned ahead: Python holds their worker while it decides, and what
-is decided of a forecast costs more than what is decided once it has come."""
+"""Steps of a lone request that take less are not planned ahead: Python holds their worker while it
+decides, and deciding about one request at its step's end takes less than of a forecast."""
 SOON_S = 0.05
 """In steps that are longer, the next one is planned that often, if anything came up: who is without
 hope hears of it."""
@@ -32,7 +32,8 @@ class Looks:
 
     A step is planned shortly before the one under way ends, so that it knows of what came until
     then, and by one decision a step. Where steps are long, also early, and where one takes longer
-    than expected, again and again, ever more seldom. A short step is planned only in that case.
+    than expected, again and again, ever more seldom. A short step is planned only in that case, if
+    its request is the only one.
     """
 
     def __init__(self, owner: Drive, clock: Clock, times: StepTimes) -> None:
@@ -46,7 +47,7 @@ class Looks:
     def started(self, batch: Batch, now: float) -> None:
         """A step began."""
         end = self._times.over_at(batch)
-        if end - now < SHORT_S:
+        if end - now < SHORT_S and len(self._owner.scheduler.jobs) == 1:
             self._watch(batch, _shared(end + SHORT_S))
             return
         self._watch(batch, min(self._last(batch), now + SOON_S), now + SETTLED_S)

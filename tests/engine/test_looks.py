@@ -83,11 +83,16 @@ def test_a_step_that_is_shorter_than_a_decision_does_not_hide_it():
 SHORT = {"draw": table("draw", 2**-8, 2**-8), "decode": table("decode", 2**-8)}
 
 
-def test_a_short_step_is_planned_when_it_has_ended():
+def test_a_short_step_of_a_lone_request_is_planned_when_it_has_ended():
     told, ended = run(ask("a", steps=3), decision_s=2**-10, profiles=SHORT, graph=GRAPH)
     assert not any(record.step.planned for record in told.of(Finished))
     assert [record.seconds for record in told.of(Decided)] == [2**-10] * 4
     assert ended == {"a": 4 * (2**-8 + 2**-10)}
+
+
+def test_a_short_step_is_planned_ahead_where_there_are_others():
+    told, _ = run(ask("a", steps=8), ask("b", steps=8), decision_s=2**-10, profiles=SHORT, graph=GRAPH)
+    assert any(record.step.planned for record in told.of(Finished))
 
 
 def test_a_handover_comes_between_all_steps():
