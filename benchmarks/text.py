@@ -3,12 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/text.py --vllm .venv-vllm/bin/python --out benchmarks/results/text.json
     OMP_NUM_THREADS=1 python benchmarks/text.py --models tiny --rounds 1
 
-Models are Llamas with random weights, in float32. Requests have prompts of 16 to 127 tokens at random, and
-16 to 95 outputs. So many are under way at once; when one ends, the next is asked. Systems take turns,
-so that what else the machine does falls on all; figures are medians over rounds. `generate` serves one
-after the other. `generate_batch` is the manager behind it, which streams. vLLM has a process of its
-own, steps its engine in place (`text_vllm.py`), and is left out where `--vllm` names no Python that
-has it. Greedy tokens are compared with those of `generate`: `other` counts requests with a difference.
+Models are Llamas with random weights, in float32, one of them with the sizes of SmolLM-135M. Requests have
+prompts of 16 to 127 tokens at random, and 16 to 95 outputs. So many are under way at once; when one ends, the
+next is asked. Systems take turns, so that what else the machine does falls on all; figures are medians over rounds.
+`generate` serves one after the other. `generate_batch` is the manager behind it, which streams. vLLM has a
+process of its own, steps its engine in place (`text_vllm.py`), and is left out where `--vllm` names no Python
+that has it. Ours with `prepack` reads linear layers in oneDNN's layout. Greedy tokens are compared with those
+of `generate`: `other` counts requests with a difference.
 """
 
 from __future__ import annotations
@@ -41,11 +42,43 @@ import neustream as ns
 from neustream.analysis.tables import new_table
 from neustream.profiling import versions
 
-MODELS = {"tiny": (2, 128, 1024), "small": (8, 512, 8192), "base": (10, 768, 32000)}
-"""Layers, width and vocabulary: 0.7, 38 and 119 million weights."""
-CONCURRENT = (1, 8, 32)
 LENGTH, BLOCK = 512, 32
 """Tokens of a context; and of a block of `generate_batch`, which takes all memory where it is not told how many."""
+
+
+def sizes_of(layers: int, width: int, vocabulary: int) -> dict[str, int]:
+    """What the config of a Llama says of its sizes."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "max_position_embeddings": LENGTH,
+    }
+
+
+SMOLLM: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
+"""Those of SmolLM-135M."""
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": sizes_of(2, 128, 1024),
+    "small": sizes_of(8, 512, 8192),
+    "base": sizes_of(10, 768, 32000),
+    "smollm-135m": SMOLLM,
+}
+"""Of 0.7, 38, 119 and 135 million weights."""
+PREPACKED = ("small", "base", "smollm-135m")
+"""Models with layers that are large enough for that."""
+CONCURRENT = (1, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -67,17 +100,9 @@ class Served:
 System = Callable[[Work, int], list[Served]]
 
 
-def model_of(layers: int, width: int, vocabulary: int) -> Any:
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        max_position_embeddings=LENGTH,
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
+def made(name: str) -> Any:
+    """A Llama with random weights, anew each time."""
+    config = transformers.LlamaConfig(**MODELS[name], tie_word_embeddings=True, dtype="float32")
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
     for weight in model.parameters():
@@ -187,11 +212,12 @@ class Vllm:
 
 
 @contextlib.contextmanager
-def systems_of(model: Any, seats: int, vllm: str | None) -> Iterator[dict[str, System]]:
-    """All that serve this model, each by its name."""
+def systems_of(name: str, seats: int, vllm: str | None) -> Iterator[dict[str, System]]:
+    """All that serve a model, each by its name."""
+    model = made(name)
     with contextlib.ExitStack() as stack:
         found: dict[str, System] = {"generate": lambda work, concurrent: by_generate(model, work, concurrent)}
-        other = model_of(*_shape(model))  # the manager changes its model's attention
+        other = made(name)  # the manager changes its model's attention
         config = transformers.GenerationConfig(do_sample=False, max_new_tokens=96, eos_token_id=-1, pad_token_id=1)
         sizes = transformers.ContinuousBatchingConfig(
             page_size=BLOCK, num_blocks=seats * LENGTH // BLOCK, max_batch_tokens=LENGTH
@@ -206,14 +232,13 @@ def systems_of(model: Any, seats: int, vllm: str | None) -> Iterator[dict[str, S
             process = Vllm(vllm, model, seats)
             stack.callback(process.close)
             found["vllm"] = process
-        service = stack.enter_context(ns.serve(model, profile=Flat(), slots=seats))
+        service = stack.enter_context(ns.serve(model, profile=Flat(), slots=seats, max_len=LENGTH))
         found["ours"] = lambda work, concurrent: by_ours(service, work, concurrent)
+        if name in PREPACKED:
+            serving = ns.serve(made(name), profile=Flat(), slots=seats, max_len=LENGTH, prepack=True)
+            packed = stack.enter_context(serving)
+            found["ours, prepack"] = lambda work, concurrent: by_ours(packed, work, concurrent)
         yield found
-
-
-def _shape(model: Any) -> tuple[int, int, int]:
-    config = model.config
-    return config.num_hidden_layers, config.hidden_size, config.vocab_size
 
 
 def figures(served: Sequence[Served]) -> dict[str, float]:
@@ -229,14 +254,14 @@ def figures(served: Sequence[Served]) -> dict[str, float]:
 
 def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one model: each system at each concurrency."""
-    spec = MODELS[name]
-    model = model_of(*spec)
+    model = made(name)
+    vocabulary = model.config.vocab_size
     cells: dict[tuple[str, int], Cell] = defaultdict(Cell)
-    with systems_of(model, max(args.concurrent), args.vllm) as systems:
+    with systems_of(name, max(args.concurrent), args.vllm) as systems:
         for run in systems.values():  # first calls make what later ones use
-            run(work_of(2, spec[2], 99), 2)
+            run(work_of(2, vocabulary, 99), 2)
         for turn in range(args.rounds):
-            work = work_of(args.requests, spec[2], turn)
+            work = work_of(args.requests, vocabulary, turn)
             wanted = [one.tokens for one in by_generate(model, work, 1)]
             for concurrent, (called, run) in itertools.product(args.concurrent, systems.items()):
                 if called == "generate" and concurrent > min(args.concurrent):

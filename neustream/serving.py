@@ -78,6 +78,7 @@ class TextOptions(ServiceOptions, total=False):
     buckets: Sequence[int]
     kv_cache: KVCache | None
     step_tokens: int | None
+    prepack: bool
     measure_s: float
     cache: Path | str | None
     progress: bool | None

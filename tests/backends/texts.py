@@ -68,11 +68,9 @@ def alone(model, prompt, max_tokens, **options):
 class Drive:
     """Jobs of one model, moved by hand: prefills in parts, decodes, both at once, evictions."""
 
-    def __init__(self, model, slots=8, max_len=None, buckets=()):
+    def __init__(self, model, slots=8, **options):
         self.node = Graph("chat", llm("llm"))
-        self.texts = Texts(
-            LanguageModel(model, slots=slots, max_len=max_len, buckets=buckets), lambda given: given.params["ask"]
-        )
+        self.texts = Texts(LanguageModel(model, slots=slots, **options), lambda given: given.params["ask"])
         self.modules = modules_of(self.texts)
         self.walks = {}
         self.count = 0

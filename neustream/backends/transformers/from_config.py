@@ -10,6 +10,7 @@ backend:
   weights_seed: 0
   slots: 64                      # requests that can hold keys and values at once
   max_len: 512                   # tokens of one request; default: the model's positions
+  prepack: false                 # linear layers in oneDNN's own layout, on a CPU
   threads: 1                     # of torch
   request: {temperature: 0.8}    # sampling of every request
 
@@ -59,6 +60,7 @@ class Options(BaseModel):
     weights_seed: int = 0
     slots: int = Field(default=64, ge=1)
     max_len: int | None = Field(default=None, ge=2)
+    prepack: bool = False
     threads: int | None = Field(default=None, ge=1)
     request: dict[str, Any] = Field(default_factory=dict)
 
@@ -107,6 +109,7 @@ class ConfigText(shared.TorchModel):
             slots=self._options.slots,
             max_batch=decode.max_batch,
             max_len=self._options.max_len,
+            prepack=self._options.prepack,
             kv_cache=next(iter(wanted.kv_caches.values()), None),
             step_tokens=wanted.step_tokens,
             progress=False,
@@ -134,7 +137,8 @@ class ConfigText(shared.TorchModel):
         }
 
     def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
-        mount = TextMount(self.model, slots=self._options.slots, max_len=self._options.max_len)
+        options = self._options
+        mount = TextMount(self.model, slots=options.slots, max_len=options.max_len, prepack=options.prepack)
         return mount.steps(seconds, tick)
 
 

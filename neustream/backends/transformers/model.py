@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -15,6 +16,7 @@ from neustream.backends.transformers.looking import inputs_of
 from neustream.backends.transformers.masks import NotShared, masks_of
 from neustream.backends.transformers.own import Own
 from neustream.backends.transformers.packed import STOCK, Packed, implementation, packing
+from neustream.backends.transformers.prepacked import Prepacked
 from neustream.backends.transformers.proof import as_it_was, prove
 from neustream.backends.transformers.proof_own import Way, prove_own
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
@@ -40,6 +42,8 @@ class LanguageModel:
             the company to the last bit (see `Fixed`). `max_len` is always one of them.
         proof: of an earlier one with the same arguments: a model that is as it was then is not
             tried again.
+        prepack: whether linear layers read copies of their weights in oneDNN's own layout (see
+            `Prepacked`); on a CPU.
 
     Attributes:
         way: how its requests are computed, as the trial at the start found.
@@ -60,6 +64,7 @@ class LanguageModel:
         max_len: int | None = None,
         buckets: Sequence[int] = (),
         proof: Unchanged | None = None,
+        prepack: bool = False,
     ) -> None:
         name = type(model).__name__
         if not isinstance(model, PreTrainedModel) or not model.can_generate():
@@ -82,6 +87,7 @@ class LanguageModel:
         self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = _known(model, self.vocabulary)
         self.eos = _eos(model)
+        self.prepacked = Prepacked(model) if prepack else None
         self.unchanged = self._proved(slots, proof)
 
     def _proved(self, slots: int, proof: Unchanged | None) -> Unchanged:
@@ -218,6 +224,14 @@ class LanguageModel:
 
         Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
+        with self._layers():
+            return self._computed(rows)
+
+    def _layers(self) -> contextlib.AbstractContextManager[None]:
+        """The model's linear layers as they are to compute."""
+        return contextlib.nullcontext() if self.prepacked is None else self.prepacked.used()
+
+    def _computed(self, rows: Sequence[Row]) -> torch.Tensor:
         if isinstance(self.cache, Own):
             return self.cache.forward(rows)
         if self._may_pack(rows):
@@ -233,6 +247,10 @@ class LanguageModel:
     @torch.inference_mode()
     def all_logits(self, row: Row) -> torch.Tensor:
         """Compute one row as `forward` does; the logits [tokens, vocabulary] behind each of its tokens."""
+        with self._layers():
+            return self._all_computed(row)
+
+    def _all_computed(self, row: Row) -> torch.Tensor:
         if isinstance(self.cache, Own):
             return self.cache.all_logits(row)
         if self.fixed is None:

@@ -73,6 +73,8 @@ class TextMount:
             alike, at most, on one device; default: a quarter of the slots'. 0: none.
         step_tokens: the most tokens of a step in which prompts are prefilled in parts; default: the
             pool's.
+        prepack: whether linear layers read copies of their weights in oneDNN's own layout: faster on
+            a CPU, for the memory of the weights once more.
         measure_s: seconds that measuring may take, about.
         cache: the folder of the cache; default: the user's.
         progress: show what is measured; default: if stderr is a terminal.
@@ -101,6 +103,7 @@ class TextMount:
         kv_cache: KVCache | None = None,
         prefix_tokens: int | None = None,
         step_tokens: int | None = None,
+        prepack: bool = False,
         measure_s: float = 20.0,
         cache: Path | str | None = None,
         progress: bool | None = None,
@@ -114,6 +117,7 @@ class TextMount:
         check_option("kv_cache", kv_cache, KVCache | None, "a KVCache")
         check_option("cache", cache, str | Path | None, "a folder")
         check_option("progress", progress, bool | None, "True, False or None")
+        check_option("prepack", prepack, bool, "True or False")
         measure_s = number("measure_s", measure_s, "a number above 0", lambda x: 0 < x < math.inf, BackendError)
         self.processor = tokenizer
         self.tokenizer = tokenizer_of(tokenizer)
@@ -134,6 +138,7 @@ class TextMount:
         self._buckets = buckets
         self._profile = profile
         self._see = see_profile
+        self._prepack = prepack
         self._measure_s = measure_s
         self._cache = cache
         self._progress = progress
@@ -196,6 +201,7 @@ class TextMount:
             max_len=self._max_len,
             buckets=self._buckets,
             proof=self._proof,
+            prepack=self._prepack,
         )
 
     def request(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.torch import Samples
 from neustream.backends.transformers.packed import implementation
+from neustream.backends.transformers.prepacked import own_forward
 from neustream.backends.transformers.proof_own import Way
 from neustream.errors import NeustreamError, RequestError, StageFailed
 
@@ -121,7 +122,7 @@ class Unchanged:
         return {
             "mode": [own["training"] for own in self._attributes],
             "modules": list(map(id, chain.from_iterable([some.values() for some in self._children]))),
-            "forward": [own.get("forward") for own in self._attributes],
+            "forward": [own_forward(own) for own in self._attributes],
             "compiled": [own.get("_compiled_call_impl") for own in self._attributes],
             "parameters": list(map(id, chain(parameters, buffers))),
             "adapters": [[_copied(getattr(one, key, None)) for key in ADAPTER] for one in self._adapted],
