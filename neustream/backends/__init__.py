@@ -50,6 +50,22 @@ class Wanted:
     check_finite: bool
 
 
+@dataclass(frozen=True)
+class Texts:
+    """How texts of several requests are computed.
+
+    Attributes:
+        batched: their decodes share a call; else each has one of its own, and a step of many takes
+            as long as theirs one after the other.
+        slots: keys and values of all are in one place; else each request has a cache of its own.
+        why: what the model has against slots, or against batches; "" in slots.
+    """
+
+    batched: bool
+    slots: bool
+    why: str = ""
+
+
 class ConfigModel(ABC):
     """A config's real model: a stock object, and what its workload's requests ask of it.
 
@@ -100,6 +116,13 @@ class ConfigModel(ABC):
         `tick` is told kind, requests and seconds of each.
         """
         raise BackendError(f"{type(self).__name__} is no language model: it has no steps of prompts and outputs")
+
+    def texts(self) -> Texts | None:
+        """How texts of several requests are computed, tried on the model; None: it does not say.
+
+        BackendError: it cannot be served.
+        """
+        return None
 
     def see(self, max_batch: int) -> list[Measurement]:
         """Measure how long a language model's vision tower takes, over batches of requests with an image each."""

@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from neustream.analysis.tables import new_table
+from neustream.backends.making import make_model
 from neustream.backends.sizes import Sizes, sizes_of
 from neustream.commands.options import ConfigArgument, JsonOption, QuietOption, SetOption
 from neustream.commands.outputs import check_outputs, json_file, json_output
@@ -22,24 +24,34 @@ from neustream.experiment.pipelines import Pipeline, pipeline_of
 
 MOST_BATCHES = 6
 """Batch sizes that a line of the table names."""
+TryOption = Annotated[
+    str | None,
+    typer.Option("--try", metavar="DEVICE", help="Make language models there, and try whether texts are batched."),
+]
 
 
 def command(
     config: ConfigArgument,
     set_: SetOption = None,
+    try_: TryOption = None,
     json_: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Say what a config's model is, and what of it is measured; nothing is loaded or served.
+    """Say what a config's model is, and what of it is measured; nothing is served.
 
     Graph, stages and their largest batches, profiles found and missing with milliseconds a step,
-    the KV cache, parameters and memory of the weights by the model's architecture.
+    the KV cache, parameters and memory of the weights by the model's architecture. Without --try
+    nothing is loaded.
     """
     with json_output(json_) as write, hushed(quiet), naming(config):
         check_outputs(json_file(json_))
         pipelines = _pipelines(load_config(config, set_ or ()))
         with notes.status("reading the model's architecture"):
             described = [describe(pipeline) for pipeline in pipelines]
+        if try_ is not None:
+            with notes.status("making the model, and trying how its texts are computed"):
+                for model, pipeline in zip(described, pipelines, strict=True):
+                    model["texts"] = _texts(pipeline, try_)
         for model in described:
             _show(model)
         write(described)
@@ -70,6 +82,7 @@ def describe(pipeline: Pipeline[Experiment]) -> dict[str, Any]:
         "instances": experiment.instances,
         "stages": _stages(pipeline),
         "kv_caches": _kv_caches(pipeline, sizes),
+        "texts": None,
         "weights": _weights(sizes) if known else None,
         "weights_unknown": None if known else sizes,
     }
@@ -84,6 +97,14 @@ def _weights(sizes: Sizes | str) -> dict[str, Any]:
         "bytes": sizes.bytes,
         "parts": [asdict(part) for part in sizes.parts],
     }
+
+
+def _texts(pipeline: Pipeline[Experiment], device: str) -> dict[str, Any] | None:
+    """How a language model computes texts; None of other models, and where it does not say."""
+    if pipeline.kind != "llm" or pipeline.experiment.backend is None:
+        return None
+    texts = make_model(pipeline.experiment, device).texts()
+    return None if texts is None else asdict(texts)
 
 
 def _kv_caches(pipeline: Pipeline[Experiment], sizes: Sizes | str) -> list[dict[str, Any]]:
@@ -155,11 +176,21 @@ def _show(model: Mapping[str, Any]) -> None:
         size = "" if cache["bytes"] is None else f", {_size(cache['bytes'])}"
         blocks = f"{cache['blocks']:,} blocks of {cache['block_size']} tokens"
         _say(f"KV cache of {cache['model']}: {blocks}, {tokens:,} in all{size}")
+    if model["texts"] is not None:
+        _say(_computed(**model["texts"]))
     console.print(_stages_table(model["stages"]))
     missing = dict.fromkeys(path for stage in model["stages"] for path in stage["missing"])
     for folder in dict.fromkeys(os.path.dirname(path) for path in missing):
         names = ", ".join(Path(path).stem for path in missing if os.path.dirname(path) == folder)
         _say(f"missing in {folder}: {names}; `neustream profile CONFIG --out DIR` measures them")
+
+
+def _computed(batched: bool, slots: bool, why: str) -> str:
+    """How texts are computed, in a line."""
+    if slots:
+        return "texts: batched, in slots"
+    how = "batched, with caches of their own" if batched else "one by one, with caches of their own"
+    return f"texts: {how} ({why})"
 
 
 def _say(text: str) -> None:

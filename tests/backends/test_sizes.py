@@ -64,6 +64,25 @@ def test_a_language_model_has_the_size_of_the_one_that_is_built(kind, more, kv_h
     assert sizes_of(Backend(kind="transformers", checkpoint=str(tmp_path))).parameters == sizes.parameters
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "attending"),
+    [
+        ("mamba", {}, 0),
+        ("jamba", {"num_hidden_layers": 8, "num_key_value_heads": 2, "intermediate_size": 32, "num_experts": 2}, 1),
+    ],
+)
+def test_only_layers_that_attend_have_keys_and_values(kind, more, attending):
+    given = {name: value for name, value in TINY.items() if kind != "mamba" or name != "num_attention_heads"}
+    sizes = sizes_of(Backend(kind="transformers", model_type=kind, config={**given, **more}))
+    assert sizes.kv_bytes == (2 * 2 * 8 * 4 * attending or None)
+
+
+def test_what_a_library_has_against_a_config_is_told():
+    wrong = Backend(kind="transformers", model_type="gpt_neo", config={"num_layers": 4})
+    with pytest.raises(BackendError, match=r"^backend: .*Configuration for convolutional module is incorrect"):
+        sizes_of(wrong)
+
+
 def test_the_published_sizes(root):
     """OPT-13B has 12.9 billion parameters; the UNet of Stable Diffusion 1.5 has 859.5 million."""
     chat = sizes_of(load_experiment(root / "configs/paper/opt_13b_a6000.yaml").backend)

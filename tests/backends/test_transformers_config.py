@@ -225,3 +225,30 @@ def test_an_image_needs_a_longer_prompt_and_a_processor(tmp_path):
         make(wrong, "cpu").see(2)
     with pytest.raises(BackendError, match="OPTForCausalLM has no eyes"):
         make(TINY, "cpu").see(2)
+
+
+ALONE = {
+    "model_type": "openai-gpt",
+    "attention": "eager",
+    "config": {"vocab_size": 96, "n_embd": 32, "n_head": 2, "n_layer": 1, "n_positions": 64},
+    "slots": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "told"),
+    [(TINY, "texts: batched, in slots"), (ALONE, "texts: one by one, with caches of their own (")],
+)
+def test_models_tells_whether_texts_are_batched(tmp_path, backend, told):
+    path = write(tmp_path, backend={"kind": "transformers", **backend})
+    assert "texts:" not in command("models", path).out
+    done = command("models", path, "--try", "cpu", "--json", tmp_path / "out.json")
+    assert done.status == 0 and told in done.out
+    (model,) = json.loads((tmp_path / "out.json").read_text())
+    assert model["texts"]["slots"] is (backend is TINY) and model["texts"]["batched"] is (backend is TINY)
+
+
+def test_models_tells_a_device_that_is_none(tmp_path):
+    path = write(tmp_path, backend={"kind": "transformers", **TINY})
+    done = command("models", path, "--try", "nowhere")
+    assert done.status == 2 and "nowhere" in done.err

@@ -10,7 +10,7 @@ from typing import Any
 from neustream.backends.making import NEEDED
 from neustream.by_name import load_object
 from neustream.config.schema import Backend
-from neustream.errors import BackendError
+from neustream.errors import BackendError, told
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ def sizes_of(backend: Backend | None) -> Sizes | str:
         return measure(backend.options)
     except BackendError:
         raise
-    except (RuntimeError, OSError, TypeError, ValueError, KeyError, ArithmeticError) as error:
-        raise BackendError(f"backend: {type(error).__name__}: {error}") from error
+    except Exception as error:  # whatever a library has against a config
+        raise BackendError(f"backend: {told(error)}") from error

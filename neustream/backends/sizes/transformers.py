@@ -1,4 +1,4 @@
-"""The size of a causal language model of transformers, and of its keys and values."""
+"""The size of a language model of transformers, and of its keys and values."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from neustream.backends import torch as shared
 from neustream.backends.options import options_of
 from neustream.backends.sizes import Part, Sizes
 from neustream.backends.transformers.from_config import Options
+from neustream.backends.transformers.processors import class_of
 from neustream.errors import BackendError
 
 
@@ -26,18 +27,29 @@ def sizes_of(raw: Mapping[str, Any]) -> Sizes:
     else:
         config = AutoConfig.for_model(options.model_type, **options.config)
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        network = class_of(config).from_config(config, dtype=dtype)
     kind = type(network).__name__
     count = sum(weight.numel() for weight in network.parameters())
     part = Part("model", kind, count, count * dtype.itemsize)
-    return Sizes(kind, options.dtype, [part], _kv_values(config) * dtype.itemsize)
+    numbers = _kv_values(config)
+    return Sizes(kind, options.dtype, [part], None if numbers is None else numbers * dtype.itemsize)
 
 
-def _kv_values(config: Any) -> int:
-    """Numbers in the keys and values of one token, all layers together."""
-    text = config.get_text_config()
-    heads = text.num_attention_heads
+def _kv_values(config: Any) -> int | None:
+    """Numbers in the keys and values of one token, all layers together; None: no layer attends."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None)
+    layers = _attending(text)
+    if heads is None or layers == 0:
+        return None
     groups = getattr(text, "num_key_value_heads", None) or heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    numbers: int = 2 * text.num_hidden_layers * groups * width
-    return numbers
+    return int(2 * layers * groups * width)
+
+
+def _attending(text: Any) -> int:
+    """How many layers keep keys and values; others keep a state, whose size does not grow."""
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
+    if kinds is None:
+        return int(text.num_hidden_layers)
+    return sum("attention" in kind and kind != "linear_attention" for kind in kinds)

@@ -30,7 +30,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from neustream.backends import Arguments, Wanted
+from neustream.backends import Arguments, Texts, Wanted
 from neustream.backends import torch as shared
 from neustream.backends.options import options_of
 from neustream.backends.transformers.model import LanguageModel
@@ -135,6 +135,10 @@ class ConfigText(shared.TorchModel):
             "ends_after": ends_after,
             **self._sampling,
         }
+
+    def texts(self) -> Texts:
+        way = LanguageModel(self.model, slots=self._options.slots, max_len=self._options.max_len).way
+        return Texts(way.batched, not way.why, way.why)
 
     def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
         options = self._options
