@@ -32,7 +32,6 @@ from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.routing import LeastWork
 from neustream.engine.worker import Pieces
-from neustream.errors import RequestError
 
 Watcher = Callable[[say.Happening], None]
 """Told of what happens in the cluster."""
@@ -386,13 +385,3 @@ class Cluster:
         self._wake = math.inf
         self.head.tick(now)
         self.carry_out(now)
-
-
-def check_numbers(faults: Sequence[Fault], count: int) -> None:
-    """RequestError for a fault of an instance that is not there from the start."""
-    for fault in faults:
-        if not 0 <= fault.instance < count:
-            raise RequestError(
-                f"fault {fault.kind!r} at {fault.at_s:g} s: no instance {fault.instance}; "
-                f"there are {count}, numbered from 0"
-            )

@@ -63,25 +63,6 @@ def check_rising(name: str, what: str, axis: Sequence[int]) -> None:
         raise ProfileError(f"profile {name!r}: {what} must rise from 1 or more, got {list(axis)}")
 
 
-class Away:
-    """The latencies of a stage that another scheduler serves, as seen from here.
-
-    `pace`: how many times the stage's own latency a request stays there, waiting included.
-    """
-
-    def __init__(self, profile: LatencyProfile, pace: float = 1.0) -> None:
-        if not 0 < pace < math.inf:
-            raise ProfileError(
-                f"profile {profile.name!r}: pace must be above 0 and finite, got {pace!r}"
-            )
-        self.profile = profile
-        self.pace = pace
-        self.name, self.device, self.max_batch = profile.name, profile.device, profile.max_batch
-
-    def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
-        return self.pace * self.profile.latency(batch, total, square)
-
-
 class TableProfile:
     """Latencies measured at some batch sizes.
 

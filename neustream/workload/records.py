@@ -19,7 +19,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
-from neustream.errors import ConfigError
 from neustream.workload.cells import WrongValue, finite, refuse, shown
 from neustream.workload.requestlines import Lines
 
@@ -288,9 +287,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(parse_constant=refuse, parse_float=finite, object_pairs_hook=_once)
-
-
-def complain(path: Path, unit: str, fault: Fault) -> ConfigError:
-    """The error that a fault is to the user."""
-    where = f", {unit} {fault.line}" if fault.line else ""
-    return ConfigError(f"trace {path}{where}: {fault}")

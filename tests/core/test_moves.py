@@ -36,7 +36,6 @@ from neustream import (
 )
 from neustream.core.cursor import Cursor
 from neustream.core.events import Emitted, Ended, Given, Held, Left
-from neustream.core.profile import Away
 from neustream.core.steps import StepProfile
 from neustream.graphs import llm, llm_profiles
 
@@ -425,10 +424,10 @@ def test_reserving_more_than_there_is_or_where_there_is_no_cache_is_refused():
 
 def test_a_job_whose_next_stage_is_elsewhere_waits_to_be_given():
     names = ("encode", "denoise")
-    away = {"decode": Away(PROFILES["decode"], pace=2.0)}
+    away = {"decode": LinearProfile("decode", base=0.5, per_job=0.5, max_batch=4)}
     here = Scheduler([Pool("gpu", names)], FCFS(), {n: PROFILES[n] for n in names}, away=away)
     job = here.submit(Request("a", IMAGE, 0.0, SLO(total=60.0)), 0.0)
-    assert job.remaining_s == 0.25 + 4.0 + 2 * 0.5
+    assert job.remaining_s == 0.25 + 4.0 + 1.0
     for at in range(5):
         one_step(here, float(at))
     assert job.status == "away" and here.next_batch("gpu", 5.0) is None
