@@ -3,8 +3,8 @@
     python benchmarks/diffusion.py [--pipeline dit_tiny] [--device cpu] [--parts burst,lone,load] [--quick]
 
 Pipelines have their real configurations and random weights (diffusion_models.py); the ways to serve them
-are in diffusion_ways.py. First of all the engine measures its profiles, anew each time (`--profiles DIR` takes
-those of `--profile-only --out-profiles DIR` in their place). Three parts:
+are in diffusion_ways.py and diffusion_bare.py. First of all the engine measures its profiles, anew each time
+(`--profiles DIR` takes those of `--profile-only --out-profiles DIR` in their place). Three parts:
 
 * burst: 24 requests at once, of mixed step counts and guidance. Seconds until all images are on the host, medians
   over rounds in which the ways take turns, ratios by round; how far images are from stock's (largest difference
@@ -53,18 +53,17 @@ from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
+from diffusion_bare import bare_loop, forwards_alone
 from diffusion_models import MODELS, model
+from diffusion_tables import burst_table, load_table, lone_table, plot, profile_lines
 from diffusion_ways import (
     Ask,
     Bench,
     Image,
-    bare_loop,
     batch_of,
-    forwards_alone,
     in_batches,
     one_by_one,
     queued_in_batches,
@@ -76,15 +75,10 @@ from diffusion_ways import (
 )
 from rich.console import Console
 
-from neustream import POLICIES, BackendError, LatencyProfile
-from neustream.analysis.plots import COLOURS, MARKS
-from neustream.analysis.tables import new_table
+from neustream import POLICIES, BackendError
 from neustream.backends.diffusers.measured import place_of
 from neustream.profiling import versions
 from neustream.workload import gamma_arrivals
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -262,86 +256,6 @@ def served(bench: Bench, policy: str, asks: Sequence[Ask]) -> Line:
     return {**line, "at_its_speed": simulated(bench, policy, asks, slower)}
 
 
-# -- what is shown ----------------------------------------------------------------------------------
-
-
-def number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def profile_lines(profiles: Mapping[str, LatencyProfile]) -> list[str]:
-    found = []
-    for stage, profile in profiles.items():
-        sizes = [size for size in (1, 2, 4, 8, 12, 16, 20, 24, 32) if size <= profile.max_batch]
-        cells = ", ".join(f"{size}: {profile.latency(size) * 1e3:.1f}" for size in sizes)
-        found.append(f"{stage}, ms by batch: {cells}")
-    return found
-
-
-def burst_table(lines: Sequence[Line]) -> Any:
-    headings = ["seconds", "images/s", "x stock", "x bare loop", "x forwards alone", "in forwards", "error"]
-    table = new_table(f"{BURST} requests at once", "way", headings)
-    for line in lines:
-        cells = [f"{line['seconds']:.3f}", f"{line['images_s']:.1f}", f"{line['of_stock']:.2f}"]
-        cells += [f"{line['of_bare']:.3f}", f"{line['of_forwards']:.3f}"]
-        cells += [f"{line['forwards']:.1%}" if "forwards" in line else "-"]
-        table.add_row(line["way"], *cells, f"{line['error']:.1e}" if "error" in line else "-")
-    return table
-
-
-def lone_table(lines: Sequence[Line]) -> Any:
-    title = f"one at a time: {lines[0]['steps']} steps, guidance {lines[0]['guidance']:g}"
-    table = new_table(title, "way", ["seconds", "stock", "ratio", "first request", "start"])
-    for line in lines:
-        table.add_row(
-            line["way"], *(f"{line[key]:.4f}" for key in ("ours_s", "stock_s", "ratio", "first_s", "ready_s"))
-        )
-    return table
-
-
-def load_table(title: str, lines: Sequence[Line]) -> Any:
-    both: list[tuple[str, Callable[[Line], float | None], str]] = [
-        ("on time", lambda line: line["on_time"], "d"),
-        ("goodput/s", lambda line: line["goodput_rps"], ".2f"),
-        ("SLO met", lambda line: line["attainment"], ".0%"),
-        ("p50 s", lambda line: line["latency_s"]["p50"], ".3f"),
-        ("p99 s", lambda line: line["latency_s"]["p99"], ".3f"),
-        ("images/s", lambda line: line["images_s"], ".1f"),
-        ("batch", lambda line: line.get("batch"), ".1f"),
-    ]
-    headings = [heading for heading, _, _ in both] + ["slower", "at its speed", "accept ms", "decide us", "over ms"]
-    table = new_table(f"{title}; a/b: served/simulated; accept, decide: p50, p99", "way", headings)
-    for line in lines:
-        pair = [line, line["simulated"]] if "simulated" in line else [line]
-        cells = ["/".join(number(read(one), form) for one in pair) for _, read, form in both]
-        if "simulated" in line:
-            accept, decide = line["accept_ms"], line["decision_us"]
-            cells += [number(line["slower"].get("denoise"), ".2f"), str(line["at_its_speed"]["on_time"])]
-            cells += [f"{accept['p50']:.1f}, {accept['p99']:.1f}", f"{decide['p50']:.0f}, {decide['p99']:.0f}"]
-            cells.append(f"{line['over_ms']:.2f}")
-        table.add_row(line["way"], *cells)
-    return table
-
-
-def plot(found: Line, title: str, path: Path) -> None:
-    """Goodput over the rate: served solid, simulated dashed."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for at, way in enumerate(dict.fromkeys(line["way"] for line in found["lines"])):
-        lines = [line for line in found["lines"] if line["way"] == way]
-        rates, colour = [line["rate"] for line in lines], COLOURS[at % len(COLOURS)]
-        goodput = [line["goodput_rps"] for line in lines]
-        axes.plot(rates, goodput, label=way, color=colour, marker=MARKS[at % len(MARKS)], markersize=5)
-        if "simulated" in lines[0]:
-            axes.plot(rates, [line["simulated"]["goodput_rps"] for line in lines], "--", color=colour, lw=1)
-    axes.set(xlabel="request rate (req/s); dashed: simulated", ylabel="goodput (req/s)", title=title)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
 # -- the command ------------------------------------------------------------------------------------
 
 
@@ -452,7 +366,7 @@ def main(given: Sequence[str]) -> None:
     }
     if "burst" in settings.parts:
         found["burst"] = burst(bench)
-        console.print(burst_table(found["burst"]))
+        console.print(burst_table(BURST, found["burst"]))
     if "lone" in settings.parts:
         found["lone"] = [lone(bench, policy) for policy in settings.policies]
         console.print(lone_table(found["lone"]))

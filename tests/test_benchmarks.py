@@ -18,7 +18,7 @@ def diffusion(root):
         warnings.simplefilter("ignore")  # diffusers' own imports
         pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
         patched.syspath_prepend(root / "benchmarks")
-        names = ("diffusion", "diffusion_ways", "diffusion_models")
+        names = ("diffusion", "diffusion_ways", "diffusion_bare", "diffusion_tables", "diffusion_models")
         yield importlib.import_module(names[0])
         for name in names:
             del sys.modules[name]

@@ -27,6 +27,8 @@ from neustream.server.observe.access import AccessLog
 from neustream.server.protocol import LARGEST_HEAD, NotOurs, Protocol, Rules, address_of, listening
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from neustream.server.observe.tracing import Tracer
 
 log = logging.getLogger("neustream.server")
@@ -81,28 +83,8 @@ async def run(
     app = build_app(gateway, config, metrics, keys, access)
     http = config.http
     sock = listening(http)
-    rules = Rules(
-        http.head_timeout_s,
-        http.write_timeout_s,
-        2 * config.limits.max_open,
-        lambda status, code: metrics.answered("", "none", status, code, 0),
-    )
     drained = asyncio.Event() if stop is None else stop
-    logging.getLogger("uvicorn.error").addFilter(NotOurs())
-    server = Server(
-        uvicorn.Config(
-            app,
-            http=partial(Protocol, rules),  # type: ignore[arg-type]
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            timeout_keep_alive=math.ceil(http.keep_alive_s),
-            h11_max_incomplete_event_size=LARGEST_HEAD,
-        ),
-        drained.set,
-    )
+    server = _server(app, config, metrics, drained.set)
     gateway.connections = lambda: len(server.server_state.connections)
     serving = asyncio.ensure_future(server.serve([sock]))
     pulse = asyncio.ensure_future(metrics.pulse())
@@ -131,6 +113,30 @@ async def run(
             metrics.fold()
             await asyncio.get_running_loop().run_in_executor(None, tracer.close)
     return server.code
+
+
+def _server(app: ASGIApp, config: ServerConfig, metrics: Metrics, drain: Callable[[], None]) -> Server:
+    """What speaks HTTP; `drain` is called at a first signal."""
+    http = config.http
+    rules = Rules(
+        http.head_timeout_s,
+        http.write_timeout_s,
+        2 * config.limits.max_open,
+        lambda status, code: metrics.answered("", "none", status, code, 0),
+    )
+    logging.getLogger("uvicorn.error").addFilter(NotOurs())
+    how = uvicorn.Config(
+        app,
+        http=partial(Protocol, rules),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=math.ceil(http.keep_alive_s),
+        h11_max_incomplete_event_size=LARGEST_HEAD,
+    )
+    return Server(how, drain)
 
 
 def tracer_of(endpoint: str | None) -> Tracer | None:
