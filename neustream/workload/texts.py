@@ -24,6 +24,27 @@ WORDS = np.array(_WORDS.split())
 TRIES = 10
 
 
+def read_tokenizer(path: Path, allowed: str = "a tokenizer.json") -> Any:
+    """The tokenizer in a file, of the library `tokenizers`.
+
+    Args:
+        allowed: what may be named in place of `path`.
+
+    Raises:
+        ConfigError: the library or the file is not there, or there is no tokenizer in it.
+    """
+    try:
+        library = importlib.import_module("tokenizers")
+    except ImportError:
+        raise ConfigError("a tokenizer needs tokenizers: pip install 'neustream[traces]'") from None
+    if not path.is_file():
+        raise ConfigError(f"tokenizer {path}: no such file; allowed: {allowed}")
+    try:
+        return library.Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  it raises plain Exceptions
+        raise ConfigError(f"tokenizer {path}: {told(error)}") from None
+
+
 class Texts:
     """Makes texts and counts their tokens.
 
@@ -82,16 +103,7 @@ class Texts:
         assert self.name is not None
         path = Path(self.name)
         path = path / "tokenizer.json" if path.is_dir() else path
-        try:
-            library = importlib.import_module("tokenizers")
-        except ImportError:
-            raise ConfigError("a tokenizer needs tokenizers: pip install 'neustream[traces]'") from None
-        if not path.is_file():
-            raise ConfigError(f"tokenizer {path}: no such file; allowed: a tokenizer.json, or bytes")
-        try:
-            return library.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001  it raises plain Exceptions
-            raise ConfigError(f"tokenizer {path}: {told(error)}") from None
+        return read_tokenizer(path, "a tokenizer.json, or bytes")
 
     @cached_property
     def _plain(self) -> list[int]:

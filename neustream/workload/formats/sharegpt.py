@@ -5,16 +5,17 @@ A request is the first turn of a person and the answer to it, as in vLLM's bench
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from neustream.errors import ConfigError
 from neustream.workload.cells import shown
 from neustream.workload.formats.columns import Column, Format
 from neustream.workload.records import Fault, Records
 from neustream.workload.row import Notes, Row
+from neustream.workload.texts import read_tokenizer
 
 PEOPLE = ("human", "user")
 MODELS = ("gpt", "assistant", "chatgpt", "bing", "bard")
@@ -72,15 +73,9 @@ def _counted(waiting: list[tuple[int, str | None, tuple[str, str]]], lengths: Le
 def _tokenizer(path: Path) -> Lengths:
     """How many tokens texts have; special tokens are not counted."""
     try:
-        library = importlib.import_module("tokenizers")
-    except ImportError:
-        raise Fault("a tokenizer needs tokenizers: pip install 'neustream[traces]'") from None
-    if not path.is_file():
-        raise Fault(f"tokenizer {path}: no such file; allowed: a tokenizer.json")
-    try:
-        tokenizer = library.Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  it raises plain Exceptions
-        raise Fault(f"tokenizer {path}: {error}") from None
+        tokenizer = read_tokenizer(path)
+    except ConfigError as error:
+        raise Fault(str(error)) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
