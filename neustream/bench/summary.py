@@ -51,12 +51,7 @@ def ours(run: Run, since: Since = "scheduled") -> dict[str, Any]:
     """Of all that was offered: attainment, goodput, failures, classes; and how its client did."""
     records, seconds = run.records, run.duration_s
     promised = [record for record in records if record.limits.promises]
-    met = sum(record.met(since) for record in promised)
-    failures = Counter(
-        f"status_{record.status}" if record.outcome == "status" else record.outcome
-        for record in records
-        if not record.done
-    )
+    failures = Counter(_end(record) for record in records if not record.done)
     told: dict[str, Any] = {
         "since": since,
         "offered": len(records),
@@ -69,19 +64,31 @@ def ours(run: Run, since: Since = "scheduled") -> dict[str, Any]:
         "client_warnings": client_warnings(run),
     }
     if promised:
-        told |= {
-            "slo_attainment": Share(met, len(promised)).to_dict(),
-            "goodput_all": met / seconds if seconds > 0 else 0.0,
-            "slo_scale_at_90": scale_at(promised, 0.9, since),
-            "slack_ms": _slack_ms(promised, since),
-            "each": _each(promised, since),
-        }
-    classes = sorted({record.slo_class for record in promised})
-    if classes not in ([], [""]):
-        told["classes"] = {name: _class(promised, name, since) for name in classes}
+        told |= _of_promises(promised, seconds, since)
     if any(record.kind == "image" for record in records):
         images = sum(record.images for record in records if record.done)
         told |= {"images": images, "image_throughput": images / seconds if seconds > 0 else 0.0}
+    return told
+
+
+def _end(record: Record) -> str:
+    """How a request that is not done ended: an outcome, or the status of its answer."""
+    return f"status_{record.status}" if record.outcome == "status" else record.outcome
+
+
+def _of_promises(promised: Sequence[Record], seconds: float, since: Since) -> dict[str, Any]:
+    """Of the requests that were promised something: how many had it kept, by class too."""
+    met = sum(record.met(since) for record in promised)
+    told: dict[str, Any] = {
+        "slo_attainment": Share(met, len(promised)).to_dict(),
+        "goodput_all": met / seconds if seconds > 0 else 0.0,
+        "slo_scale_at_90": scale_at(promised, 0.9, since),
+        "slack_ms": _slack_ms(promised, since),
+        "each": _each(promised, since),
+    }
+    classes = sorted({record.slo_class for record in promised})
+    if classes not in ([], [""]):
+        told["classes"] = {name: _class(promised, name, since) for name in classes}
     return told
 
 

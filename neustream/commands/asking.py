@@ -145,13 +145,7 @@ def _follow(answer: Any, found: Told, began: float, heard: Callable[[str], None]
                 break
             found.server = (chunk.get("usage") or {}).get("neustream") or found.server
             for choice in chunk.get("choices", []):
-                latest = stopwatch()
-                found.tokens += 1
-                if found.ttft_s is None:
-                    found.ttft_s = latest - began
-                piece = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-                found.text += piece
-                heard(piece)
+                latest = _take(choice, found, began, heard)
     except (OSError, ValueError, http.client.HTTPException, AttributeError, TypeError) as error:
         found.reason = found.reason or f"the stream broke: {cut(told(error), LONGEST)}"
     found.e2e_s = stopwatch() - began
@@ -160,6 +154,18 @@ def _follow(answer: Any, found: Told, began: float, heard: Callable[[str], None]
     if not finished:
         found.outcome = "dropped" if found.code in GIVEN_UP else "failed"
         found.reason = found.reason or "the stream was cut"
+
+
+def _take(choice: Mapping[str, Any], found: Told, began: float, heard: Callable[[str], None]) -> float:
+    """One token of a stream; when it came."""
+    now = stopwatch()
+    found.tokens += 1
+    if found.ttft_s is None:
+        found.ttft_s = now - began
+    piece = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+    found.text += piece
+    heard(piece)
+    return now
 
 
 def _events(answer: Any) -> Iterator[dict[str, Any] | None]:

@@ -59,21 +59,21 @@ def engine_costs(
     }
     scheduler = Scheduler(alone, POLICIES[DEFAULT](), profiles)
 
-    late: list[float] = []
     steps: SimpleQueue[None] = SimpleQueue()
+    late: list[float] = []
 
     def observe(record: Record) -> None:
-        if isinstance(record, Finished):
-            watches[record.step.pool].finished.append(record)
-            steps.put(None)
-            if sum(len(watch.finished) for watch in watches.values()) == STEPS:
-                engine.interrupt()
-        elif isinstance(record, Submitted):
+        if isinstance(record, Submitted):
             late.append(record.at - record.arrival)
         elif isinstance(record, Decided):
             watches[record.pool].decided(record)
         elif isinstance(record, Started):
             watches[record.step.pool].started(record)
+        elif isinstance(record, Finished):
+            watches[record.step.pool].finished.append(record)
+            steps.put(None)
+            if sum(len(watch.finished) for watch in watches.values()) == STEPS:
+                engine.interrupt()
 
     engine = Engine(Member(scheduler, executors), WallClock(), [observe], forgiving=False)
     with engine:
@@ -84,9 +84,16 @@ def engine_costs(
     for result in results:
         if result.status == "failed":
             raise StageFailed(f"serving the sample requests: {result.reason}")
-    gaps = [gap for watch in watches.values() for gap in watch.gaps()]
-    decisions = [seconds for watch in watches.values() for seconds in watch.decisions]
-    ratios = [ratio for watch in watches.values() for ratio in watch.ratios()]
+    return _seen(list(watches.values()), late)
+
+
+def _seen(watches: Sequence[_Watch], late: Sequence[float]) -> EngineCosts:
+    """What the watches of all pools saw; `late`: seconds that each call took."""
+    gaps, decisions, ratios = list[float](), list[float](), list[float]()
+    for watch in watches:
+        gaps += watch.gaps()
+        decisions += watch.decisions
+        ratios += watch.ratios()
     # a step that returns before its device is done seems short, and tells nothing
     scale = max(statistics.median(ratios), 1.0) if ratios else 1.0
     return EngineCosts(

@@ -60,25 +60,41 @@ def measure(
         if stages is not None and name not in stages:
             continue
         wanted = batches.get(name) if isinstance(batches, Mapping) else batches
-        seconds = {b: list[float]() for b in wanted or default_batches(stage.max_batch) if b <= stage.max_batch}
-        for turn in range(warmup + repeats):
-            for batch in list(seconds):
-                try:
-                    with module_faults(f"stage {name!r}: a step of {batch}", out_of_memory):
-                        lasted = lab.step(name, batch)
-                except out_of_memory as error:
-                    lab.clear()
-                    if batch == min(seconds):
-                        raise ProfileError(f"stage {name!r}: out of memory at batch {batch}: {error}") from error
-                    on_limit(name, batch, error)
-                    seconds = {b: some for b, some in seconds.items() if b < batch}
-                    break
-                if turn >= warmup:
-                    seconds[batch].append(lasted)
-                tick(name, batch, lasted)
+        sizes = [batch for batch in wanted or default_batches(stage.max_batch) if batch <= stage.max_batch]
+        seconds = _timed(lab, name, sizes, warmup, repeats, out_of_memory, tick, on_limit)
         out[name] = [Measurement(name, batch, tuple(some)) for batch, some in seconds.items()]
         lab.clear()
     return out
+
+
+def _timed(
+    lab: _Lab,
+    name: str,
+    sizes: Sequence[int],
+    warmup: int,
+    repeats: int,
+    out_of_memory: tuple[type[BaseException], ...],
+    tick: Callable[[str, int, float], None],
+    on_limit: Callable[[str, int, BaseException], None],
+) -> dict[int, list[float]]:
+    """Seconds of the steps of one stage by batch size; sizes take turns. See `measure`."""
+    seconds: dict[int, list[float]] = {batch: [] for batch in sizes}
+    for turn in range(warmup + repeats):
+        for batch in list(seconds):
+            try:
+                with module_faults(f"stage {name!r}: a step of {batch}", out_of_memory):
+                    lasted = lab.step(name, batch)
+            except out_of_memory as error:
+                lab.clear()
+                if batch == min(seconds):
+                    raise ProfileError(f"stage {name!r}: out of memory at batch {batch}: {error}") from error
+                on_limit(name, batch, error)
+                seconds = {smaller: some for smaller, some in seconds.items() if smaller < batch}
+                break
+            if turn >= warmup:
+                seconds[batch].append(lasted)
+            tick(name, batch, lasted)
+    return seconds
 
 
 @contextlib.contextmanager

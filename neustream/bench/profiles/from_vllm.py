@@ -50,33 +50,39 @@ def _target(profile: tool.VllmBench) -> Target:
     if backend not in BACKENDS:
         raise Unrunnable(f"backend: {backend} is not spoken; allowed: {', '.join(BACKENDS)}")
     chat = backend == "openai-chat"
-    given = "endpoint" in profile.model_fields_set
-    path = profile.endpoint if given else ""
-    if chat and path and not path.endswith("chat/completions"):
-        raise ConfigError(f"endpoint: {path!r} is no route of chats, which openai-chat needs")
     url = profile.base_url
     if url is None and {"host", "port"} & profile.model_fields_set:
         url = f"http://{profile.host}:{profile.port}"
-    body: dict[str, Any] = {
-        name: value for name in SAMPLED if (value := getattr(profile, name)) is not None
-    }
-    if profile.logprobs is not None:
-        body |= (
-            {"logprobs": True, "top_logprobs": profile.logprobs}
-            if chat
-            else {"logprobs": profile.logprobs}
-        )
     return Target(
         url=base_url("base-url", url or ""),
         api="chat" if chat else "completions",
-        path=path,
+        path=_path(profile, chat),
         model=profile.served_model_name or profile.model or "",
         stream=not profile.no_stream,
         ignore_eos=profile.ignore_eos,
         headers=_pairs("header", profile.header),
-        body=body | (profile.extra_body or {}),
+        body=_body(profile, chat) | (profile.extra_body or {}),
         verify_tls=not profile.insecure,
     )
+
+
+def _path(profile: tool.VllmBench, chat: bool) -> str:
+    """The route that is asked, "" where the profile names none."""
+    path = profile.endpoint if "endpoint" in profile.model_fields_set else ""
+    if chat and path and not path.endswith("chat/completions"):
+        raise ConfigError(f"endpoint: {path!r} is no route of chats, which openai-chat needs")
+    return path
+
+
+def _body(profile: tool.VllmBench, chat: bool) -> dict[str, Any]:
+    """How tokens are chosen and told, as a request has it."""
+    named = {name: getattr(profile, name) for name in SAMPLED}
+    body = {name: value for name, value in named.items() if value is not None}
+    if profile.logprobs is None:
+        return body
+    if chat:
+        return body | {"logprobs": True, "top_logprobs": profile.logprobs}
+    return body | {"logprobs": profile.logprobs}
 
 
 def _pairs(key: str, texts: list[str]) -> dict[str, str]:
