@@ -44,6 +44,7 @@ import neustream as ns
 from neustream.analysis.tables import new_table
 from neustream.backends.transformers import LanguageModel
 from neustream.backends.transformers.choosing import Chooser, choose
+from neustream.backends.transformers.said import Place
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.slots import Row
 from neustream.backends.transformers.text import Ask, Text
@@ -254,7 +255,7 @@ def _asked(name: str, rows: int) -> list[Any]:
         return [None] * rows
     text = Text(Ask(list(range(3, 40))), tuple(range(3, 13)))
     seeds = [at if "seeds" in name else None for at in range(rows)]
-    return [(Chooser(Sampling(**WISHES[name], seed=seed), prompt=37), text) for seed in seeds]
+    return [(Chooser(Sampling(**WISHES[name], seed=seed), place=Place(begin=37)), text) for seed in seeds]
 
 
 def stock_tokens(model: Any, prompt: list[int], drawn: dict[str, Any], count: int) -> list[int]:

@@ -15,6 +15,7 @@ from neustream.backends.transformers import draws  # noqa: E402
 from neustream.backends.transformers.choosing import Chooser, choose  # noqa: E402
 from neustream.backends.transformers.defaults import defaults_of  # noqa: E402
 from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
+from neustream.backends.transformers.said import Place  # noqa: E402
 from neustream.backends.transformers.sampling import Sampling  # noqa: E402
 from neustream.backends.transformers.stops import Told, Watch  # noqa: E402
 from neustream.backends.transformers.text import Ask, Text  # noqa: E402
@@ -73,7 +74,7 @@ def test_any_parameters_give_what_generate_gives_alone(kind, seed):
 def test_penalties_count_outputs_alone():
     logits = torch.zeros(1, 6)
     text = Text(Ask([1, 2, 2]), outputs=(3, 3, 4))
-    chooser = Chooser(Sampling(presence_penalty=0.5, frequency_penalty=0.25), prompt=3)
+    chooser = Chooser(Sampling(presence_penalty=0.5, frequency_penalty=0.25), place=Place(begin=3))
     assert chooser.edited(logits, text).tolist() == [[0, 0, 0, -1.0, -0.75, 0]]
     assert logits.eq(0).all()  # the model's own are not touched
 
@@ -293,7 +294,11 @@ def test_without_max_tokens_a_text_goes_on_to_the_end_of_the_context():
     ("said", "why"),
     [
         ({"num_beams": 4}, "num_beams=4 is not supported; set model.generation_config.num_beams = None"),
-        ({"forced_eos_token_id": 2}, "forced_eos_token_id=2 is not supported"),
+        ({"penalty_alpha": 0.5}, "penalty_alpha=0.5 is not supported"),
+        ({"forced_eos_token_id": -2}, "generation_config of M: forced_eos_token_id=-2: ValueError: "),
+        ({"top_h": 2.0}, "generation_config of M: top_h=2.0: ValueError: "),
+        ({"sequence_bias": [[["x"], 1.0]]}, "generation_config of M: sequence_bias="),
+        ({"sequence_bias": [[[], 1.0]]}, r"sequence_bias=\[\[\[\], 1.0\]\] is nothing that it can say"),
         ({"do_sample": True, "temperature": -1.0}, "generation_config of M: temperature must be a finite number"),
         ({"suppress_tokens": "x"}, "generation_config of M: suppress_tokens must be a list"),
     ],

@@ -21,10 +21,12 @@ from transformers.generation.logits_process import (
 )
 
 from neustream.backends.transformers.draws import Draws, at_random, filtered
+from neustream.backends.transformers.said import Place
 from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.text import Text
 from neustream.errors import told
 
+NOWHERE = Place()
 WRONG_LOGITS = "the model's logits are NaN or infinite, or all are masked"
 
 
@@ -33,7 +35,7 @@ class Chooser:
 
     Args:
         stream: where the random stream is, as `stream` says; empty: at its start.
-        prompt: tokens of the prompt; eos: those that end it.
+        place: where its outputs are.
     """
 
     __slots__ = ("_generator", "_stream", "edits", "sampling")
@@ -42,15 +44,12 @@ class Chooser:
         self,
         sampling: Sampling,
         stream: bytes = b"",
-        *,
-        prompt: int = 0,
-        eos: Collection[int] = (),
-        device: torch.device | str = "cpu",
+        place: Place = NOWHERE,
     ) -> None:
         self.sampling = sampling
         self._stream = stream
         self._generator: torch.Generator | None = None
-        self.edits = _edits(sampling, prompt, eos, str(device))
+        self.edits = _edits(sampling, place)
 
     def __repr__(self) -> str:
         given = self.sampling
@@ -115,8 +114,18 @@ class Penalties:
         return logits
 
 
-def _edits(sampling: Sampling, prompt: int, eos: Collection[int], device: str) -> list[Processor]:
+def _edits(sampling: Sampling, place: Place) -> list[Processor]:
     """What changes a row's logits by its own tokens, in the stock order."""
+    said = sampling.said
+    edits = [*said.first(place), *_repeated(sampling), *said.between(place), *_words(sampling, place)]
+    edits += [*said.last(place), *_barred(sampling, place)]
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        edits.append(Penalties(sampling.presence_penalty, sampling.frequency_penalty, place.begin))
+    return [*edits, *sampling.processors]
+
+
+def _repeated(sampling: Sampling) -> list[Any]:
+    """Biases, and what is against tokens that come again."""
     edits: list[Any] = []
     if sampling.biases:
         biases = {(token,): bias for token, bias in sampling.biases}
@@ -125,18 +134,27 @@ def _edits(sampling: Sampling, prompt: int, eos: Collection[int], device: str) -
         edits.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.no_repeat_ngram_size:
         edits.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram_size))
-    if sampling.bad_words_ids:
-        ends = torch.tensor(sorted(eos), device=device) if eos else None
-        words = [list(word) for word in sampling.bad_words_ids]
-        edits.append(NoBadWordsLogitsProcessor(words, ends))
+    return edits
+
+
+def _words(sampling: Sampling, place: Place) -> list[Any]:
+    """What bars sequences of tokens."""
+    if not sampling.bad_words_ids:
+        return []
+    words = [list(word) for word in sampling.bad_words_ids]
+    return [NoBadWordsLogitsProcessor(words, place.ends if place.eos else None)]
+
+
+def _barred(sampling: Sampling, place: Place) -> list[Any]:
+    """What bars single tokens."""
+    edits: list[Any] = []
     if sampling.suppress_tokens:
-        edits.append(SuppressTokensLogitsProcessor(list(sampling.suppress_tokens), device=device))
+        edits.append(SuppressTokensLogitsProcessor(list(sampling.suppress_tokens), device=place.device))
     if sampling.begin_suppress_tokens:
+        forced = sampling.said.forced_bos_token_id is not None and place.begin <= 1
         first = list(sampling.begin_suppress_tokens)
-        edits.append(SuppressTokensAtBeginLogitsProcessor(first, prompt, device=device))
-    if sampling.presence_penalty or sampling.frequency_penalty:
-        edits.append(Penalties(sampling.presence_penalty, sampling.frequency_penalty, prompt))
-    return [*edits, *sampling.processors]
+        edits.append(SuppressTokensAtBeginLogitsProcessor(first, place.begin + forced, device=place.device))
+    return edits
 
 
 def without(logits: torch.Tensor, barred: Sequence[Collection[int]]) -> torch.Tensor:

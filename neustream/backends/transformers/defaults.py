@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from neustream.backends.transformers.said import said_of
 from neustream.backends.transformers.sampling import Sampling
 from neustream.errors import BackendError, RequestError, shown
 
@@ -24,15 +25,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "num_return_sequences": (1,),
-    "min_length": (0,),
     "guidance_scale": (1,),
-    "encoder_repetition_penalty": (1,),
-    "encoder_no_repeat_ngram_size": (0,),
     "diversity_penalty": (0,),
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-    "remove_invalid_values": (False,),
-    "renormalize_logits": (False,),
     "token_healing": (False,),
     "use_mtp": (False,),
 }
@@ -40,15 +34,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 NOT_SERVED = (
     *NEUTRAL,
     "max_time",
-    "top_h",
     "penalty_alpha",
     "dola_layers",
     "constraints",
     "force_words_ids",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-    "sequence_bias",
     "watermarking_config",
 )
 
@@ -94,6 +83,7 @@ def defaults_of(name: str, generation_config: Any) -> Defaults:
             )
     sampling: dict[str, Any] = {name: said[key] for key, name in TAKEN.items() if said.get(key) is not None}
     sampling |= {key: said[key] for key in OF_DRAWS if said.get(key) is not None}
+    sampling["said"] = said_of(name, said)
     warm = said.get("temperature")
     warm = 1.0 if warm is None else warm
     if said.get("do_sample"):

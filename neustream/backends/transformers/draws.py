@@ -32,6 +32,7 @@ def filtered(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
     filters: list[Any] = []
     if sampling.temperature != 1:
         filters.append(TemperatureLogitsWarper(sampling.temperature))
+    filters += sampling.said.warm()
     if sampling.top_k:
         filters.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
@@ -40,6 +41,7 @@ def filtered(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
         filters.append(MinPLogitsWarper(sampling.min_p))
     if sampling.typical_p < 1:
         filters.append(TypicalLogitsWarper(sampling.typical_p))
+    filters += sampling.said.cut(str(logits.device))
     for filter in filters:
         logits = filter(None, logits)
     return logits
@@ -51,7 +53,7 @@ def at_random(sampling: Sampling, logits: torch.Tensor) -> Draws:
     They are drawn as the stock filters say. Where those leave few tokens, only the likeliest are looked at.
     """
     filters = sampling.top_k or sampling.top_p < 1 or sampling.min_p
-    if not filters or sampling.typical_p < 1:
+    if not filters or sampling.typical_p < 1 or any(sampling.said.draws):
         return _drawn(filtered(sampling, logits).softmax(-1))
     some = _of_the_likeliest(sampling, logits)
     return _drawn(filtered(sampling, logits).softmax(-1)) if some is None else some

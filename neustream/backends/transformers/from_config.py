@@ -20,6 +20,7 @@ among them. Each generation ends where the workload says, and nowhere else.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -44,7 +45,12 @@ from neustream.errors import BackendError, RequestError, nearest
 from neustream.profiling.files import Measurement
 from neustream.profiling.steps import StepsFile
 
-SAMPLING = [field.name for field in fields(Sampling) if field.name not in ("seed", "ignore_eos", "min_tokens")]
+ASKED = inspect.signature(TextMount.request).parameters
+SAMPLING = [
+    field.name
+    for field in fields(Sampling)
+    if field.name in ASKED and field.name not in ("seed", "ignore_eos", "min_tokens")
+]
 
 
 class Options(BaseModel):

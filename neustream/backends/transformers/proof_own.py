@@ -114,11 +114,12 @@ class _Trial:
             ids = torch.tensor([text], device=self._own.model.device)
             how = GenerationConfig(**PLAIN, max_new_tokens=NEW, return_dict_in_generate=True, output_logits=True)
             made = self._own.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
+            chosen = made.sequences[0, -len(made.logits) :].tolist()  # as its generation_config says
             state = self._own.prefill(text)
             for at, logits in enumerate(made.logits):
                 self._compare(state.behind, logits[0].float(), f"a text of {length} tokens gets other logits")
                 if at < len(made.logits) - 1:
-                    self._own.extend(state, [int(made.logits[at][0].argmax())])
+                    self._own.extend(state, [chosen[at]])
 
     def interleaved(self) -> None:
         """Two requests in turns get what each gets alone: the model itself keeps nothing of them."""

@@ -53,7 +53,7 @@ def ask_of(
         raise RequestError("stop needs a tokenizer: serve(model, tokenizer), or give stop_token_ids")
     if sight is not None and sampling.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs is for prompts without images: an image's tokens have no likelihood")
-    return Ask(ids, sampling, sight=sight)
+    return Ask(ids, sampling, sight=sight, most=int(max_tokens))
 
 
 def check_length(prompt: int, max_tokens: Any, room: Room) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from neustream.backends.transformers.said import Said
 from neustream.backends.values import flag, number, whole
 from neustream.errors import RequestError, shown
 
@@ -55,6 +56,7 @@ class Sampling:
         logprobs: tell how likely the model found each output, and of so many of the likeliest tokens
             beside it; None: of nothing.
         prompt_logprobs: the same of the prompt's own tokens behind its first.
+        said: what the model's `generation_config` says beside.
     """
 
     temperature: float = 0.0
@@ -78,6 +80,7 @@ class Sampling:
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     stop: tuple[str, ...] = ()
     processors: tuple[Processor, ...] = ()
+    said: Said = field(default_factory=Said)
 
     def __post_init__(self) -> None:
         checks: dict[str, Callable[[str, Any], Any]] = {
@@ -107,9 +110,9 @@ class Sampling:
             object.__setattr__(self, name, check(name, getattr(self, name)))
 
     @property
-    def filters(self) -> tuple[float, ...]:
+    def filters(self) -> tuple[Any, ...]:
         """What the stock library's filters of draws are made of; requests with the same ones share calls."""
-        return (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p)
+        return (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p, *self.said.draws)
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -126,6 +129,7 @@ class Sampling:
             "begin_suppress_tokens": self.begin_suppress_tokens,
             "bad_words_ids": words,
             "logit_bias": tuple([token for token, _ in self.biases]),
+            **self.said.tokens,
         }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from neustream.backends.transformers.choosing import Chooser
+from neustream.backends.transformers.said import Place
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.stops import Watch
 from neustream.backends.transformers.text import Ask, Text
@@ -44,10 +45,16 @@ class Streams:
         prompt = text.ask.prompt if self._begins is None else self._begins
         ask, stream, chooser = self._choosers.get(id, (None, None, None))
         if chooser is None or ask is not text.ask or stream is not text.stream:
-            chooser = Chooser(sampling, text.stream, prompt=len(prompt), eos=self._eos, device=self._device)
+            chooser = Chooser(sampling, text.stream, self._place(text.ask, len(prompt)))
             self._choosers[id] = text.ask, text.stream, chooser
         seen = text if self._begins is None else replace(text, ask=replace(text.ask, prompt=prompt))
         return chooser, seen
+
+    def _place(self, ask: Ask, begin: int) -> Place:
+        """Where a request's outputs are, behind `begin` tokens."""
+        last = None if ask.most is None else begin + ask.most
+        eos = () if ask.sampling.ignore_eos else tuple(sorted(self._eos))
+        return Place(ask.prompt, begin, last, eos, str(self._device))
 
     def stream(self, id: str, text: Text) -> bytes:
         """Where the text's random stream is by now."""
@@ -88,5 +95,6 @@ def plain(sampling: Sampling) -> bool:
         sampling.presence_penalty,
         sampling.frequency_penalty,
         sampling.repetition_penalty != 1,
+        sampling.said.edits,
     )
     return sampling.temperature == 0 and not any(edits)

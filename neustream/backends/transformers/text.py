@@ -17,13 +17,14 @@ class Ask:
     """What one call of the model is asked: token ids of the prompt, and how to choose the next ones.
 
     `end`: outputs after which it ends as if the model had said so (a workload's own lengths).
-    `sight`: images of the prompt.
+    `sight`: images of the prompt. `most`: outputs that it may have; None: not known.
     """
 
     prompt: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     end: int | None = None
     sight: Sight | None = None
+    most: int | None = None
 
     @property
     def names(self) -> list[int]:
