@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import itertools
+import textwrap
 
 import pytest
 
@@ -39,6 +40,24 @@ def test_each_has_a_docstring_of_a_sentence(name):
     first = own_text(name).split("\n\n")[0]
     assert not first.startswith(f"{name}("), "what dataclasses write themselves"
     assert len(first.split()) >= 3 and first.rstrip()[-1] in ".:", first
+
+
+def code_of_a_call(value: object) -> str:
+    """The code that runs when a class or function is called; not what dataclasses write themselves."""
+    if inspect.isfunction(value):
+        return inspect.getsource(value)
+    body = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0].body
+    makers = [node for node in body if getattr(node, "name", "") in ("__init__", "__post_init__")]
+    return "\n".join(map(ast.unparse, makers))
+
+
+CALLED = [name for name in neustream.__all__ if callable(getattr(neustream, name))]
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_errors_of_a_call_are_told(name):
+    source = code_of_a_call(getattr(neustream, name))
+    assert "raise " not in source or "Error" in own_text(name)
 
 
 @pytest.mark.parametrize("name", neustream.__all__)

@@ -198,6 +198,9 @@ class Graph:
     numbers wherever the same code built the graph. `print` is a
     hash of structure and stage names: two sides whose prints differ cannot exchange jobs. Callbacks
     are not part of it.
+
+    Raises:
+        GraphError: it has no stage, two different ones of one name, or something that is no node.
     """
 
     name: str

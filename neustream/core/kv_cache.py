@@ -19,6 +19,9 @@ class KVCache:
     """`num_blocks` of `block_size` tokens each; a job holds whole blocks.
 
     A job that leaves the prefill and decode stages of its model, or ends, gives its blocks back.
+
+    Raises:
+        GraphError: one of the two numbers is less than 1.
     """
 
     num_blocks: int

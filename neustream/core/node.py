@@ -75,6 +75,10 @@ class Stage:
             computes one; it cannot be parted.
         tool: what it calls, where it is a tool (see `neustream.tool`).
         known: units of a prefill that are done when a job comes to it (a prefix in the cache).
+
+    Raises:
+        GraphError: it has no name, `max_batch` is less than 1, the phase is none that there is, or
+            it comes without `size` and `model`. While serving: a size or `known` out of bounds.
     """
 
     name: str
@@ -277,6 +281,9 @@ def loop(
         expect: rounds that the scheduler budgets with while `times` cannot be asked yet, or with
             `until`. Without it the mean of what loops took lately: one round before any ended.
         most: with `until`, rounds after which the request fails; default: 1,000,000.
+
+    Raises:
+        GraphError: `times` and `until` are both given or neither is, or a number is out of bounds.
     """
     if (times is None) == (until is None):
         raise GraphError("a loop takes either times=... or until=..., not both and not neither")
@@ -298,6 +305,9 @@ def switch(on: Ask, cases: Mapping[Any, Node], *, likely: Any = LEARNT) -> Switc
 
     Until the job is there the scheduler budgets with the case `likely`; without it with the one
     that was taken most lately, the first before any was.
+
+    Raises:
+        GraphError: there are no cases, or `likely` is none of them.
     """
     if not cases:
         raise GraphError("a switch needs at least one case")

@@ -69,6 +69,10 @@ class TableProfile:
     Between two measured sizes the latency is interpolated linearly; below the smallest or above the
     largest it is an error. A table need not be monotone (some devices are faster at a larger
     batch); it is used as measured, and `monotone` tells.
+
+    Raises:
+        ProfileError: sizes do not rise from 1 or more, or a latency is not above 0 and finite; in
+            `latency`, a batch that was not measured.
     """
 
     def __init__(
@@ -156,7 +160,12 @@ def guessed(table: TableProfile, ratio: float = 1.0) -> GuessedProfile:
 
 
 class SumProfile:
-    """Several profiles run back to back as one step (a VAE and a safety checker on one worker)."""
+    """Several profiles run back to back as one step (a VAE and a safety checker on one worker).
+
+    Raises:
+        ProfileError: there are no parts, or parts of several devices; in `latency`, a batch that
+            some part was not measured at.
+    """
 
     def __init__(self, name: str, parts: Sequence[LatencyProfile]) -> None:
         if not parts:
@@ -186,6 +195,10 @@ class LinearProfile:
     The shape of LLM steps: a prefill costs by its tokens and their squares, a decode by its batch
     and total context. Valid for batches up to `max_batch`; coefficients come from a fit whose
     origin the profile's file names.
+
+    Raises:
+        ProfileError: `max_batch` is less than 1; in `latency`, a batch beyond it, or a size at
+            which the fit says 0 seconds or less.
     """
 
     def __init__(

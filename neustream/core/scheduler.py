@@ -53,6 +53,10 @@ class Scheduler:
             one waits for `give`.
 
     `jobs` are the live ones by id, `times` knows what steps take, `recent` what requests asked for.
+
+    Raises:
+        GraphError: pools share a name or a stage.
+        ProfileError: a stage has no profile.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ TICK = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class SLO:
-    """What a request was promised, as durations from its arrival; `inf` promises nothing.
+    """What a request was promised, as seconds from its arrival; `inf` promises nothing.
 
     Output k (from 0) is due at `arrival + first + k * step`, so that an early token buys slack;
     everything is due at `arrival + total`. A request of `weight` 10 is worth ten. `name` is the
@@ -29,6 +29,10 @@ class SLO:
 
     With `finish` it is served even if it will be late: where a policy gives it up, it goes on as
     one that was promised nothing.
+
+    Raises:
+        RequestError: a duration or weight is not above 0, there is a `step` without a `first`, or
+            another field is of another type.
     """
 
     total: float = math.inf
@@ -73,7 +77,12 @@ def _positive(what: str, value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a caller asks for. `params` is the caller's: graphs and modules read it, core never."""
+    """What a caller asks for. `params` is the caller's: graphs and modules read it, core never.
+
+    Raises:
+        RequestError: the id is no string or empty, the arrival is no time >= 0 in seconds, or
+            another field is of another type.
+    """
 
     id: str
     graph: Graph

@@ -19,7 +19,11 @@ from neustream.errors import ProfileError
 def alone_s(
     graph: Graph, params: Mapping[str, Any], profiles: Mapping[str, LatencyProfile]
 ) -> float:
-    """Seconds that a request with `params` takes alone: the sum of its calls by their profiles."""
+    """Seconds that a request with `params` takes alone: the sum of its calls by their profiles.
+
+    Raises:
+        ProfileError: a stage has no profile.
+    """
     walk = Walk(Request("alone", graph, params=params))
     seconds = 0.0
     for stage, calls in walk.ahead():

@@ -60,6 +60,9 @@ class VirtualClock:
     """Jumps from event to event; for simulation. Not for use from several threads.
 
     `decision_s`: what passes whenever a policy decides.
+
+    Raises:
+        RequestError: `decision_s` is no time of 0 or more.
     """
 
     shared: ClassVar[bool] = False

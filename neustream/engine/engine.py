@@ -60,9 +60,11 @@ class Engine:
         observers: called with every Record, on the loop's thread; they must be quick.
         router: chooses the member of a request, where several can serve it; default: `LeastWork`.
         max_open: the most requests without an answer; more are refused at `submit`. None: no limit.
-        step_timeout_s: a step that does not come back for so long fails its requests (see
-            `Limits`); while serving.
+        step_timeout_s: while serving, a step that takes longer fails its requests (see `Limits`).
         forgiving: whether FCFS covers for a policy that raises while serving; else that ends it.
+
+    Raises:
+        RequestError: an option is not what it may be; or a call comes at a time at which it cannot.
     """
 
     def __init__(

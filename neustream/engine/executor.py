@@ -149,6 +149,9 @@ class ThreadExecutor:
             mappings, one per worker of the pool.
         devices: where each worker's modules are loaded, in the same order.
         check_finite: fail a job whose update holds NaN or infinity (costs a device sync a step).
+
+    Raises:
+        BackendError: modules and devices are not equally many; it is closed; another process made it.
     """
 
     def __init__(

@@ -34,7 +34,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """One instance of what is served: a scheduler with the executors of its pools, by name."""
+    """One instance of what is served: a scheduler with the executors of its pools, by name.
+
+    Raises:
+        RequestError: the executors are not those of the scheduler's pools.
+    """
 
     scheduler: Scheduler
     executors: Mapping[str, Executor]

@@ -36,6 +36,10 @@ class ToolExecutor:
         tools: the calls by stage name: `async def search(input): ...`, a plain function, or the
             `tool` of a stage, whose `timeout_s` and `retries` hold then. A plain function that is
             still not back at its timeout is left to its thread, and nobody waits for it.
+
+    Raises:
+        RequestError: a tool is no function.
+        BackendError: it is closed, or another process made it.
     """
 
     def __init__(self, tools: Mapping[str, Function | Tool]) -> None:

@@ -35,6 +35,9 @@ class Clockwork:
     requests and polled every 1 to 5 ms; here all of a group's sizes count and nothing is polled.
     Differences from Clockwork itself: no LOAD/INFER actions (models stay loaded), one model per
     step count.
+
+    Raises:
+        ConfigError: a parameter is out of bounds.
     """
 
     max_batch: int = 10

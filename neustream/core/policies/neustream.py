@@ -35,6 +35,9 @@ class NeuStream:
     * There, a request that arrived during a step was seen one step later; here at once.
     * `slo_scale` was a constant of the run; None takes the mean over the waiting requests of their
       SLO over their solo latency, so that requests with other SLOs can be served at all.
+
+    Raises:
+        ConfigError: a parameter is out of bounds.
     """
 
     slo_scale: float | None = None

@@ -60,6 +60,9 @@ class Priced:
 
     In a pool of several workers each plans for the jobs that it ran itself; those that have not run
     are taken by the first worker with room.
+
+    Raises:
+        ConfigError: a parameter is out of bounds.
     """
 
     price: float = 0.9

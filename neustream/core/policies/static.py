@@ -20,6 +20,9 @@ class Static:
     as large as the looped stages allow (all stages, where none is looped) and at most `max_batch`;
     other stages take it in several steps if they must. `drop_hopeless` gives up requests that
     cannot be on time any more before they start.
+
+    Raises:
+        ConfigError: a parameter is out of bounds.
     """
 
     max_batch: int | None = None

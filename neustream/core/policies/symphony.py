@@ -41,6 +41,9 @@ class Symphony:
     spends the slack that its requests would share steps with. Counting those ahead, looking at all
     that a request has left, the order by slack and the choice among several stages are this port's
     own.
+
+    Raises:
+        ConfigError: a parameter is out of bounds.
     """
 
     defer_loops: bool = False
