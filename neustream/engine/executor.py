@@ -151,7 +151,8 @@ class ThreadExecutor:
         check_finite: fail a job whose update holds NaN or infinity (costs a device sync a step).
 
     Raises:
-        BackendError: modules and devices are not equally many; it is closed; another process made it.
+        BackendError: modules and devices are not equally many, it is closed, or another process
+            made it.
     """
 
     def __init__(
