@@ -1,6 +1,7 @@
 # make demo   install and serve a small real model on the CPU, with progress; results in out/demo
 # make demo-agent   serve a small agent: two tiny models and a tool; pictures and a figure in out/agent
 # make demo-cluster   serve two instances of the small model as a cluster on Ray, beside their simulation
+# make demo-cluster-serve   serve two tiny models over HTTP, each on two instances of a cluster
 # make demo-serve   install and serve two tiny models over HTTP
 # make test   install and run all tests
 # make fuzz   2,000 requests made up for each route of the HTTP front
@@ -27,7 +28,7 @@ export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo demo-cluster demo-agent demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
+.PHONY: demo demo-cluster demo-cluster-serve demo-agent demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
 
 # The build needs setuptools, which pip would fetch without the constraints.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -95,6 +96,9 @@ $(RAY)/installed: pyproject.toml constraints.txt
 demo-cluster: $(RAY)/installed
 	$(RAY)/bin/neustream profile configs/demo/dit_cluster.yaml --out out/cluster/profiles
 	$(RAY)/bin/neustream run configs/demo/dit_cluster.yaml --out out/cluster
+
+demo-cluster-serve: $(RAY)/installed
+	$(RAY)/bin/neustream serve --demo --set cluster.instances=2
 
 # Ray warns of things that are its own.
 test-ray: $(RAY)/installed

@@ -23,6 +23,7 @@ MAY = {
     "cluster": {"cluster", "core", "engine", "errors", "numpy"},
     "service": {"by_name", "core", "engine", "service", "errors"},
     "server": {
+        "config",
         "core",
         "engine",
         "service",

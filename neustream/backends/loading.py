@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neustream.by_name import make_policy
 from neustream.core.policy import Policy
+from neustream.core.types import SLO
 from neustream.engine.clock import WallClock
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, ConfigError, told
@@ -25,22 +27,23 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
 
     BackendError, with why, if there is none; ConfigError for a policy that is none.
     """
-    named = _policy(config)
+    named = policy_of(config)
     policy = make_policy(named.pop("name"), named)
     failed: dict[str, str] = {}
     mounts: dict[str, Mount] = {}
-    finish: dict[str, Callable[[], Model]] = {}
     for model in config.models:
         if model.kind == "vllm":
             continue
-        make = _text if model.kind == "text" else _image
         try:
-            mounts[model.name], finish[model.name] = make(model, config)
+            mounts[model.name] = mount_of(model)
         except Exception as error:  # noqa: BLE001  whatever a library has against a model
             failed[model.name] = told(error)
     clock = WallClock()
-    service = _opened(config, mounts, finish, failed, policy, observer)
-    models = {name: done() for name, done in finish.items()}
+    service = _opened(config, mounts, failed, policy, observer)
+    fallback = config.promises.fallback_ttft_ms
+    models = {
+        model.name: model_of(model, mounts[model.name], fallback) for model in config.models if model.name in mounts
+    }
     for model in config.models:
         if model.kind == "vllm":
             try:
@@ -53,7 +56,7 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
     return Loaded(service, known, failed, clock.now())
 
 
-def _policy(config: ServerConfig) -> dict[str, Any]:
+def policy_of(config: ServerConfig) -> dict[str, Any]:
     """The policy's `name` and its parameters."""
     chosen = config.policy if isinstance(config.policy, Mapping) else {"name": config.policy}
     return {"name": "default", **chosen}
@@ -62,7 +65,6 @@ def _policy(config: ServerConfig) -> dict[str, Any]:
 def _opened(
     config: ServerConfig,
     mounts: dict[str, Mount],
-    finish: dict[str, Callable[[], Model]],
     failed: dict[str, str],
     policy: Policy,
     observer: Observer,
@@ -71,17 +73,22 @@ def _opened(
     places = {model.name: model.device for model in config.models}
     while mounts:
         try:
-            return _service(config, mounts, places, policy, observer)
+            return service_of(config, mounts, places, policy, [observer])
         except BackendError as error:
             name = _whose(error, mounts)
             failed[name] = str(error).removeprefix(_before(name))
-            del mounts[name], finish[name]
+            del mounts[name]
     return None
 
 
-def _service(
-    config: ServerConfig, mounts: Mapping[str, Mount], places: Mapping[str, str], policy: Policy, observer: Observer
+def service_of(
+    config: ServerConfig,
+    mounts: Mapping[str, Mount],
+    places: Mapping[str, str],
+    policy: Policy,
+    observers: Sequence[Observer],
 ) -> Service:
+    """A running service of mounts, each on the device that `places` says."""
     alone = len(mounts) == 1
     first = places[next(iter(mounts))]
     return Service(
@@ -91,7 +98,7 @@ def _service(
         policy=policy,
         max_open=config.limits.max_open,
         step_timeout_s=config.step_timeout_s,
-        observers=[observer],
+        observers=observers,
     )
 
 
@@ -110,7 +117,18 @@ def _whose(error: BackendError, mounts: Mapping[str, Mount]) -> str:
     raise error
 
 
-def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[], Model]]:
+def mount_of(config: ModelConfig) -> Mount:
+    """A model, ready to be served; whatever a library has against it is raised as it is."""
+    return _text(config) if config.kind == "text" else _image(config)
+
+
+def model_of(config: ModelConfig, mount: Mount, fallback_ttft_ms: float) -> Model:
+    """What a front has to know of a mount that is being served, as plain data: it may go to another process."""
+    make = _text_model if config.kind == "text" else _image_model
+    return make(config, mount, config.slo.slo(fallback_ttft_ms))
+
+
+def _text(config: ModelConfig) -> Mount:
     from transformers import AutoConfig, AutoTokenizer
 
     from neustream.backends.torch import device_of, dtype_of
@@ -137,24 +155,22 @@ def _text(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[]
         processor = processor_in(_folder(config.path), stock)
     else:
         raise ConfigError(f"model {config.name!r}: give tokenizer: a folder, or bytes")
-    mount = TextMount(stock, processor, **{"progress": False, **config.options})
+    return TextMount(stock, processor, **{"progress": False, **config.options})
 
-    def done() -> TextModel:
-        slo = config.slo.slo(server.promises.fallback_ttft_ms)
-        model = mount.model
-        limits = model.max_len, model.vocabulary
-        return TextModel(
-            config.name,
-            mount.tokenizer,
-            *limits,
-            slo,
-            model.slots,
-            config.device,
-            temperature=mount.defaults.warm,
-            see=mount.reader.chat if mount.reader.sees else None,
-        )
 
-    return mount, done
+def _text_model(config: ModelConfig, mount: Any, slo: SLO) -> TextModel:
+    model = mount.model
+    return TextModel(
+        config.name,
+        mount.tokenizer,
+        model.max_len,
+        model.vocabulary,
+        slo,
+        model.slots,
+        config.device,
+        temperature=mount.defaults.warm,
+        see=mount.reader.chat if mount.reader.sees else None,
+    )
 
 
 def _vllm(config: ModelConfig, server: ServerConfig, service: Service | None, observer: Observer) -> Model:
@@ -169,7 +185,7 @@ def _vllm(config: ModelConfig, server: ServerConfig, service: Service | None, ob
     own, sizes = engine_of(
         folder,
         config.name,
-        policy=_policy(server),
+        policy=policy_of(server),
         clock=WallClock() if service is None else service.engine.clock,
         observer=observer,
         options={"dtype": config.dtype, "tokenizer": where, **config.options},
@@ -189,11 +205,10 @@ BYTES_TEMPLATE = (
 """The chat template of the tokenizer without files."""
 
 
-def _image(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[], Model]]:
+def _image(config: ModelConfig) -> Mount:
     import diffusers
 
     from neustream.backends.diffusers import PipelineMount, from_config
-    from neustream.backends.diffusers.journal import may_move
     from neustream.backends.torch import dtype_of
 
     if config.path is not None:
@@ -211,26 +226,35 @@ def _image(config: ModelConfig, server: ServerConfig) -> tuple[Mount, Callable[[
     name = type(pipe).__name__
     if "prompt" not in known:
         raise BackendError(f"{name} takes no prompt, so the routes of images cannot ask it")
-    sizes = config.sizes or [from_config.own_size(pipe)]
-    samples = [_sample(known, size) for size in sizes]
-    options = {"progress": False, "samples": samples, **config.options}
-    mount = PipelineMount(pipe, **options)
+    samples = [_sample(known, size) for size in _sizes(config, pipe)]
+    return PipelineMount(pipe, **{"progress": False, "samples": samples, **config.options})
 
-    def done() -> ImageModel:
-        return ImageModel(
-            config.name,
-            sizes,
-            _arguments(pipe, known, sizes),
-            config.slo.slo(server.promises.fallback_ttft_ms),
-            int(options.get("max_batch", BATCH)),
-            config.device,
-            generates="image" not in known or "Kontext" in name,
-            edits="image" in known,
-            masks="mask_image" in known,
-            previews=may_move(pipe) and bool(mount.parts("decode")),
-        )
 
-    return mount, done
+def _sizes(config: ModelConfig, pipe: Any) -> list[str]:
+    """Those that are served; by default the pipeline's own."""
+    from neustream.backends.diffusers.from_config import own_size
+
+    return config.sizes or [own_size(pipe)]
+
+
+def _image_model(config: ModelConfig, mount: Any, slo: SLO) -> ImageModel:
+    from neustream.backends.diffusers.from_config import call_names
+    from neustream.backends.diffusers.journal import may_move
+
+    pipe = mount.pipe
+    name, known, sizes = type(pipe).__name__, frozenset(call_names(pipe)), _sizes(config, pipe)
+    return ImageModel(
+        config.name,
+        sizes,
+        ImageArguments(name, known, sizes),
+        slo,
+        int(config.options.get("max_batch", BATCH)),
+        config.device,
+        generates="image" not in known or "Kontext" in name,
+        edits="image" in known,
+        masks="mask_image" in known,
+        previews=may_move(pipe) and bool(mount.parts("decode")),
+    )
 
 
 def _sample(known: Mapping[str, Any], size: str) -> dict[str, Any]:
@@ -243,14 +267,22 @@ def _sample(known: Mapping[str, Any], size: str) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if name in known}
 
 
-def _arguments(
-    pipe: Any, known: Mapping[str, Any], sizes: Sequence[str]
-) -> Callable[[ImageBody, int, Mapping[str, Any]], dict[str, Any]]:
-    """What makes the arguments of a pipeline's call of a body, for its n-th image."""
-    from neustream.backends.torch import seeded
+@dataclass(frozen=True)
+class ImageArguments:
+    """Makes the arguments of a pipeline's call of a body, for its n-th image.
 
-    def arguments(body: ImageBody, number: int, pictures: Mapping[str, Any]) -> dict[str, Any]:
-        size = _size(body, pictures, sizes)
+    Args:
+        pipeline: the name of its class; known: the arguments of its call; sizes: that are served.
+    """
+
+    pipeline: str
+    known: Collection[str]
+    sizes: Sequence[str]
+
+    def __call__(self, body: ImageBody, number: int, pictures: Mapping[str, Any]) -> dict[str, Any]:
+        from neustream.backends.torch import seeded
+
+        size = _size(body, pictures, self.sizes)
         asked: dict[str, Any] = {
             "prompt": body.prompt,
             "negative_prompt": body.negative_prompt,
@@ -262,12 +294,10 @@ def _arguments(
             asked["generator"] = seeded((body.seed + number) % 2**63, "cpu")
         given = {name: value for name, value in asked.items() if value is not None}
         for name in given:
-            if name not in known:
-                raise ValueError(f"{type(pipe).__name__} takes no {name}")
-        pixels = {name: value for name, value in _pixels(size).items() if name in known}
+            if name not in self.known:
+                raise ValueError(f"{self.pipeline} takes no {name}")
+        pixels = {name: value for name, value in _pixels(size).items() if name in self.known}
         return {**given, **pixels, **_fitted(pictures, size)}
-
-    return arguments
 
 
 def _size(body: ImageBody, pictures: Mapping[str, Any], sizes: Sequence[str]) -> str:

@@ -257,6 +257,10 @@ class Head:
         """An instance that was ordered could not be started."""
         self._scaling.not_started(role)
 
+    def overslept(self, seconds: float, now: float) -> None:
+        """Whoever runs the head did not run for so long: nobody could be heard meanwhile."""
+        self._liveness.overslept(seconds, now)
+
     def lost(self, instance: str, why: str, now: float) -> None:
         """An instance's process is dead."""
         self._liveness.lost(instance, why, now, fence=False)

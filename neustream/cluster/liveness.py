@@ -69,6 +69,11 @@ class Liveness:
                 limit = settings.suspect_s
             self.next_at = min(self.next_at, instance.heard_at + limit)
 
+    def overslept(self, seconds: float, now: float) -> None:
+        """Seconds in which the head itself was away are no silence of instances."""
+        for instance in self._book.fleet.instances.values():
+            instance.heard_at = min(instance.heard_at + seconds, now)
+
     def lost(self, name: str, why: str, now: float, *, fence: bool) -> None:
         """An instance is gone. With `fence` it may come back, and has to forget everything then."""
         book = self._book

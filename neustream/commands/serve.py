@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neustream.backends.ray.cluster import check_ray
+from neustream.backends.ray.configs import check as check_cluster
 from neustream.commands.options import SetOption
 from neustream.commands.serve_config import Source, check_folders, keys_of, policy_of, settings_of
 from neustream.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from neustream.server.config import ServerConfig
+    from neustream.server.gateway import Loaded
+    from neustream.server.metrics import Metrics
 
 PREFIX = "NEUSTREAM_"
 """Every option is read from the environment too."""
@@ -88,13 +96,25 @@ def command(
         where = settings.http.host
         raise ConfigError(f"host {where!r} is not only this machine: give --api-key, --api-key-file, or --insecure")
     policy_of(settings)
+    if settings.cluster is not None:
+        check_cluster(settings.cluster)
+        check_ray()
     if check:
         check_folders(settings)
         check_tracing(settings.observe.otel_endpoint)
         return
-    from neustream.backends.loading import load
+    leave(asyncio.run(run(settings, partial(_load, settings), keys, _say)))
 
-    leave(asyncio.run(run(settings, lambda metrics: load(settings, metrics), keys, _say)))
+
+def _load(settings: ServerConfig, metrics: Metrics) -> Loaded:
+    """The models of a config, in this process or on the instances of a cluster."""
+    if settings.cluster is None:
+        from neustream.backends.loading import load
+
+        return load(settings, metrics)
+    from neustream.backends.ray import front
+
+    return front.load(settings, metrics)
 
 
 def _say(line: str) -> None:

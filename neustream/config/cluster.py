@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from neustream.config.fields import Seconds, Section
 
 MOST_INSTANCES = 100_000
+MOST_SERVED = 256
+"""Of one head."""
 ADDRESS = r"auto|[^\s:/]+:\d{1,5}"
 """Of a Ray cluster."""
 WHOLE = "whole"
@@ -123,6 +125,14 @@ class HeadConfig(Section):
         if self.address is not None and self.engine is None:
             raise ValueError(f"address {self.address!r} is of an engine: give engine: ray, too")
         return self
+
+
+class FrontConfig(HeadConfig):
+    """Instances behind a server's front. `instances`: so many at first, all with all models."""
+
+    instances: Annotated[int, Field(ge=1, le=MOST_SERVED)]
+    router: Rule = Field(default={"slack": {}}, min_length=1, max_length=1)
+    engine: Literal["ray"] = "ray"
 
 
 class ClusterConfig(HeadConfig):

@@ -27,12 +27,16 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """GET /ready: whether requests of all models are taken; else why not."""
+    """GET /ready: whether requests of all models are taken, by all that was asked for; else why not."""
     gateway = request.app.state.gateway
     faults = gateway.faults
-    state = "failed" if faults and gateway.state == "ready" else gateway.state
+    state = gateway.shown
     reasons = [f"model {name!r}: {why}" for name, why in faults.items()]
-    content = {"state": state, "since_s": gateway.since_s, "reason": gateway.reason or "; ".join(reasons)}
+    content = {
+        "state": state,
+        "since_s": gateway.since_s,
+        "reason": gateway.reason or "; ".join(reasons) or gateway.lacking,
+    }
     if gateway.state == "ready":
         served = {model.name: "ready" for model in gateway.known if model.name not in faults}
         content["models"] = {**served, **faults}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from neustream.config.cluster import FrontConfig
 from neustream.core.types import SLO
 
 Ms = Annotated[float, Field(gt=0, le=86_400_000)]
@@ -192,7 +193,7 @@ class ObserveConfig(_Section):
 
 
 class ServerConfig(_Section):
-    """All of it."""
+    """All of it. `cluster`: instances that all have all models; None: they are in this process."""
 
     models: Annotated[list[ModelConfig], Field(min_length=1)]
     policy: str | dict[str, Any] = "default"
@@ -202,10 +203,25 @@ class ServerConfig(_Section):
     observe: ObserveConfig = ObserveConfig()
     step_timeout_s: Seconds | None = None
     exit_on_engine_death: bool = True
+    cluster: FrontConfig | None = None
 
     @model_validator(mode="after")
     def _different_names(self) -> ServerConfig:
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
             raise ValueError(f"models need different names, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_for_instances(self) -> ServerConfig:
+        if self.cluster is None:
+            return self
+        for model in self.models:
+            if model.kind == "vllm":
+                raise ValueError(f"model {model.name!r}: kind vllm has an engine of its own; a cluster has text, image")
+            if model.device not in ("cpu", "cuda"):
+                where = f"model {model.name!r}: device {model.device!r}"
+                raise ValueError(f"{where}: instances of a cluster get theirs; allowed: cpu, cuda")
+            if model.device != self.models[0].device:
+                raise ValueError("models of a cluster's instances are on one kind of device, got cpu and cuda")
         return self

@@ -16,6 +16,7 @@ from neustream.engine.clock import stopwatch
 from neustream.engine.snapshot import Snapshot
 from neustream.errors import RequestDropped, RequestFailed, nearest, told
 from neustream.server.admission import Admission, Began
+from neustream.server.backing import Backing, OfService
 from neustream.server.config import LimitConfig
 from neustream.server.errors import HTTPError
 from neustream.server.models import NOTHING, ImageModel, Model, TextModel, count_of
@@ -39,16 +40,21 @@ class Loaded:
     """What loading gives.
 
     Args:
-        service: that runs; None: all models have engines of their own.
+        service: that runs, or a cluster; None: all models have engines of their own.
         models: that are served.
         failed: those that could not be loaded, and why.
         warmup_s: seconds of it that went into measuring them and starting the engine.
     """
 
-    service: Service | None
+    service: Service | Backing | None
     models: Sequence[Model]
     failed: Mapping[str, str] = field(default_factory=dict)
     warmup_s: float = 0.0
+
+    @property
+    def backing(self) -> Backing | None:
+        """What serves most models."""
+        return OfService(self.service) if isinstance(self.service, Service) else self.service
 
 
 class Gateway:
@@ -76,6 +82,7 @@ class Gateway:
         self._since = stopwatch()
         self.reason = ""
         self._loaded: Loaded | None = None
+        self._backing: Backing | None = None
         self._models: dict[str, Model] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="neustream-http")
         self._admission = Admission(self._limits, self._wait_s, self._jobs)
@@ -110,7 +117,7 @@ class Gateway:
 
     def open(self, loaded: Loaded) -> None:
         """Serve from now on."""
-        self._loaded = loaded
+        self._loaded, self._backing = loaded, loaded.backing
         self._models = {model.name: model for model in loaded.models}
         if self.state == "loading":
             self.state = "ready"
@@ -127,9 +134,8 @@ class Gateway:
             for model in self._models.values():
                 if model.own is not None:
                     await model.own.close()
-            service = self._loaded.service
-            if service is not None:
-                work = partial(service.close, cancel=cancel)
+            if self._backing is not None:
+                work = partial(self._backing.close, cancel=cancel)
                 await asyncio.get_running_loop().run_in_executor(self._threads, work)
         self.state = "stopped" if self.state != "failed" else "failed"
         self._threads.shutdown(wait=False)
@@ -170,7 +176,7 @@ class Gateway:
         """Models whose engine serves nothing any more, and why."""
         if self._loaded is None or self.state in ("stopped", "failed"):
             return {}
-        shot = None if self._loaded.service is None else self._loaded.service.snapshot()
+        shot = None if self._backing is None else self._backing.snapshot()
         found = {}
         for name, model in self._models.items():
             why = model.own.fault if model.own is not None else _fault(shot, model.device)
@@ -185,6 +191,18 @@ class Gateway:
         return {**failed, **self.died}
 
     @property
+    def lacking(self) -> str:
+        """What is not there that was asked for, though all models are served; empty: all is."""
+        return "" if self._backing is None else self._backing.lacking
+
+    @property
+    def shown(self) -> str:
+        """Its state as it is told: failed while a model is not served, short while instances lack."""
+        if self.state != "ready":
+            return self.state
+        return "failed" if self.faults else "short" if self.lacking else "ready"
+
+    @property
     def alive(self) -> bool:
         """Whether all engines live, if there are some by now."""
         return self.state != "failed" and not self.died
@@ -197,32 +215,31 @@ class Gateway:
     def _jobs(self) -> list[Mapping[str, Began]]:
         """What engines have, by id."""
         found: list[Mapping[str, Began]] = []
-        if self._loaded is not None and self._loaded.service is not None:
-            found += [member.scheduler.jobs for member in self._loaded.service.engine.members]
+        if self._backing is not None:
+            found += self._backing.jobs
         return found + [model.own.jobs for model in self._models.values() if model.own is not None]
 
     def _wait_s(self, count: int) -> float | None:
-        service = None if self._loaded is None else self._loaded.service
-        return None if service is None else service.engine.wait_s(count)
+        return None if self._backing is None else self._backing.wait_s(count)
 
     def gauges(self) -> Gauges:
         """How the server is at this moment."""
-        state = "failed" if self.state == "ready" and self.faults else self.state
-        reason = self.reason or "; ".join(self.faults.values())
+        state, reason = self.shown, self.reason or "; ".join(self.faults.values()) or self.lacking
         connections = self.connections()
-        if self._loaded is None or self._loaded.service is None:
+        backing = self._backing
+        if backing is None:
             return Gauges(state, reason, connections=connections)
-        service = self._loaded.service
-        engine, shot = service.engine, service.snapshot()
+        shot = backing.snapshot()
         return Gauges(
             state,
             reason or shot.reason,
-            engine.clock.now(),
+            backing.now(),
             shot.open,
             shot.policy_faults,
-            engine.wait_s(shot.open + 1),
+            backing.wait_s(shot.open + 1),
             connections,
             shot.kv,
+            backing.instances,
         )
 
     # -- models -----------------------------------------------------------------------------------
@@ -238,13 +255,12 @@ class Gateway:
             raise HTTPError(503, "the engine has failed", "failed", retry_after_s=60.0)
 
     @property
-    def service(self) -> Service:
+    def service(self) -> Backing:
         """What serves most models; HTTPError while there is none, or it is to end."""
         self.check()
-        assert self._loaded is not None
-        if self._loaded.service is None:
+        if self._backing is None:
             raise HTTPError(404, "no model here is served by the service", "not_found")
-        return self._loaded.service
+        return self._backing
 
     @property
     def models(self) -> list[Model]:
@@ -343,8 +359,8 @@ class Gateway:
 
     def _name(self, model: Model) -> str | None:
         """What the service calls a model; None: it has no other."""
-        assert self._loaded is not None and self._loaded.service is not None
-        return model.name if model.name in self._loaded.service.models else None
+        assert self._backing is not None
+        return model.name if model.name in self._backing.models else None
 
 
 def _over(answer: Answer[Any]) -> Unasked:
@@ -364,8 +380,8 @@ def _answer(came: asyncio.Future[Loaded], found: Loaded | BaseException) -> None
             came.set_exception(found)
         else:
             came.set_result(found)
-    elif isinstance(found, Loaded) and found.service is not None:
-        Thread(target=partial(found.service.close, cancel=True), daemon=True).start()
+    elif isinstance(found, Loaded) and (backing := found.backing) is not None:
+        Thread(target=partial(backing.close, cancel=True), daemon=True).start()
 
 
 def _fault(shot: Snapshot | None, device: str) -> str:

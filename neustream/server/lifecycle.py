@@ -7,6 +7,7 @@ import ctypes
 import logging
 import math
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
-from neustream.core.policy import Policy
 from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, NeustreamError
 from neustream.server.app import build_app
@@ -164,17 +164,21 @@ def _loaded(load: Callable[[Metrics], Loaded], metrics: Metrics) -> Loaded:
     clock = WallClock()
     loaded = load(metrics)
     kinds = sorted({model.kind for model in loaded.models})
-    rules = {type(rule).__name__ for rule in _policies(loaded)}
-    if loaded.service is not None:
-        metrics.serves(loaded.service.engine.clock)
+    backing = loaded.backing
+    rules = () if backing is None else backing.policies
+    if backing is not None:
+        metrics.serves(backing.now())
     metrics.loaded(clock.now(), loaded.warmup_s, "+".join(kinds), "+".join(sorted(rules)))
     return loaded
 
 
-def _policies(loaded: Loaded) -> list[Policy]:
-    """The policies of all members."""
-    members = () if loaded.service is None else loaded.service.engine.members
-    return [rule for member in members for rule in member.scheduler.policies.values()]
+def _signals_are_ours() -> None:
+    """Python's handlers, again: what is loaded may have put its own below them (Ray dies of a SIGTERM)."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            handler = signal.getsignal(number)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 async def _until_drained(
@@ -189,7 +193,9 @@ async def _until_drained(
     """Load, then wait for a signal, or until no engine lives. A signal does not wait for the load."""
     loading: asyncio.Future[Any] = asyncio.ensure_future(gateway.load(load))
     signalled: asyncio.Future[Any] = asyncio.ensure_future(drained.wait())
-    await asyncio.wait({loading, signalled, serving}, return_when=asyncio.FIRST_COMPLETED)
+    while not (loading.done() or signalled.done() or serving.done()):
+        await asyncio.wait({loading, signalled, serving}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        _signals_are_ours()
     if not loading.done():
         loading.cancel()
         return

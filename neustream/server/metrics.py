@@ -15,6 +15,7 @@ from neustream.core.batch import StepInfo
 from neustream.engine.clock import Clock, WallClock, date
 from neustream.engine.events import Record
 from neustream.engine.snapshot import KVUse
+from neustream.server.backing import InstanceState
 from neustream.server.observe.board import Board
 from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.lives import Follower, Life, Lives
@@ -41,6 +42,7 @@ GENERATING = (
 OF_THE_ENGINE = ("unattainable", "crowded", "late", "cancelled", "expired", "slow_reader")
 """Codes of requests that were served, however it went."""
 STATES = {"loading": "loading", "draining": "draining", "stopped": "draining", "closed": "draining"}
+INSTANCE_STATES = ("up", "suspect", "draining")
 FULL = {"queue_full": "queue_full", "wait": "wait"}
 
 
@@ -227,10 +229,10 @@ class Metrics(Follower):
 
     # -- the page ---------------------------------------------------------------------------------
 
-    def serves(self, clock: Clock) -> None:
-        """The engine has this clock."""
+    def serves(self, now: float) -> None:
+        """On the engine's clock it is `now`."""
         if self._tracer is not None:
-            self._tracer.zero = date() - clock.now()
+            self._tracer.zero = date() - now
 
     def loaded(self, load_s: float, warmup_s: float, backend: str, policy: str) -> None:
         """Models are there; `warmup_s` of `load_s` went into measuring them."""
@@ -262,6 +264,7 @@ class Metrics(Follower):
         table.http_connections.set(gauges.connections)
         table.tasks.set(_tasks())
         self._set_kv(gauges.kv)
+        self._set_instances(gauges.instances)
         for model in self.lives.models or ("",):
             lives = [life for life in self.lives.open.values() if life.model == model]
             run = sum([life.running for life in lives])
@@ -277,6 +280,15 @@ class Metrics(Follower):
             model, _ = self.lives.module_of(node)
             self._child(self.table.kv_usage, model).set(use.used / use.blocks)
             self._child(self.table.kv_slots, model).set(use.used)
+
+    def _set_instances(self, instances: Mapping[str, InstanceState]) -> None:
+        """How many there are in each state, and what each has; those that are gone are not told of."""
+        table = self.table
+        table.instance_live.clear()
+        for name, instance in instances.items():
+            table.instance_live.labels(name).set(instance.live)
+        for state in INSTANCE_STATES if instances else ():
+            table.instances.labels(state).set(sum([each.state == state for each in instances.values()]))
 
 
 def _tasks() -> int:

@@ -86,7 +86,7 @@ async def _feed(context: Context) -> AsyncIterator[bytes]:
             shown = metrics.snapshot(gauges, seen)
             seen = max([seen, *[dot[0] for dot in shown["dots"]]])
             yield b"data: " + json.dumps(shown, allow_nan=False).encode() + b"\n\n"
-            if gauges.state not in ("loading", "ready"):
+            if gauges.state not in ("loading", "ready", "short"):
                 return
             await asyncio.sleep(EVERY_S)
     finally:

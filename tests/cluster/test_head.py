@@ -186,6 +186,17 @@ def test_an_instance_that_speaks_again_in_time_is_no_longer_suspect():
     assert [order.id for order in orders_of(head, say.Send)] == ["r"]
 
 
+def test_seconds_in_which_the_head_itself_was_away_are_no_silence():
+    head = head_of("a")
+    head.overslept(4.0, 4.2)
+    head.tick(4.2)
+    assert head.fleet.instances["a"].state == "up"
+    head.tick(5.5)
+    assert head.fleet.instances["a"].state == "suspect"
+    head.tick(9.0)
+    assert not head.fleet.instances
+
+
 def test_what_was_ordered_and_is_not_there_is_ordered_again():
     from neustream.cluster.rules import SCALERS
 

@@ -77,6 +77,15 @@ TABLE = {
     "ready": ("gauge", ()),
     "draining": ("gauge", ()),
     "build_info": ("gauge", ("backend", "policy", "version")),
+    "instances": ("gauge", ("state",)),
+    "instance_live_requests": ("gauge", ("member",)),
+    "instance_routed": ("counter", ("member",)),
+    "instance_moved": ("counter", ("member", "way")),
+    "instance_restarted": ("counter", ("member",)),
+    "instance_lost": ("counter", ("member",)),
+    "instances_lost": ("counter", ()),
+    "instance_slo_attained": ("counter", ("member",)),
+    "instance_slo_missed": ("counter", ("member",)),
 }
 """Metrics by name, with their types and labels: what dashboards and alarms stand on."""
 

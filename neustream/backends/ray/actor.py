@@ -40,8 +40,14 @@ class Instance:
         self._early: dict[int, Sequence[to.ToInstance]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> Joined:
-        """Make the service; BackendError, with the machine's name, if that fails."""
+    async def start(self) -> bytes:
+        """Make the service: a `Joined`, or the BackendError, with the machine's name, if that fails."""
+        try:
+            return dumps((await self._start(), None))
+        except BackendError as error:
+            return _error(error)
+
+    async def _start(self) -> Joined:
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         device = _device()

@@ -117,6 +117,11 @@ class Cluster:
         return self.submit(*args, **kwargs).result()
 
     @property
+    def open(self) -> int:
+        """How many requests have no answer."""
+        return self._driver.open
+
+    @property
     def answers(self) -> Mapping[str, Answer[Any]]:
         """What callers wait for, by id."""
         return self._driver.answers
@@ -228,7 +233,7 @@ def joined(address: str | None) -> Callable[[], None]:
 
     What is returned leaves it again, unless it was there before. BackendError as of `Cluster`.
     """
-    ray = _ray()
+    ray = check_ray()
     from neustream.backends.ray.machines import connect
 
     leave: Callable[[], None] = ray.shutdown if connect(address) else lambda: None
@@ -239,7 +244,7 @@ def machines_of(
     make: Callable[[str], Any], most: int, address: str | None, resources: Mapping[str, float] | None, *, observed: bool
 ) -> Machines:
     """Machines of a Ray cluster with room for `most` instances; BackendError as of `Cluster`."""
-    ray = _ray()
+    ray = check_ray()
     from neustream.backends.ray.machines import RayMachines, connect
 
     owned = connect(address)
@@ -267,7 +272,7 @@ def _range(instances: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _ray() -> Any:
+def check_ray() -> Any:
     """Ray, if it is there and one that has been tried."""
     try:
         import ray

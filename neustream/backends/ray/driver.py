@@ -41,6 +41,9 @@ from neustream.service.answer import Answer
 
 log = logging.getLogger(__name__)
 
+OVERSLEPT_S = 0.1
+"""Of the driver's thread, beyond when it was to wake up: another one had the interpreter, or the machine."""
+
 
 class Driver:
     """Runs a head on a thread of its own.
@@ -103,6 +106,11 @@ class Driver:
         return answer
 
     @property
+    def open(self) -> int:
+        """How many callers wait for an answer."""
+        return len(self._callers)
+
+    @property
     def answers(self) -> Mapping[str, Answer[Any]]:
         """What callers wait for, by id."""
         with self._empty:
@@ -143,12 +151,17 @@ class Driver:
     # -- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        woke_at = stopwatch()
         while not self._over:
             wake_at = self._head.wake_at()
             left = None if wake_at is None else max(wake_at - stopwatch(), 0.0)
             work: Callable[[float], None] | None = None
             with contextlib.suppress(queue.Empty):
                 work = self._inbox.get(timeout=left) if left != 0.0 else self._inbox.get_nowait()
+            now = stopwatch()
+            if wake_at is not None and now - max(wake_at, woke_at) > OVERSLEPT_S:
+                self._head.overslept(now - max(wake_at, woke_at), now)
+            woke_at = now
             while work is not None:
                 self._do(work)
                 work = None

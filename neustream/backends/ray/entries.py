@@ -15,6 +15,9 @@ from neustream.service.answer import Answer
 from neustream.service.mount import Mount, Reader
 from neustream.service.requests import Moved
 
+TOLD = ("cached", "finish_reason")
+"""What fronts read of outputs beside the item: tokens that a prefix cache had, why a text ended."""
+
 
 @dataclass(eq=False)
 class Entry:
@@ -53,7 +56,8 @@ class Entry:
             for output in outputs[: len(self.items)]:
                 self.reader(output)
         for output in outputs[len(self.items) :]:
-            self.items.append({ITEM: self.reader(output), PRINT: _print(output.update)})
+            told = {name: output.update[name] for name in TOLD if name in output.update}
+            self.items.append({ITEM: self.reader(output), PRINT: _print(output.update), **told})
 
 
 def _print(update: Update) -> bytes:

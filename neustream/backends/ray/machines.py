@@ -9,7 +9,6 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import ray
@@ -30,6 +29,7 @@ CONNECT_S = 5.0
 """How long an address may take to answer."""
 CLOSE_S = 10.0
 """How long an instance may take to end by itself."""
+STAYS = ThreadPoolExecutor(1, thread_name_prefix="neustream-ray")
 QUIET = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
 
 
@@ -55,6 +55,7 @@ class RayMachines:
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
         self._ending = ThreadPoolExecutor(8, thread_name_prefix="neustream-ending")
+        self._opening = ThreadPoolExecutor(2, thread_name_prefix="neustream-opening")
         self._owned = owned
         self._observed = observed
 
@@ -80,20 +81,16 @@ class RayMachines:
         with self._lock:
             self._actors[name] = actor
             self._numbers[name] = 0
-        return _plain(actor.start.remote())
+        return self._opened(_plain(actor.start.remote()))
 
     def listen(self, name: str, now: float) -> Future[Heard]:
         return self._call(name, "listen", now)
 
     def describe(self, name: str, id: str, payload: bytes, slo: SLO | None) -> Future[Described]:
-        found: Future[Described] = Future()
-        self._call(name, "describe", id, payload, slo).add_done_callback(partial(_opened, found))
-        return found
+        return self._opened(self._call(name, "describe", id, payload, slo))
 
     def inspect(self, name: str, question: Callable[[Service], Any]) -> Future[Any]:
-        found: Future[Any] = Future()
-        self._call(name, "inspect", dumps(question)).add_done_callback(partial(_opened, found))
-        return found
+        return self._opened(self._call(name, "inspect", dumps(question)))
 
     def order(self, name: str, orders: Sequence[to.ToInstance]) -> None:
         with self._lock:
@@ -124,8 +121,22 @@ class RayMachines:
         for name in names:
             self.stop(name, "the cluster was closed", kill=False)
         self._ending.shutdown()
+        self._opening.shutdown()
         if self._owned:
             ray.shutdown()
+
+    def _opened(self, said: Future[bytes]) -> Future[Any]:
+        """What an instance said as bytes. To read them may import a library: on no thread that Ray calls back on."""
+        found: Future[Any] = Future()
+
+        def read(said: Future[bytes]) -> None:
+            try:
+                self._opening.submit(_open, found, said)
+            except RuntimeError as error:  # the cluster was closed meanwhile
+                found.set_exception(error)
+
+        said.add_done_callback(read)
+        return found
 
     def _call(self, name: str, method: str, *args: Any) -> Future[Any]:
         with self._lock:
@@ -145,14 +156,22 @@ def connect(address: str | None) -> bool:
         return False
     if address is None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(**QUIET)
+        _init(**QUIET)
         return True
     _answers(address)
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        _init(address=address, log_to_driver=False, configure_logging=False)
     except Exception as error:
         raise BackendError(f"address {address!r}: {told(error)}") from error
     return True
+
+
+def _init(**options: Any) -> None:
+    """Start or join Ray, on a thread that stays: what Ray starts ends with the thread that started it."""
+    if threading.current_thread() is threading.main_thread():
+        ray.init(**options)
+    else:
+        STAYS.submit(ray.init, **options).result()
 
 
 def _answers(address: str) -> None:
@@ -186,11 +205,14 @@ def _plain(ref: Any) -> Future[Any]:
     return found
 
 
-def _opened(found: Future[Any], done: Future[bytes]) -> None:
-    """What was said there, or raised."""
-    error = done.exception()
+def _open(found: Future[Any], said: Future[bytes]) -> None:
+    """Read a value, or what was raised."""
+    value, error = None, said.exception()
     if error is None:
-        value, error = loads(done.result())
+        try:
+            value, error = loads(said.result())
+        except Exception as fault:  # noqa: BLE001  classes may be missing here
+            error = fault
     if error is not None:
         found.set_exception(error)
     else:

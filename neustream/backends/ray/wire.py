@@ -17,6 +17,8 @@ from neustream.core.types import SLO
 from neustream.errors import BackendError, NeustreamError, RequestError, RequestFailed, told
 from neustream.service.requests import Moved
 
+MAIN = b"__main__"
+"""In bytes of what pickle knows by its name in the main program, which is another one elsewhere."""
 ITEM, PRINT = "item", "print"
 """Of an output on its way: what its reader gets, and a hash by which it is known again."""
 
@@ -100,15 +102,18 @@ def value_as_bytes(id: str, value: Any, error: BaseException | None) -> bytes:
 
 def dumps(value: Any) -> bytes:
     """Bytes of any value: functions and classes of a main program too, where Ray is installed."""
+    here = importlib.util.find_spec("ray") is not None
     try:
-        return pickle.dumps(value, protocol=5)
-    except Exception:
-        if importlib.util.find_spec("ray") is None:
+        data = pickle.dumps(value, protocol=5)
+        if not (here and MAIN in data):
+            return data
+    except Exception:  # anybody's objects
+        if not here:
             raise
-        from ray import cloudpickle
+    from ray import cloudpickle
 
-        made: bytes = cloudpickle.dumps(value)
-        return made
+    made: bytes = cloudpickle.dumps(value)
+    return made
 
 
 def loads(data: bytes) -> Any:

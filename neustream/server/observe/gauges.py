@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from neustream.engine.snapshot import KVUse
+from neustream.server.backing import InstanceState
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class Gauges:
         wait_s: seconds until one more request would be done; None: not known.
         connections: that are open.
         kv: used blocks of each language model's KV cache, by its node.
+        instances: of a cluster, by name.
     """
 
     state: str
@@ -29,3 +31,4 @@ class Gauges:
     wait_s: float | None = None
     connections: int = 0
     kv: Mapping[str, KVUse] = field(default_factory=dict)
+    instances: Mapping[str, InstanceState] = field(default_factory=dict)

@@ -52,6 +52,7 @@ class Table:
         self._of_steps()
         self._of_http()
         self._of_life()
+        self._of_instances()
 
     def _counter(self, name: str, about: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(PREFIX + name, about, labels, registry=self.registry)
@@ -147,6 +148,26 @@ class Table:
         self.ready = self._gauge("ready", "Whether requests are taken")
         self.draining = self._gauge("draining", "Whether what is open is still served, and nothing else")
         self.build_info = self._gauge("build_info", "1", ("version", "backend", "policy"))
+
+    def _of_instances(self) -> None:
+        member = ("member",)
+        self.instances = self._gauge("instances", "Instances of a cluster, by how they are", ("state",))
+        self.instance_live = self._gauge("instance_live_requests", "Requests that are at an instance", member)
+        self.instance_routed = self._counter("instance_routed", "Requests sent to an instance", member)
+        self.instance_moved = self._counter(
+            "instance_moved", "Requests that moved to an instance (in) or away from it (out)", ("member", "way")
+        )
+        self.instance_restarted = self._counter(
+            "instance_restarted", "Requests that began anew, by the instance that they were at", member
+        )
+        self.instance_lost = self._counter(
+            "instance_lost", "Requests that were at an instance when it was lost", member
+        )
+        self.instances_lost = self._counter("instances_lost", "Instances that were lost")
+        self.instance_attained = self._counter(
+            "instance_slo_attained", "Promised requests that an instance ended on time", member
+        )
+        self.instance_missed = self._counter("instance_slo_missed", "Promised requests that it did not", member)
 
 
 class Children:

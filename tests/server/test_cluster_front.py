@@ -1,0 +1,115 @@
+"""The HTTP front with a cluster behind it: instances in this process; a lost one; what cannot be served."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import pytest
+
+for name in ("torch", "transformers", "uvicorn", "httptools", "httpx"):
+    pytest.importorskip(name, reason="needs the extras 'llm' and 'serve'")
+
+import httpx  # noqa: E402
+from local_machines import LocalMachines, through  # noqa: E402
+from serving import serving  # noqa: E402
+from test_metrics import Told  # noqa: E402
+from toys import command, squash  # noqa: E402
+
+from neustream.backends.demo import TEXT  # noqa: E402
+from neustream.backends.ray import cluster, front  # noqa: E402
+from neustream.server.config import ModelConfig, ServerConfig  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+PATIENT = {"suspect_s": 60, "dead_s": 90, "send_s": 60}
+OPTIONS = {"measure_s": 0.1, "slots": 4}
+TINY = {"name": "tiny", "kind": "text", "backend": TEXT, "tokenizer": "bytes", "options": OPTIONS}
+
+
+def until(true):
+    """Wait for what another thread does."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_routes_readiness_and_figures_of_each_instance(monkeypatch):
+    made = []
+
+    def machines(make, most, address, resources, *, observed):
+        made.append(LocalMachines(lambda number: through(make)("cpu"), observed=observed))
+        return made[0]
+
+    monkeypatch.setattr(cluster, "machines_of", machines)
+    section = {"instances": 2, "router": "round_robin", "failure": PATIENT}
+    settings = ServerConfig(models=[ModelConfig(**TINY)], cluster=section)
+    with serving(lambda metrics: front.load(settings, metrics)) as (url, said, stop):
+        assert said.get(timeout=120) == "ready: tiny"
+
+        def told():
+            time.sleep(0.3)  # the page is rendered so often
+            return Told(httpx.get(f"{url}/metrics").text)
+
+        def ask(tokens=4, **body):
+            asked = {"model": "tiny", "prompt": "hello", "max_tokens": tokens, "ignore_eos": True, **body}
+            return httpx.post(f"{url}/v1/completions", json=asked, timeout=60)
+
+        assert httpx.get(f"{url}/ready").status_code == 200
+        first = [ask(seed=1, slo={"e2e_ms": 60_000}).json() for _ in range(4)]
+        assert {answer["choices"][0]["text"] for answer in first} == {first[0]["choices"][0]["text"]}
+        assert all(answer["usage"]["completion_tokens"] == 4 for answer in first)
+        page = told()
+        names = ("whole-1", "whole-2")
+        assert [page("instance_routed_total", member=name) for name in names] == [2, 2]
+        assert [page("instance_slo_attained_total", member=name) for name in names] == [2, 2]
+        assert page("instances", state="up") == 2 and page("ready") == 1
+        until(lambda: told()("step_batch_size_count") >= 16)  # prefills and decodes of both
+        assert httpx.get(f"{url}/stats").json()["total-tokens-handled"] == 16
+
+        made[0].make = lambda number: 1 / 0  # the one in its place does not start
+        made[0].die("whole-1")
+        until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        shown = httpx.get(f"{url}/ready").json()
+        assert (shown["state"], shown["reason"]) == ("short", "1 of 2 instances are up")
+        assert ask().status_code == 200
+        page = told()
+        assert page("instances", state="up") == 1 and page("ready") == 0 and page("instances_lost_total") == 1
+        assert stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cluster": {"instances": 0}}, "cluster.instances"),
+        (
+            {"cluster": {"instances": 2, "faults": []}},
+            "unknown key 'cluster.faults'; allowed: address, engine, failure, instances",
+        ),
+        ({"cluster": {"instances": 2, "router": {"slack": {}, "random": {}}}}, "cluster.router"),
+        ({"cluster": {"instances": 2, "router": "slak"}}, "unknown router 'slak'; did you mean 'slack'?"),
+        ({"cluster": {"instances": 2, "scaler": "plan"}}, "cluster.scaler.plan: it is for simulated clusters"),
+        ({"cluster": {"instances": 2, "address": "here"}}, "address must be auto or host:port, got 'here'"),
+        ({"device": "cuda:1"}, "device 'cuda:1': instances of a cluster get theirs; allowed: cpu, cuda"),
+        ({"kind": "vllm", "path": "x"}, "kind vllm has an engine of its own; a cluster has text, image"),
+    ],
+)
+def test_what_a_cluster_behind_a_front_cannot_have(tmp_path, changes, said):
+    import yaml
+
+    section = changes.pop("cluster", {"instances": 2})
+    model = {**TINY, **changes}
+    if "path" in model:
+        del model["backend"]
+    path = tmp_path / "server.yaml"
+    path.write_text(yaml.safe_dump({"models": [model], "cluster": section}))
+    done = command("serve", path, "--check")
+    assert done.status == 2 and squash(said) in squash(done.err), done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_ray_has_to_be_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = command("serve", "--demo", "--set", "cluster.instances=2", "--check")
+    assert done.status == 2 and "BackendError: a cluster needs Ray: pip install 'neustream[ray]'" in done.err
