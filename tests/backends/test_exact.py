@@ -14,14 +14,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     d = pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     import transformers
+    from pipeline_parts import BETAS, DDIM
     from pipelines import (
-        BETAS,
-        DDIM,
         FAMILIES,
         Request,
         alone,
         build,
-        byte_tokenizer,
         counted,
         difference,
         finish,
@@ -35,6 +33,7 @@ with warnings.catch_warnings():
     )
 
     from neustream.backends.diffusers.calls import PROVEN
+    from neustream.backends.diffusers.from_config import byte_tokenizer
     from neustream.backends.diffusers.parts import parts_of
     from neustream.backends.diffusers.run import Run, decode, denoise, encode
     from neustream.backends.diffusers.standins import asked_of_to

@@ -16,8 +16,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     d = pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from moving import Host
+    from pipeline_parts import BETAS
     from pipelines import (
-        BETAS,
         FAMILIES,
         Run,
         build,

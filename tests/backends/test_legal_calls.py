@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     import diffusers as d
+    import pipeline_parts
     from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
     from PIL import Image
 
@@ -48,7 +49,7 @@ def sd():
 
 def lcm():
     """As many steps as it was taught, and no more."""
-    scheduler = d.LCMScheduler(**pipelines.BETAS, original_inference_steps=4)
+    scheduler = d.LCMScheduler(**pipeline_parts.BETAS, original_inference_steps=4)
     return pipelines.stable_diffusion(scheduler), words(steps=3)
 
 
@@ -61,7 +62,7 @@ def scm():
                 raise ValueError("only 2 steps have a middle")
             super().set_timesteps(num_inference_steps, device)
 
-    return pipelines.stable_diffusion(Middle(**pipelines.DDIM)), words(steps=2)
+    return pipelines.stable_diffusion(Middle(**pipeline_parts.DDIM)), words(steps=2)
 
 
 def inpaint():
