@@ -104,8 +104,8 @@ def test_it_is_an_option_of_serve():
 @pytest.mark.parametrize(
     ("model", "prepack", "why"),
     [
-        (lambda: model_of("llama"), True, "prepack: LlamaForCausalLM has no linear layer of 262144 weights or more"),
-        (lambda: made("llama", **WIDE["llama"]).double(), True, "prepack: LlamaForCausalLM has no linear layer of"),
+        (lambda: model_of("llama"), True, "LlamaForCausalLM has no stock linear layer of 262144 weights or more"),
+        (lambda: made("llama", **WIDE["llama"]).double(), True, "LlamaForCausalLM has no stock linear layer of"),
         (wide, 1, "prepack must be True or False, got 1"),
     ],
     ids=["small", "double", "one"],

@@ -22,6 +22,7 @@ SMALLEST = 1 << 18
 ROWS = 16
 """For so many rows the layout is chosen; it serves others as well."""
 DTYPES = (torch.float32, torch.bfloat16)
+STOCK = (torch.nn.Linear.forward, Conv1D.forward)
 OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
@@ -70,7 +71,7 @@ class Prepacked:
             self._own.append((layer.__dict__, Forward(layer, copies[key])))
         if not self._own:
             raise BackendError(
-                f"prepack: {name} has no linear layer of {SMALLEST} weights or more in "
+                f"prepack: {name} has no stock linear layer of {SMALLEST} weights or more in "
                 f"{' or '.join(str(one) for one in DTYPES)}"
             )
 
@@ -111,8 +112,8 @@ def _check(model: torch.nn.Module) -> None:
 
 
 def _may(layer: torch.nn.Module) -> bool:
-    """Whether a layer is one of the stock ones, large enough, that computes as its class says."""
-    if type(layer) not in (torch.nn.Linear, Conv1D) or "forward" in layer.__dict__:
+    """Whether a layer computes as the stock ones do, and is large enough."""
+    if type(layer).forward not in STOCK or "forward" in layer.__dict__:
         return False
     weight = layer.weight
     plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
