@@ -27,8 +27,13 @@ BLOCK = 10
 """Steps of one block: noise averages out over them."""
 BLOCKS = 20
 """Latest blocks that the usual speed is the median of."""
+FEW = 5
+"""Blocks below which the missing ones count as if they were as expected."""
+LASTING = BLOCKS // 2
+"""Blocks of one range of batch sizes from which on a measured profile is corrected: what ends
+sooner may be a phase, and until then the usual speed says it."""
 BIN = 31
-"""Latest steps of one range of batch sizes that a correction is the median of."""
+"""Latest steps of one range of batch sizes that the correction of a guess is the median of."""
 CHANGE = 0.05
 """Corrections are replaced when one of them has moved by more than this share."""
 BOUND = 2.0
@@ -55,7 +60,8 @@ class Ratios:
 
     `usual` is what a plan of some length is made with: the median of the means of the latest blocks
     of steps. A mean follows a slow phase that ends before the plan does. A median of single steps
-    is biased where they spread. It is `mean` until there is a block.
+    is biased where they spread. While blocks are `FEW`, expectations count as the missing ones: a
+    phase at the start is none of the device's usual speed.
     """
 
     __slots__ = ("_block", "_blocks", "_latest", "_quantiles", "count", "mean", "usual")
@@ -78,9 +84,13 @@ class Ratios:
         if len(self._block) == BLOCK:
             self._blocks.append(sum(self._block) / BLOCK)
             self._block = []
-            self.usual = median(self._blocks)
-        elif not self._blocks:
-            self.usual = self.mean
+            missing = max(FEW - len(self._blocks), 0)
+            self.usual = median([*self._blocks, *[1.0] * missing])
+
+    @property
+    def lasting(self) -> bool:
+        """Whether `usual` is that of so many blocks that no phase can be all of it."""
+        return len(self._blocks) >= LASTING
 
     @property
     def full(self) -> bool:
@@ -92,8 +102,17 @@ class Ratios:
         """The middle one of the latest; 1 before the first."""
         return median(self._latest) if self._latest else 1.0
 
+    def rescale(self, times: float) -> None:
+        """Expectations changed, so that the ratios of all steps so far are `times` theirs."""
+        self.mean *= times
+        self.usual *= times
+        self._block = [ratio * times for ratio in self._block]
+        self._blocks = deque([mean * times for mean in self._blocks], BLOCKS)
+        self._latest = deque([ratio * times for ratio in self._latest], self._latest.maxlen)
+        self._quantiles = Spread()
+
     def reset_mean(self) -> None:
-        """Expectations changed: the mean starts anew."""
+        """What was expected was a guess: the mean starts anew."""
         self.mean = self.usual = 1.0
         self.count = 0
         self._block = []
@@ -166,15 +185,19 @@ class CorrectedProfile:
 
 
 class Correction:
-    """Compares the steps of one stage with its profile, by range of batch sizes."""
+    """Compares the steps of one stage with its profile, by range of batch sizes.
+
+    Of a profile that was measured only what lasts is a correction, as `Ratios.usual` has it: a
+    median of single steps follows each slow phase, and is biased where steps spread. A guess is
+    corrected from the first step on, by the median of the latest.
+    """
 
     def __init__(self, base: LatencyProfile) -> None:
         self.base = base
         self.factors: dict[int, float] = {}
         self._ratios: dict[int, Ratios] = {}
-        measured = not isinstance(base, GuessedProfile)
-        self._enough = ENOUGH if measured else 1
-        self._bound = BOUND if measured else math.inf
+        self.measured = not isinstance(base, GuessedProfile)
+        self._bound = BOUND if self.measured else math.inf
 
     def observe(
         self, batch: int, total: float, square: float, seconds: float
@@ -183,9 +206,10 @@ class Correction:
         key = round(math.log2(max(total or batch, 1)))
         ratios = self._ratios.setdefault(key, Ratios(BIN))
         ratios.add(seconds / self.base.latency(batch, total, square))
-        if ratios.count < self._enough:
+        if self.measured and not ratios.lasting:
             return None
-        factor = min(max(ratios.median, 1 / self._bound), self._bound)
+        ratio = ratios.usual if self.measured else ratios.median
+        factor = min(max(ratio, 1 / self._bound), self._bound)
         if abs(factor / self.factors.get(key, 1.0) - 1) <= CHANGE:
             return None
         self.factors[key] = factor

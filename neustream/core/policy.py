@@ -17,7 +17,7 @@ from neustream.core.demand import Demand
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.lengths import Lengths
-from neustream.core.observed import Ratios
+from neustream.core.observed import CorrectedProfile, Ratios
 from neustream.core.profile import LatencyProfile
 from neustream.core.reasons import due, span
 from neustream.core.reserved import NOTHING, Reserved
@@ -134,16 +134,28 @@ class View:
     def hopeless(self) -> dict[Job, str]:
         """Jobs that would be late even if they ran alone from now on, with the reason to give.
 
-        A maximum of outputs is no reason: most generations end before it.
+        A maximum of outputs is no reason: most generations end before it. Where all would be late,
+        those are none that would be on time by the profiles as they were given: nobody else needs
+        the device, what was learnt may be wrong, and only steps that run correct it.
         """
+        late = self._late(1.0)
+        if late and not self.running and len(late) == sum(map(len, self.queues.values())):
+            hope = min([_given(self.profiles[name]) for name in self.queues])
+            if hope < 1:
+                late = self._late(hope)
+        return late
+
+    def _late(self, hope: float) -> dict[Job, str]:
+        """Jobs that would be late even if they needed only `hope` times what is expected."""
         latest = self.now - TICK
         late: dict[Job, str] = {}
         for queue in self.queues.values():
             for job in queue:
                 needed = job.remaining_s
-                if job.due - needed < latest:
+                if job.due - hope * needed < latest:
                     needed = self._least_s(job)
-                if job.due - needed < latest or job.due_next - job.next_output_s < latest:
+                next_s = hope * job.next_output_s
+                if job.due - hope * needed < latest or job.due_next - next_s < latest:
                     left = min(job.due, job.due_next) - self.now
                     late[job] = f"hopeless: needs {span(needed)} more, {due(left)}"
         return late
@@ -186,6 +198,13 @@ class View:
             if best is None or rank < best:
                 best = rank
         return None if best is None else best[2]
+
+
+def _given(profile: LatencyProfile) -> float:
+    """What a profile said before it was corrected, by what it says now; at most 1."""
+    if not isinstance(profile, CorrectedProfile):
+        return 1.0
+    return 1 / max(1.0, *profile.factors.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,10 +196,16 @@ class StepTimes:
         profile = known.observe(len(batch), sum(batch.sizes), square, seconds)
         if profile is None:
             return False
-        self._given.setdefault(stage, self.profiles[stage])
+        before = self.profiles[stage]
+        self._given.setdefault(stage, before)
         self.profiles = {**self.profiles, stage: profile}
         self.version += 1
         self._alone.pop(stage, None)
-        self.speed = {name: speed for name, speed in self.speed.items() if name != stage}
-        self.spread[stage].reset_mean()
+        if known.measured:
+            size = len(batch), sum(batch.sizes), square
+            self.spread[stage].rescale(before.latency(*size) / profile.latency(*size))
+            self.speed = {**self.speed, stage: self.spread[stage].usual}
+        else:
+            self.spread[stage].reset_mean()
+            self.speed = {name: speed for name, speed in self.speed.items() if name != stage}
         return True

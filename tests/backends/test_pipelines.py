@@ -369,7 +369,7 @@ def test_a_folder_without_the_profile(dit, tmp_path):
 def test_a_wrong_profile_is_corrected_and_told_once(dit, caplog):
     with serve(dit, DIT_SHAPE, profiles=profiles(DIT_SHAPE, step_s=1e-4)) as engine:
         for at in range(3):
-            engine(**call(at, steps=10))
+            engine(**call(at, steps=40))
     told = [record.getMessage() for record in caplog.records]
     assert len([text for text in told if "'denoise@4x8x8' take 2.00 times what its profile says" in text]) == 1
     factors = engine.report.to_dict()["corrections"][f"denoise@{DIT_SHAPE}"]

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from neustream import LinearProfile, ProfileError, SumProfile, TableProfile, UnitProfile, load_profile
-from neustream.core.observed import BOUND, ENOUGH, CorrectedProfile, Correction
+from neustream.core.observed import BLOCK, BOUND, LASTING, CorrectedProfile, Correction
 from neustream.core.profile import largest_batch
 
 
@@ -154,12 +154,13 @@ def test_corrected_profiles_interpolate_their_factors():
     assert CorrectedProfile(base, {}).latency(3) == base.latency(3)
 
 
-def test_a_watch_believes_the_median_of_enough_steps():
+def test_a_watch_corrects_what_was_measured_by_what_lasts():
     watch = Correction(TableProfile("unet", [1, 16], [1.0, 4.0]))
-    assert [watch.observe(1, 0.0, 0.0, 1.3) for _ in range(ENOUGH - 1)] == [None] * (ENOUGH - 1)
-    corrected = watch.observe(1, 0.0, 0.0, 9.0)  # a stall does not move the median
-    assert corrected is not None and corrected.factors == {0: 1.3}
+    steps = BLOCK * LASTING
+    assert [watch.observe(1, 0.0, 0.0, 1.3) for _ in range(steps - 1)] == [None] * (steps - 1)
+    corrected = watch.observe(1, 0.0, 0.0, 9.0)  # a stall does not move the median of the blocks
+    assert corrected is not None and corrected.factors == pytest.approx({0: 1.3})
     assert watch.observe(1, 0.0, 0.0, 1.3) is None  # as it is known already
-    for _ in range(ENOUGH):
-        last = watch.observe(4, 0.0, 0.0, 100.0)
-    assert last is not None and last.factors == {0: 1.3, 2: BOUND}
+    found = [watch.observe(4, 0.0, 0.0, 100.0) for _ in range(steps)]
+    assert found[-1] is not None and found[-1].factors == pytest.approx({0: 1.3, 2: BOUND})
+    assert found[:-1] == [None] * (steps - 1)

@@ -6,7 +6,7 @@ import pytest
 from hand import seen
 
 from neustream import FCFS, Graph, Pool, ProfileError, Request, Scheduler, Stage, TableProfile, loop
-from neustream.core.observed import BLOCK, BLOCKS, ENOUGH, HIGH, LATEST, STALL, Ratios
+from neustream.core.observed import BLOCK, BLOCKS, ENOUGH, FEW, HIGH, LASTING, LATEST, STALL, Ratios
 from neustream.core.step_times import StepTimes
 from neustream.core.steps import LearntSteps
 from neustream.core.work import Walk
@@ -94,6 +94,15 @@ def test_the_usual_speed_is_that_of_blocks_not_of_single_steps():
 # -- one owner --------------------------------------------------------------------------------------
 
 
+def test_a_slow_phase_at_the_start_is_not_the_usual_speed():
+    some = ratios(*[3.0] * (BLOCK * 2))
+    assert some.usual == 1.0
+    for _ in range(BLOCK):
+        some.add(3.0)
+    assert some.usual > 2.5, "it lasts"
+    assert FEW == 5
+
+
 def test_views_and_the_scheduler_tell_the_same_spread():
     scheduler = scheduler_of()
     run(scheduler, *[1.25] * ENOUGH)
@@ -103,18 +112,28 @@ def test_views_and_the_scheduler_tell_the_same_spread():
     assert view.speed == {"draw": view.spread["draw"].usual}
 
 
-def test_a_correction_moves_what_was_off_into_the_profile_and_the_spread_starts_anew():
+def test_a_correction_moves_what_was_off_into_the_profile_and_out_of_the_speed():
     scheduler = scheduler_of(correct=True)
-    now = run(scheduler, *[1.5] * (ENOUGH - 1))
+    now = run(scheduler, *[1.5] * (BLOCK * LASTING - 1))
     times, before = scheduler.times, scheduler.times.profiles
-    assert times.speed["draw"] > 1.3 and times.corrections == {}
+    assert times.speed["draw"] == 1.5 and times.corrections == {}
     run(scheduler, 1.5, now=now)
     assert times.corrections == {"draw": {0: 1.5}}
-    assert times.speed == {} and times.spread["draw"].mean == 1.0
+    ratios = times.spread["draw"]
+    assert times.speed["draw"] == pytest.approx(1.0) and ratios.typical == pytest.approx(1.0)
+    assert ratios.mean == pytest.approx(1.0, abs=0.01)
     assert times.profiles["draw"].latency(1) == times.alone(DRAW, 0.0) == 1.5
     assert before["draw"] is PROFILE, "views that were handed out keep what they showed"
     batch = scheduler.next_batch("gpu", 99.0)
     assert batch.expected == 1.5 and batch.profiled == 1.0, "the profile as it was given"
+
+
+def test_a_slow_phase_corrects_no_profile_and_is_not_the_usual_speed():
+    scheduler = scheduler_of(correct=True)
+    now = run(scheduler, *[1.0] * (BLOCK * 6))
+    run(scheduler, *[2.0] * (BLOCK * 5), now=now)
+    assert scheduler.times.corrections == {}
+    assert scheduler.times.speed["draw"] == pytest.approx(1.0)
 
 
 def test_what_learns_has_no_speed_beside_it():

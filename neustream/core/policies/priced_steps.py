@@ -43,8 +43,7 @@ class PricedSteps:
         aside = blocking(view, drop)
         jobs = line_up(view, drop | aside)
         if not jobs.jobs:
-            latest = [min(job.due, job.due_next) - job.remaining_s for job in aside]
-            wake_at = min(latest) + 2 * TICK if latest else None
+            wake_at = min([_out_of_time(view, job) for job in aside], default=None)
             return Decision(ending(view, jobs), drop, wake_at)
         started = committed(jobs)
         if view.reserved and not jobs.plan.fits(started, jobs.entries(started)):
@@ -154,6 +153,13 @@ class PricedSteps:
         victims = [index for index in ranked if density[index] * more < density[chosen]]
         weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
         return victims[: bisect_right(weights, jobs.jobs[chosen].weight / more)]
+
+
+def _out_of_time(view: View, job: Job) -> float:
+    """When a job that waits will have no hope any more."""
+    due = min(job.due, job.due_next)
+    latest = due - job.remaining_s + 2 * TICK
+    return latest if latest > view.now else due + 2 * TICK
 
 
 def _step(view: View, jobs: LineUp, promised: list[int]) -> list[Job]:
