@@ -12,6 +12,8 @@ BIN = 8
 """Outputs counted together."""
 PRIOR = 4.0
 """Generations that count as seen beforehand, at every number of outputs."""
+SEEN = 8
+"""Generations that must have come to a number of outputs for others to be counted as far."""
 REFRESH = 16
 """Ends after which the survival curve is computed anew, once there are many; sooner before that."""
 
@@ -24,12 +26,16 @@ class Lengths:
     yet is taken to be as `typical` says: generations of so many outputs in the mean, with the same
     hazard at each. Without it (inf) everything is expected to go on: a policy then budgets with the
     request's own maximum.
+
+    Attributes:
+        ends: generations that ended of themselves.
+        far: outputs that some (`SEEN`) generations came to.
     """
 
-    __slots__ = ("_curve", "_ended", "_reached", "ends")
+    __slots__ = ("_curve", "_ended", "_reached", "ends", "far")
 
     def __init__(self) -> None:
-        self.ends = 0
+        self.ends = self.far = 0
         self._reached = [0] * 64
         self._ended = [0] * 64
         self._curve = _Curve(0, np.inf, np.ones(65), np.ones(64 * BIN + 1))
@@ -38,7 +44,10 @@ class Lengths:
         """A generation has come to `outputs`; called for each output."""
         if outputs % BIN and outputs != 1:
             return
-        self._reached[self._bin(outputs)] += 1
+        index = self._bin(outputs)
+        self._reached[index] += 1
+        if self._reached[index] == SEEN:
+            self.far = max(self.far, index * BIN)
 
     def ended(self, outputs: int) -> None:
         """A generation ended of itself (not at its maximum) after `outputs`."""
@@ -83,6 +92,13 @@ class Lengths:
         Of what was seen: where nothing was, all go on.
         """
         return float(self.each_within(np.array([outputs]), share)[0])
+
+    def least(self, outputs: int, share: float) -> float:
+        """Outputs that a generation with `outputs` should still make at least.
+
+        No more than `share` of such ended before, and `SEEN` generations came as far.
+        """
+        return min(self.within(outputs, share), max(float(self.far - outputs), 0.0))
 
     def each_within(self, outputs: NDArray[np.int64], share: float) -> Floats:
         """`within` of each of many generations [jobs]."""

@@ -7,13 +7,13 @@ What a rule has to remember about a job (how often it was skipped, who ran it) t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from neustream.core.batch import Batch
 from neustream.core.demand import Demand
+from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.lengths import Lengths
@@ -161,21 +161,29 @@ class View:
         return late
 
     def _least_s(self, job: Job) -> float:
-        """Seconds that it needs alone if its generations are as short as ever seen.
+        """Seconds that it needs alone if its generations are as short as any were seen to be.
 
-        `job.remaining_s` counts each of them up to its maximum. Where no end was seen, only the
-        next output is known to come.
+        `job.remaining_s` counts each of them up to its maximum. Where none was seen, only the next
+        output is known to come.
         """
         seconds = job.remaining_s
         for name, most in job.calls_left.items():
             stage = job.request.graph.stages[name]
-            if stage.phase != "decode":
-                continue
-            lengths = self.lengths.get(stage.model)
-            least = math.inf if lengths is None else lengths.within(job.call_outputs, CHANCE)
-            count = min(least, most) if least < math.inf else 0.0
-            seconds -= (most - count) * self.work(job, 1, {name: 1})
+            if stage.phase == "decode":
+                outputs = self._least_outputs(job, stage, most)
+                seconds -= (most - outputs) * self.work(job, 1, {name: 1})
         return max(seconds, job.next_output_s)
+
+    def _least_outputs(self, job: Job, stage: Stage, most: int) -> float:
+        """Of the outputs ahead at a stage: those of its own call, and of one call later."""
+        lengths = self.lengths.get(stage.model)
+        if lengths is None:
+            return 0.0
+        here = job.calls_here(stage.name)
+        outputs = min(lengths.least(job.call_outputs, CHANCE), here) if here else 0.0
+        if here < most:
+            outputs += min(lengths.least(0, CHANCE), most - here)
+        return outputs
 
     def first_stage(
         self, key: Callable[[Job], float], without: Mapping[Job, str] = {}

@@ -20,11 +20,13 @@ from neustream import (
     Request,
     RequestError,
     Scheduler,
+    call,
     loop,
+    seq,
 )
 from neustream.core.events import Emitted
 from neustream.core.kv_cache import KVCache
-from neustream.core.lengths import BIN, Lengths
+from neustream.core.lengths import BIN, SEEN, Lengths
 from neustream.core.policies.token_deadlines import TokenDeadlines
 from neustream.core.steps import DecodeGrid, LearntSteps, PhaseProfile, PrefillTable, Step, StepProfile
 from neustream.core.work import alone_s
@@ -176,6 +178,45 @@ def test_lengths_learn_the_share_that_goes_on_and_do_not_forget_who_was_given_up
     ahead = lengths.ahead(np.array([0.0, 80.0]), np.array([0.0, 40.0]))
     assert ahead[:, 0] == pytest.approx([1.0, 1.0])
     assert ahead[0, 1] == pytest.approx(0.75, abs=0.05) and ahead[1, 1] == pytest.approx(0.5, abs=0.08)
+
+
+def taught(scheduler, model, outputs, times=SEEN):
+    """So many generations came as far; their lengths."""
+    lengths = scheduler.recent.lengths_of(model)
+    for _ in range(times):
+        for output in range(1, outputs + 1):
+            lengths.reached(output)
+    return lengths
+
+
+def test_a_total_is_given_up_for_outputs_that_all_were_seen_to_make_but_for_no_others():
+    """As far as `SEEN` came without an end, others come too; a maximum alone is no reason."""
+
+    def given_up(came_to, most, times=SEEN, end=None):
+        scheduler = scheduler_of()
+        scheduler.submit(ask("a", 20, most, SLO(total=0.6)), 0.0)
+        lengths = taught(scheduler, "llm", came_to, times)
+        if end is not None:
+            lengths.ended(end)
+        return ids(seen(scheduler).hopeless())
+
+    assert given_up(100, 100) == ["a"]  # 100 take 1 s
+    assert not given_up(100, 100, times=SEEN - 1)
+    assert not given_up(100, 100, end=16)  # one of eight
+    assert not given_up(40, 1000)  # nobody came further
+    assert not given_up(100, 40)
+
+
+def test_outputs_of_a_later_call_count_too():
+    graph = Graph("agent", seq(call(llm("a", max_batch=8), "one"), call(llm("b", max_batch=8), "two")))
+    pools = [Pool(name, (f"{name}.prefill", f"{name}.decode")) for name in "ab"]
+    scheduler = Scheduler(pools, Hand(), {**llm_profiles("a", STEPS, 8), **llm_profiles("b", STEPS, 8)})
+    params = {"prompt_tokens": 20, "max_tokens": 100}
+    scheduler.submit(Request("r", graph, 0.0, SLO(total=1.6), params), 0.0)
+    taught(scheduler, "a", 100)
+    assert not seen(scheduler, pool="a").hopeless()
+    taught(scheduler, "b", 100)
+    assert ids(seen(scheduler, pool="a").hopeless()) == ["r"]
 
 
 # -- latencies --------------------------------------------------------------------------------------
