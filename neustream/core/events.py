@@ -43,7 +43,7 @@ class Emitted:
     """A request produced output number `index` (from 0); `late`: after that one's deadline.
 
     `age`: seconds since the request came; `branch` of its `par`, and `leg` (call),
-    that made it.
+    that made it; `place`: its number (from 0) among the outputs of that leg.
     """
 
     id: str
@@ -55,6 +55,7 @@ class Emitted:
     member: str = ""
     branch: str = ""
     leg: str = ""
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)

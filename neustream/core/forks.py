@@ -64,9 +64,16 @@ def emitted(job: Entry, update: Update, late: bool, now: float) -> Emitted:
     root = job.root
     if root is not job:
         root.outputs += 1
-    age = now - job.arrival
     return Emitted(
-        root.id, root.outputs - 1, update, now, age, late, branch=job.branch, leg=job.leg
+        root.id,
+        root.outputs - 1,
+        update,
+        now,
+        now - job.arrival,
+        late,
+        branch=job.branch,
+        leg=job.leg,
+        place=job.outputs - 1 - job.leg_base,
     )
 
 

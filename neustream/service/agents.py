@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from neustream.core.events import Emitted, Update
 from neustream.core.graph import Graph, Seq
-from neustream.core.job import Job
+from neustream.core.job import Entry, Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.nodes import call
 from neustream.core.types import SLO
@@ -16,7 +17,7 @@ from neustream.engine.answers import Result
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, GraphError, NeustreamError, nearest, shown, told
 from neustream.service.graphs import run_of
-from neustream.service.mount import Call, Device, Host, Instance, Mount
+from neustream.service.mount import Call, Device, Host, Instance, Mount, Reader, Shaped
 
 Arguments = Callable[[Job], Mapping[str, Any]]
 """The arguments of a call of a model, as its `submit` takes them, from the job that gets there."""
@@ -25,14 +26,24 @@ CALL = "~call"
 """The parameter that holds what a model made of the arguments of a call."""
 
 
+class Asked(dict[str, Any]):
+    """The parameters of a run. `calls`: what models made of its calls, by leg and branch, in order."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__(params)
+        self.calls: dict[tuple[str, str], list[Call]] = {}
+
+
 class Model:
     """Another model of the service, as an agent may call it."""
 
     def __init__(self, name: str, mount: Mount) -> None:
         self.name = name
         self._mount = mount
-        self.graph: Graph | None = None
-        """Of its requests, once there was one."""
+        self.stages: set[str] = set()
+        """Those that calls of it go through."""
+        self.opened: list[Sequence[Instance]] = []
+        """What its devices serve for these calls, beside what they served before."""
 
     def call(self, name: str, arguments: Arguments, *, like: Mapping[str, Any], slo: SLO | None = None) -> Seq:
         """A call of the model, as a node; the state gets its result (a `Completion`) under `name`.
@@ -46,29 +57,38 @@ class Model:
             BackendError: the model cannot be called by agents.
             RequestError: it cannot serve `like`.
         """
-        expected = self._params(lambda job: like, None)
-        assert self.graph is not None
-        params = partial(self._params, arguments)
-        return call(self.graph, name, slo=slo, params=params, expect=expected, result=_result)
-
-    def _params(self, arguments: Arguments, job: Job | None) -> Mapping[str, Any]:
-        """What a call reads as `job.params`."""
-        asked = self._mount.request(**arguments(job))  # type: ignore[arg-type]  # `like` needs no job
+        if isinstance(self._mount, Shaped):
+            self.opened.append(self._mount.learn(like))
+        asked = self._mount.request(**like)
         if not isinstance(asked, Call):
+            asked.over()
             raise BackendError(f"model {self.name!r} cannot be called by an agent: its requests are probed first")
-        if self.graph is None:
-            self.graph = asked.graph
-        if asked.graph is not self.graph:
-            raise BackendError(f"model {self.name!r} cannot be called by an agent: its requests have several graphs")
         asked.over()
+        graph, expected = asked.graph, {**asked.params, CALL: asked}
+        self.stages |= set(graph.stages)
+        params = partial(self._params, name, graph, arguments)
+        return call(graph, name, slo=slo, params=params, expect=lambda job: expected, result=_result)
+
+    def _params(self, name: str, graph: Graph, arguments: Arguments, job: Job) -> Mapping[str, Any]:
+        """What the call `name` reads as `job.params`."""
+        asked = self._mount.request(**arguments(job))
+        asked.over()
+        if not isinstance(asked, Call) or asked.graph is not graph:
+            differs = "it differs from its `like` in more than content, as in size, guidance or number"
+            raise BackendError(f"model {self.name!r} cannot serve call {name!r}: {differs}")
+        if isinstance(job, Entry) and isinstance(job.request.params, Asked):
+            job.request.params.calls.setdefault((name, job.branch), []).append(asked)
         return {**asked.params, CALL: asked}
 
 
 def _result(job: Job, outputs: Sequence[Update]) -> Any:
-    """What a model makes of the outputs of a call."""
+    """What a model makes of the outputs of a call; what it keeps of it leaves the state."""
     asked: Call = job.params[CALL]
+    state = dict(job.state)
+    for key in asked.own.union(*outputs):
+        job.state.pop(key, None)
     emitted = [Emitted(job.id, index, asked.reads(update), 0.0, 0.0) for index, update in enumerate(outputs)]
-    last = outputs[-1] if outputs else dict(job.state)
+    last = outputs[-1] if outputs else state
     return asked.value(Result(job.id, "done", "", last, 0.0, True), emitted)
 
 
@@ -105,6 +125,8 @@ class AgentMount:
     def __init__(self, build: Callable[[Models], Graph]) -> None:
         self._build = build
         self._others: Mapping[str, Mount] = {}
+        self.opened: Mapping[str, Sequence[Sequence[Instance]]] = {}
+        """By model, what its devices serve for the calls of this agent beside what they served before."""
 
     def join(self, others: Mapping[str, Mount]) -> None:
         """The other models of the service; asked before anything is opened."""
@@ -128,7 +150,8 @@ class AgentMount:
             raise BackendError(f"making the graph of agent {name!r} raised {told(error)}") from error
         if not isinstance(graph, Graph):
             raise BackendError(f"an agent's graph is a neustream.Graph, got {shown(graph)}")
-        called = {stage for model in models.values() if model.graph for stage in model.graph.stages}
+        called = {stage for model in models.values() for stage in model.stages}
+        self.opened = {name: model.opened for name, model in models.items() if model.opened}
         tools = {stage.name: stage for stage in graph.stages.values() if stage.tool is not None}
         for stage in graph.stages:
             if stage not in called and stage not in tools:
@@ -140,7 +163,9 @@ class AgentMount:
 
     def request(self, params: Mapping[str, Any] | None = None, /, **more: Any) -> Call:
         """A run of the graph with `params`, given as a mapping or by name; its answer is the state."""
-        return run_of(self.graph, params, more, _told)
+        run = run_of(self.graph, params, more, _raw)
+        asked = Asked(run.params)
+        return replace(run, params=asked, reader=partial(Told, asked))
 
     def rehearsal(self) -> Sequence[Call]:
         return ()
@@ -149,6 +174,35 @@ class AgentMount:
         self._others = {}
 
 
-def _told(output: Emitted) -> Mapping[str, Any]:
-    """An output as iterating over an answer gives it."""
-    return {"call": output.leg, "branch": output.branch, **output.update}
+def _raw(output: Emitted) -> Update:
+    return output.update
+
+
+class Told:
+    """A reader of one run's outputs: the call and the branch of each, and what it is.
+
+    `output` is what an iteration over the model's own answer gives; of what no model of the service
+    made, the update itself.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._rounds: dict[tuple[str, str], int] = {}
+        self._readers: dict[tuple[str, str], Reader] = {}
+
+    def __call__(self, output: Emitted) -> Mapping[str, Any]:
+        where = output.leg, output.branch
+        if not output.place:
+            self._begin(where)
+        reader = self._readers.get(where)
+        told = _raw(output) if reader is None else reader(replace(output, index=output.place))
+        return {"call": output.leg, "branch": output.branch, "output": told}
+
+    def _begin(self, where: tuple[str, str]) -> None:
+        """The first output of a call."""
+        at = self._rounds.get(where, -1) + 1
+        self._rounds[where] = at
+        calls = self._asked.calls.get(where, ())
+        made = calls[at].reader if at < len(calls) else None
+        if made is not None:
+            self._readers[where] = made()

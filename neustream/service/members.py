@@ -48,7 +48,17 @@ def open_all(
             raise type(error)(f"model {name!r}: {error}" if name else str(error)) from error
         for number, instance in zip(placed[name], instances, strict=True):
             found[number][name] = instance
+        if isinstance(mount, AgentMount):
+            _add(mount, placed, found)
     return found
+
+
+def _add(agent: AgentMount, placed: Mapping[str, Sequence[int]], found: Sequence[dict[str, Instance]]) -> None:
+    """Take in what devices serve for the calls of an agent."""
+    for name, opened in agent.opened.items():
+        for instances in opened:
+            for number, instance in zip(placed[name], instances, strict=True):
+                found[number][name] = found[number][name].with_(instance)
 
 
 def member_of(mounts: Mapping[str, Mount], device: Device, instances: Mapping[str, Instance], rule: Policy) -> Member:

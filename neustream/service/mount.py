@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from neustream.core.events import Emitted, Update
 from neustream.core.graph import Graph, Stage
@@ -44,6 +44,7 @@ class Call:
         over: called once the request has ended, however, or could not be submitted.
         reads: what `value` and readers read of an output; where a request moves, the rest of those
             that came does not go along.
+        own: names in the state, beside those of outputs, that mean nothing once it has ended.
     """
 
     graph: Graph
@@ -52,6 +53,7 @@ class Call:
     reader: Callable[[], Reader] | None = None
     over: Callable[[], None] = nothing
     reads: Callable[[Update], Update] = whole
+    own: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,18 @@ class Instance:
     def with_(self, more: Instance) -> Instance:
         """Both together."""
         return Instance({**self.modules, **more.modules}, {**self.profiles, **more.profiles})
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A mount whose requests have graphs of several shapes: agents say beforehand which they call."""
+
+    def learn(self, like: Mapping[str, Any]) -> Sequence[Instance]:
+        """Serve requests like this from now on, until it is closed; before anybody is served.
+
+        What each of its devices serves more comes back.
+        """
+        ...
 
 
 class Host(Protocol):

@@ -90,7 +90,9 @@ class Runs:
             self._limited.add(thread)
 
     def _run_of(self, given: StepInput) -> Run:
-        """The run of a request, which begins here if it is new."""
+        """The run of a request, which begins here if it is new, or its second call (of an agent)."""
+        if given.id in self._open and self._open[given.id].over and "over" not in given.state:
+            self.release(given.id)
         if given.id not in self._open:
             over = bool(given.state.get("over"))  # before it came here
             self._open[given.id] = Run.ended(given.state["output"]) if over else self._begin(given)

@@ -54,6 +54,8 @@ from neustream.service.mount import Call, Device, Host, Instance, Probe
 
 log = logging.getLogger("neustream")
 
+OWN = frozenset({"denoising", "left", "over", "output"})
+"""What steps say of a call in the state."""
 RESERVED = {"slo", "id", "model", "on_step"}
 """Arguments of `submit` itself."""
 
@@ -203,6 +205,14 @@ class PipelineMount:
         self._shapes.note(asked.kind, shape, dimensions.rows)
         return opened
 
+    def learn(self, like: Mapping[str, Any]) -> list[Instance]:
+        """See `Shaped`."""
+        opened = self._open_sample(like)
+        call = self.request(**like)
+        assert isinstance(call, Call)
+        self._generators.free(like)
+        return opened  # its shape stays open: an agent's graph has it
+
     # -- requests ---------------------------------------------------------------------------------
 
     def request(self, *args: Any, on_step: Callable[[Progress], None] | None = None, **kwargs: Any) -> Call | Probe:
@@ -263,7 +273,7 @@ class PipelineMount:
             "samples": asked.samples,
             "on_step": asked.on_step,
         }
-        return Call(shape.graph, params, _output, over=partial(self._over, asked, shape))
+        return Call(shape.graph, params, _output, over=partial(self._over, asked, shape), own=OWN)
 
     def _preview(self, preview: Preview) -> Call:
         with self._lock:
