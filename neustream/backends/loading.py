@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neustream.by_name import make_policy
+from pydantic import BaseModel
+
+from neustream.by_name import load_object, make_policy
 from neustream.core.policy import Policy
 from neustream.core.types import SLO
 from neustream.engine.clock import WallClock
 from neustream.engine.events import Observer
-from neustream.errors import BackendError, ConfigError, told
+from neustream.errors import BackendError, ConfigError, GraphError, told
 from neustream.server.bodies import EditBody, ImageBody
 from neustream.server.config import ModelConfig, ServerConfig
 from neustream.server.gateway import Loaded
-from neustream.server.models import BATCH, ImageModel, Model, TextModel
+from neustream.server.models import BATCH, AgentModel, ImageModel, Model, TextModel
 from neustream.server.pictures import fitted
+from neustream.service.agents import AgentMount
 from neustream.service.mount import Mount
 from neustream.service.service import Service
 
@@ -70,15 +73,23 @@ def _opened(
     observer: Observer,
 ) -> Service | None:
     """A service of those that can be opened; the others move to `failed`. None if there is none."""
-    places = {model.name: model.device for model in config.models}
+    places = _places(config, mounts)
     while mounts:
         try:
             return service_of(config, mounts, places, policy, [observer])
-        except BackendError as error:
+        except (BackendError, GraphError) as error:
             name = _whose(error, mounts)
             failed[name] = str(error).removeprefix(_before(name))
             del mounts[name]
     return None
+
+
+def _places(config: ServerConfig, mounts: Mapping[str, Mount]) -> dict[str, str]:
+    """The device of each model; an agent that names none is with the first of the others."""
+    known = [model for model in config.models if model.name in mounts]
+    first = next((model.device for model in known if model.kind != "agent"), known[0].device)
+    follows = {model.name for model in known if model.kind == "agent" and "device" not in model.model_fields_set}
+    return {model.name: first if model.name in follows else model.device for model in known}
 
 
 def service_of(
@@ -107,7 +118,7 @@ def _before(name: str) -> str:
     return f"model {name!r}: "
 
 
-def _whose(error: BackendError, mounts: Mapping[str, Mount]) -> str:
+def _whose(error: BackendError | GraphError, mounts: Mapping[str, Mount]) -> str:
     """The model that a service could not be opened for; raises the error if that is none's."""
     if len(mounts) == 1:
         return next(iter(mounts))
@@ -119,13 +130,15 @@ def _whose(error: BackendError, mounts: Mapping[str, Mount]) -> str:
 
 def mount_of(config: ModelConfig) -> Mount:
     """A model, ready to be served; whatever a library has against it is raised as it is."""
-    return _text(config) if config.kind == "text" else _image(config)
+    makers = {"text": _text, "image": _image, "agent": _agent}
+    return makers[config.kind](config)
 
 
 def model_of(config: ModelConfig, mount: Mount, fallback_ttft_ms: float) -> Model:
     """What a front has to know of a mount that is being served, as plain data: it may go to another process."""
-    make = _text_model if config.kind == "text" else _image_model
-    return make(config, mount, config.slo.slo(fallback_ttft_ms))
+    makers: Mapping[str, Callable[[ModelConfig, Any, SLO], Model]]
+    makers = {"text": _text_model, "image": _image_model, "agent": _agent_model}
+    return makers[config.kind](config, mount, config.slo.slo(fallback_ttft_ms))
 
 
 def _text(config: ModelConfig) -> Mount:
@@ -320,6 +333,30 @@ def _fitted(pictures: Mapping[str, Any], size: str) -> dict[str, Any]:
 def _pixels(size: str) -> dict[str, int]:
     width, _, height = size.partition("x")
     return {"width": int(width), "height": int(height)}
+
+
+def _agent(config: ModelConfig) -> Mount:
+    assert config.graph is not None
+    params_of(config)  # says what is none before anything is opened
+    return AgentMount(load_object(config.graph, "graph"))
+
+
+def _agent_model(config: ModelConfig, mount: Any, slo: SLO) -> AgentModel:
+    return AgentModel(config.name, params_of(config), slo, device=config.device)
+
+
+def params_of(config: ModelConfig) -> type[BaseModel] | None:
+    """What checks the parameters of an agent's runs, None where the config names nothing.
+
+    Raises:
+        ConfigError: it is no pydantic model.
+    """
+    if config.params is None:
+        return None
+    found = load_object(config.params, "params")
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        raise ConfigError(f"params {config.params!r}: no pydantic model")
+    return found
 
 
 def _folder(path: Path) -> Path:

@@ -47,7 +47,8 @@ class Legs:
         if least > slo.total + TICK:
             raise RequestError(
                 f"request {job.id!r}: its total of {span(slo.total)} is shorter than the shortest "
-                f"way through graph {graph.name!r}, {span(least)}"
+                f"way through graph {graph.name!r}, {span(least)}",
+                code="unattainable",
             )
 
     def hopeless(self, job: Entry, now: float) -> str:

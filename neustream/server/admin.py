@@ -15,7 +15,7 @@ from neustream.server.bodies import DetokenizeBody, InferenceBody, TokenizeBody
 from neustream.server.config import PromiseConfig
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
-from neustream.server.models import Model, TextModel
+from neustream.server.models import ImageModel, Model, TextModel
 from neustream.server.wire import unless, while_there
 
 
@@ -92,8 +92,10 @@ def _model(model: Model, promises: PromiseConfig) -> dict[str, Any]:
     }
     if isinstance(model, TextModel):
         about["max_model_len"] = model.max_len
-    else:
+    elif isinstance(model, ImageModel):
         about["neustream"]["sizes"] = list(model.sizes)
+    elif model.params is not None:
+        about["neustream"]["params"] = model.params.model_json_schema()
     return about
 
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neustream.engine.clock import stopwatch
 from neustream.errors import NeustreamError
-from neustream.server import admin, images, text, ui
+from neustream.server import admin, agents, images, text, ui
 from neustream.server.config import ServerConfig
 from neustream.server.context import request_id
 from neustream.server.errors import HTTPError, of_request
@@ -51,6 +51,7 @@ ROUTES = [
     Route("/v1/chat/completions", text.chat_completions, methods=["POST"]),
     Route("/v1/images/generations", images.generations, methods=["POST"]),
     Route("/v1/images/edits", images.edits, methods=["POST"]),
+    Route("/v1/agents/{name}", agents.runs, methods=["POST"]),
     Route("/v1/models", admin.models, methods=["GET"]),
     Route("/v1/models/{id}", admin.model, methods=["GET"]),
     Route("/tokenize", admin.tokenize, methods=["POST"]),

@@ -269,6 +269,12 @@ class EditBody(ImageBody):
         return [*some, *[each.image_url for each in self.images or []]]
 
 
+class AgentBody(AnyAsk):
+    """POST /v1/agents/{name}. `params`: of the run, as the agent's graph reads them."""
+
+    params: dict[str, Any]
+
+
 class TokenizeBody(Body):
     """POST /tokenize."""
 

@@ -20,6 +20,10 @@ ORIGIN = r"^https?://[A-Za-z0-9.\-\[\]:]+$"
 """An origin as browsers name it: no path, and no wildcard."""
 
 
+OBJECT = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
+"""`module:name`."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
@@ -81,7 +85,10 @@ class ModelConfig(_Section):
 
     Args:
         kind: text: a causal language model of transformers; image: a diffusers pipeline; vllm: a
-            language model in an engine of vLLM's own, with our scheduler class.
+            language model in an engine of vLLM's own, with our scheduler class; agent: a graph that
+            calls the other models, and tools.
+        graph: of an agent: `module:function` that makes its graph of the other models.
+        params: of an agent: `module:Class`, a pydantic model that checks the parameters of runs.
         path: a folder that the library saved; or
         backend: options of `backend` in an experiment's config, without `kind`.
         pipeline: the class of diffusers that a folder is loaded as (StableDiffusionImg2ImgPipeline);
@@ -94,7 +101,9 @@ class ModelConfig(_Section):
     """
 
     name: Name
-    kind: Literal["text", "image", "vllm"]
+    kind: Literal["text", "image", "vllm", "agent"]
+    graph: Annotated[str, Field(pattern=OBJECT)] | None = None
+    params: Annotated[str, Field(pattern=OBJECT)] | None = None
     path: Path | None = None
     backend: dict[str, Any] | None = None
     pipeline: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = None
@@ -107,6 +116,12 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
+        if self.kind == "agent":
+            if self.graph is None or self.path is not None or self.backend is not None:
+                raise ValueError("an agent is made by graph: module:function, of no path and no backend")
+            return self
+        if self.graph is not None or self.params is not None:
+            raise ValueError("graph and params are of agents")
         if (self.path is None) == (self.backend is None):
             raise ValueError("give path, or backend")
         if self.kind == "vllm" and self.path is None:
@@ -217,8 +232,9 @@ class ServerConfig(_Section):
         if self.cluster is None:
             return self
         for model in self.models:
-            if model.kind == "vllm":
-                raise ValueError(f"model {model.name!r}: kind vllm has an engine of its own; a cluster has text, image")
+            if model.kind not in ("text", "image"):
+                why = "has an engine of its own" if model.kind == "vllm" else "has tools in this process"
+                raise ValueError(f"model {model.name!r}: kind {model.kind} {why}; a cluster has text, image")
             if model.device not in ("cpu", "cuda"):
                 where = f"model {model.name!r}: device {model.device!r}"
                 raise ValueError(f"{where}: instances of a cluster get theirs; allowed: cpu, cuda")

@@ -103,12 +103,12 @@ def of_request(error: BaseException) -> HTTPError:
     return HTTPError(500, "an error of this server; its log has the request's id", "internal")
 
 
-def of_validation(error: ValidationError) -> HTTPError:
-    """What is wrong with a body."""
+def of_validation(error: ValidationError, *inside: str) -> HTTPError:
+    """What is wrong with a body, or with what is `inside` of one."""
     faults = []
     param = None
     for problem in error.errors(include_url=False, include_context=False)[:SHOWN]:
-        where = ".".join(str(part) for part in problem["loc"]) or "body"
+        where = ".".join(str(part) for part in (*inside, *problem["loc"])) or "body"
         param = param or where
         value = problem.get("input")
         got = "" if isinstance(value, dict | list) else f", got {cut(repr(value), LONGEST)}"

@@ -19,7 +19,7 @@ from neustream.server.admission import Admission, Began
 from neustream.server.backing import Backing, OfService
 from neustream.server.config import LimitConfig
 from neustream.server.errors import HTTPError
-from neustream.server.models import NOTHING, ImageModel, Model, TextModel, count_of
+from neustream.server.models import NOTHING, AgentModel, ImageModel, Model, TextModel, count_of
 from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.notes import Asked, Note, Unasked
 from neustream.server.patience import Patience
@@ -285,6 +285,12 @@ class Gateway:
         """A pipeline that makes images of pictures, by its name, or the only one."""
         found = self._model(name, "edits", lambda model: isinstance(model, ImageModel) and model.edits)
         assert isinstance(found, ImageModel)
+        return found
+
+    def agent(self, name: str) -> AgentModel:
+        """An agent by its name."""
+        found = self._model(name, "agents", lambda model: isinstance(model, AgentModel))
+        assert isinstance(found, AgentModel)
         return found
 
     def _model(self, name: str | None, what: str, fits: Callable[[Model], bool]) -> Model:

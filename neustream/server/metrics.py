@@ -135,7 +135,7 @@ class Metrics(Follower):
             child(table.e2e, *labels).observe(life.latency_s)
         if life.kind == "text":
             self._text(life)
-        elif life.done:
+        elif life.done and life.kind == "image":
             child(table.images, life.model).inc()
             child(table.image_steps, life.model).observe(life.steps)
 

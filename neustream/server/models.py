@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from pydantic import BaseModel
+
 from neustream.core.types import SLO
 from neustream.errors import told
 from neustream.server.admission import Began
@@ -145,4 +147,22 @@ class ImageModel:
     kind: Literal["image"] = "image"
 
 
-Model = TextModel | ImageModel
+@dataclass(frozen=True)
+class AgentModel:
+    """An agent: a graph that calls other models of the service, and tools.
+
+    Args:
+        params: checks the parameters of a run; None: its graph takes any.
+        slo, batch, device, own: as of a `TextModel`.
+    """
+
+    name: str
+    params: type[BaseModel] | None = None
+    slo: SLO = NOTHING
+    batch: int = BATCH
+    device: str = ""
+    own: Own | None = None
+    kind: Literal["agent"] = "agent"
+
+
+Model = TextModel | ImageModel | AgentModel

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 
 from neustream.server.bodies import (
+    AgentBody,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -22,6 +24,7 @@ BODIES: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (ChatBody, "The next message of a chat"),
     "/v1/images/generations": (ImageBody, "Images of a prompt"),
     "/v1/images/edits": (EditBody, "Images of a picture"),
+    "/v1/agents/{name}": (AgentBody, "A run of an agent"),
     "/tokenize": (TokenizeBody, "The tokens of a text"),
     "/detokenize": (DetokenizeBody, "The text of tokens"),
     "/inference": (InferenceBody, "Of effective-batching: so many tokens behind a prompt"),
@@ -80,15 +83,12 @@ def document() -> dict[str, Any]:
                 "summary": about,
                 "requestBody": {"required": True, "content": _contents(body, reference)},
                 "responses": _responses("application/json"),
+                **_of_path(path),
             }
         }
     for path, about in GETS.items():
         kind = "text/plain" if path == "/metrics" else "application/json"
-        operation: dict[str, Any] = {"summary": about, "responses": _responses(kind)}
-        if "{id}" in path:
-            schema = {"type": "string"}
-            operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": schema}]
-        paths[path] = {"get": operation}
+        paths[path] = {"get": {"summary": about, "responses": _responses(kind), **_of_path(path)}}
     info = {"title": "neustream", "version": version("neustream")}
     return {
         "openapi": "3.1.0",
@@ -96,6 +96,14 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": schemas},
     }
+
+
+def _of_path(path: str) -> dict[str, Any]:
+    """The parameters that a path names."""
+    names = re.findall(r"{(\w+)}", path)
+    schema = {"type": "string"}
+    found = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+    return {"parameters": found} if found else {}
 
 
 def _contents(body: type[BaseModel], reference: dict[str, str]) -> dict[str, Any]:

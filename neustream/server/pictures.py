@@ -77,6 +77,13 @@ def fitted(picture: Any, size: tuple[int, int], mode: str) -> Any:
     return picture.convert(mode).resize(size, Image.Resampling.LANCZOS)
 
 
+def is_picture(value: Any) -> bool:
+    """Whether a value is a picture, as PIL has them."""
+    from PIL import Image
+
+    return isinstance(value, Image.Image)
+
+
 def encoded(picture: Any, kind: str) -> str:
     """A picture in base64, as png, jpeg or webp."""
     buffer = io.BytesIO()

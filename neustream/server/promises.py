@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from neustream.core.types import SLO
 from neustream.errors import shown
-from neustream.server.bodies import DAY_MS, AnyAsk, Promise, TextBody
+from neustream.server.bodies import DAY_MS, AgentBody, AnyAsk, Promise, TextBody
 from neustream.server.config import ClassConfig, PromiseConfig
 from neustream.server.errors import HTTPError
 
@@ -77,7 +77,7 @@ def promised(
         if value < floor:
             warnings.append(f"{each} {value:g} is below the floor of {floor:g}")
         budgets[each] = max(value, floor)
-    if not isinstance(body, TextBody):
+    if not isinstance(body, TextBody | AgentBody):
         _check_image(said)
         budgets["ttft_ms"] = budgets["tpot_ms"] = math.inf
     if budgets["tpot_ms"] < math.inf and budgets["ttft_ms"] == math.inf:

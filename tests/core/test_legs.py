@@ -150,9 +150,10 @@ def test_a_total_shorter_than_any_way_is_refused_with_the_shortest():
     short = switch(lambda job: job.state["way"], {"tool": TOOL, "none": seq()})
     graph = Graph("agent", seq(llm("a"), short, llm("b")))
     scheduler = scheduler_of(graph)
-    with pytest.raises(RequestError, match=r"total of 0.400 s is shorter than the shortest way .* 'agent', 0.500 s"):
+    shortest = r"total of 0.400 s is shorter than the shortest way .* 'agent', 0.500 s"
+    with pytest.raises(RequestError, match=shortest) as told:
         scheduler.submit(Request("r", graph, slo=SLO(total=0.4), params=PARAMS), 0.0)
-    assert not scheduler.jobs
+    assert not scheduler.jobs and told.value.code == "unattainable"
     scheduler.submit(Request("r", graph, slo=SLO(total=0.5), params=PARAMS), 0.0)
     scheduler.submit(Request("late", graph, slo=SLO(total=0.1, finish=True), params=PARAMS), 0.0)
 

@@ -80,7 +80,7 @@ class Board(Follower):
         if life.outcome == "cancelled":
             return
         self._end(life.name, life.outcome == "on_time")
-        asked = life.max_tokens if life.kind == "text" else life.steps
+        asked = life.steps if life.kind == "image" else life.max_tokens
         self._number += 1
         self._dots.append([self._number, life.kind, asked, round(life.latency_s, 4), life.outcome])
 
@@ -155,8 +155,8 @@ class Board(Follower):
         for life in nsmallest(MOST_OPEN, self._open.values(), key=lambda life: life.due):
             slack = life.due - now
             budget = life.slo.total if life.slo.total < math.inf else life.slo.first
-            most = life.max_tokens if life.kind == "text" else life.steps
-            done = life.outputs if life.kind == "text" else _steps(life)
+            most = life.steps if life.kind == "image" else life.max_tokens
+            done = _steps(life) if life.kind == "image" else life.outputs
             row: list[Any] = [life.id, life.kind, life.name, round(now - life.arrival, 2), done, most]
             row += [_finite(slack), _finite(budget)]
             yield row

@@ -8,7 +8,7 @@ from typing import Literal
 from neustream.core.types import SLO
 from neustream.engine.events import Record
 
-Kind = Literal["text", "image", "preview"]
+Kind = Literal["text", "image", "agent", "preview"]
 """A preview is of another request, and no request of a client."""
 Over = Literal["", "dropped", "failed", "cancelled"]
 
