@@ -11,10 +11,11 @@ torch = pytest.importorskip("torch", reason="needs the extra 'diffusion'")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     diffusers = pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
+    from served_pipelines import close_to, seeded, serve, words
+
     from neustream.backends.diffusers.arguments import check_arguments
     from neustream.backends.diffusers.signatures import signature_of
     from tests.backends import pipelines
-    from tests.backends.test_never_wrong import close_to, seeded, serve, words
 
 import neustream as ns  # noqa: E402
 

@@ -17,10 +17,10 @@ with warnings.catch_warnings():
     import pipeline_parts
     from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
     from PIL import Image
+    from served_pipelines import Flat, close_to, seeded, serve, together, words
 
     from neustream.backends.diffusers import rehearsals
     from tests.backends import pipelines
-    from tests.backends.test_never_wrong import Flat, close_to, seeded, serve, together, words
 
 import neustream as ns  # noqa: E402
 
