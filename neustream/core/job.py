@@ -243,6 +243,15 @@ class Job:
         self.due_next = min(self.due, self.leg_until, self.output_due(self.outputs))
         return late
 
+    def take_end(self, now: float) -> None:
+        """Note that it came to the end of its graph; its state is the answer if nothing else is."""
+        if self.request.graph.collects:
+            self.output = dict(self.state)
+        if self.output is None:
+            self.output = dict(self.state)
+            self.late = self.late or now > self.due_next + TICK
+        self.late = self.late or now > self.due + TICK
+
     def _output_due(self) -> float:
         """When its next output is due by what its caller was promised, kept up or not."""
         if not self.released:

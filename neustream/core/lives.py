@@ -202,12 +202,7 @@ class Lives:
             job.leg, job.call_outputs = "", 0
             self.forks.open(job, now)
             return
-        if job.request.graph.collects:
-            job.output = dict(job.state)
-        if job.output is None:
-            job.output = dict(job.state)
-            job.late = job.late or now > job.due_next + TICK
-        job.late = job.late or now > job.due + TICK
+        job.take_end(now)
         self.end(job, "done", "", now)
 
     def _go_on(self, job: Entry, stage: Stage | None, now: float) -> None:
