@@ -276,7 +276,7 @@ def test_profile_and_then_run_with_what_was_measured(tmp_path):
     path = toy(tmp_path, backend={"kind": "toy_backend:make", "step_s": 0.001}, policies={"fcfs": {}, "serial": {}})
     done = command("profile", path, "--out", tmp_path / "new", "--repeats", 3, "--warmup", 1)
     assert done.status == 0, done.err
-    assert "toy on toy device" in done.out
+    assert "toy on toy device" in done.out and results(tmp_path / "new/draw.json")["engine"]["load_s"] > 0
     rows = [line.split()[:2] for line in done.out.splitlines() if line.split()[:1] in (["draw"], ["decode"])]
     assert rows == [["draw", "1"], ["draw", "2"], ["draw", "3"], ["draw", "4"], ["decode", "1"], ["decode", "2"]]
     done = command("run", path, "--set", f"profiles={tmp_path / 'new'}", "--json", tmp_path / "out.json")

@@ -14,6 +14,7 @@ from neustream.config.schema import Experiment, StagesExperiment
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile, units_of
 from neustream.core.types import Request
+from neustream.engine.clock import stopwatch
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline, pipeline_of
 from neustream.graphs import llm_profiles
@@ -53,6 +54,7 @@ def measure_experiment(
 ) -> tuple[dict[str, list[Measurement]], Measured]:
     """Time every stage of a pipeline's real model."""
     experiment = pipeline.experiment
+    began = stopwatch()
     model, wanted = make_model(experiment, device), wanted_of(pipeline)
     measured: dict[str, list[Measurement]] = {}
     own: dict[str, str] = {}
@@ -64,6 +66,7 @@ def measure_experiment(
         on_limit(own[mine], batch, error)
 
     with Bench(model.mount(wanted), device) as bench:
+        load_s = stopwatch() - began
         for name, stage in pipeline.configs.items():
             rounds = pipeline.sample(LOOPED_ROUNDS if stage.times else SAMPLE_ROUNDS)
             graph, params = sampled(bench, model, rounds)
@@ -81,7 +84,7 @@ def measure_experiment(
                 on_limit=limited,
                 stages=[mine for mine in graph.stages if own[mine] == name],
             )
-        costs = _costs(bench, model, pipeline, profiles_of(measured), device)
+        costs = _costs(bench, model, pipeline, profiles_of(measured), device, load_s)
     named = {own[mine]: [replace(one, stage=own[mine]) for one in some] for mine, some in measured.items()}
     origin = {"how": "neustream profile", "config": experiment.name, "dtype": model.dtype, "versions": versions()}
     return named, Measured(model.model_name, model.label(device), origin, costs)
@@ -105,10 +108,11 @@ def _costs(
     pipeline: Pipeline[Experiment],
     profiles: Mapping[str, LatencyProfile],
     device: str,
+    load_s: float,
 ) -> EngineCosts:
     """What the engine adds to the steps of a model that was just measured.
 
-    `profiles`: of the stages of the mount.
+    `profiles`: of the stages of the mount; `load_s`: what it took until the model was there.
     """
     experiment, wanted = pipeline.experiment, wanted_of(pipeline)
     named = {model.stage_of(wanted, "", stage) or stage: profile for stage, profile in profiles.items()}
@@ -125,7 +129,8 @@ def _costs(
         called(request)  # a first call of its kind makes its stages known
     pool = replace(bench.pool, stages=tuple(profiles))
     calls = [partial(called, request) for request in drawn.requests]
-    return engine_costs([pool], profiles, bench.modules, calls, device)
+    costs = engine_costs([pool], profiles, bench.modules, calls, device)
+    return costs.model_copy(update={"load_s": load_s})
 
 
 def profile_shapes(
@@ -152,14 +157,18 @@ def profile_shapes(
 
 def profile_steps(pipeline: LlmPipeline, device: str, out: Path | str, seconds: float, tick: Tick) -> StepsFile:
     """Time the steps of a language model, into its profile's file under `out`."""
+    began = stopwatch()
     model = make_model(pipeline.experiment, device)
+    load_s = stopwatch() - began
     file = model.steps(seconds, tick)
     profiles = llm_profiles(pipeline.label, steps_of(file), pipeline.experiment.llm.max_batch)
     if pipeline.sees:
         looks = model.see(pipeline.experiment.llm.max_batch)
         profiles[f"{pipeline.label}.see"] = units_of(*profiles_of({"see": looks}, file.device).values())
         save({pipeline.see_file.stem: looks}, out, model=file.model, device=file.device, origin=file.origin)
+    began = stopwatch()
     with Bench(model.mount(wanted_of(pipeline, profiles)), device) as bench:
-        file = file.model_copy(update={"engine": _costs(bench, model, pipeline, profiles, device)})
+        load_s += stopwatch() - began
+        file = file.model_copy(update={"engine": _costs(bench, model, pipeline, profiles, device, load_s)})
     save_steps(file, Path(out) / pipeline.steps_file.name)
     return file

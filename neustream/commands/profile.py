@@ -111,7 +111,7 @@ def _say_costs(costs: EngineCosts) -> None:
     handover, decision, call = costs.handover_s * 1e6, costs.decision_s * 1e6, costs.call_s * 1e6
     console.print(
         f"the engine: {handover:.0f} us from step to step, {decision:.0f} us a decision, {call:.0f} us a call; "
-        f"a served step takes {costs.latency_scale:.2f} times the above",
+        f"a served step takes {costs.latency_scale:.2f} times the above; {costs.load_s:.1f} s to load the model",
         highlight=False,
     )
 

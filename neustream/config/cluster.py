@@ -30,14 +30,14 @@ class InstanceConfig(Section):
 
     `stages`: that they serve, all by default; of several models as `model.stage`, or `model` for
     all of it. `profiles`: of their device, if that is not the one of the model; of several models
-    by name. `load_s`: from being ordered to being there. `memory_bytes`: room for weights, which a
-    placement has to fit.
+    by name. `load_s`: from being ordered to being there; None: as their profiles say.
+    `memory_bytes`: room for weights, which a placement has to fit.
     """
 
     count: Count = 1
     stages: list[str] | None = Field(default=None, min_length=1)
     profiles: Path | dict[str, Path] | None = None
-    load_s: Wait = 0.0
+    load_s: Wait | None = None
     memory_bytes: Annotated[float, Field(gt=0)] | None = None
 
 

@@ -128,7 +128,7 @@ def simulate_cluster(
             role,
             kind.count,
             partial(_instance, rule, roles[role], bench),
-            kind.load_s,
+            roles[role].load_s,
             network.token_bytes,
         )
         for role, kind in config.kinds.items()

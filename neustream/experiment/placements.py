@@ -87,7 +87,7 @@ def ground_of(prepared: Prepared, config: ClusterConfig) -> Ground:
             device = name if device in kinds else device
             kinds[device] = kind
             memory = math.inf if kind.memory_bytes is None else kind.memory_bytes
-            devices[device] = Device(device, 0, Rates(roles[name].profiles), memory, kind.load_s)
+            devices[device] = Device(device, 0, Rates(roles[name].profiles), memory, roles[name].load_s)
         devices[device] = replace(devices[device], count=devices[device].count + kind.count)
         served = stages_of(prepared, name, kind)
         where = device, tuple(stage for stage in order if stage in served)

@@ -175,7 +175,7 @@ def _of_class(model: str, request: Request) -> Request:
 def _with_costs(experiment: Experiment) -> Experiment:
     """The experiment with what its profiles say of serving, where the config does not say it."""
     costs, simulation = pipeline_of(experiment).costs(), experiment.simulation
-    update = {name: cost for name, cost in costs if getattr(simulation, name) is None}
+    update = {name: cost for name, cost in costs if getattr(simulation, name, 0.0) is None}
     return experiment.model_copy(update={"simulation": simulation.model_copy(update=update)})
 
 

@@ -17,10 +17,14 @@ from neustream.experiment.prepared import Prepared
 
 @dataclass(frozen=True)
 class Role:
-    """What an instance of a kind is: its pools, and the latencies of all stages on its device."""
+    """What an instance of a kind is: its pools, and the latencies of all stages on its device.
+
+    `load_s`: from being ordered to being there.
+    """
 
     pools: tuple[Pool, ...]
     profiles: Mapping[str, LatencyProfile]
+    load_s: float = 0.0
 
     @property
     def stages(self) -> frozenset[str]:
@@ -46,7 +50,7 @@ def roles_of(prepared: Prepared, config: ClusterConfig) -> dict[str, Role]:
     roles = {}
     for name, kind in config.kinds.items():
         served = stages_of(prepared, name, kind)
-        roles[name] = Role(pools_with(prepared.pools, served), profiles[name])
+        roles[name] = Role(pools_with(prepared.pools, served), profiles[name], load_s_of(prepared, name, kind))
     _check_all_served(prepared, config, roles)
     _check_texts(prepared, config, roles)
     return roles
@@ -93,6 +97,18 @@ def profiles_of(prepared: Prepared, config: ClusterConfig) -> dict[str, dict[str
                 elsewhere = pipeline.experiment.model_copy(update={"profiles": folder})
                 found[role] |= pipeline_of(elsewhere, pipeline.prefix).load_profiles()
     return found
+
+
+def load_s_of(prepared: Prepared, role: str, kind: InstanceConfig) -> float:
+    """Seconds until an instance is there: as the config says, else all its models, as measured with their profiles."""
+    if kind.load_s is not None:
+        return kind.load_s
+    seconds = 0.0
+    for pipeline in prepared.pipelines:
+        folder = folder_of(role, kind, pipeline.prefix.removesuffix("."))
+        update = {} if folder is None else {"profiles": folder}
+        seconds += pipeline_of(pipeline.experiment.model_copy(update=update), pipeline.prefix).costs().load_s
+    return seconds
 
 
 def folder_of(role: str, kind: InstanceConfig, model: str) -> Path | None:

@@ -41,7 +41,8 @@ class EngineCosts(BaseModel):
     `handover_s`: from the end of a step to the start of the next, where that is planned already;
     `decision_s`: what the default policy takes to decide. `call_s`: what the call for a request
     takes in the serving process, before it is taken in. `latency_scale`: how many times its profile
-    a served step takes, 1 or more.
+    a served step takes, 1 or more. `load_s`: until the model is there and can be served, its
+    libraries and its weights included; a new instance of a cluster takes so long.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -50,6 +51,7 @@ class EngineCosts(BaseModel):
     decision_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     call_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     latency_scale: Annotated[float, Field(ge=1, le=1e6)] = 1.0
+    load_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
 class _File(BaseModel):
@@ -138,13 +140,14 @@ class _Costs(BaseModel):
 
 
 def load_costs(paths: Sequence[Path]) -> EngineCosts:
-    """What serving adds to the steps of these profiles: the least that one of them says."""
+    """What serving adds to the steps of these profiles: the least that one of them says; to load, the most."""
     costs = [read_profile(path, _Costs.model_validate_json, lambda file: file.engine, "profile") for path in paths]
     return EngineCosts(
         handover_s=min(cost.handover_s for cost in costs),
         decision_s=min(cost.decision_s for cost in costs),
         call_s=min(cost.call_s for cost in costs),
         latency_scale=min(cost.latency_scale for cost in costs),
+        load_s=max(cost.load_s for cost in costs),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from toys import command, squash
+from toys import command, squash, toy
 
 from neustream import ConfigError
 from neustream.config import load_config
@@ -176,3 +176,16 @@ def test_the_bound_of_a_cluster_is_of_all_its_instances(config, tmp_path, root):
 def test_what_has_no_bound_says_so(config, words, message):
     done = command("simulate", str(config), *words)
     assert done.status == 2 and squash(message) in squash(done.out + done.err)
+
+
+def test_a_new_instance_takes_as_long_as_its_profiles_say(tmp_path):
+    section = {"instances": 1, "scaler": {"fixed": {"count": 2}}, "router": "round_robin"}
+    path = toy(tmp_path, cluster=section, workload={"rate": 2, "requests": 40, "steps": 2})
+    file = tmp_path / "profiles/draw.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "engine": {"load_s": 5.0}}))
+    measured = load_config(path)
+    report = simulate(prepare(measured), "fcfs")
+    assert report.instance_s == pytest.approx(2 * report.duration - 5.0, abs=0.1)
+    at_once = load_config(path, ["cluster.instances={whole: {count: 1, load_s: 0}}"])
+    report = simulate(prepare(at_once), "fcfs")
+    assert report.instance_s == pytest.approx(2 * report.duration, abs=0.1)
