@@ -165,31 +165,45 @@ def config_of(kind: str) -> Any:
 
 def _rebuilt(config: Any, change: Mapping[str, Any]) -> Any:
     """A configuration of the same class with small numbers."""
-    given: dict[str, Any] = {}
     inner = dict(getattr(type(config), "sub_configs", {}))
-    for name, value in _fields(config).items():
-        if name in inner or hasattr(value, "to_dict"):
-            if value is not None and hasattr(value, "to_dict"):
-                given[name] = _rebuilt(value, change.get(name, {})).to_dict()
-            continue
-        if value is None and name in FILLED:
-            given[name] = FILLED[name]
-        elif (small := _small(name, value)) is not value:
-            given[name] = small
-    if "encoder_layers" in _fields(config):
+    given = _small_fields(config, inner, change)
+    own = _fields(config)
+    if "encoder_layers" in own:
         given["encoder_layers"] = LAYERS
     if "kv_lora_rank" in given:  # latent attention has keys for every head
         given["num_key_value_heads"] = 4
-    layers = next((given[name] for name in given if re.fullmatch(RULES[3][0], name)), LAYERS)
-    for name, value in _fields(config).items():
-        if isinstance(value, list | tuple) and len(value) > layers and name.endswith(("types", "type", "pattern")):
-            given[name] = _shortened(list(value), layers)
-    own = _fields(config)
+    given |= _short_lists(own, given)
     if own.get("is_decoder") is False:
         given["is_decoder"] = True
     given |= {name: at for name, at in IDS.items() if name in own or name == "eos_token_id"}
     given |= {name: value for name, value in change.items() if name not in inner}
     return type(config)(**given)
+
+
+def _small_fields(config: Any, inner: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are to be others: configurations within (`inner` names them), and numbers."""
+    given: dict[str, Any] = {}
+    for name, value in _fields(config).items():
+        if hasattr(value, "to_dict"):
+            given[name] = _rebuilt(value, change.get(name, {})).to_dict()
+        elif name in inner:
+            continue
+        elif value is None and name in FILLED:
+            given[name] = FILLED[name]
+        elif (small := _small(name, value)) is not value:
+            given[name] = small
+    return given
+
+
+def _short_lists(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists with an entry for each layer, for as many layers as there will be."""
+    layers = next((given[name] for name in given if re.fullmatch(RULES[3][0], name)), LAYERS)
+    found = {}
+    for name, value in own.items():
+        by_layer = name.endswith(("types", "type", "pattern")) and isinstance(value, list | tuple)
+        if by_layer and len(value) > layers:
+            found[name] = _shortened(list(value), layers)
+    return found
 
 
 def _fields(config: Any) -> dict[str, Any]:

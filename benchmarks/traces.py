@@ -20,7 +20,7 @@ import platform
 import statistics
 import tempfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter, process_time
@@ -48,72 +48,97 @@ def _texts(at: int, count: int) -> str:
 
 def lines_of(name: str, rows: int) -> Iterator[str]:
     """The lines of a file in the schema of a format."""
-    tokens = [(at * 37 % 4000 + 1, at * 11 % 900 + 1) for at in range(rows)]
-    if name == "neustream":
-        yield "arrival_s,prompt_tokens,output_tokens,slo_ttft_ms,slo_tpot_ms,session"
-        yield from (f"{at * 0.037:.3f},{a},{b},500,50,s{at % 100}" for at, (a, b) in enumerate(tokens))
-    elif name == "neustream jsonl":
-        yield from (
-            json.dumps({"arrival_s": at * 0.037, "steps": a % 50 + 1, "slo_ms": 900, "params": {"prompt": "a cat"}})
-            for at, (a, _) in enumerate(tokens)
-        )
-    elif name == "azure_llm":
-        yield "TIMESTAMP,ContextTokens,GeneratedTokens"
-        yield from (f"{_date(at, '+00:00')},{a},{b}" for at, (a, b) in enumerate(tokens))
-    elif name == "azure_lmm":
-        yield "TIMESTAMP,NumImages,ContextTokens,GeneratedTokens"
-        yield from (f"{_date(at)},{at % 3},{a},{b}" for at, (a, b) in enumerate(tokens))
-    elif name == "burstgpt":
-        yield "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type"
-        yield from (f"{at},{at % 99},2.5,ChatGPT,{a},{b},{a + b},API log" for at, (a, b) in enumerate(tokens))
-    elif name == "mooncake":
-        yield from (
-            json.dumps(
-                {"timestamp": at * 37, "input_length": a, "output_length": b, "hash_ids": list(range(a // 512 + 1))}
-            )
-            for at, (a, b) in enumerate(tokens)
-        )
-    elif name == "guidellm":
-        yield from (
-            json.dumps({"timestamp": at / 9, "input_length": a, "output_length": b}) for at, (a, b) in enumerate(tokens)
-        )
-    elif name == "vidur":
-        yield "arrived_at,num_prefill_tokens,num_decode_tokens"
-        yield from (f"{at / 9},{a},{b}" for at, (a, b) in enumerate(tokens))
-    elif name == "vllm_omni":
-        yield from (
-            f"Request(prompt='{_texts(at, 12)}', width=512, height=768, num_frames=1, "
-            f"num_inference_steps={a % 50 + 1}, seed={at}, timestamp={at / 9}, slo_ms=900.5, request_id='{at}')"
-            for at, (a, _) in enumerate(tokens)
-        )
-    elif name == "diffusiondb":
-        yield "image_name,prompt,part_id,seed,step,cfg,sampler,width,height,user_name,timestamp,image_nsfw,prompt_nsfw"
-        yield from (
-            f'{at}.png,"{_texts(at, 12)}, art",1,{at},{a % 50 + 1},7.0,8,512,704,u,{_date(at)[:19]}+00:00,0.1,0.2'
-            for at, (a, _) in enumerate(tokens)
-        )
-    else:
-        turns = ({"from": "human", "value": "{}"}, {"from": "gpt", "value": "{}"})
-        assert name == "sharegpt"
-        for at in range(rows):
-            pair = [{**turn, "value": _texts(at, count)} for turn, count in zip(turns, (20, 80), strict=True)]
-            end = "]" if at == rows - 1 else ","
-            yield ("[" if at == 0 else "") + json.dumps({"id": str(at), "conversations": pair}) + end
+    if name == "sharegpt":
+        yield from _conversations(rows)
+        return
+    head, row = FORMATS[name]
+    if head:
+        yield head
+    for at in range(rows):
+        yield row(at, at * 37 % 4000 + 1, at * 11 % 900 + 1)
 
 
-NAMES = (
-    "neustream",
-    "neustream jsonl",
-    "azure_llm",
-    "azure_lmm",
-    "burstgpt",
-    "mooncake",
-    "guidellm",
-    "vidur",
-    "vllm_omni",
-    "diffusiondb",
-    "sharegpt",
-)
+def _conversations(rows: int) -> Iterator[str]:
+    """One JSON list, a conversation a line."""
+    for at in range(rows):
+        turns = [
+            {"from": "human", "value": _texts(at, 20)},
+            {"from": "gpt", "value": _texts(at, 80)},
+        ]
+        end = "]" if at == rows - 1 else ","
+        yield ("[" if at == 0 else "") + json.dumps({"id": str(at), "conversations": turns}) + end
+
+
+def _own(at: int, prompt: int, output: int) -> str:
+    return f"{at * 0.037:.3f},{prompt},{output},500,50,s{at % 100}"
+
+
+def _own_images(at: int, prompt: int, output: int) -> str:
+    params = {"prompt": "a cat"}
+    return json.dumps({"arrival_s": at * 0.037, "steps": prompt % 50 + 1, "slo_ms": 900, "params": params})
+
+
+def _azure_llm(at: int, prompt: int, output: int) -> str:
+    return f"{_date(at, '+00:00')},{prompt},{output}"
+
+
+def _azure_lmm(at: int, prompt: int, output: int) -> str:
+    return f"{_date(at)},{at % 3},{prompt},{output}"
+
+
+def _burstgpt(at: int, prompt: int, output: int) -> str:
+    return f"{at},{at % 99},2.5,ChatGPT,{prompt},{output},{prompt + output},API log"
+
+
+def _mooncake(at: int, prompt: int, output: int) -> str:
+    blocks = list(range(prompt // 512 + 1))
+    row = {"timestamp": at * 37, "input_length": prompt, "output_length": output, "hash_ids": blocks}
+    return json.dumps(row)
+
+
+def _guidellm(at: int, prompt: int, output: int) -> str:
+    return json.dumps({"timestamp": at / 9, "input_length": prompt, "output_length": output})
+
+
+def _vidur(at: int, prompt: int, output: int) -> str:
+    return f"{at / 9},{prompt},{output}"
+
+
+def _vllm_omni(at: int, prompt: int, output: int) -> str:
+    return (
+        f"Request(prompt='{_texts(at, 12)}', width=512, height=768, num_frames=1, "
+        f"num_inference_steps={prompt % 50 + 1}, seed={at}, timestamp={at / 9}, slo_ms=900.5, "
+        f"request_id='{at}')"
+    )
+
+
+def _diffusiondb(at: int, prompt: int, output: int) -> str:
+    drawn = f"1,{at},{prompt % 50 + 1},7.0,8,512,704"
+    return f'{at}.png,"{_texts(at, 12)}, art",{drawn},u,{_date(at)[:19]}+00:00,0.1,0.2'
+
+
+FORMATS: dict[str, tuple[str, Callable[[int, int, int], str]]] = {
+    "neustream": ("arrival_s,prompt_tokens,output_tokens,slo_ttft_ms,slo_tpot_ms,session", _own),
+    "neustream jsonl": ("", _own_images),
+    "azure_llm": ("TIMESTAMP,ContextTokens,GeneratedTokens", _azure_llm),
+    "azure_lmm": ("TIMESTAMP,NumImages,ContextTokens,GeneratedTokens", _azure_lmm),
+    "burstgpt": (
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type",
+        _burstgpt,
+    ),
+    "mooncake": ("", _mooncake),
+    "guidellm": ("", _guidellm),
+    "vidur": ("arrived_at,num_prefill_tokens,num_decode_tokens", _vidur),
+    "vllm_omni": ("", _vllm_omni),
+    "diffusiondb": (
+        "image_name,prompt,part_id,seed,step,cfg,sampler,width,height,user_name,timestamp,image_nsfw,prompt_nsfw",
+        _diffusiondb,
+    ),
+}
+"""The first line of a file, "" for none, and each further one by its number and its tokens."""
+
+
+NAMES = (*FORMATS, "sharegpt")
 
 
 def measure(trace: Trace, rows: int, repeats: int) -> dict[str, float]:
