@@ -1,5 +1,7 @@
 """Requests that go through several pools, with nothing promised but their end."""
 
+import math
+
 from neustream.core.batch import Batch
 from neustream.core.graph import Graph, Stage, seq
 from neustream.core.kv_cache import KVCache
@@ -25,7 +27,7 @@ STEPS = StepProfile(
 PARAMS = {"first": 50, "second": 100, "outputs": 20, "more": 100}
 
 
-def served(policy, *, count=40, gap=0.05, total=3.0, params=PARAMS, memory=500):
+def served(policy, *, count=40, gap=0.05, total=3.0, params=PARAMS, memory=500, ends=None):
     """`count` requests of two models and a tool; the second model has memory for two of them."""
     first = llm("first", prompt="first", max_tokens="outputs")
     second = llm("second", prompt="second", max_tokens="more")
@@ -38,13 +40,14 @@ def served(policy, *, count=40, gap=0.05, total=3.0, params=PARAMS, memory=500):
     profiles = {**llm_profiles("first", STEPS), **llm_profiles("second", STEPS)}
     profiles["tool"] = LinearProfile("tool", base=0.1, max_batch=1)
     requests = [Request(f"r{at}", graph, at * gap, SLO(total), params) for at in range(count)]
-    executor = ProfiledExecutor(outcome=lambda batch: _nothing(batch))
+    executor = ProfiledExecutor(outcome=lambda batch: _ended(batch, ends or {}))
     member = Member(Scheduler(pools, policy, profiles), {pool.name: executor for pool in pools})
     return Engine(member, VirtualClock()).run(requests).counts
 
 
-def _nothing(batch: Batch):
-    return [{} for _ in batch.jobs]
+def _ended(batch: Batch, ends):
+    """Whether each is over, by the outputs after which a model ends by itself."""
+    return [{"ended": job.call_outputs + 1 >= ends.get(job.stage.model, math.inf)} for job in batch.jobs]
 
 
 def test_all_are_on_time_where_there_is_time_for_all():
@@ -54,6 +57,14 @@ def test_all_are_on_time_where_there_is_time_for_all():
 def test_under_overload_it_begins_what_it_can_end_and_serves_more_than_edf():
     ours, edf = served(Priced()), served(EDF())
     assert ours["late"] == 0 and ours["on_time"] > edf["on_time"]
+
+
+def test_a_maximum_that_nobody_comes_to_keeps_nobody_out():
+    """By their maximum each would take 12 s of its 3; they end after 20 and 100 outputs."""
+    far = {**PARAMS, "outputs": 600, "more": 600}
+    ends = {"first": 20, "second": 100}
+    counts = served(Priced(), gap=0.5, count=20, params=far, memory=4000, ends=ends)
+    assert counts["on_time"] >= 15
 
 
 def test_a_request_that_needs_more_memory_than_there_is_ends():
@@ -73,7 +84,7 @@ def test_within_one_pool_the_rule_for_tokens_decides():
     pool = Pool("gpu", ("text.prefill", "text.decode"))
     member = Member(
         Scheduler([pool], WholeWay(Asked()), llm_profiles("text", STEPS)),
-        {"gpu": ProfiledExecutor(outcome=_nothing)},
+        {"gpu": ProfiledExecutor(outcome=lambda batch: _ended(batch, {}))},
     )
     request = Request("one", graph, 0.0, SLO(5.0), {"prompt_tokens": 5, "max_tokens": 3})
     assert Engine(member, VirtualClock()).run([request]).counts["on_time"] == 1 and Asked.views >= 3

@@ -119,7 +119,10 @@ def _call(
 
 
 def expected(lengths: Lengths | None, made: int, most: float) -> float:
-    """Outputs that a generation which made some should still make, of at most so many."""
+    """Outputs that a generation which made some should still make, of at most so many.
+
+    All as long as none was seen to end early; then no more than some came to, and at least one.
+    """
     if lengths is None or not lengths.ends:
         return most
-    return min(most, lengths.within(made, 0.5))
+    return min(most, max(lengths.least(made, 0.5), 1.0))

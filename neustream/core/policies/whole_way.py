@@ -19,7 +19,6 @@ from neustream.core.policies.model_queues import ModelQueues, at_decode, has_pro
 from neustream.core.policies.way_ahead import Leg, expected
 from neustream.core.policies.way_rooms import AGAIN, KnownLegs, Looked, Room, ScarcePrice
 from neustream.core.policy import Decision, Policy, View
-from neustream.core.reasons import due, span
 from neustream.core.types import TICK
 
 Floats = NDArray[np.float64]
@@ -134,11 +133,8 @@ class _Step:
             self.run.add(job, self._row(job))
         self.end = self._ends(self.run)
         self._give_up_late()
-        for job in waiting:
-            needs = sum([leg.alone for leg in self._legs(job)])
-            left = job.due - self.view.now
-            if needs > left + TICK:
-                self.drop[job] = f"hopeless: needs {span(needs)} more, {due(left)}"
+        late = self.view.hopeless()
+        self.drop |= {job: late[job] for job in waiting if job in late}
         self.waiting = [job for job in waiting if job not in self.drop]
 
     # -- those who run ----------------------------------------------------------------------------
@@ -180,7 +176,7 @@ class _Step:
 
     def _give_up_late(self) -> None:
         """Those that those who run here make late, the latest first: they keep others from time."""
-        while len(self.end):
+        while len(self.end) > 1:
             over = self.end - np.array(self.run.hard)
             worst = int(np.argmax(over))
             if over[worst] <= TICK:
@@ -275,14 +271,15 @@ class _Step:
             setattr(beside, name, [*getattr(run, name), value])
         if not self._has_memory(beside, share):
             return False
+        if not run.jobs:  # nobody else needs the device, and it may end early
+            return True
         end = self._ends(beside, seconds)
         soft, hard = np.array(run.soft), np.array(run.hard)
         before = self.end
         limit = np.where(before <= soft + TICK, soft, np.where(before <= hard + TICK, hard, np.inf))
         if (end[:-1] > limit + TICK).any():
             return False
-        own = row[2] if job.started_at is None or run.jobs else row[3]
-        if end[-1] <= own + TICK:
+        if end[-1] <= row[2] + TICK:
             return True
         return job.started_at is not None and bool(end[-1] <= row[3] + TICK)
 
