@@ -3,7 +3,7 @@
     python benchmarks/agents.py [--quick] [--jobs N] [--seeds N] [--rule NAME ...] [--over KEY ...]
 
 Simulates the artifact's sweeps (configs/paper/matplotagent_rtx4090.yaml has the set-up, and says what is assumed;
-`--seeds` adds others than its seeds, for confidence) under each rule and writes
+`--seeds` adds others than its seeds, for confidence) under each rule and writes, after each seed,
 benchmarks/results/agents.{json,md,png}. Counted are
 
 * requests: the share that ended in time (ours);
@@ -174,9 +174,21 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 means = [statistics.mean(row[number] for row in some if row["value"] == value) for value in values]
                 axis.plot(values, means, marker="o", label=rule)
             axis.set(xlabel=over, ylabel=label, ylim=(0, None))
-    axes[0][0].legend()
+    axes[1][0].legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def write(rows: Sequence[dict[str, Any]], args: argparse.Namespace, seeds: int) -> None:
+    """The results of so many seeds."""
+    options = f" --seeds {seeds} --rule {' '.join(args.rule)} --over {' '.join(args.over)}"
+    origin = {"command": f"python benchmarks/agents.py{options}", "neustream": __version__}
+    origin["python"] = platform.python_version()
+    RESULTS.mkdir(exist_ok=True)
+    compact = ",\n  ".join(json.dumps(row) for row in rows)
+    (RESULTS / "agents.json").write_text(f'{{"origin": {json.dumps(origin)}, "rows": [\n  {compact}\n]}}\n')
+    (RESULTS / "agents.md").write_text(markdown(rows, seeds))
+    draw(rows, RESULTS / "agents.png")
 
 
 def main() -> None:
@@ -194,14 +206,8 @@ def main() -> None:
     with Progress() as progress, ProcessPoolExecutor(args.jobs) as pool:
         for done in progress.track(pool.map(run, todo), total=len(todo), description="simulating"):
             rows += done
-    options = f" --seeds {args.seeds} --rule {' '.join(args.rule)} --over {' '.join(args.over)}"
-    origin = {"command": f"python benchmarks/agents.py{options}", "neustream": __version__}
-    origin["python"] = platform.python_version()
-    RESULTS.mkdir(exist_ok=True)
-    compact = ",\n  ".join(json.dumps(row) for row in rows)
-    (RESULTS / "agents.json").write_text(f'{{"origin": {json.dumps(origin)}, "rows": [\n  {compact}\n]}}\n')
-    (RESULTS / "agents.md").write_text(markdown(rows, args.seeds))
-    draw(rows, RESULTS / "agents.png")
+            if len(rows) % (len(todo) // args.seeds) == 0:  # of one more seed
+                write(rows, args, rows[-1]["seed"] + 1)
     print(markdown(rows, args.seeds))
 
 
