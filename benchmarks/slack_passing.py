@@ -61,7 +61,7 @@ def config(graph: str, rate: float, apart: bool, requests: int, seed: int) -> di
     return {
         "name": "slack",
         "profiles": str(ROOT / "profiles/a6000"),
-        "llms": {name: llm for name in names},
+        "llms": dict.fromkeys(names, llm),
         "tools": {"look": {"latency_s": 0.05}} if graph == "loop" else {},
         "agent": nodes(graph, apart),
         "workload": {"rate": rate, "requests": requests, "seed": seed},
