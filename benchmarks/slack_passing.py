@@ -2,11 +2,12 @@
 
     python benchmarks/slack_passing.py [--requests N] [--seeds N]
 
-A chain of three calls, a loop of three rounds (a call and a tool), and eight calls at the same time before one that reads
-them; OPT-13B on a device for each name (profiles/a6000). Outputs are drawn, log-normal around 60 tokens of at most 300, so
-calls take more or less than their share; those of a request's rounds are as many. A request is promised `BUDGET_S` for each
-call on its way. `passing`: that is all; each call is due by what is left. `apart`: each call has its share and no more, so a
-request of which one call is late is lost. Written is benchmarks/results/slack_passing.json.
+A chain of three calls, a loop of three rounds (a call and a tool), and eight calls at the same time before one that
+reads them; OPT-13B on a device for each name (profiles/a6000). Outputs are drawn, log-normal around 60 tokens of at
+most 300, so calls take more or less than their share; those of a request's rounds are as many. A request is
+promised `BUDGET_S` for each call on its way. `passing`: that is all; each call is due by what is left. `apart`:
+each call has its share and no more, so a request of which one call is late is lost. Written is
+benchmarks/results/slack_passing.json.
 """
 
 from __future__ import annotations
