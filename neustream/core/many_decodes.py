@@ -40,7 +40,7 @@ def _profiled(profile: LatencyProfile, batch: Floats, context: Floats) -> Floats
 
 def _interpolated(grid: DecodeGrid, batch: Floats, total: Floats) -> Floats:
     """As `DecodeGrid.latency`."""
-    rows, columns, table = np.array(grid.batch), np.array(grid.context), np.array(grid.latency_s)
+    rows, columns, table = grid.arrays
     context = total / batch
     nearest_batch = np.clip(batch, rows[0], rows[-1])
     nearest_context = np.clip(context, columns[0], columns[-1])

@@ -136,6 +136,7 @@ class DecodeGrid:
         self.name, self.device, self.max_batch = name, device, max_batch
         self.batch, self.context = [float(b) for b in batch], [float(c) for c in context]
         self.latency_s: list[list[float]] = table.tolist()
+        self.arrays = np.array(self.batch), np.array(self.context), table
         self.fit = fit
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:

@@ -197,6 +197,20 @@ def test_promises_are_not_shed_in_a_slow_phase_that_ends_soon():
     assert ours >= 0.96 * fcfs  # not reached: all of them
 
 
+def test_texts_in_slow_phases_are_served_as_under_fcfs():
+    slow = [{"start_s": 0.3 + 1.7 * at, "duration_s": 0.5, "factor": 3} for at in range(60)]
+    prepared = paper(
+        "opt_13b_a6000",
+        workload__cv=2,
+        workload__rate=3,
+        workload__requests=80,
+        slo={"first_scale": 5, "step_scale": 2},
+        simulation__slowdowns=slow,
+    )
+    ours, fcfs = on_time(prepared, "priced", "fcfs")
+    assert ours >= fcfs
+
+
 CLASSES = {"strict": {"first_s": 1, "step_s": 0.05}, "lax": {"first_s": 1, "step_s": 0.1}}
 TEXTS = {
     "two TPOT classes": {"slo": {"classes": list(CLASSES.values())}},

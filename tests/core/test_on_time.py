@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from neustream.core.observed import Ratios
 from neustream.core.policies.horizon import Load
 from neustream.core.policies.model_queues import model_queues
 from neustream.core.policies.on_time import WORTH, Newcomers, Outlook, chances, expectations
-from neustream.core.steps import PrefillTable, StepProfile
+from neustream.core.steps import PrefillTable, Step, StepProfile
 from neustream.graphs import llm, llm_profiles
 
 STEPS = StepProfile(
@@ -110,6 +111,33 @@ def test_the_error_is_the_median_distance_to_the_typical_ratio():
     for ratio in (1.2, 1.5, 1.8) * 40:
         ratios.add(ratio)
     assert ratios.error == pytest.approx(0.2, abs=0.01)
+
+
+def test_prompts_that_met_slow_phases_do_not_make_decodes_look_slow():
+    """A block of the rare steps with prompts spans phases: its mean is that of none of them."""
+    scheduler = scheduler_with(running=[ask("a", first=9.0)], waiting=[ask("b", first=9.0)])
+    prompts, decodes = Ratios(), Ratios()
+    for ratio in (1.0, 1.0, 3.0) * 20:
+        prompts.add(ratio)
+    for _ in range(60):
+        decodes.add(1.25)
+    assert prompts.usual > 1.3
+    spread = {"llm.prefill": prompts, "llm.decode": decodes}
+    speed = {name: ratios.usual for name, ratios in spread.items()}
+    model = model_queues(dataclasses.replace(seen(scheduler), spread=spread, speed=speed), "llm")
+    decode, prompt = Step(decodes=1, context=20.0), Step(1, 100.0, 1e4)
+    assert model.seconds(decode) == pytest.approx(1.25 * STEPS.seconds(decode))
+    assert model.seconds(prompt) == pytest.approx(STEPS.seconds(prompt))
+
+
+def test_prompts_of_which_too_few_were_seen_take_as_long_as_decodes_say():
+    scheduler = scheduler_with(running=[ask("a", first=9.0)], waiting=[ask("b", first=9.0)])
+    prompts = Ratios()
+    prompts.add(3.0)
+    speed = {"llm.prefill": prompts.usual, "llm.decode": 1.5}
+    spread = {"llm.prefill": prompts, "llm.decode": Ratios()}
+    model = model_queues(dataclasses.replace(seen(scheduler), spread=spread, speed=speed), "llm")
+    assert (model.speed, model.prompt_speed) == (1.5, 1.5)
 
 
 # -- promises that are hopeless, and that are not ----------------------------------------------------

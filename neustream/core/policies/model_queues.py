@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
+from neustream.core.observed import ENOUGH
 from neustream.core.policy import Decision, View
 from neustream.core.steps import PhaseProfile, Step, StepLatency
 
@@ -21,6 +22,7 @@ class ModelQueues:
     `decodes` in the order they came to decoding, no more than there are seats (of more, which came
     from elsewhere, the most urgent); `prefills` in the order they came, those whose
     memory was taken or whose prefill has begun first. `seats`: the most requests in one step.
+    `speed`: how many times their profile decodes take; `prompt_speed`: steps with prompts.
     """
 
     view: View
@@ -30,10 +32,12 @@ class ModelQueues:
     prefills: list[Job]
     seats: int
     speed: float
+    prompt_speed: float
 
     def seconds(self, step: Step) -> float:
         """Expected seconds of a step."""
-        return self.speed * self.steps.seconds(step)
+        speed = self.prompt_speed if step.prefills else self.speed
+        return speed * self.steps.seconds(step)
 
     @property
     def memory(self) -> KVCache | None:
@@ -150,12 +154,28 @@ def _queues(view: View, label: str) -> ModelQueues:
     assert stage is not None
     profile = view.profiles[stage.name]
     assert isinstance(profile, PhaseProfile)
-    speed = max(view.speed.get(name, 1.0) for name in view.queues)
     seats = min(view.limit(name) for name in view.queues)
     if len(decodes) > seats:  # some were prefilled elsewhere
         urgent = set(sorted(decodes, key=_next_due)[:seats])
         decodes = [job for job in decodes if job in urgent]
-    return ModelQueues(view, profile.steps, label, decodes, prefills, seats, speed)
+    speeds = _speeds(view, stage.model)
+    return ModelQueues(view, profile.steps, label, decodes, prefills, seats, *speeds)
+
+
+def _speeds(view: View, label: str) -> tuple[float, float]:
+    """The speeds of decodes and of steps with prompts; where too few were seen, the other's.
+
+    Prompts come now and then: a block of their steps spans phases of the device, and its mean is
+    that of no phase. Their median is; noise makes it less than the mean as it does for decodes.
+    """
+    stages = f"{label}.prefill", f"{label}.decode"
+    prompts, decodes = map(view.speed.get, stages)
+    rare, usual = map(view.spread.get, stages)
+    if prompts and decodes and rare and usual:
+        enough = rare.count >= ENOUGH
+        prompts *= rare.typical / rare.usual * usual.usual / usual.typical
+        prompts = prompts if enough else decodes
+    return decodes or prompts or 1.0, prompts or decodes or 1.0
 
 
 def _next_due(job: Job) -> tuple[bool, float, float]:

@@ -77,7 +77,7 @@ class NeuStreamLLM:
         drop = {}
         for job in model.prefills:
             time = job.due_next - view.now
-            if time < model.speed * job.next_output_s and not has_progress(job):
+            if time < model.prompt_speed * job.next_output_s and not has_progress(job):
                 needs = span(job.next_output_s)
                 drop[job] = f"hopeless: its first token needs {needs}, {due(time)}"
         return drop

@@ -74,7 +74,7 @@ def _rest_of_prompts(view: View, model: ModelQueues, prompts: Sequence[Job]) -> 
     needed = 0.0
     demand = []
     for job in sorted(prompts, key=lambda job: job.due_next):
-        needed += model.speed * job.next_output_s
+        needed += model.prompt_speed * job.next_output_s
         if job.due_next < math.inf:
             demand.append((job.due_next - view.now, needed))
     return by_deadlines(demand)

@@ -142,7 +142,7 @@ class StepPlan:
 
         `behind`: seconds that it needs at least after its next output, for a promised end.
         """
-        need = self.model.speed * job.next_output_s
+        need = self.model.prompt_speed * job.next_output_s
         time, left = self._time(job), job.leg_latest - self.view.now
         if time >= need - TICK and left >= need + behind - TICK and not job.late:
             self.waiting.append(job)
@@ -164,7 +164,8 @@ class StepPlan:
         """
         hopes = [job for job in self.drop if self.due(job) > self.view.now]
         if hopes:
-            best = max(hopes, key=lambda job: self.due(job) - self.model.speed * job.next_output_s)
+            speed = self.model.prompt_speed
+            best = max(hopes, key=lambda job: self.due(job) - speed * job.next_output_s)
             del self.drop[best]
             self.waiting.append(best)
 

@@ -211,7 +211,7 @@ class _Step:
         for job, share in self._in_order(waiting):
             if misses >= TRIES or tokens < 1:
                 break
-            seconds = ahead + self.model.speed * job.unit_s
+            seconds = ahead + self.model.prompt_speed * job.unit_s
             if len(self.run.jobs) >= self.model.seats or not self._fits(job, seconds, share):
                 misses += 1
                 self.short = self.short or share == 1.0
