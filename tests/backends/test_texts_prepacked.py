@@ -11,8 +11,9 @@ from texts import Drive, alone, made, model_of, prompts
 
 import neustream as ns
 from neustream import BackendError
-from neustream.backends.transformers import LanguageModel
+from neustream.backends.transformers import LanguageModel, prepacked
 from neustream.backends.transformers.measured import fingerprint
+from neustream.backends.transformers.prepacked import Prepacked
 from neustream.backends.transformers.slots import Row
 
 WIDE = {
@@ -86,6 +87,92 @@ def test_weights_that_change_while_it_is_served_are_noticed():
         model.model.layers[0].mlp.down_proj.weight.mul_(2)
     with pytest.raises(ns.RequestError, match=r"down_proj.weight was written to"):
         served.unchanged.check()
+
+
+WRITES = {
+    "a row": lambda weight: weight[7].fill_(100.0),
+    "a column": lambda weight: weight[:, 300].fill_(100.0),
+}
+
+
+@pytest.mark.parametrize("written", WRITES)
+@pytest.mark.parametrize("layer", ["self_attn.q_proj", "mlp.down_proj"])
+def test_a_part_that_is_written_past_the_counts_of_torch_is_noticed(written, layer):
+    model = made("llama", **WIDE["llama"])
+    drive = Drive(model, slots=1, prepack=True)
+    for _ in range(prepacked.LOOKS):
+        drive.texts.step([])
+    WRITES[written](model.model.layers[0].get_submodule(layer).weight.data)
+    with pytest.raises(ns.StageFailed, match="its weights were written to"):
+        for _ in range(prepacked.LOOKS):
+            drive.texts.step([])
+
+
+def test_a_forward_that_a_layer_is_given_between_steps_stays_and_is_noticed():
+    model = made("llama", **WIDE["llama"])
+    drive = Drive(model, slots=1, prepack=True)
+    layer = model.lm_head
+    given = layer.forward = lambda input: torch.nn.functional.linear(input, layer.weight) * 2
+    with drive.texts.model.prepacked.used():
+        assert layer.forward is given
+    assert layer.forward is given
+    with pytest.raises(ns.StageFailed, match="lm_head has another forward"):
+        drive.texts.step([])
+
+
+def test_a_model_that_two_serve_reads_copies_in_each_ones_calls():
+    model = torch.nn.Sequential(torch.nn.Linear(512, 512))
+    one, two = Prepacked(model), Prepacked(model)
+    input = torch.randn(3, 512, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        stock = model(input)
+        with one.used():
+            own = model(input)
+            with ThreadPoolExecutor(1) as other:
+                other.submit(_used_once, two).result()
+            assert torch.equal(model(input), own)
+            late = Prepacked(model)
+        assert torch.equal(model(input), stock)
+    assert not torch.equal(own, stock)
+    assert len(late) == 1
+    assert "forward" not in model[0].__dict__
+
+
+def _used_once(packed):
+    with packed.used():
+        pass
+
+
+def test_weights_that_begin_at_one_place_have_copies_of_their_own():
+    flat = torch.randn(1024 * 512, generator=torch.Generator().manual_seed(2))
+    model = torch.nn.ModuleList([torch.nn.Linear(512, 512), torch.nn.Linear(512, 1024)])
+    model[0].weight = torch.nn.Parameter(flat[: 512 * 512].view(512, 512))
+    model[1].weight = torch.nn.Parameter(flat.view(1024, 512))
+    packed, input = Prepacked(model), torch.ones(2, 512)
+    with torch.inference_mode(), packed.used():
+        assert [layer(input).shape for layer in model] == [(2, 512), (2, 1024)]
+
+
+def test_a_weight_that_is_computed_from_others_has_no_copy():
+    layers = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.Linear(512, 512))
+    torch.nn.utils.parametrizations.weight_norm(layers[0])
+    assert len(Prepacked(layers)) == 1
+
+
+def test_bfloat16_has_copies_where_the_cpu_computes_with_it(monkeypatch):
+    layers = torch.nn.Sequential(torch.nn.Linear(512, 512, dtype=torch.bfloat16))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(BackendError, match=r"of 262144 weights or more in torch\.float32$"):
+        Prepacked(layers)
+
+
+@pytest.mark.parametrize("shape", [(512, 1024), (1024, 512), (768, 768), (1, 5), (5, 1), (1000, 999)])
+def test_the_values_that_are_looked_at_are_of_every_row_and_column(shape):
+    rows, columns = shape
+    values = torch.arange(rows * columns).view(shape)
+    some = prepacked._some(values)
+    assert set((some // columns).tolist()) == set(range(rows))
+    assert set((some % columns).tolist()) == set(range(columns))
 
 
 def test_steps_are_measured_anew():

@@ -22,7 +22,7 @@ from neustream.backends.transformers.proof_own import Way, prove_own
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import whole
-from neustream.errors import BackendError, shown, told
+from neustream.errors import BackendError, StageFailed, shown, told
 
 MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask of our own."""
@@ -226,6 +226,12 @@ class LanguageModel:
         """
         with self._layers():
             return self._computed(rows)
+
+    def check_step(self) -> None:
+        """StageFailed if the model was changed, or weights of which copies are read; on the device's thread."""
+        self.unchanged.check_step()
+        if self.prepacked is not None and self.prepacked.stale():
+            raise self.unchanged.error(StageFailed, "its weights were written to")
 
     def _layers(self) -> contextlib.AbstractContextManager[None]:
         """The model's linear layers as they are to compute."""

@@ -135,7 +135,7 @@ class Texts:
             for first in range(0, len(inputs), self.model.slots):
                 results += self._wave(inputs[first : first + self.model.slots])
         finally:  # at the end: also what was changed while it ran is noticed
-            self.model.unchanged.check_step()
+            self.model.check_step()
         self._sure(inputs, results)
         return results
 

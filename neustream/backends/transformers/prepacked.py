@@ -8,8 +8,10 @@ own thread only.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,33 +23,50 @@ SMALLEST = 1 << 18
 """Weights of a layer from which it gains: calling the kernel costs 10 us more than the stock one."""
 ROWS = 16
 """For so many rows the layout is chosen; it serves others as well."""
-DTYPES = (torch.float32, torch.bfloat16)
 STOCK = (torch.nn.Linear.forward, Conv1D.forward)
-OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise")
+LOOKS = 8
+"""Steps in which all values are looked at that tell whether weights are what they were."""
+PIECE = 2048
+"""Values of a weight that are looked at together."""
+OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+
+
+_Copy = tuple[torch.Tensor, torch.Tensor | None]
+"""The weights of a layer in oneDNN's layout, and its bias."""
 
 
 class _Here(threading.local):
-    on = False
+    """What this thread reads: copies, by the id of the layer."""
+
+    copies: Mapping[int, _Copy] = MappingProxyType({})
 
 
 _here = _Here()
+_entering = threading.Lock()
 
 
 class Forward:
-    """What a layer does while one of our calls runs; in other threads, what it does ever."""
+    """What a layer does while calls with copies run: in their threads they read them.
 
-    __slots__ = ("_bias", "_call", "_stock", "_weight")
+    Attributes:
+        users: calls that run.
+    """
 
-    def __init__(self, layer: torch.nn.Linear | Conv1D, weight: torch.Tensor) -> None:
-        self._stock = layer.forward
-        self._weight, self._bias = weight, layer.bias
+    __slots__ = ("_call", "_layer", "_stock", "users")
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self._layer, self._stock = id(layer), layer.forward
         self._call = torch.ops.mkldnn._linear_pointwise.default
+        self.users = 0
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if not _here.on:
-            stock: torch.Tensor = self._stock(input)
-            return stock
-        found: torch.Tensor = self._call(input, self._weight, self._bias, "none", [], "")
+        copy = _here.copies.get(self._layer)
+        found: torch.Tensor
+        if copy is None:
+            found = self._stock(input)
+            return found
+        weight, bias = copy
+        found = self._call(input, weight, bias, "none", [], "")
         return found
 
 
@@ -59,38 +78,70 @@ class Prepacked:
 
     def __init__(self, model: torch.nn.Module) -> None:
         name = type(model).__name__
-        self._own: list[tuple[dict[str, Any], Forward]] = []
         _check(model)
-        copies: dict[int, torch.Tensor] = {}
-        for layer in model.modules():
-            if not _may(layer):
-                continue
-            key = layer.weight.data_ptr()
-            if key not in copies:
-                copies[key] = _laid_out(layer)
-            self._own.append((layer.__dict__, Forward(layer, copies[key])))
-        if not self._own:
+        self._layers = [layer for layer in model.modules() if _may(layer)]
+        if not self._layers:
             raise BackendError(
                 f"prepack: {name} has no stock linear layer of {SMALLEST} weights or more in "
-                f"{' or '.join(str(one) for one in DTYPES)}"
+                f"{' or '.join(str(one) for one in _dtypes())}"
             )
+        kinds = {(id(layer.weight), isinstance(layer, Conv1D)): layer for layer in self._layers}
+        pieces = [piece for layer in kinds.values() for piece in _some(layer.weight).split(PIECE)]
+        self._looks = [pieces[first::LOOKS] for first in range(LOOKS)]
+        self._next = 0
+        self._values = [_read(some) for some in self._looks]  # first: what is written meanwhile is noticed
+        laid_out = {kind: _laid_out(layer) for kind, layer in kinds.items()}
+        self._copies: dict[int, _Copy] = {
+            id(layer): (laid_out[id(layer.weight), isinstance(layer, Conv1D)], layer.bias) for layer in self._layers
+        }
 
     def __len__(self) -> int:
-        return len(self._own)
+        return len(self._layers)
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
-        """Let this thread's calls of the model read the copies."""
-        for own, forward in self._own:
-            own["forward"] = forward
-        _here.on = True
+        """Let this thread's calls of the model read the copies, but for layers with a forward of their own."""
+        before, entered = _here.copies, self._enter()
+        _here.copies = self._copies
         try:
             yield
         finally:
-            _here.on = False
-            for own, forward in self._own:
-                if own.get("forward") is forward:  # else somebody has put another one there
-                    del own["forward"]
+            _here.copies = before
+            _leave(entered)
+
+    def stale(self) -> bool:
+        """Whether somebody wrote to the weights behind the copies; called after each step.
+
+        Within `LOOKS` calls it has looked at values of each row and column of each weight. What is
+        written through `weight.data`, torch itself does not count.
+        """
+        at, self._next = self._next, (self._next + 1) % LOOKS
+        return _read(self._looks[at]) != self._values[at]
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _enter(self) -> list[tuple[dict[str, Any], Forward]]:
+        """Give each layer a forward that reads copies, unless another call did or it has its own."""
+        entered = []
+        with _entering:
+            for layer in self._layers:
+                own = layer.__dict__
+                forward = own["forward"] if "forward" in own else Forward(layer)
+                if type(forward) is not Forward:
+                    continue
+                forward.users += 1
+                own["forward"] = forward
+                entered.append((own, forward))
+        return entered
+
+
+def _leave(entered: Sequence[tuple[dict[str, Any], Forward]]) -> None:
+    """Give the layers back what they had, where no other call runs."""
+    with _entering:
+        for own, forward in entered:
+            forward.users -= 1
+            if not forward.users and own.get("forward") is forward:  # else somebody has put another one there
+                del own["forward"]
 
 
 def own_forward(own: dict[str, Any]) -> Any:
@@ -111,13 +162,33 @@ def _check(model: torch.nn.Module) -> None:
         raise BackendError(f"prepack: {name} is compiled, which sees to its layers itself")
 
 
+def _dtypes() -> tuple[torch.dtype, ...]:
+    """Of weights that the kernels compute with on this CPU."""
+    halves = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if halves else (torch.float32,)
+
+
 def _may(layer: torch.nn.Module) -> bool:
-    """Whether a layer computes as the stock ones do, and is large enough."""
-    if type(layer).forward not in STOCK or "forward" in layer.__dict__:
+    """Whether a layer computes as the stock ones do, with weights of its own, and is large enough."""
+    if type(layer).forward not in STOCK or own_forward(layer.__dict__) is not None:
         return False
-    weight = layer.weight
-    plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
-    return plain and weight.dtype in DTYPES and weight.numel() >= SMALLEST
+    weight = layer._parameters.get("weight")  # None: it is computed from others
+    if type(weight) is not torch.nn.Parameter or not weight.is_contiguous():
+        return False
+    return weight.dtype in _dtypes() and weight.numel() >= SMALLEST
+
+
+def _some(weight: torch.Tensor) -> torch.Tensor:
+    """A view of some values of a matrix: of each row at least one, and of each column."""
+    rows, columns = weight.shape
+    apart = min(rows, columns)
+    while math.gcd(apart, columns) > 1:  # so that it comes to each column
+        apart -= 1
+    return weight.detach().view(-1)[::apart]
+
+
+def _read(some: Sequence[torch.Tensor]) -> list[bytes]:
+    return [values.contiguous().view(torch.uint8).numpy().tobytes() for values in some]
 
 
 def _laid_out(layer: torch.nn.Module) -> torch.Tensor:

@@ -49,7 +49,7 @@ class See:
         try:
             found = self._look(sights)
         finally:
-            self.model.unchanged.check_step()
+            self.model.check_step()
         return [one if isinstance(one, StageFailed) else {f"{self.name}.{SEEN}": one} for one in found]
 
     def _look(self, sights: Sequence[Sight]) -> list[torch.Tensor | StageFailed]:

@@ -72,7 +72,7 @@ class Unchanged:
         """StageFailed if the model was changed, or its weights are others; on the device's thread."""
         self._check(StageFailed)
         if self._samples.read() != self._values:
-            raise self._error(StageFailed, "its weights were written to")
+            raise self.error(StageFailed, "its weights were written to")
         hooks = self._watchers()
         if hooks == self._hooked:
             return
@@ -81,7 +81,7 @@ class Unchanged:
         finally:
             self._check(StageFailed)  # it may have been changed meanwhile: then that is the reason
         if not same:
-            raise self._error(StageFailed, "it has other hooks, which change what it computes")
+            raise self.error(StageFailed, "it has other hooks, which change what it computes")
         self._hooked = hooks
 
     def holds(self, model: PreTrainedModel) -> bool:
@@ -94,6 +94,13 @@ class Unchanged:
             return False
         return True
 
+    def error(self, kind: type[NeustreamError], what: str) -> NeustreamError:
+        """That the model was changed, and how."""
+        return kind(
+            f"{type(self._model).__name__} was changed while it is served: {what}; close the service first, then "
+            "serve it again"
+        )
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _check(self, kind: type[NeustreamError]) -> None:
@@ -102,19 +109,13 @@ class Unchanged:
             return
         for what, say in SAY.items():
             if now[what] != self._facts[what]:
-                raise self._error(kind, say(self._which(what, now[what]), now[what]))
+                raise self.error(kind, say(self._which(what, now[what]), now[what]))
 
     def _which(self, what: str, now: Sequence[Any]) -> str:
         """The name of the first that is another."""
         names = self._names.get(what, [])
         pairs = zip(names, self._facts[what], now, strict=False)
         return next((name or "the model" for name, before, after in pairs if before != after), "one")
-
-    def _error(self, kind: type[NeustreamError], what: str) -> NeustreamError:
-        return kind(
-            f"{type(self._model).__name__} was changed while it is served: {what}; close the service first, then "
-            "serve it again"
-        )
 
     def _now(self) -> Facts:
         parameters = chain.from_iterable([some.values() for some in self._parameters])
