@@ -44,8 +44,11 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
     clock = WallClock()
     service = _opened(config, mounts, failed, policy, observer)
     fallback = config.promises.fallback_ttft_ms
+    places = _places(config, mounts)
     models = {
-        model.name: model_of(model, mounts[model.name], fallback) for model in config.models if model.name in mounts
+        model.name: model_of(model.model_copy(update={"device": places[model.name]}), mounts[model.name], fallback)
+        for model in config.models
+        if model.name in mounts
     }
     for model in config.models:
         if model.kind == "vllm":
@@ -87,7 +90,7 @@ def _opened(
 def _places(config: ServerConfig, mounts: Mapping[str, Mount]) -> dict[str, str]:
     """The device of each model; an agent that names none is with the first of the others."""
     known = [model for model in config.models if model.name in mounts]
-    first = next((model.device for model in known if model.kind != "agent"), known[0].device)
+    first = next((model.device for model in known if model.kind != "agent"), "cpu")
     follows = {model.name for model in known if model.kind == "agent" and "device" not in model.model_fields_set}
     return {model.name: first if model.name in follows else model.device for model in known}
 

@@ -111,6 +111,12 @@ def test_a_model_that_cannot_be_loaded_does_not_keep_others_from_serving(bad, wh
         assert stop() == 0
 
 
+def test_where_none_is_a_model_all_reasons_are_told():
+    settings = config({"name": "a", "backend": None, "path": "x"}, {"name": "b", "backend": None, "path": "y"})
+    with pytest.raises(BackendError, match=r"^model 'a': 'x' is no folder; model 'b': 'y' is no folder$"):
+        load(settings, lambda record: None)
+
+
 def test_where_none_can_be_loaded_all_reasons_are_told():
     settings = config({"name": "a", "backend": None, "path": "x"}, {"name": "b", "options": {"slots": -1}})
     with pytest.raises(BackendError, match=r"model 'a': 'x' is no folder; model 'b': slots must be .*"):
