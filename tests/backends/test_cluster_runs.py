@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from concurrent.futures import Future
 
 import pytest
 from local_machines import LocalMachines, through
@@ -125,3 +126,10 @@ def test_devices_have_no_numbers_and_ray_has_to_be_there(tmp_path, monkeypatch):
         assert done.status == 2 and "BackendError: a cluster needs Ray: pip install 'neustream[ray]'" in done.err
         with pytest.raises(BackendError, match="a cluster needs Ray"):
             cluster.joined(None)
+
+
+def test_instances_that_do_not_start_in_time_are_told_of(local, monkeypatch):
+    monkeypatch.setattr(cluster, "START_S", 0.01)
+    monkeypatch.setattr(LocalMachines, "start", lambda machines, name: Future())
+    with pytest.raises(BackendError, match=r"^the 2 instance\(s\) did not all start in 0.01 s$"):
+        cluster.Cluster(lambda device: None, instances=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from typing import Any
 
 from neustream.backends.ray.callers import Counts, Machines
@@ -52,7 +53,7 @@ class Cluster:
 
     Raises:
         BackendError: Ray is not there, or not one that has been tried; the address does not answer;
-            there are too few devices; `make` raised, with the machine.
+            there are too few devices; `make` raised, with the machine; instances do not start in time.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class Cluster:
         head = Head([], {}, router or Slack(), mover, Fixed(least, role), settings=settings, stopwatch=stopwatch)
         self._driver = Driver(head, self._machines, least, Telling(observers, watchers))
         try:
-            self._driver.up.result(START_S)
+            if not wait([self._driver.up], START_S).done:
+                raise BackendError(f"the {least} instance(s) did not all start in {START_S:g} s")
+            self._driver.up.result()
         except BaseException:
             self.close(cancel=True)
             raise
