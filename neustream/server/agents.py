@@ -155,7 +155,8 @@ class Run:
                 if self.outlet.blocked and queue.qsize() >= most:
                     self.outlet.full.set()
                     return
-                queue.put_nowait(_event(output))
+                size = LONG if isinstance(output["output"], Mapping) else 0  # there may be pictures in it
+                queue.put_nowait(await self._context.gateway.think(_event, output, size=size))
             queue.put_nowait(await self.whole())
         except CancelledError as error:
             queue.put_nowait(_told(error))

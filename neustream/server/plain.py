@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from neustream.errors import told as told_of
 from neustream.server.pictures import encoded, is_picture
+
+log = logging.getLogger("neustream.server")
 
 DEEPEST = 32
 """Values in values that are told."""
 MOST_NUMBERS = 4096
 """Numbers of an array that are told."""
+LONGEST_INT = 4096
+"""Bits of a whole number that is told."""
+OF_REQUESTS = frozenset({"at_s", "latency_s", "on_time"})
+"""Fields of completions that are of whole requests: a call of an agent has none of its own."""
 
 
 class NoForm(Exception):
@@ -28,6 +36,9 @@ def plain_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             told[str(name)] = plain(value)
         except NoForm:
             left_out.append(str(name))
+        except Exception as error:  # noqa: BLE001  anybody's objects
+            log.warning("%r of an agent's state is left out: %s", name, told_of(error))
+            left_out.append(str(name))
     return told, left_out
 
 
@@ -38,13 +49,13 @@ def plain(value: Any, depth: int = 0) -> Any:
     their `text` where they have one; of arrays all numbers, up to `MOST_NUMBERS`.
     """
     if value is None or isinstance(value, bool | int | str):
-        return value
+        return _plainest(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if depth >= DEEPEST:
         raise NoForm
     if isinstance(value, Mapping):
-        return {str(name): plain(each, depth + 1) for name, each in value.items()}
+        return {_plainest(str(name)): plain(each, depth + 1) for name, each in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return _of_fields(value, depth)
     if isinstance(value, list | tuple):
@@ -54,10 +65,24 @@ def plain(value: Any, depth: int = 0) -> Any:
     return _of_picture(value)
 
 
+def _plainest(value: Any) -> Any:
+    """A text or a whole number as it is; NoForm for half a surrogate pair, and for very long numbers."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise NoForm from None
+    if isinstance(value, int) and value.bit_length() > LONGEST_INT:
+        raise NoForm
+    return value
+
+
 def _of_fields(value: Any, depth: int) -> dict[str, Any]:
     text = getattr(value, "text", None)
     own = {"text": text} if isinstance(text, str) else {}
-    shown = {each.name: getattr(value, each.name) for each in fields(value) if each.repr}
+    names = {each.name for each in fields(value) if each.repr}
+    untold = OF_REQUESTS if "token_ids" in names else frozenset()
+    shown = {each.name: getattr(value, each.name) for each in fields(value) if each.name in names - untold}
     return {name: plain(each, depth + 1) for name, each in {**own, **shown}.items()}
 
 

@@ -65,12 +65,14 @@ def member_of(mounts: Mapping[str, Mount], device: Device, instances: Mapping[st
     """What serves the instances on a device.
 
     Raises:
-        BackendError: two models have a stage of one name, or steps of different `step_tokens`.
+        BackendError: two models have a stage or a tool of one name, or steps of different `step_tokens`.
     """
     profiles: dict[str, LatencyProfile] = {}
     tools: dict[str, Stage] = {}
     for name, instance in instances.items():
-        tools |= instance.tools
+        for tool, of_it in instance.tools.items():
+            if tools.setdefault(tool, of_it) is not of_it:
+                raise BackendError(f"model {name!r}: tool {tool!r} is another model's too; give it another name")
         for stage, profile in instance.profiles.items():
             if stage in profiles:
                 raise BackendError(f"stage {stage!r} of model {name!r} is another model's too")

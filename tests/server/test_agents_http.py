@@ -27,6 +27,7 @@ from neustream.server.config import ServerConfig  # noqa: E402
 from neustream.server.gateway import Loaded  # noqa: E402
 from neustream.server.models import AgentModel, TextModel  # noqa: E402
 from neustream.server.openapi import document  # noqa: E402
+from neustream.server.plain import plain_state  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -116,6 +117,7 @@ def test_a_run_ends_with_its_state(front):
     state = found["state"]
     assert answer.status_code == 200 and (found["object"], found["model"]) == ("agent.run", "agent")
     assert len(state["plan"]["token_ids"]) == 6 and isinstance(state["plan"]["text"], str)
+    assert not {"at_s", "latency_s", "on_time"} & state["plan"].keys()  # of whole requests
     assert state["texts"] == [state[name][name]["text"] for name in ("left", "right")]
     assert state["chart"]["bars"] == [6, None]  # JSON has no nan
     assert state["chart"]["picture"]["b64_json"].startswith("iVBOR")
@@ -226,6 +228,15 @@ def small(models):
     return Graph("agent", models["chat"].call("say", lambda job: {**like, "prompt": job.params["question"]}, like=like))
 
 
+def double(models):
+    """Its tool has the name of another agent's."""
+    return Graph("double", tool("draw", lambda given: {}))
+
+
+def drawing(models):
+    return Graph("drawing", tool("draw", lambda given: {}))
+
+
 def broken(models):
     return models["nobody"].call("say", lambda job: {}, like={})
 
@@ -241,6 +252,28 @@ def test_a_config_names_the_function_that_makes_an_agent():
         assert [(model.name, model.kind) for model in loaded.models] == [("chat", "text"), ("one", "agent")]
         assert "no model 'nobody'" in loaded.failed["two"] and "has no attribute 'nothing'" in loaded.failed["three"]
         assert len(service.submit({"question": "why"}, model="one").result(60)["say"].token_ids) == 2
+
+
+def test_a_tool_of_another_agents_name_is_told_before_anything_is_served():
+    loaded = load(ServerConfig(models=[agent("one", "drawing"), agent("two", "double")]), lambda record: None)
+    with loaded.service:
+        assert [model.name for model in loaded.models] == ["one"]
+    assert loaded.failed == {"two": "tool 'draw' is another model's too; give it another name"}
+
+
+class Odd:
+    """A value whose numbers cannot be had."""
+
+    shape = (1,)
+
+    def tolist(self):
+        raise RuntimeError("sparse")
+
+
+@pytest.mark.parametrize("value", ["\ud800", {"\ud800": 1}, [1 << 20_000], Odd(), Image.new("F", (1, 1)), b"a", {1}])
+def test_what_json_has_no_form_for_is_left_out(value):
+    told, left_out = plain_state({"good": "ü", "odd": value})
+    assert json.dumps(told, ensure_ascii=False).encode() and (told, left_out) == ({"good": "ü"}, ["odd"])
 
 
 @pytest.mark.parametrize(
