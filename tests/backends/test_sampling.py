@@ -284,6 +284,27 @@ def test_what_the_generation_config_says_is_what_requests_get():
     assert greedy == alone(model, prompt, 4, repetition_penalty=1.0)
 
 
+def test_a_prompt_as_long_as_max_length_is_refused():
+    model = made("opt")
+    model.generation_config.max_length = 4
+    with neustream.serve(model, slots=1, measure_s=0.1) as service:
+        assert len(service([5, 6, 7], ignore_eos=True).token_ids) == 1
+        with pytest.raises(RequestError, match="the prompt has 4 tokens, and generation_config says max_length=4: at"):
+            service.submit([5, 6, 7, 8])
+        assert len(service([5, 6, 7, 8], max_tokens=2, ignore_eos=True).token_ids) == 2
+
+
+def test_a_stop_string_may_be_a_special_token():
+    tokenizer = byte_tokenizer()
+    model = made("opt", vocab_size=len(tokenizer), eos_token_id=None)
+    told = {"stop": tokenizer.eos_token, "logit_bias": {tokenizer.eos_token_id: 1e4}, "max_tokens": 4}
+    with neustream.serve(model, tokenizer, slots=1, measure_s=0.1) as service:
+        done = service("ab", **told)
+        pieces = list(service.submit("ab", **told))
+    assert done.token_ids == (tokenizer.eos_token_id,) and done.finish_reason == "stop" and done.text == ""
+    assert [(piece.text, piece.finish_reason) for piece in pieces] == [("", "stop")]
+
+
 def test_without_max_tokens_a_text_goes_on_to_the_end_of_the_context():
     with neustream.serve(model_of("opt"), slots=1, measure_s=0.1) as service:
         done = service(prompts(1)[0], ignore_eos=True)

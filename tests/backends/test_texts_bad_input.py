@@ -49,6 +49,8 @@ def shared(model):
             "a prompt of messages needs a tokenizer with a chat template",
         ),
         ({"prompt": {"input_ids": [[3, 4]]}}, "a flat list of token ids, got list in it"),
+        ({"prompt": {"input_ids": [1, 4], "attention_mask": [0, 1]}}, "attention_mask: a prompt has no padding"),
+        ({"prompt": {"input_ids": [4], "position_ids": [3]}}, "position_ids beside input_ids is not taken"),
         ({"prompt": ["a", "b"]}, "a flat list of token ids, got str in it"),
         ({"prompt": [3, None]}, "got NoneType in it"),
         ({"prompt": [HUGE]}, "a int is no token: the vocabulary of GPT2LMHeadModel has 257"),

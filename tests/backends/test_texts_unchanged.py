@@ -101,6 +101,11 @@ def dropout(model):
     model.model.layers[0].self_attn.train()
 
 
+def set_on(name, value):
+    """A change of this attribute, of all modules that have it."""
+    return lambda model: [setattr(module, name, value) for module in model.modules() if hasattr(module, name)]
+
+
 SEEN = [
     (None, torch.nn.Module.train, "the model is in training mode"),
     (None, dropout, r"model\.layers\.0\.self_attn is in training mode"),
@@ -113,6 +118,10 @@ SEEN = [
     (None, replace_weight, r"lm_head\.weight was replaced"),
     (None, replace_forward, r"model\.layers\.0 has another forward"),
     (None, lambda model: model.set_attn_implementation("eager"), "its attention is 'eager' now"),
+    (None, set_on("scaling", 3.0), r"layers\.0\.self_attn\.scaling was 0\.25 and is 3\.0"),
+    (None, set_on("variance_epsilon", 50), r"layers\.0\.input_layernorm\.variance_epsilon was 1e-06 and is 50"),
+    (None, lambda model: vars(model.model.norm).pop("variance_epsilon"), "variance_epsilon was 1e-06 and is None"),
+    (None, lambda model: setattr(model.config, "num_hidden_layers", 1), r"config\.num_hidden_layers was 2 and is 1"),
     (None, adapted, "was replaced, added or removed"),
     (with_adapters, lambda model: switched(model, lambda layer: layer.set_adapter("two")), "has other adapters"),
     (with_adapters, lambda model: switched(model, lambda layer: layer.enable_adapters(False)), "has other adapters"),
@@ -266,3 +275,52 @@ def test_a_mount_that_is_opened_again_is_not_tried_again(monkeypatch):
     with ns.serve(mount) as service:
         assert list(service([5, 6, 7], max_tokens=4).token_ids) == alone(stock, [5, 6, 7], 4)
     assert len(trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda said: setattr(said, "repetition_penalty", 3.0), r"repetition_penalty was None and is 3\.0; give it as"),
+        (lambda said: said.eos_token_id.append(7), r"eos_token_id was \[2\] and is \[2, 7\]"),
+    ],
+)
+def test_another_generation_config_is_refused_at_submit(change, reason):
+    model = made("llama", **LLAMA)
+    model.generation_config.eos_token_id = [2]
+    with engine(model) as running:
+        under_way = running.submit([5, 6, 7], max_tokens=20, ignore_eos=True)
+        change(model.generation_config)
+        with pytest.raises(RequestError, match=reason):
+            running.submit([5, 6, 7], max_tokens=3)
+        assert len(under_way.result(60).token_ids) == 20  # what it said then
+
+
+def test_another_forward_of_a_class_and_hooks_of_all_modules_are_noticed(monkeypatch):
+    model = made("llama", **LLAMA)
+    mlp = type(model.model.layers[0].mlp)
+    with engine(model) as running:
+        with monkeypatch.context() as patched:
+            patched.setattr(mlp, "forward", lambda module, x: -x)
+            with pytest.raises(RequestError, match="LlamaMLP has another forward"):
+                running.submit([5, 6, 7], max_tokens=3)
+        hook = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+        try:
+            assert list(running([5, 6, 7], max_tokens=3).token_ids) == alone(model, [5, 6, 7], 3)  # it watches
+        finally:
+            hook.remove()
+        assert list(running([5, 6, 7], max_tokens=3).token_ids) == alone(model, [5, 6, 7], 3)
+
+
+def test_a_number_that_a_model_counts_with_is_no_setting():
+    model = made("llama", **LLAMA)
+    norm, forward = model.model.norm, type(model.model.norm).forward
+
+    class Counting(type(norm)):
+        def forward(self, x):
+            self.calls += 1
+            return forward(self, x)
+
+    norm.__class__, norm.calls = Counting, 0
+    with engine(model) as running:
+        assert list(running([5, 6, 7], max_tokens=3).token_ids) == alone(model, [5, 6, 7], 3)
+    assert norm.calls

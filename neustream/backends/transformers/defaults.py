@@ -62,11 +62,19 @@ class Defaults:
         return {**self.sampling, **{name: value for name, value in asked.items() if value is not None}}
 
     def tokens(self, prompt: int, room: int) -> int:
-        """New tokens of a request that does not say how many; `room`: for prompt and outputs."""
+        """New tokens of a request that does not say how many; `room`: for prompt and outputs.
+
+        RequestError for a prompt that `max_length` leaves none.
+        """
         most = room - prompt
         if self.max_tokens is not None:
             return max(min(most, self.max_tokens), 1)
         if self.max_length is not None:
+            if prompt >= self.max_length:
+                raise RequestError(
+                    f"the prompt has {prompt} tokens, and generation_config says max_length={self.max_length}: "
+                    f"at most {self.max_length - 1}, or give max_tokens"
+                )
             return max(min(most, self.max_length - prompt), 1)
         return max(most, 1)
 

@@ -26,6 +26,7 @@ from neustream.backends.transformers.prefixes import Prefixes
 from neustream.backends.transformers.request import Room, ask_of
 from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.see import See, looks, see_profile
+from neustream.backends.transformers.settings import OfTexts
 from neustream.backends.transformers.sighted import sighted_of
 from neustream.backends.transformers.slots import Slots
 from neustream.backends.transformers.text import Ask
@@ -184,7 +185,7 @@ class TextMount:
             instances.append(instance)
             if len(instances) == 1:
                 self.model, self.reader = model, sighted.reader
-        self.defaults = defaults
+        self.defaults, self._said = defaults, OfTexts(self._stock)
         self._proof = self.model.unchanged
         self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
         return instances
@@ -248,6 +249,7 @@ class TextMount:
         """
         assert self._graph is not None
         self.model.unchanged.check()
+        self._said.check()
         asked = {
             "temperature": temperature,
             "top_p": top_p,

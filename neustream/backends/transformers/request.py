@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.sight import Sight
 from neustream.backends.transformers.text import Ask
 from neustream.backends.values import whole
 from neustream.errors import RequestError, shown, told
+
+BESIDE = ("inputs_embeds", "position_ids", "decoder_input_ids", "past_key_values")
+"""What `generate` takes beside token ids, and a prompt does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ def tokens_of(
     if isinstance(prompt, str):
         return _checked(model, _of_text(tokenizer, prompt))
     if isinstance(prompt, Mapping) and "input_ids" in prompt:  # what tokenizers return
+        _check_alone(prompt)
         prompt = prompt["input_ids"]
     if hasattr(prompt, "tolist"):  # numpy, torch
         ids = prompt.tolist()
@@ -93,6 +99,16 @@ def tokens_of(
     else:
         raise RequestError(f"a prompt must be text, messages or a list of token ids, got {type(prompt).__name__}")
     return _checked(model, ids)
+
+
+def _check_alone(made: Mapping[str, Any]) -> None:
+    """RequestError for what `input_ids` come with that would change what they mean."""
+    mask = made.get("attention_mask")
+    if mask is not None and not np.asarray(mask).all():
+        raise RequestError("attention_mask: a prompt has no padding")
+    for name in BESIDE:
+        if made.get(name) is not None:
+            raise RequestError(f"{name} beside input_ids is not taken: a prompt is its token ids")
 
 
 def _of_text(tokenizer: Any, text: str) -> Any:

@@ -12,10 +12,11 @@ BROKEN = "\ufffd"
 
 
 class Pieces:
-    """What each token of one text adds to it, as a tokenizer writes them in company."""
+    """What each token of one text adds to it, as a tokenizer writes them in company; `special`: with special ones."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._plain = not special
         self._ids: list[int] = []
         self._from, self._told = 0, 0  # tokens before `_told` are told; those from `_from` are decoded again
 
@@ -30,15 +31,16 @@ class Pieces:
         return now[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._plain)
         return text
 
 
 class Watch:
-    """Whether a text has come to a stop string, token by token."""
+    """Whether a text has come to a stop string, token by token; special tokens count if a stop string has one."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
-        self._pieces = Pieces(tokenizer)
+        special = [token for token in getattr(tokenizer, "all_special_tokens", ()) for stop in stops if token in stop]
+        self._pieces = Pieces(tokenizer, special=bool(special))
         self._stops = stops
         self._keep = max([len(stop) for stop in stops]) - 1
         self._tail = ""

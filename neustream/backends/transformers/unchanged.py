@@ -8,12 +8,14 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_modules
 from transformers import PreTrainedModel
 
 from neustream.backends.torch import Samples
 from neustream.backends.transformers.packed import implementation
 from neustream.backends.transformers.prepacked import own_forward
 from neustream.backends.transformers.proof_own import Way
+from neustream.backends.transformers.settings import Settings
 from neustream.errors import NeustreamError, RequestError, StageFailed
 
 ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
@@ -49,11 +51,15 @@ class Unchanged:
         self._tracked: list[torch.Tensor] = [weight for _, weight in tracked]
         self._names = _names(named) | {"places": [name for name, _ in there], "versions": [name for name, _ in tracked]}
         self._names["parameters"] += [name for name, _, _ in kept]
+        self._names["code"] = [kind.__name__ for kind in self._kinds]
         self._samples = Samples(self._there)
-        self._facts = self._now()
         self._values = self._samples.read()
         self._hooked = self._watchers()
+        self._settings = Settings(model, frozenset([id(vars(one)) for _, one in named if _computes_anew(one)]))
+        before = self._settings.now()
         self._logits = self._answer()
+        self._settings.settle(before)
+        self._facts = self._now()
 
     def _look_at_modules(self, modules: Sequence[torch.nn.Module]) -> None:
         """Keep the dicts in which modules hold what may be changed."""
@@ -61,7 +67,9 @@ class Unchanged:
         self._children = [module._modules for module in modules]
         self._parameters = [module._parameters for module in modules]
         self._hooks = [hooks for one in modules for hooks in (one._forward_pre_hooks, one._forward_hooks)]
+        self._hooks += [torch_modules._global_forward_pre_hooks, torch_modules._global_forward_hooks]
         self._adapted = [module for module in modules if _is_adapted(module)]
+        self._kinds = list(dict.fromkeys([type(module) for module in modules]))
 
     def check(self) -> None:
         """RequestError if the model was changed; from any thread, without a look at the device."""
@@ -110,6 +118,7 @@ class Unchanged:
         for what, say in SAY.items():
             if now[what] != self._facts[what]:
                 raise self.error(kind, say(self._which(what, now[what]), now[what]))
+        raise self.error(kind, self._settings.told(self._facts["settings"]))
 
     def _which(self, what: str, now: Sequence[Any]) -> str:
         """The name of the first that is another."""
@@ -130,6 +139,8 @@ class Unchanged:
             "places": [weight.data_ptr() for weight in self._there],
             "versions": [weight._version for weight in self._tracked],
             "attention": [implementation(self._model.config.get_text_config(decoder=True))],
+            "code": [kind.forward for kind in self._kinds],
+            "settings": self._settings.now(),
         }
 
     def _watchers(self) -> list[Any]:
@@ -169,6 +180,7 @@ SAY: dict[str, Callable[[str, Sequence[Any]], str]] = {
     "places": lambda name, now: f"{name} was moved or replaced",
     "versions": lambda name, now: f"{name} was written to",
     "attention": _attention,
+    "code": lambda name, now: f"{name} has another forward",
 }
 """How each kind of change is told, in the order in which they are looked for."""
 
