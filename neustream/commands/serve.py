@@ -12,7 +12,7 @@ import typer
 from neustream.backends.ray.cluster import check_ray
 from neustream.backends.ray.configs import check as check_cluster
 from neustream.commands.options import SetOption
-from neustream.commands.serve_config import Source, check_folders, keys_of, policy_of, settings_of
+from neustream.commands.serve_config import Source, check_models, keys_of, policy_of, settings_of
 from neustream.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def command(
         check_cluster(settings.cluster)
         check_ray()
     if check:
-        check_folders(settings)
+        check_models(settings)
         check_tracing(settings.observe.otel_endpoint)
         return
     leave(asyncio.run(run(settings, partial(_load, settings), keys, _say)))

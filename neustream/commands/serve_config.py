@@ -15,8 +15,8 @@ from neustream.config.messages import explain
 from neustream.config.overrides import override
 from neustream.config.yaml_file import Document, Place, read_document
 from neustream.core.policy import Policy
-from neustream.errors import ConfigError
-from neustream.server.config import ServerConfig
+from neustream.errors import ConfigError, NeustreamError
+from neustream.server.config import ModelConfig, ServerConfig
 
 FREE = (("models", "*", "backend"), ("models", "*", "options"))
 """Sections with options of their own, where `null` is a value."""
@@ -139,13 +139,24 @@ def policy_of(settings: ServerConfig) -> Policy:
     return make_policy(named.pop("name", "default"), named)
 
 
-def check_folders(settings: ServerConfig) -> None:
-    """ConfigError for the first model whose folder is not there."""
+def check_models(settings: ServerConfig) -> None:
+    """ConfigError for the first model whose folder is not there, or whose agent cannot be imported."""
     for model in settings.models:
+        if model.kind == "agent":
+            _check_agent(model)
         if model.path is not None and not model.path.is_dir():
             raise ConfigError(f"model {model.name!r}: path {str(model.path)!r} is no folder")
         if model.tokenizer not in (None, "bytes") and not Path(str(model.tokenizer)).is_dir():
             raise ConfigError(f"model {model.name!r}: tokenizer {str(model.tokenizer)!r} is no folder")
+
+
+def _check_agent(model: ModelConfig) -> None:
+    from neustream.backends.loading import mount_of
+
+    try:
+        mount_of(model).check(model.name)
+    except NeustreamError as error:
+        raise ConfigError(f"model {model.name!r}: {error}") from None
 
 
 def keys_of(path: Path | None, given: Sequence[str]) -> list[str]:

@@ -40,6 +40,21 @@ TWICE = "models: [{name: a, kind: text, path: x}, {name: a, kind: image, path: y
         (["CONFIG", "--policy", "prised"], MODEL, "did you mean 'priced'"),
         (["CONFIG", "--check"], MODEL, "x' is no folder"),
         (["CONFIG", "--check"], "models: [{name: a, kind: text, path: ., tokenizer: toks}]", "toks' is no folder"),
+        (
+            ["CONFIG", "--check"],
+            "models: [{name: a, kind: agent, graph: 'math:sine'}]",
+            "model 'a': graph 'math:sine': module 'math' has no attribute 'sine'",
+        ),
+        (
+            ["CONFIG", "--check"],
+            "models: [{name: a, kind: agent, graph: 'math:pi'}]",
+            "'a': an agent is a function that makes its graph, got 3.14",
+        ),
+        (
+            ["CONFIG", "--check"],
+            "models: [{name: a, kind: agent, graph: 'math:sin', params: 'math:cos'}]",
+            "model 'a': params 'math:cos': no pydantic model",
+        ),
         (["CONFIG"], MODEL + "\npolicy: {name: priced, shares: 1}", "shares"),
         (["CONFIG"], MODEL + "\npromises: {classes: {a: {on_miss: finnish}}}", "on_miss"),
     ],
