@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -18,7 +19,11 @@ from toys import command, squash  # noqa: E402
 
 from neustream.backends.demo import TEXT  # noqa: E402
 from neustream.backends.ray import cluster, front  # noqa: E402
+from neustream.cluster.messages import Routed  # noqa: E402
+from neustream.core.events import Ended, Submitted  # noqa: E402
+from neustream.core.types import SLO  # noqa: E402
 from neustream.server.config import ModelConfig, ServerConfig  # noqa: E402
+from neustream.server.observe.table import Table  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -77,6 +82,16 @@ def test_routes_readiness_and_figures_of_each_instance(monkeypatch):
         page = told()
         assert page("instances", state="up") == 1 and page("ready") == 0 and page("instances_lost_total") == 1
         assert stop() == 0
+
+
+def test_a_request_that_ends_before_its_route_is_told_of_is_at_no_instance():
+    figures = front.Figures(Table())
+    for id in ("a", "b"):
+        figures(Submitted(id, "chat", 0.0, math.inf, SLO(), 1, 0.0))
+    figures(Ended("a", "cancelled", "", None, False, 0.0, 0.0, SLO(), 0))
+    for id in ("a", "b"):
+        figures.happened(Routed(id, 1, "whole-1", "", 0.0))
+    assert figures.live == {"whole-1": 1}
 
 
 @pytest.mark.parametrize(

@@ -140,21 +140,27 @@ class Figures:
             counter.labels(record.member).inc()
 
     def happened(self, event: Happening) -> None:
-        """A route, a move, a loss, a restart."""
+        """A route, a move, a loss, a restart; of a request it may be told behind its end."""
         table = self._table
         match event:
             case Routed():
-                self.at[event.id] = event.instance
+                self._put(event.id, event.instance)
                 table.instance_routed.labels(event.instance).inc()
             case Moved():
-                self.at[event.id] = event.target
+                self._put(event.id, event.target)
                 table.instance_moved.labels(event.source, "out").inc()
                 table.instance_moved.labels(event.target, "in").inc()
             case Restarted():
-                table.instance_restarted.labels(self.at.pop(event.id, "")).inc()
+                if (instance := self.at.pop(event.id, None)) is not None:
+                    table.instance_restarted.labels(instance).inc()
             case Lost():
                 table.instances_lost.inc()
                 table.instance_lost.labels(event.instance).inc(event.requests)
+
+    def _put(self, id: str, instance: str) -> None:
+        """A request is at an instance, unless it is over by now."""
+        if id in self.jobs:
+            self.at[id] = instance
 
     @property
     def live(self) -> Mapping[str, int]:
