@@ -54,9 +54,13 @@ class Model:
             slo: what the call is promised in place of what the request is.
 
         Raises:
-            BackendError: the model cannot be called by agents.
+            BackendError: the model cannot be called by agents, `arguments` is no function, or `like` no
+                mapping by name.
             RequestError: it cannot serve `like`.
         """
+        if not callable(arguments):
+            raise BackendError(f"call {shown(name)}: arguments must be a function of the job, got {shown(arguments)}")
+        like = _named(name, "like", like)
         if isinstance(self._mount, Shaped):
             self.opened.append(self._mount.learn(like))
         asked = self._mount.request(**like)
@@ -71,7 +75,7 @@ class Model:
 
     def _params(self, name: str, graph: Graph, arguments: Arguments, job: Job) -> Mapping[str, Any]:
         """What the call `name` reads as `job.params`."""
-        asked = self._mount.request(**arguments(job))
+        asked = self._mount.request(**_named(name, "what arguments returns", arguments(job)))
         asked.over()
         if not isinstance(asked, Call) or asked.graph is not graph:
             differs = "it differs from its `like` in more than content, as in size, guidance or number"
@@ -79,6 +83,13 @@ class Model:
         if isinstance(job, Entry) and isinstance(job.request.params, Asked):
             job.request.params.calls.setdefault((name, job.branch), []).append(asked)
         return {**asked.params, CALL: asked}
+
+
+def _named(call: str, what: str, given: Any) -> Mapping[str, Any]:
+    """Arguments of a model; BackendError for anything but a mapping by name."""
+    if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
+        return given
+    raise BackendError(f"call {shown(call)}: {what} must be a mapping from names of arguments, got {shown(given)}")
 
 
 def _result(job: Job, outputs: Sequence[Update]) -> Any:

@@ -160,12 +160,26 @@ def test_a_tool_that_fails_and_arguments_that_the_model_refuses():
             assert service.models["chat"].used == 0
 
 
+@pytest.mark.parametrize("given", [None, [5], {1: 2}])
+def test_arguments_that_are_no_mapping_by_name_fail_the_request(given):
+    def build(models):
+        return Graph("agent", models["chat"].call("plan", lambda job: given, like=LIKE))
+
+    with serve({"chat": chat(), "agent": build}) as service:
+        with pytest.raises(NeustreamError, match="call 'plan': what arguments returns must be a mapping from names"):
+            service.submit(model="agent").result(60)
+        assert service.models["chat"].used == 0
+
+
 def test_what_is_no_agent():
     for build, why in (
         (lambda models: 3, "an agent's graph is a neustream.Graph, got 3"),
         (lambda models: models["sd"], "no model 'sd'; "),
         (lambda models: 1 / 0, "making the graph of agent 'agent' raised ZeroDivisionError"),
         (lambda models: models["chat"].call("x", ask(lambda job: []), like={"prompt": []}), "the prompt is empty"),
+        (lambda models: models["chat"].call("x", None, like=LIKE), "call 'x': arguments must be a function"),
+        (lambda models: models["chat"].call("x", ask(dict), like=None), "call 'x': like must be a mapping"),
+        (lambda models: models["chat"].call("x", ask(dict), like={1: 2}), "call 'x': like must be a mapping"),
     ):
         with pytest.raises(NeustreamError, match=why):
             serve({"chat": chat(), "agent": build})
