@@ -20,8 +20,8 @@ OVER = 0.5
 SETTLED_S = 0.0005
 """A step has begun on its worker by then: planning would keep it from that (Python's lock)."""
 SHORT_S = 0.004
-"""Steps of a lone request that take less are not planned ahead: Python holds their worker while it
-decides, and deciding about one request at its step's end takes less than of a forecast."""
+"""Shorter steps of a lone request are not planned ahead. Python's lock keeps their worker waiting
+while a decision is made, and for one request a decision at the end of the step costs less."""
 SOON_S = 0.05
 """In steps that are longer, the next one is planned that often, if anything came up: who is without
 hope hears of it."""
