@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -136,6 +138,23 @@ def test_a_model_that_two_serve_reads_copies_in_each_ones_calls():
     assert not torch.equal(own, stock)
     assert len(late) == 1
     assert "forward" not in model[0].__dict__
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_that_is_copied_while_a_step_runs_is_one_of_its_own(copied):
+    model = torch.nn.Sequential(torch.nn.Linear(512, 512))
+    packed, input = Prepacked(model), torch.ones(3, 512)
+    with packed.used(), torch.inference_mode(False):
+        other = copied(model)
+    with torch.no_grad():
+        other[0].weight.mul_(2)
+        wanted = other(input)
+        with packed.used():
+            assert torch.equal(other(input), wanted)
+        with Prepacked(other).used():
+            own = other(input)
+    torch.testing.assert_close(own, wanted)
+    assert not torch.equal(own, wanted)  # other kernels round otherwise
 
 
 def _used_once(packed):

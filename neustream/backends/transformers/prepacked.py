@@ -52,21 +52,20 @@ class Forward:
         users: calls that run.
     """
 
-    __slots__ = ("_call", "_layer", "_stock", "users")
+    __slots__ = ("_stock", "users")
 
     def __init__(self, layer: torch.nn.Module) -> None:
-        self._layer, self._stock = id(layer), layer.forward
-        self._call = torch.ops.mkldnn._linear_pointwise.default
+        self._stock = layer.forward
         self.users = 0
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        copy = _here.copies.get(self._layer)
+        copy = _here.copies.get(id(self._stock.__self__))  # the layer; of a model that was copied, its own
         found: torch.Tensor
         if copy is None:
             found = self._stock(input)
             return found
         weight, bias = copy
-        found = self._call(input, weight, bias, "none", [], "")
+        found = torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
         return found
 
 
