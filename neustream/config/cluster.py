@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from neustream.config.fields import Seconds, Section
 
@@ -25,6 +26,11 @@ Count = Annotated[int, Field(ge=0, le=MOST_INSTANCES)]
 Wait = Annotated[float, Field(ge=0, le=1e9)]
 
 
+def _kind_of(value: Any) -> str:
+    """The tag of the branch that a value belongs to: sections by name, or one value for all."""
+    return "by name" if isinstance(value, Mapping) else "for all"
+
+
 class InstanceConfig(Section):
     """Instances of one kind: how many there are from the start, and on what device.
 
@@ -36,7 +42,10 @@ class InstanceConfig(Section):
 
     count: Count = 1
     stages: list[str] | None = Field(default=None, min_length=1)
-    profiles: Path | dict[str, Path] | None = None
+    profiles: (
+        Annotated[Annotated[Path, Tag("for all")] | Annotated[dict[str, Path], Tag("by name")], Discriminator(_kind_of)]
+        | None
+    ) = None
     load_s: Wait | None = None
     memory_bytes: Annotated[float, Field(gt=0)] | None = None
 
@@ -142,7 +151,10 @@ class ClusterConfig(HeadConfig):
     `weights_bytes`: by stage, for placements.
     """
 
-    instances: Count | dict[str, InstanceConfig]
+    instances: Annotated[
+        Annotated[Count, Tag("for all")] | Annotated[dict[str, InstanceConfig], Tag("by name")],
+        Discriminator(_kind_of),
+    ]
     network: NetworkConfig = NetworkConfig()
     faults: list[FaultConfig] = Field(default_factory=list)
     weights_bytes: dict[str, Annotated[float, Field(ge=0, le=1e15)]] = Field(default_factory=dict)

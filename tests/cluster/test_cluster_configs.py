@@ -125,6 +125,8 @@ cluster:
     ("change", "message"),
     [
         ("cluster.instances=0", "0 in all"),
+        ("cluster.instances={a: 1}", r"cluster\.instances\.a: .*got 1$"),
+        ("cluster.instances={a: {profiles: {sd: 3}}}", r"cluster\.instances\.a\.profiles\.sd: .*got 3$"),
         ("cluster.faults=[{at_s: 1, instance: 3, kind: crash}]", "no instance 3; there are 3"),
         ("cluster.faults=[{at_s: 1, instance: 0, kind: burn}]", "kind"),
         ("cluster.failure={dead_s: 1}", "dead_s 1 is less than suspect_s 1.5"),
