@@ -24,7 +24,7 @@ from neustream.cluster.messages import Unmoved  # noqa: E402
 from neustream.engine.events import Finished  # noqa: E402
 
 pytestmark = pytest.mark.ray
-QUICK = Settings(suspect_s=1.0, dead_s=2.0)
+QUICK = Settings(suspect_s=1.0, dead_s=4.0)
 
 
 def said(answer):
@@ -139,7 +139,7 @@ def test_one_that_is_stopped_is_found_out_and_ended(nodes):
 
 def test_a_request_moves_to_another_process_and_back(nodes, record_property):
     with Cluster(made.large, instances=2, address=nodes) as cluster:
-        answer = cluster.submit(words=100, voice="a", id="m")
+        answer = cluster.submit(words=250, voice="a", id="m")
         reading = iter(answer)
         for _ in range(4):
             next(reading)
@@ -150,8 +150,8 @@ def test_a_request_moves_to_another_process_and_back(nodes, record_property):
                 next(reading)
         list(reading)
         updates = [output.update["item"] for output in answer.outputs]
-        assert [update["said"] for update in updates] == list(range(1, 101))
-        assert [update["sum"] for update in updates] == [sum(range(said + 1)) for said in range(1, 101)]
+        assert [update["said"] for update in updates] == list(range(1, 251))
+        assert [update["sum"] for update in updates] == [sum(range(said + 1)) for said in range(1, 251)]
         assert len({update["pid"] for update in updates}) == 2
         record_property("downtime of moves, ms", statistics.median(cluster.counts.downtimes_s) * 1e3)
 
