@@ -202,7 +202,7 @@ class Correction:
     def observe(
         self, batch: int, total: float, square: float, seconds: float
     ) -> CorrectedProfile | None:
-        """Take in one step; a new profile if the one in use is off, else None."""
+        """Take in one step; a new profile if its size has another correction by now, else None."""
         key = round(math.log2(max(total or batch, 1)))
         ratios = self._ratios.setdefault(key, Ratios(BIN))
         ratios.add(seconds / self.base.latency(batch, total, square))
