@@ -352,13 +352,17 @@ def params_of(config: ModelConfig) -> type[BaseModel] | None:
     """What checks the parameters of an agent's runs, None where the config names nothing.
 
     Raises:
-        ConfigError: it is no pydantic model.
+        ConfigError: it is no pydantic model, or one without a JSON schema, which /v1/models tells.
     """
     if config.params is None:
         return None
     found = load_object(config.params, "params")
     if not (isinstance(found, type) and issubclass(found, BaseModel)):
         raise ConfigError(f"params {config.params!r}: no pydantic model")
+    try:
+        found.model_json_schema()
+    except Exception as error:
+        raise ConfigError(f"params {config.params!r}: it has no JSON schema: {told(error)}") from error
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ pytest.importorskip("torch", reason="needs the extra 'llm'")
 from serving import serving, stock  # noqa: E402
 from toys import Flat  # noqa: E402
 
-from neustream import Graph, par, seq, serve, tool  # noqa: E402
+from neustream import BackendError, Graph, par, seq, serve, tool  # noqa: E402
 from neustream.backends.copies import twin  # noqa: E402
 from neustream.backends.demo import TEXT  # noqa: E402
 from neustream.backends.loading import load  # noqa: E402
@@ -36,6 +37,12 @@ LIKE = {"prompt": "x" * 8, "max_tokens": 6, "ignore_eos": True}
 
 class Question(BaseModel):
     question: str = Field(min_length=1)
+
+
+class Odder(BaseModel):
+    """Has no JSON schema."""
+
+    ask: Callable[[], None]
 
 
 class Gate:
@@ -259,6 +266,11 @@ def test_a_tool_of_another_agents_name_is_told_before_anything_is_served():
     with loaded.service:
         assert [model.name for model in loaded.models] == ["one"]
     assert loaded.failed == {"two": "tool 'draw' is another model's too; give it another name"}
+
+
+def test_params_without_a_json_schema_are_told_before_anything_is_served():
+    with pytest.raises(BackendError, match=r"params 'test_agents_http:Odder': it has no JSON schema: "):
+        load(ServerConfig(models=[agent("one", "drawing", params=f"{HERE}:Odder")]), lambda record: None)
 
 
 class Odd:
