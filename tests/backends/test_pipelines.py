@@ -727,6 +727,22 @@ def test_the_scheduler_class_of_each_request_is_its_own(sd):
         assert close_to(first.result(timeout=60).images, sd(**words(1, steps=30)).images)
 
 
+def test_a_request_that_waits_has_the_scheduler_that_it_was_asked_with(sd):
+    stock = sd.scheduler
+    other = EulerDiscreteScheduler.from_config(stock.config)
+    expected = sd(**words(1)).images
+    with serve(sd, SD_SHAPE) as engine:
+        gate = threading.Event()
+        engine._devices[0].executor.call(gate.wait)
+        first, sd.scheduler = engine.submit(**words(1)), other
+        second, sd.scheduler = engine.submit(**words(1)), stock
+        gate.set()
+        assert close_to(first.result(timeout=60).images, expected)
+        sd.scheduler = other
+        assert close_to(second.result(timeout=60).images, sd(**words(1)).images)
+        sd.scheduler = stock
+
+
 def test_calls_that_change_what_requests_share_are_refused(sd):
     """Where their source does not show it, by the method that they call."""
 

@@ -41,6 +41,7 @@ from neustream.backends.diffusers.request import (
 from neustream.backends.diffusers.run import Progress
 from neustream.backends.diffusers.shapes import Shape, Shapes
 from neustream.backends.diffusers.signatures import signature_of
+from neustream.backends.diffusers.stepping import stepped_of
 from neustream.backends.values import check_option, number, whole
 from neustream.core.events import Emitted
 from neustream.core.graph import Graph, Stage
@@ -252,7 +253,7 @@ class PipelineMount:
         self, named: dict[str, Any], whole: Mapping[str, Any], on_step: Callable[[Progress], None] | None
     ) -> StockCall:
         steps, samples = self._steps.of(whole), samples_of(whole)
-        return StockCall(named, whole, kind_of(whole), steps, samples, on_step)
+        return StockCall(named, whole, kind_of(whole), steps, samples, on_step, stepped_of(self.pipe))
 
     def _probed(self, asked: StockCall, result: Result) -> Call:
         """The call, now that its dimensions are known."""
@@ -272,6 +273,7 @@ class PipelineMount:
             "rows": rows,
             "samples": asked.samples,
             "on_step": asked.on_step,
+            "stepped": asked.stepped,
         }
         return Call(shape.graph, params, _output, over=partial(self._over, asked, shape), own=OWN)
 

@@ -195,7 +195,14 @@ class Replica:
 
 def _begin(pipe: DiffusionPipeline, parts: Parts, given: StepInput) -> Run:
     params = given.params
-    return Run(pipe, parts, params["arguments"], expected=params["steps"], on_step=params.get("on_step"))
+    return Run(
+        pipe,
+        parts,
+        params["arguments"],
+        expected=params["steps"],
+        on_step=params.get("on_step"),
+        stepped=params.get("stepped"),
+    )
 
 
 def _changed(states: Sequence[State], *, sampled: bool = False) -> str:

@@ -27,7 +27,10 @@ BATCHES = ("prompt", "class_labels", "prompt_embeds", "image")
 
 @dataclass(frozen=True, slots=True)
 class StockCall:
-    """A call as its caller made it: its arguments, those with the pipeline's defaults, its kind."""
+    """A call as its caller made it: its arguments, those with the pipeline's defaults, its kind.
+
+    `stepped`: the pipeline's schedulers as they were then, by name.
+    """
 
     named: dict[str, Any]
     whole: Mapping[str, Any]
@@ -35,6 +38,7 @@ class StockCall:
     steps: int
     samples: int
     on_step: Callable[[Any], None] | None
+    stepped: Mapping[str, Any]
 
 
 def named_arguments(pipe: DiffusionPipeline, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,8 +80,10 @@ class Run:
         *,
         expected: int = 1,
         on_step: Callable[[Progress], None] | None = None,
+        stepped: Mapping[str, Any] | None = None,
     ) -> None:
         self.pipe: DiffusionPipeline | None = pipe
+        self._stepped_by = stepped  # None: by those of the pipeline as it is then
         self.parts = parts
         self.kwargs = kwargs
         self._on_step = on_step
@@ -202,13 +204,13 @@ class Run:
     def _forget(self) -> None:
         self.over = True
         self.pipe = self.parked = self._view = self._greenlet = self._on_step = None
-        self.kwargs = {}
+        self.kwargs, self._stepped_by = {}, None
         self.journal = Journal()
 
     def _main(self, _: Any = None) -> None:
         try:
             assert self.pipe is not None
-            self._view = self._seen(self.pipe)
+            self._view = self._seen(self.pipe, self._stepped_by)
             self.output = owned(self._view(**self.kwargs))
         except BaseException as error:  # noqa: BLE001  the caller's own callbacks run in there
             if self._closing:
@@ -220,11 +222,12 @@ class Run:
 
     # -- the view ---------------------------------------------------------------------------------------
 
-    def _seen(self, pipe: DiffusionPipeline) -> Any:
-        """The pipeline as this request sees it."""
+    def _seen(self, pipe: DiffusionPipeline, stepped: Mapping[str, Any] | None = None) -> Any:
+        """The pipeline as this request sees it; `stepped`: in place of its schedulers of these names."""
         view = copy.copy(pipe)
         view.__class__ = viewed(pipe.__class__)
         own = view.__dict__
+        own.update(stepped or {})
         own["_neustream_device"] = self.parts.device
         for name, value in list(own.items()):
             if id(value) in self.parts:

@@ -185,6 +185,11 @@ def is_stepped(value: Any) -> bool:
     return hasattr(value, "timesteps") or hasattr(value, "set_timesteps") or isinstance(value, BaseGuidance)
 
 
+def stepped_of(pipe: Any) -> dict[str, Any]:
+    """A pipeline's schedulers and guiders, by name."""
+    return {name: value for name, value in vars(pipe).items() if is_stepped(value)}
+
+
 def own_scheduler(shared: Any, hooks: Hooks) -> Any:
     """A copy of `shared` for one request."""
     scheduler = copy.deepcopy(shared)
