@@ -98,7 +98,13 @@ class Lengths:
 
         No more than `share` of such ended before, and `SEEN` generations came as far.
         """
-        return min(self.within(outputs, share), max(float(self.far - outputs), 0.0))
+        return float(self.each_least(np.array([outputs]), share)[0])
+
+    def each_least(self, outputs: NDArray[np.int64], share: float) -> Floats:
+        """`least` of each of many generations [jobs]."""
+        before = self.each_within(outputs, share) - BIN  # they end somewhere in that bin
+        least: Floats = np.maximum(np.minimum(before, self.far - outputs), 0.0)
+        return least
 
     def each_within(self, outputs: NDArray[np.int64], share: float) -> Floats:
         """`within` of each of many generations [jobs]."""

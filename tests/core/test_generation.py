@@ -162,6 +162,23 @@ def test_a_kv_cache_of_no_size_is_an_error(blocks, block):
 # -- lengths ----------------------------------------------------------------------------------------
 
 
+def test_the_least_outputs_are_no_more_than_any_end_was_seen_behind():
+    lengths = Lengths()
+    for end in (3, 5, 12, 20):
+        for outputs in range(1, end + 1):
+            lengths.reached(outputs)
+        lengths.ended(end)
+    assert lengths.least(0, 0.02) == 0.0, "few were seen"
+    for _ in range(SEEN):
+        for outputs in range(1, 31):
+            lengths.reached(outputs)
+        lengths.ended(30)
+    assert lengths.far == 24
+    assert lengths.least(0, 0.02) == 0.0, "some ended with their third output"
+    assert lengths.least(0, 0.5) == 24.0 and lengths.within(0, 0.5) == 32.0, "they end in that bin"
+    assert lengths.each_least(np.array([0, 8, 20]), 0.5).tolist() == [24.0, 16.0, 4.0]
+
+
 def test_lengths_learn_the_share_that_goes_on_and_do_not_forget_who_was_given_up():
     lengths = Lengths()
     assert (lengths.survival() == 1).all()  # nothing seen: all go on

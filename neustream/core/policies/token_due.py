@@ -18,18 +18,18 @@ CATCH = 0.25
 
 def shortest(model: ModelQueues) -> dict[Job, float]:
     """Seconds of the outputs behind the next one of each prompt whose end was promised by an
-    instant, alone, if it ends as early as the shortest generations seen. 0 where none was seen to
-    end."""
+    instant, alone, if it ends as early as the shortest generations seen. 0 where few were seen."""
     jobs = [job for job in model.prefills if job.leg_latest < math.inf]
-    if not jobs:
-        return {}
-    least = model.seconds(Step(decodes=1, context=1.0))
+    lengths = model.view.lengths.get(model.label)
+    if not jobs or lengths is None:
+        return dict.fromkeys(jobs, 0.0)
+    alone = model.seconds(Step(decodes=1, context=1.0))
     label = f"{model.label}.decode"
-    outputs = _within(model, jobs, CHANCE)
-    most = [job.calls_here(label) for job in jobs]
+    made = np.array([job.call_outputs for job in jobs])
+    least = lengths.each_least(made, CHANCE).tolist()
     return {
-        job: least * min(float(left), behind) if behind < math.inf else 0.0
-        for job, behind, left in zip(jobs, outputs, most, strict=True)
+        job: alone * min(float(job.calls_here(label)), outputs)
+        for job, outputs in zip(jobs, least, strict=True)
     }
 
 

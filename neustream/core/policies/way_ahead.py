@@ -125,4 +125,5 @@ def expected(lengths: Lengths | None, made: int, most: float) -> float:
     """
     if lengths is None or not lengths.ends:
         return most
-    return min(most, max(lengths.least(made, 0.5), 1.0))
+    known = min(lengths.within(made, 0.5), lengths.far - made)
+    return min(most, max(known, 1.0))
