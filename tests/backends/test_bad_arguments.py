@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'diffusion'")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     diffusers = pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
-    from served_pipelines import close_to, seeded, serve, words
+    from plainly_served import close_to, seeded, serve, words
 
     from neustream.backends.diffusers.arguments import check_arguments
     from neustream.backends.diffusers.signatures import signature_of

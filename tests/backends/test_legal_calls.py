@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     import pipeline_parts
     from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
     from PIL import Image
-    from served_pipelines import Flat, close_to, seeded, serve, together, words
+    from plainly_served import Flat, close_to, seeded, serve, together, words
 
     from neustream.backends.diffusers import rehearsals
     from tests.backends import pipelines

@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     import diffusers as d
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache, apply_layerwise_casting
     from diffusers.models.attention_processor import AttnProcessor2_0
-    from served_pipelines import Plain, close_to, seeded, serve, together, words
+    from plainly_served import Plain, close_to, seeded, serve, together, words
 
     from neustream.backends.diffusers.parts import parts_of
     from tests.backends import pipelines

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     import diffusers as d
     from greenlet import GreenletExit
     from peft import LoraConfig, inject_adapter_in_model
-    from served_pipelines import Plain, close_to, seeded, serve, together, words
+    from plainly_served import Plain, close_to, seeded, serve, together, words
 
     from tests.backends import pipelines
 
