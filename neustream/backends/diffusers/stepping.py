@@ -16,14 +16,16 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
+
+from neustream.backends.diffusers.signatures import SIGNATURES
 
 Tensors = Sequence[torch.Tensor]
 
@@ -134,7 +136,7 @@ class OwnStep:
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = weakref.ref(scheduler)
-        self.__signature__ = _signature(cast(Any, type(scheduler)))  # pipelines look for eta there
+        self.__signature__ = _signature(type(scheduler).step)  # pipelines look for eta there
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         scheduler: Any = self._scheduler()
@@ -145,10 +147,10 @@ class OwnStep:
         return OwnStep(memo.get(id(self._scheduler()), self._scheduler()))
 
 
-@cache
-def _signature(kind: Any) -> inspect.Signature:
+@lru_cache(SIGNATURES)
+def _signature(step: Callable[..., Any]) -> inspect.Signature:
     """Of a scheduler's step, without `self`."""
-    signature = inspect.signature(kind.step)
+    signature = inspect.signature(step)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 

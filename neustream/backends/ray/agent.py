@@ -16,15 +16,7 @@ from typing import Any
 from neustream.backends.ray.describing import Describing
 from neustream.backends.ray.entries import Entry
 from neustream.backends.ray.telling import shifted
-from neustream.backends.ray.wire import (
-    EngineDied,
-    Heard,
-    Left,
-    News,
-    NotMovable,
-    loads,
-    value_as_bytes,
-)
+from neustream.backends.ray.wire import EngineDied, Heard, Left, News, NotMovable, loads, value_as_bytes
 from neustream.cluster import messages as to
 from neustream.core.events import Emitted
 from neustream.core.outlook import Outlook, Rates, outlook_of
@@ -322,13 +314,7 @@ class Agent:
 
     def _over(self, entry: Entry, answer: Answer[Any]) -> None:
         """A request ended here, or left."""
-        error: BaseException | None = None
-        value: Any = None
-        if answer.cancelled():
-            error = RequestError("cancelled", code="cancelled")
-        else:
-            error = answer.exception()
-            value = None if error is not None else answer.result()
+        error = None if answer.cancelled() else answer.exception()
         if isinstance(error, RequestError) and error.code == "moved":
             return
         with self._lock:
@@ -336,17 +322,24 @@ class Agent:
         self._remove(entry)
         if entry.quiet:
             return
+        if answer.cancelled():
+            self._tell_cancelled(entry, answer.ended)
+            return
+        payload = value_as_bytes(entry.id, answer.result() if error is None else None, error)
         result = answer.ended
-        payload = b"" if answer.cancelled() else value_as_bytes(entry.id, value, error)
         if result is None:  # the engine did not take it
-            reason = "cancelled by the caller" if answer.cancelled() else told(error or RequestError(""))
-            if answer.cancelled():
-                self._tell_over(entry, "cancelled", reason)
-            else:
-                self._report(to.Refused(entry.id, entry.term, reason), payload)
+            self._report(to.Refused(entry.id, entry.term, told(error or RequestError(""))), payload)
             return
         status = "failed" if error is not None and result.status == "done" else result.status
         self._tell_over(entry, status, result.reason, payload, result)
+
+    def _tell_cancelled(self, entry: Entry, result: Result | None) -> None:
+        """Its answer was cancelled; `result`: how it ended, if the engine had taken it."""
+        if result is None:
+            self._tell_over(entry, "cancelled", "cancelled by the caller")
+            return
+        status = "failed" if result.status == "done" else result.status
+        self._tell_over(entry, status, result.reason, result=result)
 
     def _tell_over(
         self, entry: Entry, status: Any, reason: str, value: bytes = b"", result: Result | None = None
@@ -396,14 +389,7 @@ class Agent:
         profiles = member.scheduler.times.profiles
         if profiles.keys() != self._rates.profiles.keys():
             self._rates = Rates(profiles)
-        return outlook_of(
-            member.scheduler,
-            self.name,
-            self._rates,
-            now,
-            heard=self._heard,
-            sent_at=self.now(),
-        )
+        return outlook_of(member.scheduler, self.name, self._rates, now, heard=self._heard, sent_at=self.now())
 
     def _report(self, report: to.Report, value: bytes = b"") -> None:
         with self._lock:
