@@ -12,9 +12,9 @@ def told_and_held(text: str, stops: Sequence[str]) -> tuple[str, str]:
     return text[:border], text[border:]
 
 
-def before(text: str, stops: Sequence[str]) -> str | None:
-    """A text up to the first stop string in it; None: there is none."""
-    places = [text.find(stop) for stop in stops]
+def before(text: str, stops: Sequence[str], behind: int = 0) -> str | None:
+    """A text up to the first stop string in it that ends behind so many characters; None: there is none."""
+    places = [text.find(stop, max(behind - len(stop) + 1, 0)) for stop in stops]
     found = [place for place in places if place >= 0]
     return text[: min(found)] if found else None
 

@@ -200,6 +200,10 @@ def of_a_text_encoders_config(pipe, patch):
     pipe.text_encoder.config._attn_implementation = "eager"
 
 
+def of_a_text_encoders_module(pipe, patch):
+    pipe.text_encoder.encoder.layers[0].layer_norm1.eps = 0.5
+
+
 ATTENTION = "scaled_dot_product_attention"
 CODE = {
     of_the_processors: "the call of AttnProcessor2_0 was replaced",
@@ -207,6 +211,7 @@ CODE = {
     for_all_modules: "torch has other hooks for all modules",
     of_a_config: r"vae\._internal_dict was",
     of_a_text_encoders_config: r"text_encoder\.config.* was",
+    of_a_text_encoders_module: r"text_encoder\..*layer_norm1\.eps was 1e-05 and is 0\.5",
 }
 
 

@@ -210,11 +210,11 @@ def test_a_stop_string_waits_for_min_tokens(service):
 
 
 def test_stops_are_held_back_and_found():
-    told = Told(["abc"])
-    assert [told.add(piece, last=False, stopped=False) for piece in ("xa", "b", "ab")] == ["x", "", "ab"]
-    assert told.add("cd", last=True, stopped=True) == ""
-    told = Told(["abc"])
-    assert told.add("xab", last=True, stopped=False) == "xab"
+    told = Told(byte_tokenizer(), ["abc"])
+    assert [told.add(token, last=False, stopped=False) for token in b"xabab"] == ["x", "", "", "ab", ""]
+    assert told.add(b"c"[0], last=True, stopped=True) == ""
+    told = Told(byte_tokenizer(), ["abc"])
+    assert "".join(told.add(token, last=at == 2, stopped=False) for at, token in enumerate(b"xab")) == "xab"
     watch = Watch(byte_tokenizer(), ["abc", "q"])
     assert [watch.add(token) for token in b"ababcq"] == [False, False, False, False, True, True]
 
@@ -320,6 +320,11 @@ def test_without_max_tokens_a_text_goes_on_to_the_end_of_the_context():
         ({"top_h": 2.0}, "generation_config of M: top_h=2.0: ValueError: "),
         ({"sequence_bias": [[["x"], 1.0]]}, "generation_config of M: sequence_bias="),
         ({"sequence_bias": [[[], 1.0]]}, r"sequence_bias=\[\[\[\], 1.0\]\] is nothing that it can say"),
+        ({"sequence_bias": [[[5], float("nan")]]}, r"sequence_bias=\[\[\[5\], nan\]\] is nothing that it can say"),
+        ({"sequence_bias": {(5, 6): float("inf")}}, "sequence_bias=.*inf.* is nothing that it can say"),
+        ({"exponential_decay_length_penalty": (5, "x")}, r"exponential_decay_length_penalty=\(5, 'x'\): TypeError"),
+        ({"exponential_decay_length_penalty": (5, float("nan"))}, r"\(5, nan\) is nothing that it can say"),
+        ({"exponential_decay_length_penalty": (5,)}, r"exponential_decay_length_penalty=\(5,\): "),
         ({"do_sample": True, "temperature": -1.0}, "generation_config of M: temperature must be a finite number"),
         ({"suppress_tokens": "x"}, "generation_config of M: suppress_tokens must be a list"),
     ],

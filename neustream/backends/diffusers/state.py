@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.foreign import global_hooks, is_own, looks_only, origin, processor_of
 from neustream.backends.diffusers.weights import Weights
+from neustream.backends.settings import Settings
 from neustream.errors import shown
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 PRIVATE = frozenset(("_active_adapter", "_disable_adapters", "_attention_backend", "_parallel_config"))
 """Attributes that are not public, and decide over results."""
 OF_TEXTS = frozenset(("forward", "training", "scaling", "merged_adapters")) | PRIVATE
-"""What is compared of models of transformers, which note how long texts were."""
+"""What is compared of models of transformers, beside their settings: they note how long texts were."""
 SIMPLE = (bool, int, float, str, tuple, type(None))
 LARGEST = 64
 """Containers with more items are no settings."""
@@ -130,6 +131,7 @@ class State:
         self._places = _places(models(pipe))
         self._kept: list[Kept] = []
         self._weights: list[Weights] = []
+        self._settings: list[tuple[Settings, list[Any]]] = []
         for name, model in models(pipe):
             self._note(name, model)
         self._now = [kept.now for kept in self._kept]
@@ -143,6 +145,8 @@ class State:
         only, moves = OF_TEXTS if isinstance(model, PreTrainedModel) else None, _moves(model)
         if only is not None:
             self._kept.append(Kept(f"{name}.config", model.config.__dict__, private=True))
+            settings = Settings(model, name)
+            self._settings.append((settings, settings.now()))
         for path, module in model.named_modules(prefix=name):
             self._kept.append(Kept(path, module.__dict__, only=only, moves=moves))
             processor = processor_of(module)
@@ -179,6 +183,9 @@ class State:
                 return f"the {name.strip('_')} of {owner.__name__} was replaced"
         if global_hooks() != self._hooks:
             return "torch has other hooks for all modules"
+        for settings, noted in self._settings:
+            if settings.now() != noted:
+                return settings.told(noted)
         if not self._unequal():
             return ""
         for kept in self._kept:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from neustream.backends.transformers.likelihoods import Likelihood
-from neustream.backends.transformers.stops import Pieces, Told
+from neustream.backends.transformers.stops import Told
 from neustream.core.events import Emitted, Update
 from neustream.engine.answers import Result
 
@@ -52,8 +52,10 @@ class Completion:
         at_s: seconds from the request to each token; `latency_s`: to its end.
         on_time: whether every promise was kept.
         likelihoods: of the new tokens; scores: of the prompt's behind its first. None where that was not asked.
-        stops: the stop strings, if one of them ended it; `text` ends before that.
+        stops: the stop strings, if one of them ended it; `text` ends before that, and is empty where it
+            begins in the prompt.
         cached_tokens: of the prompt, those that were computed for an earlier request.
+        lead: with stop strings, the last tokens of the prompt, where one may begin.
     """
 
     id: str
@@ -68,6 +70,7 @@ class Completion:
     scores: tuple[Likelihood, ...] | None = None
     stops: tuple[str, ...] = ()
     cached_tokens: int = 0
+    lead: tuple[int, ...] = field(default=(), repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it has its text, and no tokenizer."""
@@ -81,10 +84,15 @@ class Completion:
         """The new text without special tokens, decoded when it is asked for; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        if self.stops:
-            return _until_stopped(self.tokenizer, self.token_ids, self.stops)
+        if self.stops and not isinstance(self.tokenizer, Known):
+            return self._until_stopped()
         text: str = self.tokenizer.decode(list(self.token_ids), skip_special_tokens=True)
         return text
+
+    def _until_stopped(self) -> str:
+        """The text before the stop string that the last token completes."""
+        told, last = Told(self.tokenizer, self.stops, self.lead), len(self.token_ids) - 1
+        return "".join([told.add(id, last=at == last, stopped=at == last) for at, id in enumerate(self.token_ids)])
 
     @property
     def ttft_s(self) -> float:
@@ -114,8 +122,8 @@ def read(update: Update) -> Update:
 class Tokens:
     """A reader of one request's outputs: a `Token` of each, with what it adds to the text."""
 
-    def __init__(self, tokenizer: Any, max_tokens: int, stops: Sequence[str] = ()) -> None:
-        self._pieces, self._told = Pieces(tokenizer), Told(stops)
+    def __init__(self, tokenizer: Any, max_tokens: int, stops: Sequence[str] = (), lead: Sequence[int] = ()) -> None:
+        self._told = Told(tokenizer, stops, lead)
         self._max_tokens = max_tokens
 
     def __call__(self, output: Emitted) -> Token:
@@ -124,21 +132,18 @@ class Tokens:
         if output.update["ended"]:
             reason = "stop"
         last, stopped = reason is not None, output.update.get("stopped", False)
-        text = self._told.add(self._pieces.add(token, last), last=last, stopped=stopped)
+        text = self._told.add(token, last=last, stopped=stopped)
         likelihood, scores = output.update.get("likelihood"), output.update.get("scores", ())
         return Token(output.index, token, text, output.age, reason, likelihood, scores)
 
 
-def _until_stopped(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> str:
-    """The text of `ids` before the stop string that its last token completes."""
-    pieces, told = Pieces(tokenizer), Told(stops)
-    last = len(ids) - 1
-    parts = [told.add(pieces.add(id, at == last), last=at == last, stopped=at == last) for at, id in enumerate(ids)]
-    return "".join(parts)
-
-
 def completion(
-    tokenizer: Any, prompt_tokens: int, stops: tuple[str, ...], result: Result, outputs: Sequence[Emitted]
+    tokenizer: Any,
+    prompt_tokens: int,
+    stops: tuple[str, ...],
+    lead: tuple[int, ...],
+    result: Result,
+    outputs: Sequence[Emitted],
 ) -> Completion:
     """All that came of a request; RequestError if nothing did."""
     ended = result.unwrap()["ended"]
@@ -156,4 +161,5 @@ def completion(
         next((output.update["scores"] for output in outputs if "scores" in output.update), None),
         stops if outputs and outputs[-1].update.get("stopped") else (),
         outputs[0].update.get("cached", 0) if outputs else 0,
+        lead,
     )

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
 from neustream.backends.options import measuring
+from neustream.backends.transformers.apart import owners
 from neustream.backends.transformers.completion import Tokens, completion, read
 from neustream.backends.transformers.defaults import defaults_of
 from neustream.backends.transformers.images import Reader, tokenizer_of
@@ -29,6 +30,7 @@ from neustream.backends.transformers.see import See, looks, see_profile
 from neustream.backends.transformers.settings import OfTexts
 from neustream.backends.transformers.sighted import sighted_of
 from neustream.backends.transformers.slots import Slots
+from neustream.backends.transformers.stops import lead_of
 from neustream.backends.transformers.text import Ask
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import check_option, number, whole
@@ -282,11 +284,15 @@ class TextMount:
         if ends_after is not None:
             ask = replace(ask, end=whole("ends_after", ends_after, 1))
         count, most = len(tokens), int(most)
+        lead = lead_of(tokens if self.model.begins is None else self.model.begins, sampling.stop)
+        own, over = owners.take(sampling.processors)
+        ask = replace(ask, sampling=replace(sampling, processors=own))
         return Call(
             self._graph,
             {"prompt_tokens": count, "max_tokens": most, "ask": ask, "cached_tokens": self._cached(ask)},
-            partial(completion, self.tokenizer, count, sampling.stop),
-            partial(Tokens, self.tokenizer, most, sampling.stop),
+            partial(completion, self.tokenizer, count, sampling.stop, lead),
+            partial(Tokens, self.tokenizer, most, sampling.stop, lead),
+            over=over,
             reads=read,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -159,13 +160,23 @@ def said_of(name: str, config: Mapping[str, Any]) -> Said:
         one = Said(**{key: value})
         try:
             made = [*one.first(TRIAL), *one.between(TRIAL), *one.last(TRIAL), *one.warm(), *one.cut("cpu")]
+            fine = bool(made) and all(_words(one.sequence_bias)) and _numbers(one)
             tokens = [token for some in one.tokens.values() for token in some]
-        except Exception as error:  # whatever its constructors raise
+        except Exception as error:  # whatever the stock processors raise, or what is no number
             raise BackendError(f"generation_config of {name}: {key}={shown(value)}: {told(error)}") from error
-        fine = bool(made) and all(_words(one.sequence_bias))
         if not fine or not all(isinstance(token, int) and token >= 0 for token in tokens):
             raise BackendError(f"generation_config of {name}: {key}={shown(value)} is nothing that it can say")
     return Said(**meant)
+
+
+def _numbers(said: Said) -> bool:
+    """Whether what is added to logits, or multiplies them, is numbers; a bias of -inf bars its sequence."""
+    biases = said.sequence_bias or {}
+    values = list(biases.values()) if isinstance(biases, Mapping) else [bias for _, bias in biases]
+    if not all(bias < math.inf for bias in values):  # NaN is not
+        return False
+    start, factor = said.exponential_decay_length_penalty or (0, 1.0)
+    return bool(math.isfinite(start) and math.isfinite(factor))
 
 
 def _words(biases: Any) -> list[Sequence[int]]:

@@ -11,7 +11,7 @@ import torch
 from neustream.backends.transformers.choosing import Chooser
 from neustream.backends.transformers.said import Place
 from neustream.backends.transformers.sampling import Sampling
-from neustream.backends.transformers.stops import Watch
+from neustream.backends.transformers.stops import Watch, lead_of
 from neustream.backends.transformers.text import Ask, Text
 
 
@@ -72,7 +72,8 @@ class Streams:
             return False
         ask, watch = self._watches.get(id, (None, None))
         if watch is None or ask is not text.ask or watch.seen != len(text.outputs) - 1:
-            watch = Watch(self._tokenizer, sampling.stop)
+            prompt = text.ask.prompt if self._begins is None else self._begins
+            watch = Watch(self._tokenizer, sampling.stop, lead_of(prompt, sampling.stop))
             for token in text.outputs[:-1]:
                 watch.add(token)
             self._watches[id] = text.ask, watch

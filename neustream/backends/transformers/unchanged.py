@@ -11,11 +11,11 @@ import torch
 import torch.nn.modules.module as torch_modules
 from transformers import PreTrainedModel
 
+from neustream.backends.settings import Settings, computes_anew
 from neustream.backends.torch import Samples
 from neustream.backends.transformers.packed import implementation
 from neustream.backends.transformers.prepacked import own_forward
 from neustream.backends.transformers.proof_own import Way
-from neustream.backends.transformers.settings import Settings
 from neustream.errors import NeustreamError, RequestError, StageFailed
 
 ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
@@ -55,7 +55,7 @@ class Unchanged:
         self._samples = Samples(self._there)
         self._values = self._samples.read()
         self._hooked = self._watchers()
-        self._settings = Settings(model, frozenset([id(vars(one)) for _, one in named if _computes_anew(one)]))
+        self._settings = Settings(model)
         before = self._settings.now()
         self._logits = self._answer()
         self._settings.settle(before)
@@ -185,13 +185,6 @@ SAY: dict[str, Callable[[str, Sequence[Any]], str]] = {
 """How each kind of change is told, in the order in which they are looked for."""
 
 
-def _computes_anew(module: torch.nn.Module) -> bool:
-    """Whether its tables are its own business: angles that a forward computes anew for longer texts."""
-    kinds = getattr(module, "rope_type", "")
-    some = kinds.values() if isinstance(kinds, dict) else [kinds]
-    return any("dynamic" in str(kind) or kind == "longrope" for kind in some)
-
-
 def _is_adapted(module: torch.nn.Module) -> bool:
     """Whether it is a layer of PEFT."""
     return hasattr(module, "merged_adapters")
@@ -204,7 +197,7 @@ def _has_place(weight: torch.Tensor) -> bool:
 
 def _weights(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
     """Parameters and buffers by name, but for tables that modules compute anew."""
-    anew = {id(table) for module in model.modules() if _computes_anew(module) for table in module._buffers.values()}
+    anew = {id(table) for module in model.modules() if computes_anew(module) for table in module._buffers.values()}
     tables = [(name, table) for name, table in model.named_buffers() if id(table) not in anew]
     return [*model.named_parameters(), *tables]
 
