@@ -32,6 +32,7 @@ from neustream.server.replies import Choice, Events, Reply, chunks
 from neustream.server.stops import Stops
 from neustream.server.streams import Outlet, stream_of
 from neustream.server.wire import while_there
+from neustream.service.several import SEEDS, sequences
 
 DEFAULT_TOKENS = 16
 """Of completions that do not say how many; chats go on to the end of the context."""
@@ -127,14 +128,15 @@ def _submit(
         "slo": reply.promise.slo,
     }
     several = len(prompts) * body.choices > 1
+    seed = None if body.seed is None else body.seed % SEEDS
     for prompt in prompts:
-        for turn in range(body.choices):
-            number = len(reply.choices)
-            seed = None if body.seed is None else (body.seed + turn) % 2**63
-            id = f"{context.id}-{number}" if several else context.id
+        first = len(reply.choices)
+        numbers = range(first, first + body.choices)
+        ids = [f"{context.id}-{number}" if several else context.id for number in numbers]
+        for number, own in zip(numbers, sequences(ids, seed), strict=True):
             try:
                 asked = prompt.ids if prompt.made is None else prompt.made
-                answer = context.gateway.submit(model, asked, seed=seed, id=id, **options)
+                answer = context.gateway.submit(model, asked, **own, **options)
             except (NeustreamError, TypeError, ValueError) as error:
                 raise of_request(error) from error
             logs = body.told is not None

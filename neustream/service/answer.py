@@ -92,6 +92,7 @@ class Answer(Future[T]):
         self._give_up = give_up
         self._reader = reader
         self._came: list[Emitted] = []
+        self._told: list[Callable[[Emitted], None]] = []
         self._news = threading.Condition()
         self._wakers: set[Callable[[], Any]] = set()
         super().add_done_callback(lambda _: self._tell())
@@ -217,8 +218,18 @@ class Answer(Future[T]):
 
     def push(self, output: Emitted) -> None:
         """The next output, on the engine's thread."""
-        self._came.append(output)
+        with self._news:
+            self._came.append(output)
+            for tell in self._told:
+                tell(output)
         self._tell()
+
+    def follow(self, tell: Callable[[Emitted], None]) -> None:
+        """Have `tell` called with each output, from the first one on."""
+        with self._news:
+            for output in self._came:
+                tell(output)
+            self._told.append(tell)
 
     def settle(self, done: Future[Result], value: Callable[[Result, Sequence[Emitted]], T]) -> None:
         """Answer as the engine did; `value` makes what the caller gets of it, or raises."""

@@ -33,6 +33,19 @@ def whole(update: Update) -> Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Behind:
+    """A request that begins as another does, and waits for the first output of that one.
+
+    Args:
+        id: of the other one; if it is not there, or comes to nothing, nobody waits for it.
+        known: parameters that hold once it has had an output, and is still there.
+    """
+
+    id: str
+    known: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A request as the engine is to serve it, and what its caller gets of it.
 
@@ -45,6 +58,7 @@ class Call:
         reads: what `value` and readers read of an output; where a request moves, the rest of those
             that came does not go along.
         own: names in the state, beside those of outputs, that mean nothing once it has ended.
+        behind: another request that goes first.
     """
 
     graph: Graph
@@ -54,6 +68,7 @@ class Call:
     over: Callable[[], None] = nothing
     reads: Callable[[Update], Update] = whole
     own: frozenset[str] = frozenset()
+    behind: Behind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +130,13 @@ class Shaped(Protocol):
         What each of its devices serves more comes back.
         """
         ...
+
+
+@runtime_checkable
+class OfSequences(Protocol):
+    """A mount of which `n` sequences are asked at once: its requests take a `seed`, and `like`, another one's id."""
+
+    most_sequences: int
 
 
 class Host(Protocol):

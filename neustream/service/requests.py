@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -83,6 +84,8 @@ class Requests:
         self._idle = idle
         self._probing: set[str] = set()  # requests that are still to be looked at
         self._sent: dict[str, Sent] = {}
+        self._lock = threading.Lock()
+        self._behind: dict[str, list[tuple[Sent, Call]]] = {}  # those that wait for another one, by its id
 
     def add(self, id: str, asked: Asked, call: Call | Probe, promise: SLO, since: float) -> Answer[Any]:
         """Have a request served that came at `since`; RequestError if its id is taken."""
@@ -125,6 +128,8 @@ class Requests:
     def _begin(self, sent: Sent, call: Call | Probe) -> None:
         id = sent.answer.id
         self._sent[id] = sent
+        if isinstance(call, Call) and self._waits(sent, call):
+            return
         try:
             self._post(sent, call)
         except BaseException:
@@ -157,7 +162,7 @@ class Requests:
             params,
             slo=sent.promise,
             id=answer.id,
-            on_output=None if call.reader is None else answer.push,
+            on_output=None if call.reader is None else partial(self._made, answer),
             since=sent.since,
             follows=follows,
         )
@@ -169,7 +174,7 @@ class Requests:
         there = self._engine.take(
             replace(moved.there, carry=carry),
             call.graph,
-            on_output=None if call.reader is None else sent.answer.push,
+            on_output=None if call.reader is None else partial(self._made, sent.answer),
         )
         there.add_done_callback(lambda there: self._entered(sent, call, there))
 
@@ -217,8 +222,51 @@ class Requests:
 
     def _forget(self, answer: Answer[Any]) -> None:
         self._probing.discard(answer.id)
-        self._sent.pop(answer.id, None)
+        with self._lock:
+            self._sent.pop(answer.id, None)
         self.open.pop(answer.id, None)
+        self._go_on(answer.id)
+
+    # -- those that begin as another one does -----------------------------------------------------
+
+    def _waits(self, sent: Sent, call: Call) -> bool:
+        """Whether another one goes first, and has not had an output."""
+        if call.behind is None or call.behind.id == sent.answer.id or sent.moved is not None:
+            return False
+        with self._lock:
+            first = self._sent.get(call.behind.id)
+            if first is None or first.answer.outputs:
+                return False
+            self._behind.setdefault(call.behind.id, []).append((sent, call))
+        return True
+
+    def _made(self, answer: Answer[Any], output: Emitted) -> None:
+        """An output of a request, on the engine's thread."""
+        answer.push(output)
+        if not output.index:
+            self._go_on(answer.id)
+
+    def _go_on(self, id: str) -> None:
+        """Request `id` has had an output, or is over: those behind it are served."""
+        with self._lock:
+            waiting = self._behind.pop(id, [])
+            there = id in self._sent
+        for sent, call in waiting:
+            if sent.answer.cancelled():
+                self._forget(sent.answer)
+                call.over()
+                continue
+            assert call.behind is not None
+            known = call.behind.known if there else {}
+            try:
+                self._post(sent, replace(call, params={**call.params, **known}), follows=True)
+            except Exception as error:  # noqa: BLE001  the answer raises it
+                self._forget(sent.answer)
+                call.over()
+                sent.answer.refuse(error)
+            else:
+                if sent.answer.cancelled():  # just now
+                    self.give_up(sent.answer)
 
 
 def checked(id: str | None) -> str:

@@ -26,10 +26,11 @@ from neustream.service.agents import AgentMount
 from neustream.service.answer import Answer
 from neustream.service.hosting import Hosting
 from neustream.service.members import device_at, member_of, open_all
-from neustream.service.mount import OWN, Mount
+from neustream.service.mount import OWN, Mount, OfSequences
 from neustream.service.options import names_of, places_of, slo_of
 from neustream.service.rehearsing import Rehearsing
 from neustream.service.requests import Asked, Moved, Requests, checked
+from neustream.service.several import Several, ask, ids_of
 
 
 class Service:
@@ -134,12 +135,39 @@ class Service:
             slo: what the request is promised; a number is `SLO(total=...)`. Default: the service's.
             id: its name; default: a random one.
 
+        A language model takes `n` beside its other arguments: so many sequences of one prompt, which
+        is computed once. They are a `Several`. Sequence k has the seed `seed + k`.
+
         Raises:
             RequestError: for what cannot be served, while `max_open` requests are open, or once
                 the service is closed. What a model's own library has against its arguments is
                 raised as it is.
         """
-        return self.ask(args, kwargs, model=model, slo=slo, id=id)
+        if (count := kwargs.get("n")) is None or not isinstance(self.mount(model)[1], OfSequences):
+            return self.ask(args, kwargs, model=model, slo=slo, id=id)
+        return self._several(count, args, kwargs, model=model, slo=slo, id=id)
+
+    def _several(
+        self,
+        count: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        model: str | None,
+        slo: SLO | float | None,
+        id: str | None,
+    ) -> Several[Any]:
+        """So many sequences of one prompt."""
+        name, mount = self.mount(model)
+        assert isinstance(mount, OfSequences)
+        whole = checked(id)
+        ids = ids_of(whole, count, mount.most_sequences)
+        more = {key: value for key, value in kwargs.items() if key not in ("n", "seed")}
+
+        def submit(id: str, **own: Any) -> Answer[Any]:
+            return self.ask(args, {**more, **own}, model=name, slo=slo, id=id)
+
+        return ask(submit, whole, ids, kwargs.get("seed"))
 
     def ask(
         self,

@@ -145,7 +145,7 @@ def test_the_asynchronous_client_and_many_at_once(url):
     assert len(asyncio.run(main())) == 24
 
 
-def test_several_choices_and_prompts(client):
+def test_several_choices_and_prompts(client, running):
     done = client.post(
         "/v1/completions", json={**ASK, "prompt": ["a", "b"], "n": 2, "temperature": 1, "seed": 3}
     ).json()
@@ -153,6 +153,9 @@ def test_several_choices_and_prompts(client):
     assert done["usage"]["completion_tokens"] == 48 and done["usage"]["prompt_tokens"] == 2
     again = client.post("/v1/completions", json={**ASK, "prompt": "a", "temperature": 1, "seed": 3}).json()
     assert again["choices"][0]["text"] == done["choices"][0]["text"]
+    own = [running[1](prompt, n=2, temperature=1, seed=3, max_tokens=12, ignore_eos=True) for prompt in ("a", "b")]
+    assert [choice["text"] for choice in done["choices"]] == [one.text for many in own for one in many]
+    assert "prompt_tokens_details" not in done["usage"]  # nothing was computed for an earlier request
 
 
 def test_the_usage_says_what_of_a_prompt_was_there(client):

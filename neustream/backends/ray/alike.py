@@ -22,7 +22,7 @@ STEP = 64
 """Characters that make a difference in length."""
 DEEP = 3
 MANY = 64
-SEEDS = frozenset(("seed", "id", "user"))
+SEEDS = frozenset(("seed", "id", "like", "user"))
 """Parameters whose values change nothing of what a request costs."""
 
 

@@ -194,6 +194,10 @@ class LanguageModel:
         """The last place up to `end` where one piece of a text ends and another begins."""
         return floor(end, prompt) if self.fixed is not None else end if end >= prompt else 0
 
+    def alike(self, prompt: int) -> int:
+        """Tokens of a prompt that another sequence of it may go on from; the last one is always left to compute."""
+        return self.floor(prompt - 1, prompt) if self.piecewise else prompt - 1
+
     @property
     def device(self) -> torch.device:
         device: torch.device = self.model.device

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from neustream.backends.torch import OUT_OF_MEMORY
+from neustream.backends.transformers.carried import KeysAndValues, carried
 from neustream.backends.transformers.choosing import choose, without
 from neustream.backends.transformers.fixed import rows_of
 from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
@@ -27,44 +26,34 @@ from neustream.errors import StageFailed, told
 Update = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class KeysAndValues:
-    """Keys and values of tokens `first` to `last` of a request, out of a slot.
-
-    `layers`: the bytes of [2, heads, last - first, width] in `dtype`, of each layer, as uint8.
-    """
-
-    first: int
-    last: int
-    dtype: str
-    layers: tuple[np.ndarray, ...]
-
-
 class _Held:
     """A request's slot, how many of its tokens are in it, and when it was last used.
 
-    `shared`: tokens that came from a prefix. `sure`: the text after the latest step that a model did
-    which is the one that is served, and how many tokens of it were in the slot.
+    `prompt`: its prompt's tokens, told apart. `shared`: tokens that came from a prefix. `sure`: the text
+    after the latest step that a model did which is the one that is served, and how many tokens of it
+    were in the slot.
     """
 
-    __slots__ = ("cached", "shared", "slot", "sure", "used")
+    __slots__ = ("cached", "prompt", "shared", "slot", "sure", "used")
 
     def __init__(self, slot: int) -> None:
         self.slot, self.cached, self.used, self.shared = slot, 0, 0, 0
+        self.prompt: list[int] = []
         self.sure: tuple[Text, int] | None = None
 
 
 class _Turn:
     """What one step does of a text: it computes its tokens up to `end`, by `rows` one after the other."""
 
-    __slots__ = ("end", "known", "rows", "text")
+    __slots__ = ("end", "known", "like", "rows", "text")
 
     rows: list[Row]
     """In the text's slot; none: there is nothing to compute yet."""
 
-    def __init__(self, text: Text, end: int, known: int) -> None:
+    def __init__(self, text: Text, end: int, known: int, like: str | None) -> None:
         self.text = text
         self.end = end
+        self.like = like  # a request that may have begun alike
         self.known = known  # tokens that the scheduler takes for computed
 
     @property
@@ -154,9 +143,7 @@ class Texts:
         held = self._held.get(given.id)
         if held is None or held.cached <= first or not isinstance(self.model.cache, Slots):
             return None
-        states = self.model.cache.read(held.slot, first, held.cached)
-        layers = tuple(x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for x in states)
-        return KeysAndValues(first, held.cached, str(states[0].dtype), layers)
+        return carried(self.model.cache, held.slot, first, held.cached)
 
     def adopt(self, given: StepInput, piece: KeysAndValues) -> None:
         """Put what another model's texts exported of a request into a slot; the next step goes on from it.
@@ -165,15 +152,11 @@ class Texts:
         """
         held = self._held.get(given.id)
         there = 0 if held is None else held.cached
-        self._check(given, piece, there)
-        cache = self.model.cache
-        assert isinstance(cache, Slots)
-        dtype, device = cache.used[0].keys.dtype, self.model.device
-        shapes = cache.shapes(piece.last - piece.first)
-        states = [
-            torch.frombuffer(bytearray(one), dtype=torch.uint8).view(dtype).reshape(shape).to(device)
-            for one, shape in zip(piece.layers, shapes, strict=True)
-        ]
+        cache, text = self.model.cache, given.state.get(self.name)
+        if not isinstance(cache, Slots):
+            raise StageFailed(f"{self.model.name} takes no keys and values: its requests have caches of their own")
+        piece.check(cache, given.id, self.model.name, there, 0 if text is None else len(text) - 1)
+        states = piece.states(cache, self.model.device)
         if held is None:
             held = self._held[given.id] = self._take()
         cache.write(held.slot, piece.first, states)
@@ -186,32 +169,6 @@ class Texts:
         self.model.cache.pretend(held.slot, cached)
 
     # -- inside ---------------------------------------------------------------------------------------
-
-    def _check(self, given: StepInput, piece: KeysAndValues, there: int) -> None:
-        """StageFailed if keys and values of a request cannot be put behind the `there` tokens in its slot."""
-        cache = self.model.cache
-        if not isinstance(cache, Slots):
-            raise StageFailed(f"{self.model.name} takes no keys and values: its requests have caches of their own")
-        text: Text | None = given.state.get(self.name)
-        most = 0 if text is None else len(text) - 1
-        dtype = cache.used[0].keys.dtype
-        sizes = [math.prod(shape) * dtype.itemsize for shape in cache.shapes(piece.last - piece.first)]
-        why = ""
-        if str(dtype) != piece.dtype or sizes != [one.nbytes for one in piece.layers]:
-            why = (
-                f"they are of {len(piece.layers)} layer(s) in {piece.dtype}, {self.model.name} here has "
-                f"{len(sizes)} in {dtype}, or other heads"
-            )
-        elif piece.last > cache.length:
-            why = f"a slot here has {cache.length} tokens"
-        elif piece.last > most:
-            why = f"its state is of {most} computed tokens"
-        elif piece.first != there:
-            why = f"{there} tokens are there"
-        if why:
-            raise StageFailed(
-                f"keys and values of tokens {piece.first} to {piece.last} of request {given.id!r} cannot be used: {why}"
-            )
 
     def _sure(self, inputs: Sequence[StepInput], results: Sequence[Update | StageFailed]) -> None:
         """Note what is in slots now; prompts and whole texts that are complete are there for others at once."""
@@ -307,7 +264,7 @@ class Texts:
         end = len(text)
         if at_prefill:
             end = max(1, min(round(given.computed + given.size), end))
-        return _Turn(text, end, int(given.computed) if fresh else 0)
+        return _Turn(text, end, int(given.computed) if fresh else 0, given.params.get("like"))
 
     def _rows(self, id: str, turn: _Turn) -> list[Row]:
         """What is computed of a text in this step; none where all that it may compute is there."""
@@ -323,11 +280,23 @@ class Texts:
         return self._from(held, turn)
 
     def _begin(self, id: str, turn: _Turn) -> _Held:
-        """A slot for a request that has none, with what others left of its prompt."""
+        """A slot for a request that has none, with what others have, or left, of its prompt."""
         held = self._held[id] = self._take()
-        if self.prefixes is not None and turn.known:
+        held.prompt = turn.text.ask.names
+        first = self._held.get(turn.like or "")
+        if first is not None and first.prompt == held.prompt:
+            self._fork(first, held, turn.text)
+        if not held.cached and self.prefixes is not None and turn.known:
             held.cached = held.shared = self.prefixes.fill(held.slot, turn.text.ask.prompt, turn.known)
         return held
+
+    def _fork(self, first: _Held, held: _Held, text: Text) -> None:
+        """Have what another sequence of the same prompt has in its slot; the last token is left to compute."""
+        if not text.unscored and isinstance(self.model.cache, Slots):
+            there = self.model.alike(len(text.ask.prompt))
+            if first.cached >= there:
+                self.model.cache.move(first.slot, held.slot, there)
+                held.cached = there
 
     def _cut(self, turn: _Turn) -> int:
         """The last place before the end of the step at which the text may be cut."""

@@ -40,13 +40,15 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.profile import LatencyProfile, unmeasured
 from neustream.core.steps import LearntSteps, StepLatency
 from neustream.engine.events import Observer
-from neustream.errors import BackendError, shown
+from neustream.errors import BackendError, RequestError, shown
 from neustream.graphs import llm, llm_profiles, with_eyes
 from neustream.profiling.steps import StepsFile, load_steps
-from neustream.service.mount import Call, Device, Host, Instance
+from neustream.service.mount import Behind, Call, Device, Host, Instance
 
 PREFIX_SHARE = 4
 """Prefixes take so much less room than slots, if nobody says how much."""
+MOST_SEQUENCES = 128
+"""Of one prompt."""
 NODE = "llm"
 """What the model's stages are called where it is alone; else by its name."""
 
@@ -87,6 +89,7 @@ class TextMount:
     """
 
     observers: Sequence[Observer] = ()
+    most_sequences = MOST_SEQUENCES
     model: LanguageModel
     """On the first device, once it is opened."""
     reader: Reader
@@ -236,6 +239,8 @@ class TextMount:
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         ends_after: int | None = None,
+        n: int | None = None,
+        like: str | None = None,
     ) -> Call:
         """A completion; RequestError for what cannot be served.
 
@@ -248,8 +253,13 @@ class TextMount:
             tools, chat_template_kwargs: for the chat template, beside the messages.
             ends_after: outputs after which it ends as if the model had said so, for workloads that
                 are replayed; no policy sees it.
+            n: refused: several sequences are asked of a service.
+            like: the id of another request of the same prompt: this one waits for its first output, and
+                goes on from its keys and values. `n` is made of these.
         """
         assert self._graph is not None
+        if n not in (None, 1):
+            raise RequestError(f"n={shown(n)}: several sequences are asked of a service, not here: ask for each")
         self.model.unchanged.check()
         self._said.check()
         asked = {
@@ -289,12 +299,23 @@ class TextMount:
         ask = replace(ask, sampling=replace(sampling, processors=own))
         return Call(
             self._graph,
-            {"prompt_tokens": count, "max_tokens": most, "ask": ask, "cached_tokens": self._cached(ask)},
+            {"prompt_tokens": count, "max_tokens": most, "ask": ask, "cached_tokens": self._cached(ask), "like": like},
             partial(completion, self.tokenizer, count, sampling.stop, lead),
             partial(Tokens, self.tokenizer, most, sampling.stop, lead),
             over=over,
             reads=read,
+            behind=self._behind(like, ask),
         )
+
+    def _behind(self, like: str | None, ask: Ask) -> Behind | None:
+        """The request that computes the prompt; what of it need not be computed then."""
+        if like is None:
+            return None
+        if not isinstance(like, str):
+            raise RequestError(f"like is the id of another request, got {shown(like)}")
+        shares = isinstance(self.model.cache, Slots) and ask.sampling.prompt_logprobs is None
+        there = shares and len(self._devices) == 1
+        return Behind(like, {"cached_tokens": self.model.alike(len(ask.prompt))} if there else {})
 
     def _cached(self, ask: Ask) -> int:
         """Tokens of a prompt that need not be computed: all are where they are told of, or hold images."""

@@ -134,9 +134,13 @@ class VLLMEngine:
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         stop_token_ids: Sequence[int] = (),
+        like: str | None = None,
         **sampling: Any,
     ) -> Answer[Generated]:
-        """Ask for a text; on the event loop. RequestError for what cannot be served."""
+        """Ask for a text; on the event loop. RequestError for what cannot be served.
+
+        `like`: another request of the same prompt, which vLLM's prefix cache finds by itself.
+        """
         self._check(prompt, max_tokens, id)
         promise = SLO() if slo is None else slo
         params = self._params(
