@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from neustream.backends import ConfigModel
 from neustream.errors import BackendError, nearest
 from neustream.profiling.measuring import processor
@@ -80,14 +82,20 @@ class Samples:
     """
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
-        groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+        self._here: list[memoryview] = []
+        elsewhere: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
         for weight in weights:
-            if weight.numel():
-                middle = tuple(size // 2 for size in weight.shape)
-                group = groups.setdefault((weight.device, weight.dtype), [])
-                group.append(weight.detach()[middle].view(1))
-        self._views = list(groups.values())
+            if not weight.numel():
+                continue
+            middle = tuple(size // 2 for size in weight.shape)
+            value = weight.detach()[middle].view(1)
+            if value.device.type == "cpu":  # read as memory: torch would take ten times as long
+                self._here.append(np.from_dlpack(value.view(torch.uint8)).data)
+            else:
+                elsewhere.setdefault((value.device, value.dtype), []).append(value)
+        self._elsewhere = list(elsewhere.values())
 
     def read(self) -> list[bytes]:
-        """The values as bytes, by device and dtype; waits for the devices."""
-        return [torch.cat(some).cpu().view(torch.uint8).numpy().tobytes() for some in self._views]
+        """The values as bytes: those on the host, then by device and dtype; waits for the devices."""
+        read = [torch.cat(some).cpu().view(torch.uint8).numpy().tobytes() for some in self._elsewhere]
+        return [b"".join(self._here), *read]

@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     from peft import LoraConfig, inject_adapter_in_model
     from plainly_served import Plain, close_to, seeded, serve, together, words
 
+    from neustream.backends.torch import Samples
     from tests.backends import pipelines
 
 import neustream as ns  # noqa: E402
@@ -287,3 +288,21 @@ def test_a_position_table_that_is_written_to():
         pipe.transformer.pos_embed.pos_embed.mul_(1.5)
         with pytest.raises(ns.RequestError, match="weights were written to"):
             service(**call)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+)
+def test_what_is_written_past_torch_shows_in_samples_of_any_dtype(dtype):
+    with torch.inference_mode():
+        of_inference = torch.ones(5, dtype=dtype)
+    weights = [torch.ones(3, 4, dtype=dtype), torch.ones((), dtype=dtype), torch.ones(0, dtype=dtype), of_inference]
+    samples = Samples(weights)
+    before = samples.read()
+    assert samples.read() == before
+    for weight in weights:
+        if weight.numel():
+            with torch.inference_mode():
+                weight.data.zero_()
+            assert samples.read() != before
+            before = samples.read()

@@ -13,7 +13,8 @@ DEVICES = ("cpu", "cuda")
 
 def autocast_now() -> Autocast:
     """Torch's autocast of this thread, by kind of device."""
-    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICES)
+    enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+    return (enabled("cpu"), dtype("cpu")), (enabled("cuda"), dtype("cuda"))  # asked at each turn of a call
 
 
 def set_autocast(state: Autocast, now: Autocast) -> None:

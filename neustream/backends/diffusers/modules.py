@@ -18,7 +18,7 @@ from neustream.engine.clock import stopwatch
 from neustream.errors import StageFailed
 
 Update = Mapping[str, Any]
-LOOKING = 0.01
+LOOKING = 0.006
 """The share of a device's time that may go into asking whether somebody changed the models, beside the first
 and the last step of each request."""
 

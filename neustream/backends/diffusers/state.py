@@ -26,6 +26,7 @@ OF_TEXTS = frozenset(("forward", "training", "scaling", "merged_adapters")) | PR
 SIMPLE = (bool, int, float, str, tuple, type(None))
 LARGEST = 64
 """Containers with more items are no settings."""
+NOWHERE: tuple[Mapping[str, Any], str] = ({}, "")
 DEPTH = 2
 """How deep objects that processors hold are looked at."""
 
@@ -128,7 +129,8 @@ class State:
         self._pipe = pipe
         self._models = models
         self._scaling = scaling
-        self._places = _places(models(pipe))
+        self._firsts = {id(model): _first(model) for _, model in models(pipe)}
+        self._places = self._places_now()
         self._kept: list[Kept] = []
         self._weights: list[Weights] = []
         self._settings: list[tuple[Settings, list[Any]]] = []
@@ -158,7 +160,9 @@ class State:
     def _link(self) -> None:
         self._before = [kept.before for kept in self._kept]
         pairs = [(kept.now.get(key), held) for kept in self._kept for key, held in kept.inside.items()]
-        self._held, self._holding = [now for now, _ in pairs], [before for _, before in pairs]
+        self._empty = [now for now, before in pairs if not now and not before]
+        full = [(now, before) for now, before in pairs if now or before]
+        self._held, self._holding = [now for now, _ in full], [before for _, before in full]
 
     def changed(self, *, sampled: bool = False) -> str:
         """What is not what it was; empty: nothing.
@@ -167,7 +171,7 @@ class State:
         """
         whose = type(self._pipe).__name__
         then = "close the service first, then serve the pipeline again"
-        now = _places(self._models(self._pipe))
+        now = self._places_now()
         for name, before in self._places.items():
             if now.get(name) != before:
                 gone = name not in now or now[name][0] != before[0]
@@ -176,6 +180,21 @@ class State:
                 return f"{name} of {whose} was {what} while it is served{detail}; {then}"
         why = next(filter(None, (one.written(sampled=sampled) for one in self._weights)), "") or self._attributes()
         return why and f"{whose} was changed while it is served: {why}; {then}, or change it back"
+
+    def _places_now(self) -> dict[str, tuple[Any, ...]]:
+        """Which models there are, where they are, their adapters."""
+        found = {}
+        for name, model in self._models(self._pipe):
+            parameters, first = self._firsts.get(id(model), NOWHERE)
+            weight = parameters.get(first)
+            hooked = "_hf_hook" in model.__dict__ or weight is None  # offloaded models move all the time
+            casts = getattr(getattr(model, "config", None), "force_upcast", False)
+            place = None if hooked or weight is None else (str(weight.device), None if casts else weight.dtype)
+            adapters: Any = None
+            if getattr(model, "_hf_peft_config_loaded", False):
+                adapters = (tuple(model.peft_config), tuple(model.active_adapters()))
+            found[name] = (id(model), place, adapters)
+        return found
 
     def _attributes(self) -> str:
         for (owner, name), before in zip(self._code, self._functions, strict=True):
@@ -196,7 +215,7 @@ class State:
 
     def _unequal(self) -> bool:
         try:
-            return self._now != self._before or self._held != self._holding
+            return any(self._empty) or self._now != self._before or self._held != self._holding
         except Exception:  # noqa: BLE001  tensors that are not the same
             return True
 
@@ -232,16 +251,10 @@ def _hooked(model: torch.nn.Module) -> bool:
     return any("_hf_hook" in module.__dict__ for module in model.modules())
 
 
-def _places(models: Iterable[tuple[str, torch.nn.Module]]) -> dict[str, tuple[Any, ...]]:
-    """Which models there are, where they are, their adapters."""
-    found = {}
-    for name, model in models:
-        weight = next(model.parameters(), None)
-        hooked = "_hf_hook" in model.__dict__ or weight is None  # offloaded models move all the time
-        casts = getattr(getattr(model, "config", None), "force_upcast", False)
-        place = None if hooked or weight is None else (str(weight.device), None if casts else weight.dtype)
-        adapters: Any = None
-        if getattr(model, "_hf_peft_config_loaded", False):
-            adapters = (tuple(model.peft_config), tuple(model.active_adapters()))
-        found[name] = (id(model), place, adapters)
-    return found
+def _first(model: torch.nn.Module) -> tuple[Mapping[str, Any], str]:
+    """Where its first parameter is kept, and its name there; for a model without any, nowhere."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                return module._parameters, name
+    return NOWHERE
