@@ -1,5 +1,5 @@
 # make demo   install and serve a small real model on the CPU, with progress; results in out/demo
-# make demo-agent   serve a small agent: two tiny models and a tool; pictures and a figure in out/agent
+# make demo-agent   serve a small agent, and simulate it: two tiny models and a tool; pictures and a figure in out/agent
 # make demo-cluster   serve two instances of the small model as a cluster on Ray, beside their simulation
 # make demo-cluster-serve   serve two tiny models over HTTP, each on two instances of a cluster
 # make demo-serve   install and serve two tiny models over HTTP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import warnings
 from types import SimpleNamespace
@@ -50,5 +51,37 @@ def test_a_run_goes_through_both_models_and_the_tool(demo, tmp_path, monkeypatch
     assert state["chart"].size == (64, 64)
     legs = service.report.to_dict()["legs"]
     assert list(legs) == ["plan", "draw", "look", "write"]
-    demo.figure({"priced": service.report.to_dict()}, tmp_path / "path.png")
+    report = service.report.to_dict()
+    demo.figure({"priced": demo.Played(report, report, report, [])}, tmp_path / "path.png")
     assert (tmp_path / "path.png").stat().st_size > 1000
+
+
+def test_what_is_served_is_what_the_config_says(demo, tmp_path, monkeypatch):
+    """Its graph, stage by stage, on the pools that the service has."""
+    mount = demo.TextMount
+    monkeypatch.setattr(demo, "TextMount", lambda *args, **more: mount(*args, profile=Flat(), **more))
+    with demo.served("priced", tmp_path) as service:
+        graph = service.models["agent"].graph
+        device, tool = service.engine.members[0].scheduler.pools.values()
+        state = service.submit(question=demo.QUESTIONS[0], model="agent").result(120)
+    (tmp_path / "profiles").mkdir()
+    steps = (demo.CONFIG.parents[2] / "profiles/a6000/opt_13b/steps.json").read_text()
+    for name in ("chat", "llava"):
+        (tmp_path / f"profiles/{name}.json").write_text(steps)
+    table = {"kind": "table", "batch": [1, 8], "latency_s": [0.1, 0.2], "origin": {}, "stage": "see"}
+    see = {"format": "neustream.profile/1", "device": json.loads(steps)["device"], **table}
+    (tmp_path / "profiles/llava-see.json").write_text(json.dumps(see))
+    (tmp_path / "draw.txt").write_text("0.2\n")
+    lengths = {name: [state[name].prompt_tokens] for name in ("plan", "look", "write")}
+    (tmp_path / "lengths.json").write_text(json.dumps(lengths))
+    runs = demo.prepared(tmp_path, [])
+    assert list(runs.graph.stages) == list(graph.stages)
+    assert {pool.name: set(pool.stages) for pool in runs.pools} == {
+        "cpu": set(device.stages),
+        "tool draw": set(tool.stages),
+    }
+    assert runs.pools[0].kv_caches == device.kv_caches and runs.pools[1].concurrency == tool.concurrency
+    assert {name: runs.requests[0].params[name]["ends"] for name in lengths} == {
+        name: len(state[name].token_ids) for name in lengths
+    }
+    assert sum(demo.simulate(runs, "fcfs").counts.values()) == len(runs.requests)

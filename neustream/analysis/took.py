@@ -1,9 +1,9 @@
 """The device as it was while a run was served, for a simulation of the same run.
 
 The speed of a machine drifts, and steps stall: neither is in a profile. A simulated step takes as many
-times its profile as the served step of its kind that began nearest in time. Steps beside which a
-request came in are left out, unless all are such: the call for it held them up, which the simulator
-adds by itself (`call_s`). What is left of the error is of the engine and the policy.
+times its profile as the served step of its kind that began nearest in time. Steps beside which
+requests came in are left out, unless all are such or it hardly mattered: the calls for them held them
+up, which the simulator adds by itself (`call_s`). What is left of the error is of the engine and the policy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import NamedTuple
 from neustream.core.batch import Batch
 from neustream.core.events import Submitted
 from neustream.engine.events import Finished, Record
+
+SLIGHT = 0.01
+"""Share of a step that calls beside it may take without a difference."""
 
 
 class _Step(NamedTuple):
@@ -59,8 +62,12 @@ class Took:
         ends = [end for _, end in calls]  # calls of one thread end in their order
         found = []
         for step in sorted(steps):
-            at = bisect_right(ends, step.start)
-            if at == len(calls) or calls[at][0] >= step.end:
+            spent = 0.0
+            for call, end in calls[bisect_right(ends, step.start) :]:
+                if call >= step.end:
+                    break
+                spent += end - call
+            if spent <= SLIGHT * (step.end - step.start):
                 found.append(step)
         return found or sorted(steps)
 

@@ -21,9 +21,13 @@ from neustream.config.fields import (
     TokenCount,
     kind_of_tokens,
 )
+from neustream.config.places import check_places, placed
 from neustream.config.schema import Experiment, LlmConfig
 from neustream.config.workload import Workload, without
 from neustream.errors import nearest
+
+MOST_IMAGES = 1024
+"""Of a prompt."""
 
 
 class Uniform(Range):
@@ -130,7 +134,10 @@ Most = Annotated[
 
 
 class AgentLlm(LlmConfig):
-    """A language model of an agent: `replicas` with a device each, which requests take in turns."""
+    """A language model of an agent: `replicas` with a device each, which requests take in turns.
+
+    Where a `placement` says which models are where, the devices of a model are its replicas.
+    """
 
     replicas: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
 
@@ -139,13 +146,15 @@ class ModelCall(Section):
     """A call of the language model `llm`; its numbers of tokens are drawn for each request.
 
     The prompt has `prompt` tokens of its own, `extra_tokens` (those of an image), and the outputs
-    of the calls before it that it `reads`.
+    of the calls before it that it `reads`. Its `images` are looked at before, by the model's vision
+    tower; without any there is no such step.
     """
 
     llm: str
     name: str | None = None
     prompt: Count = 128
     extra_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
+    images: Annotated[int, Field(ge=0, le=MOST_IMAGES)] = 0
     reads: list[str] = Field(default=[])
     output: Count = 128
     max_tokens: Most = 256
@@ -251,12 +260,43 @@ class AgentWorkload(Workload):
 
 
 class AgentExperiment(Experiment):
-    """An agent: its graph, in `agent`, of calls of `llms` and `tools`."""
+    """An agent: its graph, in `agent`, of calls of `llms` and `tools`.
+
+    Each of the `llms` has devices of its own, unless `placement` says which of the `devices` it is on:
+    models of one device take turns there. Those that it does not name are then on all of them.
+    Without a placement, each of the `devices` is an instance of the whole.
+    """
 
     agent: list[NodeConfig] = Field(min_length=1)
     llms: dict[str, AgentLlm] = Field(default_factory=dict)
     tools: dict[str, ToolConfig] = Field(default_factory=dict)
+    placement: dict[str, list[str]] = Field(default_factory=dict)
     workload: AgentWorkload = AgentWorkload()
+
+    @property
+    def instances(self) -> int:
+        return 1 if self.placement else super().instances
+
+    @property
+    def placed(self) -> dict[str, list[str]]:
+        """The models on each device that a placement speaks of."""
+        return placed(self.llms, self.device_names, self.placement) if self.placement else {}
+
+    @model_validator(mode="after")
+    def _places(self) -> AgentExperiment:
+        if not self.placement:
+            return self
+        if self.cluster is not None:
+            raise ValueError("give placement (of devices) or cluster, whose instances name stages, not both")
+        check_places(self.llms, self.device_names, self.placement)
+        for name, model in self.llms.items():
+            if "replicas" in model.model_fields_set:
+                raise ValueError(f"llms.{name}.replicas: where there is a placement, its devices are its replicas")
+        for device, names in self.placed.items():
+            tokens = {name: self.llms[name].step_tokens for name in names}
+            if len(set(tokens.values())) > 1:
+                raise ValueError(f"llms: models of one device ({device!r}) need one step_tokens; got {tokens}")
+        return self
 
     @model_validator(mode="after")
     def _known(self) -> AgentExperiment:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from neustream.config.fields import Factor
+from neustream.config.places import check_places, placed
 from neustream.config.schema import (
     SWEEPABLE,
     Config,
@@ -19,7 +20,6 @@ from neustream.config.schema import (
     kind_of,
 )
 from neustream.config.workload import Workload
-from neustream.errors import nearest
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$")]
 """It stands in front of the names of stages and requests, with a dot behind."""
@@ -63,12 +63,7 @@ class ModelsConfig(Config):
     @property
     def placed(self) -> dict[str, list[str]]:
         """The models on each device."""
-        return {
-            device: [name for name in self.models if device in self._devices_of(name)] for device in self.device_names
-        }
-
-    def _devices_of(self, model: str) -> list[str]:
-        return self.placement.get(model, self.device_names)
+        return placed(self.models, self.device_names, self.placement)
 
     def experiments(self) -> dict[str, Experiment]:
         """Each model as an experiment of its own, on one device."""
@@ -119,19 +114,7 @@ class ModelsConfig(Config):
 
     @model_validator(mode="after")
     def _places(self) -> ModelsConfig:
-        devices = self.device_names
-        if twice := [device for device in devices if devices.count(device) > 1]:
-            raise ValueError(f"devices: {twice[0]!r} is named twice; a device has all its models")
-        for name, places in self.placement.items():
-            if name not in self.models:
-                raise ValueError(f"placement: no model {name!r}; {nearest(name, self.models)}")
-            if not places:
-                raise ValueError(f"placement.{name}: on no device; allowed: {', '.join(devices)}")
-            if unknown := [place for place in places if place not in devices]:
-                hint = nearest(unknown[0], devices)
-                raise ValueError(f"placement.{name}: no device {unknown[0]!r}; {hint}")
-        if idle := [device for device, models in self.placed.items() if not models]:
-            raise ValueError(f"devices: no model is on {idle[0]!r}")
+        check_places(self.models, self.device_names, self.placement)
         return self
 
 

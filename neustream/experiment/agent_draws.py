@@ -71,6 +71,7 @@ class NodeDraws:
             some[name] = {
                 "prompt_tokens": max(prompt + node.extra_tokens + read, 1),
                 "max_tokens": most,
+                "images": node.images,
                 "ends": end[name],  # for the simulated device alone
             }
 

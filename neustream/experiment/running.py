@@ -47,7 +47,8 @@ def simulate(
     `speed` asks what the simulator says at a speed that was observed (`Report.profile_error`): it
     multiplies the profiled latencies of stages in place of what the config says under
     `simulation`; policies go on planning with the profiles. `took` does so step by step (`Took`),
-    and the scheduler learns from the steps as a service's does. `device` says the rest in the
+    calls of tools too, in place of what is drawn for them, and the scheduler learns from the steps
+    as a service's does. `device` says the rest in the
     config's place.
     `cluster`: another one than the config's.
     """
@@ -73,7 +74,10 @@ def simulate(
     if costs.call_s:
         beside = Calls([request.arrival for request in prepared.requests], costs.call_s).beside
     executor = ProfiledExecutor(truth, handover_s=costs.handovers, stretch=factor, beside=beside, outcome=outcome)
-    members = prepared.members(policy, _executors(prepared, executor), learns=took is not None)
+    own = (
+        {} if took is not None else {name: made for one in prepared.pipelines for name, made in one.executors().items()}
+    )
+    members = prepared.members(policy, _executors(prepared, executor, own), learns=took is not None)
     engine = Engine(members, VirtualClock(costs.decision_s), observers)
     with policy_faults(policy):
         return engine.run(prepared.requests, call_s=costs.call_s)
@@ -123,9 +127,8 @@ def _on_cluster(
         return simulate_cluster(prepared, cluster, rule, router, bench, observers)
 
 
-def _executors(prepared: Prepared, executor: Executor) -> list[dict[str, Executor]]:
-    """By pool, for each place: a pipeline's own, or `executor`."""
-    own = {name: made for one in prepared.pipelines for name, made in one.executors().items()}
+def _executors(prepared: Prepared, executor: Executor, own: Mapping[str, Executor]) -> list[dict[str, Executor]]:
+    """By pool, for each place: its `own`, or `executor`."""
     return [{pool.name: own.get(pool.name, executor) for pool in pools} for pools in prepared.places.values()]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.observed import ENOUGH
@@ -78,11 +79,16 @@ def split_by_model(
     groups = by_model(view)
     if len(groups) == 1:
         return _one(view, next(iter(groups)), tokens, others)
+    return in_turn(groups, lambda label: _one(groups[label], label, tokens, others))
+
+
+def in_turn(groups: Mapping[str, View], decide: Callable[[str], Decision]) -> Decision:
+    """The first step that one of several groups has, that with the most urgent job asked first."""
     urgency = {label: min(map(latest_start, part.jobs)) for label, part in groups.items()}
     drop: dict[Job, str] = {}
     wakes: list[float] = []
     for label in sorted(groups, key=urgency.__getitem__):
-        made = _one(groups[label], label, tokens, others)
+        made = decide(label)
         drop |= made.drop
         if made.jobs:
             return replace(made, drop=drop)
@@ -111,9 +117,12 @@ def one_model(view: View) -> ModelQueues:
 def _model_of(view: View, stage: str) -> str:
     """The language model that the jobs of a stage are in a step of; "" for other stages."""
     declared = view.queues[stage][0].stage
-    if declared is None or not isinstance(view.profiles[stage], PhaseProfile):
-        return ""
-    return declared.model
+    return "" if declared is None else kind_of(view, declared)
+
+
+def kind_of(view: View, stage: Stage) -> str:
+    """The language model in whose steps a stage runs; "" of all other stages."""
+    return stage.model if isinstance(view.profiles[stage.name], PhaseProfile) else ""
 
 
 def latest_start(job: Job) -> tuple[float, float]:

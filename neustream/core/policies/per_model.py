@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 
 from neustream.core.job import Job
 from neustream.core.policies.background import beside, step_seconds
-from neustream.core.policies.model_queues import by_model
+from neustream.core.policies.model_queues import by_model, in_turn
 from neustream.core.policies.promised import promised_steps, promised_tokens
+from neustream.core.policies.whole_way import applies, go_on
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.reserved import NOTHING, Reserved
 from neustream.core.types import TICK
@@ -44,6 +45,11 @@ class PerModel:
 
     Where jobs of one kind wait, its rule decides as if alone.
 
+    Requests that go through several kinds here, as agents that call two models of one device, and
+    are promised nothing but their end (`whole_way.py`) have no promise at any one kind: what they
+    need of one would be kept from themselves at the next. There the kinds are asked in the order of
+    their most urgent job, and the first that has a step runs.
+
     Args:
         llm: for the steps of a language model; it is shown one at a time.
         rest: for all other stages.
@@ -66,6 +72,8 @@ class PerModel:
         if len(kinds) == 1:
             label = next(iter(kinds))
             return self.rule(label).decide(view)
+        if applies(view) and go_on(view):
+            return in_turn(kinds, lambda label: self.rule(label).decide(kinds[label]))
         return _Joint(self.rule, kinds).decision()
 
     def rule(self, label: str) -> Policy:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from neustream.core.job import Job
 from neustream.core.many_decodes import decode_seconds
-from neustream.core.policies.model_queues import ModelQueues, at_decode, has_progress, one_model
+from neustream.core.policies.model_queues import (
+    ModelQueues,
+    at_decode,
+    has_progress,
+    kind_of,
+    one_model,
+)
 from neustream.core.policies.way_ahead import Leg, expected
 from neustream.core.policies.way_rooms import AGAIN, KnownLegs, Looked, Room, ScarcePrice
 from neustream.core.policy import Decision, Policy, View
@@ -46,6 +52,9 @@ class WholeWay:
        begins only if each pool on its way has room for it when it comes there, beside all that have
        begun, and if it brings what the scarcest pool's time is worth by what was asked for lately.
 
+    Where requests go on to other models of the same device, who has begun joins as soon as there is
+    memory: when those who run end depends on the others' steps, and larger batches help all.
+
     Where all is in one pool, or outputs have deadlines of their own, `tokens` decides.
 
     Args:
@@ -72,6 +81,16 @@ def applies(view: View) -> bool:
                 return False
         several = several or not job.request.graph.stages.keys() <= set(here)
     return several
+
+
+def go_on(view: View) -> bool:
+    """Whether some requests go through several kinds of steps of this pool."""
+    graphs = {id(job.request.graph): job.request.graph for job in view.jobs}
+    for graph in graphs.values():
+        here = [stage for name, stage in graph.stages.items() if name in view.pool.stages]
+        if len({kind_of(view, stage) for stage in here}) > 1:
+            return True
+    return False
 
 
 @dataclass(slots=True)
@@ -272,6 +291,8 @@ class _Step:
         if not self._has_memory(beside, share):
             return False
         if not run.jobs:  # nobody else needs the device, and it may end early
+            return True
+        if job.started_at is not None and go_on(self.view):
             return True
         end = self._ends(beside, seconds)
         soft, hard = np.array(run.soft), np.array(run.hard)

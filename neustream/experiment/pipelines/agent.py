@@ -28,13 +28,14 @@ from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.nodes import call, par, tool
 from neustream.core.policy import Pool
-from neustream.core.profile import LatencyProfile
+from neustream.core.profile import LatencyProfile, units_of
 from neustream.core.step_times import StepTimes
 from neustream.core.types import SLO, Request
 from neustream.engine.executor import Executor
 from neustream.engine.tooling import pools_of, profiles_of
 from neustream.experiment.agent_draws import Alone, NodeDraws
 from neustream.experiment.pipelines.base import Pipeline
+from neustream.experiment.pipelines.stages import check_device
 from neustream.experiment.requests import (
     Drawn,
     Params,
@@ -45,7 +46,8 @@ from neustream.experiment.requests import (
 )
 from neustream.experiment.tool_times import SimulatedTool, mean_of_latency
 from neustream.experiment.trace_rows import SIZES, Rows
-from neustream.graphs import llm, llm_profiles
+from neustream.graphs import SEE_BATCH, llm, llm_profiles, with_eyes
+from neustream.profiling.files import load_profile
 from neustream.profiling.steps import load_steps
 
 TYPICAL = 100
@@ -55,7 +57,10 @@ Turn = Mapping[str, int]
 
 
 class AgentPipeline(Pipeline[AgentExperiment]):
-    """An agent: a graph of calls, a device for each replica of a model, a pool for each tool."""
+    """An agent: a graph of calls, devices of its models, a pool for each tool.
+
+    A model has a device for each of its replicas, or is on those that the config's placement says.
+    """
 
     kind = "agent"
 
@@ -66,8 +71,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     def graph_of(self, at: int) -> Graph:
         """The graph of the workload's `at`-th request: requests take replicas in turns."""
-        llms = self.experiment.llms
-        turn = {name: at % model.replicas for name, model in llms.items()}
+        turn = {name: at % len(labels) for name, labels in self._labels.items()}
         key = tuple(turn.values())
         if key not in self._graphs:
             self._graphs[key] = Graph(self.name, self._seq(self.experiment.agent, turn))
@@ -81,23 +85,42 @@ class AgentPipeline(Pipeline[AgentExperiment]):
     @cached_property
     def stages_by_name(self) -> Mapping[str, Stage]:
         """The stages of all its graphs."""
-        turns = max([model.replicas for model in self.experiment.llms.values()], default=1)
+        turns = max(map(len, self._labels.values()), default=1)
         graphs = [self.graph_of(at) for at in range(turns)]
         return {name: stage for graph in graphs for name, stage in graph.stages.items()}
 
-    def _replicas(self, name: str) -> list[str]:
-        """What the replicas of a model are called."""
-        count = self.experiment.llms[name].replicas
-        label = self.prefix + name
-        return [label] if count == 1 else [f"{label}.{number}" for number in range(count)]
+    @cached_property
+    def _labels(self) -> dict[str, list[str]]:
+        """What the replicas of each model are called."""
+        found = {}
+        for name, model in self.experiment.llms.items():
+            on = [device for device, names in self.experiment.placed.items() if name in names]
+            count, label = len(on) or model.replicas, self.prefix + name
+            found[name] = (
+                [label] if count == 1 else [f"{label}.{number}" for number in range(count)]
+            )
+        return found
 
     @cached_property
     def _llms(self) -> dict[str, list[Node]]:
-        """A node for each replica of each model."""
+        """A node for each replica of each model, behind its vision tower if a call has images."""
         return {
-            name: [llm(label, max_batch=model.max_batch) for label in self._replicas(name)]
+            name: [self._llm(name, label, model.max_batch) for label in self._labels[name]]
             for name, model in self.experiment.llms.items()
         }
+
+    def _llm(self, name: str, label: str, max_batch: int) -> Node:
+        node: Node = llm(label, max_batch=max_batch)
+        if name not in self._seeing:
+            return node
+        see = Stage(_see(label), min(max_batch, SEE_BATCH), size=lambda job: job.params["images"])
+        return with_eyes(see, node, lambda job: int(job.params["images"] > 0))
+
+    @cached_property
+    def _seeing(self) -> set[str]:
+        """Models that are called with images."""
+        calls = [node for node in nodes_below(self.experiment.agent) if isinstance(node, ModelCall)]
+        return {node.llm for node in calls if node.images}
 
     @cached_property
     def _tools(self) -> dict[str, Stage]:
@@ -113,7 +136,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         }
 
     @cached_property
-    def _places(self) -> dict[int, int]:
+    def _numbers(self) -> dict[int, int]:
         return {id(node): at for at, node in enumerate(nodes_below(self.experiment.agent))}
 
     def _seq(self, nodes: Sequence[NodeConfig], turn: Turn) -> Node:
@@ -127,7 +150,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
             return call(replica, name, slo=_slo(node.slo), params=partial(_tokens_of, name))
         if isinstance(node, ToolCall):
             return self._tools[node.tool]
-        key = f"node {self._places[id(node)]}"
+        key = f"node {self._numbers[id(node)]}"
         if isinstance(node, ParNode):
             branches = {name: self._seq(some, turn) for name, some in node.par.items()}
             return par(policy=node.policy, **branches)
@@ -143,8 +166,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        llms = [label for name in self.experiment.llms for label in self._replicas(name)]
-        return (*self.stages, *llms)
+        return (*self.stages, *[label for labels in self._labels.values() for label in labels])
 
     @property
     def drawn(self) -> str:
@@ -157,21 +179,42 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     @property
     def pools(self) -> list[Pool]:
-        pools = [
-            self._pool(label, model)
-            for name, model in self.experiment.llms.items()
-            for label in self._replicas(name)
-        ]
+        pools = [self._pool(device, own) for device, own in self._places.items()]
         return [*[pool for pool in pools if pool.stages], *pools_of(self._used_tools)]
 
-    def _pool(self, label: str, model: LlmConfig) -> Pool:
-        """The device of a replica."""
-        own = tuple([name for name, stage in self.stages_by_name.items() if stage.model == label])
-        memory = model.memory
-        caches = {}
-        if memory is not None:
-            caches = {label: KVCache(memory.tokens // memory.block, memory.block)}
-        return Pool(label, own, kv_caches=caches, step_tokens=model.step_tokens)
+    @cached_property
+    def _places(self) -> dict[str, dict[str, LlmConfig]]:
+        """The replicas on each device, by what they are called."""
+        llms, labels = self.experiment.llms, self._labels
+        if not self.experiment.placement:
+            return {label: {label: llms[name]} for name, some in labels.items() for label in some}
+        left = {name: iter(some) for name, some in labels.items()}
+        return {
+            self.prefix + device: {next(left[name]): llms[name] for name in names}
+            for device, names in self.experiment.placed.items()
+        }
+
+    def _pool(self, device: str, own: Mapping[str, LlmConfig]) -> Pool:
+        """A device, with the memory of its models."""
+        stages = tuple([stage for stage, (_, label) in self._models.items() if label in own])
+        caches = {
+            label: KVCache(model.memory.tokens // model.memory.block, model.memory.block)
+            for label, model in own.items()
+            if model.memory is not None
+        }
+        (tokens,) = {model.step_tokens for model in own.values()}
+        return Pool(device, stages, kv_caches=caches, step_tokens=tokens)
+
+    @cached_property
+    def _models(self) -> dict[str, tuple[str, str]]:
+        """The model of each stage that is of one, and what its replica is called."""
+        names = {label: name for name, labels in self._labels.items() for label in labels}
+        labels = {
+            name: name.rpartition(".")[0]
+            for name, stage in self.stages_by_name.items()
+            if stage.tool is None
+        }
+        return {stage: (names[label], label) for stage, label in labels.items()}
 
     @property
     def _used_tools(self) -> list[Any]:
@@ -190,16 +233,17 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     # -- how long it takes ------------------------------------------------------------------------
 
-    def _file(self, name: str) -> Path:
-        return self.experiment.profiles / f"{self.experiment.llms[name].profile}.json"
+    def _file(self, stage: str) -> Path:
+        """The profile of a model's stage."""
+        name, label = self._models[stage]
+        model = self.experiment.llms[name]
+        return (
+            self.experiment.profiles
+            / f"{model.see if stage == _see(label) else model.profile}.json"
+        )
 
     def files_by_stage(self) -> dict[str, list[Path]]:
-        return {
-            stage: [self._file(name)]
-            for name in self.experiment.llms
-            for stage in self.stages
-            if self.stages_by_name[stage].model in self._replicas(name)
-        }
+        return {stage: [self._file(stage)] for stage in self._models}
 
     @property
     def measured_names(self) -> Sequence[str]:
@@ -207,24 +251,32 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     def load_profiles(self) -> dict[str, LatencyProfile]:
         profiles: dict[str, LatencyProfile] = dict(profiles_of(self._used_tools))
-        for name, model in self.experiment.llms.items():
-            steps = load_steps(self._file(name))
-            for label in self._replicas(name):
-                profiles |= llm_profiles(label, steps, model.max_batch)
+        for stage, (name, label) in self._models.items():
+            if stage == _see(label):
+                profiles[stage] = units_of(load_profile(self._file(stage)))
+            elif stage not in profiles:  # both phases are of one file
+                steps = load_steps(self._file(stage))
+                profiles |= llm_profiles(label, steps, self.experiment.llms[name].max_batch)
+        for pool in self.pools if not self.experiment.simulation.mixed_devices else ():
+            if pool.concurrency is None:
+                check_device(pool, profiles)
         return profiles
 
     def load_found(self) -> dict[str, LatencyProfile]:
-        return (
-            self.load_profiles()
-            if all(self._file(name).exists() for name in self.experiment.llms)
-            else {}
-        )
+        files = [file for some in self.files_by_stage().values() for file in some]
+        return self.load_profiles() if all(file.exists() for file in files) else {}
 
     def typical_size(self, stage: str) -> float:
-        """Tokens, on average: of its prompts, and of contexts in the middle of its outputs."""
-        here, agent = self.stages_by_name[stage], nodes_below(self.experiment.agent)
-        calls = [node for node in agent if isinstance(node, ModelCall)]
-        names = [node.known_as for node in calls if here.model in self._replicas(node.llm)]
+        """Of its calls on average: tokens of prompts or of contexts in mid-output, or images."""
+        here = self.stages_by_name[stage]
+        calls = [node for node in nodes_below(self.experiment.agent) if isinstance(node, ModelCall)]
+        calls = [
+            node for node in calls if stage in self._models and node.llm == self._models[stage][0]
+        ]
+        if here.phase == "step":
+            images = [node.images for node in calls if node.images]
+            return sum(images) / len(images) if images else 0.0
+        names = [node.known_as for node in calls]
         count = min(self.experiment.workload.requests, TYPICAL)
         draws = NodeDraws(self.experiment, [{} for _ in range(count)])
         sizes = [
@@ -286,6 +338,11 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         first = row.slo_ttft_s or slo.first_s or math.inf
         step = row.slo_tpot_s or slo.step_s or math.inf
         return SLO(total, first, step, weight=slo.weight, name=slo.name)
+
+
+def _see(label: str) -> str:
+    """The stage of a model's vision tower."""
+    return f"{label}.see"
 
 
 def _param(name: str, job: Job) -> Any:
