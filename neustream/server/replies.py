@@ -111,8 +111,10 @@ class Choice:
         return found
 
 
-Events: TypeAlias = AsyncIterator[tuple[Choice, Any]]
-"""Tokens of a request's choices, as they come."""
+Tokens: TypeAlias = list[tuple[Choice, Any]]
+"""Tokens of a request's choices that came together, those of a choice in order."""
+Events: TypeAlias = AsyncIterator[Tokens]
+"""All tokens of a request, as they come."""
 
 
 @dataclass
@@ -208,22 +210,17 @@ class Reply:
 
 
 async def chunks(reply: Reply, options: StreamOptions, events: Events) -> AsyncIterator[bytes]:
-    """The events of a stream: one a token; then the usage, if it is wanted; then the end."""
+    """The events of a stream: one a token; then the usage, if it is wanted; then the end.
+
+    Those of tokens that came together leave together.
+    """
     head = json.dumps(reply.head(chunk=True), ensure_ascii=False)[:-1]
     told: set[int] = set()
     try:
-        async for choice, token in events:
-            if choice.finish_reason is not None:
-                continue
-            part = choice.take(token)
-            usage = ""
-            if options.continuous_usage_stats:
-                usage = f', "usage": {json.dumps(reply.usage)}'
-            elif options.include_usage:
-                usage = ', "usage": null'
-            delta = reply.delta(choice, part, first=choice.index not in told)
-            told.add(choice.index)
-            yield f'data: {head}, "choices": [{delta}]{usage}}}\n\n'.encode()
+        async for came in events:
+            lines = [_chunk(reply, options, head, told, choice, token) for choice, token in came]
+            if any(lines):
+                yield "".join(lines).encode()
         if options.include_usage or options.include_slo or reply.promise.report:
             full: dict[str, Any] = dict(reply.usage)
             if options.include_slo or reply.promise.report:
@@ -234,3 +231,18 @@ async def chunks(reply: Reply, options: StreamOptions, events: Events) -> AsyncI
         close: Any = getattr(events, "aclose", None)
         if close is not None:
             await close()
+
+
+def _chunk(reply: Reply, options: StreamOptions, head: str, told: set[int], choice: Choice, token: Any) -> str:
+    """The event of a token; none if its choice has ended. `told`: the choices that have had one."""
+    if choice.finish_reason is not None:
+        return ""
+    part = choice.take(token)
+    usage = ""
+    if options.continuous_usage_stats:
+        usage = f', "usage": {json.dumps(reply.usage)}'
+    elif options.include_usage:
+        usage = ', "usage": null'
+    delta = reply.delta(choice, part, first=choice.index not in told)
+    told.add(choice.index)
+    return f'data: {head}, "choices": [{delta}]{usage}}}\n\n'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
@@ -28,10 +28,11 @@ from neustream.server.models import TextModel
 from neustream.server.observe.notes import Stopped
 from neustream.server.promises import Promised
 from neustream.server.prompts import Prompt, prompt_of, prompt_of_chat
-from neustream.server.replies import Choice, Events, Reply, chunks
+from neustream.server.replies import Choice, Events, Reply, Tokens, chunks
 from neustream.server.stops import Stops
-from neustream.server.streams import Outlet, stream_of
+from neustream.server.streams import stream_of
 from neustream.server.wire import while_there
+from neustream.service.feed import Feed
 from neustream.service.several import SEEDS, sequences
 
 DEFAULT_TOKENS = 16
@@ -169,65 +170,67 @@ async def _tokens(context: Context, model: TextModel, reply: Reply) -> Events:
 
     Where more than `undelivered` of them wait for a client that does not read, its request ends.
     """
-    queue: asyncio.Queue[tuple[Choice, Any]] = asyncio.Queue()
-    undelivered = context.config.limits.undelivered
-    readers = [asyncio.ensure_future(_read(choice, queue, reply.outlet, undelivered)) for choice in reply.choices]
+    news = asyncio.Event()
+    ends: list[HTTPError] = []
+
+    def hear() -> None:
+        news.set()
+        if reply.outlet.blocked and sum([feed.waiting for _, feed in feeds]) >= context.config.limits.undelivered:
+            reply.outlet.full.set()
+
+    def end(why: HTTPError) -> None:
+        ends.append(why)
+        news.set()
+
+    feeds = [(choice, Feed(choice.answer, hear)) for choice in reply.choices]
     until = asyncio.get_running_loop().time() + reply.promise.timeout_s
     ids = [choice.answer.id for choice in reply.choices]
-    first = reply.choices[0]
-    patience = context.gateway.patience(model, reply.promise.slo, ids, lambda why: queue.put_nowait((first, why)))
-    left = len(readers)
+    patience = context.gateway.patience(model, reply.promise.slo, ids, end)
+    reading = feeds
     try:
-        while left:
-            choice, token = await _next(queue, until)
-            if isinstance(token, BaseException):
-                raise of_request(token)
-            if token is None:
-                left -= 1
-                continue
-            if not patience.outputs:
-                reply.began_s = context.gateway.began_s(ids)
-            patience.outputs += 1
-            yield choice, token
+        while reading:
+            news.clear()
+            came, failed = _taken(reading)
+            if came:
+                if not patience.outputs:
+                    reply.began_s = context.gateway.began_s(ids)
+                patience.outputs += len(came)
+                yield came
+            if failed is not None or ends:
+                raise of_request(failed or ends[0])
+            reading = [(choice, feed) for choice, feed in reading if not feed.over]
+            if reading and not came:
+                await _within(news.wait(), until)
     finally:
         patience.end()
-        for reader in readers:
-            reader.cancel()
-        for choice in reply.choices:
+        for choice, feed in feeds:
+            feed.close()
             choice.answer.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
 
 
-async def _next(queue: asyncio.Queue[tuple[Choice, Any]], until: float) -> tuple[Choice, Any]:
+def _taken(feeds: Sequence[tuple[Choice, Feed]]) -> tuple[Tokens, BaseException | None]:
+    """What came for some choices, and what one of them came to if it has failed."""
+    came: Tokens = []
+    for choice, feed in feeds:
+        try:
+            came += [(choice, token) for token in feed.take()]
+        except CancelledError:
+            continue  # by us: a stop string was met, or nobody listens
+        except Exception as error:  # noqa: BLE001  it is raised behind the tokens that came
+            return came, error
+    return came, None
+
+
+async def _within(coming: Awaitable[Any], until: float) -> None:
+    """Wait; HTTPError if that takes until then."""
     if math.isinf(until):
-        return await queue.get()
+        await coming
+        return
     try:
         async with asyncio.timeout_at(until):
-            return await queue.get()
+            await coming
     except TimeoutError:
         raise HTTPError(504, "its time ran out", "expired") from None
-
-
-async def _read(
-    choice: Choice,
-    queue: asyncio.Queue[tuple[Choice, Any]],
-    outlet: Outlet,
-    undelivered: int,
-) -> None:
-    """Put a choice's tokens into the queue, then None; an error in place of that."""
-    try:
-        async for token in choice.answer:
-            if outlet.blocked and queue.qsize() >= undelivered:
-                outlet.full.set()
-                break
-            queue.put_nowait((choice, token))
-            if choice.finish_reason is not None:  # a stop string was met
-                break
-        queue.put_nowait((choice, None))
-    except CancelledError:  # by us: a stop string was met, or nobody listens
-        queue.put_nowait((choice, None))
-    except Exception as error:  # noqa: BLE001  it is raised where tokens are read
-        queue.put_nowait((choice, error))
 
 
 # -- answers ------------------------------------------------------------------------------------------
@@ -235,9 +238,10 @@ async def _read(
 
 async def _whole(context: Context, reply: Reply, events: Events) -> Response:
     async def all_of_it() -> None:
-        async for choice, token in events:
-            if choice.finish_reason is None:
-                choice.take(token)
+        async for came in events:
+            for choice, token in came:
+                if choice.finish_reason is None:
+                    choice.take(token)
 
     await while_there(context.request.receive, all_of_it())
     headers = context.headers(reply.promise)

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 from neustream.core.events import Emitted
 from neustream.engine.answers import Result
 from neustream.errors import RequestCancelled, RequestError, RequestFailed, told
+from neustream.service.feed import Feed
 from neustream.service.mount import Reader
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ class Answer(Future[T]):
         self._came: list[Emitted] = []
         self._told: list[Callable[[Emitted], None]] = []
         self._news = threading.Condition()
-        self._wakers: set[Callable[[], Any]] = set()
+        self._listeners: set[Callable[[], None]] = set()
         super().add_done_callback(lambda _: self._tell())
 
     @property
@@ -164,7 +165,8 @@ class Answer(Future[T]):
         return self._read(self.reader())
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        return self._read_async(self.reader())
+        self.reader()  # it raises where nothing streams, not only once somebody waits
+        return self._read_async()
 
     @property
     def streams(self) -> bool:
@@ -189,30 +191,42 @@ class Answer(Future[T]):
             yield item_of(self._came[index])
             index += 1
 
-    async def _read_async(self, item_of: Reader) -> AsyncIterator[Any]:
-        index = 0
-        news, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(news.set)
-
-        with self._news:
-            self._wakers.add(wake)
+    async def _read_async(self) -> AsyncIterator[Any]:
+        news = asyncio.Event()
+        feed = Feed(self, news.set)
         try:
             while True:
                 news.clear()
-                over = self.done()  # asked first: the last output comes before the end
-                if index < len(self._came):
-                    yield item_of(self._came[index])
-                    index += 1
-                elif over:
-                    self.result()
+                came = feed.take()
+                for item in came:
+                    yield item
+                if feed.over:
                     return
-                else:
+                if not came:
                     await news.wait()
         finally:
-            with self._news:
-                self._wakers.discard(wake)
+            feed.close()
+
+    # -- for feeds --------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """How many outputs came so far."""
+        return len(self._came)
+
+    def since(self, index: int) -> Sequence[Emitted]:
+        """The outputs from the one at `index` on."""
+        return self._came[index:]
+
+    def tell(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called at each output and at the end, on the service's thread; it must not raise."""
+        with self._news:
+            self._listeners.add(listener)
+
+    def tell_no_more(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called no more."""
+        with self._news:
+            self._listeners.discard(listener)
 
     # -- called by the service --------------------------------------------------------------------
 
@@ -258,7 +272,6 @@ class Answer(Future[T]):
     def _tell(self) -> None:
         with self._news:
             self._news.notify_all()
-            wakers = list(self._wakers)
-        for wake in wakers:
-            with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody listens
-                wake()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
