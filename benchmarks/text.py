@@ -8,8 +8,8 @@ prompts of 16 to 127 tokens at random, and 16 to 95 outputs. So many are under w
 next is asked. Systems take turns, so that what else the machine does falls on all; figures are medians over rounds.
 `generate` serves one after the other. `generate_batch` is the manager behind it, which streams. vLLM has a
 process of its own, steps its engine in place (`text_vllm.py`), and is left out where `--vllm` names no Python
-that has it. Ours with `prepack` reads linear layers in oneDNN's layout. Greedy tokens are compared with those
-of `generate`: `other` counts requests with a difference.
+that has it. Ours reads larger linear layers in oneDNN's layout; the plain one has `prepack=False`. Greedy tokens
+are compared with those of `generate`: `other` counts requests with a difference.
 """
 
 from __future__ import annotations
@@ -235,9 +235,9 @@ def systems_of(name: str, seats: int, vllm: str | None) -> Iterator[dict[str, Sy
         service = stack.enter_context(ns.serve(model, profile=Flat(), slots=seats, max_len=LENGTH))
         found["ours"] = lambda work, concurrent: by_ours(service, work, concurrent)
         if name in PREPACKED:
-            serving = ns.serve(made(name), profile=Flat(), slots=seats, max_len=LENGTH, prepack=True)
-            packed = stack.enter_context(serving)
-            found["ours, prepack"] = lambda work, concurrent: by_ours(packed, work, concurrent)
+            serving = ns.serve(made(name), profile=Flat(), slots=seats, max_len=LENGTH, prepack=False)
+            plain = stack.enter_context(serving)
+            found["ours, plain"] = lambda work, concurrent: by_ours(plain, work, concurrent)
         yield found
 
 

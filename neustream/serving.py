@@ -78,7 +78,7 @@ class TextOptions(ServiceOptions, total=False):
     buckets: Sequence[int]
     kv_cache: KVCache | None
     step_tokens: int | None
-    prepack: bool
+    prepack: bool | None
     measure_s: float
     cache: Path | str | None
     progress: bool | None

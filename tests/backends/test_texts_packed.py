@@ -9,6 +9,7 @@ import pytest
 import torch
 from texts import CONFIGS, Drive, alone, made, model_of, prompts
 
+from neustream.backends.transformers import packed
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.packed import OWN
 from neustream.backends.transformers.slots import Row
@@ -45,6 +46,20 @@ def test_neighbours_of_similar_length_attend_together_and_others_apart():
     together = served.forward(rows)
     for row, logits in zip(rows, together, strict=True):
         torch.testing.assert_close(served.forward([row])[0], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_that_are_read_through_first_are_the_same(monkeypatch):
+    rows = [Row(slot, start, [5]) for slot, start in enumerate((30, 31, 60, 3))]
+    monkeypatch.setattr(packed, "CACHED_BYTES", 0)
+    monkeypatch.setattr(packed, "STREAMED_BYTES", range(1 << 30))
+    served = LanguageModel(model_of("llama"), slots=6)
+    assert packed.is_cold(served.model)
+    call = packed.Packed(rows, served.device, served.cache.token_bytes, cold=True)
+    assert all(part.streamed for part in call.parts)
+    through = served.forward(rows)
+    monkeypatch.setattr(packed, "STREAMED_BYTES", range(0))
+    assert torch.equal(served.forward(rows), through)
+    assert not any(part.streamed for part in packed.Packed(rows, served.device, served.cache.token_bytes).parts)
 
 
 def test_a_model_that_attends_in_its_own_way_gets_lanes():

@@ -13,9 +13,10 @@ from texts import Drive, alone, made, model_of, prompts
 
 import neustream as ns
 from neustream import BackendError
+from neustream.backends.memory import free_bytes
 from neustream.backends.transformers import LanguageModel, prepacked
 from neustream.backends.transformers.measured import fingerprint
-from neustream.backends.transformers.prepacked import Prepacked
+from neustream.backends.transformers.prepacked import Prepacked, prepacked_of
 from neustream.backends.transformers.slots import Row
 
 WIDE = {
@@ -212,13 +213,42 @@ def test_it_is_an_option_of_serve():
     [
         (lambda: model_of("llama"), True, "LlamaForCausalLM has no stock linear layer of 262144 weights or more"),
         (lambda: made("llama", **WIDE["llama"]).double(), True, "LlamaForCausalLM has no stock linear layer of"),
-        (wide, 1, "prepack must be True or False, got 1"),
+        (wide, 1, "prepack must be True, False or None, got 1"),
     ],
     ids=["small", "double", "one"],
 )
 def test_what_cannot_be_prepacked_is_refused_by_name(model, prepack, why):
     with pytest.raises(BackendError, match=why):
         engine(model(), prepack=prepack)
+
+
+def test_copies_that_nobody_asked_for_need_memory_and_float32(monkeypatch):
+    model = wide()
+    size = sum(layer.weight.nbytes for layer in Prepacked(model)._layers)
+    for free, there in ((4 * size, True), (4 * size - 1, False), (None, False)):
+        monkeypatch.setattr(prepacked, "free_bytes", lambda free=free: free)
+        assert (LanguageModel(model, slots=1).prepacked is not None) == there
+    monkeypatch.setattr(prepacked, "free_bytes", lambda: 100 * size)
+    assert LanguageModel(model, slots=1, prepack=False).prepacked is None
+    assert LanguageModel(made("llama", **WIDE["llama"]).bfloat16(), slots=1).prepacked is None
+    assert LanguageModel(model_of("llama"), slots=1).prepacked is None  # none of its layers is large enough
+    compiled = made("llama", **WIDE["llama"])
+    monkeypatch.setattr(compiled.model, "_compiled_call_impl", compiled.model._call_impl)
+    assert prepacked_of(compiled, None) is None
+
+
+def test_free_memory_is_that_of_the_system_and_of_the_container(tmp_path):
+    system = tmp_path / "meminfo"
+    assert free_bytes(system, tmp_path) is None
+    system.write_text("MemTotal: 9 kB\nMemAvailable:  4 kB\n")
+    assert free_bytes(system, tmp_path) == 4096
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    assert free_bytes(system, tmp_path) == 4096
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert free_bytes(system, tmp_path) == 2000
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert free_bytes(system, tmp_path) == 0
 
 
 def test_a_compiled_model_is_refused(monkeypatch):

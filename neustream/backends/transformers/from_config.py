@@ -10,7 +10,7 @@ backend:
   weights_seed: 0
   slots: 64                      # requests that can hold keys and values at once
   max_len: 512                   # tokens of one request; default: the model's positions
-  prepack: false                 # linear layers in oneDNN's own layout, on a CPU
+  prepack: true                  # linear layers in oneDNN's own layout, on a CPU
   threads: 1                     # of torch
   request: {temperature: 0.8}    # sampling of every request
 
@@ -66,7 +66,7 @@ class Options(BaseModel):
     weights_seed: int = 0
     slots: int = Field(default=64, ge=1)
     max_len: int | None = Field(default=None, ge=2)
-    prepack: bool = False
+    prepack: bool | None = None
     threads: int | None = Field(default=None, ge=1)
     request: dict[str, Any] = Field(default_factory=dict)
 

@@ -15,8 +15,8 @@ from neustream.backends.transformers.fixed import fixed_of, floor
 from neustream.backends.transformers.looking import inputs_of
 from neustream.backends.transformers.masks import NotShared, masks_of
 from neustream.backends.transformers.own import Own
-from neustream.backends.transformers.packed import STOCK, Packed, implementation, packing
-from neustream.backends.transformers.prepacked import Prepacked
+from neustream.backends.transformers.packed import STOCK, Packed, implementation, is_cold, packing
+from neustream.backends.transformers.prepacked import prepacked_of
 from neustream.backends.transformers.proof import as_it_was, prove
 from neustream.backends.transformers.proof_own import Way, prove_own
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
@@ -43,7 +43,7 @@ class LanguageModel:
         proof: of an earlier one with the same arguments: a model that is as it was then is not
             tried again.
         prepack: whether linear layers read copies of their weights in oneDNN's own layout (see
-            `Prepacked`); on a CPU.
+            `Prepacked`); on a CPU. None: in float32, if there is memory for them.
 
     Attributes:
         way: how its requests are computed, as the trial at the start found.
@@ -64,7 +64,7 @@ class LanguageModel:
         max_len: int | None = None,
         buckets: Sequence[int] = (),
         proof: Unchanged | None = None,
-        prepack: bool = False,
+        prepack: bool | None = None,
     ) -> None:
         name = type(model).__name__
         if not isinstance(model, PreTrainedModel) or not model.can_generate():
@@ -87,7 +87,8 @@ class LanguageModel:
         self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = _known(model, self.vocabulary)
         self.eos = _eos(model)
-        self.prepacked = Prepacked(model) if prepack else None
+        self.prepacked = prepacked_of(model, prepack)
+        self._cold = is_cold(model)
         self.unchanged = self._proved(slots, proof)
 
     def _proved(self, slots: int, proof: Unchanged | None) -> Unchanged:
@@ -245,7 +246,7 @@ class LanguageModel:
         if isinstance(self.cache, Own):
             return self.cache.forward(rows)
         if self._may_pack(rows):
-            return self._packed(Packed(rows, self.device, self.cache.token_bytes))
+            return self._packed(Packed(rows, self.device, self.cache.token_bytes, cold=self._cold))
         if self.fixed is None:
             return self._last(Call(rows, self.max_len, self.device))
         behind: dict[int, torch.Tensor] = {}

@@ -79,7 +79,8 @@ class TextMount:
         step_tokens: the most tokens of a step in which prompts are prefilled in parts; default: the
             pool's.
         prepack: whether linear layers read copies of their weights in oneDNN's own layout: faster on
-            a CPU, for the memory of the weights once more.
+            a CPU, for the memory of the weights once more. None: in float32, if that takes at most a quarter
+            of the memory that is free.
         measure_s: seconds that measuring may take, about.
         cache: the folder of the cache; default: the user's.
         progress: show what is measured; default: if stderr is a terminal.
@@ -109,7 +110,7 @@ class TextMount:
         kv_cache: KVCache | None = None,
         prefix_tokens: int | None = None,
         step_tokens: int | None = None,
-        prepack: bool = False,
+        prepack: bool | None = None,
         measure_s: float = 20.0,
         cache: Path | str | None = None,
         progress: bool | None = None,
@@ -123,7 +124,7 @@ class TextMount:
         check_option("kv_cache", kv_cache, KVCache | None, "a KVCache")
         check_option("cache", cache, str | Path | None, "a folder")
         check_option("progress", progress, bool | None, "True, False or None")
-        check_option("prepack", prepack, bool, "True or False")
+        check_option("prepack", prepack, bool | None, "True, False or None")
         measure_s = number("measure_s", measure_s, "a number above 0", lambda x: 0 < x < math.inf, BackendError)
         self.processor = tokenizer
         self.tokenizer = tokenizer_of(tokenizer)

@@ -27,6 +27,14 @@ MERGED_BYTES = 1 << 17
 """Neighbours decode in one attention call, padded to the longest, where it reads so much more in vain at most."""
 
 
+STREAMED_BYTES = range(1 << 17, 1 << 21)
+"""Keys and values of so many are read through once before attention reads them, where weights push
+them out of a CPU's cache between steps. Its kernel waits for each piece that is not there, and a sum
+reads at the memory's full speed: 5 percent of a step. More of them would push each other out."""
+CACHED_BYTES = 1 << 25
+"""Weights of models of which that is so take more."""
+
+
 class _Here(threading.local):
     call: Packed | None = None
 
@@ -39,7 +47,7 @@ class _Part:
     """Tokens `first` to `last` of the lane, whose attention is one call: a prompt's, or decodes of neighbours.
 
     `slots`: where their keys are; `context`: how many of each; `mask`: [rows, 1, queries, context].
-    `fresh`: the keys are those of the call itself.
+    `fresh`: the keys are those of the call itself; `streamed`: they are read through first.
     """
 
     first: int
@@ -49,6 +57,7 @@ class _Part:
     mask: torch.Tensor | None
     decodes: bool
     fresh: bool = False
+    streamed: bool = False
 
 
 class Packed:
@@ -57,9 +66,10 @@ class Packed:
     Args:
         rows: in the order of their slots.
         token_bytes: keys and values of one token in one layer.
+        cold: whether they are in no cache when a step begins.
     """
 
-    def __init__(self, rows: Sequence[Row], device: torch.device, token_bytes: int) -> None:
+    def __init__(self, rows: Sequence[Row], device: torch.device, token_bytes: int, *, cold: bool = False) -> None:
         self.rows, self.device = rows, device
         self.start = max(row.start for row in rows)
         self.context = max(row.end for row in rows)
@@ -70,7 +80,8 @@ class Packed:
         positions = [place for row in ordered for place in range(row.start, row.end)]
         both = torch.tensor([ids, positions], device=device)
         self.ids, self.positions = both[:1], both[1:]
-        self.parts = list(_decoding(decodes, both[1], _most_waste(device, token_bytes)))
+        streamed = token_bytes if cold else 0
+        self.parts = list(_decoding(decodes, both[1], _most_waste(device, token_bytes), streamed))
         self._decodes = len(decodes)
         self._one = decodes[0] if len(decodes) == 1 else None
         self._slots = torch.tensor([row.slot for row in decodes], device=device)
@@ -124,6 +135,8 @@ class Packed:
             else:
                 keys = layer.keys[part.slots, :, : part.context]
                 values = layer.values[part.slots, :, : part.context]
+                if part.streamed:
+                    keys.sum(), values.sum()
             found, _ = sdpa_attention_forward(module, queries, keys, values, part.mask, **how)
             outputs.append(found.transpose(0, 1) if part.decodes else found)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
@@ -134,8 +147,17 @@ def _most_waste(device: torch.device, token_bytes: int) -> float:
     return MERGED_BYTES / max(token_bytes, 1) if device.type == "cpu" else float("inf")
 
 
-def _decoding(rows: Sequence[Row], positions: torch.Tensor, most: float) -> Iterator[_Part]:
-    """Decodes by attention call: neighbours that waste at most so many keys more than apart."""
+def is_cold(model: torch.nn.Module) -> bool:
+    """Whether a step of this model pushes keys and values out of the cache."""
+    size: int = sum([weight.nbytes for weight in model.parameters() if weight.device.type == "cpu"])
+    return size > CACHED_BYTES
+
+
+def _decoding(rows: Sequence[Row], positions: torch.Tensor, most: float, streamed: int) -> Iterator[_Part]:
+    """Decodes by attention call: neighbours that waste at most so many keys more than apart.
+
+    `streamed`: bytes of a token's keys and values that may be read through first; 0: none are.
+    """
     first = 0
     while first < len(rows):
         last, longest, kept = first + 1, rows[first].end, rows[first].end
@@ -149,7 +171,8 @@ def _decoding(rows: Sequence[Row], positions: torch.Tensor, most: float) -> Iter
             places = torch.arange(longest, device=positions.device)
             mask = (places <= positions[first:last, None])[:, None, None]
         slots = slice(rows[first].slot, rows[last - 1].slot + 1)
-        yield _Part(first, last, slots, longest, mask, decodes=True)
+        first_read = (last - first) * longest * streamed in STREAMED_BYTES
+        yield _Part(first, last, slots, longest, mask, decodes=True, streamed=first_read)
         first = last
 
 

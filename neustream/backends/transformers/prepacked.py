@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from neustream.backends.memory import free_bytes
 from neustream.errors import BackendError
 
 SMALLEST = 1 << 18
@@ -30,6 +31,9 @@ PIECE = 2048
 """Values of a weight that are looked at together."""
 OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 
+
+SHARE = 0.25
+"""Of the memory that is free, what copies may take that nobody asked for."""
 
 _Copy = tuple[torch.Tensor, torch.Tensor | None]
 """The weights of a layer in oneDNN's layout, and its bias."""
@@ -132,6 +136,23 @@ class Prepacked:
                 own["forward"] = forward
                 entered.append((own, forward))
         return entered
+
+
+def prepacked_of(model: torch.nn.Module, wanted: bool | None) -> Prepacked | None:
+    """Copies of a model's larger layers, if they are wanted; BackendError if there can be none.
+
+    None: where they can be had, weights are float32, as rounding changes tokens of halves, and copies
+    take a quarter of the free memory at most.
+    """
+    if wanted is not None:
+        return Prepacked(model) if wanted else None
+    with contextlib.suppress(BackendError):
+        _check(model)
+        weights = {id(layer.weight): layer.weight for layer in model.modules() if _may(layer)}.values()
+        size, free = sum([weight.nbytes for weight in weights]), free_bytes()
+        if weights and all(weight.dtype == torch.float32 for weight in weights) and size <= SHARE * (free or 0):
+            return Prepacked(model)
+    return None
 
 
 def _leave(entered: Sequence[tuple[dict[str, Any], Forward]]) -> None:

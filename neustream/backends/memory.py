@@ -1,0 +1,21 @@
+"""How much of the machine's memory a process may still take."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+SYSTEM = Path("/proc/meminfo")
+GROUP = Path("/sys/fs/cgroup")
+"""Of the process itself, where it is in a container."""
+
+
+def free_bytes(system: Path = SYSTEM, group: Path = GROUP) -> int | None:
+    """Bytes that are free, or could be made so, in the system and the container; None: that is not known here."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        line = next(line for line in system.read_text().splitlines() if line.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max": without a limit
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(min(found), 0) if found else None
