@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import pytest
-from test_cluster_driver import Words, adds_up, ask, chat, running, said
+from dataclasses import replace
 
-from neustream import SLO, RequestError, RequestFailed
-from neustream.backends.ray.alike import REMEMBERED, Alike, likeness_of
+import numpy as np
+import pytest
+from PIL import Image
+from test_cluster_driver import Words, adds_up, ask, chat, running, said, until
+from toys import table
+
+from neustream import FCFS, SLO, Graph, Request, RequestError, RequestFailed, Stage, loop, serve
+from neustream.backends.ray.alike import KINDS, SAMPLES, Alike, likeness_of
 from neustream.backends.ray.wire import Described
-from neustream.core.outlook import Asked
+from neustream.cluster.book import asked_of
+
+PLAIN = SLO()
 
 
 def like(*args, model=None, slo=None, **kwargs):
     return likeness_of(model, args, kwargs, slo)
 
 
+def described(steps=1, slo=PLAIN, stage="say"):
+    """What an instance says of a request of so many steps."""
+    graph = Graph("chat", loop(Stage(stage, emits=True), times=steps))
+    return Described(graph, asked_of(Request("first", graph, slo=slo)), slo, {}, True)
+
+
 def test_requests_are_alike_that_differ_in_words_and_seeds_alone():
-    one = like("a red fox in the snow", steps=20, seed=1)
-    assert one is not None and one == like("a lion on the savanna", steps=20, seed=2)
-    assert hash(one) == hash(like("a lion on the savanna", steps=20, seed=2))
+    one = like("a red fox in the snow", steps=20, seed=1, generator=object())
+    assert one is not None and one == like("a lion on the savanna", steps=20, seed=2, generator=object())
+    assert hash(one) == hash(like("a lion on the savanna", steps=20, seed=2, generator=None))
+    assert like([5, 6, 7, 8]) == like([1, 2, 3, 4]) and like([5, 6]) != like([1, 2])
 
 
 @pytest.mark.parametrize(
@@ -38,18 +52,68 @@ def test_what_may_cost_something_else_is_not_alike(other, kwargs):
     assert like(*other, **kwargs) != like("a red fox in the snow", steps=20)
 
 
-@pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, [[[[1]]]], list(range(65))])
+def test_images_and_arrays_are_alike_by_their_size():
+    assert like(np.zeros((4, 8))) == like(np.ones((4, 8)))
+    assert like(np.zeros((4, 8))) != like(np.zeros((8, 4))) != like(np.zeros((8, 4), dtype=np.uint8))
+    assert like(Image.new("RGB", (8, 4))) == like(Image.new("RGB", (8, 4), "red")) != like(Image.new("L", (8, 4)))
+
+
+@pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, [[[[1]]]], [0.5] * 65])
 def test_of_what_is_no_plain_data_nothing_is_told(value):
     assert like(image=value) is None
 
 
+def test_arguments_that_change_nothing_are_found_out_and_the_others_are_not():
+    alike = Alike()
+    alike.add(like(steps=3, label=1), described(3))
+    alike.add(like(steps=4, label=2), described(4))  # which of the two it is cannot be told
+    assert alike.get(like(steps=3, label=2), "r", None) is None
+    alike.add(like(steps=3, label=7), described(3))
+    assert alike.get(like(steps=3, label=9), "r", None).steps == 3
+    assert alike.get(like(steps=4, label=9), "r", None).steps == 4
+    assert alike.get(like(steps=5, label=9), "r", None) is None
+
+
+def test_who_was_surprised_looks_again():
+    alike = Alike()
+    for label in (1, 2):
+        alike.add(like(steps=3, label=label), described(3))
+    assert alike.get(like(steps=3, label=9), "r", None) is not None
+    alike.surprised(like(steps=3, label=9))
+    assert alike.get(like(steps=3, label=9), "r", None) is None
+    assert alike.get(like(steps=3, label=1), "r", None).steps == 3
+    alike.add(like(steps=3, label=3), described(3))  # it does not forget that
+    assert alike.get(like(steps=3, label=9), "r", None) is None
+
+
+def test_a_look_that_contradicts_what_was_found_out_undoes_it():
+    alike = Alike()
+    for label in (1, 2):
+        alike.add(like(steps=3, label=label), described(3))
+    alike.add(like(steps=3, label=9), described(6))
+    assert alike.get(like(steps=3, label=5), "r", None) is None
+    assert alike.get(like(steps=3, label=9), "r", None).steps == 6
+
+
+def test_of_a_guess_the_promise_is_the_request_s_own():
+    alike = Alike()
+    alike.add(like(3, slo=SLO(total=9.0)), described(3, SLO(total=9.0)))
+    found = alike.get(like(3, slo=SLO(total=2.0, first=1.0, step=0.5, weight=2.0)), "r", SLO(2.0, 1.0, 0.5, 2.0))
+    asked = found.asked
+    assert asked == replace(asked_of(Request("r", found.graph, slo=found.slo)), params=asked.params)
+    assert found.slo.total == asked.due_in == 2.0 and asked.first_in == 1.0 and asked.id == "r"
+    assert alike.get(like(3), "r", None) is None  # its instance knows its promise
+
+
 def test_no_more_than_so_many_are_remembered():
     alike = Alike()
-    for n in range(REMEMBERED + 1):
-        alike.add(like(n), Described(None, Asked("first", {}), SLO(), {}, False))
-    assert alike.get(like(0), "r") is None and alike.get(None, "r") is None
-    found = alike.get(like(1), "r")
-    assert found is not None and found.asked.id == "r"
+    for n in range(SAMPLES + 1):
+        alike.add(like(n), described(n + 1))
+    assert alike.get(like(0), "r", None) is None and alike.get(None, "r", None) is None
+    assert alike.get(like(1), "r", None).steps == 2
+    for n in range(KINDS):
+        alike.add(like(**{f"name{n}": 1}), described())
+    assert alike.get(like(1), "r", None) is None
 
 
 class Watched:
@@ -73,6 +137,29 @@ def test_the_first_of_its_kind_is_looked_at_and_the_others_are_not():
         assert said(ask(driver, words=3, voice="a")) == ["a1", "a2", "a3"]
         assert said(ask(driver, words=2, voice="a", slo=SLO(total=60.0))) == ["a1", "a2"]
         assert len(watched.looks) == 3 and adds_up(driver) and driver.counts.on_time == 7
+        assert said(ask(driver, words=3, voice="b")) == ["b1", "b2", "b3"]  # whether that matters is not known
+        assert said(ask(driver, words=2, voice="c")) == ["c1", "c2"]
+        assert len(watched.looks) == 4
+
+
+def test_a_wrong_guess_is_served_and_noticed():
+    def named(job):
+        return 3 if job.params["voice"] == "long" else 1
+
+    def make(number):
+        graph = Graph("chat", loop(Stage("say", max_batch=8, emits=True), times=named))
+        profiles = {"say": table("say", *[0.001] * 8, device="toy")}
+        return serve(graph, {"say": Words(number)}, profiles, policy=FCFS(drop_hopeless=False))
+
+    with running(make) as driver:
+        watched = Watched(driver.machines)
+        for voice in ("a", "b", "c"):
+            assert said(ask(driver, words=1, voice=voice)) == [f"{voice}1"]
+        assert len(watched.looks) == 2
+        assert said(ask(driver, words=1, voice="long")) == ["long1", "long2", "long3"]
+        assert len(watched.looks) == 2
+        until(lambda: said(ask(driver, words=1, voice="long")) and len(watched.looks) == 3)
+        assert driver.counts.failed == 0 and adds_up(driver)
 
 
 def test_who_is_routed_by_a_guess_is_refused_where_it_comes_to(monkeypatch):

@@ -57,7 +57,8 @@ def test_serve_has_a_cluster_behind_it_and_ends_at_a_signal(nodes, tmp_path):
         assert any(line == "ready: tiny\n" for line in lines)
         for _ in range(2):
             told = httpx.post(f"{url}/v1/completions", json={"prompt": "hello", "max_tokens": 4}, timeout=120)
-            assert told.status_code == 200 and told.json()["usage"]["completion_tokens"] == 4
+            assert told.status_code == 200, told.text
+            assert told.json()["usage"]["completion_tokens"] == 4
         assert httpx.get(f"{url}/ready").status_code == 200
         page = httpx.get(f"{url}/metrics").text
         routed = [float(line.split()[-1]) for line in page.splitlines() if "instance_routed_total{" in line]

@@ -12,7 +12,7 @@ import ray
 
 from neustream.backends.ray.agent import Agent
 from neustream.backends.ray.entries import graphs_of
-from neustream.backends.ray.wire import Described, Heard, Joined, Left, dumps, loads
+from neustream.backends.ray.wire import Described, Joined, Left, dumps, loads
 from neustream.cluster import messages as to
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
@@ -73,19 +73,19 @@ class Instance:
             raise BackendError(f"{where}: make is to return what neustream.serve does, got {kind}")
         return service
 
-    async def listen(self, now: float) -> Heard:
-        """Reports, once there are any; what its engine died of is raised."""
+    async def listen(self, now: float) -> bytes:
+        """Reports (`Heard`), once there are any; what its engine died of is raised."""
         self._offsets = [*self._offsets[1 - OFFSETS :], now - stopwatch()]
         agent = self._serving()
         agent.offset = max(self._offsets)
         await self._news.wait()
         self._news.clear()
-        return agent.news()
+        return dumps(agent.news())
 
-    async def orders(self, number: int, orders: Sequence[to.ToInstance]) -> None:
-        """What the head wants; calls come in any order, numbers tell theirs."""
+    async def orders(self, number: int, orders: bytes) -> None:
+        """What the head wants, several `ToInstance`; calls come in any order, numbers tell theirs."""
         agent = self._serving()
-        self._early[number] = orders
+        self._early[number] = loads(orders)
         while self._number in self._early:
             agent.carry_out(self._early.pop(self._number))
             self._number += 1

@@ -15,10 +15,11 @@ from typing import Any
 
 from neustream.backends.ray.describing import Describing
 from neustream.backends.ray.entries import Entry
+from neustream.backends.ray.outbox import Outbox
 from neustream.backends.ray.telling import shifted
-from neustream.backends.ray.wire import EngineDied, Heard, Left, News, NotMovable, loads, value_as_bytes
+from neustream.backends.ray.wire import EngineDied, Guess, Heard, Left, NotMovable, loads, value_as_bytes
 from neustream.cluster import messages as to
-from neustream.core.events import Emitted
+from neustream.core.events import Emitted, Submitted
 from neustream.core.outlook import Outlook, Rates, outlook_of
 from neustream.engine.answers import Result
 from neustream.engine.clock import stopwatch
@@ -54,16 +55,13 @@ class Agent:
         self.name = name
         self.offset = 0.0
         """Of the cluster's clock to this process's stopwatch."""
+        self._outbox = Outbox(woken, observed=observed)
         self._woken = woken
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
-        self._news: list[News] = []
-        self._going: dict[str, int] = {}  # outputs that went out with the latest news, by request
         self._heard = 0  # the number of the latest request that was sent here
-        self._records: list[Record] | None = [] if observed else None
         self._rates = Rates(service.profiles)
         self._fault: EngineDied | None = None
-        self.dirty = True
         service.engine.observe(self._observe)
 
     # -- asked by the driver ----------------------------------------------------------------------
@@ -81,18 +79,13 @@ class Agent:
         if self._fault is not None:
             raise self._fault
         with self._lock:
-            for id, count in self._going.items():
+            found = self._outbox.fetch()
+            for id, count in found.arrived.items():
                 entry = self._entries.get(id)
                 if entry is not None:
                     entry.heard = max(entry.heard, count)
-            found, self._news = self._news, []
-            self._going = {}
-            for one in found:
-                if isinstance(one.report, to.Made):
-                    self._going[one.report.id] = one.report.index + 1
-            records, self._records = self._records, None if self._records is None else []
         by_s = self.now() - self.service.engine.clock.now()
-        return Heard(found, shifted(records or (), self.name, by_s))
+        return Heard(found.news, shifted(found.records, self.name, by_s), found.surprises)
 
     def leave(self, id: str, term: int) -> Left:
         """A request that waits to be passed on; NotMovable if it does not, and why."""
@@ -109,14 +102,14 @@ class Agent:
         entry = Entry(id, term, told=False)
         with self._lock:
             if id in self._entries:
-                self._report(to.Refused(id, term, "it is here already"))
+                self._outbox.put(to.Refused(id, term, "it is here already"))
                 return
             self._entries[id] = entry
         self._enter(entry, left.moved, left.heard, waited_s)
 
     def look(self) -> Future[None]:
         """Report how it is, as of the engine's thread; done once that is reported."""
-        self.dirty = False
+        self._outbox.dirty = False
         done: Future[None] = Future()
         try:
             looked = self.service.engine.inspect(self._outlook)
@@ -127,10 +120,10 @@ class Agent:
         def tell(looked: Future[Outlook]) -> None:
             error = looked.exception()
             if error is None:
-                self._report(to.Told(looked.result()))
+                self._outbox.put(to.Told(looked.result()))
             else:
                 self._died(error)
-            self.dirty = False
+            self._outbox.dirty = False
             done.set_result(None)
 
         looked.add_done_callback(tell)
@@ -141,6 +134,11 @@ class Agent:
         why = told(self.service.engine.fault or error)
         self._fault = EngineDied(f"instance {self.name!r}: its engine died: {why}")
         self._woken()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything happened since it was looked at."""
+        return self._outbox.dirty
 
     def now(self) -> float:
         """On the cluster's clock."""
@@ -159,9 +157,9 @@ class Agent:
                 self._send(order)
             case to.Reserve():
                 self._heard = max(self._heard, order.number)
-                self._report(to.Reserved(order.id, order.term))
+                self._outbox.put(to.Reserved(order.id, order.term))
             case to.Copy():
-                self._report(to.Copied(order.id, order.next_term, 0.0))
+                self._outbox.put(to.Copied(order.id, order.next_term, 0.0))
             case to.Hold():
                 self._hold(order)
             case to.Resume():
@@ -174,17 +172,17 @@ class Agent:
                 with self._lock:
                     here = [e for e in self._entries.values() if not e.quiet]
                 standing = [to.Standing(e.id, e.term, len(e.items)) for e in here]
-                self._report(to.Here(tuple(standing)))
+                self._outbox.put(to.Here(tuple(standing)))
             case to.Fence():
                 for entry in list(self._entries.values()):
                     self._free(entry.id, entry.term)
-                self._report(to.Fenced())
+                self._outbox.put(to.Fenced())
             case to.Give():
                 pass  # the driver asks for it
 
     def _send(self, order: to.Send) -> None:
         id = order.id
-        entry = Entry(id, order.term)
+        entry = Entry(id, order.term, guess=order.params["guess"])
         with self._lock:
             before = self._entries.get(id)
             if before is not None:  # of an older term: it is still ending
@@ -199,10 +197,10 @@ class Agent:
             answer = self.service.ask(args, kwargs, model=model, slo=order.slo, id=id, age=age)
         except Exception as error:  # noqa: BLE001  the model's own library may raise anything
             self._remove(entry)
-            self._report(to.Refused(id, order.term, told(error)), value_as_bytes(id, None, error))
+            self._outbox.put(to.Refused(id, order.term, told(error)), value_as_bytes(id, None, error))
             return
         entry.answer = answer
-        self._report(to.Took(id, order.term))
+        self._outbox.put(to.Took(id, order.term), hurry=False)
         answer.add_done_callback(lambda _: self._over(entry, answer))
 
     def _hold(self, order: to.Hold) -> None:
@@ -226,7 +224,7 @@ class Agent:
             if entry.quiet and error is None:
                 self._remove(entry)
                 return
-            self._report(to.Waits(entry.id, entry.term))
+            self._outbox.put(to.Waits(entry.id, entry.term))
 
     def _resume(self, order: to.Resume) -> None:
         entry = self._of(order.id, order.term)
@@ -296,7 +294,7 @@ class Agent:
             if entry.told:
                 self._tell_over(entry, "failed", told(error))
             else:
-                self._report(to.Refused(entry.id, entry.term, told(error)))
+                self._outbox.put(to.Refused(entry.id, entry.term, told(error)))
             return
         answer = taken.result()
         with self._lock:
@@ -307,7 +305,7 @@ class Agent:
                 entry.catch_up(answer)
                 entry.told, entry.sent = True, len(entry.items)
                 unheard = tuple(enumerate(entry.items))[heard:]
-                self._report(to.Took(entry.id, entry.term, unheard))
+                self._outbox.put(to.Took(entry.id, entry.term, unheard))
         if entry.quiet:
             self.service.cancel(entry.id)
         answer.add_done_callback(lambda _: self._over(entry, answer))
@@ -328,7 +326,7 @@ class Agent:
         payload = value_as_bytes(entry.id, answer.result() if error is None else None, error)
         result = answer.ended
         if result is None:  # the engine did not take it
-            self._report(to.Refused(entry.id, entry.term, told(error or RequestError(""))), payload)
+            self._outbox.put(to.Refused(entry.id, entry.term, told(error or RequestError(""))), payload)
             return
         status = "failed" if error is not None and result.status == "done" else result.status
         self._tell_over(entry, status, result.reason, payload, result)
@@ -347,31 +345,39 @@ class Agent:
         attainable = result is None or result.code != "unattainable"
         count, began = len(entry.items), entry.began
         over = to.Over(entry.id, entry.term, status, reason, None, count, began, attainable)
-        self._report(over, value)
+        self._outbox.put(over, value)
 
     # -- what the engine tells, on its thread -----------------------------------------------------
 
     def _observe(self, record: Record) -> None:
-        if self._records is not None:
-            with self._lock:
-                self._records.append(record)
+        self._outbox.record(record)
         if isinstance(record, Emitted):
             with self._lock:
                 entry = self._entries.get(record.id)
                 answer = self.service.answers.get(record.id)
                 if entry is not None and answer is not None and not entry.quiet:
                     self._made(entry, answer)
+        elif isinstance(record, Submitted):
+            self._submitted(record)
         elif isinstance(record, Started):
-            self.dirty = True
+            self._outbox.dirty = True
             with self._lock:
                 for id in record.step.ids:
                     self._began(id)
+
+    def _submitted(self, record: Submitted) -> None:
+        """What a request is, is known now."""
+        with self._lock:
+            entry = self._entries.get(record.id)
+            guess = None if entry is None else entry.guess
+            if guess is not None and guess != Guess(record.graph, record.steps):
+                self._outbox.surprise(record.id)
 
     def _began(self, id: str) -> None:
         entry = self._entries.get(id)
         if entry is not None and not entry.began:
             entry.began = True
-            self._report(to.Began(id, entry.term))
+            self._outbox.put(to.Began(id, entry.term))
 
     def _made(self, entry: Entry, answer: Answer[Any]) -> None:
         """Report what a request put out since."""
@@ -379,7 +385,7 @@ class Agent:
         if not entry.told or entry.quiet:
             return
         for index in range(entry.sent, len(entry.items)):
-            self._report(to.Made(entry.id, entry.term, index, entry.items[index]))
+            self._outbox.put(to.Made(entry.id, entry.term, index, entry.items[index]))
         entry.sent = len(entry.items)
 
     # -- how it is --------------------------------------------------------------------------------
@@ -390,9 +396,3 @@ class Agent:
         if profiles.keys() != self._rates.profiles.keys():
             self._rates = Rates(profiles)
         return outlook_of(member.scheduler, self.name, self._rates, now, heard=self._heard, sent_at=self.now())
-
-    def _report(self, report: to.Report, value: bytes = b"") -> None:
-        with self._lock:
-            self._news.append(News(report, value))
-            self.dirty = True
-        self._woken()

@@ -1,72 +1,197 @@
-"""Requests like one that an instance has looked at: what they ask for is known without a look.
+"""Requests like some that instances have looked at: what they ask for is known without a look.
 
-A look costs a way to an instance and back before a request is routed. What it says depends on the
-numbers and short texts among the arguments, and on how long other texts are. A guess only serves
-to route: the instance that gets the request looks at its arguments itself, and refuses wrong ones.
+A look costs a way to an instance and back before a request is routed. Which arguments matter is
+learnt: those that differed between requests that asked for the same do not, until one is found to. A guess
+only serves to route: the instance that gets the request looks at its arguments itself, refuses wrong
+ones, and says so if it is not what was guessed.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
-from dataclasses import replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from neustream.backends.ray.wire import Described
 from neustream.core.types import SLO
 
-REMEMBERED = 1024
+KINDS = 256
+"""Kinds of requests that are remembered."""
+SAMPLES = 1024
+"""Requests of each kind that are."""
+COMPARED = 64
+"""The latest of these are what a new one is compared with."""
 SHORT = 24
 """Characters: longer texts are alike if they are about as long."""
 STEP = 64
-"""Characters that make a difference in length."""
+"""Characters, or numbers, that make a difference in length."""
 DEEP = 3
 MANY = 64
-SEEDS = frozenset(("seed", "id", "like", "user"))
+SEEDS = frozenset(("seed", "id", "like", "user", "generator"))
 """Parameters whose values change nothing of what a request costs."""
+
+Values = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What a request's arguments look like. `kind`: their names and types; `values`: in that order."""
+
+    kind: Hashable
+    values: Values
 
 
 class Alike:
     """What instances said of requests, by what their arguments look like."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Hashable, Described] = OrderedDict()
+        self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
 
-    def add(self, likeness: Hashable, described: Described) -> None:
+    def add(self, likeness: Likeness | None, described: Described) -> None:
         """Remember what an instance said."""
-        if likeness is not None:
-            self._known[likeness] = described
-            self._known.move_to_end(likeness)
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+        if likeness is None:
+            return
+        kind = self._kinds.setdefault(likeness.kind, _Kind())
+        self._kinds.move_to_end(likeness.kind)
+        kind.add(likeness.values, described)
+        if len(self._kinds) > KINDS:
+            self._kinds.popitem(last=False)
 
-    def get(self, likeness: Hashable, id: str) -> Described | None:
-        """The same of another request; None if none like it was looked at."""
-        found = None if likeness is None else self._known.get(likeness)
+    def get(self, likeness: Likeness | None, id: str, slo: SLO | None) -> Described | None:
+        """The same of another request, with its own promise; None if none like it was looked at."""
+        kind = None if likeness is None else self._kinds.get(likeness.kind)
+        if likeness is None or kind is None:
+            return None
+        self._kinds.move_to_end(likeness.kind)
+        found = kind.get(likeness.values)
         if found is None:
             return None
-        self._known.move_to_end(likeness)
-        return replace(found, asked=replace(found.asked, id=id))
+        promised = found.slo if slo is None else slo
+        first_in = min(promised.total, promised.first)
+        asked = replace(
+            found.asked,
+            id=id,
+            due_in=promised.total,
+            first_in=first_in,
+            step=promised.step,
+            weight=promised.weight,
+            slo=promised,
+        )
+        return replace(found, asked=asked, slo=promised)
+
+    def surprised(self, likeness: Likeness | None) -> None:
+        """A guess was wrong: what it left out of account does matter."""
+        kind = None if likeness is None else self._kinds.get(likeness.kind)
+        if likeness is not None and kind is not None:
+            kind.surprised(likeness.values)
 
 
-def likeness_of(model: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], slo: SLO | None) -> Hashable:
-    """What requests that cost the same have in common; None if that cannot be told."""
+class _Kind:
+    """Requests whose arguments have the same names and types.
+
+    `idle`: places of values that change nothing, as far as was seen; `matter`: of those that do.
+    """
+
+    def __init__(self) -> None:
+        self._samples: OrderedDict[Values, Described] = OrderedDict()
+        self._known: dict[Values, Values] = {}
+        self._idle: set[int] = set()
+        self._matter: set[int] = set()
+
+    def add(self, values: Values, described: Described) -> None:
+        idle = set(self._idle)
+        for other in list(reversed(self._samples))[:COMPARED]:
+            apart = _apart(values, other)
+            if _same(described, self._samples[other]):
+                idle |= apart
+            elif len(apart) == 1 or apart <= idle:
+                self._matter |= apart
+        self._samples[values] = described
+        self._samples.move_to_end(values)
+        if len(self._samples) > SAMPLES:
+            old, _ = self._samples.popitem(last=False)
+            self._known.pop(self._key(old), None)
+        self._settle(idle)
+        self._known[self._key(values)] = values
+
+    def get(self, values: Values) -> Described | None:
+        like = self._known.get(self._key(values))
+        return None if like is None else self._samples.get(like)
+
+    def surprised(self, values: Values) -> None:
+        like = self._known.get(self._key(values))
+        if like is not None:
+            self._matter |= _apart(values, like)
+            self._settle(self._idle)
+
+    def _settle(self, idle: set[int]) -> None:
+        """These places are idle, but for those that matter."""
+        idle = idle - self._matter
+        if idle != self._idle:
+            self._idle = idle
+            self._known = {self._key(values): values for values in self._samples}
+
+    def _key(self, values: Values) -> Values:
+        return tuple([None if at in self._idle else value for at, value in enumerate(values)])
+
+
+def _apart(values: Values, others: Values) -> set[int]:
+    """The places where they differ."""
+    return {at for at, (one, other) in enumerate(zip(values, others, strict=True)) if one != other}
+
+
+def _same(one: Described, other: Described) -> bool:
+    """Whether two requests ask for the same, whatever they were promised."""
+    if one.graph.name != other.graph.name or one.graph.print != other.graph.print:
+        return False
+    same = one.asked.calls == other.asked.calls and one.asked.stage == other.asked.stage
+    return same and one.asked.tokens == other.asked.tokens and one.streams == other.streams
+
+
+def likeness_of(
+    model: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], slo: SLO | None
+) -> Likeness | None:
+    """What tells requests that cost the same from others; None if that cannot be told."""
+    values: list[Hashable] = []
     try:
-        return model, slo, _like(args, DEEP), _like(dict(kwargs), DEEP)
+        kind = model, slo is None, _kind(args, DEEP, values), _kind(dict(kwargs), DEEP, values)
     except ValueError:
         return None
+    return Likeness(kind, tuple(values))
 
 
-def _like(value: Any, deep: int) -> Hashable:
-    """ValueError for what is no plain data, or too much of it."""
+def _kind(value: Any, deep: int, values: list[Hashable]) -> Hashable:
+    """Names and types of an argument, its values put into `values`; ValueError for what is nothing of the kind."""
     kind = type(value)
     if value is None or kind in (bool, int, float):
-        return kind.__name__, value
+        values.append(value)
+        return kind.__name__
     if kind is str:
-        return value if len(value) <= SHORT and " " not in value else ("text", len(value) // STEP)
+        values.append(value if len(value) <= SHORT and " " not in value else ("text", len(value) // STEP))
+        return kind.__name__
+    if _is_numbers(value):
+        values.append(len(value) if len(value) <= MANY else ("long", len(value) // STEP))
+        return kind.__name__, "numbers"
     if kind not in (list, tuple, dict) or not deep or len(value) > MANY:
-        raise ValueError
+        return _array(value, values)
     if kind is dict:
-        some = [(key, _like(each, deep - 1)) for key, each in value.items() if key not in SEEDS]
+        some = [(key, _kind(each, deep - 1, values)) for key, each in value.items() if key not in SEEDS]
         return kind.__name__, *some
-    return kind.__name__, *[_like(each, deep - 1) for each in value]
+    return kind.__name__, *[_kind(each, deep - 1, values) for each in value]
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether it is a list of whole numbers, as tokens are; not one or two: those say what is wanted."""
+    several = isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 2
+    return several and all(type(each) is int for each in value)
+
+
+def _array(value: Any, values: list[Hashable]) -> Hashable:
+    """An array, a tensor or an image by its size; ValueError for what is none."""
+    shape = getattr(value, "shape", None)
+    shape = getattr(value, "size", None) if shape is None else shape
+    if not isinstance(shape, tuple) or not all(isinstance(side, int) for side in shape):
+        raise ValueError
+    values.append((*shape, str(getattr(value, "dtype", getattr(value, "mode", "")))))
+    return type(value).__module__, type(value).__qualname__

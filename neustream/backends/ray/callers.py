@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from neustream.backends.ray.alike import Likeness
 from neustream.backends.ray.wire import ITEM, PRINT, Described, Heard, Joined, loads
 from neustream.cluster import messages as to
 from neustream.core.events import Emitted
@@ -66,7 +67,7 @@ class Caller:
     payload: bytes
     slo: SLO | None
     arrival: float
-    likeness: Hashable = None
+    likeness: Likeness | None = None
     guessed: bool = False
     refused: bool = False
     described: bool = False

@@ -338,6 +338,8 @@ class Driver:
             return
         self._listen(name, now)
         heard = news.result()
+        for id in heard.surprises:
+            self._looking.surprised(id)
         for record in heard.records:
             self._telling.tell(record)
         for one in heard.news:

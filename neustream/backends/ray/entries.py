@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from neustream.backends.ray.wire import ITEM, PRINT
+from neustream.backends.ray.wire import ITEM, PRINT, Guess
 from neustream.cluster import messages as to
 from neustream.core.events import Update
 from neustream.service.answer import Answer
@@ -28,6 +28,7 @@ class Entry:
             the head; sent: how many went out; heard: how many the head has for certain.
         told: whether the head knows that it is here: what came before goes along with that.
         left: it, once it waits to be passed on; why: why it cannot be. left_at: since when.
+        guess: what it was taken for, if nobody looked at it before it came.
         quiet: the head wants to hear no more of it; next: the order that waits for its end.
     """
 
@@ -43,6 +44,7 @@ class Entry:
     left: Moved | None = None
     left_at: float = 0.0
     why: str = ""
+    guess: Guess | None = None
     quiet: bool = False
     next: to.Send | None = None
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from neustream.backends.ray.alike import Alike
 from neustream.backends.ray.callers import Caller, Machines, of_the_way
-from neustream.backends.ray.wire import Described
+from neustream.backends.ray.wire import Described, Guess
 from neustream.cluster.head import Head
 from neustream.core.types import Request
 from neustream.errors import GraphError, NeustreamError, RequestFailed
@@ -58,7 +58,7 @@ class Looking:
         id = caller.answer.id
         if self._callers.get(id) is not caller:
             return
-        known = self._alike.get(caller.likeness, id)
+        known = self._alike.get(caller.likeness, id, caller.slo)
         if known is not None:
             caller.guessed = True
             self._send(caller, known, "", now)
@@ -80,6 +80,12 @@ class Looking:
     def forget(self, caller: Caller) -> None:
         """Nobody waits for a request any more."""
         self._looking.pop(caller.answer.id, None)
+
+    def surprised(self, id: str) -> None:
+        """A request that was routed by a guess turned out to be another one."""
+        caller = self._callers.get(id)
+        if caller is not None:
+            self._alike.surprised(caller.likeness)
 
     def elsewhere(self, name: str) -> None:
         """An instance is gone: others look at what it was looking at."""
@@ -114,13 +120,16 @@ class Looking:
             self._know(found, place)
             graph, id = self._head.graphs[found.graph.name], caller.answer.id
             caller.described = True
-            request = Request(id, graph, caller.arrival, found.slo, {"asked": caller.payload})
+            guess = None if place else Guess(graph.name, found.steps)
+            params = {"asked": caller.payload, "guess": guess}
+            request = Request(id, graph, caller.arrival, found.slo, params)
             self._head.submit(request, now, asked=found.asked)
         except NeustreamError as error:
             self._refuse(caller, error)
         else:
             self._submitted(request, now)
-            self._alike.add(caller.likeness, found)
+            if place:
+                self._alike.add(caller.likeness, found)
 
     def _know(self, found: Described, place: str) -> None:
         """The head has to know a request's graph; GraphError if it knows another one."""

@@ -84,7 +84,7 @@ class RayMachines:
         return self._opened(_plain(actor.start.remote()))
 
     def listen(self, name: str, now: float) -> Future[Heard]:
-        return self._call(name, "listen", now)
+        return _read(self._call(name, "listen", now))
 
     def describe(self, name: str, id: str, payload: bytes, slo: SLO | None) -> Future[Described]:
         return self._opened(self._call(name, "describe", id, payload, slo))
@@ -96,7 +96,7 @@ class RayMachines:
         with self._lock:
             number = self._numbers.get(name, 0)
             self._numbers[name] = number + 1
-        self._call(name, "orders", number, list(orders))
+        self._call(name, "orders", number, dumps(list(orders)))
 
     def pass_on(self, give: to.Give) -> Future[None]:
         with self._lock:
@@ -202,6 +202,22 @@ def _plain(ref: Any) -> Future[Any]:
             found.set_result(done.result())
 
     ref.future().add_done_callback(over)
+    return found
+
+
+def _read(said: Future[bytes]) -> Future[Any]:
+    """What bytes say, read on the thread that they come on. Ray's own pickler calls Python for each object."""
+    found: Future[Any] = Future()
+
+    def read(said: Future[bytes]) -> None:
+        try:
+            value = loads(said.result())
+        except Exception as error:  # noqa: BLE001  the future raises it
+            found.set_exception(error)
+        else:
+            found.set_result(value)
+
+    said.add_done_callback(read)
     return found
 
 

@@ -49,6 +49,20 @@ class Described:
     profiles: Mapping[str, LatencyProfile]
     streams: bool
 
+    @property
+    def steps(self) -> int:
+        """Calls of looped stages that it is expected to take; of all, where none is looped."""
+        looped = self.graph.looped
+        return sum([each.count for name, each in self.asked.calls.items() if name in looped or not looped])
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What a request was taken for that nobody had looked at before it was routed."""
+
+    graph: str
+    steps: int
+
 
 @dataclass(frozen=True, slots=True)
 class News:
@@ -60,10 +74,14 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What an instance has to say. `records`: of its steps, on the cluster's clock."""
+    """What an instance has to say. `records`: of its steps, on the cluster's clock.
+
+    `surprises`: requests that are not what they were taken for.
+    """
 
     news: Sequence[News]
     records: Sequence[OfSteps] = ()
+    surprises: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
