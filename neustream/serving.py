@@ -149,7 +149,8 @@ def mount_of(model: Any, *args: Any, **options: Any) -> Mount:
     if inspect.isfunction(model) and not args and not options:
         return AgentMount(model)
     bases = {f"{cls.__module__}.{cls.__name__}" for cls in type(model).__mro__}
-    if "transformers.modeling_utils.PreTrainedModel" in bases:  # without importing it
+    if not bases.isdisjoint(("transformers.modeling_utils.PreTrainedModel", "peft.peft_model.PeftModel")):
+        # without importing them
         from neustream.backends.transformers import TextMount
 
         return TextMount(model, *args, **options)

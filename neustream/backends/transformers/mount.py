@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
 from neustream.backends.options import measuring
+from neustream.backends.transformers.adapted import stock_of
 from neustream.backends.transformers.apart import owners
 from neustream.backends.transformers.completion import Tokens, completion, read
 from neustream.backends.transformers.defaults import defaults_of
@@ -57,8 +58,9 @@ class TextMount:
     """A stock causal language model, served token by token.
 
     Args:
-        model: any `AutoModelForCausalLM` in eval mode, in the dtype that it is to run in; it is not
-            changed. What its `generation_config` says is what requests get that do not say otherwise.
+        model: any `AutoModelForCausalLM` in eval mode, in the dtype that it is to run in, or PEFT's
+            wrapper of one, with the adapters that are active; it is not changed. What its
+            `generation_config` says is what requests get that do not say otherwise.
         tokenizer: for prompts and completions of text; None: token ids only. The processor of a
             vision-language model: for prompts with images too.
         profile: how long steps take: a step profile (`name`, `device` and `seconds(step)` will do), or
@@ -115,6 +117,7 @@ class TextMount:
         cache: Path | str | None = None,
         progress: bool | None = None,
     ) -> None:
+        model = stock_of(model)
         if not isinstance(model, PreTrainedModel):
             raise BackendError(f"a language model is a transformers model, got {shown(model)}")
         if not (tokenizer is None or callable(tokenizer)):

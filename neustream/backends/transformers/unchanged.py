@@ -187,7 +187,7 @@ SAY: dict[str, Callable[[str, Sequence[Any]], str]] = {
 
 def _is_adapted(module: torch.nn.Module) -> bool:
     """Whether it is a layer of PEFT."""
-    return hasattr(module, "merged_adapters")
+    return hasattr(module, "merged_adapters") or hasattr(module, "_disable_adapters")
 
 
 def _has_place(weight: torch.Tensor) -> bool:
