@@ -20,6 +20,7 @@ import uvicorn
 from neustream.engine.clock import WallClock
 from neustream.errors import BackendError, NeustreamError
 from neustream.server.app import build_app
+from neustream.server.children import end_children
 from neustream.server.config import HttpConfig, ServerConfig
 from neustream.server.gateway import LOADING, Gateway, Loaded
 from neustream.server.metrics import Metrics
@@ -225,8 +226,12 @@ def spare_memory() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. What still loads is not waited for: libraries would abort at a thread's end."""
+    """End the process. What still loads is not waited for: libraries would abort at a thread's end.
+
+    The processes that it has started by then (Ray's) are ended.
+    """
     if any(thread.name == LOADING for thread in threading.enumerate()):
+        end_children()
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)

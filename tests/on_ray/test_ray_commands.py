@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
+import time
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -43,6 +46,29 @@ def test_what_a_main_program_has_goes_to_other_processes(monkeypatch):
     data = dumps(only_here)
     monkeypatch.delattr(__main__, "only_here")
     assert loads(data)("cpu") == "made for cpu"
+
+
+def test_a_signal_while_ray_starts_leaves_nothing_behind(tmp_path):
+    model = {"name": "tiny", "kind": "text", "backend": TEXT, "tokenizer": "bytes", "options": {"measure_s": 0.1}}
+    path = tmp_path / "server.yaml"
+    path.write_text(yaml.safe_dump({"models": [model], "cluster": {"instances": 1}}))
+    serving = subprocess.Popen([sys.executable, "-m", "neustream.cli", "serve", str(path), "--port", "0"])
+    try:
+        process, names, started = psutil.Process(serving.pid), set(), []
+        while "raylet" not in names:
+            assert serving.poll() is None
+            started = process.children(recursive=True)
+            for one in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    names.add(one.name())
+            time.sleep(0.05)
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(60) == 0
+        _, left = psutil.wait_procs(started, timeout=10)
+        assert not left
+    finally:
+        serving.kill()
+        serving.wait()
 
 
 def test_serve_has_a_cluster_behind_it_and_ends_at_a_signal(nodes, tmp_path):
