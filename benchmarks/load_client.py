@@ -1,20 +1,26 @@
 """What `neustream bench` itself costs, and how far what it measures is from what a server did.
 
-    python benchmarks/load_client.py [--rate 200] [--tokens 20] [--seconds 10] [--search]
+    python benchmarks/load_client.py [--rate 200] [--tokens 20] [--seconds 10] [--rounds 3]
+    python benchmarks/load_client.py --search [--places 5] [--start 0.14]
+    python benchmarks/load_client.py --arrivals
 
-A stub in a process of its own answers with streams of `--tokens` tokens, 5 ms apart after 20 ms, and
-keeps a log of when it sent each. Requests come as a Poisson process. Printed: the client's time of the
-processor for each event, its lag, and the difference of TTFT and ITL from the log's (the sending of
-a byte and its reception lie between, both on this machine).
+A stub in a process of its own answers with streams of `--tokens` tokens, 5 ms apart after 20 ms. It
+logs when it had read a request, and when it sent each token. Requests come as a Poisson process. Printed, for
+each round: the client's time of the processor for each event; its lag; by how much its TTFT (from the sending) is
+beyond the log's, and its ITLs off the log's. What this machine takes to bring a byte over is in both.
 
-`--search`: the stub serves `--places` requests at a time, 50 ms each, so that its capacity is known; the
-search is to find it. Arrivals are evenly spaced there.
+`--search`: the stub serves `--places` requests at a time, 50 ms each by its own account: a place is free
+when the 50 ms are over, not when the stub gets to it. So its capacity is known on a busy machine too. The search is
+to find it, from `--start` times the capacity. Arrivals are evenly spaced there.
+
+`--arrivals`: the gaps of 20 seeds by Kolmogorov's and Smirnov's test, and their mean rates.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import heapq
 import json
 import multiprocessing
 import sys
@@ -33,15 +39,16 @@ from neustream.bench.plan import Target
 from neustream.bench.planning import Timing, plan_of
 from neustream.bench.runs import Run
 from neustream.bench.search import Goal, Search
-from neustream.bench.summary import lag_ms
 from neustream.engine.clock import stopwatch
+from neustream.workload.arrivals import gamma_arrivals
 from neustream.workload.asks import Ask, Limits
 from neustream.workload.mixing import with_limits
 
 FIRST_S, GAP_S, SERVICE_S = 0.02, 0.005, 0.05
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 Log = dict[str, list[float]]
-"""The instants at which tokens were sent, by request."""
+"""When a request had been read, and when each of its tokens was sent, by request."""
+SEEDS, GAPS = 20, 2000
 
 
 @dataclass
@@ -52,7 +59,7 @@ class Stub:
 
     async def main(self, pipe: Connection) -> None:
         self.log: Log = {}
-        self.free = asyncio.Semaphore(self.places or 10**6)
+        self.free = [0.0] * self.places
         server = await asyncio.start_server(self.handle, "127.0.0.1", 0)
         pipe.send(server.sockets[0].getsockname()[1])
         over = asyncio.Event()
@@ -67,15 +74,21 @@ class Stub:
                 head = await reader.readuntil(b"\r\n\r\n")
                 (length,) = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
                 body = json.loads(await reader.readexactly(int(length.partition(b":")[2])))
-                async with self.free:
-                    await self.answer(body, writer)
+                await self.answer(body, writer, stopwatch())
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    async def answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        sent = self.log.setdefault(str(body["prompt"]), [])
-        first, gap = (SERVICE_S, 0.0) if self.places else (FIRST_S, GAP_S)
-        due = stopwatch() + first
+    def first(self, came: float) -> float:
+        """When the first token of a request is due."""
+        if not self.places:
+            return came + FIRST_S
+        end = max(came, self.free[0]) + SERVICE_S
+        heapq.heapreplace(self.free, end)
+        return end
+
+    async def answer(self, body: dict[str, Any], writer: asyncio.StreamWriter, came: float) -> None:
+        sent = self.log.setdefault(str(body["prompt"]), [came])
+        due, gap = self.first(came), 0.0 if self.places else GAP_S
         writer.write(HEAD)
         for at in range(body["max_tokens"]):
             await asyncio.sleep(max(0.0, due - stopwatch()))
@@ -117,25 +130,36 @@ def asks_of(number: int, tokens: int) -> list[Ask]:
 
 def accuracy(options: argparse.Namespace) -> None:
     """Costs, lag, and the difference from the log."""
-    plan = plan_of(asks_of(round(options.rate * options.seconds), options.tokens), Timing(options.rate), 0)
+    rounds = [_round(options, seed) for seed in range(options.rounds)]
+    table = new_table(f"{options.rate:g} requests/s", "", [f"round {seed}" for seed in range(options.rounds)])
+    for name in rounds[0]:
+        table.add_row(name, *(found[name] for found in rounds))
+    Console().print(table)
+
+
+def _round(options: argparse.Namespace, seed: int) -> dict[str, str]:
+    asks = asks_of(round(options.rate * options.seconds), options.tokens)
+    plan = plan_of(asks, Timing(options.rate), seed)
     run, log = with_stub(0, lambda url: Load(plan, Target(url, ignore_eos=True)).run())
     assert isinstance(run, Run) and all(record.done for record in run.records)
-    firsts, gaps = [], []
-    start = max(log[record.id][0] - record.token_times_s[0] for record in run.records)  # by the fastest byte
-    for record in run.records:
-        sent = [at - start for at in log[record.id]]
-        firsts.append(record.token_times_s[0] - sent[0])
-        gaps += [
-            (b - a) - (d - c) for (a, b), (c, d) in zip(pairwise(record.token_times_s), pairwise(sent), strict=True)
-        ]
-    lag, events = lag_ms(run.records), run.client["events"]
-    table = new_table(f"{options.rate:g} requests/s, {events / run.duration_s:.0f} events/s", "", ["p50", "p99"])
-    table.add_row("lag (ms)", f"{lag['p50']:.2f}", f"{lag['p99']:.2f}")
-    for name, seconds in (("TTFT beyond the log's (ms)", firsts), ("ITL off the log's (ms)", np.abs(gaps))):
+    events, lag = run.client["events"], [record.lag_s for record in run.records]
+    firsts, gaps = _off(run, log)
+    found = {"events/s": f"{events / run.duration_s:.0f}", "us an event": f"{run.client['cpu_s'] / events * 1e6:.1f}"}
+    for name, seconds in (("lag", lag), ("TTFT beyond the log's", firsts), ("ITL off the log's", gaps)):
         p50, p99 = np.percentile(np.array(seconds) * 1e3, [50, 99])
-        table.add_row(name, f"{p50:.3f}", f"{p99:.3f}")
-    Console().print(table)
-    print(f"client: {run.client['cpu_s'] / events * 1e6:.1f} us of the processor for each of {events} events")
+        found[f"{name} (ms, p50 / p99)"] = f"{p50:.2f} / {p99:.2f}"
+    return found
+
+
+def _off(run: Run, log: Log) -> tuple[list[float], list[float]]:
+    """By how many seconds TTFTs are beyond the log's, and ITLs off the log's; no ITLs: 0."""
+    firsts, gaps = [], [0.0]
+    for record in run.records:
+        came, *sent = log[record.id]
+        firsts.append((record.ttft_s("sent") or 0.0) - (sent[0] - came))
+        told = [later - earlier for earlier, later in pairwise(sent)]
+        gaps += [abs(ours - theirs) for ours, theirs in zip(record.itls_s, told, strict=True)]
+    return firsts, gaps
 
 
 def search(options: argparse.Namespace) -> None:
@@ -148,15 +172,29 @@ def search(options: argparse.Namespace) -> None:
             asks = with_limits(asks_of(max(100, round(rate * seconds)), 1), limits)
             return Load(plan_of(asks, Timing(rate, law="constant"), seed), Target(url)).run()
 
-        goal = Goal(start=capacity / 7, point_s=options.seconds, most_s=2 * options.seconds)
+        goal = Goal(start=capacity * options.start, point_s=options.seconds, most_s=2 * options.seconds)
         return Search(goal, play).run()
 
     found, _ = with_stub(options.places, work)
     points = len(found.points) + len(found.confirmed)
     rate = found.rate or float("nan")
-    print(f"found {rate:.2f}/s in {points} points; capacity {capacity:g}/s if no wait of the stub's is late")
-    served = max(point.served for point in found.points)
-    print(f"the most that it served is {served:.2f}/s, of which that is {rate / served:.1%}")
+    print(f"found {rate:.2f}/s in {points} points; capacity {capacity:g}/s: {rate / capacity - 1:+.1%}")
+
+
+def arrivals(options: argparse.Namespace) -> None:
+    """How well the gaps fit their law, seed by seed."""
+    from scipy import stats
+
+    table = new_table(f"{SEEDS} seeds of {GAPS} gaps", "cv", ["least p", "p of all gaps", "most off the rate (sigma)"])
+    for cv in (0.5, 1.0, 2.0):
+        law = stats.gamma(1 / cv**2, scale=cv**2 / options.rate)
+        drawn = [gamma_arrivals(GAPS, rate=options.rate, cv=cv, seed=seed) for seed in range(SEEDS)]
+        gaps = [np.diff(each, prepend=0.0) for each in drawn]
+        least = min(stats.kstest(each, law.cdf).pvalue for each in gaps)
+        whole = stats.kstest(np.concatenate(gaps), law.cdf).pvalue
+        off = max(abs(each.mean() - law.mean()) / (law.std() / GAPS**0.5) for each in gaps)
+        table.add_row(f"{cv:g}", f"{least:.3f}", f"{whole:.3f}", f"{off:.2f}")
+    Console().print(table)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -164,10 +202,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=200.0)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--places", type=int, default=5)
+    parser.add_argument("--start", type=float, default=1 / 7)
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--arrivals", action="store_true")
     options = parser.parse_args(arguments)
-    (search if options.search else accuracy)(options)
+    (search if options.search else arrivals if options.arrivals else accuracy)(options)
     return 0
 
 

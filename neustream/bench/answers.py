@@ -22,6 +22,8 @@ from neustream.bench.records import Outcome, Record
 from neustream.errors import cut
 
 DONE = b"[DONE]"
+AT_ONCE = 32
+"""Pieces of a stream that are read at once, as each is read faster then, and the next stamped sooner."""
 MOST_ERROR = 65_536
 """Bytes that are kept of an answer that is an error."""
 TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
@@ -81,6 +83,7 @@ class TextStream:
         self._count = count
         self._keep = keep
         self._events = Events()
+        self._unread: list[tuple[float, bytes]] = []
         self._pieces: list[str] = []
         self._over = False
         self._first: float | None = None
@@ -93,10 +96,17 @@ class TextStream:
         return "".join(self._pieces)
 
     def feed(self, at: float, chunk: bytes) -> None:
-        self._record.received_bytes += len(chunk)
-        for event in self._events.feed(chunk):
-            if not self._over:
-                self._event(at, event)
+        self._unread.append((at, chunk))
+        if len(self._unread) >= AT_ONCE:
+            self._read()
+
+    def _read(self) -> None:
+        for at, chunk in self._unread:
+            self._record.received_bytes += len(chunk)
+            for event in self._events.feed(chunk):
+                if not self._over:
+                    self._event(at, event)
+        self._unread.clear()
 
     def _event(self, at: float, event: Event) -> None:
         if event.data == DONE:
@@ -144,6 +154,7 @@ class TextStream:
     def end(self, at: float, *, whole: bool) -> None:
         record = self._record
         record.end_s = at
+        self._read()
         self._count_tokens()
         if not self._over and not record.finish_reason:
             how = "ended" if whole else "was cut"

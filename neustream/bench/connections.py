@@ -201,6 +201,8 @@ class Connections:
         self._addresses: list[Address] = []
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
+        self._last_key: tuple[Any, ...] = ()
+        self._last_head = b""
 
     async def ask(
         self, path: str, headers: Mapping[str, str], body: bytes, hear: Hear, origin: float
@@ -213,7 +215,7 @@ class Connections:
         Raises:
             OSError: nobody takes the connection, or it ended before there was a status.
         """
-        data = self._head("POST", path, headers, len(body)) + body
+        data = self._head(path, headers, len(body)) + body
         found = self._rested()
         if found is not None:
             try:
@@ -231,20 +233,24 @@ class Connections:
             connection.abort()
             raise
 
-    def _head(self, method: str, path: str, headers: Mapping[str, str], length: int) -> bytes:
+    def _head(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
+        key = (path, *headers.items())
+        if key != self._last_key:  # most requests differ in their length alone
+            self._last_key, self._last_head = key, self._checked_head(path, headers)
+        return b"%scontent-length: %d\r\n\r\n" % (self._last_head, length)
+
+    def _checked_head(self, path: str, headers: Mapping[str, str]) -> bytes:
         given = {"host": self._authority, "accept-encoding": "identity", **headers}
         if not PATH.fullmatch(path):
             raise ConfigError(
                 f"path {shown(path)}: expected one that begins with /, without spaces"
             )
-        lines = []
+        lines = [f"POST {self._prefix}{path} HTTP/1.1"]
         for name, value in given.items():
             if not NAME.fullmatch(name) or not VALUE.fullmatch(value):
                 raise ConfigError(f"header {shown(name)}: {shown(value)} is none of HTTP")
             lines.append(f"{name}: {value}")
-        start = f"{method} {self._prefix}{path} HTTP/1.1"
-        lines = [start, *lines, f"content-length: {length}", "", ""]
-        return "\r\n".join(lines).encode("latin-1")
+        return "\r\n".join([*lines, ""]).encode("latin-1")
 
     def _rested(self) -> Connection | None:
         """An idle connection that may be used again."""

@@ -30,6 +30,8 @@ class Events:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that end in these bytes."""
+        if self._is_one(chunk):
+            return [Event("", chunk[6:-2])]
         chunk = self._lf(chunk)
         if b"\n" not in chunk:
             if chunk:
@@ -45,6 +47,13 @@ class Events:
         for line in lines:
             self._line(line, found)
         return found
+
+    def _is_one(self, chunk: bytes) -> bool:
+        """Whether these bytes are one event and no more, as most servers send."""
+        if not chunk.startswith(b"data: ") or not chunk.endswith(b"\n\n") or not self._began:
+            return False
+        open_ = self._pieces or self._data or self._kind or self._after_cr
+        return not open_ and chunk.count(b"\n") == 2 and b"\r" not in chunk
 
     def _lf(self, chunk: bytes) -> bytes:
         """The same with lines that end with LF alone."""

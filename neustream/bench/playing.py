@@ -103,16 +103,16 @@ class Player:
     # -- open: by schedule ------------------------------------------------------------------------
 
     async def _on_schedule(self) -> None:
-        """Begin with each request at its instant; behind each, others get their turn."""
+        """Begin with each request at its instant; before each, others get their turn."""
         for ask in self._plan.asks:
             due = ask.arrival_s or 0.0
+            await asyncio.sleep(max(0.0, due - self._now()))
             while (left := due - self._now()) > 0:
                 await asyncio.sleep(left)
-            self._open(ask)
-            self._spawn(self._scheduled(ask, due))
-            await asyncio.sleep(0)
             if self._fault is not None:
                 return
+            self._open(ask)
+            self._spawn(self._scheduled(ask, due))
 
     async def _scheduled(self, ask: Ask, due: float) -> None:
         record = record_of(ask, due)

@@ -47,6 +47,19 @@ def test_wherever_a_stream_is_cut_its_events_are_the_same(bom, lines, cuts):
     assert [event for byte in text for event in events.feed(bytes([byte]))] == whole
 
 
+WHOLE = st.sampled_from(
+    [b"data: a\n\n", b"data: a\n\n", b"data: b\r\n\r\n", b"data: c\r\r", b"\n", b"event: error\n", b"data: d\n"]
+) | st.sampled_from([b"data: e\n\ndata: f\n\n", b"data: \n\n", b"da", b"data: g\rh\n\n"])
+
+
+@settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck), max_examples=300)
+@given(st.lists(WHOLE, max_size=8))
+def test_events_that_come_whole_are_those_of_the_standard(pieces):
+    """Most servers send each event by itself."""
+    events = Events()
+    assert [event for piece in pieces for event in events.feed(piece)] == by_the_standard(b"".join(pieces))
+
+
 def test_an_event_that_is_not_ended_is_none():
     events = Events()
     assert events.feed(b"data: a\n") == [] and events.feed(b"") == []
