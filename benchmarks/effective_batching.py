@@ -9,7 +9,8 @@ a normal distribution (mean 100, deviation 50). The same requests go to every se
 from when a request was to be sent. `--images` does the same with a tiny Stable Diffusion, 1 to 40 steps.
 
 Printed: tokens a second by the clock, and as effective-batching's `/stats` counts them (tokens by the
-sum of latencies); mean latency per token. Written: its CSV files and its plot, and all records.
+sum of latencies); mean latency per token. Written: its CSV files and its plot, and all records. Modes that an
+earlier run left in the same folder (`--modes`) stand beside.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from typing import Any
 from http_load import Served, serving
 
 from neustream.backends.demo import IMAGE
-from neustream.bench.by_length import ByLength, by_length
+from neustream.bench.by_length import by_length
 from neustream.bench.load import Load
 from neustream.bench.plan import Plan, Target
 from neustream.bench.planning import Timing, plan_of
-from neustream.bench.runs import Run, write_runs
+from neustream.bench.runs import Run, read_runs, write_runs
 from neustream.commands.bench_latency_by_length import save_lengths, show_lengths
 from neustream.commands.outputs import write_text
 from neustream.workload.asks import Ask, ImageAsk
@@ -95,13 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     model = image_model() if options.images else text_model(options.layers, options.width)
     plan = plan_of(asks_of(options), Timing(options.rate), options.seed, f"rate {options.rate:g}")
-    found: dict[str, ByLength] = {}
     for mode in options.modes:
         limits = {"max_queued": 10_000}
         with serving({"models": [model], "policy": MODES[mode], "limits": limits}) as server:
             run = measured(server, plan, options.images)
-        found[mode] = by_length([run])
         write_runs(options.out / mode, [run], write_text, policy=MODES[mode])
+    folders = {mode: options.out / mode for mode in MODES}
+    found = {mode: by_length(read_runs(folder)[0]) for mode, folder in folders.items() if folder.exists()}
     show_lengths(found)
     save_lengths(found, options.out)
     return 0

@@ -122,7 +122,7 @@ class Client:
 
 def body_of(ask: Ask, target: Target, before: Turns) -> dict[str, Any]:
     """The body of a request."""
-    model = ask.model or target.model
+    model = target.model_of(ask)
     body: dict[str, Any] = {"model": model} if model else {}
     if ask.image is not None:
         body |= {"prompt": ask.prompt, **_image(ask.image)}

@@ -20,8 +20,8 @@ PATIENCE_S = 10.0
 """The longest that a look may take."""
 
 
-def models_of(target: Target, wait_s: float = 0.0) -> list[str]:
-    """The names of the models that it serves, those for the target's route first.
+def models_of(target: Target, wait_s: float = 0.0, *, images: bool = False) -> list[str]:
+    """The names of the models that it serves: those that make texts, or `images`, first.
 
     It is asked again for `wait_s` seconds if nobody answers.
 
@@ -31,14 +31,14 @@ def models_of(target: Target, wait_s: float = 0.0) -> list[str]:
     until = stopwatch() + wait_s
     while True:
         try:
-            return _models(target)
+            return _models(target, images)
         except BackendError:
             if stopwatch() >= until:
                 raise
             Event().wait(PAUSE_S)
 
 
-def _models(target: Target) -> list[str]:
+def _models(target: Target, images: bool) -> list[str]:
     url = f"{target.url.rstrip('/')}/v1/models"
     try:
         request = urllib.request.Request(url, headers=dict(target.headers))
@@ -46,7 +46,7 @@ def _models(target: Target) -> list[str]:
             request, timeout=PATIENCE_S, context=_context(target)
         ) as answer:
             data = json.load(answer)["data"]
-        return [str(each["id"]) for each in sorted(data, key=lambda each: not _fits(each, target))]
+        return [str(each["id"]) for each in sorted(data, key=lambda each: not _fits(each, images))]
     except urllib.error.HTTPError as error:
         raise BackendError(f"{url}: status {error.code}, {error.reason}") from None
     except urllib.error.URLError as error:
@@ -58,10 +58,10 @@ def _models(target: Target) -> list[str]:
         raise BackendError(f"{url}: no list of models: {told(error)}") from None
 
 
-def _fits(model: dict[str, Any], target: Target) -> bool:
+def _fits(model: dict[str, Any], images: bool) -> bool:
     """Whether a model makes what is asked for, as far as its server tells (ours does)."""
     told = model.get("neustream") or {}
-    wanted = "image" if target.api == "images" else "text"
+    wanted = "image" if images else "text"
     return str(told.get("kind", wanted)) == wanted
 
 

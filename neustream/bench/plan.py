@@ -26,7 +26,7 @@ class Target:
         url: with scheme, host and port, without a path: "http://127.0.0.1:8000".
         api: the route of texts; images always go to that of images.
         path: in place of the route's own, "" for that.
-        model: the name in each body, "" for none.
+        model: the name in each body, "" for none; image_model: in those of images, "" for the same.
         stream: whether texts are streamed. Without, a request has one event: its end.
         ignore_eos: whether exactly `output_tokens` are asked for; fewer are then a failure.
         headers, body: added to each request; a key of an ask's `params` comes before one of `body`.
@@ -49,6 +49,11 @@ class Target:
     timeout_s: float = 6 * 3600.0
     retries: int = 0
     verify_tls: bool = True
+    image_model: str = ""
+
+    def model_of(self, ask: Ask) -> str:
+        """The name of the model that a request goes to."""
+        return ask.model or (self.image_model if ask.image is not None else "") or self.model
 
     def path_of(self, ask: Ask) -> str:
         """The route that a request goes to."""

@@ -45,7 +45,7 @@ class DataOptions:
     sessions_question_len: Annotated[int, option("Tokens of each turn.", min=1)] = 64
     sessions_turns: Annotated[int, option("Turns of a conversation.", min=1)] = 4
     sessions_think: Annotated[float, option("Seconds between turns.", min=0, max=86_400)] = 1.0
-    image_sizes: Annotated[str, option("WxH[:weight], with commas between them.")] = "512x512"
+    image_sizes: Annotated[str | None, option("WxH[:weight], with commas between; default: the server's.")] = None
     image_steps: Annotated[str, option("STEPS[:weight], with commas between them.")] = "20"
     image_number: Annotated[int, option("Images of each request.", min=1, max=10)] = 1
     trace_format: Annotated[str, option(f"auto, {', '.join(FORMATS)}.")] = "auto"
@@ -92,7 +92,8 @@ class DataOptions:
         return PromptFile(self._path(), self.output_len, *order, self.custom_output_len)
 
     def _images(self) -> Dataset:
-        sizes = tuple((*size(text), weight) for text, weight in weighted("--image-sizes", self.image_sizes))
+        drawn = weighted("--image-sizes", self.image_sizes) if self.image_sizes is not None else ()
+        sizes = tuple((*size(text), weight) for text, weight in drawn) or ((None, None, 1.0),)
         steps = tuple(
             (whole("--image-steps", text), weight) for text, weight in weighted("--image-steps", self.image_steps)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from neustream.bench.looking import models_of, named
@@ -11,6 +11,8 @@ from neustream.bench.runs import Run
 from neustream.commands.bench_options import ServerOptions
 from neustream.commands.interrupts import Interrupts
 from neustream.commands.printing import new_progress, note
+from neustream.errors import ConfigError
+from neustream.workload.asks import Ask
 from neustream.workload.texts import Texts
 
 
@@ -24,13 +26,24 @@ class CountingTexts:
         return self._texts.count
 
 
-def target_of(server: ServerOptions, wait_s: float) -> Target:
-    """Whom to ask; the server is asked for its model where none is named, and waited for."""
+def target_of(server: ServerOptions, asks: Sequence[Ask], wait_s: float) -> Target:
+    """Whom to ask; the server is waited for, and asked for models of the right kinds where none is named.
+
+    Raises:
+        ConfigError: the backend makes images alone, and texts are asked for.
+        BackendError: the server is not there, or has no model.
+    """
     target = server.target()
+    kinds = {ask.image is not None for ask in asks}
+    if target.api == "images" and False in kinds:
+        raise ConfigError("--backend openai-images: texts are asked for; needs --dataset-name images")
     if target.model and not wait_s:
         return target
-    models = models_of(target, wait_s)
-    return target if target.model else replace(target, model=named(target, models))
+    found = {images: models_of(target, wait_s, images=images) for images in kinds}
+    if target.model:
+        return target
+    names = {images: named(target, models) for images, models in found.items()}
+    return replace(target, model=names.get(False, names.get(True, "")), image_model=names.get(True, ""))
 
 
 def play(plan: Plan, target: Target, texts: Texts, workers: int = 1, keep: bool = False) -> Run:

@@ -71,9 +71,10 @@ def _totals(told: Mapping[str, Any]) -> Table:
         "offered": f"{told['offered']}",
         "done": f"{told['completed']} in {told['duration']:.2f} s, {told['request_throughput']:.2f}/s",
         "failed": share_of(told["failed_share"]),
-        "tokens in, out": f"{told['total_input_tokens']}, {told['total_output_tokens']}",
-        "output tokens/s": f"{told['output_throughput']:.1f}",
     }
+    if told["total_output_tokens"] or "images" not in told:
+        rows["tokens in, out"] = f"{told['total_input_tokens']}, {told['total_output_tokens']}"
+        rows["output tokens/s"] = f"{told['output_throughput']:.1f}"
     if "slo_attainment" in told:
         rows["SLO met"] = share_of(told["slo_attainment"])
         rows["goodput/s"] = f"{told['goodput_all']:.3f}"

@@ -86,7 +86,7 @@ def command(
         check_outputs(json_file(json_))
         if options.out is not None:
             check_folder("--out", options.out, ["runs.json", records_file(0), *FIGURES])
-        target = target_of(server, 0.0)
+        target = target_of(server, asks_of(data, promises, texts, 1), 0.0)
 
         def measure(rate: float, seed: int, seconds: float) -> Run:
             count = max(options.min_requests, round(rate * seconds))

@@ -130,7 +130,7 @@ def command(
 
 def _asked(server: ServerOptions, promises: PromiseOptions, results: ResultOptions, plan: Plan, texts: Texts) -> Run:
     """The plan put to a server over HTTP."""
-    target = target_of(server, results.ready_check_timeout_sec)
+    target = target_of(server, plan.asks, results.ready_check_timeout_sec)
     if results.num_warmups:
         play(warming(plan.asks, results.num_warmups), target, texts)
     run = play(plan, target, texts, promises.workers, results.save_detailed)

@@ -208,9 +208,12 @@ class PromptFile:
 
 @dataclass(frozen=True)
 class Images:
-    """Images of drawn sizes and steps; each size and number of steps has a weight."""
+    """Images of drawn sizes and steps; each size and number of steps has a weight.
 
-    sizes: tuple[tuple[int, int, float], ...] = ((512, 512, 1.0),)
+    A size of None is whatever the server makes by itself.
+    """
+
+    sizes: tuple[tuple[int | None, int | None, float], ...] = ((None, None, 1.0),)
     steps: tuple[tuple[int, float], ...] = ((20, 1.0),)
     number: int = 1
 

@@ -40,7 +40,7 @@ def test_models_for_the_route_come_first(server):
     models = [{"id": "a", "neustream": {"kind": "text"}}, {"id": "b", "neustream": {"kind": "image"}}, {"id": "c"}]
     box["body"] = json.dumps({"data": models}).encode()
     assert models_of(Target(url)) == ["a", "c", "b"]
-    assert models_of(Target(url, "images")) == ["b", "c", "a"]
+    assert models_of(Target(url), images=True) == ["b", "c", "a"]
     assert named(Target(url), ["a"]) == "a"
     with pytest.raises(BackendError, match="serves no model"):
         named(Target(url), [])

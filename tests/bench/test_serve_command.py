@@ -70,6 +70,11 @@ def test_flags_may_be_spelt_as_vllms_parser_takes_them(stub):
     assert stub.log[-1].body["model"] == "paced", "the server's first"
 
 
+def test_a_route_of_images_takes_no_texts(stub):
+    done = serve(stub, "--backend", "openai-images")
+    assert done.status == 2 and "--backend openai-images: texts are asked for; needs --dataset-name images" in done.err
+
+
 @pytest.mark.parametrize(
     ("backend", "asked"),
     [("openai", {"logprobs": 2}), ("openai-chat", {"logprobs": True, "top_logprobs": 2})],

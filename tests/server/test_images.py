@@ -148,3 +148,21 @@ def test_sizes_that_were_not_measured_are_made_where_that_is_allowed(tmp_path):
             for size in ("65x64", "8x1", "99999x99999"):  # the pipeline, and the limit
                 refused = client.post("/v1/images/generations", json={**ASK, "size": size})
                 assert refused.status_code == 400, refused.text
+
+
+@pytest.mark.parametrize(("sizes", "found"), [((), {None}), (("--image-sizes", "64x64,64x96"), {64, 96})])
+def test_the_bench_asks_the_first_model_of_images(url, tmp_path, sizes, found):
+    """Where none is named, and of the server's size where none is named either."""
+    pytest.importorskip("httptools", reason="needs the extra 'bench'")
+    asked = ["--dataset-name", "images", "--num-prompts", 6, "--image-steps", "1,2", "--request-rate", 50, *sizes]
+    done = command("bench", "serve", "--base-url", url, *asked, "--goodput", "e2el:60000", "--out", tmp_path)
+    assert done.status in (0, 3), done.err  # 3: a busy machine kept the client from its schedule
+    assert "images" in done.out and "tokens" not in done.out
+    records = [json.loads(line) for line in (tmp_path / "stage_0.records.jsonl").read_text().splitlines()]
+    assert [(each["outcome"], each["images"]) for each in records] == [("done", 1)] * 6
+    assert {each["image"]["steps"] for each in records} == {1, 2}
+    assert {each["image"].get("height") for each in records} == found
+    search = ["--num-prompts", 1, "--goodput", "e2el:60000", "--point-s", 0.1, "--max-point-s", 0.1]
+    bounds = ["--min-requests", 2, "--max-points", 1, "--confirm", 0, "--start-rate", 20, "--image-steps", 1]
+    done = command("bench", "search", "--base-url", url, "--dataset-name", "images", *search, *bounds)
+    assert done.status == 5 and "above 20/s" in done.out, done.err
