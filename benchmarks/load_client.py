@@ -183,7 +183,7 @@ def search(options: argparse.Namespace) -> None:
 
 def arrivals(options: argparse.Namespace) -> None:
     """How well the gaps fit their law, seed by seed."""
-    from scipy import stats
+    from scipy import stats  # type: ignore[import-untyped]
 
     table = new_table(f"{SEEDS} seeds of {GAPS} gaps", "cv", ["least p", "p of all gaps", "most off the rate (sigma)"])
     for cv in (0.5, 1.0, 2.0):

@@ -23,7 +23,7 @@ from neustream.errors import cut
 
 DONE = b"[DONE]"
 AT_ONCE = 32
-"""Pieces of a stream that are read at once, as each is read faster then, and the next stamped sooner."""
+"""Pieces of a stream that are read at once: each takes less then, the next is stamped sooner."""
 MOST_ERROR = 65_536
 """Bytes that are kept of an answer that is an error."""
 TEXTS = ("content", "reasoning_content", "reasoning", "refusal")

@@ -110,8 +110,9 @@ class Client:
         return bool(ask.params.get("stream", target.body.get("stream", usual)))
 
     def _told(self, ask: Ask) -> dict[str, str]:
-        """The headers that tell what is promised."""
-        said: dict[str, str] = {}
+        """The headers that tell a request's id, and what it is promised."""
+        prefix = self._target.id_prefix
+        said = {"x-request-id": f"{prefix}{ask.id}"} if prefix else {}
         for name, which in self._target.slo_headers.items():
             if which == "class":
                 said |= {name: ask.slo_class} if ask.slo_class else {}

@@ -32,6 +32,7 @@ class Target:
         headers, body: added to each request; a key of an ask's `params` comes before one of `body`.
         slo_headers: name of a header -> "ttft", "tpot", "e2e" or "class": the milliseconds that are
             promised, or the class, are told the server so.
+        id_prefix: what x-request-id begins with, before a request's id; "": no such header.
         timeout_s: after so long from when it is sent a request has failed.
         retries: how often a request that failed is sent again; its scheduled arrival stays.
         verify_tls: False takes any certificate.
@@ -50,6 +51,7 @@ class Target:
     retries: int = 0
     verify_tls: bool = True
     image_model: str = ""
+    id_prefix: str = ""
 
     def model_of(self, ask: Ask) -> str:
         """The name of the model that a request goes to."""

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from neustream.commands.bench_parsing import option, size, weighted, whole
+from neustream.commands.bench_parsing import object_of, option, share, size, weighted, whole
+from neustream.commands.bench_refused import DATASETS as REFUSED_DATASETS
 from neustream.errors import ConfigError, nearest
 from neustream.workload.datasets import Dataset, Images, PrefixRepetition, PromptFile, Random, Sessions
 from neustream.workload.formats import FORMATS
@@ -21,19 +22,23 @@ from neustream.workload.trace import Trace, Window
 class DataOptions:
     """What requests ask for."""
 
-    dataset_name: Annotated[str, option("random, sharegpt, custom, prefix_repetition, sessions, images, trace.")] = (
-        "random"
-    )
+    dataset_name: Annotated[
+        str, option("random, sharegpt, custom, prefix_repetition, sessions, images, trace (burstgpt, timed_trace).")
+    ] = "random"
     dataset_path: Annotated[Path | None, option("Of sharegpt, custom and trace.")] = None
     num_prompts: Annotated[int, option("How many requests; the most of a trace.", min=1, max=10_000_000)] = 1000
     input_len: Annotated[int | None, option("In place of the data set's own.", min=1)] = None
     output_len: Annotated[int | None, option("The same.", min=1)] = None
     random_input_len: Annotated[int, option("Tokens of prompts.", min=1)] = 1024
     random_output_len: Annotated[int, option("Tokens that are generated.", min=1)] = 128
-    random_range_ratio: Annotated[float, option("Lengths from (1 - r) to (1 + r) times these.", min=0, max=1)] = 0.0
+    random_range_ratio: Annotated[
+        str, option("Lengths from (1 - r) to (1 + r) times these; or JSON with input and output.")
+    ] = "0"
     random_prefix_len: Annotated[int, option("Tokens before each prompt, the same in all.", min=0)] = 0
     sharegpt_output_len: Annotated[int | None, option("In place of the answers' lengths.", min=1)] = None
-    custom_output_len: Annotated[int, option("Where lines have no output_tokens.", min=1)] = 256
+    custom_output_len: Annotated[
+        int | None, option("In place of what lines say; -1: where they say nothing, 256.", min=-1)
+    ] = None
     no_oversample: Annotated[bool, typer.Option("--no-oversample", help="Of a file no prompt twice.")] = False
     disable_shuffle: Annotated[bool, typer.Option("--disable-shuffle", help="Of a file in its order.")] = False
     prefix_repetition_prefix_len: Annotated[int, option("Tokens that prompts share.", min=1)] = 256
@@ -51,14 +56,41 @@ class DataOptions:
     trace_format: Annotated[str, option(f"auto, {', '.join(FORMATS)}.")] = "auto"
     trace_start: Annotated[float, option("Seconds of the trace that are left out.", min=0)] = 0.0
     trace_duration: Annotated[float | None, option("Seconds of it that are taken.", min=0.001)] = None
+    self_timed: Annotated[
+        bool | None,
+        typer.Option("--self-timed/--no-self-timed", help="A trace's own arrivals; default: without a rate."),
+    ] = None
+    lora_modules: Annotated[list[str] | None, option("Models; each request asks for one of them.")] = None
+    lora_assignment: Annotated[str, option("random or round-robin.")] = "random"
     trace_speed: Annotated[float, option("How much faster it is replayed.", min=1e-6)] = 1.0
 
     def dataset(self) -> Dataset:
         """ConfigError names the option that is wrong."""
         made = _DATASETS.get(self.dataset_name)
+        if self.dataset_name in REFUSED_DATASETS:
+            raise ConfigError(f"--dataset-name {self.dataset_name}: not read: {REFUSED_DATASETS[self.dataset_name]}")
         if made is None:
             raise ConfigError(f"--dataset-name {self.dataset_name!r}: {nearest(self.dataset_name, _DATASETS)}")
         return made(self)
+
+    @property
+    def timed(self) -> bool:
+        """Whether requests come as a trace has them, where nobody says otherwise."""
+        return self.dataset_name != "burstgpt" if self.self_timed is None else self.self_timed
+
+    @property
+    def assignment(self) -> bool:
+        """Whether models are asked in turns; ConfigError for an assignment that is none."""
+        allowed = ("random", "round-robin")
+        if self.lora_assignment not in allowed:
+            raise ConfigError(f"--lora-assignment {self.lora_assignment!r}: {nearest(self.lora_assignment, allowed)}")
+        return self.lora_assignment == "round-robin"
+
+    def check_timing(self, rated: bool) -> None:
+        """ConfigError where arrivals of a trace are asked for that cannot be had; `rated`: there is a rate."""
+        if self.self_timed and (rated or self.dataset_name not in TRACES):
+            why = "there is a rate" if rated else f"--dataset-name {self.dataset_name} has no arrivals of its own"
+            raise ConfigError(f"--self-timed: {why}; expected a trace, without --request-rate")
 
     def _path(self) -> Path:
         if self.dataset_path is None:
@@ -67,7 +99,20 @@ class DataOptions:
 
     def _random(self) -> Dataset:
         lengths = self.input_len or self.random_input_len, self.output_len or self.random_output_len
-        return Random(*lengths, self.random_range_ratio, self.random_prefix_len)
+        return Random(*lengths, *self._ratios(), self.random_prefix_len)
+
+    def _ratios(self) -> tuple[float, float]:
+        """Of prompts and of outputs."""
+        name = "--random-range-ratio"
+        if self.random_range_ratio.lstrip().startswith("{"):
+            given = object_of(name, self.random_range_ratio)
+            if given.keys() != {"input", "output"}:
+                raise ConfigError(
+                    f"{name} {self.random_range_ratio}: expected the keys input and output, and no others"
+                )
+            return share(f"{name} input", given["input"]), share(f"{name} output", given["output"])
+        both = share(name, self.random_range_ratio)
+        return both, both
 
     def _repeated(self) -> Dataset:
         return PrefixRepetition(
@@ -88,8 +133,10 @@ class DataOptions:
         return PromptFile(self._path(), output, self.no_oversample, not self.disable_shuffle)
 
     def _custom(self) -> Dataset:
-        order = (self.no_oversample, not self.disable_shuffle)
-        return PromptFile(self._path(), self.output_len, *order, self.custom_output_len)
+        if self.custom_output_len == 0:
+            raise ConfigError("--custom-output-len 0: expected a whole number, at least 1, or -1")
+        own = self.custom_output_len if self.custom_output_len != -1 else None
+        return PromptFile(self._path(), self.output_len or own, self.no_oversample, not self.disable_shuffle)
 
     def _images(self) -> Dataset:
         drawn = weighted("--image-sizes", self.image_sizes) if self.image_sizes is not None else ()
@@ -114,4 +161,8 @@ _DATASETS: Mapping[str, Callable[[DataOptions], Dataset]] = {
     "sessions": DataOptions._sessions,
     "images": DataOptions._images,
     "trace": DataOptions._trace,
+    "burstgpt": DataOptions._trace,
+    "timed_trace": DataOptions._trace,
 }
+TRACES = ("trace", "burstgpt", "timed_trace")
+"""vLLM's names mean files of any format, told by their content, as `trace` does."""

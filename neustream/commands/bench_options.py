@@ -30,6 +30,8 @@ BACKENDS: Mapping[str, Api] = {
 }
 SLO_HEADERS = {"x-slo-ttft-ms": "ttft", "x-slo-tpot-ms": "tpot", "x-slo-e2e-ms": "e2e", "x-slo-class": "class"}
 LIMITS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s", "e2e": "e2e_s"}
+TOKENIZER_MODES = ("auto", "hf")
+"""Both are a tokenizer.json; those of other kinds are not read."""
 KEYS = ("NEUSTREAM_API_KEY", "OPENAI_API_KEY")
 """Variables that hold a key for the server; the first that is set counts."""
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -50,9 +52,11 @@ class ServerOptions:
     model: Annotated[str, typer.Option("--model", "-m", help="In each body; default: the server's first.")] = ""
     served_model_name: Annotated[str, option("The same, where --model names a tokenizer.")] = ""
     tokenizer: Annotated[str | None, option("A tokenizer.json, a folder, or bytes; else a token a word.")] = None
+    tokenizer_mode: Annotated[str, typer.Option(hidden=True)] = "auto"
+    request_id_prefix: Annotated[str, option("Requests have the header x-request-id, which begins so.")] = ""
     extra_body: Annotated[str, option("JSON that is added to each body.")] = "{}"
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Fewer tokens than asked for are a failure.")] = False
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Answers in one piece.")] = False
+    whole: Annotated[bool, typer.Option("--whole", help="Answers in one piece, no streams.")] = False
     insecure: Annotated[bool, typer.Option("--insecure", help="Take any certificate.")] = False
     temperature: Annotated[float | None, option("Of all texts; default: the server's.")] = None
     top_p: Annotated[float | None, option("The same.")] = None
@@ -81,6 +85,10 @@ class ServerOptions:
     def texts(self) -> Texts:
         """Makes prompts. ConfigError for a tokenizer that is no file, unless it is a name of the hub."""
         name = self.tokenizer
+        if self.tokenizer_mode not in TOKENIZER_MODES:
+            raise ConfigError(
+                f"--tokenizer-mode {self.tokenizer_mode!r}: {nearest(self.tokenizer_mode, TOKENIZER_MODES)}"
+            )
         if name is None or name == BYTES or Path(name).exists() or not HUB.fullmatch(name):
             return Texts(name)
         notes.print(
@@ -105,7 +113,7 @@ class ServerOptions:
             BACKENDS[self.backend],
             self.endpoint or "",
             self.served_model_name or self.model,
-            not self.no_stream,
+            not self.whole,
             self.ignore_eos,
             self._headers(),
             {**sampled, **body},
@@ -113,6 +121,7 @@ class ServerOptions:
             self.timeout,
             self.retries,
             not self.insecure,
+            id_prefix=self.request_id_prefix,
         )
 
 

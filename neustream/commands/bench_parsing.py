@@ -36,6 +36,17 @@ def whole(name: str, text: str, least: int = 1) -> int:
     return found
 
 
+def share(name: str, given: Any) -> float:
+    """A number from 0 to 1."""
+    try:
+        found = float(given)
+    except (TypeError, ValueError):
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise ConfigError(f"{name} {shown(str(given))}: expected a number from 0 to 1")
+    return found
+
+
 def object_of(name: str, text: str) -> dict[str, Any]:
     """An object of JSON."""
     try:

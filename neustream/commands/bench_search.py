@@ -17,15 +17,16 @@ from neustream.commands.bench_data import DataOptions
 from neustream.commands.bench_options import PromiseOptions, ServerOptions
 from neustream.commands.bench_playing import play, target_of
 from neustream.commands.bench_printing import FIGURES, write_figures
+from neustream.commands.bench_refused import VllmFlags
 from neustream.commands.bench_serve import asks_of, since_of
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, write_text
 from neustream.commands.printing import console, hushed, notes, problems, wrote
-from neustream.commands.sharing import Flags, taking
+from neustream.commands.sharing import taking
 from neustream.errors import ConfigError, nearest
 
-CLASS = Flags
+CLASS = VllmFlags
 NOT_FOUND = 5
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -19,18 +21,19 @@ from neustream.commands.bench_options import PromiseOptions, ServerOptions
 from neustream.commands.bench_parsing import pair
 from neustream.commands.bench_playing import play, target_of
 from neustream.commands.bench_printing import show_run
+from neustream.commands.bench_refused import VllmFlags
 from neustream.commands.bench_twin import TwinOptions, play_here
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
 from neustream.commands.printing import hushed, notes, problems, wrote
-from neustream.commands.sharing import Flags, taking
+from neustream.commands.sharing import taking
 from neustream.errors import ConfigError, nearest
 from neustream.workload.asks import Ask
-from neustream.workload.mixing import with_classes, with_limits
+from neustream.workload.mixing import with_classes, with_limits, with_models, without_arrivals
 from neustream.workload.texts import Texts
 
-CLASS = Flags
+CLASS = VllmFlags
 INVALID, NOTHING_DONE = 3, 4
 
 
@@ -80,6 +83,9 @@ class ResultOptions:
         None
     )
     save_result: Annotated[bool, typer.Option("--save-result", help="Write vllm bench serve's JSON.")] = False
+    append_result: Annotated[bool, typer.Option("--append-result", help="The same, as a line more of that file.")] = (
+        False
+    )
     save_detailed: Annotated[bool, typer.Option("--save-detailed", help="With a value for each request.")] = False
     result_dir: Annotated[Path, typer.Option(help="Where --save-result writes.")] = Path()
     result_filename: Annotated[str | None, typer.Option(help="What it writes.")] = None
@@ -92,6 +98,7 @@ class ResultOptions:
     disable_tqdm: Annotated[bool, typer.Option("--disable-tqdm", hidden=True)] = False
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", hidden=True)] = False
     skip_tokenizer_init: Annotated[bool, typer.Option("--skip-tokenizer-init", hidden=True)] = False
+    skip_chat_template: Annotated[bool, typer.Option("--skip-chat-template", hidden=True)] = False
 
     def told(self) -> dict[str, str]:
         return dict(pair("--metadata", each, "=") for each in self.metadata or ())
@@ -116,6 +123,7 @@ def command(
     """
     with json_output(json_) as write, hushed(quiet):
         timing, since = rate.timing(), since_of(promises)
+        data.check_timing(timing.rate is not None or timing.ramp is not None)
         texts = server.texts()
         told = results.told()
         _check(results, json_)
@@ -147,6 +155,9 @@ def asks_of(data: DataOptions, promises: PromiseOptions, texts: Texts, number: i
     limits, classes = promises.limits(), promises.classes()
     with notes.status("drawing requests"):
         asks = data.dataset().asks(number or data.num_prompts, promises.seed, texts)
+    if not data.timed:
+        asks = without_arrivals(asks)
+    asks = with_models(asks, data.lora_modules or (), data.assignment, promises.seed)
     asks = with_classes(asks, classes, promises.seed)
     return with_limits(asks, limits) if limits.promises else asks
 
@@ -155,7 +166,7 @@ def _check(results: ResultOptions, json_: Path | None) -> None:
     check_outputs(json_file(json_))
     if results.out is not None:
         check_folder("--out", results.out, ["runs.json", records_file(0), "stage_0.json"])
-    if results.save_result:
+    if results.save_result or results.append_result:
         check_folder("--result-dir", results.result_dir, [results.result_filename or "vllm.json"])
 
 
@@ -165,10 +176,18 @@ def _save(run: Run, results: ResultOptions, since: Since) -> None:
             wrote(path)
         write_text(path := results.out / "stage_0.json", json_text(summary(run, since)))
         wrote(path)
-    if results.save_result:
+    if results.save_result or results.append_result:
         path = results.result_dir / (results.result_filename or _vllm_name(run))
-        write_text(path, json_text({**results.told(), **summary(run, since, results.save_detailed)}))
+        told = {**results.told(), **summary(run, since, results.save_detailed)}
+        write_text(path, _with_line(path, told) if results.append_result else json_text(told))
         wrote(path)
+
+
+def _with_line(path: Path, told: Mapping[str, Any]) -> str:
+    """What a file holds, and these results as a line behind it."""
+    before = path.read_text("utf-8") if path.is_file() else ""
+    end = "\n" if before and not before.endswith("\n") else ""
+    return f"{before}{end}{json.dumps(told, allow_nan=False)}\n"
 
 
 def _vllm_name(run: Run) -> str:

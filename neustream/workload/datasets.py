@@ -61,17 +61,21 @@ def normal(mean: float, std: float, least: int, most: int, number: int, seed: in
 
 @dataclass(frozen=True)
 class Random:
-    """Each prompt another text; `prefix` tokens before it are the same in all."""
+    """Each prompt another text; `prefix` tokens before it are the same in all.
+
+    Lengths are within `input_ratio` and `output_ratio` of `input` and `output`.
+    """
 
     input: int = 1024
     output: int = 128
-    ratio: float = 0.0
+    input_ratio: float = 0.0
+    output_ratio: float = 0.0
     prefix: int = 0
 
     def asks(self, number: int, seed: int, texts: Texts) -> list[Ask]:
         rng = np.random.default_rng(seed)
-        inputs = around(self.input, self.ratio, number, rng)
-        outputs = around(self.output, self.ratio, number, rng)
+        inputs = around(self.input, self.input_ratio, number, rng)
+        outputs = around(self.output, self.output_ratio, number, rng)
         shared = texts.text(self.prefix, seed, PREFIX) if self.prefix else ""
         return [
             Ask(

@@ -27,6 +27,26 @@ def with_arrivals(asks: Sequence[Ask], arrivals: Sequence[float]) -> list[Ask]:
     return [dataclasses.replace(ask, arrival_s=float(at)) for ask, at in zip(asks, arrivals, strict=True)]
 
 
+def without_arrivals(asks: Sequence[Ask]) -> list[Ask]:
+    """The same without the instants that a trace has."""
+    return [dataclasses.replace(ask, arrival_s=None) for ask in asks]
+
+
+def with_models(asks: Sequence[Ask], models: Sequence[str], in_turns: bool, seed: int) -> list[Ask]:
+    """Each asks for one of these models, in turns or drawn; all turns of a session for the same."""
+    if not models:
+        return list(asks)
+    drawn = np.random.default_rng([seed, 6]).integers(0, len(models), len(asks))
+    of_session: dict[str, str] = {}
+    found = []
+    for at, ask in enumerate(asks):
+        model = models[at % len(models)] if in_turns else models[int(drawn[at])]
+        if ask.session:
+            model = of_session.setdefault(ask.session, model)
+        found.append(dataclasses.replace(ask, model=model))
+    return found
+
+
 def with_limits(asks: Sequence[Ask], limits: Limits) -> list[Ask]:
     """All promised the same, but for those who have a promise already."""
     return [ask if ask.limits.promises else dataclasses.replace(ask, limits=limits) for ask in asks]

@@ -92,6 +92,56 @@ def test_a_body_that_asks_for_no_stream_gets_none(stub):
     assert done.status == 0 and json.loads(done.out)["completed"] == 1
 
 
+def test_results_are_appended_as_lines(stub, tmp_path):
+    for count in (2, 3):
+        done = serve(stub, "--append-result", "--result-dir", tmp_path, "--result-filename", "all.json", count=count)
+        assert done.status == 0, done.err
+    lines = (tmp_path / "all.json").read_text().splitlines()
+    assert [json.loads(line)["completed"] for line in lines] == [2, 3]
+
+
+def test_each_request_asks_for_one_of_several_models(stub):
+    loras = ["--lora-modules", "paced", "good", "--ignore-eos"]
+    done = serve(stub, *loras, "--lora-assignment", "round-robin", "--request-id-prefix", "mine-", count=4)
+    assert done.status in (0, 4), done.err
+    log = sorted(stub.log[-4:], key=lambda each: each.headers["x-request-id"])
+    assert [each.headers["x-request-id"] for each in log] == ["mine-0", "mine-1", "mine-2", "mine-3"]
+    assert [each.body["model"] for each in log] == ["paced", "good"] * 2
+    serve(stub, *loras, count=30)
+    assert {each.body["model"] for each in stub.log[-30:]} == {"paced", "good"}
+
+
+def test_ratios_of_inputs_and_outputs_differ(stub):
+    done = serve(stub, "--random-range-ratio", '{"input": 0, "output": 1}', count=40)
+    assert done.status == 0, done.err
+    asked = [each.body for each in stub.log[-40:]]
+    assert {len(body["prompt"].split()) for body in asked} == {4} and len({body["max_tokens"] for body in asked}) > 3
+
+
+@pytest.mark.parametrize(("name", "timed"), [("burstgpt", False), ("timed_trace", True)])
+def test_vllms_names_of_traces(stub, tmp_path, name, timed):
+    """Its client takes BurstGPT's lengths alone, and the arrivals of others."""
+    path = tmp_path / "trace.csv"
+    path.write_text("Timestamp,Request tokens,Response tokens\n0,3,2\n0.5,4,3\n")
+    given = ["--dataset-name", name, "--dataset-path", path, "--num-prompts", 2, "--json", "-"]
+    for asked in ([], ["--self-timed"], ["--no-self-timed"]):
+        done = command("bench", "serve", "--base-url", stub.url, "--model", "paced", *given, *asked)
+        assert done.status == 0, done.err
+        told = json.loads(done.out)
+        assert (told["completed"], told["total_output_tokens"]) == (2, 5)
+        assert ("of the trace" in done.err) is (timed if not asked else asked == ["--self-timed"])
+
+
+def test_flags_of_vllms_client_are_refused_by_name(stub):
+    """Those that are not taken, as its `--help=all` has them."""
+    flags = "asr-max-audio-len-sec bfcl-categories blazedit-min-distance chat-template-kwargs enable-multimodal-chat"
+    flags += " hf-split no-reranker no-stream plot-timeline probe-request-rate profile random-mm-bucket-config"
+    flags += " speed-bench-category timed_trace_sec_multiplier use-beam-search"
+    for flag in flags.split():
+        done = serve(stub, f"--{flag}=1")
+        assert done.status == 2 and f"--{flag.replace('_', '-')}: not taken: " in done.err, done.err
+
+
 def test_metadata_change_no_result(stub):
     assert json.loads(serve(stub, "--metadata", "completed=9", "--json", "-").out)["completed"] == 6
 
@@ -130,7 +180,7 @@ def test_a_warm_up_is_sent_and_not_kept(stub):
     ("more", "says"),
     [
         (["--backend", "tgi"], "--backend 'tgi'"),
-        (["--dataset-name", "sonnet"], "--dataset-name 'sonnet'"),
+        (["--dataset-name", "sonet"], "--dataset-name 'sonet'"),
         (["--dataset-name", "sharegpt"], "needs --dataset-path"),
         (["--dataset-name", "custom", "--dataset-path", "/nowhere"], "/nowhere"),
         (["--request-rate", "0"], "--request-rate 0"),
@@ -159,6 +209,13 @@ def test_a_warm_up_is_sent_and_not_kept(stub):
         (["--base-url", "nowhere"], "expected http"),
         (["--out", "/dev/null/x"], "--out"),
         (["--odd", "1"], "No such option"),
+        (["--dataset-name", "hf"], "--dataset-name hf: not read: "),
+        (["--lora-modules", "a", "--lora-assignment", "odd"], "--lora-assignment 'odd'"),
+        (["--random-range-ratio", "1.5"], "--random-range-ratio '1.5': expected a number from 0 to 1"),
+        (["--random-range-ratio", '{"input": 0.5}'], "expected the keys input and output"),
+        (["--self-timed"], "--self-timed: there is a rate"),
+        (["--tokenizer-mode", "mistral"], "--tokenizer-mode 'mistral'"),
+        (["--dataset-name", "custom", "--custom-output-len", "0"], "--custom-output-len 0"),
     ],
 )
 def test_what_is_wrong_is_named_in_a_line(stub, more, says):

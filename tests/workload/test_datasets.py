@@ -53,12 +53,16 @@ def test_texts_have_the_length_that_was_asked_for(tokenizer, tokens):
 
 
 def test_random_prompts_share_what_is_asked_for():
-    asks = Random(10, 5, 0.5, prefix=4).asks(200, 3, BYTES)
+    asks = Random(10, 5, 0.5, 0.5, prefix=4).asks(200, 3, BYTES)
     assert {ask.prompt[:4] for ask in asks} == {asks[0].prompt[:4]} and len({ask.prompt for ask in asks}) == 200
     assert {ask.input_tokens for ask in asks} == set(range(9, 20))
     assert {ask.output_tokens for ask in asks} == set(range(2, 9))
     assert all(len(ask.prompt) == ask.input_tokens for ask in asks)
-    assert asks == Random(10, 5, 0.5, prefix=4).asks(200, 3, BYTES) != Random(10, 5, 0.5, prefix=4).asks(200, 4, BYTES)
+    assert (
+        asks
+        == Random(10, 5, 0.5, 0.5, prefix=4).asks(200, 3, BYTES)
+        != Random(10, 5, 0.5, 0.5, prefix=4).asks(200, 4, BYTES)
+    )
 
 
 def test_prefixes_are_repeated_equally_often():

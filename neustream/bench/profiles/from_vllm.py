@@ -58,11 +58,11 @@ def _target(profile: tool.VllmBench) -> Target:
         api="chat" if chat else "completions",
         path=_path(profile, chat),
         model=profile.served_model_name or profile.model or "",
-        stream=not profile.no_stream,
         ignore_eos=profile.ignore_eos,
         headers=_pairs("header", profile.header),
         body=_body(profile, chat) | (profile.extra_body or {}),
         verify_tls=not profile.insecure,
+        id_prefix=profile.request_id_prefix or "",
     )
 
 

@@ -71,8 +71,8 @@ class Server(Section):
     logprobs: int | None = None
     ignore_eos: Flag = False
     insecure: Flag = False
-    no_stream: Flag = False
-    request_id_prefix: Annotated[str | None, Ignored("requests have names of their own")] = None
+    no_stream: Annotated[Flag, Ignored("it is of data sets of a hub; answers are streamed")] = False
+    request_id_prefix: str | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
