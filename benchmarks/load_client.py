@@ -46,6 +46,8 @@ from neustream.workload.mixing import with_limits
 
 FIRST_S, GAP_S, SERVICE_S = 0.02, 0.005, 0.05
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+SERVED = b'{"object":"list","data":[{"id":"m"}]}'
+MODELS = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(SERVED), SERVED)
 Log = dict[str, list[float]]
 """When a request had been read, and when each of its tokens was sent, by request."""
 SEEDS, GAPS = 20, 2000
@@ -72,6 +74,9 @@ class Stub:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"GET"):  # what is served: asked by some
+                    writer.write(MODELS)
+                    continue
                 (length,) = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
                 body = json.loads(await reader.readexactly(int(length.partition(b":")[2])))
                 await self.answer(body, writer, stopwatch())
@@ -98,7 +103,9 @@ class Stub:
             writer.write(_chunk(event.encode()))
             sent.append(stopwatch())
             due += gap
-        writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
+        last = json.dumps({"choices": [], "usage": {**usage, "total_tokens": sum(usage.values())}})
+        writer.write(_chunk(f"data: {last}\n\ndata: [DONE]\n\n".encode()) + b"0\r\n\r\n")
         await writer.drain()
 
 

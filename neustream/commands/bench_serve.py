@@ -129,7 +129,10 @@ def command(
         _check(results, json_)
         asks = asks_of(data, promises, texts)
         plan = plan_of(asks, timing, promises.seed, results.label, tokenizer=server.tokenizer, **told)
-        run = play_here(plan, twin) if server.backend == "neustream" else _asked(server, promises, results, plan, texts)
+        if server.backend == "neustream":
+            run = play_here(plan, twin, server.served_model_name or server.model)
+        else:
+            run = _asked(server, promises, results, plan, texts)
         show_run(run, since)
         write({**told, **summary(run, since, results.save_detailed)})
         _save(run, results, since)

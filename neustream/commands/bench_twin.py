@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +18,19 @@ from neustream.bench.watching import Watch
 from neustream.commands.interrupts import Interrupts, raise_unless_pressed
 from neustream.commands.printing import new_progress, note, say_notes
 from neustream.commands.reach import naming
-from neustream.config import Experiment, LlmExperiment, load_config
+from neustream.config import Experiment, LlmExperiment, ModelsConfig, load_config
+from neustream.core.types import Request
 from neustream.engine.clock import epoch
-from neustream.errors import ConfigError
+from neustream.errors import ConfigError, nearest
 from neustream.experiment.policies import build_policy
-from neustream.experiment.prepared import prepare
+from neustream.experiment.prepared import Prepared, prepare
 from neustream.experiment.running import simulate
 from neustream.workload import write_trace
 from neustream.workload.asks import Ask
 from neustream.workload.row import Row
 
+Asked = Mapping[str, Sequence[Ask]]
+"""What each model of a config is asked, by its name."""
 DROPPED = (
     "rate",
     "load",
@@ -54,8 +58,11 @@ class TwinOptions:
     device: Annotated[str, typer.Option(help="Where --real serves it.")] = "cpu"
 
 
-def play_here(plan: Plan, options: TwinOptions) -> Run:
+def play_here(plan: Plan, options: TwinOptions, model: str = "") -> Run:
     """Play it; the first Ctrl-C ends it early, with what there is.
+
+    Args:
+        model: which of several models is asked, by requests that name none; "": the first of their kind.
 
     Raises:
         ConfigError: the plan has no schedule, or the experiment cannot serve it.
@@ -64,12 +71,12 @@ def play_here(plan: Plan, options: TwinOptions) -> Run:
         raise ConfigError("--backend neustream: needs --config, an experiment's YAML")
     _check(plan)
     with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "plan.jsonl"
-        write_trace(trace, [row_of(ask) for ask in plan.asks])
-        config = _config(options, trace, len(plan.asks), plan.asks[0].image is not None)
+        config, asked = _config(options, plan, model, Path(folder))
         with naming(options.config):
-            build_policy(config, options.policy)
-            return _served(plan, config, options) if options.real else _simulated(plan, config, options)
+            for experiment in _models_in(config).values():
+                build_policy(experiment, options.policy)
+            play = _served if options.real else _simulated
+            return play(plan, config, asked, options)
 
 
 def row_of(ask: Ask) -> Row:
@@ -100,36 +107,87 @@ def _check(plan: Plan) -> None:
         raise ConfigError("--backend neustream: needs --request-rate or a trace, and no --max-concurrency")
     if any(ask.follows for ask in plan.asks):
         raise ConfigError("--backend neustream: turns that wait for each other are not served here")
-    if len({ask.image is None for ask in plan.asks}) > 1:
-        raise ConfigError("--backend neustream: expected texts, or images; there are both")
 
 
-def _config(options: TwinOptions, trace: Path, requests: int, images: bool) -> Experiment:
-    """The experiment with the plan in place of its own workload."""
+def _config(options: TwinOptions, plan: Plan, model: str, folder: Path) -> tuple[Experiment | ModelsConfig, Asked]:
+    """The experiment with the plan in place of its own workload, and what its models are asked."""
     assert options.config is not None
-    dropped = [f"workload.{key}=null" for key in DROPPED]
-    ours = [*dropped, f"workload.trace={trace}", f"workload.requests={requests}"]
-    config = load_config(options.config, [*(options.set_ or ()), *ours])
-    if not isinstance(config, Experiment):
-        raise ConfigError(f"{options.config}: several models; expected an experiment of one")
-    if isinstance(config, LlmExperiment) == images:
-        makes, asked = ("texts", "images") if images else ("images", "texts")
-        raise ConfigError(f"{options.config}: its model makes {makes}, and {asked} are asked for (--dataset-name)")
-    return config
+    given = list(options.set_ or ())
+    models = _models_in(load_config(options.config, given))
+    asked = _shared_out(plan, models, model, options.config)
+    for name, asks in asked.items():
+        if not asks:
+            continue
+        trace = folder / f"{name or 'plan'}.jsonl"
+        write_trace(trace, [row_of(ask) for ask in asks])
+        where = f"models.{name}.workload" if name else "workload"
+        given += [f"{where}.{key}=null" for key in DROPPED]
+        given += [f"{where}.trace={trace}", f"{where}.requests={len(asks)}"]
+    return load_config(options.config, given), asked
 
 
-def _target(options: TwinOptions, config: Experiment) -> dict[str, Any]:
+def _models_in(config: Experiment | ModelsConfig) -> Mapping[str, Experiment]:
+    """By name, which is "" where there is one."""
+    return config.experiments() if isinstance(config, ModelsConfig) else {"": config}
+
+
+def _shared_out(plan: Plan, models: Mapping[str, Experiment], model: str, path: Path) -> Asked:
+    """Which requests each model is asked, none of some.
+
+    An experiment of one model has the name "", whatever the requests name.
+    """
+    asked: dict[str, list[Ask]] = {name: [] for name in models}
+    for ask in plan.asks:
+        asked[_model_of(ask, models, model, path)].append(ask)
+    return asked
+
+
+def _model_of(ask: Ask, models: Mapping[str, Experiment], model: str, path: Path) -> str:
+    kind = "texts" if ask.image is None else "images"
+    makes = {name: "texts" if isinstance(one, LlmExperiment) else "images" for name, one in models.items()}
+    wanted = "" if "" in models else ask.model or model
+    if wanted and wanted not in models:
+        raise ConfigError(f"{path}: no model {wanted!r}; {nearest(wanted, models)}")
+    name = wanted or next((name for name in models if makes[name] == kind), next(iter(models)))
+    if makes[name] != kind:
+        which = f"its model {name!r}" if name else "its model"
+        raise ConfigError(f"{path}: {which} makes {makes[name]}, and {kind} are asked for (--dataset-name)")
+    return name
+
+
+def _aligned(prepared: Prepared, plan: Plan, asked: Asked) -> tuple[Prepared, list[str]]:
+    """The requests at the plan's instants, from its first; and the id of the request of each ask.
+
+    A trace's arrivals count from its own first one, and each model has a trace of its own. The requests of a
+    model that nobody asks are those of its config, and left out.
+    """
+    first = _first(plan)
+    found: dict[str, Request] = {}
+    for pipeline, asks in zip(prepared.pipelines, asked.values(), strict=True):
+        own = [request for request in prepared.requests if request.graph is pipeline.graph] if asks else []
+        for request, ask in zip(own, sorted(asks, key=_due), strict=True):
+            found[ask.id] = replace(request, arrival=_due(ask) - first)
+    requests = [found[ask.id] for ask in plan.asks]
+    ids = [request.id for request in requests]
+    return replace(prepared, requests=sorted(requests, key=attrgetter("arrival"))), ids
+
+
+def _due(ask: Ask) -> float:
+    return ask.arrival_s or 0.0
+
+
+def _target(options: TwinOptions, config: Experiment | ModelsConfig) -> dict[str, Any]:
     how = "neustream-service" if options.real else "neustream-simulated"
     told = {"url": str(options.config), "api": how, "backend": how, "model": config.name}
     return {**told, "policy": options.policy}
 
 
-def _simulated(plan: Plan, config: Experiment, options: TwinOptions) -> Run:
+def _simulated(plan: Plan, config: Experiment | ModelsConfig, asked: Asked, options: TwinOptions) -> Run:
     with new_progress() as progress:
         task = progress.add_task(f"simulating {plan.name}", total=len(plan.asks))
-        prepared = prepare(config)
+        prepared, ids = _aligned(prepare(config), plan, asked)
         say_notes(_told(prepared.notes))
-        watch = Watch(plan, [request.id for request in prepared.requests], lambda _: progress.advance(task))
+        watch = Watch(plan, ids, lambda _: progress.advance(task))
         watch.origin = -_first(plan)
         started, interrupted = epoch(), False
         try:
@@ -141,15 +199,16 @@ def _simulated(plan: Plan, config: Experiment, options: TwinOptions) -> Run:
     return watch.run(_target(options, config), started, interrupted=interrupted)
 
 
-def _served(plan: Plan, config: Experiment, options: TwinOptions) -> Run:
+def _served(plan: Plan, config: Experiment | ModelsConfig, asked: Asked, options: TwinOptions) -> Run:
     from neustream.backends.replaying import Replay
     from neustream.backends.serving import Session
 
     with new_progress() as progress, Interrupts() as interrupts:
         task = progress.add_task("building the model", total=len(plan.asks))
         session = Session(config, options.device)
+        session.prepared, ids = _aligned(session.prepared, plan, asked)
         say_notes(_told(session.prepared.notes))
-        watch = Watch(plan, [request.id for request in session.prepared.requests])
+        watch = Watch(plan, ids)
         started = epoch()
 
         def begun(replay: Replay) -> None:
@@ -163,8 +222,8 @@ def _served(plan: Plan, config: Experiment, options: TwinOptions) -> Run:
 
 
 def _first(plan: Plan) -> float:
-    """When its first request comes: a trace's own arrivals begin with 0 there."""
-    return plan.asks[0].arrival_s or 0.0
+    """When its first request comes, which is the start of what is simulated or served."""
+    return min(_due(ask) for ask in plan.asks)
 
 
 def _told(notes: Sequence[str]) -> list[str]:

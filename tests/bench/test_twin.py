@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from toys import command, toy
 
 from neustream.bench import read_runs
@@ -72,6 +73,49 @@ def test_texts_are_simulated_token_by_token(here, root):
     for record in run.records:
         assert (record.input_tokens, record.output_tokens, len(record.token_times_s)) == (100, 7, 7)
         assert record.token_times_s == sorted(record.token_times_s) and record.met()
+
+
+def test_several_models_share_a_device(here, root):
+    """Requests go to the model that they name, others to the first of their kind; at the plan's instants."""
+    rows = [
+        {"arrival_s": 3.0, "prompt_tokens": 10, "output_tokens": 3},
+        {"arrival_s": 3.5, "steps": 20, "model": "sd"},
+        {"arrival_s": 4.0, "prompt_tokens": 20, "output_tokens": 4, "model": "chat"},
+        {"arrival_s": 4.25, "steps": 21},
+    ]
+    (here / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = root / "configs/demo/sd_and_opt.yaml"
+    data = ["--dataset-name", "trace", "--dataset-path", "mixed.jsonl", "--config", config, "--goodput", "e2el:60000"]
+    done = command(*SERVE, *data, "--out", "sim")
+    assert done.status == 0, done.err
+    ((run,), _) = read_runs(here / "sim")
+    assert [(each.scheduled_s, each.kind, each.outcome) for each in run.records] == [
+        (0.0, "text", "done"), (0.5, "image", "done"), (1.0, "text", "done"), (1.25, "image", "done")
+    ]  # fmt: skip
+    assert [each.sent_s for each in run.records] == pytest.approx([0.0, 0.5, 1.0, 1.25])
+    assert [each.output_tokens for each in run.records if each.kind == "text"] == [3, 4]
+    texts = ["--random-input-len", 10, "--random-output-len", 3, "--num-prompts", 4, "--request-rate", 5]
+    alone = [*SERVE, *texts, "--config", config, "--goodput", "e2el:60000", "--json", "-"]
+    assert json.loads(command(*alone).out)["completed"] == 4
+    done = command(*alone, "--model", "cat")
+    assert done.status == 2 and "no model 'cat'; did you mean 'chat'" in done.err
+    done = command(*alone, "--model", "sd")
+    assert done.status == 2 and "its model 'sd' makes images, and texts are asked for" in done.err
+
+
+def test_several_models_are_served_for_real(here):
+    one = yaml.safe_load((here / "toy.yaml").read_text())
+    model = {key: value for key, value in one.items() if key not in ("name", "policies")}
+    pair = {"name": "pair", "models": dict.fromkeys("abc", model)}
+    (here / "pair.yaml").write_text(yaml.safe_dump(pair, sort_keys=False))
+    asked = ["--lora-modules", "a", "b", "--lora-assignment", "round-robin"]
+    more = ["--config", "pair.yaml", "--request-rate", "100", "--goodput", "e2el:30000", *asked]
+    for how in ([], ["--real"]):
+        done = command(*SERVE, *IMAGES, *more, *how, "--out", "out")
+        assert done.status == 0, done.err
+        ((run,), _) = read_runs(here / "out")
+        assert [record.model for record in run.records] == ["a", "b"] * 6
+        assert all(record.done for record in run.records)
 
 
 @pytest.mark.parametrize(
