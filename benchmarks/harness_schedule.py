@@ -124,8 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--within", type=float, default=2.0)
     options = parser.parse_args(arguments)
-    latencies = [f"{name}, off the log" for name in ("TTFT", "ITL", "whole")]
-    table = new_table("median ms, from the sending", "", ["done", "failed", "tokens", *latencies])
+    table = new_table("median ms, and off the log", "", ["done", "failed", "tokens", "TTFT", "ITL", "whole"])
     wrong, first = False, None
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)

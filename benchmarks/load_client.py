@@ -154,7 +154,7 @@ def _round(options: argparse.Namespace, seed: int) -> dict[str, str]:
     found = {"events/s": f"{events / run.duration_s:.0f}", "us an event": f"{run.client['cpu_s'] / events * 1e6:.1f}"}
     for name, seconds in (("lag", lag), ("TTFT beyond the log's", firsts), ("ITL off the log's", gaps)):
         p50, p99 = np.percentile(np.array(seconds) * 1e3, [50, 99])
-        found[f"{name} (ms, p50 / p99)"] = f"{p50:.2f} / {p99:.2f}"
+        found |= {f"{name}, p50 ms": f"{p50:.2f}", f"{name}, p99 ms": f"{p99:.2f}"}
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,8 @@ def _told(
     key = shown(".".join(where), 100)
     line = _line(where, lines, changed)
     if problem["type"] == "extra_forbidden":
-        return f"{line}unknown key {key}; {nearest(where[-1], keys_at(model, where[:-1]))}"
+        chosen = {str(part) for part in problem["loc"] if part in tags}
+        return f"{line}unknown key {key}; {nearest(where[-1], keys_at(model, where[:-1], chosen))}"
     if problem["type"] == "missing":
         return f"{line}key {key} is needed"
     value = problem["input"]
@@ -67,8 +68,11 @@ class _Entries:
     model: type[BaseModel]
 
 
-def keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The keys that are valid in the section at `path`; of all that it may be, where it is a union."""
+def keys_at(model: type[BaseModel], path: Sequence[str], chosen: Set[str] = frozenset()) -> list[str]:
+    """The keys that are valid in the section at `path`.
+
+    Where it is a union: of its branch with a tag that is `chosen`, else of all.
+    """
     at: list[type[BaseModel] | _Entries] = [model]
     for part in path:
         inside: list[type[BaseModel] | _Entries] = []
@@ -76,16 +80,19 @@ def keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             if isinstance(section, _Entries):
                 inside.append(section.model)
             elif part in section.model_fields:
-                inside += _sections(section.model_fields[part].annotation)
+                inside += _sections(section.model_fields[part].annotation, chosen)
         at = inside
-    return [key for section in at if not isinstance(section, _Entries) for key in section.model_fields]
+    keys = [key for section in at if not isinstance(section, _Entries) for key in section.model_fields]
+    return list(dict.fromkeys(keys))
 
 
-def _sections(annotation: Any) -> list[type[BaseModel] | _Entries]:
-    """The sections, or the entries, that a field of this type may hold."""
+def _sections(annotation: Any, chosen: Set[str] = frozenset()) -> list[type[BaseModel] | _Entries]:
+    """The sections, or the entries, that a field of this type may hold; of chosen branches if there are some."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    found = [section for inner in typing.get_args(annotation) for section in _sections(inner)]
+    inner = typing.get_args(annotation)
+    branches = [each for each in inner if any(tag in chosen for tag in _tags_on(each))]
+    found = [section for each in branches or inner for section in _sections(each, chosen)]
     if typing.get_origin(annotation) in (dict, list):
         return [_Entries(section) for section in found if not isinstance(section, _Entries)]
     return found
@@ -98,7 +105,7 @@ def _tags(model: type[BaseModel], known: tuple[type[BaseModel], ...] = ()) -> se
     """
     if model in known:
         return set()
-    found = {str(tag.tag) for field in model.model_fields.values() for tag in _tags_in(field.annotation)}
+    found = {tag for field in model.model_fields.values() for tag in _tags_in(field.annotation)}
     for field in model.model_fields.values():
         for section in _sections(field.annotation):
             inner = section.model if isinstance(section, _Entries) else section
@@ -106,6 +113,9 @@ def _tags(model: type[BaseModel], known: tuple[type[BaseModel], ...] = ()) -> se
     return found
 
 
-def _tags_in(annotation: Any) -> list[Tag]:
-    here = [meta for meta in getattr(annotation, "__metadata__", ()) if isinstance(meta, Tag)]
-    return here + [tag for inner in typing.get_args(annotation) for tag in _tags_in(inner)]
+def _tags_in(annotation: Any) -> list[str]:
+    return _tags_on(annotation) + [tag for inner in typing.get_args(annotation) for tag in _tags_in(inner)]
+
+
+def _tags_on(annotation: Any) -> list[str]:
+    return [str(meta.tag) for meta in getattr(annotation, "__metadata__", ()) if isinstance(meta, Tag)]

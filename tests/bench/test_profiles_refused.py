@@ -47,6 +47,10 @@ WRONG = [
     (changed(GUIDE, spec__constraints=[]), "spec.constraints: nothing ends the load"),
     (changed(GUIDE, spec__profile__streams=...), "'spec.profile.streams' is needed"),
     (changed(GUIDE, spec__profile__stream=1), "unknown key 'spec.profile.stream'; did you mean 'streams'"),
+    (
+        changed(GUIDE, spec__profile__rate=1),
+        "unknown key 'spec.profile.rate'; allowed: cooldown, kind, rampup_duration, streams, warmup",
+    ),
     (changed(GUIDE, spec__profile__kind="spiral"), "profile.kind"),
     (changed(GUIDE, spec__data__0__prompt_tokens_min=9), "the least (9) is greater than the most (8)"),
     (changed(GUIDE, spec__data__0__prompt_tokns=9), "unknown key 'spec.data.0.prompt_tokns'"),
@@ -123,6 +127,7 @@ REFUSED = [
     (changed(GUIDE, spec__data=[{"kind": "parquet_file", "path": "x"}]), "data of kind 'parquet_file' is not read"),
     (changed(GUIDE, spec__data__0__tools=[{}]), "data.0.tools: no tools are called"),
     (changed(GUIDE, spec__backend={"kind": "vllm_python"}), "backend.kind: only servers"),
+    (changed(GUIDE, spec__backend__request_format="/v1/responses"), "request_format: /v1/responses is not spoken"),
     (changed(GUIDE, benchmarks=[{}, {"data[0].prompt_tokens": 9}]), r"differ in more than their loads \(source\)"),
     (changed(FLAT, data="some/dataset"), "'some/dataset' is no local file"),
     (changed(FLAT, over_saturation=True), "over_saturation: a load is not ended"),

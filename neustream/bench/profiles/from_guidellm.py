@@ -19,6 +19,7 @@ from neustream.bench.profiles.sources import Prefixes, RandomTexts, Source
 from neustream.errors import ConfigError
 from neustream.workload.asks import Limits
 
+ROUTES = ("/v1/completions", "/v1/chat/completions")
 FILES = ("text_file", "json_file", "csv_file")
 HUB = ("huggingface", "hf")
 TRACES = ("mooncake", "weka", "otel", "opentelemetry", "trace_synthetic")
@@ -64,6 +65,11 @@ def _target(backend: tool.HttpBackend, where: str) -> Target:
     headers = dict(extras.headers or {})
     if backend.api_key:
         headers["Authorization"] = f"Bearer {backend.api_key}"
+    if backend.request_format not in ROUTES:
+        raise Unrunnable(
+            f"{where}backend.request_format: {backend.request_format} is not spoken; "
+            f"allowed: {', '.join(ROUTES)}"
+        )
     chat = backend.request_format == "/v1/chat/completions"
     body: dict[str, Any] = {}
     if backend.max_tokens is not None:

@@ -48,7 +48,14 @@ class HttpBackend(Section):
     kind: Literal["openai_http"] = "openai_http"
     target: str | None = None
     model: str = ""
-    request_format: Literal["/v1/completions", "/v1/chat/completions"] = "/v1/chat/completions"
+    request_format: Literal[
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+    ] = "/v1/chat/completions"
     api_key: str | None = None
     api_routes: dict[str, str] = {}
     timeout: Positive | None = None
