@@ -67,6 +67,7 @@ $(HARNESS)-guidellm/installed: PACKAGE = 'guidellm>=0.8,<0.9'
 
 harness: $(VENV)/installed $(HARNESS)-vllm/installed $(HARNESS)-guidellm/installed
 	$(BIN)/python benchmarks/harness.py --vllm $(HARNESS)-vllm/bin/python --guidellm $(HARNESS)-guidellm/bin/guidellm
+	$(BIN)/python benchmarks/harness_schedule.py --vllm $(HARNESS)-vllm/bin/python --guidellm $(HARNESS)-guidellm/bin/guidellm
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

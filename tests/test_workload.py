@@ -47,6 +47,17 @@ def test_gamma_arrivals_have_their_rate_and_burstiness():
     assert gaps.std() / gaps.mean() == pytest.approx(2.0, rel=0.05)
 
 
+@pytest.mark.parametrize("cv", [0.5, 1.0, 2.0])
+def test_gaps_of_twenty_seeds_are_of_their_law(cv):
+    """By Kolmogorov's and Smirnov's test; their means are within three sigma."""
+    stats = pytest.importorskip("scipy.stats", reason="needs the extra 'analysis'")
+    law = stats.gamma(1 / cv**2, scale=cv**2 / 5.0)
+    gaps = [np.diff(gamma_arrivals(2000, rate=5.0, cv=cv, seed=seed), prepend=0.0) for seed in range(20)]
+    assert min(stats.kstest(each, law.cdf).pvalue for each in gaps) > 0.001
+    assert stats.kstest(np.concatenate(gaps), law.cdf).pvalue > 0.05
+    assert max(abs(each.mean() - law.mean()) for each in gaps) < 3 * law.std() / 2000**0.5
+
+
 def test_arrivals_leave_numpys_global_generator_alone():
     np.random.seed(7)
     expected = np.random.random()
