@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def guidellm(program: Path, url: str, folder: Path) -> Measured:
     return Measured(totals["successful"], totals["errored"] + totals["incomplete"], tokens, (ttft, itl, whole))
 
 
-GENERATORS: dict[str, Callable[[Path, str, Path], Measured]] = {
+GENERATORS: dict[str, Callable[..., Measured]] = {
     "neustream": neustream,
     "vllm": vllm,
     "guidellm": guidellm,
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
             program = getattr(options, name)
             if program is None:
                 continue
-            found, log = with_stub(0, lambda url, play=play, program=program: play(program, url, folder))
+            found, log = with_stub(0, partial(play, program, folder=folder))
             assert isinstance(found, Measured)
             first = first or found
             cells = [
