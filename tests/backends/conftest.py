@@ -14,3 +14,13 @@ def sd():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return ready(stable_diffusion(), torch.float32)
+
+
+@pytest.fixture
+def dit():
+    """A tiny DiT."""
+    import torch
+    from small_pipelines import small_dit
+
+    torch.set_num_threads(1)
+    return small_dit()

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'diffusion'")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
-    from test_pipelines import DIT, SD, profiles, seeded
+    from small_pipelines import DIT, SD, profiles, seeded
     from toys import command
 
     from neustream.backends.diffusers import PalettePipeline, from_config, profile

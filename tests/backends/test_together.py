@@ -11,18 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra 'diffusion'")
 pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
-from test_pipelines import (  # noqa: E402, F401
-    SD_SHAPE,
-    call,
-    close_to,
-    dit,
-    one_thread,
-    profiles,
-    sd,
-    seeded,
-    serve,
-    words,
-)
+from small_pipelines import SD_SHAPE, call, close_to, profiles, serve, words  # noqa: E402
 from texts import alone, model_of, prompts  # noqa: E402
 from toys import Flat  # noqa: E402
 
@@ -47,7 +36,7 @@ def chat(kind, **options):
 
 
 @pytest.mark.parametrize("policy", ["priced", "fcfs", "edf"])
-def test_images_and_two_language_models_on_one_device(sd, policy):  # noqa: F811
+def test_images_and_two_language_models_on_one_device(sd, policy):
     """One scheduler decides; everyone gets what the stock library gives alone."""
     log = ns.EventLog()
     models = {"sd": pictures(sd, "sd"), "opt": chat("opt"), "llama": chat("llama")}
@@ -68,7 +57,7 @@ def test_images_and_two_language_models_on_one_device(sd, policy):  # noqa: F811
     assert kinds == {"sd", "opt", "llama"}
 
 
-def test_a_copy_of_a_pipeline_on_each_device(sd):  # noqa: F811
+def test_a_copy_of_a_pipeline_on_each_device(sd):
     places = {}
 
     def note(record):
@@ -85,7 +74,7 @@ def test_a_copy_of_a_pipeline_on_each_device(sd):  # noqa: F811
     assert all(len(some) == 1 for some in places.values())
 
 
-def test_submit_of_a_new_shape_does_not_wait_for_the_device(sd):  # noqa: F811
+def test_submit_of_a_new_shape_does_not_wait_for_the_device(sd):
     shapes = (SD_SHAPE, "4x16x8", "4x8x16")
     with serve(sd, *shapes) as service:
         held = threading.Event()
@@ -103,7 +92,7 @@ def sizes(count):
     return [{"height": 16 + 8 * (at % 4), "width": 16 + 8 * (at // 4)} for at in range(count)]
 
 
-def test_shapes_are_bounded_and_the_least_recently_used_forgotten(sd, tmp_path):  # noqa: F811
+def test_shapes_are_bounded_and_the_least_recently_used_forgotten(sd, tmp_path):
     options = {"cache": tmp_path, "measure_s": 0.0, "max_shapes": 3, "progress": False, "samples": []}
     with ns.serve(sd, **options) as service:
         for turn in range(2):
@@ -119,7 +108,7 @@ def test_shapes_are_bounded_and_the_least_recently_used_forgotten(sd, tmp_path):
         assert set(times.spread) <= stages and set(times.corrections) <= stages
 
 
-def test_a_shape_in_use_is_not_forgotten(sd, tmp_path):  # noqa: F811
+def test_a_shape_in_use_is_not_forgotten(sd, tmp_path):
     options = {"cache": tmp_path, "measure_s": 0.0, "max_shapes": 1, "progress": False, "samples": []}
     small, large = sizes(2)
     with ns.serve(sd, **options) as service:
@@ -140,7 +129,7 @@ def test_a_shape_in_use_is_not_forgotten(sd, tmp_path):  # noqa: F811
         assert service(**words(2, **large)).images.shape[0] == 1  # now there is room
 
 
-def test_a_new_shape_is_measured_while_the_device_idles(sd, tmp_path):  # noqa: F811
+def test_a_new_shape_is_measured_while_the_device_idles(sd, tmp_path):
     options = {"cache": tmp_path, "measure_s": 5.0, "max_batch": 4, "decode_batch": 2, "encode_batch": 2}
     with ns.serve(sd, samples=[], progress=False, **options) as service:
         assert not list(tmp_path.rglob("*.json"))
@@ -158,7 +147,7 @@ def test_a_new_shape_is_measured_while_the_device_idles(sd, tmp_path):  # noqa: 
         assert isinstance(service.profiles[f"denoise@{SD_SHAPE}"], ns.UnitProfile)
 
 
-def test_serving_again_in_a_notebook(sd):  # noqa: F811
+def test_serving_again_in_a_notebook(sd):
     """The cell is run twice: the second is told to close the first, and can then go on."""
     service = serve(sd, SD_SHAPE)
     with pytest.raises(ns.BackendError, match="of StableDiffusionPipeline is served already: close that service first"):
@@ -177,7 +166,7 @@ def test_serving_again_in_a_notebook(sd):  # noqa: F811
         assert service([3, 4], max_tokens=2).token_ids
 
 
-def test_who_is_refused_a_model_leaves_it_alone(sd, monkeypatch):  # noqa: F811
+def test_who_is_refused_a_model_leaves_it_alone(sd, monkeypatch):
     """Neither a service that could not be made, nor one that is closed twice, touches hooks of another."""
     freed = []
     monkeypatch.setattr(type(sd), "maybe_free_model_hooks", lambda pipe: freed.append(pipe))
@@ -196,7 +185,7 @@ def test_who_is_refused_a_model_leaves_it_alone(sd, monkeypatch):  # noqa: F811
         assert second(**words(1)).images.shape[0] == 1
 
 
-def test_mounts_can_be_served_again(sd):  # noqa: F811
+def test_mounts_can_be_served_again(sd):
     mounts = {"sd": pictures(sd, "sd"), "chat": chat("opt")}
     for _ in range(2):
         with ns.serve(mounts) as service:
@@ -209,7 +198,7 @@ def workers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("neustream")]
 
 
-def test_a_model_that_cannot_start_leaves_the_others_free(sd):  # noqa: F811
+def test_a_model_that_cannot_start_leaves_the_others_free(sd):
     model = model_of("opt", num_hidden_layers=1)
     before = workers()
     broken = TextMount(model, profile="/nowhere/steps.json")
@@ -220,7 +209,7 @@ def test_a_model_that_cannot_start_leaves_the_others_free(sd):  # noqa: F811
         pass
 
 
-def test_a_closed_service_frees_its_models(dit, tmp_path):  # noqa: F811
+def test_a_closed_service_frees_its_models(dit, tmp_path):
     with ns.serve(dit, samples=[], measure_s=0.0, cache=tmp_path, progress=False) as service:
         service(**call(1))
     gone = weakref.ref(dit.transformer)
