@@ -27,11 +27,16 @@ CALL = "~call"
 
 
 class Asked(dict[str, Any]):
-    """The parameters of a run. `calls`: what models made of its calls, by leg and branch, in order."""
+    """The parameters of a run.
+
+    Attributes:
+        calls: what models made of its calls, by leg and branch, in order; before each the number of outputs
+            that the run had made by then.
+    """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__(params)
-        self.calls: dict[tuple[str, str], list[Call]] = {}
+        self.calls: dict[tuple[str, str], list[tuple[int, Call]]] = {}
 
 
 class Model:
@@ -81,7 +86,7 @@ class Model:
             differs = "it differs from its `like` in more than content, as in size, guidance or number"
             raise BackendError(f"model {self.name!r} cannot serve call {name!r}: {differs}")
         if isinstance(job, Entry) and isinstance(job.request.params, Asked):
-            job.request.params.calls.setdefault((name, job.branch), []).append(asked)
+            job.request.params.calls.setdefault((name, job.branch), []).append((job.root.outputs, asked))
         return {**asked.params, CALL: asked}
 
 
@@ -198,22 +203,23 @@ class Told:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._rounds: dict[tuple[str, str], int] = {}
         self._readers: dict[tuple[str, str], Reader] = {}
 
     def __call__(self, output: Emitted) -> Mapping[str, Any]:
         where = output.leg, output.branch
         if not output.place:
-            self._begin(where)
+            self._begin(where, output.index)
         reader = self._readers.get(where)
         told = _raw(output) if reader is None else reader(replace(output, index=output.place))
         return {"call": output.leg, "branch": output.branch, "output": told}
 
-    def _begin(self, where: tuple[str, str]) -> None:
-        """The first output of a call."""
-        at = self._rounds.get(where, -1) + 1
-        self._rounds[where] = at
-        calls = self._asked.calls.get(where, ())
-        made = calls[at].reader if at < len(calls) else None
-        if made is not None:
-            self._readers[where] = made()
+    def _begin(self, where: tuple[str, str], index: int) -> None:
+        """A call's first output, number `index` of the run: the latest call that had begun by then made it.
+
+        Those before it may have made none, as in a branch that was ended.
+        """
+        made = [call for outputs, call in self._asked.calls.get(where, ()) if outputs <= index]
+        if made and made[-1].reader is not None:
+            self._readers[where] = made[-1].reader()
+        else:
+            self._readers.pop(where, None)

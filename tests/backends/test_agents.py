@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 from texts import alone, model_of, prompts
@@ -11,8 +11,9 @@ from toys import Flat
 
 from neustream import SLO, BackendError, Graph, RequestFailed, call, loop, par, seq, serve, tool
 from neustream.backends.transformers import TextMount
+from neustream.core.events import Emitted
 from neustream.errors import NeustreamError
-from neustream.service.agents import AgentMount
+from neustream.service.agents import AgentMount, Asked, Told
 
 LIKE = {"prompt": [5] * 8, "max_tokens": 4}
 PROMPT = prompts(1)[0]
@@ -68,6 +69,21 @@ def test_outputs_stream_by_call():
     assert [one["call"] for one in told] == ["plan"] * 4 + ["write"] * 4
 
 
+def test_outputs_are_those_of_the_call_that_made_them_where_one_before_made_none():
+    """A branch may be ended before its call has made anything, and the same call of the next round must not be it."""
+    asked, made = Asked({}), []
+
+    def call_of(name):
+        return SimpleNamespace(reader=lambda: lambda output: made.append(name) or name)
+
+    asked.calls["think", "left"] = [(0, call_of("first")), (3, call_of("second"))]
+    told = Told(asked)
+    outputs = [Emitted("run", index, {}, 0.0, 0.0, branch="left", leg="think", place=index - 3) for index in (3, 4)]
+    assert [told(output)["output"] for output in outputs] == ["second", "second"]
+    early = Emitted("run", 1, {}, 0.0, 0.0, branch="left", leg="think", place=0)
+    assert Told(asked)(early)["output"] == "first", "whoever reads later reads the same"
+
+
 def test_more_agents_than_slots_while_they_are_at_their_tools():
     waiting, gate = threading.Semaphore(0), threading.Event()
 
@@ -104,14 +120,29 @@ def test_branches_and_rounds():
 
 
 def test_each_call_has_the_service_promise_from_its_own_start():
-    async def slow(given):
-        await asyncio.sleep(0.3)
+    """A tool that takes longer than all of what is promised for a call: `write` is late for itself alone."""
+    came, gate = threading.Event(), threading.Event()
+
+    def hold(given):
+        came.set()
+        assert gate.wait(60)
         return {"found": [7, 8]}
 
-    made = {"chat": chat(), "agent": lambda models: plan_and_write(models, slow)}
-    with serve(made, slo=SLO(first=0.25, step=0.25, finish=True)) as service:
-        service.submit(prompt=PROMPT, model="agent").result(60)
-    assert service.report.by_leg.legs["write"].ttft.count == 1
+    promise = SLO(first=20.0, step=20.0, finish=True)
+    with serve({"chat": chat(), "agent": lambda models: plan_and_write(models, hold)}, slo=promise) as service:
+        answer = service.submit(prompt=PROMPT, model="agent")
+        assert came.wait(60)
+        try:
+            (job,) = [job for member in service.engine.members for job in member.scheduler.jobs.values()]
+            before = job.leg_since
+        finally:
+            gate.set()
+        ended = answer.outcome()
+    assert ended.on_time
+    legs = service.report.by_leg.legs
+    assert [legs[name].on_time for name in ("plan", "write")] == [1, 1]
+    assert job.leg_since > before, "the last call counts from its own start, behind the tool"
+    assert job.slo.first == 20.0
 
 
 @pytest.mark.parametrize("at", ["plan", "search", "write"])

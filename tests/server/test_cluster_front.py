@@ -108,6 +108,7 @@ def test_a_request_that_ends_before_its_route_is_told_of_is_at_no_instance():
         ({"cluster": {"instances": 2, "address": "here"}}, "address must be auto or host:port, got 'here'"),
         ({"device": "cuda:1"}, "device 'cuda:1': instances of a cluster get theirs; allowed: cpu, cuda"),
         ({"kind": "vllm", "path": "x"}, "kind vllm has an engine of its own; a cluster has text, image"),
+        ({"kind": "agent", "graph": "a:b"}, "kind agent has tools in this process; a cluster has text, image"),
     ],
 )
 def test_what_a_cluster_behind_a_front_cannot_have(tmp_path, changes, said):
@@ -115,7 +116,7 @@ def test_what_a_cluster_behind_a_front_cannot_have(tmp_path, changes, said):
 
     section = changes.pop("cluster", {"instances": 2})
     model = {**TINY, **changes}
-    if "path" in model:
+    if "path" in model or "graph" in model:
         del model["backend"]
     path = tmp_path / "server.yaml"
     path.write_text(yaml.safe_dump({"models": [model], "cluster": section}))
