@@ -30,7 +30,7 @@ from neustream.core.types import TICK
 Floats = NDArray[np.float64]
 OTHERS = 0.5
 """Share of the time that a request has to spare which others may take further on."""
-SPARE = 0.75
+SPARE = 0.95
 """Share of a pool's memory up to which those join that will probably not be in time in the end."""
 SPARE_SCARCE = 0.5
 """The same where that pool is the scarcest."""
@@ -51,6 +51,8 @@ class WholeWay:
     3. Requests that have begun come first, those that have to start first in front. A new one
        begins only if each pool on its way has room for it when it comes there, beside all that have
        begun, and if it brings what the scarcest pool's time is worth by what was asked for lately.
+    4. What all these leave of the memory is for others, the latest first: outputs that come soon
+       are worth something even of a request that will probably not be in time in the end.
 
     Where requests go on to other models of the same device, who has begun joins as soon as there is
     memory: when those who run end depends on the others' steps, and larger batches help all.
@@ -264,7 +266,7 @@ class _Step:
         if self.short:
             return
         share = SPARE_SCARCE if price.scarce(self.view) else SPARE
-        for job in sorted(waiting, key=lambda job: -worth[job]):
+        for job in sorted(waiting, key=lambda job: -job.arrival):
             if job not in tried:
                 yield job, share
 
