@@ -10,8 +10,11 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neustream.core.profile import GuessedProfile, LatencyProfile
+
+Floats = NDArray[np.float64]
 
 LATEST = 256
 """Latest steps that the spread is taken from."""
@@ -86,6 +89,19 @@ class Ratios:
             self._block = []
             missing = max(FEW - len(self._blocks), 0)
             self.usual = median([*self._blocks, *[1.0] * missing])
+
+    def runs(self, steps: float) -> Floats:
+        """How many times `usual` so many steps in a row took on average lately, rising."""
+        blocks = [*[1.0] * (FEW - len(self._blocks)), *self._blocks]
+        count = max(1, min(len(blocks), round(steps / BLOCK)))
+        sums = np.cumsum([0.0, *blocks])
+        means: Floats = np.sort(sums[count:] - sums[:-count]) / (count * self.usual)
+        return means
+
+    @property
+    def slow(self) -> float:
+        """How many times `usual` a slow step takes, of which nine in ten take less; at least 1."""
+        return max(1.0, self.high / self.usual)
 
     @property
     def lasting(self) -> bool:

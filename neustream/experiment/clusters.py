@@ -63,7 +63,7 @@ class Bench:
 
     Args:
         factor: how many times as long a step takes; outcome: updates of a step's jobs.
-        handovers: by stage; truth: how long steps really take, None: as the profiles say.
+        handovers: by stage; truth: how long steps really take, of stages whose profiles do not say it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Bench:
         factor: Callable[[Batch], float],
         outcome: Callable[[Batch], Sequence[Update]] | None,
         handovers: Mapping[str, float],
-        truth: Mapping[str, LatencyProfile] | None,
+        truth: Mapping[str, LatencyProfile],
         decision_s: float,
     ) -> None:
         self.factor = factor
@@ -80,13 +80,14 @@ class Bench:
         self.truth = truth
         self.decision_s = decision_s
 
-    def executor(self, place: Place) -> ProfiledExecutor:
-        """That of an instance."""
+    def executor(self, place: Place, profiles: Mapping[str, LatencyProfile]) -> ProfiledExecutor:
+        """That of an instance on a device of these profiles."""
 
         def stretch(batch: Batch) -> float:
             return self.factor(batch) * place.stretch(batch)
 
-        return ProfiledExecutor(self.truth, handover_s=self.handovers, stretch=stretch, outcome=self.outcome)
+        truth = {**profiles, **self.truth}  # what is learnt changes no device
+        return ProfiledExecutor(truth, handover_s=self.handovers, stretch=stretch, outcome=self.outcome)
 
 
 def simulate_cluster(
@@ -165,7 +166,7 @@ def _replanning(
 
 
 def _instance(rule: Policy, role: Role, bench: Bench, place: Place) -> tuple[Scheduler, dict[str, ProfiledExecutor]]:
-    executor = bench.executor(place)
+    executor = bench.executor(place, role.profiles)
     return role.scheduler(rule), {pool.name: executor for pool in role.pools}
 
 

@@ -87,26 +87,28 @@ class Prepared:
         return places if len(places) > 1 else {"": next(iter(places.values()))}
 
     def members(
-        self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]], *, learns: bool = False
+        self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]], *, texts_learn: bool = False
     ) -> list[Member]:
         """A member for each of `executors` (those of an instance, by pool); see `scheduler`."""
         return [
-            Member(self.scheduler(policy, pools=pools, learns=learns), each, name)
+            Member(self.scheduler(policy, pools=pools, texts_learn=texts_learn), each, name)
             for (name, pools), each in zip(self.places.items(), executors, strict=True)
         ]
 
     def scheduler(
-        self, policy: str | Policy, *, pools: Sequence[Pool] | None = None, learns: bool = False
+        self, policy: str | Policy, *, pools: Sequence[Pool] | None = None, texts_learn: bool = False
     ) -> Scheduler:
         """A scheduler for pools, by default those of an instance with all models.
 
-        A policy by name gets the config's parameters. `learns`: as a service does, from the steps that run.
+        A policy by name gets the config's parameters. Steps that keep taking other times than profiled
+        correct the profiles, as in a service. `texts_learn`: the steps of language models are learnt on
+        too, as they are there.
         """
         rule = policy_for(self.pipelines, policy) if isinstance(policy, str) else policy
         pools = self.pools if pools is None else pools
         stages = {stage for pool in pools for stage in pool.stages}
         profiles = {name: self.profiles[name] for name in self.profiles if name in stages}
-        return Scheduler(pools, rule, learning(profiles) if learns else profiles, correct=learns)
+        return Scheduler(pools, rule, learning(profiles) if texts_learn else profiles, correct=True)
 
 
 def learning(profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:

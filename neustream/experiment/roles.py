@@ -32,10 +32,10 @@ class Role:
         return frozenset(stage for pool in self.pools for stage in pool.stages)
 
     def scheduler(self, rule: Policy) -> Scheduler:
-        """That of an instance; what others serve is away."""
+        """That of an instance, which steps correct as in a service; what others serve is away."""
         here = {name: one for name, one in self.profiles.items() if name in self.stages}
         there = {name: one for name, one in self.profiles.items() if name not in self.stages}
-        return Scheduler(self.pools, rule, here, away=there)
+        return Scheduler(self.pools, rule, here, away=there, correct=True)
 
 
 def roles_of(prepared: Prepared, config: ClusterConfig) -> dict[str, Role]:

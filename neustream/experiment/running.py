@@ -44,11 +44,11 @@ def simulate(
 ) -> Report:
     """Serve the workload in virtual time, steps taking as long as the profiles say.
 
-    `speed` asks what the simulator says at a speed that was observed (`Report.profile_error`): it
-    multiplies the profiled latencies of stages in place of what the config says under
-    `simulation`; policies go on planning with the profiles. `took` does so step by step (`Took`),
-    calls of tools too, in place of what is drawn for them, and the scheduler learns from the steps
-    as a service's does. `device` says the rest in the
+    Steps correct the profiles that policies plan with as they do in a service. `speed` asks what the
+    simulator says at a speed that was observed (`Report.profile_error`): it multiplies the profiled
+    latencies of stages in place of what the config says under `simulation`. `took` does so step by
+    step (`Took`), calls of tools too, in place of what is drawn for them, and the steps of language
+    models are learnt on too. `device` says the rest in the
     config's place.
     `cluster`: another one than the config's.
     """
@@ -61,15 +61,12 @@ def simulate(
 
     generates = prepared.lengths or any(one.kind == "agent" for one in prepared.pipelines)
     outcome = partial(_outcome, prepared.lengths) if generates else None
-    truth = None
-    if took is not None:
-        truth = dict(prepared.profiles)  # what is learnt changes no device
-    elif prepared.truth and not observed and device is None:
-        truth = {**prepared.profiles, **prepared.truth}
+    real = {} if observed or device is not None else prepared.truth
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
-        bench = Bench(factor, outcome, costs.handovers, truth, costs.decision_s)
+        bench = Bench(factor, outcome, costs.handovers, real, costs.decision_s)
         return _on_cluster(prepared, cluster, policy, bench, observers)
+    truth = {**prepared.profiles, **real}  # what is learnt changes no device
     beside = None
     if costs.call_s:
         beside = Calls([request.arrival for request in prepared.requests], costs.call_s).beside
@@ -77,7 +74,7 @@ def simulate(
     own = (
         {} if took is not None else {name: made for one in prepared.pipelines for name, made in one.executors().items()}
     )
-    members = prepared.members(policy, _executors(prepared, executor, own), learns=took is not None)
+    members = prepared.members(policy, _executors(prepared, executor, own), texts_learn=took is not None)
     engine = Engine(members, VirtualClock(costs.decision_s), observers)
     with policy_faults(policy):
         return engine.run(prepared.requests, call_s=costs.call_s)

@@ -62,6 +62,33 @@ def test_no_plain_rule_keeps_more_where_steps_take_longer(rate, scale, took):
     assert ours >= max(others)
 
 
+SHORT = ((15, 2, 1.5, 0.03), (15, 2, 2, 0.03), (4.35, 2, 2, 0.01), (10, 3, 3, 0.01))
+"""Rate, scale, how many times as slow, and the share of the requests that may be lost: 0.01 is not
+reached at all."""
+
+
+@pytest.mark.parametrize(("rate", "scale", "times", "lost"), SHORT)
+def test_next_to_nothing_is_lost_to_short_slow_phases(rate, scale, times, lost):
+    ours = fcfs = 0
+    for seed in (20, 22):
+        prepared = load(workload__rate=rate, slo__scale=scale, workload__seed=seed)
+        kept = on_time(prepared, lambda: phases(times), "priced", "fcfs")
+        ours, fcfs = ours + kept[0], fcfs + kept[1]
+    assert ours >= fcfs - lost * 300
+
+
+@pytest.mark.parametrize("times", [1.4, 0.7])
+def test_a_simulated_device_that_differs_is_learnt_from_as_a_served_one(times):
+    """By `simulation` or step by step: the same device, and the same corrections of its profile."""
+    prepared = load(workload__rate=20, slo__scale=2)
+    device = {"latency_scale": times, "handover_s": 0.0}
+    differs = load(workload__rate=20, slo__scale=2, simulation=device)
+    served = simulate(prepared, "fcfs", took=lambda batch: times).to_dict()
+    simulated = simulate(differs, "fcfs").to_dict()
+    for told in ("counts", "latency_s", "busy_s"):
+        assert simulated[told] == served[told]
+
+
 @pytest.mark.parametrize("policy", ["priced", "fcfs"])
 def test_a_device_that_was_slow_for_long_is_tried_again(policy):
     """At twice the time nobody is in time, so that only requests without hope could show that it is over."""

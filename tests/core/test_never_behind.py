@@ -194,7 +194,7 @@ def test_promises_are_not_shed_in_a_slow_phase_that_ends_soon():
         simulation__slowdowns=slow,
     )
     ours, fcfs = on_time(prepared, "priced", "fcfs")
-    assert ours >= 0.96 * fcfs  # not reached: all of them
+    assert ours >= fcfs - 2  # of 200
 
 
 def test_texts_in_slow_phases_are_served_as_under_fcfs():

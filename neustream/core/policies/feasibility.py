@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neustream.core.observed import Ratios
 from neustream.core.policies.curve import Curve, Floats
 from neustream.core.policies.seats import Taken
 from neustream.core.policies.tied import Row, in_time
@@ -83,6 +84,7 @@ class Line:
         weight: of each job.
         value: what a second of the device is worth, in weight; asked when it is needed.
         shared: what each of so many costs behind the loop in one batch, by what it does alone.
+        spread: what steps took lately, by what was expected.
     """
 
     start: float
@@ -95,6 +97,7 @@ class Line:
     weight: Sequence[float] | Floats = ()
     value: Callable[[], float] = _nothing
     shared: Callable[[int], float] = _all
+    spread: Ratios = field(default_factory=Ratios)
 
     _latest: tuple[object, float, bool] = field(init=False, default=(None, 0.0, False))
     _arrays: Columns | None = field(init=False, default=None)
@@ -163,13 +166,13 @@ class Line:
         On seats if they fit only so. Else in turns: each has to wait for the turns of all.
         """
         seats = 0 if self.in_turns(jobs, entry) else self.seats(jobs, entry)
-        return self._seat_ends(jobs, entry, seats) if seats else self._turn_ends(jobs, entry)
+        return self.seat_ends(jobs, entry, seats) if seats else self.turn_ends(jobs, entry)
 
     def need(self, jobs: Sequence[int]) -> list[tuple[float, float]]:
         """By rising deadline, seconds that `jobs` need in turns by it, beyond those before."""
         over = self.start
         need = []
-        for due, end in sorted(self._turn_ends(jobs, 0.0)):
+        for due, end in sorted(self.turn_ends(jobs, 0.0)):
             if end > over:
                 need.append((due, end - over))
                 over = end
@@ -180,7 +183,8 @@ class Line:
         seats = 0 if self.in_turns(jobs) else self.seats(jobs)
         return seats or self.curve.best[min(len(jobs), self.curve.limit)]
 
-    def _turn_ends(self, jobs: Sequence[int], entry: float) -> list[tuple[float, float]]:
+    def turn_ends(self, jobs: Sequence[int], entry: float) -> list[tuple[float, float]]:
+        """Deadline and end of each of `jobs`, in their order, if they take turns."""
         speed, costs = self.speed, self._costs(len(jobs))
         ends = []
         end = self.start + entry
@@ -192,9 +196,8 @@ class Line:
             ends.append((self.due[index] + behind, end))
         return ends
 
-    def _seat_ends(
-        self, jobs: Sequence[int], entry: float, seats: int
-    ) -> list[tuple[float, float]]:
+    def seat_ends(self, jobs: Sequence[int], entry: float, seats: int) -> list[tuple[float, float]]:
+        """Deadline and end of each of `jobs`, by rising deadline, on so many seats."""
         step = self.curve.seconds[seats] * self.speed
         start = self.start + entry
         together = start
@@ -323,7 +326,7 @@ class Line:
         if not lost:
             return True
         places: list[int] = jobs.tolist()
-        ends = zip(places, self._turn_ends(places, entry), strict=True)
+        ends = zip(places, self.turn_ends(places, entry), strict=True)
         late = [job for job, (due, end) in ends if end > due + TICK]
         longest = max([float(self.left[job]) for job in late], default=0.0)
         return lost * longest <= sum([float(self.weight[job]) for job in late])

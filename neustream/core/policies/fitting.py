@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import compress
 
+from neustream.core.policies.chances import most_expected
 from neustream.core.policies.line_up import LineUp
 
 
@@ -14,10 +15,11 @@ def committed(jobs: LineUp) -> list[int]:
 
 
 def kept(jobs: LineUp, promised: list[int]) -> list[int]:
-    """The promised jobs that can be kept: all, if all fit, else those of the most weight."""
+    """Of the promised jobs all, if all fit, else those with the most expected on time."""
     if jobs.plan.fits(promised, jobs.entries(promised)):
         return promised
-    return fitting(jobs, sparsest_last(jobs, promised))
+    fit = fitting(jobs, sparsest_last(jobs, promised))
+    return most_expected(jobs, promised, fit)
 
 
 def sparsest_last(jobs: LineUp, places: list[int]) -> list[int]:

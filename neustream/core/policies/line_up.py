@@ -10,6 +10,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from neustream.core.job import Job
+from neustream.core.observed import Ratios
 from neustream.core.policies.curve import Curve, Floats, curve_of
 from neustream.core.policies.feasibility import Line
 from neustream.core.policies.price import blocked, some_are_blocked, value_of
@@ -90,6 +91,11 @@ class LineUp:
         ]
         return np.concatenate(columns).T
 
+    def in_front(self, place: int) -> bool:
+        """Whether a job is in front of its loop."""
+        stage = self.jobs[place].stage
+        return stage is not None and stage.name in self.entering
+
     def entries(self, jobs: Sequence[int]) -> float:
         """Seconds of encodings (one batch a stage) before the loops of `jobs` can all run."""
         if not self.entering:
@@ -134,6 +140,7 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
                 weight,
                 value,
                 partial(share, view, jobs[0], name),
+                view.spread.get(name) or Ratios(),
             )
         )
         everyone += jobs

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 
-from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.policies.batching import largest_in_time
 from neustream.core.policies.feasibility import Line
@@ -36,7 +35,7 @@ def _deadline(job: Job) -> float:
 
 
 def can_wait(view: View, jobs: LineUp, batch: Sequence[Job], promised: int) -> bool:
-    """Whether a batch that could be larger stays in time if a step of a loop goes first."""
+    """Whether a batch that could be larger stays in time if a slow step of a loop goes first."""
     stage = batch[0].stage
     assert stage is not None
     limit = view.limit(stage.name)
@@ -54,7 +53,8 @@ def can_wait(view: View, jobs: LineUp, batch: Sequence[Job], promised: int) -> b
         for name, queue in jobs.ending.items()
         if name != stage.name
     )
-    over = view.now + max(steps) + others + after
+    slow = max([line.spread.slow for _, line in jobs.plan.parts])
+    over = view.now + slow * (max(steps) + others + after)
     return over + TICK < min(job.deadline for job in batch)
 
 
@@ -98,7 +98,7 @@ def can_encode_later(
         return []
     waiting = set(batch)
     encoded = [index for index in promised if jobs.jobs[index] in waiting]
-    inside = [index for index in promised if jobs.jobs[index].stage not in _stages(jobs.entering)]
+    inside = [index for index in promised if not jobs.in_front(index)]
     if not inside or _saved(view, batch, stage.name) < WORTH_WAITING * _mean_charge(jobs, encoded):
         return []
     step = plan.step(len(inside))
@@ -107,10 +107,6 @@ def can_encode_later(
     if pace <= AMPLE * plan.speed * plan.curve.enough:
         return []
     return inside if plan.fits(promised, jobs.entries(promised) + step) else []
-
-
-def _stages(queues: Mapping[str, Sequence[Job]]) -> set[Stage | None]:
-    return {queue[0].stage for queue in queues.values()}
 
 
 def _saved(view: View, batch: Sequence[Job], stage: str) -> float:

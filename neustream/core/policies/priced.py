@@ -24,8 +24,9 @@ class Priced:
 
     1. **Promises are kept.** Jobs that have run are promised to be on time as long as all of them
        can be (`feasibility.py`: in turns, or on seats, where these are worth what their small
-       batches cost). If they cannot, those of the most weight per charge stay promised; the others
-       wait for room.
+       batches cost). If they cannot, those stay promised of whom the most weight is expected on
+       time, as runs of steps took lately (`chances.py`); the others wait for room. Where steps vary
+       they ride along while no less is expected on time: a plan that just fails often holds.
     2. **What fits is promised.** Waiting jobs are admitted, those with the most time per step
        first, if all promised jobs and they are still on time. Those with several times what the
        most efficient batch takes are behind all others: they lose nothing by waiting.
@@ -43,7 +44,8 @@ class Priced:
        many as the tightest can afford; least laxity first. Encodings of admitted jobs come first;
        one that could be larger waits while steps run, if it has time and saves much by it.
        Of several models' steps the one with the first deadline runs (`several.py`).
-       While others wait for room, decodes wait for each other as long as they stay in time.
+       While others wait for room, decodes wait for each other as long as they stay in time even if
+       steps are slow ones.
 
     A job that is not promised waits until it is promised or hopeless. If none is promised, the
     price is waived; if none fits even so, the job of the most weight per charge runs: no device

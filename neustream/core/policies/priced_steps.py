@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, compress
 
 from neustream.core.job import Job
+from neustream.core.policies.chances import with_riders
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
 from neustream.core.policies.line_up import LineUp, blocking, line_up
 from neustream.core.policies.next_step import (
@@ -166,6 +167,11 @@ def _step(view: View, jobs: LineUp, promised: list[int]) -> list[Job]:
     """The next step of the promised jobs in front of a loop or in one."""
     batch = entering(view, jobs, promised)
     if not batch:
-        return loop_step(jobs, promised)
+        return loop_step(jobs, _with_riders(view, jobs, promised))
     inside = can_encode_later(view, jobs, promised, batch)
     return loop_step(jobs, inside) if inside else batch
+
+
+def _with_riders(view: View, jobs: LineUp, promised: list[int]) -> list[int]:
+    """The promised jobs and those that ride: nobody does beside other promises."""
+    return promised if view.reserved else with_riders(jobs, promised)
