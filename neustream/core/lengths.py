@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 BIN = 8
 """Outputs counted together."""
-PRIOR = 4.0
+PRIOR = 2.0
 """Generations that count as seen beforehand, at every number of outputs."""
 SEEN = 8
 """Generations that must have come to a number of outputs for others to be counted as far."""
+FILLED = 0.125
+"""Share that is taken to fill its maximum before any ended; it weighs as much as one that did."""
+MOST_HAZARD = 0.5
+"""Share that is taken to end in one bin at most, before any was seen."""
 REFRESH = 16
-"""Ends after which the survival curve is computed anew, once there are many; sooner before that."""
+"""Ends after which survival curves are computed anew, once there are many; sooner before that."""
 
 
 class Lengths:
@@ -23,22 +27,24 @@ class Lengths:
 
     Generations that were given up, or are still running, count as far as they came (censored), so
     that short answers, which end first, do not make all answers look short. What nobody has reached
-    yet is taken to be as `typical` says: generations of so many outputs in the mean, with the same
-    hazard at each. Without it (inf) everything is expected to go on: a policy then budgets with the
-    request's own maximum.
+    yet is guessed by a maximum. Some fill it (`filled` of those that ended, `FILLED` before any
+    did); of the others each order of magnitude is as likely (log-uniform). What ran on without an
+    end already speaks against short ones. Without a maximum (inf) everything is expected to go on:
+    a policy then budgets with the request's own.
 
     Attributes:
-        ends: generations that ended of themselves.
+        ends: generations that ended of themselves; filled: those that came to their maximum.
         far: outputs that some (`SEEN`) generations came to.
     """
 
-    __slots__ = ("_curve", "_ended", "_reached", "ends", "far")
+    __slots__ = ("_curves", "_ended", "_fresh", "_passed", "_reached", "ends", "far", "filled")
 
     def __init__(self) -> None:
-        self.ends = self.far = 0
+        self.ends = self.filled = self.far = self._passed = 0
         self._reached = [0] * 64
         self._ended = [0] * 64
-        self._curve = _Curve(0, np.inf, np.ones(65), np.ones(64 * BIN + 1))
+        self._curves: dict[float, _Curve] = {}
+        self._fresh = (1, 1)  # ends, and bins reached, up to which the curves are good
 
     def reached(self, outputs: int) -> None:
         """A generation has come to `outputs`; called for each output."""
@@ -46,6 +52,7 @@ class Lengths:
             return
         index = self._bin(outputs)
         self._reached[index] += 1
+        self._passed += 1
         if self._reached[index] == SEEN:
             self.far = max(self.far, index * BIN)
 
@@ -53,6 +60,10 @@ class Lengths:
         """A generation ended of itself (not at its maximum) after `outputs`."""
         self._ended[self._bin(outputs)] += 1
         self.ends += 1
+
+    def full(self) -> None:
+        """A generation came to its maximum."""
+        self.filled += 1
 
     def _bin(self, outputs: int) -> int:
         """The bin of a number of outputs; there are bins up to it from now on."""
@@ -62,36 +73,38 @@ class Lengths:
             self._ended += [0] * len(self._ended)
         return index
 
-    def survival(self, typical: float = np.inf) -> Floats:
+    def survival(self, most: float = np.inf) -> Floats:
         """The share of generations that reach `k * BIN` outputs, for k from 0; then constant."""
-        return self._curve_of(typical).bins
+        return self._curve(most).bins
 
-    def _curve_of(self, typical: float) -> _Curve:
-        if self.ends >= self._curve.stale or typical != self._curve.typical:
-            stale = self.ends + min(max(self.ends // 8, 1), REFRESH)
-            bins = self._survival(typical)
+    def _curve(self, most: float) -> _Curve:
+        if self.ends >= self._fresh[0] or self._passed >= self._fresh[1]:
+            self._fresh = (self.ends + _some(self.ends), self._passed + max(self._passed // 8, 1))
+            self._curves.clear()
+        most = 2.0 ** np.ceil(np.log2(most)) if most < np.inf else most  # so that they are few
+        curve = self._curves.get(most)
+        if curve is None:
+            bins = self._survival(most)
             outputs = np.arange((len(bins) - 1) * BIN + 1) / BIN
-            self._curve = _Curve(stale, typical, bins, _interpolated(bins, outputs))
-        return self._curve
+            curve = _Curve(bins, _interpolated(bins, outputs))
+            self._curves[most] = curve
+        return curve
 
-    def _survival(self, typical: float) -> Floats:
+    def _survival(self, most: float) -> Floats:
         reached = np.array(self._reached, dtype=float)
         ended = np.array(self._ended, dtype=float)
-        prior = PRIOR * min(BIN / typical, 0.5)
+        full = (self.filled + FILLED) / (self.filled + self.ends + 1)
+        prior = PRIOR * _guessed(most, full, len(reached))
         hazard = (ended + prior) / (np.maximum(reached, ended) + PRIOR)
         survival = np.cumprod(1.0 - np.minimum(hazard, 1.0))
         return np.concatenate([[1.0], survival])
 
-    def median(self, outputs: int) -> float:
-        """Median outputs to come of a generation with `outputs`; inf if none was seen to end."""
-        return self.within(outputs, 0.5)
-
-    def within(self, outputs: int, share: float) -> float:
+    def within(self, outputs: int, share: float, most: float = np.inf) -> float:
         """Outputs to come within which more than `share` of those with `outputs` end; inf: never.
 
-        Of what was seen: where nothing was, all go on.
+        `most`: the maximum by which unseen lengths are guessed; without it they all go on.
         """
-        return float(self.each_within(np.array([outputs]), share)[0])
+        return float(self.each_within(np.array([outputs]), share, most)[0])
 
     def least(self, outputs: int, share: float) -> float:
         """Outputs that a generation with `outputs` should still make at least.
@@ -106,21 +119,21 @@ class Lengths:
         least: Floats = np.maximum(np.minimum(before, self.far - outputs), 0.0)
         return least
 
-    def each_within(self, outputs: NDArray[np.int64], share: float) -> Floats:
+    def each_within(self, outputs: NDArray[np.int64], share: float, most: float = np.inf) -> Floats:
         """`within` of each of many generations [jobs]."""
-        curve = self.survival()
+        curve = self.survival(most)
         now = curve[np.minimum(outputs // BIN, len(curve) - 1)]
         least = now * (1 - share)
         below = np.searchsorted(-curve, -least, side="right")  # the first that is less
         never = (below == len(curve)) | (now <= 0)
         return np.where(never, np.inf, np.maximum(below * float(BIN) - outputs, 0.0))
 
-    def ahead(self, outputs: Floats, horizon: Floats, typical: float = np.inf) -> Floats:
+    def ahead(self, outputs: Floats, horizon: Floats, most: float = np.inf) -> Floats:
         """The chance that a generation at `outputs[i]` lasts for `horizon[j]` more: [i, j].
 
         Both are whole numbers.
         """
-        each = self._curve_of(typical).outputs
+        each = self._curve(most).outputs
         last = len(each) - 1
         now = np.minimum(outputs, last).astype(np.int64)
         then = np.minimum(outputs[:, None] + horizon, last).astype(np.int64)
@@ -129,12 +142,29 @@ class Lengths:
 
 
 class _Curve(NamedTuple):
-    """A survival curve by `bins` and by single `outputs`; made anew from the `stale`-th end on."""
+    """A survival curve by `bins` and by single `outputs`."""
 
-    stale: int
-    typical: float
     bins: Floats
     outputs: Floats
+
+
+def _some(ends: int) -> int:
+    """Ends after which curves are computed anew."""
+    return min(max(ends // 8, 1), REFRESH)
+
+
+def _guessed(most: float, full: float, bins: int) -> Floats:
+    """The hazard of each bin: a share `full` goes on to `most`, others are log-uniform up to it.
+
+    0 if that is inf.
+    """
+    if most == np.inf:
+        return np.zeros(bins)
+    edges = np.maximum(np.arange(bins + 1) * float(BIN), 1.0)
+    left = np.log(np.maximum(most / edges, 1.0)) / np.log(max(most, 2.0))
+    survival = full + (1.0 - full) * left
+    hazard: Floats = np.minimum(1.0 - survival[1:] / survival[:-1], MOST_HAZARD)
+    return hazard
 
 
 def _interpolated(curve: Floats, points: Floats) -> Floats:

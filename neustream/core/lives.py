@@ -187,8 +187,11 @@ class Lives:
         if another:
             self.events.append(self.work.legs.end(job, now, freed=freed))
         if left is not None and freed:
+            lengths = self._recent.lengths_of(left.model)
             if job.calls_here(left.name) > 1:
-                self._recent.lengths_of(left.model).ended(job.call_outputs)
+                lengths.ended(job.call_outputs)
+            else:
+                lengths.full()
             self.set_tokens(job, 0)
             job.call_outputs = 0
         if stage is not None:

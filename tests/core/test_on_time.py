@@ -15,7 +15,7 @@ from neustream.core.lengths import Lengths
 from neustream.core.observed import Ratios
 from neustream.core.policies.horizon import Load
 from neustream.core.policies.model_queues import model_queues
-from neustream.core.policies.on_time import WORTH, Newcomers, Outlook, chances, expectations
+from neustream.core.policies.on_time import DOOMED, WORTH, Newcomers, Outlook, chances, expectations
 from neustream.core.steps import PrefillTable, Step, StepProfile
 from neustream.graphs import llm, llm_profiles
 
@@ -88,18 +88,39 @@ def test_chances_of_several_cases_are_those_of_each():
 # -- lengths and errors ------------------------------------------------------------------------------
 
 
-def test_lengths_that_nobody_saw_are_as_the_typical_ones():
+def test_lengths_that_nobody_saw_are_of_every_order_of_magnitude_up_to_the_maximum():
     lengths = Lengths()
-    outputs = np.array([0.0, 400.0])
-    assert lengths.ahead(outputs, np.array([0.0, 80.0])) == pytest.approx(np.ones((2, 2)))
-    expected = lengths.ahead(outputs, np.array([0.0, 80.0]), 80.0)
-    assert expected[:, 0] == pytest.approx([1, 1])
-    assert expected[0, 1] == pytest.approx(0.9**10)  # a hazard of 8 / 80 in each bin of 8
+    outputs, points = np.array([0.0, 512.0]), np.array([0.0, 8.0, 64.0, 512.0])
+    assert lengths.ahead(outputs, points) == pytest.approx(np.ones((2, 4)))  # without one all go on
+    expected = lengths.ahead(np.array([0.0]), points, 4096.0)[0]
+    # an eighth fills it; of the others 1/4, 2/4, 3/4 are shorter than 8, 64, 512: powers of 8
+    assert expected == pytest.approx([1 / 8 + 7 / 8 * left for left in (1, 3 / 4, 2 / 4, 1 / 4)])
     for _ in range(500):
         for reached in range(1, 41):
             lengths.reached(reached)
         lengths.ended(40)
-    assert lengths.ahead(np.array([0.0]), np.array([32.0, 80.0]), 80.0)[0] == pytest.approx([1, 0], abs=0.05)
+    assert lengths.ahead(np.array([0.0]), np.array([32.0, 80.0]), 4096.0)[0] == pytest.approx([1, 0], abs=0.1)
+
+
+def test_generations_that_go_on_speak_against_short_lengths_before_any_ended():
+    lengths = Lengths()
+    guessed = lengths.ahead(np.array([0.0]), np.array([64.0, 512.0]), 4096.0)[0]
+    for _ in range(50):
+        for reached in range(1, 101):
+            lengths.reached(reached)
+    seen = lengths.ahead(np.array([0.0]), np.array([64.0, 512.0]), 4096.0)[0]
+    assert seen[0] > 0.97 > guessed[0]
+    assert 0.9 > seen[1] > guessed[1]  # of what comes behind 100 they say nothing
+
+
+def test_where_maxima_are_filled_nobody_is_guessed_to_end_before():
+    short, full = Lengths(), Lengths()
+    for _ in range(30):
+        short.ended(1)
+        full.full()
+    points = np.array([512.0])
+    assert full.ahead(np.array([64.0]), points, 4096.0)[0, 0] > 0.97
+    assert short.ahead(np.array([64.0]), points, 4096.0)[0, 0] == pytest.approx(0.5, abs=0.05)  # 3 of 6 powers left
 
 
 def test_the_error_is_the_median_distance_to_the_typical_ratio():
@@ -179,7 +200,7 @@ def test_one_that_can_hardly_be_on_time_keeps_nobody_out():
 
 
 def test_strict_ones_that_are_refused_do_not_hide_lax_ones():
-    ends = [150] * 50
+    ends = [150] * 200
     running = [ask(f"r{at}", first=0.53, step=0.025) for at in range(12)]
     strict = [ask(f"strict{at}", prompt=10, arrival=0.5, first=0.2, step=0.012) for at in range(8)]
     lax = ask("lax", prompt=60, arrival=0.5, first=9.0, step=1.0)
@@ -302,12 +323,20 @@ def test_what_a_newcomer_adds_is_what_the_chances_of_all_rise_by(seed):
     taken = ()
     for index in range(4):
         who = [at for at, _ in taken]
-        own = max(newcomers._with((*taken, (index, 0.012))).chance[index], 0.5)
+        own = newcomers._with((*taken, (index, 0.012))).chance[index]
         gain = expected([*who, index]) - expected(who)
         adds = newcomers.adds(index, 0.012, taken)
-        assert adds == (gain >= WORTH * own)
+        assert adds == (own >= DOOMED and gain >= WORTH * own)
         if adds:
             taken = (*taken, (index, 0.012))
+
+
+def test_a_small_chance_that_costs_nobody_anything_is_taken():
+    """Nobody was seen to end, and the maximum takes ten times what was promised."""
+    short = {"prompt": 10, "most": 1000, "total": 1.0}
+    scheduler = scheduler_with([ask("r", **short)], [ask("new", arrival=0.3, **short)], now=0.3)
+    chosen, _ = decided(scheduler, 0.3)
+    assert "new" in chosen
 
 
 @pytest.mark.parametrize(("prompt", "back"), [(80, False), (10, True)])

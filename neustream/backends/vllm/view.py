@@ -331,6 +331,8 @@ class ViewBuilder:
             if id not in alive:
                 if job.seen < job.most:
                     lengths.ended(job.seen)
+                else:
+                    lengths.full()
                 del self.jobs[id]
 
     def ran(self, expected: float, seconds: float, unpromised: float) -> None:

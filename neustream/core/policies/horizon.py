@@ -82,7 +82,8 @@ class Horizon:
         margin: share of each step's seconds that is kept free.
         units: of memory; inf where it is no limit. `block` of it are handed out at a time.
         reserved: what others were promised of the device.
-        typical: outputs of a generation, as long as none was seen; inf: as many as it may have.
+        most: outputs up to which lengths are guessed, as long as none was seen; inf: all get as
+            many as they may have.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Horizon:
         units: float = math.inf,
         block: int = 0,
         reserved: Reserved = NOTHING,
-        typical: float = math.inf,
+        most: float = math.inf,
     ) -> None:
         self.model = model
         self.lengths = model.view.lengths.get(model.label) or Lengths()
@@ -102,7 +103,7 @@ class Horizon:
         self.margin = margin
         self.units, self.block = units, block
         self.reserved = reserved
-        self.typical = typical
+        self.most = most
         self._steps = _steps(tuple(points.tolist()))
 
     def rows(self, jobs: Sequence[Job], running: bool) -> Load:
@@ -114,7 +115,7 @@ class Horizon:
         outputs = np.array([job.call_outputs for job in jobs], dtype=np.float64)
         most = _column([max(job.calls_here(label), 1) for job in jobs])
         read = _column([job.size + job.computed for job in jobs])
-        count = self.lengths.ahead(outputs, self.points, self.typical)
+        count = self.lengths.ahead(outputs, self.points, self.most)
         count[self.points >= most] = 0.0
         time = self._time(jobs, self.points if running else self.points + 1)
         tokens = read + np.minimum(self.points, most)

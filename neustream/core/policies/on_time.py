@@ -30,13 +30,8 @@ DOOMED = 0.02
 """Whose chance is less holds nobody back."""
 HARM = 0.02
 """Requests that late ones may cost by running along, in expectation."""
-WORTH = 0.5
+WORTH = 0.4
 """Share of its own chance that a newcomer has to add: it may cost others the rest."""
-LEAST = 0.5
-"""Chance that is the least to be counted there: who has less is taken in only if that is free."""
-USUAL = 1 / 3
-"""Share of their maximum that generations are taken to reach before any was seen, and at least
-64."""
 PART = 0.125
 """Share of a prompt that a step computes at least."""
 PROBE = 4
@@ -53,8 +48,7 @@ def expectations(
 ) -> Horizon:
     """What generations of at most `most` outputs should need of the device."""
     points = LOOK[: int(np.searchsorted(LOOK, most)) + 1]
-    typical = max(most * USUAL, 64.0)
-    return Horizon(model, points, margin=margin, units=units, block=block, typical=typical)
+    return Horizon(model, points, margin=margin, units=units, block=block, most=most)
 
 
 def chances(load: Load, spent: Floats) -> Floats:
@@ -250,7 +244,9 @@ class Newcomers:
         """Whether one of them adds enough, beside those that were `taken` before."""
         before = self._with(taken)
         after = self._with((*taken, (index, seconds)))
-        own = max(float(after.chance[index]), LEAST)
+        own = float(after.chance[index])
+        if own < DOOMED:
+            return False
         return after.value - before.value >= WORTH * own * float(self.weight[index])
 
     def _with(self, who: Taken) -> _Taken:
