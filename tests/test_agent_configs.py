@@ -15,6 +15,7 @@ from neustream.config import load_config
 from neustream.core.steps import Step
 from neustream.errors import ConfigError
 from neustream.experiment import prepare, simulate, sweep_points
+from neustream.experiment.sweeping import Unit, _digest, fingerprint
 from neustream.profiling.steps import load_steps
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +87,19 @@ def test_loops_switches_and_calls_are_drawn(config):
     assert report.counts["on_time"] == 12
     times = sum(request.params["node 3"] for request in prepared.requests)
     assert report.to_dict()["legs"]["chat"]["ended"] == times
+
+
+def test_points_are_kept_by_what_a_tools_file_says(config, tmp_path):
+    (tmp_path / "times.txt").write_text("1.5\n")
+    unit = Unit(
+        config(tools={**yaml.safe_load(AGENT)["tools"], "code": {"latency_s": {"samples": "times.txt"}}}), "", 1, ()
+    )
+    first = fingerprint(unit, "fcfs")
+    _digest.cache_clear()
+    assert fingerprint(unit, "fcfs") == first
+    (tmp_path / "times.txt").write_text("2.5\n")
+    _digest.cache_clear()
+    assert fingerprint(unit, "fcfs") != first
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def fingerprint(unit: Unit, policy: str) -> str:
     for experiment in experiments_of(unit.config):
         files += [*pipeline_of(experiment).profile_files()]
         files += [file for some in pipeline_of(experiment).truth_files().values() for file in some]
-        files += _paths_in(experiment.workload.model_dump())
+        files += _paths_in(experiment.model_dump(include={"workload", "tools"}))
         files += _planned(experiment, given)
     several = unit.config.experiments() if isinstance(unit.config, ModelsConfig) else {}
     for name, experiment in several.items() or [("", one) for one in experiments_of(unit.config)]:
