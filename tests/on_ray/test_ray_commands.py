@@ -75,14 +75,15 @@ def test_serve_has_a_cluster_behind_it_and_ends_at_a_signal(nodes, tmp_path):
     model = {"name": "tiny", "kind": "text", "backend": TEXT, "tokenizer": "bytes", "options": {"measure_s": 0.1}}
     path = tmp_path / "server.yaml"
     path.write_text(yaml.safe_dump({"models": [model], "cluster": {"instances": 1, "address": nodes}}))
-    asked = [sys.executable, "-u", "-m", "neustream.cli", "serve", str(path), "--port", "0"]
-    serving = subprocess.Popen(asked, stdout=subprocess.PIPE, text=True)
+    command_line = [sys.executable, "-u", "-m", "neustream.cli", "serve", str(path), "--port", "0"]
+    serving = subprocess.Popen(command_line, stdout=subprocess.PIPE, text=True)
     try:
         lines = iter(serving.stdout.readline, "")
         url = next(line.split()[-1] for line in lines if line.startswith("serving on "))
         assert any(line == "ready: tiny\n" for line in lines)
+        asked = {"prompt": "hello", "max_tokens": 4, "ignore_eos": True}  # one in 257 tokens ends it
         for _ in range(2):
-            told = httpx.post(f"{url}/v1/completions", json={"prompt": "hello", "max_tokens": 4}, timeout=120)
+            told = httpx.post(f"{url}/v1/completions", json=asked, timeout=120)
             assert told.status_code == 200, told.text
             assert told.json()["usage"]["completion_tokens"] == 4
         assert httpx.get(f"{url}/ready").status_code == 200
