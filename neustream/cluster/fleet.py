@@ -47,11 +47,22 @@ class Move:
 
 
 class Router(Protocol):
-    """Where requests go. Pure."""
+    """Where requests go. Pure.
+
+    One that never reads `asked.params` says so by `reads_params = False` (see `reads_params`).
+    """
 
     def route(self, fleet: Fleet, asked: Asked) -> Route:
         """One of `fleet.able(asked)`, which is not empty."""
         ...
+
+
+def reads_params(router: Router) -> bool:
+    """Whether a router may read the arguments of requests (`asked.params`): if it does not deny it.
+
+    Where only instances know these, one then looks at each request before it is routed.
+    """
+    return bool(getattr(router, "reads_params", True))
 
 
 class Mover(Protocol):

@@ -88,6 +88,7 @@ class Head:
         self._book = book = Book(self.fleet, self.settings)
         self.fleet.requests = book.places
         self.fleet.queued = lambda: [one.asked for one in book.waiting.values()]
+        self.router = router
         self._placing = Placing(book, router, stopwatch)
         self._moves = Moves(book)
         self._liveness = Liveness(book, self._placing, self._moves)
@@ -125,8 +126,7 @@ class Head:
             hint = nearest(request.graph.name, self.graphs)
             raise GraphError(f"graph {request.graph.name!r} is not served here; {hint}")
         asked = asked or asked_of(request)
-        looped = request.graph.looped
-        steps = sum([c.count for name, c in asked.calls.items() if name in looped or not looped])
+        steps = asked.steps(request.graph)
         due = request.arrival + request.slo.total
         due_next = min(due, request.arrival + request.slo.first)
         again = self._again.get(request.graph.name, "fail")
@@ -136,6 +136,12 @@ class Head:
         self._arrived(one, now)
         if not self._rejoined(one):
             self._placing.place(one, now)
+
+    def correct(self, id: str, asked: Asked) -> None:
+        """What an open request asks for turned out to be something else; nothing if it is over."""
+        one = self._book.requests.get(id)
+        if one is not None:
+            one.asked, one.steps = asked, asked.steps(one.request.graph)
 
     def _arrived(self, one: Open, now: float) -> None:
         arrivals = self.fleet.arrivals

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neustream.core.demand import Calls
+from neustream.core.graph import Graph
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.policies.curve import Curve
@@ -47,6 +48,13 @@ class Asked:
     tokens: float = 0.0
     slo: SLO = field(default_factory=SLO)
     params: Mapping[str, Any] = field(default_factory=dict)
+
+    def steps(self, graph: Graph) -> int:
+        """Expected calls of looped stages of `graph`; of all stages, where none is looped."""
+        looped = graph.looped
+        return sum(
+            [each.count for name, each in self.calls.items() if name in looped or not looped]
+        )
 
     def aged(self, seconds: float) -> Asked:
         """The same some seconds later."""

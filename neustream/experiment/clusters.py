@@ -64,6 +64,7 @@ class Bench:
     Args:
         factor: how many times as long a step takes; outcome: updates of a step's jobs.
         handovers: by stage; truth: how long steps really take, of stages whose profiles do not say it.
+        texts_learn: see `Role.scheduler`.
     """
 
     def __init__(
@@ -73,12 +74,15 @@ class Bench:
         handovers: Mapping[str, float],
         truth: Mapping[str, LatencyProfile],
         decision_s: float,
+        *,
+        texts_learn: bool = False,
     ) -> None:
         self.factor = factor
         self.outcome = outcome
         self.handovers = handovers
         self.truth = truth
         self.decision_s = decision_s
+        self.texts_learn = texts_learn
 
     def executor(self, place: Place, profiles: Mapping[str, LatencyProfile]) -> ProfiledExecutor:
         """That of an instance on a device of these profiles."""
@@ -167,7 +171,7 @@ def _replanning(
 
 def _instance(rule: Policy, role: Role, bench: Bench, place: Place) -> tuple[Scheduler, dict[str, ProfiledExecutor]]:
     executor = bench.executor(place, role.profiles)
-    return role.scheduler(rule), {pool.name: executor for pool in role.pools}
+    return role.scheduler(rule, texts_learn=bench.texts_learn), {pool.name: executor for pool in role.pools}
 
 
 def _draw(log: EventLog, event: say.Happening) -> None:

@@ -12,7 +12,7 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.errors import ConfigError, nearest
 from neustream.experiment.pipelines import pipeline_of
-from neustream.experiment.prepared import Prepared
+from neustream.experiment.prepared import Prepared, learning
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class Role:
         """Those that it serves."""
         return frozenset(stage for pool in self.pools for stage in pool.stages)
 
-    def scheduler(self, rule: Policy) -> Scheduler:
-        """That of an instance, which steps correct as in a service; what others serve is away."""
+    def scheduler(self, rule: Policy, *, texts_learn: bool = False) -> Scheduler:
+        """That of an instance, which steps correct as in a service; what others serve is away.
+
+        `texts_learn`: the steps of language models are learnt on too, by each instance its own.
+        """
         here = {name: one for name, one in self.profiles.items() if name in self.stages}
         there = {name: one for name, one in self.profiles.items() if name not in self.stages}
-        return Scheduler(self.pools, rule, here, away=there, correct=True)
+        return Scheduler(self.pools, rule, learning(here) if texts_learn else here, away=there, correct=True)
 
 
 def roles_of(prepared: Prepared, config: ClusterConfig) -> dict[str, Role]:

@@ -64,7 +64,7 @@ def simulate(
     real = {} if observed or device is not None else prepared.truth
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
-        bench = Bench(factor, outcome, costs.handovers, real, costs.decision_s)
+        bench = Bench(factor, outcome, costs.handovers, real, costs.decision_s, texts_learn=took is not None)
         return _on_cluster(prepared, cluster, policy, bench, observers)
     truth = {**prepared.profiles, **real}  # what is learnt changes no device
     beside = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,12 @@ from neustream import FCFS, SLO, Graph, Request, RequestError, RequestFailed, St
 from neustream.backends.ray.alike import KINDS, SAMPLES, Alike, likeness_of
 from neustream.backends.ray.wire import Described
 from neustream.cluster.book import asked_of
+from neustream.cluster.fleet import Instance, Route, reads_params
+from neustream.cluster.head import Head
+from neustream.cluster.messages import Routed
+from neustream.cluster.rules import ROUTERS
+from neustream.cluster.rules.prefix import Prefix
+from neustream.core.outlook import Outlook, Rates
 
 PLAIN = SLO()
 
@@ -74,16 +81,72 @@ def test_arguments_that_change_nothing_are_found_out_and_the_others_are_not():
     assert alike.get(like(steps=5, label=9), "r", None) is None
 
 
-def test_who_was_surprised_looks_again():
+def test_who_is_found_to_be_something_else_is_looked_at_from_then_on():
     alike = Alike()
     for label in (1, 2):
         alike.add(like(steps=3, label=label), described(3))
     assert alike.get(like(steps=3, label=9), "r", None) is not None
-    alike.surprised(like(steps=3, label=9))
-    assert alike.get(like(steps=3, label=9), "r", None) is None
+    alike.add(like(steps=3, label=9), described(7))
+    assert alike.get(like(steps=3, label=8), "r", None) is None
     assert alike.get(like(steps=3, label=1), "r", None).steps == 3
+    assert alike.get(like(steps=3, label=9), "r", None).steps == 7
     alike.add(like(steps=3, label=3), described(3))  # it does not forget that
-    assert alike.get(like(steps=3, label=9), "r", None) is None
+    assert alike.get(like(steps=3, label=8), "r", None) is None
+
+
+def test_where_equal_arguments_ask_for_something_else_nothing_is_guessed():
+    alike = Alike()
+    alike.add(like("a text of four words"), described(4))
+    alike.add(like("a text of five or six words"), described(6))
+    assert alike.get(like("a text of four words"), "r", None) is None
+    alike.add(like("a text of four words"), described(4))
+    assert alike.get(like("a text of four words"), "r", None) is None
+
+
+def test_lengths_matter_even_if_they_did_not_between_two():
+    alike = Alike()
+    alike.add(like("word " * 12), read(12))  # these two are of as many tokens
+    alike.add(like("longer words " * 6), read(12))
+    assert alike.get(like("word " * 13), "r", None) is not None
+    assert alike.get(like("word " * 4000), "r", None) is None
+    alike.add(like([1, 2, 3]), read(3))
+    alike.add(like([1, 2, 3, 4]), read(3))
+    assert alike.get(like([1] * 5), "r", None) is None
+
+
+def test_prompts_of_some_more_tokens_are_alike_and_sizes_of_other_stages_are_not():
+    alike = Alike()
+    for label, tokens in enumerate((70, 90, 120)):
+        alike.add(like("word " * 40, label=label), read(tokens))
+    assert alike.get(like("word " * 40, label=9), "r", None) is not None
+    alike = Alike()
+    for label, size in enumerate((70, 71)):
+        alike.add(like(label=label), read(size, phase="step"))
+    assert alike.get(like(label=9), "r", None) is None
+    assert alike.get(like(label=1), "r", None).asked.calls["read"].size == 71
+
+
+def test_of_what_was_looked_at_no_arguments_are_kept():
+    graph = Graph("chat", Stage("say"))
+    asked = asked_of(Request("first", graph, params={"prompt": "hers"}))
+    alike = Alike()
+    alike.add(like(1), Described(graph, asked, PLAIN, {"say": table("say", 0.1)}, True))
+    found = alike.get(like(1), "r", None)
+    assert found.asked.params == {} and found.profiles == {}
+
+
+def test_requests_of_very_many_values_are_not_compared():
+    assert like({str(n): dict.fromkeys(range(60), 1) for n in range(4)}) is not None
+    assert like({str(n): dict.fromkeys(range(60), 1) for n in range(5)}) is None
+
+
+def test_objects_that_raise_where_they_are_looked_at_are_left_to_instances():
+    class Nested:
+        @property
+        def shape(self):
+            raise RuntimeError("no shape of this kind")
+
+    assert like(mask=Nested()) is None
 
 
 def test_a_look_that_contradicts_what_was_found_out_undoes_it():
@@ -114,6 +177,12 @@ def test_no_more_than_so_many_are_remembered():
     for n in range(KINDS):
         alike.add(like(**{f"name{n}": 1}), described())
     assert alike.get(like(1), "r", None) is None
+
+
+def read(size, phase="prefill"):
+    """What an instance says of a request whose first stage has a size."""
+    graph = Graph("chat", Stage("read", phase=phase, model="reader", size=lambda job: job.params["size"]))
+    return Described(graph, asked_of(Request("first", graph, params={"size": size})), PLAIN, {}, True)
 
 
 class Watched:
@@ -156,10 +225,80 @@ def test_a_wrong_guess_is_served_and_noticed():
         for voice in ("a", "b", "c"):
             assert said(ask(driver, words=1, voice=voice)) == [f"{voice}1"]
         assert len(watched.looks) == 2
+        assert said(ask(driver, "wrong", words=1, voice="long")) == ["long1", "long2", "long3"]
+        until(lambda: len(watched.looks) == 3)
+        assert watched.looks[-1] == "wrong"
         assert said(ask(driver, words=1, voice="long")) == ["long1", "long2", "long3"]
-        assert len(watched.looks) == 2
-        until(lambda: said(ask(driver, words=1, voice="long")) and len(watched.looks) == 3)
+        assert len(watched.looks) == 3
+        assert said(ask(driver, words=1, voice="d")) == ["d1"]
+        assert len(watched.looks) == 4
         assert driver.counts.failed == 0 and adds_up(driver)
+
+
+def sized(gate):
+    """Words of a size that matters in one mode alone; each waits for `gate`."""
+
+    def size(job):
+        return float(job.params["length"] if job.params["mode"] == "long" else 1)
+
+    graph = Graph("chat", loop(Stage("say", max_batch=8, emits=True, size=size), times=2))
+    return serve(
+        graph, {"say": Words(1, gate, 1)}, {"say": table("say", *[0.001] * 8)}, policy=FCFS(drop_hopeless=False)
+    )
+
+
+def size_at_the_head(driver, id):
+    return driver.ask(lambda head, now: head._book.requests[id].asked.calls["say"].size).result(30)
+
+
+def test_what_matters_in_combination_alone_is_noticed_and_the_head_is_told():
+    gate = threading.Event()
+    gate.set()
+    with running(lambda number: sized(gate)) as driver:
+        watched = Watched(driver.machines)
+        for length in (1, 2, 3):
+            assert said(ask(driver, mode="", length=length, voice="a")) == ["a1", "a2"]
+        assert said(ask(driver, mode="long", length=5, voice="a")) == ["a1", "a2"]
+        assert len(watched.looks) == 3
+        gate.clear()
+        answer = ask(driver, "other", mode="long", length=9, voice="a")
+        until(lambda: watched.looks[-1] == "other" and size_at_the_head(driver, "other") == 9)
+        gate.set()
+        assert said(answer) == ["a1", "a2"]
+        assert said(ask(driver, mode="long", length=7, voice="a")) == ["a1", "a2"]
+        assert len(watched.looks) == 5 and adds_up(driver)
+
+
+def test_a_router_that_reads_arguments_gets_each_request_s_own():
+    class ByVoice:
+        def route(self, fleet, asked):
+            voice = asked.params["voice"]
+            return Route(sorted(fleet.instances)[voice == "b"], voice)
+
+    with running(lambda number: chat(Words, number), router=ByVoice()) as driver:
+        watched = Watched(driver.machines)
+        voices = "ababbbaa"
+        for voice in voices:
+            assert said(ask(driver, words=1, voice=voice)) == [f"{voice}1"]
+        assert len(watched.looks) == len(voices)
+        routed = [event for event in driver.events if isinstance(event, Routed)]
+        assert [event.instance[-1] for event in routed] == ["1" if voice == "a" else "2" for voice in voices]
+
+
+@pytest.mark.parametrize("rule", [each for each in ROUTERS.values() if each is not Prefix])
+def test_routers_that_say_that_they_read_no_arguments_do_not(rule):
+    class Unread(dict):
+        def get(self, *args):
+            raise AssertionError("read")
+
+        __getitem__ = __iter__ = items = keys = get
+
+    assert not reads_params(rule())
+    fleet = Head([], {}, rule()).fleet
+    fleet.add(Instance("one", 0, "whole", "toy", frozenset(("say",)), Outlook("one"), 0.0, 0.0))
+    fleet.rates["toy"] = Rates({"say": table("say", 0.1)})
+    asked = replace(described().asked, params=Unread())
+    assert rule().route(fleet, asked).instance == "one"
 
 
 def test_who_is_routed_by_a_guess_is_refused_where_it_comes_to(monkeypatch):

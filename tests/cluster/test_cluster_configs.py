@@ -9,6 +9,7 @@ from toys import command, squash, toy
 
 from neustream import ConfigError
 from neustream.config import load_config
+from neustream.engine.events import Started
 from neustream.experiment.prepared import prepare
 from neustream.experiment.running import simulate
 
@@ -48,6 +49,24 @@ def test_the_same_config_gives_the_same_run(config):
     for told in (first, second):
         del told["cluster"]["routing_us"]
     assert {**first, "decision_us": None} == {**second, "decision_us": None}
+
+
+def test_instances_learn_what_steps_of_texts_take(root):
+    changes = ["workload.requests=30", "cluster.scaler={fixed: {count: 2}}"]
+    prepared = prepare(load_config(root / "configs/cluster/opt_scaled.yaml", changes))
+
+    def late(**more):
+        steps: dict[str, list[float]] = {}
+
+        def hear(record):
+            if isinstance(record, Started):
+                steps.setdefault(record.member, []).append(record.step.expected_s / record.step.profiled_s)
+
+        simulate(prepared, "fcfs", [hear], **more)
+        return [each[-1] for each in steps.values()]
+
+    assert late(took=lambda batch: 1.5) == pytest.approx([1.5, 1.5], rel=0.05)
+    assert late() == [1.0, 1.0]
 
 
 def test_unlike_devices_have_profiles_of_their_own(config, root):

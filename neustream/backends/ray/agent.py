@@ -13,11 +13,11 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from neustream.backends.ray.describing import Describing
+from neustream.backends.ray.describing import Describing, holds
 from neustream.backends.ray.entries import Entry
 from neustream.backends.ray.outbox import Outbox
 from neustream.backends.ray.telling import shifted
-from neustream.backends.ray.wire import EngineDied, Guess, Heard, Left, NotMovable, loads, value_as_bytes
+from neustream.backends.ray.wire import EngineDied, Heard, Left, NotMovable, loads, value_as_bytes
 from neustream.cluster import messages as to
 from neustream.core.events import Emitted, Submitted
 from neustream.core.outlook import Outlook, Rates, outlook_of
@@ -369,8 +369,9 @@ class Agent:
         """What a request is, is known now."""
         with self._lock:
             entry = self._entries.get(record.id)
-            guess = None if entry is None else entry.guess
-            if guess is not None and guess != Guess(record.graph, record.steps):
+        if entry is not None and entry.guess is not None:
+            job = self.service.engine.members[0].scheduler.jobs.get(record.id)
+            if not holds(entry.guess, record, job):
                 self._outbox.surprise(record.id)
 
     def _began(self, id: str) -> None:

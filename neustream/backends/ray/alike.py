@@ -1,9 +1,9 @@
 """Requests like some that instances have looked at: what they ask for is known without a look.
 
 A look costs a way to an instance and back before a request is routed. Which arguments matter is
-learnt: those that differed between requests that asked for the same do not, until one is found to. A guess
-only serves to route: the instance that gets the request looks at its arguments itself, refuses wrong
-ones, and says so if it is not what was guessed.
+learnt: those that differed between requests that asked for the same do not, until one is found to.
+Lengths always do. A guess only serves to route: the instance that gets the request looks at its
+arguments itself, refuses wrong ones, and says so if it is not what was guessed; then one looks after all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from neustream.backends.ray.wire import Described
+from neustream.backends.ray.wire import Described, Guess
 from neustream.core.types import SLO
 
 KINDS = 256
@@ -28,6 +28,8 @@ STEP = 64
 """Characters, or numbers, that make a difference in length."""
 DEEP = 3
 MANY = 64
+MOST = 256
+"""Values of one request: those of requests with more are not compared."""
 SEEDS = frozenset(("seed", "id", "like", "user", "generator"))
 """Parameters whose values change nothing of what a request costs."""
 
@@ -36,7 +38,10 @@ Values = tuple[Hashable, ...]
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """What a request's arguments look like. `kind`: their names and types; `values`: in that order."""
+    """What a request's arguments look like. `kind`: their names and types; `values`: in that order.
+
+    Values that say how long or how large something is are tuples, the others are not.
+    """
 
     kind: Hashable
     values: Values
@@ -49,9 +54,10 @@ class Alike:
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
 
     def add(self, likeness: Likeness | None, described: Described) -> None:
-        """Remember what an instance said."""
+        """Remember what an instance said, also of one that was guessed at and is something else."""
         if likeness is None:
             return
+        described = replace(described, profiles={}, asked=replace(described.asked, params={}))
         kind = self._kinds.setdefault(likeness.kind, _Kind())
         self._kinds.move_to_end(likeness.kind)
         kind.add(likeness.values, described)
@@ -59,7 +65,10 @@ class Alike:
             self._kinds.popitem(last=False)
 
     def get(self, likeness: Likeness | None, id: str, slo: SLO | None) -> Described | None:
-        """The same of another request, with its own promise; None if none like it was looked at."""
+        """The same of another request, with its own promise; None if none like it was looked at.
+
+        Nothing is known of its `params`: these are empty.
+        """
         kind = None if likeness is None else self._kinds.get(likeness.kind)
         if likeness is None or kind is None:
             return None
@@ -80,28 +89,29 @@ class Alike:
         )
         return replace(found, asked=asked, slo=promised)
 
-    def surprised(self, likeness: Likeness | None) -> None:
-        """A guess was wrong: what it left out of account does matter."""
-        kind = None if likeness is None else self._kinds.get(likeness.kind)
-        if likeness is not None and kind is not None:
-            kind.surprised(likeness.values)
-
 
 class _Kind:
     """Requests whose arguments have the same names and types.
 
-    `idle`: places of values that change nothing, as far as was seen; `matter`: of those that do.
+    `idle`: places of values that change nothing, as far as was seen; `matter`: of those that do;
+    `vague`: samples that do not tell what others with the same values ask for.
     """
 
     def __init__(self) -> None:
         self._samples: OrderedDict[Values, Described] = OrderedDict()
         self._known: dict[Values, Values] = {}
+        self._vague: set[Values] = set()
         self._idle: set[int] = set()
         self._matter: set[int] = set()
 
     def add(self, values: Values, described: Described) -> None:
+        like = self._known.get(self._key(values))
+        if like is not None:
+            self._against(like, values, described)
         idle = set(self._idle)
         for other in list(reversed(self._samples))[:COMPARED]:
+            if other in self._vague:
+                continue
             apart = _apart(values, other)
             if _same(described, self._samples[other]):
                 idle |= apart
@@ -112,18 +122,21 @@ class _Kind:
         if len(self._samples) > SAMPLES:
             old, _ = self._samples.popitem(last=False)
             self._known.pop(self._key(old), None)
+            self._vague.discard(old)
         self._settle(idle)
         self._known[self._key(values)] = values
 
     def get(self, values: Values) -> Described | None:
         like = self._known.get(self._key(values))
-        return None if like is None else self._samples.get(like)
+        return None if like is None or like in self._vague else self._samples.get(like)
 
-    def surprised(self, values: Values) -> None:
-        like = self._known.get(self._key(values))
-        if like is not None:
-            self._matter |= _apart(values, like)
-            self._settle(self._idle)
+    def _against(self, like: Values, values: Values, described: Described) -> None:
+        """Learn from a request what is wrong with the sample that stands for it."""
+        apart, sample = _apart(like, values), self._samples[like]
+        if like in self._vague or (not apart and not _same(described, sample)):
+            self._vague.add(values)
+        elif not _same(described, sample):
+            self._matter |= apart
 
     def _settle(self, idle: set[int]) -> None:
         """These places are idle, but for those that matter."""
@@ -133,7 +146,11 @@ class _Kind:
             self._known = {self._key(values): values for values in self._samples}
 
     def _key(self, values: Values) -> Values:
-        return tuple([None if at in self._idle else value for at, value in enumerate(values)])
+        """The values without those that change nothing."""
+        idle = self._idle
+        return tuple(
+            [None if at in idle and not isinstance(value, tuple) else value for at, value in enumerate(values)]
+        )
 
 
 def _apart(values: Values, others: Values) -> set[int]:
@@ -143,10 +160,13 @@ def _apart(values: Values, others: Values) -> set[int]:
 
 def _same(one: Described, other: Described) -> bool:
     """Whether two requests ask for the same, whatever they were promised."""
-    if one.graph.name != other.graph.name or one.graph.print != other.graph.print:
+    if one.graph.print != other.graph.print or one.streams != other.streams:
         return False
-    same = one.asked.calls == other.asked.calls and one.asked.stage == other.asked.stage
-    return same and one.asked.tokens == other.asked.tokens and one.streams == other.streams
+    if {name: each.count for name, each in one.asked.calls.items()} != {
+        name: each.count for name, each in other.asked.calls.items()
+    }:
+        return False
+    return one.asked.stage == other.asked.stage and Guess.of(one).holds(Guess.of(other), one.graph)
 
 
 def likeness_of(
@@ -156,7 +176,7 @@ def likeness_of(
     values: list[Hashable] = []
     try:
         kind = model, slo is None, _kind(args, DEEP, values), _kind(dict(kwargs), DEEP, values)
-    except ValueError:
+    except Exception:  # noqa: BLE001  anybody's objects; an instance looks at these
         return None
     return Likeness(kind, tuple(values))
 
@@ -164,6 +184,8 @@ def likeness_of(
 def _kind(value: Any, deep: int, values: list[Hashable]) -> Hashable:
     """Names and types of an argument, its values put into `values`; ValueError for what is nothing of the kind."""
     kind = type(value)
+    if len(values) > MOST:
+        raise ValueError
     if value is None or kind in (bool, int, float):
         values.append(value)
         return kind.__name__
@@ -171,7 +193,7 @@ def _kind(value: Any, deep: int, values: list[Hashable]) -> Hashable:
         values.append(value if len(value) <= SHORT and " " not in value else ("text", len(value) // STEP))
         return kind.__name__
     if _is_numbers(value):
-        values.append(len(value) if len(value) <= MANY else ("long", len(value) // STEP))
+        values.append(("numbers", len(value)) if len(value) <= MANY else ("long", len(value) // STEP))
         return kind.__name__, "numbers"
     if kind not in (list, tuple, dict) or not deep or len(value) > MANY:
         return _array(value, values)

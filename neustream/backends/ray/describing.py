@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
-from neustream.backends.ray.wire import Described, loads
+from neustream.backends.ray.wire import Described, Guess, loads
 from neustream.cluster.book import asked_of
+from neustream.core.events import Submitted
+from neustream.core.job import Job
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO, Request
 from neustream.engine.answers import Result
 from neustream.engine.member import Member
-from neustream.errors import NeustreamError
+from neustream.errors import GraphError, NeustreamError
 from neustream.service.mount import OWN, Call, Probe
 from neustream.service.service import Service
 
@@ -82,6 +84,18 @@ class Describing:
                 self._described(id, call, slo, answer)
 
         done.add_done_callback(seen)
+
+
+def holds(guess: Guess, record: Submitted, job: Job | None) -> bool:
+    """Whether a request that came just now is what it was taken for. `job`: None if it is over already."""
+    if job is None:
+        return (guess.graph, guess.steps) == (record.graph, record.steps)
+    graph = job.request.graph
+    try:
+        sizes = {name: stage.size_of(job) for name, stage in graph.stages.items() if name in guess.sizes}
+    except GraphError:  # what was looked at had one
+        return False
+    return guess.holds(Guess(record.graph, record.steps, sizes), graph)
 
 
 def _profiles(members: Sequence[Member], now: float) -> Mapping[str, LatencyProfile]:

@@ -1,6 +1,7 @@
 """What a request is has to be known before it is routed: an instance looks at its arguments.
 
-One that is like another which was looked at goes to the head at once (`alike.py`).
+One that is like another which was looked at goes to the head at once (`alike.py`), unless the router
+reads arguments.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 
 from neustream.backends.ray.alike import Alike
 from neustream.backends.ray.callers import Caller, Machines, of_the_way
 from neustream.backends.ray.wire import Described, Guess
+from neustream.cluster.fleet import reads_params
 from neustream.cluster.head import Head
 from neustream.core.types import Request
 from neustream.errors import GraphError, NeustreamError, RequestFailed
@@ -51,6 +54,7 @@ class Looking:
         self._refuse = refuse
         self._submitted = submitted
         self._alike = Alike()
+        self._reads = reads_params(head.router)
         self._looking: dict[str, str] = {}
 
     def come(self, caller: Caller, now: float) -> None:
@@ -58,20 +62,18 @@ class Looking:
         id = caller.answer.id
         if self._callers.get(id) is not caller:
             return
-        known = self._alike.get(caller.likeness, id, caller.slo)
+        known = None if self._reads else self._alike.get(caller.likeness, id, caller.slo)
         if known is not None:
             caller.guessed = True
             self._send(caller, known, "", now)
             return
-        fleet = self._head.fleet
-        able = [each for each in fleet.instances.values() if each.state == "up"]
-        if not able:
+        place = self._free()
+        if not place:
             if now - caller.arrival > PATIENCE_S:
                 self._refuse(caller, RequestFailed(f"request {id!r}: no instance serves"))
             else:
                 self._later(caller)
             return
-        place = min(able, key=lambda each: float(fleet.live[each.row])).name
         caller.tries += 1
         self._looking[id] = place
         seen = self._machines.describe(place, id, caller.payload, caller.slo)
@@ -82,10 +84,11 @@ class Looking:
         self._looking.pop(caller.answer.id, None)
 
     def surprised(self, id: str) -> None:
-        """A request that was routed by a guess turned out to be another one."""
-        caller = self._callers.get(id)
-        if caller is not None:
-            self._alike.surprised(caller.likeness)
+        """A request that was routed by a guess is another one: what it is, the head is told after all."""
+        caller, place = self._callers.get(id), self._free()
+        if caller is not None and place:
+            seen = self._machines.describe(place, id, caller.payload, caller.slo)
+            seen.add_done_callback(lambda seen: self._post(partial(self._corrected, caller, place, seen)))
 
     def elsewhere(self, name: str) -> None:
         """An instance is gone: others look at what it was looking at."""
@@ -94,6 +97,21 @@ class Looking:
             caller = self._callers.get(id)
             if caller is not None:
                 self._later(caller)
+
+    def _free(self) -> str:
+        """The instance with the fewest requests; "": none serves."""
+        fleet = self._head.fleet
+        able = [each for each in fleet.instances.values() if each.state == "up"]
+        return min(able, key=lambda each: float(fleet.live[each.row])).name if able else ""
+
+    def _corrected(self, caller: Caller, place: str, seen: Future[Described], now: float) -> None:
+        """A request that was guessed at was looked at, or is wrong: its own instance says so."""
+        if seen.exception() is None and place in self._head.fleet.instances:
+            found = seen.result()
+            self._know(found, place)
+            self._alike.add(caller.likeness, replace(found, graph=self._head.graphs[found.graph.name]))
+            if self._callers.get(caller.answer.id) is caller:
+                self._head.correct(caller.answer.id, found.asked)
 
     def _later(self, caller: Caller) -> None:
         timer = threading.Timer(AGAIN_S, lambda: self._post(partial(self.come, caller)))
@@ -120,7 +138,7 @@ class Looking:
             self._know(found, place)
             graph, id = self._head.graphs[found.graph.name], caller.answer.id
             caller.described = True
-            guess = None if place else Guess(graph.name, found.steps)
+            guess = None if place else Guess.of(found)
             params = {"asked": caller.payload, "guess": guess}
             request = Request(id, graph, caller.arrival, found.slo, params)
             self._head.submit(request, now, asked=found.asked)
@@ -129,7 +147,7 @@ class Looking:
         else:
             self._submitted(request, now)
             if place:
-                self._alike.add(caller.likeness, found)
+                self._alike.add(caller.likeness, replace(found, graph=graph))
 
     def _know(self, found: Described, place: str) -> None:
         """The head has to know a request's graph; GraphError if it knows another one."""

@@ -10,13 +10,15 @@ from typing import Any
 
 from neustream.backends.ray.telling import OfSteps
 from neustream.cluster.messages import Report
-from neustream.core.graph import Graph
+from neustream.core.graph import Graph, Stage
 from neustream.core.outlook import Asked
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO
 from neustream.errors import BackendError, NeustreamError, RequestError, RequestFailed, told
 from neustream.service.requests import Moved
 
+TOKENS = 64
+"""Prompts of no more are alike."""
 MAIN = b"__main__"
 """In bytes of what pickle knows by its name in the main program, which is another one elsewhere."""
 ITEM, PRINT = "item", "print"
@@ -52,16 +54,36 @@ class Described:
     @property
     def steps(self) -> int:
         """Calls of looped stages that it is expected to take; of all, where none is looped."""
-        looped = self.graph.looped
-        return sum([each.count for name, each in self.asked.calls.items() if name in looped or not looped])
+        return self.asked.steps(self.graph)
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What a request was taken for that nobody had looked at before it was routed."""
+    """What a request was taken for that nobody had looked at before it was routed.
+
+    `sizes`: of its stages' first calls; those of language models are tokens of the prompt.
+    """
 
     graph: str
     steps: int
+    sizes: Mapping[str, float]
+
+    @classmethod
+    def of(cls, described: Described) -> Guess:
+        sizes = {name: calls.size for name, calls in described.asked.calls.items()}
+        return cls(described.graph.name, described.steps, sizes)
+
+    def holds(self, found: Guess, graph: Graph) -> bool:
+        """Whether it is good enough for what a request, of `graph`, was found to be."""
+        if (self.graph, self.steps) != (found.graph, found.steps):
+            return False
+        stages = graph.stages
+        return all(_near(stages[name], size, found.sizes.get(name, size)) for name, size in self.sizes.items())
+
+
+def _near(stage: Stage, one: float, other: float) -> bool:
+    """Whether sizes are as good as the same: prompts of one length have more or fewer tokens."""
+    return one == other or (stage.caches and max(one, other) <= max(TOKENS, 2 * min(one, other)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neustream.cluster.fleet import Fleet, Instance, Move, Place, Route
 from neustream.cluster.rules.memory import (
@@ -30,6 +31,8 @@ class Freeness:
         high: classes of promises that come first. Others count `headroom` blocks less where one is,
             they count as many less where none is: they go together, and others elsewhere.
     """
+
+    reads_params: ClassVar[bool] = False
 
     own: bool = True
     headroom: float = 0.0

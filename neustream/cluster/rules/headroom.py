@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class Headroom:
     by the least. One request in `1 / explore` goes to one that would miss it. At most 64 instances,
     those with the least backlog, are asked.
     """
+
+    reads_params: ClassVar[bool] = False
 
     strategy: Literal["least", "most"] = "least"
     explore: float = 0.01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Prefix:
     backlog is more than `spare_s` seconds above the least one does not count. Where nothing is in
     common, the least backlog.
     """
+
+    reads_params: ClassVar[bool] = True
 
     key: str = "prompt"
     spare_s: float = 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class Slack:
     Its forecast has to keep those of the requests that are there and this one's. If there is none,
     the one with the least backlog. Of more than 512 instances the k are the least of a random 64.
     """
+
+    reads_params: ClassVar[bool] = False
 
     k: int = 8
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Tiered:
     any instance where it fits; if there is none, the one with the least backlog. `most`: how many
     are asked.
     """
+
+    reads_params: ClassVar[bool] = False
 
     most: int = 16
 
