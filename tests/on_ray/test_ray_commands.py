@@ -48,7 +48,8 @@ def test_what_a_main_program_has_goes_to_other_processes(monkeypatch):
     assert loads(data)("cpu") == "made for cpu"
 
 
-def test_a_signal_while_ray_starts_leaves_nothing_behind(tmp_path):
+def test_a_signal_while_ray_starts_leaves_nothing_behind(nodes, tmp_path):
+    """It starts a Ray of its own beside the one that is there."""
     model = {"name": "tiny", "kind": "text", "backend": TEXT, "tokenizer": "bytes", "options": {"measure_s": 0.1}}
     path = tmp_path / "server.yaml"
     path.write_text(yaml.safe_dump({"models": [model], "cluster": {"instances": 1}}))

@@ -30,7 +30,8 @@ CONNECT_S = 5.0
 CLOSE_S = 10.0
 """How long an instance may take to end by itself."""
 STAYS = ThreadPoolExecutor(1, thread_name_prefix="neustream-ray")
-QUIET = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+QUIET = {"address": "local", "include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+"""Of a Ray of our own: without an address Ray joins whichever runs on the machine."""
 
 
 class RayMachines:
