@@ -20,7 +20,7 @@ from neustream.core.pool_state import PoolState
 from neustream.core.registry import Registry
 from neustream.core.step_times import StepTimes
 from neustream.core.types import TICK, Request
-from neustream.core.work import Work, ends_call
+from neustream.core.work import Work, ends_call, learn_length
 from neustream.errors import GraphError, NeustreamError, RequestError
 
 Lost = Literal["nothing", "cache", "state"]
@@ -187,11 +187,7 @@ class Lives:
         if another:
             self.events.append(self.work.legs.end(job, now, freed=freed))
         if left is not None and freed:
-            lengths = self._recent.lengths_of(left.model)
-            if job.calls_here(left.name) > 1:
-                lengths.ended(job.call_outputs)
-            else:
-                lengths.full()
+            learn_length(job, left, self._recent.lengths_of(left.model))
             self.set_tokens(job, 0)
             job.call_outputs = 0
         if stage is not None:

@@ -9,6 +9,7 @@ from neustream.core.cursor import Cursor, Saved
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Entry, Job
 from neustream.core.legs import Legs
+from neustream.core.lengths import Lengths
 from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import StepTimes
 from neustream.core.stretch import Stretch, tallied
@@ -43,6 +44,22 @@ def ends_call(graph: Graph, left: Stage, to: Stage | None) -> bool:
     if to is left:
         return left.phase == "prefill"
     return graph.position[to.name] < graph.position[left.name]
+
+
+def learn_length(job: Job, left: Stage, lengths: Lengths) -> None:
+    """Count a model call that is over behind the stage `left`: whether it came to its maximum.
+
+    Of the calls expected before, `left` itself was one. A prefill has the decodes behind it.
+    """
+    decodes = [
+        name
+        for name, stage in job.request.graph.stages.items()
+        if stage is not left and stage.model == left.model and stage.phase == "decode"
+    ]
+    if job.calls_here(left.name) + sum(map(job.calls_here, decodes)) > 1:
+        lengths.ended(job.call_outputs)
+    else:
+        lengths.full()
 
 
 class Walk:

@@ -159,6 +159,38 @@ def test_lengths_learn_the_share_that_goes_on_and_do_not_forget_who_was_given_up
     assert ahead[0, 1] == pytest.approx(0.75, abs=0.05) and ahead[1, 1] == pytest.approx(0.5, abs=0.08)
 
 
+@pytest.mark.parametrize(
+    ("most", "outputs", "ended", "counts"),
+    [
+        (4, 1, True, (1, 0)),
+        (4, 2, True, (1, 0)),
+        (4, 4, False, (0, 1)),
+        (1, 1, False, (0, 1)),
+    ],
+)
+def test_a_generation_ended_of_itself_or_filled_its_maximum_whichever_step_it_ends_in(most, outputs, ended, counts):
+    scheduler = scheduler_of()
+    scheduler.submit(ask("a", 20, most), 0.0)
+    for made in range(1, outputs + 1):
+        step(scheduler, float(made), ["a"], ended=["a"] if ended and made == outputs else [])
+    assert not scheduler.jobs
+    lengths = scheduler.recent.lengths_of("llm")
+    assert (lengths.ends, lengths.filled) == counts
+
+
+def test_each_call_of_one_model_is_counted_by_its_own_maximum():
+    model = llm("llm", max_batch=8)
+    graph = Graph("agent", seq(call(model, "one"), call(model, "two")))
+    scheduler = scheduler_of()
+    scheduler.submit(Request("a", graph, 0.0, SLO(), {"prompt_tokens": 20, "max_tokens": 2}), 0.0)
+    for now in (1.0, 2.0):  # the first call fills its maximum
+        step(scheduler, now, ["a"])
+    lengths = scheduler.recent.lengths_of("llm")
+    assert (lengths.ends, lengths.filled) == (0, 1)
+    step(scheduler, 3.0, ["a"], ended=["a"])
+    assert (lengths.ends, lengths.filled) == (1, 1) and not scheduler.jobs
+
+
 def taught(scheduler, model, outputs, times=SEEN):
     """So many generations came as far; their lengths."""
     lengths = scheduler.recent.lengths_of(model)
