@@ -86,6 +86,13 @@ class DataOptions:
             raise ConfigError(f"--lora-assignment {self.lora_assignment!r}: {nearest(self.lora_assignment, allowed)}")
         return self.lora_assignment == "round-robin"
 
+    @property
+    def models(self) -> list[str]:
+        """That each request asks for one of; ConfigError for one without a name."""
+        if "" in (self.lora_modules or ()):
+            raise ConfigError("--lora-modules '': expected names of models")
+        return self.lora_modules or []
+
     def check_timing(self, rated: bool) -> None:
         """ConfigError where arrivals of a trace are asked for that cannot be had; `rated`: there is a rate."""
         if self.self_timed and (rated or self.dataset_name not in TRACES):

@@ -39,8 +39,8 @@ def whole(name: str, text: str, least: int = 1) -> int:
 def share(name: str, given: Any) -> float:
     """A number from 0 to 1."""
     try:
-        found = float(given)
-    except (TypeError, ValueError):
+        found = -1.0 if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
         found = -1.0
     if not 0 <= found <= 1:
         raise ConfigError(f"{name} {shown(str(given))}: expected a number from 0 to 1")

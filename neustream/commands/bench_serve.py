@@ -160,7 +160,7 @@ def asks_of(data: DataOptions, promises: PromiseOptions, texts: Texts, number: i
         asks = data.dataset().asks(number or data.num_prompts, promises.seed, texts)
     if not data.timed:
         asks = without_arrivals(asks)
-    asks = with_models(asks, data.lora_modules or (), data.assignment, promises.seed)
+    asks = with_models(asks, data.models, data.assignment, promises.seed)
     asks = with_classes(asks, classes, promises.seed)
     return with_limits(asks, limits) if limits.promises else asks
 
@@ -171,6 +171,17 @@ def _check(results: ResultOptions, json_: Path | None) -> None:
         check_folder("--out", results.out, ["runs.json", records_file(0), "stage_0.json"])
     if results.save_result or results.append_result:
         check_folder("--result-dir", results.result_dir, [results.result_filename or "vllm.json"])
+    if results.append_result and results.result_filename:
+        _check_text(results.result_dir / results.result_filename)
+
+
+def _check_text(path: Path) -> None:
+    """ConfigError if a file that is there takes no line more, before anything is measured."""
+    try:
+        if path.is_file():
+            path.read_text("utf-8")
+    except ValueError:
+        raise ConfigError(f"--append-result {path}: is no text in UTF-8") from None
 
 
 def _save(run: Run, results: ResultOptions, since: Since) -> None:

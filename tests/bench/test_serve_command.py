@@ -61,6 +61,25 @@ def test_vllms_file_has_its_name_and_keys(stub, tmp_path):
     assert told["generated_texts"] == [" w0 w1 w2"] * 6
 
 
+def test_a_file_that_takes_no_line_is_told_before_anything_is_sent(stub, tmp_path):
+    (tmp_path / "all.json").write_bytes(b"\xff\xfe")
+    sent = len(stub.log)
+    done = serve(stub, "--append-result", "--result-dir", tmp_path, "--result-filename", "all.json")
+    assert done.status == 2 and "is no text in UTF-8" in done.err and len(stub.log) == sent
+    assert (tmp_path / "all.json").read_bytes() == b"\xff\xfe"
+
+
+@pytest.mark.parametrize("given", ["true", "null", '"x"', "1" + "0" * 400, "1.5", "-0.1"])
+def test_a_share_of_json_that_is_none_is_told(given):
+    with pytest.raises(ConfigError, match=r"--random-range-ratio input .*: expected a number from 0 to 1"):
+        DataOptions(random_range_ratio=f'{{"input": {given}, "output": 0}}').dataset()
+
+
+def test_models_have_names():
+    with pytest.raises(ConfigError, match="--lora-modules '': expected names of models"):
+        _ = DataOptions(lora_modules=["a", ""]).models
+
+
 def test_flags_may_be_spelt_as_vllms_parser_takes_them(stub):
     data = ["--num_prompts", 2, "--random_output_len=2", "--random_input_len", 2]
     more = ["--disable_tqdm", "--percentile-metrics", "ttft,tpot", "--header", "a=b", "c=d"]
