@@ -75,6 +75,16 @@ def test_a_share_of_json_that_is_none_is_told(given):
         DataOptions(random_range_ratio=f'{{"input": {given}, "output": 0}}').dataset()
 
 
+def test_a_burstgpt_trace_asks_for_the_model_that_is_served(stub, tmp_path):
+    head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    (tmp_path / "trace.csv").write_text(f"{head}0.5,ChatGPT,4,3,7,Conversation log\n0.6,GPT-4,5,2,7,API log\n")
+    done = command(
+        "bench", "serve", "--base-url", stub.url, "--dataset-name", "burstgpt", "--dataset-path", tmp_path / "trace.csv"
+    )
+    assert done.status == 0, done.err
+    assert [each.body["model"] for each in stub.log[-2:]] == ["paced", "paced"]
+
+
 def test_models_have_names():
     with pytest.raises(ConfigError, match="--lora-modules '': expected names of models"):
         _ = DataOptions(lora_modules=["a", ""]).models

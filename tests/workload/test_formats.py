@@ -78,10 +78,10 @@ def test_azures_images(tmp_path):
 
 def test_burstgpt_skips_failed_calls_and_keeps_sessions(tmp_path):
     found = taken(put(tmp_path, BURSTGPT))
-    assert [(row.session, row.model, row.line) for row in found.rows] == [("12", "ChatGPT", 2), (None, "GPT-4", 4)]
+    assert [(row.session, row.model, row.line) for row in found.rows] == [("12", None, 2), (None, None, 4)]
     assert found.notes.lines() == [
         "1 row skipped: no output tokens: a failed call",
-        "columns not used: 'Elapsed time', 'Log Type', 'Total tokens'",
+        "columns not used: 'Elapsed time', 'Log Type', 'Model', 'Total tokens'",
     ]
 
 

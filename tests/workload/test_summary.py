@@ -62,7 +62,7 @@ def test_the_command_prints_numbers_bars_and_what_was_left_out(tmp_path):
     assert "trace: burstgpt, 2 rows" in done.out
     assert "41 s, 0.0244 requests/s" in done.out
     assert "1 row skipped: no output tokens: a failed call" in done.out
-    assert "columns not used: 'Elapsed time', 'Log Type', 'Total tokens'" in done.out
+    assert "columns not used: 'Elapsed time', 'Log Type', 'Model', 'Total tokens'" in done.out
     assert "█" in done.out
     widths = [len(line) for line in done.out.splitlines()[1:]]
     assert max(widths) <= 80

@@ -34,9 +34,9 @@ BURSTGPT = Format(
         Column("Timestamp", "arrival_s", seconds()),
         *_tokens("Request tokens", "Response tokens"),
         Column("Session ID", "session", text, needed=False),
-        Column("Model", "model", text, needed=False),
     ],
 )
+"""Its `Model` says who answered then, which is no model that a server here could be asked for."""
 
 MOONCAKE = Format(
     "mooncake",
