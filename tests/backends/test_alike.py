@@ -235,6 +235,28 @@ def test_a_wrong_guess_is_served_and_noticed():
         assert driver.counts.failed == 0 and adds_up(driver)
 
 
+def test_what_an_instance_told_that_has_gone_meanwhile_another_is_asked():
+    with running(lambda number: chat(Words, number)) as driver:
+        machines = driver.machines
+        describe, looks = machines.describe, []
+
+        def and_go(name, id, payload, slo):
+            looks.append(name)
+            seen = describe(name, id, payload, slo)
+            seen.exception(30)
+            if len(looks) == 1:  # the head forgets it before it hears of the look
+                instance = driver._looking._head.fleet.instances.pop(name)
+                gone.append((name, instance))
+            elif gone:
+                driver._looking._head.fleet.instances.update([gone.pop()])
+            return seen
+
+        gone: list = []
+        machines.describe = and_go
+        assert said(ask(driver, words=2, voice="a")) == ["a1", "a2"]
+        assert len(looks) == 2 and looks[0] != looks[1] and not gone
+
+
 def sized(gate):
     """Words of a size that matters in one mode alone; each waits for `gate`."""
 

@@ -125,7 +125,9 @@ class Looking:
             return
         del self._looking[id]
         fault = seen.exception()
-        if fault is None:
+        if fault is None and place not in self._head.fleet.instances:
+            self._later(caller)  # what it has told is of an instance that is gone by now
+        elif fault is None:
             self._send(caller, seen.result(), place, now)
         elif (place not in self._alive or of_the_way(fault)) and caller.tries < TRIES:
             self._later(caller)
