@@ -68,6 +68,7 @@ class Feed:
         self._answer = answer
         self._item_of = answer.reader()
         self._taken = 0
+        self._wrong: Exception | None = None
         self._wake = wake
         self._bell = Bell.here()
         answer.tell(self.ring)
@@ -80,15 +81,32 @@ class Feed:
     def take(self) -> list[Any]:
         """All that came since it was last asked, maybe nothing.
 
-        Once nothing is left, it raises what the request came to, if that is not its result.
+        Once nothing is left, it raises what the request came to, if that is not its result. What goes
+        wrong where an output is read is raised behind those before it.
         """
         done = self._answer.done()  # asked first: the last output comes before the end
-        came = self._answer.since(self._taken)
-        self._taken += len(came)
-        if done and not came:
+        found = self._read()
+        if self._wrong is not None and not found:
+            self.over = True
+            raise self._wrong
+        if done and not found:
             self.over = True
             self._answer.result()
-        return [self._item_of(output) for output in came]
+        return found
+
+    def _read(self) -> list[Any]:
+        """The items of outputs that came, up to one that cannot be read."""
+        found: list[Any] = []
+        if self._wrong is not None:
+            return found
+        for output in self._answer.since(self._taken):
+            self._taken += 1
+            try:
+                found.append(self._item_of(output))
+            except Exception as wrong:  # noqa: BLE001  it is raised at the next look
+                self._wrong = wrong
+                break
+        return found
 
     def ring(self) -> None:
         """There may be more; from any thread."""

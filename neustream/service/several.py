@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from neustream.core.events import Emitted
-from neustream.errors import RequestError, shown
+from neustream.errors import RequestCancelled, RequestError, shown
 from neustream.service.answer import Answer
 from neustream.service.mount import Reader
 
@@ -80,7 +80,8 @@ class Several(Answer[tuple[T, ...]]):
     def _one_is_over(self, one: Future[T]) -> None:
         error: BaseException | None = None
         if one.cancelled():
-            error = RequestError(f"a sequence of request {self.id!r} was cancelled", code="cancelled")
+            told = f"request {self.id!r}: its sequence {one.id!r} was cancelled"  # type: ignore[attr-defined]
+            error = RequestCancelled(told, reason="one of its sequences was cancelled", code="cancelled")
         else:
             error = one.exception()
         with self._news:

@@ -125,6 +125,22 @@ def test_those_that_wait_for_the_prompt_end_too(end):
     assert not service.answers
 
 
+def test_who_cancels_a_sequence_has_all_cancelled():
+    (prompt,) = prompts(1, seed=8)
+    with neustream.serve(model_of("llama"), slots=1, measure_s=0.1) as service:
+        answer = service.submit(prompt, n=3, max_tokens=40, ignore_eos=True)
+        assert answer.each[2].cancel()  # it waits for the only slot
+        ended = answer.outcome(60)
+        assert (ended.status, ended.code, ended.reason) == (
+            "cancelled",
+            "cancelled",
+            "one of its sequences was cancelled",
+        )
+        assert isinstance(ended.error, neustream.RequestCancelled)
+        assert len(service(prompt, n=2, max_tokens=2)) == 2
+    assert not service.answers
+
+
 @pytest.mark.parametrize("count", [0, -1, 129, True, "2", 1.5])
 def test_a_count_that_is_none_is_refused(count):
     with neustream.serve(model_of("opt"), slots=1, measure_s=0.1) as service:

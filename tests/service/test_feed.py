@@ -78,6 +78,31 @@ def test_outputs_come_before_the_end_and_what_went_wrong_behind_them():
     asyncio.run(read())
 
 
+def test_an_output_that_cannot_be_read_hides_none_before_it():
+    def read(output):
+        if output == "bad":
+            raise ValueError("no word")
+        return output
+
+    async def all_of_it():
+        found = []
+        with pytest.raises(ValueError, match="no word"):
+            async for item in one:
+                found.append(item)
+        return found
+
+    one = Answer("a", "words", lambda _: None, lambda: read)
+    for output in ("x", "y", "bad", "z"):
+        one.push(output)
+    settle(one)
+    assert asyncio.run(all_of_it()) == ["x", "y"]
+    found = []
+    with pytest.raises(ValueError, match="no word"):
+        for item in one:
+            found.append(item)
+    assert found == ["x", "y"]
+
+
 def test_readers_each_get_all_and_a_cancelled_one_ends():
     async def read():
         one = answer()
