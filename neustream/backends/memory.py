@@ -17,5 +17,16 @@ def free_bytes(system: Path = SYSTEM, group: Path = GROUP) -> int | None:
         line = next(line for line in system.read_text().splitlines() if line.startswith("MemAvailable:"))
         found.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):  # "max": without a limit
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        most, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(most - used + _read_files(group))
     return max(min(found), 0) if found else None
+
+
+def _read_files(group: Path) -> int:
+    """Bytes of files that were read and are kept while nobody else wants the room: they count as used."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (group / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "inactive_file":
+                return int(value)
+    return 0

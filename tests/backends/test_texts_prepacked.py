@@ -247,6 +247,9 @@ def test_free_memory_is_that_of_the_system_and_of_the_container(tmp_path):
     assert free_bytes(system, tmp_path) == 4096
     (tmp_path / "memory.max").write_text("5000\n")
     assert free_bytes(system, tmp_path) == 2000
+    (tmp_path / "memory.stat").write_text("active_file 7\ninactive_file 500\n")  # a checkpoint that was read
+    assert free_bytes(system, tmp_path) == 2500
+    (tmp_path / "memory.stat").unlink()
     (tmp_path / "memory.max").write_text("1000\n")
     assert free_bytes(system, tmp_path) == 0
 
