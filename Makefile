@@ -5,7 +5,7 @@
 # make demo-serve   install and serve two tiny models over HTTP
 # make test   install and run all tests
 # make fuzz   2,000 requests made up for each route of the HTTP front
-# make check  ruff, mypy and the import rules
+# make check  ruff, mypy, the import rules, and that no file has over 400 lines
 # make test-vllm    the tests of the vLLM backend, on a real vLLM with a venv of its own
 # make test-ray     a cluster on two nodes of a real Ray, in a venv of its own
 # make soak   the HTTP front under 1.5 times what it can serve, for ten minutes

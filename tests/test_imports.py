@@ -1,4 +1,4 @@
-"""Imports run one way, and `import neustream` stays light."""
+"""Imports run one way, `import neustream` stays light, and no file grows long."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import neustream.cli
 from neustream.cli import COMMANDS
 
 HEAVY = {"torch", "diffusers", "transformers", "vllm", "scipy", "matplotlib", "PIL", "ray"}
+MOST_LINES = 400
 LIGHT = {"numpy", "pydantic", "yaml", "rich"}
 """What `neustream` needs, but not to show its help."""
 MAY = {
@@ -233,3 +234,9 @@ def test_files_of_tests_have_names_of_their_own(root):
     """They are modules without a package: pytest ends where two have one name."""
     names = Counter(path.name for path in (root / "tests").rglob("*.py") if path.name != "conftest.py")
     assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("folder", ["neustream", "tests", "benchmarks", ".ci"])
+def test_no_file_is_longer_than_one_can_read_in_one_go(root, folder):
+    lengths = {path: len(path.read_text().splitlines()) for path in (root / folder).rglob("*.py")}
+    assert lengths and [f"{path}: {length} lines" for path, length in lengths.items() if length > MOST_LINES] == []

@@ -1,26 +1,23 @@
-"""Measuring stream modules, and latency profiles as files."""
+"""Stream modules measured, and what the engine adds to their steps."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from functools import partial
 
 import numpy as np
 import pytest
-from toys import command, draw_and_decode, table, toy, write_profile
+from toys import command, draw_and_decode, table, toy
 
 from neustream import (
     SLO,
     Graph,
-    LinearProfile,
     Pool,
     ProfileError,
     Request,
     Stage,
     StageFailed,
-    SumProfile,
     load_profile,
     loop,
     measure,
@@ -30,7 +27,7 @@ from neustream import (
 )
 from neustream.config import load_experiment
 from neustream.experiment import prepare, simulate
-from neustream.profiling import Measurement, default_batches, load_stage, save, versions
+from neustream.profiling import Measurement, default_batches, save
 from neustream.profiling.costs import engine_costs
 
 
@@ -225,142 +222,11 @@ def test_profiles_without_a_detour_over_files():
     assert [profiles["draw"].latency(m.batch) for m in out["draw"]] == [m.median for m in out["draw"]]
 
 
-# -- files ----------------------------------------------------------------------------------------------
-
-
-def test_a_saved_profile_is_loaded_again(tmp_path):
-    out = {"draw": [Measurement("draw", b, (0.1 * b, 0.2 * b, 0.4 * b)) for b in (1, 2, 4)]}
-    [path] = save(out, tmp_path / "deep/er", model="toy", device="toy device", origin={"how": "by hand"})
-    assert path == tmp_path / "deep/er/draw.json"
-    profile = load_profile(path)
-    assert (profile.name, profile.device, profile.max_batch) == ("draw", "toy device", 4)
-    assert [profile.latency(b) for b in (1, 2, 3, 4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    file = json.loads(path.read_text())
-    assert file["format"] == "neustream.profile/1"
-    assert file["model"] == "toy"
-    assert file["latency_s"] == [statistics.median(m.seconds) for m in out["draw"]]
-    assert file["p90_s"] == pytest.approx([0.36, 0.72, 1.44])
-    assert file["spread"] == pytest.approx([0.75] * 3)
-    assert file["origin"]["how"] == "by hand"
-    assert file["origin"]["repeats"] == 3
-    assert "median" in file["origin"]["statistic"]
-
-
 def test_what_was_measured_can_be_saved_and_loaded(tmp_path):
     out = measured()
     for path in save(out, tmp_path, model="toy", device="toy device", origin={}):
         profile, name = load_profile(str(path)), path.stem
         assert [profile.latency(m.batch) for m in out[name]] == [m.median for m in out[name]]
-
-
-def test_a_linear_profile_file(tmp_path):
-    path = tmp_path / "decode.json"
-    linear = {"base_s": 0.01, "per_job_s": 0.002, "per_size_s": 1e-5, "max_batch": 8}
-    head = {"format": "neustream.profile/1", "kind": "linear", "stage": "decode", "device": "toy device", "origin": {}}
-    path.write_text(json.dumps({**head, **linear}))
-    profile = load_profile(path)
-    assert isinstance(profile, LinearProfile)
-    assert (profile.name, profile.device, profile.max_batch) == ("decode", "toy device", 8)
-    assert profile.latency(4, 100.0) == pytest.approx(0.01 + 0.008 + 0.001)
-
-
-def test_a_missing_profile_says_how_to_measure_one(tmp_path):
-    with pytest.raises(ProfileError, match=r"no profile at .*draw.json; `neustream profile CONFIG --out DIR`"):
-        load_profile(tmp_path / "draw.json")
-
-
-def wrong(path):
-    with pytest.raises(ProfileError) as error:
-        load_profile(path)
-    assert str(path) in str(error.value)
-    return str(error.value)
-
-
-def test_a_profile_that_is_not_json(tmp_path):
-    path = tmp_path / "draw.json"
-    path.write_text('{"format":')
-    assert "Invalid JSON" in wrong(path)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"format": "neustream.profile/9"}, "format"),
-        ({"latencies": [1]}, "latencies"),
-        ({"batch": ["one", 2]}, "batch.0"),
-        ({"latency_s": None}, "latency_s"),
-        ({"device": 3}, "device"),
-        ({"origin": "measured"}, "origin"),
-    ],
-)
-def test_a_wrong_key_of_a_profile_is_named(tmp_path, change, named):
-    path = write_profile(tmp_path / "draw.json", "draw", **{"batch": [1, 2], "latency_s": [0.1, 0.2], **change})
-    assert named in wrong(path)
-
-
-@pytest.mark.parametrize("missing", ["format", "device", "origin", "batch", "latency_s"])
-def test_a_missing_key_of_a_profile_is_named(tmp_path, missing):
-    path = write_profile(tmp_path / "draw.json", "draw", [1, 2], [0.1, 0.2])
-    file = json.loads(path.read_text())
-    del file[missing]
-    path.write_text(json.dumps(file))
-    assert missing in wrong(path)
-
-
-@pytest.mark.parametrize(
-    ("batch", "latency_s", "message"),
-    [
-        ([1, 2], [0.1], "equally long"),
-        ([], [], "not empty"),
-        ([2, 1], [0.1, 0.2], "must rise"),
-        ([0, 1], [0.1, 0.2], "from 1 or more"),
-        ([1, 2], [0.1, 0.0], "greater than 0, got 0.0"),
-    ],
-)
-def test_an_impossible_table_is_an_error(tmp_path, batch, latency_s, message):
-    path = write_profile(tmp_path / "draw.json", "draw", batch, latency_s)
-    with pytest.raises(ProfileError, match=message):
-        load_profile(path)
-
-
-def test_a_stage_of_several_modules_adds_them_up(tmp_path):
-    paths = [
-        write_profile(tmp_path / "vae.json", "vae", [1, 2], [0.1, 0.2]),
-        write_profile(tmp_path / "safety.json", "safety", [1, 2, 3], [0.01, 0.02, 0.03]),
-    ]
-    profile = load_stage("vae", paths)
-    assert isinstance(profile, SumProfile)
-    assert (profile.device, profile.max_batch) == ("toy device", 2)
-    assert profile.latency(2) == pytest.approx(0.22)
-    assert load_stage("vae", paths[:1]).latency(2) == 0.2
-
-
-def test_a_stage_of_modules_of_different_devices_is_an_error(tmp_path):
-    paths = [
-        write_profile(tmp_path / "vae.json", "vae", [1], [0.1]),
-        write_profile(tmp_path / "safety.json", "safety", [1], [0.1], device="another"),
-    ]
-    with pytest.raises(ProfileError, match=r"different devices: \['another', 'toy device'\]"):
-        load_stage("vae", paths)
-
-
-def test_a_pool_of_profiles_of_different_devices_is_an_error(tmp_path):
-    path = toy(tmp_path)
-    write_profile(tmp_path / "profiles/decode.json", "decode", [1, 2], [0.1, 0.2], device="another")
-    with pytest.raises(ProfileError, match="pool 'gpu' mixes profiles of different devices"):
-        prepare(load_experiment(path))
-
-
-def test_pools_may_be_of_different_devices(tmp_path):
-    stages = {"draw": {"times": "steps", "max_batch": 4}, "decode": {"max_batch": 2, "pool": "other"}}
-    path = toy(tmp_path, stages=stages, pools={"gpu": {}, "other": {}})
-    write_profile(tmp_path / "profiles/decode.json", "decode", [1, 2], [0.1, 0.2], device="another")
-    profiles = prepare(load_experiment(path)).profiles
-    assert {name: profile.device for name, profile in profiles.items()} == {"draw": "toy device", "decode": "another"}
-
-
-def test_the_origin_names_the_libraries():
-    assert {"python", "neustream", "numpy"} <= versions().keys()
 
 
 # -- the command ----------------------------------------------------------------------------------------
