@@ -41,10 +41,6 @@ def test_a_shipped_config_loads_and_prepares(path):
     for experiment in experiments:
         for policy in config.policies:
             build_policy(experiment, policy)
-        if path.stem == "agent_tiny" and not (path.parents[2] / "out/agent/draw.txt").exists():
-            with pytest.raises(ConfigError, match=r"tools.draw.latency_s.samples: .*draw.txt cannot be read"):
-                pipeline_of(experiment).profile_files()
-            return  # its demo takes the time of its tool first
         files += pipeline_of(experiment).profile_files()
     assert files
     if path.parent.name != "paper" and not all(file.exists() for file in files):

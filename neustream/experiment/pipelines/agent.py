@@ -117,10 +117,18 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         return with_eyes(see, node, lambda job: int(job.params["images"] > 0))
 
     @cached_property
+    def _calls(self) -> list[ModelCall]:
+        return [node for node in nodes_below(self.experiment.agent) if isinstance(node, ModelCall)]
+
+    @cached_property
+    def _called(self) -> list[str]:
+        """The models that are called, by their first calls."""
+        return list(dict.fromkeys(node.llm for node in self._calls))
+
+    @cached_property
     def _seeing(self) -> set[str]:
         """Models that are called with images."""
-        calls = [node for node in nodes_below(self.experiment.agent) if isinstance(node, ModelCall)]
-        return {node.llm for node in calls if node.images}
+        return {node.llm for node in self._calls if node.images}
 
     @cached_property
     def _tools(self) -> dict[str, Stage]:
@@ -207,14 +215,16 @@ class AgentPipeline(Pipeline[AgentExperiment]):
 
     @cached_property
     def _models(self) -> dict[str, tuple[str, str]]:
-        """The model of each stage that is of one, and what its replica is called."""
-        names = {label: name for name, labels in self._labels.items() for label in labels}
-        labels = {
-            name: name.rpartition(".")[0]
-            for name, stage in self.stages_by_name.items()
-            if stage.tool is None
+        """The model of each stage that is of one, and what its replica is called.
+
+        Files are listed by it, so it asks no tool for its times, as the whole graph does.
+        """
+        return {
+            stage: (name, label)
+            for name in self._called
+            for label, node in zip(self._labels[name], self._llms[name], strict=True)
+            for stage in Graph(label, node).stages
         }
-        return {stage: (names[label], label) for stage, label in labels.items()}
 
     @property
     def _used_tools(self) -> list[Any]:
@@ -269,10 +279,8 @@ class AgentPipeline(Pipeline[AgentExperiment]):
     def typical_size(self, stage: str) -> float:
         """Of its calls on average: tokens of prompts or of contexts in mid-output, or images."""
         here = self.stages_by_name[stage]
-        calls = [node for node in nodes_below(self.experiment.agent) if isinstance(node, ModelCall)]
-        calls = [
-            node for node in calls if stage in self._models and node.llm == self._models[stage][0]
-        ]
+        name = self._models[stage][0] if stage in self._models else None
+        calls = [node for node in self._calls if node.llm == name]
         if here.phase == "step":
             images = [node.images for node in calls if node.images]
             return sum(images) / len(images) if images else 0.0
