@@ -15,6 +15,7 @@ from neustream.config import load_config
 from neustream.core.steps import Step
 from neustream.errors import ConfigError
 from neustream.experiment import prepare, simulate, sweep_points
+from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.sweeping import Unit, _digest, fingerprint
 from neustream.profiling.steps import load_steps
 
@@ -299,3 +300,10 @@ def test_samples_that_are_none(config, tmp_path, text):
     tools = {"search": {"latency_s": {"samples": "times.txt"}}, "code": {"latency_s": 1.0}}
     with pytest.raises(ConfigError, match=r"tools.search.latency_s.samples: .*times.txt"):
         prepare(config(tools=tools))
+
+
+def test_the_profile_files_of_an_agent_are_told_before_its_tool_was_measured(config):
+    loaded = config(tools={"search": {"latency_s": {"samples": "times.txt"}}, "code": {"latency_s": 1.0}})
+    assert pipeline_of(loaded).profile_files() == [PROFILES / "steps.json"]
+    with pytest.raises(ConfigError, match=r"tools.search.latency_s.samples: .*times.txt cannot be read"):
+        prepare(loaded)
