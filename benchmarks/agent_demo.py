@@ -41,7 +41,7 @@ from neustream.analysis.took import Took
 from neustream.backends.demo import TEXT
 from neustream.backends.loading import BYTES_TEMPLATE
 from neustream.backends.options import options_of
-from neustream.backends.replaying import OfService, Replay
+from neustream.backends.replaying import OfService, Replay, Sending
 from neustream.backends.serving import Named
 from neustream.backends.transformers import TextMount
 from neustream.backends.transformers.from_config import Options, build, byte_tokenizer
@@ -244,9 +244,15 @@ def play(policy: str, cache: Path, runs: Prepared) -> Played:
         report = Report(serving.now())
         replay = Replay(serving)
         heard.observers += [watch, took, report]
-        for at, run in enumerate(runs.requests):
-            arguments = (), {"question": QUESTIONS[at % len(QUESTIONS)]}
-            replay.submit(run, arguments, "agent", lambda answer: ended.update({answer.id: answer.outcome()}))
+        replay.play(
+            Sending(
+                run,
+                ((), {"question": QUESTIONS[at % len(QUESTIONS)]}),
+                "agent",
+                lambda answer: ended.update({answer.id: answer.outcome()}),
+            )
+            for at, run in enumerate(runs.requests)
+        )
     plain = simulate(runs, policy)
     again = simulate(runs, policy, took=took.stretch(report.start), device=watch.told().costs)
     outcomes = [ended[run.id] for run in runs.requests if run.id in ended]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+import contextlib
+import heapq
+import itertools
+import math
+import queue
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from neustream.backends import Arguments
 from neustream.core.types import SLO, Request
 from neustream.engine.events import Observer, Refused
+from neustream.engine.turns import Next, Turn, Turns
 from neustream.errors import RequestError, told
 from neustream.service.answer import Answer
 from neustream.service.service import Service
@@ -54,19 +60,36 @@ class OfService:
         self._engine.interrupt()
 
 
+@dataclass(frozen=True)
+class Sending:
+    """A request, and how it is asked for; `done` is told of its answer, on the engine's thread."""
+
+    request: Request
+    arguments: Arguments
+    model: str | None
+    done: Callable[[Answer[Any]], None]
+
+
 class Replay:
-    """Sends requests, one after the other, on the calling thread; arrivals count from when it is made.
+    """Sends requests on the calling thread; arrivals count from when it is made.
+
+    Args:
+        turns: of requests that go on with others, by their ids.
 
     Attributes:
         interrupted: whether it was ended before all was served.
         start: the instant of the clock of what serves that arrivals count from.
     """
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, turns: Mapping[str, Turn] = {}) -> None:
         self.interrupted = False
         self._serving = serving
         self.start = serving.now()
-        self._never = threading.Event()
+        self._turns = Turns(turns)
+        self._ends: queue.SimpleQueue[tuple[str, float, bool]] = queue.SimpleQueue()
+        self._waiting: dict[str, Sending] = {}
+        self._ready: list[tuple[float, int, Sending]] = []
+        self._order = itertools.count()
         self._refused: list[Refused] = []
 
     @property
@@ -79,32 +102,65 @@ class Replay:
         self.interrupted = True
         self._serving.interrupt()
 
-    def submit(
-        self,
-        request: Request,
-        arguments: Arguments,
-        model: str | None,
-        done: Callable[[Answer[Any]], None],
-    ) -> None:
-        """Wait for a request's arrival and send it; `done` is told of its answer, on the engine's thread."""
-        due = self.start + request.arrival
-        while not self.over and (left := due - self._serving.now()) > 0:
-            self._never.wait(min(left, PATIENCE_S))
-        if self.over:
-            return
-        args, named = arguments
+    def play(self, sendings: Iterable[Sending]) -> None:
+        """Send each at its arrival, in this order; a turn once the one before it is done.
+
+        Returns when all are sent. One whose turn before was not done is refused.
+        """
+        for sending in sendings:
+            while not self.over and self._now() < sending.request.arrival:
+                self._pass(sending.request.arrival)
+            if self.over:
+                return
+            self._waiting[sending.request.id] = sending
+            self._go_on(self._turns.came(sending.request))
+        while not self.over and (self._ready or self._turns.waiting):
+            self._pass(math.inf)
+
+    def _now(self) -> float:
+        return self._serving.now() - self.start
+
+    def _pass(self, due: float) -> None:
+        """Wait for an instant, that of a turn, or an end, but not for long; send the turns that are due."""
+        soonest = min(due, self._ready[0][0]) if self._ready else due
+        self._hear(min(max(soonest - self._now(), 0.0), PATIENCE_S))
+        while self._ready and self._ready[0][0] <= self._now():
+            self._send(heapq.heappop(self._ready)[2])
+
+    def _hear(self, seconds: float) -> None:
+        """Wait so long for the end of a request; those that waited for it are ready."""
+        with contextlib.suppress(queue.Empty):
+            id, at, done = self._ends.get(timeout=seconds)
+            self._go_on(self._turns.ended(id, at, done=done))
+
+    def _go_on(self, found: Sequence[Next]) -> None:
+        for each in found:
+            request = each.request
+            sending = replace(self._waiting.pop(request.id), request=request)
+            if each.blocked:
+                self._refuse(request, RequestError(each.blocked))
+            elif request.arrival <= self._now():
+                self._send(sending)
+            else:
+                heapq.heappush(self._ready, (request.arrival, next(self._order), sending))
+
+    def _send(self, sending: Sending) -> None:
+        request, (args, named) = sending.request, sending.arguments
         try:
-            answer = self._serving.submit(*args, **named, model=model, slo=request.slo, id=request.id)
+            answer = self._serving.submit(*args, **named, model=sending.model, slo=request.slo, id=request.id)
         except RequestError as error:
             if not self.over:
                 self._refuse(request, error)
+                self._go_on(self._turns.ended(request.id, self._now(), done=False))
             return
-        answer.add_done_callback(lambda _: self._answered(request, answer, done))
+        answer.add_done_callback(lambda _: self._answered(request, answer, sending.done))
 
     def _answered(self, request: Request, answer: Answer[Any], done: Callable[[Answer[Any]], None]) -> None:
         error = None if answer.cancelled() else answer.exception()
         if error is not None and answer.ended is None:
             self._refuse(request, error)
+        if self._turns:
+            self._ends.put((request.id, self._now(), error is None and not answer.cancelled()))
         done(answer)
 
     def _refuse(self, request: Request, error: BaseException) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from neustream.backends import ConfigModel, Wanted
 from neustream.backends.making import make_model, wanted_of
 from neustream.backends.measuring import SAMPLE_ROUNDS, sampled
-from neustream.backends.replaying import OfService, Replay, Serving
+from neustream.backends.replaying import OfService, Replay, Sending, Serving
 from neustream.config.schema import Config, Experiment
 from neustream.config.several import ModelsConfig
 from neustream.core.events import Corrected, Ended
@@ -269,11 +269,10 @@ class Session:
         with policy_faults(policy):
             with self._serving(policy, heard) as serving:
                 report = self._new_report(serving.now())
-                replay = Replay(serving)
+                replay = Replay(serving, self.prepared.turns)
                 heard.observers += [report, *observers, tick]
                 started(replay)
-                for request in self.prepared.requests:
-                    self._submit(replay, request)
+                replay.play(map(self._sending, self.prepared.requests))
             replay.tell([report, *observers])
             report.interrupted = replay.interrupted
             if serving.fault is not None:
@@ -296,8 +295,8 @@ class Session:
         ) as service:
             yield OfService(service)
 
-    def _submit(self, replay: Replay, request: Request) -> None:
+    def _sending(self, request: Request) -> Sending:
         (part,) = [part for part in self._parts if part.pipeline.graph is request.graph]
         arguments = part.model.arguments(request.params, self.prepared.lengths.get(request.id))
         model = part.name or None
-        replay.submit(request, arguments, model, lambda answer: self.gallery.add(part.model, answer))
+        return Sending(request, arguments, model, lambda answer: self.gallery.add(part.model, answer))

@@ -37,6 +37,7 @@ class Watch:
         self.origin = 0.0
         self._plan = plan
         self._asks: dict[str, Ask] = dict(zip(ids, plan.asks, strict=True))
+        self._ids = {ask.id: id for id, ask in self._asks.items() if ask.session}
         self._records: dict[str, Record] = {}
         self._tick = tick
 
@@ -51,17 +52,40 @@ class Watch:
             self._ended(told)
         elif isinstance(told, Refused):
             record = self._came(told.id, told.slo)
-            record.end_s = told.at - self.origin
-            fail(record, "failed", told.reason)
+            if self._blocked(told.id):
+                fail(
+                    record,
+                    "blocked",
+                    f"the turn before it, {self._asks[told.id].follows!r}, failed",
+                )
+            else:
+                record.end_s = told.at - self.origin
+                fail(record, "failed", told.reason)
             self._tick(record)
 
     def _came(self, id: str, slo: SLO) -> Record:
         ask = self._asks[id]
-        record = self._records[id] = record_of(ask, ask.arrival_s or 0.0)
+        record = self._records[id] = record_of(ask, self._due(ask))
         if not record.limits.promises:  # it is the experiment that promises
             record.limits = Limits(slo.first, slo.step, slo.total, slo.weight)
             record.slo_class = record.slo_class or slo.name
         return record
+
+    def _before(self, ask: Ask) -> Record | None:
+        """Of the turn before it."""
+        return self._records.get(self._ids.get(ask.follows, ""))
+
+    def _due(self, ask: Ask) -> float:
+        """When it was to be sent: a turn once the one before it is over, and thought about."""
+        due, before = ask.arrival_s or 0.0, self._before(ask)
+        if before is None or before.end_s is None:
+            return due
+        return max(due, before.end_s + (ask.think_s if before.done else 0.0))
+
+    def _blocked(self, id: str) -> bool:
+        """Whether the turn before it came to nothing."""
+        before = self._before(self._asks[id])
+        return before is not None and not before.done
 
     def _ended(self, told: Ended) -> None:
         record = self._records.get(told.id)
@@ -81,7 +105,7 @@ class Watch:
         """What came of it, once the engine has ended."""
         records = sorted(self._records.values(), key=lambda record: record.scheduled_s)
         for record in records:
-            if record.end_s is None:
+            if record.end_s is None:  # a blocked one stays so
                 fail(record, "interrupted", "interrupted")
         return Run(
             self._plan.name,

@@ -31,6 +31,7 @@ from neustream.engine.member import Drive, Member
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.routing import LeastWork
+from neustream.engine.turns import Turn
 from neustream.engine.worker import Pieces
 
 Watcher = Callable[[say.Happening], None]
@@ -215,11 +216,12 @@ class Cluster:
         requests: Iterable[Request],
         observers: Sequence[Observer] = (),
         report: Report | None = None,
+        turns: Mapping[str, Turn] = {},
     ) -> Report:
-        """Serve a workload; returns when all of it is answered."""
+        """Serve a workload; returns when all of it is answered. `turns`: see `Replay`."""
         report = report or Report(self.clock.now())
         self.loop.observers += [*observers, report]
-        replay = Replay(self.loop, requests)
+        replay = Replay(self.loop, requests, turns=turns)
         self.loop.run(replay)
         return report
 

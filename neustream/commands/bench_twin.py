@@ -21,6 +21,7 @@ from neustream.commands.reach import naming
 from neustream.config import Experiment, LlmExperiment, ModelsConfig, load_config
 from neustream.core.types import Request
 from neustream.engine.clock import epoch
+from neustream.engine.turns import Turn
 from neustream.errors import ConfigError, nearest
 from neustream.experiment.policies import build_policy
 from neustream.experiment.prepared import Prepared, prepare
@@ -105,8 +106,13 @@ def _finite(seconds: float) -> float | None:
 def _check(plan: Plan) -> None:
     if any(ask.arrival_s is None for ask in plan.asks) or plan.concurrency is not None:
         raise ConfigError("--backend neustream: needs --request-rate or a trace, and no --max-concurrency")
-    if any(ask.follows for ask in plan.asks):
-        raise ConfigError("--backend neustream: turns that wait for each other are not served here")
+    came: set[str] = set()
+    for ask in plan.asks:
+        if ask.follows and ask.follows not in came:
+            raise ConfigError(
+                f"plan {plan.name!r}: {ask.id!r} follows {ask.follows!r}; expected a request that comes before it"
+            )
+        came.add(ask.id)
 
 
 def _config(options: TwinOptions, plan: Plan, model: str, folder: Path) -> tuple[Experiment | ModelsConfig, Asked]:
@@ -169,7 +175,8 @@ def _aligned(prepared: Prepared, plan: Plan, asked: Asked) -> tuple[Prepared, li
             found[ask.id] = replace(request, arrival=_due(ask) - first)
     requests = [found[ask.id] for ask in plan.asks]
     ids = [request.id for request in requests]
-    return replace(prepared, requests=sorted(requests, key=attrgetter("arrival"))), ids
+    turns = {found[ask.id].id: Turn(found[ask.follows].id, ask.think_s) for ask in plan.asks if ask.follows}
+    return replace(prepared, requests=sorted(requests, key=attrgetter("arrival")), turns=turns), ids
 
 
 def _due(ask: Ask) -> float:

@@ -36,6 +36,7 @@ from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.routing import LeastWork, Router
 from neustream.engine.snapshot import Snapshot, take
+from neustream.engine.turns import Turn
 from neustream.errors import NeustreamError, RequestError, shown
 
 log = logging.getLogger(__name__)
@@ -98,18 +99,19 @@ class Engine:
         report: Report | None = None,
         *,
         call_s: float = 0.0,
+        turns: Mapping[str, Turn] = {},
     ) -> Report:
         """Serve `requests` at their arrivals (counted from now) and return when all have ended.
 
         They are drawn one at a time, so a generator of millions works; arrivals must not go back.
         A failing stage, a dropped request or one that cannot be accepted (a duplicate id) does not
-        raise; it is in the report. A policy's fault does. `call_s`: see `Replay`.
+        raise; it is in the report. A policy's fault does. `call_s`, `turns`: see `Replay`.
         """
         self._life.begin(serving=False)
         report = report or Report(self.clock.now())
         self._loop.observers.append(report)
         try:
-            self._replay = Replay(self._loop, requests, call_s)
+            self._replay = Replay(self._loop, requests, call_s, turns)
             self._loop.run(self._replay)
             report.interrupted = self._replay.interrupted
         except BaseException as fault:

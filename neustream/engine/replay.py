@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
+from neustream.core.events import Ended
 from neustream.core.types import Request
-from neustream.engine.events import Arrival, Refused
+from neustream.engine.events import Arrival, Call, Record, Refused
 from neustream.engine.loop import Loop
+from neustream.engine.turns import Next, Turn, Turns
 from neustream.errors import NeustreamError, RequestError
 
 
@@ -15,24 +18,36 @@ class Replay:
     """Posts `requests` to a loop's clock, each before the next is drawn; arrivals count from now.
 
     `call_s`: from the arrival of a request to when it is taken in, which its caller needs.
+    `turns`: of requests that go on with others, by their ids. One whose turn before was not done
+    is refused.
     RequestError, from the loop, if arrivals go back.
     """
 
-    def __init__(self, loop: Loop, requests: Iterable[Request], call_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        requests: Iterable[Request],
+        call_s: float = 0.0,
+        turns: Mapping[str, Turn] = {},
+    ) -> None:
         self._loop = loop
         self._call_s = call_s
+        self._turns = Turns(turns)
+        self._later = 0  # turns whose instants are known
         self._start = loop.clock.now()
         self._requests: Iterator[Request] = iter(requests)
         self._next = next(self._requests, None)
         self._posted = 0  # arrivals that were not handled yet
         self.interrupted = False
         loop.handlers[Arrival] = self._arrived
+        if self._turns:
+            loop.observers.append(self._heard)
         self._draw()
 
     @property
     def over(self) -> bool:
         """Whether no more requests will come."""
-        return self.interrupted or not self._posted
+        return self.interrupted or not (self._posted or self._later or self._turns.waiting)
 
     def interrupt(self, now: float) -> None:
         """End the open requests as cancelled and take no more."""
@@ -65,9 +80,42 @@ class Replay:
         self._posted -= 1
         if not self._posted:
             self._draw()
+        for following in self._turns.came(event.request):
+            self._go_on(following, now)
+
+    def _heard(self, record: Record) -> None:
+        """A request is over: those that waited for it come."""
+        if isinstance(record, Ended | Refused) and not self.interrupted:
+            done = isinstance(record, Ended) and record.status == "done"
+            for following in self._turns.ended(record.id, record.at, done=done):
+                self._post(following)
+
+    def _go_on(self, following: Next, now: float) -> None:
+        if following.blocked or following.request.arrival + self._call_s > now:
+            self._post(following)
+        else:
+            self._take(following.request, now)
+
+    def _post(self, following: Next) -> None:
+        """Not at once: an observer must not have requests taken in."""
+        self._later += 1
+        at = following.request.arrival + self._call_s
+        self._loop.clock.post(Call(partial(self._due, following), Arrival.rank), at)
+
+    def _due(self, following: Next, now: float) -> None:
+        self._later -= 1
+        if self.interrupted:
+            return
+        if following.blocked:
+            self._refuse(following.request, following.blocked, now)
+        else:
+            self._take(following.request, now)
+
+    def _take(self, request: Request, now: float) -> None:
         try:
-            self._loop.accept(event.request, now)
+            self._loop.accept(request, now)
         except NeustreamError as error:
-            request = event.request
-            refused = Refused(request.id, str(error), request.arrival, request.slo, now)
-            self._loop.tell(refused)
+            self._refuse(request, str(error), now)
+
+    def _refuse(self, request: Request, reason: str, now: float) -> None:
+        self._loop.tell(Refused(request.id, reason, request.arrival, request.slo, now))

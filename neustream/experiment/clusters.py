@@ -151,7 +151,7 @@ def simulate_cluster(
         watchers=watchers,
         decision_s=bench.decision_s,
     )
-    cluster.run(prepared.requests, observers, report)
+    cluster.run(prepared.requests, observers, report, prepared.turns)
     report.instance_s = cluster.instance_s
     return report
 

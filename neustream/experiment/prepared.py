@@ -19,6 +19,7 @@ from neustream.core.steps import LearntSteps, PhaseProfile
 from neustream.core.types import Request
 from neustream.engine.executor import Executor
 from neustream.engine.member import Member
+from neustream.engine.turns import Turn
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, pipeline_of
 from neustream.experiment.pipelines.stages import check_device
@@ -45,6 +46,8 @@ class Prepared:
     """The pools of each device, where devices differ; else each instance has `pools`."""
     truth: Mapping[str, LatencyProfile] = field(default_factory=dict)
     """How long simulated steps really take, of stages whose profiles do not say it."""
+    turns: Mapping[str, Turn] = field(default_factory=dict)
+    """Of requests that go on with others, by their ids; see `neustream.engine.turns`."""
 
     @property
     def experiments(self) -> list[Experiment]:

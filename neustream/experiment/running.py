@@ -50,7 +50,8 @@ def simulate(
     step (`Took`), calls of tools too, in place of what is drawn for them, and the steps of language
     models are learnt on too. `device` says the rest in the
     config's place.
-    `cluster`: another one than the config's.
+    `cluster`: another one than the config's. Turns of conversations, whose instants nobody knows
+    beforehand, take nothing of the steps beside them (`call_s`).
     """
     observed = bool(speed) or took is not None
     costs = _costs(prepared, Simulation() if observed and device is None else device)
@@ -69,7 +70,8 @@ def simulate(
     truth = {**prepared.profiles, **real}  # what is learnt changes no device
     beside = None
     if costs.call_s:
-        beside = Calls([request.arrival for request in prepared.requests], costs.call_s).beside
+        arrivals = [request.arrival for request in prepared.requests if request.id not in prepared.turns]
+        beside = Calls(arrivals, costs.call_s).beside
     executor = ProfiledExecutor(truth, handover_s=costs.handovers, stretch=factor, beside=beside, outcome=outcome)
     own = (
         {} if took is not None else {name: made for one in prepared.pipelines for name, made in one.executors().items()}
@@ -77,7 +79,7 @@ def simulate(
     members = prepared.members(policy, _executors(prepared, executor, own), texts_learn=took is not None)
     engine = Engine(members, VirtualClock(costs.decision_s), observers)
     with policy_faults(policy):
-        return engine.run(prepared.requests, call_s=costs.call_s)
+        return engine.run(prepared.requests, call_s=costs.call_s, turns=prepared.turns)
 
 
 @dataclass

@@ -9,6 +9,10 @@ import yaml
 from toys import command, toy
 
 from neustream.bench import read_runs
+from neustream.bench.plan import Plan
+from neustream.commands.bench_twin import TwinOptions, play_here
+from neustream.errors import ConfigError
+from neustream.workload.asks import Ask, ImageAsk, Limits
 
 pytestmark = pytest.mark.usefixtures("unhurried")
 IMAGES = ["--dataset-name", "images", "--image-steps", "2,4", "--num-prompts", "12"]
@@ -75,6 +79,81 @@ def test_texts_are_simulated_token_by_token(here, root):
         assert record.token_times_s == sorted(record.token_times_s) and record.met()
 
 
+def follows(records):
+    """Pairs of turns: each, and the one before it."""
+    of = {record.id: record for record in records}
+    return [(record, of[str(int(record.id) - 4)]) for record in records if int(record.id) >= 4]
+
+
+def test_turns_of_conversations_are_simulated_once_the_ones_before_are_answered(here, root):
+    more = ["--config", root / "configs/paper/opt_13b_a6000.yaml", "--request-rate", "50", "--num-prompts", "12"]
+    data = ["--dataset-name", "sessions", "--sessions-turns", "3", "--sessions-think", "0.25", "--output-len", "5"]
+    lengths = ["--sessions-system-len", "40", "--sessions-question-len", "10", "--goodput", "e2el:60000"]
+    done = command(*SERVE, *data, *lengths, *more, "--out", "sim")
+    assert done.status == 0, done.err
+    ((run,), _) = read_runs(here / "sim")
+    assert len(run.records) == 12 and all(record.done for record in run.records)
+    for record, before in follows(run.records):
+        assert record.session == before.session and record.input_tokens == before.input_tokens + 15
+        assert record.sent_s == pytest.approx(before.end_s + 0.25) == pytest.approx(record.scheduled_s)
+
+
+def conversation(more=()):
+    """Four conversations of three images each."""
+    asks = [
+        Ask(
+            str(at),
+            0.01 * at,
+            prompt="a hill",
+            image=ImageAsk(steps=3),
+            limits=Limits(e2e_s=30.0),
+            session=str(at % 4),
+            follows=str(at - 4) if at >= 4 else "",
+            think_s=0.03 if at >= 4 else 0.0,
+        )
+        for at in range(12)
+    ]
+    return Plan([*asks, *more], "talks")
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_turns_are_served_as_they_are_simulated(here, real):
+    run = play_here(conversation(), TwinOptions(here / "toy.yaml", real=real))
+    assert [record.outcome for record in run.records] == ["done"] * 12
+    for record, before in follows(run.records):
+        own = 0.01 * int(record.id)
+        assert record.scheduled_s == pytest.approx(max(own, before.end_s + 0.03))
+        assert record.sent_s >= record.scheduled_s - 1e-9
+
+
+def test_turns_are_simulated_on_the_instances_of_a_cluster(here):
+    run = play_here(conversation(), TwinOptions(here / "toy.yaml", set_=["cluster.instances=2"]))
+    assert [record.outcome for record in run.records] == ["done"] * 12
+    assert all(record.sent_s >= before.end_s + 0.03 - 1e-9 for record, before in follows(run.records))
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_turns_behind_one_that_came_to_nothing_are_blocked(here, real):
+    """The first turn of the fifth conversation cannot be in time, and fcfs gives it up."""
+    image, hopeless = ImageAsk(steps=3), Limits(e2e_s=1e-6)
+    behind = [
+        Ask("12", 0.2, image=image, session="4", limits=hopeless),
+        Ask("13", 0.2, image=image, session="4", follows="12"),
+        Ask("14", 0.2, image=image, session="4", follows="13"),
+    ]
+    run = play_here(conversation(behind), TwinOptions(here / "toy.yaml", policy="fcfs", real=real))
+    of = {record.id: record for record in run.records}
+    assert len(of) == 15 and sum(record.done for record in run.records) == 12
+    assert [of[id].outcome for id in ("12", "13", "14")] == ["dropped", "blocked", "blocked"]
+    assert of["14"].end_s is of["14"].sent_s is None and "'13'" in of["14"].error
+
+
+def test_a_turn_that_follows_nothing_before_it_is_refused_by_name(here):
+    odd = Ask("x", 0.5, image=ImageAsk(steps=3), session="9", follows="y")
+    with pytest.raises(ConfigError, match="plan 'talks': 'x' follows 'y'; expected a request"):
+        play_here(conversation([odd]), TwinOptions(here / "toy.yaml"))
+
+
 def test_several_models_share_a_device(here, root):
     """Requests go to the model that they name, others to the first of their kind; at the plan's instants."""
     rows = [
@@ -127,7 +206,6 @@ def test_several_models_are_served_for_real(here):
         (["--config", "toy.yaml", "--set", "x=1"], "x"),
         (["--config", "toy.yaml", "--request-rate", "inf"], "needs --request-rate"),
         (["--config", "toy.yaml", "--max-concurrency", "2"], "no --max-concurrency"),
-        (["--config", "toy.yaml", "--dataset-name", "sessions", "--sessions-turns", "2"], "turns that wait"),
         (["--config", "toy.yaml", "--dataset-name", "random"], "its model makes images, and texts are asked for"),
     ],
 )
