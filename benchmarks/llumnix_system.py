@@ -20,9 +20,10 @@ from neustream.cluster.book import Again, Settings
 from neustream.cluster.fleet import Fleet, Move, Mover, Router, Scaler
 from neustream.cluster.head import Head
 from neustream.cluster.network import Network
+from neustream.cluster.place import Place
 from neustream.cluster.report import ClusterReport
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
-from neustream.cluster.simulation import Cluster, Kind, Place, Watcher
+from neustream.cluster.simulation import Cluster, Kind, Watcher
 from neustream.core.events import Emitted, Ended
 from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Pool

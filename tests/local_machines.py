@@ -19,8 +19,9 @@ BEAT_S = 0.02
 class LocalMachines:
     """See `neustream.backends.ray.driver.Machines`. All messages go through bytes, as over a wire."""
 
-    def __init__(self, make, *, observed=False):
-        self.make, self.observed = make, observed
+    def __init__(self, make, *, observed=False, delay_s=0.0):
+        """`delay_s`: what orders take to an instance."""
+        self.make, self.observed, self.delay_s = make, observed, delay_s
         self.agents, self.ended = {}, []
         self.made = 0
         self._listening, self._hung = {}, set()
@@ -73,6 +74,7 @@ class LocalMachines:
     def order(self, name, orders):
         agent = self.agents.get(name)
         if agent is not None and name not in self._hung:
+            time.sleep(self.delay_s)
             agent.carry_out(through(orders))
 
     def pass_on(self, give):

@@ -3,7 +3,8 @@
 The speed of a machine drifts, and steps stall: neither is in a profile. A simulated step takes as many
 times its profile as the served step of its kind that began nearest in time. Steps beside which
 requests came in are left out, unless all are such or it hardly mattered: the calls for them held them
-up, which the simulator adds by itself (`call_s`). What is left of the error is of the engine and the policy.
+up, which the simulator adds by itself (`call_s`). On a cluster instances take requests in: their
+steps count with what that took. What is left of the error is of the engine and the policy.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ class _Step(NamedTuple):
 
 
 class Took:
-    """An observer of a served run: when each step began, and how many times its profile it took."""
+    """An observer of a served run: when each step began, and how many times its profile it took.
 
-    def __init__(self) -> None:
+    `called`: whether the calls for requests are beside the steps, in one process.
+    """
+
+    def __init__(self, *, called: bool = True) -> None:
+        self._called = called
         self._steps: dict[str, list[_Step]] = {}
         self._calls: list[tuple[float, float]] = []
 
     def __call__(self, record: Record) -> None:
-        if isinstance(record, Submitted):
+        if isinstance(record, Submitted) and self._called:
             self._calls.append((record.arrival, record.at))
         elif isinstance(record, Finished) and not record.error:
             step = record.step

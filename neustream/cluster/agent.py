@@ -31,8 +31,6 @@ from neustream.errors import NeustreamError, RequestError, told
 
 log = logging.getLogger(__name__)
 
-HEAD = ""
-"""The address of the head."""
 REMEMBERED = 4096
 """Requests whose latest freed term is remembered."""
 
@@ -50,7 +48,7 @@ class Agent:
 
     Args:
         name: of the instance; drive: the member that serves; graphs: by name.
-        send: takes a message to an address: `HEAD`, or an instance's name.
+        send: takes a message to an address: `say.HEAD`, or an instance's name.
         unheard: outputs of a request that were sent and may not have reached the head.
         offset_s: the cluster's clock less this loop's.
         token_bytes: what a token in the KV cache takes.
@@ -136,7 +134,7 @@ class Agent:
             self._refuse(order.id, order.term, told(error))
             return
         self._terms[order.id] = order.term
-        self._send(HEAD, say.Took(order.id, order.term))
+        self._send(say.HEAD, say.Took(order.id, order.term))
 
     def _wanted(self, message: say.Send | say.Parcel) -> bool:
         """Whether a request is to begin now: not if it was freed, or is in its last step here."""
@@ -151,7 +149,7 @@ class Agent:
         return True
 
     def _refuse(self, id: str, term: int, reason: str) -> None:
-        self._send(HEAD, say.Refused(id, term, reason))
+        self._send(say.HEAD, say.Refused(id, term, reason))
 
     def _cancel(self, order: say.Cancel, now: float) -> None:
         if self._terms.get(order.id) == order.term:
@@ -161,7 +159,7 @@ class Agent:
             over = say.Over(
                 order.id, order.term, "cancelled", "cancelled by the caller", None, 0, False, True
             )
-            self._send(HEAD, over)
+            self._send(say.HEAD, over)
 
     def _free(self, order: say.Free, now: float) -> None:
         id, term = order.id, order.term
@@ -199,7 +197,7 @@ class Agent:
     def _ask(self, order: say.Ask, now: float) -> None:
         jobs = self._scheduler.jobs
         standing = [say.Standing(id, term, jobs[id].outputs) for id, term in self._terms.items()]
-        self._send(HEAD, say.Here(tuple(standing)))
+        self._send(say.HEAD, say.Here(tuple(standing)))
 
     def _fence(self, order: say.Fence, now: float) -> None:
         for id in list(self._terms):
@@ -207,7 +205,7 @@ class Agent:
         for id in list(self._tickets):
             self._release(id)
         self._later.clear()
-        self._send(HEAD, say.Fenced())
+        self._send(say.HEAD, say.Fenced())
 
     # -- moves ------------------------------------------------------------------------------------
 
@@ -221,7 +219,7 @@ class Agent:
             self._refuse(order.id, order.term, told(error))
             return
         self._tickets[order.id] = order.term, ticket
-        self._send(HEAD, say.Reserved(order.id, order.term))
+        self._send(say.HEAD, say.Reserved(order.id, order.term))
 
     def _room(self, tokens: float) -> Ticket | None:
         """KV blocks for a request; RequestError if they lack, or others wait for them."""
@@ -247,7 +245,7 @@ class Agent:
             self._send(order.target, say.Piece(order.id, order.next_term, job.kept, size))
 
     def _piece(self, piece: say.Piece, now: float) -> None:
-        self._send(HEAD, say.Copied(piece.id, piece.term, piece.tokens))
+        self._send(say.HEAD, say.Copied(piece.id, piece.term, piece.tokens))
 
     def _hold(self, order: say.Hold, now: float) -> None:
         if self._mine(order) is not None:
@@ -311,7 +309,7 @@ class Agent:
             self._refuse(parcel.id, parcel.term, told(error))
             return
         self._terms[parcel.id] = parcel.term
-        self._send(HEAD, say.Took(parcel.id, parcel.term, parcel.unheard))
+        self._send(say.HEAD, say.Took(parcel.id, parcel.term, parcel.unheard))
 
     def _unfit(self, id: str, term: int, reason: str) -> None:
         """On whatever thread: a module cannot go on from what was kept of a request."""
@@ -335,17 +333,17 @@ class Agent:
         for id in record.step.ids:
             if id not in self._began and id in self._terms:
                 self._began.add(id)
-                self._send(HEAD, say.Began(id, self._terms[id]))
+                self._send(say.HEAD, say.Began(id, self._terms[id]))
 
     def _made(self, record: Emitted) -> None:
         term = self._terms.get(record.id)
         if term is not None:
-            self._send(HEAD, say.Made(record.id, term, record.index, record.update))
+            self._send(say.HEAD, say.Made(record.id, term, record.index, record.update))
 
     def _waits(self, id: str, away: str) -> None:
         job = self._scheduler.jobs.get(id)
         if id in self._terms and isinstance(job, Entry):
-            self._send(HEAD, say.Waits(id, self._terms[id], job.kept, away))
+            self._send(say.HEAD, say.Waits(id, self._terms[id], job.kept, away))
 
     def _ended(self, record: Ended) -> None:
         self._tell_soon()
@@ -362,7 +360,7 @@ class Agent:
                 record.started,
                 record.attainable,
             )
-            self._send(HEAD, over)
+            self._send(say.HEAD, over)
         self._again(record.id)
 
     def _again(self, id: str) -> None:
@@ -392,7 +390,7 @@ class Agent:
             heard=self._heard,
             sent_at=now + self.offset_s,
         )
-        self._send(HEAD, say.Told(outlook))
+        self._send(say.HEAD, say.Told(outlook))
 
     def beat(self, now: float) -> None:
         """Tell how it is, if that was not done for long."""

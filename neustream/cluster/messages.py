@@ -16,6 +16,8 @@ from neustream.core.job import Status
 from neustream.core.outlook import Outlook
 from neustream.core.types import SLO
 
+HEAD = ""
+"""The address of the head; those of instances are their names."""
 Outputs = tuple[tuple[int, Update], ...]
 """Outputs with their numbers, from 0."""
 
@@ -335,6 +337,15 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class Entered:
+    """A request is in the queues of an instance. Told where instances tell of their steps."""
+
+    id: str
+    instance: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """A request went on elsewhere. `held_at`: since when it had waited there."""
 
@@ -386,4 +397,4 @@ class Scaled:
     at: float
 
 
-Happening = Routed | Moved | Unmoved | Lost | Restarted | Scaled
+Happening = Routed | Entered | Moved | Unmoved | Lost | Restarted | Scaled

@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from neustream.cluster.messages import HEAD
+from neustream.cluster.ways import Took
 from neustream.errors import ConfigError
 
 Kind = Literal["crash", "hang", "slow", "partition"]
@@ -81,6 +83,7 @@ class Network:
         delay_s: of each message; bandwidth: bytes per second between two instances; loss: share of
             the messages that are sent again; state_bytes: of a request that has begun, beside its
             KV cache.
+        ways: what messages between the head and instances take in place of `delay_s`.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Network:
         loss: float = 0.0,
         seed: int = 0,
         state_bytes: float = 0.0,
+        ways: Took | None = None,
     ) -> None:
         if not 0 <= loss < 1:
             raise ConfigError(f"network: loss must be from 0 to below 1, got {loss!r}")
@@ -97,6 +101,7 @@ class Network:
         self.bandwidth = bandwidth
         self.state_bytes = state_bytes
         self._loss = loss
+        self._ways = ways
         self._random = np.random.default_rng([seed, 7])
         self._latest: dict[tuple[str, str], float] = {}
 
@@ -104,7 +109,7 @@ class Network:
         self, source: str, target: str, now: float, size: float, faults: Sequence[Faults]
     ) -> float:
         """When a message of `size` bytes from `source` is at `target`; inf: never."""
-        at = now + self.delay_s
+        at = now + self._delay(source, target, now)
         if size:
             at += size / self.bandwidth
         while self._loss and self._random.random() < self._loss:
@@ -114,3 +119,10 @@ class Network:
         at = max(at, self._latest.get((source, target), 0.0))
         self._latest[source, target] = at
         return at
+
+    def _delay(self, source: str, target: str, now: float) -> float:
+        """Seconds of an empty message on a network that works."""
+        if self._ways is None or HEAD not in (source, target):
+            return self.delay_s
+        way = self._ways.back if target == HEAD else self._ways.there
+        return way.took(now)

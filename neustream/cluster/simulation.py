@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from neustream.cluster import messages as say
-from neustream.cluster.agent import HEAD, Agent, Reporting
+from neustream.cluster.agent import Agent, Reporting
 from neustream.cluster.head import Head
 from neustream.cluster.network import Fault, Faults, Network
-from neustream.core.batch import Batch, StepInput
+from neustream.cluster.place import AtPlace, Place
 from neustream.core.events import Emitted, Ended, Given, Held, Left, Submitted
 from neustream.core.graph import Graph
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
-from neustream.engine.clock import Clock, VirtualClock
-from neustream.engine.events import Call, Done, Finished, Observer, Record, Started
+from neustream.engine.clock import VirtualClock
+from neustream.engine.events import Call, Finished, Observer, Record, Started
 from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.loop import Loop
 from neustream.engine.member import Drive, Member
@@ -32,7 +31,6 @@ from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.routing import LeastWork
 from neustream.engine.turns import Turn
-from neustream.engine.worker import Pieces
 
 Watcher = Callable[[say.Happening], None]
 """Told of what happens in the cluster."""
@@ -59,69 +57,13 @@ class Kind:
     token_bytes: float = 0.0
 
 
-class Place:
-    """Where a simulated instance runs: what is wrong with it, by data."""
-
-    def __init__(self, number: int, faults: Faults) -> None:
-        self.number = number
-        self.faults = faults
-
-    def stretch(self, batch: Batch) -> float:
-        """How many times as long a step takes."""
-        return self.faults.factor(batch.started_at)
-
-
-class _Clock(VirtualClock):
-    """A clock for the executors of one instance: steps end later while it hangs, or never."""
-
-    def __init__(self, clock: VirtualClock, faults: Faults) -> None:
-        self._clock = clock
-        self._faults = faults
-
-    def now(self) -> float:
-        return self._clock.now()
-
-    def post(self, event: Any, at: float) -> None:
-        if isinstance(event, Done):
-            at = self._faults.awake(at)
-            if at >= self._faults.crash_at:
-                return
-        self._clock.post(event, at)
-
-
-class Faulty:
-    """An executor on a clock of its instance's own."""
-
-    def __init__(self, executor: ProfiledExecutor, clock: VirtualClock, faults: Faults) -> None:
-        self._executor = executor
-        self._at = _Clock(clock, faults)
-
-    def start(self, batch: Batch, clock: Clock) -> None:
-        self._executor.start(batch, self._at)
-
-    def release(self, id: str) -> None:
-        self._executor.release(id)
-
-    def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
-        return self._executor.export(input, worker)
-
-    def adopt(self, input: StepInput, pieces: Pieces, worker: int = 0) -> Future[None]:
-        return self._executor.adopt(input, pieces, worker)
-
-    def close(self, *, wait: bool = True) -> None:
-        self._executor.close(wait=wait)
-
-    def here(self) -> bool:
-        return False
-
-
 @dataclass
 class Running:
     """An instance that runs: what of it is still to be said."""
 
     agent: Agent
     drive: Drive
-    faults: Faults
+    place: Place
     name: str
     since: float
 
@@ -177,6 +119,7 @@ class Cluster:
     Args:
         kinds: of instances; faults: by an instance's number, counted as they were started.
         watchers: told of moves, losses and the like.
+        call_s: what taking a request in takes of an instance's process.
     """
 
     def __init__(
@@ -190,6 +133,7 @@ class Cluster:
         reporting: Reporting | None = None,
         watchers: Sequence[Watcher] = (),
         decision_s: float = 0.0,
+        call_s: float = 0.0,
     ) -> None:
         self.head = head
         self.clock = VirtualClock(decision_s)
@@ -199,6 +143,7 @@ class Cluster:
         self._kinds = {kind.role: kind for kind in kinds}
         self._graphs = {graph.name: graph for graph in graphs}
         self._network = network
+        self._call_s = call_s
         self._faults = faults
         self._reporting = reporting or Reporting()
         self._watchers = list(watchers)
@@ -234,14 +179,12 @@ class Cluster:
     # -- instances --------------------------------------------------------------------------------
 
     def _make(self, kind: Kind) -> tuple[Member, Place, Kind]:
-        place = Place(self._count, Faults(self._faults, self._count))
+        place = Place(self._count, Faults(self._faults, self._count), self._call_s)
         name = f"{kind.role}-{self._count}"
         self._count += 1
         scheduler, executors = kind.make(place)
-        faulty = {
-            pool: Faulty(executor, self.clock, place.faults) for pool, executor in executors.items()
-        }
-        return Member(scheduler, faulty, name), place, kind
+        there = {pool: AtPlace(one, self.clock, place) for pool, one in executors.items()}
+        return Member(scheduler, there, name), place, kind
 
     def _join(self, name: str, drive: Drive, place: Place, kind: Kind, now: float) -> None:
         agent = Agent(
@@ -254,7 +197,7 @@ class Cluster:
             reporting=self._reporting,
             token_bytes=kind.token_bytes,
         )
-        one = self.running[name] = Running(agent, drive, place.faults, name, now)
+        one = self.running[name] = Running(agent, drive, place, name, now)
         stages = [stage for pool in drive.scheduler.pools.values() for stage in pool.stages]
         self.head.joined(
             name,
@@ -269,7 +212,7 @@ class Cluster:
         self._beat_later(one, now)
 
     def _beat_later(self, one: Running, now: float) -> None:
-        at = one.faults.awake(now + self._reporting.beat_s)
+        at = one.place.faults.awake(now + self._reporting.beat_s)
         self.clock.post(Call(partial(self._beat, one), rank=4), at)
 
     def _beat(self, one: Running, now: float) -> None:
@@ -318,10 +261,10 @@ class Cluster:
         for (source, target), messages in outgoing.items():
             size = sum([self._bytes(message) for message in messages])
             ends = map(self.running.get, (source, target))
-            sides = [one.faults for one in ends if one is not None]
+            sides = [one.place.faults for one in ends if one is not None]
             at = self._network.arrives(source, target, now, size, sides)
             if at < math.inf:
-                arrive = self._heard if target == HEAD else self._arrived
+                arrive = self._heard if target == say.HEAD else self._arrived
                 self.clock.post(Call(partial(arrive, source, target, messages)), at)
 
     def _bytes(self, message: Any) -> float:
@@ -341,9 +284,20 @@ class Cluster:
 
     def _arrived(self, source: str, target: str, messages: list[Any], now: float) -> None:
         one = self.running.get(target)
-        if one is not None:
-            for message in messages:
+        if one is None:
+            return
+        for message in messages:
+            at = one.place.read(now, calls=isinstance(message, say.Send))
+            if at > now:
+                self.clock.post(Call(partial(self._read, target, message)), at)
+            else:
                 one.agent.receive(message, now)
+
+    def _read(self, target: str, message: Any, now: float) -> None:
+        """An instance has got round to a message."""
+        one = self.running.get(target)
+        if one is not None:
+            one.agent.receive(message, now)
 
     def submit(self, request: Request, now: float) -> Submitted:
         """A request of the workload; what is wrong with it is raised."""
@@ -381,7 +335,7 @@ class Cluster:
             case say.Stop():
                 self._stop(order.instance, now)
             case _:
-                self._send(HEAD, order.instance, order)
+                self._send(say.HEAD, order.instance, order)
 
     def _tick(self, now: float) -> None:
         self._wake = math.inf

@@ -168,7 +168,7 @@ class _Served:
     ) -> None:
         logs = [EventLog()] if name in self._traces else []
         by_model = ByModel(self.config)
-        watch, took = Watch(), Took()
+        watch, took = Watch(), Took(called=not isinstance(session, ClusterSession))
         report = session.serve(name, [by_model, watch, took, *logs], ended, interrupts.watch)
         for log in logs:
             log.save(self._traces[name])
@@ -208,7 +208,11 @@ def _beside(
         return record(config, policy, simulate(same, policy, [parts], **observed), parts)
 
     real, plain = record(config, policy, report, by_model), simulated()
-    as_observed = simulated(took=took.stretch(report.start), device=watch.told().costs)
+    costs, ways = watch.told().costs, None
+    if isinstance(session, ClusterSession):
+        costs, ways = costs.model_copy(update={"call_s": 0.0}), session.ways.told(report.start)
+        real["cluster"]["ways_s"] = ways.to_dict()
+    as_observed = simulated(took=took.stretch(report.start), device=costs, ways=ways)
     return {
         **real,
         "simulated": plain,
@@ -229,7 +233,7 @@ def _say_errors(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _explain(records: Sequence[dict[str, Any]]) -> None:
-    """Say where the device was not as fast as its profile, and what the simulator makes of that."""
+    """Say where the device was not as fast as its profile, and what ways to instances and back took."""
     for entry in records:
         busy = sum(entry["busy_s"].values())
         profiled = sum(seconds / entry["profile_error"][stage] for stage, seconds in entry["busy_s"].items())
@@ -239,3 +243,9 @@ def _explain(records: Sequence[dict[str, Any]]) -> None:
                 f"{entry['policy']}: steps took {busy / profiled:.2f} times what the profiles say; "
                 f"simulated as observed: {again:.2f}/s",
             )
+        ways = entry.get("cluster", {}).get("ways_s", {})
+        told = [
+            f"{seconds['p50'] * 1e3:.1f} ms {way} (p99 {seconds['p99'] * 1e3:.0f})" for way, seconds in ways.items()
+        ]
+        if told:
+            console.print(f"{entry['policy']}: a request's ways took {', '.join(told)}")

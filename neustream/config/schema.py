@@ -101,8 +101,8 @@ class Simulation(Section):
     added to each step (from the end of one to the start of the next: what a table of bare model
     calls leaves out), `decision_s` passes while a policy decides, beside the step under way where
     there is one, `call_s` is what the call for a request takes in the serving process: it is taken
-    in so much later, and the step under way takes so much longer (not in clusters, whose callers
-    are elsewhere). `latency_scale` multiplies each step's latency; by default they are what the
+    in so much later, and the step under way takes so much longer (in clusters: of the process of the
+    instance that it comes to). `latency_scale` multiplies each step's latency; by default they are what the
     profiles were measured with, or 0 and 1. `latency_noise` spreads latencies (the sigma of a
     log-normal factor of median 1, drawn with the workload's seed). `slowdowns` are times
     of the trace during which steps take longer still (a neighbour on the device, throttling); where

@@ -11,11 +11,13 @@ from neustream.cluster.agent import Reporting
 from neustream.cluster.book import Again, Settings
 from neustream.cluster.head import Head
 from neustream.cluster.network import Fault, Network
+from neustream.cluster.place import Place
 from neustream.cluster.planning.replanner import Replanner
 from neustream.cluster.report import ClusterReport
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
 from neustream.cluster.rules.replan import Replan
-from neustream.cluster.simulation import Cluster, Kind, Place, Watcher
+from neustream.cluster.simulation import Cluster, Kind, Watcher
+from neustream.cluster.ways import Took
 from neustream.config.cluster import ClusterConfig
 from neustream.core.batch import Batch
 from neustream.core.events import Update
@@ -64,7 +66,8 @@ class Bench:
     Args:
         factor: how many times as long a step takes; outcome: updates of a step's jobs.
         handovers: by stage; truth: how long steps really take, of stages whose profiles do not say it.
-        texts_learn: see `Role.scheduler`.
+        decision_s, call_s: of a decision, of taking a request in at an instance.
+        texts_learn: see `Role.scheduler`. ways: what messages took where this was served.
     """
 
     def __init__(
@@ -74,14 +77,18 @@ class Bench:
         handovers: Mapping[str, float],
         truth: Mapping[str, LatencyProfile],
         decision_s: float,
+        call_s: float = 0.0,
         *,
         texts_learn: bool = False,
+        ways: Took | None = None,
     ) -> None:
         self.factor = factor
         self.outcome = outcome
         self.handovers = handovers
         self.truth = truth
         self.decision_s = decision_s
+        self.call_s = call_s
+        self.ways = ways
         self.texts_learn = texts_learn
 
     def executor(self, place: Place, profiles: Mapping[str, LatencyProfile]) -> ProfiledExecutor:
@@ -145,11 +152,12 @@ def simulate_cluster(
         head,
         kinds,
         prepared.graphs,
-        Network(network.delay_s, network.bandwidth, network.loss, seed, network.state_bytes),
+        Network(network.delay_s, network.bandwidth, network.loss, seed, network.state_bytes, bench.ways),
         faults=[Fault(f.at_s, f.instance, f.kind, f.seconds, f.factor) for f in config.faults],
         reporting=Reporting(network.report_s),
         watchers=watchers,
         decision_s=bench.decision_s,
+        call_s=bench.call_s,
     )
     cluster.run(prepared.requests, observers, report, prepared.turns)
     report.instance_s = cluster.instance_s

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
+from neustream.cluster.ways import Took
 from neustream.config import ModelsConfig, experiments_of
 from neustream.config.cluster import ClusterConfig
 from neustream.config.fields import Factor, Section
@@ -41,6 +42,7 @@ def simulate(
     device: Simulation | None = None,
     took: Callable[[Batch], float] | None = None,
     cluster: ClusterConfig | None = None,
+    ways: Took | None = None,
 ) -> Report:
     """Serve the workload in virtual time, steps taking as long as the profiles say.
 
@@ -50,8 +52,9 @@ def simulate(
     step (`Took`), calls of tools too, in place of what is drawn for them, and the steps of language
     models are learnt on too. `device` says the rest in the
     config's place.
-    `cluster`: another one than the config's. Turns of conversations, whose instants nobody knows
-    beforehand, take nothing of the steps beside them (`call_s`).
+    `cluster`: another one than the config's; `ways`: what messages in it took where it was served.
+    Outside of clusters turns of conversations, whose instants nobody knows beforehand, take nothing of
+    the steps beside them (`call_s`).
     """
     observed = bool(speed) or took is not None
     costs = _costs(prepared, Simulation() if observed and device is None else device)
@@ -65,7 +68,8 @@ def simulate(
     real = {} if observed or device is not None else prepared.truth
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
-        bench = Bench(factor, outcome, costs.handovers, real, costs.decision_s, texts_learn=took is not None)
+        seconds = costs.decision_s, costs.call_s
+        bench = Bench(factor, outcome, costs.handovers, real, *seconds, texts_learn=took is not None, ways=ways)
         return _on_cluster(prepared, cluster, policy, bench, observers)
     truth = {**prepared.profiles, **real}  # what is learnt changes no device
     beside = None

@@ -23,12 +23,16 @@ class Made(list):
 
 @pytest.fixture
 def local(monkeypatch):
-    """Clusters have instances in this process; what they were made of is in the list."""
+    """Clusters have instances in this process; what they were made of is in the list.
+
+    `delay_s` of it: what orders take to an instance.
+    """
     made = Made()
+    made.delay_s = 0.0
 
     def machines(make, most, address, resources, *, observed):
         made.append((most, address, resources))
-        made.machines = LocalMachines(lambda number: through(make)("cpu"), observed=observed)
+        made.machines = LocalMachines(lambda number: through(make)("cpu"), observed=observed, delay_s=made.delay_s)
         return made.machines
 
     monkeypatch.setattr(cluster, "machines_of", machines)
@@ -59,6 +63,19 @@ def test_a_scaler_chooses_once_the_first_instances_serve(local, tmp_path):
     assert command("run", path, "--json", out).status == 0
     assert results(out)[0]["counts"]["on_time"] == 10
     assert local == [(3, None, {"num_cpus": 1.0})] and local.machines.made == 3
+
+
+def test_what_ways_took_is_simulated_as_observed_and_told(local, tmp_path):
+    """On the head's thread an order takes 0.2 s: no request can be quicker, served or simulated."""
+    local.delay_s, out = 0.2, tmp_path / "out.json"
+    done = command("run", toy(tmp_path, cluster=TWO, slo={"total_s": 60.0}), "--json", out)
+    assert done.status == 0, done.err
+    (entry,) = results(out)
+    ways = entry["cluster"]["ways_s"]
+    assert ways["there"]["p50"] >= 0.2 and ways["back"]["p50"] >= 0.0
+    assert entry["latency_s"]["p50"] >= 0.2 > entry["simulated"]["latency_s"]["p50"]
+    assert entry["simulated_as_observed"]["latency_s"]["p50"] >= 0.2
+    assert squash("fcfs: a request's ways took") in squash(done.out) and squash("ms there (p99") in squash(done.out)
 
 
 class Broken:

@@ -7,7 +7,7 @@ from clusters import GRAPH, PROFILES, STREAM
 
 from neustream import FCFS, SLO, Pool, Scheduler
 from neustream.cluster import messages as say
-from neustream.cluster.agent import HEAD, Agent
+from neustream.cluster.agent import Agent
 from neustream.core.outlook import Rates
 from neustream.engine.clock import VirtualClock
 from neustream.engine.executor import ProfiledExecutor
@@ -123,7 +123,7 @@ def test_a_held_request_is_given_as_a_copy_and_kept_until_it_is_freed():
     assert heard == [say.Made("r", 1, 0, {}), say.Waits("r", 1)]
     bench.do(say.Give("a", "r", 1, "b", 2))
     bench.agent.receive(say.Give("a", "r", 1, "b", 2), 0.0)
-    ((to, parcel),) = [(to, one) for to, one in bench.said if to != HEAD]
+    ((to, parcel),) = [(to, one) for to, one in bench.said if to != say.HEAD]
     assert (to, parcel.term, parcel.carry.outputs) == ("b", 2, 1) and "r" in bench.jobs
     assert bench.do(say.Resume("a", "r", 1)) and bench.jobs["r"].status == "running"
 

@@ -341,7 +341,10 @@ class Driver:
         for id in heard.surprises:
             self._looking.surprised(id)
         for record in heard.records:
-            self._telling.tell(record)
+            if isinstance(record, to.Entered):
+                self._telling.happened(record)
+            else:
+                self._telling.tell(record)
         for one in heard.news:
             self._one_heard(name, one, now)
 

@@ -15,6 +15,7 @@ from neustream.backends.replaying import Serving
 from neustream.backends.serving import Named, Part, Session, experiments_in
 from neustream.cluster.messages import Happening
 from neustream.cluster.report import ClusterReport
+from neustream.cluster.ways import Ways
 from neustream.config.schema import Config
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO
@@ -88,6 +89,9 @@ class ClusterSession(Session):
     Args:
         device: of each instance, "cpu" or "cuda".
 
+    Attributes:
+        ways: what messages took while the workload was served the latest time.
+
     Raises:
         ConfigError, BackendError, ProfileError: as of a `Session`.
     """
@@ -95,6 +99,7 @@ class ClusterSession(Session):
     def __init__(self, config: Config, device: str) -> None:
         self._needs = needs_of(device, "--device")
         self._watching: ClusterReport | None = None
+        self.ways = Ways()
         assert config.cluster is not None
         self._leave = joined(config.cluster.address)
         try:
@@ -114,6 +119,7 @@ class ClusterSession(Session):
         return self._watching
 
     def _happened(self, event: Happening) -> None:
+        self.ways.happened(event)
         if self._watching is not None:
             self._watching.happened(event)
 
@@ -125,13 +131,13 @@ class ClusterSession(Session):
         role, count = kind_of(config)
         rules = rules_of(config, router or next(iter(config.router)))
         policy_for(self.prepared.pipelines, name)
-        self._watching = None
+        self._watching, self.ways = None, Ways()
         cluster = Cluster(
             Made(self.config, name, self.prepared.profiles, self.prepared.lengths),
             instances=instances_of(count, rules["scaler"]),
             resources=self._needs,
             role=role,
-            observers=[heard],
+            observers=[self.ways, heard],
             watchers=[self._happened],
             **rules,
         )

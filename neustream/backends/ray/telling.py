@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from neustream.cluster.messages import Happening
+from neustream.cluster.messages import Entered, Happening
 from neustream.core.events import Emitted, Ended, Submitted
 from neustream.engine.events import Decided, Finished, Observer, Record, Started
 
@@ -45,13 +45,15 @@ class Telling:
                 log.exception("a watcher of a cluster raised")
 
 
-def shifted(records: Iterable[Record], member: str, by_s: float) -> list[OfSteps]:
-    """Records of an instance's steps on another clock, which says `by_s` more."""
-    found: list[OfSteps] = []
+def shifted(records: Iterable[Record], member: str, by_s: float) -> list[OfSteps | Entered]:
+    """What an instance tells of its records, on another clock, which says `by_s` more."""
+    found: list[OfSteps | Entered] = []
     for record in records:
         if isinstance(record, Started | Finished):
             step = replace(record.step, started_at=record.step.started_at + by_s)
             found.append(replace(record, step=step, at=record.at + by_s, member=member))
         elif isinstance(record, Decided):
             found.append(replace(record, at=record.at + by_s, member=member))
+        elif isinstance(record, Submitted):
+            found.append(Entered(record.id, member, record.at + by_s))
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.backends.ray.telling import OfSteps
-from neustream.cluster.messages import Report
+from neustream.cluster.messages import Entered, Report
 from neustream.core.graph import Graph, Stage
 from neustream.core.outlook import Asked
 from neustream.core.profile import LatencyProfile
@@ -96,13 +96,13 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What an instance has to say. `records`: of its steps, on the cluster's clock.
+    """What an instance has to say. `records`: of its steps and of who came, on the cluster's clock.
 
     `surprises`: requests that are not what they were taken for.
     """
 
     news: Sequence[News]
-    records: Sequence[OfSteps] = ()
+    records: Sequence[OfSteps | Entered] = ()
     surprises: Sequence[str] = ()
 
 
