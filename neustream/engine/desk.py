@@ -35,14 +35,22 @@ class Limit:
             raise RequestError(f"max_open must be 1 or more, got {max_open!r}")
         self._max_open = max_open
 
-    def check(self, id: str, count: int, wait_s: Callable[[int], float | None]) -> None:
-        """RequestError for one more request, with when to come again, while `count` are open."""
-        if self._max_open is not None and count >= self._max_open:
+    def check(
+        self, id: str, count: int, wait_s: Callable[[int], float | None], more: int = 1
+    ) -> None:
+        """RequestError for `more` requests, with when to come again, while `count` are open."""
+        if self._max_open is None or count + more <= self._max_open:
+            return
+        if more > self._max_open:
             raise RequestError(
-                f"request {id!r}: {count} requests are open, and max_open is {self._max_open}",
-                code="too_many",
-                retry_after_s=wait_s(1),
+                f"request {id!r}: {more} requests at once, and max_open is {self._max_open}"
             )
+        wanted = "" if more == 1 else f" {more} more are asked for,"
+        raise RequestError(
+            f"request {id!r}: {count} requests are open,{wanted} and max_open is {self._max_open}",
+            code="too_many",
+            retry_after_s=wait_s(more),
+        )
 
 
 class Desk:

@@ -139,7 +139,13 @@ class Requests:
 
     def give_up(self, answer: Answer[Any]) -> None:
         """Its caller wants no answer any more."""
-        if self.open.get(answer.id) is answer:
+        if self.open.get(answer.id) is not answer:
+            return
+        waiting = self._no_longer_waits(answer)
+        if waiting is not None:
+            self._forget(answer)
+            waiting.over()
+        else:
             id = _probe_id(answer) if answer.id in self._probing else answer.id
             with contextlib.suppress(RequestError):  # the engine is closed: it is over anyway
                 self._engine.cancel(id)
@@ -239,6 +245,16 @@ class Requests:
                 return False
             self._behind.setdefault(call.behind.id, []).append((sent, call))
         return True
+
+    def _no_longer_waits(self, answer: Answer[Any]) -> Call | None:
+        """The call of a request that waits for another one: it is out of the line; None: it does not wait."""
+        with self._lock:
+            for line in self._behind.values():
+                for at, (sent, call) in enumerate(line):
+                    if sent.answer is answer:
+                        del line[at]
+                        return call
+        return None
 
     def _made(self, answer: Answer[Any], output: Emitted) -> None:
         """An output of a request, on the engine's thread."""

@@ -162,6 +162,7 @@ class Service:
         assert isinstance(mount, OfSequences)
         whole = checked(id)
         ids = ids_of(whole, count, mount.most_sequences)
+        self._limit.check(whole, len(self._open), self.engine.wait_s, count)
         more = {key: value for key, value in kwargs.items() if key not in ("n", "seed")}
 
         def submit(id: str, **own: Any) -> Answer[Any]:

@@ -88,7 +88,7 @@ def test_slots_close_up_when_one_between_gets_free():
     drive.step(dict.fromkeys(jobs))
     drive.evict(jobs[1])
     drive.step(dict.fromkeys([jobs[0], *jobs[2:]]))
-    assert sorted(held.slot for held in drive.texts._held.values()) == [0, 1, 2, 3]
+    assert sorted(held.slot for held in drive.texts._seats.held.values()) == [0, 1, 2, 3]
     drive.step(dict.fromkeys([jobs[0], jobs[3]]))  # slots with others between
     drive.step(dict.fromkeys([jobs[0], jobs[2], jobs[4]]))
     assert drive.finish(jobs) == wanted

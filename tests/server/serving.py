@@ -94,3 +94,11 @@ def settled(service, seconds=10.0):
             return True
         time.sleep(0.01)
     return False
+
+
+def until(done, seconds=20.0):
+    """Wait until `done()`."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.005)

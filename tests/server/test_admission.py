@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 
 import pytest
 
@@ -16,7 +15,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 from concurrent.futures import Future, ThreadPoolExecutor  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
-from serving import serving, settled, stock, text_service  # noqa: E402
+from serving import serving, settled, stock, text_service, until  # noqa: E402
 
 from neustream import FCFS, Decision  # noqa: E402
 from neustream.server import lifecycle  # noqa: E402
@@ -45,13 +44,6 @@ class Gate:
         if self.open.is_set():
             return self._rule.decide(view)
         return Decision([], wake_at=view.now + 0.01)
-
-
-def until(done, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 # -- the rule -----------------------------------------------------------------------------------------

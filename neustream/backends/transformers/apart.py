@@ -33,6 +33,14 @@ SHARED = (
 """What copies refer to as the originals do."""
 
 
+OF_EACH = "give each request its own"
+OF_ONE = (
+    "sequences of one prompt need copies: let copy it (`__reduce__`), or ask for each by itself, with a seed and "
+    "a processor of its own"
+)
+"""What callers can do about a processor that cannot be copied."""
+
+
 class _AsItIs:
     """Something that is not copied."""
 
@@ -85,26 +93,29 @@ class Owners:
         self._lock = threading.Lock()
         self._held: dict[int, Any] = {}
 
-    def take(self, processors: Sequence[Processor]) -> tuple[tuple[Processor, ...], Callable[[], None]]:
+    def take(
+        self, processors: Sequence[Processor], *, several: bool = False
+    ) -> tuple[tuple[Processor, ...], Callable[[], None]]:
         """A request's own of some processors, and what is called once it is over.
 
-        RequestError if one cannot be copied, and another open request has it.
+        RequestError if one cannot be copied, and another open request has it. `several`: that is
+        asked for together with this one, so that its caller cannot give each its own.
         """
         if not processors:
             return (), _nothing
         try:
             return copied(tuple(processors)), _nothing
         except Exception:  # noqa: BLE001  whatever keeps an object of the caller's from being copied
-            return tuple(processors), self._hold(processors)
+            return tuple(processors), self._hold(processors, OF_ONE if several else OF_EACH)
 
-    def _hold(self, processors: Sequence[Processor]) -> Callable[[], None]:
+    def _hold(self, processors: Sequence[Processor], advice: str) -> Callable[[], None]:
         mine = {id(one): one for one in processors}
         with self._lock:
             for key, one in mine.items():
                 if key in self._held:
                     raise RequestError(
                         f"processors: a {type(one).__name__} cannot be copied, and another open request has it: what "
-                        "it keeps of one text would be in the other; give each request its own"
+                        f"it keeps of one text would be in the other; {advice}"
                     )
             self._held |= mine
         return lambda: self._leave(mine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from neustream.backends.transformers.fixed import rows_of
 from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.prefixes import Prefixes
+from neustream.backends.transformers.seats import Held, Seats
 from neustream.backends.transformers.slots import Row, Slots
 from neustream.backends.transformers.streams import Streams
 from neustream.backends.transformers.text import SEEN, Ask, Text, seen
@@ -24,22 +24,6 @@ from neustream.engine.executor import StreamModule
 from neustream.errors import StageFailed, told
 
 Update = Mapping[str, Any]
-
-
-class _Held:
-    """A request's slot, how many of its tokens are in it, and when it was last used.
-
-    `prompt`: its prompt's tokens, told apart. `shared`: tokens that came from a prefix. `sure`: the text
-    after the latest step that a model did which is the one that is served, and how many tokens of it
-    were in the slot.
-    """
-
-    __slots__ = ("cached", "prompt", "shared", "slot", "sure", "used")
-
-    def __init__(self, slot: int) -> None:
-        self.slot, self.cached, self.used, self.shared = slot, 0, 0, 0
-        self.prompt: list[int] = []
-        self.sure: tuple[Text, int] | None = None
 
 
 class _Turn:
@@ -95,16 +79,15 @@ class Texts:
         self.name = name
         self.prefill, self.decode = f"{name}.prefill", f"{name}.decode"
         self._ask = ask
-        self._held: dict[str, _Held] = {}
+        self._seats = Seats(model.cache, prefixes)
         self._streams = Streams(model.eos, model.device, tokenizer, model.begins)
-        self._free = list(range(model.slots - 1, -1, -1))  # the lowest last: neighbours are read without a copy
         self._clock = 0
         self._threads = torch.get_num_threads()
         self._limited: set[int] = set()  # threads that know it
 
     def __len__(self) -> int:
         """Slots in use."""
-        return len(self._held)
+        return len(self._seats.held)
 
     def load(self, device: str) -> None:
         """Nothing to do: the model stays on the device that it is on."""
@@ -131,7 +114,7 @@ class Texts:
     def release(self, id: str) -> None:
         """Its slot is free: the request is over, or its KV blocks were taken."""
         self._streams.forget(id)
-        self._leave(id)
+        self._seats.leave(id)
 
     def export(self, given: StepInput, first: int = 0) -> KeysAndValues | None:
         """Keys and values of a request from token `first` on, as plain data; None if no slot has any of its own.
@@ -140,7 +123,7 @@ class Texts:
         While the request runs on here, a later call with `first` at the `last` of the one before
         gives what came since.
         """
-        held = self._held.get(given.id)
+        held = self._seats.held.get(given.id)
         if held is None or held.cached <= first or not isinstance(self.model.cache, Slots):
             return None
         return carried(self.model.cache, held.slot, first, held.cached)
@@ -150,7 +133,7 @@ class Texts:
 
         StageFailed if it does not fit this model, or does not follow on what is there.
         """
-        held = self._held.get(given.id)
+        held = self._seats.held.get(given.id)
         there = 0 if held is None else held.cached
         cache, text = self.model.cache, given.state.get(self.name)
         if not isinstance(cache, Slots):
@@ -158,13 +141,14 @@ class Texts:
         piece.check(cache, given.id, self.model.name, there, 0 if text is None else len(text) - 1)
         states = piece.states(cache, self.model.device)
         if held is None:
-            held = self._held[given.id] = self._take()
+            held = self._seats.take(given.id, self._clock)
         cache.write(held.slot, piece.first, states)
-        held.cached, held.used = piece.last, self._clock
+        held.cached = piece.last
+        held.used = self._clock
 
     def pretend(self, id: str, cached: int) -> None:
         """Mark a slot of `id` as filled with `cached` tokens without computing them: to time decodes."""
-        held = self._held[id] = self._take()
+        held = self._seats.take(id, self._clock)
         held.cached = cached
         self.model.cache.pretend(held.slot, cached)
 
@@ -172,35 +156,23 @@ class Texts:
 
     def _sure(self, inputs: Sequence[StepInput], results: Sequence[Update | StageFailed]) -> None:
         """Note what is in slots now; prompts and whole texts that are complete are there for others at once."""
-        if self.prefixes is None:
-            return
         for given, result in zip(inputs, results, strict=True):
-            held = self._held.get(given.id)
+            held = self._seats.held.get(given.id)
             if held is None or isinstance(result, StageFailed):
                 continue
             text: Text = result[self.name]
             held.sure = (text, held.cached)
             most = given.params.get("max_tokens")
-            if len(text.outputs) in (1, most) or result.get("ended"):
+            if self.prefixes is not None and (len(text.outputs) in (1, most) or result.get("ended")):
                 self.prefixes.keep(held.slot, text, held.cached)
-
-    def _leave(self, id: str) -> None:
-        held = self._held.pop(id, None)
-        if held is not None:
-            if self.prefixes is not None and held.sure is not None:
-                text, cached = held.sure
-                self.prefixes.keep(held.slot, text, cached - 1)  # the last one may have been computed anew
-            self.model.cache.free(held.slot)
-            self._free.append(held.slot)
-            self._free.sort(reverse=True)
 
     def _wave(self, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
         """A step of as many requests as there are slots, at most."""
         for given in inputs:
-            if given.id in self._held:
-                self._held[given.id].used = self._clock
+            if given.id in self._seats.held:
+                self._seats.held[given.id].used = self._clock
         turns = {given.id: self._turn(given) for given in inputs}
-        self._close_up(list(turns))
+        self._seats.close_up(list(turns))
         for id, turn in turns.items():
             turn.rows = self._rows(id, turn)
         results: dict[str, Update | StageFailed] = {}
@@ -235,7 +207,7 @@ class Texts:
             if isinstance(token, str):
                 results[id] = self._failed(id, token)
                 continue
-            self._held[id].cached = turns[id].end
+            self._seats.held[id].cached = turns[id].end
             results[id] = self._update(id, turns[id], token, likely.get(at))
         return results
 
@@ -259,8 +231,8 @@ class Texts:
         fresh = at_prefill and not given.outputs
         if text is None or (fresh and text.outputs):
             text = Text(seen(self._ask(given), given.state.get(f"{self.name}.{SEEN}")))  # a call of the model begins
-            if given.id in self._held:
-                self._leave(given.id)
+            if given.id in self._seats.held:
+                self._seats.leave(given.id)
         end = len(text)
         if at_prefill:
             end = max(1, min(round(given.computed + given.size), end))
@@ -268,7 +240,7 @@ class Texts:
 
     def _rows(self, id: str, turn: _Turn) -> list[Row]:
         """What is computed of a text in this step; none where all that it may compute is there."""
-        held = self._held.get(id)
+        held = self._seats.held.get(id)
         if held is None:
             held = self._begin(id, turn)
         cut = self.model.piecewise or turn.text.ask.sight is not None
@@ -279,24 +251,17 @@ class Texts:
                 return []
         return self._from(held, turn)
 
-    def _begin(self, id: str, turn: _Turn) -> _Held:
+    def _begin(self, id: str, turn: _Turn) -> Held:
         """A slot for a request that has none, with what others have, or left, of its prompt."""
-        held = self._held[id] = self._take()
-        held.prompt = turn.text.ask.names
-        first = self._held.get(turn.like or "")
-        if first is not None and first.prompt == held.prompt:
-            self._fork(first, held, turn.text)
+        text, prompt = turn.text, turn.text.ask.names
+        held = None
+        if turn.like is not None and not text.unscored and isinstance(self.model.cache, Slots):
+            held = self._seats.fork(id, prompt, self.model.alike(len(prompt)), self._clock)
+        held = held or self._seats.take(id, self._clock)
+        held.prompt = prompt
         if not held.cached and self.prefixes is not None and turn.known:
-            held.cached = held.shared = self.prefixes.fill(held.slot, turn.text.ask.prompt, turn.known)
+            held.cached = held.shared = self.prefixes.fill(held.slot, text.ask.prompt, turn.known)
         return held
-
-    def _fork(self, first: _Held, held: _Held, text: Text) -> None:
-        """Have what another sequence of the same prompt has in its slot; the last token is left to compute."""
-        if not text.unscored and isinstance(self.model.cache, Slots):
-            there = self.model.alike(len(text.ask.prompt))
-            if first.cached >= there:
-                self.model.cache.move(first.slot, held.slot, there)
-                held.cached = there
 
     def _cut(self, turn: _Turn) -> int:
         """The last place before the end of the step at which the text may be cut."""
@@ -305,7 +270,7 @@ class Texts:
             end = self.model.floor(end, len(text.ask.prompt))
         return end if text.ask.sight is None else text.ask.sight.floor(end)
 
-    def _from(self, held: _Held, turn: _Turn) -> list[Row]:
+    def _from(self, held: Held, turn: _Turn) -> list[Row]:
         """The rows from what is cached to the end of the step; the last token is computed in any case."""
         text, prompt, sight = turn.text, len(turn.text.ask.prompt), turn.text.ask.sight
         start = min(held.cached, turn.end - 1)
@@ -315,29 +280,9 @@ class Texts:
         row = Row(held.slot, start, text.tokens(start, turn.end), looks)
         return rows_of(row, prompt) if self.model.piecewise else [row]
 
-    def _close_up(self, ids: Sequence[str]) -> None:
-        """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""
-        held = sorted((self._held[id] for id in ids if id in self._held), key=lambda one: one.slot)
-        while held:
-            hole = min((slot for slot in self._free if slot > held[0].slot), default=math.inf)
-            if hole > held[-1].slot:
-                return
-            top, at = held.pop(), self._free.index(int(hole))
-            self.model.cache.move(top.slot, self._free[at], top.cached)
-            self._free[at], top.slot = top.slot, self._free[at]
-            self._free.sort(reverse=True)
-
-    def _take(self) -> _Held:
-        """A free slot, or that of the request that has not used its own for the longest time."""
-        if not self._free:
-            self._leave(min(self._held, key=lambda id: self._held[id].used))
-        held = _Held(self._free.pop())
-        held.used = self._clock
-        return held
-
     def _failed(self, id: str, why: str) -> StageFailed:
         """A request fails, and nothing of it stays behind."""
-        held = self._held[id]
+        held = self._seats.held[id]
         held.sure = None
         self.model.cache.scrub(held.slot)
         self.release(id)
@@ -351,7 +296,7 @@ class Texts:
         more: dict[str, Any] = {} if likely is None else {"likelihood": likely}
         if text.ask.sampling.prompt_logprobs is not None and not text.outputs:
             more["scores"] = text.scores
-        if (shared := self._held[id].shared) and not text.outputs:
+        if (shared := self._seats.held[id].shared) and not text.outputs:
             more["cached"] = shared
         text = text.add(token, stream)
         if stopped := self._streams.stopped(id, text):

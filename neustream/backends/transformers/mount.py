@@ -299,7 +299,7 @@ class TextMount:
             ask = replace(ask, end=whole("ends_after", ends_after, 1))
         count, most = len(tokens), int(most)
         lead = lead_of(tokens if self.model.begins is None else self.model.begins, sampling.stop)
-        own, over = owners.take(sampling.processors)
+        own, over = owners.take(sampling.processors, several=like is not None)
         ask = replace(ask, sampling=replace(sampling, processors=own))
         return Call(
             self._graph,
@@ -343,6 +343,10 @@ class TextMount:
 
     def close(self) -> None:
         self._host = None
+        self._devices.clear()  # whoever holds this keeps no slots
+        self._prefixes = None
+        for name in ("model", "reader"):
+            self.__dict__.pop(name, None)
         free(self, [self._stock])
 
     def _steps(self, model: LanguageModel, device: Device) -> StepLatency:

@@ -1,0 +1,113 @@
+"""Which request has which slot of a model, and what those that have left leave there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from neustream.backends.transformers.own import Own
+from neustream.backends.transformers.prefixes import Prefixes
+from neustream.backends.transformers.slots import Slots
+from neustream.backends.transformers.text import Text
+
+
+class Held:
+    """A request's slot, how many of its tokens are in it, and when it was last used.
+
+    `prompt`: its prompt's tokens, told apart. `shared`: tokens that came from a prefix. `sure`: the text
+    after the latest step that a model did which is the one that is served, and how many tokens of it
+    were in the slot.
+    """
+
+    __slots__ = ("cached", "prompt", "shared", "slot", "sure", "used")
+
+    def __init__(self, slot: int) -> None:
+        self.slot, self.cached, self.used, self.shared = slot, 0, 0, 0
+        self.prompt: list[int] = []
+        self.sure: tuple[Text, int] | None = None
+
+    @property
+    def kept(self) -> int:
+        """Tokens of it that others may go on from; the last one may have been computed anew since."""
+        return 0 if self.sure is None else self.sure[1] - 1
+
+
+class Seats:
+    """The slots of one device's requests. A slot keeps what was in it until somebody gets it.
+
+    Args:
+        cache: where the slots are.
+        prefixes: where texts that leave are kept; None: nowhere.
+    """
+
+    def __init__(self, cache: Slots | Own, prefixes: Prefixes | None) -> None:
+        self.cache, self.prefixes = cache, prefixes
+        self.held: dict[str, Held] = {}
+        self._left: dict[int, Held] = {}
+        self._free = list(range(cache.slots - 1, -1, -1))  # the lowest last: neighbours are read without a copy
+
+    def take(self, id: str, now: int) -> Held:
+        """A free slot, or that of the request that has not used its own for the longest time."""
+        self._make_room()
+        return self._give(id, self._free[-1], now)
+
+    def fork(self, id: str, prompt: Sequence[int], tokens: int, now: int) -> Held | None:
+        """A slot that begins with so many tokens of a prompt, from a request of the same; None: nobody has them.
+
+        That request may be over: its slot is taken as it is, while nobody else has it.
+        """
+        self._make_room()
+        known = [one for one in (*self._left.values(), *self.held.values()) if _has(one, prompt, tokens)]
+        if not known:
+            return None
+        first = known[0]
+        if first.slot in self._left:
+            held = self._give(id, first.slot, now)
+        else:
+            held = self._give(id, self._free[-1], now)
+            self.cache.move(first.slot, held.slot, tokens)
+        assert first.sure is not None
+        held.sure = (first.sure[0], tokens + 1)
+        held.cached, held.prompt = tokens, first.prompt
+        return held
+
+    def _make_room(self) -> None:
+        if not self._free:
+            self.leave(min(self.held, key=lambda id: self.held[id].used))
+
+    def _give(self, id: str, slot: int, now: int) -> Held:
+        self._free.remove(slot)
+        self._left.pop(slot, None)
+        held = self.held[id] = Held(slot)
+        held.used = now
+        return held
+
+    def leave(self, id: str) -> None:
+        """Its slot is free."""
+        held = self.held.pop(id, None)
+        if held is None:
+            return
+        if held.sure is not None and isinstance(self.cache, Slots):
+            self._left[held.slot] = held
+            if self.prefixes is not None:
+                self.prefixes.keep(held.slot, held.sure[0], held.kept)
+        self.cache.free(held.slot)
+        self._free.append(held.slot)
+        self._free.sort(reverse=True)
+
+    def close_up(self, ids: Sequence[str]) -> None:
+        """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""
+        held = sorted((self.held[id] for id in ids if id in self.held), key=lambda one: one.slot)
+        while held:
+            hole = min((slot for slot in self._free if slot > held[0].slot), default=math.inf)
+            if hole > held[-1].slot:
+                return
+            top, at = held.pop(), self._free.index(int(hole))
+            self._left.pop(int(hole), None)
+            self.cache.move(top.slot, int(hole), top.cached)
+            self._free[at], top.slot = top.slot, int(hole)
+            self._free.sort(reverse=True)
+
+
+def _has(held: Held, prompt: Sequence[int], tokens: int) -> bool:
+    return held.kept >= tokens > 0 and held.prompt == prompt
