@@ -138,6 +138,26 @@ def test_prefix_goes_where_the_prompt_is_unless_much_more_waits_there():
     assert ROUTERS["prefix"](spare_s=0.1).route(fleet, one).instance == "a"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "other", "common"),
+    [
+        ([], [1], 0),
+        ([1], [2], 0),
+        ([1, 2], [1, 2], 2),
+        ([1, 2, 3], [1, 2], 2),
+        ("a lighthouse at night", "a lighthouse by day", 13),
+        ([7] * 999 + [1], [7] * 999 + [2, 7], 999),
+        ([1, 2], (1, 2), 0),
+        ([1, 2], None, 0),
+    ],
+)
+def test_prefix_counts_what_prompts_have_in_common(prompt, other, common):
+    fleet = fleet_of(busy("a", 1, 9.0), busy("b", 1, 9.0))
+    having(fleet, b=[place("x", "b", what=asked(params={"prompt": other}))])
+    routed = ROUTERS["prefix"]().route(fleet, asked(params={"prompt": prompt}))
+    assert routed.reason == (f"{common} in common" if common else "least backlog")
+
+
 def test_freeness_is_free_blocks_for_each_request():
     fleet = fleet_of(text("a", 400, 4, waiting=100), text("b", 200, 2), profiles=TEXTS)
     # (400 - 8 - 100) / 4 = 73 against (200 - 8) / 2 = 96

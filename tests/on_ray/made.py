@@ -86,6 +86,18 @@ def models(device):
     return serve({"chat": text, "sd": image})
 
 
+def text(device):
+    """A tiny text model, with the same weights on each instance."""
+    import torch
+    from texts import made
+
+    from neustream.backends.transformers import TextMount
+    from neustream.core.steps import LearntSteps
+
+    torch.set_num_threads(1)
+    return serve({"chat": TextMount(made("llama"), profile=LearntSteps(), slots=4)})
+
+
 class SecondFails:
     """A `make` that raises, or makes another graph, the second time: of all processes that have `path`."""
 

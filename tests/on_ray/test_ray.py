@@ -89,6 +89,25 @@ def test_real_models_answer_as_one_service_does(nodes):
     assert gone(pids)
 
 
+def test_texts_that_begin_alike_go_to_one_instance(nodes):
+    """The first has 80 tokens to make when the others come."""
+    from texts import prompts
+
+    from neustream.cluster.messages import Routed
+    from neustream.cluster.rules.prefix import Prefix
+
+    events, (head, tail, other) = [], prompts(3, seed=5, low=8, high=8)
+    with Cluster(made.text, instances=2, address=nodes, router=Prefix(), watchers=[events.append]) as cluster:
+        cluster.submit([3], max_tokens=1).result(60)
+        first = cluster.submit(head, max_tokens=80, ignore_eos=True, id="first")
+        alike = cluster.submit([*head, *tail], max_tokens=2, ignore_eos=True, id="alike")
+        apart = cluster.submit(other, max_tokens=2, ignore_eos=True, id="apart")
+        assert [len(answer.result(60).token_ids) for answer in (first, alike, apart)] == [80, 2, 2]
+    routed = {event.id: event for event in events if isinstance(event, Routed)}
+    assert routed["alike"].reason == "8 in common" and routed["alike"].instance == routed["first"].instance
+    assert routed["apart"].reason == "least backlog"
+
+
 def _move_an_image(cluster, request, stepped, events):
     """Have one go on in the other process in the middle of its steps: the same bits."""
     from pipelines import tensor_of

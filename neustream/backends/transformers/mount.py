@@ -301,9 +301,10 @@ class TextMount:
         lead = lead_of(tokens if self.model.begins is None else self.model.begins, sampling.stop)
         own, over = owners.take(sampling.processors, several=like is not None)
         ask = replace(ask, sampling=replace(sampling, processors=own))
+        told = {"prompt": ask.names, "prompt_tokens": count, "max_tokens": most}  # routers compare prompts
         return Call(
             self._graph,
-            {"prompt_tokens": count, "max_tokens": most, "ask": ask, "cached_tokens": self._cached(ask), "like": like},
+            {**told, "ask": ask, "cached_tokens": self._cached(ask), "like": like},
             partial(completion, self.tokenizer, count, sampling.stop, lead),
             partial(Tokens, self.tokenizer, most, sampling.stop, lead),
             over=over,

@@ -17,9 +17,9 @@ from neustream.errors import ConfigError
 class Prefix:
     """The instance with the longest common start of the prompt among the requests that it has.
 
-    Prompts are compared by `params[key]`, a sequence: of tokens, or a text. An instance whose
-    backlog is more than `spare_s` seconds above the least one does not count. Where nothing is in
-    common, the least backlog.
+    Prompts are compared by `params[key]`: tokens, which texts of our own backend have there, or a
+    string. An instance whose backlog is more than `spare_s` seconds above the least one does not
+    count. Where nothing is in common, the least backlog.
     """
 
     reads_params: ClassVar[bool] = True
@@ -58,9 +58,11 @@ def _common(one: Sequence[object], other: object) -> int:
     """How much two prompts have in common at their start."""
     if not isinstance(other, Sequence) or type(one) is not type(other):
         return 0
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    least, most = 0, min(len(one), len(other))
+    while least < most:
+        middle = (least + most + 1) // 2
+        if one[least:middle] == other[least:middle]:
+            least = middle
+        else:
+            most = middle - 1
+    return least
