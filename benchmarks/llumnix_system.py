@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neustream import SLO, Decision, Graph, Job, Request, View
-from neustream.cluster.agent import Reporting
 from neustream.cluster.book import Again, Settings
 from neustream.cluster.fleet import Fleet, Move, Mover, Router, Scaler
 from neustream.cluster.head import Head
+from neustream.cluster.member_instance import Reporting
 from neustream.cluster.network import Network
 from neustream.cluster.place import Place
 from neustream.cluster.report import ClusterReport

@@ -1,4 +1,4 @@
-"""Machines of a cluster in this process: an agent each, that can die or hang."""
+"""Machines of a cluster in this process: a service each, that can die or hang."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import threading
 import time
 from concurrent.futures import Future
 
-from neustream.backends.ray.agent import Agent
 from neustream.backends.ray.entries import graphs_of
+from neustream.backends.ray.service_instance import ServiceInstance
 from neustream.backends.ray.wire import EngineDied, Joined
 
 BEAT_S = 0.02
@@ -22,7 +22,7 @@ class LocalMachines:
     def __init__(self, make, *, observed=False, delay_s=0.0):
         """`delay_s`: what orders take to an instance."""
         self.make, self.observed, self.delay_s = make, observed, delay_s
-        self.agents, self.ended = {}, []
+        self.instances, self.ended = {}, []
         self.made = 0
         self._listening, self._hung = {}, set()
         self._lock = threading.RLock()
@@ -39,9 +39,9 @@ class LocalMachines:
         except Exception as error:
             started.set_exception(error)
             return started
-        agent = Agent(service, name, lambda: self._woken(name), observed=self.observed)
+        instance = ServiceInstance(service, name, lambda: self._woken(name), observed=self.observed)
         with self._lock:
-            self.agents[name] = agent
+            self.instances[name] = instance
         graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
         started.set_result(Joined("toy", f"here, {name}", self.made, tuple(graphs), dict(service.profiles)))
         return started
@@ -50,20 +50,20 @@ class LocalMachines:
         news = Future()
         with self._lock:
             self._listening[name] = news
-            if name not in self.agents:
+            if name not in self.instances:
                 news.set_exception(ConnectionError("died"))
         self._woken(name)
         return news
 
     def describe(self, name, id, payload, slo):
-        if name not in self.agents:
+        if name not in self.instances:
             return failed(ConnectionError("died"))
-        return self.agents[name].describing.describe(id, payload, slo)
+        return self.instances[name].describing.describe(id, payload, slo)
 
     def inspect(self, name, question):
         found = Future()
         try:
-            found.set_result(through(through(question)(self.agents[name].service)))
+            found.set_result(through(through(question)(self.instances[name].service)))
         except Exception as error:
             found.set_exception(error)
         return found
@@ -72,16 +72,16 @@ class LocalMachines:
         return 100
 
     def order(self, name, orders):
-        agent = self.agents.get(name)
-        if agent is not None and name not in self._hung:
+        instance = self.instances.get(name)
+        if instance is not None and name not in self._hung:
             time.sleep(self.delay_s)
-            agent.carry_out(through(orders))
+            instance.carry_out(through(orders))
 
     def pass_on(self, give):
         passed = Future()
         try:
-            left = through(self.agents[give.instance].leave(give.id, give.term))
-            self.agents[give.target].take(give.id, give.next_term, left, 0.0)
+            left = through(self.instances[give.instance].leave(give.id, give.term))
+            self.instances[give.target].take(give.id, give.next_term, left, 0.0)
         except Exception as error:
             passed.set_exception(error)
         else:
@@ -97,10 +97,10 @@ class LocalMachines:
     def die(self, name):
         """An instance's process is dead, with all that it had not told yet."""
         with self._lock:
-            agent = self.agents.pop(name, None)
+            instance = self.instances.pop(name, None)
             news = self._listening.pop(name, None)
-        if agent is not None:
-            agent.service.engine.interrupt()
+        if instance is not None:
+            instance.service.engine.interrupt()
         if news is not None and not news.done():
             news.set_exception(ConnectionError("died"))
 
@@ -111,7 +111,7 @@ class LocalMachines:
     def close(self):
         self._over.set()
         self._thread.join()
-        for name in list(self.agents):
+        for name in list(self.instances):
             self.die(name)
 
     # -- inside -----------------------------------------------------------------------------------
@@ -122,11 +122,11 @@ class LocalMachines:
 
     def _deliver(self, name):
         with self._lock:
-            agent, news = self.agents.get(name), self._listening.get(name)
-            if agent is None or news is None or news.done() or name in self._hung:
+            instance, news = self.instances.get(name), self._listening.get(name)
+            if instance is None or news is None or news.done() or name in self._hung:
                 return
             try:
-                found = agent.news()
+                found = instance.news()
             except EngineDied as error:
                 news.set_exception(error)
                 return
@@ -144,9 +144,9 @@ class LocalMachines:
                 continue
             looked_at = time.monotonic()
             with self._lock:
-                agents = list(self.agents.values())
-            for agent in agents:
-                agent.look()
+                instances = list(self.instances.values())
+            for instance in instances:
+                instance.look()
 
 
 def through(value):

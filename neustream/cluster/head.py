@@ -6,7 +6,7 @@ The contract, for whoever drives it (a simulator, Ray actors):
    an instance (in its order, each once: `mail.py` sees to that), `lost` where a process is known to
    be dead, and `tick` at `wake_at()`. After each of them carry out `pop_orders()`, in order.
 2. Orders with an `instance` go there, in order, each once (`messages.py` says what each means and
-   what its answer is; `agent.py` is the other side). `Start` and `Stop` are for who runs
+   what its answer is; `member_instance.py` is the other side). `Start` and `Stop` are for who runs
    instances, `Answer` and `Forward` for callers: the one answer of a request, and its outputs.
 3. A request has one owner: the instance and the term of its latest placement that is acknowledged
    (`Took`). Each placement and each try of a move gets a new term. Reports of another instance or

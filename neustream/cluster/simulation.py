@@ -1,8 +1,8 @@
-"""A cluster on one virtual clock: the same loop, heads and agents as everywhere, and a network.
+"""A cluster on one virtual clock: the same loop, rules and head as everywhere, and a network.
 
-Each instance is a member of one `FleetLoop`. Its records go to its agent, the agent's messages over
-the network to the head or to other instances, the head's orders back. What callers see
-(`Submitted`, `Emitted`, `Ended`) is what the head answers.
+Each instance is a member of one `FleetLoop`. The member's records go to its `MemberInstance`, whose
+messages go over the network to the head or to other instances, the head's orders back. What callers
+see (`Submitted`, `Emitted`, `Ended`) is what the head answers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 from neustream.cluster import messages as say
-from neustream.cluster.agent import Agent, Reporting
 from neustream.cluster.head import Head
+from neustream.cluster.member_instance import MemberInstance, Reporting
 from neustream.cluster.network import Fault, Faults, Network
 from neustream.cluster.place import AtPlace, Place
 from neustream.core.events import Emitted, Ended, Given, Held, Left, Submitted
@@ -35,7 +35,7 @@ from neustream.engine.turns import Turn
 Watcher = Callable[[say.Happening], None]
 """Told of what happens in the cluster."""
 OF_INSTANCES = frozenset((Submitted, Emitted, Ended, Held, Left, Given))
-"""Records of a member that are its agent's business."""
+"""Records of a member that are not for callers."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Kind:
 class Running:
     """An instance that runs: what of it is still to be said."""
 
-    agent: Agent
+    instance: MemberInstance
     drive: Drive
     place: Place
     name: str
@@ -69,7 +69,7 @@ class Running:
 
 
 class FleetLoop(Loop):
-    """The loop, whose requests go to a head, and whose members' records go to agents."""
+    """The loop, whose requests go to a head, and whose members' records go to their instances."""
 
     def __init__(self, members: Sequence[Member], clock: VirtualClock, fleet: Cluster) -> None:
         super().__init__(members, clock, LeastWork())
@@ -187,7 +187,7 @@ class Cluster:
         return Member(scheduler, there, name), place, kind
 
     def _join(self, name: str, drive: Drive, place: Place, kind: Kind, now: float) -> None:
-        agent = Agent(
+        instance = MemberInstance(
             name,
             self.loop,
             drive,
@@ -197,7 +197,7 @@ class Cluster:
             reporting=self._reporting,
             token_bytes=kind.token_bytes,
         )
-        one = self.running[name] = Running(agent, drive, place, name, now)
+        one = self.running[name] = Running(instance, drive, place, name, now)
         stages = [stage for pool in drive.scheduler.pools.values() for stage in pool.stages]
         self.head.joined(
             name,
@@ -217,7 +217,7 @@ class Cluster:
 
     def _beat(self, one: Running, now: float) -> None:
         if self.running.get(one.name) is one:
-            one.agent.beat(now)
+            one.instance.beat(now)
             self._beat_later(one, now)
 
     def _start(self, role: str, now: float) -> None:
@@ -248,7 +248,7 @@ class Cluster:
         """A record of an instance."""
         one = self.running.get(record.member)  # type: ignore[union-attr]
         if one is not None:
-            one.agent.noted(record)
+            one.instance.noted(record)
 
     def _send(self, source: str, target: str, message: Any) -> None:
         """A message between instances and the head."""
@@ -291,13 +291,13 @@ class Cluster:
             if at > now:
                 self.clock.post(Call(partial(self._read, target, message)), at)
             else:
-                one.agent.receive(message, now)
+                one.instance.receive(message, now)
 
     def _read(self, target: str, message: Any, now: float) -> None:
         """An instance has got round to a message."""
         one = self.running.get(target)
         if one is not None:
-            one.agent.receive(message, now)
+            one.instance.receive(message, now)
 
     def submit(self, request: Request, now: float) -> Submitted:
         """A request of the workload; what is wrong with it is raised."""

@@ -7,9 +7,9 @@ from functools import partial
 
 from neustream.by_name import make_rule, only_rule
 from neustream.cluster import messages as say
-from neustream.cluster.agent import Reporting
 from neustream.cluster.book import Again, Settings
 from neustream.cluster.head import Head
+from neustream.cluster.member_instance import Reporting
 from neustream.cluster.network import Fault, Network
 from neustream.cluster.place import Place
 from neustream.cluster.planning.replanner import Replanner

@@ -326,12 +326,12 @@ def test_routers_that_say_that_they_read_no_arguments_do_not(rule):
 def test_who_is_routed_by_a_guess_is_refused_where_it_comes_to(monkeypatch):
     with running(lambda number: chat(Words, number)) as driver:
         assert said(ask(driver, words=2, voice="a")) == ["a1", "a2"]
-        for agent in driver.machines.agents.values():
+        for instance in driver.machines.instances.values():
 
             def refuse(*args, id, **kwargs):
                 raise RequestError(f"request {id}: the voice is hoarse")
 
-            monkeypatch.setattr(agent.service, "ask", refuse)
+            monkeypatch.setattr(instance.service, "ask", refuse)
         watched = Watched(driver.machines)
         with pytest.raises(RequestError, match="request hoarse: the voice is hoarse"):
             ask(driver, id="hoarse", words=2, voice="a").result(30)

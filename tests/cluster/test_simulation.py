@@ -1,4 +1,4 @@
-"""Clusters simulated as a whole: heads, agents, schedulers, a network, faults."""
+"""Clusters simulated as a whole: heads, instances, schedulers, a network, faults."""
 
 from __future__ import annotations
 

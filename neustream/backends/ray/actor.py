@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from neustream.backends.ray.agent import Agent
 from neustream.backends.ray.entries import graphs_of
+from neustream.backends.ray.service_instance import ServiceInstance
 from neustream.backends.ray.wire import Described, Joined, Left, dumps, loads
 from neustream.cluster import messages as to
 from neustream.core.types import SLO
@@ -34,7 +34,7 @@ class Instance:
         self._name = name
         self._observed = observed
         self._make = make
-        self._agent: Agent | None = None
+        self._instance: ServiceInstance | None = None
         self._offsets: list[float] = []
         self._number = 0
         self._early: dict[int, Sequence[to.ToInstance]] = {}
@@ -52,8 +52,8 @@ class Instance:
         self._news = asyncio.Event()
         device = _device()
         service = await asyncio.to_thread(self._made, device)
-        self._agent = agent = Agent(service, self._name, self._wake, observed=self._observed)
-        self._tasks.add(asyncio.create_task(self._report(agent)))
+        self._instance = instance = ServiceInstance(service, self._name, self._wake, observed=self._observed)
+        self._tasks.add(asyncio.create_task(self._report(instance)))
         profiles = dict(service.profiles)
         graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
         kinds = sorted({str(profile.device) for profile in profiles.values() if profile.device})
@@ -76,18 +76,18 @@ class Instance:
     async def listen(self, now: float) -> bytes:
         """Reports (`Heard`), once there are any; what its engine died of is raised."""
         self._offsets = [*self._offsets[1 - OFFSETS :], now - stopwatch()]
-        agent = self._serving()
-        agent.offset = max(self._offsets)
+        instance = self._serving()
+        instance.offset = max(self._offsets)
         await self._news.wait()
         self._news.clear()
-        return dumps(agent.news())
+        return dumps(instance.news())
 
     async def orders(self, number: int, orders: bytes) -> None:
         """What the head wants, several `ToInstance`; calls come in any order, numbers tell theirs."""
-        agent = self._serving()
+        instance = self._serving()
         self._early[number] = loads(orders)
         while self._number in self._early:
-            agent.carry_out(self._early.pop(self._number))
+            instance.carry_out(self._early.pop(self._number))
             self._number += 1
 
     async def describe(self, id: str, payload: bytes, slo: SLO | None) -> bytes:
@@ -115,23 +115,23 @@ class Instance:
 
     async def close(self) -> None:
         """End the service."""
-        if self._agent is not None:
-            await asyncio.to_thread(self._agent.close)
+        if self._instance is not None:
+            await asyncio.to_thread(self._instance.close)
 
-    async def _report(self, agent: Agent) -> None:
+    async def _report(self, instance: ServiceInstance) -> None:
         """Tell how it is, often while anything happens."""
         quiet = 0.0
         while True:
-            if agent.dirty or quiet >= IDLE_S:
+            if instance.dirty or quiet >= IDLE_S:
                 quiet = 0.0
-                await asyncio.wrap_future(agent.look())
+                await asyncio.wrap_future(instance.look())
             await asyncio.sleep(REPORT_S)
             quiet += REPORT_S
 
-    def _serving(self) -> Agent:
-        if self._agent is None:
+    def _serving(self) -> ServiceInstance:
+        if self._instance is None:
             raise BackendError(f"instance {self._name!r} does not serve yet")
-        return self._agent
+        return self._instance
 
     def _wake(self) -> None:
         self._loop.call_soon_threadsafe(self._news.set)

@@ -1,4 +1,4 @@
-"""Requests at an instance, as its agent keeps them."""
+"""Requests at an instance, as its instance keeps them."""
 
 from __future__ import annotations
 

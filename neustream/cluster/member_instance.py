@@ -1,7 +1,8 @@
-"""An instance's side: carries out a head's orders on a member of a loop, and reports. No I/O here.
+"""An instance that is a member of a loop: carries out a head's orders, and reports. No I/O here.
 
 Whoever drives it gives it each message of the head and of other instances (`receive`, on the loop's
-thread), and each record of its member (`noted`), and takes what it has to say from `send`.
+thread), and each record of its member (`noted`), and takes what it has to say from `send`. Clusters
+are simulated with it; those that serve have a `ServiceInstance` (`backends/ray`) in its place.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Reporting:
     beat_s: float = 0.5
 
 
-class Agent:
+class MemberInstance:
     """One instance.
 
     Args:

@@ -1,7 +1,8 @@
-"""A service as an instance of a cluster: carries out a head's messages, and reports to it.
+"""An instance that is a service: carries out a head's orders, and reports to it. It knows nothing of Ray.
 
-It knows nothing of Ray. `carry_out` and `describe` come on one thread, what the service tells on
-the engine's; reports are taken with `news` from any.
+Simulations have a `MemberInstance` (`cluster`) in its place, on one thread. Here models look at arguments
+and read outputs: `carry_out` and `describe` come on one thread, what the service tells on the engine's;
+reports are taken with `news` from any.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from neustream.service.service import Service
 log = logging.getLogger(__name__)
 
 
-class Agent:
+class ServiceInstance:
     """Serves what a head orders.
 
     Args:

@@ -7,7 +7,7 @@ from clusters import GRAPH, PROFILES, STREAM
 
 from neustream import FCFS, SLO, Pool, Scheduler
 from neustream.cluster import messages as say
-from neustream.cluster.agent import Agent
+from neustream.cluster.member_instance import MemberInstance
 from neustream.core.outlook import Rates
 from neustream.engine.clock import VirtualClock
 from neustream.engine.executor import ProfiledExecutor
@@ -20,7 +20,7 @@ GRAPHS = {"image": GRAPH, "stream": STREAM}
 
 
 class Bench:
-    """A member with an agent; what the agent says is in `said`."""
+    """A member with an instance; what the instance says is in `said`."""
 
     def __init__(self, offset_s: float = 0.0, executor: ProfiledExecutor | None = None) -> None:
         scheduler = Scheduler([Pool("gpu", tuple(PROFILES))], FCFS(drop_hopeless=False), PROFILES)
@@ -30,14 +30,14 @@ class Bench:
         self.said: list[tuple[str, object]] = []
         drive = self.loop.drives[0]
         send = lambda to, message: self.said.append((to, message))  # noqa: E731
-        self.agent = Agent("a", self.loop, drive, GRAPHS, Rates(PROFILES), send, offset_s=offset_s)
-        self.loop.observers.append(self.agent.noted)
+        self.instance = MemberInstance("a", self.loop, drive, GRAPHS, Rates(PROFILES), send, offset_s=offset_s)
+        self.loop.observers.append(self.instance.noted)
         self.jobs = scheduler.jobs
 
     def do(self, *orders: object) -> list[object]:
         """Carry out orders at once; what was said of requests."""
         for order in orders:
-            self.agent.receive(order, self.clock.now())
+            self.instance.receive(order, self.clock.now())
         return self.turn([])
 
     def turn(self, events: list) -> list[object]:
@@ -122,7 +122,7 @@ def test_a_held_request_is_given_as_a_copy_and_kept_until_it_is_freed():
     heard = bench.step()
     assert heard == [say.Made("r", 1, 0, {}), say.Waits("r", 1)]
     bench.do(say.Give("a", "r", 1, "b", 2))
-    bench.agent.receive(say.Give("a", "r", 1, "b", 2), 0.0)
+    bench.instance.receive(say.Give("a", "r", 1, "b", 2), 0.0)
     ((to, parcel),) = [(to, one) for to, one in bench.said if to != say.HEAD]
     assert (to, parcel.term, parcel.carry.outputs) == ("b", 2, 1) and "r" in bench.jobs
     assert bench.do(say.Resume("a", "r", 1)) and bench.jobs["r"].status == "running"
@@ -133,7 +133,7 @@ def test_a_parcel_goes_on_where_it_was_unless_it_was_freed_before():
     source.do(begin())
     source.do(say.Hold("a", "r", 1))
     source.step()
-    source.agent.receive(say.Give("a", "r", 1, "b", 2), source.clock.now())
+    source.instance.receive(say.Give("a", "r", 1, "b", 2), source.clock.now())
     (parcel,) = [one for _, one in source.said if isinstance(one, say.Parcel)]
     assert say.Took("r", 2) in target.do(say.Reserve("a", "r", 2, 1, 0.0), parcel)
     assert say.Made("r", 2, 1, {}) in target.step()
@@ -167,7 +167,7 @@ def test_clocks_of_other_machines_do_not_matter():
     bench = Bench(offset_s=1000.0)
     bench.do(begin(age=0.5, sent_at=1000.0, slo=SLO(total=2.0)))
     assert bench.jobs["r"].due == pytest.approx(1.5)
-    bench.agent.tell(0.25)
+    bench.instance.tell(0.25)
     assert [one.outlook.sent_at for _, one in bench.said if isinstance(one, say.Told)] == [1000.25]
     (refused,) = bench.do(begin("late", age=3.0, sent_at=1000.0, slo=SLO(total=2.0)))
     assert refused.reason == "its promise was over 1.000 s ago"
