@@ -69,6 +69,19 @@ def test_in_company_outputs_are_those_of_generate(family):
         assert sorted(running.profiles) == ["llm.decode", "llm.prefill", "llm.see"]
 
 
+@pytest.mark.parametrize("family", EXACT)
+def test_several_sequences_of_a_prompt_with_images_are_those_of_as_many_calls(family):
+    model, processor = sighted(family)
+    mark = MARKERS.get(family, "<image>")
+    for text, images in ((f"what is {mark}?", [picture(1)]), (f"{mark}and {mark}", [picture(2), picture(3)])):
+        wanted = [alone(model, processor, text, images, MAX, seed=seed, temperature=1.5) for seed in range(3)]
+        with engine(model, processor, slots=2) as running:
+            many = running(text, images=images, n=3, seed=0, max_tokens=MAX, temperature=1.5)
+            short = running(text, images=images, n=3, seed=0, max_tokens=1, temperature=1.5)
+        assert [list(one.token_ids) for one in many] == wanted
+        assert [list(one.token_ids) for one in short] == [tokens[:1] for tokens in wanted]
+
+
 @pytest.mark.parametrize(
     ("family", "attention"), [("llava", "sdpa"), ("qwen2_vl", "eager"), ("gemma3", "eager"), ("gemma3", "sdpa")]
 )
