@@ -7,6 +7,7 @@ import torch
 import transformers
 from texts import IDS, VOCABULARY, Drive, alone, made, prompts
 
+import neustream
 from neustream import BackendError
 from neustream.backends.transformers import LanguageModel
 from neustream.backends.transformers.own import Own
@@ -45,6 +46,14 @@ def test_requests_with_caches_of_their_own_are_exact_in_any_company(kind):
     assert drive.texts.model.way.batched == BATCHED[kind]
     jobs = [drive.job(prompt, MAX, ignore_eos=True) for prompt in prompts(4)]
     assert drive.shuffle(jobs, 1, chunk=9, evict=0.1) == wanted
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mamba2"])
+def test_models_whose_weights_could_be_trained_are_measured_and_served(kind, tmp_path):
+    model = made(kind, "eager", **KINDS[kind])  # as `from_pretrained` gives them
+    assert all(weight.requires_grad for weight in model.parameters())
+    with neustream.serve(model, slots=2, max_len=64, measure_s=0.1, cache=tmp_path) as service:
+        assert list(service([5, 6], max_tokens=4).token_ids) == alone(model, [5, 6], 4)
 
 
 def test_decodes_share_calls_where_caches_can_be_side_by_side():

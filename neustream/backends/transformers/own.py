@@ -140,6 +140,7 @@ class Own:
         state.ids = torch.cat([state.ids, state.ids.new_zeros(1, count)], 1)
         state.tokens += [0] * count
 
+    @torch.inference_mode()
     def pretend(self, slot: int, tokens: int) -> None:
         """Fill a slot as if so many tokens had been computed, to time what comes behind."""
         if tokens not in self._samples:
