@@ -119,12 +119,12 @@ def test_the_least_recently_used_go_first_and_never_what_others_lie_behind():
     system, one, two = words(16), words(16, seed=1), words(16, seed=2)
     keep([*system, *one])
     keep([*system, *two])
-    assert [kept.match([*system, *tail, 3]) for tail in (one, two)] == [32, 32]
+    assert [kept.match(Ask([*system, *tail, 3])) for tail in (one, two)] == [32, 32]
     other = words(32, seed=3)
     keep(other)  # room for one block is left: `one` goes for the other
     assert len(kept) == 64
-    assert [kept.match([*tokens, 3]) for tokens in ([*system, *one], [*system, *two], other)] == [16, 32, 32]
-    assert kept.match(words(40, seed=4)) == 0
+    assert [kept.match(Ask([*tokens, 3])) for tokens in ([*system, *one], [*system, *two], other)] == [16, 32, 32]
+    assert kept.match(Ask(words(40, seed=4))) == 0
 
 
 def test_any_texts_in_any_order_are_found_as_they_were_computed():
@@ -132,7 +132,7 @@ def test_any_texts_in_any_order_are_found_as_they_were_computed():
     kept, draw = Prefixes(served, served.cache, 6 * 16), random.Random(0)
     for _ in range(40):
         tokens = words(16, seed=draw.randrange(2)) + words(32, seed=draw.randrange(3)) + words(7, seed=9)
-        found = kept.fill(1, tokens, draw.choice([16, 32, 48, 55]))
+        found = kept.fill(1, Ask(tokens), draw.choice([16, 32, 48, 55]))
         served.forward([Row(0, 0, tokens)])
         for ours, theirs in zip(served.cache.read(1, 0, found), served.cache.read(0, 0, found), strict=True):
             torch.testing.assert_close(ours, theirs)

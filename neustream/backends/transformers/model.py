@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name
+from neustream.backends.transformers.adapters import Adapters, adapters_of
 from neustream.backends.transformers.fixed import fixed_of, floor
 from neustream.backends.transformers.looking import inputs_of
 from neustream.backends.transformers.masks import NotShared, masks_of
@@ -47,6 +48,7 @@ class LanguageModel:
 
     Attributes:
         way: how its requests are computed, as the trial at the start found.
+        adapters: that requests may choose; None: there are none.
         cache: the slots; or, where they cannot be shared, the requests with caches of their own.
 
     Raises:
@@ -89,7 +91,11 @@ class LanguageModel:
         self.eos = _eos(model)
         self.prepacked = prepacked_of(model, prepack)
         self._cold = is_cold(model)
+        self.adapters: Adapters | None = None
         self.unchanged = self._proved(slots, proof)
+        self.adapters = adapters_of(self)
+        if self.adapters is not None:
+            self.adapters.prove(self)
 
     def _proved(self, slots: int, proof: Unchanged | None) -> Unchanged:
         """What the model was when it was tried in company: now, unless `proof` still holds."""
@@ -211,6 +217,10 @@ class LanguageModel:
 
     def together(self, rows: Mapping[str, Row]) -> list[list[str]]:
         """Requests by forward call, in the order of their slots."""
+        parts = [rows] if self.adapters is None else self.adapters.groups(rows)
+        return [group for part in parts for group in self._together(part)]
+
+    def _together(self, rows: Mapping[str, Row]) -> list[list[str]]:
         if isinstance(self.cache, Own):
             return [sorted(rows, key=lambda id: rows[id].slot)] if rows else []
         if not self.packs:
@@ -229,7 +239,7 @@ class LanguageModel:
 
         Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
-        with self._layers():
+        with self._layers(rows):
             return self._computed(rows)
 
     def check_step(self) -> None:
@@ -238,9 +248,19 @@ class LanguageModel:
         if self.prepacked is not None and self.prepacked.stale():
             raise self.unchanged.error(StageFailed, "its weights were written to")
 
-    def _layers(self) -> contextlib.AbstractContextManager[None]:
-        """The model's linear layers as they are to compute."""
-        return contextlib.nullcontext() if self.prepacked is None else self.prepacked.used()
+    @contextlib.contextmanager
+    def _layers(self, rows: Sequence[Row]) -> Iterator[None]:
+        """The model's layers as they are to compute some rows."""
+        with contextlib.ExitStack() as using:
+            if self.prepacked is not None:
+                using.enter_context(self.prepacked.used())
+            if self.adapters is not None:
+                using.enter_context(self.adapters.alike(rows))
+            yield
+
+    def _mixed(self, call: Packed | Call) -> contextlib.AbstractContextManager[None]:
+        """The layers with the adapters that rows of a call choose."""
+        return contextlib.nullcontext() if self.adapters is None else self.adapters.mixed(call)
 
     def _computed(self, rows: Sequence[Row]) -> torch.Tensor:
         if isinstance(self.cache, Own):
@@ -258,7 +278,7 @@ class LanguageModel:
     @torch.inference_mode()
     def all_logits(self, row: Row) -> torch.Tensor:
         """Compute one row as `forward` does; the logits [tokens, vocabulary] behind each of its tokens."""
-        with self._layers():
+        with self._layers([row]):
             return self._all_computed(row)
 
     def _all_computed(self, row: Row) -> torch.Tensor:
@@ -280,7 +300,7 @@ class LanguageModel:
         self.cache.select(call)
         wanted = call.wanted
         which = {"logits_to_keep": wanted} if self._keeps and wanted is not None else {}
-        with packing(self._config, call):
+        with packing(self._config, call), self._mixed(call):
             out = self.model(
                 input_ids=call.ids,
                 position_ids=call.positions,
@@ -300,13 +320,14 @@ class LanguageModel:
         assert isinstance(self.cache, Slots)
         self.cache.select(call)
         mask = None if call.whole else self._masks.of(call)
-        out = self.model(
-            **inputs_of(self.model, call),
-            attention_mask=mask,
-            use_cache=True,
-            **{self.cache_name: self.cache},
-            **which,
-        )
+        with self._mixed(call):
+            out = self.model(
+                **inputs_of(self.model, call),
+                attention_mask=mask,
+                use_cache=True,
+                **{self.cache_name: self.cache},
+                **which,
+            )
         logits: torch.Tensor = out.logits
         return logits
 

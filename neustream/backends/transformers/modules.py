@@ -253,14 +253,14 @@ class Texts:
 
     def _begin(self, id: str, turn: _Turn) -> Held:
         """A slot for a request that has none, with what others have, or left, of its prompt."""
-        text, prompt = turn.text, turn.text.ask.names
-        held = None
+        text, held = turn.text, None
+        prompt, count = text.ask.begins, len(text.ask.prompt)
         if turn.like is not None and not text.unscored and isinstance(self.model.cache, Slots):
-            held = self._seats.fork(id, prompt, self.model.alike(len(prompt)), self._clock)
+            held = self._seats.fork(id, prompt, self.model.alike(count), self._clock)
         held = held or self._seats.take(id, self._clock)
         held.prompt = prompt
         if not held.cached and self.prefixes is not None and turn.known:
-            held.cached = held.shared = self.prefixes.fill(held.slot, text.ask.prompt, turn.known)
+            held.cached = held.shared = self.prefixes.fill(held.slot, text.ask, turn.known)
         return held
 
     def _cut(self, turn: _Turn) -> int:
@@ -277,7 +277,7 @@ class Texts:
         if self.model.piecewise and held.cached >= turn.end:
             start = self.model.floor(turn.end - 1, prompt)
         looks = sight if sight is not None and sight.matters(start) else None
-        row = Row(held.slot, start, text.tokens(start, turn.end), looks)
+        row = Row(held.slot, start, text.tokens(start, turn.end), looks, text.ask.adapter)
         return rows_of(row, prompt) if self.model.piecewise else [row]
 
     def _failed(self, id: str, why: str) -> StageFailed:

@@ -245,6 +245,7 @@ class TextMount:
         ends_after: int | None = None,
         n: int | None = None,
         like: str | None = None,
+        adapter: str | None = None,
     ) -> Call:
         """A completion; RequestError for what cannot be served.
 
@@ -260,6 +261,7 @@ class TextMount:
             n: refused: several sequences are asked of a service.
             like: the id of another request of the same prompt: this one waits for its first output, and
                 goes on from its keys and values. `n` is made of these.
+            adapter: of PEFT, by its name; None: those that are active.
         """
         assert self._graph is not None
         if n not in (None, 1):
@@ -294,7 +296,7 @@ class TextMount:
         room = Room(self.model, self.kv_caches[self._graph.name].capacity)
         tokens, sight = self.reader.read(prompt, images, tools, chat_template_kwargs)
         most = self.defaults.tokens(len(tokens), room.limit) if max_tokens is None else max_tokens
-        ask = ask_of(self.tokenizer, tokens, most, sampling, room, sight)
+        ask = ask_of(self.tokenizer, tokens, most, sampling, room, sight, adapter)
         if ends_after is not None:
             ask = replace(ask, end=whole("ends_after", ends_after, 1))
         count, most = len(tokens), int(most)
@@ -326,7 +328,7 @@ class TextMount:
         """Tokens of a prompt that need not be computed: all are where they are told of, or hold images."""
         if self._prefixes is None or ask.sight is not None or ask.sampling.prompt_logprobs is not None:
             return 0
-        return self._prefixes.match(ask.prompt)
+        return self._prefixes.match(ask)
 
     def rehearsal(self) -> Sequence[Call]:
         return ()  # its steps are learnt as they run

@@ -75,7 +75,7 @@ class Packed:
         self.context = max(row.end for row in rows)
         decodes = [row for row in rows if len(row.tokens) == 1]
         prompts = [row for row in rows if len(row.tokens) > 1]
-        ordered = [*decodes, *prompts]
+        self.ordered = ordered = [*decodes, *prompts]
         ids = [token for row in ordered for token in row.tokens]
         positions = [place for row in ordered for place in range(row.start, row.end)]
         both = torch.tensor([ids, positions], device=device)

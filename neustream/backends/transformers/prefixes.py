@@ -15,13 +15,13 @@ import torch
 from neustream.backends.transformers.fixed import BLOCK as FIXED_BLOCK
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.slots import Slots
-from neustream.backends.transformers.text import Text
+from neustream.backends.transformers.text import Ask, Text
 
 BLOCK = 16
 """Tokens of a block."""
 
-Key = tuple[int, tuple[int, ...]]
-"""The number of the block before (0: none), and the tokens."""
+Key = tuple[int | str, tuple[int, ...]]
+"""The number of the block before (0: none; or the adapter that is chosen), and the tokens."""
 
 
 class Prefixes:
@@ -49,18 +49,19 @@ class Prefixes:
         """Tokens that are kept."""
         return len(self._known) * self.block
 
-    def match(self, tokens: Sequence[int]) -> int:
+    def match(self, ask: Ask) -> int:
         """How many tokens of a prompt are there; at least its last one is left to compute."""
+        tokens = ask.prompt
         with self._lock:
-            found = list(self._path(tokens))
+            found = list(self._path(tokens, ask.adapter))
             self._touch([key for key, _ in found])
         return min(len(found) * self.block, (len(tokens) - 1) // self.block * self.block)
 
     @torch.inference_mode()
-    def fill(self, slot: int, tokens: Sequence[int], most: int) -> int:
+    def fill(self, slot: int, ask: Ask, most: int) -> int:
         """Copy the beginning of a prompt into a slot, up to `most` tokens; how many were there."""
         with self._lock:
-            places = [place for _, place in self._path(tokens[:most])]
+            places = [place for _, place in self._path(ask.prompt[:most], ask.adapter)]
             if not places:
                 return 0
             at = torch.tensor(places, device=self.model.device)
@@ -79,10 +80,10 @@ class Prefixes:
         if not tokens or not self.blocks or text.ask.sight is not None:
             return
         with self._lock:
-            keys = [key for key, _ in self._path(tokens)]
+            keys = [key for key, _ in self._path(tokens, text.ask.adapter)]
             self._touch(keys)
             first = len(keys)
-            before = self._known[keys[-1]][0] if keys else 0
+            before = self._known[keys[-1]][0] if keys else text.ask.adapter or 0
             places = self._places(len(tokens) // self.block - first, keys)
             if not places:
                 return
@@ -97,9 +98,9 @@ class Prefixes:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _path(self, tokens: Sequence[int]) -> Iterator[tuple[Key, int]]:
+    def _path(self, tokens: Sequence[int], adapter: str | None) -> Iterator[tuple[Key, int]]:
         """The blocks that a text begins with, as far as they are there, with their places."""
-        before = 0
+        before: int | str = adapter or 0
         for first in range(0, len(tokens) - self.block + 1, self.block):
             key = (before, tuple(tokens[first : first + self.block]))
             if (known := self._known.get(key)) is None:

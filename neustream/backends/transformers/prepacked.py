@@ -12,12 +12,12 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from neustream.backends.memory import free_bytes
+from neustream.backends.transformers.lent import Lent, lent, own_forward
 from neustream.errors import BackendError
 
 SMALLEST = 1 << 18
@@ -46,27 +46,18 @@ class _Here(threading.local):
 
 
 _here = _Here()
-_entering = threading.Lock()
 
 
-class Forward:
-    """What a layer does while calls with copies run: in their threads they read them.
+class Forward(Lent):
+    """A layer that reads copies, in threads that have them."""
 
-    Attributes:
-        users: calls that run.
-    """
-
-    __slots__ = ("_stock", "users")
-
-    def __init__(self, layer: torch.nn.Module) -> None:
-        self._stock = layer.forward
-        self.users = 0
+    __slots__ = ()
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        copy = _here.copies.get(id(self._stock.__self__))  # the layer; of a model that was copied, its own
+        copy = _here.copies.get(id(self.layer))
         found: torch.Tensor
         if copy is None:
-            found = self._stock(input)
+            found = self.stock(input)
             return found
         weight, bias = copy
         found = torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
@@ -104,13 +95,13 @@ class Prepacked:
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """Let this thread's calls of the model read the copies, but for layers with a forward of their own."""
-        before, entered = _here.copies, self._enter()
-        _here.copies = self._copies
-        try:
-            yield
-        finally:
-            _here.copies = before
-            _leave(entered)
+        before = _here.copies
+        with lent(self._layers, Forward):
+            _here.copies = self._copies
+            try:
+                yield
+            finally:
+                _here.copies = before
 
     def stale(self) -> bool:
         """Whether somebody wrote to the weights behind the copies; called after each step.
@@ -120,22 +111,6 @@ class Prepacked:
         """
         at, self._next = self._next, (self._next + 1) % LOOKS
         return _read(self._looks[at]) != self._values[at]
-
-    # -- inside -----------------------------------------------------------------------------------
-
-    def _enter(self) -> list[tuple[dict[str, Any], Forward]]:
-        """Give each layer a forward that reads copies, unless another call did or it has its own."""
-        entered = []
-        with _entering:
-            for layer in self._layers:
-                own = layer.__dict__
-                forward = own["forward"] if "forward" in own else Forward(layer)
-                if type(forward) is not Forward:
-                    continue
-                forward.users += 1
-                own["forward"] = forward
-                entered.append((own, forward))
-        return entered
 
 
 def prepacked_of(model: torch.nn.Module, wanted: bool | None) -> Prepacked | None:
@@ -153,21 +128,6 @@ def prepacked_of(model: torch.nn.Module, wanted: bool | None) -> Prepacked | Non
         if weights and all(weight.dtype == torch.float32 for weight in weights) and size <= SHARE * (free or 0):
             return Prepacked(model)
     return None
-
-
-def _leave(entered: Sequence[tuple[dict[str, Any], Forward]]) -> None:
-    """Give the layers back what they had, where no other call runs."""
-    with _entering:
-        for own, forward in entered:
-            forward.users -= 1
-            if not forward.users and own.get("forward") is forward:  # else somebody has put another one there
-                del own["forward"]
-
-
-def own_forward(own: dict[str, Any]) -> Any:
-    """The forward that somebody has given a module with these attributes, whether or not a call runs."""
-    found = own.get("forward")
-    return None if type(found) is Forward else found
 
 
 def _check(model: torch.nn.Module) -> None:

@@ -42,7 +42,13 @@ class Room:
 
 
 def ask_of(
-    tokenizer: Any, ids: list[int], max_tokens: Any, sampling: Sampling, room: Room, sight: Sight | None = None
+    tokenizer: Any,
+    ids: list[int],
+    max_tokens: Any,
+    sampling: Sampling,
+    room: Room,
+    sight: Sight | None = None,
+    adapter: str | None = None,
 ) -> Ask:
     """What the model is asked: RequestError if prompt and outputs do not fit, or for tokens that are none."""
     check_length(len(ids), max_tokens, room)
@@ -58,7 +64,14 @@ def ask_of(
         raise RequestError("stop needs a tokenizer: serve(model, tokenizer), or give stop_token_ids")
     if sight is not None and sampling.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs is for prompts without images: an image's tokens have no likelihood")
-    return Ask(ids, sampling, sight=sight, most=int(max_tokens))
+    return Ask(ids, sampling, sight=sight, most=int(max_tokens), adapter=_adapter(room.model, adapter))
+
+
+def _adapter(model: LanguageModel, name: Any) -> str | None:
+    """The adapter that is asked for; None: what the model has active. RequestError for one that is not there."""
+    if name is None or model.adapters is not None:
+        return None if model.adapters is None else model.adapters.chosen(name)
+    raise RequestError(f"adapter={shown(name)}: {model.name} has no adapters")
 
 
 def check_length(prompt: int, max_tokens: Any, room: Room) -> None:

@@ -10,11 +10,14 @@ from neustream.backends.transformers.prefixes import Prefixes
 from neustream.backends.transformers.slots import Slots
 from neustream.backends.transformers.text import Text
 
+Begins = tuple[str | None, list[int]]
+"""The adapter of a prompt, and its tokens, told apart."""
+
 
 class Held:
     """A request's slot, how many of its tokens are in it, and when it was last used.
 
-    `prompt`: its prompt's tokens, told apart. `shared`: tokens that came from a prefix. `sure`: the text
+    `prompt`: what its prompt's keys and values depend on. `shared`: tokens that came from a prefix. `sure`: the text
     after the latest step that a model did which is the one that is served, and how many tokens of it
     were in the slot.
     """
@@ -23,7 +26,7 @@ class Held:
 
     def __init__(self, slot: int) -> None:
         self.slot, self.cached, self.used, self.shared = slot, 0, 0, 0
-        self.prompt: list[int] = []
+        self.prompt: Begins | None = None
         self.sure: tuple[Text, int] | None = None
 
     @property
@@ -51,7 +54,7 @@ class Seats:
         self._make_room()
         return self._give(id, self._free[-1], now)
 
-    def fork(self, id: str, prompt: Sequence[int], tokens: int, now: int) -> Held | None:
+    def fork(self, id: str, prompt: Begins, tokens: int, now: int) -> Held | None:
         """A slot that begins with so many tokens of a prompt, from a request of the same; None: nobody has them.
 
         That request may be over: its slot is taken as it is, while nobody else has it.
@@ -109,5 +112,5 @@ class Seats:
             self._free.sort(reverse=True)
 
 
-def _has(held: Held, prompt: Sequence[int], tokens: int) -> bool:
+def _has(held: Held, prompt: Begins, tokens: int) -> bool:
     return held.kept >= tokens > 0 and held.prompt == prompt

@@ -23,13 +23,14 @@ from neustream.backends.transformers.sight import Sight
 class Row:
     """One request's part of a forward call: `tokens` to be computed at positions `start`, `start + 1`, ...
 
-    `sight`: the images of its prompt; None: it has none.
+    `sight`: the images of its prompt; None: it has none. `adapter`: that it chooses; None: what is active.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
     sight: Sight | None = None
+    adapter: str | None = None
 
     @property
     def end(self) -> int:

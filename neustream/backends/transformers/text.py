@@ -18,6 +18,7 @@ class Ask:
 
     `end`: outputs after which it ends as if the model had said so (a workload's own lengths).
     `sight`: images of the prompt. `most`: outputs that it may have; None: not known.
+    `adapter`: that it chooses; None: what is active.
     """
 
     prompt: Sequence[int]
@@ -25,6 +26,7 @@ class Ask:
     end: int | None = None
     sight: Sight | None = None
     most: int | None = None
+    adapter: str | None = None
 
     @property
     def names(self) -> list[int]:
@@ -35,6 +37,11 @@ class Ask:
             for place in self.sight.places.tolist():
                 ids[place] = own
         return ids
+
+    @property
+    def begins(self) -> tuple[str | None, list[int]]:
+        """What keys and values of the prompt depend on: equal ones have the same."""
+        return self.adapter, self.names
 
 
 SEEN = "seen"

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from neustream.backends.settings import Settings, computes_anew
 from neustream.backends.torch import Samples
+from neustream.backends.transformers.lent import own_forward
 from neustream.backends.transformers.packed import implementation
-from neustream.backends.transformers.prepacked import own_forward
 from neustream.backends.transformers.proof_own import Way
 from neustream.errors import NeustreamError, RequestError, StageFailed
 
