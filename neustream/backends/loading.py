@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from neustream.core.policy import Policy
 from neustream.core.types import SLO
 from neustream.engine.clock import WallClock
 from neustream.engine.events import Observer
-from neustream.errors import BackendError, ConfigError, GraphError, told
+from neustream.errors import BackendError, ConfigError, GraphError, RequestError, told
 from neustream.server.bodies import EditBody, ImageBody
 from neustream.server.config import ModelConfig, ServerConfig
 from neustream.server.gateway import Loaded
@@ -58,8 +58,28 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
                 failed[model.name] = told(error)
     if not models:
         raise BackendError("; ".join([_before(name) + why for name, why in failed.items()]))
-    known = [models[model.name] for model in config.models if model.name in models]
+    known = [
+        each
+        for model in config.models
+        if model.name in models
+        for each in _with_adapters(model, models, mounts, failed)
+    ]
     return Loaded(service, known, failed, clock.now())
+
+
+def _with_adapters(
+    config: ModelConfig, models: Mapping[str, Model], mounts: Mapping[str, Any], failed: dict[str, str]
+) -> list[Model]:
+    """A model, and its adapters as models; those that requests cannot choose move to `failed`."""
+    found = [model := models[config.name]]
+    for name in config.adapters:
+        assert isinstance(model, TextModel)
+        try:
+            mounts[config.name].model.adapters.chosen(name)
+            found.append(replace(model, name=name, adapter=name, base=model.name))
+        except RequestError as error:
+            failed[name] = str(error)
+    return found
 
 
 def policy_of(config: ServerConfig) -> dict[str, Any]:
@@ -149,6 +169,7 @@ def _text(config: ModelConfig) -> Mount:
 
     from neustream.backends.torch import device_of, dtype_of
     from neustream.backends.transformers import TextMount
+    from neustream.backends.transformers.adapted import with_adapters
     from neustream.backends.transformers.from_config import Options, build, byte_tokenizer
     from neustream.backends.transformers.processors import class_of, processor_for, processor_in
 
@@ -171,6 +192,8 @@ def _text(config: ModelConfig) -> Mount:
         processor = processor_in(_folder(config.path), stock)
     else:
         raise ConfigError(f"model {config.name!r}: give tokenizer: a folder, or bytes")
+    if config.adapters:
+        stock = with_adapters(stock, {name: _folder(path) for name, path in config.adapters.items()})
     return TextMount(stock, processor, **{"progress": False, **config.options})
 
 

@@ -92,6 +92,8 @@ def _model(model: Model, promises: PromiseConfig) -> dict[str, Any]:
     }
     if isinstance(model, TextModel):
         about["max_model_len"] = model.max_len
+        if model.adapter:
+            about["root"] = about["parent"] = model.base
     elif isinstance(model, ImageModel):
         about["neustream"]["sizes"] = list(model.sizes)
     elif model.params is not None:

@@ -97,6 +97,8 @@ class ModelConfig(_Section):
         device: where it runs.
         sizes: image sizes, as 512x512, that are measured before the server is ready.
         slo: what its requests are promised that bring no promise.
+        adapters: of a text model: folders that PEFT saved, by the names under which requests ask for
+            them as models; the model itself is without any.
         options: further ones of its mount (`TextMount`, `PipelineMount`); vLLM's engine arguments.
     """
 
@@ -112,10 +114,13 @@ class ModelConfig(_Section):
     device: str = "cpu"
     sizes: list[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]] = Field(default_factory=list)
     slo: Budgets = Budgets()
+    adapters: dict[Name, Path] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
+        if self.adapters and self.kind != "text":
+            raise ValueError(f"adapters are of kind text, got kind {self.kind}")
         if self.kind == "agent":
             if self.graph is None or self.path is not None or self.backend is not None:
                 raise ValueError("an agent is made by graph: module:function, of no path and no backend")
@@ -222,7 +227,7 @@ class ServerConfig(_Section):
 
     @model_validator(mode="after")
     def _different_names(self) -> ServerConfig:
-        names = [model.name for model in self.models]
+        names = [name for model in self.models for name in (model.name, *model.adapters)]
         if len(set(names)) < len(names):
             raise ValueError(f"models need different names, got {names}")
         return self
@@ -235,6 +240,8 @@ class ServerConfig(_Section):
             if model.kind not in ("text", "image"):
                 why = "has an engine of its own" if model.kind == "vllm" else "has tools in this process"
                 raise ValueError(f"model {model.name!r}: kind {model.kind} {why}; a cluster has text, image")
+            if model.adapters:
+                raise ValueError(f"model {model.name!r}: adapters are for models in this process")
             if model.device not in ("cpu", "cuda"):
                 where = f"model {model.name!r}: device {model.device!r}"
                 raise ValueError(f"{where}: instances of a cluster get theirs; allowed: cpu, cuda")

@@ -19,7 +19,7 @@ from neustream.server.admission import Admission, Began
 from neustream.server.backing import Backing, OfService
 from neustream.server.config import LimitConfig
 from neustream.server.errors import HTTPError
-from neustream.server.models import NOTHING, AgentModel, ImageModel, Model, TextModel, count_of
+from neustream.server.models import NOTHING, AgentModel, ImageModel, Model, TextModel, count_of, served_as
 from neustream.server.observe.gauges import Gauges
 from neustream.server.observe.notes import Asked, Note, Unasked
 from neustream.server.patience import Patience
@@ -301,8 +301,9 @@ class Gateway:
             text = f"model {name!r} is not served: {faults[name]}"
             raise HTTPError(503, text, "failed", "model", retry_after_s=60.0)
         fitting = {each.name: each for each in self.models if fits(each)}
-        if name is None and len(fitting) == 1:
-            return next(iter(fitting.values()))
+        whole = [each for each in fitting.values() if served_as(each) == each.name]
+        if name is None and len(whole) == 1:
+            return whole[0]
         if name is None or name not in fitting:
             text = f"no model {name!r} for {what}; {nearest(name or '', fitting)}"
             raise HTTPError(404, text, "model_not_found", "model")
@@ -317,14 +318,15 @@ class Gateway:
 
     def admit(self, model: Model, slo: SLO) -> None:
         """HTTPError if a model takes no more now of those that are promised something, or nothing."""
-        self._admission.check(model.name, model.batch, slo.promises)
+        self._admission.check(served_as(model), model.batch, slo.promises)
 
     def patience(self, model: Model, slo: SLO, ids: Sequence[str], give_up: Callable[[HTTPError], None]) -> Patience:
         """Watches requests that are promised nothing; see `Patience`."""
         seconds = None if slo.promises else self._limits.patience_s
 
         def wait_s() -> float | None:
-            return self._admission.wait_s(model.name, slo.promises, self._admission.waiting(model.name, slo.promises))
+            name = served_as(model)
+            return self._admission.wait_s(name, slo.promises, self._admission.waiting(name, slo.promises))
 
         return Patience(seconds, partial(self._admission.began, ids), wait_s, give_up)
 
@@ -348,7 +350,7 @@ class Gateway:
         except BaseException:
             self._tell(Unasked(id))
             raise
-        self._admission.came(id, model.name, answer, slo.promises)
+        self._admission.came(id, served_as(model), answer, slo.promises)
         answer.add_done_callback(lambda _: self._tell(_over(answer)))
         return answer
 
@@ -366,7 +368,7 @@ class Gateway:
     def _name(self, model: Model) -> str | None:
         """What the service calls a model; None: it has no other."""
         assert self._backing is not None
-        return model.name if model.name in self._backing.models else None
+        return name if (name := served_as(model)) in self._backing.models else None
 
 
 def _over(answer: Answer[Any]) -> Unasked:

@@ -55,6 +55,7 @@ class TextModel:
         batch: requests of one step, at most.
         device: where the service has it; own: its engine, where it is not the service's.
         temperature: of requests that say none.
+        adapter: that its requests have, of model `base`; empty: it is a model itself.
         see: makes the prompt of a chat with images, of its messages and arguments for the template, as
             the service takes it; None: the model takes no images.
     """
@@ -69,6 +70,8 @@ class TextModel:
     own: Own | None = None
     temperature: float = 1.0
     see: Callable[[list[dict[str, Any]], Mapping[str, Any]], Any] | None = None
+    adapter: str = ""
+    base: str = ""
     kind: Literal["text"] = "text"
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -166,3 +169,8 @@ class AgentModel:
 
 
 Model = TextModel | ImageModel | AgentModel
+
+
+def served_as(model: Model) -> str:
+    """The name of the model that serves requests: an adapter's are those of its base."""
+    return model.base or model.name if isinstance(model, TextModel) else model.name

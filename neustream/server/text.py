@@ -128,6 +128,8 @@ def _submit(
         "prompt_logprobs": body.told if echo else None,
         "slo": reply.promise.slo,
     }
+    if model.adapter:
+        options["adapter"] = model.adapter
     several = len(prompts) * body.choices > 1
     seed = None if body.seed is None else body.seed % SEEDS
     for prompt in prompts:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from neustream.errors import BackendError
+from neustream.errors import BackendError, told
 
 WRAPPED = "peft.peft_model.PeftModel"
 
@@ -28,3 +30,22 @@ def stock_of(model: Any) -> Any:
                 "prompt: served are adapters in layers, as LoRA's"
             )
     return model.get_base_model()
+
+
+def with_adapters(stock: Any, folders: Mapping[str, Path]) -> Any:
+    """A model with adapters that PEFT saved, by their names; none is active. BackendError for what is none."""
+    try:
+        import peft
+    except ImportError as error:
+        raise BackendError("adapters need peft: pip install peft") from error
+    wrapped = stock
+    for name, folder in folders.items():
+        try:
+            if is_wrapped(wrapped):
+                wrapped.load_adapter(str(folder), adapter_name=name)
+            else:
+                wrapped = peft.PeftModel.from_pretrained(stock, str(folder), adapter_name=name)
+        except Exception as error:  # whatever PEFT has against a folder
+            raise BackendError(f"adapter {name!r} cannot be loaded from {str(folder)!r}: {told(error)}") from error
+    wrapped.base_model.disable_adapter_layers()
+    return wrapped.eval().requires_grad_(False)
