@@ -14,24 +14,15 @@ from numpy.typing import NDArray
 from neustream.bench.plan import Plan
 from neustream.errors import ConfigError
 from neustream.workload.arrivals import (
+    Ramp,
     conditioned_arrivals,
     constant_arrivals,
     gamma_arrivals,
-    ramped_arrivals,
 )
 from neustream.workload.asks import Ask
 from neustream.workload.mixing import with_arrivals
 
 Law = Literal["gamma", "conditioned", "constant"]
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A rate that goes from one to another, in requests a second."""
-
-    start: float
-    end: float
-    exponential: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,7 @@ class Timing:
     def __str__(self) -> str:
         cv = "" if math.isinf(self.burstiness) else f", cv {1 / math.sqrt(self.burstiness):.3g}"
         if self.ramp is not None:
-            how = "exponential" if self.ramp.exponential else "linear"
-            return f"{how} ramp from {self.ramp.start:g} to {self.ramp.end:g} requests/s{cv}"
+            return f"{self.ramp}{cv}"
         if self.rate is None:
             return "as there are places" if self.concurrency else "as fast as can be"
         law = "constant" if self.law == "constant" else self.law + cv
@@ -67,17 +57,9 @@ class Timing:
             return None
         cv = 0.0 if math.isinf(self.burstiness) else 1 / math.sqrt(self.burstiness)
         if self.ramp is not None:
-            ramp = self.ramp
-            return ramped_arrivals(
-                number,
-                start=ramp.start,
-                end=ramp.end,
-                exponential=ramp.exponential,
-                cv=cv or 1e-3,
-                seed=seed,
-            )
+            return self.ramp.arrivals(number, cv=cv, seed=seed)
         assert self.rate is not None
-        if self.law == "constant" or not cv:
+        if self.law == "constant":
             return constant_arrivals(number, rate=self.rate)
         draw = conditioned_arrivals if self.law == "conditioned" else gamma_arrivals
         return draw(number, rate=self.rate, cv=cv, seed=seed)

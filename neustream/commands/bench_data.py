@@ -12,9 +12,13 @@ import typer
 from neustream.commands.bench_parsing import object_of, option, share, size, weighted, whole
 from neustream.commands.bench_refused import DATASETS as REFUSED_DATASETS
 from neustream.errors import ConfigError, nearest
-from neustream.workload.datasets import Dataset, Images, PrefixRepetition, PromptFile, Random, Sessions
+from neustream.workload.conversations import SharedPrefix
+from neustream.workload.datasets import Images
 from neustream.workload.formats import FORMATS
+from neustream.workload.lengths import Lengths
 from neustream.workload.of_traces import TraceFile
+from neustream.workload.prompt_files import UNSAID, PromptFile
+from neustream.workload.sources import Dataset, Prefixes, RandomTexts
 from neustream.workload.trace import Trace, Window
 
 
@@ -105,8 +109,12 @@ class DataOptions:
         return self.dataset_path
 
     def _random(self) -> Dataset:
-        lengths = self.input_len or self.random_input_len, self.output_len or self.random_output_len
-        return Random(*lengths, *self._ratios(), self.random_prefix_len)
+        ratios, prefix = self._ratios(), self.random_prefix_len
+        return RandomTexts(
+            Lengths.around(self.input_len or self.random_input_len, ratios[0]),
+            Lengths.around(self.output_len or self.random_output_len, ratios[1]),
+            (Prefixes(1, prefix),) if prefix else (),
+        )
 
     def _ratios(self) -> tuple[float, float]:
         """Of prompts and of outputs."""
@@ -122,28 +130,40 @@ class DataOptions:
         return both, both
 
     def _repeated(self) -> Dataset:
-        return PrefixRepetition(
-            self.prefix_repetition_prefix_len,
-            self.input_len or self.prefix_repetition_suffix_len,
+        return SharedPrefix(
             self.prefix_repetition_num_prefixes,
-            self.output_len or self.prefix_repetition_output_len,
+            None,
+            Lengths.fixed(self.prefix_repetition_prefix_len),
+            Lengths.fixed(self.input_len or self.prefix_repetition_suffix_len),
+            Lengths.fixed(self.output_len or self.prefix_repetition_output_len),
         )
 
     def _sessions(self) -> Dataset:
-        question = self.input_len or self.sessions_question_len
-        output = self.output_len or self.random_output_len
-        lengths = (self.sessions_groups, self.sessions_system_len, question, output)
-        return Sessions(*lengths, self.sessions_turns, self.sessions_think)
+        return RandomTexts(
+            Lengths.fixed(self.input_len or self.sessions_question_len),
+            Lengths.fixed(self.output_len or self.random_output_len),
+            (Prefixes(self.sessions_groups, self.sessions_system_len),),
+            self.sessions_turns,
+            think=Lengths.fixed(round(1000 * self.sessions_think)),
+        )
 
     def _sharegpt(self) -> Dataset:
         output = self.output_len or self.sharegpt_output_len
-        return PromptFile(self._path(), output, self.no_oversample, not self.disable_shuffle)
+        shuffled = not self.disable_shuffle
+        return PromptFile.sharegpt(self._path(), output, shuffled=shuffled, once=self.no_oversample)
 
     def _custom(self) -> Dataset:
         if self.custom_output_len == 0:
             raise ConfigError("--custom-output-len 0: expected a whole number, at least 1, or -1")
         own = self.custom_output_len if self.custom_output_len != -1 else None
-        return PromptFile(self._path(), self.output_len or own, self.no_oversample, not self.disable_shuffle)
+        return PromptFile(
+            self._path(),
+            output_tokens=self.output_len or own,
+            shuffled=not self.disable_shuffle,
+            once=self.no_oversample,
+            default=UNSAID,
+            strict=True,
+        )
 
     def _images(self) -> Dataset:
         drawn = weighted("--image-sizes", self.image_sizes) if self.image_sizes is not None else ()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from neustream.bench.plan import Plan
-from neustream.bench.planning import Law, Ramp, Timing, plan_of, warming
+from neustream.bench.planning import Law, Timing, plan_of, warming
 from neustream.bench.records import Since
 from neustream.bench.runs import Run, records_file, write_runs
 from neustream.bench.summary import summary, valid
@@ -29,8 +29,10 @@ from neustream.commands.outputs import check_folder, check_outputs, json_file, j
 from neustream.commands.printing import hushed, notes, problems, wrote
 from neustream.commands.sharing import taking
 from neustream.errors import ConfigError, nearest
+from neustream.workload.arrivals import Ramp
 from neustream.workload.asks import Ask
 from neustream.workload.mixing import with_classes, with_limits, with_models, without_arrivals
+from neustream.workload.sources import Asked
 from neustream.workload.texts import Texts
 
 CLASS = VllmFlags
@@ -157,7 +159,7 @@ def asks_of(data: DataOptions, promises: PromiseOptions, texts: Texts, number: i
     """The requests with what they are promised, without arrivals of a schedule."""
     limits, classes = promises.limits(), promises.classes()
     with notes.status("drawing requests"):
-        asks = data.dataset().asks(number or data.num_prompts, promises.seed, texts)
+        asks = data.dataset().asks(Asked(number or data.num_prompts, promises.seed, texts))
     if not data.timed:
         asks = without_arrivals(asks)
     asks = with_models(asks, data.models, data.assignment, promises.seed)

@@ -103,9 +103,7 @@ class Engine:
     ) -> Report:
         """Serve `requests` at their arrivals (counted from now) and return when all have ended.
 
-        They are drawn one at a time, so a generator of millions works; arrivals must not go back.
-        A failing stage, a dropped request or one that cannot be accepted (a duplicate id) does not
-        raise; it is in the report. A policy's fault does. `call_s`, `turns`: see `Replay`.
+        What becomes of each is in the report; a policy's fault raises. The others: see `Replay`.
         """
         self._life.begin(serving=False)
         report = report or Report(self.clock.now())

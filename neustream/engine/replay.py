@@ -89,6 +89,8 @@ class Replay:
             done = isinstance(record, Ended) and record.status == "done"
             for following in self._turns.ended(record.id, record.at, done=done):
                 self._post(following)
+        if self.over and not self._loop.busy:
+            self._loop.observers.remove(self._heard)
 
     def _go_on(self, following: Next, now: float) -> None:
         if following.blocked or following.request.arrival + self._call_s > now:

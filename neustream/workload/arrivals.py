@@ -6,16 +6,20 @@ for bit those of the NeuStream artifact's traces.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 
 def gamma_arrivals(requests: int, *, rate: float, cv: float, seed: int) -> NDArray[np.float64]:
-    """Gamma-distributed gaps of mean `1 / rate` and coefficient of variation `cv`; cv 1 is Poisson.
+    """Gamma-distributed gaps of mean `1 / rate` and coefficient of variation `cv`; cv 1 is Poisson, 0 even.
 
     cv is the burstiness: vLLM's `--burstiness` is `1 / cv**2`. The first request comes after the
     first gap.
     """
+    if not cv:
+        return constant_arrivals(requests, rate=rate)
     shape, scale = 1 / cv**2, cv**2 / rate
     return np.cumsum(np.random.RandomState(seed).gamma(shape, scale, requests))
 
@@ -34,18 +38,28 @@ def conditioned_arrivals(requests: int, *, rate: float, cv: float, seed: int) ->
     return arrivals * (requests / rate / arrivals[-1]) if requests else arrivals
 
 
-def ramped_arrivals(
-    requests: int, *, start: float, end: float, exponential: bool, cv: float, seed: int
-) -> NDArray[np.float64]:
-    """Gamma-distributed gaps at a rate that goes from `start` to `end` requests a second.
+@dataclass(frozen=True)
+class Ramp:
+    """A rate that goes from `start` to `end` requests a second."""
 
-    The k-th of n requests comes at the rate `start + (end - start) * k / n`, or, if `exponential`,
-    `start * (end / start) ** (k / n)`, as vLLM's client has it.
-    """
-    progress = np.arange(requests) / max(requests, 1)
-    rates = start * (end / start) ** progress if exponential else start + (end - start) * progress
-    shape, scale = 1 / cv**2, cv**2
-    return np.cumsum(np.random.RandomState(seed).gamma(shape, scale, requests) / rates)
+    start: float
+    end: float
+    exponential: bool = False
+
+    def __str__(self) -> str:
+        return f"{'exponential' if self.exponential else 'linear'} ramp from {self.start:g} to {self.end:g} requests/s"
+
+    def arrivals(self, requests: int, *, cv: float, seed: int) -> NDArray[np.float64]:
+        """Gamma-distributed gaps at that rate.
+
+        The k-th of n requests comes at the rate `start + (end - start) * k / n`, or, if
+        `exponential`, `start * (end / start) ** (k / n)`, as vLLM's client has it.
+        """
+        progress = np.arange(requests) / max(requests, 1)
+        linear = self.start + (self.end - self.start) * progress
+        rates = self.start * (self.end / self.start) ** progress if self.exponential else linear
+        gaps = np.diff(gamma_arrivals(requests, rate=1.0, cv=cv, seed=seed), prepend=0.0)
+        return np.cumsum(gaps / rates)
 
 
 def with_burst(arrivals: NDArray[np.float64], *, after: int, requests: int, factor: float) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from neustream.errors import ConfigError
 from neustream.workload.asks import Ask, ImageAsk, Limits
 from neustream.workload.row import Notes, Row
+from neustream.workload.sources import Asked
 from neustream.workload.texts import Texts
 from neustream.workload.trace import ALL, Trace, Window, take
 
@@ -35,12 +36,13 @@ class TraceFile:
         taken = take(self.trace, self.window)
         return [self._ask(at, row, None, 0) for at, row in enumerate(taken.rows)], taken.notes
 
-    def asks(self, number: int, seed: int, texts: Texts) -> list[Ask]:
-        """At most so many of its rows."""
+    def asks(self, asked: Asked) -> list[Ask]:
+        """At most so many of its rows, with the arrivals and promises that they have."""
+        number = asked.requests
         most = number if self.window.requests is None else min(number, self.window.requests)
         window = Window(self.window.start_s, self.window.duration_s, most, self.window.speed)
         rows = take(self.trace, window).rows
-        return [self._ask(at, row, texts, seed) for at, row in enumerate(rows)]
+        return [self._ask(at, row, asked.texts, asked.seed) for at, row in enumerate(rows)]
 
     def _ask(self, at: int, row: Row, texts: Texts | None, seed: int) -> Ask:
         params = dict(row.params)

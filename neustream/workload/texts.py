@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from functools import cached_property
 from pathlib import Path
@@ -113,3 +114,9 @@ class Texts:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Texts, (self.name,)  # other processes load it anew
+
+
+@functools.lru_cache(maxsize=4096)
+def shared(texts: Texts, tokens: int, *seed: int) -> str:
+    """A beginning that requests share, made once."""
+    return texts.text(tokens, *seed)

@@ -12,17 +12,18 @@ from profile_files import GUIDE, PERF, VLLM, changed, read
 
 from neustream.bench import Record, Run
 from neustream.bench.profiles.arrivals import LAWS, arrivals, arrivals_until
-from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.profile import Load, Sweep
+from neustream.bench.profiles.telling import lines
 from neustream.bench.profiles.words import Words, tokenizer_of
 from neustream.errors import BackendError, ConfigError
+from neustream.workload.lengths import Lengths
 from neustream.workload.texts import Texts
 
 TEXTS = Texts()
 
 
 def plan_of(profile, number=0, texts=TEXTS):
-    return profile.loads[number].plan(number, profile.source, profile.seed, texts, profile.limits)
+    return profile.plan(profile.loads[number], number, texts)
 
 
 # -- arrivals and lengths ----------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def test_a_closed_loop_has_no_schedule_and_may_only_be_ended_by_time(tmp_path):
     plan = plan_of(profile)
     assert (plan.concurrency, plan.duration_s, plan.asks[0].arrival_s) == (2, 60, None)
     assert len(plan.asks) == 12_000
-    assert plan.asks[11_999].prompt.split()[0] == "11999"  # no prefix of an earlier prompt
+    assert plan.asks[11_999].prompt == plan.asks[11_999].prompt != plan.asks[11_999 - 4096].prompt
     assert plan.asks[-1] == plan.asks[11_999] and len(plan.asks[3:5]) == 2
     with pytest.raises(IndexError):
         plan.asks[12_000]
@@ -165,6 +166,32 @@ def test_turns_of_guidellm_go_on_in_as_many_sessions_as_there_are_streams(tmp_pa
     assert {ask.think_s for ask in asks if ask.follows} == {0.25}
 
 
+@pytest.mark.parametrize("strategy", ["linear", "exponential"])
+def test_ramps_of_vllm_go_from_one_rate_to_another(tmp_path, strategy):
+    flags = {"ramp-up-strategy": strategy, "ramp-up-start-rps": 2, "ramp-up-end-rps": 8, "burstiness": "inf"}
+    profile = read(tmp_path, changed(VLLM, **flags, **{"num-prompts": 100}))
+    plan = plan_of(profile)
+    gaps = np.diff([0.0, *(ask.arrival_s for ask in plan.asks)])
+    middle = 5.0 if strategy == "linear" else 4.0
+    assert gaps[0] == pytest.approx(1 / 2) and gaps[50] == pytest.approx(1 / middle) and np.all(np.diff(gaps) < 0)
+    assert gaps[-1] == pytest.approx(1 / 8, rel=0.03) and (plan.rate, plan.name) == (None, "ramp 2 to 8")
+    assert f"{strategy} ramp from 2 to 8 requests/s" in "\n".join(lines(profile, TEXTS))
+    with pytest.raises(ConfigError, match="needs ramp-up-start-rps and ramp-up-end-rps"):
+        read(tmp_path, changed(VLLM, **{"ramp-up-strategy": strategy, "ramp-up-start-rps": 2}))
+    with pytest.raises(ConfigError, match="takes the place of request-rate"):
+        read(tmp_path, changed(VLLM, **flags, **{"request-rate": 3}))
+
+
+@pytest.mark.parametrize("assignment", ["random", "round-robin"])
+def test_adapters_of_vllm_are_models_that_requests_ask_for(tmp_path, assignment):
+    flags = {"lora-modules": "one two", "lora-assignment": assignment, "num-prompts": 200}
+    profile = read(tmp_path, changed(VLLM, **flags))
+    asked = [ask.model for ask in plan_of(profile).asks]
+    assert set(asked) == {"one", "two"} and 70 < asked.count("one") < 130
+    assert (asked == ["one", "two"] * 100) == (assignment == "round-robin")
+    assert "one, two" in "\n".join(lines(profile, TEXTS))
+
+
 def test_prefixes_of_vllm_are_shared(tmp_path):
     flags = {"dataset-name": "prefix_repetition", "prefix-repetition-num-prefixes": 2, "num-prompts": 7}
     flags |= {"prefix-repetition-prefix-len": 9, "prefix-repetition-suffix-len": 3}
@@ -206,7 +233,7 @@ def test_conversations_of_a_local_file_are_asked_over_and_over(tmp_path):
         ("a.jsonl", '{"prompt": "one"}\n{"prompt": "two"}\n'),
         ("a.csv", "question\none\ntwo\n"),
         ("a.txt", "one\n\ntwo\n"),
-        ("a.json", '[{"text": "one"}, "two"]'),
+        ("a.json", '[{"text": "one"}, {"x": 1}, {"text": "two"}]'),
     ],
 )
 def test_prompts_of_a_local_file(tmp_path, name, text):

@@ -140,8 +140,6 @@ REFUSED = [
     (changed(VLLM, **{"dataset-name": "burstgpt"}), "burstgpt: `neustream bench serve` replays traces"),
     (changed(VLLM, **{"dataset-name": "sonnet"}), "dataset-name: sonnet is not read; allowed: random"),
     (changed(VLLM, backend="vllm-pooling"), "backend: vllm-pooling is not spoken"),
-    (changed(VLLM, **{"lora-modules": "a b"}), "lora_modules: .* LoRA"),
-    (changed(VLLM, **{"ramp-up-strategy": "linear"}), "ramp_up_strategy: `neustream bench serve` has ramps"),
 ]
 
 

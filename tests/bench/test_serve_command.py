@@ -302,9 +302,10 @@ def test_ctrl_c_writes_what_is_there(stub, tmp_path):
 def test_bounds_of_options_are_those_of_the_data(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a b", "output_tokens": 7}\n{"prompt": "c"}\n')
     options = DataOptions(dataset_name="custom", dataset_path=tmp_path / "p.jsonl", disable_shuffle=True)
+    from neustream.workload.sources import Asked
     from neustream.workload.texts import Texts
 
-    asks = options.dataset().asks(3, 0, Texts())
+    asks = options.dataset().asks(Asked(3, 0, Texts()))
     assert [(ask.prompt, ask.input_tokens, ask.output_tokens) for ask in asks] == [
         ("a b", 2, 7),
         ("c", 1, 256),

@@ -11,15 +11,19 @@ import pytest
 
 from neustream.errors import ConfigError
 from neustream.workload.arrivals import (
+    Ramp,
     conditioned_arrivals,
     constant_arrivals,
     gamma_arrivals,
-    ramped_arrivals,
 )
 from neustream.workload.asks import Limits
-from neustream.workload.datasets import Images, PrefixRepetition, PromptFile, Random, Sessions, normal
+from neustream.workload.conversations import Conversations, SharedPrefix
+from neustream.workload.datasets import Images, normal
+from neustream.workload.lengths import Lengths
 from neustream.workload.mixing import AskClass, with_arrivals, with_classes, with_limits
 from neustream.workload.of_traces import TraceFile, prompt_of
+from neustream.workload.prompt_files import PromptFile
+from neustream.workload.sources import Asked, Prefixes, RandomTexts
 from neustream.workload.texts import Texts
 from neustream.workload.trace import Trace, Window
 
@@ -53,37 +57,58 @@ def test_texts_have_the_length_that_was_asked_for(tokenizer, tokens):
 
 
 def test_random_prompts_share_what_is_asked_for():
-    asks = Random(10, 5, 0.5, 0.5, prefix=4).asks(200, 3, BYTES)
+    source = RandomTexts(Lengths.around(10, 0.5), Lengths.around(5, 0.5), (Prefixes(1, 4),))
+    asks = list(source.asks(Asked(200, 3, BYTES)))
     assert {ask.prompt[:4] for ask in asks} == {asks[0].prompt[:4]} and len({ask.prompt for ask in asks}) == 200
     assert {ask.input_tokens for ask in asks} == set(range(9, 20))
     assert {ask.output_tokens for ask in asks} == set(range(2, 9))
     assert all(len(ask.prompt) == ask.input_tokens for ask in asks)
-    assert (
-        asks
-        == Random(10, 5, 0.5, 0.5, prefix=4).asks(200, 3, BYTES)
-        != Random(10, 5, 0.5, 0.5, prefix=4).asks(200, 4, BYTES)
-    )
+    assert asks == list(source.asks(Asked(200, 3, BYTES))) != list(source.asks(Asked(200, 4, BYTES)))
+    assert asks[-3:] == source.asks(Asked(200, 3, BYTES))[-3:]
 
 
 def test_prefixes_are_repeated_equally_often():
-    asks = PrefixRepetition(8, 4, 3, 5).asks(30, 0, BYTES)
+    asks = SharedPrefix(3, None, *map(Lengths.fixed, (8, 4, 5))).asks(Asked(30, 0, BYTES))
     assert set(Counter(ask.prompt[:8] for ask in asks).values()) == {10}
-    assert len({ask.prompt for ask in asks}) == 30
+    assert len({ask.prompt for ask in asks}) == 30 and {ask.input_tokens for ask in asks} == {12}
+
+
+def whole(asks):
+    """How long the conversation before each ask is, with its own text; an answer has as many tokens as asked for."""
+    of, said = {}, {}
+    for ask in asks:
+        said[ask.id] = said.get(ask.follows, 0) + len(ask.prompt)
+        of[ask.id] = said[ask.id]
+        said[ask.id] += ask.output_tokens
+    return of
 
 
 def test_sessions_share_system_prompts_and_follow_each_other():
-    asks = {ask.id: ask for ask in Sessions(2, 8, 4, 6, turns=3, think_s=0.5).asks(12, 0, BYTES)}
+    lengths = Lengths.fixed(4), Lengths.between(5, 7)
+    source = RandomTexts(*lengths, (Prefixes(2, 8),), turns=3, think=Lengths.fixed(500))
+    asks = {ask.id: ask for ask in source.asks(Asked(24, 0, BYTES))}
     first = [ask for ask in asks.values() if not ask.follows]
-    assert len(first) == 4 and len({ask.prompt[:8] for ask in first}) == 2
+    assert len(first) == 8 and len({ask.prompt[:8] for ask in first}) == 2
     for ask in asks.values():
         if ask.follows:
             before = asks[ask.follows]
-            assert before.session == ask.session and ask.input_tokens == before.input_tokens + 10
-            assert len(ask.prompt) == 4 and ask.think_s == 0.5
+            assert before.session == ask.session and len(ask.prompt) == 4 and ask.think_s == 0.5
+    assert {ask.id: ask.input_tokens for ask in asks.values()} == whole(asks.values())
+    unknown = RandomTexts(Lengths.fixed(4), None, turns=2).asks(Asked(2, 0, BYTES))
+    assert [ask.input_tokens for ask in unknown] == [4, None]
+
+
+def test_the_prompt_of_a_turn_is_as_long_as_all_that_was_said():
+    fixed = [Lengths.fixed(each) for each in (9, 4, 3)]
+    again = list(SharedPrefix(2, 2, *fixed, multi_turn=True).asks(Asked(11, 0, BYTES)))
+    assert {ask.id: ask.input_tokens for ask in again} == whole(again) and sum(bool(ask.follows) for ask in again) == 7
+    talks = Conversations(3, 5, fixed[0], Lengths.between(1, 4), Lengths.between(2, 6), fixed[2], Lengths.fixed(0), 60)
+    asks = list(talks.asks(Asked(40, 1, BYTES)))
+    assert {ask.id: ask.input_tokens for ask in asks} == whole(asks) and any(ask.follows for ask in asks)
 
 
 def test_images_have_mixed_sizes_and_steps():
-    asks = Images(((64, 32, 3.0), (128, 128, 1.0)), ((10, 1.0), (20, 1.0))).asks(400, 0, WORDS)
+    asks = Images(((64, 32, 3.0), (128, 128, 1.0)), ((10, 1.0), (20, 1.0))).asks(Asked(400, 0, WORDS))
     sizes = Counter((ask.image.width, ask.image.height) for ask in asks)
     assert set(sizes) == {(64, 32), (128, 128)} and 250 < sizes[64, 32] < 350
     assert {ask.image.steps for ask in asks} == {10, 20} and all(ask.prompt for ask in asks)
@@ -93,9 +118,9 @@ def test_conversations_of_sharegpt(tmp_path):
     turns = [["one two three four", "a b c d e"], ["short", "a b c d"], ["five six seven eight nine", "x " * 4]]
     rows = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in turns]
     (tmp_path / "s.json").write_text(json.dumps([*rows, {"conversations": []}]))
-    asks = PromptFile(tmp_path / "s.json", shuffle=False).asks(3, 0, WORDS)
+    asks = PromptFile.sharegpt(tmp_path / "s.json").asks(Asked(3, 0, WORDS))
     assert [(ask.input_tokens, ask.output_tokens) for ask in asks] == [(4, 5), (5, 4), (4, 5)]
-    assert len(PromptFile(tmp_path / "s.json", 9, once=True).asks(9, 0, WORDS)) == 2
+    assert len(PromptFile.sharegpt(tmp_path / "s.json", 9, once=True).asks(Asked(9, 0, WORDS))) == 2
 
 
 @pytest.mark.parametrize(
@@ -112,19 +137,19 @@ def test_conversations_of_sharegpt(tmp_path):
 def test_a_file_without_prompts_is_named(tmp_path, text, says):
     (tmp_path / "p.jsonl").write_text(text + "\n")
     with pytest.raises(ConfigError, match=says):
-        PromptFile(tmp_path / "p.jsonl").asks(1, 0, WORDS)
+        PromptFile(tmp_path / "p.jsonl", strict=True).asks(Asked(1, 0, WORDS))
 
 
 def test_traces_become_requests(tmp_path):
     (tmp_path / "t.csv").write_text(
         "arrival_s,prompt_tokens,output_tokens,slo_ttft_s,slo_class,session\n5,10,3,0.5,chat,x\n7,20,4,,,\n9,5,6,,,\n"
     )
-    first, second = TraceFile(Trace(tmp_path / "t.csv"), Window(speed=2.0)).asks(2, 0, BYTES)
+    first, second = TraceFile(Trace(tmp_path / "t.csv"), Window(speed=2.0)).asks(Asked(2, 0, BYTES))
     assert (first.arrival_s, second.arrival_s) == (0.0, 1.0)
     assert len(first.prompt) == first.input_tokens == 10 and first.limits == Limits(ttft_s=0.5)
     assert (first.slo_class, first.session, second.slo_class) == ("chat", "x", "")
     (tmp_path / "i.csv").write_text("arrival_s,steps,width,height\n0,20,512,256\n")
-    (image,) = TraceFile(Trace(tmp_path / "i.csv")).asks(9, 0, WORDS)
+    (image,) = TraceFile(Trace(tmp_path / "i.csv")).asks(Asked(9, 0, WORDS))
     assert (image.image.steps, image.image.width, image.image.height, image.output_tokens) == (20, 512, 256, None)
 
 
@@ -158,7 +183,7 @@ def test_conditioned_arrivals_have_the_rate_exactly():
 
 @pytest.mark.parametrize("exponential", [False, True])
 def test_a_ramp_goes_from_one_rate_to_the_other(exponential):
-    arrivals = ramped_arrivals(40_000, start=10.0, end=40.0, exponential=exponential, cv=1.0, seed=0)
+    arrivals = Ramp(10.0, 40.0, exponential).arrivals(40_000, cv=1.0, seed=0)
     gaps = np.diff(arrivals)
     middle = 20.0 if exponential else 25.0
     for place, rate in ((0, 10.0), (19_000, middle), (38_000, 40.0)):
@@ -171,7 +196,10 @@ def test_lengths_that_are_drawn_normally_stay_inside():
 
 
 def test_classes_are_drawn_by_share_and_sessions_stay_in_one():
-    asks = with_arrivals(Sessions(1, 1, 1, 1, turns=4).asks(800, 0, WORDS), list(constant_arrivals(800, rate=1.0)))
+    asks = with_arrivals(
+        RandomTexts(Lengths.fixed(1), Lengths.fixed(1), turns=4).asks(Asked(800, 0, WORDS)),
+        list(constant_arrivals(800, rate=1.0)),
+    )
     classes = [AskClass("a", 3.0, Limits(ttft_s=1.0), {"priority": 1}), AskClass("b")]
     found = with_limits(with_classes(asks, classes, 5), Limits(e2e_s=9.0))
     of_session = {}

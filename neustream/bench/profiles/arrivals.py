@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from neustream.bench.profiles.lengths import Floats
+from neustream.workload.arrivals import conditioned_arrivals, gamma_arrivals
+from neustream.workload.lengths import Floats
 
 Law = Literal["closed", "at once", "even", "poisson", "rescaled", "rescaled by second"]
 LAWS: Mapping[Law, str] = {
@@ -29,7 +30,7 @@ def arrivals(law: Law, number: int, rate: float, cv: float, seed: int) -> Floats
     """
     if law == "closed":
         return None
-    return _DRAWN[law](np.random.default_rng(seed), number, rate, cv)
+    return _DRAWN[law](seed, number, rate, cv)
 
 
 def arrivals_until(law: Law, duration_s: float, rate: float, cv: float, seed: int) -> Floats:
@@ -43,41 +44,35 @@ def arrivals_until(law: Law, duration_s: float, rate: float, cv: float, seed: in
         number *= 2
 
 
-def _at_once(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
+def _at_once(seed: int, number: int, rate: float, cv: float) -> Floats:
     return np.zeros(number)
 
 
-def _even(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
+def _even(seed: int, number: int, rate: float, cv: float) -> Floats:
     return np.arange(number) / rate
 
 
-def _poisson(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
-    return np.cumsum(_gaps(rng, number, cv)) / rate
+def _poisson(seed: int, number: int, rate: float, cv: float) -> Floats:
+    return gamma_arrivals(number, rate=rate, cv=cv, seed=seed)
 
 
-def _rescaled(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
-    """The last request comes at `number / rate`."""
-    after = np.cumsum(_gaps(rng, number, cv))
-    return after * (number / rate / after[-1]) if number else after
+def _rescaled(seed: int, number: int, rate: float, cv: float) -> Floats:
+    return conditioned_arrivals(number, rate=rate, cv=cv, seed=seed)
 
 
-def _by_second(rng: np.random.Generator, number: int, rate: float, cv: float) -> Floats:
+def _by_second(seed: int, number: int, rate: float, cv: float) -> Floats:
     """The last of each second comes at its end."""
+    rng = np.random.default_rng(seed)
     found, second = [np.zeros(0)], 0
     while sum(map(len, found)) < number:
         count = int(rng.poisson(rate))
         if count:
-            found.append(second + _rescaled(rng, count, count, 1.0))
+            found.append(second + _rescaled(int(rng.integers(2**32)), count, count, 1.0))
         second += 1
     return np.concatenate(found)[:number]
 
 
-def _gaps(rng: np.random.Generator, number: int, cv: float) -> Floats:
-    """Gaps of mean 1."""
-    return rng.gamma(1 / cv**2, cv**2, number) if cv else np.ones(number)
-
-
-_DRAWN: Mapping[Law, Callable[[np.random.Generator, int, float, float], Floats]] = {
+_DRAWN: Mapping[Law, Callable[[int, int, float, float], Floats]] = {
     "at once": _at_once,
     "even": _even,
     "poisson": _poisson,

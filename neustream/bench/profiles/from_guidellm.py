@@ -10,14 +10,14 @@ from typing import Any
 from neustream.bench.plan import Target
 from neustream.bench.profiles import guidellm as tool
 from neustream.bench.profiles import guidellm_data as asked
-from neustream.bench.profiles.files import PromptFile
-from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Unrunnable
-from neustream.bench.profiles.parts import base_url, each_or_last, refuse_media
+from neustream.bench.profiles.parts import base_url, each_or_last, local_file, refuse_media
 from neustream.bench.profiles.profile import Load, Parts, Sweep
-from neustream.bench.profiles.sources import Prefixes, RandomTexts, Source
 from neustream.errors import ConfigError
 from neustream.workload.asks import Limits
+from neustream.workload.lengths import Lengths
+from neustream.workload.prompt_files import PromptFile
+from neustream.workload.sources import Prefixes, RandomTexts, Source
 
 ROUTES = ("/v1/completions", "/v1/chat/completions")
 FILES = ("text_file", "json_file", "csv_file")
@@ -159,12 +159,12 @@ def _source(data: Sequence[asked.AnyData], backend: tool.HttpBackend, where: str
         return _synthetic(only)
     key, more = f"{where}data.0", only.model_extra or {}
     if only.kind in FILES:
-        return PromptFile.local(
-            f"{key}.path", str(more.get("path")), output_tokens=backend.max_tokens
+        return PromptFile(
+            local_file(f"{key}.path", str(more.get("path"))), output_tokens=backend.max_tokens
         )
     if only.kind in HUB:
-        return PromptFile.local(
-            f"{key}.source", str(more.get("source")), output_tokens=backend.max_tokens
+        return PromptFile(
+            local_file(f"{key}.source", str(more.get("source"))), output_tokens=backend.max_tokens
         )
     if only.kind in TRACES:
         raise Unrunnable(f"{key}.kind: {only.kind}: `neustream bench serve` replays traces")

@@ -9,17 +9,17 @@ from typing import Any
 from neustream.bench.plan import Target
 from neustream.bench.profiles import inference_perf as tool
 from neustream.bench.profiles import inference_perf_data as asked
-from neustream.bench.profiles.files import PromptFile
 from neustream.bench.profiles.inference_perf_lengths import Distribution
-from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Unrunnable
-from neustream.bench.profiles.parts import base_url
+from neustream.bench.profiles.parts import base_url, local_file
 from neustream.bench.profiles.profile import LARGEST, Load, Parts, Sweep
-from neustream.bench.profiles.sessions import Conversations, SharedPrefix
-from neustream.bench.profiles.sources import RandomTexts, Source
 from neustream.errors import ConfigError
 from neustream.workload.asks import Limits
+from neustream.workload.conversations import Conversations, SharedPrefix
+from neustream.workload.lengths import Lengths
 from neustream.workload.numbers import positive
+from neustream.workload.prompt_files import PromptFile
+from neustream.workload.sources import RandomTexts, Source
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 BURST_S = 5.0
@@ -252,9 +252,8 @@ def _sharegpt(data: asked.Data) -> Source:
     if data.path is None:
         raise Unrunnable(f"data.path: data.type shareGPT {asked.HUB}; give a local file")
     inputs, outputs = data.input_distribution, data.output_distribution
-    return PromptFile.local(
-        "data.path",
-        data.path,
+    return PromptFile(
+        local_file("data.path", data.path),
         inputs=None if inputs is None else (inputs.min, inputs.max),
         outputs=None if outputs is None else (outputs.min, outputs.max),
     )

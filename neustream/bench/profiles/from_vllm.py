@@ -7,15 +7,16 @@ from typing import Any
 
 from neustream.bench.plan import Target
 from neustream.bench.profiles import vllm_bench as tool
-from neustream.bench.profiles.files import PromptFile
-from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Unrunnable
-from neustream.bench.profiles.parts import base_url, refuse_media
+from neustream.bench.profiles.parts import base_url, local_file, refuse_media
 from neustream.bench.profiles.profile import Load, Parts
-from neustream.bench.profiles.sessions import SharedPrefix
-from neustream.bench.profiles.sources import Prefixes, RandomTexts, Source
 from neustream.errors import ConfigError
+from neustream.workload.arrivals import Ramp
 from neustream.workload.asks import Limits
+from neustream.workload.conversations import SharedPrefix
+from neustream.workload.lengths import Lengths
+from neustream.workload.prompt_files import UNSAID, PromptFile
+from neustream.workload.sources import Prefixes, RandomTexts, Source
 
 BACKENDS = ("vllm", "openai", "openai-chat")
 SAMPLED = (
@@ -38,7 +39,9 @@ def parts(profile: tool.VllmBench) -> Parts:
     found.seed = profile.seed
     found.tokenizer = profile.tokenizer or profile.model or ""
     found.limits = _limits(profile.goodput)
-    if profile.max_concurrency and not math.isinf(profile.request_rate):
+    found.models = tuple(profile.lora_modules)
+    found.in_turns = profile.lora_assignment == "round-robin"
+    if profile.max_concurrency and found.loads[0].law != "closed":
         found.notes.append(
             "a request that waits for a place is late by that; vLLM does not count it"
         )
@@ -120,10 +123,26 @@ def _load(profile: tool.VllmBench) -> Load:
             raise ConfigError(
                 f"num-prompts: {profile.num_prompts} are fewer than the {kinds} prefixes"
             )
+    ramp, cv = _ramp(profile), 0.0
+    if not math.isinf(profile.burstiness):
+        cv = 1 / math.sqrt(profile.burstiness)
+    if ramp is not None:
+        return Load("poisson", requests, None, concurrency, cv=cv, ramp=ramp)
     if math.isinf(profile.request_rate):
         return Load("closed" if concurrency else "at once", requests, None, concurrency)
-    cv = 0.0 if math.isinf(profile.burstiness) else 1 / math.sqrt(profile.burstiness)
     return Load("rescaled", requests, profile.request_rate, concurrency, cv=cv)
+
+
+def _ramp(profile: tool.VllmBench) -> Ramp | None:
+    """Rates that grow or fall; ConfigError where vLLM has one too."""
+    start, end = profile.ramp_up_start_rps, profile.ramp_up_end_rps
+    if profile.ramp_up_strategy is None:
+        return None
+    if start is None or end is None:
+        raise ConfigError("ramp-up-strategy: needs ramp-up-start-rps and ramp-up-end-rps")
+    if not math.isinf(profile.request_rate):
+        raise ConfigError("ramp-up-strategy: takes the place of request-rate")
+    return Ramp(start, end, profile.ramp_up_strategy == "exponential")
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -158,16 +177,10 @@ def _random(profile: tool.VllmBench) -> Source:
         raise ConfigError("random-input-len: 0, and no random-prefix-len: prompts would be empty")
     prefixes = (Prefixes(1, prefix),) if prefix else ()
     return RandomTexts(
-        _around(inputs, profile.random_range_ratio["input"], 0),
-        _around(outputs, profile.random_range_ratio["output"], 1),
+        Lengths.around(inputs, profile.random_range_ratio["input"], 0),
+        Lengths.around(outputs, profile.random_range_ratio["output"]),
         prefixes,
     )
-
-
-def _around(length: int, ratio: float, least: int) -> Lengths:
-    """From `length * (1 - ratio)` to `length * (1 + ratio)`, each as often."""
-    low = max(least, math.floor(length * (1 - ratio)))
-    return Lengths.between(low, max(low, math.ceil(length * (1 + ratio))))
 
 
 def _repeated(profile: tool.VllmBench) -> Source:
@@ -188,13 +201,10 @@ def _file(profile: tool.VllmBench) -> Source:
     name = profile.dataset_name
     if profile.dataset_path is None:
         raise Unrunnable(f"dataset-path: dataset-name {name} needs a local file; nothing is loaded")
-    output = profile.output_len
-    if output is None:
-        output = profile.sharegpt_output_len if name == "sharegpt" else profile.custom_output_len
-    return PromptFile.local(
-        "dataset-path",
-        profile.dataset_path,
-        inputs=(4, 1024) if name == "sharegpt" else None,
-        output_tokens=None if output is None or output < 1 else output,
-        shuffled=not profile.disable_shuffle,
-    )
+    path, shuffled = local_file("dataset-path", profile.dataset_path), not profile.disable_shuffle
+    if name == "sharegpt":
+        output = profile.output_len or profile.sharegpt_output_len
+        return PromptFile.sharegpt(path, output, shuffled=shuffled)
+    own = profile.custom_output_len if profile.custom_output_len > 0 else None
+    output = profile.output_len or own
+    return PromptFile(path, output_tokens=output, shuffled=shuffled, default=UNSAID, strict=True)

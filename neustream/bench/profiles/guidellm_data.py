@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Count, Ignored, Positive, Refused, Section
+from neustream.workload.lengths import Lengths
 
 TOOLS = Refused("no tools are called")
 

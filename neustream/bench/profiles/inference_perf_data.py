@@ -9,8 +9,8 @@ from pydantic import AliasChoices, Field, model_validator
 
 from neustream.bench.profiles.inference_perf_lengths import Distribution, Drawn
 from neustream.bench.profiles.inference_perf_media import Multimodal
-from neustream.bench.profiles.lengths import Lengths
 from neustream.bench.profiles.marks import Count, Ignored, Length, Refused, Section, Seed
+from neustream.workload.lengths import Lengths
 
 HUB = "needs a data set of the Hugging Face hub, from which nothing is loaded"
 

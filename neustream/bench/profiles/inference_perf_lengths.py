@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from neustream.bench.profiles.lengths import Kind, Lengths
 from neustream.bench.profiles.marks import Count, Ignored, Length, Section
+from neustream.workload.lengths import Kind, Lengths
 
 
 class Distribution(Section):

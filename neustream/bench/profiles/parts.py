@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from neustream.bench.profiles.marks import Unrunnable
-from neustream.errors import ConfigError
+from neustream.bench.profiles.words import local_path
+from neustream.errors import ConfigError, shown
 
 
 def base_url(key: str, given: str) -> str:
@@ -25,6 +27,14 @@ def base_url(key: str, given: str) -> str:
     if not whole:
         raise ConfigError(f"{key}: {given!r} is no URL as http://HOST:PORT")
     return url
+
+
+def local_file(key: str, path: str) -> Path:
+    """A file that a profile names; Unrunnable if there is no such file."""
+    found = local_path(path)
+    if found is None or not found.is_file():
+        raise Unrunnable(f"{key}: {shown(path)} is no local file, and nothing is loaded from a hub")
+    return found
 
 
 def each_or_last(values: list[float], number: int, many: int, key: str) -> float:

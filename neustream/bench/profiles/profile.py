@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 from neustream.bench.plan import Plan, Target
 from neustream.bench.profiles.arrivals import LAWS, Law, arrivals, arrivals_until
-from neustream.bench.profiles.sources import Asked, Source
+from neustream.errors import ConfigError
+from neustream.workload.arrivals import Ramp
 from neustream.workload.asks import NO_LIMITS, Limits
+from neustream.workload.mixing import with_models
+from neustream.workload.sources import Asked, Source
 from neustream.workload.texts import Texts
 
 Dialect = Literal["inference-perf", "guidellm", "vllm-benchmark", "nop"]
@@ -33,6 +36,7 @@ class Load:
         rate: requests a second; None: there is none.
         concurrency: the most under way at once; None: no bound.
         duration_s: after which no more are sent; None: no bound.
+        ramp: the rate, where it changes; its gaps are random.
     """
 
     law: Law
@@ -41,16 +45,21 @@ class Load:
     concurrency: int | None = None
     duration_s: float | None = None
     cv: float = 1.0
+    ramp: Ramp | None = None
 
     @property
     def name(self) -> str:
         """Short, for tables."""
         if self.rate is not None:
             return f"rate {self.rate:g}"
+        if self.ramp is not None:
+            return f"ramp {self.ramp.start:g} to {self.ramp.end:g}"
         return f"concurrency {self.concurrency}" if self.concurrency else "all at once"
 
     def __str__(self) -> str:
         parts = [] if self.rate is None else [f"{self.rate:g} requests/s"]
+        if self.ramp is not None:
+            parts.append(str(self.ramp))
         if self.concurrency is not None:
             parts.append(f"at most {self.concurrency} at once")
         if self.requests is not None:
@@ -71,6 +80,8 @@ class Load:
         """How long it takes as far as that is known beforehand."""
         if self.duration_s is not None:
             return self.duration_s
+        if self.ramp is not None:
+            return float(self._arrivals(0)[-1])
         return self.requests / self.rate if self.rate and self.requests is not None else None
 
     def plan(self, number: int, source: Source, seed: int, texts: Texts, limits: Limits) -> Plan:
@@ -78,7 +89,7 @@ class Load:
         when = self._arrivals(seed + number)
         requests = self._requests() if when is None else len(when)
         streams = self.concurrency or 0
-        asked = Asked(number, seed, requests, when, texts, limits, min(streams, requests))
+        asked = Asked(requests, seed, texts, when, limits, min(streams, requests), number)
         asks = source.asks(asked)
         return Plan(
             asks=asks if self.open_ended else list(asks),
@@ -103,6 +114,8 @@ class Load:
         return min(MOST, math.ceil(places * (self.duration_s or 0.0) / FASTEST_S))
 
     def _arrivals(self, seed: int) -> Any:
+        if self.ramp is not None:
+            return self.ramp.arrivals(self._requests(), cv=self.cv, seed=seed)
         rate = self.rate or 1.0
         if self.requests is None and self.law not in ("closed", "at once"):
             assert self.duration_s is not None
@@ -158,6 +171,7 @@ class Parts:
         tokenizer: as the profile names it, "" if it does not.
         limits: what each request is promised; `constraints`: further ones, by inference-perf's
             names, in seconds.
+        models: that each request asks for one of, drawn or `in_turns`; none: the target's.
         left: what is read and not used; notes: what is done otherwise than its tool does it.
     """
 
@@ -170,9 +184,25 @@ class Parts:
     seed: int = 0
     tokenizer: str = ""
     limits: Limits = NO_LIMITS
+    models: Sequence[str] = ()
+    in_turns: bool = False
     constraints: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+
+    def plan(self, load: Load, number: int, texts: Texts) -> Plan:
+        """What is played of a load, stage `number` (from 0).
+
+        Raises:
+            ConfigError: the profile sends no load, or its file has no prompt.
+        """
+        if self.source is None:
+            raise ConfigError("a profile without a source of requests sends no load")
+        found = load.plan(number, self.source, self.seed, texts, self.limits)
+        if not self.models:
+            return found
+        asks = with_models(found.asks, self.models, self.in_turns, self.seed + number)
+        return dataclasses.replace(found, asks=asks)
 
     def leave(self, key: str, why: str) -> None:
         """Say that a key changes nothing."""

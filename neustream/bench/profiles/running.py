@@ -98,7 +98,7 @@ class Running:
         profile = self._profile
         if profile.source is None:
             raise BackendError(f"{profile.path}: a profile of {profile.dialect} has no load")
-        plan = load.plan(max(0, number), profile.source, profile.seed, self._texts, profile.limits)
+        plan = profile.plan(load, max(0, number), self._texts)
         self._begins(number, plan)
         run = self._scraped(plan)
         if load.open_ended and not run.interrupted and len(run.records) == len(plan.asks):
@@ -127,12 +127,9 @@ class Running:
             requests=self._profile.warmups,
             rate=None,
             concurrency=1,
+            ramp=None,
         )
-        assert self._profile.source is not None
-        plan = first.plan(
-            0, self._profile.source, self._profile.seed, self._texts, self._profile.limits
-        )
-        self._play(plan)
+        self._play(self._profile.plan(first, 0, self._texts))
 
 
 def loads_after(sweep: Sweep, probes: Sequence[Run]) -> list[Load]:

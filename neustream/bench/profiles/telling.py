@@ -33,6 +33,7 @@ def told(profile: Profile, texts: Texts) -> dict[str, Any]:
         "pause_s": profile.pause_s,
         "warmups": profile.warmups,
         "seed": profile.seed,
+        "models": list(profile.models),
         "ignored": {each.key: each.why for each in profile.left},
         "notes": list(profile.notes),
         "lacks": list(profile.lacks),
@@ -62,6 +63,9 @@ def lines(profile: Profile, texts: Texts) -> Iterator[str]:
         model = target.model or "its first model"
         yield f"asks {target.url or 'a server'}, {model}: {target.api}, {answers}{exact}"
         yield f"requests: {profile.source}"
+        if profile.models:
+            how = "in turns" if profile.in_turns else "drawn"
+            yield f"models, {how}: {', '.join(profile.models)}"
         yield f"tokens: {tokens_of(profile, texts)}"
     if slo := {**profile.limits.to_dict(), **profile.constraints}:
         promises = ", ".join(f"{key} {value:g}" for key, value in slo.items() if key != "weight")

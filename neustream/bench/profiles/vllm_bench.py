@@ -15,7 +15,6 @@ SAVED = Ignored("--report names the folder, and all results are written")
 SHOWN = Ignored("what its client shows")
 KEPT = Ignored("it is in the report with the rest of the profile")
 MEDIA = Refused("prompts are texts alone")
-LORA = Refused("requests are not shared out over LoRA adapters")
 OTHERS = Refused("of a data set that is not read")
 
 
@@ -80,8 +79,8 @@ class Server(Section):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
-    lora_modules: Annotated[Words | None, LORA] = None
-    lora_assignment: Annotated[str, LORA] = "random"
+    lora_modules: Words = []
+    lora_assignment: Literal["random", "round-robin"] = "random"
     chat_template_kwargs: Annotated[Json | None, Refused("texts are put in no template here")] = (
         None
     )
@@ -98,11 +97,9 @@ class Load(Server):
     burstiness: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     max_concurrency: Count | None = None
     seed: Seed = 0
-    ramp_up_strategy: Annotated[
-        Literal["linear", "exponential"] | None, Refused("`neustream bench serve` has ramps")
-    ] = None
-    ramp_up_start_rps: Annotated[Count | None, Refused("`neustream bench serve` has ramps")] = None
-    ramp_up_end_rps: Annotated[Count | None, Refused("`neustream bench serve` has ramps")] = None
+    ramp_up_strategy: Literal["linear", "exponential"] | None = None
+    ramp_up_start_rps: Count | None = None
+    ramp_up_end_rps: Count | None = None
     probe_request_rate: Annotated[float, Refused("no probes are sent beside the load")] = 0.0
     self_timed: Annotated[Flag | None, OTHERS] = None
     goodput: Words = []

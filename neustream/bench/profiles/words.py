@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,6 @@ class Words(Texts):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Words, (self.a_token,)
-
-
-@functools.lru_cache(maxsize=4096)
-def shared(texts: Texts, tokens: int, *seed: int) -> str:
-    """A beginning that requests share, made once."""
-    return texts.text(tokens, *seed)
 
 
 def tokenizer_of(name: str) -> str | None:

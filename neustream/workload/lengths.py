@@ -1,4 +1,4 @@
-"""Lengths drawn at random, as the tools of the profiles draw theirs."""
+"""Lengths drawn at random, as the load generators of the field draw theirs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal[
-    "fixed", "normal", "skew_normal", "lognormal", "lognormal above min", "uniform", "poisson"
-]
+Kind = Literal["fixed", "normal", "skew_normal", "lognormal", "lognormal above min", "uniform", "poisson"]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -43,6 +41,12 @@ class Lengths:
         if least == most:
             return cls.fixed(least)
         return cls("uniform", (least + most) / 2, (most - least) / math.sqrt(12), least, most)
+
+    @classmethod
+    def around(cls, length: int, ratio: float, least: int = 1) -> Lengths:
+        """From `length * (1 - ratio)` to `length * (1 + ratio)`, each as often, as vLLM draws."""
+        low = max(least, math.floor(length * (1 - ratio)))
+        return cls.between(low, max(low, math.ceil(length * (1 + ratio))))
 
     def draw(self, rng: np.random.Generator, number: int) -> Integers:
         """`number` lengths, shape (number,)."""

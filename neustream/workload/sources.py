@@ -1,7 +1,7 @@
-"""What requests ask for: texts drawn at random, prefixes that they share, sessions of turns, files.
+"""What requests ask for: texts drawn at random, prefixes that they share, sessions of turns.
 
-A source makes the asks of one load. They are made when they are looked at, so that a load of a
-million long prompts takes no memory.
+All draws are of seeds, so that a simulator, a service and an HTTP server get the same requests. The
+requests of a source are made when they are looked at: a million long prompts take no memory.
 """
 
 from __future__ import annotations
@@ -9,39 +9,42 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 
-from neustream.bench.profiles.lengths import Floats, Integers, Lengths
-from neustream.bench.profiles.words import shared
-from neustream.workload.asks import Ask, Limits
-from neustream.workload.texts import Texts
+from neustream.workload.asks import NO_LIMITS, Ask, Limits
+from neustream.workload.lengths import Floats, Integers, Lengths
+from neustream.workload.texts import Texts, shared
 
 PREFIX, QUESTION, TURN = 1, 2, 3
 """Parts of seeds: one for each kind of text."""
-POOL = 4096
-"""Different texts of a load; of more requests, each begins with a number of its own."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What all asks of a load have in common.
+    """What all requests of a load have in common.
 
     Attributes:
-        number: of the load among its stages; seed: of all that is drawn.
+        requests: how many; seed: of all that is drawn; texts: how prompts are made.
         arrivals: when each comes, shape (requests,); None: as there are places.
-        texts: how prompts are made; limits: what each is promised.
+        limits: what each is promised.
         streams: sessions that go on at once, 0 for all.
+        number: of the load among several, which is in the ids; None: there is one.
     """
 
-    number: int
-    seed: int
     requests: int
-    arrivals: Floats | None
+    seed: int
     texts: Texts
-    limits: Limits
+    arrivals: Floats | None = None
+    limits: Limits = NO_LIMITS
     streams: int = 0
+    number: int | None = None
+
+    @property
+    def stage(self) -> int:
+        """The number, as a part of seeds."""
+        return self.number or 0
 
     def ask(self, at: int, prompt: str, tokens: int | None, output: int | None, **more: Any) -> Ask:
         """The request at a place in the order."""
@@ -49,8 +52,21 @@ class Asked:
         name = self.name(at)
         return Ask(name, when, prompt, tokens, output, limits=self.limits, **more)
 
-    def name(self, at: int) -> str:
-        return f"{self.number}-{at}"
+    def name(self, at: int | str) -> str:
+        """The id of a request, or of a session."""
+        return str(at) if self.number is None else f"{self.number}-{at}"
+
+
+class Dataset(Protocol):
+    """Makes requests."""
+
+    def asks(self, asked: Asked) -> Sequence[Ask]:
+        """The requests of a load, in the order in which they come; a file may have fewer.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        ...
 
 
 class Asks(Sequence[Ask]):
@@ -75,7 +91,7 @@ class Asks(Sequence[Ask]):
 
 
 class Source(ABC):
-    """Where the requests of a profile come from."""
+    """A `Dataset` that reports describe."""
 
     @abstractmethod
     def asks(self, asked: Asked) -> Sequence[Ask]:
@@ -101,8 +117,25 @@ class Prefixes:
 
 
 @dataclass(frozen=True)
+class _Drawn:
+    """What was drawn for the requests of a load, shape (requests,); `picked` (requests, 2).
+
+    `before`: tokens that were said before a turn. `picked`: which kind of prefix, and which of it;
+    -1 for none. `block`: how many requests there are between two turns of a session.
+    """
+
+    inputs: Integers
+    outputs: Integers | None
+    before: Integers
+    picked: Integers
+    sessions: Integers
+    turns: Integers
+    block: int
+
+
+@dataclass(frozen=True)
 class RandomTexts(Source):
-    """Each prompt is another text. Turns of a session follow each other, after `think` seconds."""
+    """Each prompt is another text. Turns of a session follow each other, after `think` milliseconds."""
 
     inputs: Lengths
     outputs: Lengths | None
@@ -113,10 +146,11 @@ class RandomTexts(Source):
     think: Lengths | None = None
 
     def asks(self, asked: Asked) -> Sequence[Ask]:
-        rng = np.random.default_rng([asked.seed, asked.number])
+        rng = np.random.default_rng([asked.seed, asked.stage])
         inputs = self.inputs.draw(rng, asked.requests)
         outputs = None if self.outputs is None else self.outputs.draw(rng, asked.requests)
-        sessions, turns = self._order(asked)
+        block = max(1, asked.streams or -(-asked.requests // self.turns))
+        sessions, turns = self._order(asked.requests, block)
         first = turns == 0
         if self.turns > 1 and self.first_inputs is not None:
             inputs = np.where(first, self.first_inputs.draw(rng, asked.requests), inputs)
@@ -124,15 +158,14 @@ class RandomTexts(Source):
             other = self.first_outputs.draw(rng, asked.requests)
             outputs = other if outputs is None else np.where(first, other, outputs)
         picked = self._picked(rng, asked.requests)
-        return Asks(
-            asked.requests,
-            lambda at: self._ask(asked, at, inputs, outputs, picked, sessions, turns),
-        )
+        inputs_ = inputs + np.where(first, self._prefix_tokens(picked), 0)
+        before = self._before(inputs_, outputs, turns, block)
+        drawn = _Drawn(inputs, outputs, before, picked, sessions, turns, block)
+        return Asks(asked.requests, lambda at: self._ask(asked, at, drawn))
 
-    def _order(self, asked: Asked) -> tuple[Integers, Integers]:
-        """Session and turn of each request: as many sessions at once as there are streams."""
-        at = np.arange(asked.requests)
-        block = max(1, asked.streams or -(-asked.requests // self.turns))
+    def _order(self, requests: int, block: int) -> tuple[Integers, Integers]:
+        """Session and turn of each request: `block` sessions at once."""
+        at = np.arange(requests)
         inside = at % (block * self.turns)
         return (at // (block * self.turns)) * block + inside % block, inside // block
 
@@ -145,38 +178,42 @@ class RandomTexts(Source):
         counts = np.array([each.count for each in self.prefixes])
         return np.stack([kinds, rng.integers(0, counts[kinds])], axis=1)
 
-    def _ask(
-        self,
-        asked: Asked,
-        at: int,
-        inputs: Integers,
-        outputs: Integers | None,
-        picked: Integers,
-        sessions: Integers,
-        turns: Integers,
-    ) -> Ask:
-        length, turn = int(inputs[at]), int(turns[at])
-        text = asked.texts.text(length, asked.seed, TURN, asked.number, at % POOL)
-        text = text if at < POOL else f"{at}{text}"
-        kind, which = int(picked[at][0]), int(picked[at][1])
+    def _prefix_tokens(self, picked: Integers) -> Integers:
+        tokens = np.array([*(each.tokens for each in self.prefixes), 0])  # -1 picks the last
+        return tokens[picked[:, 0]]
+
+    def _before(self, inputs: Integers, outputs: Integers | None, turns: Integers, block: int) -> Integers:
+        """Tokens that stand before each turn: what was asked and answered in those before it."""
+        found = np.zeros(len(inputs), dtype=np.int64)
+        said = inputs if outputs is None else inputs + outputs
+        for turn in range(1, self.turns):
+            at = np.flatnonzero(turns == turn)
+            found[at] = found[at - block] + said[at - block]
+        return found
+
+    def _ask(self, asked: Asked, at: int, drawn: _Drawn) -> Ask:
+        length, turn = int(drawn.inputs[at]), int(drawn.turns[at])
+        text = asked.texts.text(length, asked.seed, TURN, asked.stage, at)
+        length += int(drawn.before[at])
+        kind, which = int(drawn.picked[at][0]), int(drawn.picked[at][1])
         if kind >= 0 and turn == 0:
             tokens = self.prefixes[kind].tokens
             text = shared(asked.texts, tokens, asked.seed, PREFIX, kind, which) + text
             length += tokens
-        output = None if outputs is None else int(outputs[at])
+        output = None if drawn.outputs is None else int(drawn.outputs[at])
         more: dict[str, Any] = {}
         if self.turns > 1:
-            more["session"] = f"{asked.number}-s{sessions[at]}"
+            more["session"] = asked.name(f"s{drawn.sessions[at]}")
         if turn:
-            block = max(1, asked.streams or -(-asked.requests // self.turns))
-            more["follows"] = asked.name(at - block)
+            more["follows"] = asked.name(at - drawn.block)
             more["think_s"] = self._think(asked, at)
-        return asked.ask(at, text, length, output, **more)
+        known = not turn or drawn.outputs is not None
+        return asked.ask(at, text, length if known else None, output, **more)
 
     def _think(self, asked: Asked, at: int) -> float:
         if self.think is None:
             return 0.0
-        rng = np.random.default_rng([asked.seed, asked.number, at])
+        rng = np.random.default_rng([asked.seed, asked.stage, at])
         return float(self.think.draw(rng, 1)[0]) / 1000  # drawn in milliseconds
 
     def __str__(self) -> str:
