@@ -136,9 +136,10 @@ class Lengths:
         each = self._curve(most).outputs
         last = len(each) - 1
         now = np.minimum(outputs, last).astype(np.int64)
-        then = np.minimum(outputs[:, None] + horizon, last).astype(np.int64)
-        base = np.maximum(each[now], 1e-9)
-        return np.minimum(each[then] / base[:, None], 1.0)
+        then = np.add.outer(outputs, horizon)
+        chance = each[np.minimum(then, last, out=then).astype(np.int64)]
+        chance /= np.maximum(each[now], 1e-9)[:, None]
+        return np.minimum(chance, 1.0, out=chance)
 
 
 class _Curve(NamedTuple):

@@ -198,6 +198,7 @@ class StepProfile:
         self.prefill, self.decode = prefill, decode
         self.mixed, self.sequential = mixed, sequential
         self._floor = prefill.latency(1, 1.0, 1.0)
+        self._latest = (0, 0.0, 0.0, 0.0)
 
     @property
     def learns(self) -> bool:
@@ -217,17 +218,28 @@ class StepProfile:
         prefills, tokens, square, decodes, context = step
         if not decodes:
             return self.prefill.latency(prefills, tokens, square)
-        decode = self.decode.latency(decodes, context)
         if not prefills:
-            return decode
+            return self.decode.latency(decodes, context)
+        decode, reading = self._decodes(decodes, context)
         prefill = self.prefill.latency(prefills, tokens, square)
         if self.sequential:
             return self.mixed * (prefill + decode)
-        reading = decode - self.decode.latency(decodes, float(decodes))
         together = (
             self.prefill.latency(prefills + decodes, tokens + decodes, square + decodes) + reading
         )
         return self.mixed * max(decode + max(prefill - self._floor, 0.0), together)
+
+    def _decodes(self, decodes: int, context: float) -> tuple[float, float]:
+        """Seconds of a step of decodes, and of it what reading their context takes.
+
+        The latest are kept: rules ask for many prompts beside the same decodes.
+        """
+        size, total, seconds, reading = self._latest
+        if size != decodes or total != context:
+            seconds = self.decode.latency(decodes, context)
+            reading = seconds - self.decode.latency(decodes, float(decodes))
+            self._latest = decodes, context, seconds, reading
+        return seconds, reading
 
 
 FEATURES = 6

@@ -56,6 +56,18 @@ def test_a_mixed_step_is_dearer_than_either_part_and_cheaper_than_both():
     assert apart.seconds(Step(1, 200, 4e4, 4, 400)) == pytest.approx(1.5 * sum(parts))
 
 
+def test_a_mixed_step_takes_the_same_whatever_was_asked_before():
+    steps = [Step(1, 50.0, 2500.0, decodes, context) for decodes in (1, 8) for context in (100.0, 900.0)]
+
+    def fresh():
+        return StepProfile("llm", STEPS.prefill, STEPS.decode)
+
+    apart = [fresh().seconds(step) for step in steps]
+    assert len(set(apart)) == 4
+    profile = fresh()
+    assert [profile.seconds(step) for step in (*steps, *steps[::-1])] == apart + apart[::-1]
+
+
 def truth(step):
     return 0.005 + 1e-4 * step.tokens + (0.002 if step.prefills else 0) + 3e-4 * step.decodes + 1e-6 * step.context
 

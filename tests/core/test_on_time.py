@@ -15,7 +15,8 @@ from neustream.core.lengths import Lengths
 from neustream.core.observed import Ratios
 from neustream.core.policies.horizon import Load
 from neustream.core.policies.model_queues import model_queues
-from neustream.core.policies.on_time import DOOMED, WORTH, Newcomers, Outlook, chances, expectations
+from neustream.core.policies.newcomers import WORTH, Newcomers
+from neustream.core.policies.on_time import DOOMED, Odds, Outlook, chances, expectations
 from neustream.core.steps import PrefillTable, Step, StepProfile
 from neustream.graphs import llm, llm_profiles
 
@@ -76,13 +77,15 @@ def test_a_chance_is_that_of_ending_before_the_time_is_used_up():
     assert chances(load, halfway)[0] == pytest.approx(1 - 0.35)
 
 
-def test_chances_of_several_cases_are_those_of_each():
-    rng = np.random.default_rng(0)
-    there = np.sort(rng.random((7, 5)))[:, ::-1].copy()
-    load = load_of(there, np.cumsum(rng.random((7, 5)), axis=1))
-    spent = np.cumsum(rng.random((4, 5)), axis=1)
-    together = chances(load, spent[:, None, :])
-    assert together == pytest.approx(np.array([chances(load, case) for case in spent]))
+@pytest.mark.parametrize("seed", range(20))
+def test_chances_of_several_cases_are_those_of_each(seed):
+    """Some jobs are late at the first point, some at none, and some of the cases make nobody late."""
+    rng = np.random.default_rng(seed)
+    there = np.sort(rng.random((30, 9)))[:, ::-1].copy()
+    load = load_of(there, np.cumsum(rng.exponential(rng.choice([0.2, 1.0, 9.0], (30, 1)), (30, 9)), axis=1))
+    spent = np.cumsum(rng.exponential(rng.choice([0.001, 0.5, 2.0], (6, 1)), (6, 9)), axis=1)
+    together = Odds(load.count, load.time).by_case(spent)
+    assert together == pytest.approx(np.array([chances(load, case) for case in spent]), abs=1e-12)
 
 
 # -- lengths and errors ------------------------------------------------------------------------------
@@ -301,34 +304,35 @@ def test_steps_that_miss_what_was_expected_leave_slack():
     assert math.isclose(chosen(0.0), chosen(1e-12))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_what_a_newcomer_adds_is_what_the_chances_of_all_rise_by(seed):
-    """Those who cannot be late by it are left out of the count, with the same sum."""
+    """Several are weighed at once, and those who cannot be late are left out of the count, with the same sum."""
     draw = np.random.default_rng(seed)
-    running = [ask(f"r{at}", first=0.53, step=draw.choice([0.02, 0.025, 0.04, 0.5]), most=300) for at in range(15)]
-    waiting = [ask(f"w{at}", arrival=0.5, first=1.0, step=draw.uniform(0.02, 0.05)) for at in range(4)]
+    paces = draw.choice([0.03, 0.04, 0.5], 15, p=[0.1, 0.3, 0.6])
+    running = [ask(f"r{at}", first=0.53, step=pace, most=300) for at, pace in enumerate(paces.tolist())]
+    waiting = [ask(f"w{at}", arrival=0.5, first=1.0, step=draw.uniform(0.025, 0.06)) for at in range(20)]
     scheduler = scheduler_with(running, waiting, now=0.5, ends=[150] * 50)
     model = model_queues(seen(scheduler, 0.5), "llm")
     outlook = Outlook(expectations(model, 300, margin=0.0, units=math.inf, block=0), model.decodes)
-    extra = np.full(4, 0.012)
-    newcomers = Newcomers(outlook, [], model.prefills, extra, 1.0, beside=True)
+    newcomers = Newcomers(outlook, [], model.prefills, np.full(20, 0.012), 1.0, beside=True)
+    later = outlook.horizon.points > 0
 
     def expected(who):
         load = newcomers.others.count.sum(0), newcomers.others.context.sum(0), newcomers.others.kept.sum(0)
         own = [newcomers.own.count[who] * later, newcomers.own.context[who] * later, newcomers.own.kept[who]]
         spent = outlook.horizon.spent_by(np.stack(load) + np.stack([part.sum(0) for part in own]), 0.012 * len(who))
-        return chances(newcomers.others, spent).sum() + chances(newcomers.own, spent)[who].sum()
+        there = chances(newcomers.own, spent)
+        return chances(newcomers.others, spent).sum() + there[who].sum(), there
 
-    later = outlook.horizon.points > 0
-    taken = ()
-    for index in range(4):
-        who = [at for at, _ in taken]
-        own = newcomers._with((*taken, (index, 0.012))).chance[index]
-        gain = expected([*who, index]) - expected(who)
-        adds = newcomers.adds(index, 0.012, taken)
-        assert adds == (own >= DOOMED and gain >= WORTH * own)
-        if adds:
-            taken = (*taken, (index, 0.012))
+    taken, refused = newcomers.nobody, 0
+    for index in range(20):
+        who = np.flatnonzero(taken.who).tolist()
+        value, there = expected([*who, index])
+        after = newcomers.adds(taken, index, 0.012, range(index + 1, 20), refused > 0)
+        enough = value - expected(who)[0] >= WORTH * there[index]
+        assert (after is not None) == (there[index] >= DOOMED and enough)
+        taken, refused = after or taken, refused + (after is None)
+    assert refused > 2 and taken.who.sum() > 2
 
 
 def test_a_small_chance_that_costs_nobody_anything_is_taken():

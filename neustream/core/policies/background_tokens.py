@@ -211,7 +211,7 @@ def _time_to_spare(promised: View, model: ModelQueues) -> float:
     if decodes:
         context = sum([job.size for job in decodes])
         time -= model.seconds(Step(decodes=len(decodes), context=context))
-    return min(time, SPARE * patience(promised.recent, model))  # of requests that come meanwhile
+    return min(time, SPARE * patience(promised, model))  # of requests that come meanwhile
 
 
 def _tokens_in_time(promised: View, model: ModelQueues) -> int:

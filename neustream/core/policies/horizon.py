@@ -8,7 +8,7 @@ How long a generation gets is not known; what is known is how many of those befo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -106,22 +106,34 @@ class Horizon:
         self.most = most
         self._steps = _steps(tuple(points.tolist()))
 
-    def rows(self, jobs: Sequence[Job], running: bool) -> Load:
-        """The load of each of `jobs`; those `running` have their next output in the coming step."""
+    def rows(
+        self, jobs: Sequence[Job], running: bool, sizes: Mapping[Job, float] | None = None
+    ) -> Load:
+        """The load of each of `jobs`; those `running` have their next output in the coming step.
+
+        `sizes`: tokens that a decode of each reads, if they are known.
+        """
         if not jobs:
             nothing = np.zeros((0, len(self.points)))
             return Load(nothing, nothing, nothing, nothing)
         label = f"{self.model.label}.decode"
         outputs = np.array([job.call_outputs for job in jobs], dtype=np.float64)
-        most = _column([max(job.calls_here(label), 1) for job in jobs])
-        read = _column([job.size + job.computed for job in jobs])
+        most = np.maximum(_column([job.calls_here(label) for job in jobs]), 1.0)
+        if sizes is None:
+            read = _column([job.size + job.computed for job in jobs])
+        else:
+            read = _column([sizes[job] for job in jobs])
         count = self.lengths.ahead(outputs, self.points, self.most)
-        count[self.points >= most] = 0.0
+        count *= self.points < most
         time = self._time(jobs, self.points if running else self.points + 1)
-        tokens = read + np.minimum(self.points, most)
+        tokens = np.minimum(self.points, most)
+        tokens += read
         context = kept = count * tokens
         if self.block:
-            kept = count * np.ceil(tokens / self.block) * self.block
+            tokens /= self.block
+            kept = np.ceil(tokens, out=tokens)
+            kept *= count
+            kept *= self.block
         return Load(count, context, kept, time)
 
     def _time(self, jobs: Sequence[Job], steps: Floats) -> Floats:
@@ -130,8 +142,9 @@ class Horizon:
         slack = np.minimum(_column([job.due_next for job in jobs]) - now, FOREVER)
         total = np.minimum(_column([job.leg_latest for job in jobs]) - now, FOREVER)
         pace = np.minimum(_column([job.slo.step for job in jobs]), FOREVER)
-        time: Floats = np.minimum(slack + pace * steps, total)
-        return time
+        time: Floats = pace * steps
+        time += slack
+        return np.minimum(time, total, out=time)
 
     def fits(self, load: Load, ahead: float = 0.0) -> bool:
         """Whether all of a load has memory, and keeps pace if it decodes step by step.
@@ -150,10 +163,13 @@ class Horizon:
 
     def spent(self, load: Load, ahead: float = 0.0) -> Floats:
         """Seconds from now until the step at each point is over, `ahead` before the first."""
-        return self.spent_by(np.stack([load.count, load.context, load.kept]), ahead)
+        return self.spent_by(np.array([load.count, load.context, load.kept]), ahead)
 
-    def spent_by(self, load: Floats, ahead: float = 0.0) -> Floats:
-        """The same of counts, contexts and kept units [3, ..., points]: [..., points]."""
+    def spent_by(self, load: Floats, ahead: float | Floats = 0.0) -> Floats:
+        """The same of counts, contexts and kept units [3, ..., points]: [..., points].
+
+        `ahead`: of all, or [..., 1].
+        """
         spent: Floats = ahead + self._seconds(load) @ self._steps
         return spent
 

@@ -11,7 +11,7 @@ import numpy as np
 from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats, Horizon, points_to_end
 from neustream.core.policies.model_queues import has_progress
-from neustream.core.policies.on_time import Newcomers, Taken
+from neustream.core.policies.newcomers import Newcomers
 from neustream.core.steps import Step
 
 if TYPE_CHECKING:
@@ -64,21 +64,22 @@ class Worth:
         waiting = (by_deadline or plan.waiting)[:WEIGHED]
         back = [job for job in plan.waiting if job.call_outputs and plan.due(job) < math.inf]
         self._extra = np.array([self._seconds(job) for job in waiting])
-        slack = min([plan.due(job) for job in plan.alive], default=math.inf) - plan.view.now
+        slack = (plan.due(plan.alive[0]) if plan.alive else math.inf) - plan.view.now
         self._newcomers = Newcomers(
             plan.outlook, back, waiting, self._extra, slack - plan.together, beside=bool(plan.alive)
         )
         self._all_in_time = self._newcomers.all_in_time()
         self._order = list(range(len(waiting))) if by_deadline else self._by_gain(waiting)
         self.waiting = [waiting[index] for index in self._order]
-        self._taken: Taken = ()
+        self._taken = self._newcomers.nobody
+        self._refused = False
 
     def _seconds(self, job: Job) -> float:
         """Seconds by which a prompt makes the coming step longer."""
         plan = self._plan
-        square = (2 * job.computed + job.size) * job.size
-        step = Step(1, job.size, square, len(plan.alive), plan.context)
-        return plan.seconds(step) - plan.together
+        size = plan.sizes[job]
+        square = (2 * job.computed + size) * size
+        return plan.seconds(Step(1, size, square, len(plan.alive), plan.context)) - plan.together
 
     def _by_gain(self, waiting: Sequence[Job]) -> list[int]:
         """Prompts under way; then who adds most, to one digit; among those the most urgent."""
@@ -87,7 +88,7 @@ class Worth:
         if not self._all_in_time:
             gains = self._newcomers.gains().round(1)
             gains[[has_progress(job) for job in waiting]] = 1.0
-        gains[[plan.due(job) == math.inf for job in waiting]] = 0.0
+        gains[[plan.dues[job] == math.inf for job in waiting]] = 0.0
         gains[[job.computed > 0 for job in waiting]] = math.inf
         order: list[int] = np.lexsort((-self._urgency(waiting), -gains)).tolist()
         return order
@@ -110,7 +111,7 @@ class Worth:
         return urgency
 
     def begin(self, part: PrefillPlan) -> None:
-        self._taken = ()
+        self._taken, self._refused = self._newcomers.nobody, False
 
     def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
         job = self.waiting[index]
@@ -118,13 +119,16 @@ class Worth:
             return True
         place = self._order[index]
         seconds = float(self._extra[place])
-        if size < job.size:
+        if size < self._plan.sizes[job]:
             seconds = self._plan.seconds(part.step_with(job, size))
             seconds -= self._plan.seconds(part.step())
-        added = self._newcomers.adds(place, seconds, self._taken)
-        if added:
-            self._taken = (*self._taken, (place, seconds))
-        return added
+        behind = self._order[index + 1 :]
+        after = self._newcomers.adds(self._taken, place, seconds, behind, self._refused)
+        if after is None:
+            self._refused = True
+            return False
+        self._taken = after
+        return True
 
 
 def _by_deadline(plan: StepPlan) -> list[Job]:

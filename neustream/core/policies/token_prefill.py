@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from neustream.core.job import Job
 from neustream.core.policies.model_queues import at_decode
 from neustream.core.policies.token_admission import admission
@@ -46,11 +48,6 @@ class PrefillPlan:
     def worth(self) -> float:
         """The weight of the prompts, each by the part of it that is prefilled."""
         return sum([job.weight * size / job.size for job, size in self.chosen.items()])
-
-    @property
-    def limit(self) -> float:
-        """Seconds that the step may take."""
-        return min(self.slack, self.due)
 
     def step(self) -> Step:
         """The step as it is."""
@@ -121,8 +118,9 @@ class PrefillFiller:
         memory = self.plan.model.memory
         if memory is None:
             return 0
-        size, sizes = memory.block_size, self.plan.sizes
-        return sum([-int(-sizes[job] // size) - job.num_blocks for job in decodes])
+        sizes = np.array([self.plan.sizes[job] for job in decodes])
+        blocks = int(np.ceil(sizes / memory.block_size).sum())
+        return blocks - sum([job.num_blocks for job in decodes])
 
     def fill(self, decodes: list[Job]) -> PrefillPlan:
         """The prompts that fit into a step with `decodes`, and how much of each."""
@@ -132,12 +130,14 @@ class PrefillFiller:
         refused = 0
         passed = False  # somebody who was promised something stays outside
         for index, job in enumerate(self.admission.waiting):
-            if room.full or self._tokens_left(part) < 1 or refused == REFUSALS:
+            left = self._tokens_left(part)
+            if room.full or left < 1 or refused == REFUSALS:
                 break
-            promised = self.plan.due(job) < math.inf
+            whole, time = self.plan.sizes[job], self._time(job)
+            promised = time < math.inf
             if passed and not promised and not job.computed:
                 continue
-            size = self._size(part, job)
+            size = self._size(part, job, min(whole, left), time)
             need = self.plan.model.blocks(job, size)
             if not size or not room.has(need):
                 passed = passed or promised
@@ -148,8 +148,8 @@ class PrefillFiller:
                 continue
             part.instead += room.take(need)
             part.add(job, size)
-            if size == job.size:
-                part.due = min(part.due, self._time(job))
+            if size == whole:
+                part.due = min(part.due, time)
         return part
 
     def _time(self, job: Job) -> float:
@@ -176,12 +176,14 @@ class PrefillFiller:
             slack = min(slack, plan.due(plan.alive[len(decodes)]) - now - plan.together)
         return min(slack, plan.view.reserved.room)
 
-    def _size(self, part: PrefillPlan, job: Job) -> float:
-        """Tokens of a prompt for this step: all, or a first part of them, or 0."""
-        size = min(job.size, self._tokens_left(part))
-        if size == job.size:
+    def _size(self, part: PrefillPlan, job: Job, size: float, time: float) -> float:
+        """Tokens of a prompt for this step: all, or a first part of them, or 0.
+
+        `size` of them may be in it, and its output is due in `time` seconds.
+        """
+        if size == self.plan.sizes[job]:
             seconds = self.plan.seconds(part.step_with(job, size))
-            if seconds <= min(part.limit, self._time(job)) + TICK:
+            if seconds <= min(part.slack, part.due, time) + TICK:
                 return size
         return self._begin(part, job) if part.decodes else 0.0
 
@@ -210,7 +212,7 @@ class PrefillFiller:
 
     def _tokens_within(self, part: PrefillPlan, job: Job) -> int:
         """The most tokens of a prompt with which the step ends within its limit."""
-        limit = part.limit + TICK
+        limit = min(part.slack, part.due) + TICK
         low, high = 0, int(min(job.size, self._tokens_left(part)))
         while low < high:
             middle = (low + high + 1) // 2

@@ -53,7 +53,8 @@ class StepPlan:
         margin: factor of expected seconds for what is counted with.
         outlook: those of `alive` that are promised something more, and their chances.
         together: seconds of a decode of all that are alive; context: tokens that it reads.
-        dues: when the next output of each job is due; sizes: tokens that a decode of each reads.
+        dues: when the next output of each job is due; sizes: tokens that a decode of each reads,
+            and those that are left of each prompt.
     """
 
     view: View
@@ -76,7 +77,7 @@ class StepPlan:
         model = self.model
         self.margin = 1 + self.rule.margin + SAFE * self._error()
         least = model.seconds(Step(decodes=1, context=1.0))
-        self.sizes = {job: job.size for job in model.decodes}
+        self.sizes = {job: job.size for job in (*model.decodes, *model.prefills)}
         self.dues = {job: job.due_next for job in (*model.decodes, *model.prefills)}
         if self.rule.steady and model.decodes:
             self.dues |= steady(model, least, self._decode(model.decodes))
@@ -113,9 +114,8 @@ class StepPlan:
             units=math.inf if memory is None else memory.capacity * self.rule.memory,
             block=0 if memory is None else memory.block_size,
         )
-        dues = self.dues
-        promised = [job for job in self.alive if dues[job] < math.inf]
-        self.outlook = Outlook(horizon, promised)
+        promised = self.alive[: bisect_left(self.alive, math.inf, key=self.dues.__getitem__)]
+        self.outlook = Outlook(horizon, promised, self.sizes)
         if self.view.reserved:
             return
         doomed = self.outlook.shed_doomed()
@@ -133,9 +133,12 @@ class StepPlan:
     def _sort_decodes(self, least: float) -> None:
         """A decode is alive if its next output can be in time."""
         now, dues = self.view.now, self.dues
-        for job in self.model.decodes:
-            in_time = not job.late and dues[job] - now >= least - TICK
-            (self.alive if in_time else self.broken).append(job)
+        decodes = self.model.decodes
+        self.broken = [job for job in decodes if job.late or dues[job] - now < least - TICK]
+        self.alive = decodes[:]
+        if self.broken:
+            broken = set(self.broken)
+            self.alive = [job for job in decodes if job not in broken]
 
     def _sort_prefill(self, job: Job, behind: float) -> None:
         """A prompt waits if it can be in time, is kept if it has outputs, and else dropped.
@@ -155,7 +158,7 @@ class StepPlan:
 
     def _rank(self, job: Job) -> tuple[bool, bool, float]:
         """Prompts under way first, then those with a deadline, then the shortest by weight."""
-        return not job.computed, self.due(job) == math.inf, job.size / job.weight
+        return not job.computed, self.dues[job] == math.inf, self.sizes[job] / job.weight
 
     def _try_one(self) -> None:
         """Keep the job with the most slack of those that a learnt latency calls hopeless.
@@ -238,7 +241,7 @@ class StepPlan:
 
     def _hurried(self, part: PrefillPlan) -> bool:
         """Whether who comes during this step is likely to be late for it."""
-        return patience(self.view.recent, self.model) < self.seconds(part.step())
+        return patience(self.view, self.model) < self.seconds(part.step())
 
     def _in_vain(self, part: PrefillPlan) -> bool:
         """Whether a mixed step saves next to nothing over the two run separately."""
@@ -283,9 +286,9 @@ class StepPlan:
             return None
         if not self.alive or self.due(self.alive[0]) == math.inf:
             return None
-        if patience(self.view.recent, self.model) >= self.together:
+        if patience(self.view, self.model) >= self.together:
             return None
-        _, size = typical(self.view.recent, f"{self.model.label}.prefill")
+        _, size = typical(self.view, f"{self.model.label}.prefill")
         reserve = self.rule.pause * self.model.seconds(Step(1, size, size * size))
         wake = min(self.due(self.alive[0]), self._ends_from()) - self.together - reserve
         return wake if wake > self.view.now + TICK else None
