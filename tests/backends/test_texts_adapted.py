@@ -1,5 +1,7 @@
 """Models that PEFT has wrapped: served with their active adapters as their own `generate` does it."""
 
+import threading
+
 import pytest
 
 peft = pytest.importorskip("peft", reason="needs peft")
@@ -74,6 +76,59 @@ def test_adapters_that_are_switched_while_serving_are_noticed(kind):
             service.submit([5, 6], max_tokens=2)
         model.set_adapter("default")
         service([5, 6], max_tokens=2)
+
+
+@pytest.mark.parametrize("prepack", [False, True])
+def test_requests_that_are_open_when_adapters_are_switched_get_no_token_of_the_other(prepack):
+    torch.manual_seed(0)
+    wide = {**LORA, "target_modules": ["q_proj", "down_proj"]}
+    model = peft.get_peft_model(made("llama", hidden_size=512, intermediate_size=512), peft.LoraConfig(**wide)).eval()
+    model.add_adapter("other", peft.LoraConfig(**wide))
+    (prompt,) = prompts(1, seed=5)
+    expected = _alone(model, prompt, {})
+    for change, back in (
+        (lambda: model.set_adapter("other"), lambda: model.set_adapter("default")),
+        (model.base_model.disable_adapter_layers, model.base_model.enable_adapter_layers),
+        (model.merge_adapter, model.unmerge_adapter),
+    ):
+        with neustream.serve(model, slots=2, prepack=prepack, measure_s=0.1) as service:
+            gate = threading.Event()
+
+            def wait(ids, logits, gate=gate):
+                if ids.shape[1] == len(prompt) + 3:
+                    gate.wait(60)
+                return logits
+
+            wait.gate = gate  # it cannot be copied
+            answer = service.submit(prompt, max_tokens=8, processors=[wait], ignore_eos=True)
+            tokens = iter(answer)
+            came = [next(tokens).id for _ in range(3)]
+            change()
+            gate.set()
+            with pytest.raises(neustream.RequestFailed, match="was changed while it is served"):
+                came += [token.id for token in tokens]
+            assert came == expected[:3]
+            with pytest.raises(RequestError, match="was changed while it is served"):
+                service.submit(prompt, max_tokens=2)
+            back()
+        with neustream.serve(model, slots=2, prepack=prepack, measure_s=0.1) as service:
+            again = service(prompt, max_tokens=8, ignore_eos=True)
+            assert list(again.token_ids) == expected[:8]
+
+
+def test_a_model_that_gets_its_first_adapter_while_it_is_served_is_noticed():
+    model = made("llama", hidden_size=512, intermediate_size=512)
+    (prompt,) = prompts(1, seed=5)
+    expected = alone(model, prompt, 8, eos_token_id=None)
+    with neustream.serve(model, slots=1, prepack=True, measure_s=0.1) as service:
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(**LORA)).eval()
+        with pytest.raises(RequestError, match="was changed while it is served"):
+            service.submit(prompt, max_tokens=8)
+    with neustream.serve(wrapped, slots=1, prepack=True, measure_s=0.1) as service:
+        base = service(prompt, adapter="__base__", max_tokens=8, ignore_eos=True)
+        assert list(base.token_ids) == expected
+        own = service(prompt, max_tokens=8, ignore_eos=True)
+        assert list(own.token_ids) == _alone(wrapped, prompt, {}) != expected
 
 
 def test_adapters_that_put_something_before_prompts_are_refused():

@@ -141,6 +141,34 @@ def test_a_model_that_two_serve_reads_copies_in_each_ones_calls():
     assert "forward" not in model[0].__dict__
 
 
+def test_two_devices_on_one_cpu_share_the_copies():
+    model, given = made("llama", **WIDE["llama"]), prompts(4, seed=3)
+    model.requires_grad_(False)
+    expected = [alone(model, prompt, 8, eos_token_id=None) for prompt in given]
+    with ns.serve(model, slots=2, devices=["cpu"] * 3, prepack=True, measure_s=0.1) as service:
+        packed = [texts.model.prepacked for _, texts in service.models[""]._devices]
+        laid_out = [[copy[0] for copy in one._copies.values()] for one in packed]
+        assert [len(one) for one in laid_out] == [LAYERS["llama"]] * 3
+        assert all(one is other for first in laid_out for one, other in zip(first, laid_out[0], strict=True))
+        asked = [service.submit(prompt, max_tokens=8, ignore_eos=True) for prompt in given]
+        assert [list(answer.result(60).token_ids) for answer in asked] == expected
+        model.model.norm.weight.data.mul_(1)  # as it was
+        model.lm_head.weight.data.mul_(3)
+        with pytest.raises(ns.RequestFailed, match="was changed while it is served"):
+            for _ in range(16):
+                service(given[0], max_tokens=1)
+
+
+@pytest.mark.parametrize("wanted", [None, False, True])
+def test_weights_of_another_model_are_not_shared(wanted):
+    one, other = (made("llama", **WIDE["llama"]) for _ in range(2))
+    first = prepacked_of(one, True)
+    second = prepacked_of(other, wanted, first)
+    assert (second is None) == (wanted is False)
+    if second is not None:
+        assert not {id(copy[0]) for copy in first._copies.values()} & {id(copy[0]) for copy in second._copies.values()}
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_model_that_is_copied_while_a_step_runs_is_one_of_its_own(copied):
     model = torch.nn.Sequential(torch.nn.Linear(512, 512))

@@ -17,7 +17,7 @@ from neustream.backends.transformers.looking import inputs_of
 from neustream.backends.transformers.masks import NotShared, masks_of
 from neustream.backends.transformers.own import Own
 from neustream.backends.transformers.packed import STOCK, Packed, implementation, is_cold, packing
-from neustream.backends.transformers.prepacked import prepacked_of
+from neustream.backends.transformers.prepacked import Prepacked, prepacked_of
 from neustream.backends.transformers.proof import as_it_was, prove
 from neustream.backends.transformers.proof_own import Way, prove_own
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
@@ -45,6 +45,7 @@ class LanguageModel:
             tried again.
         prepack: whether linear layers read copies of their weights in oneDNN's own layout (see
             `Prepacked`); on a CPU. None: in float32, if there is memory for them.
+        beside: another one, which may have the same weights: copies are shared then.
 
     Attributes:
         way: how its requests are computed, as the trial at the start found.
@@ -67,6 +68,7 @@ class LanguageModel:
         buckets: Sequence[int] = (),
         proof: Unchanged | None = None,
         prepack: bool | None = None,
+        beside: LanguageModel | None = None,
     ) -> None:
         name = type(model).__name__
         if not isinstance(model, PreTrainedModel) or not model.can_generate():
@@ -89,7 +91,7 @@ class LanguageModel:
         self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = _known(model, self.vocabulary)
         self.eos = _eos(model)
-        self.prepacked = prepacked_of(model, prepack)
+        self.prepacked: Prepacked | None = prepacked_of(model, prepack, None if beside is None else beside.prepacked)
         self._cold = is_cold(model)
         self.adapters: Adapters | None = None
         self.unchanged = self._proved(slots, proof)

@@ -176,11 +176,12 @@ class TextMount:
         self._host = host
         self._devices.clear()
         node, most = name or NODE, self._max_batch
-        root, instances = llm(node, max_batch=most), []
+        root = llm(node, max_batch=most)
+        instances: list[Instance] = []
         self._graph = Graph(node, root)
         stocks = copies(self._stock, [device.place for device in devices])
         for device, stock in zip(devices, stocks, strict=True):
-            model = self._with_slots(stock)
+            model = self._with_slots(stock, self.model if instances else None)
             sighted = sighted_of(model, self.processor, proven=model.unchanged is self._proof)
             steps = LearntSteps(self._steps(model, device))
             self._prefixes = self._prefixes_of(model) if len(devices) == 1 else None
@@ -204,7 +205,7 @@ class TextMount:
         cache = model.cache
         return Prefixes(model, cache, tokens) if tokens and isinstance(cache, Slots) and cache.plain else None
 
-    def _with_slots(self, stock: PreTrainedModel) -> LanguageModel:
+    def _with_slots(self, stock: PreTrainedModel, beside: LanguageModel | None = None) -> LanguageModel:
         return LanguageModel(
             stock,
             slots=self._slots,
@@ -212,6 +213,7 @@ class TextMount:
             buckets=self._buckets,
             proof=self._proof,
             prepack=self._prepack,
+            beside=beside,
         )
 
     def request(

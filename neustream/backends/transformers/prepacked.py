@@ -37,6 +37,8 @@ SHARE = 0.25
 
 _Copy = tuple[torch.Tensor, torch.Tensor | None]
 """The weights of a layer in oneDNN's layout, and its bias."""
+_Kind = tuple[int, bool]
+"""The id of a weight, and whether it is transposed."""
 
 
 class _Here(threading.local):
@@ -54,7 +56,7 @@ class Forward(Lent):
     __slots__ = ()
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        copy = _here.copies.get(id(self.layer))
+        copy = _here.copies.get(id(self.stock.__self__))
         found: torch.Tensor
         if copy is None:
             found = self.stock(input)
@@ -67,10 +69,14 @@ class Forward(Lent):
 class Prepacked:
     """The larger linear layers of a model, with a second copy of their weights.
 
-    BackendError if it has none that could have one.
+    Args:
+        beside: of a model that may have the same weights, which are copied once then.
+
+    Raises:
+        BackendError: it has no layer that could have a copy.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, beside: Prepacked | None = None) -> None:
         name = type(model).__name__
         _check(model)
         self._layers = [layer for layer in model.modules() if _may(layer)]
@@ -80,14 +86,24 @@ class Prepacked:
                 f"{' or '.join(str(one) for one in _dtypes())}"
             )
         kinds = {(id(layer.weight), isinstance(layer, Conv1D)): layer for layer in self._layers}
+        self._next = 0
+        self._looks: list[list[torch.Tensor]]
+        self._values: list[list[bytes]]
+        self._laid_out: dict[_Kind, torch.Tensor]
+        if beside is not None and beside._laid_out.keys() == kinds.keys():
+            self._looks, self._values, self._laid_out = beside._looks, beside._values, beside._laid_out
+        else:
+            self._lay_out(kinds)
+        self._copies: dict[int, _Copy] = {
+            id(layer): (self._laid_out[id(layer.weight), isinstance(layer, Conv1D)], layer.bias)
+            for layer in self._layers
+        }
+
+    def _lay_out(self, kinds: Mapping[_Kind, torch.nn.Module]) -> None:
         pieces = [piece for layer in kinds.values() for piece in _some(layer.weight).split(PIECE)]
         self._looks = [pieces[first::LOOKS] for first in range(LOOKS)]
-        self._next = 0
         self._values = [_read(some) for some in self._looks]  # first: what is written meanwhile is noticed
-        laid_out = {kind: _laid_out(layer) for kind, layer in kinds.items()}
-        self._copies: dict[int, _Copy] = {
-            id(layer): (laid_out[id(layer.weight), isinstance(layer, Conv1D)], layer.bias) for layer in self._layers
-        }
+        self._laid_out = {kind: _laid_out(layer) for kind, layer in kinds.items()}
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -113,14 +129,14 @@ class Prepacked:
         return _read(self._looks[at]) != self._values[at]
 
 
-def prepacked_of(model: torch.nn.Module, wanted: bool | None) -> Prepacked | None:
+def prepacked_of(model: torch.nn.Module, wanted: bool | None, beside: Prepacked | None = None) -> Prepacked | None:
     """Copies of a model's larger layers, if they are wanted; BackendError if there can be none.
 
     None: where they can be had, weights are float32, as rounding changes tokens of halves, and copies
-    take a quarter of the free memory at most.
+    take a quarter of the free memory at most. `beside`: as of `Prepacked`; nobody says otherwise there.
     """
-    if wanted is not None:
-        return Prepacked(model) if wanted else None
+    if wanted is not None or beside is not None:
+        return None if wanted is False else Prepacked(model, beside)
     with contextlib.suppress(BackendError):
         _check(model)
         weights = {id(layer.weight): layer.weight for layer in model.modules() if _may(layer)}.values()
