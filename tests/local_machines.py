@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from neustream.backends.ray.entries import graphs_of
 from neustream.backends.ray.service_instance import ServiceInstance
 from neustream.backends.ray.wire import EngineDied, Joined
+from neustream.errors import BackendError
 
 BEAT_S = 0.02
 
@@ -20,7 +21,7 @@ class LocalMachines:
     """See `neustream.backends.ray.driver.Machines`. All messages go through bytes, as over a wire."""
 
     def __init__(self, make, *, observed=False, delay_s=0.0):
-        """`delay_s`: what orders take to an instance."""
+        """`make` makes the service of an instance by its number and kind; `delay_s`: what orders take to one."""
         self.make, self.observed, self.delay_s = make, observed, delay_s
         self.instances, self.ended = {}, []
         self.made = 0
@@ -31,11 +32,11 @@ class LocalMachines:
         self._thread = threading.Thread(target=self._beat)
         self._thread.start()
 
-    def start(self, name):
+    def start(self, name, kind):
         started = Future()
         try:
             self.made += 1
-            service = self.make(self.made)
+            service = self.make(self.made, kind)
         except Exception as error:
             started.set_exception(error)
             return started
@@ -68,8 +69,9 @@ class LocalMachines:
             found.set_exception(error)
         return found
 
-    def room(self):
-        return 100
+    def check_room(self, counts):
+        if sum(counts.values()) > 100:
+            raise BackendError(f"{counts} are more than 100")
 
     def order(self, name, orders):
         instance = self.instances.get(name)

@@ -37,7 +37,8 @@ class InstanceConfig(Section):
     `stages`: that they serve, all by default; of several models as `model.stage`, or `model` for
     all of it. `profiles`: of their device, if that is not the one of the model; of several models
     by name. `load_s`: from being ordered to being there; None: as their profiles say.
-    `memory_bytes`: room for weights, which a placement has to fit.
+    `memory_bytes`: room for weights, which a placement has to fit. `resources`: what one takes of
+    Ray's machines beside a GPU or CPU, by Ray's names.
     """
 
     count: Count = 1
@@ -48,6 +49,7 @@ class InstanceConfig(Section):
     ) = None
     load_s: Wait | None = None
     memory_bytes: Annotated[float, Field(gt=0)] | None = None
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
 
 class NetworkConfig(Section):

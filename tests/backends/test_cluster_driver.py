@@ -73,7 +73,7 @@ def chat(kind=Words, *args, stage="say", **options):
 @contextmanager
 def running(make, count=2, settings=PATIENT, router=None):
     """A driver of `count` instances; `make(number)` makes the service of each."""
-    machines, events = LocalMachines(make), []
+    machines, events = LocalMachines(lambda number, kind: make(number)), []
     head = Head([], {}, router or RoundRobin(), None, Fixed(count), settings=settings)
     driver = Driver(head, machines, count, Telling((), [events.append]))
     driver.machines, driver.events = machines, events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from concurrent.futures import Future
 
 import pytest
@@ -30,9 +31,14 @@ def local(monkeypatch):
     made = Made()
     made.delay_s = 0.0
 
-    def machines(make, most, address, resources, *, observed):
-        made.append((most, address, resources))
-        made.machines = LocalMachines(lambda number: through(make)("cpu"), observed=observed, delay_s=made.delay_s)
+    def machines(kinds, address, *, observed):
+        made.append(({name: kind.at_most for name, kind in kinds.items()}, address))
+        made.resources = {name: kind.resources for name, kind in kinds.items()}
+
+        def make(number, kind):
+            return through(kinds[kind].make)("cpu")
+
+        made.machines = LocalMachines(make, observed=observed, delay_s=made.delay_s)
         return made.machines
 
     monkeypatch.setattr(cluster, "machines_of", machines)
@@ -54,15 +60,36 @@ def test_a_config_that_is_simulated_is_served_by_the_same_head(local, tmp_path):
         assert entry["cluster"]["instances"] == pytest.approx(2.0, rel=0.05)
     assert {name: part["ended"] for name, part in first["members"].items()} == {"core-1": 5, "core-2": 5}
     assert set(first["batch_size"]) == {"draw", "decode"} and set(first["simulated"]["members"]) == {"core-0", "core-1"}
-    assert local == [(2, None, {"num_cpus": 1.0})] * 2
+    assert local == [({"core": 2}, None)] * 2 and local.resources == {"core": {"num_cpus": 1.0}}
     assert (tmp_path / "t-fcfs-slack.json").exists()
+
+
+def test_kinds_on_unlike_devices_are_told_apart(local, tmp_path):
+    """By its profile one cannot be in time with anything: no request goes there."""
+    toy(tmp_path)
+    slow, out = tmp_path / "slow", tmp_path / "out.json"
+    slow.mkdir()
+    for name in ("draw", "decode"):
+        profile = json.loads((tmp_path / "profiles" / f"{name}.json").read_text())
+        profile["latency_s"] = [10_000 * seconds for seconds in profile["latency_s"]]
+        (slow / f"{name}.json").write_text(json.dumps(profile))
+    kinds = {"slow": {"profiles": "slow", "resources": {"old": 0.5}}, "quick": {"count": 2}}
+    path = toy(tmp_path, cluster={**TWO, "instances": kinds}, slo={"total_s": 8.0})
+    done = command("run", path, "--json", out)
+    assert done.status == 0, done.err
+    (entry,) = results(out)
+    for report in (entry, entry["simulated"]):
+        assert report["counts"]["on_time"] == 10
+        assert not [name for name in report.get("members", {}) if name.startswith("slow")]
+    assert local == [({"slow": 1, "quick": 2}, None)]
+    assert local.resources == {"slow": {"num_cpus": 1.0, "old": 0.5}, "quick": {"num_cpus": 1.0}}
 
 
 def test_a_scaler_chooses_once_the_first_instances_serve(local, tmp_path):
     path, out = toy(tmp_path, cluster={**TWO, "scaler": {"fixed": {"count": 3}}}), tmp_path / "out.json"
     assert command("run", path, "--json", out).status == 0
     assert results(out)[0]["counts"]["on_time"] == 10
-    assert local == [(3, None, {"num_cpus": 1.0})] and local.machines.made == 3
+    assert local == [({"whole": 3}, None)] and local.machines.made == 3
 
 
 def test_what_ways_took_is_simulated_as_observed_and_told(local, tmp_path):
@@ -109,16 +136,16 @@ def test_a_profile_of_another_device_is_refused_by_the_instance(local, tmp_path)
         ),
         ({"network": {"loss": 0.1}}, "cluster.network.loss 0.1: losses are simulated; to serve, it is 0"),
         (
-            {"instances": {"a": {"stages": ["draw"]}, "b": {"stages": ["decode"]}}},
-            "cluster.instances: a, b: served instances are all alike, of one kind",
-        ),
-        (
             {"instances": {"a": {"stages": ["draw", "decode"]}}},
             "cluster.instances.a.stages ['draw', 'decode']: served instances have all stages; leave it out",
         ),
         (
-            {"instances": {"a": {"profiles": "profiles"}}},
-            "cluster.instances.a.profiles: to serve, give the model's own profiles, of the device that it is on",
+            {"instances": {"a": {}, "b": {"resources": {"fast": 0}}}},
+            "cluster.instances.b.resources.fast: Input should be greater than 0, got 0",
+        ),
+        (
+            {"instances": {"a": {}, "b": {}}, "scaler": {"charge": {"role": "c"}}},
+            "cluster.scaler: role 'c': there are a, b",
         ),
         (
             {"scaler": "plan"},
@@ -147,6 +174,6 @@ def test_devices_have_no_numbers_and_ray_has_to_be_there(tmp_path, monkeypatch):
 
 def test_instances_that_do_not_start_in_time_are_told_of(local, monkeypatch):
     monkeypatch.setattr(cluster, "START_S", 0.01)
-    monkeypatch.setattr(LocalMachines, "start", lambda machines, name: Future())
+    monkeypatch.setattr(LocalMachines, "start", lambda machines, name, kind: Future())
     with pytest.raises(BackendError, match=r"^the 2 instance\(s\) did not all start in 0.01 s$"):
         cluster.Cluster(lambda device: None, instances=2)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from neustream import BackendError
-from neustream.backends.ray import Cluster, contract
+from neustream.backends.ray import Cluster, Kind, contract
+from neustream.backends.ray.kinds import check_room, options_of
 
 
 @pytest.mark.parametrize("version", ["2.49.2", "3.0.0", "1.13"])
@@ -28,6 +29,32 @@ def test_names_that_are_not_there_are_told_all_at_once(monkeypatch):
 def test_numbers_of_instances_that_are_none(instances):
     with pytest.raises(BackendError, match="instances must be a number from 1 on, or the least and the most"):
         Cluster(len, instances=instances)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"make": {"a": len}}, r"kinds of instances by name, each a .*Kind; 'a' is <built-in function len>"),
+        ({"make": {}}, "there is no instance"),
+        ({"make": {"a": Kind(len, 0)}}, "there is no instance"),
+        ({"make": {"a": Kind(len)}, "instances": 2}, "instances, resources: each kind of instances says itself"),
+        ({"make": {"a": Kind(len, 1, 3)}}, "a scaler is to choose between them"),
+    ],
+)
+def test_kinds_that_are_none(options, said):
+    with pytest.raises(BackendError, match=said):
+        Cluster(**options)
+
+
+def test_room_is_counted_for_each_kind_and_for_all_together():
+    there = {"CPU": 4.0, "GPU": 3.0, "accelerator_type:H100": 1.0}
+    new, old = {"num_gpus": 1.0, "accelerator_type:H100": 0.001}, {"num_gpus": 1.0}
+    check_room({"new": 1, "old": 2}, {"new": new, "old": old}, there)
+    assert options_of(new) == {"num_gpus": 1.0, "resources": {"accelerator_type:H100": 0.001}}
+    with pytest.raises(BackendError, match=r"2 instance\(s\) of num_gpus=1, accelerator_type:A100=0.001 .* for: 0"):
+        check_room({"new": 2}, {"new": {"num_gpus": 1.0, "accelerator_type:A100": 0.001}}, there)
+    with pytest.raises(BackendError, match=r"instances \(2 new, 2 old\) need num_gpus=4 in all; the machines have 3"):
+        check_room({"new": 2, "old": 2}, {"new": new, "old": old}, there)
 
 
 def test_make_is_a_function():

@@ -86,6 +86,18 @@ def models(device):
     return serve({"chat": text, "sd": image})
 
 
+def skewed(device):
+    """`chat`, in a process whose clock is an hour ahead."""
+    from neustream.backends.ray import actor, service_instance
+    from neustream.engine.clock import stopwatch
+
+    def ahead():
+        return stopwatch() + 3600
+
+    actor.stopwatch = service_instance.stopwatch = ahead
+    return chat(device)
+
+
 def text(device):
     """A tiny text model, with the same weights on each instance."""
     import torch

@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import statistics
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -18,9 +20,10 @@ import made  # noqa: E402
 import psutil  # noqa: E402
 
 from neustream import BackendError, GraphError, RequestError  # noqa: E402
-from neustream.backends.ray import Cluster, contract  # noqa: E402
+from neustream.backends.ray import Cluster, Kind, contract  # noqa: E402
 from neustream.cluster.book import Settings  # noqa: E402
 from neustream.cluster.messages import Unmoved  # noqa: E402
+from neustream.engine.clock import stopwatch  # noqa: E402
 from neustream.engine.events import Finished  # noqa: E402
 
 pytestmark = pytest.mark.ray
@@ -193,6 +196,49 @@ def test_growing_draining_and_a_close_that_serves_what_is_open(nodes):
     assert said(last) == [f"c{at + 1}" for at in range(50)] and adds_up(cluster)
     with pytest.raises(RequestError, match="the cluster is closed"):
         cluster.submit(words=1, voice="a")
+
+
+def test_kinds_of_instances_take_what_they_need_and_are_replaced_by_their_like(nodes):
+    kinds = {"small": Kind(made.chat), "large": Kind(made.chat, resources={"num_cpus": 2})}
+    with Cluster(kinds, address=nodes) as cluster:
+        assert sorted(cluster.instances) == ["large-2", "small-1"]
+        with pytest.raises(BackendError, match="resize: there are several kinds of instances: small, large"):
+            cluster.resize(3)
+        os.kill(cluster.pids["large-2"], signal.SIGKILL)
+        while "large-3" not in cluster.instances:
+            assert said(cluster.submit(words=2, voice="a")) == ["a1", "a2"]
+        assert sorted(cluster.instances) == ["large-3", "small-1"]
+    crowd = {"small": Kind(made.chat, 3), "large": Kind(made.chat, resources={"num_cpus": 2})}
+    with pytest.raises(BackendError, match=r"\(3 small, 1 large\) need num_cpus=5 in all; the machines have 4"):
+        Cluster(crowd, address=nodes)
+
+
+def test_a_clock_that_is_an_hour_ahead_changes_nothing(nodes):
+    records = []
+    with Cluster(made.skewed, instances=1, address=nodes, observers=[records.append]) as cluster:
+        began = stopwatch()
+        assert said(cluster.submit(words=3, voice="a", slo=60.0)) == ["a1", "a2", "a3"]
+        over = stopwatch()
+        assert cluster.counts.on_time == 1
+    steps = [record.at for record in records if isinstance(record, Finished)]
+    assert len(steps) == 3 and all(began - 60 < at <= over for at in steps)
+
+
+def test_instances_end_with_the_process_of_their_cluster(nodes):
+    code = (
+        "import sys, time, made; from neustream.backends.ray import Cluster; "
+        "cluster = Cluster(made.chat, instances=2, address=sys.argv[1]); "
+        "print(*cluster.pids.values(), flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, nodes], stdout=subprocess.PIPE, text=True)
+    try:
+        pids = [int(pid) for pid in holder.stdout.readline().split()]
+        assert len(pids) == 2 and all(psutil.pid_exists(pid) for pid in pids)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    assert gone(pids)
 
 
 def test_what_cannot_be(nodes, tmp_path):

@@ -43,8 +43,8 @@ def until(true):
 def test_routes_readiness_and_figures_of_each_instance(monkeypatch):
     made = []
 
-    def machines(make, most, address, resources, *, observed):
-        made.append(LocalMachines(lambda number: through(make)("cpu"), observed=observed))
+    def machines(kinds, address, *, observed):
+        made.append(LocalMachines(lambda number, kind: through(kinds[kind].make)("cpu"), observed=observed))
         return made[0]
 
     monkeypatch.setattr(cluster, "machines_of", machines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,8 +21,8 @@ from neustream.service.service import Service
 class Machines(Protocol):
     """Where instances run. All futures are answered on any thread."""
 
-    def start(self, name: str) -> Future[Joined]:
-        """Start an instance."""
+    def start(self, name: str, kind: str) -> Future[Joined]:
+        """Start an instance of a kind."""
         ...
 
     def listen(self, name: str, now: float) -> Future[Heard]:
@@ -45,8 +45,8 @@ class Machines(Protocol):
         """End an instance; with `kill` whatever it does."""
         ...
 
-    def room(self) -> int:
-        """Instances that there is room for, of all that run and those that could."""
+    def check_room(self, counts: Mapping[str, int]) -> None:
+        """BackendError if there is no room for so many instances of each kind, with those that run."""
         ...
 
     def close(self) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from typing import Any
 
 from neustream.backends.ray.callers import Counts, Machines
 from neustream.backends.ray.driver import Driver
+from neustream.backends.ray.kinds import Each, Kind
 from neustream.backends.ray.telling import Telling, Watcher
 from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Mover, Router, Scaler
 from neustream.cluster.head import Head
-from neustream.cluster.rules.fixed import Fixed
 from neustream.cluster.rules.slack import Slack
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
@@ -37,12 +38,13 @@ class Cluster:
 
     Args:
         make: makes the service of one instance, as `neustream.serve` does; called on each machine
-            with the device there ("cuda:0", "cpu").
-        instances: how many; or the least and the most, between which `scaler` chooses.
+            with the device there ("cuda:0", "cpu"). Or several kinds of instances by name, all of the
+            same models, on unlike devices: each says itself how many and on what.
+        instances: how many; or the least and the most, between which `scaler` chooses. Not with kinds.
         address: of a Ray cluster ("host:port", or "auto" for the one of this machine); None: a Ray
             of its own on this machine.
-        resources: what an instance takes, as Ray's options say it; default: a GPU where there are
-            any, else a CPU.
+        resources: what an instance takes, by Ray's names; default: a GPU where there are any, else
+            a CPU. Not with kinds.
         slo: what requests are promised that bring no promise; None: what `make`'s service says.
         router, mover, scaler: rules of `neustream.cluster.rules`.
         settings: times after which instances are suspect, gone, and so on.
@@ -58,9 +60,9 @@ class Cluster:
 
     def __init__(
         self,
-        make: Callable[[str], Any],
+        make: Callable[[str], Any] | Mapping[str, Kind],
         *,
-        instances: int | tuple[int, int] = 1,
+        instances: int | tuple[int, int] | None = None,
         address: str | None = None,
         resources: Mapping[str, float] | None = None,
         slo: SLO | float | None = None,
@@ -72,20 +74,20 @@ class Cluster:
         observers: Sequence[Observer] = (),
         watchers: Sequence[Watcher] = (),
     ) -> None:
-        least, most = _range(instances)
-        if not callable(make):
-            raise BackendError(f"make is a function of a device, got {shown(make)}")
-        if least != most and scaler is None:
+        kinds = _kinds(make, instances, resources, role)
+        if scaler is None and any(kind.at_most != kind.count for kind in kinds.values()):
             raise BackendError(f"instances={instances}: a scaler is to choose between them")
+        first = {name: kind.count for name, kind in kinds.items()}
         self._slo = None if slo is None else slo_of(slo)
-        self._role = role
+        self._kinds = list(kinds)
         self._closed = False
-        self._machines = machines_of(make, most, address, resources, observed=bool(observers))
-        head = Head([], {}, router or Slack(), mover, Fixed(least, role), settings=settings, stopwatch=stopwatch)
-        self._driver = Driver(head, self._machines, least, Telling(observers, watchers))
+        self._machines = machines_of(kinds, address, observed=bool(observers))
+        head = Head([], {}, router or Slack(), mover, Each(first), settings=settings, stopwatch=stopwatch)
+        count = sum(first.values())
+        self._driver = Driver(head, self._machines, count, Telling(observers, watchers))
         try:
             if not wait([self._driver.up], START_S).done:
-                raise BackendError(f"the {least} instance(s) did not all start in {START_S:g} s")
+                raise BackendError(f"the {count} instance(s) did not all start in {START_S:g} s")
             self._driver.up.result()
         except BaseException:
             self.close(cancel=True)
@@ -185,15 +187,16 @@ class Cluster:
     def resize(self, instances: int) -> None:
         """Have so many instances; those that are too many are drained. Returns at once.
 
-        BackendError if a scaler chooses, or the machines have no room for them.
+        BackendError if there are several kinds, or the machines have no room for them.
         """
         count, _ = _range(instances)
-        room = self._machines.room()
-        if count > room:
-            raise BackendError(f"{count} instance(s) are more than the machines have room for: {room}")
+        if len(self._kinds) > 1:
+            raise BackendError(f"resize: there are several kinds of instances: {', '.join(self._kinds)}")
+        counts = {self._kinds[0]: count}
+        self._machines.check_room(counts)
 
         def keep(head: Head, now: float) -> None:
-            head.scale(Fixed(count, self._role))
+            head.scale(Each(counts))
 
         self._driver.ask(keep).result()
 
@@ -243,28 +246,36 @@ def joined(address: str | None) -> Callable[[], None]:
     return leave
 
 
-def machines_of(
-    make: Callable[[str], Any], most: int, address: str | None, resources: Mapping[str, float] | None, *, observed: bool
-) -> Machines:
-    """Machines of a Ray cluster with room for `most` instances; BackendError as of `Cluster`."""
+def machines_of(kinds: Mapping[str, Kind], address: str | None, *, observed: bool) -> Machines:
+    """Machines of a Ray cluster with room for all instances of these kinds; BackendError as of `Cluster`."""
     ray = check_ray()
     from neustream.backends.ray.machines import RayMachines, connect
 
     owned = connect(address)
     try:
-        there = ray.cluster_resources()
-        needs = resources or ({"num_gpus": 1} if there.get("GPU") else {"num_cpus": 1})
-        machines = RayMachines(make, needs, owned=owned, observed=observed)
-        room = machines.room()
-        if room < most:
-            raise BackendError(
-                f"{most} instance(s) of {machines.needs()} are more than the machines have room for: {room}"
-            )
+        usual = {"num_gpus": 1.0} if ray.cluster_resources().get("GPU") else {"num_cpus": 1.0}
+        kinds = {name: replace(kind, resources=kind.resources or usual) for name, kind in kinds.items()}
+        machines = RayMachines(kinds, owned=owned, observed=observed)
+        machines.check_room({name: kind.at_most for name, kind in kinds.items()})
     except BaseException:
         if owned:
             ray.shutdown()
         raise
     return machines
+
+
+def _kinds(make: Any, instances: Any, resources: Mapping[str, float] | None, role: str) -> Mapping[str, Kind]:
+    """The kinds of instances of a cluster; BackendError for what is none."""
+    if not isinstance(make, Mapping):
+        least, most = _range(1 if instances is None else instances)
+        return {role: Kind(make, least, most, resources)}
+    if instances is not None or resources is not None:
+        raise BackendError("instances, resources: each kind of instances says itself how many and on what")
+    wrong = [name for name, kind in make.items() if not isinstance(kind, Kind)]
+    if wrong or not any(kind.count for kind in make.values()):
+        what = f"{wrong[0]!r} is {shown(make[wrong[0]])}" if wrong else "there is no instance"
+        raise BackendError(f"make: kinds of instances by name, each a neustream.backends.ray.Kind; {what}")
+    return make
 
 
 def _range(instances: Any) -> tuple[int, int]:

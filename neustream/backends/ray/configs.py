@@ -37,12 +37,13 @@ def check(config: HeadConfig) -> None:
         _check_kinds(config)
     for router in config.router:
         rules_of(config, router)
-    role, _ = kind_of(config) if isinstance(config, ClusterConfig) else (WHOLE, 0)
+    roles = list(config.kinds) if isinstance(config, ClusterConfig) else [WHOLE]
     scaler = rules_of(config, next(iter(config.router)))["scaler"]
     if isinstance(scaler, Replan):
         raise ConfigError("cluster.scaler.plan: it is for simulated clusters; served ones have charge, fixed, freeness")
-    if scaler is not None and getattr(scaler, "role", role) != role:
-        raise ConfigError(f"cluster.scaler: role {shown(scaler.role)}: there is only {role!r}")
+    if scaler is not None and getattr(scaler, "role", roles[0]) not in roles:
+        what = f"there is only {roles[0]!r}" if len(roles) == 1 else f"there are {', '.join(roles)}"
+        raise ConfigError(f"cluster.scaler: role {shown(scaler.role)}: {what}")
 
 
 def _check_simulated(config: ClusterConfig) -> None:
@@ -57,21 +58,10 @@ def _check_simulated(config: ClusterConfig) -> None:
 
 
 def _check_kinds(config: ClusterConfig) -> None:
-    kinds = config.kinds
-    if len(kinds) > 1:
-        raise ConfigError(f"cluster.instances: {', '.join(kinds)}: served instances are all alike, of one kind")
-    for name, kind in kinds.items():
-        where = f"cluster.instances.{name}"
+    for name, kind in config.kinds.items():
         if kind.stages is not None:
-            raise ConfigError(f"{where}.stages {kind.stages}: served instances have all stages; leave it out")
-        if kind.profiles is not None:
-            raise ConfigError(f"{where}.profiles: to serve, give the model's own profiles, of the device that it is on")
-
-
-def kind_of(config: ClusterConfig) -> tuple[str, int]:
-    """The kind of instances that there is, and how many from the start."""
-    ((name, kind),) = config.kinds.items()
-    return name, kind.count
+            where = f"cluster.instances.{name}.stages {kind.stages}"
+            raise ConfigError(f"{where}: served instances have all stages; leave it out")
 
 
 def rules_of(config: HeadConfig, router: str) -> dict[str, Any]:
@@ -84,7 +74,8 @@ def rules_of(config: HeadConfig, router: str) -> dict[str, Any]:
     }
 
 
-def instances_of(count: int, scaler: Any) -> tuple[int, int]:
-    """How many instances there are at first, and at most."""
-    most = getattr(scaler, "max", getattr(scaler, "count", count)) if scaler is not None else count
-    return count, max(count, most)
+def instances_of(count: int, scaler: Any, role: str = WHOLE) -> tuple[int, int]:
+    """How many instances of a role there are at first, and at most."""
+    if scaler is None or getattr(scaler, "role", role) != role:
+        return count, count
+    return count, max(count, getattr(scaler, "max", getattr(scaler, "count", count)))

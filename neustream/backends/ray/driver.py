@@ -169,7 +169,7 @@ class Driver:
                     work = self._inbox.get_nowait()
             self._do(self._tick)
             self._do(self._carry_out)
-            self.states = {name: each.state for name, each in self._head.fleet.instances.items()}
+            self._tell_states()
             then, self._then = self._then, []
             for answer in then:
                 answer()
@@ -306,20 +306,24 @@ class Driver:
     # -- instances --------------------------------------------------------------------------------
 
     def _enter(self, name: str, role: str, found: Joined, now: float) -> None:
-        head = self._head
+        head, device = self._head, f"{role} on {found.device}"
         for graph in found.graphs:
             known = head.graphs.get(graph.name)
             if known is None:
                 profiles = {stage: found.profiles[stage] for stage in graph.stages}
-                head.extend(graph, profiles, found.device, "repeat")
+                head.extend(graph, profiles, device, "repeat")
         stages = {stage for graph in head.graphs.values() for stage in graph.stages}
         prints = {graph.name: graph.print for graph in found.graphs}
-        head.know(found.device, found.profiles)
-        head.joined(name, now, stages=sorted(stages), role=role, device=found.device, prints=prints)
+        head.know(device, found.profiles)
+        head.joined(name, now, stages=sorted(stages), role=role, device=device, prints=prints)
         self._alive.add(name)
         self.places[name] = found
         self.stays[name] = now, math.inf
+        self._tell_states()  # whoever waits for it may look at once
         self._listen(name, now)
+
+    def _tell_states(self) -> None:
+        self.states = {name: each.state for name, each in self._head.fleet.instances.items()}
 
     def _listen(self, name: str, now: float) -> None:
         news = self._machines.listen(name, now)

@@ -10,12 +10,14 @@ from typing import Any
 
 from neustream.backends.making import make_model, wanted_of
 from neustream.backends.ray.cluster import Cluster, joined
-from neustream.backends.ray.configs import instances_of, kind_of, needs_of, rules_of
+from neustream.backends.ray.configs import instances_of, needs_of, rules_of
+from neustream.backends.ray.kinds import Kind
 from neustream.backends.replaying import Serving
 from neustream.backends.serving import Named, Part, Session, experiments_in
 from neustream.cluster.messages import Happening
 from neustream.cluster.report import ClusterReport
 from neustream.cluster.ways import Ways
+from neustream.config.cluster import ClusterConfig
 from neustream.config.schema import Config
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO
@@ -23,6 +25,7 @@ from neustream.engine.clock import stopwatch
 from neustream.experiment.clusters import parted
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.prepared import policy_for
+from neustream.experiment.roles import profiles_of
 from neustream.service.answer import Answer
 from neustream.service.service import Service
 
@@ -128,15 +131,11 @@ class ClusterSession(Session):
         config = self.config.cluster
         assert config is not None
         name, router = parted(policy)
-        role, count = kind_of(config)
         rules = rules_of(config, router or next(iter(config.router)))
         policy_for(self.prepared.pipelines, name)
         self._watching, self.ways = None, Ways()
         cluster = Cluster(
-            Made(self.config, name, self.prepared.profiles, self.prepared.lengths),
-            instances=instances_of(count, rules["scaler"]),
-            resources=self._needs,
-            role=role,
+            self._kinds(config, name, rules["scaler"]),
             observers=[self.ways, heard],
             watchers=[self._happened],
             **rules,
@@ -147,3 +146,12 @@ class ClusterSession(Session):
             report = self._watching
             if report is not None:
                 report.instance_s = cluster.instance_s(report.start, report.start + report.duration)
+
+    def _kinds(self, config: ClusterConfig, policy: str, scaler: Any) -> dict[str, Kind]:
+        """The kinds of instances, each with the profiles of its device."""
+        profiles, found = profiles_of(self.prepared, config), {}
+        for name, kind in config.kinds.items():
+            made = Made(self.config, policy, profiles[name], self.prepared.lengths)
+            count, most = instances_of(kind.count, scaler, name)
+            found[name] = Kind(made, count, most, {**self._needs, **kind.resources})
+        return found

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from neustream.backends.ray.actor import Instance
+from neustream.backends.ray.kinds import Kind, check_room, options_of
 from neustream.backends.ray.wire import Described, Heard, Joined, dumps, loads
 from neustream.cluster import messages as to
 from neustream.core.types import SLO
@@ -38,20 +39,19 @@ class RayMachines:
     """Starts actors and carries messages to them.
 
     Args:
-        resources: of one instance (`{"num_cpus": 1}`, `{"num_gpus": 1}`).
+        kinds: of instances, each with its `resources`.
         owned: whether Ray is to end with it; observed: whether instances tell of their steps.
     """
 
     def __init__(
         self,
-        make: Callable[[str], Any],
-        resources: Mapping[str, float],
+        kinds: Mapping[str, Kind],
         *,
         owned: bool,
         observed: bool = False,
     ) -> None:
-        self._make = dumps(make)
-        self._resources = dict(resources)
+        self._makes = {name: dumps(kind.make) for name, kind in kinds.items()}
+        self._resources = {name: dict(kind.resources or {}) for name, kind in kinds.items()}
         self._actors: dict[str, Any] = {}
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -60,25 +60,13 @@ class RayMachines:
         self._owned = owned
         self._observed = observed
 
-    def room(self) -> int:
-        """Instances that the cluster's machines have room for."""
-        there = ray.cluster_resources()
-        names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-        counts = [
-            int(there.get(names.get(name, name), 0.0) // amount)
-            for name, amount in self._resources.items()
-            if amount > 0
-        ]
-        return min(counts, default=2**31)
+    def check_room(self, counts: Mapping[str, int]) -> None:
+        check_room(counts, self._resources, ray.cluster_resources())
 
-    def needs(self) -> str:
-        """What an instance takes, in words."""
-        return ", ".join(f"{name}={amount:g}" for name, amount in self._resources.items())
-
-    def start(self, name: str) -> Future[Joined]:
+    def start(self, name: str, kind: str) -> Future[Joined]:
         options = {"max_concurrency": CALLS, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        made = ray.remote(Instance).options(**options, **self._resources)
-        actor = made.remote(name, self._make, observed=self._observed)
+        made = ray.remote(Instance).options(**options, **options_of(self._resources[kind]))
+        actor = made.remote(name, self._makes[kind], observed=self._observed)
         with self._lock:
             self._actors[name] = actor
             self._numbers[name] = 0

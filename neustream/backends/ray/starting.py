@@ -52,7 +52,7 @@ class Starting:
     def start(self, role: str) -> None:
         """Start one more."""
         name = f"{role}-{next(self._numbers)}"
-        joined = self._machines.start(name)
+        joined = self._machines.start(name, role)
         joined.add_done_callback(lambda joined: self._post(partial(self._joined, name, role, joined)))
 
     def _joined(self, name: str, role: str, joined: Future[Joined], now: float) -> None:
