@@ -141,6 +141,18 @@ class Lengths:
         chance /= np.maximum(each[now], 1e-9)[:, None]
         return np.minimum(chance, 1.0, out=chance)
 
+    def lasts(self, outputs: Floats, more: Floats, most: float = np.inf) -> Floats:
+        """The chance that a generation at `outputs[i]` lasts for `more[i, j]`: [i, j].
+
+        Both are whole numbers.
+        """
+        each = self._curve(most).outputs
+        last = len(each) - 1
+        now = np.minimum(outputs, last).astype(np.int64)
+        then = np.minimum(outputs[:, None] + more, last).astype(np.int64)
+        chance: Floats = np.minimum(each[then] / np.maximum(each[now], 1e-9)[:, None], 1.0)
+        return chance
+
 
 class _Curve(NamedTuple):
     """A survival curve by `bins` and by single `outputs`."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from neustream.core.job import Job
 from neustream.core.policies.background import beside, step_seconds
+from neustream.core.policies.edf import EDF
 from neustream.core.policies.model_queues import by_model, in_turn
 from neustream.core.policies.promised import promised_steps, promised_tokens
 from neustream.core.policies.whole_way import applies, go_on
@@ -48,7 +49,9 @@ class PerModel:
     Requests that go through several kinds here, as agents that call two models of one device, and
     are promised nothing but their end (`whole_way.py`) have no promise at any one kind: what they
     need of one would be kept from themselves at the next. There the kinds are asked in the order of
-    their most urgent job, and the first that has a step runs.
+    their most urgent job, and the first that has a step runs. Stages that are of no language model,
+    as encoders, run in order of deadline: who is left out of a batch to be in time here makes
+    batches smaller further on, which costs all.
 
     Args:
         llm: for the steps of a language model; it is shown one at a time.
@@ -69,12 +72,16 @@ class PerModel:
 
     def _promised(self, view: View) -> Decision:
         kinds = by_model(view)
+        if applies(view) and go_on(view):
+            return in_turn(kinds, lambda label: self._on_the_way(label, kinds[label]))
         if len(kinds) == 1:
             label = next(iter(kinds))
             return self.rule(label).decide(view)
-        if applies(view) and go_on(view):
-            return in_turn(kinds, lambda label: self.rule(label).decide(kinds[label]))
         return _Joint(self.rule, kinds).decision()
+
+    def _on_the_way(self, label: str, view: View) -> Decision:
+        """What the rule of a kind decides for requests that go on to other kinds here."""
+        return (self.llm if label else EDF()).decide(view)
 
     def rule(self, label: str) -> Policy:
         """The rule for a language model, by its name, or for all other stages."""

@@ -2,43 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from neustream.core.demand import Demand
 from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.lengths import Lengths
-from neustream.core.policy import Pool, View
+from neustream.core.policy import View
 from neustream.core.steps import PhaseProfile, Step, StepLatency
 
+Floats = NDArray[np.float64]
 PROBE = 8
 """Requests in a step from which it is found how much longer steps get with each."""
+SHARES = (0.125, 0.375, 0.625, 0.875)
+"""How long generations get, as numbers: the middles of four parts that are as likely."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """What a request has ahead in one pool: a model call, or calls of a stage.
+    """What a request has ahead in one pool: calls of a model, or of a stage.
 
     Args:
         pool: its name; "": the stage just starts, and nothing is charged for it.
         once: seconds that it takes alone beside its decodes.
-        decodes: steps that it should decode; 0: it is no call of a language model.
+        outputs: steps that it decodes, at each of `SHARES`; none: no call of a language model.
         base, each: seconds of a decode beside those of its requests, and of each request in it.
         most: requests in a decode, by memory and seats.
     """
 
     pool: str
     once: float
-    decodes: float = 0.0
+    outputs: tuple[float, ...] = ()
     base: float = 0.0
     each: float = 0.0
     most: float = 1.0
 
     @property
+    def decodes(self) -> float:
+        """Steps that it decodes in the mean."""
+        return sum(self.outputs) / len(self.outputs) if self.outputs else 0.0
+
+    @property
     def alone(self) -> float:
-        """Seconds that it takes alone."""
+        """Seconds that it takes alone in the mean."""
         return self.once + self.decodes * (self.base + self.each)
+
+    @property
+    def alones(self) -> Floats:
+        """Seconds that it takes alone, at each of `SHARES`."""
+        outputs = np.array(self.outputs or (0.0,) * len(SHARES))
+        seconds: Floats = self.once + outputs * (self.base + self.each)
+        return seconds
 
     def charge(self, stretch: float, left: float = 1.0) -> float:
         """Seconds that it costs the pool, if it may take `stretch` times what it takes alone.
@@ -48,7 +66,7 @@ class Leg:
         """
         if not self.pool:
             return 0.0
-        if not self.decodes:
+        if not self.outputs:
             return left * self.once
         return left * (self.once + self.decodes * (self.base / self._batch(stretch) + self.each))
 
@@ -68,25 +86,29 @@ class Leg:
 def legs_of_job(view: View, job: Job) -> list[Leg]:
     """The legs of a live job, that which it is in first."""
     stages = job.request.graph.stages
-    asked = (
+    asked = [
         (stages[name], count, job.size_ahead(stages[name]))
         for name, count in job.calls_left.items()
-    )
-    return list(_legs(view, asked))
+    ]
+    here = {name: job.calls_here(name) for name in job.calls_left}
+    return list(_legs(view, asked, here))
 
 
 def legs_of_demand(view: View, demand: Demand, stages: Mapping[str, Stage]) -> list[Leg]:
     """The legs of what a request asked for; `stages`: those that are known, by name."""
-    asked = (
+    asked = [
         (stages[name], calls.count, calls.size)
         for name, calls in demand.calls.items()
         if name in stages
-    )
-    return list(_legs(view, asked))
+    ]
+    return list(_legs(view, asked, {}))
 
 
-def _legs(view: View, asked: Iterable[tuple[Stage, int, float]]) -> Iterator[Leg]:
-    prompt = 0.0
+def _legs(
+    view: View, asked: Sequence[tuple[Stage, int, float]], here: Mapping[str, int]
+) -> Iterator[Leg]:
+    """`here`: calls of each stage that are of the leg that a request is in."""
+    prompts = {stage.model: (stage, count) for stage, count, _ in asked if stage.phase == "prefill"}
     for stage, count, size in asked:
         profile = view.profiles[stage.name]
         pool = view.pool_of(stage.name)
@@ -94,36 +116,55 @@ def _legs(view: View, asked: Iterable[tuple[Stage, int, float]]) -> Iterator[Leg
             charged = pool is not None and pool.concurrency is None
             seconds = count * profile.latency(1, size, size * size)
             yield Leg(pool.name if pool is not None and charged else "", seconds)
-        elif stage.phase == "prefill":
-            prompt = count * profile.steps.seconds(Step(1, size, size * size))
-        else:
-            outputs = expected(view.lengths.get(stage.model), 0, count)
-            yield _call(stage, pool, profile.steps, prompt, outputs, size)
-            prompt = 0.0
+        elif stage.phase == "decode":
+            prefill, calls = prompts.get(stage.model, (stage, 0))
+            prompt = profile.steps.seconds(Step(1, size, size * size))
+            own = here.get(stage.name, 0)
+            if own > 0:
+                first = here.get(prefill.name, 0) if calls else 0
+                yield _calls(view, stage, profile.steps, 1, first * prompt, own, size)
+                calls -= first
+            if count > own:
+                calls = max(calls, 1)
+                most = (count - own) / calls
+                yield _calls(view, stage, profile.steps, calls, calls * prompt, most, size)
 
 
-def _call(
-    stage: Stage, pool: Pool | None, steps: StepLatency, prompt: float, outputs: float, size: float
+def _calls(
+    view: View,
+    stage: Stage,
+    steps: StepLatency,
+    calls: int,
+    prompts: float,
+    most: float,
+    size: float,
 ) -> Leg:
-    """The leg of a call that decodes so many `outputs` behind a prompt of `size` tokens."""
-    context = size + outputs / 2
+    """The leg of calls that decode up to `most` outputs each behind prompts of `size` tokens.
+
+    `prompts`: seconds of these.
+    """
+    pool = view.pool_of(stage.name)
+    outputs = likely(view.lengths.get(stage.model), 0, most)
+    mean = float(outputs.mean())
+    context = size + mean / 2
     one = steps.seconds(Step(decodes=1, context=context))
     many = steps.seconds(Step(decodes=PROBE, context=PROBE * context))
     each = max((many - one) / (PROBE - 1), 0.0)
-    most = float(stage.max_batch)
+    batch = float(stage.max_batch)
     cache = None if pool is None else pool.kv_caches.get(stage.model)
     if cache is not None:
-        most = min(most, cache.capacity / (context + cache.block_size / 2))
+        batch = min(batch, cache.capacity / (context + cache.block_size / 2))
     name = "" if pool is None else pool.name
-    return Leg(name, prompt, outputs, max(one - each, 0.0), each, max(most, 1.0))
+    decodes = tuple((calls * outputs).tolist())
+    return Leg(name, prompts, decodes, max(one - each, 0.0), each, max(batch, 1.0))
 
 
-def expected(lengths: Lengths | None, made: int, most: float) -> float:
+def likely(lengths: Lengths | None, made: int, most: float) -> Floats:
     """Outputs that a generation which made some should still make, of at most so many.
 
-    All as long as none was seen to end early; then no more than some came to, and at least one.
+    At each of `SHARES`, at least one.
     """
-    if lengths is None or not lengths.ends:
-        return most
-    known = min(lengths.within(made, 0.5), lengths.far - made)
-    return min(most, max(known, 1.0))
+    known = lengths or Lengths()
+    within = [known.within(made, share, made + most) for share in SHARES]
+    outputs: Floats = np.clip(np.array(within), 1.0, max(most, 1.0))
+    return outputs

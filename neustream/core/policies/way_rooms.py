@@ -15,8 +15,8 @@ from neustream.core.policies.way_ahead import Leg, legs_of_demand, legs_of_job
 from neustream.core.policy import View
 from neustream.core.types import TICK
 
-AGAIN = 0.25
-"""Seconds after which it is looked again who may join, if nobody came or went."""
+AGAIN = 6
+"""Decodes after which it is looked again who may join, if nobody came or went."""
 
 
 class Room:
@@ -47,19 +47,19 @@ class Looked:
     """When it was looked last, in vain, whether somebody may join, and who was there."""
 
     def __init__(self) -> None:
-        self._at = -math.inf
+        self._at = self._until = -math.inf
         self._who: tuple[int, ...] = ()
 
     def again(self, now: float, *jobs: Sequence[Job]) -> bool:
         """Whether to look again."""
-        if not self._at < now < self._at + AGAIN:
+        if not self._at < now < self._until:
             return True
         return self._who != self._ids(*jobs)
 
-    def in_vain(self, now: float, *jobs: Sequence[Job]) -> None:
-        """Nobody may join now, and nobody is given up."""
+    def in_vain(self, now: float, until: float, *jobs: Sequence[Job]) -> None:
+        """Nobody may join now, and nobody is given up: so it stays `until` then, as it seems."""
         if self.again(now, *jobs):
-            self._at, self._who = now, self._ids(*jobs)
+            self._at, self._until, self._who = now, until, self._ids(*jobs)
 
     def _ids(self, *jobs: Sequence[Job]) -> tuple[int, ...]:
         return tuple([id(job) for some in jobs for job in some])

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.job import Job
-from neustream.core.many_decodes import decode_seconds
 from neustream.core.policies.model_queues import (
     ModelQueues,
     at_decode,
@@ -22,9 +21,13 @@ from neustream.core.policies.model_queues import (
     kind_of,
     one_model,
 )
-from neustream.core.policies.way_ahead import Leg, expected
+from neustream.core.policies.newcomers import WORTH
+from neustream.core.policies.on_time import DOOMED
+from neustream.core.policies.way_ahead import SHARES, Leg, likely
 from neustream.core.policies.way_rooms import AGAIN, KnownLegs, Looked, Room, ScarcePrice
+from neustream.core.policies.way_run import Row, Run
 from neustream.core.policy import Decision, Policy, View
+from neustream.core.steps import Step
 from neustream.core.types import TICK
 
 Floats = NDArray[np.float64]
@@ -44,14 +47,17 @@ TRIES = 8
 class WholeWay:
     """For a language model whose requests go on to other pools, or came from some.
 
-    1. Who cannot be in time even alone, or with those who run here as they are, is given up.
-    2. All who run decode. A prompt joins them if all of it and of them has memory to the end, and
-       nobody becomes late by it, where half of the time that each has to spare is for others
-       further on.
-    3. Requests that have begun come first, those that have to start first in front. A new one
+    1. Who cannot be in time even alone is given up.
+    2. Each of the others has a *chance* to be in time, by how long generations have been getting
+       here and further on (`way_run.py`). While some wait, those who run and have hardly any, or
+       cost the others more than that, are given up.
+    3. All who run decode. A prompt joins them if all of it and of them is expected to have memory
+       to the end, and the number in time is expected to rise by two fifths of its own chance, where
+       half of the time that each has to spare is for others further on.
+    4. Requests that have begun come first, those that have to start first in front. A new one
        begins only if each pool on its way has room for it when it comes there, beside all that have
        begun, and if it brings what the scarcest pool's time is worth by what was asked for lately.
-    4. What all these leave of the memory is for others, the latest first: outputs that come soon
+    5. What all these leave of the memory is for others, the latest first: outputs that come soon
        are worth something even of a request that will probably not be in time in the end.
 
     Where requests go on to other models of the same device, who has begun joins as soon as there is
@@ -96,27 +102,6 @@ def go_on(view: View) -> bool:
 
 
 @dataclass(slots=True)
-class _Run:
-    """Requests of this pool: outputs to come, tokens of context, and by when they have to end."""
-
-    jobs: list[Job] = field(default_factory=list)
-    left: list[float] = field(default_factory=list)
-    context: list[float] = field(default_factory=list)
-    soft: list[float] = field(default_factory=list)
-    hard: list[float] = field(default_factory=list)
-
-    def add(self, job: Job, row: tuple[float, float, float, float]) -> None:
-        self.jobs.append(job)
-        for column, value in zip((self.left, self.context, self.soft, self.hard), row, strict=True):
-            column.append(value)
-
-    def drop(self, at: int) -> Job:
-        for column in (self.left, self.context, self.soft, self.hard):
-            del column[at]
-        return self.jobs.pop(at)
-
-
-@dataclass(slots=True)
 class _Step:
     """One decision in the making."""
 
@@ -125,53 +110,61 @@ class _Step:
     price: float
     drop: dict[Job, str] = field(default_factory=dict)
     legs: dict[Job, list[Leg]] = field(default_factory=dict)
-    run: _Run = field(default_factory=_Run)
+    run: Run = field(init=False)
     waiting: list[Job] = field(default_factory=list)
-    end: Floats = field(default_factory=lambda: np.zeros(0))
     short: bool = False
     rooms: dict[str, Room] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.run = Run(self.model)
+
     def decision(self) -> Decision:
         view, model = self.view, self.model
+        self.drop = view.hopeless()
         under_way = [job for job in model.prefills if has_progress(job)]
         waiting = [job for job in model.prefills if not has_progress(job)]
-        looked = self.view.memo.setdefault(Looked, Looked())
+        looked = view.memo.setdefault((Looked, view.pool.name, model.label), Looked())
         if waiting and looked.again(view.now, model.decodes, model.prefills):
             self._look(under_way, waiting)
         running = [job for job in (*model.decodes, *under_way) if job not in self.drop]
         sizes = self._sizes([job for job in under_way if job not in self.drop])
         new = self._admit(self.waiting, sizes)
         if waiting and not new and not self.drop:
-            looked.in_vain(view.now, model.decodes, model.prefills)
+            looked.in_vain(view.now, self._again_at(), model.decodes, model.prefills)
         jobs = [job for job in running if job in sizes or at_decode(job)] + new
         if not jobs and waiting:
-            return Decision(drop=self.drop, wake_at=view.now + AGAIN)
+            return Decision(drop=self.drop, wake_at=self._again_at())
         return Decision(jobs, self.drop, sizes=sizes)
+
+    def _again_at(self) -> float:
+        """When to look again if nobody comes or goes."""
+        decodes = self.model.decodes
+        context = sum([job.size for job in decodes])
+        step = Step(decodes=max(len(decodes), 1), context=max(context, 1.0))
+        return self.view.now + AGAIN * self.model.seconds(step)
 
     def _look(self, under_way: Sequence[Job], waiting: Sequence[Job]) -> None:
         """See who can be in time yet, and who of those that wait may be tried."""
-        for job in (*self.model.decodes, *under_way):
-            self.run.add(job, self._row(job))
-        self.end = self._ends(self.run)
+        running = [job for job in (*self.model.decodes, *under_way) if job not in self.drop]
+        self.run = Run(self.model, [self._row(job) for job in running])
         self._give_up_late()
-        late = self.view.hopeless()
-        self.drop |= {job: late[job] for job in waiting if job in late}
         self.waiting = [job for job in waiting if job not in self.drop]
 
     # -- those who run ----------------------------------------------------------------------------
 
-    def _row(self, job: Job) -> tuple[float, float, float, float]:
-        """Outputs to come here, tokens that it reads, by when it should and has to be done here."""
+    def _row(self, job: Job) -> Row:
+        """What is known of one."""
         legs = self._legs(job)
-        label = f"{self.model.label}.decode"
-        most = float(max(job.calls_here(label), 1))
-        left = expected(self.view.lengths.get(self.model.label), job.call_outputs, most)
-        behind = sum([leg.alone for leg in legs[1:]])
-        shared = sum([leg.alone for leg in legs[1:] if leg.pool])
-        here = left * (legs[0].base + legs[0].each) if legs else 0.0
-        spare = max(job.due - self.view.now - here - behind, 0.0)
-        of_others = OTHERS * spare * shared / max(shared + here, TICK)
-        return left, job.size + job.computed, job.due - behind - of_others, job.due - behind
+        most = float(max(job.calls_here(f"{self.model.label}.decode"), 1))
+        left = likely(self.view.lengths.get(self.model.label), job.call_outputs, most)
+        nothing = np.zeros(len(SHARES))
+        behind = sum([leg.alones for leg in legs[1:]], nothing)
+        shared = sum([leg.alones for leg in legs[1:] if leg.pool], nothing)
+        here = float(left.mean()) * (legs[0].base + legs[0].each) if legs else 0.0
+        time = job.due - self.view.now - behind
+        of_others = OTHERS * np.maximum(time - here, 0.0) * shared / np.maximum(shared + here, TICK)
+        read = job.size + job.computed
+        return Row(job, left, most, job.call_outputs, read, time - of_others, time)
 
     def _legs(self, job: Job) -> list[Leg]:
         known = self.legs.get(job)
@@ -180,31 +173,19 @@ class _Step:
             known = self.legs[job] = cache.of(self.view, job)
         return known
 
-    def _ends(self, run: _Run, ahead: float = 0.0) -> Floats:
-        """When each is done here if nobody else comes [jobs]; `ahead`: seconds before that."""
-        if not run.jobs:
-            return np.zeros(0)
-        left, context = np.array(run.left), np.array(run.context)
-        order = np.argsort(left, kind="stable")
-        rows = left[order]
-        before = np.concatenate([[0.0], rows[:-1]])
-        count = np.arange(len(rows), 0, -1, dtype=np.float64)
-        read = np.cumsum(context[order][::-1])[::-1] + count * (before + rows) / 2
-        each = self.model.speed * decode_seconds(self.model.steps, count, read)
-        end = np.empty(len(rows))
-        end[order] = self.view.now + ahead + np.cumsum(each * (rows - before))
-        return end
-
     def _give_up_late(self) -> None:
-        """Those that those who run here make late, the latest first: they keep others from time."""
-        while len(self.end) > 1:
-            over = self.end - np.array(self.run.hard)
-            worst = int(np.argmax(over))
-            if over[worst] <= TICK:
+        """Those with hardly a chance, or who cost the others more than theirs; the least first."""
+        while len(self.run.rows) > 1:
+            value = self.run.weight * self.run.chances(self.run.hard)
+            worst = int(np.argmin(value))
+            own, weight = float(value[worst]), float(self.run.weight[worst])
+            others = self.run.without(worst)
+            gain = float(others.weight @ others.chances(others.hard)) - float(value.sum()) + own
+            if own >= DOOMED * weight and gain <= own:
                 return
-            job = self.run.drop(worst)
+            job = self.run.rows[worst].job
             self.drop[job] = "shed: it cannot be in time beside the others, and some wait"
-            self.end = self._ends(self.run)
+            self.run = others
 
     # -- those who wait ---------------------------------------------------------------------------
 
@@ -233,7 +214,7 @@ class _Step:
             if misses >= TRIES or tokens < 1:
                 break
             seconds = ahead + self.model.prompt_speed * job.unit_s
-            if len(self.run.jobs) >= self.model.seats or not self._fits(job, seconds, share):
+            if len(self.run.rows) >= self.model.seats or not self._fits(job, seconds, share):
                 misses += 1
                 self.short = self.short or share == 1.0
                 continue
@@ -284,45 +265,36 @@ class _Step:
         return own.charge(max(here, 1.0)) > TIGHT * own.charge(self._planned(job))
 
     def _fits(self, job: Job, seconds: float, share: float) -> bool:
-        """Whether it has memory to its end beside the others, and nobody becomes late by it."""
+        """Whether it has memory to its end beside the others, and adds to who is in time."""
         run = self.run
         row = self._row(job)
-        beside = _Run([*run.jobs, job])
-        for name, value in zip(("left", "context", "soft", "hard"), row, strict=True):
-            setattr(beside, name, [*getattr(run, name), value])
+        beside = run.plus(row, seconds)
         if not self._has_memory(beside, share):
             return False
-        if not run.jobs:  # nobody else needs the device, and it may end early
+        if not run.rows:  # nobody else needs the device, and it may end early
             return True
         if job.started_at is not None and go_on(self.view):
             return True
-        end = self._ends(beside, seconds)
-        soft, hard = np.array(run.soft), np.array(run.hard)
-        before = self.end
-        limit = np.where(before <= soft + TICK, soft, np.where(before <= hard + TICK, hard, np.inf))
-        if (end[:-1] > limit + TICK).any():
-            return False
-        if end[-1] <= row[2] + TICK:
-            return True
-        return job.started_at is not None and bool(end[-1] <= row[3] + TICK)
+        by = beside.soft
+        if job.started_at is not None:
+            by[-1] = row.hard
+        before, after = run.chances(by[:-1]), beside.chances(by)
+        own = float(after[-1])
+        added = float(after @ beside.weight - before @ run.weight)
+        return own >= DOOMED and added >= WORTH * own * job.weight
 
-    def _has_memory(self, run: _Run, share: float) -> bool:
+    def _has_memory(self, run: Run, share: float) -> bool:
         """Whether all of a run has a share of the memory to its end."""
         memory = self.model.memory
         if memory is None:
             return True
-        left = np.array(run.left)
-        order = np.argsort(left, kind="stable")
-        rows, context = left[order], np.array(run.context)[order]
-        count = np.arange(len(rows), 0, -1)
-        kept = np.cumsum(context[::-1])[::-1] + count * (rows + memory.block_size / 2)
-        return len(rows) == 1 or bool(kept.max() <= share * memory.capacity)
+        most = float(run.kept.max()) + len(run.rows) * memory.block_size / 2
+        return len(run.rows) == 1 or most <= share * memory.capacity
 
     def _take(self, job: Job, seconds: float) -> None:
         if job.started_at is None:
             self._begin(job)
-        self.run.add(job, self._row(job))
-        self.end = self._ends(self.run, seconds)
+        self.run = self.run.plus(self._row(job), seconds)
 
     # -- further on -------------------------------------------------------------------------------
 
@@ -369,7 +341,8 @@ class _Step:
 
     def _left(self, job: Job, legs: Sequence[Leg]) -> float:
         """The share of its present leg that is still ahead."""
-        if not legs or not legs[0].decodes or job.stage is None:
+        if not legs or not legs[0].outputs or job.stage is None:
             return 1.0
-        left = job.calls_here(f"{job.stage.model}.decode")
-        return min(left / legs[0].decodes, 1.0)
+        most = float(max(job.calls_here(f"{job.stage.model}.decode"), 1))
+        left = likely(self.view.lengths.get(job.stage.model), job.call_outputs, most)
+        return min(float(left.mean()) / legs[0].decodes, 1.0)

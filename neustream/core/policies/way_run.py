@@ -1,0 +1,115 @@
+"""Requests on their way that run in one pool together, and the chance of each to be in time.
+
+How long generations get is not known, neither here nor further on. Here it is a chance at each step
+(`core/lengths.py`); what is behind counts by four numbers that are as likely (`SHARES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neustream.core.job import Job
+from neustream.core.lengths import Lengths
+from neustream.core.many_decodes import decode_seconds
+from neustream.core.policies.model_queues import ModelQueues
+from neustream.core.policies.way_ahead import SHARES
+from neustream.core.types import TICK
+
+Floats = NDArray[np.float64]
+
+
+class Row(NamedTuple):
+    """A request of a pool.
+
+    Args:
+        left: outputs to come, at each of `SHARES`; most: of these at most.
+        made: outputs of its call so far; context: tokens that it reads.
+        soft, hard: seconds within which it should and has to be done here, at each of the `SHARES`
+            of what is behind.
+    """
+
+    job: Job
+    left: Floats
+    most: float
+    made: float
+    context: float
+    soft: Floats
+    hard: Floats
+
+
+class Run:
+    """Requests of a pool that run together as they are.
+
+    Args:
+        ahead: seconds before the first decode of all of them.
+
+    Attributes:
+        weight: of each request.
+        kept: tokens in memory at each point at which one may be over; nothing without requests.
+    """
+
+    def __init__(self, model: ModelQueues, rows: Sequence[Row] = (), ahead: float = 0.0) -> None:
+        self.model, self.rows, self.ahead = model, list(rows), ahead
+        if rows:
+            self.left = np.array([row.left for row in rows])
+            self.most = np.array([row.most for row in rows])
+            self.made = np.array([row.made for row in rows])
+            self.context = np.array([row.context for row in rows])
+            self.weight = np.array([row.job.weight for row in rows])
+            self._plan()
+
+    def _plan(self) -> None:
+        """What it takes until each point at which one may be over.
+
+        Of each request a part that is as likely ends at each of the numbers in `left`.
+        """
+        order = np.argsort(self.left, axis=None, kind="stable")
+        steps = self.left.ravel()[order]
+        share = 1 / len(SHARES)
+        before = np.concatenate([[0.0], steps[:-1]])
+        count = share * np.arange(len(steps), 0, -1, dtype=np.float64)
+        context = np.repeat(self.context * share, len(SHARES))[order]
+        read = np.cumsum(context[::-1])[::-1] + count * (before + steps) / 2
+        batch = np.maximum(np.rint(count), 1.0)
+        each = self.model.speed * decode_seconds(self.model.steps, batch, np.maximum(read, 1.0))
+        self._steps = np.append(0.0, steps)
+        self._took = self.ahead + np.append(0.0, np.cumsum(each * (steps - before)))
+        self._last = float(each[-1])
+        self.kept = np.cumsum(context[::-1])[::-1] + count * steps
+
+    def chances(self, within: Floats) -> Floats:
+        """Of each: that of ending in time, by how long generations get [jobs].
+
+        `within`: seconds that there are, at each share of what is behind [jobs, shares].
+        """
+        steps = np.interp(within, self._took, self._steps, left=-1.0)
+        steps += np.maximum(within - self._took[-1], 0.0) / self._last
+        steps = np.floor(steps + TICK)
+        lengths = self.model.view.lengths.get(self.model.label) or Lengths()
+        most = float((self.made + self.most).max())
+        late = lengths.lasts(self.made, np.maximum(steps, 0.0), most)
+        late = np.where(steps >= self.most[:, None], 0.0, np.where(steps < 1, 1.0, late))
+        chance: Floats = 1.0 - late.mean(axis=1)
+        return chance
+
+    def without(self, at: int) -> Run:
+        """The others than one."""
+        return Run(self.model, [*self.rows[:at], *self.rows[at + 1 :]], self.ahead)
+
+    def plus(self, row: Row, ahead: float) -> Run:
+        """These and one more; `ahead` as above."""
+        return Run(self.model, [*self.rows, row], ahead)
+
+    @property
+    def soft(self) -> Floats:
+        """Seconds within which each should be done here [jobs, shares]."""
+        return np.array([row.soft for row in self.rows])
+
+    @property
+    def hard(self) -> Floats:
+        """Seconds within which each has to be done here [jobs, shares]."""
+        return np.array([row.hard for row in self.rows])
