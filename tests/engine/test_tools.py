@@ -220,6 +220,29 @@ def test_a_tool_returns_a_mapping(result):
     assert reason == f"stage 'search' must return one dict per job, got {type(result).__name__}"
 
 
+class Unread(dict):
+    """What raises as it is read."""
+
+    def keys(self):
+        raise OSError("gone")
+
+    __iter__ = keys
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["function", "coroutine"])
+def test_a_result_that_cannot_be_kept_fails_its_own_request(plain):
+    def now(input):
+        return Unread(found=1) if input.params.get("odd") else {"found": 1}
+
+    async def later(input):
+        return now(input)
+
+    with serving(now if plain else later) as engine:
+        odd, good = engine.submit(ALONE, {"odd": True}), engine.submit(ALONE)
+        assert odd.result(30).reason == "stage 'search': what it returned cannot be read: OSError: gone"
+        assert good.result(30).status == "done"
+
+
 def test_a_plain_function_that_returns_a_coroutine():
     async def later():
         return {}
