@@ -5,7 +5,10 @@ import pytest
 peft = pytest.importorskip("peft", reason="needs peft")
 torch = pytest.importorskip("torch")
 
+from pictures import MARKERS, picture, sighted  # noqa: E402
+from pictures import alone as seen_alone  # noqa: E402
 from texts import alone, made, prompts  # noqa: E402
+from toys import Flat  # noqa: E402
 
 import neustream  # noqa: E402
 from neustream import BackendError, KVCache, RequestError  # noqa: E402
@@ -170,6 +173,32 @@ def test_a_model_with_states_computes_adapters_one_by_one():
     with neustream.serve(model, slots=4, max_len=64, measure_s=0.1) as service:
         asked = [service.submit(prompt, adapter=name, max_tokens=8, ignore_eos=True) for name in names * 2]
         assert [list(answer.result(60).token_ids) for answer in asked] == expected * 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_images_are_looked_at_with_the_adapter_of_their_request(family):
+    stock, processor = sighted(family)
+    towers = {"llava": ["q_proj", "v_proj"], "qwen2_vl": ["qkv", "v_proj"]}  # of the tower, and of the language model
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=towers[family], init_lora_weights=False)
+    model = peft.get_peft_model(stock, config).eval()
+    model.add_adapter("other", config)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    assert any("vis" in name and "lora_" in name for name, _ in model.named_parameters())
+    text, images = f"what is {MARKERS.get(family, '<image>')}?", [picture(1)]
+    expected = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        expected[name] = seen_alone(model, processor, text, images, 6)
+    model.set_adapter("default")
+    model.requires_grad_(False)
+    assert expected["default"] != expected["other"]
+    with neustream.serve(model, processor, profile=Flat(), slots=4) as service:
+        asked = [service.submit(text, images=images, adapter=name, max_tokens=6) for name in list(expected) * 2]
+        assert [list(answer.result(60).token_ids) for answer in asked] == list(expected.values()) * 2
 
 
 def test_adapters_that_are_added_or_removed_are_noticed():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ pytest.importorskip("starlette", reason="needs the extra 'serve'")
 pytest.importorskip("torch", reason="needs the extra 'llm'")
 httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 
-from serving import serving, stock, text_service  # noqa: E402
+from serving import serving, stock, text_service, until  # noqa: E402
 
 from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
 from neustream.backends.vllm.served import VLLMEngine  # noqa: E402
@@ -77,7 +76,9 @@ class Stand:
 def behind(stand, model, metrics):
     """A service of ours, and theirs beside it."""
     ours = text_service(model, metrics)
-    engine = VLLMEngine(stand, "theirs", dict, vocabulary=257, max_len=64, clock=WallClock(), observer=metrics)
+    engine = stand.engine = VLLMEngine(
+        stand, "theirs", dict, vocabulary=257, max_len=64, clock=WallClock(), observer=metrics
+    )
     return Loaded(ours.service, [*ours.models, TextModel("theirs", byte_tokenizer(), 64, 257, own=engine)])
 
 
@@ -123,6 +124,46 @@ def test_likelihoods_and_echo(running):
     told = client.post("/v1/completions", json=body).json()["choices"][0]
     assert told["text"] == "aba" and told["logprobs"]["token_logprobs"] == [None, -1.5, -0.5]
     assert told["logprobs"]["top_logprobs"][2] == {"A": -0.25, "a": -0.5}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_of_a_prompt_are_requests_of_their_own(running, stream):
+    stand, client, _ = running
+    body = {**ASK, "n": 3, "seed": 2**63 - 1, "temperature": 1, "stream": stream}
+    answer = client.post("/v1/completions", json=body)
+    assert answer.status_code == 200
+    if not stream:
+        assert [choice["text"] for choice in answer.json()["choices"]] == ["abab"] * 3
+    assert sorted(params["seed"] for _, params in stand.asked.values()) == [0, 1, 2**63 - 1]
+    assert not stand.engine.jobs
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_choices_whose_time_runs_out_are_given_up(running, stream):
+    stand, client, _ = running
+    stand.hold.clear()
+    answer = client.post(
+        "/v1/completions", json={**ASK, "n": 3, "stream": stream}, headers={"request-timeout-ms": "200"}
+    )
+    stand.hold.set()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "expired")
+    until(lambda: not stand.engine.jobs)
+    assert sorted(stand.aborted) == sorted(stand.asked) and len(stand.aborted) == 3
+    stand.ends = {1: "slo: hopeless: it needs 5 s"}
+    answer = client.post("/v1/completions", json={**ASK, "n": 3})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "late")
+    until(lambda: not stand.engine.jobs)
+
+
+def test_a_prompt_that_is_refused_leaves_nothing_of_those_before_it(running):
+    stand, client, _ = running
+    for _ in range(2):
+        body = {**ASK, "prompt": [[97], [97] * 62], "n": 2}
+        answer = client.post("/v1/completions", json=body, headers={"x-request-id": "mine"})
+        assert answer.status_code == 400 and "62 tokens of prompt" in answer.json()["error"]["message"]
+    until(lambda: not stand.engine.jobs)
+    text = client.get("/metrics").text
+    assert [line for line in text.splitlines() if line.startswith("neustream:requests_total") and "cancelled" in line]
 
 
 @pytest.mark.parametrize(("after", "status", "code"), [(0, 429, "crowded"), (2, 504, "late")])
@@ -220,10 +261,3 @@ def test_an_engine_that_dies_leaves_the_others(running):
     told = client.get("/ready")
     assert told.status_code == 503 and told.json()["models"] == {"tiny": "ready", "theirs": "vLLM's engine has died"}
     assert client.post("/v1/completions", json={**ASK, "model": "tiny"}).status_code == 200
-
-
-def until(done, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.005)

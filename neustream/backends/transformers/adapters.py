@@ -132,7 +132,13 @@ class Adapters:
         """Let calls compute with the adapter that all these rows have; nothing to do where they differ."""
         adapters = {row.adapter for row in rows}
         one = adapters.pop()
-        with self._used(None if adapters or one is None else Named(one=one)):
+        with self.one(None if adapters else one):
+            yield
+
+    @contextlib.contextmanager
+    def one(self, name: str | None) -> Iterator[None]:
+        """Let calls compute with one adapter, whatever they are given; nothing to do for None."""
+        with self._used(None if name is None else Named(one=name)):
             yield
 
     @contextlib.contextmanager

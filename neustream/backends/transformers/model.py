@@ -260,6 +260,10 @@ class LanguageModel:
                 using.enter_context(self.adapters.alike(rows))
             yield
 
+    def chosen(self, adapter: str | None) -> contextlib.AbstractContextManager[None]:
+        """Its layers with an adapter; None: with what is active."""
+        return contextlib.nullcontext() if self.adapters is None else self.adapters.one(adapter)
+
     def _mixed(self, call: Packed | Call) -> contextlib.AbstractContextManager[None]:
         """The layers with the adapters that rows of a call choose."""
         return contextlib.nullcontext() if self.adapters is None else self.adapters.mixed(call)

@@ -45,12 +45,17 @@ class See:
 
     def step(self, inputs: Sequence[StepInput]) -> list[Mapping[str, Any] | StageFailed]:
         """Look at the images of some requests; StageFailed if somebody changed the model."""
-        sights = [sight for given in inputs if (sight := self._ask(given).sight) is not None]
+        asks = [(ask.adapter, ask.sight) for given in inputs if (ask := self._ask(given)).sight is not None]
+        found: dict[int, torch.Tensor | StageFailed] = {}
         try:
-            found = self._look(sights)
+            for adapter in dict.fromkeys([one for one, _ in asks]):
+                own = {at: sight for at, (one, sight) in enumerate(asks) if one == adapter and sight is not None}
+                with self.model.chosen(adapter):
+                    found |= zip(own, self._look(list(own.values())), strict=True)
         finally:
             self.model.check_step()
-        return [one if isinstance(one, StageFailed) else {f"{self.name}.{SEEN}": one} for one in found]
+        each = [found[at] for at in range(len(asks))]
+        return [one if isinstance(one, StageFailed) else {f"{self.name}.{SEEN}": one} for one in each]
 
     def _look(self, sights: Sequence[Sight]) -> list[torch.Tensor | StageFailed]:
         if self.model.fixed is None:
