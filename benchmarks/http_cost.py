@@ -35,7 +35,7 @@ from neustream.analysis.tables import new_table
 from neustream.core.steps import Step
 from neustream.server.config import ModelConfig, ServerConfig
 from neustream.server.gateway import Loaded
-from neustream.server.lifecycle import run
+from neustream.server.lifecycle import keep_still, run
 from neustream.server.metrics import Metrics
 from neustream.server.models import TextModel
 from neustream.service.service import Service
@@ -114,6 +114,7 @@ class Front:
             model(step_s, positions), None, profile=Steady(step_s), slots=options.streams, observers=[metrics]
         )
         self._box.update(service=made, metrics=metrics)
+        keep_still()  # as the command does
         text = TextModel("tiny", None, positions, 64, batch=options.streams)
         return Loaded(made, [text])
 

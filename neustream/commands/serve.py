@@ -108,13 +108,18 @@ def command(
 
 def _load(settings: ServerConfig, metrics: Metrics) -> Loaded:
     """The models of a config, in this process or on the instances of a cluster."""
+    from neustream.server.lifecycle import keep_still
+
     if settings.cluster is None:
         from neustream.backends.loading import load
 
-        return load(settings, metrics)
-    from neustream.backends.ray import front
+        loaded = load(settings, metrics)
+    else:
+        from neustream.backends.ray import front
 
-    return front.load(settings, metrics)
+        loaded = front.load(settings, metrics)
+    keep_still()
+    return loaded
 
 
 def _say(line: str) -> None:

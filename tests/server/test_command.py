@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("starlette", reason="needs the extra 'serve'")
@@ -89,3 +92,17 @@ def test_options_go_before_the_file_and_paths_are_beside_it(tmp_path, monkeypatc
     assert keys_of(found.http.api_key_file, ["three"]) == ["three", "one", "two"]
     folder = settings_of(Source(None, model=tmp_path, tokenizer="bytes"), {}, {}, ()).models[0]
     assert (folder.path, folder.tokenizer, folder.kind) == (tmp_path, "bytes", "text")
+
+
+def test_full_collections_of_garbage_leave_out_what_was_loaded(monkeypatch):
+    """Each would stop the event loop for as long as it looks at all of torch."""
+    from neustream.commands import serve
+
+    monkeypatch.setattr("neustream.backends.loading.load", lambda settings, metrics: [{} for _ in range(1000)])
+    before = gc.get_freeze_count()
+    try:
+        loaded = serve._load(SimpleNamespace(cluster=None), None)
+        assert gc.get_freeze_count() - before >= len(loaded)
+        assert not any(each is loaded for each in gc.get_objects())
+    finally:
+        gc.unfreeze()
