@@ -5,6 +5,7 @@ import pytest
 peft = pytest.importorskip("peft", reason="needs peft")
 torch = pytest.importorskip("torch")
 
+import transformers  # noqa: E402
 from pictures import MARKERS, picture, sighted  # noqa: E402
 from pictures import alone as seen_alone  # noqa: E402
 from texts import alone, made, prompts  # noqa: E402
@@ -198,6 +199,49 @@ def test_images_are_looked_at_with_the_adapter_of_their_request(family):
     assert expected["default"] != expected["other"]
     with neustream.serve(model, processor, profile=Flat(), slots=4) as service:
         asked = [service.submit(text, images=images, adapter=name, max_tokens=6) for name in list(expected) * 2]
+        assert [list(answer.result(60).token_ids) for answer in asked] == list(expected.values()) * 2
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_request_moves_with_its_adapter(cached):
+    model, (prompt,) = wrapped(), prompts(1, seed=10)
+    expected = wanted(model, prompt, "wide", most=20)
+    with (
+        neustream.serve(model, slots=2, measure_s=0.1) as here,
+        neustream.serve(wrapped(), slots=2, measure_s=0.1) as there,
+    ):
+        answer = here.submit(prompt, id="moves", adapter="wide", max_tokens=20, ignore_eos=True)
+        for at, _ in enumerate(answer):
+            if at == 2:
+                break
+        moved = here.give("moves", cached=cached).result(60)
+        assert list(there.take(moved).result(60).result(60).token_ids) == expected
+    assert answer.outcome().code == "moved"
+
+
+def test_an_encoder_reads_a_prompt_with_the_adapter_of_its_request():
+    torch.manual_seed(0)
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    config = transformers.T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, **ids)
+    stock = transformers.T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for weight in stock.parameters():
+            weight.mul_(3)
+    lora = peft.LoraConfig(r=4, target_modules=["q", "wo"], init_lora_weights=False)
+    model = peft.get_peft_model(stock, lora).eval()
+    model.add_adapter("other", lora)
+    model.requires_grad_(False)
+    (prompt,) = prompts(1, seed=11)
+    expected = {}
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        out = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+        expected[name] = out[0, 1:].tolist()
+    model.set_adapter("default")
+    model.requires_grad_(False)
+    assert expected["default"] != expected["other"]
+    with neustream.serve(model, slots=4, max_len=64, measure_s=0.1) as service:
+        asked = [service.submit(prompt, adapter=name, max_tokens=8) for name in list(expected) * 2]
         assert [list(answer.result(60).token_ids) for answer in asked] == list(expected.values()) * 2
 
 
