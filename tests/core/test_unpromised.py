@@ -225,8 +225,23 @@ def test_where_no_prompt_can_ride_it_runs_alone_once_the_device_owes_it_that():
         return asked_beside(profiles, SLO(first=0.03, step=0.0211), prompt, ids)
 
     profiles = llm_profiles("llm", Apart(), max_batch=4)
-    assert owed(0.026) == ["p0"]  # a step of 64 tokens takes 26.4 ms
-    assert owed(0.027) == ["u0"]
+    assert owed(0.0205) == ["p0"]  # a step of its ten tokens takes 21 ms
+    assert owed(0.0215) == ["u0"]
+
+
+class Steep(Steps):
+    """A step of 64 tokens takes a second, one of ten hardly longer than a decode."""
+
+    def seconds(self, step):
+        return 0.02 + 1e-5 * max(step.tokens - 10, 0) ** 3 / 1.6
+
+
+def test_a_short_prompt_waits_for_no_more_than_its_own_step():
+    profiles = llm_profiles("llm", Steep(), max_batch=2)
+    promised = texts(240, 1 / 12, SLO(first=1.0, step=0.021))  # no time for another step between two outputs
+    beside = texts(1, 0.0, SLO(), prefix="u", start=2.0, tokens=5)
+    served = ends(CHAT, profiles, Priced(background=0.05), [*promised, *beside])
+    assert served["u0"].at < 2.0 + 5 * 0.021 / 0.05 + 1.0
 
 
 def test_without_a_share_no_prompt_rides():

@@ -27,7 +27,7 @@ FREE = 0.02
 SPARE = 0.5
 """Share of the time of promised jobs that a longer ride without a claim leaves them."""
 LEAST = 64
-"""Tokens of prompts that a step of their own computes at least."""
+"""Tokens of prompts that a step of their own computes at least; all of a shorter prompt."""
 
 _arrival = attrgetter("arrival")
 
@@ -91,8 +91,9 @@ def alone(model: ModelQueues, decision: Decision, seconds: float, rate: Rate) ->
         step = Step(decodes=len(decodes), context=sum([job.size for job in decodes]))
         if model.seconds(step) <= seconds:
             return Decision(decodes, decision.drop)
-    if model.seconds(Step(1, LEAST, LEAST * LEAST)) <= seconds:
-        prompts = _prompts(model, LEAST, rate)
+    least = _least(model, rate)
+    if model.seconds(Step(1, least, least * least)) <= seconds:
+        prompts = _prompts(model, least, rate)
         if prompts:
             return Decision(list(prompts), decision.drop, sizes=prompts)
     return decision
@@ -173,7 +174,7 @@ def _prompts_wait(promised: View) -> bool:
 def _prompts(model: ModelQueues, tokens: int, rate: Rate) -> dict[Job, float]:
     """The parts of prompts in a step of at most `tokens`, as far as there is room to keep them."""
     prefills = _with_room(model, rate)
-    if tokens < LEAST or not prefills:
+    if not prefills or tokens < _least(model, rate):
         return {}
     alone = replace(model, decodes=[], prefills=prefills)
     _, sizes = continuous(model.view, alone, _arrival, tokens)
@@ -190,10 +191,24 @@ def _with_room(model: ModelQueues, rate: Rate) -> list[Job]:
     return [job for job in model.prefills if _needs(model, job) <= room]
 
 
-def _first_prompt(model: ModelQueues, rate: Rate) -> Job | None:
-    """The prompt that goes on first, if there is room to keep it: one under way, or the oldest."""
+def _oldest_prompt(model: ModelQueues, rate: Rate) -> Job | None:
+    """The prompt that goes on first: one under way, or the oldest."""
     prefills = _with_room(model, rate)
-    job = min(prefills, key=lambda job: (not job.computed, job.arrival), default=None)
+    return min(prefills, key=lambda job: (not job.computed, job.arrival), default=None)
+
+
+def _least(model: ModelQueues, rate: Rate) -> int:
+    """Tokens of prompts that a step of their own computes at least.
+
+    Not more than the first one has: where steps are learnt, what more would take is a guess.
+    """
+    job = _oldest_prompt(model, rate)
+    return LEAST if job is None else int(min(LEAST, job.size))
+
+
+def _first_prompt(model: ModelQueues, rate: Rate) -> Job | None:
+    """The prompt that goes on first, if there is room to keep it."""
+    job = _oldest_prompt(model, rate)
     if job is None or _needs(model, job) > model.room():
         return None
     return job
