@@ -52,6 +52,10 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "8 H100, one three times slower from 30 s on, 0.9/s each",
         {"instances": 8, "rate": 7.2, "faults": SLOW},
     ),
+    "crash": (
+        "8 H100, one crashes at 30 s, 0.9/s each",
+        {"instances": 8, "rate": 7.2, "faults": [{"at_s": 30, "instance": 0, "kind": "crash"}]},
+    ),
 }
 """By name: what it is, and what differs from SD 512 with promises of three times what a request takes alone."""
 
