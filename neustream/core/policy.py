@@ -164,9 +164,12 @@ class View:
         """Seconds that it needs alone if its generations are as short as any were seen to be.
 
         `job.remaining_s` counts each of them up to its maximum. Where none was seen, only the next
-        output is known to come.
+        output is known to come. Of a branch, what follows the join does not count if there are
+        generations: how long these get is not told apart there.
         """
         seconds = job.remaining_s
+        if any(stage.phase == "decode" for stage in job.request.graph.stages.values()):
+            seconds = min(seconds, self.work(job, 1))
         for name, most in job.calls_left.items():
             stage = job.request.graph.stages[name]
             if stage.phase == "decode":

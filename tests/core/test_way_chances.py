@@ -16,7 +16,9 @@ from neustream import (
     Scheduler,
     Stage,
     VirtualClock,
+    call,
     loop,
+    par,
     seq,
 )
 from neustream.core.lengths import Lengths
@@ -108,3 +110,16 @@ def test_rounds_of_a_loop_are_calls_of_their_own():
     assert rest.outputs == tuple(2 * outputs for outputs in here.outputs)
     assert rest.once == pytest.approx(2 * here.once)
     assert sum(leg.alone for leg in behind if not leg.outputs) == pytest.approx(3 * 0.5)
+
+
+def test_a_branch_is_not_hopeless_by_the_maximum_of_what_follows_its_join():
+    one, two = (llm(name, prompt=lambda job: 100, max_tokens=lambda job: MOST) for name in MODELS[:2])
+    graph = Graph("wide", seq(par(a=call(one, "a"), b=call(one, "b")), call(two, "sum")))
+    profiles = {stage: profile for name in MODELS[:2] for stage, profile in llm_profiles(name, STEPS).items()}
+    pools = [Pool("gpu", ("one.prefill", "one.decode")), Pool("other", ("two.prefill", "two.decode"))]
+    scheduler = Scheduler(pools, {"gpu": Hand(), "other": Hand()}, profiles)
+    scheduler.submit(Request("r", graph, 0.0, SLO(total=5.0)), 0.0)
+    branches = seen(scheduler).jobs
+    assert len(branches) == 2 and all(job.remaining_s > 5.0 for job in branches)
+    assert seen(scheduler).hopeless() == {}
+    assert set(seen(scheduler, 4.99).hopeless()) == set(branches)
