@@ -10,9 +10,10 @@ import pytest
 
 from neustream import TableProfile
 from neustream.core.observed import BLOCK, Ratios
-from neustream.core.policies.chances import expected, most_expected, with_riders
+from neustream.core.policies.chances import AT_ONCE, EVEN, LOOKS, expected, most_expected, with_riders
 from neustream.core.policies.curve import Curve
 from neustream.core.policies.feasibility import Line
+from neustream.core.policies.sets import Sets
 
 ALWAYS = np.ones(1)
 CURVE = Curve(TableProfile("s", [1, 2, 3, 4], [1.0, 1.1, 1.2, 1.3]), 4, 0.0)
@@ -135,3 +136,110 @@ def test_nobody_rides_who_has_not_begun_or_is_in_front_of_the_loop_or_where_noth
     assert with_riders(Some(line([2, 9], [6.0, 9.0], spread), [True, False]), [0]) == [0]
     assert with_riders(Some(line([2, 9], [6.0, 9.0], spread), entering=True), [0]) == [0]
     assert with_riders(Some(line([2, 9], [6.0, 9.0])), [0]) == [0]
+
+
+# -- many sets at once -------------------------------------------------------------------------------
+
+
+def drawn(seed, most=40):
+    """A line of jobs of which not all fit: some have time for steps alone, some in large batches only."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, most))
+    left = np.sort(rng.integers(1, 30, count))
+    pace = np.where(rng.random(count) < rng.choice([0.1, 0.3]), rng.uniform(1.1, 1.5, count), rng.uniform(2, 20, count))
+    due = left * pace + rng.random(count) * left.sum() / rng.choice([3.0, 8.0, 20.0])
+    order = np.lexsort((due, left))
+    spread = ratios(*np.exp(rng.normal(0, 0.2, 20)))
+    curve = Curve(TableProfile("s", [1, 2, 4, 8], [1.0, 1.1, 1.4, 2.2]), 8, 0.0)
+    behind, entry = rng.choice([0.0, 0.5]), rng.choice([0.0, 1.0], count)
+    value = float(rng.choice([0.0, 0.5]))
+    weight = rng.choice([1.0, 1.0, 3.0], count).tolist()
+    rows = [left.tolist(), due[order].tolist(), [behind] * count, entry.tolist(), weight]
+    return Some(Line(0.0, curve, 1.0, *rows, lambda: value, spread=spread))
+
+
+def each_left_out(some, promised, fit):
+    """As `most_expected`, one set after another."""
+    line = some.plan
+    runs = line.spread.runs(max(line.left[index] for index in promised))
+    best, most = fit, expected(line, fit, runs)
+    for key in (some.density.__getitem__, lambda index: (line.due[index] - line.start) / line.left[index]):
+        left_out = sorted(promised, key=key)
+        for count in range(len(promised)):
+            chosen = sorted(left_out[count:])
+            found = expected(line, chosen, runs)
+            if found > most + EVEN:
+                best, most = chosen, found
+    return best, most
+
+
+def each_rider(some, promised):
+    """As `with_riders`, one after another."""
+    line = some.plan
+    riders = [index for index in range(len(line.left)) if index not in promised]
+    runs = line.spread.runs(max(line.left))
+    together, most = promised, expected(line, promised, runs)
+    for index in sorted(riders, key=lambda index: line.due[index] / line.left[index], reverse=True):
+        found = expected(line, sorted([*together, index]), runs)
+        if found >= most - EVEN:
+            together, most = sorted([*together, index]), found
+    return together
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_sets_that_are_weighed_at_once_bring_what_each_does(seed):
+    some, rng = drawn(seed), np.random.default_rng(seed)
+    line, count = some.plan, len(some.plan.left)
+    runs = line.spread.runs(max(line.left))
+    sets = rng.random((12, count)) < rng.choice([0.1, 0.3, 0.6, 1.0], (12, 1))
+    places = [np.flatnonzero(one).tolist() for one in sets]
+    entries = [max((line.entry[index] for index in jobs), default=0.0) for jobs in places]
+    each = [expected(line, jobs, runs, entry) for jobs, entry in zip(places, entries, strict=True)]
+    assert Sets(line, range(count), runs, line.entry).expected(sets) == pytest.approx(each)
+
+
+def test_some_of_those_sets_are_on_seats():
+    seated = 0
+    for seed in range(15):
+        line, rng = drawn(seed).plan, np.random.default_rng(seed)
+        for share in (0.2, 0.4, 0.7):
+            jobs = np.flatnonzero(rng.random(len(line.left)) < share).tolist()
+            seated += not line.in_turns(jobs) and line.seats(jobs) > 0
+    assert seated > 3
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_the_search_finds_what_leaving_out_one_after_another_finds(seed):
+    some = drawn(seed)
+    everyone = list(range(len(some.plan.left)))
+    best, _ = each_left_out(some, everyone, [])
+    assert most_expected(some, everyone, []) == best
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_those_ride_who_would_one_after_another(seed):
+    some = drawn(seed)
+    promised = list(range(0, len(some.plan.left), 3))
+    assert with_riders(some, promised) == each_rider(some, promised)
+
+
+def test_with_many_jobs_a_search_looks_so_often_at_most_and_takes_the_best_by_then(monkeypatch):
+    looks = []
+    weigh = Sets.expected
+
+    def counted(self, sets):
+        looks.append(len(sets))
+        return weigh(self, sets)
+
+    monkeypatch.setattr(Sets, "expected", counted)
+    some = drawn(3, most=1000)
+    everyone = list(range(len(some.plan.left)))
+    assert len(everyone) > 500
+    kept = most_expected(some, everyone, [])
+    assert 0 < len(looks) <= 2 * LOOKS and max(looks) <= AT_ONCE
+    looks.clear()
+    riding = with_riders(some, kept)
+    assert 0 < len(looks) <= 1 + LOOKS and max(looks) <= AT_ONCE
+    runs = some.plan.spread.runs(max(some.plan.left))
+    assert expected(some.plan, riding, runs) >= expected(some.plan, kept, runs) - EVEN
+    assert expected(some.plan, kept, runs) > expected(some.plan, everyone, runs)

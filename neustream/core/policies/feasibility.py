@@ -222,18 +222,18 @@ class Line:
             return 0
         start = self.start + entry
         places = np.asarray(jobs, np.int64)
-        size = self._affordable(float(self._pace(places, start).min()), len(jobs) - 1)
+        size = self.affordable(float(self._pace(places, start).min()), len(jobs) - 1)
         taken = self._taken(places, start, size) if size else None
         if taken is None or not taken.fit_on(size):
             return 0
-        return size if self._worth(places, entry, size) else 0
+        return size if self.worth(places, entry, size) else 0
 
     def _pace(self, jobs: Ints, start: float) -> Floats:
         """Seconds that each has for a step, with `SPARE` steps to spare."""
         columns = self.arrays
         return (columns.due[jobs] - start) / (columns.left[jobs] + SPARE)
 
-    def _affordable(self, pace: float, most: int) -> int:
+    def affordable(self, pace: float, most: int) -> int:
         """The most efficient batch of at most `most` that takes at most `pace` a step; 0: none."""
         curve = self.curve
         fast = bisect_right(curve.fast, pace / self.speed)
@@ -245,9 +245,10 @@ class Line:
         return self.arrays.due[jobs] - (start + SPARE * step), self.arrays.left[jobs] * step
 
     def _taken(self, jobs: Ints, start: float, size: int) -> Taken | None:
-        """What `jobs` take of `size` seats; None if one of them needs longer than it has."""
+        """What `jobs` take of `size` seats; None if one of them needs longer than it has, or all
+        of them together until the last is due."""
         time, work = self._on_seats(jobs, start, size)
-        if (work > time).any():
+        if (work > time).any() or work.sum() > size * time.max() + TICK:
             return None
         return Taken(time, work, self.arrays.behind[jobs])
 
@@ -292,7 +293,7 @@ class Line:
         due = columns.due - self.start
         turns = self.speed * self.curve.turns(len(jobs) + 1)[: len(jobs) + 2]
         place = jobs.searchsorted(others)
-        entry = np.asarray(self.entry)[others]
+        entry = np.array([self.entry[new] for new in others])
         line = Turns(columns.left[jobs], due[jobs], columns.behind[jobs], turns)
         return line.with_one(
             place, columns.left[others], due[others], columns.behind[others], entry
@@ -302,7 +303,7 @@ class Line:
         """As `seats`, for `jobs` with each one of `others`."""
         start = self.start + max([self.entry[new] for new in others])
         paces = np.minimum(self._pace(jobs, start).min(), self._pace(others, start))
-        sizes = [self._affordable(pace, len(jobs)) for pace in paces.tolist()]
+        sizes = [self.affordable(pace, len(jobs)) for pace in paces.tolist()]
         fit = np.zeros(len(others), dtype=bool)
         for size in set(sizes) - {0}:
             taken = self._taken(jobs, start, size)
@@ -320,7 +321,7 @@ class Line:
 
     # -- whether small batches are worth it -------------------------------------------------------
 
-    def _worth(self, jobs: Ints, entry: float, size: int) -> bool:
+    def worth(self, jobs: Ints, entry: float, size: int) -> bool:
         """Whether those of `jobs` that need the seats bring what these cost the device."""
         lost = self._lost(size)
         if not lost:
@@ -332,8 +333,9 @@ class Line:
         return lost * longest <= sum([float(self.weight[job]) for job in late])
 
     def _worth_with(self, jobs: Ints, others: Ints, sizes: Sequence[int]) -> Bools:
-        """As `_worth`, for `jobs` with each one of `others`."""
-        lost = np.array([self._lost(size) for size in sizes])
+        """As `worth`, for `jobs` with each one of `others`."""
+        by_size = {size: self._lost(size) for size in set(sizes)}
+        lost = np.array([by_size[size] for size in sizes])
         if not lost.any():
             return np.ones(len(others), dtype=bool)
         late = self._turns_with(jobs, others).late()

@@ -76,5 +76,5 @@ class Taken:
 def sums(x: Floats) -> Floats:
     """The sums of the first 0, 1, ... of x."""
     out = np.zeros(len(x) + 1)
-    np.cumsum(x, out=out[1:])
+    x.cumsum(out=out[1:])
     return out
