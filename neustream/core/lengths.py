@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,10 @@ FILLED = 0.125
 """Share that is taken to fill its maximum before any ended; it weighs as much as one that did."""
 MOST_HAZARD = 0.5
 """Share that is taken to end in one bin at most, before any was seen."""
+FAR = 2048
+"""Outputs beyond those that were seen for which lengths are guessed, where there is a maximum."""
+TINY = 1e-9
+"""The least chance that is divided by."""
 REFRESH = 16
 """Ends after which survival curves are computed anew, once there are many; sooner before that."""
 
@@ -77,6 +82,10 @@ class Lengths:
         """The share of generations that reach `k * BIN` outputs, for k from 0; then constant."""
         return self._curve(most).bins
 
+    def curve(self, most: float = np.inf) -> Floats:
+        """The share of generations that reach each number of outputs, from 0; then constant."""
+        return self._curve(most).outputs
+
     def _curve(self, most: float) -> _Curve:
         if self.ends >= self._fresh[0] or self._passed >= self._fresh[1]:
             self._fresh = (self.ends + _some(self.ends), self._passed + max(self._passed // 8, 1))
@@ -91,10 +100,14 @@ class Lengths:
         return curve
 
     def _survival(self, most: float) -> Floats:
-        reached = np.array(self._reached, dtype=float)
-        ended = np.array(self._ended, dtype=float)
+        bins = len(self._reached)
+        if most < np.inf:
+            bins += math.ceil(min(most, FAR) / BIN)
+        reached, ended = np.zeros(bins), np.zeros(bins)
+        reached[: len(self._reached)] = self._reached
+        ended[: len(self._ended)] = self._ended
         full = (self.filled + FILLED) / (self.filled + self.ends + 1)
-        prior = PRIOR * _guessed(most, full, len(reached))
+        prior = PRIOR * _guessed(most, full, bins)
         hazard = (ended + prior) / (np.maximum(reached, ended) + PRIOR)
         survival = np.cumprod(1.0 - np.minimum(hazard, 1.0))
         return np.concatenate([[1.0], survival])
@@ -138,7 +151,7 @@ class Lengths:
         now = np.minimum(outputs, last).astype(np.int64)
         then = np.add.outer(outputs, horizon)
         chance = each[np.minimum(then, last, out=then).astype(np.int64)]
-        chance /= np.maximum(each[now], 1e-9)[:, None]
+        chance /= np.maximum(each[now], TINY)[:, None]
         return np.minimum(chance, 1.0, out=chance)
 
     def lasts(self, outputs: Floats, more: Floats, most: float = np.inf) -> Floats:

@@ -13,10 +13,9 @@ from neustream import EDF, FCFS, SLO, Decision, Graph, LinearProfile, Pool, Pric
 from neustream.core.kv_cache import KVCache
 from neustream.core.lengths import Lengths
 from neustream.core.observed import Ratios
-from neustream.core.policies.horizon import Load
 from neustream.core.policies.model_queues import model_queues
 from neustream.core.policies.newcomers import WORTH, Newcomers
-from neustream.core.policies.on_time import DOOMED, Odds, Outlook, chances, expectations
+from neustream.core.policies.on_time import DOOMED, Outlook, chances, expectations
 from neustream.core.steps import PrefillTable, Step, StepProfile
 from neustream.graphs import llm, llm_profiles
 
@@ -57,37 +56,6 @@ def decided(scheduler, now=0.0, policy=None):
     return set(ids(decision.jobs)), set(ids(decision.drop))
 
 
-# -- chances ----------------------------------------------------------------------------------------
-
-
-def load_of(there, time):
-    there = np.array(there)
-    return Load(there, there, there, np.array(time))
-
-
-def test_a_chance_is_that_of_ending_before_the_time_is_used_up():
-    load = load_of(
-        [[1.0, 0.5, 0.2], [1.0, 0.5, 0.2], [1.0, 1.0, 0.4]], [[1.0, 2.0, 3.0], [9.0, 9.0, 9.0], [0.5, 9.0, 9.0]]
-    )
-    spent = np.array([1.0, 2.0, 4.0])
-    # the first runs out of time where half of 0.5 to 0.2 lie behind it: at its time, 0 spare, then -1
-    assert chances(load, spent) == pytest.approx([0.5, 1.0, 0.0])
-    assert chances(load, spent + np.array([0.0, 0.0, 9.0]))[0] == pytest.approx(0.5)
-    halfway = np.array([0.5, 1.0, 4.0])  # spare 0.5, 1, -1: it runs out between the last two
-    assert chances(load, halfway)[0] == pytest.approx(1 - 0.35)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_chances_of_several_cases_are_those_of_each(seed):
-    """Some jobs are late at the first point, some at none, and some of the cases make nobody late."""
-    rng = np.random.default_rng(seed)
-    there = np.sort(rng.random((30, 9)))[:, ::-1].copy()
-    load = load_of(there, np.cumsum(rng.exponential(rng.choice([0.2, 1.0, 9.0], (30, 1)), (30, 9)), axis=1))
-    spent = np.cumsum(rng.exponential(rng.choice([0.001, 0.5, 2.0], (6, 1)), (6, 9)), axis=1)
-    together = Odds(load.count, load.time).by_case(spent)
-    assert together == pytest.approx(np.array([chances(load, case) for case in spent]), abs=1e-12)
-
-
 # -- lengths and errors ------------------------------------------------------------------------------
 
 
@@ -103,6 +71,20 @@ def test_lengths_that_nobody_saw_are_of_every_order_of_magnitude_up_to_the_maxim
             lengths.reached(reached)
         lengths.ended(40)
     assert lengths.ahead(np.array([0.0]), np.array([32.0, 80.0]), 4096.0)[0] == pytest.approx([1, 0], abs=0.1)
+
+
+def test_lengths_far_beyond_those_that_came_so_far_are_guessed_alike():
+    """The first answers are under way: how many come to thousands of outputs is guessed as for short ones."""
+    lengths = Lengths()
+    expected = lengths.ahead(np.array([0.0]), np.array([1024.0, 2048.0]), 4096.0)[0]
+    assert expected == pytest.approx([1 / 8 + 7 / 8 * left for left in (2 / 12, 1 / 12)], abs=0.001)
+    for _ in range(50):
+        for reached in range(1, 501):
+            lengths.reached(reached)
+    before, after = lengths.ahead(np.array([500.0]), np.array([500.0, 1500.0]), 4096.0)[0]
+    assert 0.85 > before > after + 0.1
+    huge = lengths.survival(2.0**17)
+    assert len(huge) < 400 and huge[-1] > 0.1  # not a bin for each of so many
 
 
 def test_generations_that_go_on_speak_against_short_lengths_before_any_ended():
@@ -264,6 +246,27 @@ def test_who_was_promised_a_first_output_keeps_no_block_from_others_once_it_came
     new = ask("new", prompt=32, arrival=0.1, first=0.1, step=0.1)
     scheduler = scheduler_with(running, [new], now=0.1, blocks=10)
     assert "new" in decided(scheduler, 0.1)[0]
+
+
+def test_nobody_who_is_large_stays_behind_any_number_of_small_ones():
+    small = [ask(f"small{at}", prompt=10, first=9.0, step=1.0) for at in range(40)]
+    large = ask("large", prompt=300, first=0.4, step=1.0)
+    assert "large" in decided(scheduler_with(waiting=[*small, large], ends=[100] * 50))[0]
+
+
+def test_who_waits_for_memory_holds_none_meanwhile():
+    """Of three times as many each has its turn a third of the time: what one takes of the memory is the same."""
+
+    def taken(count):
+        running = [ask(f"r{at}", prompt=30, most=400, first=9.0, step=9.0) for at in range(count)]
+        scheduler = scheduler_with(running, [ask("new", prompt=30, first=9.0, step=9.0)], ends=[100] * 50)
+        model = model_queues(seen(scheduler, 0.0), "llm")
+        horizon = expectations(model, 400, margin=0.0, units=320.0, block=16)
+        return Newcomers(
+            Outlook(horizon, model.decodes), [], model.prefills, np.zeros(1), 1.0, beside=True
+        ).memory_time()[0]
+
+    assert taken(60) == pytest.approx(taken(20), rel=0.05)
 
 
 def test_first_outputs_come_in_order_of_deadline_where_all_are_in_time_so():

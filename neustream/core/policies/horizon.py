@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.job import Job
-from neustream.core.lengths import Lengths
+from neustream.core.lengths import TINY, Lengths
 from neustream.core.many_decodes import decode_seconds
 from neustream.core.policies.model_queues import ModelQueues
 from neustream.core.reserved import NOTHING, Reserved
@@ -68,6 +68,57 @@ class Load:
         return Load(self.count.sum(0), self.context.sum(0), self.kept.sum(0), least)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows(Load):
+    """The load of each of some jobs [jobs, points], and how long each may go on.
+
+    Attributes:
+        made: outputs of each; most: those that it still gets at most [jobs].
+        curve: the share of generations that reach each number of outputs, then constant.
+        points: steps from now.
+    """
+
+    made: Floats
+    most: Floats
+    curve: Floats
+    points: Floats
+
+    def some(self, which: NDArray[np.bool_]) -> Rows:
+        """Those of some of the jobs, by a mask."""
+        return replace(
+            self,
+            count=self.count[which],
+            context=self.context[which],
+            kept=self.kept[which],
+            time=self.time[which],
+            made=self.made[which],
+            most=self.most[which],
+        )
+
+    def then(self, other: Rows) -> Rows:
+        """Those of these jobs and of others behind them."""
+        return replace(
+            self,
+            count=np.concatenate([self.count, other.count]),
+            context=np.concatenate([self.context, other.context]),
+            kept=np.concatenate([self.kept, other.kept]),
+            time=np.concatenate([self.time, other.time]),
+            made=np.concatenate([self.made, other.made]),
+            most=np.concatenate([self.most, other.most]),
+        )
+
+    def left(self, jobs: NDArray[np.int64], steps: Floats) -> Floats:
+        """The chance of each of `jobs` to go on for `steps` [..., jobs] from now."""
+        last = len(self.curve) - 1
+        made = self.made[jobs]
+        now = self.curve[np.minimum(made, last).astype(np.int64)]
+        left = self.curve[np.minimum(made + steps, last).astype(np.int64)]
+        left /= np.maximum(now, TINY)
+        np.minimum(left, 1.0, out=left)
+        np.putmask(left, steps >= self.most[jobs], 0.0)
+        return left
+
+
 def points_to_end(most: float) -> Floats:
     """The points up to the last of `most` outputs; the next output is at 0."""
     end = max(most - 1, 0)
@@ -108,14 +159,16 @@ class Horizon:
 
     def rows(
         self, jobs: Sequence[Job], running: bool, sizes: Mapping[Job, float] | None = None
-    ) -> Load:
+    ) -> Rows:
         """The load of each of `jobs`; those `running` have their next output in the coming step.
 
         `sizes`: tokens that a decode of each reads, if they are known.
         """
+        curve = self.lengths.curve(self.most)
         if not jobs:
             nothing = np.zeros((0, len(self.points)))
-            return Load(nothing, nothing, nothing, nothing)
+            nobody = np.zeros(0)
+            return Rows(nothing, nothing, nothing, nothing, nobody, nobody, curve, self.points)
         label = f"{self.model.label}.decode"
         outputs = np.array([job.call_outputs for job in jobs], dtype=np.float64)
         most = np.maximum(_column([job.calls_here(label) for job in jobs]), 1.0)
@@ -134,7 +187,7 @@ class Horizon:
             kept = np.ceil(tokens, out=tokens)
             kept *= count
             kept *= self.block
-        return Load(count, context, kept, time)
+        return Rows(count, context, kept, time, outputs, most[:, 0], curve, self.points)
 
     def _time(self, jobs: Sequence[Job], steps: Floats) -> Floats:
         """Seconds until the next output but `steps` of each is due."""
@@ -173,8 +226,21 @@ class Horizon:
         spent: Floats = ahead + self._seconds(load) @ self._steps
         return spent
 
+    def held(self, load: Floats) -> Floats:
+        """Seconds until each point in which somebody who has memory keeps it [points].
+
+        Steps in which it waits for memory are not among them.
+        """
+        _, seconds = self._turns(load)
+        return seconds @ self._steps
+
     def _seconds(self, load: Floats) -> Floats:
-        """Seconds of the step at each point.
+        """Seconds from one output to the next at each point."""
+        turns, seconds = self._turns(load)
+        return seconds if turns is None else np.where(turns > 1, AGAIN * turns * seconds, seconds)
+
+    def _turns(self, load: Floats) -> tuple[Floats | None, Floats]:
+        """How many turns each output needs at each point, None if one everywhere; seconds of one.
 
         Of a load that needs r times the memory, 1 / r is in a step at a time.
         """
@@ -183,12 +249,12 @@ class Horizon:
         if self.units == math.inf or kept.max(initial=0.0) <= self.units:
             batch = np.maximum(np.rint(count), 1.0)
             seconds = decode_seconds(model.steps, batch, np.maximum(context, 1.0))
-            return (1 + self.margin) * (model.speed * seconds)
+            return None, (1 + self.margin) * (model.speed * seconds)
         turns = np.maximum(kept / self.units, 1.0)
         batch = np.maximum(np.rint(count / turns), 1.0)
         context = np.where(turns > 1, context / turns, np.maximum(context, 1.0))
         seconds = model.speed * decode_seconds(model.steps, batch, context)
-        return (1 + self.margin) * np.where(turns > 1, AGAIN * turns * seconds, seconds)
+        return turns, (1 + self.margin) * seconds
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from neustream.core.job import Job
-from neustream.core.policies.horizon import FOREVER, Floats, Load
+from neustream.core.policies.horizon import FOREVER, Floats
 from neustream.core.policies.on_time import DOOMED, Odds, Outlook, chances, needs_of
 from neustream.core.types import TICK
 
@@ -83,7 +83,7 @@ class Newcomers:
         if beside:  # in that step they do not decode
             own = replace(own, time=_later(own.time))
         if back:
-            others = _stacked(others, horizon.rows(back, running=False))
+            others = others.then(horizon.rows(back, running=False))
             needs = needs_of(others)
         self.own, self.others = own, others
         each = np.array([own.count, own.context, own.kept])
@@ -106,15 +106,12 @@ class Newcomers:
     def _split(self) -> None:
         """Keep apart those of the others who are on time even if all newcomers come."""
         others = self.others
-        tight = (others.time + TICK < self._most).any(1)
+        tight = np.any(others.time + TICK < self._most, axis=1)
         calm = ~tight
         self._calm = others.time[calm].min(0, initial=FOREVER)
         self._calm_weight = float(self._weight[calm].sum())
         self._tight_weight = self._weight[tight]
-        self._watched = Odds(
-            np.concatenate([others.count[tight], self.own.count]),
-            np.concatenate([others.time[tight], self.own.time]),
-        )
+        self._watched = Odds(others.some(tight).then(self.own))
 
     def gains(self) -> Floats:
         """What each adds if it comes alone, by its weight. Growth of steps is taken as linear."""
@@ -131,7 +128,7 @@ class Newcomers:
         own_chance = chances(own, after)
         if not len(self._weight):
             return own_chance
-        cases = Odds(others.count, others.time).by_case(np.concatenate([spent[None], after]))
+        cases = Odds(others).by_case(np.concatenate([spent[None], after]))
         with_it = cases[1:] @ self._weight
         gain: Floats = own_chance - (cases[0] @ self._weight - with_it) / self.weight
         return gain
@@ -142,8 +139,8 @@ class Newcomers:
         kept, units = self._each[:, 2], self.horizon.units
         if (self._needs[2] + kept.sum(0)).max() <= units:
             return None
-        lasts = np.diff(self._spent, prepend=0.0)
-        taken: Floats = np.maximum(kept @ lasts / units, TICK)
+        steps = np.diff(self.horizon.held(self._needs), prepend=0.0)
+        taken: Floats = np.maximum(kept @ steps / units, TICK)
         return taken
 
     def all_in_time(self) -> bool:
@@ -216,16 +213,6 @@ class Newcomers:
             # a larger step takes less time: look at all
             weight[case] = self._weight @ chances(self.others, spent[case])
         return chance[:, tight:], weight
-
-
-def _stacked(first: Load, second: Load) -> Load:
-    """The jobs of two loads [jobs, points]."""
-    return Load(
-        np.concatenate([first.count, second.count]),
-        np.concatenate([first.context, second.context]),
-        np.concatenate([first.kept, second.kept]),
-        np.concatenate([first.time, second.time]),
-    )
 
 
 def _later(time: Floats) -> Floats:

@@ -8,13 +8,12 @@ take longer than the time that it has.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.job import Job
-from neustream.core.policies.horizon import Floats, Horizon, Load
+from neustream.core.policies.horizon import Floats, Horizon, Load, Rows
 from neustream.core.policies.model_queues import ModelQueues
 from neustream.core.types import TICK
 
@@ -42,46 +41,40 @@ def expectations(
     return Horizon(model, points, margin=margin, units=units, block=block, most=most)
 
 
-def chances(load: Load, spent: Floats) -> Floats:
-    """The chance of each job of a load to be on time, if the steps until each point take `spent`.
+def chances(rows: Rows, spent: Floats) -> Floats:
+    """The chance of each job to be on time, if the steps until each point take `spent`.
 
-    `load`: [jobs, points]; `spent`: [points], or [jobs, points]. [jobs] comes back.
+    `spent`: [points], or [jobs, points]. [jobs] comes back.
     """
-    late = load.time + TICK < spent
+    late = rows.time + TICK < spent
     jobs = np.flatnonzero(late.any(1))
     chance = np.ones(len(late))
     if not len(jobs):
         return chance
     first = late[jobs].argmax(1)
-    points = load.time.shape[1]
+    points = rows.time.shape[1]
     row = 0 if spent.ndim == 1 else jobs
     at, by = jobs * points + first, row * points + first
     begun = first > 0  # else there is no time for the next output
     before, until = at - begun, by - begun
-    time, count, used = load.time.ravel(), load.count.ravel(), spent.ravel()
+    time, used = rows.time.ravel(), spent.ravel()
     under = time[before] - used[until] + TICK
     over = time[at] - used[by] + TICK
-    last = count[before]
-    goes_on = last + under / np.maximum(under - over, TICK) * (count[at] - last)
-    chance[jobs] = np.where(begun, 1.0 - goes_on, 0.0)
+    last = rows.points[first - begun]
+    steps = last + under / np.maximum(under - over, TICK) * (rows.points[first] - last)
+    chance[jobs] = np.where(begun, 1.0 - rows.left(jobs, steps), 0.0)
     return chance
 
 
 class Odds:
-    """`chances` of the same jobs in many cases.
+    """`chances` of the same jobs in many cases."""
 
-    Args:
-        count: the chance that each is left at each point; time: the seconds that there are [jobs,
-            points].
-    """
-
-    def __init__(self, count: Floats, time: Floats) -> None:
-        self._limit = time + TICK
-        # at one more point, in front, all are there and no time is left: who is late at the first
-        # one has no chance
-        jobs = len(time)
-        self._time = np.concatenate([np.zeros((jobs, 1)), self._limit], axis=1)
-        self._count = np.concatenate([np.ones((jobs, 1)), count], axis=1)
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._limit = rows.time + TICK
+        # at one more point, in front, no time is left: who is late at the first one has no chance
+        self._time = np.concatenate([np.zeros((len(rows.time), 1)), self._limit], axis=1)
+        self._points = np.concatenate([[0.0], rows.points])
 
     def by_case(self, spent: Floats) -> Floats:
         """The chance of each job in each case [cases, jobs], by `spent` [cases, points]."""
@@ -94,28 +87,29 @@ class Odds:
         first = np.full((len(spent), len(jobs)), -1)
         for point in reversed(np.flatnonzero(late.any(0)).tolist()):
             np.putmask(first, limit[:, point] < spent[:, point, None], point)
-        found = 1.0 - self._left(jobs, spent, first)
+        found = 1.0 - self._rows.left(jobs, self._steps(jobs, spent, first))
         np.putmask(found, first < 0, 1.0)
         chance[:, jobs] = found
         return chance
 
-    def _left(self, jobs: NDArray[np.int64], spent: Floats, first: NDArray[np.int64]) -> Floats:
-        """The chance of `jobs` to be left when their time is used up, before the point `first`."""
+    def _steps(self, jobs: NDArray[np.int64], spent: Floats, first: NDArray[np.int64]) -> Floats:
+        """Steps from now after which the time of `jobs` is used up, before the point `first`."""
         used = np.concatenate([np.zeros((len(spent), 1)), spent], axis=1)
         points = used.shape[1]
         before = jobs * points + first
         until = np.arange(0, used.size, points)[:, None] + first
-        time, count, used = self._time.ravel(), self._count.ravel(), used.ravel()
+        time, used = self._time.ravel(), used.ravel()
         under = time[before]
         under -= used[until]
         share = under - time[1:][before]
         share += used[1:][until]
         np.maximum(share, TICK, out=share)
         np.divide(under, share, out=share)
-        left: Floats = count[before]
-        share *= count[1:][before] - left
-        left += share
-        return left
+        np.clip(share, 0.0, 1.0, out=share)  # of who is never late it is anything
+        last = self._points[first]
+        share *= self._points[first + 1] - last
+        steps: Floats = last + share
+        return steps
 
 
 class Outlook:
@@ -160,7 +154,7 @@ class Outlook:
             worst = bad[np.argsort(chance[bad], kind="stable")[: (len(bad) + 1) // 2]]
             keep = np.ones(len(stay), dtype=bool)
             keep[worst] = False
-            stay, rows = stay[keep], _some(rows, keep)
+            stay, rows = stay[keep], rows.some(keep)
             needs = needs_of(rows)
         if len(stay) == len(self.jobs):
             return set()
@@ -168,10 +162,6 @@ class Outlook:
         gone = set(self.jobs) - set(kept)
         self.jobs, self.rows, self.needs = kept, rows, needs
         return gone
-
-
-def _some(load: Load, which: NDArray[Any]) -> Load:
-    return Load(load.count[which], load.context[which], load.kept[which], load.time[which])
 
 
 def needs_of(load: Load) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from neustream.core.policies.token_step import StepPlan
 
 WEIGHED = 32
-"""Waiting prompts that are weighed in one decision, the shortest first."""
+"""Waiting prompts that are weighed in one decision: half are the shortest, half the most urgent."""
 PATIENCE = 0.3
 """Share of the time for which all who wait take the memory, within which one comes to be urgent."""
 QUEUE = 1.2
@@ -61,7 +62,7 @@ class Worth:
     def __init__(self, plan: StepPlan) -> None:
         self._plan = plan
         by_deadline = _by_deadline(plan)
-        waiting = (by_deadline or plan.waiting)[:WEIGHED]
+        waiting = by_deadline[:WEIGHED] or _some(plan)
         back = [job for job in plan.waiting if job.call_outputs and plan.due(job) < math.inf]
         self._extra = np.array([self._seconds(job) for job in waiting])
         slack = (plan.due(plan.alive[0]) if plan.alive else math.inf) - plan.view.now
@@ -131,6 +132,15 @@ class Worth:
         return True
 
 
+def _some(plan: StepPlan) -> list[Job]:
+    """Those who wait; of many the first half of `WEIGHED`, and as many others that are due first,
+    so that nobody who is large is left behind for ever."""
+    waiting, half = plan.waiting, WEIGHED // 2
+    if len(waiting) <= WEIGHED:
+        return waiting
+    return waiting[:half] + nsmallest(WEIGHED - half, waiting[half:], key=plan.due)
+
+
 def _by_deadline(plan: StepPlan) -> list[Job]:
     """All who wait, those due first in front, if only first outputs are promised, and all in time
     so; else nobody."""
@@ -152,7 +162,7 @@ class Beside:
 
     def __init__(self, plan: StepPlan) -> None:
         self._plan = plan
-        self.waiting = plan.waiting[:WEIGHED]
+        self.waiting = _some(plan)
         view, model = plan.view, plan.model
         label, memory = f"{model.label}.decode", model.memory
         most = max(
