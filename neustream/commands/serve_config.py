@@ -124,7 +124,7 @@ def _anchored(found: ServerConfig, folder: Path) -> ServerConfig:
     places = {name: folder / path for name in ("uds", "api_key_file") if (path := getattr(http, name)) is not None}
     models = []
     for model in found.models:
-        update: dict[str, Any] = {}
+        update: dict[str, Any] = {"adapters": {name: folder / path for name, path in model.adapters.items()}}
         if model.path is not None:
             update["path"] = folder / model.path
         if model.tokenizer not in (None, "bytes"):
@@ -140,7 +140,7 @@ def policy_of(settings: ServerConfig) -> Policy:
 
 
 def check_models(settings: ServerConfig) -> None:
-    """ConfigError for the first model whose folder is not there, or whose agent cannot be imported."""
+    """ConfigError for the first model of which a folder is not there, or whose agent cannot be imported."""
     for model in settings.models:
         if model.kind == "agent":
             _check_agent(model)
@@ -148,6 +148,9 @@ def check_models(settings: ServerConfig) -> None:
             raise ConfigError(f"model {model.name!r}: path {str(model.path)!r} is no folder")
         if model.tokenizer not in (None, "bytes") and not Path(str(model.tokenizer)).is_dir():
             raise ConfigError(f"model {model.name!r}: tokenizer {str(model.tokenizer)!r} is no folder")
+        for name, path in model.adapters.items():
+            if not path.is_dir():
+                raise ConfigError(f"model {model.name!r}: adapters.{name} {str(path)!r} is no folder")
 
 
 def _check_agent(model: ModelConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,11 @@ TWICE = "models: [{name: a, kind: text, path: x}, {name: a, kind: image, path: y
         (["CONFIG", "--check"], "models: [{name: a, kind: text, path: ., tokenizer: toks}]", "toks' is no folder"),
         (
             ["CONFIG", "--check"],
+            "models: [{name: a, kind: text, path: ., adapters: {sql: there}}]",
+            "model 'a': adapters.sql '",
+        ),
+        (
+            ["CONFIG", "--check"],
             "models: [{name: a, kind: agent, graph: 'math:sine'}]",
             "model 'a': graph 'math:sine': module 'math' has no attribute 'sine'",
         ),
@@ -68,6 +74,13 @@ def test_what_cannot_be_served_is_told_in_a_line(tmp_path, arguments, text, mess
         path.write_text(text)
     told = command("serve", *[path if each == "CONFIG" else each for each in arguments])
     assert told.status == 2 and message in told.err and "Traceback" not in told.err
+
+
+def test_adapters_of_a_config_are_beside_its_file(tmp_path):
+    path = tmp_path / "server.yaml"
+    path.write_text("models: [{name: a, kind: text, path: ., adapters: {sql: adapters/sql, b: /b}}]")
+    (model,) = settings_of(Source(path), {}, {}, ()).models
+    assert model.adapters == {"sql": tmp_path / "adapters" / "sql", "b": Path("/b")}
 
 
 def test_a_config_is_checked_without_serving(tmp_path, monkeypatch):
