@@ -14,7 +14,7 @@ from neustream.core.policy import Policy
 from neustream.core.types import SLO
 from neustream.engine.clock import WallClock
 from neustream.engine.events import Observer
-from neustream.errors import BackendError, ConfigError, GraphError, RequestError, told
+from neustream.errors import BackendError, ConfigError, GraphError, told
 from neustream.server.bodies import EditBody, ImageBody
 from neustream.server.config import ModelConfig, ServerConfig
 from neustream.server.gateway import Loaded
@@ -38,7 +38,7 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
         if model.kind == "vllm":
             continue
         try:
-            mounts[model.name] = mount_of(model)
+            mounts[model.name] = mount_of(model, failed)
         except Exception as error:  # noqa: BLE001  whatever a library has against a model
             failed[model.name] = told(error)
     clock = WallClock()
@@ -58,12 +58,12 @@ def load(config: ServerConfig, observer: Observer) -> Loaded:
                 failed[model.name] = told(error)
     if not models:
         raise BackendError("; ".join([_before(name) + why for name, why in failed.items()]))
-    known = [
-        each
-        for model in config.models
-        if model.name in models
-        for each in _with_adapters(model, models, mounts, failed)
-    ]
+    known: list[Model] = []
+    for model in config.models:
+        if model.name in models:
+            known += _with_adapters(model, models, mounts, failed)
+        else:
+            failed |= dict.fromkeys(model.adapters, _before(model.name) + failed[model.name])
     return Loaded(service, known, failed, clock.now())
 
 
@@ -71,15 +71,13 @@ def _with_adapters(
     config: ModelConfig, models: Mapping[str, Model], mounts: Mapping[str, Any], failed: dict[str, str]
 ) -> list[Model]:
     """A model, and its adapters as models; those that requests cannot choose move to `failed`."""
-    found = [model := models[config.name]]
-    for name in config.adapters:
-        assert isinstance(model, TextModel)
-        try:
-            mounts[config.name].model.adapters.chosen(name)
-            found.append(replace(model, name=name, adapter=name, base=model.name))
-        except RequestError as error:
-            failed[name] = str(error)
-    return found
+    model = models[config.name]
+    if not isinstance(model, TextModel) or not config.adapters:
+        return [model]
+    from neustream.backends.transformers.adapted import to_choose
+
+    inner = to_choose(mounts[config.name].model.adapters, config.adapters, failed)
+    return [model, *(replace(model, name=name, adapter=own, base=model.name) for name, own in inner.items())]
 
 
 def policy_of(config: ServerConfig) -> dict[str, Any]:
@@ -151,10 +149,14 @@ def _whose(error: BackendError | GraphError, mounts: Mapping[str, Mount]) -> str
     raise error
 
 
-def mount_of(config: ModelConfig) -> Mount:
-    """A model, ready to be served; whatever a library has against it is raised as it is."""
-    makers = {"text": _text, "image": _image, "agent": _agent}
-    return makers[config.kind](config)
+def mount_of(config: ModelConfig, failed: dict[str, str] | None = None) -> Mount:
+    """A model, ready to be served; whatever a library has against it is raised as it is.
+
+    `failed` gets adapters of it that cannot be loaded, with why.
+    """
+    if config.kind == "text":
+        return _text(config, {} if failed is None else failed)
+    return _image(config) if config.kind == "image" else _agent(config)
 
 
 def model_of(config: ModelConfig, mount: Mount, fallback_ttft_ms: float) -> Model:
@@ -164,7 +166,7 @@ def model_of(config: ModelConfig, mount: Mount, fallback_ttft_ms: float) -> Mode
     return makers[config.kind](config, mount, config.slo.slo(fallback_ttft_ms))
 
 
-def _text(config: ModelConfig) -> Mount:
+def _text(config: ModelConfig, failed: dict[str, str]) -> Mount:
     from transformers import AutoConfig, AutoTokenizer
 
     from neustream.backends.torch import device_of, dtype_of
@@ -193,7 +195,8 @@ def _text(config: ModelConfig) -> Mount:
     else:
         raise ConfigError(f"model {config.name!r}: give tokenizer: a folder, or bytes")
     if config.adapters:
-        stock = with_adapters(stock, {name: _folder(path) for name, path in config.adapters.items()})
+        stock, broken = with_adapters(stock, config.adapters)
+        failed |= broken
     return TextMount(stock, processor, **{"progress": False, **config.options})
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import pytest
 
 pytest.importorskip("starlette", reason="needs the extra 'serve'")
@@ -9,6 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'llm'")
 peft = pytest.importorskip("peft", reason="needs peft")
 httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 
+import transformers  # noqa: E402
 from serving import serving, stock  # noqa: E402
 
 from neustream.backends.copies import twin  # noqa: E402
@@ -79,19 +83,94 @@ def test_an_adapter_that_cannot_be_chosen_is_told_of_and_the_others_are_served(f
     loaded = load(settings(root, "sql", "dora"), lambda record: None)
     try:
         assert [model.name for model in loaded.models] == ["tiny", "sql"]
-        assert "PEFT mixes no adapters with DoRA" in loaded.failed["dora"]
+        assert "adapter='dora': PEFT mixes no adapters with DoRA" in loaded.failed["dora"]
         answer = loaded.service(
-            byte_tokenizer()("Once upon")["input_ids"], adapter="sql", max_tokens=8, ignore_eos=True
+            byte_tokenizer()("Once upon")["input_ids"], adapter=loaded.models[1].adapter, max_tokens=8, ignore_eos=True
         )
         assert answer.text == wanted["sql"]
     finally:
         loaded.service.close()
 
 
-def test_a_folder_that_is_no_adapter_and_names_that_are_taken_are_refused(folders):
+@pytest.fixture(scope="module")
+def broken(folders):
+    """Why adapters cannot be loaded, by the names of their folders."""
     root, _ = folders
-    with pytest.raises(Exception, match=r"adapter 'model' cannot be loaded from"):
-        load(settings(root, "model"), lambda record: None)
+    (root / "empty").mkdir()
+    for name in ("torn", "narrow"):
+        shutil.copytree(root / "sql", root / name)
+    weights = root / "torn" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    config = root / "narrow" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"v_proj"', '"v_proj", "k_proj"'))
+    deeper = stock().config
+    deeper.num_hidden_layers = 3
+    with_three = transformers.AutoModelForCausalLM.from_config(deeper)
+    peft.get_peft_model(with_three, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(root / "deep")
+    tokens = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    peft.get_peft_model(stock(), tokens).save_pretrained(root / "tokens")
+    return {
+        "absent": "there is no such folder",
+        "empty": "no weights are there: expected adapter_model.safetensors or adapter_model.bin",
+        "torn": "SafetensorError",
+        "narrow": r"it is of another model: it lacks .*k_proj",
+        "deep": r"it is of another model: it has .*layers",
+        "tokens": "it is of PromptTuningConfig, which puts tokens",
+    }
+
+
+def test_a_broken_adapter_leaves_the_model_and_the_other_adapters_as_they_are(folders, broken):
+    root, wanted = folders
+    for names in ([*broken, "sql"], list(broken)):
+        loaded = load(settings(root, *names), lambda record: None)
+        try:
+            assert [model.name for model in loaded.models] == ["tiny", *(["sql"] if "sql" in names else [])]
+            assert loaded.failed.keys() == broken.keys()
+            for name, why in broken.items():
+                assert re.match(f"adapter '{name}' cannot be loaded from .*{why}", loaded.failed[name])
+            for model in loaded.models:
+                chosen = {"adapter": model.adapter} if model.adapter else {}
+                answer = loaded.service(
+                    byte_tokenizer()("Once upon")["input_ids"], max_tokens=8, ignore_eos=True, **chosen
+                )
+                assert answer.text == wanted[model.name]
+        finally:
+            loaded.service.close()
+
+
+def test_adapters_have_whatever_names_models_may_have(folders):
+    root, wanted = folders
+    names = ["sql-v1.2", "v1.2", "keys", "type", "training", "lora", "weight", "layers", "default"]
+    config = settings(root)
+    tiny = config.models[0].model_copy(update={"adapters": dict.fromkeys(names, root / "sql")})
+    loaded = load(config.model_copy(update={"models": [tiny]}), lambda record: None)
+    try:
+        assert not loaded.failed
+        assert [model.name for model in loaded.models] == ["tiny", *names]
+        for model in loaded.models[1:]:
+            answer = loaded.service(
+                byte_tokenizer()("Once upon")["input_ids"], adapter=model.adapter, max_tokens=8, ignore_eos=True
+            )
+            assert answer.text == wanted["sql"]
+    finally:
+        loaded.service.close()
+
+
+def test_adapters_of_a_model_that_is_not_there_are_told_of(folders):
+    root, _ = folders
+    config = settings(root)
+    gone = config.models[0].model_copy(
+        update={"name": "gone", "path": root / "gone", "adapters": {"poems": root / "poems"}}
+    )
+    loaded = load(config.model_copy(update={"models": [gone, *config.models]}), lambda record: None)
+    try:
+        assert loaded.failed["poems"].startswith("model 'gone': ")
+    finally:
+        loaded.service.close()
+
+
+def test_names_that_are_taken_and_kinds_without_adapters_are_refused(folders):
+    root, _ = folders
     with pytest.raises(ValueError, match="models need different names"):
         settings(root, "tiny")
     for kind in ("image", "vllm"):
