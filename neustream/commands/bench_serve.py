@@ -67,6 +67,8 @@ class RateOptions:
     def _ramp(self) -> Ramp | None:
         strategy, start, end = self.ramp_up_strategy, self.ramp_up_start_rps, self.ramp_up_end_rps
         if strategy is None:
+            if start is not None or end is not None:
+                raise ConfigError("--ramp-up-start-rps, --ramp-up-end-rps: need --ramp-up-strategy")
             return None
         if strategy not in ("linear", "exponential"):
             raise ConfigError(f"--ramp-up-strategy {strategy!r}: {nearest(strategy, ['linear', 'exponential'])}")

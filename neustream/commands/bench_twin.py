@@ -106,13 +106,18 @@ def _finite(seconds: float) -> float | None:
 def _check(plan: Plan) -> None:
     if any(ask.arrival_s is None for ask in plan.asks) or plan.concurrency is not None:
         raise ConfigError("--backend neustream: needs --request-rate or a trace, and no --max-concurrency")
-    came: set[str] = set()
+    if not plan.asks:
+        raise ConfigError(f"plan {plan.name!r}: no requests; expected at least one")
+    came: dict[str, str] = {}
     for ask in plan.asks:
-        if ask.follows and ask.follows not in came:
-            raise ConfigError(
-                f"plan {plan.name!r}: {ask.id!r} follows {ask.follows!r}; expected a request that comes before it"
-            )
-        came.add(ask.id)
+        what = f"plan {plan.name!r}: {ask.id!r}"
+        if ask.id in came:
+            raise ConfigError(f"{what} is the id of two requests; expected different ones")
+        if ask.follows and not came.get(ask.follows):
+            raise ConfigError(f"{what} follows {ask.follows!r}; expected a request of a session that comes before it")
+        if not 0 <= ask.think_s < math.inf:
+            raise ConfigError(f"{what} has think_s {ask.think_s}; expected seconds, at least 0")
+        came[ask.id] = ask.session
 
 
 def _config(options: TwinOptions, plan: Plan, model: str, folder: Path) -> tuple[Experiment | ModelsConfig, Asked]:
@@ -173,6 +178,10 @@ def _aligned(prepared: Prepared, plan: Plan, asked: Asked) -> tuple[Prepared, li
         own = [request for request in prepared.requests if request.graph is pipeline.graph] if asks else []
         for request, ask in zip(own, sorted(asks, key=_due), strict=True):
             found[ask.id] = replace(request, arrival=_due(ask) - first)
+    for ask in plan.asks:
+        if ask.follows:  # it cannot come before that one
+            arrival = max(found[ask.id].arrival, found[ask.follows].arrival)
+            found[ask.id] = replace(found[ask.id], arrival=arrival)
     requests = [found[ask.id] for ask in plan.asks]
     ids = [request.id for request in requests]
     turns = {found[ask.id].id: Turn(found[ask.follows].id, ask.think_s) for ask in plan.asks if ask.follows}

@@ -180,6 +180,8 @@ def test_ramps_of_vllm_go_from_one_rate_to_another(tmp_path, strategy):
         read(tmp_path, changed(VLLM, **{"ramp-up-strategy": strategy, "ramp-up-start-rps": 2}))
     with pytest.raises(ConfigError, match="takes the place of request-rate"):
         read(tmp_path, changed(VLLM, **flags, **{"request-rate": 3}))
+    alone = read(tmp_path, changed(VLLM, **{"ramp-up-start-rps": 2}))
+    assert "ramp-up-start-rps" in {left.key for left in alone.left}
 
 
 @pytest.mark.parametrize("assignment", ["random", "round-robin"])

@@ -235,6 +235,7 @@ def test_a_warm_up_is_sent_and_not_kept(stub):
         (["--dataset-name", "images", "--image-sizes", "512"], "--image-sizes ''"),
         (["--dataset-name", "images", "--image-steps", "0"], "--image-steps '0'"),
         (["--ramp-up-strategy", "linear"], "needs --ramp-up-start-rps"),
+        (["--ramp-up-end-rps", "2"], "--ramp-up-start-rps, --ramp-up-end-rps: need --ramp-up-strategy"),
         (["--base-url", "nowhere"], "expected http"),
         (["--out", "/dev/null/x"], "--out"),
         (["--odd", "1"], "No such option"),

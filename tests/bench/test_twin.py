@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -148,10 +151,38 @@ def test_turns_behind_one_that_came_to_nothing_are_blocked(here, real):
     assert of["14"].end_s is of["14"].sent_s is None and "'13'" in of["14"].error
 
 
-def test_a_turn_that_follows_nothing_before_it_is_refused_by_name(here):
-    odd = Ask("x", 0.5, image=ImageAsk(steps=3), session="9", follows="y")
-    with pytest.raises(ConfigError, match="plan 'talks': 'x' follows 'y'; expected a request"):
-        play_here(conversation([odd]), TwinOptions(here / "toy.yaml"))
+@pytest.mark.parametrize(
+    ("asks", "says"),
+    [
+        ([Ask("x", 0.5, session="9", follows="y")], "'x' follows 'y'; expected a request of a session"),
+        ([Ask("x", 0.5, session="9", follows="x")], "'x' follows 'x'; expected a request of a session"),
+        ([Ask("x", 0.5), Ask("z", 0.6, follows="x")], "'z' follows 'x'; expected a request of a session"),
+        ([Ask("x", 0.5), Ask("x", 0.6)], "'x' is the id of two requests; expected different ones"),
+        ([Ask("x", 0.5, session="9", think_s=-1.0)], "'x' has think_s -1.0; expected seconds, at least 0"),
+        ([Ask("x", 0.5, session="9", think_s=math.nan)], "'x' has think_s nan; expected seconds, at least 0"),
+    ],
+)
+def test_turns_that_cannot_be_played_are_refused_by_name(here, asks, says):
+    images = [replace(ask, image=ImageAsk(steps=3)) for ask in asks]
+    with pytest.raises(ConfigError, match=f"plan 'talks': {says}"):
+        play_here(conversation(images), TwinOptions(here / "toy.yaml"))
+
+
+def test_a_plan_without_requests_is_refused(here):
+    with pytest.raises(ConfigError, match="plan 'none': no requests; expected at least one"):
+        play_here(Plan([], "none"), TwinOptions(here / "toy.yaml"))
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_a_turn_that_is_due_before_the_one_that_it_follows_comes_after_that(here, real):
+    asks = [
+        Ask("a", 0.2, image=ImageAsk(steps=3), session="0"),
+        Ask("b", 0.1, image=ImageAsk(steps=3), session="0", follows="a"),
+        Ask("c", 0.15, image=ImageAsk(steps=3), session="0", follows="b"),
+    ]
+    run = play_here(Plan(asks, "talks"), TwinOptions(here / "toy.yaml", real=real))
+    assert [(record.id, record.done) for record in run.records] == [("a", True), ("b", True), ("c", True)]
+    assert all(after.sent_s >= before.end_s for after, before in follows(run.records))
 
 
 def test_several_models_share_a_device(here, root):

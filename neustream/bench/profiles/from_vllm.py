@@ -41,6 +41,9 @@ def parts(profile: tool.VllmBench) -> Parts:
     found.limits = _limits(profile.goodput)
     found.models = tuple(profile.lora_modules)
     found.in_turns = profile.lora_assignment == "round-robin"
+    for name in ("ramp_up_start_rps", "ramp_up_end_rps"):
+        if profile.ramp_up_strategy is None and getattr(profile, name) is not None:
+            found.leave(name.replace("_", "-"), "it is of a ramp, and there is no ramp-up-strategy")
     if profile.max_concurrency and found.loads[0].law != "closed":
         found.notes.append(
             "a request that waits for a place is late by that; vLLM does not count it"
