@@ -182,7 +182,7 @@ def test_a_turn_that_is_due_before_the_one_that_it_follows_comes_after_that(here
     ]
     run = play_here(Plan(asks, "talks"), TwinOptions(here / "toy.yaml", real=real))
     assert [(record.id, record.done) for record in run.records] == [("a", True), ("b", True), ("c", True)]
-    assert all(after.sent_s >= before.end_s for after, before in follows(run.records))
+    assert all(after.sent_s >= before.end_s for before, after in pairwise(run.records))
 
 
 def test_several_models_share_a_device(here, root):
