@@ -142,7 +142,8 @@ class Loop:
         return [other for other in self.drives if other is not drive and other.serves(request)]
 
     def chosen(self, able: Sequence[Drive], request: Request) -> Drive:
-        """Which of some members a request goes to."""
+        """Which of some members a request goes to; not where its steps fail, if that can be."""
+        able = [drive for drive in able if not drive.ails(request)] or able
         if len(able) == 1:
             return able[0]
         loads = [drive.load() for drive in able]

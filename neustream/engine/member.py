@@ -24,6 +24,7 @@ from neustream.engine.clock import Clock
 from neustream.engine.deciding import Deciding, at_pool
 from neustream.engine.events import Done, Finished, Look, Record, Started, Wake
 from neustream.engine.executor import Executor
+from neustream.engine.faults import Faults
 from neustream.engine.looks import Looks
 from neustream.engine.overdue import PATIENT_S, Limits
 from neustream.engine.routing import Load
@@ -85,6 +86,7 @@ class Drive:
         self._tell = tell
         self._steps = steps
         self._limits = Limits(self, clock, step_timeout_s)
+        self._faults = Faults(member.name)
         self.patience_s = PATIENT_S if step_timeout_s is None else step_timeout_s
         self._looks = None if clock.decides_at_once else Looks(self, clock, member.scheduler.times)
         self.deciding = Deciding(member.scheduler, clock, self._looks, tell, member.name)
@@ -99,6 +101,10 @@ class Drive:
         stages = request.graph.stages
         served = {stage for pool in self.scheduler.pools.values() for stage in pool.stages}
         return served.issuperset(stages) and not self._closed_to(request)
+
+    def ails(self, request: Request) -> bool:
+        """Whether steps that it needs fail here again and again (see `Faults`)."""
+        return self._faults.passed_over(request.graph.stages, self._clock.now())
 
     def load(self) -> Load:
         """How busy it is."""
@@ -189,6 +195,7 @@ class Drive:
             self.closed.pop(batch.pool, None)
             return
         info = self._leave(batch)
+        self._faults.ended(batch.stage, results, now)
         if isinstance(results, BaseException):
             self.scheduler.fail(batch, results, now)
             error = told(results) or type(results).__name__

@@ -307,3 +307,38 @@ def test_a_device_that_fails_while_another_serves():
         snapshot = service.snapshot()
         assert snapshot.state == "serving" and set(snapshot.closed) == {"meta/device"}
         stuck.go.set()
+
+
+@pytest.mark.parametrize("error", [LookupError("lost"), SystemExit(3), RuntimeError("CUDA error: device-side assert")])
+def test_a_device_that_fails_at_once_is_not_given_all_requests(error, caplog):
+    """It has the least work left, and stands first: `LeastWork` alone would choose it each time."""
+
+    def breaks(given):
+        raise error
+
+    def modules(device):
+        return {"s": Step(breaks) if device == "meta" else Step()}
+
+    with serve(one_stage(), modules, ONE, devices=["meta", "cpu"]) as service:
+        together = [answer.outcome(30) for answer in [service.submit() for _ in range(12)]]
+        assert {outcome.status for outcome in together} == {"done", "failed"}
+        one_by_one = [service.submit().outcome(30) for _ in range(8)]
+        failed = [outcome for outcome in one_by_one if outcome.status == "failed"]
+        assert len(failed) <= 3 and one_by_one[-1].status == "done"
+        assert all(type(error).__name__ in outcome.reason or str(error) in outcome.reason for outcome in failed)
+        assert service.snapshot().state == "serving"
+    assert "member 'meta', stage 's': 3 failed steps in a row; it is passed over for 1 s" in caplog.text
+
+
+def test_what_fails_everywhere_or_is_the_requests_own_fault_is_not_turned_away():
+    """Who alone can serve does, and whoever serves is asked: nothing is refused for steps that failed."""
+
+    def step(given):
+        if given.params["bad"]:
+            raise LookupError("no such thing")
+        return {"out": given.id}
+
+    with serve(one_stage(), lambda device: {"s": Step(step)}, ONE, devices=["meta", "cpu"]) as service:
+        bad = [service.submit(bad=True).outcome(30).status for _ in range(8)]
+        assert bad == ["failed"] * 8
+        assert [service.submit(bad=False).outcome(30).status for _ in range(8)] == ["done"] * 8

@@ -1,0 +1,57 @@
+"""Which stages of a member fail step after step, and until when the member is passed over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+from neustream.core.events import Update
+from neustream.errors import NeustreamError
+
+log = logging.getLogger(__name__)
+
+IN_A_ROW = 3
+"""A member is passed over once so many steps of a stage, one after the other, brought nothing."""
+DOUBLINGS = 6
+"""It is passed over for 1 s at first, and twice as long each time, up to so many times: 64 s."""
+
+
+class Faults:
+    """Counts, for one member, the steps of each stage in a row that brought nothing.
+
+    A device that is broken fails its steps at once. So it has the least work left, and without
+    this would be given every request.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rows: dict[str, tuple[int, float]] = {}  # by stage: steps, and passed over until
+
+    def ended(
+        self, stage: str, results: Sequence[Update | NeustreamError] | BaseException, now: float
+    ) -> None:
+        """A step came back at `now` (s): with an error of its own, or a result a job."""
+        if _fruitful(results):
+            self._rows.pop(stage, None)
+            return
+        row = self._rows.get(stage, (0, now))[0] + 1
+        until = now
+        if row >= IN_A_ROW:
+            seconds = 2.0 ** min(row - IN_A_ROW, DOUBLINGS)
+            until += seconds
+            log.warning(
+                "member %r, stage %r: %d failed steps in a row; it is passed over for %g s",
+                self._name, stage, row, seconds,
+            )  # fmt: skip
+        self._rows[stage] = row, until
+
+    def passed_over(self, stages: Collection[str], now: float) -> bool:
+        """Whether a request with these stages had better go elsewhere, at `now` (s)."""
+        return any(now < until for stage, (_, until) in self._rows.items() if stage in stages)
+
+
+def _fruitful(results: Sequence[Update | NeustreamError] | BaseException) -> bool:
+    """Whether some job of a step got something."""
+    if isinstance(results, BaseException):
+        return False
+    return not all(isinstance(result, BaseException) for result in results)

@@ -1,0 +1,38 @@
+"""Members whose steps fail again and again: passed over, for how long, and what ends it."""
+
+from __future__ import annotations
+
+import pytest
+
+from neustream import StageFailed
+from neustream.engine.faults import Faults
+
+LOST = StageFailed("lost")
+
+
+def after(*results, stage="s", apart=0.0):
+    faults = Faults("m")
+    for at, result in enumerate(results):
+        faults.ended(stage, result, at * apart)
+    return faults
+
+
+@pytest.mark.parametrize("lost", [LOST, KeyError("lost"), [LOST], [LOST, LOST]])
+def test_three_steps_in_a_row_without_a_result(lost):
+    assert not after(lost, lost).passed_over({"s"}, 0.0)
+    faults = after(lost, lost, lost)
+    assert faults.passed_over({"a", "s"}, 0.0) and faults.passed_over({"s"}, 0.999)
+    assert not faults.passed_over({"s"}, 1.0), "and then it is tried again"
+    assert not faults.passed_over({"a"}, 0.0), "other stages go on there"
+
+
+@pytest.mark.parametrize("fruit", [[{}], [LOST, {"out": 1}]])
+def test_one_result_ends_it(fruit):
+    assert not after(LOST, LOST, fruit, LOST, LOST).passed_over({"s"}, 0.0)
+    assert not after(*[LOST] * 9, fruit).passed_over({"s"}, 0.0)
+
+
+@pytest.mark.parametrize(("rows", "seconds"), [(3, 1), (4, 2), (6, 8), (9, 64), (10, 64), (5000, 64)])
+def test_each_try_that_fails_doubles_it_up_to_a_minute(rows, seconds):
+    faults = after(*[LOST] * rows)
+    assert faults.passed_over({"s"}, seconds - 0.001) and not faults.passed_over({"s"}, seconds)
