@@ -130,7 +130,7 @@ def _config(options: TwinOptions, plan: Plan, model: str, folder: Path) -> tuple
         if not asks:
             continue
         trace = folder / f"{name or 'plan'}.jsonl"
-        write_trace(trace, [row_of(ask) for ask in asks])
+        write_trace(trace, [row_of(ask) for ask in sorted(asks, key=_due)])
         where = f"models.{name}.workload" if name else "workload"
         given += [f"{where}.{key}=null" for key in DROPPED]
         given += [f"{where}.trace={trace}", f"{where}.requests={len(asks)}"]

@@ -174,7 +174,7 @@ def test_a_plan_without_requests_is_refused(here):
 
 
 @pytest.mark.parametrize("real", [False, True])
-def test_a_turn_that_is_due_before_the_one_that_it_follows_comes_after_that(here, real):
+def test_a_turn_that_is_due_before_the_one_that_it_follows_comes_after_that(here, real, capsys):
     asks = [
         Ask("a", 0.2, image=ImageAsk(steps=3), session="0"),
         Ask("b", 0.1, image=ImageAsk(steps=3), session="0", follows="a"),
@@ -183,6 +183,7 @@ def test_a_turn_that_is_due_before_the_one_that_it_follows_comes_after_that(here
     run = play_here(Plan(asks, "talks"), TwinOptions(here / "toy.yaml", real=real))
     assert [(record.id, record.done) for record in run.records] == [("a", True), ("b", True), ("c", True)]
     assert all(after.sent_s >= before.end_s for before, after in pairwise(run.records))
+    assert "out of order" not in capsys.readouterr().err
 
 
 def test_several_models_share_a_device(here, root):
