@@ -21,8 +21,8 @@ MOST_HAZARD = 0.5
 """Share that is taken to end in one bin at most, before any was seen."""
 FAR = 2048
 """Outputs beyond those that were seen for which lengths are guessed, where there is a maximum."""
-TINY = 1e-9
-"""The least chance that is divided by."""
+TINY = 1e-200
+"""The least chance that is divided by: after many ends hardly any is left for longer ones."""
 REFRESH = 16
 """Ends after which survival curves are computed anew, once there are many; sooner before that."""
 
@@ -146,25 +146,23 @@ class Lengths:
 
         Both are whole numbers.
         """
-        each = self._curve(most).outputs
-        last = len(each) - 1
-        now = np.minimum(outputs, last).astype(np.int64)
-        then = np.add.outer(outputs, horizon)
-        chance = each[np.minimum(then, last, out=then).astype(np.int64)]
-        chance /= np.maximum(each[now], TINY)[:, None]
-        return np.minimum(chance, 1.0, out=chance)
+        return self._chances(outputs, np.add.outer(outputs, horizon), most)
 
     def lasts(self, outputs: Floats, more: Floats, most: float = np.inf) -> Floats:
         """The chance that a generation at `outputs[i]` lasts for `more[i, j]`: [i, j].
 
         Both are whole numbers.
         """
+        return self._chances(outputs, outputs[:, None] + more, most)
+
+    def _chances(self, outputs: Floats, then: Floats, most: float) -> Floats:
+        """The chance that a generation at `outputs[i]` comes to `then[i, j]`, which is changed."""
         each = self._curve(most).outputs
         last = len(each) - 1
         now = np.minimum(outputs, last).astype(np.int64)
-        then = np.minimum(outputs[:, None] + more, last).astype(np.int64)
-        chance: Floats = np.minimum(each[then] / np.maximum(each[now], 1e-9)[:, None], 1.0)
-        return chance
+        chance = each[np.minimum(then, last, out=then).astype(np.int64)]
+        chance /= np.maximum(each[now], TINY)[:, None]
+        return np.minimum(chance, 1.0, out=chance)
 
 
 class _Curve(NamedTuple):

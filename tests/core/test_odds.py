@@ -56,3 +56,13 @@ def test_chances_of_several_cases_are_those_of_each(seed):
     spent = np.cumsum(rng.exponential(rng.choice([0.001, 0.5, 2.0], (6, 1)), (6, 9)), axis=1)
     together = Odds(rows).by_case(spent)
     assert together == pytest.approx(np.array([chances(rows, case) for case in spent]), abs=1e-12)
+
+
+def test_who_came_further_than_all_but_one_of_a_million_million_ends_no_sooner_for_that():
+    """Nearly all end at fifty outputs, after which hardly anything is left to be divided by."""
+    rare = np.where(np.arange(101) < 50, 1.0, 1e-12)
+    rows = rows_of([[-1, -1], [1, 1]], [0, 10], made=60, curve=rare)
+    spent = np.array([0.5, 2.0])
+    assert rows.left(np.array([0, 1]), np.array([0.0, 5.0])) == pytest.approx([1.0, 1.0])
+    assert chances(rows, spent) == pytest.approx([0.0, 0.0])
+    assert Odds(rows).by_case(spent[None]) == pytest.approx(np.zeros((1, 2)))
