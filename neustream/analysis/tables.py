@@ -13,9 +13,9 @@ Record = dict[str, Any]
 
 
 def new_table(title: str, first: str, headings: Sequence[str]) -> Table:
-    """A plain table: the first column names, the others hold numbers."""
+    """A plain table: the first column names, the others hold numbers. Where it is narrow, names are folded."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
@@ -23,6 +23,8 @@ def new_table(title: str, first: str, headings: Sequence[str]) -> Table:
 
 SAID = {"bound": "the most that any scheduler could serve", "hindsight": "a schedule found by search"}
 """What the goodput of policies is compared with."""
+SHORT = 11
+"""Letters of a name beside which 80 columns have room for the time that decisions take."""
 Measure = tuple[str, Callable[[Record], str]]
 """A column: its heading, and the cell of a record."""
 
@@ -35,7 +37,8 @@ def policies_table(title: str, records: Sequence[Record]) -> Table:
     counts = ["on_time", "late", "dropped", *rare]
     measures = _measures(records, paired, reach)
     measures += [(f"of {what}", partial(_share, key=f"{what}_ratio")) for what in reach]
-    decides = not paired and not reach
+    longest = max(len(record["policy"]) for record in records)
+    decides = not paired and not reach and longest <= SHORT
     headings = [*(key.replace("_", " ") for key in counts), *(heading for heading, _ in measures)]
     table = new_table(title, "policy", [*headings, "decide us"] if decides else headings)
     for record in records:

@@ -117,7 +117,6 @@ def _candidates_table(plan: Plan, charges: Charges) -> Table:
     """What was simulated, the best first."""
     title = f"placements at {charges.rate:.3g} req/s"
     table = new_table(title, "placement", ["capacity/s", "goodput/s", "why"])
-    table.columns[0].no_wrap = False
     for one in sorted(plan.candidates, key=lambda one: (one is not plan.best, -one.goodput)):
         mark = "> " if one is plan.best else "  "
         table.add_row(f"{mark}{one.placement}", f"{one.capacity:.3g}", f"{one.goodput:.3g}", one.about)

@@ -210,3 +210,14 @@ def test_a_new_instance_takes_as_long_as_its_profiles_say(tmp_path):
     at_once = load_config(path, ["cluster.instances={whole: {count: 1, load_s: 0}}"])
     report = simulate(prepare(at_once), "fcfs")
     assert report.instance_s == pytest.approx(2 * report.duration, abs=0.1)
+
+
+def test_a_table_cuts_neither_figures_nor_names_of_routers(config, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    routers = "cluster.router={round_robin: {}, least_requests: {}}"
+    done = command("simulate", str(config), "--set", routers, "--set", "workload.requests=10")
+    assert done.status == 0 and "…" not in done.out
+    (headings,) = [line for line in done.out.splitlines() if "goodput/s" in line]
+    assert " ".join(headings.split()) == "policy on time late dropped goodput/s SLO met p50 s p99 s batch"
+    assert {"round_robin", "least_requests"} <= set(done.out.split())
+    assert max(len(line) for line in done.out.splitlines()) <= 80
