@@ -71,9 +71,10 @@ def most_expected(jobs: LineUp, promised: Sequence[int], fit: list[int]) -> list
 class _Search:
     """How many jobs to leave out, in the order of some keys, for the most weight on time.
 
-    With fewer left out each of the others is on time no sooner. So a set has at most what a smaller
-    one is expected to bring, and the weight of those whom it has beyond that. Where that is less
-    than the most that was found nobody looks.
+    With fewer left out each of the others is on time no sooner, if they take turns. So a set has at
+    most what a smaller one is expected to bring, and the weight of those whom it has beyond that.
+    Where that is less than the most that was found nobody looks. A larger set may fit on seats of
+    which a smaller one has none: such a set can be missed.
 
     Attributes:
         most: the most weight found; chosen: whether each job is in that set. None as long as there
