@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from neustream.core.learnt_steps import LearntSteps
 from neustream.core.profile import LatencyProfile, LinearProfile
-from neustream.core.steps import DecodeGrid, LearntSteps, Step, StepLatency, StepProfile
+from neustream.core.steps import DecodeGrid, Step, StepLatency, StepProfile
 
 Floats = NDArray[np.float64]
 

@@ -7,16 +7,13 @@ attention costs, requests in decode, and the tokens of context that those read.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Sequence
-from statistics import median
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.graph import Phase
-from neustream.core.observed import Ratios
 from neustream.core.profile import LatencyProfile, check_rising, check_table
 from neustream.errors import ProfileError
 
@@ -240,149 +237,6 @@ class StepProfile:
             reading = seconds - self.decode.latency(decodes, float(decodes))
             self._latest = decodes, context, seconds, reading
         return seconds, reading
-
-
-FEATURES = 6
-REFIT = 16
-"""Observed steps after which the fit is made anew."""
-MEMORY = 512.0
-"""Observed steps after which one counts 1/e."""
-WINDOW = 64
-"""Latest steps that the error is a median of."""
-LATEST = 7
-"""Latest steps whose median ratio is believed at once: the device changed its speed."""
-DRIFT = 4.0
-"""That factor is at most so large, and at least its inverse."""
-
-
-class LearntSteps:
-    """Step latencies learnt from the steps that run, starting from a profile or from nothing.
-
-    What is learnt is a linear function of a step's numbers (1, new tokens, squares, whether there
-    is a prefill, decodes, context), fitted by ridge regression to the difference between what was
-    observed and what `base` says, old steps fading out; coefficients that would make a step cheaper
-    for more work are left out where there is no base. A step counts as at most four times what was
-    expected, so that a stall or a first call that compiles does not spoil the fit. What the fit
-    says is multiplied by the median of observed over fitted of the latest few steps, which follows
-    a device that changed its speed at once. Without a base, until steps were seen, a step takes
-    `guess_s`.
-
-    `error`: median of |predicted / observed - 1| over the latest steps, each predicted before it
-        ran.
-    """
-
-    def __init__(
-        self, base: StepLatency | None = None, *, name: str = "", guess_s: float = 0.02
-    ) -> None:
-        if base is None and not guess_s > 0:
-            raise ProfileError(f"learnt steps: guess_s must be greater than 0, got {guess_s!r}")
-        self.base = base
-        self.name = name or (base.name if base else "steps")
-        self.device = base.device if base else ""
-        self.observed = 0
-        self._guess_s = guess_s
-        self._errors: deque[float] = deque(maxlen=WINDOW)
-        self._gram = np.zeros((FEATURES, FEATURES))
-        self._moment = np.zeros(FEATURES)
-        self._weights: tuple[float, ...] = (0.0,) * FEATURES
-        self._mean = 0.0
-        self._ratios = Ratios(LATEST)
-        self._drift = 1.0
-
-    @property
-    def learns(self) -> bool:
-        return True
-
-    @property
-    def error(self) -> float:
-        """Median relative error of the latest predictions; 0 before the first."""
-        return median(self._errors) if self._errors else 0.0
-
-    def profiled(self, step: Step) -> float:
-        if self.base is None:
-            return self.seconds(step)
-        measured: float = getattr(self.base, "profiled", self.base.seconds)(step)
-        return measured
-
-    def seconds(self, step: Step) -> float:
-        return self._drift * self._fitted(step)
-
-    def _fitted(self, step: Step) -> float:
-        if not self.observed:
-            return self.base.seconds(step) if self.base else self._guess_s
-        a, b, c, d, e, f = self._weights
-        prefills, tokens, square, decodes, context = step
-        learnt = (
-            a
-            + b * tokens
-            + c * square * 1e-3
-            + (d if prefills else 0.0)
-            + e * decodes
-            + f * context * 1e-2
-        )
-        if self.base is not None:
-            base = self.base.seconds(step)
-            return max(base + learnt, base / 4)
-        return max(learnt, self._mean / 16, 1e-6)
-
-    def decodes(self, base: Floats | None, batch: Floats, context: Floats) -> Floats:
-        """`seconds` of many decodes [...]; `base`: what the base says of each."""
-        if base is not None and not self.observed:
-            return self._drift * base
-        if not self.observed:
-            return np.full(batch.shape, self._drift * self._guess_s)
-        a, _, _, _, e, f = self._weights
-        learnt: Floats = a + e * batch + f * context * 1e-2
-        if base is not None:
-            return self._drift * np.maximum(base + learnt, base / 4)
-        return self._drift * np.maximum(learnt, max(self._mean / 16, 1e-6))
-
-    def observe(self, step: Step, seconds: float) -> None:
-        """Take in one step that ran."""
-        if not seconds > 0:
-            return
-        seconds = self._believed(self._fitted(step), seconds)
-        prefills, tokens, square, decodes, context = step
-        prefilling = 1.0 if prefills else 0.0
-        x = np.array([1.0, tokens, square * 1e-3, prefilling, decodes, context * 1e-2])
-        target = seconds - (self.base.seconds(step) if self.base else 0.0)
-        self._gram = self._gram * (1 - 1 / MEMORY) + np.outer(x, x)
-        self._moment = self._moment * (1 - 1 / MEMORY) + x * target
-        self.observed += 1
-        self._mean += (seconds - self._mean) / min(self.observed, MEMORY)
-        if self.observed <= REFIT or self.observed % REFIT == 0:
-            self._refit()
-
-    def _believed(self, fitted: float, seconds: float) -> float:
-        """What a step counts as where `fitted` was expected, drift aside; notes the error."""
-        if not self.observed and self.base is None:
-            return seconds
-        self._errors.append(abs(self._drift * fitted / seconds - 1))
-        self._ratios.add(seconds / fitted)
-        if self._ratios.full:
-            self._drift = min(max(self._ratios.median, 1 / DRIFT), DRIFT)
-        if self.observed >= REFIT or self.base is not None:
-            return min(seconds, 4 * fitted)
-        return seconds
-
-    def _refit(self) -> None:
-        """Ridge, scaled by each feature's own size; with no base, without negative coefficients."""
-        scale = np.sqrt(np.maximum(np.diag(self._gram), 1e-12))
-        gram, moment = self._gram / np.outer(scale, scale), self._moment / scale
-        ridge = np.full(FEATURES, 1e-3 if self.base is None else 2e-2)
-        active = scale > 1e-5
-        weights = np.zeros(FEATURES)
-        for _ in range(FEATURES):
-            weights[:] = 0.0
-            features = np.flatnonzero(active)
-            if not len(features):
-                break
-            system = gram[np.ix_(features, features)] + np.diag(ridge[features])
-            weights[features] = np.linalg.solve(system, moment[features])
-            if self.base is not None or not (weights < 0).any():
-                break
-            active &= weights >= 0
-        self._weights = tuple((weights / scale).tolist())
 
 
 class PhaseProfile:

@@ -67,7 +67,7 @@ class Bench:
         factor: how many times as long a step takes; outcome: updates of a step's jobs.
         handovers: by stage; truth: how long steps really take, of stages whose profiles do not say it.
         decision_s, call_s: of a decision, of taking a request in at an instance.
-        texts_learn: see `Role.scheduler`. ways: what messages took where this was served.
+        ways: what messages took where this was served.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class Bench:
         decision_s: float,
         call_s: float = 0.0,
         *,
-        texts_learn: bool = False,
         ways: Took | None = None,
     ) -> None:
         self.factor = factor
@@ -89,7 +88,6 @@ class Bench:
         self.decision_s = decision_s
         self.call_s = call_s
         self.ways = ways
-        self.texts_learn = texts_learn
 
     def executor(self, place: Place, profiles: Mapping[str, LatencyProfile]) -> ProfiledExecutor:
         """That of an instance on a device of these profiles."""
@@ -179,7 +177,7 @@ def _replanning(
 
 def _instance(rule: Policy, role: Role, bench: Bench, place: Place) -> tuple[Scheduler, dict[str, ProfiledExecutor]]:
     executor = bench.executor(place, role.profiles)
-    return role.scheduler(rule, texts_learn=bench.texts_learn), {pool.name: executor for pool in role.pools}
+    return role.scheduler(rule), {pool.name: executor for pool in role.pools}
 
 
 def _draw(log: EventLog, event: say.Happening) -> None:

@@ -12,10 +12,11 @@ from neustream.config.schema import Config, Experiment
 from neustream.config.several import ModelsConfig
 from neustream.core.graph import Graph
 from neustream.core.kv_cache import KVCache
+from neustream.core.learnt_steps import LearntSteps
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
-from neustream.core.steps import LearntSteps, PhaseProfile
+from neustream.core.steps import PhaseProfile
 from neustream.core.types import Request
 from neustream.engine.executor import Executor
 from neustream.engine.member import Member
@@ -89,29 +90,24 @@ class Prepared:
             places = {str(number): list(self.pools) for number in range(self.instances)}
         return places if len(places) > 1 else {"": next(iter(places.values()))}
 
-    def members(
-        self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]], *, texts_learn: bool = False
-    ) -> list[Member]:
+    def members(self, policy: str | Policy, executors: Sequence[Mapping[str, Executor]]) -> list[Member]:
         """A member for each of `executors` (those of an instance, by pool); see `scheduler`."""
         return [
-            Member(self.scheduler(policy, pools=pools, texts_learn=texts_learn), each, name)
+            Member(self.scheduler(policy, pools=pools), each, name)
             for (name, pools), each in zip(self.places.items(), executors, strict=True)
         ]
 
-    def scheduler(
-        self, policy: str | Policy, *, pools: Sequence[Pool] | None = None, texts_learn: bool = False
-    ) -> Scheduler:
+    def scheduler(self, policy: str | Policy, *, pools: Sequence[Pool] | None = None) -> Scheduler:
         """A scheduler for pools, by default those of an instance with all models.
 
-        A policy by name gets the config's parameters. Steps that keep taking other times than profiled
-        correct the profiles, as in a service. `texts_learn`: the steps of language models are learnt on
-        too, as they are there.
+        A policy by name gets the config's parameters. Steps are learnt from as in a service: what
+        keeps taking other times than profiled corrects the profiles.
         """
         rule = policy_for(self.pipelines, policy) if isinstance(policy, str) else policy
         pools = self.pools if pools is None else pools
         stages = {stage for pool in pools for stage in pool.stages}
         profiles = {name: self.profiles[name] for name in self.profiles if name in stages}
-        return Scheduler(pools, rule, learning(profiles) if texts_learn else profiles, correct=True)
+        return Scheduler(pools, rule, learning(profiles), correct=True)
 
 
 def learning(profiles: Mapping[str, LatencyProfile]) -> dict[str, LatencyProfile]:

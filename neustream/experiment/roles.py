@@ -31,14 +31,11 @@ class Role:
         """Those that it serves."""
         return frozenset(stage for pool in self.pools for stage in pool.stages)
 
-    def scheduler(self, rule: Policy, *, texts_learn: bool = False) -> Scheduler:
-        """That of an instance, which steps correct as in a service; what others serve is away.
-
-        `texts_learn`: the steps of language models are learnt on too, by each instance its own.
-        """
+    def scheduler(self, rule: Policy) -> Scheduler:
+        """That of an instance, which learns from its own steps as a service does; what others serve is away."""
         here = {name: one for name, one in self.profiles.items() if name in self.stages}
         there = {name: one for name, one in self.profiles.items() if name not in self.stages}
-        return Scheduler(self.pools, rule, learning(here) if texts_learn else here, away=there, correct=True)
+        return Scheduler(self.pools, rule, learning(here), away=there, correct=True)
 
 
 def roles_of(prepared: Prepared, config: ClusterConfig) -> dict[str, Role]:

@@ -46,12 +46,11 @@ def simulate(
 ) -> Report:
     """Serve the workload in virtual time, steps taking as long as the profiles say.
 
-    Steps correct the profiles that policies plan with as they do in a service. `speed` asks what the
+    What policies plan with is learnt from the steps as in a service. `speed` asks what the
     simulator says at a speed that was observed (`Report.profile_error`): it multiplies the profiled
     latencies of stages in place of what the config says under `simulation`. `took` does so step by
-    step (`Took`), calls of tools too, in place of what is drawn for them, and the steps of language
-    models are learnt on too. `device` says the rest in the
-    config's place.
+    step (`Took`), calls of tools too, in place of what is drawn for them. `device` says the rest in
+    the config's place.
     `cluster`: another one than the config's; `ways`: what messages in it took where it was served.
     Outside of clusters turns of conversations, whose instants nobody knows beforehand, take nothing of
     the steps beside them (`call_s`).
@@ -69,7 +68,7 @@ def simulate(
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
         seconds = costs.decision_s, costs.call_s
-        bench = Bench(factor, outcome, costs.handovers, real, *seconds, texts_learn=took is not None, ways=ways)
+        bench = Bench(factor, outcome, costs.handovers, real, *seconds, ways=ways)
         return _on_cluster(prepared, cluster, policy, bench, observers)
     truth = {**prepared.profiles, **real}  # what is learnt changes no device
     beside = None
@@ -80,7 +79,7 @@ def simulate(
     own = (
         {} if took is not None else {name: made for one in prepared.pipelines for name, made in one.executors().items()}
     )
-    members = prepared.members(policy, _executors(prepared, executor, own), texts_learn=took is not None)
+    members = prepared.members(policy, _executors(prepared, executor, own))
     engine = Engine(members, VirtualClock(costs.decision_s), observers)
     with policy_faults(policy):
         return engine.run(prepared.requests, call_s=costs.call_s, turns=prepared.turns)

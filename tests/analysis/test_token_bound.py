@@ -21,7 +21,8 @@ from neustream.analysis.bounds.tokens.costs import Limits, costs_of
 from neustream.analysis.headroom import bound_of, weight_on_time
 from neustream.analysis.hindsight import TEXT_STARTS, hindsight
 from neustream.config import load_experiment
-from neustream.core.steps import DecodeGrid, LearntSteps, PrefillTable, Step, StepProfile
+from neustream.core.learnt_steps import LearntSteps
+from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
 from neustream.experiment import prepare, simulate
 
 INSTANCES = int(os.environ.get("NEUSTREAM_TOKEN_INSTANCES", "30"))

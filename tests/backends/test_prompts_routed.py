@@ -11,7 +11,7 @@ from neustream import serve
 from neustream.backends.transformers import TextMount
 from neustream.cluster.messages import Routed
 from neustream.cluster.rules.prefix import Prefix
-from neustream.core.steps import LearntSteps
+from neustream.core.learnt_steps import LearntSteps
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.text import Ask
 from neustream.core.batch import StepInput
 from neustream.core.kv_cache import KVCache
-from neustream.core.steps import LearntSteps
+from neustream.core.learnt_steps import LearntSteps
 from neustream.graphs import llm, llm_profiles
 
 MAX = 6

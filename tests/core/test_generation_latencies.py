@@ -13,7 +13,8 @@ from neustream import (
     Decision,
     ProfileError,
 )
-from neustream.core.steps import DecodeGrid, LearntSteps, PhaseProfile, PrefillTable, Step, StepProfile
+from neustream.core.learnt_steps import LearntSteps
+from neustream.core.steps import DecodeGrid, PhaseProfile, PrefillTable, Step, StepProfile
 
 # -- latencies --------------------------------------------------------------------------------------
 

@@ -19,8 +19,9 @@ from neustream import (
 )
 from neustream.core.events import Emitted
 from neustream.core.kv_cache import KVCache
+from neustream.core.learnt_steps import LearntSteps
 from neustream.core.policies.token_deadlines import TokenDeadlines
-from neustream.core.steps import LearntSteps, Step
+from neustream.core.steps import Step
 from neustream.graphs import llm, llm_profiles
 
 # -- policies ---------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ import pytest
 from toys import Flat
 
 from neustream import LinearProfile
+from neustream.core.learnt_steps import LearntSteps
 from neustream.core.lengths import BIN, Lengths
 from neustream.core.many_decodes import decode_seconds
-from neustream.core.steps import DecodeGrid, LearntSteps, PrefillTable, Step, StepProfile
+from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
 from neustream.errors import ProfileError
 
 PREFILL = PrefillTable("prefill", [1, 100], [0.01, 0.02], (0.01, 1e-4, 0.0))

@@ -6,9 +6,9 @@ import pytest
 from hand import seen
 
 from neustream import FCFS, Graph, Pool, ProfileError, Request, Scheduler, Stage, TableProfile, loop
+from neustream.core.learnt_steps import LearntSteps
 from neustream.core.observed import BLOCK, BLOCKS, ENOUGH, FEW, HIGH, LASTING, LATEST, STALL, Ratios
 from neustream.core.step_times import StepTimes
-from neustream.core.steps import LearntSteps
 from neustream.core.work import Walk
 from neustream.graphs import llm, llm_profiles
 

@@ -78,7 +78,7 @@ def models(device):
 
     from neustream.backends.diffusers import PipelineMount
     from neustream.backends.transformers import TextMount
-    from neustream.core.steps import LearntSteps
+    from neustream.core.learnt_steps import LearntSteps
 
     torch.set_num_threads(1)
     text = TextMount(made("llama"), profile=LearntSteps(), slots=4)
@@ -104,7 +104,7 @@ def text(device):
     from texts import made
 
     from neustream.backends.transformers import TextMount
-    from neustream.core.steps import LearntSteps
+    from neustream.core.learnt_steps import LearntSteps
 
     torch.set_num_threads(1)
     return serve({"chat": TextMount(made("llama"), profile=LearntSteps(), slots=4)})

@@ -38,8 +38,9 @@ from neustream.backends.values import check_option, number, whole
 from neustream.core.batch import StepInput
 from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
+from neustream.core.learnt_steps import LearntSteps
 from neustream.core.profile import LatencyProfile, unmeasured
-from neustream.core.steps import LearntSteps, StepLatency
+from neustream.core.steps import StepLatency
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, RequestError, shown
 from neustream.graphs import llm, llm_profiles, with_eyes

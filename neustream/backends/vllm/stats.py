@@ -19,7 +19,7 @@ class Stats:
         ignored: SLO values that made no sense, by kind.
         preempted: times that vLLM took a request's memory during steered steps.
         errors: decisions that the policy got wrong; those turns ran as stock.
-        step_error: median of |predicted / observed - 1| over the latest timed steps; None before
+        step_error: median error of single steps lately, a share (`LearntSteps.error`); None before
             any.
     """
 
