@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from toys import TESTS, command, squash, toy
 
 from neustream import cli
-from neustream.commands.outputs import check_outputs, write_text
+from neustream.commands import outputs
+from neustream.commands.outputs import append_line, check_outputs, write_text
 from neustream.errors import ConfigError
 
 
@@ -179,3 +182,45 @@ def test_a_full_disk_is_one_line(here):
     done = command("simulate", "toy.yaml", "--json", "/dev/full")
     assert done.status == 2 and "/dev/full: No space left on device" in done.err
     assert "goodput" in done.out, "the table is shown first"
+
+
+def test_a_full_disk_is_told_before_the_work_begins(tmp_path):
+    """A limit on the size of files stands for a disk on which nothing more fits."""
+    (tmp_path / "old.json").write_text("what was there")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in ("new.json", "old.json"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+        try:
+            with pytest.raises(ConfigError, match=f"--out .*{name}: file too large"):
+                check_outputs([("--out", tmp_path / name)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "what was there"
+
+
+def test_lines_that_are_added_at_the_same_time_are_all_there(tmp_path):
+    path = tmp_path / "new" / "all.json"
+    lines = [str(at) * 20_000 for at in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda line: append_line(path, line), lines))
+    assert sorted(path.read_text().splitlines()) == sorted(lines)
+
+
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "all.json"
+    path.write_text("{}")  # whose line does not end
+    append_line(path, "[1]")
+    write, calls = os.write, []
+
+    def short(number, data):
+        calls.append(data)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        return write(number, data[:2])
+
+    monkeypatch.setattr(outputs.os, "write", short)
+    with pytest.raises(OSError, match="No space left") as error:
+        append_line(path, "[2, 3]")
+    monkeypatch.undo()
+    assert len(calls) == 2 and error.value.filename == str(path) and path.read_text() == "{}\n[1]\n"

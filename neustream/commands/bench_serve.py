@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -25,7 +24,15 @@ from neustream.commands.bench_refused import VllmFlags
 from neustream.commands.bench_twin import TwinOptions, play_here
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
-from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
+from neustream.commands.outputs import (
+    append_line,
+    check_folder,
+    check_outputs,
+    json_file,
+    json_output,
+    json_text,
+    write_text,
+)
 from neustream.commands.printing import hushed, notes, problems, wrote
 from neustream.commands.sharing import taking
 from neustream.errors import ConfigError, nearest
@@ -197,15 +204,11 @@ def _save(run: Run, results: ResultOptions, since: Since) -> None:
     if results.save_result or results.append_result:
         path = results.result_dir / (results.result_filename or _vllm_name(run))
         told = {**results.told(), **summary(run, since, results.save_detailed)}
-        write_text(path, _with_line(path, told) if results.append_result else json_text(told))
+        if results.append_result:
+            append_line(path, json.dumps(told, allow_nan=False))
+        else:
+            write_text(path, json_text(told))
         wrote(path)
-
-
-def _with_line(path: Path, told: Mapping[str, Any]) -> str:
-    """What a file holds, and these results as a line behind it."""
-    before = path.read_text("utf-8") if path.is_file() else ""
-    end = "\n" if before and not before.endswith("\n") else ""
-    return f"{before}{end}{json.dumps(told, allow_nan=False)}\n"
 
 
 def _vllm_name(run: Run) -> str:

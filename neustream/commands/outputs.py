@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import stat
@@ -15,6 +16,8 @@ from typing import Any, TextIO
 from neustream.errors import ConfigError
 
 STDOUT = Path("-")
+ROOM = 2**16
+"""Bytes that a disk must have free for a file, before the work begins."""
 
 
 def check_outputs(outputs: Iterable[tuple[str, Path]]) -> None:
@@ -68,11 +71,12 @@ def _check(path: Path) -> None:
             raise PermissionError(13, "permission denied")
         if path.is_fifo():
             raise OSError(29, "is a named pipe, which waits for a reader; give a file, or - for stdout")
-        if path.is_file():
-            path.open("ab").close()
-        return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}."):
-        pass
+        if not path.is_file():
+            return
+        path.open("ab").close()
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.") as draft:
+        draft.write(bytes(ROOM))  # a full disk says so now
+        draft.flush()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,6 +100,28 @@ def _write_whole(whole: Path, text: str) -> None:
         draft.replace(whole)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, whole or not at all; others may do so at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+        whole = not size or file.read(1) == b"\n"
+        try:
+            _write_all(file.fileno(), f"{'' if whole else chr(10)}{line}\n".encode())
+        except OSError as error:
+            file.truncate(size)
+            error.filename = error.filename or str(path)
+            raise
+
+
+def _write_all(number: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(number, data) :]
 
 
 def json_text(content: Any) -> str:
