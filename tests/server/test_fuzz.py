@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import socket
 from collections import Counter
@@ -65,6 +67,10 @@ def url():
 
 
 NEEDED = ("prompt", "messages", "text", "tokens", "image", "mask", "params", "num_tokens")
+WHITE = io.BytesIO()
+Image.new("RGB", (8, 8), "white").save(WHITE, "PNG")
+PNG = WHITE.getvalue()
+PNG_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 LETTERS = st.text("abcdefgh ", min_size=1, max_size=20)
 
 
@@ -94,6 +100,9 @@ def cases(draw, operation):
     case.body["model"] = "paint" if "images" in operation.path else "tiny"
     if "prompt" in case.body:
         case.body["prompt"] = draw(LETTERS)
+    if operation.path.endswith("edits") and draw(st.booleans()):
+        picture = PNG if case.media_type == "multipart/form-data" else PNG_URL
+        case.body |= {"image": picture, "mask": picture, "prompt": draw(LETTERS)}
     if "num_tokens" in case.body:
         case.body["num_tokens"] = draw(st.integers(1, 20))
     return case
