@@ -16,6 +16,7 @@ from texts import alone, made
 from toys import Gate, Step, one_stage, table
 
 import neustream as ns
+from neustream.backends.claims import free
 from neustream.backends.diffusers import PipelineMount
 from neustream.backends.transformers import TextMount
 
@@ -108,6 +109,40 @@ def test_who_forgets_a_service_can_serve_its_model_again(kind):
     service.myself = service  # a cycle: it is only collected
     del service
     with serve(model) as service:
+        ask(service)
+
+
+MOUNTS = {
+    "pipeline": (partial(PipelineMount, samples=[], progress=False, measure_s=0), "diffusers"),
+    "text": (partial(TextMount, profile=Flat(), slots=2), "transformers"),
+}
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["another_mount", "the_same_mount"])
+@pytest.mark.parametrize("kind", MOUNTS)
+def test_who_wants_a_model_that_is_just_being_freed_waits_for_it(kind, same, monkeypatch):
+    """The thread of a forgotten service is in the middle of giving its model back."""
+    make, _, ask = MODELS[kind]
+    mounted, backend = MOUNTS[kind]
+    model = make()
+    mount = mounted(model)
+    following = mount if same else mounted(model)
+    freeing, served = threading.Event(), threading.Event()
+
+    def slowly(*args):
+        freeing.set()
+        served.wait(1)  # it is not: somebody waits for this
+        free(*args)
+
+    service = ns.serve({"a": mount})
+    ask(service)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"neustream.backends.{backend}.mount.free", slowly)
+        del service
+        assert freeing.wait(WAIT_S)
+        service = ns.serve({"a": following})
+    served.set()
+    with service:
         ask(service)
 
 

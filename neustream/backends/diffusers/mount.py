@@ -338,11 +338,13 @@ class PipelineMount:
     def close(self) -> None:
         if not self._serves:  # another service may
             return
-        self._serves = False
         self.observers = ()
         self._rehearsals.clear()
-        free(self, [model for _, model in models_of(self.pipe)])
-        self.pipe.maybe_free_model_hooks()
+        try:
+            self.pipe.maybe_free_model_hooks()
+        finally:
+            free(self, [model for _, model in models_of(self.pipe)])
+            self._serves = False  # at last: whoever wants the model waits for its host until then
 
 
 def _check_options(

@@ -348,12 +348,12 @@ class TextMount:
         return self._host is None
 
     def close(self) -> None:
-        self._host = None
         self._devices.clear()  # whoever holds this keeps no slots
         self._prefixes = None
         for name in ("model", "reader"):
             self.__dict__.pop(name, None)
         free(self, [self._stock])
+        self._host = None  # at last: whoever wants the model waits for its host until then
 
     def _steps(self, model: LanguageModel, device: Device) -> StepLatency:
         """How long steps take: as given, or as measured on the device's own thread."""
