@@ -3,8 +3,8 @@
 The contract, for whoever drives it (a simulator, Ray actors):
 
 1. `joined` for each instance, then `submit` and `cancel` for callers, `heard` for each message of
-   an instance (in its order, each once: `mail.py` sees to that), `lost` where a process is known to
-   be dead, and `tick` at `wake_at()`. After each of them carry out `pop_orders()`, in order.
+   an instance (in its order, each once), `lost` where a process is known to be dead, and `tick` at
+   `wake_at()`. After each of them carry out `pop_orders()`, in order.
 2. Orders with an `instance` go there, in order, each once (`messages.py` says what each means and
    what its answer is; `member_instance.py` is the other side). `Start` and `Stop` are for who runs
    instances, `Answer` and `Forward` for callers: the one answer of a request, and its outputs.

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from clusters import STAGES
+from letters import Mailbox
 
 from neustream.cluster import messages as say
 from neustream.cluster.head import Head
-from neustream.cluster.mail import Mailbox
 from neustream.core.outlook import Outlook
 
 STEP_S = 0.1

@@ -1,5 +1,6 @@
-"""Messages between two sides, each once and in order, over a network that loses, repeats and delays
-them. No I/O in here.
+"""What a head and its instances need over a network that loses, repeats and delays letters.
+
+Their contract wants each message once and in order.
 
 Each side numbers what it sends and sends it again until the other one says that it has it. Whoever
 carries letters may lose, repeat, delay and reorder them.

@@ -7,8 +7,7 @@ from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from neustream.cluster.mail import Mailbox
+from letters import Mailbox
 
 
 @given(st.integers(0, 2**32), st.floats(0, 0.6), st.lists(st.integers(0, 3), max_size=12))
