@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from neustream.bench.records import Since
 from neustream.bench.runs import Run, read_runs
 from neustream.bench.summary import summary
 from neustream.commands.bench_printing import FIGURES, show_runs, write_figures
+from neustream.commands.bench_reporting import FoldersArgument, SentOption, since_of
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output
 from neustream.commands.printing import hushed
@@ -18,14 +18,14 @@ from neustream.errors import ConfigError
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Results of benchmarks.")],
+    folders: FoldersArgument,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw figures into this folder.")] = None,
-    sent: Annotated[bool, typer.Option("--from-sent", help="Latencies from when requests were sent.")] = False,
+    sent: SentOption = False,
     json_: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Set results side by side, a row for each load: simulated, embedded or over HTTP."""
-    since: Since = "sent" if sent else "scheduled"
+    since = since_of(sent)
     with json_output(json_) as write, hushed(quiet):
         check_outputs(json_file(json_))
         if out is not None:

@@ -10,7 +10,7 @@ import typer
 from neustream.bench.reports.building import About
 from neustream.bench.reports.converting import converted, format_of, read_results
 from neustream.bench.reports.stack import read_stack
-from neustream.commands.bench_reporting import SentOption, StackOption
+from neustream.commands.bench_reporting import SentOption, StackOption, since_of
 from neustream.commands.options import QuietOption
 from neustream.commands.outputs import check_folder, write_text
 from neustream.commands.printing import hushed, wrote
@@ -39,7 +39,7 @@ def command(
     """
     with hushed(quiet):
         kind = format_of(to)
-        about = About(description=results.name, since="sent" if sent else "scheduled", stack=read_stack(stack))
+        about = About(description=results.name, since=since_of(sent), stack=read_stack(stack))
         found = read_results(results)
         try:
             files = converted(found, kind, about)

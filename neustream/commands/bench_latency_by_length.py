@@ -11,8 +11,8 @@ import typer
 
 from neustream.analysis.tables import new_table
 from neustream.bench.by_length import ByLength, by_length
-from neustream.bench.records import Since
 from neustream.commands.bench_compare import named_runs
+from neustream.commands.bench_reporting import FoldersArgument, SentOption, since_of
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, write_text
 from neustream.commands.printing import console, hushed, wrote
@@ -22,14 +22,14 @@ FIGURE = "latency_by_length.png"
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Results, one of each mode of serving.")],
+    folders: FoldersArgument,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for the figure and CSV files.")] = None,
-    sent: Annotated[bool, typer.Option("--from-sent", help="Latencies from when requests were sent.")] = False,
+    sent: SentOption = False,
     json_: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Latency against what requests ask for, as effective-batching plots it: tokens, or steps of images."""
-    since: Since = "sent" if sent else "scheduled"
+    since = since_of(sent)
     with json_output(json_) as write, hushed(quiet):
         check_outputs(json_file(json_))
         named = {name: by_length(runs, since) for name, runs in named_runs(folders).items()}

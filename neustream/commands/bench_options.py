@@ -13,6 +13,7 @@ import typer
 
 from neustream.bench.plan import Api, Target
 from neustream.commands.bench_parsing import object_of, option, pair, whole
+from neustream.commands.bench_reporting import SentOption
 from neustream.commands.printing import notes
 from neustream.errors import ConfigError, nearest, shown
 from neustream.workload.asks import Limits
@@ -135,7 +136,7 @@ class PromiseOptions:
     ] = None
     seed: Annotated[int, option("Of all that is drawn.", min=0, max=2**32 - 1)] = 0
     workers: Annotated[int, option("Processes of the client.", min=1, max=64)] = 1
-    from_sent: Annotated[bool, typer.Option("--from-sent", help="Latencies from when requests were sent.")] = False
+    from_sent: SentOption = False
 
     def limits(self) -> Limits:
         """Of all requests; ConfigError names what is wrong."""

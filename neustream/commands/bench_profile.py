@@ -27,7 +27,7 @@ from neustream.bench.runs import Run, write_runs
 from neustream.bench.summary import summary, valid
 from neustream.commands.bench_playing import CountingTexts
 from neustream.commands.bench_printing import say_warnings, show_runs
-from neustream.commands.bench_reporting import SentOption, StackOption
+from neustream.commands.bench_reporting import SentOption, StackOption, since_of
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, write_text
@@ -106,7 +106,7 @@ def command(
             description=file.name.removesuffix(".in").removesuffix(".yaml"),
             config={"dialect": profile.dialect, "profile": profile.values},
             stack=read_stack(stack),
-            since="sent" if sent else "scheduled",
+            since=since_of(sent),
             constraints=profile.constraints,
         )
         folder = report or Path(f"results-{about.description}")

@@ -18,7 +18,8 @@ from neustream.commands.bench_options import PromiseOptions, ServerOptions
 from neustream.commands.bench_playing import play, target_of
 from neustream.commands.bench_printing import FIGURES, write_figures
 from neustream.commands.bench_refused import VllmFlags
-from neustream.commands.bench_serve import asks_of, since_of
+from neustream.commands.bench_reporting import since_of
+from neustream.commands.bench_serve import asks_of
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, write_text
@@ -98,7 +99,7 @@ def command(
                 raise Interrupted
             return run
 
-        search = Search(goal, _told(measure), promises.seed, since_of(promises))
+        search = Search(goal, _told(measure), promises.seed, since_of(promises.from_sent))
         interrupted = _searched(search)
         found = search.found
         _show(found)
@@ -155,7 +156,7 @@ def _save(found: Found, folder: Path, promises: PromiseOptions) -> None:
     for path in write_runs(folder, runs, write_text, **about):
         wrote(path)
     if runs:
-        write_figures({folder.resolve().name: runs}, folder, since_of(promises))
+        write_figures({folder.resolve().name: runs}, folder, since_of(promises.from_sent))
 
 
 def _end(found: Found, interrupted: bool) -> None:

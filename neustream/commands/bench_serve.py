@@ -21,6 +21,7 @@ from neustream.commands.bench_parsing import pair
 from neustream.commands.bench_playing import play, target_of
 from neustream.commands.bench_printing import show_run
 from neustream.commands.bench_refused import VllmFlags
+from neustream.commands.bench_reporting import since_of
 from neustream.commands.bench_twin import TwinOptions, play_here
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
@@ -133,7 +134,7 @@ def command(
     was done. With --backend neustream the same workload is simulated, or served in this process.
     """
     with json_output(json_) as write, hushed(quiet):
-        timing, since = rate.timing(), since_of(promises)
+        timing, since = rate.timing(), since_of(promises.from_sent)
         data.check_timing(timing.rate is not None or timing.ramp is not None)
         texts = server.texts()
         told = results.told()
@@ -158,10 +159,6 @@ def _asked(server: ServerOptions, promises: PromiseOptions, results: ResultOptio
     run = play(plan, target, texts, promises.workers, results.save_detailed)
     run.target["backend"] = server.backend
     return run
-
-
-def since_of(promises: PromiseOptions) -> Since:
-    return "sent" if promises.from_sent else "scheduled"
 
 
 def asks_of(data: DataOptions, promises: PromiseOptions, texts: Texts, number: int | None = None) -> list[Ask]:

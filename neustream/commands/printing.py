@@ -88,13 +88,14 @@ def say_notes(sentences: Sequence[str]) -> None:
         notes.print(sentence, soft_wrap=True)
 
 
-def trace_path(trace: Path, policy: str, several: bool) -> Path:
-    """The file of a policy's trace: the one asked for, or one beside it named after the policy."""
-    return (
-        trace.with_name(f"{trace.stem}-{policy.replace(':', '.').replace(' @ ', '-')}{trace.suffix}")
-        if several
-        else trace
-    )
+def trace_paths(trace: Path | None, policies: Sequence[str]) -> dict[str, Path]:
+    """The file of each policy's trace: the one asked for, or of several one each beside it; none if none is."""
+    if trace is None:
+        return {}
+    if len(policies) == 1:
+        return {policies[0]: trace}
+    names = {policy: policy.replace(":", ".").replace(" @ ", "-") for policy in policies}
+    return {policy: trace.with_name(f"{trace.stem}-{name}{trace.suffix}") for policy, name in names.items()}
 
 
 def show(title: str, records: Sequence[dict[str, Any]]) -> None:

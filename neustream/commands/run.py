@@ -38,7 +38,7 @@ from neustream.commands.printing import (
     say_notes,
     show,
     title_of,
-    trace_path,
+    trace_paths,
     wrote,
 )
 from neustream.commands.reach import chosen_policies, naming
@@ -65,7 +65,7 @@ def command(
         chosen = _load(config, set_ or (), model)
         names = chosen_policies(config, chosen, policy)
         trace = trace or (out / "trace.json" if out else None)
-        traces = {name: trace_path(trace, name, len(names) > 1) for name in names} if trace else {}
+        traces = trace_paths(trace, names)
         if out:
             importlib.import_module("neustream.analysis.plots")  # an error of its own where matplotlib is missing
             check_folder("--out", out, ("report.json", "served.png", "images.png"))

@@ -29,7 +29,7 @@ from neustream.commands.printing import (
     say_notes,
     show,
     title_of,
-    trace_path,
+    trace_paths,
     wrote,
 )
 from neustream.commands.reach import chosen_policies, naming, reach_of
@@ -61,7 +61,7 @@ def command(
     with json_output(json_) as write, hushed(quiet):
         loaded = load_config(config, set_ or ())
         names = chosen_policies(config, loaded, policy)
-        traces = {name: trace_path(trace, name, len(names) > 1) for name in names} if trace else {}
+        traces = trace_paths(trace, names)
         check_outputs([*json_file(json_), *(("--trace", path) for path in traces.values())])
         done = _Done()
         try:

@@ -6,10 +6,10 @@ Whatever a caller does with its future, or in a callback, is its own: nothing he
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from neustream.core.events import Emitted, Ended
 from neustream.core.job import Status
@@ -24,6 +24,7 @@ from neustream.errors import (
 )
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 UNSERVED: Mapping[str, type[RequestError]] = {
     "dropped": RequestDropped,
@@ -169,6 +170,18 @@ class Answers:
         except BaseException:
             del self._listeners[record.id]
             log.exception("on_output of request %r raised; it is called no more", record.id)
+
+
+def settle(answer: Future[T], function: Callable[[], T]) -> None:
+    """Answer a future with what `function` returns or raises; not called if the caller gave up."""
+    if not answer.set_running_or_notify_cancel():
+        return
+    try:
+        value = function()
+    except BaseException as error:  # noqa: BLE001  it is the caller's
+        answer.set_exception(error)
+    else:
+        answer.set_result(value)
 
 
 def refusal(error: BaseException, what: str) -> NeustreamError:

@@ -13,6 +13,7 @@ from neustream.core.batch import Batch, StepInput
 from neustream.core.events import Update
 from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import step_latency
+from neustream.engine.answers import settle
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done
 from neustream.engine.worker import Pieces, Worker
@@ -200,7 +201,7 @@ class ThreadExecutor:
     def call(self, function: Callable[[], Any], worker: int = 0) -> Future[Any]:
         """Run `function` on a worker's thread, between two steps. BackendError if it is closed."""
         answer: Future[Any] = Future()
-        self._post(worker, partial(_answer, function, answer))
+        self._post(worker, partial(settle, answer, function))
         return answer
 
     def release(self, id: str) -> None:
@@ -264,15 +265,3 @@ def settled(value: Any) -> Future[Any]:
     answer: Future[Any] = Future()
     answer.set_result(value)
     return answer
-
-
-def _answer(function: Callable[[], Any], answer: Future[Any]) -> None:
-    """Answer a future with what `function` returns or raises; not called if it was given up."""
-    if not answer.set_running_or_notify_cancel():
-        return
-    try:
-        value = function()
-    except BaseException as error:  # noqa: BLE001  it is the caller's
-        answer.set_exception(error)
-    else:
-        answer.set_result(value)

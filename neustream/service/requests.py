@@ -9,18 +9,16 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from neustream.core.events import Emitted
 from neustream.core.types import SLO
 from neustream.engine import crossing as engine
-from neustream.engine.answers import Result
+from neustream.engine.answers import Result, settle
 from neustream.engine.engine import Engine
 from neustream.errors import RequestError, shown
 from neustream.service.answer import Answer
 from neustream.service.mount import OWN, Call, Probe
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ class Requests:
             gone.set_exception(RequestError(looked_at, code="too_early"))
         else:
             left = self._engine.give(id, cached=cached)
-            left.add_done_callback(lambda left: _settle(gone, left, partial(_moved, sent)))
+            left.add_done_callback(lambda left: settle(gone, lambda: _moved(sent, left.result())))
         return gone
 
     def take(self, moved: Moved, call: Call | Probe, since: float) -> Future[Answer[Any]]:
@@ -197,7 +195,12 @@ class Requests:
             done.add_done_callback(lambda done: self._answered(sent, call, done))
             if answer.cancelled():
                 self.give_up(answer)
-        _settle(taken, there, lambda _: answer)
+
+        def here() -> Answer[Any]:
+            there.result()  # or what it raises
+            return answer
+
+        settle(taken, here)
 
     def _probed(self, sent: Sent, probe: Probe, done: Future[Result]) -> None:
         """What the device told of a request is there: go on with the request itself."""
@@ -307,15 +310,3 @@ def _moved(sent: Sent, there: engine.Moved) -> Moved:
     outputs = [replace(one, update=call.reads(one.update)) for one in sent.answer.outputs]
     carry = replace(there.carry, params={})
     return Moved(sent.asked, replace(there, carry=carry), tuple(outputs))
-
-
-def _settle(answer: Future[T], done: Future[Any], value: Callable[[Any], T]) -> None:
-    """Answer a future as another one was."""
-    if not answer.set_running_or_notify_cancel():
-        return
-    try:
-        found = value(done.result())
-    except Exception as error:  # noqa: BLE001  the answer raises it
-        answer.set_exception(error)
-    else:
-        answer.set_result(found)

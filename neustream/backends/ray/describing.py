@@ -11,7 +11,7 @@ from neustream.core.events import Submitted
 from neustream.core.job import Job
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO, Request
-from neustream.engine.answers import Result
+from neustream.engine.answers import Result, settle
 from neustream.engine.member import Member
 from neustream.errors import GraphError, NeustreamError
 from neustream.service.mount import OWN, Call, Probe
@@ -54,16 +54,11 @@ class Describing:
             answer.set_exception(error)
             return
 
-        def say(known: Future[Mapping[str, LatencyProfile]]) -> None:
-            try:
-                profiles = {stage: known.result()[stage] for stage in call.graph.stages}
-            except Exception as error:  # noqa: BLE001  the answer raises it
-                answer.set_exception(error)
-            else:
-                streams = call.reader is not None
-                answer.set_result(Described(call.graph, asked, slo, profiles, streams))
+        def say() -> Described:
+            profiles = {stage: known.result()[stage] for stage in call.graph.stages}
+            return Described(call.graph, asked, slo, profiles, call.reader is not None)
 
-        known.add_done_callback(say)
+        known.add_done_callback(lambda _: settle(answer, say))
 
     def _probe(self, id: str, probe: Probe, slo: SLO, answer: Future[Described]) -> None:
         """Have the device look at a request of a new kind."""

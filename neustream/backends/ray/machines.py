@@ -19,6 +19,7 @@ from neustream.backends.ray.kinds import Kind, check_room, options_of
 from neustream.backends.ray.wire import Described, Heard, Joined, dumps, loads
 from neustream.cluster import messages as to
 from neustream.core.types import SLO
+from neustream.engine.answers import settle
 from neustream.errors import BackendError, told
 from neustream.service.service import Service
 
@@ -198,15 +199,7 @@ def _read(said: Future[bytes]) -> Future[Any]:
     """What bytes say, read on the thread that they come on. Ray's own pickler calls Python for each object."""
     found: Future[Any] = Future()
 
-    def read(said: Future[bytes]) -> None:
-        try:
-            value = loads(said.result())
-        except Exception as error:  # noqa: BLE001  the future raises it
-            found.set_exception(error)
-        else:
-            found.set_result(value)
-
-    said.add_done_callback(read)
+    said.add_done_callback(lambda said: settle(found, lambda: loads(said.result())))
     return found
 
 
