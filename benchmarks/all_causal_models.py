@@ -97,11 +97,7 @@ def check(name: str, phase: Phase) -> Found:
     phase("serve")
     with served(model, POSITIONS if limit < 0 else None) as engine:
         phase("alone")
-        alone = []
-        for at, ask in enumerate(ASKS):
-            got = list(submitted(engine, ask, spread).result(ANSWER_S).token_ids)
-            if got != wanted[at]:
-                alone.append(f"request {at} differs from token {_first(got, wanted[at])} of {len(wanted[at])} on")
+        alone = [list(submitted(engine, ask, spread).result(ANSWER_S).token_ids) for ask in ASKS]
         phase("company")
         everyone = threading.Event()
         with counted(model, everyone) as calls:
@@ -110,10 +106,17 @@ def check(name: str, phase: Phase) -> Found:
             together = [list(answer.result(ANSWER_S).token_ids) for answer in answers]
         phase("close")
     offs = [_off(model, ask, got, one) for ask, got, one in zip(ASKS, together, wanted, strict=True)]
-    note = ", ".join(f"request {at}" for at, (a, b) in enumerate(zip(together, wanted, strict=True)) if a != b)
-    note = note and f"{note} differ(s) in company"
+    others = [f"request {at}" for at, pair in enumerate(zip(together, wanted, strict=True)) if pair[0] != pair[1]]
+    note = f"{', '.join(others)} differ(s) in company" if others else ""
     batch = stock_calls[0] / calls[0] if calls[0] else 1.0
-    return Found("; ".join(alone), max(offs), TOLERANCE, round(batch, 2), note)
+    return Found("; ".join(_differences(alone, wanted)), max(offs), TOLERANCE, round(batch, 2), note)
+
+
+def _differences(got: Sequence[list[int]], wanted: Sequence[list[int]]) -> Iterator[str]:
+    """Which requests got other tokens than stock calls gave, and from where on."""
+    for at, (tokens, stock_tokens) in enumerate(zip(got, wanted, strict=True)):
+        if tokens != stock_tokens:
+            yield f"request {at} differs from token {_first(tokens, stock_tokens)} of {len(stock_tokens)} on"
 
 
 def _logits(model: Any, ids: Sequence[int]) -> torch.Tensor:

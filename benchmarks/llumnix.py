@@ -19,9 +19,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +33,37 @@ from llumnix_system import RATES, SYSTEMS, Setting, downtime_s, run
 
 HERE = Path(__file__).parent
 PAPER = json.loads((HERE / "llumnix_paper.json").read_text())
+Point = tuple[str, str, float, Setting]
+"""The panel, system and place of a figure, and what is simulated for it."""
 METRICS = ("request_mean", "request_p99", "prefill_mean", "prefill_p99", "decode_mean", "decode_p99", "preemption_loss")
 
 
-def settings_of(figure: str, args: argparse.Namespace) -> list[tuple[str, str, float, Setting]]:
+def settings_of(figure: str, args: argparse.Namespace) -> list[Point]:
     """The points of a figure: its panel, system and place, and what is simulated."""
     count, seeds = (500, 1) if args.quick else (args.requests, args.seeds)
-    found: list[tuple[str, str, float, Setting]] = []
-    for seed in range(seeds):
-        if figure == "11":
-            for trace in args.traces[:1] if args.quick else args.traces:
-                rates = args.rates or RATES[trace]
-                for rate in rates[:1] if args.quick else rates:
-                    for system in args.systems:
-                        found.append((trace, system, rate, Setting(trace, rate, system, count, seed)))
-        elif figure == "13":
-            for cv in (2.0, 6.0)[: 1 if args.quick else 2]:
-                for name, classes in (("llumnix-base", False), ("llumnix", True)):
-                    one = Setting("S-S", 26.0, "llumnix", count, seed, cv, 12000, 0.1, classes)
-                    found.append(("", name, cv, one))
-        else:
-            for rate in (2.0, 2.2, 2.4, 2.6, 2.8, 3.0)[: 1 if args.quick else 6]:
-                for system in SYSTEMS[1:]:
-                    one = Setting("L-L", rate, system, count, seed, 1.0, 12000, scaled=True)
-                    found.append(("poisson", system, rate, one))
-    return found
+    points = {"11": _of_traces, "13": _of_classes}.get(figure, _scaled)
+    return [point for seed in range(seeds) for point in points(args, count, seed)]
+
+
+def _of_traces(args: argparse.Namespace, count: int, seed: int) -> Iterator[Point]:
+    """Figure 11: each trace at its rates."""
+    for trace in args.traces[:1] if args.quick else args.traces:
+        rates = args.rates or RATES[trace]
+        for rate, system in product(rates[:1] if args.quick else rates, args.systems):
+            yield trace, system, rate, Setting(trace, rate, system, count, seed)
+
+
+def _of_classes(args: argparse.Namespace, count: int, seed: int) -> Iterator[Point]:
+    """Figure 13: a tenth of the requests has priority, or none."""
+    for cv in (2.0, 6.0)[: 1 if args.quick else 2]:
+        for name, classes in (("llumnix-base", False), ("llumnix", True)):
+            yield "", name, cv, Setting("S-S", 26.0, "llumnix", count, seed, cv, 12000, 0.1, classes)
+
+
+def _scaled(args: argparse.Namespace, count: int, seed: int) -> Iterator[Point]:
+    """Figure 14: instances come and go with the load."""
+    for rate, system in product((2.0, 2.2, 2.4, 2.6, 2.8, 3.0)[: 1 if args.quick else 6], SYSTEMS[1:]):
+        yield "poisson", system, rate, Setting("L-L", rate, system, count, seed, 1.0, 12000, scaled=True)
 
 
 def key_of(setting: Setting, decode: float) -> str:
@@ -76,9 +83,7 @@ def simulated(settings: Iterable[Setting], decode: float, path: Path, jobs: int)
     return done
 
 
-def gathered(
-    points: Sequence[tuple[str, str, float, Setting]], done: dict[str, dict[str, float]], decode: float
-) -> Any:
+def gathered(points: Sequence[Point], done: dict[str, dict[str, float]], decode: float) -> Any:
     """By panel, system and metric: the mean over seeds for each place."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for panel, system in dict.fromkeys((panel, system) for panel, system, _, _ in points):

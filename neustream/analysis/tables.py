@@ -25,29 +25,19 @@ SAID = {"bound": "the most that any scheduler could serve", "hindsight": "a sche
 """What the goodput of policies is compared with."""
 SHORT = 11
 """Letters of a name beside which 80 columns have room for the time that decisions take."""
-Measure = tuple[str, Callable[[Record], str]]
-"""A column: its heading, and the cell of a record."""
+Cell = Callable[[Record], str]
+Column = tuple[str, Cell]
+"""Its heading, and the cell of a record."""
 
 
 def policies_table(title: str, records: Sequence[Record]) -> Table:
     """One row a policy; where records hold what was simulated, `served / simulated` in the cells."""
     paired = any("simulated" in record for record in records)
     reach = [what for what in SAID if f"{what}_ratio" in records[0]]
-    rare = [key for key in ("failed", "cancelled") if any(record["counts"][key] for record in records)]
-    counts = ["on_time", "late", "dropped", *rare]
-    measures = _measures(records, paired, reach)
-    measures += [(f"of {what}", partial(_share, key=f"{what}_ratio")) for what in reach]
-    longest = max(len(record["policy"]) for record in records)
-    decides = not paired and not reach and longest <= SHORT
-    headings = [*(key.replace("_", " ") for key in counts), *(heading for heading, _ in measures)]
-    table = new_table(title, "policy", [*headings, "decide us"] if decides else headings)
+    columns = [*_counts(records), *_measures(records, paired, reach), *_decisions(records, paired, reach)]
+    table = new_table(title, "policy", [heading for heading, _ in columns])
     for record in records:
-        row = [record["policy"], *(str(record["counts"][key]) for key in counts)]
-        for _, show in measures:
-            row.append(f"{show(record)}/{show(record['simulated'])}" if paired else show(record))
-        if decides:
-            row.append(_number(record["decision_us"]["p50"], 0))
-        table.add_row(*row)
+        table.add_row(record["policy"], *(cell(record) for _, cell in columns))
     notes = ["a/b: served/simulated"] if paired else []
     notes += [f"{what} {records[0][what]['value']:g}: {SAID[what]}" for what in reach]
     if notes:
@@ -56,10 +46,16 @@ def policies_table(title: str, records: Sequence[Record]) -> Table:
     return table
 
 
-def _measures(records: Sequence[Record], paired: bool, reach: Sequence[str]) -> list[Measure]:
+def _counts(records: Sequence[Record]) -> list[Column]:
+    """What became of requests; what became of none is left out where that is usual."""
+    rare = [key for key in ("failed", "cancelled") if any(record["counts"][key] for record in records)]
+    return [(key.replace("_", " "), partial(_count, key=key)) for key in ("on_time", "late", "dropped", *rare)]
+
+
+def _measures(records: Sequence[Record], paired: bool, reach: Sequence[str]) -> list[Column]:
     """The columns of measures; with few digits where a cell holds two, and fewer where `reach` needs room."""
     fewer = 1 if paired else 0
-    measures: list[Measure] = [
+    measures: list[Column] = [
         ("goodput/s", lambda record: _number(record["goodput_rps"], 3 - fewer)),
         ("SLO met", lambda record: f"{record['attainment']:.{1 - fewer}%}"),
     ]
@@ -68,7 +64,25 @@ def _measures(records: Sequence[Record], paired: bool, reach: Sequence[str]) -> 
     measures.append(("p99 s", lambda record: _number(record["latency_s"]["p99"], 2)))
     if not reach:
         measures.append(("batch", lambda record: _number(loop_batch(record), 2 - fewer)))
-    return measures
+    measures += [(f"of {what}", partial(_share, key=f"{what}_ratio")) for what in reach]
+    return [(heading, partial(_beside, cell)) for heading, cell in measures] if paired else measures
+
+
+def _decisions(records: Sequence[Record], paired: bool, reach: Sequence[str]) -> list[Column]:
+    """The time that decisions take, where there is room for it."""
+    longest = max(len(record["policy"]) for record in records)
+    if paired or reach or longest > SHORT:
+        return []
+    return [("decide us", lambda record: _number(record["decision_us"]["p50"], 0))]
+
+
+def _beside(cell: Cell, record: Record) -> str:
+    """What was served, and what was simulated."""
+    return f"{cell(record)}/{cell(record['simulated'])}"
+
+
+def _count(record: Record, key: str) -> str:
+    return str(record["counts"][key])
 
 
 def tokens_table(records: Sequence[Record]) -> Table:

@@ -131,25 +131,19 @@ class TextStream:
                     self._choice(at, choice)
 
     def _choice(self, at: float, choice: Mapping[str, Any]) -> None:
-        delta = choice.get("delta")
-        piece, speaks = choice.get("text") or "", False
-        if isinstance(delta, dict):
-            piece = next((delta[name] for name in TEXTS if delta.get(name)), "")
-            speaks = "role" in delta and not delta.get("tool_calls")
-            if delta.get("tool_calls"):
-                piece = piece or " "
-        reason = choice.get("finish_reason")
+        """Note when a piece came. One without a text may be the first token, or the last."""
+        piece, reason = _piece(choice), choice.get("finish_reason")
         if reason:
             self._record.finish_reason = str(reason)
-        if isinstance(piece, str) and piece:
+        if piece:
             self._pieces.append(piece)
-        elif speaks and not reason and not self._record.token_times_s:
-            self._first = at
-            return
+            self._record.token_times_s.append(at)
         elif reason:
             self._last = at
-            return
-        self._record.token_times_s.append(at)
+        elif _speaks(choice) and not self._record.token_times_s:
+            self._first = at
+        else:
+            self._record.token_times_s.append(at)
 
     def end(self, at: float, *, whole: bool) -> None:
         record = self._record
@@ -174,6 +168,24 @@ class TextStream:
         count_tokens(record, self._usage, self.text, self._count)
         if self._keep:
             record.text = self.text
+
+
+def _piece(choice: Mapping[str, Any]) -> str:
+    """What an event adds to the text; a blank for calls of tools, which take tokens."""
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        piece = choice.get("text")
+    else:
+        piece = next((delta[name] for name in TEXTS if delta.get(name)), None)
+        if not piece and delta.get("tool_calls"):
+            piece = " "
+    return piece if isinstance(piece, str) else ""
+
+
+def _speaks(choice: Mapping[str, Any]) -> bool:
+    """Whether an event says who speaks, as the first of a chat does."""
+    delta = choice.get("delta")
+    return isinstance(delta, dict) and "role" in delta and not delta.get("tool_calls")
 
 
 class Whole:

@@ -60,20 +60,10 @@ def by_length(runs: Sequence[Run], since: Since = "scheduled") -> ByLength:
         ConfigError: they do not, or none is done.
     """
     records = [record for run in runs for record in run.records]
-    kinds = {record.kind for record in records}
-    if len(kinds) != 1:
-        raise ConfigError(
-            "latency by length: expected texts, or images; there are both, or neither"
-        )
-    unit: Unit = "tokens" if kinds == {"text"} else "steps"
-    found: dict[int, list[float]] = defaultdict(list)
-    for record in records:
-        length, seconds = _length(record, unit), record.e2e_s(since)
-        if record.done and seconds is not None and length:
-            found[length].append(seconds)
-    if not found:
+    unit = _unit(records)
+    lengths = _lengths(records, unit, since)
+    if not lengths:
         raise ConfigError(f"latency by length: no request is done whose {unit} are known")
-    lengths = [Length(k, sum(v) / len(v), len(v)) for k, v in sorted(found.items())]
     units = sum(each.length * each.number for each in lengths)
     number = sum(each.number for each in lengths)
     seconds = sum(run.duration_s for run in runs)
@@ -85,6 +75,25 @@ def by_length(runs: Sequence[Run], since: Since = "scheduled") -> ByLength:
         sum(each.mean_s / each.length * each.number for each in lengths) / number,
         len(records) - number,
     )
+
+
+def _unit(records: Sequence[Record]) -> Unit:
+    kinds = {record.kind for record in records}
+    if len(kinds) != 1:
+        raise ConfigError(
+            "latency by length: expected texts, or images; there are both, or neither"
+        )
+    return "tokens" if kinds == {"text"} else "steps"
+
+
+def _lengths(records: Sequence[Record], unit: Unit, since: Since) -> list[Length]:
+    """The lengths of those that are done, the shortest first, with the mean of their latencies."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for record in records:
+        length, seconds = _length(record, unit), record.e2e_s(since)
+        if record.done and seconds is not None and length:
+            found[length].append(seconds)
+    return [Length(k, sum(v) / len(v), len(v)) for k, v in sorted(found.items())]
 
 
 def _length(record: Record, unit: Unit) -> int | None:

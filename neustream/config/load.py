@@ -59,11 +59,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment |
         for key in _paths(values):
             if key[: len(place)] == place:
                 values = anchored(values, key, Path.cwd())
-    kind: type[Experiment] | type[ModelsConfig] | None = kind_of(values)
-    if values.get("models"):
-        kind = ModelsConfig
-    elif values.get("agent"):
-        kind = AgentExperiment
+    kind = _kind_of_file(values)
     if kind is None:
         told = "give stages (a pipeline), llm (a language model), agent (calls) or models (several of them)"
         raise ConfigError(f"{path}: {told}")
@@ -72,6 +68,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Experiment |
     except ValidationError as error:
         lines = {place: line for place, line in document.lines.items() if place not in changed}
         raise ConfigError(f"{path}: {explain(error, kind, lines, changed)}") from None
+
+
+def _kind_of_file(values: Mapping[str, Any]) -> type[Experiment] | type[ModelsConfig] | None:
+    if values.get("models"):
+        return ModelsConfig
+    return AgentExperiment if values.get("agent") else kind_of(values)
 
 
 def load_experiment(path: Path | str, overrides: Sequence[str] = (), *, model: str | None = None) -> Experiment:

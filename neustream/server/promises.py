@@ -67,16 +67,12 @@ def promised(
     warnings: list[str] = []
     said = body.slo or Promise()
     name, chosen = _class(headers, said, config, warnings)
-    budgets = {each: _default(each, chosen, defaults) for each in NAMES}
     asked = _asked(headers, body, said, warnings)
     timeout_s = _timeout_s(headers, warnings)
     if timeout_s < math.inf:
         asked["e2e_ms"] = min(asked.get("e2e_ms", math.inf), timeout_s * 1e3)
-    for each, value in asked.items():
-        floor = getattr(chosen.floor, each) or 0.0
-        if value < floor:
-            warnings.append(f"{each} {value:g} is below the floor of {floor:g}")
-        budgets[each] = max(value, floor)
+    budgets = {each: _default(each, chosen, defaults) for each in NAMES}
+    budgets |= _above_floors(asked, chosen, warnings)
     if not isinstance(body, TextBody | AgentBody):
         _check_image(said)
         budgets["ttft_ms"] = budgets["tpot_ms"] = math.inf
@@ -93,6 +89,17 @@ def promised(
         finish=chosen.on_miss == "finish",
     )
     return Promised(slo, timeout_s, warnings, said.report)
+
+
+def _above_floors(asked: Mapping[str, float], chosen: ClassConfig, warnings: list[str]) -> dict[str, float]:
+    """What is asked, or the operator's floor where that is less."""
+    budgets = {}
+    for each, value in asked.items():
+        floor = getattr(chosen.floor, each) or 0.0
+        if value < floor:
+            warnings.append(f"{each} {value:g} is below the floor of {floor:g}")
+        budgets[each] = max(value, floor)
+    return budgets
 
 
 def _class(

@@ -12,6 +12,8 @@ from typing import Any
 
 Prompt = str | tuple[int, ...]
 """A text, or the ids of its tokens."""
+CAPTION = 12
+"""Tokens of the prompt of an image, where nobody says how many."""
 
 
 @dataclass(frozen=True)

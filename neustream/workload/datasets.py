@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from neustream.workload.asks import Ask, ImageAsk
+from neustream.workload.asks import CAPTION, Ask, ImageAsk
 from neustream.workload.sources import TURN, Asked
-
-WORDS = 12
-"""Tokens of the prompt of an image."""
 
 
 def normal(mean: float, std: float, least: int, most: int, number: int, seed: int) -> NDArray[np.int64]:
@@ -44,7 +41,7 @@ class Images:
         for at, (size, step) in enumerate(zip(sizes, steps, strict=True)):
             width, height, _ = self.sizes[size]
             image = ImageAsk(width, height, self.steps[step][0], number=self.number)
-            prompt = asked.texts.text(WORDS, asked.seed, TURN, asked.stage, at).strip()
+            prompt = asked.texts.text(CAPTION, asked.seed, TURN, asked.stage, at).strip()
             found.append(asked.ask(at, prompt, None, None, image=image))
         return found
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neustream.errors import ConfigError
-from neustream.workload.asks import Ask, ImageAsk, Limits
+from neustream.workload.asks import CAPTION, Ask, ImageAsk, Limits
 from neustream.workload.row import Notes, Row
 from neustream.workload.sources import Asked
 from neustream.workload.texts import Texts
@@ -48,12 +48,12 @@ class TraceFile:
         params = dict(row.params)
         said = params.pop("prompt", None)
         image = self._image(row)
-        tokens = row.prompt_tokens if image is None else 12
-        if image is None and tokens is None and not isinstance(said, str):
-            raise ConfigError(f"trace {self.trace.path}, line {row.line}: neither steps nor tokens")
         prompt = said if isinstance(said, str) else ""
+        if image is None and row.prompt_tokens is None and not isinstance(said, str):
+            raise ConfigError(f"trace {self.trace.path}, line {row.line}: neither steps nor tokens")
         if not prompt and texts is not None:
-            prompt = prompt_of(row.hash_ids or (), tokens or 1, texts, seed, at)
+            tokens = CAPTION if image is not None else row.prompt_tokens or 1
+            prompt = prompt_of(row.hash_ids or (), tokens, texts, seed, at)
         output = None if image is not None else row.output_tokens or row.max_tokens or self.output
         return Ask(
             str(at),

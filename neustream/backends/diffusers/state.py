@@ -81,18 +81,33 @@ class Kept:
 
     def changed(self) -> str:
         """The first attribute that is another one now; what does not count is noted as it is."""
-        before, now = self.before, self.now
-        for key in before.keys() | now.keys():
-            old, new = before.get(key), now.get(key)
-            if old is new or _same(old, new) or (key == "forward" and old is None and is_own(new, now)):
-                continue
-            if self._counts(key) and (self._private or _setting(old) or _setting(new)):
+        found = self._replaced() or self._refilled()
+        if not found:
+            self._note()
+        return found
+
+    def _replaced(self) -> str:
+        """The first attribute that counts and has another value."""
+        for key in self.before.keys() | self.now.keys():
+            old, new = self.before.get(key), self.now.get(key)
+            if old is not new and self._decides(key, old, new) and not _same(old, new):
                 return f"{self.name}.{key} was {shown(old)} and is {shown(new)}"
+        return ""
+
+    def _decides(self, key: str, old: Any, new: Any) -> bool:
+        """Whether results depend on which of two values an attribute has."""
+        if key == "forward" and old is None and is_own(new, self.now):
+            return False
+        return self._counts(key) and (self._private or _setting(old) or _setting(new))
+
+    def _refilled(self) -> str:
+        """The first container that counts and holds something else."""
         for key, kept in self.inside.items():
-            held: Any = now.get(key)
-            if not _same(held, kept) and not (key in HOOKS and all(map(looks_only, held.values()))):
+            held: Any = self.now.get(key)
+            if _same(held, kept):
+                continue
+            if key not in HOOKS or not all(map(looks_only, held.values())):
                 return f"{self.name}.{key} was {_names(kept)} and is {_names(held)}"
-        self._note()
         return ""
 
 

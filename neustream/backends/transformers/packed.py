@@ -60,6 +60,14 @@ class _Part:
     streamed: bool = False
 
 
+def _places(prompts: Sequence[Row], first: int) -> Iterator[tuple[Row, int, int]]:
+    """Where each one's tokens begin and end, behind `first` others."""
+    for row in prompts:
+        last = first + len(row.tokens)
+        yield row, first, last
+        first = last
+
+
 class Packed:
     """One forward call's rows as one lane: `ids`, `positions` [1, tokens], decodes first.
 
@@ -86,13 +94,8 @@ class Packed:
         self._one = decodes[0] if len(decodes) == 1 else None
         self._slots = torch.tensor([row.slot for row in decodes], device=device)
         self._at = both[1, : len(decodes)]
-        first = len(decodes)
-        self._prompts: list[tuple[Row, int, int]] = []
-        for row in prompts:
-            last = first + len(row.tokens)
-            self.parts.append(_prompt(row, first, last, both[1]))
-            self._prompts.append((row, first, last))
-            first = last
+        self._prompts = list(_places(prompts, len(decodes)))
+        self.parts += [_prompt(row, first, last, both[1]) for row, first, last in self._prompts]
         self.wanted = self._wanted(ordered)
         self._layer: SlotLayer | None = None
 

@@ -157,16 +157,22 @@ def said_of(name: str, config: Mapping[str, Any]) -> Said:
     values = {key: config.get(key) for key in (*EDITS, *DRAWS)}
     meant = {key: value for key, value in values.items() if value not in (None, *NOTHING.get(key, ()))}
     for key, value in meant.items():
-        one = Said(**{key: value})
         try:
-            made = [*one.first(TRIAL), *one.between(TRIAL), *one.last(TRIAL), *one.warm(), *one.cut("cpu")]
-            fine = bool(made) and all(_words(one.sequence_bias)) and _numbers(one)
-            tokens = [token for some in one.tokens.values() for token in some]
+            fine = _fine(Said(**{key: value}))
         except Exception as error:  # whatever the stock processors raise, or what is no number
             raise BackendError(f"generation_config of {name}: {key}={shown(value)}: {told(error)}") from error
-        if not fine or not all(isinstance(token, int) and token >= 0 for token in tokens):
+        if not fine:
             raise BackendError(f"generation_config of {name}: {key}={shown(value)} is nothing that it can say")
     return Said(**meant)
+
+
+def _fine(one: Said) -> bool:
+    """Whether a setting makes processors, of numbers and tokens that may be; raises what these have against it."""
+    made = [*one.first(TRIAL), *one.between(TRIAL), *one.last(TRIAL), *one.warm(), *one.cut("cpu")]
+    tokens = [token for some in one.tokens.values() for token in some]
+    if not made or not all(_words(one.sequence_bias)) or not _numbers(one):
+        return False
+    return all(isinstance(token, int) and token >= 0 for token in tokens)
 
 
 def _numbers(said: Said) -> bool:

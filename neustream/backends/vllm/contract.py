@@ -9,7 +9,7 @@ the names mean what we take them to mean, `trial.py` tries.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from neustream.errors import BackendError
@@ -90,19 +90,12 @@ def check_classes() -> None:
     faults: list[str] = []
     for cls in (Scheduler, AsyncScheduler):
         faults += [fault for name, args in METHODS.items() if (fault := _method(cls, name, args))]
-    faults += [f"RequestStatus.{name}" for name in STATUS if not hasattr(RequestStatus, name)]
-    faults += [f"FCFSRequestQueue.{name}" for name in QUEUE if not hasattr(FCFSRequestQueue, name)]
-    for holder, names in (
-        (EngineCoreOutput, OUTPUT),
-        (EngineCoreOutputs, ("outputs",)),
-        (SchedulerOutput, ("num_scheduled_tokens", "preempted_req_ids")),
-    ):
-        fields = getattr(holder, "__struct_fields__", None) or getattr(
-            holder, "__dataclass_fields__", {}
-        )
-        faults += [f"{holder.__name__}.{name}" for name in names if name not in fields]
-    if not hasattr(FinishReason, "ABORT"):
-        faults.append("FinishReason.ABORT")
+    faults += _without(RequestStatus, "RequestStatus", STATUS)
+    faults += _without(FCFSRequestQueue, "FCFSRequestQueue", QUEUE)
+    faults += _without(FinishReason, "FinishReason", ("ABORT",))
+    faults += _without_fields(EngineCoreOutput, OUTPUT)
+    faults += _without_fields(EngineCoreOutputs, ("outputs",))
+    faults += _without_fields(SchedulerOutput, ("num_scheduled_tokens", "preempted_req_ids"))
     try:
         request = Request(
             request_id="",
@@ -110,10 +103,22 @@ def check_classes() -> None:
             sampling_params=SamplingParams(max_tokens=1),
             pooling_params=None,
         )
-        faults += [f"Request.{name}" for name in REQUEST if not hasattr(request, name)]
+        faults += _without(request, "Request", REQUEST)
     except TypeError as error:
         faults.append(f"Request({error})")
     _refuse(faults, vllm.__version__)
+
+
+def _without(holder: Any, label: str, names: Iterable[str]) -> list[str]:
+    """The attributes that an object lacks."""
+    return [f"{label}.{name}" for name in names if not hasattr(holder, name)]
+
+
+def _without_fields(holder: type[Any], names: Iterable[str]) -> list[str]:
+    """The fields that a struct of msgspec or a dataclass lacks."""
+    fields = getattr(holder, "__struct_fields__", None)
+    fields = fields or getattr(holder, "__dataclass_fields__", {})
+    return [f"{holder.__name__}.{name}" for name in names if name not in fields]
 
 
 def eos_of(vllm_config: Any) -> list[int]:
@@ -127,7 +132,7 @@ def check_scheduler(scheduler: Any) -> None:
     """BackendError that names what a scheduler lacks that vLLM has just made."""
     import vllm
 
-    faults = [f"Scheduler.{name}" for name in SCHEDULER if not hasattr(scheduler, name)]
+    faults = _without(scheduler, "Scheduler", SCHEDULER)
     if not faults:
         if not isinstance(scheduler.running, list):
             faults.append("Scheduler.running (a list)")

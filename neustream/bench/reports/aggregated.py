@@ -168,11 +168,11 @@ def summary_of_report(report: Report) -> dict[str, Any]:
     rates = aggregate.throughput or Throughput()
     failures = requests.failures or 0
     load: dict[str, Any] = {"count": requests.total, "schedule_delay": None}
-    told = report.scenario.load.standardized if report.scenario and report.scenario.load else None
-    if told is not None and told.rate_qps is not None:
-        load["requested_rate"] = told.rate_qps
-    if told is not None and told.concurrency is not None:
-        load["concurrency"] = told.concurrency
+    rate, concurrency = _load_of(report)
+    if rate is not None:
+        load["requested_rate"] = rate
+    if concurrency is not None:
+        load["concurrency"] = concurrency
     return {
         "benchmark_time_seconds": seconds_of(report),
         "load_summary": load,
@@ -199,7 +199,7 @@ def vllm_of_report(report: Report) -> dict[str, Any]:
     seconds = seconds_of(report)
     if seconds is None:
         raise ConfigError("run.time.duration is not in there as PT..S, and duration needs it")
-    told = report.scenario.load.standardized if report.scenario and report.scenario.load else None
+    rate, concurrency = _load_of(report)
     failed = (requests.failures or 0) + (requests.incomplete or 0)
     inputs, outputs = _mean(rates.input_token_rate), _mean(rates.output_token_rate)
     found: dict[str, Any] = {
@@ -207,19 +207,31 @@ def vllm_of_report(report: Report) -> dict[str, Any]:
         "completed": requests.total - failed,
         "failed": failed,
         "num_prompts": requests.total,
-        "total_input_tokens": None if inputs is None else round(inputs * seconds),
-        "total_output_tokens": None if outputs is None else round(outputs * seconds),
+        "total_input_tokens": _in_all(inputs, seconds),
+        "total_output_tokens": _in_all(outputs, seconds),
         "request_throughput": _mean(rates.request_rate),
         "output_throughput": outputs,
         "total_token_throughput": _mean(rates.total_token_rate),
-        "request_rate": "inf" if told is None or told.rate_qps is None else told.rate_qps,
-        "max_concurrency": None if told is None else told.concurrency,
+        "request_rate": "inf" if rate is None else rate,
+        "max_concurrency": concurrency,
     }
     for name, ours in NAMES.items():
         spread_ = getattr(aggregate.latency or Latency(), ours)
         if spread_ is not None:
             found |= _in_ms(name, spread_)
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _load_of(report: Report) -> tuple[float | None, float | None]:
+    """Requests a second, and how many at a time; None where it says nothing of them."""
+    if not report.scenario or not report.scenario.load or not report.scenario.load.standardized:
+        return None, None
+    told = report.scenario.load.standardized
+    return told.rate_qps, told.concurrency
+
+
+def _in_all(rate: float | None, seconds: float) -> int | None:
+    return None if rate is None else round(rate * seconds)
 
 
 def _needed(report: Report) -> tuple[Aggregate, Requests]:

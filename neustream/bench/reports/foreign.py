@@ -176,27 +176,35 @@ def _request(at: int, row: Mapping[str, Any], origin: float, where: str) -> Reco
     outputs = info.get("output_tokens", answered.get("output_tokens"))
     times = info.get("output_token_times", answered.get("output_token_times")) or []
     error = row.get("error")
-    failed = error is not None and error != ""
-    kind = error.get("error_type", "") if isinstance(error, dict) else ""
-    said = error.get("error_msg", "") if isinstance(error, dict) else str(error or "")
-    sent = number(row["start_time"], f"{where}: start_time") - origin
+    outputs_at = _list(times, f"{where}: output_token_times")
+    due = row.get("scheduled_time", row["start_time"])
     return Record(
         str(row.get("id", at)),
-        outcome="failed" if failed else "done",
-        error=f"{kind}: {said}" if kind and said else kind or said,
-        scheduled_s=number(row.get("scheduled_time", row["start_time"]), f"{where}: scheduled_time")
-        - origin,
-        sent_s=sent,
+        outcome="done" if error in (None, "") else "failed",
+        error=_message(error),
+        scheduled_s=number(due, f"{where}: scheduled_time") - origin,
+        sent_s=number(row["start_time"], f"{where}: start_time") - origin,
         token_times_s=[
-            number(each, f"{where}: output_token_times") - origin
-            for each in _list(times, f"{where}: output_token_times")
+            number(each, f"{where}: output_token_times") - origin for each in outputs_at
         ],
         end_s=number(row["end_time"], f"{where}: end_time") - origin,
-        input_tokens=None if inputs is None else int(number(inputs, f"{where}: input_tokens")),
-        output_tokens=None if outputs is None else int(number(outputs, f"{where}: output_tokens")),
+        input_tokens=_tokens(inputs, f"{where}: input_tokens"),
+        output_tokens=_tokens(outputs, f"{where}: output_tokens"),
         counted_by="" if outputs is None else "tokenizer",
         session=str(row.get("session") or ""),
     )
+
+
+def _message(error: Any) -> str:
+    """What an error of inference-perf says: a text, or a section with its type and message."""
+    if not isinstance(error, dict):
+        return str(error or "")
+    told = (error.get("error_type"), error.get("error_msg"))
+    return ": ".join(str(each) for each in told if each)
+
+
+def _tokens(count: Any, where: str) -> int | None:
+    return None if count is None else int(number(count, where))
 
 
 def is_summary(content: Any) -> bool:
