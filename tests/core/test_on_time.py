@@ -214,6 +214,12 @@ def test_a_total_whose_usual_length_fills_its_time_keeps_no_prompt_out_of_a_step
     assert "new" in decided(scheduler_with(running, [new], ends=range(4, 204, 4)))[0]
 
 
+def test_a_prompt_does_not_join_a_step_in_which_its_own_output_is_late():
+    running = [ask(f"r{at}", first=1.0, step=1.0) for at in range(20)]  # they decode in 0.03
+    new = ask("new", prompt=20, first=0.02)  # alone in 0.012
+    assert decided(scheduler_with(running, [new])) == ({"new"}, set())
+
+
 def test_a_total_is_not_left_waiting_for_hurried_prompts_until_its_end():
     """Beside requests that cannot wait for a step, decodes with slack pause: not where outputs are to come."""
     hurried = [ask(f"g{at}", prompt=20, most=1, first=0.014) for at in range(4)]

@@ -198,8 +198,8 @@ class PrefillFiller:
         whole = plan.seconds(part.step_with(job, job.size))
         each = (whole - step) / job.size  # what a token of it adds
         rest = job.size - first
-        if rest <= 0:
-            return float(first)
+        if rest <= 0:  # it is the deadline of its own output that the step is too long for
+            return 0.0
         if self.pace <= step:
             return 0.0
         left = max(part.slack - now, 0.0)
