@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from neustream.backends import Arguments
 from neustream.core.types import SLO, Request
 from neustream.engine.events import Observer, Refused
+from neustream.engine.places import Places
 from neustream.engine.turns import Next, Turn, Turns
 from neustream.errors import RequestError, told
 from neustream.service.answer import Answer
@@ -75,17 +76,20 @@ class Replay:
 
     Args:
         turns: of requests that go on with others, by their ids.
+        places: bounds how many are under way at once.
 
     Attributes:
         interrupted: whether it was ended before all was served.
         start: the instant of the clock of what serves that arrivals count from.
     """
 
-    def __init__(self, serving: Serving, turns: Mapping[str, Turn] = {}) -> None:
+    def __init__(self, serving: Serving, turns: Mapping[str, Turn] = {}, places: Places | None = None) -> None:
         self.interrupted = False
         self._serving = serving
         self.start = serving.now()
         self._turns = Turns(turns)
+        self._places = places or Places()
+        self._held: dict[str, Sending] = {}  # wait for a place
         self._ends: queue.SimpleQueue[tuple[str, float, bool]] = queue.SimpleQueue()
         self._waiting: dict[str, Sending] = {}
         self._ready: list[tuple[float, int, Sending]] = []
@@ -114,7 +118,7 @@ class Replay:
                 return
             self._waiting[sending.request.id] = sending
             self._go_on(self._turns.came(sending.request))
-        while not self.over and (self._ready or self._turns.waiting):
+        while not self.over and (self._ready or self._turns.waiting or self._held):
             self._pass(math.inf)
 
     def _now(self) -> float:
@@ -128,10 +132,13 @@ class Replay:
             self._send(heapq.heappop(self._ready)[2])
 
     def _hear(self, seconds: float) -> None:
-        """Wait so long for the end of a request; those that waited for it are ready."""
+        """Wait so long for the end of a request; those that waited for it, or for its place, go on."""
         with contextlib.suppress(queue.Empty):
             id, at, done = self._ends.get(timeout=seconds)
             self._go_on(self._turns.ended(id, at, done=done))
+            request = self._places.left(id, at)
+            if request is not None:
+                self._send(replace(self._held.pop(request.id), request=request))
 
     def _go_on(self, found: Sequence[Next]) -> None:
         for each in found:
@@ -146,12 +153,15 @@ class Replay:
 
     def _send(self, sending: Sending) -> None:
         request, (args, named) = sending.request, sending.arguments
+        if not self._places.enter(request):
+            self._held[request.id] = sending
+            return
         try:
             answer = self._serving.submit(*args, **named, model=sending.model, slo=request.slo, id=request.id)
         except RequestError as error:
             if not self.over:
                 self._refuse(request, error)
-                self._go_on(self._turns.ended(request.id, self._now(), done=False))
+                self._over(request, done=False)
             return
         answer.add_done_callback(lambda _: self._answered(request, answer, sending.done))
 
@@ -159,9 +169,13 @@ class Replay:
         error = None if answer.cancelled() else answer.exception()
         if error is not None and answer.ended is None:
             self._refuse(request, error)
-        if self._turns:
-            self._ends.put((request.id, self._now(), error is None and not answer.cancelled()))
+        self._over(request, done=error is None and not answer.cancelled())
         done(answer)
+
+    def _over(self, request: Request, *, done: bool) -> None:
+        """Have those go on that wait for it; from any thread."""
+        if self._turns or self._places:
+            self._ends.put((request.id, self._now(), done))
 
     def _refuse(self, request: Request, error: BaseException) -> None:
         now = self._serving.now()

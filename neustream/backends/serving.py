@@ -269,7 +269,7 @@ class Session:
         with policy_faults(policy):
             with self._serving(policy, heard) as serving:
                 report = self._new_report(serving.now())
-                replay = Replay(serving, self.prepared.turns)
+                replay = Replay(serving, self.prepared.turns, self.prepared.bound())
                 heard.observers += [report, *observers, tick]
                 started(replay)
                 replay.play(map(self._sending, self.prepared.requests))

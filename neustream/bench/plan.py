@@ -88,6 +88,11 @@ class Plan:
     seed: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether requests have instants; else each comes as soon as there is a place."""
+        return not self.asks or self.asks[0].arrival_s is not None
+
     def about(self) -> dict[str, Any]:
         """All but the asks, for the results' files."""
         return {**{k: v for k, v in vars(self).items() if k != "asks"}, "meta": dict(self.meta)}

@@ -56,7 +56,7 @@ class Player:
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: BaseException | None = None
         self._ends: dict[str, asyncio.Future[tuple[Turns | None, float]]] = {}
-        self._closed = len(plan.asks) > 0 and plan.asks[0].arrival_s is None
+        self._closed = not plan.scheduled
         places = plan.concurrency or (len(plan.asks) if self._closed else None)
         self._places = asyncio.Semaphore(places) if places else None
         self._ahead = AHEAD + (places or 0)

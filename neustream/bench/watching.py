@@ -47,11 +47,14 @@ class Watch:
             if record is not None and record.kind == "text":
                 record.token_times_s.append(told.at - self.origin)
         elif isinstance(told, Submitted):
-            self._came(told.id, told.slo).sent_s = told.arrival - self.origin
+            record = self._came(told.id, told.slo, told.arrival)
+            record.sent_s = told.arrival - self.origin
+            if self._plan.concurrency is not None:
+                record.waited_s = record.sent_s - record.scheduled_s
         elif isinstance(told, Ended):
             self._ended(told)
         elif isinstance(told, Refused):
-            record = self._came(told.id, told.slo)
+            record = self._came(told.id, told.slo, told.arrival)
             if self._blocked(told.id):
                 fail(
                     record,
@@ -63,9 +66,10 @@ class Watch:
                 fail(record, "failed", told.reason)
             self._tick(record)
 
-    def _came(self, id: str, slo: SLO) -> Record:
+    def _came(self, id: str, slo: SLO, arrival: float) -> Record:
         ask = self._asks[id]
-        record = self._records[id] = record_of(ask, self._due(ask))
+        due = self._due(ask) if self._plan.scheduled else arrival - self.origin
+        record = self._records[id] = record_of(ask, due)
         if not record.limits.promises:  # it is the experiment that promises
             record.limits = Limits(slo.first, slo.step, slo.total, slo.weight)
             record.slo_class = record.slo_class or slo.name

@@ -27,6 +27,7 @@ from neustream.engine.events import Call, Finished, Observer, Record, Started
 from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.loop import Loop
 from neustream.engine.member import Drive, Member
+from neustream.engine.places import Places
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.routing import LeastWork
@@ -162,11 +163,12 @@ class Cluster:
         observers: Sequence[Observer] = (),
         report: Report | None = None,
         turns: Mapping[str, Turn] = {},
+        places: Places | None = None,
     ) -> Report:
-        """Serve a workload; returns when all of it is answered. `turns`: see `Replay`."""
+        """Serve a workload; returns when all of it is answered. `turns`, `places`: see `Replay`."""
         report = report or Report(self.clock.now())
         self.loop.observers += [*observers, report]
-        replay = Replay(self.loop, requests, turns=turns)
+        replay = Replay(self.loop, requests, turns=turns, places=places)
         self.loop.run(replay)
         return report
 

@@ -66,7 +66,7 @@ def play_here(plan: Plan, options: TwinOptions, model: str = "") -> Run:
         model: which of several models is asked, by requests that name none; "": the first of their kind.
 
     Raises:
-        ConfigError: the plan has no schedule, or the experiment cannot serve it.
+        ConfigError: the plan cannot be played here, or the experiment cannot serve it.
     """
     if options.config is None:
         raise ConfigError("--backend neustream: needs --config, an experiment's YAML")
@@ -85,7 +85,7 @@ def row_of(ask: Ask) -> Row:
     limits, image = ask.limits, ask.image
     first = limits.ttft_s if math.isfinite(limits.ttft_s) else limits.e2e_s
     return Row(
-        arrival_s=ask.arrival_s,
+        arrival_s=_due(ask),
         steps=None if image is None else image.steps,
         width=None if image is None else image.width,
         height=None if image is None else image.height,
@@ -104,10 +104,15 @@ def _finite(seconds: float) -> float | None:
 
 
 def _check(plan: Plan) -> None:
-    if any(ask.arrival_s is None for ask in plan.asks) or plan.concurrency is not None:
-        raise ConfigError("--backend neustream: needs --request-rate or a trace, and no --max-concurrency")
     if not plan.asks:
         raise ConfigError(f"plan {plan.name!r}: no requests; expected at least one")
+    if plan.duration_s is not None:
+        raise ConfigError(f"plan {plan.name!r}: duration_s is {plan.duration_s:g}; all requests are played here")
+    if plan.concurrency is not None and plan.concurrency < 1:
+        raise ConfigError(f"plan {plan.name!r}: concurrency is {plan.concurrency}; expected at least 1")
+    without = [ask.id for ask in plan.asks if ask.arrival_s is None]
+    if 0 < len(without) < len(plan.asks):
+        raise ConfigError(f"plan {plan.name!r}: {without[0]!r} has no arrival; expected one of all, or of none")
     came: dict[str, str] = {}
     for ask in plan.asks:
         what = f"plan {plan.name!r}: {ask.id!r}"
@@ -185,7 +190,13 @@ def _aligned(prepared: Prepared, plan: Plan, asked: Asked) -> tuple[Prepared, li
     requests = [found[ask.id] for ask in plan.asks]
     ids = [request.id for request in requests]
     turns = {found[ask.id].id: Turn(found[ask.follows].id, ask.think_s) for ask in plan.asks if ask.follows}
-    return replace(prepared, requests=sorted(requests, key=attrgetter("arrival")), turns=turns), ids
+    return replace(
+        prepared,
+        requests=sorted(requests, key=attrgetter("arrival")),
+        turns=turns,
+        at_once=plan.concurrency,
+        scheduled=plan.scheduled,
+    ), ids
 
 
 def _due(ask: Ask) -> float:

@@ -32,6 +32,7 @@ from neustream.engine.events import (
 from neustream.engine.life import Life
 from neustream.engine.loop import Loop
 from neustream.engine.member import Member
+from neustream.engine.places import Places
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
 from neustream.engine.routing import LeastWork, Router
@@ -100,6 +101,7 @@ class Engine:
         *,
         call_s: float = 0.0,
         turns: Mapping[str, Turn] = {},
+        places: Places | None = None,
     ) -> Report:
         """Serve `requests` at their arrivals (counted from now) and return when all have ended.
 
@@ -109,7 +111,7 @@ class Engine:
         report = report or Report(self.clock.now())
         self._loop.observers.append(report)
         try:
-            self._replay = Replay(self._loop, requests, call_s, turns)
+            self._replay = Replay(self._loop, requests, call_s, turns, places)
             self._loop.run(self._replay)
             report.interrupted = self._replay.interrupted
         except BaseException as fault:
@@ -122,10 +124,7 @@ class Engine:
         return report
 
     def interrupt(self) -> None:
-        """End the open requests as cancelled and take no more; safe from a signal handler.
-
-        While serving, `close` is still to be called.
-        """
+        """Take no more and cancel what is open; for signal handlers too. `close` is yet to come."""
         self.clock.post(Stop(cancel=True), self.clock.now())
 
     # -- serving ----------------------------------------------------------------------------------

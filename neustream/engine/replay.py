@@ -10,6 +10,7 @@ from neustream.core.events import Ended
 from neustream.core.types import Request
 from neustream.engine.events import Arrival, Call, Record, Refused
 from neustream.engine.loop import Loop
+from neustream.engine.places import Places
 from neustream.engine.turns import Next, Turn, Turns
 from neustream.errors import NeustreamError, RequestError
 
@@ -20,6 +21,7 @@ class Replay:
     `call_s`: from the arrival of a request to when it is taken in, which its caller needs.
     `turns`: of requests that go on with others, by their ids. One whose turn before was not done
     is refused.
+    `places`: bounds how many are under way at once.
     RequestError, from the loop, if arrivals go back.
     """
 
@@ -29,25 +31,28 @@ class Replay:
         requests: Iterable[Request],
         call_s: float = 0.0,
         turns: Mapping[str, Turn] = {},
+        places: Places | None = None,
     ) -> None:
         self._loop = loop
         self._call_s = call_s
         self._turns = Turns(turns)
-        self._later = 0  # turns whose instants are known
+        self._places = places or Places()
+        self._later = 0  # turns, and requests with a place, whose instants are known
         self._start = loop.clock.now()
         self._requests: Iterator[Request] = iter(requests)
         self._next = next(self._requests, None)
         self._posted = 0  # arrivals that were not handled yet
         self.interrupted = False
         loop.handlers[Arrival] = self._arrived
-        if self._turns:
+        if self._turns or self._places:
             loop.observers.append(self._heard)
         self._draw()
 
     @property
     def over(self) -> bool:
         """Whether no more requests will come."""
-        return self.interrupted or not (self._posted or self._later or self._turns.waiting)
+        to_come = self._posted or self._later or self._turns.waiting or self._places.waiting
+        return self.interrupted or not to_come
 
     def interrupt(self, now: float) -> None:
         """End the open requests as cancelled and take no more."""
@@ -84,11 +89,14 @@ class Replay:
             self._go_on(following, now)
 
     def _heard(self, record: Record) -> None:
-        """A request is over: those that waited for it come."""
+        """A request is over: those that waited for it come, and one that waited for its place."""
         if isinstance(record, Ended | Refused) and not self.interrupted:
             done = isinstance(record, Ended) and record.status == "done"
             for following in self._turns.ended(record.id, record.at, done=done):
                 self._post(following)
+            next_in = self._places.left(record.id, record.at)
+            if next_in is not None:
+                self._post(Next(next_in))
         if self.over and not self._loop.busy:
             self._loop.observers.remove(self._heard)
 
@@ -114,6 +122,8 @@ class Replay:
             self._take(following.request, now)
 
     def _take(self, request: Request, now: float) -> None:
+        if not self._places.enter(request):
+            return
         try:
             self._loop.accept(request, now)
         except NeustreamError as error:

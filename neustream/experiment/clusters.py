@@ -157,7 +157,7 @@ def simulate_cluster(
         decision_s=bench.decision_s,
         call_s=bench.call_s,
     )
-    cluster.run(prepared.requests, observers, report, prepared.turns)
+    cluster.run(prepared.requests, observers, report, prepared.turns, prepared.bound())
     report.instance_s = cluster.instance_s
     return report
 

@@ -20,6 +20,7 @@ from neustream.core.steps import PhaseProfile
 from neustream.core.types import Request
 from neustream.engine.executor import Executor
 from neustream.engine.member import Member
+from neustream.engine.places import Places
 from neustream.engine.turns import Turn
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, pipeline_of
@@ -49,6 +50,14 @@ class Prepared:
     """How long simulated steps really take, of stages whose profiles do not say it."""
     turns: Mapping[str, Turn] = field(default_factory=dict)
     """Of requests that go on with others, by their ids; see `neustream.engine.turns`."""
+    at_once: int | None = None
+    """The most requests under way; None: no bound."""
+    scheduled: bool = True
+    """Whether requests that wait for a place get it in order; else turns get it before the others."""
+
+    def bound(self) -> Places:
+        """The bound on what is under way, for one replay."""
+        return Places(self.at_once, () if self.scheduled else self.turns)
 
     @property
     def experiments(self) -> list[Experiment]:

@@ -52,8 +52,8 @@ def simulate(
     step (`Took`), calls of tools too, in place of what is drawn for them. `device` says the rest in
     the config's place.
     `cluster`: another one than the config's; `ways`: what messages in it took where it was served.
-    Outside of clusters turns of conversations, whose instants nobody knows beforehand, take nothing of
-    the steps beside them (`call_s`).
+    Outside of clusters turns of conversations, and requests that wait for a place, take nothing of the
+    steps beside them (`call_s`): nobody knows their instants beforehand.
     """
     observed = bool(speed) or took is not None
     costs = _costs(prepared, Simulation() if observed and device is None else device)
@@ -72,7 +72,7 @@ def simulate(
         return _on_cluster(prepared, cluster, policy, bench, observers)
     truth = {**prepared.profiles, **real}  # what is learnt changes no device
     beside = None
-    if costs.call_s:
+    if costs.call_s and prepared.at_once is None:
         arrivals = [request.arrival for request in prepared.requests if request.id not in prepared.turns]
         beside = Calls(arrivals, costs.call_s).beside
     executor = ProfiledExecutor(truth, handover_s=costs.handovers, stretch=factor, beside=beside, outcome=outcome)
@@ -82,7 +82,7 @@ def simulate(
     members = prepared.members(policy, _executors(prepared, executor, own))
     engine = Engine(members, VirtualClock(costs.decision_s), observers)
     with policy_faults(policy):
-        return engine.run(prepared.requests, call_s=costs.call_s, turns=prepared.turns)
+        return engine.run(prepared.requests, call_s=costs.call_s, turns=prepared.turns, places=prepared.bound())
 
 
 @dataclass

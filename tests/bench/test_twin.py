@@ -236,8 +236,6 @@ def test_several_models_are_served_for_real(here):
         (["--config", "no.yaml"], "no.yaml"),
         (["--config", "toy.yaml", "--policy", "odd"], "odd"),
         (["--config", "toy.yaml", "--set", "x=1"], "x"),
-        (["--config", "toy.yaml", "--request-rate", "inf"], "needs --request-rate"),
-        (["--config", "toy.yaml", "--max-concurrency", "2"], "no --max-concurrency"),
         (["--config", "toy.yaml", "--dataset-name", "random"], "its model makes images, and texts are asked for"),
     ],
 )
