@@ -62,11 +62,28 @@ def nobody(stage: str) -> Pool | None:
 class Unpromised(NamedTuple):
     """Requests without a promise: device seconds since one of them waits, and those that they got.
 
-    A step counts for them by their share of its jobs.
+    A step counts for them by their share of its jobs. What they get while nothing is owed to them
+    is no debt: they are never ahead by more than a step that was owed.
     """
 
     busy_s: float = 0.0
     served_s: float = 0.0
+
+    def after(self, seconds: float, part: float, share: float) -> Unpromised:
+        """The same after a step of which a `part` was theirs.
+
+        `share`: of the device's time that they are to get; 0: nothing is owed to them, all counts.
+        """
+        busy, served = self.busy_s + seconds, self.served_s + seconds * part
+        if share > 0 and share * self.busy_s <= self.served_s:
+            served = max(self.served_s, min(served, share * busy))
+        return Unpromised(busy, served)
+
+
+def background_of(policy: object) -> float:
+    """The share of the device's time that a policy gives to requests without a promise."""
+    share: float = getattr(policy, "background", 0.0)
+    return share
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from neustream.core.carry import Carry
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Entry, Job
 from neustream.core.kv_cache import BlockPool, KVCache
-from neustream.core.policy import Policy, Pool, Unpromised, View
+from neustream.core.policy import Policy, Pool, Unpromised, View, background_of
 from neustream.core.queues import Queues
 from neustream.errors import GraphError, PolicyError, RequestError, shown
 
@@ -107,9 +107,8 @@ class PoolState:
     def unpromised_after(self, batch: Batch, seconds: float) -> Unpromised:
         """What jobs without a promise will have got after a step that runs while some are there."""
         count = sum([not job.promised for job in batch.jobs])
-        busy, served = self.unpromised
-        share = seconds * count / len(batch.jobs)
-        return Unpromised(busy + seconds, served + share)
+        part = count / len(batch.jobs)
+        return self.unpromised.after(seconds, part, background_of(self.policy))
 
     # -- steps ------------------------------------------------------------------------------------
 

@@ -267,3 +267,16 @@ def test_while_promised_decodes_pause_others_run_only_until_they_go_on():
     assert pause(0.027) == ([60.0], False)
     assert pause(0.021) == ([10.0], False)  # 1 ms beyond the 20 ms of any step
     assert pause(0.019) == ([], True)
+
+
+def test_what_they_had_for_free_is_no_debt():
+    """They ran for eight seconds while hardly anybody was promised anything; then promised ones fill all seats."""
+    profiles = llm_profiles("llm", Steps(), max_batch=4)
+    early = texts(8, 1.0, SLO(first=1.0, step=0.1))
+    promised = texts(160, 1 / 12, SLO(first=1.0, step=0.1), prefix="q", start=8.0)  # four seats serve ten a second
+    long = texts(1, 0.0, SLO(), prefix="u", tokens=450)
+    beside = texts(1, 0.0, SLO(), prefix="v", start=8.5, tokens=5)
+    served = ends(CHAT, profiles, Priced(background=0.05), [*early, *promised, *long, *beside])
+    assert served["u0"].status == "done"
+    # both decode together, at a twentieth of the device
+    assert served["v0"].at < 8.5 + 5 * 0.021 / 0.05 + 1.5

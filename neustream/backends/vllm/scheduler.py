@@ -27,6 +27,7 @@ from neustream.backends.vllm.steps import StepInFlight, TurnSteps, step_of_token
 from neustream.backends.vllm.trial import check_meaning
 from neustream.backends.vllm.view import ViewBuilder
 from neustream.core.events import attainable
+from neustream.core.policy import background_of
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.errors import NeustreamError
@@ -60,6 +61,7 @@ class SLOMixin(Scheduler):
         if base is None:
             log.warning("neustream: no profile was given; step latencies are learnt from nothing")
         self.slo_policy = build_policy(settings)
+        self._background = background_of(self.slo_policy)
         self.step_times = TurnSteps(base)
         self.views = ViewBuilder(
             self.step_times,
@@ -297,7 +299,7 @@ class SLOMixin(Scheduler):
     def _learn(self, flight: StepInFlight, seconds: float) -> None:
         if flight.step is None:
             return
-        self.views.ran(flight.expected, seconds, flight.unpromised)
+        self.views.ran(flight.expected, seconds, flight.unpromised, self._background)
         if self.step_times.learn(flight.step, seconds):
             self.stats.step_error = self.step_times.error
 

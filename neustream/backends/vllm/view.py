@@ -335,13 +335,15 @@ class ViewBuilder:
                     lengths.full()
                 del self.jobs[id]
 
-    def ran(self, expected: float, seconds: float, unpromised: float) -> None:
-        """A step took so many seconds; `unpromised` is the share of requests without a promise."""
+    def ran(self, expected: float, seconds: float, unpromised: float, share: float = 0.0) -> None:
+        """A step took so many seconds; `unpromised` of its requests had no promise.
+
+        `share`: of the device's time that those are to get.
+        """
         if expected > 0:
             self._times.note(self._graph.stages, seconds / expected)
         if self._some_unpromised:
-            busy, served = self._unpromised
-            self._unpromised = Unpromised(busy + seconds, served + seconds * unpromised)
+            self._unpromised = self._unpromised.after(seconds, unpromised, share)
 
     # -- the end of requests ----------------------------------------------------------------------
 
