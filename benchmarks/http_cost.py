@@ -34,8 +34,8 @@ from neustream import serve
 from neustream.analysis.tables import new_table
 from neustream.core.steps import Step
 from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.gateway import Loaded
 from neustream.server.lifecycle import keep_still, run
+from neustream.server.loading import Loaded
 from neustream.server.metrics import Metrics
 from neustream.server.models import TextModel
 from neustream.service.service import Service

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,13 +61,13 @@ def total(samples: Mapping[str, float], name: str, *labels: str) -> float:
 
 
 @contextlib.contextmanager
-def serving(config: Mapping[str, Any]) -> Iterator[Served]:
-    """`neustream serve` of a config on a free port, until the end of the block."""
-    with tempfile.TemporaryDirectory() as folder:
+def serving(config: Mapping[str, Any], log: Path | None = None) -> Iterator[Served]:
+    """`neustream serve` of a config on a free port, until the end of the block; `log` gets its stderr."""
+    with tempfile.TemporaryDirectory() as folder, _open(log) as stderr:
         path = Path(folder) / "server.yaml"
         path.write_text(yaml.safe_dump({"http": {"port": 0}, **config}))
         command = [sys.executable, "-c", "from neustream.cli import main; main()", "serve", str(path)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         try:
             assert process.stdout is not None
             port = int(re.findall(r":(\d+)$", process.stdout.readline().strip())[0])
@@ -81,6 +82,10 @@ def serving(config: Mapping[str, Any]) -> Iterator[Served]:
             process.wait()
 
 
+def _open(log: Path | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if log is None else log.open("w")
+
+
 def post(path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a request, on a connection of its own."""
     data = json.dumps(body).encode()
@@ -92,12 +97,22 @@ def post(path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None =
 
 @dataclass
 class Heard:
-    """What came back. `raw`: all of it; `tokens`: events with one; `left`: we went away first."""
+    """What came back.
+
+    Attributes:
+        raw: all of it; tokens: events with one.
+        left: we went away first; lost: we gave up waiting.
+        first_s, last_s: seconds from the sending to the first and the last bytes that came; None: none did.
+        whole_s: seconds until it was over.
+    """
 
     raw: bytes = b""
     tokens: int = 0
     left: bool = False
     lost: bool = False
+    first_s: float | None = None
+    last_s: float | None = None
+    whole_s: float = 0.0
 
     @property
     def status(self) -> int:
@@ -122,11 +137,14 @@ class Heard:
 
 
 async def ask(port: int, request: bytes, leave_after: int | None = None, patience_s: float = 120.0) -> Heard:
-    """Send a request and read its answer; go away after so many tokens (0: at once) if that is said."""
-    heard = Heard()
+    """Send a request and read its answer; go away after so many tokens (0: at once) if that is said.
+
+    It is lost after `patience_s` seconds in which nothing came.
+    """
+    heard, began = Heard(), time.monotonic()
     reader, writer = await asyncio.open_connection(HOST, port)
     try:
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(patience_s) as limit:
             writer.write(request)
             await writer.drain()
             while leave_after is None or heard.tokens < leave_after:
@@ -135,11 +153,16 @@ async def ask(port: int, request: bytes, leave_after: int | None = None, patienc
                 heard.tokens += part.count(b'"choices": [{')
                 if not part:
                     return heard
+                heard.last_s = time.monotonic() - began
+                limit.reschedule(asyncio.get_running_loop().time() + patience_s)
+                if heard.first_s is None:
+                    heard.first_s = heard.last_s
         heard.left = True
     except TimeoutError:
         heard.lost = True
     except ConnectionError:
         pass
     finally:
+        heard.whole_s = time.monotonic() - began
         writer.transport.abort()
     return heard

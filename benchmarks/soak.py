@@ -1,6 +1,6 @@
 """The HTTP front under more than it can serve, with clients that go away and requests that are hostile.
 
-    python benchmarks/soak.py [--seconds 600] [--warm-s 60] [--load 1.5] [--json FILE]
+    python benchmarks/soak.py [--seconds 600] [--warm-s 60] [--load 1.5] [--json FILE] [--log FILE]
 
 A server in a process of its own serves a tiny language model and a tiny Stable Diffusion. First as many
 requests as it can take at once tell its capacity (and warm it up); then requests arrive at `--load`
@@ -10,7 +10,8 @@ hostile (no JSON, NaN, wrong types, half a body, huge heads, deep nesting, raw b
 What must hold, or it ends with status 1: every request is answered once or its stream is cut; no hostile
 one gets a status of 500 or more; the server counts as many answers as were asked for; memory grows by
 less than 2 percent from the first to the last tenth, once `--warm-s` seconds of the same load have passed;
-no task, descriptor, connection, open request or KV slot is left.
+no task, descriptor, connection, open request or KV slot is left. Of a request that is lost it is told what
+was asked, what came when, and what the server's own log (`--log`) says of it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,15 +48,19 @@ CONFIG = {
         },
         {"name": "image", "kind": "image", "backend": IMAGE, "options": {"measure_s": 3.0}},
     ],
+    "observe": {"access_log": "json"},
     "promises": {"classes": {"chat": {"ttft_ms": 2000, "tpot_ms": 200}, "batch": {"e2e_ms": 20_000}}},
 }
 AT_ONCE = 24
 """Requests under way while capacity is measured."""
 GROWTH = 0.02
-PATIENCE_S = 120.0
-"""After so long a request is lost: nobody may wait for longer than `limits.patience_s`, and its service."""
+SILENT_S, WHOLE_S = 150.0, 300.0
+"""A stream is lost after so long without a token: it may begin within `limits.patience_s` (60), and have its
+first token within as much again. Other answers come as a whole: they are lost after the longer time, for one that
+is promised nothing has a twentieth of the device."""
 IDLE_S = 60.0
 """The longest that the server may take to be idle again."""
+BLANK = b"\r\n\r\n"
 OURS = ("/v1/completions", "/v1/images/generations")
 
 
@@ -116,10 +123,35 @@ class Tally:
     memory: list[int] = field(default_factory=list)
     late_s: float = 0.0
     """By how much the load itself was late, at most."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """What is known of those that are lost, by id."""
+    longest: dict[str, float] = field(default_factory=dict)
+    """Seconds that the longest of each kind took."""
 
-    def count(self, heard: Heard, hostile: bool) -> None:
+    def count(self, heard: Heard, hostile: bool, id: str = "", request: bytes = b"") -> None:
         kind = fate(heard)
         (self.hostile if hostile else self.ended)[kind] += 1
+        if hostile:
+            return
+        of = kind_of(request)
+        self.longest[of] = max(self.longest.get(of, 0.0), heard.whole_s)
+        if kind == "lost":
+            self.lost[id] = f"{of}: {request.partition(BLANK)[2].decode()}; {heard.tokens} tokens"
+            if heard.first_s is not None and heard.last_s is not None:
+                self.lost[id] += f", the first after {heard.first_s:.1f} s, the last after {heard.last_s:.1f} s"
+
+
+def kind_of(request: bytes) -> str:
+    """What is asked for, and with which promise."""
+    head = request.partition(BLANK)[0]
+    what = "image" if b"/v1/images" in head else "text"
+    named = re.search(rb"x-slo-class: (\w+)", head)
+    return f"{what}, {named[1].decode() if named else 'no promise'}"
+
+
+def named(request: bytes, id: str) -> bytes:
+    """A request with an id, by which the server's log tells of it."""
+    return request.replace(b"\r\n", f"\r\nx-request-id: {id}\r\n".encode(), 1)
 
 
 def fate(heard: Heard) -> str:
@@ -158,7 +190,10 @@ async def storm(server: Served, rate: float, options: argparse.Namespace, rng: r
     at, looked = 0.0, 0.0
 
     async def one(request: bytes, leave: int | None, hostile: bool) -> None:
-        tally.count(await ask(server.port, request, leave, PATIENCE_S), hostile)
+        id = f"soak-{tally.sent}"
+        request = request if hostile else named(request, id)
+        patience_s = SILENT_S if b'"stream": true' in request else WHOLE_S
+        tally.count(await ask(server.port, request, leave, patience_s), hostile, id, request)
 
     while at < options.warm_s + options.seconds:
         at += rng.expovariate(rate)
@@ -256,10 +291,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--warm-s", type=float, default=60.0, help="of the load before memory is looked at")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--log", type=Path, help="gets the server's log, a line a request")
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     console = Console(markup=False, highlight=False)
-    with serving(CONFIG) as server:
+    with tempfile.TemporaryDirectory() as folder, serving(CONFIG, log := options.log or Path(folder) / "log") as server:
         most = asyncio.run(capacity(server.port, options.capacity_s, rng))
         before, counted = idle(server), answers(server)
         console.print(
@@ -269,6 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
         after = idle(server)
         answered = answers(server) - counted
         lag = _lag(server)
+        said = told_of(tally.lost, log)
     wrong = faults(tally, before, after, answered)
     _print(console, tally, before, after, lag)
     result = {"capacity": most, "sent": tally.sent, "ended": dict(tally.ended), "hostile": dict(tally.hostile)}
@@ -279,12 +316,26 @@ def main(arguments: list[str] | None = None) -> int:
         "faults": wrong,
         "lag": lag,
         "memory": tally.memory,
+        "longest": tally.longest,
+        "lost": said,
     }
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
+    for line in said:
+        console.print(f"lost: {line}")
     for fault in wrong:
         console.print(f"wrong: {fault}")
     return 1 if wrong else 0
+
+
+def told_of(lost: Mapping[str, str], log: Path) -> list[str]:
+    """What we know of each request that is lost, and the lines of the server's log that name it."""
+    lines = log.read_text(errors="replace").splitlines()
+    found = []
+    for id, known in lost.items():
+        of = [line for line in lines if f'"id": "{id}-' in line]
+        found.append(f"{id}, {known}; the server: {' '.join(of) or 'nothing'}")
+    return found
 
 
 def _lag(server: Served) -> dict[str, float]:
@@ -308,6 +359,8 @@ def _print(
     console.print(used)
     first, last = tally.memory[0] / 2**20, tally.memory[-1] / 2**20
     console.print(f"memory {first:.0f} MiB to {last:.0f} MiB: {growth(tally.memory):+.2%} by medians of tenths")
+    for kind, seconds in sorted(tally.longest.items()):
+        console.print(f"{kind}: the longest took {seconds:.1f} s")
     console.print(f"event loop late by at most 50 ms in {lag['0.05']:.2%} of looks; the load by {tally.late_s:.2f} s")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import random
 import sys
@@ -98,3 +99,43 @@ def test_counts_agree_but_for_a_look_or_two(modules):
     assert not harness.same(count(40, 0, 640), count(40, 1, 640), looks=2)
     assert not harness.same(count(40, 0, 640), count(40, 0, 641), looks=2)
     assert not harness.same(count(40, 0, 640), count(43, 0, 688), looks=2)
+
+
+def test_what_is_known_of_a_lost_request_is_told(modules, tmp_path):
+    load, soak, _ = modules
+    request = soak.named(soak.post("/v1/completions", {"prompt": "x"}, {"x-slo-class": "chat"}), "soak-7")
+    assert request.startswith(b"POST /v1/completions HTTP/1.1\r\nx-request-id: soak-7\r\n")
+    count = soak.Tally()
+    count.count(load.Heard(b"", lost=True, tokens=2, first_s=1.0, last_s=2.5, whole_s=152.5), False, "soak-7", request)
+    count.count(load.Heard(b"", lost=True), True)
+    assert count.longest == {"text, chat": 152.5} and list(count.lost) == ["soak-7"]
+    log = tmp_path / "log"
+    log.write_text('{"id": "soak-70-ab"}\n{"id": "soak-7-cd", "status": 200}\n')
+    (told,) = soak.told_of(count.lost, log)
+    assert told == (
+        'soak-7, text, chat: {"prompt": "x"}; 2 tokens, the first after 1.0 s, the last after 2.5 s; '
+        'the server: {"id": "soak-7-cd", "status": 200}'
+    )
+    (told,) = soak.told_of({"soak-8": "text"}, log)
+    assert told.endswith("the server: nothing")
+
+
+def test_a_request_is_lost_after_a_silence_and_not_while_tokens_come(modules):
+    load, *_ = modules
+
+    async def main(gaps):
+        async def handle(reader, writer):
+            for gap in gaps:
+                await asyncio.sleep(gap)
+                writer.write(b'"choices": [{')
+            await asyncio.sleep(30)
+
+        server = await asyncio.start_server(handle, load.HOST, 0)
+        heard = await load.ask(server.sockets[0].getsockname()[1], b"GET", patience_s=0.4)
+        server.close()
+        return heard
+
+    heard = asyncio.run(main([0.15] * 4))
+    assert heard.lost and heard.tokens == 4 and heard.whole_s >= heard.last_s >= 0.6 > 0.4
+    heard = asyncio.run(main([0.0, 30.0]))
+    assert heard.lost and heard.tokens == 1

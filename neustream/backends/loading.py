@@ -17,7 +17,7 @@ from neustream.engine.events import Observer
 from neustream.errors import BackendError, ConfigError, GraphError, told
 from neustream.server.bodies import EditBody, ImageBody
 from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.gateway import Loaded
+from neustream.server.loading import Loaded
 from neustream.server.models import BATCH, AgentModel, ImageModel, Model, TextModel
 from neustream.server.pictures import fitted
 from neustream.service.agents import AgentMount

@@ -17,7 +17,7 @@ from neustream.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from neustream.server.config import ServerConfig
-    from neustream.server.gateway import Loaded
+    from neustream.server.loading import Loaded
     from neustream.server.metrics import Metrics
 
 PREFIX = "NEUSTREAM_"

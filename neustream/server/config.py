@@ -175,7 +175,7 @@ class LimitConfig(_Section):
         max_open: requests without an answer; max_queued: of one model that have not run, those without
             a promise by themselves; None: four times those of its largest step.
         max_wait_s: who would wait for longer is refused; None: nobody is.
-        patience_s: who is promised nothing is given up when nothing has come of it for so long; None:
+        patience_s: who is promised nothing is given up when it has not gone on for so long; None:
             never.
         allow_new_sizes: whether images of sizes are made that were not measured.
         text_body_kb: None: 256, and 32 bytes for each token of the longest text that is served.

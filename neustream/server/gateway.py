@@ -6,9 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from threading import Thread
 from typing import Any, Literal
 
 from neustream.core.types import SLO
@@ -16,45 +14,22 @@ from neustream.engine.clock import stopwatch
 from neustream.engine.snapshot import Snapshot
 from neustream.errors import RequestDropped, RequestFailed, nearest, told
 from neustream.server.admission import Admission, Began
-from neustream.server.backing import Backing, OfService
+from neustream.server.backing import Backing
 from neustream.server.config import LimitConfig
 from neustream.server.errors import HTTPError
+from neustream.server.loading import Loaded, on_a_thread
 from neustream.server.models import NOTHING, AgentModel, ImageModel, Model, TextModel, count_of, served_as
 from neustream.server.observe.gauges import Gauges
+from neustream.server.observe.lives import Life
 from neustream.server.observe.notes import Asked, Note, Unasked
-from neustream.server.patience import Patience
+from neustream.server.patience import Patience, Progress
 from neustream.service.answer import Answer
-from neustream.service.service import Service
 
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "draining", "stopped", "failed"]
-LOADING = "neustream-load"
-"""The thread that loads."""
 INLINE = 2000
 """Characters of a prompt that are tokenised on the event loop; longer ones on a thread."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What loading gives.
-
-    Args:
-        service: that runs, or a cluster; None: all models have engines of their own.
-        models: that are served.
-        failed: those that could not be loaded, and why.
-        warmup_s: seconds of it that went into measuring them and starting the engine.
-    """
-
-    service: Service | Backing | None
-    models: Sequence[Model]
-    failed: Mapping[str, str] = field(default_factory=dict)
-    warmup_s: float = 0.0
-
-    @property
-    def backing(self) -> Backing | None:
-        """What serves most models."""
-        return OfService(self.service) if isinstance(self.service, Service) else self.service
 
 
 class Gateway:
@@ -63,6 +38,7 @@ class Gateway:
     Args:
         limits: of what is taken in.
         tell: told of requests before the engine is.
+        lives: what is known of open requests, by id.
 
     Attributes:
         state: of the server; reason: why it failed.
@@ -73,7 +49,9 @@ class Gateway:
         self,
         limits: LimitConfig | None = None,
         tell: Callable[[Note], None] = lambda note: None,
+        lives: Mapping[str, Life] = {},
     ) -> None:
+        self._lives = lives
         self.connections: Callable[[], int] = lambda: 0
         self._tell = tell
         self._limits = limits or LimitConfig()
@@ -94,23 +72,8 @@ class Gateway:
 
         Nobody has to wait for that thread: what it loads once the server has ended is closed again.
         """
-        loop = asyncio.get_running_loop()
-        came: asyncio.Future[Loaded] = loop.create_future()
-
-        def work() -> None:
-            found: Loaded | BaseException
-            try:
-                found = load()
-            except BaseException as error:  # noqa: BLE001  it is told to who waits
-                found = error
-            try:
-                loop.call_soon_threadsafe(_answer, came, found)
-            except RuntimeError:  # the loop is closed: the server has ended
-                _answer(came, found)
-
-        Thread(target=work, name=LOADING, daemon=True).start()
         try:
-            self.open(await came)
+            self.open(await on_a_thread(load))
         except Exception as error:
             self.state, self.reason = "failed", told(error)
             raise
@@ -328,7 +291,12 @@ class Gateway:
             name = served_as(model)
             return self._admission.wait_s(name, slo.promises, self._admission.waiting(name, slo.promises))
 
-        return Patience(seconds, partial(self._admission.began, ids), wait_s, give_up)
+        def progress() -> Progress:
+            lives = [life for id in ids if (life := self._lives.get(id)) is not None]
+            done = sum([life.stepped + life.outputs for life in lives])
+            return Progress(done, any(life.under_way for life in lives))
+
+        return Patience(seconds, partial(self._admission.began, ids), progress, wait_s, give_up)
 
     def began_s(self, ids: Sequence[str]) -> float | None:
         """Seconds that requests under way waited before the last of them ran; None: one has not."""
@@ -379,17 +347,6 @@ def _over(answer: Answer[Any]) -> Unasked:
     if isinstance(error, RequestDropped):
         return Unasked(answer.id, "dropped", error.code)
     return Unasked(answer.id, "failed" if isinstance(error, RequestFailed) else "")
-
-
-def _answer(came: asyncio.Future[Loaded], found: Loaded | BaseException) -> None:
-    """Hand over what was loaded; what nobody waits for any more is closed again."""
-    if not came.done() and not came.get_loop().is_closed():
-        if isinstance(found, BaseException):
-            came.set_exception(found)
-        else:
-            came.set_result(found)
-    elif isinstance(found, Loaded) and (backing := found.backing) is not None:
-        Thread(target=partial(backing.close, cancel=True), daemon=True).start()
 
 
 def _fault(shot: Snapshot | None, device: str) -> str:

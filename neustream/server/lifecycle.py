@@ -23,7 +23,8 @@ from neustream.errors import BackendError, NeustreamError
 from neustream.server.app import build_app
 from neustream.server.children import end_children
 from neustream.server.config import HttpConfig, ServerConfig
-from neustream.server.gateway import LOADING, Gateway, Loaded
+from neustream.server.gateway import Gateway
+from neustream.server.loading import LOADING, Loaded
 from neustream.server.metrics import Metrics
 from neustream.server.observe.access import AccessLog
 from neustream.server.protocol import LARGEST_HEAD, NotOurs, Protocol, Rules, address_of, listening
@@ -80,7 +81,7 @@ async def run(
     tracer = tracer_of(config.observe.otel_endpoint)
     if tracer is not None:
         metrics.follow(tracer)
-    gateway = Gateway(config.limits, metrics.tell)
+    gateway = Gateway(config.limits, metrics.tell, metrics.lives.open)
     access = AccessLog() if config.observe.access_log is not None else None
     app = build_app(gateway, config, metrics, keys, access)
     http = config.http

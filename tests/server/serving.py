@@ -15,8 +15,8 @@ from neustream.backends.copies import twin
 from neustream.backends.loading import BYTES_TEMPLATE
 from neustream.backends.transformers.from_config import byte_tokenizer
 from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.gateway import Loaded
 from neustream.server.lifecycle import run
+from neustream.server.loading import Loaded
 from neustream.server.models import TextModel
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 256}

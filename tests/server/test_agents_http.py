@@ -25,7 +25,7 @@ from neustream.backends.loading import load  # noqa: E402
 from neustream.backends.transformers import TextMount  # noqa: E402
 from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
 from neustream.server.config import ServerConfig  # noqa: E402
-from neustream.server.gateway import Loaded  # noqa: E402
+from neustream.server.loading import Loaded  # noqa: E402
 from neustream.server.models import AgentModel, TextModel  # noqa: E402
 from neustream.server.openapi import document  # noqa: E402
 from neustream.server.plain import plain_state  # noqa: E402

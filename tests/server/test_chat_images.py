@@ -20,7 +20,7 @@ from toys import Flat  # noqa: E402
 from neustream import serve  # noqa: E402
 from neustream.backends.loading import load  # noqa: E402
 from neustream.server.config import ModelConfig, ServerConfig  # noqa: E402
-from neustream.server.gateway import Loaded  # noqa: E402
+from neustream.server.loading import Loaded  # noqa: E402
 from neustream.server.models import TextModel  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

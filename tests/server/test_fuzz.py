@@ -22,7 +22,7 @@ from PIL import Image  # noqa: E402
 from schemathesis import GenerationMode  # noqa: E402
 from serving import serving, stock, text_service  # noqa: E402
 
-from neustream.server.gateway import Loaded  # noqa: E402
+from neustream.server.loading import Loaded  # noqa: E402
 from neustream.server.models import ImageModel  # noqa: E402
 from neustream.server.openapi import document  # noqa: E402
 from neustream.service.answer import Answer  # noqa: E402

@@ -28,7 +28,7 @@ from neustream import BackendError  # noqa: E402
 from neustream.backends.demo import TEXT  # noqa: E402
 from neustream.backends.loading import load  # noqa: E402
 from neustream.server.config import ServerConfig  # noqa: E402
-from neustream.server.gateway import Loaded  # noqa: E402
+from neustream.server.loading import Loaded  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

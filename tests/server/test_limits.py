@@ -17,7 +17,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 from serving import serving, stock, text_service  # noqa: E402
 
 from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
-from neustream.server.gateway import Loaded  # noqa: E402
+from neustream.server.loading import Loaded  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

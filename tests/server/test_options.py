@@ -19,7 +19,8 @@ from serving import serving, settled, stock, text_service  # noqa: E402
 from neustream import FCFS, SLO, BackendError, Decision  # noqa: E402
 from neustream.server.config import HttpConfig  # noqa: E402
 from neustream.server.errors import HTTPError  # noqa: E402
-from neustream.server.gateway import Gateway, Loaded  # noqa: E402
+from neustream.server.gateway import Gateway  # noqa: E402
+from neustream.server.loading import Loaded  # noqa: E402
 from neustream.server.protocol import listening  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -19,7 +19,7 @@ from serving import serving, stock, text_service, until  # noqa: E402
 from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
 from neustream.backends.vllm.served import VLLMEngine  # noqa: E402
 from neustream.engine.clock import WallClock  # noqa: E402
-from neustream.server.gateway import Loaded  # noqa: E402
+from neustream.server.loading import Loaded  # noqa: E402
 from neustream.server.models import TextModel  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

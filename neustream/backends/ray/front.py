@@ -22,7 +22,7 @@ from neustream.engine.snapshot import Snapshot
 from neustream.server.admission import Began, Pace
 from neustream.server.backing import InstanceState
 from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.gateway import Loaded
+from neustream.server.loading import Loaded
 from neustream.server.metrics import Metrics
 from neustream.server.models import ImageModel, Model
 from neustream.server.observe.table import Table

@@ -42,6 +42,7 @@ class Life:
 
     Attributes:
         began: when its first step did; outputs: how many came, the first and the latest when.
+        stepped: steps that ended; under_way: whether one is running. Those of branches count.
         late: the first promise that was broken.
         outcome, ended: None while it is open. Texts that a stop string ended are done.
         finish: why a text ended: stop, length.
@@ -56,6 +57,8 @@ class Life:
     prompt_tokens: int | None
     max_tokens: int | None
     began: float | None = None
+    stepped: int = 0
+    under_way: bool = False
     outputs: int = 0
     first: float | None = None
     latest: float | None = None
@@ -237,6 +240,7 @@ class Lives:
     def _started(self, record: Started) -> None:
         _, module = self.module_of(record.step.stage)
         for id in record.step.ids:
+            self._runs(id, 0, True)
             life = self.open.get(id)
             if life is None:
                 continue
@@ -250,6 +254,7 @@ class Lives:
         step = record.step
         model, module = self.module_of(step.stage)
         for id in step.ids:
+            self._runs(id, 1, False)
             life = self.open.get(id)
             phase = None if life is None else life.phases.get(_phase(life, module))
             if phase is not None:
@@ -257,6 +262,13 @@ class Lives:
                 phase.steps += 1
         for follower in self.followers:
             follower.stepped(model, module, step, record.at - step.started_at)
+
+    def _runs(self, id: str, steps: int, under_way: bool) -> None:
+        """A step of a request, or of a branch of it (`request/branch`), began or ended."""
+        life = self.open.get(id.partition("/")[0])
+        if life is not None:
+            life.stepped += steps
+            life.under_way = under_way
 
 
 def _outcome(life: Life, record: Ended) -> Outcome:
