@@ -9,6 +9,8 @@ import pytest
 
 from neustream.bench import Record, Run
 from neustream.bench.reports.building import About, reports
+from neustream.bench.reports.checking import read_content, report_of
+from neustream.bench.reports.schema import Report
 from neustream.workload.asks import Limits
 
 ROOT = Path(__file__).parents[2]
@@ -50,3 +52,8 @@ def a_run(*records, **more):
 def one(run=None, **about):
     (found,) = reports([run or a_run()], About(**about))
     return found.content()
+
+
+def read_report(path: Path) -> Report:
+    """The report in a file, which is one."""
+    return report_of(read_content(path), str(path))

@@ -9,12 +9,12 @@ import yaml
 
 pytest.importorskip("httptools", reason="needs the extra 'bench'")
 from profile_files import FLAT, GUIDE, NOP, PERF, VLLM, bare, changed, write  # noqa: F401
+from reported import read_report
 from stub import Stub
 from toys import command, results
 
 from neustream.bench import Target, read_runs
 from neustream.bench.profiles.server import words_a_token
-from neustream.bench.reports.checking import read_report
 from neustream.bench.reports.folder import report_file
 
 pytestmark = pytest.mark.usefixtures("bare")

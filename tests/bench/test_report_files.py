@@ -11,10 +11,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from reported import START, a_run, one
+from reported import START, a_run, one, read_report
 
 from neustream.bench.reports.building import About
-from neustream.bench.reports.checking import problems, read_content, read_report
+from neustream.bench.reports.checking import problems, read_content
 from neustream.bench.reports.converting import FORMATS, converted, read_results
 from neustream.bench.reports.figures import statistics
 from neustream.bench.reports.folder import METADATA, report_file, write_reports

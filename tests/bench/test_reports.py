@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from reported import FOLDER, SCHEMA, START, a_run, one, record, theirs
+from reported import FOLDER, SCHEMA, START, a_run, one, read_report, record, theirs
 
 from neustream.bench import Record, Run
 from neustream.bench.reports.building import About, reports
-from neustream.bench.reports.checking import problems, read_content, read_report, remarks
+from neustream.bench.reports.checking import problems, read_content, remarks
 from neustream.bench.reports.folder import json_text
 from neustream.bench.reports.lifecycle import per_request, stage_summary, summary
 from neustream.bench.reports.observability import Report
@@ -226,7 +226,7 @@ def test_a_file_that_is_no_report_is_told_in_a_line(tmp_path, text):
     path = tmp_path / "r.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
-        read_report(path)
+        read_content(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,36 +13,36 @@ from transformers import PreTrainedModel
 
 from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
-from neustream.backends.options import measuring
 from neustream.backends.transformers.adapted import stock_of
 from neustream.backends.transformers.apart import owners
 from neustream.backends.transformers.completion import Tokens, completion, read
 from neustream.backends.transformers.defaults import defaults_of
 from neustream.backends.transformers.images import Reader, tokenizer_of
-from neustream.backends.transformers.measured import file_of, measure_steps, steps_for
+from neustream.backends.transformers.measured import file_of, measure_steps
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.prefixes import Prefixes
 from neustream.backends.transformers.request import Room, ask_of
 from neustream.backends.transformers.sampling import Processor, Sampling
-from neustream.backends.transformers.see import See, looks, see_profile
+from neustream.backends.transformers.see import looks
 from neustream.backends.transformers.settings import OfTexts
 from neustream.backends.transformers.sighted import sighted_of
 from neustream.backends.transformers.slots import Slots
 from neustream.backends.transformers.stops import lead_of
 from neustream.backends.transformers.text import Ask
+from neustream.backends.transformers.timings import Timings
 from neustream.backends.transformers.unchanged import Unchanged
-from neustream.backends.values import check_option, number, whole
+from neustream.backends.values import check_option, whole
 from neustream.core.batch import StepInput
-from neustream.core.graph import Graph, Stage
+from neustream.core.graph import Graph
 from neustream.core.kv_cache import KVCache
 from neustream.core.learnt_steps import LearntSteps
-from neustream.core.profile import LatencyProfile, unmeasured
+from neustream.core.profile import LatencyProfile
 from neustream.core.steps import StepLatency
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, RequestError, shown
 from neustream.graphs import llm, llm_profiles, with_eyes
-from neustream.profiling.steps import StepsFile, load_steps
+from neustream.profiling.steps import StepsFile
 from neustream.service.mount import Behind, Call, Device, Host, Instance
 
 PREFIX_SHARE = 4
@@ -123,13 +121,8 @@ class TextMount:
             raise BackendError(f"a language model is a transformers model, got {shown(model)}")
         if not (tokenizer is None or callable(tokenizer)):
             raise BackendError(f"a tokenizer is an object that is called with text, got {shown(tokenizer)}")
-        if not hasattr(profile, "seconds"):
-            check_option("profile", profile, str | Path | None, "a step profile or its file")
         check_option("kv_cache", kv_cache, KVCache | None, "a KVCache")
-        check_option("cache", cache, str | Path | None, "a folder")
-        check_option("progress", progress, bool | None, "True, False or None")
         check_option("prepack", prepack, bool | None, "True, False or None")
-        measure_s = number("measure_s", measure_s, "a number above 0", lambda x: 0 < x < math.inf, BackendError)
         self.processor = tokenizer
         self.tokenizer = tokenizer_of(tokenizer)
         self.kv_caches: Mapping[str, KVCache] = {}
@@ -147,12 +140,8 @@ class TextMount:
         self._prefixes: Prefixes | None = None
         self._max_len = max_len
         self._buckets = buckets
-        self._profile = profile
-        self._see = see_profile
         self._prepack = prepack
-        self._measure_s = measure_s
-        self._cache = cache
-        self._progress = progress
+        self._timings = Timings(profile, see_profile, measure_s, cache, progress)
         self._host: Host | None = None
         self._graph: Graph | None = None
         self._devices: list[tuple[Device, Texts]] = []
@@ -184,7 +173,7 @@ class TextMount:
         for device, stock in zip(devices, stocks, strict=True):
             model = self._with_slots(stock, self.model if instances else None)
             sighted = sighted_of(model, self.processor, proven=model.unchanged is self._proof)
-            steps = LearntSteps(self._steps(model, device))
+            steps = LearntSteps(self._timings.steps(model, device))
             self._prefixes = self._prefixes_of(model) if len(devices) == 1 else None
             texts = Texts(model, _ask, name=node, tokenizer=self.tokenizer, prefixes=self._prefixes)
             self._devices.append((device, texts))
@@ -192,7 +181,7 @@ class TextMount:
             if sighted.sample is not None:
                 stage = sighted.stage(node, most)
                 self._graph = Graph(node, with_eyes(stage, root, looks))
-                instance = instance.with_(sighted.instance(stage, _ask, partial(self._see_profile, device)))
+                instance = instance.with_(sighted.instance(stage, _ask, partial(self._timings.looks, device)))
             instances.append(instance)
             if len(instances) == 1:
                 self.model, self.reader = model, sighted.reader
@@ -354,28 +343,6 @@ class TextMount:
             self.__dict__.pop(name, None)
         free(self, [self._stock])
         self._host = None  # at last: whoever wants the model waits for its host until then
-
-    def _steps(self, model: LanguageModel, device: Device) -> StepLatency:
-        """How long steps take: as given, or as measured on the device's own thread."""
-        if isinstance(self._profile, str | Path):
-            return load_steps(self._profile)
-        if self._profile is not None:
-            return self._profile
-        show = sys.stderr.isatty() if self._progress is None else self._progress
-        with measuring(f"measuring {model.name}", show) as tick:
-            work = partial(steps_for, model, self._cache, self._measure_s, tick)
-            steps: StepLatency = device.executor.call(work).result()
-            return steps
-
-    def _see_profile(self, device: Device, see: See, stage: Stage, sample: Ask) -> LatencyProfile:
-        """How long looking takes: as given, as measured on the device's own thread, or a guess beside given steps."""
-        if self._see is not None:
-            return self._see
-        if self._profile is not None:
-            return unmeasured(stage.name, stage.max_batch)
-        work = partial(see_profile, see, stage, sample, self._cache, self._measure_s / 4)
-        profile: LatencyProfile = device.executor.call(work).result()
-        return profile
 
 
 def _used(device: Device, texts: Texts) -> int:

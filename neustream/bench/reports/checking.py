@@ -55,15 +55,14 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_report(path: Path) -> Report:
-    """The report in a file.
+def report_of(content: dict[str, Any], where: str) -> Report:
+    """The report that a content is.
 
     Raises:
-        ConfigError: it names the file and the first things that are wrong with it.
+        ConfigError: it names the file `where` and the first things that are wrong with it.
     """
-    content = read_content(path)
     if found := problems(content):
-        raise ConfigError(f"{path}: {'; '.join(found[:3])}")
+        raise ConfigError(f"{where}: {'; '.join(found[:3])}")
     return Report.model_validate(content)
 
 

@@ -22,7 +22,7 @@ from neustream.bench.reports.aggregated import (
     vllm_of_report,
 )
 from neustream.bench.reports.building import About, reports
-from neustream.bench.reports.checking import problems, read_yaml
+from neustream.bench.reports.checking import read_yaml, report_of
 from neustream.bench.reports.folder import report_file, yaml_text
 from neustream.bench.reports.lifecycle import (
     PER_REQUEST,
@@ -67,9 +67,7 @@ def read_results(path: Path) -> Found:
     if foreign.is_summary(content):
         return Found(report=report_of_summary(content, where))
     if isinstance(content, dict) and {"run", "results"} <= content.keys():
-        if wrong := problems(content):
-            raise ConfigError(f"{path}: {'; '.join(wrong[:3])}")
-        return Found(report=Report.model_validate(content))
+        return Found(report=report_of(content, where))
     raise ConfigError(
         f"{path}: in no format that is known; allowed: a folder with {INDEX}, JSON of vllm bench "
         "serve, inference-perf's per_request or stage lifecycle metrics, a Benchmark Report 0.2.1"
