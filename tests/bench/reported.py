@@ -10,7 +10,7 @@ import pytest
 from neustream.bench import Record, Run
 from neustream.bench.reports.building import About, reports
 from neustream.bench.reports.checking import read_content, report_of
-from neustream.bench.reports.schema import Report
+from neustream.bench.reports.observability import Report
 from neustream.workload.asks import Limits
 
 ROOT = Path(__file__).parents[2]
