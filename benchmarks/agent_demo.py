@@ -39,7 +39,7 @@ from neustream.analysis.fidelity import Outcome, Watch, errors_table
 from neustream.analysis.tables import policies_table
 from neustream.analysis.took import Took
 from neustream.backends.demo import TEXT
-from neustream.backends.loading import BYTES_TEMPLATE
+from neustream.backends.loading.texts import BYTES_TEMPLATE
 from neustream.backends.options import options_of
 from neustream.backends.replaying import OfService, Replay, Sending
 from neustream.backends.serving import Named

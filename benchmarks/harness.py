@@ -26,7 +26,7 @@ from rich.console import Console
 
 from neustream.analysis.tables import new_table
 from neustream.backends.demo import TEXT
-from neustream.backends.loading import BYTES_TEMPLATE
+from neustream.backends.loading.texts import BYTES_TEMPLATE
 from neustream.backends.transformers.from_config import byte_tokenizer
 
 MODEL = "text"

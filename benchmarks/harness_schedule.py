@@ -28,7 +28,7 @@ from load_client import Log, with_stub
 from rich.console import Console
 
 from neustream.analysis.tables import new_table
-from neustream.backends.loading import BYTES_TEMPLATE
+from neustream.backends.loading.texts import BYTES_TEMPLATE
 from neustream.backends.transformers.from_config import byte_tokenizer
 from neustream.workload.arrivals import gamma_arrivals
 

@@ -70,7 +70,8 @@ HEAVY_OUTSIDE_BACKENDS = {
 }
 HEAVY_IN_FUNCTIONS = {
     "backends/serving.py": "pictures are written when a run is over, and only by models that make some",
-    "backends/loading.py": "of the models in a server's config, only the libraries that they need are loaded",
+    "backends/loading/texts.py": "of the models in a server's config, only the libraries that they need are loaded",
+    "backends/loading/images.py": "likewise",
     "backends/vllm/contract.py": "it looks piece by piece at the vLLM that is installed, and says what is missing",
     "backends/ray/cluster.py": "it says what is wrong with the Ray that is installed, or that there is none",
     "backends/ray/wire.py": "in a process without Ray nothing goes to others but what pickle can do",

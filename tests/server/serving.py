@@ -12,7 +12,7 @@ from toys import Flat
 
 from neustream import serve
 from neustream.backends.copies import twin
-from neustream.backends.loading import BYTES_TEMPLATE
+from neustream.backends.loading.texts import BYTES_TEMPLATE
 from neustream.backends.transformers.from_config import byte_tokenizer
 from neustream.server.config import ModelConfig, ServerConfig
 from neustream.server.lifecycle import run
