@@ -43,6 +43,7 @@ class ServiceOptions(TypedDict, total=False):
     placement: Mapping[str, Sequence[str]] | None
     slo: SLO | float | None
     policy: Policy | str | None
+    stages: Sequence[str] | None
     router: Router | None
     max_open: int | None
     step_timeout_s: float | None

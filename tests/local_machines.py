@@ -44,7 +44,9 @@ class LocalMachines:
         with self._lock:
             self.instances[name] = instance
         graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
-        started.set_result(Joined("toy", f"here, {name}", self.made, tuple(graphs), dict(service.profiles)))
+        started.set_result(
+            Joined("toy", f"here, {name}", self.made, tuple(graphs), dict(service.profiles), service.stages)
+        )
         return started
 
     def listen(self, name, now):
@@ -83,7 +85,7 @@ class LocalMachines:
         passed = Future()
         try:
             left = through(self.instances[give.instance].leave(give.id, give.term))
-            self.instances[give.target].take(give.id, give.next_term, left, 0.0)
+            self.instances[give.target].take(give.id, give.next_term, left)
         except Exception as error:
             passed.set_exception(error)
         else:

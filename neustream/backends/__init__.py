@@ -91,6 +91,10 @@ class ConfigModel(ABC):
         """The config's stage that a stage of its mount is, if that is served under `name`."""
 
     @abstractmethod
+    def served_as(self, wanted: Wanted, name: str, stage: str) -> str:
+        """The name of a config's stage, or of its role, where the mount is served under `name`."""
+
+    @abstractmethod
     def params(self, at: int) -> dict[str, Any]:
         """Parameters of a workload's `at`-th request, apart from its step count."""
 

@@ -133,6 +133,9 @@ class OwnModules(ConfigModel):
         labels = {known.model for known in wanted.graph.stages.values()}
         return stage if stage in wanted.graph.stages or stage in labels else None
 
+    def served_as(self, wanted: Wanted, name: str, stage: str) -> str:
+        return stage
+
     def arguments(self, params: Mapping[str, Any], ends_after: int | None = None) -> Arguments:
         return (params,), {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,11 @@ class Part:
     def stage(self, stage: str) -> str | None:
         """The config's stage that one of the mount is."""
         return self.model.stage_of(self.wanted, self.name, stage)
+
+    def served_as(self, stages: Collection[str]) -> list[str]:
+        """Some of the config's stages, as far as they are of this model, by their names in a service."""
+        mine = [stage for stage in self.pipeline.graph.stages if stage in stages]
+        return [self.model.served_as(self.wanted, self.name, stage) for stage in mine]
 
     def check_device(self) -> None:
         """ProfileError unless its profiles are of its devices."""

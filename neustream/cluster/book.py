@@ -89,7 +89,8 @@ class Open:
         delivered: outputs that its caller has; made: those, where the stream can go on from them.
         began: whether it was in a step where it is; started: whether it ever was in one.
         due_next: when the next output is due; late: whether one was.
-        away: its next stage, if that is served elsewhere. fixed: why it cannot move.
+        away: its next stage, if that is served elsewhere, since `away_at`. fixed: why it cannot
+            move.
         tries: a timer is valid for one number of them.
     """
 
@@ -115,6 +116,7 @@ class Open:
     moved_at: float = -math.inf
     moving: Moving | None = None
     away: str = ""
+    away_at: float = math.inf
     fixed: str = ""
     tries: int = 0
     cancelled: bool = False
@@ -122,6 +124,11 @@ class Open:
     @property
     def id(self) -> str:
         return self.request.id
+
+    def moves_to(self, instance: str, term: int) -> bool:
+        """Whether it is on its way to an instance, where it is to have a term."""
+        moving = self.moving
+        return moving is not None and (moving.target, moving.term) == (instance, term)
 
     def ask(self, now: float) -> Asked:
         """What a router is to know of it at `now`."""

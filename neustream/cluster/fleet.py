@@ -101,6 +101,7 @@ class Instance:
 
     Attributes:
         row: its place in the columns; role: what it serves, by name; stages: those.
+        only: names of the stages that it serves of graphs that are still to come; None: all.
         state: up, suspect (it has not been heard of), draining (it is to go).
         outlook: its latest. `sent`: what was sent there since, by order of sending.
         sends: requests that were sent or moved there so far.
@@ -121,6 +122,7 @@ class Instance:
     told: bool = False
     token_bytes: float = 0.0
     drain_at: float = math.inf
+    only: tuple[str, ...] | None = None
 
 
 class Fleet:

@@ -48,6 +48,7 @@ from neustream.cluster.scaling import Scaling
 from neustream.core.graph import Graph
 from neustream.core.outlook import Asked, Outlook, Rates
 from neustream.core.profile import LatencyProfile
+from neustream.core.stage_names import named
 from neustream.core.types import Request
 from neustream.errors import GraphError, RequestError, nearest
 
@@ -199,10 +200,13 @@ class Head:
         device: str = "",
         prints: Mapping[str, str] = {},
         token_bytes: float = 0.0,
+        only: tuple[str, ...] | None = None,
     ) -> None:
         """An instance is there and takes requests.
 
         Args:
+            stages: that it serves; only: names by which it does of graphs that are to come (see
+                `stage_names.named`); None: all.
             prints: those of its graphs (`Graph.print`), by name.
             token_bytes: what a token in its KV cache takes; 0: it is never copied.
 
@@ -226,9 +230,8 @@ class Head:
                     f"instance {instance!r}: stage {stage!r} has no profile on device {device!r}"
                 )
         outlook = Outlook(instance, now)
-        served = frozenset(stages)
-        found = Instance(instance, 0, role, device, served, outlook, now, now)
-        found.token_bytes = token_bytes
+        found = Instance(instance, 0, role, device, frozenset(stages), outlook, now, now)
+        found.token_bytes, found.only = token_bytes, only
         self.fleet.add(found)
         self._book.at[instance] = {}
         self._scaling.joined(found)
@@ -248,7 +251,7 @@ class Head:
         self._again = {**self._again, graph.name: again}
         self.know(device, profiles)
         for instance in self.fleet.instances.values():
-            instance.stages |= graph.stages.keys()
+            instance.stages |= {stage for stage in graph.stages if named(stage, instance.only)}
             self.fleet.changed(instance)
 
     def know(self, device: str, profiles: Mapping[str, LatencyProfile]) -> None:
@@ -310,15 +313,9 @@ class Head:
     ) -> None:
         """What an instance says of a request, if it has a say."""
         one = self._book.requests.get(told.id)
-        moving = None if one is None else one.moving
         if one is not None and one.where == instance.name and one.term == told.term:
             self._of_owner(one, told, now)
-        elif (
-            one is not None
-            and moving is not None
-            and moving.target == instance.name
-            and moving.term == told.term
-        ):
+        elif one is not None and one.moves_to(instance.name, told.term):
             self._of_target(one, told, now)
         elif isinstance(told, Took | Reserved | Made | Waits | Began):
             self._book.orders.append(Free(instance.name, told.id, told.term))
@@ -327,7 +324,8 @@ class Head:
         match told:
             case Took():
                 one.phase = "there"
-                self._book.wake(one, math.inf)
+                if one.moving is None and not one.away:
+                    self._book.wake(one, math.inf)
             case Began():
                 one.began = one.started = True
             case Made():

@@ -6,7 +6,7 @@ import math
 
 from neustream.cluster.book import Book, Open
 from neustream.cluster.fleet import Instance
-from neustream.cluster.messages import Fence, Lost
+from neustream.cluster.messages import Fence, Free, Lost
 from neustream.cluster.moving import Moves
 from neustream.cluster.placing import Placing
 
@@ -129,5 +129,7 @@ class Liveness:
         self._moves.call_off(one, why, now)
         if one.where not in self._book.fleet.instances:
             self._placing.restart(one, f"lost with instance {one.where!r} while it moved", now)
-        elif one.away:
-            self._book.wake(one, now + self._book.settings.move_s)
+        elif one.away and one.fixed:
+            self._book.orders.append(Free(one.where, one.id, one.term))
+            reason = f"stage {one.away!r} is served elsewhere, and it cannot go there: {one.fixed}"
+            self._placing.end(one, "failed", reason, None, now)

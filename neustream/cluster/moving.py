@@ -124,11 +124,12 @@ class Moves:
     # -- what goes wrong --------------------------------------------------------------------------
 
     def call_off(self, one: Open, why: str, now: float) -> None:
-        """Nothing comes of a move: the request goes on where it is."""
+        """Nothing comes of a move: the request goes on where it is, or tries again if it cannot."""
         moving, book = one.moving, self.book
         assert moving is not None
         one.moving = None
-        book.wake(one, math.inf)
+        again = now + book.settings.move_s if one.away else math.inf  # it cannot go on where it is
+        book.wake(one, again)
         if moving.target in book.fleet.instances:
             book.orders.append(Free(moving.target, one.id, moving.term))
         held = moving.step in ("hold", "take") and not one.away

@@ -75,13 +75,16 @@ class Scaling:
 
     def leg(self, one: Open, stage: str, now: float) -> None:
         """The next stage of a request is served elsewhere: it moves there."""
-        one.away = stage
+        if one.moving is not None:
+            self._moves.call_off(one, f"its next stage, {stage!r}, is served elsewhere", now)
+        if one.away != stage:
+            one.away, one.away_at = stage, now
         target = self._target(one, now)
         if target is not None:
             self._moves.begin(one, target, f"stage {stage}", now)
             assert one.moving is not None
             one.moving.held_at = now
-        elif now > one.due:
+        elif now > min(one.due, one.away_at + self._book.settings.patience_s):
             self._book.orders.append(Free(one.where, one.id, one.term))
             reason = f"no instance serves stage {stage!r}"
             self._placing.end(one, "failed", reason, None, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Literal
 
@@ -36,7 +36,7 @@ class Lives:
         unpromised: live jobs without a promise; work: what lies ahead of jobs.
     """
 
-    def __init__(self, times: StepTimes, recent: Recent, away: frozenset[str]) -> None:
+    def __init__(self, times: StepTimes, recent: Recent, away: Set[str]) -> None:
         self.jobs: dict[str, Entry] = {}
         self.events: list[Event] = []
         self.pool_of: dict[str, PoolState] = {}

@@ -7,7 +7,7 @@ An `Outlook` is a frozen value with numbers, no jobs. All times in it are relati
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,7 +221,7 @@ def outlook_of(
         sent_at,
         heard,
         max(max(ends, default=now) - now, 0.0),
-        _backlog(jobs, rates, speed),
+        _backlog(jobs, rates, speed, scheduler.away),
         len(jobs),
         sum([job.started_at is None for job in jobs]),
         tuple(_lines(jobs, scheduler.times, now)),
@@ -230,7 +230,10 @@ def outlook_of(
     )
 
 
-def _backlog(jobs: Iterable[Job], rates: Rates, speed: Mapping[str, float]) -> float:
+def _backlog(
+    jobs: Iterable[Job], rates: Rates, speed: Mapping[str, float], away: Set[str]
+) -> float:
+    """Seconds of all that lies ahead of jobs, but for stages that are served elsewhere."""
     calls: dict[str, float] = {}
     sample: dict[str, Job] = {}
     for job in jobs:
@@ -242,7 +245,7 @@ def _backlog(jobs: Iterable[Job], rates: Rates, speed: Mapping[str, float]) -> f
                 sample[name] = job
     seconds = 0.0
     for name, total in calls.items():
-        if name in rates.profiles:
+        if name in rates.profiles and name not in away:
             stage = sample[name].request.graph.stages[name]
             each = rates.efficient(name, stage.max_batch, sample[name].size_ahead(stage))
             seconds += total * each * speed.get(name, 1.0)

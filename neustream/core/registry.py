@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from neustream.core.graph import Graph, Stage
 from neustream.core.pool_state import PoolState
@@ -16,7 +16,7 @@ class Registry:
     `pool_of`: the pool that serves a stage; `away`: stages that others serve.
     """
 
-    def __init__(self, pool_of: Mapping[str, PoolState], away: frozenset[str]) -> None:
+    def __init__(self, pool_of: Mapping[str, PoolState], away: Set[str]) -> None:
         self._pool_of = pool_of
         self._away = away
         self._stages: weakref.WeakValueDictionary[str, Stage] = weakref.WeakValueDictionary()
@@ -31,6 +31,11 @@ class Registry:
                 served = sorted([*self._pool_of, *self._away])
                 raise GraphError(
                     f"graph {graph.name!r}: stage {name!r} is in no pool; stages served: {served}"
+                )
+            if name not in self._pool_of and graph.forks:
+                raise GraphError(
+                    f"graph {graph.name!r}: stage {name!r} is served elsewhere, and a branch of a "
+                    "par cannot leave: serve all stages of it in one place"
                 )
             if self._stages.get(name, stage) is not stage:
                 raise GraphError(

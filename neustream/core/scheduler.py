@@ -52,7 +52,8 @@ class Scheduler:
         away: latencies of stages that other schedulers serve, as seen from here. A job that gets to
             one waits for `give`.
 
-    `jobs` are the live ones by id, `times` knows what steps take, `recent` what requests asked for.
+    `jobs` are the live ones by id, `times` knows what steps take, `recent` what requests asked for;
+    `away` names the stages that others serve.
 
     Raises:
         GraphError: pools share a name or a stage.
@@ -70,7 +71,8 @@ class Scheduler:
     ) -> None:
         self.times = StepTimes({**profiles, **(away or {})}, correct=correct)
         self.recent = Recent()
-        self._lives = Lives(self.times, self.recent, frozenset(away or ()))
+        self.away: set[str] = set(away or ())
+        self._lives = Lives(self.times, self.recent, self.away)
         self._dispatch = Dispatch(self._lives, self.times, self.recent)
         self.jobs: Mapping[str, Job] = self._lives.jobs
         self._pools: dict[str, PoolState] = {}
@@ -80,8 +82,16 @@ class Scheduler:
             self._pools[pool.name] = PoolState(replace(pool, stages=()), rule)
             self.add(pool.name, {name: profiles.get(name) for name in pool.stages})
 
-    def add(self, pool: str, profiles: Mapping[str, LatencyProfile | None]) -> None:
-        """Serve more stages on `pool` from now on (another resolution, another model)."""
+    def add(
+        self,
+        pool: str,
+        profiles: Mapping[str, LatencyProfile | None],
+        away: Mapping[str, LatencyProfile] | None = None,
+    ) -> None:
+        """Serve more stages on `pool` from now on (another resolution, another model).
+
+        `away`: latencies of stages of theirs that other schedulers serve.
+        """
         served = self._lives.pool_of
         if pool not in self._pools:
             raise GraphError(f"no pool {pool!r}; pools: {sorted(self._pools)}")
@@ -93,15 +103,21 @@ class Scheduler:
                 )
             if profile is None:
                 raise ProfileError(f"stage {stage!r} of pool {pool!r} has no profile")
-        self.times.add({name: profile for name, profile in profiles.items() if profile is not None})
+        there = dict(away or {})
+        here = {name: profile for name, profile in profiles.items() if profile is not None}
+        self.times.add({**here, **there})
+        self.away.update(there)
         self._pools[pool].open(profiles)
         served.update(dict.fromkeys(profiles, self._pools[pool]))
 
     def check_unused(self, pool: str, stages: Sequence[str]) -> None:
-        """RequestError if `pool` does not serve all of `stages`, or a request has one ahead."""
+        """RequestError if `pool` does not serve all of `stages`, or a request has one ahead.
+
+        Those that others serve may be forgotten too.
+        """
         if pool not in self._pools:
             raise RequestError(f"no pool {pool!r}; pools: {sorted(self._pools)}")
-        served = self._pools[pool].pool.stages
+        served = {*self._pools[pool].pool.stages, *self.away}
         for stage in stages:
             if stage not in served:
                 raise RequestError(f"pool {pool!r} does not serve stage {stage!r}")
@@ -112,11 +128,12 @@ class Scheduler:
     def remove(self, pool: str, stages: Sequence[str]) -> None:
         """Forget stages of `pool`, and all that was learnt of them; errors as of `check_unused`."""
         self.check_unused(pool, stages)
-        self._pools[pool].close(stages)
+        self._pools[pool].close([stage for stage in stages if stage not in self.away])
         self.times.remove(stages)
         self.recent.remove(stages)
+        self.away.difference_update(stages)
         for stage in stages:
-            del self._lives.pool_of[stage]
+            self._lives.pool_of.pop(stage, None)
 
     @property
     def pools(self) -> dict[str, Pool]:

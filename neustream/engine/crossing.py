@@ -81,7 +81,10 @@ class Crossing:
         self._giving[event.id] = event
         self._loop.touch(drive)
         job = drive.scheduler.jobs[event.id]
-        if job.status == "held":  # for another member
+        if job.status in (
+            "held",
+            "away",
+        ):  # held for another member, or its next stage is elsewhere
             self.held(drive, event.id, now)
         else:
             drive.scheduler.hold(event.id, now)
@@ -113,7 +116,8 @@ class Crossing:
         del self._giving[id]
         self._loop.touch(drive)
         if parcel.failed:
-            drive.scheduler.resume(id)
+            if job.keep:
+                drive.scheduler.resume(id)
             self._refuse(give, StageFailed(f"request {id!r} stays: {parcel.failed}"))
             return
         carry, steps = pack(job, now), planned_steps(job)
@@ -165,7 +169,7 @@ class Crossing:
             self._seat(event.take, drive, now, cached=True)
             return
         drive.release(carry.id)
-        if _caches(event.take):  # its tokens are enough
+        if _caches(event.take) and not self._elsewhere(drive, event.take):  # its tokens are enough
             self._seat(event.take, drive, now, cached=False)
         else:
             refused = StageFailed(f"request {carry.id!r} cannot go on here: {event.failed}")
@@ -189,10 +193,15 @@ class Crossing:
         try:
             return drive.scheduler.take(carry, event.graph, now, cached=cached)
         except RequestError:
-            if not cached or carry.id in drive.scheduler.jobs:
+            if not cached or carry.id in drive.scheduler.jobs or self._elsewhere(drive, event):
                 raise
         drive.release(carry.id)  # there are no KV blocks for it: its tokens are computed again
         return drive.scheduler.take(carry, event.graph, now, cached=False)
+
+    @staticmethod
+    def _elsewhere(drive: Drive, event: Take) -> bool:
+        """Whether what would compute a request's tokens again is served elsewhere."""
+        return not drive.scheduler.away.isdisjoint(event.graph.stages)
 
     def _chosen(self, event: Take) -> Drive:
         """The member at which a request goes on; NeustreamError if there is none."""

@@ -141,7 +141,7 @@ class Desk:
 
     def _extended(self, event: Extend, now: float) -> None:
         try:
-            self._loop.extend(event.pool, event.profiles, event.member)
+            self._loop.extend(event.pool, event.profiles, event.away, event.member)
         except BaseException as error:  # noqa: BLE001  profiles are the caller's objects
             self.answers.resolve(event.answer, refusal(error, f"pool {shown(event.pool)}"))
         else:

@@ -244,14 +244,20 @@ class Engine:
             return self._desk.ask(lambda answer: Take(moved, graph, answer, on_output), now)
 
     def add(
-        self, pool: str, profiles: Mapping[str, LatencyProfile], member: str | None = None
+        self,
+        pool: str,
+        profiles: Mapping[str, LatencyProfile],
+        member: str | None = None,
+        *,
+        away: Mapping[str, LatencyProfile] = {},
     ) -> Future[None]:
         """Serve more stages on `pool` from now on; its executor must have their modules already.
 
-        `member`: whose; None: of each that has such a pool. The future raises what is wrong.
+        `member`: whose; None: of each with such a pool. `away`: latencies of stages that are served
+        elsewhere. The future raises what is wrong.
         """
         with self._life.serving(closing=True) as now:
-            return self._desk.ask(lambda answer: Extend(pool, profiles, answer, member), now)
+            return self._desk.ask(lambda answer: Extend(pool, profiles, answer, member, away), now)
 
     def retire(self, pool: str, stages: Sequence[str], member: str | None = None) -> Future[None]:
         """Forget stages of `pool` and what was learnt of them; the future raises what is wrong.
@@ -308,12 +314,9 @@ class Engine:
             return
         if timeout_s is not None and not 0 <= timeout_s <= threading.TIMEOUT_MAX:
             raise RequestError(f"timeout_s must be a number of seconds >= 0, got {timeout_s!r}")
-        drives = self._loop.drives
         if threading.current_thread() is self._thread:
-            raise RequestError(
-                "close() waits for the engine's thread, so it cannot be called on it"
-            )
-        if any(drive.here() for drive in drives):
+            raise RequestError("close() waits for the engine's thread: it cannot be called on it")
+        if any(drive.here() for drive in self._loop.drives):
             raise RequestError("close() waits for workers, so it cannot be called in a step")
         with self._life.gate:
             if self._life.running and self._thread is None:
@@ -370,11 +373,7 @@ class Engine:
 
     def _close_executors(self, then: Callable[[], None] = lambda: None) -> None:
         """Close all of them, also if one raises, and call `then`."""
-        with contextlib.ExitStack() as closing:
-            closing.callback(then)
-            for drive in self._loop.drives:
-                drive.close(closing)
-        self._loop.observers.clear()
+        self._loop.close(then)
         self._last = None
 
     def _given_up(self, answer: Future[Result], id: str) -> None:
@@ -391,6 +390,7 @@ class Engine:
     def _stopped(self, event: Stop, now: float) -> None:
         self._life.accepting = False
         if not event.cancel:
+            self._loop.end(now)
             return
         if self._replay is not None:
             self._replay.interrupt(now)

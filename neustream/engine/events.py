@@ -76,13 +76,17 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """More stages for a pool, with their profiles; `answer` is set once they are served."""
+    """More stages for a pool, with their profiles; `answer` is set once they are served.
+
+    `away`: of stages that are served elsewhere.
+    """
 
     rank: ClassVar[int] = 1
     pool: str
     profiles: Mapping[str, LatencyProfile]
     answer: Future[None]
-    member: str | None = None
+    member: str | None
+    away: Mapping[str, LatencyProfile]
 
 
 @dataclass(frozen=True, slots=True)

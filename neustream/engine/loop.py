@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 from neustream.core.batch import Batch
-from neustream.core.events import Submitted
+from neustream.core.events import Left, Submitted
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import Request
 from neustream.engine.clock import Clock
@@ -49,7 +49,7 @@ class Loop:
 
     Attributes:
         drives: what is done for each member; observers: told of every record. One that raises is
-            removed, and the log says so.
+            removed, and the log says so. ending: whether no more requests come.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Loop:
         self.packing = Packing(self)
         self.departures = Departures(self, self.packing)
         self.crossing = Crossing(self, self.packing)
+        self.ending = False
         self._records: list[Record] = []  # what observers are still to be told
         for member in members:
             self.add(member)
@@ -166,7 +167,7 @@ class Loop:
     def add(self, member: Member) -> Drive:
         """One more member, of a name that no other has."""
         drive = Drive(member, self.clock, self.tell, self._steps, self._step_timeout_s)
-        drive.held, drive.lost_one = self._held, self.packing.give_up
+        drive.held, drive.left, drive.lost_one = self._held, self._left, self.packing.give_up
         self.drives.append(drive)
         return drive
 
@@ -187,12 +188,16 @@ class Loop:
         return None
 
     def extend(
-        self, pool: str, profiles: Mapping[str, LatencyProfile], member: str | None = None
+        self,
+        pool: str,
+        profiles: Mapping[str, LatencyProfile],
+        away: Mapping[str, LatencyProfile],
+        member: str | None = None,
     ) -> None:
         """Serve more stages on `pool` of a member; None: of each that has such a pool."""
         for drive in self._having(pool, member):
             self.touch(drive)
-            drive.scheduler.add(pool, profiles)
+            drive.scheduler.add(pool, profiles, away)
 
     def retire(self, pool: str, stages: Sequence[str], member: str | None = None) -> None:
         """Forget stages of `pool`, of the same members; RequestError while they are needed."""
@@ -239,6 +244,33 @@ class Loop:
             self.crossing.held(drive, id, now)
         elif drive.leaving:
             self.departures.held(drive, id, now)
+
+    def _left(self, drive: Drive, event: Left, now: float) -> None:
+        """The next stage of a request is served elsewhere; nobody takes it there once this ends."""
+        if self.crossing.wants(event.id):
+            self.crossing.held(drive, event.id, now)
+        elif self.ending:
+            self._strand(drive, event.id, event.stage, now)
+
+    def _strand(self, drive: Drive, id: str, stage: str, now: float) -> None:
+        self.touch(drive)
+        drive.scheduler.give_up(id, f"stage {stage!r} is served elsewhere, and this ends", now)
+
+    def end(self, now: float) -> None:
+        """No more requests come: those that wait to be taken elsewhere fail."""
+        self.ending = True
+        for drive in self.drives:
+            for job in list(drive.scheduler.jobs.values()):
+                if job.status == "away" and job.stage is not None:
+                    self._strand(drive, job.id, job.stage.name, now)
+
+    def close(self, then: Callable[[], None]) -> None:
+        """Close all executors, also if one raises, tell nobody more, and call `then`."""
+        with ExitStack() as closing:
+            closing.callback(then)
+            for drive in self.drives:
+                drive.close(closing)
+        self.observers.clear()
 
     def _done(self, event: Done, now: float) -> None:
         drive = self._steps.pop(event.batch, None)

@@ -13,6 +13,7 @@ from neustream.core.events import (
     Ended,
     Given,
     Held,
+    Left,
     LegEnded,
     Submitted,
     submitted,
@@ -63,7 +64,8 @@ class Drive:
     Attributes:
         deciding: asks the scheduler; closed: why a pool serves nothing any more.
         leaving: whether it is to go, and takes no more requests.
-        held: told of requests that wait to be given; lost_one: that a worker of it is lost.
+        held: told of requests that wait to be given; left: of those whose next stage is served
+            elsewhere; lost_one: that a worker of it is lost.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Drive:
         self.executors = dict(member.executors)
         self.leaving = False
         self.held: Callable[[Drive, str, float], None] = _nothing
+        self.left: Callable[[Drive, Left, float], None] = _nothing
         self.lost_one: Callable[[Drive, float], None] = _nothing
         self.closed: dict[str, str] = {}
         self._clock = clock
@@ -97,9 +100,10 @@ class Drive:
         self._under_way: dict[int, tuple[StepInfo, Batch]] = {}
 
     def serves(self, request: Request) -> bool:
-        """Whether it can serve a request now."""
+        """Whether it can serve a request now, as far as that is not served elsewhere."""
         stages = request.graph.stages
         served = {stage for pool in self.scheduler.pools.values() for stage in pool.stages}
+        served |= self.scheduler.away
         return served.issuperset(stages) and not self._closed_to(request)
 
     def ails(self, request: Request) -> bool:
@@ -297,6 +301,8 @@ class Drive:
                     self.release(event.job)
                 elif isinstance(event, Held):
                     self.held(self, event.id, self._clock.now())
+                elif isinstance(event, Left):
+                    self.left(self, event, self._clock.now())
                 self._tell(replace(event, member=self.name) if self.name else event)
 
     def release(self, id: str) -> None:

@@ -116,9 +116,9 @@ class Packing:
 
 
 def held(drive: Drive, id: str) -> Entry | None:
-    """The request, if it waits to be given."""
+    """The request, if it waits to be given: it is held, or its next stage is served elsewhere."""
     job = drive.scheduler.jobs.get(id)
-    return job if isinstance(job, Entry) and job.status == "held" else None
+    return job if isinstance(job, Entry) and job.status in ("held", "away") else None
 
 
 def movable(drive: Drive) -> bool:

@@ -10,6 +10,7 @@ from neustream.config.cluster import ClusterConfig, InstanceConfig
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
+from neustream.core.stage_names import named
 from neustream.errors import ConfigError, nearest
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.prepared import Prepared, learning
@@ -63,7 +64,7 @@ def stages_of(prepared: Prepared, name: str, kind: InstanceConfig) -> frozenset[
         return frozenset(known)
     found: set[str] = set()
     for given in kind.stages:
-        several = [stage for stage in known if stage == given or stage.startswith(f"{given}.")]
+        several = [stage for stage in known if named(stage, [given])]
         if not several:
             hint = nearest(given, known)
             raise ConfigError(f"cluster.instances.{name}.stages: no stage {given!r}; {hint}")

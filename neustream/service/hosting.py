@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from neustream.core.profile import LatencyProfile
+from neustream.core.stage_names import named
 from neustream.engine.engine import Engine
 from neustream.engine.executor import ThreadExecutor
 from neustream.service.mount import Device, Instance
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("neustream")
 
+Profiles = dict[str, LatencyProfile]
 POOL = "device"
 """The pool of each device: one worker, with the stages of all models that are there."""
 PATIENCE_S = 60.0
@@ -28,14 +31,17 @@ PATIENCE_S = 60.0
 class Hosting:
     """A `Host`. Models keep it; it keeps no service.
 
+    `stages`: names of those that are served; None: all.
+
     Attributes:
         engine: what serves, from the moment it does; ended: set once models are the caller's again.
     """
 
     engine: Engine
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[Device], stages: Sequence[str] | None = None) -> None:
         self._devices = devices
+        self._stages = stages
         self._service: weakref.ref[Service] | None = None
         self.ended = threading.Event()
 
@@ -49,7 +55,8 @@ class Hosting:
             instance = instances.get(device.name)
             if instance is not None:
                 device.executor.add(instance.modules, check_finite=instance.check_finite)
-                self.engine.add(POOL, instance.profiles, device.name)
+                here, away = parted(instance, self._stages)
+                self.engine.add(POOL, here, device.name, away=away)
 
     def retire(self, stages: Mapping[str, Sequence[str]]) -> None:
         """See `Host`."""
@@ -68,6 +75,12 @@ class Hosting:
         elif typed_in():
             log.warning("its model is served anew: the service that had it before is closed")
             service.close(cancel=True)
+
+
+def parted(instance: Instance, stages: Sequence[str] | None) -> tuple[Profiles, Profiles]:
+    """The profiles of an instance's stages that are served, by their names, and of those that are not."""
+    here = {name: profile for name, profile in instance.profiles.items() if name in instance.own or named(name, stages)}
+    return here, {name: profile for name, profile in instance.profiles.items() if name not in here}
 
 
 class Gone:

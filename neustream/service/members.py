@@ -10,12 +10,13 @@ from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Policy, Pool
 from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
+from neustream.core.stage_names import named
 from neustream.engine.executor import Executor, ThreadExecutor
 from neustream.engine.member import Member
 from neustream.engine.tooling import executors_of, pools_of, profiles_of
 from neustream.errors import BackendError, NeustreamError
 from neustream.service.agents import AgentMount
-from neustream.service.hosting import POOL
+from neustream.service.hosting import POOL, parted
 from neustream.service.mount import Device, Host, Instance, Mount
 
 
@@ -61,30 +62,43 @@ def _add(agent: AgentMount, placed: Mapping[str, Sequence[int]], found: Sequence
                 found[number][name] = found[number][name].with_(instance)
 
 
-def member_of(mounts: Mapping[str, Mount], device: Device, instances: Mapping[str, Instance], rule: Policy) -> Member:
-    """What serves the instances on a device.
+def member_of(
+    mounts: Mapping[str, Mount],
+    device: Device,
+    instances: Mapping[str, Instance],
+    rule: Policy,
+    stages: Sequence[str] | None = None,
+) -> Member:
+    """What serves the instances on a device. `stages`: names of those that are served; None: all.
 
     Raises:
         BackendError: two models have a stage or a tool of one name, or steps of different `step_tokens`.
     """
     profiles: dict[str, LatencyProfile] = {}
+    away: dict[str, LatencyProfile] = {}
     tools: dict[str, Stage] = {}
     for name, instance in instances.items():
         for tool, of_it in instance.tools.items():
             if tools.setdefault(tool, of_it) is not of_it:
                 raise BackendError(f"model {name!r}: tool {tool!r} is another model's too; give it another name")
-        for stage, profile in instance.profiles.items():
-            if stage in profiles:
+        here, elsewhere = parted(instance, stages)
+        for stage in instance.profiles:
+            if stage in profiles or stage in away:
                 raise BackendError(f"stage {stage!r} of model {name!r} is another model's too")
-            profiles[stage] = profile
+        profiles |= here
+        away |= elsewhere
         device.executor.add(instance.modules, check_finite=instance.check_finite)
     pool = pool_of({name: mounts[name] for name in instances}, tuple(profiles))
     for name in tools:
-        if name in profiles:
+        if name in profiles or name in away:
             raise BackendError(f"tool {name!r}: a model has a stage of that name")
     executors: dict[str, Executor] = {POOL: device.executor, **executors_of(tools.values())}
     scheduler = Scheduler(
-        [pool, *pools_of(tools.values())], rule, {**profiles, **profiles_of(tools.values())}, correct=True
+        [pool, *pools_of(tools.values())],
+        rule,
+        {**profiles, **profiles_of(tools.values())},
+        correct=True,
+        away=away,
     )
     return Member(scheduler, executors, device.name)
 
@@ -94,7 +108,9 @@ def pool_of(mounts: Mapping[str, Mount], stages: tuple[str, ...]) -> Pool:
     caches: dict[str, KVCache] = {}
     tokens: dict[str, int] = {}
     for name, mount in mounts.items():
-        caches |= mount.kv_caches
+        caches |= {
+            model: cache for model, cache in mount.kv_caches.items() if any(named(stage, [model]) for stage in stages)
+        }
         if mount.step_tokens is not None:
             tokens[name] = mount.step_tokens
     if len(set(tokens.values())) > 1:

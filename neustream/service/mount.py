@@ -107,17 +107,21 @@ class Instance:
     """A mount's stages on one device: a module and a latency profile for each.
 
     `check_finite`: fail a request of which a step returned NaN or infinity (a device sync a step).
-    `tools`: stages that just start, each in a pool of its own.
+    `tools`: stages that just start, each in a pool of its own. `own`: stages of requests that are
+    the mount's own, which never leave. `roles`: names under which more stages may come.
     """
 
     modules: Mapping[str, StreamModule]
     profiles: Mapping[str, LatencyProfile]
     check_finite: bool = False
     tools: Mapping[str, Stage] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+    roles: frozenset[str] = frozenset()
 
     def with_(self, more: Instance) -> Instance:
         """Both together."""
-        return Instance({**self.modules, **more.modules}, {**self.profiles, **more.profiles})
+        modules, profiles = {**self.modules, **more.modules}, {**self.profiles, **more.profiles}
+        return Instance(modules, profiles, own=self.own | more.own, roles=self.roles | more.roles)
 
 
 @runtime_checkable

@@ -28,6 +28,7 @@ from neustream.service.hosting import Hosting
 from neustream.service.members import device_at, member_of, open_all
 from neustream.service.mount import OWN, Mount, OfSequences
 from neustream.service.options import names_of, places_of, slo_of
+from neustream.service.parting import check_known, check_stages
 from neustream.service.rehearsing import Rehearsing
 from neustream.service.requests import Asked, Moved, Requests, checked
 from neustream.service.several import Several, ask, ids_of
@@ -48,14 +49,18 @@ class Service:
             `SLO(total=...)`.
         policy: an object or the name of one; default: `neustream.core.policies.DEFAULT`.
         max_open: the most requests without an answer; more are refused. None: no limit.
+        stages: those that are served here, by their names or by those of models and of a pipeline's
+            roles ("sd", "encode"); None: all. A request whose next stage is not waits to be given to
+            another service, and observers are told `Left`; so a service of roles has whoever gives.
         router, step_timeout_s, forgiving: see `Engine`.
         observers: told of every Record; they must be quick.
 
     Attributes:
-        engine: what serves; report: what became of all requests so far.
+        engine: what serves; report: what became of all requests so far. stages: as given.
 
     Raises:
-        BackendError: a model cannot be served; those that were ready are the caller's again.
+        BackendError: a model cannot be served, or stages are named that there are not; models that
+            were ready are the caller's again.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Service:
         placement: Mapping[str, Sequence[str]] | None = None,
         slo: SLO | float | None = None,
         policy: Policy | str | None = None,
+        stages: Sequence[str] | None = None,
         router: Router | None = None,
         max_open: int | None = None,
         step_timeout_s: float | None = None,
@@ -73,6 +79,7 @@ class Service:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.slo = slo_of(slo)
+        self.stages = check_stages(stages, mounts)
         self.report = Report()
         self._mounts = dict(mounts)
         self._open: dict[str, Answer[Any]] = {}
@@ -93,11 +100,12 @@ class Service:
         heard: list[Observer] = [OfCallers(observer) for observer in told]
         with contextlib.ExitStack() as undo:
             self._devices = [device_at(place, undo, name) for name, place in zip(names_of(places), places, strict=True)]
-            host = Hosting(self._devices)
+            host = Hosting(self._devices, self.stages)
             here = open_all(self._mounts, self._devices, placed, host, undo)
+            check_known(self.stages, here)
             self.engine = host.engine = Engine(
                 [
-                    member_of(self._mounts, device, instances, rule)
+                    member_of(self._mounts, device, instances, rule, self.stages)
                     for device, instances in zip(self._devices, here, strict=True)
                 ],
                 WallClock(),
@@ -107,7 +115,8 @@ class Service:
                 forgiving=forgiving,
             ).start()
             undo.pop_all()
-        self._rehearsing = Rehearsing(self.engine, self._mounts, self._open)
+        rehearsed = self._mounts if self.stages is None else {}  # the others' rehearsals would leave
+        self._rehearsing = Rehearsing(self.engine, rehearsed, self._open)
         self._requests = Requests(self.engine, self._open, self._rehearsing.begin)
         self._closing = Closing(self._mounts, self._rehearsing, host)
         self._forgotten = weakref.finalize(self, self._closing.forget)

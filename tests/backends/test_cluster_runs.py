@@ -123,6 +123,28 @@ def test_a_profile_of_another_device_is_refused_by_the_instance(local, tmp_path)
     assert done.status == 2 and "profile 'draw' is of 'toy device', but cpu is 'another'" in done.err
 
 
+def test_kinds_serve_the_stages_that_they_are_said_to(local, tmp_path):
+    kinds = {"draws": {"count": 2, "stages": ["draw"]}, "decodes": {"stages": ["decode"]}}
+    path, out = toy(tmp_path, cluster={**TWO, "instances": kinds}), tmp_path / "out.json"
+    done = command("run", path, "--json", out)
+    assert done.status == 0, done.err
+    (entry,) = results(out)
+    assert entry["counts"]["on_time"] == entry["simulated"]["counts"]["on_time"] == 10
+    assert entry["cluster"]["moves"] == entry["simulated"]["cluster"]["moves"] == {"stage decode": 10}
+    assert set(entry["batch_size"]) == {"draw", "decode"}
+    ended = {name: part["ended"] for name, part in entry["members"].items()}
+    assert ended["decodes-3"] == 10 and sum(ended.values()) == 10
+
+
+def test_a_stage_that_nobody_serves_is_refused(local, tmp_path):
+    for stages, said in (
+        (["draw"], "cluster.instances: nobody serves stage 'decode'"),
+        (["drew"], "cluster.instances.a.stages: no stage 'drew'; did you mean 'draw'"),
+    ):
+        done = command("run", toy(tmp_path, cluster={**TWO, "instances": {"a": {"stages": stages}}}))
+        assert done.status == 2 and said in done.err, done.err
+
+
 @pytest.mark.parametrize(
     ("section", "said"),
     [
@@ -135,10 +157,6 @@ def test_a_profile_of_another_device_is_refused_by_the_instance(local, tmp_path)
             "cluster.faults: hang at 3 s: faults are simulated; to serve, leave them out (--set cluster.faults=[])",
         ),
         ({"network": {"loss": 0.1}}, "cluster.network.loss 0.1: losses are simulated; to serve, it is 0"),
-        (
-            {"instances": {"a": {"stages": ["draw", "decode"]}}},
-            "cluster.instances.a.stages ['draw', 'decode']: served instances have all stages; leave it out",
-        ),
         (
             {"instances": {"a": {}, "b": {"resources": {"fast": 0}}}},
             "cluster.instances.b.resources.fast: Input should be greater than 0, got 0",

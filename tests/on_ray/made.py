@@ -70,7 +70,7 @@ class Large(Words):
         self.kept[given.id] = piece.copy()
 
 
-def models(device):
+def models(device, stages=None):
     """A tiny text model and a tiny pipeline, with the same weights on each instance."""
     import torch
     from pipelines import build
@@ -83,7 +83,7 @@ def models(device):
     torch.set_num_threads(1)
     text = TextMount(made("llama"), profile=LearntSteps(), slots=4)
     image = PipelineMount(build("stable_diffusion"), samples=[], measure_s=0.0)
-    return serve({"chat": text, "sd": image})
+    return serve({"chat": text, "sd": image}, stages=stages)
 
 
 def skewed(device):
@@ -130,3 +130,20 @@ def other_graph(device):
     graph = Graph("chat", Stage("tell", max_batch=8, emits=True))
     profile = TableProfile("tell", [1], [STEP_S], device="toy")
     return serve(graph, {"tell": Words(STEP_S)}, {"tell": profile})
+
+
+ROLES = {
+    "front": ("chat.prefill", "sd/encode"),
+    "core": ("sd/denoise",),
+    "back": ("chat.decode", "sd/decode"),
+}
+
+
+class Role:
+    """`models`, of which an instance serves some stages."""
+
+    def __init__(self, name):
+        self.stages = ROLES[name]
+
+    def __call__(self, device):
+        return models(device, self.stages)

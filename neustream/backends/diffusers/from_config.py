@@ -143,6 +143,10 @@ class ConfigPipeline(shared.TorchModel):
         called = {STAGES[known.removeprefix(wanted.prefix)]: known for known in wanted.graph.stages}
         return called.get(stage.removeprefix(f"{name}/").partition("@")[0])
 
+    def served_as(self, wanted: Wanted, name: str, stage: str) -> str:
+        role = STAGES[stage.removeprefix(wanted.prefix)]
+        return f"{name}/{role}" if name else role
+
     def params(self, at: int) -> dict[str, Any]:
         draw = np.random.RandomState(at)
         own: dict[str, Any] = {"seed": int(draw.randint(2**31 - 1))}

@@ -176,7 +176,8 @@ class PipelineMount:
         self._previews = PreviewStages(
             self._places.replicas, self._places.devices, host, check_finite=self._check_finite
         )
-        instances = self._places.probes(probe)
+        roles = [f"{name}/{role}" if name else role for role in self._places.first.stage_roles]
+        instances = self._places.probes(probe, frozenset(roles))
         for sample in samples:
             opened = self._open_sample(sample)
             instances = [one.with_(more) for one, more in zip(instances, opened, strict=True)]

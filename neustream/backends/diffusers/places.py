@@ -59,12 +59,14 @@ class Places:
         """The pipeline itself."""
         return self.replicas[0]
 
-    def probes(self, name: str) -> list[Instance]:
-        """The stage at which requests show their dimensions, on each device."""
+    def probes(self, name: str, roles: frozenset[str]) -> list[Instance]:
+        """The stage at which requests show their dimensions, on each device. `roles`: of those that come."""
         return [
             Instance(
                 {name: ProbeModule(replica)},
                 {name: GuessedProfile(TableProfile("probe", [1], [PROBE_S], device=replica.place))},
+                own=frozenset({name}),
+                roles=roles,
             )
             for replica in self.replicas
         ]

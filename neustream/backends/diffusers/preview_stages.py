@@ -89,7 +89,8 @@ class PreviewStages:
         instances = {}
         for replica, device in self._places:
             module = PreviewModule(replica, check_finite=self._check_finite)
-            instances[device.name] = Instance({graph.name: module}, {graph.name: profile})
+            own = frozenset({graph.name})
+            instances[device.name] = Instance({graph.name: module}, {graph.name: profile}, own=own)
         self._host.extend(instances)
         shape.preview = graph
         return graph

@@ -58,7 +58,12 @@ class Instance:
         graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
         kinds = sorted({str(profile.device) for profile in profiles.values() if profile.device})
         return Joined(
-            kinds[0] if kinds else device, f"{socket.gethostname()}, {device}", os.getpid(), tuple(graphs), profiles
+            kinds[0] if kinds else device,
+            f"{socket.gethostname()}, {device}",
+            os.getpid(),
+            tuple(graphs),
+            profiles,
+            service.stages,
         )
 
     def _made(self, device: str) -> Service:
@@ -111,7 +116,7 @@ class Instance:
 
     async def take(self, id: str, term: int, left: Left) -> None:
         """Go on with a request of another instance."""
-        self._serving().take(id, term, left, 0.0)
+        self._serving().take(id, term, left)
 
     async def close(self) -> None:
         """End the service."""

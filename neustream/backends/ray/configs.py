@@ -34,7 +34,6 @@ def check(config: HeadConfig) -> None:
         raise ConfigError("cluster.engine: none is given, so the cluster can only be simulated; allowed: ray")
     if isinstance(config, ClusterConfig):
         _check_simulated(config)
-        _check_kinds(config)
     for router in config.router:
         rules_of(config, router)
     roles = list(config.kinds) if isinstance(config, ClusterConfig) else [WHOLE]
@@ -55,13 +54,6 @@ def _check_simulated(config: ClusterConfig) -> None:
         )
     if config.network.loss:
         raise ConfigError(f"cluster.network.loss {config.network.loss:g}: losses are simulated; to serve, it is 0")
-
-
-def _check_kinds(config: ClusterConfig) -> None:
-    for name, kind in config.kinds.items():
-        if kind.stages is not None:
-            where = f"cluster.instances.{name}.stages {kind.stages}"
-            raise ConfigError(f"{where}: served instances have all stages; leave it out")
 
 
 def rules_of(config: HeadConfig, router: str) -> dict[str, Any]:

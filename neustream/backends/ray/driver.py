@@ -33,6 +33,7 @@ from neustream.backends.ray.wire import PRINT, EngineDied, Heard, Joined, News, 
 from neustream.cluster import messages as to
 from neustream.cluster.head import Head
 from neustream.core.events import Emitted, Submitted
+from neustream.core.stage_names import named
 from neustream.core.types import SLO, Request
 from neustream.engine.answers import Result
 from neustream.engine.clock import stopwatch
@@ -312,10 +313,10 @@ class Driver:
             if known is None:
                 profiles = {stage: found.profiles[stage] for stage in graph.stages}
                 head.extend(graph, profiles, device, "repeat")
-        stages = {stage for graph in head.graphs.values() for stage in graph.stages}
+        stages = {stage for graph in head.graphs.values() for stage in graph.stages if named(stage, found.stages)}
         prints = {graph.name: graph.print for graph in found.graphs}
         head.know(device, found.profiles)
-        head.joined(name, now, stages=sorted(stages), role=role, device=device, prints=prints)
+        head.joined(name, now, stages=sorted(stages), role=role, device=device, prints=prints, only=found.stages)
         self._alive.add(name)
         self.places[name] = found
         self.stays[name] = now, math.inf

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,45 @@ class Entry:
         for output in outputs[len(self.items) :]:
             told = {name: output.update[name] for name in TOLD if name in output.update}
             self.items.append({ITEM: self.reader(output), PRINT: _print(output.update), **told})
+
+
+class Entries:
+    """The requests of an instance, by id. `begin`: carries out an order that waited for the end of one."""
+
+    def __init__(self, begin: Callable[[to.Send], None]) -> None:
+        self.lock = threading.RLock()
+        self._begin = begin
+        self._by_id: dict[str, Entry] = {}
+
+    def get(self, id: str) -> Entry | None:
+        """A request of whatever term."""
+        with self.lock:
+            return self._by_id.get(id)
+
+    def of(self, id: str, term: int) -> Entry | None:
+        """The request of a term, if it is here."""
+        entry = self.get(id)
+        return entry if entry is not None and entry.term == term else None
+
+    def all(self) -> list[Entry]:
+        """All of them."""
+        with self.lock:
+            return list(self._by_id.values())
+
+    def add(self, entry: Entry) -> Entry | None:
+        """One more; or the one that has its id already, and nothing is changed."""
+        with self.lock:
+            before = self._by_id.setdefault(entry.id, entry)
+        return None if before is entry else before
+
+    def remove(self, entry: Entry) -> None:
+        """It is not here any more; what waited for that begins."""
+        with self.lock:
+            if self._by_id.get(entry.id) is entry:
+                del self._by_id[entry.id]
+            order, entry.next = entry.next, None
+        if order is not None:
+            self._begin(order)
 
 
 def _print(update: Update) -> bytes:

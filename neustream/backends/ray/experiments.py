@@ -25,7 +25,7 @@ from neustream.engine.clock import stopwatch
 from neustream.experiment.clusters import parted
 from neustream.experiment.pipelines import pipeline_of
 from neustream.experiment.prepared import policy_for
-from neustream.experiment.roles import profiles_of
+from neustream.experiment.roles import profiles_of, roles_of, stages_of
 from neustream.service.answer import Answer
 from neustream.service.service import Service
 
@@ -36,12 +36,14 @@ class Made:
 
     Args:
         profiles: of all stages; lengths: outputs after which generations end, by request.
+        stages: those of the config that it serves; None: all.
     """
 
     config: Config
     policy: str
     profiles: Mapping[str, LatencyProfile]
     lengths: Mapping[str, int]
+    stages: frozenset[str] | None
 
     def __call__(self, device: str) -> Service:
         parts = [self._part(name, device) for name in experiments_in(self.config)]
@@ -50,10 +52,14 @@ class Made:
             part.warm_up()
         gc.collect()
         gc.freeze()  # the models' objects stay: no step has to wait while they are searched again
+        stages = None
+        if self.stages is not None:
+            stages = [name for part in parts for name in part.served_as(self.stages)]
         return Service(
             {part.name: part.mount() for part in parts},
             devices=[device],
             policy=policy_for([part.pipeline for part in parts], self.policy),
+            stages=stages,
             forgiving=False,
         )
 
@@ -107,6 +113,7 @@ class ClusterSession(Session):
         self._leave = joined(config.cluster.address)
         try:
             super().__init__(config, "cpu")
+            roles_of(self.prepared, config.cluster)  # says which stages nobody serves
         except BaseException:
             self._leave()
             raise
@@ -151,7 +158,8 @@ class ClusterSession(Session):
         """The kinds of instances, each with the profiles of its device."""
         profiles, found = profiles_of(self.prepared, config), {}
         for name, kind in config.kinds.items():
-            made = Made(self.config, policy, profiles[name], self.prepared.lengths)
+            stages = None if kind.stages is None else stages_of(self.prepared, name, kind)
+            made = Made(self.config, policy, profiles[name], self.prepared.lengths, stages)
             count, most = instances_of(kind.count, scaler, name)
             found[name] = Kind(made, count, most, {**self._needs, **kind.resources})
         return found

@@ -31,7 +31,8 @@ class Joined:
 
     Args:
         device: its kind; `place`: where it is, for people. pid: of its process.
-        graphs: those it knows already; profiles: of its stages.
+        graphs: those it knows already; profiles: of their stages.
+        stages: names of those that it serves (see `Service`); None: all.
     """
 
     device: str
@@ -39,6 +40,7 @@ class Joined:
     pid: int
     graphs: tuple[Graph, ...]
     profiles: Mapping[str, LatencyProfile]
+    stages: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +110,14 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A request that left an instance. `heard`: outputs that the head has for certain."""
+    """A request that left an instance. `heard`: outputs that the head has for certain.
+
+    `waited_s`: since it left.
+    """
 
     moved: Moved
     heard: int
+    waited_s: float
 
 
 class EngineDied(BackendError):

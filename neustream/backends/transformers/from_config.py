@@ -126,6 +126,9 @@ class ConfigText(shared.TorchModel):
         own = stage == node or stage.startswith(f"{node}.")
         return f"{wanted.prefix}llm{stage.removeprefix(node)}" if own else None
 
+    def served_as(self, wanted: Wanted, name: str, stage: str) -> str:
+        return f"{name or NODE}{stage.removeprefix(f'{wanted.prefix}llm')}"
+
     def params(self, at: int) -> dict[str, Any]:
         return {"seed": at}
 

@@ -1,0 +1,66 @@
+"""What an instance reports of its requests: their outputs, and how they ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neustream.backends.ray.entries import Entries, Entry
+from neustream.backends.ray.outbox import Outbox
+from neustream.backends.ray.wire import value_as_bytes
+from neustream.cluster import messages as to
+from neustream.engine.answers import Result
+from neustream.errors import RequestError, told
+from neustream.service.answer import Answer
+
+
+class Answering:
+    """Reports outputs and ends; on whatever thread."""
+
+    def __init__(self, entries: Entries, outbox: Outbox) -> None:
+        self._entries = entries
+        self._outbox = outbox
+
+    def made(self, entry: Entry, answer: Answer[Any]) -> None:
+        """Report what a request put out since. Under the lock of the entries."""
+        entry.catch_up(answer)
+        if not entry.told or entry.quiet:
+            return
+        for index in range(entry.sent, len(entry.items)):
+            self._outbox.put(to.Made(entry.id, entry.term, index, entry.items[index]))
+        entry.sent = len(entry.items)
+
+    def over(self, entry: Entry, answer: Answer[Any]) -> None:
+        """A request ended here, or left."""
+        error = None if answer.cancelled() else answer.exception()
+        if isinstance(error, RequestError) and error.code == "moved":
+            return
+        with self._entries.lock:
+            self.made(entry, answer)
+        self._entries.remove(entry)
+        if entry.quiet:
+            return
+        if answer.cancelled():
+            self._cancelled(entry, answer.ended)
+            return
+        payload = value_as_bytes(entry.id, answer.result() if error is None else None, error)
+        result = answer.ended
+        if result is None:  # the engine did not take it
+            self._outbox.put(to.Refused(entry.id, entry.term, told(error or RequestError(""))), payload)
+            return
+        status = "failed" if error is not None and result.status == "done" else result.status
+        self.tell(entry, status, result.reason, payload, result)
+
+    def _cancelled(self, entry: Entry, result: Result | None) -> None:
+        """Its answer was cancelled; `result`: how it ended, if the engine had taken it."""
+        if result is None:
+            self.tell(entry, "cancelled", "cancelled by the caller")
+            return
+        status = "failed" if result.status == "done" else result.status
+        self.tell(entry, status, result.reason, result=result)
+
+    def tell(self, entry: Entry, status: Any, reason: str, value: bytes = b"", result: Result | None = None) -> None:
+        """Report how a request ended."""
+        attainable = result is None or result.code != "unattainable"
+        count, began = len(entry.items), entry.began
+        over = to.Over(entry.id, entry.term, status, reason, None, count, began, attainable)
+        self._outbox.put(over, value)
