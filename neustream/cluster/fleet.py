@@ -153,6 +153,7 @@ class Fleet:
         self.up: Bools = np.zeros(8, dtype=bool)
         self._able: dict[str, Ints] = {}
         self._free_rows: list[int] = []
+        self._ailing: dict[str, tuple[str, ...]] = {}  # stages that fail, by instance
 
     def backlog(self, rows: Ints) -> Floats:
         """Seconds of work at some instances: by their latest outlooks and what was sent since."""
@@ -178,7 +179,10 @@ class Fleet:
     # -- asked by rules ---------------------------------------------------------------------------
 
     def able(self, asked: Asked) -> Ints:
-        """The rows of the instances that take requests and serve the next stage of this one."""
+        """The rows of the instances that take requests and serve the next stage of this one.
+
+        Not those whose steps of its stages fail, one after the other, unless all do.
+        """
         rows = self._able.get(asked.stage)
         if rows is None:
             found = [
@@ -187,7 +191,14 @@ class Fleet:
                 if each.state == "up" and asked.stage in each.stages
             ]
             rows = self._able[asked.stage] = np.array(sorted(found), dtype=np.int64)
-        return rows
+        if not self._ailing:
+            return rows
+        well = [row for row in rows.tolist() if not self._fails(self.names[row], asked)]
+        return np.array(well, dtype=np.int64) if well else rows
+
+    def _fails(self, name: str, asked: Asked) -> bool:
+        """Whether an instance fails steps that a request needs."""
+        return any(stage in asked.calls for stage in self._ailing.get(name, ()))
 
     def at(self, row: int) -> Instance:
         """The instance of a row."""
@@ -227,6 +238,7 @@ class Fleet:
     def remove(self, instance: Instance) -> None:
         """It is gone."""
         del self.instances[instance.name]
+        self._ailing.pop(instance.name, None)
         self.up[instance.row] = False
         self.names[instance.row] = ""
         self._free_rows.append(instance.row)
@@ -241,6 +253,9 @@ class Fleet:
         """It told how it is."""
         instance.told = True
         instance.outlook = outlook
+        self._ailing.pop(instance.name, None)
+        if outlook.failing:
+            self._ailing[instance.name] = outlook.failing
         for number in [number for number in instance.sent if number <= outlook.heard]:
             del instance.sent[number]
         row, rates = instance.row, self.rates[instance.device]

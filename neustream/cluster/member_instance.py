@@ -390,6 +390,7 @@ class MemberInstance:
             now,
             heard=self._heard,
             sent_at=now + self.offset_s,
+            failing=self.drive.member.faults.failing(now),
         )
         self._send(say.HEAD, say.Told(outlook))
 

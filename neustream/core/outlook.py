@@ -125,6 +125,7 @@ class Outlook:
         backlog: device seconds of all calls of the live requests, in efficient batches.
         live, waiting: requests there, and those that have not begun.
         speed: how many times their profiled latency steps of a stage take.
+        failing: stages whose steps there fail, one after the other.
     """
 
     instance: str
@@ -137,6 +138,7 @@ class Outlook:
     lines: tuple[LineOutlook, ...] = ()
     texts: tuple[TextOutlook, ...] = ()
     speed: Mapping[str, float] = field(default_factory=dict)
+    failing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +177,10 @@ class Rates:
 
     def alone(self, calls: Mapping[str, Calls]) -> float:
         """Seconds of some calls, each alone."""
-        return sum(
-            [
-                each.count * self.profiles[name].latency(1, each.size, each.size * each.size)
-                for name, each in calls.items()
-            ]
-        )
+        seconds = 0.0
+        for name, each in calls.items():
+            seconds += each.count * self.profiles[name].latency(1, each.size, each.size * each.size)
+        return seconds
 
     def charge(self, calls: Mapping[str, Calls]) -> float:
         """Device seconds of some calls in the most efficient batches."""
@@ -210,7 +210,14 @@ def _efficient(curve: Curve) -> float:
 
 
 def outlook_of(
-    scheduler: Scheduler, instance: str, rates: Rates, now: float, *, heard: int, sent_at: float
+    scheduler: Scheduler,
+    instance: str,
+    rates: Rates,
+    now: float,
+    *,
+    heard: int,
+    sent_at: float,
+    failing: tuple[str, ...] = (),
 ) -> Outlook:
     """What a scheduler has to tell at `now` on its own clock."""
     jobs = list(scheduler.jobs.values())
@@ -227,6 +234,7 @@ def outlook_of(
         tuple(_lines(jobs, scheduler.times, now)),
         tuple(_texts(scheduler, jobs, now)),
         {stage: value for stage, value in speed.items() if abs(value - 1.0) > 0.01},
+        failing,
     )
 
 

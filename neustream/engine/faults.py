@@ -45,9 +45,13 @@ class Faults:
             )  # fmt: skip
         self._rows[stage] = row, until
 
+    def failing(self, now: float) -> tuple[str, ...]:
+        """The stages for which it is passed over at `now` (s)."""
+        return tuple([stage for stage, (_, until) in self._rows.items() if now < until])
+
     def passed_over(self, stages: Collection[str], now: float) -> bool:
         """Whether a request with these stages had better go elsewhere, at `now` (s)."""
-        return any(now < until for stage, (_, until) in self._rows.items() if stage in stages)
+        return any(stage in stages for stage in self.failing(now))
 
 
 def _fruitful(results: Sequence[Update | NeustreamError] | BaseException) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import (
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 class Member:
     """One instance of what is served: a scheduler with the executors of its pools, by name.
 
+    `faults`: of its steps, while it is driven.
+
     Raises:
         RequestError: the executors are not those of the scheduler's pools.
     """
@@ -45,8 +47,10 @@ class Member:
     scheduler: Scheduler
     executors: Mapping[str, Executor]
     name: str = ""
+    faults: Faults = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "faults", Faults(self.name))
         if set(self.executors) != set(self.scheduler.pools):
             pools = sorted(self.scheduler.pools)
             raise RequestError(f"executors for {sorted(self.executors)}, but pools are {pools}")
@@ -89,7 +93,6 @@ class Drive:
         self._tell = tell
         self._steps = steps
         self._limits = Limits(self, clock, step_timeout_s)
-        self._faults = Faults(member.name)
         self.patience_s = PATIENT_S if step_timeout_s is None else step_timeout_s
         self._looks = None if clock.decides_at_once else Looks(self, clock, member.scheduler.times)
         self.deciding = Deciding(member.scheduler, clock, self._looks, tell, member.name)
@@ -108,7 +111,7 @@ class Drive:
 
     def ails(self, request: Request) -> bool:
         """Whether steps that it needs fail here again and again (see `Faults`)."""
-        return self._faults.passed_over(request.graph.stages, self._clock.now())
+        return self.member.faults.passed_over(request.graph.stages, self._clock.now())
 
     def load(self) -> Load:
         """How busy it is."""
@@ -199,7 +202,7 @@ class Drive:
             self.closed.pop(batch.pool, None)
             return
         info = self._leave(batch)
-        self._faults.ended(batch.stage, results, now)
+        self.member.faults.ended(batch.stage, results, now)
         if isinstance(results, BaseException):
             self.scheduler.fail(batch, results, now)
             error = told(results) or type(results).__name__

@@ -19,6 +19,8 @@ from neustream.cluster.book import Settings
 from neustream.cluster.head import Head
 from neustream.cluster.rules.fixed import Fixed
 from neustream.cluster.rules.round_robin import RoundRobin
+from neustream.cluster.rules.slack import Slack
+from neustream.engine import faults
 
 PATIENT = Settings(suspect_s=60.0, dead_s=90.0, scale_s=0.02)
 """On a busy machine an instance may be silent for a while; only who hangs is found out by that."""
@@ -307,6 +309,43 @@ def test_promises_count_from_the_caller_s_request():
         late = ask(driver, words=3, voice="a", slo=SLO(total=1e-6)).outcome(30)
         assert late.status == "done" and not late.on_time and late.latency_s > 0
         assert ask(driver, words=3, voice="a", slo=SLO(total=30.0)).outcome(30).on_time
+
+
+class Broken(Words):
+    """Fails all of its steps until it is mended, where it is the first."""
+
+    mended = False
+
+    def say(self, given):
+        if self.place == 1 and not Broken.mended:
+            raise RuntimeError("the device fell off the bus")
+        return super().say(given)
+
+
+def test_an_instance_whose_steps_fail_at_once_is_passed_over(monkeypatch):
+    """It has the least work of all, and is the first, so the default router would give it every request."""
+    monkeypatch.setattr(Broken, "mended", False)
+    with running(lambda number: chat(Broken, number), router=Slack()) as driver:
+        fates = [ask(driver, words=2, voice="place").outcome(30).status for _ in range(60)]
+        assert 3 <= fates.count("failed") < 30 and driver.states == {"whole-1": "up", "whole-2": "up"}
+        assert driver.wait_empty(30) and adds_up(driver)
+
+
+def test_an_instance_that_was_passed_over_serves_again_once_it_is_mended(monkeypatch):
+    monkeypatch.setattr(Broken, "mended", False)
+    monkeypatch.setattr(faults, "DOUBLINGS", 0)
+    with running(lambda number: chat(Broken, number), router=Slack()) as driver:
+        while ask(driver, words=1, voice="place").outcome(30).status == "failed":
+            pass
+        Broken.mended = True
+        until(lambda: said(ask(driver, words=1, voice="place")) == ["1"])
+
+
+def test_where_all_fail_requests_fail_and_nobody_waits(monkeypatch):
+    monkeypatch.setattr(Broken, "mended", False)
+    with running(lambda number: chat(Broken, 1), router=Slack()) as driver:
+        for _ in range(12):
+            assert ask(driver, words=2, voice="place").outcome(30).status == "failed"
 
 
 def test_whoever_waits_when_it_is_closed_hears_of_it():

@@ -22,7 +22,7 @@ from neustream.cluster import messages as to
 from neustream.core.events import Emitted, Left, Submitted
 from neustream.core.outlook import Outlook, Rates, outlook_of
 from neustream.engine.clock import stopwatch
-from neustream.engine.events import Record, Started
+from neustream.engine.events import Finished, Record, Started
 from neustream.engine.member import Member
 from neustream.errors import BackendError, NeustreamError, told
 from neustream.service.service import Service
@@ -220,6 +220,9 @@ class ServiceInstance:
             self._passing.away(record.id, record.stage)
         elif isinstance(record, Submitted):
             self._submitted(record)
+        elif isinstance(record, Finished):
+            if record.error and self.service.engine.members[0].faults.failing(record.at):
+                self.look()  # it has the least work: nobody waits with sending it more
         elif isinstance(record, Started):
             self._outbox.dirty = True
             with self._entries.lock:
@@ -247,4 +250,12 @@ class ServiceInstance:
         profiles = member.scheduler.times.profiles
         if profiles.keys() != self._rates.profiles.keys():
             self._rates = Rates(profiles)
-        return outlook_of(member.scheduler, self.name, self._rates, now, heard=self._heard, sent_at=self.now())
+        return outlook_of(
+            member.scheduler,
+            self.name,
+            self._rates,
+            now,
+            heard=self._heard,
+            sent_at=self.now(),
+            failing=member.faults.failing(now),
+        )
