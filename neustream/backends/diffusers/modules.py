@@ -19,8 +19,8 @@ from neustream.errors import StageFailed
 
 Update = Mapping[str, Any]
 LOOKING = 0.006
-"""The share of a device's time that may go into asking whether somebody changed the models, beside the first
-and the last step of each request."""
+"""The share of a device's time that may go into asking whether somebody changed the models. Behind the first and
+the last step of each request it is asked anyway, which counts."""
 
 
 class Runs:
@@ -33,8 +33,9 @@ class Runs:
         begin: makes the run of a request.
         check_finite: see `PipelineMount`.
         changed: says what of the models is not as it was; then the step fails. It is asked behind
-            the first and the last step of each request, and behind others for `LOOKING` of the
-            time. What a step started on a GPU still runs meanwhile, so that this costs nothing there.
+            the first and the last step of each request, and behind others as long as all that takes
+            less than `LOOKING` of the time. What a step started on a GPU still runs meanwhile, so that
+            this costs nothing there.
         settled: waits until the device has done what the step started.
     """
 
@@ -107,7 +108,8 @@ class Runs:
         began = stopwatch()
         why = self._changed()
         ended = stopwatch()
-        self._looks_at = ended + (ended - began) / LOOKING
+        pause = (ended - began) / LOOKING
+        self._looks_at = ended + min(max(self._looks_at - ended, 0.0) + pause, 2 * pause)
         return why
 
     @staticmethod

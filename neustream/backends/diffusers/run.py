@@ -92,6 +92,7 @@ class Run:
         self._greenlet: Any = None
         self._autocast = autocast_now()  # of the stock call, put back whenever it goes on
         self._grad = False  # the same of torch's gradients
+        self.alone = False  # whether its scheduler's steps find nobody to share with
         self.nested = False  # whether there are pipelines inside the pipeline
         self.steps_counted = False  # whether a scheduler of its own counts its steps
         self.journal = Journal(may_move(pipe))
@@ -238,11 +239,15 @@ class Run:
             elif not is_stepped(value):
                 continue
             elif callable(getattr(value, "step", None)):
-                own[name] = own_scheduler(value, Hooks(park, self._stepped, self._step_known, self._step_taken))
+                own[name] = own_scheduler(value, self._hooks())
                 self.steps_counted = True
             else:
                 own[name] = copy.deepcopy(value)
         return view
+
+    def _hooks(self) -> Hooks:
+        """What its schedulers tell."""
+        return Hooks(park, self._stepped, lambda: self.alone, self._step_known, self._step_taken)
 
     def _stand_in(self, model: Any, parts: Mapping[str, Part]) -> StandIn:
         """What the view has in place of a model.
@@ -301,6 +306,7 @@ def advance(runs: Iterable[Run], done: Callable[[Run], bool]) -> None:
         while active:
             alike: dict[Any, list[Run]] = defaultdict(list)
             for run in active:
+                run.alone = len(active) == 1
                 alike[None if run.parked is None else run.parked.key].append(run)
             for some in alike.values():
                 for run, value in zip(some, _results(some), strict=True):

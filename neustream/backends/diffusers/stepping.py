@@ -118,12 +118,14 @@ class Hooks:
     """What a request's schedulers (and copies that its call makes of them) tell.
 
     `park` takes a step that can be shared, and returns what `step_together` gives, or None for the
-    stock step to be taken; `stepped` is told of each new sample. `known` gives the result of a step
-    that was taken elsewhere, None for others; `taken` is told of each scheduler and its result.
+    stock step to be taken; `stepped` is told of each new sample. `alone` says that there is nobody to
+    share with. `known` gives the result of a step that was taken elsewhere, None for others; `taken` is
+    told of each scheduler and its result.
     """
 
     park: Callable[[Step], Any]
     stepped: Callable[[torch.Tensor], None]
+    alone: Callable[[], bool] = lambda: False
     known: Callable[[Any], Any] = lambda scheduler: None
     taken: Callable[[Any, Any], None] = lambda scheduler, result: None
 
@@ -162,22 +164,28 @@ def _step(
     known = hooks.known(self)
     if known is not None:
         return known
-    if self._neustream_timesteps is not self.timesteps:
-        self._neustream_timesteps, self._neustream_table = self.timesteps, table_of(self)
-    table: Table | None = self._neustream_table
-    result = None
-    if table is not None and not args and _plain(kwargs) and _alike(model_output, sample):
-        at = _index(self, timestep)
-        values = None if at is None else hooks.park(Step(table, at, model_output, sample))
-        if at is not None and values is not None:
-            if "_step_index" in self.__dict__:
-                self._step_index = at + 1
-            result = table.result(*values) if kwargs.get("return_dict", True) else values
+    result = None if args or hooks.alone() else _shared(self, hooks, model_output, timestep, sample, kwargs)
     if result is None:
         result = stock(self, model_output, timestep, sample, *args, **kwargs)
     hooks.taken(self, result)
     hooks.stepped(result[0])
     return result
+
+
+def _shared(scheduler: Any, hooks: Hooks, output: Any, timestep: Any, sample: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The result of a step that was shared; None: it could not be, or there was nobody to share it with."""
+    if scheduler._neustream_timesteps is not scheduler.timesteps:
+        scheduler._neustream_timesteps, scheduler._neustream_table = scheduler.timesteps, table_of(scheduler)
+    table: Table | None = scheduler._neustream_table
+    if table is None or not _plain(kwargs) or not _alike(output, sample):
+        return None
+    at = _index(scheduler, timestep)
+    values = None if at is None else hooks.park(Step(table, at, output, sample))
+    if at is None or values is None:
+        return None
+    if "_step_index" in scheduler.__dict__:
+        scheduler._step_index = at + 1
+    return table.result(*values) if kwargs.get("return_dict", True) else values
 
 
 def is_stepped(value: Any) -> bool:
