@@ -57,6 +57,11 @@ def sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory; on a CPU torch has no type of its own for that."""
+    return isinstance(error, OUT_OF_MEMORY) or "allocate" in str(error)
+
+
 class TorchModel(ConfigModel):
     """What pipelines and language models of configs share: a stock object with weights on a device."""
 

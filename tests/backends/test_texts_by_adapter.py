@@ -160,6 +160,54 @@ def test_an_adapter_that_cannot_be_mixed_leaves_the_others_to_be_chosen():
         assert list(service(prompt, adapter="wide", max_tokens=8, ignore_eos=True).token_ids) == expected
 
 
+class Mixing:
+    """PEFT's layers, which do `what` where they are to mix adapters in a batch."""
+
+    def __init__(self, monkeypatch, what):
+        layer = peft.tuners.lora.layer.LoraLayer
+        stock = layer._mixed_batch_forward
+
+        def mixed(self, x, *args, adapter_names, **kwargs):
+            found = stock(self, x, *args, adapter_names=adapter_names, **kwargs)
+            return what(found) if len({*adapter_names}) > 1 else found
+
+        monkeypatch.setattr(layer, "_mixed_batch_forward", mixed)
+
+
+def fails(found):
+    raise ValueError("rows are not mine to tell apart")
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        (fails, "the call fails: ValueError: rows are not mine to tell apart"),
+        (lambda found: found + 1, "logits are not those of a call alone"),
+    ],
+)
+def test_adapters_that_cannot_share_a_call_have_one_each_and_the_log_says_why(monkeypatch, caplog, what, why):
+    model, (prompt,) = wrapped(), prompts(1, seed=12)
+    expected = [wanted(model, prompt, name) for name in NAMES]
+    Mixing(monkeypatch, what)
+    with neustream.serve(model, slots=4, measure_s=0.1) as service:
+        asked = [service.submit(prompt, adapter=name, max_tokens=8, ignore_eos=True) for name in NAMES]
+        assert [list(answer.result(60).token_ids) for answer in asked] == expected
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "neustream"]
+    assert said == f"LlamaForCausalLM: requests with different adapters share no calls: with 'wide' {why}"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_no_memory_to_try_adapters_is_no_reason_to_serve_them_slowly(monkeypatch, error):
+    def lacks(found):
+        raise error
+
+    Mixing(monkeypatch, lacks)
+    with pytest.raises(BackendError, match=r"LlamaForCausalLM: no memory to try its adapters .*give fewer slots"):
+        neustream.serve(wrapped(), slots=4, measure_s=0.1)
+
+
 def test_a_model_with_states_computes_adapters_one_by_one():
     torch.manual_seed(0)
     config = peft.LoraConfig(**{**LORA, "target_modules": ["in_proj"]})

@@ -8,6 +8,7 @@ call, in its thread only: the model is not switched.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neustream.backends.torch import lacks_memory
 from neustream.backends.transformers.lent import Lent, lent
 from neustream.backends.transformers.own import Own
 from neustream.backends.transformers.packed import Packed
@@ -24,6 +26,8 @@ from neustream.errors import RequestError, nearest, shown, told
 
 if TYPE_CHECKING:
     from neustream.backends.transformers.model import LanguageModel
+
+log = logging.getLogger("neustream")
 
 BASE = "__base__"
 """What PEFT calls the model without adapters."""
@@ -84,7 +88,8 @@ class Adapters:
     """The adapters of a model, as requests may choose them.
 
     Attributes:
-        names: that can be chosen; mixes: whether rows of a call may have different ones.
+        names: that can be chosen.
+        apart: why rows of a call may not have different ones; empty: they may.
         active: what requests get that choose none; None: several together.
         why: why adapters cannot be chosen, by name; "" is for all.
     """
@@ -92,14 +97,18 @@ class Adapters:
     def __init__(self, model: LanguageModel) -> None:
         self._layers = [module for module in model.model.modules() if _is_layer(module)]
         self.active = _active(self._layers)
-        self.mixes = model.fixed is None and not isinstance(model.cache, Own)
+        self.apart = _alone(model)
         self._close = CLOSE.get(model.model.dtype, CLOSE_HALF)
         known = {name for layer in self._layers for name in layer._get_available_adapters()}
         self.why = _reasons(self._layers, sorted(known), self.active)
         self.names = [name for name in (*sorted(known), BASE) if not {"", name} & self.why.keys()]
 
     def prove(self, model: LanguageModel) -> None:
-        """Try each on the model itself: those with which it does not say what it says once switched are none."""
+        """Try each on the model itself: those with which it does not say what it says once switched are none.
+
+        Raises:
+            torch.OutOfMemoryError, RuntimeError: there is no memory for these trials.
+        """
         with as_it_was(model.model):
             for name in list(self.names):
                 if why := self._tried(model, name):
@@ -120,7 +129,7 @@ class Adapters:
 
     def groups(self, rows: Mapping[str, Row]) -> list[dict[str, Row]]:
         """Requests that may share calls."""
-        if self.mixes:
+        if not self.apart:
             return [dict(rows)]
         parts: dict[str | None, dict[str, Row]] = {}
         for id, row in rows.items():
@@ -192,33 +201,44 @@ class Adapters:
             model.cache.scrub(0)
             if not _same(alone, wanted, self._close):
                 return "PEFT gives it other logits as one of a batch than as the active one"
-        except Exception as error:  # noqa: BLE001  of a layer that cannot mix
+        except Exception as error:  # of a layer that cannot mix
+            if lacks_memory(error):
+                raise
             model.cache.scrub(0)
             return f"PEFT cannot choose it for a request: {told(error)}"
-        if self.mixes and model.slots > 1:
-            self.mixes = self._mix(model, row, [wanted, self._plain(model, row)])
+        if not self.apart and model.slots > 1:
+            self._keep_apart(model, name, self._mix(model, row, [wanted, self._plain(model, row)]))
         return ""
+
+    def _keep_apart(self, model: LanguageModel, name: str, why: str) -> None:
+        """From now on each call has one adapter, if there is a reason; the log says which."""
+        self.apart = why
+        if why:
+            log.warning("%s: requests with different adapters share no calls: with %r %s", model.name, name, why)
 
     def _plain(self, model: LanguageModel, row: Row) -> torch.Tensor:
         logits = model.forward([replace(row, adapter=None)])[0]
         model.cache.scrub(0)
         return logits
 
-    def _mix(self, model: LanguageModel, row: Row, wanted: Sequence[torch.Tensor]) -> bool:
-        """Whether a row, and one that chooses nothing, get together what they get alone, in prompts and decodes."""
+    def _mix(self, model: LanguageModel, row: Row, wanted: Sequence[torch.Tensor]) -> str:
+        """Why a row, and one that chooses nothing, may not be in one call, as a prompt or a decode; empty: they may."""
         at = len(row.tokens) - 1
         head, last = replace(row, tokens=row.tokens[:at]), replace(row, start=at, tokens=row.tokens[at:])
         try:
             prompts = model.forward([row, replace(row, slot=1, adapter=None)])
             model.forward([head, replace(head, slot=1, adapter=None)])
             after = model.forward([last, replace(last, slot=1, adapter=None)])
-        except Exception:  # noqa: BLE001  of a layer that cannot mix
-            return False
+        except Exception as error:  # of a layer that cannot mix
+            if lacks_memory(error):
+                raise
+            return f"the call fails: {told(error)}"
         finally:
             for slot in (0, 1):
                 model.cache.scrub(slot)
         pairs = [*zip(prompts, wanted, strict=True), *zip(after, wanted, strict=True)]
-        return all(_same(found, alone, self._close) for found, alone in pairs)
+        same = all(_same(found, alone, self._close) for found, alone in pairs)
+        return "" if same else "logits are not those of a call alone"
 
     @contextlib.contextmanager
     def _switched(self, name: str) -> Iterator[None]:
@@ -238,6 +258,13 @@ def adapters_of(model: LanguageModel) -> Adapters | None:
     if not any(_is_layer(module) for module in model.model.modules()):
         return None
     return Adapters(model)
+
+
+def _alone(model: LanguageModel) -> str:
+    """Why each call of a model has one adapter anyway; empty: that is to be tried."""
+    if model.fixed is not None:
+        return "calls have fixed shapes"
+    return "each request has a cache of its own" if isinstance(model.cache, Own) else ""
 
 
 def _is_layer(module: torch.nn.Module) -> bool:

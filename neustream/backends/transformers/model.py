@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from neustream.backends.torch import OUT_OF_MEMORY, device_name
+from neustream.backends.torch import OUT_OF_MEMORY, device_name, lacks_memory
 from neustream.backends.transformers.adapters import Adapters, adapters_of
 from neustream.backends.transformers.fixed import fixed_of, floor
 from neustream.backends.transformers.looking import inputs_of
@@ -97,7 +97,17 @@ class LanguageModel:
         self.unchanged = self._proved(slots, proof)
         self.adapters = adapters_of(self)
         if self.adapters is not None:
-            self.adapters.prove(self)
+            self._try_adapters(self.adapters)
+
+    def _try_adapters(self, adapters: Adapters) -> None:
+        try:
+            adapters.prove(self)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            raise BackendError(
+                f"{self.name}: no memory to try its adapters ({error}); give fewer slots or a smaller max_len"
+            ) from error
 
     def _proved(self, slots: int, proof: Unchanged | None) -> Unchanged:
         """What the model was when it was tried in company: now, unless `proof` still holds."""
@@ -142,7 +152,7 @@ class LanguageModel:
         except BackendError:
             raise
         except Exception as error:  # whatever a model does that was not made for this
-            if isinstance(error, OUT_OF_MEMORY) or "allocate" in str(error):
+            if lacks_memory(error):
                 raise BackendError(
                     f"{self.name}: no memory for the keys and values of {slots} slots of {self.max_len} tokens; "
                     f"give fewer slots or a smaller max_len ({error})"
