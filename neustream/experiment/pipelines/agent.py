@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neustream.config.agent import (
-    AgentExperiment,
-    CallNode,
-    LoopNode,
-    ModelCall,
-    NodeConfig,
-    NodeSlo,
-    ParNode,
-    SwitchNode,
-    ToolCall,
-    nodes_below,
-)
-from neustream.config.fields import mean_of
+from neustream.config.agent import AgentExperiment
 from neustream.config.promises import SloClass
 from neustream.config.schema import LlmConfig
-from neustream.core.graph import Graph, Node, Stage, loop, seq, switch
-from neustream.core.job import Job
+from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
-from neustream.core.nodes import call, par, tool
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile, units_of
 from neustream.core.step_times import StepTimes
@@ -34,6 +20,7 @@ from neustream.core.types import SLO, Request
 from neustream.engine.executor import Executor
 from neustream.engine.tooling import pools_of, profiles_of
 from neustream.experiment.agent_draws import Alone, NodeDraws
+from neustream.experiment.agent_graphs import AgentGraphs, line_of, see_of
 from neustream.experiment.pipelines.base import Pipeline
 from neustream.experiment.pipelines.stages import check_device
 from neustream.experiment.requests import (
@@ -44,16 +31,14 @@ from neustream.experiment.requests import (
     classes_of,
     promised,
 )
-from neustream.experiment.tool_times import SimulatedTool, mean_of_latency
+from neustream.experiment.tool_times import SimulatedTool
 from neustream.experiment.trace_rows import SIZES, Rows
-from neustream.graphs import SEE_BATCH, llm, llm_profiles, with_eyes
+from neustream.graphs import llm_profiles
 from neustream.profiling.files import load_profile
 from neustream.profiling.steps import load_steps
 
 TYPICAL = 100
 """Requests that typical sizes are the mean of."""
-Turn = Mapping[str, int]
-"""The replica of each model that a request's calls go to."""
 
 
 class AgentPipeline(Pipeline[AgentExperiment]):
@@ -67,118 +52,34 @@ class AgentPipeline(Pipeline[AgentExperiment]):
     # -- what it runs -----------------------------------------------------------------------------
 
     def build_graph(self) -> Graph:
-        return self.graph_of(0)
-
-    def graph_of(self, at: int) -> Graph:
-        """The graph of the workload's `at`-th request: requests take replicas in turns."""
-        turn = {name: at % len(labels) for name, labels in self._labels.items()}
-        key = tuple(turn.values())
-        if key not in self._graphs:
-            self._graphs[key] = Graph(self.name, self._seq(self.experiment.agent, turn))
-        return self._graphs[key]
+        return self._graphs.of(0)
 
     @cached_property
-    def _graphs(self) -> dict[tuple[int, ...], Graph]:
-        """Those made so far, by the replicas that they call."""
-        return {}
+    def _graphs(self) -> AgentGraphs:
+        return AgentGraphs(self.experiment, self.name, self.prefix)
 
     @cached_property
     def stages_by_name(self) -> Mapping[str, Stage]:
         """The stages of all its graphs."""
-        turns = max(map(len, self._labels.values()), default=1)
-        graphs = [self.graph_of(at) for at in range(turns)]
+        turns = max(map(len, self._graphs.labels.values()), default=1)
+        graphs = [self._graphs.of(at) for at in range(turns)]
         return {name: stage for graph in graphs for name, stage in graph.stages.items()}
-
-    @cached_property
-    def _labels(self) -> dict[str, list[str]]:
-        """What the replicas of each model are called."""
-        found = {}
-        for name, model in self.experiment.llms.items():
-            on = [device for device, names in self.experiment.placed.items() if name in names]
-            count, label = len(on) or model.replicas, self.prefix + name
-            found[name] = (
-                [label] if count == 1 else [f"{label}.{number}" for number in range(count)]
-            )
-        return found
-
-    @cached_property
-    def _llms(self) -> dict[str, list[Node]]:
-        """A node for each replica of each model, behind its vision tower if a call has images."""
-        return {
-            name: [self._llm(name, label, model.max_batch) for label in self._labels[name]]
-            for name, model in self.experiment.llms.items()
-        }
-
-    def _llm(self, name: str, label: str, max_batch: int) -> Node:
-        node: Node = llm(label, max_batch=max_batch)
-        if name not in self._seeing:
-            return node
-        see = Stage(_see(label), min(max_batch, SEE_BATCH), size=lambda job: job.params["images"])
-        return with_eyes(see, node, lambda job: int(job.params["images"] > 0))
-
-    @cached_property
-    def _calls(self) -> list[ModelCall]:
-        return [node for node in nodes_below(self.experiment.agent) if isinstance(node, ModelCall)]
 
     @cached_property
     def _called(self) -> list[str]:
         """The models that are called, by their first calls."""
-        return list(dict.fromkeys(node.llm for node in self._calls))
-
-    @cached_property
-    def _seeing(self) -> set[str]:
-        """Models that are called with images."""
-        return {node.llm for node in self._calls if node.images}
-
-    @cached_property
-    def _tools(self) -> dict[str, Stage]:
-        return {
-            name: tool(
-                self.prefix + name,
-                concurrency=of.concurrency,
-                timeout_s=of.timeout_s,
-                retries=of.retries,
-                expect_s=mean_of_latency(name, of.latency_s),
-            )
-            for name, of in self.experiment.tools.items()
-        }
-
-    @cached_property
-    def _numbers(self) -> dict[int, int]:
-        return {id(node): at for at, node in enumerate(nodes_below(self.experiment.agent))}
-
-    def _seq(self, nodes: Sequence[NodeConfig], turn: Turn) -> Node:
-        made = [self._node(node, turn) for node in nodes]
-        return made[0] if len(made) == 1 else seq(*made)
-
-    def _node(self, node: NodeConfig, turn: Turn) -> Node:
-        """A node of the graph; what is drawn for it is a parameter of the request."""
-        if isinstance(node, ModelCall):
-            name, replica = node.known_as, self._llms[node.llm][turn[node.llm]]
-            return call(replica, name, slo=_slo(node.slo), params=partial(_tokens_of, name))
-        if isinstance(node, ToolCall):
-            return self._tools[node.tool]
-        key = f"node {self._numbers[id(node)]}"
-        if isinstance(node, ParNode):
-            branches = {name: self._seq(some, turn) for name, some in node.par.items()}
-            return par(policy=node.policy, **branches)
-        if isinstance(node, LoopNode):
-            expect = round(mean_of(node.times)) if node.expect is None else node.expect
-            return loop(self._seq(node.loop, turn), times=partial(_param, key), expect=expect)
-        if isinstance(node, SwitchNode):
-            return switch(
-                partial(_param, key),
-                {name: self._seq(case.nodes, turn) for name, case in node.switch.items()},
-            )
-        return call(self._seq(node.call, turn), node.name, slo=_slo(node.slo))
+        return list(dict.fromkeys(node.llm for node in self._graphs.calls))
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return (*self.stages, *[label for labels in self._labels.values() for label in labels])
+        return (
+            *self.stages,
+            *[label for labels in self._graphs.labels.values() for label in labels],
+        )
 
     @property
     def drawn(self) -> str:
-        return " -> ".join(_drawn(node) for node in self.experiment.agent)
+        return line_of(self.experiment.agent)
 
     @property
     def main_stage(self) -> str:
@@ -193,7 +94,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
     @cached_property
     def _places(self) -> dict[str, dict[str, LlmConfig]]:
         """The replicas on each device, by what they are called."""
-        llms, labels = self.experiment.llms, self._labels
+        llms, labels = self.experiment.llms, self._graphs.labels
         if not self.experiment.placement:
             return {label: {label: llms[name]} for name, some in labels.items() for label in some}
         left = {name: iter(some) for name, some in labels.items()}
@@ -222,7 +123,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         return {
             stage: (name, label)
             for name in self._called
-            for label, node in zip(self._labels[name], self._llms[name], strict=True)
+            for label, node in zip(self._graphs.labels[name], self._graphs.llms[name], strict=True)
             for stage in Graph(label, node).stages
         }
 
@@ -249,7 +150,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         model = self.experiment.llms[name]
         return (
             self.experiment.profiles
-            / f"{model.see if stage == _see(label) else model.profile}.json"
+            / f"{model.see if stage == see_of(label) else model.profile}.json"
         )
 
     def files_by_stage(self) -> dict[str, list[Path]]:
@@ -262,7 +163,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
     def load_profiles(self) -> dict[str, LatencyProfile]:
         profiles: dict[str, LatencyProfile] = dict(profiles_of(self._used_tools))
         for stage, (name, label) in self._models.items():
-            if stage == _see(label):
+            if stage == see_of(label):
                 profiles[stage] = units_of(load_profile(self._file(stage)))
             elif stage not in profiles:  # both phases are of one file
                 steps = load_steps(self._file(stage))
@@ -280,7 +181,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         """Of its calls on average: tokens of prompts or of contexts in mid-output, or images."""
         here = self.stages_by_name[stage]
         name = self._models[stage][0] if stage in self._models else None
-        calls = [node for node in self._calls if node.llm == name]
+        calls = [node for node in self._graphs.calls if node.llm == name]
         if here.phase == "step":
             images = [node.images for node in calls if node.images]
             return sum(images) / len(images) if images else 0.0
@@ -330,7 +231,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
                 rows, at, chosen, scaled.seconds(self.graph, asked[at], ends[at])
             )
             requests.append(
-                Request(self.id_of(at), self.graph_of(at), arrivals[at], promise, asked[at])
+                Request(self.id_of(at), self._graphs.of(at), arrivals[at], promise, asked[at])
             )
         return Drawn(requests, notes=rows.notes)
 
@@ -346,45 +247,3 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         first = row.slo_ttft_s or slo.first_s or math.inf
         step = row.slo_tpot_s or slo.step_s or math.inf
         return SLO(total, first, step, weight=slo.weight, name=slo.name)
-
-
-def _see(label: str) -> str:
-    """The stage of a model's vision tower."""
-    return f"{label}.see"
-
-
-def _param(name: str, job: Job) -> Any:
-    return job.params[name]
-
-
-def _tokens_of(name: str, job: Job) -> Mapping[str, int]:
-    tokens: Mapping[str, int] = job.params[name]
-    return tokens
-
-
-def _slo(of: NodeSlo | None) -> SLO | None:
-    if of is None:
-        return None
-    return SLO(of.total_s or math.inf, of.first_s or math.inf, of.step_s or math.inf)
-
-
-def _drawn(node: NodeConfig) -> str:
-    """A node in a line."""
-    if isinstance(node, ModelCall):
-        return node.known_as
-    if isinstance(node, ToolCall):
-        return node.tool
-    if isinstance(node, ParNode):
-        return "(" + " | ".join(_line(some) for some in node.par.values()) + ")"
-    if isinstance(node, LoopNode):
-        return f"({_line(node.loop)}) x times"
-    if isinstance(node, SwitchNode):
-        return (
-            "(" + " or ".join(_line(case.nodes) or "nothing" for case in node.switch.values()) + ")"
-        )
-    assert isinstance(node, CallNode)
-    return f"{node.name}({_line(node.call)})"
-
-
-def _line(nodes: Sequence[NodeConfig]) -> str:
-    return " -> ".join(_drawn(node) for node in nodes)
