@@ -19,9 +19,9 @@ from neustream.cluster.packing import Packing
 from neustream.cluster.parcels import fresh, size_of, take
 from neustream.core.batch import input_of
 from neustream.core.carry import Carry, later, pack
+from neustream.core.entry import Entry
 from neustream.core.events import Emitted, Ended, Given, Held, Left
 from neustream.core.graph import Graph
-from neustream.core.job import Entry
 from neustream.core.kv_cache import Ticket
 from neustream.core.outlook import Rates, outlook_of
 from neustream.engine.events import Call, Finished, Record, Started

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from neustream.core.batch import Batch
+from neustream.core.entry import Entry
 from neustream.core.graph import Stage
-from neustream.core.job import Entry, Job
+from neustream.core.job import Job
 from neustream.core.policy import Pool
 from neustream.core.queues import Queue
 from neustream.core.step_times import Expected

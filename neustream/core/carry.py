@@ -11,8 +11,8 @@ from typing import Any
 
 from neustream.core.batch import StepInput
 from neustream.core.cursor import Cursor, Saved
+from neustream.core.entry import Entry
 from neustream.core.graph import Graph
-from neustream.core.job import Entry
 from neustream.core.seen import Seen
 from neustream.core.types import SLO, Request
 from neustream.errors import GraphError

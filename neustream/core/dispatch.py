@@ -17,8 +17,9 @@ from neustream.core.decision import (
     step_sizes,
 )
 from neustream.core.demand import Recent
+from neustream.core.entry import Entry
 from neustream.core.graph import Stage
-from neustream.core.job import Entry, Job
+from neustream.core.job import Job
 from neustream.core.lives import Lives
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.pool_state import PoolState, name_of_step, with_blocks

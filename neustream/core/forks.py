@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from neustream.core.cursor import Cursor
+from neustream.core.entry import Entry
 from neustream.core.events import BranchEnded, Emitted, Update
 from neustream.core.graph import Par, Stage
-from neustream.core.job import Entry, Status
+from neustream.core.job import Status
 from neustream.core.queues import NOWHERE
 from neustream.errors import NeustreamError
 

@@ -13,10 +13,11 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 
 from neustream.core.budget import calls_of, expected_rounds, inside, likely_case
+from neustream.core.entry import Ahead, Entry
 from neustream.core.events import LegEnded
 from neustream.core.frames import Frame
 from neustream.core.graph import Call, Loop, Node, Par, Seq, Stage, Switch
-from neustream.core.job import Ahead, Entry, Status
+from neustream.core.job import Status
 from neustream.core.paths import least_left
 from neustream.core.reasons import due, span
 from neustream.core.step_times import StepTimes

@@ -11,10 +11,11 @@ from neustream.core.batch import read_update
 from neustream.core.carry import Carry, unpack
 from neustream.core.cursor import Cursor
 from neustream.core.demand import Demand, Recent
+from neustream.core.entry import Entry
 from neustream.core.events import Event, Held, Left, Update, ended
 from neustream.core.forks import Forks, emitted, tell
 from neustream.core.graph import Graph, Stage
-from neustream.core.job import Entry, Status
+from neustream.core.job import Status
 from neustream.core.policy import Pool, Unpromised
 from neustream.core.pool_state import PoolState
 from neustream.core.registry import Registry

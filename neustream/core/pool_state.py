@@ -9,8 +9,9 @@ from typing import Any, cast
 from neustream.core.ahead import Plan
 from neustream.core.batch import Batch
 from neustream.core.carry import Carry
+from neustream.core.entry import Entry
 from neustream.core.graph import Graph, Stage
-from neustream.core.job import Entry, Job
+from neustream.core.job import Job
 from neustream.core.kv_cache import BlockPool, KVCache
 from neustream.core.policy import Policy, Pool, Unpromised, View, background_of
 from neustream.core.queues import Queues

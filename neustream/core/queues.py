@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from neustream.core.job import Entry
+    from neustream.core.entry import Entry
 
 
 class Queue:

@@ -19,9 +19,10 @@ from neustream.core.batch import Batch, no_update
 from neustream.core.carry import Carry, pack
 from neustream.core.demand import Recent
 from neustream.core.dispatch import Dispatch
+from neustream.core.entry import Entry
 from neustream.core.events import Corrected, Event, Given, Update
 from neustream.core.graph import Graph
-from neustream.core.job import Entry, Job
+from neustream.core.job import Job
 from neustream.core.kv_cache import Ticket
 from neustream.core.lives import Lives, Lost
 from neustream.core.policy import Policy, Pool

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+from neustream.core.entry import Ahead, Entry
 from neustream.core.graph import Graph, Node, Seq, leg_names
-from neustream.core.job import Ahead, Entry
 from neustream.core.step_times import StepTimes
 from neustream.core.stretch import Stretch, stages_of
 

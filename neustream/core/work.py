@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from neustream.core.cursor import Cursor, Saved
+from neustream.core.entry import Entry
 from neustream.core.graph import Graph, Stage
-from neustream.core.job import Entry, Job
+from neustream.core.job import Job
 from neustream.core.legs import Legs
 from neustream.core.lengths import Lengths
 from neustream.core.profile import LatencyProfile

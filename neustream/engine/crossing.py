@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from neustream.core.batch import StepInput, input_of
 from neustream.core.carry import Carry, pack
+from neustream.core.entry import Entry
 from neustream.core.events import Ended, planned_steps, submitted
-from neustream.core.job import Entry
 from neustream.core.types import Request
 from neustream.engine.events import Adopted, Give, Gone, Record, Take
 from neustream.engine.executor import Mover

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from neustream.core.batch import StepInput, input_of
 from neustream.core.carry import Carry, pack
-from neustream.core.job import Entry
+from neustream.core.entry import Entry
 from neustream.engine.events import Unfit
 from neustream.engine.executor import Mover
 from neustream.engine.packing import Packing, Parcel, Places, has_room, held, movable

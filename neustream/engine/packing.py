@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from neustream.core.batch import StepInput
-from neustream.core.job import Entry
+from neustream.core.entry import Entry
 from neustream.engine.events import Packed, Unpacked
 from neustream.engine.executor import Mover
 from neustream.engine.worker import Pieces

@@ -22,8 +22,8 @@ from neustream.config.agent import (
 )
 from neustream.config.fields import MOST_TOKENS
 from neustream.core.cursor import Cursor
+from neustream.core.entry import Ahead, Entry
 from neustream.core.graph import Graph, Stage
-from neustream.core.job import Ahead, Entry
 from neustream.core.legs import Legs
 from neustream.core.step_times import StepTimes
 from neustream.core.types import Request

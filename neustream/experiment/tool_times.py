@@ -11,7 +11,7 @@ import numpy as np
 
 from neustream.config.agent import Latency, LogNormalSeconds, Samples, ToolConfig, Uniform
 from neustream.core.batch import Batch
-from neustream.core.job import Entry
+from neustream.core.entry import Entry
 from neustream.core.reasons import span
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done

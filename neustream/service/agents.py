@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from neustream.core.entry import Entry
 from neustream.core.events import Emitted, Update
 from neustream.core.graph import Graph, Seq
-from neustream.core.job import Entry, Job
+from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.nodes import call
 from neustream.core.types import SLO

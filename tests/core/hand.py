@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from neustream import Batch, Decision, Graph, Job, Policy, Request, Scheduler, Stage, View
 from neustream.core.cursor import Cursor
 from neustream.core.events import Ended, Event
-from neustream.core.job import Queue
+from neustream.core.queues import Queue
 
 
 class Hand:

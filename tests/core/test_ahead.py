@@ -26,8 +26,9 @@ from neustream import (
 )
 from neustream.core.ahead import copy_of
 from neustream.core.batch import Batch
+from neustream.core.entry import Entry
 from neustream.core.events import Ended, Event
-from neustream.core.job import Entry, Job
+from neustream.core.job import Job
 from neustream.errors import PolicyError
 from neustream.graphs import llm, llm_profiles
 

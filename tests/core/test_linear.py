@@ -27,7 +27,7 @@ from neustream import (
     tool,
 )
 from neustream.core.cursor import Cursor
-from neustream.core.job import Entry
+from neustream.core.entry import Entry
 from neustream.core.legs import Legs
 from neustream.core.seen import ENOUGH, Seen
 from neustream.core.step_times import StepTimes

@@ -25,8 +25,9 @@ from neustream import (
     StageFailed,
     seq,
 )
+from neustream.core.entry import TRANSITIONS, Entry
 from neustream.core.events import Ended, Given
-from neustream.core.job import TRANSITIONS, Entry, Job
+from neustream.core.job import Job
 from neustream.core.steps import StepProfile
 from neustream.graphs import llm, llm_profiles
 
