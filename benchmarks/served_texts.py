@@ -1,8 +1,9 @@
-"""Language models of transformers, served: what checking and fixed shapes cost, and a storm of requests.
+"""Language models of transformers, served: what checking, fixed shapes and Python cost, and a storm of requests.
 
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py checks [--layers 2 12 32]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py fixed [--dtype bfloat16] [--requests 48] [--rounds 3]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py sampling [--rows 64] [--vocabulary 32000]
+    OMP_NUM_THREADS=1 python benchmarks/served_texts.py recorded [--rounds 60]
     OMP_NUM_THREADS=1 python benchmarks/served_texts.py storm [--requests 2000] [--threads 16]
 
 `checks`: medians in microseconds of what is looked at to see that a model is still the one that was
@@ -16,6 +17,9 @@ company; and how many requests got other tokens in company than alone.
 `sampling`: a decode of so many rows of that Llama, and the choice of their tokens, by what the requests
 want: medians of both, taken in turns, and the step's cost over that of greedy ones. Logits are scaled to
 the spread that those of trained models have.
+
+`recorded`: calls of Llamas of 2 layers, 128 wide, and of 8 layers, 512 wide, as torch's tracer took them
+down and as the model makes them, in turns: medians in milliseconds, by what is in the call.
 
 `storm`: that many threads submit requests, of which one in twenty has arguments that are none, one
 in twenty a callback that raises, one in twenty a temperature at which no token has a probability,
@@ -294,6 +298,30 @@ def storm(args: argparse.Namespace) -> None:
         raise SystemExit("the storm did harm")
 
 
+CALLS: dict[str, list[Row]] = {
+    **{f"{count} decodes": [Row(at, 100 + 3 * at, [5 + at]) for at in range(count)] for count in (1, 2, 8, 32)},
+    "prompt of 65": [Row(0, 0, list(range(5, 70)))],
+}
+
+
+def recorded(args: argparse.Namespace) -> None:
+    for layers, width in ((2, 128), (8, 512)):
+        served = LanguageModel(llama(layers, width, positions=512), slots=32)
+        if served.recorded is None:
+            raise SystemExit(f"not taken down: {served.unrecorded}")
+        table = new_table(f"{layers} layers, {width} wide: ms of a call", "call", ["taken down", "stock"])
+        for name, rows in CALLS.items():
+            took: dict[Callable[..., Any], list[float]] = {served.forward: [], served.stock_forward: []}
+            for _ in range(args.rounds + WARM):
+                for call, seconds in took.items():
+                    began = perf_counter()
+                    call(rows)
+                    seconds.append(perf_counter() - began)
+            medians = [statistics.median(seconds[WARM:]) * 1e3 for seconds in took.values()]
+            table.add_row(name, *[f"{median:.2f}" for median in medians])
+        Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -310,6 +338,9 @@ def main() -> None:
     of_sampling.add_argument("--vocabulary", type=int, default=32_000)
     of_sampling.add_argument("--rounds", type=int, default=30)
     of_sampling.set_defaults(run=sampling)
+    of_recorded = commands.add_parser("recorded")
+    of_recorded.add_argument("--rounds", type=int, default=60)
+    of_recorded.set_defaults(run=recorded)
     of_storm = commands.add_parser("storm")
     of_storm.add_argument("--requests", type=int, default=2000)
     of_storm.add_argument("--threads", type=int, default=16)

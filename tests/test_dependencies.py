@@ -25,7 +25,7 @@ with warnings.catch_warnings():
     from transformers.generation import logits_process
 
     from neustream.backends.diffusers import calls, parts, stepping
-    from neustream.backends.transformers.model import CACHE_NAMES
+    from neustream.backends.transformers.facts import CACHE_NAMES
     from neustream.backends.transformers.slots import SlotLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # numpy 2's, of how diffusers calls it

@@ -20,8 +20,10 @@ OVER = 0.5
 SETTLED_S = 0.0005
 """A step has begun on its worker by then: planning would keep it from that (Python's lock)."""
 SHORT_S = 0.004
-"""Shorter steps of a lone request are not planned ahead. Python's lock keeps their worker waiting
-while a decision is made, and for one request a decision at the end of the step costs less."""
+"""Shorter steps are not planned ahead where decisions are quick. Python's lock keeps their worker
+waiting while a decision is made, and at the end of the step none of it goes into a forecast."""
+QUICK = 0.25
+"""Share of a short step in which a decision is quick; for a lone request it is in any case."""
 SOON_S = 0.05
 """In steps that are longer, the next one is planned that often, if anything came up: who is without
 hope hears of it."""
@@ -32,8 +34,8 @@ class Looks:
 
     A step is planned shortly before the one under way ends, so that it knows of what came until
     then, and by one decision a step. Where steps are long, also early, and where one takes longer
-    than expected, again and again, ever more seldom. A short step is planned only in that case, if
-    its request is the only one.
+    than expected, again and again, ever more seldom. Where decisions are quick, a short step is
+    planned only in that case.
     """
 
     def __init__(self, owner: Drive, clock: Clock, times: StepTimes) -> None:
@@ -47,10 +49,14 @@ class Looks:
     def started(self, batch: Batch, now: float) -> None:
         """A step began."""
         end = self._times.over_at(batch)
-        if end - now < SHORT_S and len(self._owner.scheduler.jobs) == 1:
+        if end - now < SHORT_S and self._quick(end - now):
             self._watch(batch, _shared(end + SHORT_S))
             return
         self._watch(batch, min(self._last(batch), now + SOON_S), now + SETTLED_S)
+
+    def _quick(self, seconds: float) -> bool:
+        """Whether a decision at the end of a short step keeps its worker waiting for little."""
+        return self._took < QUICK * seconds or len(self._owner.scheduler.jobs) == 1
 
     def over(self, batch: Batch) -> None:
         """A step ended, or was given up."""

@@ -10,7 +10,7 @@ import torch
 from texts import CONFIGS, Drive, alone, model_of, prompts
 
 from neustream.backends.transformers import LanguageModel
-from neustream.backends.transformers.model import CACHE_NAMES
+from neustream.backends.transformers.facts import CACHE_NAMES
 from neustream.core.batch import input_of
 from neustream.errors import BackendError, StageFailed
 

@@ -95,6 +95,11 @@ def test_a_short_step_is_planned_ahead_where_there_are_others():
     assert any(record.step.planned for record in told.of(Finished))
 
 
+def test_a_short_step_is_not_planned_ahead_where_decisions_are_quick():
+    told, ended = run(ask("a", steps=8), ask("b", steps=8), decision_s=2**-12, profiles=SHORT, graph=GRAPH)
+    assert len(ended) == 2 and not any(record.step.planned for record in told.of(Finished))
+
+
 def test_a_handover_comes_between_all_steps():
     _, ended = run(ask("a", steps=3), executor=ProfiledExecutor(handover_s=0.125), graph=GRAPH)
     assert ended == {"a": 0.25 + 3 * 1.125 + 0.625}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name, lacks_memory
 from neustream.backends.transformers.adapters import Adapters, adapters_of
+from neustream.backends.transformers.facts import arguments_of, eos_of, known_of, positions_of
 from neustream.backends.transformers.fixed import fixed_of, floor
 from neustream.backends.transformers.looking import inputs_of
 from neustream.backends.transformers.masks import NotShared, masks_of
@@ -20,6 +19,7 @@ from neustream.backends.transformers.packed import STOCK, Packed, implementation
 from neustream.backends.transformers.prepacked import Prepacked, prepacked_of
 from neustream.backends.transformers.proof import as_it_was, prove
 from neustream.backends.transformers.proof_own import Way, prove_own
+from neustream.backends.transformers.recorded import NotRecorded, Recorded
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import whole
@@ -28,8 +28,6 @@ from neustream.errors import BackendError, StageFailed, shown, told
 MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask of our own."""
 MOST_SLOTS = 2**31 - 1
-CACHE_NAMES = ("cache", "past_key_values")
-"""What models call the cache that they are given, newest name first."""
 
 
 class LanguageModel:
@@ -50,6 +48,9 @@ class LanguageModel:
     Attributes:
         way: how its requests are computed, as the trial at the start found.
         adapters: that requests may choose; None: there are none.
+        recorded: its packed calls, taken down; None: it computes by calls of the model itself, and
+            `unrecorded` says why.
+        keeps: whether it can leave out logits.
         cache: the slots; or, where they cannot be shared, the requests with caches of their own.
 
     Raises:
@@ -83,21 +84,30 @@ class LanguageModel:
             )
         self.model, self.name = model, name
         self.eager = attention == "eager"
-        self._config = config
+        self.config = config
         self.vocabulary: int = config.vocab_size
-        self.positions = _positions(config)
+        self.positions = positions_of(config)
         self.max_len = self._length(max_len)
         slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
         self.fixed = fixed_of(buckets, slots, self.max_len)
-        self.known = _known(model, self.vocabulary)
-        self.eos = _eos(model)
+        self.known = known_of(model, self.vocabulary)
+        self.eos = eos_of(model)
         self.prepacked: Prepacked | None = prepacked_of(model, prepack, None if beside is None else beside.prepacked)
         self._cold = is_cold(model)
         self.adapters: Adapters | None = None
+        self.recorded: Recorded | None = None
         self.unchanged = self._proved(slots, proof)
         self.adapters = adapters_of(self)
         if self.adapters is not None:
             self._try_adapters(self.adapters)
+        self.recorded, self.unrecorded = self._recorded()
+
+    @torch.inference_mode()
+    def _recorded(self) -> tuple[Recorded | None, str]:
+        try:
+            return Recorded(self), ""
+        except NotRecorded as why:
+            return None, str(why)
 
     def _try_adapters(self, adapters: Adapters) -> None:
         try:
@@ -133,10 +143,10 @@ class LanguageModel:
 
     def _share(self, slots: int) -> None:
         """Keys and values of all requests in slots; NotShared: the model is not made for that."""
-        self.cache_name, self._keeps = _arguments(self.model)
-        self._last_only = {"logits_to_keep": 1} if self._keeps else {}
+        self.cache_name, self.keeps = arguments_of(self.model)
+        self._last_only = {"logits_to_keep": 1} if self.keeps else {}
         self._masks = masks_of(self.model, self.max_len, self.model.dtype if self.eager else None)
-        self.packs = self.fixed is None and implementation(self._config) == STOCK and self._masks.plain
+        self.packs = self.fixed is None and implementation(self.config) == STOCK and self._masks.plain
         self.cache = Slots(self.model, slots, self.max_len)
 
     @torch.inference_mode()
@@ -251,8 +261,23 @@ class LanguageModel:
 
         Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
+        recorded = self.recorded
+        if recorded is None or not recorded.takes(rows) or self.unchanged.watched:
+            return self.stock_forward(rows)
+        return recorded(self.packed(rows))
+
+    @torch.inference_mode()
+    def stock_forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        """The same by a call of the model itself."""
         with self._layers(rows):
             return self._computed(rows)
+
+    def packed(self, rows: Sequence[Row]) -> Packed:
+        """Rows as one lane, which the cache's next call is for."""
+        assert isinstance(self.cache, Slots)
+        call = Packed(rows, self.device, self.cache.token_bytes, cold=self._cold)
+        self.cache.select(call)
+        return call
 
     def check_step(self) -> None:
         """StageFailed if the model was changed, or weights of which copies are read; on the device's thread."""
@@ -282,7 +307,7 @@ class LanguageModel:
         if isinstance(self.cache, Own):
             return self.cache.forward(rows)
         if self._may_pack(rows):
-            return self._packed(Packed(rows, self.device, self.cache.token_bytes, cold=self._cold))
+            return self._packed(self.packed(rows))
         if self.fixed is None:
             return self._last(Call(rows, self.max_len, self.device))
         behind: dict[int, torch.Tensor] = {}
@@ -311,12 +336,14 @@ class LanguageModel:
             found.append(logits[lane, -len(piece.tokens) :].float())
         return torch.cat(found)
 
+    def only(self, wanted: torch.Tensor | None) -> Mapping[str, torch.Tensor]:
+        """How the model is asked for the logits at these places of a lane; nothing if it gives all."""
+        return {"logits_to_keep": wanted} if self.keeps and wanted is not None else {}
+
     def _packed(self, call: Packed) -> torch.Tensor:
-        assert isinstance(self.cache, Slots)
-        self.cache.select(call)
         wanted = call.wanted
-        which = {"logits_to_keep": wanted} if self._keeps and wanted is not None else {}
-        with packing(self._config, call), self._mixed(call):
+        which = self.only(wanted)
+        with packing(self.config, call), self._mixed(call):
             out = self.model(
                 input_ids=call.ids,
                 position_ids=call.positions,
@@ -346,43 +373,3 @@ class LanguageModel:
             )
         logits: torch.Tensor = out.logits
         return logits
-
-
-def _arguments(model: PreTrainedModel) -> tuple[str, bool]:
-    """What the model's forward calls its cache, and whether it can leave out logits.
-
-    NotShared: it takes too little for requests of different lengths to share a call.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    missing = [key for key in ("position_ids", "attention_mask") if key not in accepted]
-    cache = next((key for key in CACHE_NAMES if key in accepted), None)
-    if cache is not None and not missing:
-        return cache, "logits_to_keep" in accepted
-    if cache is None:
-        missing.append(" or ".join(CACHE_NAMES))
-    raise NotShared(f"it takes no {', '.join(missing)}")
-
-
-def _positions(config: Any) -> int | None:
-    """How many positions a config says that there are; None: it does not, or as many as one likes."""
-    said = getattr(config, "max_position_embeddings", None)
-    return said if isinstance(said, int) and said > 0 else None
-
-
-def _known(model: PreTrainedModel, vocabulary: int) -> int:
-    """How many tokens the model has embeddings of: the first ones of its vocabulary."""
-    weight = getattr(model.get_input_embeddings(), "weight", None)
-    return vocabulary if weight is None else min(vocabulary, len(weight))
-
-
-def _eos(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens at which the model's own `generate` ends; BackendError for what are no token ids."""
-    found: Any = getattr(model.generation_config, "eos_token_id", None)
-    if found is None:
-        found = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
-    if found is None:
-        return frozenset()
-    ids = found.tolist() if hasattr(found, "tolist") else found  # numpy, torch
-    some = list(ids) if isinstance(ids, Sequence | Set) and not isinstance(ids, str) else [ids]
-    wrong = f"eos_token_id of {type(model).__name__}: a token id"
-    return frozenset([whole(wrong, one, 0, error=BackendError) for one in some])

@@ -8,9 +8,10 @@ own thread only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -39,12 +40,31 @@ _Copy = tuple[torch.Tensor, torch.Tensor | None]
 """The weights of a layer in oneDNN's layout, and its bias."""
 _Kind = tuple[int, bool]
 """The id of a weight, and whether it is transposed."""
+_Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
+    return found
+
+
+SHOWN = """
+def linear(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+"""
+"""The same for torch's tracer, which does not know how to take down its empty list."""
+
+
+@functools.cache  # what was taken down with it needs it as long as it is there
+def _shown() -> torch.jit.CompilationUnit:
+    return torch.jit.CompilationUnit(SHOWN)
 
 
 class _Here(threading.local):
-    """What this thread reads: copies, by the id of the layer."""
+    """What this thread reads: copies, by the id of the layer; and what computes with them."""
 
     copies: Mapping[int, _Copy] = MappingProxyType({})
+    linear: _Linear = staticmethod(_linear)
 
 
 _here = _Here()
@@ -57,13 +77,10 @@ class Forward(Lent):
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
         copy = _here.copies.get(id(self.stock.__self__))
-        found: torch.Tensor
         if copy is None:
-            found = self.stock(input)
+            found: torch.Tensor = self.stock(input)
             return found
-        weight, bias = copy
-        found = torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
-        return found
+        return _here.linear(input, *copy)
 
 
 class Prepacked:
@@ -118,6 +135,22 @@ class Prepacked:
                 yield
             finally:
                 _here.copies = before
+
+    def pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each weight [outputs, inputs] as it lies, and its copy."""
+        return [(_plain(layer), self._copies[id(layer)][0]) for layer in self._layers]
+
+    @contextlib.contextmanager
+    def shown(self, weights: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Let this thread's calls read `weights`, one for each of `pairs`, while torch's tracer takes them down."""
+        before = _here.copies
+        pairs = zip(self._layers, weights, strict=True)
+        _here.copies = {id(layer): (weight, layer.bias) for layer, weight in pairs}
+        _here.linear = _shown().linear
+        try:
+            yield
+        finally:
+            _here.copies, _here.linear = before, _linear
 
     def stale(self) -> bool:
         """Whether somebody wrote to the weights behind the copies; called after each step.
@@ -187,9 +220,12 @@ def _read(some: Sequence[torch.Tensor]) -> list[bytes]:
     return [values.contiguous().view(torch.uint8).numpy().tobytes() for values in some]
 
 
-def _laid_out(layer: torch.nn.Module) -> torch.Tensor:
+def _plain(layer: torch.nn.Module) -> torch.Tensor:
+    """The weights of a layer, [outputs, inputs]."""
     weight: torch.Tensor = layer.weight.detach()
-    if isinstance(layer, Conv1D):  # [inputs, outputs]
-        weight = weight.t().contiguous()
-    found: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return weight.t().contiguous() if isinstance(layer, Conv1D) else weight  # there [inputs, outputs]
+
+
+def _laid_out(layer: torch.nn.Module) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(_plain(layer), ROWS)
     return found

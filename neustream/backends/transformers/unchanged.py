@@ -71,6 +71,11 @@ class Unchanged:
         self._adapted = [module for module in modules if _is_adapted(module)]
         self._kinds = list(dict.fromkeys([type(module) for module in modules]))
 
+    @property
+    def watched(self) -> bool:
+        """Whether modules have hooks."""
+        return any(self._hooks)
+
     def check(self) -> None:
         """RequestError if the model was changed; from any thread, without a look at the device."""
         self._check(RequestError)

@@ -1,0 +1,56 @@
+"""What a stock model says of itself: its arguments, positions, embeddings, and where its texts end."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence, Set
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from neustream.backends.transformers.masks import NotShared
+from neustream.backends.values import whole
+from neustream.errors import BackendError
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What models call the cache that they are given, newest name first."""
+
+
+def arguments_of(model: PreTrainedModel) -> tuple[str, bool]:
+    """What the model's forward calls its cache, and whether it can leave out logits.
+
+    NotShared: it takes too little for requests of different lengths to share a call.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    missing = [key for key in ("position_ids", "attention_mask") if key not in accepted]
+    cache = next((key for key in CACHE_NAMES if key in accepted), None)
+    if cache is not None and not missing:
+        return cache, "logits_to_keep" in accepted
+    if cache is None:
+        missing.append(" or ".join(CACHE_NAMES))
+    raise NotShared(f"it takes no {', '.join(missing)}")
+
+
+def positions_of(config: Any) -> int | None:
+    """How many positions a config says that there are; None: it does not, or as many as one likes."""
+    said = getattr(config, "max_position_embeddings", None)
+    return said if isinstance(said, int) and said > 0 else None
+
+
+def known_of(model: PreTrainedModel, vocabulary: int) -> int:
+    """How many tokens the model has embeddings of: the first ones of its vocabulary."""
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    return vocabulary if weight is None else min(vocabulary, len(weight))
+
+
+def eos_of(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens at which the model's own `generate` ends; BackendError for what are no token ids."""
+    found: Any = getattr(model.generation_config, "eos_token_id", None)
+    if found is None:
+        found = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None)
+    if found is None:
+        return frozenset()
+    ids = found.tolist() if hasattr(found, "tolist") else found  # numpy, torch
+    some = list(ids) if isinstance(ids, Sequence | Set) and not isinstance(ids, str) else [ids]
+    wrong = f"eos_token_id of {type(model).__name__}: a token id"
+    return frozenset([whole(wrong, one, 0, error=BackendError) for one in some])
