@@ -16,6 +16,9 @@ from neustream.server.stops import Stops
 from neustream.server.streams import Outlet
 from neustream.service.answer import Answer
 
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+"""Made once: `json.dumps` with options makes an encoder for each call."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -196,7 +199,7 @@ class Reply:
 
     def delta(self, choice: Choice, part: Part, *, first: bool) -> str:
         """A choice in a chunk. The role rides on the first token, the reason on the last."""
-        text = json.dumps(part.text, ensure_ascii=False)
+        text = _as_json(part.text)
         if self.chat:
             role = '"role": "assistant", ' if first else ""
             inner = f'"delta": {{{role}"content": {text}}}'
@@ -205,8 +208,8 @@ class Reply:
         logs = "null"
         if choice.logs:
             logs = json.dumps(self.logprobs(part.places), ensure_ascii=False, allow_nan=False)
-        tail = f'"logprobs": {logs}, "finish_reason": {json.dumps(choice.finish_reason)}'
-        return f'{{"index": {choice.index}, {inner}, {tail}}}'
+        reason = "null" if choice.finish_reason is None else f'"{choice.finish_reason}"'
+        return f'{{"index": {choice.index}, {inner}, "logprobs": {logs}, "finish_reason": {reason}}}'
 
 
 async def chunks(reply: Reply, options: StreamOptions, events: Events) -> AsyncIterator[bytes]:

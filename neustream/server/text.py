@@ -201,7 +201,8 @@ async def _tokens(context: Context, model: TextModel, reply: Reply) -> Events:
             if failed is not None or ends:
                 raise of_request(failed or ends[0])
             reading = [(choice, feed) for choice, feed in reading if not feed.over]
-            if reading and not came:
+            # what comes from now on rings; what came with an end does not
+            if reading and not (news.is_set() or (came and any(feed.done for _, feed in reading))):
                 await _within(news.wait(), until)
     finally:
         patience.end()

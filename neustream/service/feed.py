@@ -61,10 +61,11 @@ class Feed:
 
     Attributes:
         over: whether all was taken, and no more will come.
+        done: whether the next `take` tells how it ended, without waiting for more.
     """
 
     def __init__(self, answer: Answer[Any], wake: Callable[[], None]) -> None:
-        self.over = False
+        self.over = self.done = False
         self._answer = answer
         self._item_of = answer.reader()
         self._taken = 0
@@ -86,6 +87,7 @@ class Feed:
         """
         done = self._answer.done()  # asked first: the last output comes before the end
         found = self._read()
+        self.done = done or self._wrong is not None
         if self._wrong is not None and not found:
             self.over = True
             raise self._wrong
