@@ -139,7 +139,8 @@ def cost(pool: Pool, port: int, model: Tokens, options: argparse.Namespace) -> f
     pool.apply(stream, (port, options.streams, options.tokens))
     time.sleep(2 * options.step_ms / 1e3)  # the thread has told of its time
     seconds: float = time.process_time() - model.cpu_s - before
-    return seconds / (options.streams * options.tokens) * 1e6
+    count: int = options.streams * options.tokens
+    return seconds / count * 1e6
 
 
 def main(arguments: list[str] | None = None) -> None:
