@@ -1,10 +1,13 @@
 """MatPlotAgent, the paper's agents: ours beside other rules, simulated.
 
-    python benchmarks/agents.py [--quick] [--jobs N] [--seeds N] [--rule NAME ...] [--over KEY ...]
+    python benchmarks/agents.py [--quick] [--jobs N] [--seeds N] [--rule NAME ...] [--over KEY ...] [--out FOLDER]
+                                [--fresh]
 
 Simulates the artifact's sweeps (configs/paper/matplotagent_rtx4090.yaml has the set-up, and says what is assumed;
-`--seeds` adds others than its seeds, for confidence) under each rule and writes, after each seed,
-benchmarks/results/agents.{json,md,png}. Counted are
+`--seeds` adds others than its seeds, for confidence) under each rule. Every finished run is added to
+out/agents/work.jsonl, so a run that was stopped goes on where it was. A result's key has the version of neustream, but
+not its code: after a change of that give `--fresh`, or another `--out`. At the end, and if it is stopped by ctrl-c,
+benchmarks/results/agents.{json,md,png} get the points that all rules have. Counted are
 
 * requests: the share that ended in time (ours);
 * tokens: tokens in time per second of the artifact's window, from 30 s behind the first arrival on, for 300 / rate s;
@@ -27,13 +30,14 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent_rules import Budgets, Call, PrefillFirst
-from matplotagent import Workload, workload
+from kept_results import keep, kept
+from matplotagent import workload
 from rich.progress import Progress
 
 from neustream import __version__
@@ -57,7 +61,22 @@ WINDOW = 300
 """Requests that the window is as long as."""
 NUMBERS = ("requests", "tokens", "prefills", "decodes")
 
-Task = tuple[str, float, int, tuple[str, ...], int]
+
+class Task(NamedTuple):
+    """A run: a rule at one point of the sweeps. `seed` 0 is the artifact's."""
+
+    rate: float
+    cv: float
+    scale: float
+    seed: int
+    rule: str
+    requests: int = REQUESTS
+
+    @property
+    def key(self) -> str:
+        """What its numbers are kept under."""
+        setting = f"rate {self.rate:g}, cv {self.cv:g}, scale {self.scale:g}, seed {self.seed}"
+        return f"{setting}, {self.requests} requests: {self.rule}, neustream {__version__}"
 
 
 @dataclass
@@ -89,46 +108,82 @@ class Counts:
         self._done[record.id] = number, index, in_time
 
 
+def task_at(over: str, value: float, seed: int, rule: str) -> Task:
+    """The run of a rule at one value of what is swept."""
+    at = {**USUAL, over: value}
+    return Task(at["rate"], at["cv"], at["scale"], seed, rule)
+
+
 def tasks(sweeps: Sequence[str], rules: Sequence[str], seeds: int) -> list[Task]:
-    """(what is swept, its value, number of the seed, rules, requests) of every run."""
-    return [
-        (over, value, seed, (rule,), REQUESTS)
+    """Every run once: the sweeps have a point in common."""
+    every = [
+        task_at(over, value, seed, rule)
         for seed in range(seeds)
         for over in sweeps
         for value in SWEEPS[over]
         for rule in rules
     ]
+    return list(dict.fromkeys(every))
 
 
-def run(task: Task) -> list[dict[str, Any]]:
-    """The numbers of each rule at one point; seed 0 is the artifact's."""
-    over, value, seed, rules, requests = task
-    setting = {**USUAL, over: value}
-    given = workload(**setting, count=requests, seed=100 + seed if seed else None)
-    return [
-        {"over": over, "value": value, "seed": seed, "rule": rule, **numbers(given, setting, rule)} for rule in rules
-    ]
+def rows_of(
+    known: Mapping[str, Mapping[str, float]], sweeps: Sequence[str], rules: Sequence[str], seeds: int
+) -> list[dict[str, Any]]:
+    """The points that all rules have: their numbers."""
+    rows: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        for over in sweeps:
+            for value in SWEEPS[over]:
+                runs = {rule: task_at(over, value, seed, rule).key for rule in rules}
+                if all(key in known for key in runs.values()):
+                    point = {"over": over, "value": value, "seed": seed}
+                    rows += [{**point, "rule": rule, **known[key]} for rule, key in runs.items()]
+    return rows
 
 
-def numbers(given: Workload, setting: Mapping[str, float], rule: str) -> dict[str, float]:
-    """What one rule reaches."""
+def run(task: Task) -> dict[str, float]:
+    """What a rule reaches at one point."""
+    given = workload(
+        rate=task.rate,
+        cv=task.cv,
+        scale=task.scale,
+        count=task.requests,
+        seed=100 + task.seed if task.seed else None,
+    )
     start = given.requests[0].arrival + WARM_UP_S
-    span = WINDOW / setting["rate"]
+    span = WINDOW / task.rate
     counts = Counts(given.calls, start, start + span)
     policies: dict[str, Policy] = {
         "vllm": PrefillFirst(),
         "fcfs": FCFS(),
         "edf": EDF(),
-        "artifact": Budgets(given.calls, setting["scale"]),
+        "artifact": Budgets(given.calls, task.scale),
         "priced": Priced(),
     }
-    report = given.simulate(policies[rule], [counts])
+    report = given.simulate(policies[task.rule], [counts])
     return {
         "requests": report.attainment,
         "tokens": counts.tokens / span,
         "prefills": counts.prefills / span,
         "decodes": counts.decodes / span,
     }
+
+
+def finished(todo: Sequence[Task], work: Path, jobs: int) -> None:
+    """Simulate what the work file lacks, and keep each run there as soon as it is over."""
+    known = kept(work)
+    missing = [task for task in todo if task.key not in known]
+    print(f"{len(todo)} runs, {len(missing)} of them to simulate, kept in {work}")
+    if not missing:
+        return
+    with Progress() as progress, ProcessPoolExecutor(jobs) as pool:
+        under_way = {pool.submit(run, task): task for task in missing}
+        try:
+            for done in progress.track(as_completed(under_way), total=len(under_way), description="simulating"):
+                keep(work, under_way[done].key, done.result())
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            print("stopped: the next run goes on from here")
 
 
 def told(rows: Sequence[dict[str, Any]], number: str) -> str:
@@ -139,10 +194,12 @@ def told(rows: Sequence[dict[str, Any]], number: str) -> str:
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
 
-def markdown(rows: Sequence[dict[str, Any]], seeds: int) -> str:
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table for each sweep and number."""
     lines = ["# MatPlotAgent on four RTX 4090, simulated", ""]
-    lines += [f"The mean of {seeds} seed(s), ± their standard deviation.", ""]
+    seeds = [len({row["seed"] for row in rows if _point(row) == point}) for point in dict.fromkeys(map(_point, rows))]
+    many = f"{min(seeds)} to {max(seeds)} seeds" if min(seeds) < max(seeds) else f"{seeds[0]} seed(s)"
+    lines += [f"The mean of {many}, ± their standard deviation.", ""]
     for over in dict.fromkeys(row["over"] for row in rows):
         some = [row for row in rows if row["over"] == over]
         values = list(dict.fromkeys(row["value"] for row in some))
@@ -154,6 +211,10 @@ def markdown(rows: Sequence[dict[str, Any]], seeds: int) -> str:
                 lines.append(f"| {rule} | " + " | ".join(told(each, number) for each in at) + " |")
             lines.append("")
     return "\n".join(lines)
+
+
+def _point(row: Mapping[str, Any]) -> tuple[str, float]:
+    return row["over"], row["value"]
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -179,15 +240,15 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write(rows: Sequence[dict[str, Any]], args: argparse.Namespace, seeds: int) -> None:
-    """The results of so many seeds."""
-    options = f" --seeds {seeds} --rule {' '.join(args.rule)} --over {' '.join(args.over)}"
+def write(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
+    """The results, as JSON, tables and a figure."""
+    options = f" --seeds {args.seeds} --rule {' '.join(args.rule)} --over {' '.join(args.over)}"
     origin = {"command": f"python benchmarks/agents.py{options}", "neustream": __version__}
     origin["python"] = platform.python_version()
     RESULTS.mkdir(exist_ok=True)
     compact = ",\n  ".join(json.dumps(row) for row in rows)
     (RESULTS / "agents.json").write_text(f'{{"origin": {json.dumps(origin)}, "rows": [\n  {compact}\n]}}\n')
-    (RESULTS / "agents.md").write_text(markdown(rows, seeds))
+    (RESULTS / "agents.md").write_text(markdown(rows))
     draw(rows, RESULTS / "agents.png")
 
 
@@ -198,17 +259,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds, the first the artifact's")
     parser.add_argument("--rule", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--over", nargs="+", choices=tuple(SWEEPS), default=tuple(SWEEPS))
+    parser.add_argument("--out", type=Path, default=Path("out/agents"), help="what is kept of finished runs")
+    parser.add_argument("--fresh", action="store_true", help="simulate again what is kept")
     args = parser.parse_args()
     if args.quick:
-        print(markdown(run(("rate", 0.8, 0, tuple(args.rule), 60)), 1))
+        quick = [Task(0.8, 1, 1.8, 0, rule, 60) for rule in args.rule]
+        rows = [{"over": "rate", "value": 0.8, "seed": 0, "rule": task.rule, **run(task)} for task in quick]
+        print(markdown(rows))
         return
-    todo, rows = tasks(args.over, args.rule, args.seeds), []
-    with Progress() as progress, ProcessPoolExecutor(args.jobs) as pool:
-        for done in progress.track(pool.map(run, todo), total=len(todo), description="simulating"):
-            rows += done
-            if len(rows) % (len(todo) // args.seeds) == 0:  # of one more seed
-                write(rows, args, rows[-1]["seed"] + 1)
-    print(markdown(rows, args.seeds))
+    args.out.mkdir(parents=True, exist_ok=True)
+    work = args.out / "work.jsonl"
+    if args.fresh:
+        work.unlink(missing_ok=True)
+    finished(tasks(args.over, args.rule, args.seeds), work, args.jobs)
+    rows = rows_of(kept(work), args.over, args.rule, args.seeds)
+    if rows:
+        write(rows, args)
+        print(markdown(rows))
 
 
 if __name__ == "__main__":

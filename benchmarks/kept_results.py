@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +19,18 @@ def kept(path: Path) -> dict[str, dict[str, Any]]:
             continue
         found[entry["key"]] = entry["result"]
     return found
+
+
+def keep(path: Path, key: str, result: Mapping[str, Any]) -> None:
+    """Add a result to a work file, whole: in one write, which other runs that add to it do not part.
+
+    Behind a line that was cut off it begins a line of its own.
+    """
+    line = json.dumps({"key": key, "result": result}) + "\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, ("\n" * cut + line).encode())
+    finally:
+        os.close(descriptor)
