@@ -18,6 +18,8 @@ from neustream.core.steps import PhaseProfile, Step, StepLatency
 Floats = NDArray[np.float64]
 PROBE = 8
 """Requests in a step from which it is found how much longer steps get with each."""
+CROWD = 4
+"""Requests that are taken to begin together where there are many."""
 SHARES = (0.125, 0.375, 0.625, 0.875)
 """How long generations get, as numbers: the middles of four parts that are as likely."""
 
@@ -32,6 +34,8 @@ class Leg:
         outputs: steps that it decodes, at each of `SHARES`; none: no call of a language model.
         base, each: seconds of a decode beside those of its requests, and of each request in it.
         most: requests in a decode, by memory and seats.
+        stage: in whose steps it is, the last of them.
+        crowded: seconds that `once` costs in a step with others.
     """
 
     pool: str
@@ -40,6 +44,8 @@ class Leg:
     base: float = 0.0
     each: float = 0.0
     most: float = 1.0
+    stage: str = ""
+    crowded: float = 0.0
 
     @property
     def decodes(self) -> float:
@@ -107,7 +113,11 @@ def legs_of_demand(view: View, demand: Demand, stages: Mapping[str, Stage]) -> l
 def _legs(
     view: View, asked: Sequence[tuple[Stage, int, float]], here: Mapping[str, int]
 ) -> Iterator[Leg]:
-    """`here`: calls of each stage that are of the leg that a request is in."""
+    """`here`: calls of each stage that are of the leg that a request is in.
+
+    Later calls of a model that it is at come last.
+    """
+    behind: list[Leg] = []
     prompts = {stage.model: (stage, count) for stage, count, _ in asked if stage.phase == "prefill"}
     for stage, count, size in asked:
         profile = view.profiles[stage.name]
@@ -115,19 +125,26 @@ def _legs(
         if not isinstance(profile, PhaseProfile):
             charged = pool is not None and pool.concurrency is None
             seconds = count * profile.latency(1, size, size * size)
-            yield Leg(pool.name if pool is not None and charged else "", seconds)
+            batch = min(CROWD, profile.max_batch, stage.max_batch)
+            crowded = count * profile.latency(batch, batch * size, batch * size * size) / batch
+            name = pool.name if pool is not None and charged else ""
+            yield Leg(name, seconds, stage=stage.name, crowded=crowded)
         elif stage.phase == "decode":
             prefill, calls = prompts.get(stage.model, (stage, 0))
-            prompt = profile.steps.seconds(Step(1, size, size * size))
+            one = profile.steps.seconds(Step(1, size, size * size))
+            many = profile.steps.seconds(Step(CROWD, CROWD * size, CROWD * size * size))
+            each = one, min(many / CROWD, one)
             own = here.get(stage.name, 0)
             if own > 0:
                 first = here.get(prefill.name, 0) if calls else 0
-                yield _calls(view, stage, profile.steps, 1, first * prompt, own, size)
+                yield _calls(view, stage, profile.steps, 1, _times(first, each), own, size)
                 calls -= first
             if count > own:
                 calls = max(calls, 1)
                 most = (count - own) / calls
-                yield _calls(view, stage, profile.steps, calls, calls * prompt, most, size)
+                made = _times(calls, each)
+                behind.append(_calls(view, stage, profile.steps, calls, made, most, size))
+    yield from behind
 
 
 def _calls(
@@ -135,13 +152,13 @@ def _calls(
     stage: Stage,
     steps: StepLatency,
     calls: int,
-    prompts: float,
+    prompts: tuple[float, float],
     most: float,
     size: float,
 ) -> Leg:
     """The leg of calls that decode up to `most` outputs each behind prompts of `size` tokens.
 
-    `prompts`: seconds of these.
+    `prompts`: seconds of these, and those that they cost in steps with others.
     """
     pool = view.pool_of(stage.name)
     outputs = likely(view.lengths.get(stage.model), 0, most)
@@ -156,7 +173,12 @@ def _calls(
         batch = min(batch, cache.capacity / (context + cache.block_size / 2))
     name = "" if pool is None else pool.name
     decodes = tuple((calls * outputs).tolist())
-    return Leg(name, prompts, decodes, max(one - each, 0.0), each, max(batch, 1.0))
+    base = max(one - each, 0.0)
+    return Leg(name, prompts[0], decodes, base, each, max(batch, 1.0), stage.name, prompts[1])
+
+
+def _times(count: float, each: tuple[float, float]) -> tuple[float, float]:
+    return count * each[0], count * each[1]
 
 
 def likely(lengths: Lengths | None, made: int, most: float) -> Floats:

@@ -24,6 +24,7 @@ from neustream.core.policies.model_queues import (
 from neustream.core.policies.newcomers import WORTH
 from neustream.core.policies.on_time import DOOMED
 from neustream.core.policies.way_ahead import SHARES, Leg, likely
+from neustream.core.policies.way_forecast import Forecast, Way, turns_of, way_of
 from neustream.core.policies.way_rooms import AGAIN, KnownLegs, Looked, Room, ScarcePrice
 from neustream.core.policies.way_run import Row, Run
 from neustream.core.policy import Decision, Policy, View
@@ -60,8 +61,10 @@ class WholeWay:
     5. What all these leave of the memory is for others, the latest first: outputs that come soon
        are worth something even of a request that will probably not be in time in the end.
 
-    Where requests go on to other models of the same device, who has begun joins as soon as there is
-    memory: when those who run end depends on the others' steps, and larger batches help all.
+    Where requests go on to other models of the same device, their ends depend on the
+    others' steps. There the whole device is foreseen (`way_forecast.py`): a new request begins, the
+    latest first, if more are in time with it; who has begun is given up if more are in time
+    without it, and else joins as soon as there is memory.
 
     Where all is in one pool, or outputs have deadlines of their own, `tokens` decides.
 
@@ -114,6 +117,7 @@ class _Step:
     waiting: list[Job] = field(default_factory=list)
     short: bool = False
     rooms: dict[str, Room] = field(default_factory=dict)
+    forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
         self.run = Run(self.model)
@@ -147,7 +151,10 @@ class _Step:
         """See who can be in time yet, and who of those that wait may be tried."""
         running = [job for job in (*self.model.decodes, *under_way) if job not in self.drop]
         self.run = Run(self.model, [self._row(job) for job in running])
-        self._give_up_late()
+        if go_on(self.view):
+            self._foresee(waiting)
+        else:
+            self._give_up_late()
         self.waiting = [job for job in waiting if job not in self.drop]
 
     # -- those who run ----------------------------------------------------------------------------
@@ -229,6 +236,10 @@ class _Step:
         """Who is tried, and up to which share of the memory."""
         if not waiting:
             return
+        if self.forecast is not None:
+            for job in sorted(waiting, key=_begun_first):
+                yield job, 1.0
+            return
         price = self.view.memo.setdefault(ScarcePrice, ScarcePrice())
         price.learn(self.view, waiting)
         worth = {job: price.density(self._legs(job), self._planned(job), job) for job in waiting}
@@ -273,8 +284,8 @@ class _Step:
             return False
         if not run.rows:  # nobody else needs the device, and it may end early
             return True
-        if job.started_at is not None and go_on(self.view):
-            return True
+        if self.forecast is not None:
+            return job.started_at is not None or self._adds(job, self.forecast)
         by = beside.soft
         if job.started_at is not None:
             by[-1] = row.hard
@@ -294,7 +305,33 @@ class _Step:
     def _take(self, job: Job, seconds: float) -> None:
         if job.started_at is None:
             self._begin(job)
+            if self.forecast is not None:
+                self.forecast = self.forecast.plus(self._way(job))
         self.run = self.run.plus(self._row(job), seconds)
+
+    # -- several models of a device ---------------------------------------------------------------
+
+    def _foresee(self, waiting: Sequence[Job]) -> None:
+        """When those end that have begun; of those here, who keeps more from it is given up."""
+        begun = [job for job in self._begun() if job not in self.drop]
+        turns: dict[str, tuple[float, float]] = {}
+        for job in (*begun, *waiting):
+            turns |= turns_of(self.view, self._legs(job))
+        forecast = Forecast(turns, [self._way(job) for job in begun])
+        here = {*self.model.decodes, *self.model.prefills}
+        while (worst := forecast.less(here)) is not None:
+            self.drop[worst] = "shed: more of the others are in time without it"
+            forecast = forecast.only([way for way in forecast.ways if way.job is not worst])
+        self.run = Run(self.model, [row for row in self.run.rows if row.job not in self.drop])
+        self.forecast = forecast
+
+    def _way(self, job: Job) -> Way:
+        legs = self._legs(job)
+        return way_of(self.view, job, legs, self._left(job, legs))
+
+    def _adds(self, job: Job, forecast: Forecast) -> bool:
+        """Whether more are in time with a new request."""
+        return forecast.plus(self._way(job)).value > forecast.value + TICK
 
     # -- further on -------------------------------------------------------------------------------
 
@@ -309,11 +346,15 @@ class _Step:
 
     def _survey(self) -> None:
         """Who has begun, and when they are in which pool."""
-        for job in self.view.live.values():
-            if job.started_at is None or job.due == math.inf or job.late:
-                continue
+        for job in self._begun():
             self._begin(job)
         self.rooms.setdefault("", Room())
+
+    def _begun(self) -> list[Job]:
+        """Who has begun, here or elsewhere, and is promised something yet."""
+        live = self.view.live.values()
+        begun = [job for job in live if job.started_at is not None and not job.late]
+        return [job for job in begun if job.due < math.inf]
 
     def _begin(self, job: Job) -> None:
         for pool, stay in self._stays(job):
@@ -346,3 +387,9 @@ class _Step:
         most = float(max(job.calls_here(f"{job.stage.model}.decode"), 1))
         left = likely(self.view.lengths.get(job.stage.model), job.call_outputs, most)
         return min(float(left.mean()) / legs[0].decodes, 1.0)
+
+
+def _begun_first(job: Job) -> tuple[bool, float]:
+    """Those that have begun, who has to start first in front; then the latest."""
+    new = job.started_at is None
+    return new, -job.arrival if new else job.due - job.remaining_s
