@@ -20,6 +20,9 @@ from neustream.errors import RequestError, shown
 from neustream.service.answer import Answer
 from neustream.service.mount import OWN, Call, Probe
 
+PROBE = f"{OWN}probe/"
+"""What ids of requests begin with that show what another one is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -300,7 +303,7 @@ def checked(id: str | None) -> str:
 
 
 def _probe_id(answer: Answer[Any]) -> str:
-    return f"{OWN}probe/{answer.id}"
+    return f"{PROBE}{answer.id}"
 
 
 def _moved(sent: Sent, there: engine.Moved) -> Moved:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neustream.backends.ray.wire import ITEM, PRINT, Guess
-from neustream.cluster import messages as to
 from neustream.core.events import Update
 from neustream.service.answer import Answer
 from neustream.service.mount import Mount, Reader
@@ -30,7 +29,7 @@ class Entry:
         told: whether the head knows that it is here: what came before goes along with that.
         left: it, once it waits to be passed on; why: why it cannot be. left_at: since when.
         guess: what it was taken for, if nobody looked at it before it came.
-        quiet: the head wants to hear no more of it; next: the order that waits for its end.
+        quiet: the head wants to hear no more of it.
     """
 
     id: str
@@ -47,7 +46,6 @@ class Entry:
     why: str = ""
     guess: Guess | None = None
     quiet: bool = False
-    next: to.Send | None = None
 
     def catch_up(self, answer: Answer[Any]) -> None:
         """Read all outputs of an answer, from the first one on: readers have a memory."""
@@ -64,11 +62,11 @@ class Entry:
 
 
 class Entries:
-    """The requests of an instance, by id. `begin`: carries out an order that waited for the end of one."""
+    """The requests of an instance, by id. `gone`: called with the id of one that is not here any more."""
 
-    def __init__(self, begin: Callable[[to.Send], None]) -> None:
+    def __init__(self, gone: Callable[[str], None]) -> None:
         self.lock = threading.RLock()
-        self._begin = begin
+        self._gone = gone
         self._by_id: dict[str, Entry] = {}
 
     def get(self, id: str) -> Entry | None:
@@ -93,13 +91,11 @@ class Entries:
         return None if before is entry else before
 
     def remove(self, entry: Entry) -> None:
-        """It is not here any more; what waited for that begins."""
+        """It is not here any more."""
         with self.lock:
             if self._by_id.get(entry.id) is entry:
                 del self._by_id[entry.id]
-            order, entry.next = entry.next, None
-        if order is not None:
-            self._begin(order)
+        self._gone(entry.id)
 
 
 def _print(update: Update) -> bytes:

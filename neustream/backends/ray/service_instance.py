@@ -19,12 +19,13 @@ from neustream.backends.ray.passing import Passing
 from neustream.backends.ray.telling import shifted
 from neustream.backends.ray.wire import EngineDied, Heard, loads, value_as_bytes
 from neustream.cluster import messages as to
-from neustream.core.events import Emitted, Left, Submitted
+from neustream.core.events import Emitted, Ended, Left, Submitted
 from neustream.core.outlook import Outlook, Rates, outlook_of
 from neustream.engine.clock import stopwatch
-from neustream.engine.events import Finished, Record, Started
+from neustream.engine.events import Finished, Gone, Record, Started
 from neustream.engine.member import Member
 from neustream.errors import BackendError, NeustreamError, told
+from neustream.service.requests import PROBE
 from neustream.service.service import Service
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class ServiceInstance:
         """Of the cluster's clock to this process's stopwatch."""
         self._outbox = Outbox(woken, observed=observed)
         self._woken = woken
-        self._entries = Entries(self._send)
+        self._entries = Entries(self._begin_later)
+        self._later: dict[str, to.Send] = {}  # their ids are still being served, of an older term
         self._answering = Answering(self._entries, self._outbox)
         self._passing = Passing(service, name, self._entries, self._outbox, self._answering)
         self.leave, self.take = self._passing.leave, self._passing.take
@@ -162,11 +164,14 @@ class ServiceInstance:
         id = order.id
         entry = Entry(id, order.term, guess=order.params["guess"])
         with self._entries.lock:
-            before = self._entries.add(entry)
-            if before is not None:  # of an older term: it is still ending
-                before.next = order
-                self._drop(before)
+            before = self._entries.get(id)
+            if before is not None or id in self.service.answers:  # of an older term: it is still ending
+                self._later[id] = order
+                if before is not None:
+                    self._drop(before)
+                self._begin_later(id)
                 return
+            self._entries.add(entry)
         payload: bytes = order.params["asked"]
         try:
             model, args, kwargs = loads(payload)
@@ -180,8 +185,17 @@ class ServiceInstance:
         self._outbox.put(to.Took(id, order.term), hurry=False)
         answer.add_done_callback(lambda _: self._answering.over(entry, answer))
 
+    def _begin_later(self, id: str) -> None:
+        """A request may have ended here; one of the same id may wait for that."""
+        with self._entries.lock:
+            if id not in self._later or self._entries.get(id) is not None or id in self.service.answers:
+                return
+            self._send(self._later.pop(id))
+
     def _free(self, id: str, term: int) -> None:
         with self._entries.lock:
+            if id in self._later and self._later[id].term <= term:
+                del self._later[id]
             entry = self._entries.get(id)
             if entry is None or entry.term > term:
                 return
@@ -220,6 +234,9 @@ class ServiceInstance:
             self._passing.away(record.id, record.stage)
         elif isinstance(record, Submitted):
             self._submitted(record)
+        elif isinstance(record, Ended | Gone):
+            if self._later:
+                self._begin_later(record.id.removeprefix(PROBE))
         elif isinstance(record, Finished):
             if record.error and self.service.engine.members[0].faults.failing(record.at):
                 self.look()  # it has the least work: nobody waits with sending it more
