@@ -149,9 +149,10 @@ class Fleet:
         self.queued: Callable[[], Sequence[Asked]] = tuple
         self.arrivals: deque[tuple[float, Asked]] = deque()
         self.starting: dict[str, int] = {}
-        self._columns = np.zeros((5, 8))
+        self._columns = np.zeros((7, 8))
         self.up: Bools = np.zeros(8, dtype=bool)
         self._able: dict[str, Ints] = {}
+        self._devices: list[str] = []
         self._free_rows: list[int] = []
         self._ailing: dict[str, tuple[str, ...]] = {}  # stages that fail, by instance
 
@@ -160,6 +161,20 @@ class Fleet:
         passed = np.maximum(self.now - self._columns[4, rows], 0.0)
         left: Floats = np.maximum(self._columns[0, rows] - passed, 0.0)
         return left
+
+    def queue(self, rows: Ints, asked: Asked) -> Floats:
+        """Seconds that some instances need for what they have and this one, if all were as it is.
+
+        At learnt speed, of the slowest stage.
+        """
+        charges = np.zeros(len(self._devices))
+        for at, device in enumerate(self._devices):
+            rates = self.rates[device]
+            known = {name: each for name, each in asked.calls.items() if name in rates.profiles}
+            charges[at] = rates.charge(known)
+        each = charges[self._columns[5, rows].astype(np.int64)]
+        found: Floats = (self.live[rows] + 1.0) * each * self._columns[6, rows]
+        return found
 
     @property
     def live(self) -> Floats:
@@ -231,7 +246,10 @@ class Fleet:
             if instance.row >= len(self.up):
                 self._columns = np.concatenate([self._columns, self._columns * 0.0], axis=1)
                 self.up = np.concatenate([self.up, np.zeros_like(self.up)])
+        if instance.device not in self._devices:
+            self._devices.append(instance.device)
         self._columns[:, instance.row] = 0.0
+        self._columns[5:7, instance.row] = self._devices.index(instance.device), 1.0
         self.instances[instance.name] = instance
         self.changed(instance)
 
@@ -265,6 +283,7 @@ class Fleet:
         self._columns[1, row] = outlook.live + len(sent)
         self._columns[2, row] = outlook.waiting + len(sent)
         self._columns[4, row] = outlook.sent_at
+        self._columns[6, row] = max(outlook.speed.values(), default=1.0)
 
     def sent(self, instance: Instance, asked: Asked, *, moved: bool = False) -> int:
         """A request is sent or moved there; its number (see `Outlook.heard`)."""

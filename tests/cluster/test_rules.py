@@ -109,6 +109,24 @@ def test_requests_and_work_are_told_apart():
     assert ROUTERS["least_work"]().route(fleet, asked()).instance == "a"
 
 
+def test_slack_asks_the_shortest_queue_at_learnt_speed_and_the_backlog_of_texts():
+    slack = ROUTERS["slack"](k=1)
+    many_short = replace(busy("a", 4, 9.0), backlog=0.5)
+    few_long = replace(busy("b", 2, 9.0), backlog=3.0)
+    assert slack.route(fleet_of(many_short, few_long), asked()).instance == "b"
+    crawls = replace(few_long, speed={next(iter(CALLS)): 3.0})
+    assert slack.route(fleet_of(many_short, crawls), asked()).instance == "a"
+    texts = [replace(text("a", 100, 4), backlog=0.5), replace(text("b", 100, 2), backlog=3.0)]
+    assert slack.route(fleet_of(*texts, profiles=TEXTS), asked(calls=LLM)).instance == "a"
+
+
+def test_slack_has_a_request_that_fits_nowhere_go_to_where_it_ends_soonest():
+    near = replace(busy("near", 3, 0.1, left=2), backlog=9.0)
+    far = replace(busy("far", 3, 0.1, left=90), backlog=1.0)
+    route = ROUTERS["slack"]().route(fleet_of(far, near), asked(0.1))
+    assert (route.instance, route.reason, route.fits) == ("near", "ends soonest", False)
+
+
 def test_slack_looks_at_few_of_many_in_the_order_of_their_backlog():
     fleet = fleet_of(*(busy(str(n), 1, 9.0, left=2 + n % 7) for n in range(600)))
     route = ROUTERS["slack"]().route(fleet, asked())

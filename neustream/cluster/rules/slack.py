@@ -18,10 +18,13 @@ SAMPLE = 64
 
 @dataclass(frozen=True)
 class Slack:
-    """Of the `k` instances with the least backlog in seconds, the first that keeps all promises.
+    """Of the `k` instances with the shortest queue the first that keeps all promises.
 
     Its forecast has to keep those of the requests that are there and this one's. If there is none,
-    the one with the least backlog. Of more than 512 instances the k are the least of a random 64.
+    the one where it ends soonest. A queue is so many requests as are there and this one, each as
+    large as it is, in seconds of that device. Of texts, whose lengths nobody knows, it is the
+    backlog in seconds, and the least of it if none fits. Of more than 512 instances the k are the
+    least of a random 64.
     """
 
     reads_params: ClassVar[bool] = False
@@ -37,9 +40,15 @@ class Slack:
         if len(rows) > MANY:
             rows = rows[fleet.random.integers(0, len(rows), SAMPLE)]
         backlog = fleet.backlog(rows)
-        few = np.argsort(backlog, kind="stable")[: self.k]
-        for row in rows[few].tolist():
+        queue = backlog if asked.tokens else fleet.queue(rows, asked)
+        few = rows[np.lexsort((backlog, queue))[: self.k]].tolist()
+        ends = []
+        for row in few:
             instance = fleet.at(row)
-            if fleet.ask(instance, asked).fits:
+            found = fleet.ask(instance, asked)
+            if found.fits:
                 return Route(instance.name, "fits", fits=True)
-        return Route(fleet.at(int(rows[few[0]])).name, "least backlog", fits=False)
+            ends.append(found.finish)
+        if asked.tokens:
+            return Route(fleet.at(few[0]).name, "least backlog", fits=False)
+        return Route(fleet.at(few[ends.index(min(ends))]).name, "ends soonest", fits=False)
