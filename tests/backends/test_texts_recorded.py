@@ -177,6 +177,18 @@ def test_other_logits_are_refused(monkeypatch):
         Recorded(served)
 
 
+def test_what_only_goes_on_with_its_own_size_is_left_to_the_model(monkeypatch):
+    trace = torch.jit.trace
+
+    class Rigid:
+        def __init__(self, free):
+            self.forward = lambda ids, *more: free.forward(ids, *more).view(3, 96)
+
+    monkeypatch.setattr(recorded.torch.jit, "trace", lambda *given, **how: Rigid(trace(*given, **how)))
+    served = LanguageModel(model_of("llama"), slots=4)
+    assert served.recorded is None and served.unrecorded.startswith("a call of another size failed: RuntimeError")
+
+
 def test_a_copy_of_a_model_is_taken_down_by_itself():
     model = made("llama")
     first, second = LanguageModel(model, slots=2), LanguageModel(copy.deepcopy(model), slots=2)
