@@ -184,6 +184,15 @@ def test_one_that_can_hardly_be_on_time_keeps_nobody_out():
     assert "new" in running and not drop
 
 
+@pytest.mark.parametrize(("slo", "gone"), [({"total": 1.1}, set()), ({"first": 0.3, "step": 0.008}, {"r"})])
+def test_a_small_chance_is_kept_where_no_output_is_due_that_holds_others_back(slo, gone):
+    """One in a hundred ends within the hundred outputs that there is time for."""
+    scheduler = scheduler_with([ask("r", most=300, **slo)], ends=[20] * 4 + [200] * 400)
+    model = model_queues(seen(scheduler, 0.0), "llm")
+    outlook = Outlook(expectations(model, 300, margin=0.0, units=math.inf, block=0), model.decodes)
+    assert set(ids(outlook.shed_doomed())) == gone
+
+
 def test_strict_ones_that_are_refused_do_not_hide_lax_ones():
     ends = [150] * 200
     running = [ask(f"r{at}", first=0.53, step=0.025) for at in range(12)]

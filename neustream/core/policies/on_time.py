@@ -7,6 +7,7 @@ take longer than the time that it has.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,8 @@ LOOK = np.array(
 """Steps from now at which chances are looked at."""
 DOOMED = 0.02
 """Whose chance is less holds nobody back."""
+HOPELESS = 0.002
+"""The same of those that were promised their end alone: no output of theirs holds others back."""
 HARM = 0.02
 """Requests that late ones may cost by running along, in expectation."""
 
@@ -146,9 +149,10 @@ class Outlook:
         """Take out those that have hardly a chance, the worse half of them at a time."""
         rows, needs = self.rows, self.needs
         stay = np.arange(len(self.jobs))
+        least = np.array([HOPELESS if job.slo.step == math.inf else DOOMED for job in self.jobs])
         while len(stay):
             chance = chances(rows, self.horizon.spent_by(needs))
-            bad = np.flatnonzero(chance < DOOMED)
+            bad = np.flatnonzero(chance < least[stay])
             if not len(bad):
                 break
             worst = bad[np.argsort(chance[bad], kind="stable")[: (len(bad) + 1) // 2]]

@@ -22,7 +22,8 @@ class TokenDeadlines:
     """For pools of one language model (`per_model.py` for others beside it). Before each step:
 
     1. Waiting requests that cannot have their first output in time are given up. Running ones
-       whose chance to be on time is next to nothing count as late: they hold nobody back.
+       whose chance to be on time is next to nothing count as late: they hold nobody back. Those
+       that were promised their end alone are kept longer: no output of theirs is due.
     2. Each of the others has a *chance* to be on time: that of ending, by how long generations have
        been getting, before the steps ahead take longer than the time that it has (`on_time.py`).
        A waiting prompt is taken in if the expected number on time, by weight, rises by two
