@@ -361,11 +361,11 @@ def test_a_small_chance_that_costs_nobody_anything_is_taken():
     assert "new" in chosen
 
 
-@pytest.mark.parametrize(("prompt", "back"), [(80, False), (10, True)])
+@pytest.mark.parametrize(("prompt", "back"), [(110, False), (10, True)])
 def test_who_is_promised_nothing_more_takes_no_memory_that_others_wait_for(prompt, back):
     """One that lost its blocks after its first output, with room for it, beside one that needs more of it."""
     running = [ask("a", 32, first=1.0, step=0.1), ask("r", 48, first=1.0, step=0.1), ask("u", 32, first=1.0)]
-    scheduler = scheduler_with(running, blocks=7)
+    scheduler = scheduler_with(running, blocks=9)
     order = Hand(lambda view: Decision(sorted(view.jobs, key=lambda job: job.id)))
     batch = scheduler.next_batch("gpu", 0.0, instead=order)
     assert ids(batch.jobs) == ["a", "r"]  # u lost its blocks to them
@@ -373,6 +373,18 @@ def test_who_is_promised_nothing_more_takes_no_memory_that_others_wait_for(promp
     scheduler.submit(ask("new", prompt, arrival=0.02, first=1.0), 0.02)
     chosen, _ = decided(scheduler, 0.02)
     assert ("u" in chosen) == back and ("new" in chosen) == back
+
+
+@pytest.mark.parametrize(("first", "back"), [(5.0, False), (0.5, True)])
+def test_who_lost_its_memory_and_would_be_the_next_to_lose_it_leaves_room_to_those_who_run(first, back):
+    """There is room for its prompt, and for one block more; two run that need one each before long."""
+    running = [ask("a", 32, first=1.0, step=0.1), ask("b", 32, first=1.0, step=0.1), ask("r", 48, first=1.0, step=0.1)]
+    scheduler = scheduler_with([*running, ask("u", 32, first=first, step=0.1)], blocks=10)
+    order = Hand(lambda view: Decision(sorted(view.jobs, key=lambda job: job.id)))
+    batch = scheduler.next_batch("gpu", 0.0, instead=order)
+    assert ids(batch.jobs) == ["a", "b", "r"]  # u lost its blocks to them
+    scheduler.finish(batch, [{"ended": job.id == "r"} for job in batch.jobs], 0.02)
+    assert ("u" in decided(scheduler, 0.02)[0]) == back
 
 
 def test_a_newcomer_with_a_promise_for_its_first_output_alone_slows_nobody_later():

@@ -139,7 +139,7 @@ class PrefillFiller:
                 continue
             size = self._size(part, job, min(whole, left), time)
             need = self.plan.model.blocks(job, size)
-            if not size or not room.has(need):
+            if not size or not room.has(need + self._spare(job)):
                 passed = passed or promised
                 continue
             if not self.admission.takes(index, part, size):
@@ -151,6 +151,16 @@ class PrefillFiller:
             if size == whole:
                 part.due = min(part.due, time)
         return part
+
+    def _spare(self, job: Job) -> int:
+        """Blocks that stay free beside a job that lost its own and would be the next to lose them.
+
+        One for each that decodes, so that it is not prefilled in vain and arrivals have some.
+        """
+        alive = self.plan.alive
+        if not alive or not job.call_outputs or self.plan.due(job) < self.plan.due(alive[-1]):
+            return 0
+        return len(alive)
 
     def _time(self, job: Job) -> float:
         """Seconds until the next output of a job is due."""
