@@ -13,6 +13,7 @@ from neustream.core.observed import BLOCK, Ratios
 from neustream.core.policies.chances import AT_ONCE, EVEN, LOOKS, expected, most_expected, with_riders
 from neustream.core.policies.curve import Curve
 from neustream.core.policies.feasibility import Line
+from neustream.core.policies.fitting import fitting, kept
 from neustream.core.policies.sets import Sets
 
 ALWAYS = np.ones(1)
@@ -104,6 +105,24 @@ def test_of_jobs_that_do_not_fit_the_most_are_kept():
 def test_where_nothing_varies_those_that_fit_are_kept():
     some = Some(line([3, 3, 6], [3.1, 3.4, 7.0]))
     assert most_expected(some, [0, 1, 2], [0]) == [0]
+
+
+@pytest.mark.parametrize(("others", "keeps"), [(3, [0, 1]), (4, [1, 2, 3, 4])])
+def test_one_with_hardly_any_time_left_is_not_kept_in_place_of_far_more(others, keeps):
+    """The first has the most weight per charge, and time for two in a batch: it leaves room for one beside it."""
+    some = Some(line([2, *[4] * others], [2.3, *[6.0] * others]))
+    assert kept(some, list(range(1 + others))) == keeps
+
+
+def test_of_hundreds_that_do_not_fit_few_are_asked_for_one_by_one(monkeypatch):
+    some = drawn(0, most=1000)
+    ranked = list(range(len(some.plan.left)))
+    asked = []
+    monkeypatch.setattr(some.plan, "fits", lambda jobs, entry=0.0: asked.append(1) or Line.fits(some.plan, jobs, entry))
+    chosen = fitting(some, ranked)
+    assert some.plan.fits(sorted(chosen))
+    assert len(ranked) - len(chosen) > 500
+    assert len(asked) < 500
 
 
 def test_no_job_is_kept_in_place_of_as_many_that_fit():

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import random
 
+import pytest
 from hand import ids, seen
 from priced_images import (
     IMAGE,
@@ -23,6 +24,7 @@ from neustream import (
     Priced,
 )
 from neustream.core.demand import Calls, Demand
+from neustream.core.policies import priced_steps
 
 # -- 1. promises are kept ---------------------------------------------------------------------------
 
@@ -246,3 +248,13 @@ def test_hopeless_jobs_are_dropped():
     some = waiting(ask("r0", 4, 3.9), ask("r1", 4, 4.0))
     assert (chosen(some), dropped(some)) == (["r1"], ["r0"])
     assert (chosen(some, 0.2), dropped(some, 0.2)) == ([], ["r0", "r1"])
+
+
+@pytest.mark.parametrize(("looks", "runs"), [(priced_steps.LOOKS, ["h"]), (4, ["a", "b", "c"])])
+def test_a_search_for_whom_to_exchange_that_is_cut_off_leaves_promises_as_they_are(monkeypatch, looks, runs):
+    """All four have to go for one of more weight, which is found after each of them, and two and three of them."""
+    monkeypatch.setattr(priced_steps, "LOOKS", looks)
+    some = waiting(*[ask(name, due=10.0) for name in "abcd"])
+    now = run(some, "d", now=run(some, "a", "b", "c"))
+    some.submit(ask("h", arrival=now, due=now + 4.2, weight=100.0), now)
+    assert sorted(chosen(some, now)) == runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, compress
 
@@ -28,6 +29,9 @@ WEIGHED = 64
 """Waiting jobs that are weighed in one decision, those with the most time per step first."""
 CHANGES = 8
 """Admissions and exchanges in one decision, beyond those that fit all at once."""
+LOOKS = 32
+"""How often in one decision jobs that wait are held against the promised ones: what is best by then
+stands, and the next decision looks again."""
 VICTIMS = 8
 """Promised jobs that are considered for an exchange, those with the largest charge first."""
 
@@ -86,7 +90,8 @@ class PricedSteps:
     ) -> list[int]:
         """`promised` with those of `queue` that fit, or are worth an exchange."""
         everyone = queue
-        for _ in range(CHANGES):
+        looks = iter(range(LOOKS))
+        for _ in zip(range(CHANGES), looks, strict=False):
             if not queue:
                 break
             fit = jobs.plan.fits_with(promised, queue)
@@ -99,7 +104,7 @@ class PricedSteps:
             if not exchange:  # beside others no started job is given up
                 break
             dated = [index for index in queue if jobs.jobs[index].deadline < math.inf]
-            exchanged = self._exchange(jobs, promised, dated)
+            exchanged = self._exchange(jobs, promised, dated, looks)
             if exchanged is None:
                 break
             promised = exchanged
@@ -107,20 +112,27 @@ class PricedSteps:
             queue = [index for index in everyone if index not in taken]
         return promised
 
-    def _exchange(self, jobs: LineUp, promised: list[int], queue: list[int]) -> list[int] | None:
-        """The promised jobs after one exchange; None if none is worth it."""
+    def _exchange(
+        self, jobs: LineUp, promised: list[int], queue: list[int], looks: Iterator[int]
+    ) -> list[int] | None:
+        """The promised jobs after one exchange; None if none is worth it. It takes of `looks`."""
         if not promised or not queue:
             return None
         ranked = sorted(promised, key=jobs.density.__getitem__)
-        return self._for_one(jobs, promised, queue, ranked) or self._for_several(
-            jobs, promised, queue, ranked
+        return self._for_one(jobs, promised, queue, ranked, looks) or self._for_several(
+            jobs, promised, queue, ranked, looks
         )
 
     def _for_one(
-        self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
+        self,
+        jobs: LineUp,
+        promised: list[int],
+        queue: list[int],
+        ranked: list[int],
+        looks: Iterator[int],
     ) -> list[int] | None:
         """A promised job makes room for one of a smaller charge."""
-        for victim in ranked[:VICTIMS]:
+        for victim, _ in zip(ranked[:VICTIMS], looks, strict=False):
             least = jobs.density[victim] * (1 + self.gain)
             weight = jobs.jobs[victim].weight
             denser = [index for index in queue if jobs.density[index] > least]
@@ -132,7 +144,12 @@ class PricedSteps:
         return None
 
     def _for_several(
-        self, jobs: LineUp, promised: list[int], queue: list[int], ranked: list[int]
+        self,
+        jobs: LineUp,
+        promised: list[int],
+        queue: list[int],
+        ranked: list[int],
+        looks: Iterator[int],
     ) -> list[int] | None:
         """Several promised jobs make room for one of more weight than they have together."""
         lightest = min([jobs.jobs[index].weight for index in promised])
@@ -140,7 +157,7 @@ class PricedSteps:
             if jobs.jobs[chosen].weight <= 2 * lightest:
                 continue
             victims = self._outweighed(jobs, chosen, ranked)
-            for count in range(2, len(victims) + 1):
+            for count, _ in zip(range(2, len(victims) + 1), looks, strict=False):
                 gone = set(victims[:count])
                 others = [index for index in promised if index not in gone]
                 if jobs.plan.fits_with(others, [chosen])[0]:
