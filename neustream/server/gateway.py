@@ -294,7 +294,7 @@ class Gateway:
         def progress() -> Progress:
             lives = [life for id in ids if (life := self._lives.get(id)) is not None]
             done = sum([life.stepped + life.outputs for life in lives])
-            return Progress(done, any(life.under_way for life in lives))
+            return Progress(done, any(life.under_way > 0 for life in lives))
 
         return Patience(seconds, partial(self._admission.began, ids), progress, wait_s, give_up)
 

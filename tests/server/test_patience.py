@@ -137,13 +137,15 @@ def test_steps_of_a_request_and_of_its_branches_are_its_progress():
     lives = Lives(["tiny"])
     life = lives.open["a"] = Life("a", "tiny", "text", SLO(), 0.0, 1, None, None)
     lives(Started(step("a", "b"), 1.0))
-    assert (life.stepped, life.under_way) == (0, True)
+    assert (life.stepped, life.under_way) == (0, 1)
     lives(Finished(step("a", "b"), 2.0, ""))
-    assert (life.stepped, life.under_way) == (1, False)
+    assert (life.stepped, life.under_way) == (1, 0)
     lives(Started(step("a/left~2"), 3.0))
-    assert life.under_way
+    lives(Started(step("a/right~3"), 3.5))
     lives(Finished(step("a/left~2"), 4.0, ""))
-    assert (life.stepped, life.under_way) == (2, False)
+    assert (life.stepped, life.under_way) == (2, 1)  # the other branch has not ended
+    lives(Finished(step("a/right~3"), 5.0, ""))
+    assert (life.stepped, life.under_way) == (3, 0)
 
 
 def test_a_long_step_is_waited_for_over_http(model):

@@ -42,7 +42,7 @@ class Life:
 
     Attributes:
         began: when its first step did; outputs: how many came, the first and the latest when.
-        stepped: steps that ended; under_way: whether one is running. Those of branches count.
+        stepped: steps that ended; under_way: how many are running. Those of branches count.
         late: the first promise that was broken.
         outcome, ended: None while it is open. Texts that a stop string ended are done.
         finish: why a text ended: stop, length.
@@ -58,7 +58,7 @@ class Life:
     max_tokens: int | None
     began: float | None = None
     stepped: int = 0
-    under_way: bool = False
+    under_way: int = 0
     outputs: int = 0
     first: float | None = None
     latest: float | None = None
@@ -240,7 +240,7 @@ class Lives:
     def _started(self, record: Started) -> None:
         _, module = self.module_of(record.step.stage)
         for id in record.step.ids:
-            self._runs(id, 0, True)
+            self._runs(id, 0, 1)
             life = self.open.get(id)
             if life is None:
                 continue
@@ -254,7 +254,7 @@ class Lives:
         step = record.step
         model, module = self.module_of(step.stage)
         for id in step.ids:
-            self._runs(id, 1, False)
+            self._runs(id, 1, -1)
             life = self.open.get(id)
             phase = None if life is None else life.phases.get(_phase(life, module))
             if phase is not None:
@@ -263,12 +263,12 @@ class Lives:
         for follower in self.followers:
             follower.stepped(model, module, step, record.at - step.started_at)
 
-    def _runs(self, id: str, steps: int, under_way: bool) -> None:
+    def _runs(self, id: str, steps: int, under_way: int) -> None:
         """A step of a request, or of a branch of it (`request/branch`), began or ended."""
         life = self.open.get(id.partition("/")[0])
         if life is not None:
             life.stepped += steps
-            life.under_way = under_way
+            life.under_way = max(life.under_way + under_way, 0)
 
 
 def _outcome(life: Life, record: Ended) -> Outcome:
