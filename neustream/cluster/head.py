@@ -27,6 +27,7 @@ from neustream.cluster.liveness import Liveness
 from neustream.cluster.messages import (
     Ask,
     Began,
+    Cancel,
     Copied,
     Fenced,
     Free,
@@ -338,6 +339,8 @@ class Head:
                 self._liveness.refused(one, told.reason, now)
             case Refused():
                 self._placing.end(one, "failed", told.reason, None, now)
+            case Waits() if one.cancelled:  # it was on its way out, and did not hear of that
+                self._book.orders.append(Cancel(one.where, one.id, one.term))
             case Waits(away=stage) if stage:
                 self._scaling.leg(one, stage, now)
             case Waits():

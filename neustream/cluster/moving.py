@@ -18,6 +18,7 @@ import math
 from neustream.cluster.book import Book, Moving, Open
 from neustream.cluster.fleet import Instance
 from neustream.cluster.messages import (
+    Cancel,
     Copied,
     Copy,
     Free,
@@ -119,6 +120,8 @@ class Moves:
             book.orders.append(Free(source, one.id, term))
         book.put(one, moving.target)
         book.wake(one, math.inf)
+        if one.cancelled:  # the source did not have it any more
+            book.orders.append(Cancel(one.where, one.id, one.term))
         book.events.append(Moved(one.id, source, moving.target, moving.reason, moving.held_at, now))
 
     # -- what goes wrong --------------------------------------------------------------------------

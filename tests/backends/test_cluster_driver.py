@@ -14,12 +14,9 @@ from toys import Step, table
 
 from neustream import FCFS, SLO, Graph, GraphError, RequestError, RequestFailed, Stage, StageFailed, loop, serve
 from neustream.backends.ray.driver import Driver
-from neustream.backends.ray.service_instance import ServiceInstance
 from neustream.backends.ray.telling import Telling
-from neustream.backends.ray.wire import asked_as_bytes
 from neustream.cluster.book import Settings
 from neustream.cluster.head import Head
-from neustream.cluster.messages import Began, Over, Refused, Send, Took
 from neustream.cluster.rules.fixed import Fixed
 from neustream.cluster.rules.round_robin import RoundRobin
 from neustream.cluster.rules.slack import Slack
@@ -349,35 +346,6 @@ def test_where_all_fail_requests_fail_and_nobody_waits(monkeypatch):
     with running(lambda number: chat(Broken, 1), router=Slack()) as driver:
         for _ in range(12):
             assert ask(driver, words=2, voice="place").outcome(30).status == "failed"
-
-
-def test_a_request_that_is_sent_again_to_where_it_still_is_begins_once_that_has_ended():
-    gate = threading.Event()
-    instance = ServiceInstance(chat(Words, 1, gate, 1), "a", lambda: None)
-
-    def send(term):
-        params = {"asked": asked_as_bytes(None, (), {"words": 2, "voice": "a"}), "guess": None}
-        instance.carry_out([Send("a", "x", term, "chat", SLO(), params, 0.0, 0.0, term)])
-
-    reports = []
-
-    def told():
-        reports.extend([news.report for news in instance.news().news])
-        return [type(one) for one in reports]
-
-    try:
-        send(1)
-        until(lambda: Began in told())
-        send(2)  # its step of term 1 has begun: it ends behind that
-        send(3)  # and this one is to be instead of term 2
-        gate.set()
-        until(lambda: Over in told())
-        answers = [one for one in reports if isinstance(one, Took | Refused | Over)]
-        assert [(type(one), one.term) for one in answers] == [(Took, 1), (Took, 3), (Over, 3)]
-        assert answers[-1].status == "done" and answers[-1].outputs == 2
-    finally:
-        gate.set()
-        instance.close()
 
 
 def test_whoever_waits_when_it_is_closed_hears_of_it():

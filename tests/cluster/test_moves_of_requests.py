@@ -141,6 +141,20 @@ class TestFailures:
         assert answer.ended.status == "cancelled"
 
 
+def test_who_gives_up_while_it_leaves_is_cancelled_where_it_is_then():
+    """The first order came when the source did not have it in its hands any more."""
+    head = moving("hold")
+    head.cancel("r", 0.3)
+    head.pop_orders()
+    head.heard("a", say.Waits("r", 1), 0.4)
+    assert head.pop_orders() == [say.Cancel("a", "r", 1)]
+    head = moving("take")
+    head.cancel("r", 0.3)
+    head.pop_orders()
+    head.heard("b", say.Took("r", 2), 0.4)
+    assert head.pop_orders() == [say.Free("a", "r", 1), say.Cancel("b", "r", 2)]
+
+
 def test_after_the_source_died_the_target_is_not_waited_for_for_ever():
     head = moving("take")
     head.lost("a", "killed", 0.4)

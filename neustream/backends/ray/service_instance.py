@@ -154,6 +154,8 @@ class ServiceInstance:
                 standing = [to.Standing(e.id, e.term, len(e.items)) for e in here]
                 self._outbox.put(to.Here(tuple(standing)))
             case to.Fence():
+                with self._entries.lock:
+                    self._later.clear()
                 for entry in self._entries.all():
                     self._free(entry.id, entry.term)
                 self._outbox.put(to.Fenced())
@@ -211,6 +213,11 @@ class ServiceInstance:
 
     def _cancel(self, order: to.Cancel) -> None:
         with self._entries.lock:
+            later = self._later.get(order.id)
+            if later is not None and later.term == order.term:
+                del self._later[order.id]
+                self._answering.tell(Entry(order.id, order.term), "cancelled", "cancelled by the caller")
+                return
             entry = self._entries.of(order.id, order.term)
             if entry is None:
                 return
