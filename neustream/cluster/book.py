@@ -90,7 +90,7 @@ class Open:
         began: whether it was in a step where it is; started: whether it ever was in one.
         due_next: when the next output is due; late: whether one was.
         away: its next stage, if that is served elsewhere, since `away_at`. fixed: why it cannot
-            move.
+            move; untaken: why it was not taken there the last time.
         tries: a timer is valid for one number of them.
     """
 
@@ -118,6 +118,7 @@ class Open:
     away: str = ""
     away_at: float = math.inf
     fixed: str = ""
+    untaken: str = ""
     tries: int = 0
     cancelled: bool = False
 

@@ -126,6 +126,7 @@ class Liveness:
 
     def called_off(self, one: Open, why: str, now: float) -> None:
         """A move comes to nothing; the request begins anew if its source is gone meanwhile."""
+        one.untaken = why
         self._moves.call_off(one, why, now)
         if one.where not in self._book.fleet.instances:
             self._placing.restart(one, f"lost with instance {one.where!r} while it moved", now)

@@ -78,18 +78,28 @@ class Scaling:
         if one.moving is not None:
             self._moves.call_off(one, f"its next stage, {stage!r}, is served elsewhere", now)
         if one.away != stage:
-            one.away, one.away_at = stage, now
+            one.away, one.away_at, one.untaken = stage, now, ""
         target = self._target(one, now)
-        if target is not None:
+        if target is not None and one.untaken and now > self._latest(one):
+            self._lose(one, f"nobody takes it for stage {stage!r}: {one.untaken}", now)
+        elif target is not None:
             self._moves.begin(one, target, f"stage {stage}", now)
             assert one.moving is not None
             one.moving.held_at = now
         elif now > min(one.due, one.away_at + self._book.settings.patience_s):
-            self._book.orders.append(Free(one.where, one.id, one.term))
-            reason = f"no instance serves stage {stage!r}"
-            self._placing.end(one, "failed", reason, None, now)
+            self._lose(one, f"no instance serves stage {stage!r}", now)
         else:
             self._book.wake(one, now + RETRY_S)
+
+    def _latest(self, one: Open) -> float:
+        """Until when a request asks again that is not taken where its next stage is."""
+        patient = one.away_at + self._book.settings.patience_s
+        return patient if one.due == math.inf else max(one.due, patient)
+
+    def _lose(self, one: Open, reason: str, now: float) -> None:
+        """A request cannot go on."""
+        self._book.orders.append(Free(one.where, one.id, one.term))
+        self._placing.end(one, "failed", reason, None, now)
 
     def _target(self, one: Open, now: float) -> Instance | None:
         """Where the router would send a request that has to leave."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from clusters import head_of, request
 
-from neustream import ConfigError
+from neustream import SLO, ConfigError
+from neustream.cluster import messages as say
+from neustream.cluster.book import Settings
 from neustream.config import load_config
 from neustream.engine.events import Started
 from neustream.experiment.prepared import prepare
@@ -124,3 +127,27 @@ def test_instances_serve_several_models_or_one_of_them(file):
 def test_roles_that_cannot_serve_are_refused(file, text, change, message):
     with pytest.raises(ConfigError, match=message):
         run(file(text), change)
+
+
+@pytest.mark.parametrize(("slo", "end"), [(SLO(), 7.0), (SLO(total=9.0), 9.0), (SLO(total=1.0), 7.0)])
+def test_one_that_is_never_taken_where_its_next_stage_is_fails_in_the_end(slo, end):
+    patient = Settings(suspect_s=90.0, dead_s=90.0, patience_s=7.0)
+    head = head_of(settings=patient)
+    head.joined("a", 0.0, stages=("step",))
+    head.joined("b", 0.0, stages=("decode",))
+    head.submit(request("r", slo=slo), 0.0)
+    head.heard("a", say.Took("r", 1), 0.0)
+    head.heard("a", say.Waits("r", 1, away="decode"), 0.0)
+    now, asked, orders = 0.0, 0, head.pop_orders()
+    while not (orders and isinstance(orders[-1], say.Answer)) and asked < 500:
+        for order in orders:
+            if isinstance(order, say.Reserve):
+                asked += 1
+                head.heard("b", say.Refused("r", order.term, "no room"), now)
+        now = head.wake_at()
+        head.tick(now)
+        orders = head.pop_orders()
+    assert orders[-2] == say.Free("a", "r", 1) and asked > 20
+    ended = orders[-1].ended
+    assert (ended.status, ended.reason) == ("failed", "nobody takes it for stage 'decode': no room")
+    assert end < now < end + 0.3
