@@ -35,7 +35,8 @@ class Settings:
         restarts: how often a request begins anew; deaths: a request that was in a step on so many
             instances that died is not tried again.
         drain_s: an instance that is to go ends after so long, whatever is there.
-        patience_s: how long requests without a promise wait for an instance.
+        patience_s: how long requests without a promise wait for an instance, and any for one that
+            takes it for its next stage.
         move_s, scale_s: how often movers and scalers are asked.
         delay_s: of a message; promises are shorter by as much at instances.
         bandwidth: bytes per second between instances. most_moves: of one instance at once.
