@@ -12,7 +12,7 @@ import torch
 from texts import CONFIGS, Drive, alone, made, model_of, prompts
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from neustream.backends.transformers import recorded
+from neustream.backends.transformers import packed, recorded
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.recorded import NotRecorded, Recorded
 from neustream.backends.transformers.slots import Row
@@ -136,11 +136,86 @@ def test_code_of_a_users_own_runs_in_each_step():
     assert layer.said == said + 8
 
 
+def test_a_function_that_a_user_put_into_a_module_is_code_of_his_own():
+    model = made("llama")
+    model.model.layers[0].self_attn.shape_of = lambda states: states.shape
+    assert LanguageModel(model, slots=2).unrecorded == "model.layers.0.self_attn has code of its own (shape_of)"
+
+
+def test_a_layer_that_becomes_of_another_class_is_noticed():
+    drive = Drive(made("llama"), slots=2)
+    assert drive.texts.model.recorded is not None
+    job = drive.job([5, 6, 7])
+    drive.step({job: None})
+    drive.texts.model.model.model.layers[1].mlp.__class__ = Louder
+    with pytest.raises(StageFailed, match=r"was changed while it is served: model\.layers\.1\.mlp is of another class"):
+        drive.step({job: None})
+
+
+def test_tables_that_somebody_puts_into_the_place_of_others_count():
+    served = LanguageModel(made("llama"), slots=6)
+    rotary, rows = served.model.model.rotary_emb, LANES["all"]
+    before, angles = served.forward(rows), rotary.inv_freq
+    rotary.inv_freq = angles * 0.5
+    assert not torch.equal(served.forward(rows), before)
+    assert_alike(served, rows)
+    rotary.inv_freq = angles
+    assert torch.equal(served.forward(rows), before)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, KeyboardInterrupt, ValueError])
+def test_what_fails_in_attention_fails_as_it_is(kind, monkeypatch):
+    served = LanguageModel(model_of("llama"), slots=2)
+    assert served.recorded is not None
+
+    def failing(*given, **how):
+        raise kind("no room for scores")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "sdpa_attention_forward", failing)
+        with pytest.raises(kind, match=r"^no room for scores$"):
+            served.forward([Row(0, 4, [5])])
+    assert_alike(served, [Row(0, 4, [5])])
+
+
+def test_what_fails_in_what_was_taken_down_says_why_in_torchs_words():
+    served = LanguageModel(model_of("llama"), slots=2)
+    assert served.recorded is not None
+    with pytest.raises(RuntimeError, match=r"^index out of range in self$"):
+        served.forward([Row(0, 4, [96])])
+
+
 def test_what_depends_on_values_is_left_to_the_model():
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     served = LanguageModel(made("llama", rope_parameters=rope), slots=3, max_len=90)
     assert served.recorded is None
     assert re.match("torch's tracer says of modeling_rope_utils.py, line [0-9]+: Conv", served.unrecorded)
+
+
+def asks_whether_a_value_is_there(self, states):
+    kept = LlamaMLP.forward(self, states)
+    return 2 * kept if 0.125 in states[0, :, 0] else kept
+
+
+def goes_by_pieces_of_32_tokens(self, states):
+    return torch.cat([LlamaMLP.forward(self, piece) for piece in states.split(32, 1)], 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (asks_whether_a_value_is_there, "torch's tracer says of _tensor.py, line [0-9]+: Converting"),
+        (goes_by_pieces_of_32_tokens, "a call of another size failed: RuntimeError: Expected 1 elements"),
+    ],
+)
+def test_code_that_goes_by_values_or_pieces_is_left_to_the_model(code, why, monkeypatch):
+    monkeypatch.setattr(code, "__module__", LlamaMLP.__module__)
+    model = made("llama")
+    for layer in model.model.layers:
+        layer.mlp.__class__ = type("Other", (LlamaMLP,), {"forward": code, "__module__": code.__module__})
+    served = LanguageModel(model, slots=4)
+    assert re.match(why, served.unrecorded)
+    assert_alike(served, [Row(0, 0, list(range(3, 80))), Row(1, 4, [5])])
 
 
 def test_experts_are_exact_whether_or_not_they_are_taken_down():

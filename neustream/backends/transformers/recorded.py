@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ import torch
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.lent import own_forward
 from neustream.backends.transformers.packed import Packed, packing
-from neustream.backends.transformers.proof import as_it_was
+from neustream.backends.transformers.proof import affordable, as_it_was
 from neustream.backends.transformers.slots import Row, Slots
 from neustream.errors import told
 
@@ -34,6 +35,8 @@ SHOWN = 3
 """Decodes of the call that is taken down."""
 TRIED = (1, 2, 3, 5, 8)
 """Decodes of the calls in which it is compared with the stock one."""
+LONG = 520
+"""Tokens of a prompt with which it is compared, if so many are affordable: code may go by pieces of a fixed size."""
 TURNS = 2
 """How often, with other tokens and positions."""
 STOCK = ("torch", "transformers")
@@ -64,6 +67,7 @@ class _Taken(NamedTuple):
 class _Here(threading.local):
     call: Packed | None = None
     sites: Sequence[_Site] = ()
+    error: BaseException | None = None
 
 
 _here = _Here()
@@ -79,7 +83,7 @@ class Recorded:
     def __init__(self, model: LanguageModel) -> None:
         _check(model)
         weights = _Weights(model)
-        self._weights = weights.given
+        self._weights, self._tables = weights.given, _tables(model.model)
         with as_it_was(model.model):
             self._decodes = self._taken_down(model, weights, _decodes(model, SHOWN, 0))
             self._prompts = self._taken_down(model, weights, _mixed(model, 0))
@@ -88,11 +92,15 @@ class Recorded:
             model.cache.scrub(slot)
 
     def takes(self, rows: Sequence[Row]) -> bool:
-        """Whether rows are without a look at an image."""
-        return all(row.sight is None for row in rows)
+        """Whether rows are without a look at an image, and tables are those that were there."""
+        same = all(some.get(key) is table for some, key, table in self._tables)
+        return same and all(row.sight is None for row in rows)
 
     def __call__(self, call: Packed) -> torch.Tensor:
-        """The logits behind each row's last token, float32 [rows, vocabulary]."""
+        """The logits behind each row's last token, float32 [rows, vocabulary].
+
+        What fails in it fails as in a call of the model.
+        """
         decodes = call.wanted is None
         taken = self._decodes if decodes else self._prompts
         given = (call.ids, call.positions) if decodes else (call.ids, call.positions, call.wanted)
@@ -100,8 +108,10 @@ class Recorded:
         try:
             with torch.jit.optimized_execution(False):  # as they were taken down
                 logits: torch.Tensor = taken.function(*given, *self._weights)
+        except RuntimeError as error:  # torch makes this of all others too
+            raise _here.error or RuntimeError(_reason(error)) from None
         finally:
-            _here.call, _here.sites = None, ()
+            _here.call, _here.sites, _here.error = None, (), None
         return logits.float()
 
     def _taken_down(self, model: LanguageModel, weights: _Weights, rows: Sequence[Row]) -> _Taken:
@@ -136,11 +146,12 @@ class Recorded:
 
     def _try(self, model: LanguageModel) -> None:
         """NotRecorded if logits are not those of the stock call."""
-        for turn in range(1, TURNS + 1):
-            for rows in [_decodes(model, count, turn) for count in TRIED] + [_mixed(model, turn)]:
-                wanted = model.stock_forward(rows)
-                if not torch.equal(self._tried(model.packed(rows)), wanted):
-                    raise NotRecorded(f"logits of {len(rows)} rows are others than those of the stock call")
+        turns = range(1, TURNS + 1)
+        decodes = [_decodes(model, count, turn) for turn in turns for count in TRIED]
+        for rows in [*decodes, *[_mixed(model, turn) for turn in turns], _long(model)]:
+            wanted = model.stock_forward(rows)
+            if not torch.equal(self._tried(model.packed(rows)), wanted):
+                raise NotRecorded(f"logits of {len(rows)} rows are others than those of the stock call")
 
     def _tried(self, call: Packed) -> torch.Tensor:
         """NotRecorded if what was taken down does not go on with another call."""
@@ -214,6 +225,12 @@ def _places(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, torch.Ten
     return [(some, key, weight) for some in kept for key, weight in some.items() if weight is not None]
 
 
+def _tables(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor | None]]:
+    """A model's buffers that are not saved, as angles are: somebody may put others there, which count then."""
+    named = [(module._buffers, key) for module in model.modules() for key in module._non_persistent_buffers_set]
+    return [(some, key, some.get(key)) for some, key in named]
+
+
 class _Recording(Packed):
     """Stands for a packed call while the model's is taken down: its attention becomes one operation."""
 
@@ -242,8 +259,17 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, at: int
     """Attention number `at` of the call that runs in this thread."""
     call, site = _here.call, _here.sites[at]
     assert call is not None
-    call.update(site.layer, key, value)
-    return call.attend(site.module, query, key, value, **site.how)[0]
+    try:
+        call.update(site.layer, key, value)
+        return call.attend(site.module, query, key, value, **site.how)[0]
+    except BaseException as error:
+        _here.error = error
+        raise
+
+
+def _reason(error: RuntimeError) -> str:
+    """What torch says, without where that stands in what was taken down."""
+    return str(error).rpartition("RuntimeError: ")[2].strip()
 
 
 _OPERATIONS = torch.library.Library("neustream", "DEF")
@@ -266,20 +292,29 @@ def _check(model: LanguageModel) -> None:
 def _check_module(name: str, module: torch.nn.Module) -> None:
     kind = type(module)
     for code in (kind, kind.forward):
-        if getattr(code, "__module__", "").partition(".")[0] not in STOCK:
+        if _from(code) not in STOCK:
             raise NotRecorded(f"{name} has code of its own ({kind.__module__}.{kind.__name__})")
     own = module.__dict__
+    for key, code in own.items():
+        if isinstance(code, FunctionType | MethodType) and _from(code) not in STOCK:
+            raise NotRecorded(f"{name} has code of its own ({key})")
     if own_forward(own) is not None or own.get("_compiled_call_impl") is not None:
         raise NotRecorded(f"{name} has a forward of its own")
+
+
+def _from(code: object) -> str:
+    """The package that a class or function is of."""
+    return str(getattr(code, "__module__", "")).partition(".")[0]
 
 
 def _check_doubt(doubt: warnings.WarningMessage) -> None:
     """NotRecorded if the model's code asked for a value: it may do something else with another one.
 
-    What torch's own functions ask for are sizes of weights, to check their arguments.
+    What torch's own functions ask for are sizes, to check their arguments; but for `value in tensor`.
     """
     own = Path(doubt.filename).is_relative_to(Path(torch.__file__).parent)
-    if issubclass(doubt.category, torch.jit.TracerWarning) and not own:
+    value = Path(doubt.filename).name == "_tensor.py" and "Python integer" not in str(doubt.message)
+    if issubclass(doubt.category, torch.jit.TracerWarning) and (value or not own):
         where = f"{Path(doubt.filename).name}, line {doubt.lineno}"
         raise NotRecorded(f"torch's tracer says of {where}: {str(doubt.message).partition('. ')[0]}")
 
@@ -300,6 +335,13 @@ def _mixed(model: LanguageModel, turn: int) -> list[Row]:
         rows.append(Row(1, first, _tokens(model, turn + 1, part)))
         rows.append(Row(2, part, _tokens(model, turn + 2, 1)))
     return rows
+
+
+def _long(model: LanguageModel) -> list[Row]:
+    """A long prompt."""
+    assert isinstance(model.cache, Slots)
+    most = affordable(model.model, model.max_len, len(model.cache.layers))
+    return [Row(0, 0, _tokens(model, 0, min(LONG, most)))]
 
 
 def _tokens(model: LanguageModel, first: int, count: int) -> list[int]:

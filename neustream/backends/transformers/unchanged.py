@@ -52,6 +52,7 @@ class Unchanged:
         self._names = _names(named) | {"places": [name for name, _ in there], "versions": [name for name, _ in tracked]}
         self._names["parameters"] += [name for name, _, _ in kept]
         self._names["code"] = [kind.__name__ for kind in self._kinds]
+        self._names["classes"] = self._names["mode"]
         self._samples = Samples(self._there)
         self._values = self._samples.read()
         self._hooked = self._watchers()
@@ -63,6 +64,7 @@ class Unchanged:
 
     def _look_at_modules(self, modules: Sequence[torch.nn.Module]) -> None:
         """Keep the dicts in which modules hold what may be changed."""
+        self._modules = list(modules)
         self._attributes = [module.__dict__ for module in modules]
         self._children = [module._modules for module in modules]
         self._parameters = [module._parameters for module in modules]
@@ -144,6 +146,7 @@ class Unchanged:
             "places": [weight.data_ptr() for weight in self._there],
             "versions": [weight._version for weight in self._tracked],
             "attention": [implementation(self._model.config.get_text_config(decoder=True))],
+            "classes": list(map(type, self._modules)),
             "code": [kind.forward for kind in self._kinds],
             "settings": self._settings.now(),
         }
@@ -185,6 +188,7 @@ SAY: dict[str, Callable[[str, Sequence[Any]], str]] = {
     "places": lambda name, now: f"{name} was moved or replaced",
     "versions": lambda name, now: f"{name} was written to",
     "attention": _attention,
+    "classes": lambda name, now: f"{name} is of another class",
     "code": lambda name, now: f"{name} has another forward",
 }
 """How each kind of change is told, in the order in which they are looked for."""
