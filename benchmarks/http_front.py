@@ -112,6 +112,7 @@ def bare(tokens: int, step_s: float) -> int:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
     sock = socket.create_server((HOST, 0))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as asyncio has it where it makes the socket
     config = uvicorn.Config(app, log_level="error", http="h11", loop="asyncio", lifespan="off")
     server = uvicorn.Server(config)
     threading.Thread(target=lambda: asyncio.run(server.serve([sock])), daemon=True).start()

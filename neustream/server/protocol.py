@@ -155,14 +155,21 @@ class Protocol(H11Protocol):
 
 
 def listening(http: HttpConfig) -> socket.socket:
-    """A socket there; BackendError if there can be none."""
+    """A socket there; BackendError if there can be none.
+
+    Its connections send at once what they are given, and so they inherit it: asyncio asks for that
+    only where a socket names its protocol. Else a token waits for the client to acknowledge the one
+    before, 40 ms where that is in no hurry.
+    """
     if http.uds is not None:
         return _of_this_machine(http.uds)
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
     try:
-        return socket.create_server((http.host, http.port), family=family, backlog=BACKLOG)
+        sock = socket.create_server((http.host, http.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise BackendError(f"cannot listen on {http.host}:{http.port}: {error.strerror or error}") from error
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def _of_this_machine(path: Path) -> socket.socket:

@@ -128,6 +128,15 @@ def test_what_a_server_left_behind_is_replaced_and_other_files_are_not(model, tm
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connections_send_a_token_without_waiting_for_the_one_before_to_be_acknowledged(host):
+    """Some clients acknowledge after 40 ms."""
+    with listening(HttpConfig(host=host, port=0)) as sock, socket.create_connection(sock.getsockname()[:2]):
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # -- streams ------------------------------------------------------------------------------------------
 
 
