@@ -125,10 +125,13 @@ def test_a_request_is_lost_after_a_silence_and_not_while_tokens_come(modules):
 
     async def main(gaps):
         async def handle(reader, writer):
-            for gap in gaps:
-                await asyncio.sleep(gap)
-                writer.write(b'"choices": [{')
-            await asyncio.sleep(30)
+            try:
+                for gap in gaps:
+                    await asyncio.sleep(gap)
+                    writer.write(b'"choices": [{')
+                await asyncio.sleep(30)
+            finally:
+                writer.close()
 
         server = await asyncio.start_server(handle, load.HOST, 0)
         heard = await load.ask(server.sockets[0].getsockname()[1], b"GET", patience_s=0.4)

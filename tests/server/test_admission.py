@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import threading
+import time
 
 import pytest
 
@@ -192,8 +194,11 @@ def test_a_client_that_does_not_read_is_cut_and_counted(model, monkeypatch, unde
 
     monkeypatch.setattr(lifecycle, "listening", small)
 
+    slow = copy.deepcopy(model)  # it would be at the end before anybody is cut
+    slow.register_forward_pre_hook(lambda *_: time.sleep(0.015))
+
     def load(metrics):
-        loaded.append(text_service(model, metrics, slots=8))
+        loaded.append(text_service(slow, metrics, slots=8))
         return loaded[0]
 
     limits, http = {"undelivered": undelivered}, {"write_timeout_s": write_timeout_s}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import time
 from functools import partial
 
@@ -150,9 +151,11 @@ def test_steps_of_a_request_and_of_its_branches_are_its_progress():
 
 def test_a_long_step_is_waited_for_over_http(model):
     slow = copy.deepcopy(model)
-    slow.register_forward_pre_hook(lambda *_: time.sleep(0.9))
+    began = threading.Event()  # the trials before are quick
+    slow.register_forward_pre_hook(lambda *_: time.sleep(2.5 if began.is_set() else 0))
     load = partial(text_service, slow)
-    with serving(load, limits={"patience_s": 0.5}) as (url, said, _):
+    with serving(load, limits={"patience_s": 1.5}) as (url, said, _):
         said.get(timeout=60)
+        began.set()
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, timeout=60)
         assert answer.status_code == 200 and math.isfinite(answer.json()["usage"]["completion_tokens"])
