@@ -202,15 +202,19 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines += [f"The mean of {many}, ± their standard deviation.", ""]
     for over in dict.fromkeys(row["over"] for row in rows):
         some = [row for row in rows if row["over"] == over]
-        values = list(dict.fromkeys(row["value"] for row in some))
         for number in NUMBERS:
-            lines += [f"## {over}: {number}", "", "| rule | " + " | ".join(f"{value:g}" for value in values) + " |"]
-            lines.append("|" + "---|" * (len(values) + 1))
-            for rule in dict.fromkeys(row["rule"] for row in some):
-                at = [[r for r in some if (r["rule"], r["value"]) == (rule, value)] for value in values]
-                lines.append(f"| {rule} | " + " | ".join(told(each, number) for each in at) + " |")
-            lines.append("")
+            lines += [f"## {over}: {number}", "", *table(some, number), ""]
     return "\n".join(lines)
+
+
+def table(rows: Sequence[dict[str, Any]], number: str) -> list[str]:
+    """The lines of one sweep and number: a rule a row, a value a column."""
+    values = list(dict.fromkeys(row["value"] for row in rows))
+    lines = ["| rule | " + " | ".join(f"{value:g}" for value in values) + " |", "|" + "---|" * (len(values) + 1)]
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        at = [[row for row in rows if (row["rule"], row["value"]) == (rule, value)] for value in values]
+        lines.append(f"| {rule} | " + " | ".join(told(each, number) for each in at) + " |")
+    return lines
 
 
 def _point(row: Mapping[str, Any]) -> tuple[str, float]:

@@ -9,12 +9,28 @@ import threading
 import time
 from concurrent.futures import Future
 
+from neustream.backends.ray.driver import Driver
 from neustream.backends.ray.entries import graphs_of
 from neustream.backends.ray.service_instance import ServiceInstance
+from neustream.backends.ray.telling import Telling
 from neustream.backends.ray.wire import EngineDied, Joined
 from neustream.errors import BackendError
 
 BEAT_S = 0.02
+
+
+@contextlib.contextmanager
+def driving(head, make, count):
+    """A driver of `count` instances; `make(number, kind)` makes the service of each."""
+    machines, events = LocalMachines(make), []
+    driver = Driver(head, machines, count, Telling((), [events.append]))
+    driver.machines, driver.events = machines, events
+    try:
+        driver.up.result(30)
+        yield driver
+    finally:
+        driver.close()
+        machines.close()
 
 
 class LocalMachines:

@@ -6,15 +6,12 @@ import itertools
 import threading
 import time
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 
 import pytest
-from local_machines import LocalMachines
+from local_machines import driving
 from toys import Step, table
 
 from neustream import FCFS, SLO, Graph, GraphError, RequestError, RequestFailed, Stage, StageFailed, loop, serve
-from neustream.backends.ray.driver import Driver
-from neustream.backends.ray.telling import Telling
 from neustream.cluster.book import Settings
 from neustream.cluster.head import Head
 from neustream.cluster.rules.fixed import Fixed
@@ -72,19 +69,10 @@ def chat(kind=Words, *args, stage="say", **options):
     return serve(graph, {stage: kind(*args, **options)}, profiles, policy=FCFS(drop_hopeless=False))
 
 
-@contextmanager
 def running(make, count=2, settings=PATIENT, router=None):
     """A driver of `count` instances; `make(number)` makes the service of each."""
-    machines, events = LocalMachines(lambda number, kind: make(number)), []
     head = Head([], {}, router or RoundRobin(), None, Fixed(count), settings=settings)
-    driver = Driver(head, machines, count, Telling((), [events.append]))
-    driver.machines, driver.events = machines, events
-    try:
-        driver.up.result(30)
-        yield driver
-    finally:
-        driver.close()
-        machines.close()
+    return driving(head, lambda number, kind: make(number), count)
 
 
 def ask(driver, id=None, slo=None, **params):

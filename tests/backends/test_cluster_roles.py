@@ -6,16 +6,13 @@ import itertools
 import threading
 import time
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 
 import pytest
-from local_machines import LocalMachines
+from local_machines import driving
 from toys import Step, table
 
 from neustream import FCFS, SLO, Graph, RequestFailed, Stage, StageFailed, loop, seq, serve
-from neustream.backends.ray.driver import Driver
 from neustream.backends.ray.kinds import Each
-from neustream.backends.ray.telling import Telling
 from neustream.cluster.book import Settings
 from neustream.cluster.head import Head
 from neustream.cluster.rules.slack import Slack
@@ -73,19 +70,10 @@ def made(kind, role, place, **options):
     return serve(graph, dict.fromkeys(stages, module), profiles, policy=FCFS(drop_hopeless=False), stages=role)
 
 
-@contextmanager
 def running(make, counts, settings=PATIENT):
     """A driver of instances by kind; `make(number, kind)` makes the service of each."""
-    machines, events = LocalMachines(make), []
     head = Head([], {}, Slack(), None, Each(counts), settings=settings)
-    driver = Driver(head, machines, sum(counts.values()), Telling((), [events.append]))
-    driver.machines, driver.events = machines, events
-    try:
-        driver.up.result(30)
-        yield driver
-    finally:
-        driver.close()
-        machines.close()
+    return driving(head, make, sum(counts.values()))
 
 
 def ask(driver, words=3, slo=None):

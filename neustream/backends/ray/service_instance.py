@@ -232,11 +232,7 @@ class ServiceInstance:
     def _observe(self, record: Record) -> None:
         self._outbox.record(record)
         if isinstance(record, Emitted):
-            with self._entries.lock:
-                entry = self._entries.get(record.id)
-                answer = self.service.answers.get(record.id)
-                if entry is not None and answer is not None and not entry.quiet:
-                    self._answering.made(entry, answer)
+            self._emitted(record.id)
         elif isinstance(record, Left):
             self._passing.away(record.id, record.stage)
         elif isinstance(record, Submitted):
@@ -252,6 +248,13 @@ class ServiceInstance:
             with self._entries.lock:
                 for id in record.step.ids:
                     self._began(id)
+
+    def _emitted(self, id: str) -> None:
+        """A request has an output more."""
+        with self._entries.lock:
+            entry, answer = self._entries.get(id), self.service.answers.get(id)
+            if entry is not None and answer is not None and not entry.quiet:
+                self._answering.made(entry, answer)
 
     def _submitted(self, record: Submitted) -> None:
         """What a request is, is known now."""
