@@ -14,27 +14,24 @@ Asked for: a ratio of 0.97 or more at 32 streams and steps of 30 ms; 99.9 percen
 from __future__ import annotations
 
 import argparse
-import asyncio
 import inspect
 import json
 import multiprocessing
 import statistics
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import transformers
-from http_load import ask, post
+from http_here import Here
+from http_load import streamed
 from rich.console import Console
 
 from neustream import serve
 from neustream.analysis.tables import new_table
 from neustream.core.steps import Step
-from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.lifecycle import keep_still, run
+from neustream.server.lifecycle import keep_still
 from neustream.server.loading import Loaded
 from neustream.server.metrics import Metrics
 from neustream.server.models import TextModel
@@ -89,65 +86,36 @@ def model(step_s: float, positions: int) -> Any:
     return Slow(config).eval()
 
 
-class Front:
-    """The server, on a thread of this process."""
+class Front(Here):
+    """A front of a tiny Llama whose calls take `--step-ms`.
+
+    Attributes:
+        service: what it serves.
+    """
+
+    service: Service
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._told: Queue[str] = Queue()
-        self._box: dict[str, Any] = {}
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
-        self._thread.start()
-        self.port = int(self._told.get(timeout=60).rpartition(":")[2])
-        self._told.get(timeout=600)
+        super().__init__(self._made)
 
-    async def _main(self) -> None:
-        self._box.update(loop=asyncio.get_running_loop(), stop=asyncio.Event())
-        models = [ModelConfig(name="tiny", kind="text", backend={})]
-        config = ServerConfig.model_validate({"models": models, "http": {"port": 0}})
-        await run(config, self._load, (), self._told.put, self._box["stop"])
-
-    def _load(self, metrics: Metrics) -> Loaded:
+    def _made(self, metrics: Metrics) -> Loaded:
         options = self._options
         step_s, positions = options.step_ms / 1e3, len(PROMPT) + options.tokens
         made: Any = serve(
             model(step_s, positions), None, profile=Steady(step_s), slots=options.streams, observers=[metrics]
         )
-        self._box.update(service=made, metrics=metrics)
+        self.service, self._metrics = made, metrics
         keep_still()  # as the command does
         text = TextModel("tiny", None, positions, 64, batch=options.streams)
         return Loaded(made, [text])
 
-    @property
-    def service(self) -> Service:
-        service: Service = self._box["service"]
-        return service
-
     def lag(self) -> tuple[float, float]:
         """Looks at the event loop, and those that were late by at most 50 ms."""
-        registry = self._box["metrics"].table.registry
+        registry = self._metrics.table.registry
         name = "neustream:event_loop_lag_seconds"
         within = registry.get_sample_value(f"{name}_bucket", {"le": str(LATE_S)})
         return registry.get_sample_value(f"{name}_count") or 0.0, within or 0.0
-
-    def close(self) -> None:
-        self._box["loop"].call_soon_threadsafe(self._box["stop"].set)
-        self._thread.join()
-
-
-def stream(port: int, streams: int, tokens: int) -> float:
-    """Seconds until so many streams are whole; in the client's process."""
-    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": tokens, "ignore_eos": True, "stream": True}
-
-    async def main() -> float:
-        began = time.perf_counter()
-        heard = await asyncio.gather(*[ask(port, post("/v1/completions", body)) for _ in range(streams)])
-        seconds = time.perf_counter() - began
-        if wrong := [each.raw[:300] for each in heard if not each.done or each.tokens != tokens]:
-            raise SystemExit(f"{len(wrong)} streams are not whole: {wrong[0]!r}")
-        return seconds
-
-    return asyncio.run(main())
 
 
 def direct(service: Service, streams: int, tokens: int) -> float:
@@ -172,13 +140,13 @@ def main(arguments: list[str] | None = None) -> None:
     front = Front(options)
     try:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            pool.apply(stream, (front.port, options.streams, 2))  # both are warm then
+            pool.apply(streamed, (front.port, PROMPT, options.streams, 2))  # both are warm then
             looked = front.lag()
             for _ in range(options.rounds):
                 before = time.process_time()
                 alone_s = direct(front.service, options.streams, options.tokens)
                 middle = time.process_time()
-                over_s = pool.apply(stream, (front.port, options.streams, options.tokens))
+                over_s = pool.apply(streamed, (front.port, PROMPT, options.streams, options.tokens))
                 cpu_s = (time.process_time() - middle) - (middle - before)
                 rounds.append((count / alone_s, count / over_s, alone_s / over_s, cpu_s / count * 1e6))
             looks, within = (after - early for after, early in zip(front.lag(), looked, strict=True))

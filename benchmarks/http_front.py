@@ -18,23 +18,23 @@ import statistics
 import threading
 import time
 from multiprocessing.pool import Pool
-from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
-from http_load import HOST
+from http_here import Here
+from http_load import HOST, streamed
 from rich.console import Console
 
 from neustream.analysis.tables import new_table
 from neustream.core.events import Emitted
-from neustream.server.config import ModelConfig, ServerConfig
-from neustream.server.lifecycle import keep_still, run
+from neustream.server.lifecycle import keep_still
 from neustream.server.loading import Loaded
 from neustream.server.metrics import Metrics
 from neustream.server.models import TextModel
 from neustream.service.answer import Answer
 
+PROMPT = [1, 2]
 EVENT = (
     b'data: {"id": "cmpl-0123456789abcdef0123456789abcdef", "object": "text_completion", "created": 1795761880, '
     b'"model": "tiny", "choices": [{"index": 0, "text": "a", "logprobs": null, "finish_reason": null}]}\n\n'
@@ -77,25 +77,13 @@ class Tokens:
             self.cpu_s = time.thread_time()
 
 
-class Front:
-    """The server of `neustream serve`, on a thread of this process."""
+def front(model: Tokens) -> int:
+    """The port of the front of `neustream serve`, before a model's own engine."""
 
-    def __init__(self, model: Tokens) -> None:
-        self._model = model
-        self._told: Queue[str] = Queue()
-        self._box: dict[str, Any] = {}
-        threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True).start()
-        self.port = int(self._told.get(timeout=60).rpartition(":")[2])
-        self._told.get(timeout=60)
+    def load(metrics: Metrics) -> Loaded:
+        return Loaded(None, [TextModel("tiny", None, 100_000, 64, batch=1024, own=model)])
 
-    async def _main(self) -> None:
-        self._box.update(loop=asyncio.get_running_loop(), stop=asyncio.Event())
-        models = [ModelConfig(name="tiny", kind="text", backend={})]
-        config = ServerConfig.model_validate({"models": models, "http": {"port": 0}})
-        await run(config, self._load, (), self._told.put, self._box["stop"])
-
-    def _load(self, metrics: Metrics) -> Loaded:
-        return Loaded(None, [TextModel("tiny", None, 100_000, 64, batch=1024, own=self._model)])
+    return Here(load).port
 
 
 def bare(tokens: int, step_s: float) -> int:
@@ -120,24 +108,10 @@ def bare(tokens: int, step_s: float) -> int:
     return port
 
 
-def stream(port: int, streams: int, tokens: int) -> None:
-    """Read so many streams; in the client's process."""
-    from http_load import ask, post
-
-    body = {"model": "tiny", "prompt": [1, 2], "max_tokens": tokens, "ignore_eos": True, "stream": True}
-
-    async def main() -> None:
-        heard = await asyncio.gather(*[ask(port, post("/v1/completions", body)) for _ in range(streams)])
-        if wrong := [each.raw[:300] for each in heard if not each.done or each.tokens != tokens]:
-            raise SystemExit(f"{len(wrong)} streams are not whole: {wrong[0]!r}")
-
-    asyncio.run(main())
-
-
 def cost(pool: Pool, port: int, model: Tokens, options: argparse.Namespace) -> float:
     """Microseconds of CPU for each token of a round, but for the handing over."""
     before = time.process_time() - model.cpu_s
-    pool.apply(stream, (port, options.streams, options.tokens))
+    pool.apply(streamed, (port, PROMPT, options.streams, options.tokens))
     time.sleep(2 * options.step_ms / 1e3)  # the thread has told of its time
     seconds: float = time.process_time() - model.cpu_s - before
     count: int = options.streams * options.tokens
@@ -152,12 +126,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     model = Tokens(options.tokens, options.step_ms / 1e3)
-    ports = {"the front": Front(model).port, "bare uvicorn": bare(options.tokens, options.step_ms / 1e3)}
+    ports = {"the front": front(model), "bare uvicorn": bare(options.tokens, options.step_ms / 1e3)}
     keep_still()
     found: dict[str, list[float]] = {name: [] for name in ports}
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for port in ports.values():
-            pool.apply(stream, (port, 2, options.tokens))  # all is warm then
+            pool.apply(streamed, (port, PROMPT, 2, options.tokens))  # all is warm then
         for _ in range(options.rounds):
             for name, port in ports.items():
                 found[name].append(cost(pool, port, model, options))

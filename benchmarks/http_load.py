@@ -166,3 +166,18 @@ async def ask(port: int, request: bytes, leave_after: int | None = None, patienc
         heard.whole_s = time.monotonic() - began
         writer.transport.abort()
     return heard
+
+
+def streamed(port: int, prompt: list[int], streams: int, tokens: int) -> float:
+    """Seconds until so many streams of one prompt are whole; SystemExit if one is not."""
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True}
+
+    async def main() -> float:
+        began = time.perf_counter()
+        heard = await asyncio.gather(*[ask(port, post("/v1/completions", body)) for _ in range(streams)])
+        seconds = time.perf_counter() - began
+        if wrong := [each.raw[:300] for each in heard if not each.done or each.tokens != tokens]:
+            raise SystemExit(f"{len(wrong)} streams are not whole: {wrong[0]!r}")
+        return seconds
+
+    return asyncio.run(main())
