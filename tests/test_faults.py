@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from concurrent.futures import Future
 
 import pytest
+from processes import interrupted
 from toys import (
     OUTCOMES,
     TESTS,
@@ -271,24 +269,13 @@ def test_control_c_in_the_middle_of_a_run(tmp_path):
         slo={"total_s": 600},
         policies={"fcfs": {}, "serial": {}},
     )
-    arguments = ["run", str(path), "--json", str(out), "--trace", str(tmp_path / "trace.json")]
-    running = subprocess.Popen(
+    arguments = ["run", path, "--json", out, "--trace", tmp_path / "trace.json"]
+    status, printed, problems = interrupted(
         [sys.executable, "-m", "neustream.cli", *arguments],
+        marker.exists,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
     )
-    try:
-        for _ in range(6000):
-            if marker.exists() or running.poll() is not None:
-                break
-            time.sleep(0.01)
-        running.send_signal(signal.SIGINT)
-        printed, problems = running.communicate(timeout=60)
-    finally:
-        running.kill()
-    assert running.returncode == 130, problems
+    assert status == 130, problems
     assert "Traceback" not in problems
     assert "interrupted: open requests ended as cancelled" in " ".join(problems.split())
     [entry] = json.loads(out.read_text())  # the second policy did not begin

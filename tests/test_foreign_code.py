@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
+from processes import interrupted
 from toys import TESTS, adds_up, command, results, toy
 
 from neustream import Decision, PolicyError
@@ -160,20 +158,18 @@ def make(options, device):
 # -- Ctrl-C ---------------------------------------------------------------------------------------------
 
 
-def interrupted(*arguments, folder, marker):
+def command_interrupted(*arguments, folder, marker):
     """Run the command, press Ctrl-C once there is something in the file `marker`, and return what came of it."""
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    asked = [sys.executable, "-m", "neustream", *map(str, arguments)]
-    running = subprocess.Popen(
-        asked, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    file = folder / marker
+    done = interrupted(
+        [sys.executable, "-m", "neustream", *arguments],
+        lambda: file.exists() and file.stat().st_size > 0,
+        cwd=folder,
+        env=environment,
     )
-    with running:
-        while not ((folder / marker).exists() and (folder / marker).stat().st_size) and running.poll() is None:
-            time.sleep(0.01)
-        running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
-    assert "Traceback" not in err
-    return running.returncode, out, err
+    assert "Traceback" not in done.err
+    return done
 
 
 SLOW = """
@@ -190,7 +186,7 @@ class Slow(FCFS):
 def test_control_c_in_simulate_keeps_what_is_done(folder):
     (folder / "slow_policy.py").write_text(SLOW)
     asked = ["simulate", "toy.yaml", "-p", "fcfs", "-p", "slow_policy:Slow", "--json", "r.json"]
-    status, out, err = interrupted(*asked, folder=folder, marker="marker")
+    status, out, err = command_interrupted(*asked, folder=folder, marker="marker")
     assert status == 130 and "1 of 2 policies are done" in err
     [entry] = results(folder / "r.json")
     assert entry["policy"] == "fcfs" and adds_up(entry["counts"]) and "fcfs" in out
@@ -200,5 +196,6 @@ def test_control_c_before_anything_is_done(folder):
     (folder / "slow_module.py").write_text(
         "import pathlib, time\npathlib.Path('marker').write_text('here')\nfor _ in range(1200): time.sleep(0.05)\n"
     )
-    status, out, err = interrupted("simulate", "toy.yaml", "-p", "slow_module:P", folder=folder, marker="marker")
+    asked = ["simulate", "toy.yaml", "-p", "slow_module:P"]
+    status, out, err = command_interrupted(*asked, folder=folder, marker="marker")
     assert (status, out, err.splitlines()[-1]) == (130, "", "interrupted")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from neustream.backends import Arguments
 from neustream.core.types import SLO, Request
 from neustream.engine.events import Observer, Refused
+from neustream.engine.inbox import Inbox
 from neustream.engine.places import Places
 from neustream.engine.turns import Next, Turn, Turns
 from neustream.errors import RequestError, told
@@ -90,7 +91,7 @@ class Replay:
         self._turns = Turns(turns)
         self._places = places or Places()
         self._held: dict[str, Sending] = {}  # wait for a place
-        self._ends: queue.SimpleQueue[tuple[str, float, bool]] = queue.SimpleQueue()
+        self._ends: Inbox[tuple[str, float, bool]] = Inbox()
         self._waiting: dict[str, Sending] = {}
         self._ready: list[tuple[float, int, Sending]] = []
         self._order = itertools.count()
@@ -134,7 +135,7 @@ class Replay:
     def _hear(self, seconds: float) -> None:
         """Wait so long for the end of a request; those that waited for it, or for its place, go on."""
         with contextlib.suppress(queue.Empty):
-            id, at, done = self._ends.get(timeout=seconds)
+            id, at, done = self._ends.get(seconds)
             self._go_on(self._turns.ended(id, at, done=done))
             request = self._places.left(id, at)
             if request is not None:

@@ -15,6 +15,7 @@ import time
 from typing import ClassVar, Protocol
 
 from neustream.engine.events import Event
+from neustream.engine.inbox import Inbox
 from neustream.errors import RequestError
 
 LONGEST_WAIT_S = 86400.0
@@ -111,7 +112,7 @@ class WallClock:
         self._origin = time.monotonic()
         self._heap: list[tuple[float, int, int, Event]] = []
         self._order = itertools.count()
-        self._inbox: queue.SimpleQueue[tuple[float, int, int, Event]] = queue.SimpleQueue()
+        self._inbox: Inbox[tuple[float, int, int, Event]] = Inbox()
 
     def now(self) -> float:
         return time.monotonic() - self._origin
@@ -120,7 +121,6 @@ class WallClock:
         return seconds
 
     def post(self, event: Event, at: float) -> None:
-        # A SimpleQueue may be put to from a signal handler, too.
         self._inbox.put((at, event.rank, next(self._order), event))
 
     def wait(self) -> list[Event]:
@@ -136,7 +136,7 @@ class WallClock:
                 return due
             left = heap[0][0] - now if heap else LONGEST_WAIT_S
             with contextlib.suppress(queue.Empty):
-                heapq.heappush(heap, inbox.get(timeout=min(left, LONGEST_WAIT_S)))
+                heapq.heappush(heap, inbox.get(min(left, LONGEST_WAIT_S)))
 
 
 def stopwatch() -> float:

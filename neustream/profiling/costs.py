@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any
 
 from neustream.core.batch import StepInput
@@ -23,6 +23,7 @@ from neustream.engine.clock import WallClock, stopwatch
 from neustream.engine.engine import Engine
 from neustream.engine.events import Decided, Finished, Record, Started
 from neustream.engine.executor import StreamModule, ThreadExecutor
+from neustream.engine.inbox import Inbox
 from neustream.engine.member import Member
 from neustream.errors import RequestError, StageFailed
 from neustream.profiling.files import EngineCosts
@@ -59,7 +60,7 @@ def engine_costs(
     }
     scheduler = Scheduler(alone, POLICIES[DEFAULT](), profiles)
 
-    steps: SimpleQueue[None] = SimpleQueue()
+    steps: Inbox[None] = Inbox()
     late: list[float] = []
 
     def observe(record: Record) -> None:
@@ -101,7 +102,7 @@ def _seen(watches: Sequence[_Watch], late: Sequence[float]) -> EngineCosts:
     )
 
 
-def _asked(engine: Engine, call: Callable[[], Request], steps: SimpleQueue[None]) -> Future[Result] | None:
+def _asked(engine: Engine, call: Callable[[], Request], steps: Inbox[None]) -> Future[Result] | None:
     """Have a request served, and wait for a few steps or its end; None once enough was served."""
     since = engine.clock.now()
     request = call()
@@ -112,7 +113,7 @@ def _asked(engine: Engine, call: Callable[[], Request], steps: SimpleQueue[None]
     for _ in range(APART):
         while not answer.done():
             with suppress(Empty):
-                steps.get(timeout=0.01)
+                steps.get(0.01)
                 break
     return answer
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import threading
 
 import pytest
 
 pytest.importorskip("httptools", reason="needs the extra 'bench'")
+from processes import interrupted
 from stub import Stub
 from toys import command
 
@@ -286,16 +284,9 @@ def test_ctrl_c_writes_what_is_there(stub, tmp_path):
     options = ["--num-prompts", "2000", "--request-rate", "50", "--random-output-len", "2", "--random-input-len", "2"]
     options += ["--base-url", stub.url, "--model", "paced", "--out", tmp_path]
     seen = len(stub.log)
-    process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "bench", "serve", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    waiting = threading.Event()
-    while len(stub.log) < seen + 5 and process.poll() is None:
-        waiting.wait(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    command = [sys.executable, "-c", MAIN, "bench", "serve", *options]
+    status, out, err = interrupted(command, lambda: len(stub.log) >= seen + 5)
+    assert status == 130, err
     ((run,), _) = read_runs(tmp_path)
     assert run.interrupted and 5 <= len(run.records) < 2000 and "interrupted: " in err and "offered" in out
 

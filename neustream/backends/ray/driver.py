@@ -37,6 +37,7 @@ from neustream.core.stage_names import named
 from neustream.core.types import SLO, Request
 from neustream.engine.answers import Result
 from neustream.engine.clock import stopwatch
+from neustream.engine.inbox import Inbox
 from neustream.errors import RequestError, RequestFailed, told
 from neustream.service.answer import Answer
 
@@ -79,7 +80,7 @@ class Driver:
         self._head = head
         self._machines = machines
         self._telling = telling or Telling((), ())
-        self._inbox: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
+        self._inbox: Inbox[Callable[[float], None]] = Inbox()
         self._callers: dict[str, Caller] = {}
         self._alive: set[str] = set()
         self._then: list[Callable[[], None]] = []
@@ -158,7 +159,7 @@ class Driver:
             left = None if wake_at is None else max(wake_at - stopwatch(), 0.0)
             work: Callable[[float], None] | None = None
             with contextlib.suppress(queue.Empty):
-                work = self._inbox.get(timeout=left) if left != 0.0 else self._inbox.get_nowait()
+                work = self._inbox.get(left)
             now = stopwatch()
             if wake_at is not None and now - max(wake_at, woke_at) > OVERSLEPT_S:
                 self._head.overslept(now - max(wake_at, woke_at), now)
