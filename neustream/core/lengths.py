@@ -146,22 +146,22 @@ class Lengths:
 
         Both are whole numbers.
         """
-        return self._chances(outputs, np.add.outer(outputs, horizon), most)
+        then = np.add.outer(outputs.astype(np.int64), horizon.astype(np.int64))
+        return self._chances(outputs, then, most)
 
     def lasts(self, outputs: Floats, more: Floats, most: float = np.inf) -> Floats:
         """The chance that a generation at `outputs[i]` lasts for `more[i, j]`: [i, j].
 
         Both are whole numbers.
         """
-        return self._chances(outputs, outputs[:, None] + more, most)
+        return self._chances(outputs, (outputs[:, None] + more).astype(np.int64), most)
 
-    def _chances(self, outputs: Floats, then: Floats, most: float) -> Floats:
-        """The chance that a generation at `outputs[i]` comes to `then[i, j]`, which is changed."""
+    def _chances(self, outputs: Floats, then: NDArray[np.int64], most: float) -> Floats:
+        """The chance that a generation at `outputs[i]` comes to `then[i, j]`."""
         each = self._curve(most).outputs
-        last = len(each) - 1
-        now = np.minimum(outputs, last).astype(np.int64)
-        chance = each[np.minimum(then, last, out=then).astype(np.int64)]
-        chance /= np.maximum(each[now], TINY)[:, None]
+        now = each.take(outputs.astype(np.int64), mode="clip")
+        chance = each.take(then, mode="clip")
+        chance /= np.maximum(now, TINY)[:, None]
         return np.minimum(chance, 1.0, out=chance)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neustream.core.policies.horizon import Rows
+from neustream.core.policies.horizon import Limits
 from neustream.core.policies.on_time import Odds, chances
 
 LINEAR = 1 - np.arange(101) / 100
@@ -16,9 +16,8 @@ AT_FIFTY = np.where(np.arange(101) < 50, 1.0, 0.0)
 def rows_of(time, points, made=0, most=1000, curve=LINEAR):
     time = np.array(time, dtype=float)
     jobs = len(time)
-    none = np.zeros(time.shape)
     each = [np.full(jobs, given, dtype=float) for given in (made, most)]
-    return Rows(none, none, none, time, *each, curve, np.array(points, dtype=float))
+    return Limits(time, *each, curve, np.array(points, dtype=float))
 
 
 def test_a_chance_is_that_of_ending_before_the_time_is_used_up():

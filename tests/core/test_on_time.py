@@ -334,11 +334,11 @@ def test_what_a_newcomer_adds_is_what_the_chances_of_all_rise_by(seed):
     outlook = Outlook(expectations(model, 300, margin=0.0, units=math.inf, block=0), model.decodes)
     newcomers = Newcomers(outlook, [], model.prefills, np.full(20, 0.012), 1.0, beside=True)
     later = outlook.horizon.points > 0
+    rows = outlook.horizon.rows(model.prefills, running=True)
 
     def expected(who):
-        load = newcomers.others.count.sum(0), newcomers.others.context.sum(0), newcomers.others.kept.sum(0)
-        own = [newcomers.own.count[who] * later, newcomers.own.context[who] * later, newcomers.own.kept[who]]
-        spent = outlook.horizon.spent_by(np.stack(load) + np.stack([part.sum(0) for part in own]), 0.012 * len(who))
+        own = [rows.count[who] * later, rows.context[who] * later, rows.kept[who]]
+        spent = outlook.horizon.spent_by(outlook.needs + np.stack([part.sum(0) for part in own]), 0.012 * len(who))
         there = chances(newcomers.own, spent)
         return chances(newcomers.others, spent).sum() + there[who].sum(), there
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ FOREVER = 1e9
 """Seconds that those have who were promised nothing."""
 AGAIN = 1.1
 """Time that steps take where memory is short, times: prompts of who lost theirs are read again."""
+
+_later = attrgetter("later")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,54 +72,76 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows(Load):
-    """The load of each of some jobs [jobs, points], and how long each may go on.
+class Limits:
+    """How long each of some jobs may go on, and the time that it has.
 
     Attributes:
+        time: seconds that there are at each point [jobs, points].
         made: outputs of each; most: those that it still gets at most [jobs].
         curve: the share of generations that reach each number of outputs, then constant.
         points: steps from now.
     """
 
+    time: Floats
     made: Floats
     most: Floats
     curve: Floats
     points: Floats
 
-    def some(self, which: NDArray[np.bool_]) -> Rows:
-        """Those of some of the jobs, by a mask."""
-        return replace(
-            self,
-            count=self.count[which],
-            context=self.context[which],
-            kept=self.kept[which],
-            time=self.time[which],
-            made=self.made[which],
-            most=self.most[which],
-        )
+    def some(self, which: NDArray[np.int64]) -> Limits:
+        """Those of some of the jobs."""
+        time, made, most = self.time.take(which, 0), self.made.take(which), self.most.take(which)
+        return Limits(time, made, most, self.curve, self.points)
 
-    def then(self, other: Rows) -> Rows:
+    def then(self, other: Limits) -> Limits:
         """Those of these jobs and of others behind them."""
-        return replace(
-            self,
-            count=np.concatenate([self.count, other.count]),
-            context=np.concatenate([self.context, other.context]),
-            kept=np.concatenate([self.kept, other.kept]),
-            time=np.concatenate([self.time, other.time]),
-            made=np.concatenate([self.made, other.made]),
-            most=np.concatenate([self.most, other.most]),
-        )
+        time = np.concatenate([self.time, other.time])
+        made = np.concatenate([self.made, other.made])
+        most = np.concatenate([self.most, other.most])
+        return Limits(time, made, most, self.curve, self.points)
+
+    def later(self) -> Limits:
+        """The same without a deadline in the coming step."""
+        time = self.time.copy()
+        time[:, 0] = FOREVER
+        return Limits(time, self.made, self.most, self.curve, self.points)
 
     def left(self, jobs: NDArray[np.int64], steps: Floats) -> Floats:
         """The chance of each of `jobs` to go on for `steps` [..., jobs] from now."""
-        last = len(self.curve) - 1
-        made = self.made[jobs]
-        now = self.curve[np.minimum(made, last).astype(np.int64)]
-        left = self.curve[np.minimum(made + steps, last).astype(np.int64)]
+        made = self.made.take(jobs)
+        now = self.curve.take(made.astype(np.int64), mode="clip")
+        left = self.curve.take((made + steps).astype(np.int64), mode="clip")
         left /= np.maximum(now, TINY)
         np.minimum(left, 1.0, out=left)
-        np.putmask(left, steps >= self.most[jobs], 0.0)
+        np.putmask(left, steps >= self.most.take(jobs), 0.0)
         return left
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Load):
+    """The load of each of some jobs [jobs, points], and how long each may go on.
+
+    Attributes:
+        needs: `count`, `context` and `kept` in one array [3, jobs, points].
+        limits: those of the jobs; their `time` is the load's.
+    """
+
+    needs: Floats
+    limits: Limits
+
+    @classmethod
+    def of(cls, needs: Floats, limits: Limits) -> Rows:
+        """What some jobs need, and their limits."""
+        return cls(needs[0], needs[1], needs[2], limits.time, needs, limits)
+
+    def some(self, which: NDArray[np.int64]) -> Rows:
+        """Those of some of the jobs."""
+        return Rows.of(self.needs.take(which, 1), self.limits.some(which))
+
+    def needed(self) -> Floats:
+        """Counts, contexts and kept units of all of them together [3, points]."""
+        needed: Floats = self.needs.sum(1)
+        return needed
 
 
 def points_to_end(most: float) -> Floats:
@@ -166,38 +191,46 @@ class Horizon:
         """
         curve = self.lengths.curve(self.most)
         if not jobs:
-            nothing = np.zeros((0, len(self.points)))
             nobody = np.zeros(0)
-            return Rows(nothing, nothing, nothing, nothing, nobody, nobody, curve, self.points)
+            limits = Limits(np.zeros((0, len(self.points))), nobody, nobody, curve, self.points)
+            return Rows.of(np.zeros((3, 0, len(self.points))), limits)
         label = f"{self.model.label}.decode"
         outputs = np.array([job.call_outputs for job in jobs], dtype=np.float64)
-        most = np.maximum(_column([job.calls_here(label) for job in jobs]), 1.0)
+        most = np.maximum(_column(_calls_here(jobs, label)), 1.0)
         if sizes is None:
             read = _column([job.size + job.computed for job in jobs])
         else:
             read = _column([sizes[job] for job in jobs])
-        count = self.lengths.ahead(outputs, self.points, self.most)
-        count *= self.points < most
+        needs = np.empty((3, len(jobs), len(self.points)))
+        count, context, kept = needs
+        count[:] = self.lengths.ahead(outputs, self.points, self.most)
+        np.putmask(count, self.points >= most, 0.0)
         time = self._time(jobs, self.points if running else self.points + 1)
         tokens = np.minimum(self.points, most)
         tokens += read
-        context = kept = count * tokens
+        np.multiply(count, tokens, out=context)
         if self.block:
             tokens /= self.block
-            kept = np.ceil(tokens, out=tokens)
-            kept *= count
+            np.ceil(tokens, out=tokens)
+            np.multiply(tokens, count, out=kept)
             kept *= self.block
-        return Rows(count, context, kept, time, outputs, most[:, 0], curve, self.points)
+        else:
+            kept[:] = context
+        return Rows.of(needs, Limits(time, outputs, most[:, 0], curve, self.points))
 
     def _time(self, jobs: Sequence[Job], steps: Floats) -> Floats:
         """Seconds until the next output but `steps` of each is due."""
         now = self.model.view.now
-        slack = np.minimum(_column([job.due_next for job in jobs]) - now, FOREVER)
-        total = np.minimum(_column([job.leg_latest for job in jobs]) - now, FOREVER)
-        pace = np.minimum(_column([job.slo.step for job in jobs]), FOREVER)
-        time: Floats = pace * steps
-        time += slack
-        return np.minimum(time, total, out=time)
+        dates = np.array([[job.due_next for job in jobs], [job.leg_latest for job in jobs]]) - now
+        slack, total = np.minimum(dates, FOREVER)
+        pace = np.minimum([job.slo.step for job in jobs], FOREVER)
+        time: Floats = pace[:, None] * steps
+        time += slack[:, None]
+        if total.min() < FOREVER:
+            np.minimum(time, total[:, None], out=time)
+        else:
+            np.minimum(time, FOREVER, out=time)
+        return time
 
     def fits(self, load: Load, ahead: float = 0.0) -> bool:
         """Whether all of a load has memory, and keeps pace if it decodes step by step.
@@ -270,6 +303,13 @@ def _steps(points: tuple[float, ...]) -> Floats:
         each[:, at] = 0.0
         each[at - 1, at] = each[at, at] = gap / 2
     return np.cumsum(each, axis=1)
+
+
+def _calls_here(jobs: Sequence[Job], stage: str) -> list[int]:
+    """`Job.calls_here` of each."""
+    if any(map(_later, jobs)):
+        return [job.calls_here(stage) for job in jobs]
+    return [job.calls_left.get(stage, 0) for job in jobs]
 
 
 def _column(numbers: Sequence[float]) -> Floats:

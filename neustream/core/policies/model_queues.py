@@ -155,11 +155,14 @@ def model_queues(view: View, label: str) -> ModelQueues | None:
 
 
 def _queues(view: View, label: str) -> ModelQueues:
-    jobs = view.jobs
-    decodes = [job for job in jobs if job.stage is not None and job.stage.phase == "decode"]
-    prefills = [job for job in jobs if job.stage is not None and job.stage.phase != "decode"]
+    decodes: list[Job] = []
+    prefills: list[Job] = []
+    for queue in view.queues.values():
+        at = queue[0].stage  # that of all of them
+        assert at is not None
+        (decodes if at.phase == "decode" else prefills).extend(queue)
     prefills.sort(key=lambda job: not has_progress(job))
-    stage = jobs[0].stage
+    stage = next(iter(view.queues.values()))[0].stage
     assert stage is not None
     profile = view.profiles[stage.name]
     assert isinstance(profile, PhaseProfile)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neustream.core.job import Job
 from neustream.core.policies.horizon import FOREVER, Floats
-from neustream.core.policies.on_time import DOOMED, Odds, Outlook, chances, needs_of
+from neustream.core.policies.on_time import DOOMED, Odds, Outlook, chances
 from neustream.core.types import TICK
 
 WORTH = 0.4
@@ -76,18 +78,18 @@ class Newcomers:
     ) -> None:
         horizon = outlook.horizon
         self.horizon = horizon
-        own, others = horizon.rows(waiting, running=beside), outlook.rows
+        own = self._rows = horizon.rows(waiting, running=beside)
         needs = outlook.needs
         # who fills the coming step looks at the next output of each
-        others = replace(others, time=_later(others.time))
-        if beside:  # in that step they do not decode
-            own = replace(own, time=_later(own.time))
+        self.others = outlook.rows.limits.later()
+        # in a step beside the others they do not decode
+        self.own = own.limits.later() if beside else own.limits
         if back:
-            others = others.then(horizon.rows(back, running=False))
-            needs = needs_of(others)
-        self.own, self.others = own, others
-        each = np.array([own.count, own.context, own.kept])
-        self._each = each.swapaxes(0, 1)  # [waiting, 3, points]
+            again = horizon.rows(back, running=False)
+            self.others = self.others.then(again.limits)
+            needs = needs + again.needed()
+        self._typical = own.needed() / len(waiting)
+        self._each = own.needs.swapaxes(0, 1).copy()  # [waiting, 3, points]
         later = horizon.points > 0
         if beside:
             self._each[:, :2] *= later  # it keeps its memory
@@ -98,31 +100,38 @@ class Newcomers:
         self._first = first
         self._weight = np.array([job.weight for job in (*outlook.jobs, *back)])
         self.weight = np.array([job.weight for job in waiting])
-        self._needs, self._spent = needs, horizon.spent_by(needs)
-        self._most = horizon.spent_by(needs + self._each.sum(0), float(extra.sum()))
-        self._split()
+        self._needs = needs
+        self._spent = horizon.spent_by(needs) if back else outlook.spent
+        everybody = needs + self._each.sum(0), needs + PROBE * self._typical
+        self._most, self._probed = horizon.spent_by(
+            np.stack(everybody, axis=1), np.array([[float(extra.sum())], [0.0]])
+        )
+        self._tight = self._who_can_be_late()
         self.nobody = Taken(needs, 0.0, np.zeros(len(waiting)))
 
-    def _split(self) -> None:
-        """Keep apart those of the others who are on time even if all newcomers come."""
-        others = self.others
-        tight = np.any(others.time + TICK < self._most, axis=1)
-        calm = ~tight
-        self._calm = others.time[calm].min(0, initial=FOREVER)
-        self._calm_weight = float(self._weight[calm].sum())
-        self._tight_weight = self._weight[tight]
-        self._watched = Odds(others.some(tight).then(self.own))
+    def _who_can_be_late(self) -> NDArray[np.int64]:
+        """Those of the others who are not on time for certain if all newcomers come."""
+        late = self.others.time + TICK < self._most
+        return np.flatnonzero(late.any(1)) if late.any() else np.zeros(0, dtype=np.int64)
+
+    @cached_property
+    def _watched(self) -> Odds:
+        """Those of the others who can be late, and the newcomers."""
+        return Odds(self.others.some(self._tight).then(self.own))
+
+    @cached_property
+    def _calm(self) -> tuple[Floats, float]:
+        """Of the others who cannot be late: the least time at each point, and their weight."""
+        calm = np.delete(np.arange(len(self._weight)), self._tight)
+        time = self.others.time.take(calm, 0).min(0, initial=FOREVER)
+        return time, float(self._weight[calm].sum())
 
     def gains(self) -> Floats:
         """What each adds if it comes alone, by its weight. Growth of steps is taken as linear."""
         own, others, spent = self.own, self.others, self._spent
-        typical = needs_of(own) / len(self.weight)
-        more = self._needs
-        for _ in range(PROBE):
-            more = more + typical
-        growth = (self.horizon.spent_by(more) - spent) / PROBE
-        size = own.context / np.maximum(typical[1], TICK)
-        number = own.count / np.maximum(typical[0], TICK)
+        growth = (self._probed - spent) / PROBE
+        size = self._rows.context / np.maximum(self._typical[1], TICK)
+        number = self._rows.count / np.maximum(self._typical[0], TICK)
         parts = np.clip(self._extra, None, np.maximum(self._first, PART * self._extra))
         after = spent + growth * (size + number) / 2 + parts[:, None]
         own_chance = chances(own, after)
@@ -145,7 +154,7 @@ class Newcomers:
 
     def all_in_time(self) -> bool:
         """Whether nobody can be late if all of them come."""
-        if len(self._tight_weight):
+        if len(self._tight):
             return False
         return not (self.own.time + TICK < self._most).any()
 
@@ -206,17 +215,11 @@ class Newcomers:
     def _chances(self, spent: Floats) -> tuple[Floats, Floats]:
         """In each of several cases [cases, points] the chances of those who wait [cases, waiting],
         and the weight of the others that is on time [cases]."""
-        tight = len(self._tight_weight)
+        tight = len(self._tight)
         chance = self._watched.by_case(spent)
-        weight = self._calm_weight + chance[:, :tight] @ self._tight_weight
-        for case in (self._calm + TICK < spent).any(1).nonzero()[0]:
+        time, calm = self._calm
+        weight = calm + chance[:, :tight] @ self._weight[self._tight]
+        for case in np.flatnonzero(np.any(time + TICK < spent, axis=1)):
             # a larger step takes less time: look at all
             weight[case] = self._weight @ chances(self.others, spent[case])
         return chance[:, tight:], weight
-
-
-def _later(time: Floats) -> Floats:
-    """The time that there is at each point, without that of the coming step [jobs, points]."""
-    time = time.copy()
-    time[:, 0] = FOREVER
-    return time

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.job import Job
-from neustream.core.policies.horizon import Floats, Horizon, Load, Rows
+from neustream.core.policies.horizon import Floats, Horizon, Limits
 from neustream.core.policies.model_queues import ModelQueues
 from neustream.core.types import TICK
 
@@ -44,16 +44,16 @@ def expectations(
     return Horizon(model, points, margin=margin, units=units, block=block, most=most)
 
 
-def chances(rows: Rows, spent: Floats) -> Floats:
+def chances(rows: Limits, spent: Floats) -> Floats:
     """The chance of each job to be on time, if the steps until each point take `spent`.
 
     `spent`: [points], or [jobs, points]. [jobs] comes back.
     """
     late = rows.time + TICK < spent
-    jobs = np.flatnonzero(late.any(1))
     chance = np.ones(len(late))
-    if not len(jobs):
+    if not late.any():
         return chance
+    jobs = np.flatnonzero(late.any(1))
     first = late[jobs].argmax(1)
     points = rows.time.shape[1]
     row = 0 if spent.ndim == 1 else jobs
@@ -72,27 +72,31 @@ def chances(rows: Rows, spent: Floats) -> Floats:
 class Odds:
     """`chances` of the same jobs in many cases."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Limits) -> None:
         self._rows = rows
         self._limit = rows.time + TICK
+        self._by_point = np.ascontiguousarray(self._limit.T)
         # at one more point, in front, no time is left: who is late at the first one has no chance
         self._time = np.concatenate([np.zeros((len(rows.time), 1)), self._limit], axis=1)
         self._points = np.concatenate([[0.0], rows.points])
 
     def by_case(self, spent: Floats) -> Floats:
         """The chance of each job in each case [cases, jobs], by `spent` [cases, points]."""
-        late = self._limit < spent.max(0)
-        chance = np.ones((len(spent), len(late)))
-        jobs = np.flatnonzero(late.any(1))
+        late = self._by_point < spent.max(0)[:, None]
+        chance = np.ones((len(spent), len(self._limit)))
+        jobs = np.flatnonzero(late.any(0))
         if not len(jobs):
             return chance
-        limit = self._limit[jobs]
-        first = np.full((len(spent), len(jobs)), -1)
-        for point in reversed(np.flatnonzero(late.any(0)).tolist()):
-            np.putmask(first, limit[:, point] < spent[:, point, None], point)
-        found = 1.0 - self._rows.left(jobs, self._steps(jobs, spent, first))
-        np.putmask(found, first < 0, 1.0)
-        chance[:, jobs] = found
+        points = np.flatnonzero(late.any(1))
+        # counted from behind: the largest is the first
+        behind = (len(late) - points).astype(np.uint8)
+        limit = self._by_point.take(points, 0).take(jobs, 1)
+        over = limit[:, None] < spent.T.take(points, 0)[:, :, None]
+        found = np.multiply(over, behind[:, None, None], dtype=np.uint8).max(0)
+        first = np.where(found, len(late) - found.astype(np.int64), -1)
+        odds = 1.0 - self._rows.left(jobs, self._steps(jobs, spent, first))
+        np.putmask(odds, first < 0, 1.0)
+        chance[:, jobs] = odds
         return chance
 
     def _steps(self, jobs: NDArray[np.int64], spent: Floats, first: NDArray[np.int64]) -> Floats:
@@ -101,17 +105,15 @@ class Odds:
         points = used.shape[1]
         before = jobs * points + first
         until = np.arange(0, used.size, points)[:, None] + first
-        time, used = self._time.ravel(), used.ravel()
-        under = time[before]
-        under -= used[until]
-        share = under - time[1:][before]
-        share += used[1:][until]
+        under = self._time.take(before)
+        under -= used.take(until)
+        share = under - self._time.take(before + 1)
+        share += used.take(until + 1)
         np.maximum(share, TICK, out=share)
         np.divide(under, share, out=share)
         np.clip(share, 0.0, 1.0, out=share)  # of who is never late it is anything
-        last = self._points[first]
-        share *= self._points[first + 1] - last
-        steps: Floats = last + share
+        last = self._points.take(first)
+        steps: Floats = last + share * (self._points.take(first + 1) - last)
         return steps
 
 
@@ -124,6 +126,7 @@ class Outlook:
 
     Attributes:
         rows: what each needs, and the time that it has; needs: what all of them need.
+        spent: seconds until each point with them alone [points].
     """
 
     def __init__(
@@ -132,42 +135,42 @@ class Outlook:
         self.horizon = horizon
         self.jobs = list(jobs)
         self.rows = horizon.rows(self.jobs, running=True, sizes=sizes)
-        self.needs = needs_of(self.rows)
+        self.needs = self.rows.needed()
+        self.spent = horizon.spent_by(self.needs)
 
     def costs(self, late: Sequence[Job]) -> bool:
         """Whether running `late` ones too would cost some of the weight expected on time."""
         if not self.jobs:
             return False
         load = self.rows.total()
-        alone = chances(self.rows, self.horizon.spent(load))
+        alone = chances(self.rows.limits, self.horizon.spent(load))
         others = self.horizon.rows(late, running=True).total()
-        together = chances(self.rows, self.horizon.spent(load + others))
+        together = chances(self.rows.limits, self.horizon.spent(load + others))
         weight = np.array([job.weight for job in self.jobs])
         return float((alone - together) @ weight) > HARM * float(weight.mean())
 
     def shed_doomed(self) -> set[Job]:
         """Take out those that have hardly a chance, the worse half of them at a time."""
-        rows, needs = self.rows, self.needs
+        rows = self.rows
+        if not (rows.time + TICK < self.spent).any():
+            return set()
         stay = np.arange(len(self.jobs))
         least = np.array([HOPELESS if job.slo.step == math.inf else DOOMED for job in self.jobs])
         while len(stay):
-            chance = chances(rows, self.horizon.spent_by(needs))
+            chance = chances(rows.limits, self.spent)
             bad = np.flatnonzero(chance < least[stay])
             if not len(bad):
                 break
             worst = bad[np.argsort(chance[bad], kind="stable")[: (len(bad) + 1) // 2]]
             keep = np.ones(len(stay), dtype=bool)
             keep[worst] = False
-            stay, rows = stay[keep], rows.some(keep)
-            needs = needs_of(rows)
+            kept = np.flatnonzero(keep)
+            stay, rows = stay[kept], rows.some(kept)
+            self.needs = rows.needed()
+            self.spent = self.horizon.spent_by(self.needs)
         if len(stay) == len(self.jobs):
             return set()
-        kept = [self.jobs[index] for index in stay.tolist()]
-        gone = set(self.jobs) - set(kept)
-        self.jobs, self.rows, self.needs = kept, rows, needs
+        left = [self.jobs[index] for index in stay.tolist()]
+        gone = set(self.jobs) - set(left)
+        self.jobs, self.rows = left, rows
         return gone
-
-
-def needs_of(load: Load) -> Floats:
-    """Counts, contexts and kept units of all jobs of a load together [3, points]."""
-    return np.array([load.count.sum(0), load.context.sum(0), load.kept.sum(0)])
