@@ -18,10 +18,10 @@ from neustream import SLO, Decision, Graph, Job, Request, View
 from neustream.cluster.book import Again, Settings
 from neustream.cluster.fleet import Fleet, Move, Mover, Router, Scaler
 from neustream.cluster.head import Head
-from neustream.cluster.member_instance import Reporting
 from neustream.cluster.network import Network
 from neustream.cluster.place import Place
 from neustream.cluster.report import ClusterReport
+from neustream.cluster.reporting import Reporting
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
 from neustream.cluster.simulation import Cluster, Kind, Watcher
 from neustream.core.events import Emitted, Ended

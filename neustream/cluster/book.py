@@ -5,11 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from neustream.cluster.fleet import Fleet, Instance, Place
-from neustream.cluster.messages import Happening, Order
+from neustream.cluster.happenings import Happening
+from neustream.cluster.messages import Order
 from neustream.core.demand import Calls
 from neustream.core.events import Update
 from neustream.core.outlook import Asked
@@ -126,6 +128,17 @@ class Open:
     @property
     def id(self) -> str:
         return self.request.id
+
+    def had(self, made: Sequence[Update]) -> None:
+        """Its caller has so many outputs (more)."""
+        slo = self.request.slo
+        self.delivered += len(made)
+        if self.again == "replay":
+            self.made += made
+        pace = self.arrival + slo.first
+        if self.delivered:
+            pace = math.inf if slo.step == math.inf else pace + self.delivered * slo.step
+        self.due_next = min(self.due, pace)
 
     def moves_to(self, instance: str, term: int) -> bool:
         """Whether it is on its way to an instance, where it is to have a term."""

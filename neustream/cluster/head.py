@@ -13,7 +13,9 @@ The contract, for whoever drives it (a simulator, Ray actors):
    an older term change nothing, and what they speak of is freed there.
 4. At least once executed, exactly once answered; output k goes out once, in order. An instance that
    is silent is suspect, then gone (its requests begin anew), and is fenced if it comes back.
-5. `now` is the head's clock. Instances are told ages and budgets; nobody else's instants are read.
+5. A head that begins anew has the next `epoch`. The instances join it; callers submit again what
+   is open, with the outputs that they have (`succession.py`).
+6. `now` is the head's clock. Instances are told ages and budgets; nobody else's instants are read.
 """
 
 from __future__ import annotations
@@ -23,15 +25,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from neustream.cluster.book import Again, Book, Open, Settings, asked_of
 from neustream.cluster.fleet import Fleet, Instance, Mover, Router, Scaler
+from neustream.cluster.happenings import Happening
 from neustream.cluster.liveness import Liveness
 from neustream.cluster.messages import (
-    Ask,
     Began,
     Cancel,
     Copied,
     Fenced,
     Free,
-    Happening,
     Here,
     Made,
     Order,
@@ -46,6 +47,8 @@ from neustream.cluster.messages import (
 from neustream.cluster.moving import Moves
 from neustream.cluster.placing import Placing
 from neustream.cluster.scaling import Scaling
+from neustream.cluster.succession import Succession
+from neustream.core.events import Update
 from neustream.core.graph import Graph
 from neustream.core.outlook import Asked, Outlook, Rates
 from neustream.core.profile import LatencyProfile
@@ -67,6 +70,7 @@ class Head:
             scaler the instances are as many as join.
         again: what becomes of the streams of a graph whose instance is gone, by its name; else
             "fail".
+        epoch: how many heads there were before this one.
         stopwatch: real seconds, to tell what routing costs.
     """
 
@@ -80,6 +84,7 @@ class Head:
         *,
         settings: Settings | None = None,
         again: Mapping[str, Again] = {},
+        epoch: int = 0,
         seed: int = 0,
         stopwatch: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -91,11 +96,11 @@ class Head:
         self.fleet.requests = book.places
         self.fleet.queued = lambda: [one.asked for one in book.waiting.values()]
         self.router = router
-        self._placing = Placing(book, router, stopwatch)
+        self._succession = Succession(book, epoch)
+        self._placing = Placing(book, router, self._succession, stopwatch)
         self._moves = Moves(book)
         self._liveness = Liveness(book, self._placing, self._moves)
         self._scaling = Scaling(book, self._placing, self._moves, mover, scaler)
-        self._standing: dict[str, tuple[str, int, int]] = {}
 
     @property
     def open(self) -> int:
@@ -113,10 +118,20 @@ class Head:
     # -- callers ----------------------------------------------------------------------------------
 
     def submit(
-        self, request: Request, now: float, *, delivered: int = 0, asked: Asked | None = None
+        self,
+        request: Request,
+        now: float,
+        *,
+        made: Sequence[Update] = (),
+        late: bool = False,
+        asked: Asked | None = None,
     ) -> None:
-        """A caller's request. `delivered`: outputs that it has, where it asks again after a restart
-        of the head. `asked`: what it asks for, where only an instance can tell.
+        """A caller's request.
+
+        Args:
+            made: outputs that it has, where it asks again after a restart of the head; late:
+                whether one of them was.
+            asked: what it asks for, where only an instance can tell.
 
         Raises:
             RequestError: its id is open.
@@ -130,14 +145,14 @@ class Head:
         asked = asked or asked_of(request)
         steps = asked.steps(request.graph)
         due = request.arrival + request.slo.total
-        due_next = min(due, request.arrival + request.slo.first)
         again = self._again.get(request.graph.name, "fail")
-        one = Open(request, asked, request.arrival, due, due_next, steps, again)
-        one.delivered = delivered
+        one = Open(request, asked, request.arrival, due, due, steps, again)
+        one.term = one.issued = self._succession.before
+        one.had(made)
+        one.late = late
         self._book.requests[one.id] = one
         self._arrived(one, now)
-        if not self._rejoined(one):
-            self._placing.place(one, now)
+        self._placing.place(one, now)
 
     def correct(self, id: str, asked: Asked) -> None:
         """What an open request asks for turned out to be something else; nothing if it is over."""
@@ -150,16 +165,6 @@ class Head:
         arrivals.append((now, one.asked))
         while arrivals and arrivals[0][0] < now - WINDOW_S:
             arrivals.popleft()
-
-    def _rejoined(self, one: Open) -> bool:
-        """Whether an instance has the request since before this head began."""
-        instance, term, _ = self._standing.pop(one.id, ("", 0, 0))
-        if instance not in self.fleet.instances:
-            return False
-        one.term = one.issued = term
-        one.phase, one.began, one.started = "there", True, True
-        self._book.put(one, instance)
-        return True
 
     def cancel(self, id: str, now: float) -> bool:
         """A caller gives its request up; False if it is not open."""
@@ -237,7 +242,7 @@ class Head:
         self._book.at[instance] = {}
         self._scaling.joined(found)
         self._liveness.watch(now)
-        self._book.orders.append(Ask(instance))
+        self._succession.joined(instance, now)
         self._placing.retry(now)
 
     def extend(
@@ -274,6 +279,8 @@ class Head:
     def lost(self, instance: str, why: str, now: float) -> None:
         """An instance's process is dead."""
         self._liveness.lost(instance, why, now, fence=False)
+        if self._succession.lost(now):
+            self._placing.retry(now)
 
     def drain(self, instance: str, now: float) -> None:
         """An instance is to go: it gets nothing new, and ends when nothing is left there.
@@ -300,7 +307,8 @@ class Head:
             case Told():
                 self.fleet.told(found, message.outlook)
             case Here():
-                self._here(found, message)
+                if self._succession.here(instance, message, now):
+                    self._placing.retry(now)
             case Fenced():
                 return
             case _:
@@ -327,6 +335,7 @@ class Head:
                 one.phase = "there"
                 if one.moving is None and not one.away:
                     self._book.wake(one, math.inf)
+                self._placing.unheard(one, told.unheard, now)
             case Began():
                 one.began = one.started = True
             case Made():
@@ -358,15 +367,6 @@ class Head:
                 self._placing.unheard(one, told.unheard, now)
             case Refused():
                 self._liveness.refused(one, told.reason, now)
-
-    def _here(self, instance: Instance, told: Here) -> None:
-        """What is at an instance that joined: of the time before this head, or nobody's."""
-        for each in told.standing:
-            one = self._book.requests.get(each.id)
-            if one is None:
-                self._standing[each.id] = instance.name, each.term, each.outputs
-            elif one.where != instance.name or one.term != each.term:
-                self._book.orders.append(Free(instance.name, each.id, each.term))
 
     # -- time -------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import math
 
 from neustream.cluster.book import Book, Open
 from neustream.cluster.fleet import Instance
-from neustream.cluster.messages import Fence, Free, Lost
+from neustream.cluster.happenings import Lost
+from neustream.cluster.messages import Fence, Free
 from neustream.cluster.moving import Moves
 from neustream.cluster.placing import Placing
 

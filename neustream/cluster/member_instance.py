@@ -8,40 +8,33 @@ are simulated with it; those that serve have a `ServiceInstance` (`backends/ray`
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from neustream.cluster import messages as say
 from neustream.cluster.packing import Packing
 from neustream.cluster.parcels import fresh, size_of, take
+from neustream.cluster.reporting import Reporter, Reporting
+from neustream.cluster.room import Room
 from neustream.core.batch import input_of
 from neustream.core.carry import Carry, later, pack
 from neustream.core.entry import Entry
-from neustream.core.events import Emitted, Ended, Given, Held, Left
+from neustream.core.events import Emitted, Ended, Given, Held, Left, Update
 from neustream.core.graph import Graph
-from neustream.core.kv_cache import Ticket
-from neustream.core.outlook import Rates, outlook_of
+from neustream.core.outlook import Rates
 from neustream.engine.events import Call, Finished, Record, Started
-from neustream.engine.executor import Mover
 from neustream.engine.loop import Loop
 from neustream.engine.member import Drive
-from neustream.errors import NeustreamError, RequestError, told
+from neustream.errors import NeustreamError, told
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
 """Requests whose latest freed term is remembered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reporting:
-    """How often an outlook is told, in seconds: after steps, and if nothing happens."""
-
-    report_s: float = 0.05
-    beat_s: float = 0.5
 
 
 class MemberInstance:
@@ -72,22 +65,23 @@ class MemberInstance:
         self.name = name
         self.drive = drive
         self.offset_s = offset_s
-        self.reporting = reporting or Reporting()
+        reporting = reporting or Reporting()
+        self._reporter = Reporter(name, loop.clock, drive, rates, send, reporting, offset_s)
+        self.beat, self.tell = self._reporter.beat, self._reporter.tell
         self._loop = loop
         self._scheduler = drive.scheduler
         self._graphs = graphs
-        self._rates = rates
         self._send = send
         self._unheard = unheard
         self._token_bytes = token_bytes
         self._terms: dict[str, int] = {}
         self._began: set[str] = set()
-        self._tickets: dict[str, tuple[int, Ticket | None]] = {}
+        self._room = Room(name, drive.scheduler)
         self._freed: OrderedDict[str, int] = OrderedDict()
         self._later: dict[str, say.Send | say.Parcel] = {}  # their ids are still being served here
-        self._heard = 0
-        self._told_at = -1e9
-        self._telling = False
+        self._epoch = 0
+        self._orphans: dict[str, say.Over | None] = {}  # their head is gone; how they ended
+        self._made_here: dict[str, list[tuple[int, Update]]] = {}
         self._does: dict[type[Any], Callable[[Any, float], None]] = {
             say.Send: self._begin,
             say.Reserve: self._reserve,
@@ -105,7 +99,7 @@ class MemberInstance:
         self._hears: dict[type[Any], Callable[[Any], None]] = {
             Emitted: self._made,
             Started: self._started,
-            Finished: lambda record: self._tell_soon(),
+            Finished: lambda record: self._reporter.soon(),
             Ended: self._ended,
             Held: lambda record: self._waits(record.id, ""),
             Left: lambda record: self._waits(record.id, record.stage),
@@ -113,14 +107,22 @@ class MemberInstance:
         }
 
     def receive(self, message: say.ToInstance | say.BetweenInstances, now: float) -> None:
-        """A message of the head, or of another instance. `now`: on the loop's clock."""
+        """A message of the head, or of another instance. `now`: on the loop's clock.
+
+        What an earlier head wanted is not heard.
+        """
+        if getattr(message, "term", math.inf) < self._epoch * say.TERMS:
+            return
         self._loop.touch(self.drive)
         self._does[type(message)](message, now)
 
     # -- requests ---------------------------------------------------------------------------------
 
     def _begin(self, order: say.Send, now: float) -> None:
-        self._heard = max(self._heard, order.number)
+        self._reporter.hear(order.number)
+        if order.id in self._orphans:
+            self._go_on(order)
+            return
         if not self._wanted(order):
             return
         graph = self._graphs.get(order.graph)
@@ -167,8 +169,7 @@ class MemberInstance:
         self._freed[id] = max(self._freed.pop(id, 0), term)
         while len(self._freed) > REMEMBERED:
             self._freed.popitem(last=False)
-        if self._tickets.get(id, (term + 1, None))[0] <= term:
-            self._release(id)
+        self._room.free(id, term)
         later = self._later.get(id)
         if later is not None and later.term <= term:
             del self._later[id]
@@ -177,8 +178,7 @@ class MemberInstance:
 
     def _forget(self, id: str) -> None:
         """A request is no longer ours: it goes at once, or after its step."""
-        del self._terms[id]
-        self._began.discard(id)
+        self._drop(id)
         job = self._scheduler.jobs.get(id)
         if job is None:
             return
@@ -188,50 +188,74 @@ class MemberInstance:
         else:
             self._scheduler.give(id, now)
 
-    def _release(self, id: str) -> Ticket | None:
-        """What was reserved for a request is free again."""
-        _, ticket = self._tickets.pop(id)
-        if ticket is not None:
-            self._scheduler.release(ticket)
-        return ticket
+    def _drop(self, id: str) -> None:
+        """Nothing is known of a request any more."""
+        del self._terms[id]
+        self._began.discard(id)
+        self._orphans.pop(id, None)
+        self._made_here.pop(id, None)
 
     def _ask(self, order: say.Ask, now: float) -> None:
-        jobs = self._scheduler.jobs
-        standing = [say.Standing(id, term, jobs[id].outputs) for id, term in self._terms.items()]
+        if order.epoch > self._epoch:
+            self._epoch = order.epoch
+            self._lose_head(now)
+        standing = [say.Standing(id, term) for id, term in self._terms.items()]
         self._send(say.HEAD, say.Here(tuple(standing)))
+
+    def _lose_head(self, now: float) -> None:
+        """The head is gone: what is here goes on for a while, and nobody hears of it."""
+        self._reporter.begin_anew()
+        self._later.clear()
+        self._room.free_all()
+        for id in self._terms:
+            self._orphans.setdefault(id, None)
+            job = self._scheduler.jobs.get(id)
+            if isinstance(job, Entry) and job.keep:
+                self._scheduler.resume(id)
+        until = now + self._reporter.reporting.lease_s
+        self._loop.clock.post(Call(partial(self._end_lease, self._epoch)), until)
+
+    def _end_lease(self, epoch: int, now: float) -> None:
+        """Nobody asked for what is left of an earlier head's requests."""
+        if epoch == self._epoch:
+            for id in list(self._orphans):
+                self._forget(id)
+
+    def _go_on(self, order: say.Send) -> None:
+        """The head that came after wants a request: it goes on, under the term of that one."""
+        id = order.id
+        self._terms[id] = order.term
+        over = self._orphans.pop(id)
+        self._send(say.HEAD, say.Took(id, order.term, tuple(self._made_here.get(id, ()))))
+        if id in self._began:
+            self._send(say.HEAD, say.Began(id, order.term))
+        if over is not None:
+            self._drop(id)
+            self._send(say.HEAD, replace(over, term=order.term))
+            return
+        job = self._scheduler.jobs.get(id)  # None: that it ended is about to be noted
+        if job is not None and job.status == "away" and job.stage is not None:
+            self._waits(id, job.stage.name)
 
     def _fence(self, order: say.Fence, now: float) -> None:
         for id in list(self._terms):
             self._forget(id)
-        for id in list(self._tickets):
-            self._release(id)
+        self._room.free_all()
         self._later.clear()
         self._send(say.HEAD, say.Fenced())
 
     # -- moves ------------------------------------------------------------------------------------
 
     def _reserve(self, order: say.Reserve, now: float) -> None:
-        self._heard = max(self._heard, order.number)
+        self._reporter.hear(order.number)
         if self._freed.get(order.id, 0) >= order.term:
             return
         try:
-            ticket = self._room(order.tokens) if order.tokens else None
+            self._room.keep(order.id, order.term, order.tokens)
         except NeustreamError as error:
             self._refuse(order.id, order.term, told(error))
             return
-        self._tickets[order.id] = order.term, ticket
         self._send(say.HEAD, say.Reserved(order.id, order.term))
-
-    def _room(self, tokens: float) -> Ticket | None:
-        """KV blocks for a request; RequestError if they lack, or others wait for them."""
-        for name, pool in self._scheduler.pools.items():
-            for model in pool.kv_caches:
-                for job in self._scheduler.jobs.values():
-                    stage = job.stage
-                    if stage is not None and stage.phase == "prefill" and job.status == "waiting":
-                        raise RequestError(f"prompts wait for KV blocks at instance {self.name!r}")
-                return self._scheduler.reserve(name, model, tokens)
-        return None
 
     def _mine(self, order: say.Copy | say.Hold | say.Give | say.Resume) -> Entry | None:
         """The job that an order means, if it is still ours."""
@@ -266,18 +290,12 @@ class MemberInstance:
             self._post(order, pack(job, now), {})
             return
         packing = Packing(self._loop.clock, partial(self.packed, order))
-        for name, executor in self.drive.executors.items():
-            if not isinstance(executor, Mover):
-                packing.failed = f"executor of pool {name!r} cannot part with requests"
-                continue
-            for worker in range(self._scheduler.pools[name].workers):
-                packing.ask(name, partial(executor.export, input_of(job), worker))
-        packing.asked_all()
+        packing.ask_all(self.drive, input_of(job))
 
     def packed(self, order: say.Give, pieces: Mapping[str, Mapping[str, Any]], failed: str) -> None:
         """The executors told what they keep of a request, or that they cannot part with it."""
         job = self._mine(order)
-        if job is None or job.status not in ("held", "away"):
+        if job is None or job.status not in ("held", "away") or order.id in self._orphans:
             return
         if failed:
             self._refuse(order.id, order.term, f"not movable: {failed}")
@@ -295,7 +313,7 @@ class MemberInstance:
     def _parcel(self, parcel: say.Parcel, now: float) -> None:
         if not self._wanted(parcel):
             return
-        _, ticket = self._tickets.pop(parcel.id, (0, None))
+        self._room.free(parcel.id)
         graph = self._graphs.get(parcel.carry.graph)
         if graph is None:
             self._refuse(parcel.id, parcel.term, f"no graph {parcel.carry.graph!r}")
@@ -303,8 +321,6 @@ class MemberInstance:
         passed = max(now + self.offset_s - parcel.sent_at, 0.0)
         parcel = replace(parcel, carry=later(parcel.carry, passed))
         try:
-            if ticket is not None:
-                self._scheduler.release(ticket)
             take(self.drive, parcel, graph, now, partial(self._unfit, parcel.id, parcel.term))
         except NeustreamError as error:
             self._refuse(parcel.id, parcel.term, told(error))
@@ -334,25 +350,32 @@ class MemberInstance:
         for id in record.step.ids:
             if id not in self._began and id in self._terms:
                 self._began.add(id)
-                self._send(say.HEAD, say.Began(id, self._terms[id]))
+                self._tell(say.Began(id, self._terms[id]))
 
     def _made(self, record: Emitted) -> None:
         term = self._terms.get(record.id)
         if term is not None:
-            self._send(say.HEAD, say.Made(record.id, term, record.index, record.update))
+            made_here = self._made_here.setdefault(record.id, [])
+            made_here.append((record.index, record.update))
+            self._tell(say.Made(record.id, term, record.index, record.update))
 
     def _waits(self, id: str, away: str) -> None:
         job = self._scheduler.jobs.get(id)
         if id in self._terms and isinstance(job, Entry):
-            self._send(say.HEAD, say.Waits(id, self._terms[id], job.kept, away))
+            self._tell(say.Waits(id, self._terms[id], job.kept, away))
+
+    def _tell(self, report: say.Began | say.Made | say.Waits) -> None:
+        """Tell the head of a request, if it wants to hear of it."""
+        if report.id not in self._orphans:
+            self._send(say.HEAD, report)
 
     def _ended(self, record: Ended) -> None:
-        self._tell_soon()
-        term = self._terms.pop(record.id, None)
-        self._began.discard(record.id)
+        self._reporter.soon()
+        id = record.id
+        term = self._terms.get(id)
         if term is not None:
             over = say.Over(
-                record.id,
+                id,
                 term,
                 record.status,
                 record.reason,
@@ -361,8 +384,12 @@ class MemberInstance:
                 record.started,
                 record.attainable,
             )
-            self._send(say.HEAD, over)
-        self._again(record.id)
+            if id in self._orphans:
+                self._orphans[id] = over
+            else:
+                self._drop(id)
+                self._send(say.HEAD, over)
+        self._again(id)
 
     def _again(self, id: str) -> None:
         """A request is no longer here; one of the same id may wait for that."""
@@ -370,31 +397,3 @@ class MemberInstance:
         if message is not None:
             clock = self._loop.clock
             clock.post(Call(partial(self.receive, message)), clock.now())
-
-    def _tell_soon(self) -> None:
-        """Tell how it is, once the steps that can start have started, but not too often."""
-        if not self._telling:
-            self._telling = True
-            clock = self._loop.clock
-            at = max(clock.now(), self._told_at + self.reporting.report_s)
-            clock.post(Call(self.tell, rank=4), at)
-
-    def tell(self, now: float) -> None:
-        """Tell how it is."""
-        self._telling = False
-        self._told_at = now
-        outlook = outlook_of(
-            self._scheduler,
-            self.name,
-            self._rates,
-            now,
-            heard=self._heard,
-            sent_at=now + self.offset_s,
-            failing=self.drive.member.faults.failing(now),
-        )
-        self._send(say.HEAD, say.Told(outlook))
-
-    def beat(self, now: float) -> None:
-        """Tell how it is, if that was not done for long."""
-        if now - self._told_at >= self.reporting.beat_s:
-            self.tell(now)

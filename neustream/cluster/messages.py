@@ -1,7 +1,8 @@
 """What head and instances tell each other: frozen values.
 
 A request's *term* grows with each placement. Whoever speaks of an old one is not heard, and what
-is meant for an old one changes nothing. Seconds are relative to when the message was sent.
+is meant for an old one changes nothing. A head that begins anew has the next *epoch*, whose terms
+are above all of the one before. Seconds are relative to when the message was sent.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from neustream.core.types import SLO
 
 HEAD = ""
 """The address of the head; those of instances are their names."""
+TERMS = 2**32
+"""Terms of an epoch: those of epoch e are above `e * TERMS`."""
 Outputs = tuple[tuple[int, Update], ...]
 """Outputs with their numbers, from 0."""
 
@@ -29,7 +32,8 @@ class Send:
     """Serve a request from its start. `age`: since it came. `number`: see `Outlook.heard`.
 
     `made`: outputs that its caller has. A stream that can go on behind them does; another one makes
-    them again. Answer: `Took` or `Refused`.
+    them again. One that is there since before this head began goes on where it is. Answer: `Took`
+    or `Refused`.
     """
 
     instance: str
@@ -123,9 +127,14 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Tell what is there. Answer: `Here`."""
+    """Tell what is there. Answer: `Here`.
+
+    If `epoch` is newer than the one known, another head begins: nothing is told of what is there
+    until that one sends it (`Send`), and older orders are not heard.
+    """
 
     instance: str
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +192,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """A request is there. `unheard`: outputs of the place it came from that the head may lack."""
+    """A request is there. `unheard`: outputs made before that the head may lack."""
 
     id: str
     term: int
@@ -263,11 +272,10 @@ class Over:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A request that is at an instance: of which term, with how many outputs made."""
+    """A request that is at an instance, and of which term."""
 
     id: str
     term: int
-    outputs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,83 +326,3 @@ class Parcel:
 
 BetweenInstances = Piece | Parcel
 Message = ToInstance | Report | BetweenInstances
-
-
-# -- for observers ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Routed:
-    """A request was sent to an instance (again, if `term` is not 1). `finish`: forecast seconds."""
-
-    id: str
-    term: int
-    instance: str
-    reason: str
-    at: float
-    seconds: float = 0.0
-    fits: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Entered:
-    """A request is in the queues of an instance. Told where instances tell of their steps."""
-
-    id: str
-    instance: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """A request went on elsewhere. `held_at`: since when it had waited there."""
-
-    id: str
-    source: str
-    target: str
-    reason: str
-    held_at: float
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Unmoved:
-    """A move came to nothing; the request goes on where it is, or is over."""
-
-    id: str
-    source: str
-    target: str
-    reason: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """An instance is gone, with so many requests."""
-
-    instance: str
-    why: str
-    requests: int
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """A request begins anew, since the instance it was at is gone."""
-
-    id: str
-    term: int
-    why: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """There are, or will be, `count` instances of a role that take requests."""
-
-    role: str
-    count: int
-    at: float
-
-
-Happening = Routed | Entered | Moved | Unmoved | Lost | Restarted | Scaled

@@ -17,6 +17,7 @@ import math
 
 from neustream.cluster.book import Book, Moving, Open
 from neustream.cluster.fleet import Instance
+from neustream.cluster.happenings import Moved, Unmoved
 from neustream.cluster.messages import (
     Cancel,
     Copied,
@@ -24,11 +25,9 @@ from neustream.cluster.messages import (
     Free,
     Give,
     Hold,
-    Moved,
     Reserve,
     Resume,
     Took,
-    Unmoved,
     Waits,
 )
 

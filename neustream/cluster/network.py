@@ -17,7 +17,7 @@ from neustream.cluster.messages import HEAD
 from neustream.cluster.ways import Took
 from neustream.errors import ConfigError
 
-Kind = Literal["crash", "hang", "slow", "partition"]
+Kind = Literal["crash", "hang", "slow", "partition", "head"]
 AGAIN_S = 0.2
 """A lost message is sent again after so long."""
 
@@ -27,11 +27,12 @@ class Fault:
     """What happens to an instance (by its number, from 0) at `at_s`, for `for_s` seconds.
 
     crash: its process is gone for good. hang: it does nothing meanwhile. slow: its steps take
-    `factor` times as long. partition: nobody reaches it, it goes on working.
+    `factor` times as long. partition: nobody reaches it, it goes on working. head: the head is
+    gone, with all it knew, and then another one begins; `instance` is None.
     """
 
     at_s: float
-    instance: int
+    instance: int | None
     kind: Kind
     for_s: float = math.inf
     factor: float = 1.0

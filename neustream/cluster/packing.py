@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from neustream.core.batch import StepInput
 from neustream.engine.clock import Clock
 from neustream.engine.events import Call
+from neustream.engine.executor import Mover
+from neustream.engine.member import Drive
 from neustream.errors import NeustreamError, told
 
 Kept = Mapping[str, Mapping[str, Any]]
@@ -27,8 +30,17 @@ class Packing:
         self._pieces: dict[str, dict[str, Any]] = {}
         self.failed = ""
 
-    def ask(self, pool: str, export: Callable[[], Any]) -> None:
-        """Ask a worker."""
+    def ask_all(self, drive: Drive, input: StepInput) -> None:
+        """Ask all workers of an instance."""
+        for name, executor in drive.executors.items():
+            if not isinstance(executor, Mover):
+                self.failed = f"executor of pool {name!r} cannot part with requests"
+                continue
+            for worker in range(drive.scheduler.pools[name].workers):
+                self._ask(name, partial(executor.export, input, worker))
+        self._one_less()
+
+    def _ask(self, pool: str, export: Callable[[], Any]) -> None:
         try:
             pieces = export()
         except NeustreamError as error:
@@ -42,10 +54,6 @@ class Packing:
         pieces.add_done_callback(
             lambda done: clock.post(Call(partial(self._answered, pool, done)), clock.now())
         )
-
-    def asked_all(self) -> None:
-        """All workers were asked."""
-        self._one_less()
 
     def _answered(self, pool: str, pieces: Any, now: float) -> None:
         error = pieces.exception()

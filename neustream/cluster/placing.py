@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 
 from neustream.cluster.book import Book, Open
-from neustream.cluster.fleet import Router
+from neustream.cluster.fleet import Instance, Route, Router
+from neustream.cluster.happenings import Restarted, Routed
 from neustream.cluster.messages import (
     Answer,
     Cancel,
@@ -15,10 +16,9 @@ from neustream.cluster.messages import (
     Made,
     Outputs,
     Over,
-    Restarted,
-    Routed,
     Send,
 )
+from neustream.cluster.succession import THERE, Succession
 from neustream.core.events import Emitted, Ended, Update
 from neustream.core.job import Status
 from neustream.core.reasons import due, span
@@ -32,17 +32,35 @@ RETRY_S = 0.05
 class Placing:
     """Finds instances for requests, and gives each its one answer."""
 
-    def __init__(self, book: Book, router: Router, stopwatch: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        book: Book,
+        router: Router,
+        succession: Succession,
+        stopwatch: Callable[[], float],
+    ) -> None:
         self.book = book
         self.router = router
+        self._succession = succession
         self._stopwatch = stopwatch
 
     # -- going out --------------------------------------------------------------------------------
 
     def place(self, one: Open, now: float) -> None:
-        """Send a request to the instance that the router chooses, or let it wait for one."""
-        book, fleet = self.book, self.book.fleet
+        """Send a request to where it stands, or to the instance that the router chooses.
+
+        It waits if there is none.
+        """
+        if self._succession.until > now:
+            until = self._succession.until
+            self._wait(one, until if until < math.inf else self._patience(one, now), now)
+            return
+        fleet = self.book.fleet
         fleet.now = now
+        there = self._succession.where(one.id)
+        if there:
+            self._send(one, fleet.instances[there], Route(there, THERE), 0.0, now)
+            return
         asked = one.ask(now)
         if not len(fleet.able(asked)):
             self._wait(one, self._patience(one, now), now)
@@ -61,11 +79,18 @@ class Placing:
                 f"router {name!r} chose instance {shown(route.instance)} for request {one.id!r}, "
                 "which is none that can serve it now"
             )
+        self._send(one, instance, route, seconds, now)
+
+    def _send(
+        self, one: Open, instance: Instance, route: Route, seconds: float, now: float
+    ) -> None:
+        """Have an instance serve a request. `seconds`: that it took to choose it."""
+        book = self.book
         one.issued += 1
         one.term = one.issued
         one.phase = "sent"
         one.began, one.away = False, ""
-        one.number = fleet.sent(instance, asked)
+        one.number = book.fleet.sent(instance, one.ask(now))
         book.put(one, instance.name)
         book.wake(one, now + book.settings.send_s)
         request = one.request
@@ -180,16 +205,9 @@ class Placing:
         if index > one.delivered:
             self._gap(one, index, now)
             return
-        slo = one.request.slo
         late = now > one.due_next + TICK
         one.late = one.late or late
-        one.delivered += 1
-        if one.again == "replay":
-            one.made.append(update)
-        pace = math.inf
-        if slo.step < math.inf:
-            pace = one.arrival + slo.first + one.delivered * slo.step
-        one.due_next = min(one.due, pace)
+        one.had([update])
         emitted = Emitted(one.id, index, update, now, now - one.arrival, late, one.where)
         self.book.orders.append(Forward(emitted))
 

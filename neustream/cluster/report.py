@@ -6,7 +6,16 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from neustream.cluster.messages import Happening, Lost, Moved, Restarted, Routed, Scaled, Unmoved
+from neustream.cluster.happenings import (
+    Happening,
+    Lost,
+    Moved,
+    Restarted,
+    Routed,
+    Scaled,
+    Succeeded,
+    Unmoved,
+)
 from neustream.core.events import Ended
 from neustream.engine.events import Record
 from neustream.engine.report import Report
@@ -29,6 +38,7 @@ class ClusterReport(Report):
         self.unmoved: Counter[str] = Counter()
         self.restarts: Counter[str] = Counter()
         self.lost: list[dict[str, Any]] = []
+        self.heads: list[dict[str, Any]] = []
         self.downtime = Distribution()
         self.routing = Distribution()
         self.routed: Counter[str] = Counter()
@@ -63,6 +73,8 @@ class ClusterReport(Report):
                 self.lost.append(asdict(event))
             case Scaled():
                 self.scaled.append((event.at, event.role, event.count))
+            case Succeeded():
+                self.heads.append(asdict(event))
 
     def to_dict(self) -> dict[str, Any]:
         """Also `cluster`: seconds, but `routing_us` in microseconds."""
@@ -87,6 +99,7 @@ class ClusterReport(Report):
             "moves_that_came_to_nothing": dict(self.unmoved),
             "restarts": dict(self.restarts),
             "lost": self.lost,
+            "heads_that_began_anew": self.heads,
             "forecasts": said,
             "scaled": [list(each) for each in self.scaled],
         }

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from neustream.cluster.book import Book, Open
 from neustream.cluster.fleet import Instance, Mover, Scaler
-from neustream.cluster.messages import Free, Scaled, Start, Stop
+from neustream.cluster.happenings import Scaled
+from neustream.cluster.messages import Free, Start, Stop
 from neustream.cluster.moving import Moves
 from neustream.cluster.placing import RETRY_S, Placing
 

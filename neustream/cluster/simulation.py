@@ -14,29 +14,31 @@ from functools import partial
 from typing import Any
 
 from neustream.cluster import messages as say
+from neustream.cluster.book import asked_of
+from neustream.cluster.callers import Callers
+from neustream.cluster.fleet_loop import FleetLoop
+from neustream.cluster.happenings import Happening, Succeeded
 from neustream.cluster.head import Head
-from neustream.cluster.member_instance import MemberInstance, Reporting
+from neustream.cluster.member_instance import MemberInstance
 from neustream.cluster.network import Fault, Faults, Network
 from neustream.cluster.place import AtPlace, Place
-from neustream.core.events import Emitted, Ended, Given, Held, Left, Submitted
+from neustream.cluster.reporting import Reporting
+from neustream.core.events import Submitted
 from neustream.core.graph import Graph
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
 from neustream.engine.clock import VirtualClock
-from neustream.engine.events import Call, Finished, Observer, Record, Started
+from neustream.engine.events import Call, Observer, Record
 from neustream.engine.executor import ProfiledExecutor
-from neustream.engine.loop import Loop
 from neustream.engine.member import Drive, Member
 from neustream.engine.places import Places
 from neustream.engine.replay import Replay
 from neustream.engine.report import Report
-from neustream.engine.routing import LeastWork
 from neustream.engine.turns import Turn
+from neustream.errors import ConfigError
 
-Watcher = Callable[[say.Happening], None]
+Watcher = Callable[[Happening], None]
 """Told of what happens in the cluster."""
-OF_INSTANCES = frozenset((Submitted, Emitted, Ended, Held, Left, Given))
-"""Records of a member that are not for callers."""
 
 
 @dataclass(frozen=True)
@@ -65,53 +67,9 @@ class Running:
     instance: MemberInstance
     drive: Drive
     place: Place
+    kind: Kind
     name: str
     since: float
-
-
-class FleetLoop(Loop):
-    """The loop, whose requests go to a head, and whose members' records go to their instances."""
-
-    def __init__(self, members: Sequence[Member], clock: VirtualClock, fleet: Cluster) -> None:
-        super().__init__(members, clock, LeastWork())
-        self._fleet = fleet
-        self._noted: list[Record] = []
-
-    @property
-    def open(self) -> int:
-        return self._fleet.head.open
-
-    @property
-    def busy(self) -> bool:
-        return self._fleet.head.open > 0
-
-    def accept(self, request: Request, now: float) -> Submitted:
-        return self._fleet.submit(request, now)
-
-    def cancel_all(self, now: float) -> None:
-        for id in self._fleet.head.open_ids():
-            self._fleet.head.cancel(id, now)
-        self._fleet.carry_out(now)
-
-    def tell(self, record: Record) -> None:
-        kind = type(record)
-        if kind in OF_INSTANCES:
-            self._noted.append(record)
-            return
-        if kind is Started or kind is Finished:
-            self._noted.append(record)
-        super().tell(record)
-
-    def answer(self, record: Record) -> None:
-        """Tell what a caller sees."""
-        super().tell(record)
-
-    def publish(self) -> None:
-        noted, self._noted = self._noted, []
-        for record in noted:
-            self._fleet.noted(record)
-        self._fleet.post()
-        super().publish()
 
 
 class Cluster:
@@ -119,6 +77,7 @@ class Cluster:
 
     Args:
         kinds: of instances; faults: by an instance's number, counted as they were started.
+        successor: makes the head that comes after one that is gone, of an epoch.
         watchers: told of moves, losses and the like.
         call_s: what taking a request in takes of an instance's process.
     """
@@ -131,6 +90,7 @@ class Cluster:
         network: Network,
         *,
         faults: Sequence[Fault] = (),
+        successor: Callable[[int], Head] | None = None,
         reporting: Reporting | None = None,
         watchers: Sequence[Watcher] = (),
         decision_s: float = 0.0,
@@ -150,12 +110,20 @@ class Cluster:
         self._watchers = list(watchers)
         self._count = 0
         self._wake = math.inf
+        self._callers = Callers()
+        self._successor = successor
+        self._epoch = 0
+        self._gone_until = -math.inf
+        """When the next head begins, if there is none."""
         self._outgoing: dict[tuple[str, str], list[Any]] = {}
         first = [self._make(kind) for kind in kinds for _ in range(kind.count)]
         self.loop = FleetLoop([member for member, _, _ in first], self.clock, self)
         for drive, (member, place, kind) in zip(self.loop.drives, first, strict=True):
             self._join(member.name, drive, place, kind, 0.0)
         self.carry_out(0.0)
+        for fault in faults:
+            if fault.kind == "head":
+                self.clock.post(Call(partial(self._head_dies, fault.until)), fault.at_s)
 
     def run(
         self,
@@ -171,6 +139,20 @@ class Cluster:
         replay = Replay(self.loop, requests, turns=turns, places=places)
         self.loop.run(replay)
         return report
+
+    @property
+    def open(self) -> int:
+        """Requests without an answer."""
+        return len(self._callers)
+
+    def cancel_all(self, now: float) -> None:
+        """All callers give up."""
+        if not self._has_head:
+            self._callers.give_up()
+            return
+        for id in self._callers:
+            self.head.cancel(id, now)
+        self.carry_out(now)
 
     @property
     def instance_s(self) -> float:
@@ -199,19 +181,25 @@ class Cluster:
             reporting=self._reporting,
             token_bytes=kind.token_bytes,
         )
-        one = self.running[name] = Running(instance, drive, place, name, now)
-        stages = [stage for pool in drive.scheduler.pools.values() for stage in pool.stages]
+        one = self.running[name] = Running(instance, drive, place, kind, name, now)
+        if self._has_head:
+            self._introduce(one, now)
+        if place.faults.crash_at < math.inf:
+            self.clock.post(Call(partial(self._crash, one)), max(place.faults.crash_at, now))
+        self._beat_later(one, now)
+
+    def _introduce(self, one: Running, now: float) -> None:
+        """The head is to know an instance."""
+        kind = one.kind
+        stages = [stage for pool in one.drive.scheduler.pools.values() for stage in pool.stages]
         self.head.joined(
-            name,
+            one.name,
             now,
             stages=stages,
             role=kind.role,
             device=kind.device,
             token_bytes=kind.token_bytes,
         )
-        if place.faults.crash_at < math.inf:
-            self.clock.post(Call(partial(self._crash, one)), max(place.faults.crash_at, now))
-        self._beat_later(one, now)
 
     def _beat_later(self, one: Running, now: float) -> None:
         at = one.place.faults.awake(now + self._reporting.beat_s)
@@ -241,8 +229,37 @@ class Cluster:
         """Its process is gone, with all that it would have said."""
         if self.running.get(one.name) is one:
             self._stop(one.name, now)
-            self.head.lost(one.name, "crashed", now)
-            self.carry_out(now)
+            if self._has_head:
+                self.head.lost(one.name, "crashed", now)
+                self.carry_out(now)
+
+    # -- the head ---------------------------------------------------------------------------------
+
+    @property
+    def _has_head(self) -> bool:
+        return self._gone_until == -math.inf
+
+    def _head_dies(self, until: float, now: float) -> None:
+        """The head is gone, with all it knew; another one begins then."""
+        self._gone_until = max(self._gone_until, until)
+        self.clock.post(Call(self._succeed), until)
+
+    def _succeed(self, now: float) -> None:
+        """A head begins anew: instances join it, callers ask again."""
+        if self._has_head or now < self._gone_until:
+            return
+        if self._successor is None:
+            raise ConfigError("a fault of the head needs one that comes after it: give successor")
+        self._epoch += 1
+        self._gone_until = -math.inf
+        self._wake = math.inf
+        self.head = self._successor(self._epoch)
+        for one in self.running.values():
+            self._introduce(one, now)
+        for watcher in self._watchers:
+            watcher(Succeeded(self._epoch, len(self._callers), now))
+        self._callers.ask_again(self.head, now)
+        self.carry_out(now)
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -280,6 +297,8 @@ class Cluster:
         return 0.0
 
     def _heard(self, source: str, target: str, messages: list[Any], now: float) -> None:
+        if not self._has_head:
+            return
         for message in messages:
             self.head.heard(source, message, now)
         self.carry_out(now)
@@ -303,18 +322,20 @@ class Cluster:
 
     def submit(self, request: Request, now: float) -> Submitted:
         """A request of the workload; what is wrong with it is raised."""
-        self.head.submit(request, now)
-        steps = self.head.steps_of(request.id)
-        due = request.arrival + request.slo.total
-        record = Submitted(
-            request.id, request.graph.name, request.arrival, due, request.slo, steps, now
-        )
+        if self._has_head:
+            self.head.submit(request, now)
+            steps = self.head.steps_of(request.id)
+        else:
+            steps = asked_of(request).steps(request.graph)
+        record = self._callers.ask(request, steps, now)
         self.loop.answer(record)
         self.carry_out(now)
         return record
 
     def carry_out(self, now: float) -> None:
         """Do what the head orders, and look again when it has to."""
+        if not self._has_head:
+            return
         while orders := self.head.pop_orders():
             for order in orders:
                 self._do(order, now)
@@ -329,8 +350,10 @@ class Cluster:
     def _do(self, order: say.Order, now: float) -> None:
         match order:
             case say.Answer():
+                self._callers.answered(order.ended)
                 self.loop.answer(order.ended)
             case say.Forward():
+                self._callers.got(order.emitted)
                 self.loop.answer(order.emitted)
             case say.Start():
                 self._start(order.role, now)
@@ -341,5 +364,6 @@ class Cluster:
 
     def _tick(self, now: float) -> None:
         self._wake = math.inf
-        self.head.tick(now)
-        self.carry_out(now)
+        if self._has_head:
+            self.head.tick(now)
+            self.carry_out(now)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from neustream.cluster.messages import Entered, Happening
+from neustream.cluster.happenings import Entered, Happening
 from neustream.core.events import Ended, Submitted
 from neustream.engine.events import Finished, Record
 

@@ -90,13 +90,25 @@ class FailureConfig(Section):
 
 
 class FaultConfig(Section):
-    """What happens to an instance, by its number from 0, at `at_s` for `for_s` seconds."""
+    """What happens to an instance, by its number from 0, at `at_s` for `for_s` seconds.
+
+    `head`: the head is gone, with all it knew, and then another one begins.
+    """
 
     at_s: Wait
-    instance: Annotated[int, Field(ge=0)]
-    kind: Literal["crash", "hang", "slow", "partition"]
+    instance: Annotated[int, Field(ge=0)] | None = None
+    kind: Literal["crash", "hang", "slow", "partition", "head"]
     for_s: Seconds | None = None
     factor: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+
+    @model_validator(mode="after")
+    def _of_somebody(self) -> FaultConfig:
+        if self.kind == "head" and self.for_s is None:
+            raise ValueError("kind: head needs for_s: after so long another head begins")
+        if (self.instance is None) != (self.kind == "head"):
+            of = "of no instance" if self.kind == "head" else "of an instance: give its number"
+            raise ValueError(f"kind: {self.kind} is {of}")
+        return self
 
     @property
     def seconds(self) -> float:
@@ -174,6 +186,6 @@ class ClusterConfig(HeadConfig):
         if not 1 <= count <= MOST_INSTANCES:
             raise ValueError(f"instances: {count} in all; there must be 1 to {MOST_INSTANCES}")
         for fault in self.faults:
-            if fault.instance >= count:
+            if fault.instance is not None and fault.instance >= count:
                 raise ValueError(f"faults: no instance {fault.instance}; there are {count}, numbered from 0")
         return self

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from neustream.by_name import make_rule, only_rule
-from neustream.cluster import messages as say
 from neustream.cluster.book import Again, Settings
+from neustream.cluster.happenings import Happening, Moved
 from neustream.cluster.head import Head
-from neustream.cluster.member_instance import Reporting
 from neustream.cluster.network import Fault, Network
 from neustream.cluster.place import Place
 from neustream.cluster.planning.replanner import Replanner
 from neustream.cluster.report import ClusterReport
+from neustream.cluster.reporting import Reporting
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
 from neustream.cluster.rules.replan import Replan
 from neustream.cluster.simulation import Cluster, Kind, Watcher
@@ -121,17 +121,21 @@ def simulate_cluster(
     for pipeline in prepared.pipelines:
         again[pipeline.graph.name] = "replay" if isinstance(pipeline, LlmPipeline) else "repeat"
     seed = prepared.experiments[0].workload.seed
-    head = Head(
-        prepared.graphs,
-        profiles,
-        make_rule("router", ROUTERS, name, config.router[name], "route"),
-        only_rule("mover", MOVERS, config.mover, "moves"),
-        scaler,
-        settings=settings,
-        again=again,
-        seed=seed,
-        stopwatch=stopwatch,
-    )
+
+    def begin(epoch: int) -> Head:
+        return Head(
+            prepared.graphs,
+            profiles,
+            make_rule("router", ROUTERS, name, config.router[name], "route"),
+            only_rule("mover", MOVERS, config.mover, "moves"),
+            scaler,
+            settings=settings,
+            again=again,
+            epoch=epoch,
+            seed=seed,
+            stopwatch=stopwatch,
+        )
+
     kinds = [
         Kind(
             role,
@@ -147,10 +151,11 @@ def simulate_cluster(
     watchers: list[Watcher] = [report.happened]
     watchers += [partial(_draw, log) for log in observers if isinstance(log, EventLog)]
     cluster = Cluster(
-        head,
+        begin(0),
         kinds,
         prepared.graphs,
         Network(network.delay_s, network.bandwidth, network.loss, seed, network.state_bytes, bench.ways),
+        successor=begin,
         faults=[Fault(f.at_s, f.instance, f.kind, f.seconds, f.factor) for f in config.faults],
         reporting=Reporting(network.report_s),
         watchers=watchers,
@@ -180,7 +185,7 @@ def _instance(rule: Policy, role: Role, bench: Bench, place: Place) -> tuple[Sch
     return role.scheduler(rule), {pool.name: executor for pool in role.pools}
 
 
-def _draw(log: EventLog, event: say.Happening) -> None:
+def _draw(log: EventLog, event: Happening) -> None:
     """Moves as arrows in a trace."""
-    if isinstance(event, say.Moved):
+    if isinstance(event, Moved):
         log.moved(event.id, event.source, event.target, event.held_at, event.at, event.reason)

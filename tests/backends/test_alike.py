@@ -16,8 +16,8 @@ from neustream.backends.ray.alike import KINDS, SAMPLES, Alike, likeness_of
 from neustream.backends.ray.wire import Described
 from neustream.cluster.book import asked_of
 from neustream.cluster.fleet import Instance, Route, reads_params
+from neustream.cluster.happenings import Routed
 from neustream.cluster.head import Head
-from neustream.cluster.messages import Routed
 from neustream.cluster.rules import ROUTERS
 from neustream.cluster.rules.prefix import Prefix
 from neustream.core.outlook import Outlook, Rates

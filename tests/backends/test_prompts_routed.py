@@ -9,7 +9,7 @@ from texts import made, prompts
 
 from neustream import serve
 from neustream.backends.transformers import TextMount
-from neustream.cluster.messages import Routed
+from neustream.cluster.happenings import Routed
 from neustream.cluster.rules.prefix import Prefix
 from neustream.core.learnt_steps import LearntSteps
 

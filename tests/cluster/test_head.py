@@ -9,6 +9,7 @@ from neustream import SLO, GraphError, PolicyError, RequestError
 from neustream.cluster import messages as say
 from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Route
+from neustream.cluster.happenings import Routed
 
 
 def test_a_request_is_sent_taken_and_answered_once():
@@ -53,7 +54,7 @@ def test_slack_takes_the_least_busy_of_those_where_it_fits():
     head.heard("b", say.Told(busy("b", 1, due_in=9.0, left=40)), 0.0)
     head.heard("c", say.Told(busy("c", 4, due_in=9.0, left=20)), 0.0)
     assert send(head, request("r", slo=SLO(total=2.0))).instance == "b"
-    routed = [event for event in head.pop_events() if isinstance(event, say.Routed)]
+    routed = [event for event in head.pop_events() if isinstance(event, Routed)]
     assert [event.reason for event in routed] == ["fits"]
 
 

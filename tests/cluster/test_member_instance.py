@@ -8,6 +8,7 @@ from clusters import GRAPH, PROFILES, STREAM
 from neustream import FCFS, SLO, Pool, Scheduler
 from neustream.cluster import messages as say
 from neustream.cluster.member_instance import MemberInstance
+from neustream.cluster.reporting import Reporting
 from neustream.core.outlook import Rates
 from neustream.engine.clock import VirtualClock
 from neustream.engine.executor import ProfiledExecutor
@@ -22,7 +23,9 @@ GRAPHS = {"image": GRAPH, "stream": STREAM}
 class Bench:
     """A member with an instance; what the instance says is in `said`."""
 
-    def __init__(self, offset_s: float = 0.0, executor: ProfiledExecutor | None = None) -> None:
+    def __init__(
+        self, offset_s: float = 0.0, executor: ProfiledExecutor | None = None, reporting: Reporting | None = None
+    ) -> None:
         scheduler = Scheduler([Pool("gpu", tuple(PROFILES))], FCFS(drop_hopeless=False), PROFILES)
         member = Member(scheduler, {"gpu": executor or ProfiledExecutor()}, "a")
         self.clock = VirtualClock()
@@ -30,7 +33,8 @@ class Bench:
         self.said: list[tuple[str, object]] = []
         drive = self.loop.drives[0]
         send = lambda to, message: self.said.append((to, message))  # noqa: E731
-        self.instance = MemberInstance("a", self.loop, drive, GRAPHS, Rates(PROFILES), send, offset_s=offset_s)
+        options = {"offset_s": offset_s, "reporting": reporting}
+        self.instance = MemberInstance("a", self.loop, drive, GRAPHS, Rates(PROFILES), send, **options)
         self.loop.observers.append(self.instance.noted)
         self.jobs = scheduler.jobs
 

@@ -14,6 +14,7 @@ from wires import World
 from neustream.cluster import messages as say
 from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Fleet, Move
+from neustream.cluster.happenings import Moved, Unmoved
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def test_a_move_in_its_steps():
     head = moving("take")
     head.heard("b", say.Took("r", 2), 0.4)
     assert head.pop_orders() == [say.Free("a", "r", 1)]
-    (moved,) = [event for event in head.pop_events() if isinstance(event, say.Moved)]
+    (moved,) = [event for event in head.pop_events() if isinstance(event, Moved)]
     assert (moved.source, moved.target, moved.held_at, moved.at) == ("a", "b", 0.3, 0.4)
     head.heard("a", say.Made("r", 1, 1, {}), 0.5)  # of the old term
     head.heard("b", say.Made("r", 2, 1, {}), 0.5)
@@ -75,7 +76,7 @@ def test_a_target_without_room_changes_nothing():
     head = moving("room")
     head.heard("b", say.Refused("r", 2, "no blocks"), 0.3)
     assert head.pop_orders() == [say.Free("b", "r", 2)]
-    (unmoved,) = [event for event in head.pop_events() if isinstance(event, say.Unmoved)]
+    (unmoved,) = [event for event in head.pop_events() if isinstance(event, Unmoved)]
     assert unmoved.reason == "no blocks"
 
 
@@ -270,24 +271,13 @@ def test_what_does_not_leave_a_drained_instance_in_time_begins_anew():
     assert say.Stop(order.instance, "drained") in orders
 
 
-def test_a_head_that_begins_anew_finds_what_is_there():
-    head = head_of("a")
-    head.heard("a", say.Here((say.Standing("r", 7, 2), say.Standing("nobody", 3, 0))), 0.0)
-    head.submit(request("r", graph=STREAM), 1.0, delivered=1)
-    head.submit(request("new", graph=STREAM), 1.0)
-    assert [order.id for order in orders_of(head, say.Send)] == ["new"]
-    head.heard("a", say.Made("r", 7, 1, {}), 1.1)
-    head.heard("a", over("r", 7, outputs=2), 1.2)
-    assert [type(order) for order in head.pop_orders()] == [say.Forward, say.Answer]
-
-
 def test_streams_move_without_a_gap_or_a_repeat():
     head = head_of(mover=To("a", "b"))
     world = World(head, ["a", "b"], lambda: [0.01])
     for number in range(4):
         head.submit(request(str(number), graph=STREAM, steps=8), 0.0)
     world.run(4, 60.0)
-    moved = [event for event in head.pop_events() if isinstance(event, say.Moved)]
+    moved = [event for event in head.pop_events() if isinstance(event, Moved)]
     assert len(moved) == 2, "those that were sent to a"
     assert all(outputs == list(range(8)) for outputs in world.outputs.values()) and len(world.outputs) == 4
 

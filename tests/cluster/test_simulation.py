@@ -6,8 +6,8 @@ import pytest
 from clusters import GRAPH, PROFILES, STREAM, request
 
 from neustream import FCFS, SLO, Pool, Scheduler
-from neustream.cluster import messages as say
 from neustream.cluster.book import Settings
+from neustream.cluster.happenings import Lost, Restarted
 from neustream.cluster.head import Head
 from neustream.cluster.network import Fault, Network
 from neustream.cluster.rules.slack import Slack
@@ -31,10 +31,19 @@ class Run:
         self.happened, self.ended, self.emitted = [], {}, {}
         router = rules.pop("router", Slack())
         again = again or {"stream": "repeat", "image": "repeat"}
-        head = Head([GRAPH, STREAM], {"": PROFILES}, router, settings=settings, again=again, **rules)
+
+        def begin(epoch):
+            return Head([GRAPH, STREAM], {"": PROFILES}, router, settings=settings, again=again, epoch=epoch, **rules)
+
         network = network or Network(delay_s=0.001)
         self.cluster = Cluster(
-            head, [kind(count)], [GRAPH, STREAM], network, faults=faults, watchers=[self.happened.append]
+            begin(0),
+            [kind(count)],
+            [GRAPH, STREAM],
+            network,
+            faults=faults,
+            successor=begin,
+            watchers=[self.happened.append],
         )
         self.report = self.cluster.run(requests, [self._observe])
 
@@ -71,8 +80,8 @@ def test_whatever_an_instance_does_each_request_is_answered_once_in_order(fault)
     run = Run(stream_of(20), faults=faults)
     assert {ended.status for ended in run.ended.values()} == {"done"} and len(run.ended) == 20
     assert all(indices == [0, 1, 2] for indices in run.emitted.values())
-    assert [event.instance for event in run.of(say.Lost)] == ([] if fault == "slow" else ["whole-0"])
-    assert bool(run.of(say.Restarted)) == (fault != "slow")
+    assert [event.instance for event in run.of(Lost)] == ([] if fault == "slow" else ["whole-0"])
+    assert bool(run.of(Restarted)) == (fault != "slow")
 
 
 @pytest.mark.parametrize("fault", ["hang", "partition"])
@@ -86,7 +95,7 @@ def test_an_instance_that_comes_back_serves_again(fault):
 
 def test_a_short_silence_is_no_death():
     run = Run(stream_of(20), faults=[Fault(0.52, 0, "partition", 1.0)])
-    assert not run.of(say.Lost) and not run.of(say.Restarted)
+    assert not run.of(Lost) and not run.of(Restarted)
 
 
 def test_when_all_are_gone_requests_end_with_a_reason():

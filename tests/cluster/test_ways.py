@@ -6,8 +6,9 @@ import pytest
 from clusters import GRAPH, PROFILES, request
 
 from neustream import FCFS, SLO, Pool, Scheduler
+from neustream.cluster.happenings import Entered
 from neustream.cluster.head import Head
-from neustream.cluster.messages import HEAD, Entered
+from neustream.cluster.messages import HEAD
 from neustream.cluster.network import Network
 from neustream.cluster.rules.slack import Slack
 from neustream.cluster.simulation import Cluster, Kind

@@ -86,7 +86,7 @@ class Scripted:
             self.jobs.clear()
             self.say(say.Fenced())
         elif isinstance(message, say.Ask):
-            standing = [say.Standing(job.id, job.term, job.made) for job in self.jobs.values()]
+            standing = [say.Standing(job.id, job.term) for job in self.jobs.values()]
             self.say(say.Here(tuple(standing)))
 
     def _offered(self, message: say.Send | say.Reserve | say.Parcel) -> None:

@@ -22,7 +22,7 @@ import psutil  # noqa: E402
 from neustream import BackendError, GraphError, RequestError  # noqa: E402
 from neustream.backends.ray import Cluster, Kind, contract  # noqa: E402
 from neustream.cluster.book import Settings  # noqa: E402
-from neustream.cluster.messages import Unmoved  # noqa: E402
+from neustream.cluster.happenings import Unmoved  # noqa: E402
 from neustream.engine.clock import stopwatch  # noqa: E402
 from neustream.engine.events import Finished  # noqa: E402
 
@@ -96,7 +96,7 @@ def test_texts_that_begin_alike_go_to_one_instance(nodes):
     """The first has 80 tokens to make when the others come."""
     from texts import prompts
 
-    from neustream.cluster.messages import Routed
+    from neustream.cluster.happenings import Routed
     from neustream.cluster.rules.prefix import Prefix
 
     events, (head, tail, other) = [], prompts(3, seed=5, low=8, high=8)

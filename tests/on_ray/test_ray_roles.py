@@ -16,7 +16,7 @@ from test_ray import adds_up, gone  # noqa: E402
 
 from neustream.backends.ray import Cluster, Kind  # noqa: E402
 from neustream.cluster.book import Settings  # noqa: E402
-from neustream.cluster.messages import Moved  # noqa: E402
+from neustream.cluster.happenings import Moved  # noqa: E402
 
 pytestmark = pytest.mark.ray
 

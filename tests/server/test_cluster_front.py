@@ -19,7 +19,7 @@ from toys import command, squash  # noqa: E402
 
 from neustream.backends.demo import TEXT  # noqa: E402
 from neustream.backends.ray import cluster, front  # noqa: E402
-from neustream.cluster.messages import Routed  # noqa: E402
+from neustream.cluster.happenings import Routed  # noqa: E402
 from neustream.core.events import Ended, Submitted  # noqa: E402
 from neustream.core.types import SLO  # noqa: E402
 from neustream.server.config import ModelConfig, ServerConfig  # noqa: E402

@@ -31,6 +31,7 @@ from neustream.backends.ray.starting import Starting
 from neustream.backends.ray.telling import Telling
 from neustream.backends.ray.wire import PRINT, EngineDied, Heard, Joined, News, NotMovable, asked_as_bytes
 from neustream.cluster import messages as to
+from neustream.cluster.happenings import Entered, Happening, Lost, Moved, Restarted, Unmoved
 from neustream.cluster.head import Head
 from neustream.core.events import Emitted, Submitted
 from neustream.core.stage_names import named
@@ -289,18 +290,18 @@ class Driver:
         done.set_result(result)
         caller.answer.settle(done, partial(value_of, caller))
 
-    def _happened(self, event: to.Happening) -> None:
+    def _happened(self, event: Happening) -> None:
         counts = self.counts
         match event:
-            case to.Moved():
+            case Moved():
                 counts.moved += 1
                 if event.held_at < math.inf:
                     counts.downtimes_s.append(event.at - event.held_at)
-            case to.Unmoved():
+            case Unmoved():
                 counts.unmoved += 1
-            case to.Restarted():
+            case Restarted():
                 counts.restarted += 1
-            case to.Lost():
+            case Lost():
                 counts.lost += 1
                 self._stop(event.instance, event.why, kill=True)
         self._telling.happened(event)
@@ -347,7 +348,7 @@ class Driver:
         for id in heard.surprises:
             self._looking.surprised(id)
         for record in heard.records:
-            if isinstance(record, to.Entered):
+            if isinstance(record, Entered):
                 self._telling.happened(record)
             else:
                 self._telling.tell(record)

@@ -14,7 +14,7 @@ from neustream.backends.ray.configs import instances_of, needs_of, rules_of
 from neustream.backends.ray.kinds import Kind
 from neustream.backends.replaying import Serving
 from neustream.backends.serving import Named, Part, Session, experiments_in
-from neustream.cluster.messages import Happening
+from neustream.cluster.happenings import Happening
 from neustream.cluster.report import ClusterReport
 from neustream.cluster.ways import Ways
 from neustream.config.cluster import ClusterConfig

@@ -12,7 +12,7 @@ from neustream.backends.loading import model_of, mount_of, policy_of, service_of
 from neustream.backends.ray.cluster import Cluster
 from neustream.backends.ray.configs import check, instances_of, needs_of, rules_of
 from neustream.by_name import make_policy
-from neustream.cluster.messages import Happening, Lost, Moved, Restarted, Routed
+from neustream.cluster.happenings import Happening, Lost, Moved, Restarted, Routed
 from neustream.core.events import Ended, Submitted
 from neustream.engine.clock import stopwatch
 from neustream.engine.desk import Limit

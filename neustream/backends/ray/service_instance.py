@@ -151,7 +151,7 @@ class ServiceInstance:
                 self._cancel(order)
             case to.Ask():
                 here = [e for e in self._entries.all() if not e.quiet]
-                standing = [to.Standing(e.id, e.term, len(e.items)) for e in here]
+                standing = [to.Standing(e.id, e.term) for e in here]
                 self._outbox.put(to.Here(tuple(standing)))
             case to.Fence():
                 with self._entries.lock:

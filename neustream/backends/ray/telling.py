@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from neustream.cluster.messages import Entered, Happening
+from neustream.cluster.happenings import Entered, Happening
 from neustream.core.events import Emitted, Ended, Submitted
 from neustream.engine.events import Decided, Finished, Observer, Record, Started
 

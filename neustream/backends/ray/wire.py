@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.backends.ray.telling import OfSteps
-from neustream.cluster.messages import Entered, Report
+from neustream.cluster.happenings import Entered
+from neustream.cluster.messages import Report
 from neustream.core.graph import Graph, Stage
 from neustream.core.outlook import Asked
 from neustream.core.profile import LatencyProfile
