@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 from neustream.core.ahead import Forecast, Plan, forecast
@@ -66,9 +66,10 @@ class Dispatch:
         # again, if those that were chosen could not run and failed, or go on without a promise
         while live != (len(jobs), self._lives.unpromised):
             live = len(jobs), self._lives.unpromised
-            view = self._view(state, now, worker)
-            if not view.queues:
+            queues = state.waiting(worker)
+            if not queues:
                 return None
+            view = self._view(state, now, worker, queues)
             decision, batch = self._ask(state, policy, view)
             if batch is not None:
                 return batch
@@ -159,13 +160,15 @@ class Dispatch:
         expected = plan.expected if whole else None
         return self._start(state, _Step(worker, now, jobs, sizes, expected, planned=True))
 
-    def _view(self, state: PoolState, now: float, worker: int) -> View:
+    def _view(
+        self, state: PoolState, now: float, worker: int, queues: Mapping[str, Sequence[Job]]
+    ) -> View:
         times, recent = self._times, self._recent
         return View(
             now,
             state.pool,
             worker,
-            state.waiting(worker),
+            queues,
             times.profiles,
             tuple(state.running.values()),
             recent.demands,
@@ -212,7 +215,8 @@ class Dispatch:
             if model in full:
                 break
             full.add(model)
-            view = self._view(state, view.now, view.worker)
+            waiting = state.waiting(view.worker)
+            view = self._view(state, view.now, view.worker, waiting)
             holders = with_blocks(view, full)
             decision = self._decide(policy, holders if holders.queues else view)
             batch = self._start_decided(state, policy, decision, view)

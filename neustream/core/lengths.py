@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
@@ -90,14 +91,17 @@ class Lengths:
         if self.ends >= self._fresh[0] or self._passed >= self._fresh[1]:
             self._fresh = (self.ends + _some(self.ends), self._passed + max(self._passed // 8, 1))
             self._curves.clear()
-        most = 2.0 ** np.ceil(np.log2(most)) if most < np.inf else most  # so that they are few
         curve = self._curves.get(most)
         if curve is None:
-            bins = self._survival(most)
-            outputs = np.arange((len(bins) - 1) * BIN + 1) / BIN
-            curve = _Curve(bins, _interpolated(bins, outputs))
-            self._curves[most] = curve
+            power = 2.0 ** np.ceil(np.log2(most)) if most < np.inf else most  # so that they are few
+            curve = self._curves[most] = self._curves.get(power) or self._computed(power)
+            self._curves[power] = curve
         return curve
+
+    def _computed(self, most: float) -> _Curve:
+        bins = self._survival(most)
+        outputs = np.arange((len(bins) - 1) * BIN + 1) / BIN
+        return _Curve(bins, _interpolated(bins, outputs), (-bins).tolist())
 
     def _survival(self, most: float) -> Floats:
         bins = len(self._reached)
@@ -117,7 +121,12 @@ class Lengths:
 
         `most`: the maximum by which unseen lengths are guessed; without it they all go on.
         """
-        return float(self.each_within(np.array([outputs]), share, most)[0])
+        rising = self._curve(most).rising
+        now = -rising[min(outputs // BIN, len(rising) - 1)]
+        below = bisect_right(rising, -(now * (1 - share)))  # the first that is less
+        if below == len(rising) or now <= 0:
+            return math.inf
+        return max(below * float(BIN) - outputs, 0.0)
 
     def least(self, outputs: int, share: float) -> float:
         """Outputs that a generation with `outputs` should still make at least.
@@ -166,10 +175,11 @@ class Lengths:
 
 
 class _Curve(NamedTuple):
-    """A survival curve by `bins` and by single `outputs`."""
+    """A survival curve by `bins` and by single `outputs`; `rising`: that by bins, negated."""
 
     bins: Floats
     outputs: Floats
+    rising: list[float]
 
 
 def _some(ends: int) -> int:

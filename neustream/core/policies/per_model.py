@@ -17,7 +17,7 @@ from neustream.core.policies.background import beside, step_seconds
 from neustream.core.policies.edf import EDF
 from neustream.core.policies.model_queues import by_model, in_turn
 from neustream.core.policies.promised import promised_steps, promised_tokens
-from neustream.core.policies.whole_way import applies, go_on
+from neustream.core.policies.way_ahead import applies, go_on
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.reserved import NOTHING, Reserved
 from neustream.core.types import TICK

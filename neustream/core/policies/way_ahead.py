@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +15,7 @@ from neustream.core.demand import Demand
 from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.lengths import Lengths
+from neustream.core.policies.model_queues import kind_of
 from neustream.core.policy import View
 from neustream.core.steps import PhaseProfile, Step, StepLatency
 
@@ -24,7 +28,7 @@ SHARES = (0.125, 0.375, 0.625, 0.875)
 """How long generations get, as numbers: the middles of four parts that are as likely."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Leg:
     """What a request has ahead in one pool: calls of a model, or of a stage.
 
@@ -47,22 +51,27 @@ class Leg:
     stage: str = ""
     crowded: float = 0.0
 
-    @property
+    @cached_property
     def decodes(self) -> float:
         """Steps that it decodes in the mean."""
         return sum(self.outputs) / len(self.outputs) if self.outputs else 0.0
 
-    @property
+    @cached_property
     def alone(self) -> float:
         """Seconds that it takes alone in the mean."""
         return self.once + self.decodes * (self.base + self.each)
 
-    @property
+    @cached_property
     def alones(self) -> Floats:
         """Seconds that it takes alone, at each of `SHARES`."""
         outputs = np.array(self.outputs or (0.0,) * len(SHARES))
         seconds: Floats = self.once + outputs * (self.base + self.each)
         return seconds
+
+    @cached_property
+    def longer(self) -> tuple[float, ...]:
+        """Seconds more than in the mean that it takes alone, at each of `SHARES`."""
+        return tuple((self.alones - self.alone).tolist())
 
     def charge(self, stretch: float, left: float = 1.0) -> float:
         """Seconds that it costs the pool, if it may take `stretch` times what it takes alone.
@@ -190,3 +199,30 @@ def likely(lengths: Lengths | None, made: int, most: float) -> Floats:
     within = [known.within(made, share, made + most) for share in SHARES]
     outputs: Floats = np.clip(np.array(within), 1.0, max(most, 1.0))
     return outputs
+
+
+def applies(view: View) -> bool:
+    """Whether requests go through several pools, and only their end is promised."""
+    here = set(view.pool.stages)
+    several = False
+    for queue in view.queues.values():
+        for job in queue:
+            if job.due == math.inf or job.slo.first < math.inf:
+                return False
+        several = several or not job.request.graph.stages.keys() <= here
+    return several
+
+
+def go_on(view: View) -> bool:
+    """Whether some requests go through several kinds of steps of this pool."""
+    known = view.memo.setdefault((go_on, view.pool.name), WeakKeyDictionary())
+    graphs = {id(job.request.graph): job.request.graph for job in view.jobs}
+    for graph in graphs.values():
+        kinds = known.get(graph)
+        if kinds is None or kinds[0] != view.pool.stages:
+            here = [stage for name, stage in graph.stages.items() if name in view.pool.stages]
+            kinds = view.pool.stages, len({kind_of(view, stage) for stage in here}) > 1
+            known[graph] = kinds
+        if kinds[1]:
+            return True
+    return False

@@ -13,15 +13,10 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from neustream.core.job import Job
 from neustream.core.policies.way_ahead import SHARES, Leg
 from neustream.core.policy import View
 from neustream.core.types import TICK
-
-Floats = NDArray[np.float64]
 
 
 class Part(NamedTuple):
@@ -51,7 +46,7 @@ class Way:
     time: float
     parts: Sequence[Part]
     alone: float
-    more: Floats
+    more: Sequence[float]
 
     def in_time(self, end: float) -> bool:
         """Whether it is in time more likely than not, if it should end in so many seconds.
@@ -59,8 +54,9 @@ class Way:
         What it may take more is stretched as all of it is. (Chances of many are no help here: small
         gains of each would add up to somebody who is given up for nothing.)
         """
-        late = end + self.more * max(end / max(self.alone, TICK), 1.0) > self.time + TICK
-        return float(late.mean()) <= 0.5
+        stretch, latest = max(end / max(self.alone, TICK), 1.0), self.time + TICK
+        late = [more for more in self.more if end + more * stretch > latest]
+        return 2 * len(late) <= len(self.more)
 
 
 class Forecast:
@@ -74,18 +70,17 @@ class Forecast:
         self.turns, self.ways = turns, list(ways)
 
     @cached_property
-    def weights(self) -> Floats:
+    def weights(self) -> list[float]:
         """The weight of each that is expected in time, else 0."""
-        each = [
+        return [
             way.job.weight * way.in_time(end)
             for way, end in zip(self.ways, self.ends(), strict=True)
         ]
-        return np.array(each, dtype=np.float64)
 
     @cached_property
     def value(self) -> float:
         """All of that together."""
-        return float(self.weights.sum())
+        return sum(self.weights)
 
     def plus(self, way: Way) -> Forecast:
         """These and one more, the last."""
@@ -113,35 +108,52 @@ class Forecast:
         number of turns, and who comes next by the time.
         """
         ways, ends = self.ways, [0.0] * len(self.ways)
-        there = dict.fromkeys(self.turns, 0)
+        turn = _Turn(self.turns)
         coming = [(way.parts[0].away, at, 0) for at, way in enumerate(ways) if way.parts]
         heapify(coming)
         going: list[tuple[float, int, int]] = []
         now = turns = 0.0
         while coming or going:
-            turn = sum([self._step(model, count) for model, count in there.items() if count])
-            next_end = now + (going[0][0] - turns) * turn if going else inf
+            next_end = now + (going[0][0] - turns) * turn.seconds if going else inf
             if coming and coming[0][0] <= next_end:
                 at_s, at, number = heappop(coming)
                 part = ways[at].parts[number]
-                turns += max(at_s - now, 0.0) / turn if turn else 0.0
+                turns += max(at_s - now, 0.0) / turn.seconds if turn.seconds else 0.0
                 now = max(now, at_s) + part.here
                 if part.steps > 0:
-                    there[part.model] += 1
+                    turn.change(part.model, 1)
                     heappush(going, (turns + part.steps, at, number))
                     continue
             else:
                 turns, at, number = heappop(going)
                 now = next_end
-                there[ways[at].parts[number].model] -= 1
+                turn.change(ways[at].parts[number].model, -1)
             ends[at] = now
             if number + 1 < len(ways[at].parts):
                 heappush(coming, (now + ways[at].parts[number + 1].away, at, number + 1))
         return ends
 
-    def _step(self, model: str, count: int) -> float:
-        base, each = self.turns[model]
-        return base + each * count
+
+class _Turn:
+    """A step of each model that somebody is at.
+
+    Attributes:
+        seconds: that it takes.
+    """
+
+    __slots__ = ("_models", "seconds")
+
+    def __init__(self, models: Mapping[str, tuple[float, float]]) -> None:
+        self._models = {model: [0, *seconds] for model, seconds in models.items()}
+        self.seconds = 0.0
+
+    def change(self, model: str, requests: int) -> None:
+        """So many requests more, or less, are at a model."""
+        self._models[model][0] += requests
+        self.seconds = 0.0
+        for count, base, each in self._models.values():
+            if count:
+                self.seconds += base + each * count
 
 
 def turns_of(view: View, legs: Sequence[Leg]) -> dict[str, tuple[float, float]]:
@@ -158,12 +170,14 @@ def way_of(view: View, job: Job, legs: Sequence[Leg], left: float) -> Way:
     """What a job has ahead, as the pool of a view sees it; `left`: the share of its first leg."""
     parts: list[Part] = []
     away = here = alone = 0.0
-    more = np.zeros(len(SHARES))
+    more = [0.0] * len(SHARES)
     for at, leg in enumerate(legs):
         share = left if at == 0 else 1.0
         speed = view.speed.get(leg.stage, 1.0)
         alone += speed * share * leg.alone
-        more += speed * share * (leg.alones - leg.alone)
+        more = [
+            least + speed * share * longer for least, longer in zip(more, leg.longer, strict=True)
+        ]
         if leg.pool != view.pool.name:
             if here:
                 parts.append(Part(away, here, "", 0.0))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neustream.core.demand import Demand
 from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.policies.price import ENOUGH
-from neustream.core.policies.way_ahead import Leg, legs_of_demand, legs_of_job
+from neustream.core.policies.way_ahead import SHARES, Leg, legs_of_demand, legs_of_job
 from neustream.core.policy import View
 from neustream.core.types import TICK
 
+Floats = NDArray[np.float64]
 AGAIN = 6
 """Decodes after which it is looked again who may join, if nobody came or went."""
 
@@ -65,20 +68,37 @@ class Looked:
         return tuple([id(job) for some in jobs for job in some])
 
 
+class Ahead(NamedTuple):
+    """What is ahead of a job at a stage.
+
+    `behind`: seconds alone of all legs but the first, at each of `SHARES`; `shared`: of those of
+    them in pools that charge for it.
+    """
+
+    stage: Stage | None
+    legs: list[Leg]
+    behind: Floats
+    shared: Floats
+
+
 class KnownLegs:
-    """The legs of live jobs, as long as they are at one stage."""
+    """What is ahead of live jobs, as long as they are at one stage."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Stage | None, list[Leg]]] = {}
+        self._known: dict[str, Ahead] = {}
 
-    def of(self, view: View, job: Job) -> list[Leg]:
-        stage, legs = self._known.get(job.id, (None, []))
-        if stage is None or stage is not job.stage:
+    def of(self, view: View, job: Job) -> Ahead:
+        known = self._known.get(job.id)
+        if known is None or known.stage is not job.stage:
             legs = legs_of_job(view, job)
+            nothing = np.zeros(len(SHARES))
+            behind = sum([leg.alones for leg in legs[1:]], nothing)
+            shared = sum([leg.alones for leg in legs[1:] if leg.pool], nothing)
+            known = Ahead(job.stage, legs, behind, shared)
             if len(self._known) > 4 * len(view.live) + 64:
                 self._known = {id: one for id, one in self._known.items() if id in view.live}
-            self._known[job.id] = (job.stage, legs)
-        return legs
+            self._known[job.id] = known
+        return known
 
 
 class ScarcePrice:

@@ -18,14 +18,13 @@ from neustream.core.policies.model_queues import (
     ModelQueues,
     at_decode,
     has_progress,
-    kind_of,
     one_model,
 )
 from neustream.core.policies.newcomers import WORTH
 from neustream.core.policies.on_time import DOOMED
-from neustream.core.policies.way_ahead import SHARES, Leg, likely
+from neustream.core.policies.way_ahead import Leg, applies, go_on, likely
 from neustream.core.policies.way_forecast import Forecast, Way, turns_of, way_of
-from neustream.core.policies.way_rooms import AGAIN, KnownLegs, Looked, Room, ScarcePrice
+from neustream.core.policies.way_rooms import AGAIN, Ahead, KnownLegs, Looked, Room, ScarcePrice
 from neustream.core.policies.way_run import Row, Run
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.steps import Step
@@ -82,28 +81,6 @@ class WholeWay:
         return _Step(view, one_model(view), self.price).decision()
 
 
-def applies(view: View) -> bool:
-    """Whether requests go through several pools, and only their end is promised."""
-    here = view.pool.stages
-    several = False
-    for queue in view.queues.values():
-        for job in queue:
-            if job.due == math.inf or job.slo.first < math.inf:
-                return False
-        several = several or not job.request.graph.stages.keys() <= set(here)
-    return several
-
-
-def go_on(view: View) -> bool:
-    """Whether some requests go through several kinds of steps of this pool."""
-    graphs = {id(job.request.graph): job.request.graph for job in view.jobs}
-    for graph in graphs.values():
-        here = [stage for name, stage in graph.stages.items() if name in view.pool.stages]
-        if len({kind_of(view, stage) for stage in here}) > 1:
-            return True
-    return False
-
-
 @dataclass(slots=True)
 class _Step:
     """One decision in the making."""
@@ -112,7 +89,7 @@ class _Step:
     model: ModelQueues
     price: float
     drop: dict[Job, str] = field(default_factory=dict)
-    legs: dict[Job, list[Leg]] = field(default_factory=dict)
+    ahead: dict[Job, Ahead] = field(default_factory=dict)
     run: Run = field(init=False)
     waiting: list[Job] = field(default_factory=list)
     short: bool = False
@@ -161,24 +138,24 @@ class _Step:
 
     def _row(self, job: Job) -> Row:
         """What is known of one."""
-        legs = self._legs(job)
+        _, legs, behind, shared = self._ahead(job)
         most = float(max(job.calls_here(f"{self.model.label}.decode"), 1))
         left = likely(self.view.lengths.get(self.model.label), job.call_outputs, most)
-        nothing = np.zeros(len(SHARES))
-        behind = sum([leg.alones for leg in legs[1:]], nothing)
-        shared = sum([leg.alones for leg in legs[1:] if leg.pool], nothing)
         here = float(left.mean()) * (legs[0].base + legs[0].each) if legs else 0.0
         time = job.due - self.view.now - behind
         of_others = OTHERS * np.maximum(time - here, 0.0) * shared / np.maximum(shared + here, TICK)
         read = job.size + job.computed
         return Row(job, left, most, job.call_outputs, read, time - of_others, time)
 
-    def _legs(self, job: Job) -> list[Leg]:
-        known = self.legs.get(job)
+    def _ahead(self, job: Job) -> Ahead:
+        known = self.ahead.get(job)
         if known is None:
             cache = self.view.memo.setdefault(KnownLegs, KnownLegs())
-            known = self.legs[job] = cache.of(self.view, job)
+            known = self.ahead[job] = cache.of(self.view, job)
         return known
+
+    def _legs(self, job: Job) -> list[Leg]:
+        return self._ahead(job).legs
 
     def _give_up_late(self) -> None:
         """Those with hardly a chance, or who cost the others more than theirs; the least first."""
@@ -278,6 +255,8 @@ class _Step:
     def _fits(self, job: Job, seconds: float, share: float) -> bool:
         """Whether it has memory to its end beside the others, and adds to who is in time."""
         run = self.run
+        if not self._may_have_memory(job, share):
+            return False
         row = self._row(job)
         beside = run.plus(row, seconds)
         if not self._has_memory(beside, share):
@@ -293,6 +272,15 @@ class _Step:
         own = float(after[-1])
         added = float(after @ beside.weight - before @ run.weight)
         return own >= DOOMED and added >= WORTH * own * job.weight
+
+    def _may_have_memory(self, job: Job, share: float) -> bool:
+        """Whether it and the others have a share of the memory until the first of them may end."""
+        memory, rows = self.model.memory, self.run.rows
+        if memory is None or not rows:
+            return True
+        count = len(rows) + 1
+        read = job.size + job.computed + sum([row.context for row in rows])
+        return bool(read + count + count * memory.block_size / 2 <= share * memory.capacity)
 
     def _has_memory(self, run: Run, share: float) -> bool:
         """Whether all of a run has a share of the memory to its end."""
