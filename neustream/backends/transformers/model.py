@@ -44,6 +44,7 @@ class LanguageModel:
         prepack: whether linear layers read copies of their weights in oneDNN's own layout (see
             `Prepacked`); on a CPU. None: in float32, if there is memory for them.
         beside: another one, which may have the same weights: copies are shared then.
+        kv_tokens: that slots may take memory for, all together; None: `slots * max_len`.
 
     Attributes:
         way: how its requests are computed, as the trial at the start found.
@@ -70,6 +71,7 @@ class LanguageModel:
         proof: Unchanged | None = None,
         prepack: bool | None = None,
         beside: LanguageModel | None = None,
+        kv_tokens: int | None = None,
     ) -> None:
         name = type(model).__name__
         if not isinstance(model, PreTrainedModel) or not model.can_generate():
@@ -94,6 +96,7 @@ class LanguageModel:
         self.eos = eos_of(model)
         self.prepacked: Prepacked | None = prepacked_of(model, prepack, None if beside is None else beside.prepacked)
         self._cold = is_cold(model)
+        self._kv_tokens = kv_tokens
         self.adapters: Adapters | None = None
         self.recorded: Recorded | None = None
         self.unchanged = self._proved(slots, proof)
@@ -147,7 +150,7 @@ class LanguageModel:
         self._last_only = {"logits_to_keep": 1} if self.keeps else {}
         self._masks = masks_of(self.model, self.max_len, self.model.dtype if self.eager else None)
         self.packs = self.fixed is None and implementation(self.config) == STOCK and self._masks.plain
-        self.cache = Slots(self.model, slots, self.max_len)
+        self.cache = Slots(self.model, slots, self.max_len, self._kv_tokens)
 
     @torch.inference_mode()
     def _make_room(self) -> None:
@@ -165,7 +168,7 @@ class LanguageModel:
             if lacks_memory(error):
                 raise BackendError(
                     f"{self.name}: no memory for the keys and values of {slots} slots of {self.max_len} tokens; "
-                    f"give fewer slots or a smaller max_len ({error})"
+                    f"give fewer slots, a smaller max_len or a smaller kv_cache ({error})"
                 ) from error
             raise NotShared(
                 f"a call with requests of different lengths failed with {type(error).__name__}: {error}"

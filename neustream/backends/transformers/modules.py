@@ -175,6 +175,7 @@ class Texts:
         self._seats.close_up(list(turns))
         for id, turn in turns.items():
             turn.rows = self._rows(id, turn)
+        self._seats.expect(sum([len(row.tokens) for turn in turns.values() for row in turn.rows]))
         results: dict[str, Update | StageFailed] = {}
         results |= {id: {self.name: turn.text} for id, turn in turns.items() if not turn.rows}
         for group in self._groups(turns):

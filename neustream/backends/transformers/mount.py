@@ -70,11 +70,13 @@ class TextMount:
         slots: requests that can hold keys and values at once, on each device.
         max_batch: the most requests in one step; default: the slots.
         max_len: tokens of one request, prompt and outputs; default: the model's positions. Keys
-            and values take memory for `slots * max_len` tokens, on each device.
+            and values take memory for `slots * max_len` tokens, on each device; under Linux, on a
+            CPU, for those that are there.
         buckets: lengths, as `[128, 512]`. With some, all calls have fixed shapes: a request's results
             do not depend on its company to the last bit, in any dtype, at a cost.
         kv_cache: what the scheduler shares out; default: the slots. A smaller one in blocks of
-            tokens makes it take slots away, and compute their tokens again.
+            tokens makes it take slots away, and compute their tokens again. Slots that grow take no
+            more memory than it has tokens.
         prefix_tokens: tokens of earlier texts whose keys and values are kept for prompts that begin
             alike, at most, on one device; default: a quarter of the slots'. 0: none.
         step_tokens: the most tokens of a step in which prompts are prefilled in parts; default: the
@@ -204,6 +206,7 @@ class TextMount:
             proof=self._proof,
             prepack=self._prepack,
             beside=beside,
+            kv_tokens=None if self._kv_cache is None else self._kv_cache.capacity,
         )
 
     def request(

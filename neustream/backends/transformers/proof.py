@@ -261,6 +261,7 @@ class _Trial:
     def _fill(self, row: Row) -> None:
         """Fill the row's slot up to its start with noise like its model's keys and values: another for each start."""
         first = row.start % APART
+        self.cache.note(row.slot, row.start)
         for at, layer in enumerate(self.cache.layers):
             if layer.is_initialized:
                 for storage, noise in zip((layer.keys, layer.values), self._noise(at), strict=True):

@@ -97,6 +97,49 @@ class Seats:
         self.cache.free(held.slot)
         self._free.append(held.slot)
         self._free.sort(reverse=True)
+        self._trim()
+
+    def expect(self, tokens: int) -> None:
+        """So many tokens are to be written: give back what memory nobody needs, if the cache has not as much left.
+
+        First that of slots that nobody has, those that were left first; then behind the texts of those that are held.
+        """
+        cache = self.cache
+        if isinstance(cache, Own) or cache.total + tokens <= cache.tokens or not cache.grows:
+            return
+        for slot in self._idle(cache):
+            self._forget(slot)
+            if cache.total + tokens <= cache.tokens:
+                return
+        for held in self.held.values():
+            if cache.taken.get(held.slot, 0) > held.cached:
+                cache.scrub(held.slot, held.cached)
+
+    def _trim(self) -> None:
+        """Give back slots that nobody has, those first that were left first.
+
+        As many tokens are kept as one slot may have, or as there are in those that are held.
+        """
+        cache = self.cache
+        if isinstance(cache, Own) or not cache.grows:
+            return
+        idle = self._idle(cache)
+        spare = sum([cache.taken[slot] for slot in idle])
+        most = max(cache.total - spare, cache.length)
+        for slot in idle:
+            if spare <= most:
+                return
+            spare -= cache.taken[slot]
+            self._forget(slot)
+
+    def _idle(self, cache: Slots) -> list[int]:
+        """Slots with memory that nobody has, those first that were left first."""
+        others = [slot for slot in self._free if slot in cache.taken and slot not in self._left]
+        return others + [slot for slot in self._left if slot in cache.taken]
+
+    def _forget(self, slot: int) -> None:
+        self._left.pop(slot, None)
+        self.cache.scrub(slot)
 
     def close_up(self, ids: Sequence[str]) -> None:
         """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""

@@ -7,6 +7,7 @@ padded to the longest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from neustream.backends.memory import free_bytes
+from neustream.backends.transformers.growing import Growing, grows
 from neustream.backends.transformers.masks import layers_of
 from neustream.backends.transformers.packed import Packed
 from neustream.backends.transformers.sight import Sight
@@ -197,24 +200,58 @@ class Call:
         return storage[:, :, : self.context].index_select(0, self._slots)
 
 
+def _check_memory(tokens: int, token_bytes: int) -> None:
+    """MemoryError if the machine has not as much memory as so many tokens may come to take."""
+    free = free_bytes()
+    if free is not None and tokens * token_bytes > free:
+        raise MemoryError(f"they may take {tokens * token_bytes:,} bytes, and {free:,} are free")
+
+
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values, [slots, heads, length, width] each, made at the first call.
 
     They begin as zeros: attention multiplies what its mask hides by 0, which NaN would survive.
+
+    Args:
+        tokens: that all slots together may have memory for; None: as many as they hold.
+        layers: of the model, which take as much each.
     """
 
-    def __init__(self, slots: int, length: int) -> None:
+    def __init__(self, slots: int, length: int, tokens: int | None = None, layers: int = 1) -> None:
         super().__init__()
         self.slots, self.length = slots, length
         self.call: Call | Packed | None = None
+        self._most = (slots * length if tokens is None else tokens) * layers
+        self._growing: tuple[Growing, Growing] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        def room(like: torch.Tensor) -> torch.Tensor:
-            empty = like.new_empty(self.slots, like.shape[1], self.length, like.shape[3])
-            return empty.zero_()  # written, so that no step waits for its memory
-
-        self.keys, self.values = room(key_states), room(value_states)
+        both = key_states, value_states
+        if grows(key_states.device):
+            _check_memory(self._most, sum([one.shape[1] * one.shape[3] * one.itemsize for one in both]))
+            first, second = (Growing(self.slots, one.shape[1], self.length, one.shape[3], one.dtype) for one in both)
+            self._growing = first, second
+            self.keys, self.values = first.tensor, second.tensor
+        else:
+            self.keys, self.values = map(self._whole, both)
         self.is_initialized = True
+
+    def _whole(self, like: torch.Tensor) -> torch.Tensor:
+        empty = like.new_empty(self.slots, like.shape[1], self.length, like.shape[3])
+        return empty.zero_()  # written, so that no step waits for its memory
+
+    @property
+    def grows(self) -> bool:
+        """Whether memory is taken as slots fill."""
+        return self._growing is not None
+
+    def forget(self, slot: int, first: int = 0) -> None:
+        """Nothing is in a slot any more from token `first` on; its memory is given back, where slots grow."""
+        if self._growing is None:
+            self.keys[slot, :, first:] = 0
+            self.values[slot, :, first:] = 0
+            return
+        for storage in self._growing:
+            storage.give_back(slot, first)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -240,18 +277,45 @@ class SlotLayer(CacheLayerMixin):
 class Slots(Cache):
     """The cache that a model is given: `slots` requests of up to `length` tokens.
 
-    All tokens are kept, also where layers look at a window of them only. NotShared for models
-    for which the stock library makes no cache.
+    All tokens are kept, also where layers look at a window of them only. On a CPU under Linux memory
+    is taken for tokens that were written, in pages. NotShared for models for which the stock library
+    makes no cache; MemoryError at the first call if the memory that is free does not suffice.
+
+    Args:
+        tokens: that all slots together may have memory for, at most; None: as many as they hold.
+
+    Attributes:
+        taken: tokens of each slot for which there is memory; those that are not there have none.
+        total: of all of them.
     """
 
-    def __init__(self, model: Any, slots: int, length: int) -> None:
+    def __init__(self, model: Any, slots: int, length: int, tokens: int | None = None) -> None:
         self.slots, self.length = slots, length
-        super().__init__(layers=[SlotLayer(slots, length) for _ in layers_of(model)])
+        self.tokens = slots * length if tokens is None else min(tokens, slots * length)
+        self.taken: dict[int, int] = {}
+        self.total = 0
+        self._token_bytes = 0
+        layers = layers_of(model)
+        super().__init__(layers=[SlotLayer(slots, length, self.tokens, len(layers)) for _ in layers])
 
     def select(self, call: Call | Packed) -> None:
         """Say which rows the next forward call works on."""
         for layer in self.layers:
             layer.call = call
+        for row in call.rows:
+            self.note(row.slot, row.end)
+
+    def note(self, slot: int, tokens: int) -> None:
+        """A slot is written up to so many tokens."""
+        more = tokens - self.taken.get(slot, 0)
+        if more > 0:
+            self.taken[slot] = tokens
+            self.total += more
+
+    @property
+    def grows(self) -> bool:
+        """Whether memory is taken as slots fill, and given back; known behind the first call."""
+        return any(layer.grows for layer in self.used)
 
     @property
     def plain(self) -> bool:
@@ -266,6 +330,7 @@ class Slots(Cache):
     @torch.inference_mode()
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy what is in a slot to another one."""
+        self.note(target, tokens)
         for layer in self.used:
             layer.keys[target, :, :tokens] = layer.keys[source, :, :tokens]
             layer.values[target, :, :tokens] = layer.values[source, :, :tokens]
@@ -279,7 +344,9 @@ class Slots(Cache):
     def write(self, slot: int, first: int, states: Sequence[torch.Tensor]) -> None:
         """Put what `read` gave into a slot, from token `first` on."""
         for layer, both in zip(self.used, states, strict=True):
-            place = (slot, slice(None), slice(first, first + both.shape[2]))
+            last = first + both.shape[2]
+            self.note(slot, last)
+            place = (slot, slice(None), slice(first, last))
             layer.keys[place], layer.values[place] = both[0], both[1]
 
     def shapes(self, tokens: int) -> list[tuple[int, ...]]:
@@ -287,24 +354,37 @@ class Slots(Cache):
         return [(2, layer.keys.shape[1], tokens, layer.keys.shape[3]) for layer in self.used]
 
     @torch.inference_mode()
-    def scrub(self, slot: int) -> None:
-        """Forget what is in a slot, where it may hold NaN."""
+    def scrub(self, slot: int, first: int = 0) -> None:
+        """Forget what is in a slot from token `first` on: it may hold NaN, or its memory is wanted elsewhere."""
         for layer in self.used:
-            layer.keys[slot] = 0
-            layer.values[slot] = 0
+            layer.forget(slot, first)
+        had = self.taken.pop(slot, 0)
+        if first and had:
+            self.taken[slot] = min(had, first)
+        self.total -= had - self.taken.get(slot, 0)
 
     def free(self, slot: int) -> None:
         """Nothing to do: who gets a slot writes it before he reads it."""
 
+    @torch.inference_mode()
     def pretend(self, slot: int, tokens: int) -> None:
-        """Nothing to do: what is in a slot reads as well as what had been computed."""
+        """Take the memory of so many tokens: what is in a slot reads as well as what had been computed."""
+        first = self.taken.get(slot, 0)
+        self.note(slot, tokens)
+        for layer in self.used:
+            layer.keys[slot, :, first:tokens] = 0
+            layer.values[slot, :, first:tokens] = 0
 
     @property
     def token_bytes(self) -> int:
         """Keys and values of one token in one layer; 0 before the first call."""
-        return self.nbytes // (self.slots * self.length * max(len(self.used), 1))
+        if not self._token_bytes and (used := self.used):
+            values = sum([math.prod(shape) for shape in self.shapes(1)])
+            self._token_bytes = values * used[0].keys.itemsize // len(used)
+        return self._token_bytes
 
     @property
     def nbytes(self) -> int:
-        tensors = [x for layer in self.used for x in (layer.keys, layer.values)]
-        return sum(x.nbytes for x in tensors)
+        """Memory that keys and values take now, but for the rest of their last pages."""
+        tokens = self.total if self.grows else self.slots * self.length
+        return tokens * self.token_bytes * len(self.used)
