@@ -54,10 +54,15 @@ class PoolConfig(Section):
 
 
 class MemoryConfig(Section):
-    """The KV cache of one worker: room for `tokens`, in blocks of `block`."""
+    """The KV cache of one worker: room for `tokens`, in blocks of `block`.
+
+    `host_tokens`: of requests that lost their blocks, so many are kept in the host's memory, and
+    not computed again. Simulations take copying them for free.
+    """
 
     tokens: Annotated[int, Field(ge=1, le=2**40)]
     block: Annotated[int, Field(ge=1, le=2**20)] = 16
+    host_tokens: Annotated[int, Field(ge=0, le=2**40)] = 0
 
     @model_validator(mode="after")
     def _one_block(self) -> MemoryConfig:

@@ -230,6 +230,7 @@ def copy_of(job: Entry) -> Entry:
     twin.leg_since = job.leg_since
     twin.leg_until = job.leg_until
     twin.next_output_s = job.next_output_s
+    twin.host_blocks = job.host_blocks
     twin.num_blocks = job.num_blocks
     twin.output = job.output
     twin.outputs = job.outputs

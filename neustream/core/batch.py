@@ -42,7 +42,7 @@ class StepInfo:
 
     `profiled_s`: what the profile as it was given says; `expected_s`: what was learnt since.
     `preempted`: requests that lost their KV blocks to it. `planned`: decided while the step before
-    it ran.
+    it ran. `aside`: of those that lost their blocks, requests whose KV went to the host's memory.
     """
 
     id: int
@@ -56,6 +56,7 @@ class StepInfo:
     profiled_s: float
     preempted: tuple[str, ...] = ()
     planned: bool = False
+    aside: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,6 +73,7 @@ class Batch:
         preempted: jobs that lost their KV blocks to it; modules forget theirs before it runs.
         profiled: seconds by the profile as it was given, where `expected` is from what was learnt.
         planned: whether it was decided while the step before it ran.
+        aside: of the preempted, those whose tokens modules keep in the host's memory.
     """
 
     id: int
@@ -85,6 +87,7 @@ class Batch:
     preempted: tuple[Job, ...] = ()
     profiled: float = 0.0
     planned: bool = False
+    aside: tuple[Job, ...] = ()
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -103,6 +106,7 @@ class Batch:
             self.profiled or self.expected,
             tuple([job.id for job in self.preempted]),
             self.planned,
+            tuple([job.id for job in self.aside]),
         )
 
     def inputs(self) -> tuple[StepInput, ...]:

@@ -115,7 +115,7 @@ def pack(job: Entry, now: float) -> Carry:
         call_outputs=job.call_outputs,
         first_ago=now - job.first_at,
         late=job.late,
-        computed=job.computed,
+        computed=0.0 if job.host_blocks else job.computed,  # what is aside does not come along
         started_ago=None if job.started_at is None else now - job.started_at,
         alone_s=job.alone_s,
         planned_calls=dict(job.planned_calls),

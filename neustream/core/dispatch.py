@@ -261,7 +261,7 @@ class Dispatch:
             for job in seats.too_large:
                 self._lives.end(cast(Entry, job), "failed", blocks.misfit(job), now)
             for job in preempted:
-                self._lives.preempt(cast(Entry, job), now)
+                self._lives.preempt(cast(Entry, job), now, aside=True)
             if seats.too_large and any(map(_gone_with_another, jobs)):
                 left = [
                     pair for pair in zip(jobs, sizes, strict=True) if pair[0].status == "waiting"
@@ -284,6 +284,7 @@ class Dispatch:
             preempted,
             expected.profiled,
             step.planned,
+            tuple([job for job in preempted if job.host_blocks]),
         )
         state.run(batch)
         return batch

@@ -53,7 +53,8 @@ class Job:
         later: of `calls_left`, those of other legs.
         sizes_ahead: expected sizes of stages in calls with params of their own, by stage.
         history: what its scheduler has seen of graphs.
-        num_blocks: blocks of its pool's KV cache that it holds.
+        num_blocks: blocks of its pool's KV cache that it holds; host_blocks: of those that it lost,
+            kept in the host's memory.
         slo: what it is promised; nothing from the moment that its promise was given up.
         promised: whether it is promised anything.
         joined_at: when it came to its stage; skipped: steps of that stage that ran without it
@@ -73,6 +74,7 @@ class Job:
         "ended_at",
         "first_at",
         "history",
+        "host_blocks",
         "id",
         "joined_at",
         "late",
@@ -133,6 +135,7 @@ class Job:
         self.call_outputs = 0
         self.first_at = -math.inf
         self.num_blocks = 0
+        self.host_blocks = 0
         self.stage: Stage | None = None
         self.planned_calls: Mapping[str, int] = {}
         self.calls_left: MutableMapping[str, int] = {}

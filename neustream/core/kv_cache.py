@@ -19,20 +19,23 @@ class KVCache:
     """`num_blocks` of `block_size` tokens each; a job holds whole blocks.
 
     A job that leaves the prefill and decode stages of its model, or ends, gives its blocks back.
+    With `host_blocks`, what a preempted job has computed is kept aside, in the host's memory, while
+    there is room for so many blocks: it goes on from there, and computes nothing again.
 
     Raises:
-        GraphError: one of the two numbers is less than 1.
+        GraphError: one of the first two numbers is less than 1, or the third less than 0.
     """
 
     num_blocks: int
     block_size: int = 16
+    host_blocks: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "block_size"):
+        for name, least in (("num_blocks", 1), ("block_size", 1), ("host_blocks", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise GraphError(
-                    f"KV cache: {name} must be a whole number of 1 or more, got {value!r}"
+                    f"KV cache: {name} must be a whole number of {least} or more, got {value!r}"
                 )
 
     @property
@@ -73,6 +76,7 @@ class BlockPool:
         self.model = model
         self.cache = cache
         self.used = 0
+        self.host_used = 0
         self._tickets: dict[int, Ticket] = {}
         self._next_ticket = 1
 
@@ -92,10 +96,21 @@ class BlockPool:
         return max(self.cache.num_blocks - self.used - self.reserved, 0)
 
     def set_tokens(self, job: Job, tokens: float) -> None:
-        """Let `job` hold the blocks of so many tokens, no more and no fewer."""
+        """Let `job` hold the blocks of so many tokens, no more and no fewer; none aside."""
         blocks = self.cache.blocks_of(tokens)
         self.used += blocks - job.num_blocks
         job.num_blocks = blocks
+        self.host_used -= job.host_blocks
+        job.host_blocks = 0
+
+    def put_aside(self, job: Job, tokens: float) -> bool:
+        """Keep so many tokens of a job without blocks in the host's memory; False: no room."""
+        blocks = self.cache.blocks_of(tokens)
+        if blocks > self.cache.host_blocks - self.host_used:
+            return False
+        self.host_used += blocks
+        job.host_blocks = blocks
+        return True
 
     def need(self, job: Job, size: float) -> int:
         """Blocks that `job` needs beyond those it holds to do `size` units of its step."""

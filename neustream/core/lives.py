@@ -15,6 +15,7 @@ from neustream.core.entry import Entry
 from neustream.core.events import Event, Held, Left, Update, ended
 from neustream.core.forks import Forks, emitted, tell
 from neustream.core.graph import Graph, Stage
+from neustream.core.holding import Holding
 from neustream.core.job import Status
 from neustream.core.policy import Pool, Unpromised
 from neustream.core.pool_state import PoolState
@@ -42,6 +43,7 @@ class Lives:
         self.events: list[Event] = []
         self.pool_of: dict[str, PoolState] = {}
         self.unpromised = 0
+        self._holding = Holding(self.pool_of)
         self._recent = recent
         self.work = Work(times)
         self.forks = Forks(self, self._begin, self._go_on)
@@ -108,7 +110,7 @@ class Lives:
             job.worker = 0
         job.base -= carry.skipped
         if cached:
-            self.set_tokens(job, carry.kept)
+            self._holding.set_tokens(job, carry.kept)
         elif stage.caches and (began or job.computed):
             self.preempt(job, now)
         return job
@@ -189,7 +191,7 @@ class Lives:
             self.events.append(self.work.legs.end(job, now, freed=freed))
         if left is not None and freed:
             learn_length(job, left, self._recent.lengths_of(left.model))
-            self.set_tokens(job, 0)
+            self._holding.set_tokens(job, 0)
             job.call_outputs = 0
         if stage is not None:
             if another:
@@ -234,25 +236,14 @@ class Lives:
         job.queue, job.joined_at = queue, now
         job.base, job.round = queue.rounds, -1
 
-    def set_tokens(self, job: Entry, tokens: float) -> None:
-        """Let `job` hold the KV blocks of so many tokens, where its stage has a cache.
+    def preempt(self, job: Entry, now: float, *, aside: bool = False) -> None:
+        """Take the KV blocks of a waiting job: it goes back to the prefill that fills them.
 
-        One whose next stage is away keeps those of the pool that it comes from.
+        `aside`: what was in them is kept in the host's memory if there is room, and known then.
         """
-        if job.stage is None:
-            return
-        state = self.pool_of.get(job.stage.name)
-        if state is None and job.num_blocks:
-            model = job.stage.model
-            state = next(state for state in self.pool_of.values() if model in state.blocks)
-        if state is not None:
-            state.set_tokens(job, tokens)
-
-    def preempt(self, job: Entry, now: float) -> None:
-        """Take the KV blocks of a waiting job: it goes back to the prefill that fills them."""
-        left = job.stage
+        left, kept = job.stage, job.kept if aside else 0.0
         assert job.cursor is not None and left is not None
-        self.set_tokens(job, 0)
+        self._holding.set_tokens(job, 0)
         job.computed = 0.0
         stage = job.cursor.rewind() if left.phase == "decode" else left
         try:
@@ -260,6 +251,8 @@ class Lives:
                 raise GraphError(
                     f"request {job.id!r}: no stage before {left.name!r} fills its KV cache again"
                 )
+            if aside:
+                job.computed = self._holding.put_aside(job, stage, kept)
             self._enter(job, stage, now)
         except NeustreamError as error:
             self.end(job, "failed", str(error), now)
@@ -271,12 +264,12 @@ class Lives:
         elif lost == "cache" and job.stage is not None and job.stage.caches:
             self.preempt(job, now)
         else:
-            self.set_tokens(job, job.kept)
+            self._holding.set_tokens(job, job.kept)
 
     def restart(self, job: Entry, now: float) -> None:
         """A job's state is lost: it waits at the start of its graph."""
         self.forks.close(job, now)
-        self.set_tokens(job, 0)
+        self._holding.set_tokens(job, 0)
         if job.status == "forked":
             job.become("waiting")
         try:
@@ -384,7 +377,7 @@ class Lives:
         """Take a job out of everything; its own facts stay."""
         if self.jobs.pop(job.id, None) is None:
             return
-        self.set_tokens(job, 0)
+        self._holding.set_tokens(job, 0)
         job.queue.drop(job)
         state = None if job.stage is None else self.pool_of.get(job.stage.name)
         if state is not None:

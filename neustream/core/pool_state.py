@@ -204,7 +204,7 @@ class PoolState:
 
     def set_tokens(self, job: Job, tokens: float) -> None:
         """Let `job` hold the blocks of so many tokens."""
-        if not tokens and not job.num_blocks:
+        if not tokens and not job.num_blocks and not job.host_blocks:
             return
         blocks = self.blocks_at(job.stage)
         if blocks is not None:

@@ -35,10 +35,12 @@ class StreamModule(Protocol):
         same order, to be merged into the state: whatever the graph asks of it is in there. A
         StageFailed in place of an update fails that request alone, an exception fails them all.
 
-        Three more methods are optional, for modules that keep something of a request outside of its
+        Four more methods are optional, for modules that keep something of a request outside of its
         state; all are called on the same thread, between two steps:
 
         `release(id)`: the request is over, gone, or lost its KV blocks: nothing is to be kept.
+        `put_aside(id)`: it lost its KV blocks, and what was in them is to be kept in the host's
+        memory: it goes on from there. `release(id)` comes all the same when it is over.
         `export(input) -> Any`: what it keeps, as plain data that can be pickled; None: nothing.
             StageFailed if another module could not go on from it.
         `adopt(input, piece)`: make it this module's own; StageFailed if that cannot be.
@@ -74,6 +76,15 @@ class Mover(Protocol):
     def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]: ...
 
     def adopt(self, input: StepInput, pieces: Pieces, worker: int = 0) -> Future[None]: ...
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """An executor whose modules may keep what preempted requests had in their KV blocks."""
+
+    def put_aside(self, id: str) -> None:
+        """Request `id` lost its KV blocks; what was in them is to be kept in the host's memory."""
+        ...
 
 
 _NOTHING: Update = {}
@@ -208,6 +219,11 @@ class ThreadExecutor:
         for worker in self._workers:
             if worker.releases:
                 worker.post(partial(worker.release, id))
+
+    def put_aside(self, id: str) -> None:
+        for worker in self._workers:
+            if worker.releases:
+                worker.post(partial(worker.put_aside, id))
 
     def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
         """What a worker's modules keep of a request that waits, as plain data, for `adopt`.

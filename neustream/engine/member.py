@@ -24,7 +24,7 @@ from neustream.core.types import Request
 from neustream.engine.clock import Clock
 from neustream.engine.deciding import Deciding, at_pool
 from neustream.engine.events import Done, Finished, Look, Record, Started, Wake
-from neustream.engine.executor import Executor
+from neustream.engine.executor import Executor, Keeper
 from neustream.engine.faults import Faults
 from neustream.engine.looks import Looks
 from neustream.engine.overdue import PATIENT_S, Limits
@@ -183,7 +183,10 @@ class Drive:
             self._limits.watch(batch, now)
         try:
             for job in batch.preempted:
-                executor.release(job.id)
+                if job in batch.aside and isinstance(executor, Keeper):
+                    executor.put_aside(job.id)
+                else:
+                    executor.release(job.id)
             executor.start(batch, self._clock)
         except BaseException as error:
             if not self.deciding.forgiving:

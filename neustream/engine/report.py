@@ -39,6 +39,7 @@ class Report:
         self.by_leg = ByLeg()
         """Calls and tools, where parts of requests have promises of their own."""
         self.preemptions = 0
+        self.put_aside = 0
         """Times that a request lost its KV blocks and had to compute them again."""
         self.members: dict[str, Part] = {}
         """What each member of several did."""
@@ -96,6 +97,7 @@ class Report:
         self._expected[step.stage] += step.profiled_s
         self._observed[step.stage] += record.at - step.started_at
         self.preemptions += len(step.preempted)
+        self.put_aside += len(step.aside)
         if record.member:
             part = self.members.setdefault(record.member, Part())
             part.steps += 1
@@ -193,6 +195,7 @@ class Report:
             "tokens": self.tokens.to_dict(self.span, self.submitted) if one_by_one else None,
             "legs": self.by_leg.to_dict(),
             "preemptions": self.preemptions,
+            "put_aside": self.put_aside,
             "classes": {n: dict(vars(of)) for n, of in self.classes.items()} if named else None,
             "corrections": {stage: dict(of) for stage, of in self.corrections.items()},
             "failures": dict(self.reasons),

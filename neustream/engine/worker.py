@@ -6,7 +6,7 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +64,21 @@ class Worker:
     def release(self, request: str) -> None:
         """Nothing of `request` is to be kept."""
         self._kept.pop(request, None)
-        for module in {id(module): module for module in list(self.modules.values())}.values():
-            if not hasattr(module, "release"):
-                continue
-            try:
-                module.release(request)
-            except Exception:
-                name = type(module).__name__
-                log.exception("%s: request %r could not be released", name, request)
+        for module in self._modules():
+            if hasattr(module, "release"):
+                _freed(module, module.release, request)
+
+    def put_aside(self, request: str) -> None:
+        """What is in the KV blocks of `request` is to be kept elsewhere, by modules that can."""
+        for module in self._modules():
+            if hasattr(module, "put_aside"):
+                _freed(module, module.put_aside, request)
+            elif hasattr(module, "release"):
+                _freed(module, module.release, request)
+
+    def _modules(self) -> Collection[Any]:
+        """Each of its modules once."""
+        return {id(module): module for module in list(self.modules.values())}.values()
 
     def export(self, given: StepInput) -> dict[str, Any]:
         """What the modules keep of a request; StageFailed if one of them cannot part with it."""
@@ -120,6 +127,15 @@ class Worker:
             return [_finite(batch.stage, one) for one in results] if check_finite else results
         except BaseException as error:  # noqa: BLE001  a stage may raise anything
             return failed(batch.stage, error)
+
+
+def _freed(module: StreamModule, leave: Callable[[str], None], request: str) -> None:
+    """Let a module free what it has of a request; what fails is logged."""
+    try:
+        leave(request)
+    except Exception:
+        name = type(module).__name__
+        log.exception("%s: request %r could not be released", name, request)
 
 
 def attend(inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:

@@ -172,6 +172,8 @@ class Metrics(Follower):
             child(table.step_ratio, model, module).observe(seconds / step.profiled_s)
         if step.preempted:
             child(table.preemptions, model).inc(len(step.preempted))
+        if step.aside:
+            child(table.offloads, model).inc(len(step.aside))
 
     # -- of HTTP ----------------------------------------------------------------------------------
 

@@ -56,8 +56,8 @@ def profiles():
     return {**llm_profiles("small", STEPS, 4), **llm_profiles("large", STEPS, 4), "unet": unet}
 
 
-def pool(small=8, large=8, **more):
-    caches = {"small": KVCache(small, BLOCK), "large": KVCache(large, BLOCK)}
+def pool(small=8, large=8, host=0, **more):
+    caches = {"small": KVCache(small, BLOCK, host), "large": KVCache(large, BLOCK, host)}
     return Pool("gpu", tuple(profiles()), kv_caches=caches, **more)
 
 
@@ -65,9 +65,9 @@ def text(id, graph, tokens=8, most=8, slo=SLO(), at=0.0):  # noqa: B008 - frozen
     return Request(id, graph, at, slo, {"prompt_tokens": tokens, "max_tokens": most, "steps": most})
 
 
-def two(policy=None, small=8, large=8):
+def two(policy=None, small=8, large=8, host=0):
     """A scheduler with a text of 8 tokens at either model."""
-    some = Scheduler([pool(small, large)], policy or FCFS(), profiles())
+    some = Scheduler([pool(small, large, host)], policy or FCFS(), profiles())
     graph_of = {graph.name: graph for graph in graphs()}
     for name in ("small", "large"):
         some.submit(text(name, graph_of[name]), 0.0)
@@ -98,6 +98,48 @@ def test_a_full_cache_preempts_nobody_of_another_model():
     assert seen(some).free == {"small": 6, "large": 0}
     batch = begin(some, "large")  # its ninth token needs a third block
     assert ids(batch.preempted) == ["other"] and some.jobs["small"].num_blocks == 2
+
+
+def preempted(host):
+    """A scheduler in which request "other", with 9 tokens, has lost its blocks to "large"."""
+    some, graph_of = two(large=6, host=host)
+    some.submit(text("other", graph_of["large"], 7), 0.0)
+    for name in ("large", "other", "other", "other", "large", "large", "large", "large"):
+        some.finish(begin(some, name), [{}], 0.0)
+    return some, begin(some, "large")  # its 13th token needs a fourth block
+
+
+def test_what_a_preempted_request_computed_is_kept_aside_where_there_is_room():
+    some, batch = preempted(3)
+    other = some.jobs["other"]
+    assert ids(batch.preempted) == ids(batch.aside) == ["other"] == list(batch.info().aside)
+    assert (other.stage.name, other.computed, other.size) == ("large.prefill", 9, 1)
+    assert (other.num_blocks, other.host_blocks) == (0, 3)
+    some.finish(batch, [{}], 1.0)
+    some.cancel("large", 1.0)
+    back = begin(some, "other", now=1.0)
+    assert back.sizes == (1,)
+    assert (other.num_blocks, other.host_blocks) == (3, 0)
+    some.finish(back, [{}], 2.0)
+    assert (other.stage.name, other.size, other.call_outputs) == ("large.decode", 11, 4)
+
+
+def test_without_room_aside_it_is_computed_again():
+    some, batch = preempted(2)
+    other = some.jobs["other"]
+    assert ids(batch.preempted) == ["other"] and not batch.aside
+    assert (other.computed, other.size, other.host_blocks) == (0, 10, 0)
+
+
+def test_who_is_cancelled_or_leaves_has_nothing_aside():
+    some, _ = preempted(3)
+    some.hold("other", 0.0)
+    assert some.give("other", 0.0).computed == 0
+    assert some._pools["gpu"].blocks["large"].host_used == 0
+    some, _ = preempted(3)
+    assert some._pools["gpu"].blocks["large"].host_used == 3
+    some.cancel("other", 0.0)
+    assert some._pools["gpu"].blocks["large"].host_used == 0
 
 
 def test_a_model_without_blocks_stands_in_nobodys_way():
@@ -194,6 +236,7 @@ class Case:
     step_tokens: int
     cancels: tuple[tuple[int, float], ...]
     decision_s: float
+    host: int
 
 
 slos = st.sampled_from([SLO(), SLO(first=2.0, step=0.5), SLO(first=8.0, step=1.0), SLO(total=6.0), SLO(total=20.0)])
@@ -213,6 +256,7 @@ cases = st.builds(
     st.sampled_from([4, 16, 64]),
     st.lists(st.tuples(st.integers(0, 11), st.sampled_from([0.0, 0.5, 2.0])), max_size=3).map(tuple),
     st.sampled_from([0.0, 0.01]),
+    st.sampled_from([0, 0, 2, 5, 100]),
 )
 
 
@@ -229,6 +273,11 @@ class Watch(Scheduler):
         for model, blocks in state.blocks.items():
             assert held[model] <= blocks.cache.num_blocks
             assert held[model] == blocks.cache.num_blocks - blocks.free
+            aside = [job for job in self.jobs.values() if job.host_blocks and job.stage.model == model]
+            assert sum(job.host_blocks for job in aside) == blocks.host_used <= blocks.cache.host_blocks
+            for job in aside:
+                assert not job.num_blocks and job.stage.phase == "prefill"
+                assert 0 < job.computed < job.stage.size_of(job)
         if batch is not None:
             models = {job.stage.model for job in batch.jobs}
             assert len(models) == 1
@@ -238,7 +287,8 @@ class Watch(Scheduler):
 
 def run(policy, case):
     models = graphs()
-    scheduler = Watch([pool(case.small, case.large, step_tokens=case.step_tokens)], policy, profiles())
+    served = pool(case.small, case.large, case.host, step_tokens=case.step_tokens)
+    scheduler = Watch([served], policy, profiles())
     requests, now = [], 0.0
     for at, (gap, kind, prompt, most, _, slo) in enumerate(case.requests):
         now += gap
@@ -264,3 +314,4 @@ def test_nothing_is_lost_and_no_block_changes_its_model(name, case):
     assert report.submitted == len(case.requests) == sum(report.counts.values())
     assert not scheduler.jobs
     assert scheduler._pools["gpu"].free_blocks == {"small": case.small, "large": case.large}
+    assert not any(blocks.host_used for blocks in scheduler._pools["gpu"].blocks.values())

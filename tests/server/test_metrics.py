@@ -58,6 +58,7 @@ TABLE = {
     "step_latency_seconds": ("histogram", ("model", "module")),
     "step_profile_ratio": ("histogram", ("model", "module")),
     "num_preemptions": ("counter", MODEL),
+    "num_kv_offloads": ("counter", MODEL),
     "kv_cache_usage_perc": ("gauge", MODEL),
     "kv_slots_used": ("gauge", MODEL),
     "policy_faults": ("gauge", ()),

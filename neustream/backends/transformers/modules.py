@@ -116,6 +116,10 @@ class Texts:
         self._streams.forget(id)
         self._seats.leave(id)
 
+    def put_aside(self, id: str) -> None:
+        """Its slot is free, and what was in it is kept in the host's memory: its KV blocks were taken."""
+        self._seats.put_aside(id)
+
     def export(self, given: StepInput, first: int = 0) -> KeysAndValues | None:
         """Keys and values of a request from token `first` on, as plain data; None if no slot has any of its own.
 
@@ -256,6 +260,8 @@ class Texts:
         """A slot for a request that has none, with what others have, or left, of its prompt."""
         text, held = turn.text, None
         prompt, count = text.ask.begins, len(text.ask.prompt)
+        if (back := self._seats.bring_back(id, self._clock)) is not None:
+            return back
         if turn.like is not None and not text.unscored and isinstance(self.model.cache, Slots):
             held = self._seats.fork(id, prompt, self.model.alike(count), self._clock)
         held = held or self._seats.take(id, self._clock)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.claims import claim, free
 from neustream.backends.copies import copies
+from neustream.backends.memory import free_bytes
 from neustream.backends.transformers.adapted import stock_of
 from neustream.backends.transformers.apart import owners
 from neustream.backends.transformers.completion import Tokens, completion, read
@@ -21,6 +22,7 @@ from neustream.backends.transformers.images import Reader, tokenizer_of
 from neustream.backends.transformers.measured import file_of, measure_steps
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
+from neustream.backends.transformers.own import Own
 from neustream.backends.transformers.prefixes import Prefixes
 from neustream.backends.transformers.request import Room, ask_of
 from neustream.backends.transformers.sampling import Processor, Sampling
@@ -187,6 +189,8 @@ class TextMount:
             instances.append(instance)
             if len(instances) == 1:
                 self.model, self.reader = model, sighted.reader
+        if self._kv_cache is not None and self._kv_cache.host_blocks:
+            _check_aside(self.model, self._kv_cache)
         self.defaults, self._said = defaults, OfTexts(self._stock)
         self._proof = self.model.unchanged
         self.kv_caches = {node: self._kv_cache or KVCache(self._slots, self.model.max_len)}
@@ -346,6 +350,21 @@ class TextMount:
             self.__dict__.pop(name, None)
         free(self, [self._stock])
         self._host = None  # at last: whoever wants the model waits for its host until then
+
+
+def _check_aside(model: LanguageModel, cache: KVCache) -> None:
+    """BackendError if what preempted requests have computed cannot be kept in the host's memory."""
+    slots = model.cache
+    if isinstance(slots, Own):
+        raise BackendError(
+            f"{model.name}: kv_cache has host_blocks={cache.host_blocks}, but its requests have caches of their own, "
+            "which are not kept aside: give host_blocks=0"
+        )
+    size, free = cache.host_blocks * cache.block_size * slots.token_bytes * len(slots.used), free_bytes()
+    if free is not None and size > free:
+        raise BackendError(
+            f"{model.name}: host_blocks={cache.host_blocks} of kv_cache may take {size:,} bytes, {free:,} are free"
+        )
 
 
 def _used(device: Device, texts: Texts) -> int:

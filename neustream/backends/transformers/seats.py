@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 
 from neustream.backends.transformers.own import Own
 from neustream.backends.transformers.prefixes import Prefixes
 from neustream.backends.transformers.slots import Slots
 from neustream.backends.transformers.text import Text
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Aside:
+    """What a request had in its slot, in the host's memory: [2, heads, tokens, width] of each layer."""
+
+    held: Held
+    states: Sequence[torch.Tensor]
+
 
 Begins = tuple[str | None, list[int]]
 """The adapter of a prompt, and its tokens, told apart."""
@@ -46,6 +58,7 @@ class Seats:
     def __init__(self, cache: Slots | Own, prefixes: Prefixes | None) -> None:
         self.cache, self.prefixes = cache, prefixes
         self.held: dict[str, Held] = {}
+        self._aside: dict[str, _Aside] = {}
         self._left: dict[int, Held] = {}
         self._free = list(range(cache.slots - 1, -1, -1))  # the lowest last: neighbours are read without a copy
 
@@ -85,8 +98,36 @@ class Seats:
         held.used = now
         return held
 
+    def put_aside(self, id: str) -> None:
+        """Its slot is free; what was in it is kept in the host's memory."""
+        held, cache = self.held.get(id), self.cache
+        if held is not None and held.cached and isinstance(cache, Slots):
+            states = [one.to("cpu") for one in cache.read(held.slot, 0, held.cached)]  # copies
+            self._aside[id] = _Aside(held, states)
+        self._free_slot(id)
+
+    def bring_back(self, id: str, now: int) -> Held | None:
+        """A slot with what was put aside of a request; None: nothing was."""
+        aside, cache = self._aside.pop(id, None), self.cache
+        if aside is None or not isinstance(cache, Slots):
+            return None
+        self.expect(aside.held.cached)
+        held = self.take(id, now)
+        cache.write(held.slot, 0, [one.to(cache.used[0].keys.device) for one in aside.states])
+        held.cached, held.shared, held.prompt, held.sure = (
+            aside.held.cached,
+            aside.held.shared,
+            aside.held.prompt,
+            aside.held.sure,
+        )
+        return held
+
     def leave(self, id: str) -> None:
-        """Its slot is free."""
+        """Its slot is free, and nothing is kept aside."""
+        self._aside.pop(id, None)
+        self._free_slot(id)
+
+    def _free_slot(self, id: str) -> None:
         held = self.held.pop(id, None)
         if held is None:
             return

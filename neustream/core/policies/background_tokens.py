@@ -216,7 +216,7 @@ def _first_prompt(model: ModelQueues, rate: Rate) -> Job | None:
 
 def _needs(model: ModelQueues, job: Job) -> int:
     """Blocks that a prompt needs beyond those that it holds; 0 for one that is under way."""
-    return 0 if job.computed else model.blocks(job, job.size)
+    return 0 if job.num_blocks else model.blocks(job, job.size)
 
 
 def _time_to_spare(promised: View, model: ModelQueues) -> float:

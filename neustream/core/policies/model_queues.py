@@ -240,7 +240,7 @@ def _without(jobs: Sequence[Job], gone: Collection[Job]) -> list[Job]:
 
 def _room_for(model: ModelQueues, job: Job, free: int) -> int:
     """Blocks for a part of a prompt: none for the first part if there are not enough for all."""
-    if not job.computed and model.blocks(job, job.size) > free:
+    if not job.num_blocks and model.blocks(job, job.size) > free:
         return -1
     return free
 

@@ -12,7 +12,6 @@ from neustream.config.agent import AgentExperiment
 from neustream.config.promises import SloClass
 from neustream.config.schema import LlmConfig
 from neustream.core.graph import Graph, Stage
-from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Pool
 from neustream.core.profile import LatencyProfile, units_of
 from neustream.core.step_times import StepTimes
@@ -22,6 +21,7 @@ from neustream.engine.tooling import pools_of, profiles_of
 from neustream.experiment.agent_draws import Alone, NodeDraws
 from neustream.experiment.agent_graphs import AgentGraphs, line_of, see_of
 from neustream.experiment.pipelines.base import Pipeline
+from neustream.experiment.pipelines.llm import cache_of
 from neustream.experiment.pipelines.stages import check_device
 from neustream.experiment.requests import (
     Drawn,
@@ -107,7 +107,7 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         """A device, with the memory of its models."""
         stages = tuple([stage for stage, (_, label) in self._models.items() if label in own])
         caches = {
-            label: KVCache(model.memory.tokens // model.memory.block, model.memory.block)
+            label: cache_of(model.memory)
             for label, model in own.items()
             if model.memory is not None
         }

@@ -11,7 +11,7 @@ import numpy as np
 
 from neustream.config.fields import Between, Choices, LogNormal, mean_of
 from neustream.config.promises import SloClass
-from neustream.config.schema import LlmExperiment
+from neustream.config.schema import LlmExperiment, MemoryConfig
 from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
 from neustream.core.policy import Pool
@@ -31,6 +31,11 @@ from neustream.experiment.trace_rows import SIZES, Rows
 from neustream.graphs import SEE_BATCH, llm, llm_profiles, with_eyes
 from neustream.profiling.files import load_profile
 from neustream.profiling.steps import load_steps
+
+
+def cache_of(memory: MemoryConfig) -> KVCache:
+    """The blocks of one instance."""
+    return KVCache(memory.tokens // memory.block, memory.block, memory.host_tokens // memory.block)
 
 
 class LlmPipeline(Pipeline[LlmExperiment]):
@@ -74,7 +79,7 @@ class LlmPipeline(Pipeline[LlmExperiment]):
     def kv_cache(self) -> KVCache | None:
         """The blocks of one instance; None: memory is no limit."""
         memory = self.experiment.llm.memory
-        return None if memory is None else KVCache(memory.tokens // memory.block, memory.block)
+        return None if memory is None else cache_of(memory)
 
     @property
     def pools(self) -> list[Pool]:

@@ -123,6 +123,9 @@ class Table:
             "step_profile_ratio", "What a step took over what its profile says", RATIOS, module
         )
         self.preemptions = self._counter("num_preemptions", "Requests that lost their KV blocks to a step", ("model",))
+        self.offloads = self._counter(
+            "num_kv_offloads", "Of these, requests whose keys and values went to host memory", ("model",)
+        )
         self.kv_usage = self._gauge("kv_cache_usage_perc", "Used KV blocks over all, 0 to 1", ("model",))
         self.kv_slots = self._gauge("kv_slots_used", "Used KV blocks; by default one a request", ("model",))
         self.policy_faults = self._gauge("policy_faults", "Decisions FCFS made for a policy that raised")
