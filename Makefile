@@ -42,7 +42,7 @@ demo: $(VENV)/installed
 	@echo "== 1 of 2: measuring how long each stage of a small DiT takes here, over its batch sizes"
 	$(BIN)/neustream profile configs/demo/dit_tiny.yaml --out $(DEMO)/profiles
 	@echo "== 2 of 2: serving one bursty workload for real under five policies, and simulating the same"
-	$(BIN)/neustream run configs/demo/dit_tiny.yaml --out $(DEMO)
+	$(BIN)/neustream run configs/demo/dit_tiny.yaml --same-device --out $(DEMO)
 
 demo-agent: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/agent_demo.py --out out/agent

@@ -297,6 +297,22 @@ def test_profile_and_then_run_with_what_was_measured(tmp_path):
     assert "how far the simulator was off" in done.out and "serial, as observed" in done.out
 
 
+def test_policies_on_one_and_the_same_device(tmp_path):
+    path = toy(tmp_path, backend={"kind": "toy_backend:make", "step_s": 0.004}, policies={"fcfs": {}, "serial": {}})
+    done = command("run", path, "--same-device", "--json", tmp_path / "out.json")
+    assert done.status == 0, done.err
+    served = results(tmp_path / "out.json")
+    assert [list(entry["on_time_on_device_of"]) for entry in served] == [["fcfs", "serial"]] * 2
+    for entry in served:  # its own device is the one it was observed on
+        observed = entry["simulated_as_observed"]["counts"]["on_time"]
+        assert entry["on_time_on_device_of"][entry["policy"]] == observed
+        share = sum(entry["on_time_on_device_of"].values()) / (2 * entry["counts"]["submitted"])
+        assert [line.split()[-1] for line in done.out.splitlines() if line.split()[:1] == [entry["policy"]]].count(
+            f"{share:.1%}"
+        )
+    assert "the same device for all" in done.out
+
+
 def test_run_writes_a_folder_of_results(tmp_path):
     out = tmp_path / "new/out"
     done = command("run", toy(tmp_path), "-p", "fcfs", "-p", "serial", "--out", out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from neustream.analysis.fidelity import Outcome, Watch, error, errors_table
+from neustream.analysis.fidelity import Watch
 from neustream.analysis.took import Took
 from neustream.backends.ray.configs import check as check_cluster
 from neustream.backends.ray.experiments import ClusterSession
 from neustream.backends.serving import Gallery, Session
+from neustream.commands.beside import Device, beside, explain, on_time, same_device_table, say_errors
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import (
     ConfigArgument,
@@ -43,10 +43,9 @@ from neustream.commands.printing import (
 )
 from neustream.commands.reach import chosen_policies, naming
 from neustream.config import Config, load_config, load_experiment
-from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.errors import ConfigError, NeustreamError
-from neustream.experiment.running import ByModel, record, simulate
+from neustream.experiment.running import ByModel
 
 
 def command(
@@ -57,6 +56,9 @@ def command(
     trace: TraceOption = None,
     device: Annotated[str, typer.Option(help="Where models run, unless the config names devices.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for report, figure, images and traces.")] = None,
+    same_device: Annotated[
+        bool, typer.Option(help="Also simulate each policy on the device as it was while each of them served.")
+    ] = False,
     model: ModelOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -74,7 +76,7 @@ def command(
             _check_plans(chosen, names)
             if chosen.cluster is not None:
                 check_cluster(chosen.cluster)
-        served = _Served(chosen, names, traces)
+        served = _Served(chosen, names, traces, same_device)
         with naming(config), _errors_only():
             served.run(device)
         if served.fault is not None and not served.records:
@@ -117,14 +119,15 @@ def _check_plans(config: Config, names: Sequence[str]) -> None:
 class _Served:
     """What came of serving an experiment under one policy after the other."""
 
-    def __init__(self, config: Config, names: Sequence[str], traces: Mapping[str, Path]) -> None:
+    def __init__(self, config: Config, names: Sequence[str], traces: Mapping[str, Path], same_device: bool) -> None:
         self.config = config
         self.records: list[dict[str, Any]] = []
         self.written: list[Path] = []
         self.fault: NeustreamError | None = None
         self.interrupted = False
         self.pictures: Gallery | None = None
-        self._names, self._traces = names, traces
+        self._names, self._traces, self._same_device = names, traces, same_device
+        self._devices: dict[str, Device] = {}
 
     def run(self, device: str) -> None:
         """Serve with each policy, until one of them breaks or Ctrl-C ends it."""
@@ -139,6 +142,8 @@ class _Served:
                     self._try(session, name, partial(progress.update, task), partial(note, progress), interrupts)
                     if self.fault is not None or interrupts.hit:
                         break
+                if self._same_device and not interrupts.hit and self.fault is None:
+                    self._compare(session, partial(progress.update, task), interrupts)
                 self.interrupted = interrupts.hit
 
     def _try(
@@ -174,15 +179,30 @@ class _Served:
             log.save(self._traces[name])
             self.written.append(self._traces[name])
         simulating()
-        self.records.append(_beside(session, name, report, by_model, watch, took))
+        device = self._devices[name] = Device.of(session, report, watch, took)
+        self.records.append(beside(session, name, report, by_model, device))
+
+    def _compare(self, session: Session, update: Callable[..., None], interrupts: Interrupts) -> None:
+        """Simulate each policy on the device as it was while each served; Ctrl-C leaves the rest out."""
+        count = len(self._devices)
+        update(description="simulating each on the devices of all", total=count * count, completed=0)
+        for entry in self.records:
+            kept = entry["on_time_on_device_of"] = {}
+            for name, device in self._devices.items():
+                kept[name] = on_time(session, entry["policy"], device)
+                update(advance=1)
+                if interrupts.hit:
+                    return
 
 
 def _report(served: _Served, out: Path | None, write: Callable[[Any], None]) -> None:
     """Print tables, and write what was asked for."""
     title = title_of(served.config)
     show(title, served.records)
-    _say_errors(served.records)
-    _explain(served.records)
+    say_errors(served.records)
+    if all(len(entry.get("on_time_on_device_of", ())) == len(served.records) for entry in served.records):
+        console.print(same_device_table(served.records))
+    explain(served.records)
     write(served.records)
     if out:
         from neustream.analysis.plots import plot_served
@@ -194,58 +214,3 @@ def _report(served: _Served, out: Path | None, write: Callable[[Any], None]) -> 
         wrote(out / "report.json")
     for path in served.written:
         wrote(path)
-
-
-def _beside(
-    session: Session, policy: str, report: Report, by_model: ByModel, watch: Watch, took: Took
-) -> dict[str, Any]:
-    """A served report with what the simulator says, by the profiles and of the device as it was meanwhile."""
-    config = session.config
-    same = dataclasses.replace(session.prepared, requests=session.prepared.requests[: report.submitted])
-
-    def simulated(**observed: Any) -> dict[str, Any]:
-        parts = ByModel(config)
-        return record(config, policy, simulate(same, policy, [parts], **observed), parts)
-
-    real, plain = record(config, policy, report, by_model), simulated()
-    costs, ways = watch.told().costs, None
-    if isinstance(session, ClusterSession):
-        costs, ways = costs.model_copy(update={"call_s": 0.0}), session.ways.told(report.start)
-        real["cluster"]["ways_s"] = ways.to_dict()
-    as_observed = simulated(took=took.stretch(report.start), device=costs, ways=ways)
-    return {
-        **real,
-        "simulated": plain,
-        "simulated_as_observed": as_observed,
-        "error": dataclasses.asdict(error(Outcome.of(real), Outcome.of(plain))),
-        "error_as_observed": dataclasses.asdict(error(Outcome.of(real), Outcome.of(as_observed))),
-    }
-
-
-def _say_errors(records: Sequence[dict[str, Any]]) -> None:
-    """Say how far the simulator was off, and how far where it knows how fast the device was."""
-    rows = []
-    for entry in records:
-        served, policy = Outcome.of(entry), entry["policy"]
-        rows.append((policy, served, Outcome.of(entry["simulated"])))
-        rows.append((f"{policy}, as observed", served, Outcome.of(entry["simulated_as_observed"])))
-    console.print(errors_table("how far the simulator was off", "policy", rows))
-
-
-def _explain(records: Sequence[dict[str, Any]]) -> None:
-    """Say where the device was not as fast as its profile, and what ways to instances and back took."""
-    for entry in records:
-        busy = sum(entry["busy_s"].values())
-        profiled = sum(seconds / entry["profile_error"][stage] for stage, seconds in entry["busy_s"].items())
-        if busy and abs(busy / profiled - 1) > 0.05:
-            again = entry["simulated_as_observed"]["goodput_rps"]
-            console.print(
-                f"{entry['policy']}: steps took {busy / profiled:.2f} times what the profiles say; "
-                f"simulated as observed: {again:.2f}/s",
-            )
-        ways = entry.get("cluster", {}).get("ways_s", {})
-        told = [
-            f"{seconds['p50'] * 1e3:.1f} ms {way} (p99 {seconds['p99'] * 1e3:.0f})" for way, seconds in ways.items()
-        ]
-        if told:
-            console.print(f"{entry['policy']}: a request's ways took {', '.join(told)}")
