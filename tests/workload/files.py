@@ -77,7 +77,7 @@ def put(folder, content, name="trace"):
 
 
 def packed(content):
-    return gzip.compress(content.encode())
+    return gzip.compress(content.encode(), mtime=0)
 
 
 def taken(path, format="auto", tokenizer=None, **window):
