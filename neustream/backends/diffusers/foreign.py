@@ -77,6 +77,11 @@ def global_hooks() -> list[Any]:
     return [hook for hooks in found if hooks for hook in hooks.values() if not looks_only(hook)]
 
 
+def offloaded(model: torch.nn.Module) -> bool:
+    """Whether its weights are somewhere else at each call."""
+    return any("_hf_hook" in module.__dict__ for module in model.modules())
+
+
 def has_own_parts(model: torch.nn.Module) -> bool:
     """Whether any of its modules is of a class of somebody's own."""
     return any(origin(kind) not in KNOWN for kind in {type(module) for module in model.modules()})

@@ -233,7 +233,7 @@ class PipelineMount:
             return self._preview(args[0])
         check_callable("on_step", on_step)
         named = named_arguments(self.pipe, args, kwargs)
-        if why := self._places.first.changed():
+        if why := self._places.refused or self._places.first.changed():
             raise RequestError(why)
         whole = self._checked(named)
         asked = self._asked(named, whole, on_step)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.foreign import states_of
+from neustream.backends.diffusers.writing import Writing
 from neustream.errors import BackendError, shown
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -32,6 +33,8 @@ class Parts(dict[int, Mapping[str, Part]]):
     """Whether the stock call runs in `torch.inference_mode` (most run in `torch.no_grad`)."""
     own: bool
     """Whether the stock call changes its denoisers: then each request has its own, on the same weights."""
+    writing: Writing
+    """What calls so far showed of who writes to weights."""
 
 
 def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
@@ -108,6 +111,8 @@ def parts_of(
         )
     parts.device = pipe._execution_device
     parts.inference = "inference_mode" in source
+    shared = [(name, model) for name, model in models_of(pipe) if id(model) in parts]
+    parts.writing = Writing(shared)
     return parts
 
 

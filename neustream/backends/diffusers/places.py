@@ -59,6 +59,11 @@ class Places:
         """The pipeline itself."""
         return self.replicas[0]
 
+    @property
+    def refused(self) -> str:
+        """Why calls are refused that were taken before, by what one of them would do; empty: they are not."""
+        return next(filter(None, (replica.parts.writing.refused for replica in self.replicas)), "")
+
     def probes(self, name: str, roles: frozenset[str]) -> list[Instance]:
         """The stage at which requests show their dimensions, on each device. `roles`: of those that come."""
         return [

@@ -33,6 +33,7 @@ from neustream.backends.diffusers.request import tensors_of
 from neustream.backends.diffusers.results import owned
 from neustream.backends.diffusers.standins import StandIn, park, viewed
 from neustream.backends.diffusers.stepping import Hooks, Step, is_stepped, own_scheduler, step_together
+from neustream.backends.diffusers.writing import Watch, Written
 from neustream.errors import BackendError, StageFailed
 
 PATIENCE = 8
@@ -105,6 +106,7 @@ class Run:
         self.error: BaseException | None = None
         self.brought = ""  # tensors of a call that failed, which its error may be about
         self._closing = False
+        self._watch: Watch | None = None  # over the weights that it shares, until its like is known
         self._watched = on_step is not None or any("callback" in name for name in kwargs)
 
     @classmethod
@@ -161,6 +163,7 @@ class Run:
         parked, journal = self.parked, self.journal
         if self._greenlet is None:
             self._greenlet = greenlet(self._main)
+            self._watch = self.parts.writing.watch(self.kwargs)
             journal.began = [one.get_state() for one in generators_of(self.kwargs)]
         elif isinstance(parked, Call):
             value = journal.called(parked, value, self.steps)
@@ -179,7 +182,12 @@ class Run:
         outside, grad = autocast_now(), torch.is_grad_enabled()
         set_autocast(self._autocast, outside)
         torch.set_grad_enabled(self._grad)
-        parked = self._greenlet.throw(value) if isinstance(value, BaseException) else self._greenlet.switch(value)
+        go_on = self._greenlet.throw if isinstance(value, BaseException) else self._greenlet.switch
+        if self._watch is None:
+            parked = go_on(value)
+        else:
+            parked, watched = self._watch.during(go_on, value)
+            self._watch = self._watch if watched else None
         self._autocast, self._grad = autocast_now(), torch.is_grad_enabled()
         set_autocast(outside, self._autocast)
         torch.set_grad_enabled(grad)
@@ -204,7 +212,7 @@ class Run:
 
     def _forget(self) -> None:
         self.over = True
-        self.pipe = self.parked = self._view = self._greenlet = self._on_step = None
+        self.pipe = self.parked = self._view = self._greenlet = self._on_step = self._watch = None
         self.kwargs, self._stepped_by = {}, None
         self.journal = Journal()
 
@@ -213,6 +221,9 @@ class Run:
             assert self.pipe is not None
             self._view = self._seen(self.pipe, self._stepped_by)
             self.output = owned(self._view(**self.kwargs))
+            self.parts.writing.ended(self.kwargs)
+        except Written as written:
+            self.error = StageFailed(self.parts.writing.refuse(type(self.pipe).__name__, written.name))
         except BaseException as error:  # noqa: BLE001  the caller's own callbacks run in there
             if self._closing:
                 return
@@ -255,15 +266,16 @@ class Run:
         Stock calls scale the adapters of their text encoders around the encoding, and some change their
         denoisers. Then they get their own model, on the same weights, and nobody shares its calls.
         """
-        part = parts.get("")
+        part, writing = parts.get(""), self.parts.writing
         if part is None:
-            return StandIn(model, parts)
+            return StandIn(model, parts, writing)
         if part.role == "denoise" and self.parts.own:
             copied = twin(model)
-            return StandIn(copied, {name: one.of(copied, name, self) for name, one in parts.items()}, own=True)
+            shared = {name: one.of(copied, name, self) for name, one in parts.items()}
+            return StandIn(copied, shared, writing, own=True)
         if part.role == "encode" and part.scales and scaled(self.kwargs):
-            return StandIn(twin(model), parts, inline="encode", own=True)
-        return StandIn(model, parts)
+            return StandIn(twin(model), parts, writing, inline="encode", own=True)
+        return StandIn(model, parts, writing)
 
     def follow(self, steps: int, result: Any, arrived: Callable[[Any], None]) -> None:
         """Take `steps` scheduler steps by their last `result`, then tell `arrived` of the scheduler."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from neustream.backends.diffusers.calls import Call, Part
 from neustream.backends.diffusers.stepping import Step
+from neustream.backends.diffusers.writing import Writing
 from neustream.errors import BackendError
 
 
@@ -41,11 +42,14 @@ class StandIn:
     """A model's place in a view: calls of its parts park the request, everything else is the model's.
 
     Calls of the role `inline` are not shared: they run at once, inside their request. A model that is
-    the request's `own` may be changed.
+    the request's `own` may be changed. A method that writes to weights, by what `writing` knows, is
+    called on a copy that has weights of its own, which takes the model's place for this request.
     """
 
-    def __init__(self, model: Any, parts: Mapping[str, Part], inline: str = "", *, own: bool = False) -> None:
-        self.__dict__.update(_model=model, _parts=parts, _inline=inline, _cast=None, _own=own)
+    def __init__(
+        self, model: Any, parts: Mapping[str, Part], writing: Writing, inline: str = "", *, own: bool = False
+    ) -> None:
+        self.__dict__.update(_model=model, _parts=parts, _inline=inline, _cast=None, _own=own, _writing=writing)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what isinstance asks for
@@ -77,8 +81,17 @@ class StandIn:
         if part is None or part.role == self._inline:
             if name.startswith(CHANGES) and not self._own:
                 raise BackendError(f"a pipeline that calls {name}() of a model in its call cannot share that model")
-            return getattr(self._model, name)
+            value = getattr(self._model, name)
+            return value if self._writing is None else self._writing.guarded(value, self._copied)
         return lambda *args, **kwargs: park(part.call(args, kwargs, self._cast))
+
+    def _copied(self) -> Any:
+        """The request's own model from now on, with weights of its own."""
+        copied = copy.deepcopy(self._model)
+        whose = object()
+        parts = {name: part.of(copied, name, whose) for name, part in self._parts.items()}
+        self.__dict__.update(_model=copied, _parts=parts, _own=True, _writing=None)
+        return copied
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._own:

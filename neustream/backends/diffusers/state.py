@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedModel
 
-from neustream.backends.diffusers.foreign import global_hooks, is_own, looks_only, origin, processor_of
+from neustream.backends.diffusers.foreign import global_hooks, is_own, looks_only, offloaded, origin, processor_of
 from neustream.backends.diffusers.weights import Weights
 from neustream.backends.settings import Settings
 from neustream.errors import shown
@@ -169,7 +169,7 @@ class State:
             processor = processor_of(module)
             if processor is not None and not isinstance(processor, torch.nn.Module):
                 self._kept += _objects(f"{path}.processor", processor, DEPTH)
-        if not _hooked(model):
+        if not offloaded(model):
             self._weights.append(Weights(model, casts=moves))
 
     def _link(self) -> None:
@@ -258,12 +258,7 @@ def _objects(name: str, value: Any, depth: int) -> Iterator[Kept]:
 def _moves(model: torch.nn.Module) -> bool:
     """Whether its weights are replaced all the time: offloaded, or cast by stock calls themselves."""
     casts = getattr(getattr(model, "config", None), "force_upcast", False)
-    return bool(casts) or _hooked(model)
-
-
-def _hooked(model: torch.nn.Module) -> bool:
-    """Whether it is offloaded."""
-    return any("_hf_hook" in module.__dict__ for module in model.modules())
+    return bool(casts) or offloaded(model)
 
 
 def _first(model: torch.nn.Module) -> tuple[Mapping[str, Any], str]:
