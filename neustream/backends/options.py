@@ -9,19 +9,25 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from neustream.errors import BackendError
+from neustream.errors import BackendError, nearest, shown
 
 Options = TypeVar("Options", bound=BaseModel)
 
 
 def options_of(model: type[Options], raw: Mapping[str, Any]) -> Options:
-    """A config's `backend` section as `model`; BackendError names the key and what is allowed."""
+    """A config's `backend` section as `model`; BackendError names the key, its value and what is allowed."""
     try:
         return model.model_validate(dict(raw))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
-        raise BackendError(f"backend.{key}: {problem['msg']}; options: {', '.join(model.model_fields)}") from None
+        if problem["type"] == "extra_forbidden":
+            why = f"unknown key 'backend.{key}'; {nearest(key, model.model_fields)}"
+        elif problem["type"] == "missing":
+            why = f"key 'backend.{key}' is needed"
+        else:
+            why = f"backend{'.' * bool(key)}{key}: {problem['msg']}, got {shown(problem['input'])}"
+        raise BackendError(why) from None
 
 
 @contextlib.contextmanager

@@ -100,11 +100,20 @@ class Job:
             slo = self.promise.slo
             return self.context.gateway.submit(self.model, slo=slo, id=id, **arguments)
 
+        # the stock call looks at its arguments first: a thread's work, which nobody can end
+        asked = asyncio.ensure_future(self.context.gateway.think(ask, size=LONG))
         try:
-            # the stock call looks at its arguments first: a thread's work
-            self.answers.append(await self.context.gateway.think(ask, size=LONG))
+            self.answers.append(await asyncio.shield(asked))
+        except asyncio.CancelledError:
+            asked.add_done_callback(_give_up)
+            raise
         except (NeustreamError, TypeError, ValueError) as error:
             raise of_request(error) from error
+
+    async def submit_all(self) -> None:
+        """Ask for all of its images."""
+        for number in range(self.body.count):
+            await self.submit(number)
 
     def watch(self) -> None:
         """See to it that they do not wait for ever."""
@@ -174,12 +183,17 @@ class Job:
         self.shown.cancel()
 
 
+def _give_up(asked: asyncio.Future[Answer[Any]]) -> None:
+    """Nobody waits any more for an image that was asked for meanwhile."""
+    if not asked.cancelled() and asked.exception() is None:
+        asked.result().cancel()
+
+
 async def _serve(job: Job) -> Response:
     body, context = job.body, job.context
     context.about(job.about)
     try:
-        for number in range(body.count):
-            await job.submit(number)
+        await while_there(context.request.receive, job.submit_all())
         job.watch()
         if body.stream:
             return await stream_of(context, events(job), context.headers(job.promise), Outlet())

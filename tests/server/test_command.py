@@ -65,6 +65,21 @@ TWICE = "models: [{name: a, kind: text, path: x}, {name: a, kind: image, path: y
             "model 'a': params 'math:cos': no pydantic model",
         ),
         (["CONFIG"], MODEL + "\npolicy: {name: priced, shares: 1}", "shares"),
+        (
+            ["CONFIG", "--port", "0"],
+            "models: [{name: a, kind: text, tokenizer: bytes, backend: {model_tipe: opt}}]",
+            "unknown key 'backend.model_tipe'; did you mean 'model_type'? allowed: attention, checkpoint, config",
+        ),
+        (
+            ["CONFIG", "--port", "0"],
+            "models: [{name: a, kind: image, backend: {pipeline: StableDiffusionPipeline, wieghts_seed: 3}}]",
+            "unknown key 'backend.wieghts_seed'; did you mean 'weights_seed'? allowed: ",
+        ),
+        (
+            ["CONFIG", "--port", "0"],
+            "models: [{name: a, kind: text, tokenizer: bytes, backend: {model_type: opt, slots: 0}}]",
+            "backend.slots: Input should be greater than or equal to 1, got 0",
+        ),
         (["CONFIG"], MODEL + "\npromises: {classes: {a: {on_miss: finnish}}}", "on_miss"),
     ],
 )

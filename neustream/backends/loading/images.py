@@ -21,6 +21,7 @@ def image_mount(config: ModelConfig) -> Mount:
     import diffusers
 
     from neustream.backends.diffusers import PipelineMount, from_config
+    from neustream.backends.options import options_of
     from neustream.backends.torch import dtype_of
 
     if config.path is not None:
@@ -31,7 +32,7 @@ def image_mount(config: ModelConfig) -> Mount:
         pipe: Any = made.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
     else:
         options = {"dtype": config.dtype, **(config.backend or {})}
-        pipe = from_config.build(from_config.Options(**options))
+        pipe = from_config.build(options_of(from_config.Options, options))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(config.device)
     known = from_config.call_names(pipe)

@@ -28,6 +28,7 @@ def text_mount(config: ModelConfig, failed: dict[str, str]) -> Mount:
     """A language model; `failed` gets those of its adapters that cannot be loaded."""
     from transformers import AutoConfig, AutoTokenizer
 
+    from neustream.backends.options import options_of
     from neustream.backends.torch import device_of, dtype_of
     from neustream.backends.transformers import TextMount
     from neustream.backends.transformers.adapted import with_adapters
@@ -41,7 +42,7 @@ def text_mount(config: ModelConfig, failed: dict[str, str]) -> Mount:
         stock = made.from_pretrained(folder, local_files_only=True, dtype=dtype)
         stock.eval().requires_grad_(False)
     else:
-        options = Options(**{"dtype": config.dtype, **(config.backend or {})})
+        options = options_of(Options, {"dtype": config.dtype, **(config.backend or {})})
         stock = build(options, device_of(config.device))
     if config.tokenizer == "bytes":
         tokenizer: Any = byte_tokenizer()

@@ -1,0 +1,224 @@
+"""Clients that leave while their call is looked at, come again when told to, share an id, or come behind others."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import json
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra 'serve'")
+pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
+httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
+openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
+
+import anyio  # noqa: E402
+import openai._base_client as their_client  # noqa: E402
+from serving import serving, stock, text_service, until  # noqa: E402
+from toys import Flat  # noqa: E402
+
+from neustream import FCFS, Decision  # noqa: E402
+from neustream.backends.demo import IMAGE, TEXT  # noqa: E402
+from neustream.backends.loading import load  # noqa: E402
+from neustream.server.config import ServerConfig  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+IMAGES = {"prompt": "a lighthouse", "num_inference_steps": 2, "seed": 5, "n": 4}
+TEXTS = {"prompt": "Once upon", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A server of images and texts: its address, and its service."""
+    images = {"measure_s": 0.0, "cache": str(tmp_path_factory.mktemp("cache")), "max_batch": 4}
+    models = [
+        {"name": "sd", "kind": "image", "backend": IMAGE, "sizes": ["64x64"], "options": images},
+        {
+            "name": "chat",
+            "kind": "text",
+            "backend": TEXT,
+            "tokenizer": "bytes",
+            "options": {"profile": Flat(), "slots": 4},
+        },
+    ]
+    config, loaded = ServerConfig.model_validate({"models": models}), []
+
+    def loading(metrics):
+        loaded.append(load(config, metrics))
+        return loaded[0]
+
+    with serving(loading) as (url, said, _):
+        assert said.get(timeout=120) == "ready: sd, chat"
+        yield url, loaded[0].service
+
+
+def sent(url, path, body):
+    """A connection on which a request was sent."""
+    content = json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json"]
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    connection.sendall("\r\n".join([*lines, f"content-length: {len(content)}", "", ""]).encode() + content)
+    return connection
+
+
+def left(url):
+    """How many clients went away so far."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("neustream:disconnects_total{"))
+
+
+# -- who leaves ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_while_the_call_is_looked_at_is_forgotten(both, monkeypatch, stream):
+    """The look is a thread's work, which nobody can end; what it asks for is given up."""
+    url, service = both
+    mount, body = service.models["sd"], {**IMAGES, "stream": stream}
+    looks, go, look = [], threading.Event(), mount.request
+
+    def held(*args, **kwargs):
+        looks.append(1)
+        assert go.wait(60)
+        return look(*args, **kwargs)
+
+    before, gone = (service.report.submitted, service.report.counts["cancelled"]), left(url)
+    monkeypatch.setattr(mount, "request", held)
+    with httpx.Client(base_url=url, timeout=60) as client, sent(url, "/v1/images/generations", body):
+        until(lambda: looks)
+        open_now = client.get("/health").json()
+    until(lambda: left(url) > gone)
+    assert open_now["status"] == "ok"  # nobody waits for a look
+    go.set()
+    until(lambda: service.report.submitted > before[0])
+    until(lambda: not service.answers)
+    assert len(looks) == 1  # of four images
+    assert service.report.counts["cancelled"] == before[1] + 1
+    monkeypatch.undo()
+    assert httpx.post(f"{url}/v1/images/generations", json={**body, "n": 1}, timeout=60).status_code == 200
+
+
+# -- who comes again ----------------------------------------------------------------------------------
+
+
+class Gate:
+    """Nobody gets a second output while it is shut."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self._rule = FCFS(drop_hopeless=False)
+
+    def decide(self, view):
+        if self.open.is_set():
+            return self._rule.decide(view)
+        return Decision([job for job in view.jobs if not job.outputs][:1], wake_at=view.now + 0.01)
+
+
+REFUSALS = 6
+"""Before there is room."""
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_client_that_is_told_to_come_again_does_so_until_it_is_served(monkeypatch, asynchronous):
+    """The openai client waits as long as it is told, which takes no time here; there is room from the sixth time on."""
+    gate, loaded, waits, model = Gate(), [], [], stock()
+
+    def loading(metrics):
+        loaded.append(text_service(model, metrics, policy=gate))
+        return loaded[0]
+
+    def waited(seconds):
+        waits.append(seconds)
+        if len(waits) >= REFUSALS:
+            gate.open.set()
+            time.sleep(0.02)  # until the front has heard that there is room
+
+    async def awaited(seconds):
+        waited(seconds)
+
+    with serving(loading, limits={"max_open": 1}) as (url, said, _):
+        said.get(timeout=60)
+        with sent(url, "/v1/completions", TEXTS):
+            until(lambda: loaded[0].service.answers)
+            given = {"base_url": f"{url}/v1", "api_key": "x", "max_retries": 1000}
+            ask = {**TEXTS, "model": "tiny", "extra_body": {"ignore_eos": True}}
+            del ask["ignore_eos"]
+            if asynchronous:
+                monkeypatch.setattr(their_client, "anyio", SimpleNamespace(**{**vars(anyio), "sleep": awaited}))
+                done = asyncio.run(asked_for(openai.AsyncOpenAI(**given), ask))
+            else:
+                monkeypatch.setattr(their_client, "time", SimpleNamespace(**{**vars(time), "sleep": waited}))
+                with openai.OpenAI(**given) as client:
+                    done = client.completions.create(**ask)
+    assert done.usage.completion_tokens == 12
+    assert len(waits) >= REFUSALS and all(wait == int(wait) and 1 <= wait <= 60 for wait in waits)
+
+
+async def asked_for(client, ask):
+    async with client:
+        return await client.completions.create(**ask)
+
+
+# -- who has the id of another ------------------------------------------------------------------------
+
+
+def test_requests_with_one_id_are_each_served_under_their_own(both):
+    url, _ = both
+    with httpx.Client(base_url=url, timeout=60) as client, cf.ThreadPoolExecutor(8) as threads:
+
+        def ask(number):
+            path, body = ("/v1/completions", TEXTS) if number % 4 else ("/v1/images/generations", {**IMAGES, "n": 1})
+            return client.post(path, json=body, headers={"x-request-id": "same"})
+
+        answers = list(threads.map(ask, range(8)))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    ids = {answer.headers["x-request-id"] for answer in answers}
+    assert len(ids) == 8 and all(id.startswith("same-") for id in ids)
+    assert len({answer.json()["choices"][0]["text"] for answer in answers if "choices" in answer.json()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("x" * 500, "x" * 64 + "-"), ("a/../b\\c", "a..bc-"), ("!", ""), ("", ""), ("<b>", "b-")]
+)
+def test_ids_of_clients_are_cut_to_what_is_safe_to_print(both, given, kept):
+    answer = httpx.post(f"{both[0]}/v1/completions", json={**TEXTS, "max_tokens": 1}, headers={"x-request-id": given})
+    id = answer.headers["x-request-id"]
+    assert answer.status_code == 200 and id.startswith(kept) and len(id) == (len(kept) + 8 if kept else 32)
+
+
+# -- who comes behind others --------------------------------------------------------------------------
+
+
+def test_an_image_behind_texts_that_are_under_way(both):
+    """One device: it is made between their tokens, and none of them loses any."""
+    url, _ = both
+    alone = httpx.post(f"{url}/v1/images/generations", json={**IMAGES, "n": 1}, timeout=60).json()["data"]
+    gate, started = threading.Event(), []
+
+    def text(number):
+        body = {**TEXTS, "prompt": f"n{number}", "max_tokens": 300, "stream": True}
+        with httpx.Client(timeout=60) as client, client.stream("POST", f"{url}/v1/completions", json=body) as stream:
+            chunks = 0
+            for line in stream.iter_lines():
+                chunks += line.startswith("data: {")
+                if chunks == 1:
+                    started.append(number)
+                    assert gate.wait(60)
+            return chunks
+
+    with cf.ThreadPoolExecutor(4) as threads:
+        texts = [threads.submit(text, number) for number in range(4)]
+        until(lambda: len(started) == 4 or any(one.done() for one in texts))
+        made = httpx.post(f"{url}/v1/images/generations", json={**IMAGES, "n": 1}, timeout=60)
+        gate.set()
+        assert made.status_code == 200 and made.json()["data"] == alone
+        assert [one.result(60) for one in texts] == [300] * 4
