@@ -169,6 +169,13 @@ def test_jobs_that_waited_too_long_do_not_slow_everybody_down(seed):
     assert ours >= neustream - 2
 
 
+@pytest.mark.parametrize("seed", [101, 105])
+def test_no_more_are_promised_in_long_loops_than_the_device_goes_on_serving(seed):
+    prepared = paper("dit_s2_256_rtx4090", workload__requests=200, workload__rate=5, workload__seed=seed, slo__scale=2)
+    ours, neustream = on_time(prepared, "priced", "neustream")
+    assert ours >= neustream - 2
+
+
 @pytest.mark.parametrize("scale", [1.4, 1.6])
 def test_a_profile_that_is_wrong_throughout_is_learnt(scale):
     prepared = paper(

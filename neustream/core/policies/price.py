@@ -40,6 +40,7 @@ class _Known(NamedTuple):
     costs: Mapping[Demand, _Cost]
     price: float
     value: float
+    filled: float
     least: float
     longest: float
     seen: tuple[object, object, object]
@@ -64,6 +65,11 @@ def value_of(view: View) -> float:
     the price where that is more.
     """
     return _known(view).value
+
+
+def filled(view: View) -> float:
+    """The part of the time that recent requests' charges fill, at most 1; 0 in a first burst."""
+    return _known(view).filled
 
 
 def some_are_blocked(view: View) -> bool:
@@ -128,15 +134,16 @@ def _moved(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
     return any(abs(speed - before[name]) > MOVED * before[name] for name, speed in now.items())
 
 
-def _prices(view: View, costs: Mapping[Demand, _Cost]) -> tuple[float, float]:
-    """Price and value; the price is 0 before the recent requests are some, and longer than a burst.
+def _prices(view: View, costs: Mapping[Demand, _Cost]) -> tuple[float, float, float]:
+    """Price, value and the part of the time that is filled.
 
-    In a burst there is a value: all of the device is needed then.
+    Price and part are 0 before the recent requests are some, and longer than a burst. In a burst
+    there is a value: all of the device is needed then.
     """
     recent = view.recent
     offers = [(demand, cost.charge) for demand, cost in costs.items() if cost.charge > 0]
     if not offers:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     span = recent[-1].at - recent[0].at
     room = span * view.pool.workers
     weight = sum([demand.weight for demand, _ in offers])
@@ -144,9 +151,9 @@ def _prices(view: View, costs: Mapping[Demand, _Cost]) -> tuple[float, float]:
     value = weight / max(room, charge)
     enough = len(offers) + 1 >= ENOUGH
     if not enough or span * len(offers) < sum([demand.budget for demand, _ in offers]):
-        return 0.0, value
+        return 0.0, value, 0.0
     price = _cleared(offers, room)
-    return price, max(price, value)
+    return price, max(price, value), min(1.0, charge / room)
 
 
 def _cleared(offers: Sequence[tuple[Demand, float]], room: float) -> float:

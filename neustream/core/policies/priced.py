@@ -30,6 +30,8 @@ class Priced:
     2. **What fits is promised.** Waiting jobs are admitted, those with the most time per step
        first, if all promised jobs and they are still on time. Those with several times what the
        most efficient batch takes are behind all others: they lose nothing by waiting.
+       By as much of the time as recent requests fill, others come in place of those who end: a
+       newcomer needs a seat that does not come of their going (`lasting.py`).
     3. **The price** (a shadow price). From the charges that the last hundred requests had when
        they came follows the weight per second that the device earned if it served the best of
        them: 0 while all fit. A job that brings less than `price` times that per second of charge

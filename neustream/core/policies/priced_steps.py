@@ -11,6 +11,7 @@ from itertools import accumulate, compress
 from neustream.core.job import Job
 from neustream.core.policies.chances import with_riders
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
+from neustream.core.policies.lasting import lasting
 from neustream.core.policies.line_up import LineUp, blocking, line_up
 from neustream.core.policies.next_step import (
     can_encode_later,
@@ -80,7 +81,8 @@ class PricedSteps:
         worth = outside
         if price > 0:
             worth = [index for index in outside if jobs.density[index] >= price]
-        promised = self._admit_more(jobs, promised, worth[:WEIGHED], not view.reserved)
+        worth = lasting(view, jobs, promised, worth[:WEIGHED])
+        promised = self._admit_more(jobs, promised, worth, not view.reserved)
         if not promised:  # the price is not for an idle device
             promised = fitting(jobs, outside[:WEIGHED])
         return promised
