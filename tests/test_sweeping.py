@@ -13,6 +13,7 @@ import yaml
 from test_foreign_code import interrupted
 from toys import TESTS, command, results, toy, write_profile
 
+import neustream.experiment.sweeping
 from neustream import NeustreamError
 from neustream.config import load_experiment
 from neustream.engine.trace import EventLog
@@ -54,7 +55,7 @@ def test_a_second_sweep_simulates_only_what_is_new(tmp_path):
     assert reused(sweep(path, out)) == 3
     assert results(out / "sweep.json") == before, "to the microsecond: they are the same ones"
     assert reused(sweep(path, out, "-p", "fcfs", "-p", "serial")) == 3
-    assert reused(sweep(path, out, "--fresh")) == 0
+    assert "reused" not in sweep(path, out, "--fresh").err
     done = command("sweep", path, "--over", "workload.rate", "--values", "50,7", "--out", out, "--jobs", 1)
     assert reused(done) == 1 and "1 of 2 points are reused" in done.err
 
@@ -78,8 +79,6 @@ def test_what_a_fingerprint_depends_on(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
     def name(*settings, policy="fcfs"):
-        import neustream.experiment.sweeping
-
         neustream.experiment.sweeping._digest.cache_clear()
         return fingerprint(Unit(load_experiment(path, settings), "slo.scale", 1.0, (policy,)), policy)
 
@@ -101,6 +100,29 @@ def test_what_a_fingerprint_depends_on(tmp_path, monkeypatch):
     assert len({name(truth), true, first}) == 3
     (tmp_path / "own_rule.py").write_text("from toys import Newest  # otherwise\n")
     assert name() == first and name(policy="own_rule:Newest") != own
+
+
+def test_points_of_another_sweep_at_the_same_config_are_not_mixed_in(tmp_path):
+    path, out = toy(tmp_path, slo={"scale": 2}), tmp_path / "out"
+    common = ["--out", out, "--jobs", 1]
+    assert command("sweep", path, "--over", "workload.rate", "--values", "50,200", *common).status == 0
+    done = command("sweep", path, "--over", "slo.scale", "--values", "2,4", *common)
+    assert done.status == 0 and reused(done) == 0
+    entries = results(out / "sweep.json")
+    assert [(entry["over"], entry["value"]) for entry in entries] == [("slo.scale", 2), ("slo.scale", 4)]
+
+
+def test_points_are_kept_by_the_code_of_the_whole_library(tmp_path, monkeypatch):
+    module = neustream.experiment.sweeping
+    for file in ("__init__.py", "core/policies/fcfs.py"):
+        copy = tmp_path / "neustream" / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text("")
+    monkeypatch.setattr(neustream, "__file__", str(tmp_path / "neustream/__init__.py"))
+    first = module._code.__wrapped__()
+    assert module._code.__wrapped__() == first
+    (tmp_path / "neustream/core/policies/fcfs.py").write_text("PATIENCE = 2\n")
+    assert module._code.__wrapped__() != first
 
 
 def test_lines_that_are_cut_off_are_simulated_again(tmp_path):

@@ -138,11 +138,10 @@ def _simulated(units: Sequence[Unit], path: Path, jobs: int, fresh: bool) -> Poi
             left.append(unit)
         else:
             done |= {(unit.value, name): point for name, point in found.items() if point is not None}
-    if len(kept):
-        others = len(kept) - len(done)
+    if len(kept) and not fresh:
         notes.print(
             f"{len(done)} of {len(keys)} points are reused from {path}; "
-            f"{others} of another config, policy, profile or code are not",
+            f"{len(kept) - len(done)} of another value, config, policy, profile or code are not",
             soft_wrap=True,
         )
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+import neustream
 from neustream.config import Config, Experiment, ModelsConfig, experiments_of
 from neustream.engine.trace import EventLog
 from neustream.errors import NeustreamError
@@ -208,8 +209,9 @@ class Kept:
 def fingerprint(unit: Unit, policy: str) -> str:
     """A name for all that the results of a policy at a point depend on.
 
-    That is the config without what only other commands or policies read, the contents of profiles and traces,
-    the policy's own module (not what that imports), and the code and versions of this library and numpy.
+    That is what is swept and its value, which results name, the config without what only other commands or policies
+    read, the contents of profiles and traces, the policy's own module (not what that imports), and the code and
+    versions of this library and numpy.
     """
     rule = parted(policy)[0]
     given = unit.config.policies.get(rule, {})
@@ -229,7 +231,8 @@ def fingerprint(unit: Unit, policy: str) -> str:
     several = unit.config.experiments() if isinstance(unit.config, ModelsConfig) else {}
     for name, experiment in several.items() or [("", one) for one in experiments_of(unit.config)]:
         files += _elsewhere(name, experiment)
-    facts = [config, [_digest(file) for file in files], policy, given, _module_of(rule), unit.bound, _code()]
+    point = [unit.over, unit.value, policy, given, unit.bound]
+    facts = [config, [_digest(file) for file in files], point, _module_of(rule), _code()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -275,6 +278,6 @@ def _digest(path: Path) -> str:
 def _code() -> str:
     """This library's source, and the versions of what it computes with."""
     digest = hashlib.sha256(f"{platform.python_version()} {np.__version__}".encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(neustream.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
