@@ -256,6 +256,7 @@ def copy_of(job: Entry) -> Entry:
     twin.origin = job.origin
     twin.parent = job.parent
     twin.branch = job.branch
+    twin.ran = job.ran
     twin.after = job.after
     twin.outer_until = job.outer_until
     twin.queue = job.queue

@@ -62,6 +62,7 @@ class Entry(Job):
         branch: the name of a branch, "a/b" of one in another; "": it is none.
         parent: whose branch it is, None from the moment that nobody waits for it.
         after: what follows the join; outer_until: `leg_until` of the calls around the par.
+        ran: whether any of its branches has run, of a request's own job.
     """
 
     __slots__ = (
@@ -78,6 +79,7 @@ class Entry(Job):
         "outer_until",
         "parent",
         "queue",
+        "ran",
         "round",
         "unit_size",
     )
@@ -97,6 +99,7 @@ class Entry(Job):
         self.origin: Entry | None = None
         self.parent: Entry | None = None
         self.branch = ""
+        self.ran = False
         self.after = Ahead()
         self.outer_until = math.inf
 
@@ -104,6 +107,14 @@ class Entry(Job):
     def root(self) -> Entry:
         """The request's own job."""
         return self if self.origin is None else self.origin
+
+    @property
+    def begun(self) -> bool:
+        return self.started_at is not None or self.root.ran
+
+    @property
+    def joins(self) -> Entry | None:
+        return self.parent
 
     @property
     def skipped(self) -> int:

@@ -155,6 +155,16 @@ class Job:
         return 0
 
     @property
+    def begun(self) -> bool:
+        """Whether any of its request has run."""
+        return self.started_at is not None
+
+    @property
+    def joins(self) -> Job | None:
+        """What goes on once this branch of it and others are over; None: it is no branch."""
+        return None
+
+    @property
     def ran_last(self) -> bool:
         """Whether it was in the latest step of its stage."""
         return False

@@ -154,6 +154,7 @@ class PoolState:
             job.worker = batch.worker
             if job.started_at is None:
                 job.started_at = batch.started_at
+                job.root.ran = True
 
     # -- blocks -----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -99,14 +99,23 @@ class Leg:
 
 
 def legs_of_job(view: View, job: Job) -> list[Leg]:
-    """The legs of a live job, that which it is in first."""
-    stages = job.request.graph.stages
-    asked = [
-        (stages[name], count, job.size_ahead(stages[name]))
-        for name, count in job.calls_left.items()
-    ]
+    """The legs of a live job, that which it is in first.
+
+    What follows the join of a branch takes time, but is charged to none of the branches.
+    """
     here = {name: job.calls_here(name) for name in job.calls_left}
-    return list(_legs(view, asked, here))
+    legs = list(_legs(view, _asked(job), here))
+    joins = job.joins
+    while joins is not None:
+        legs += [replace(leg, pool="") for leg in _legs(view, _asked(joins), {})]
+        joins = joins.joins
+    return legs
+
+
+def _asked(job: Job) -> list[tuple[Stage, int, float]]:
+    stages = job.request.graph.stages
+    calls = job.calls_left.items()
+    return [(stages[name], count, job.size_ahead(stages[name])) for name, count in calls]
 
 
 def legs_of_demand(view: View, demand: Demand, stages: Mapping[str, Stage]) -> list[Leg]:

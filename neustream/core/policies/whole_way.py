@@ -57,6 +57,8 @@ class WholeWay:
     4. Requests that have begun come first, those that have to start first in front. A new one
        begins only if each pool on its way has room for it when it comes there, beside all that have
        begun, and if it brings what the scarcest pool's time is worth by what was asked for lately.
+       A branch has begun with the first branch of its request: one is worth nothing without the
+       others. What follows their join takes time that each has to spare, and is charged to none.
     5. What all these leave of the memory is for others, the latest first: outputs that come soon
        are worth something even of a request that will probably not be in time in the end.
 
@@ -222,12 +224,12 @@ class _Step:
         worth = {job: price.density(self._legs(job), self._planned(job), job) for job in waiting}
         least = self.price * price.price
         chosen = [job for job in waiting if worth[job] >= least and not self._tight(job)]
-        begun = [job for job in chosen if job.started_at is not None]
+        begun = [job for job in chosen if job.begun]
         tried = set()
         for job in sorted(begun, key=lambda job: job.due - job.remaining_s):
             tried.add(job)
             yield job, 1.0
-        fresh = [job for job in chosen if job.started_at is None]
+        fresh = [job for job in chosen if not job.begun]
         for job in sorted(fresh, key=lambda job: -worth[job]):
             if self._has_room(job):
                 tried.add(job)
@@ -264,9 +266,9 @@ class _Step:
         if not run.rows:  # nobody else needs the device, and it may end early
             return True
         if self.forecast is not None:
-            return job.started_at is not None or self._adds(job, self.forecast)
+            return job.begun or self._adds(job, self.forecast)
         by = beside.soft
-        if job.started_at is not None:
+        if job.begun:
             by[-1] = row.hard
         before, after = run.chances(by[:-1]), beside.chances(by)
         own = float(after[-1])
@@ -379,5 +381,5 @@ class _Step:
 
 def _begun_first(job: Job) -> tuple[bool, float]:
     """Those that have begun, who has to start first in front; then the latest."""
-    new = job.started_at is None
+    new = not job.begun
     return new, -job.arrival if new else job.due - job.remaining_s
