@@ -43,26 +43,35 @@ def _interpolated(grid: DecodeGrid, batch: Floats, total: Floats) -> Floats:
     """As `DecodeGrid.latency`."""
     rows, columns, table = grid.arrays
     context = total / batch
-    nearest_batch = np.clip(batch, rows[0], rows[-1])
-    nearest_context = np.clip(context, columns[0], columns[-1])
-    i, x = _cells(rows, nearest_batch)
-    j, y = _cells(columns, nearest_context)
-    above, k = np.minimum(i + 1, len(rows) - 1), np.minimum(j + 1, len(columns) - 1)
-    low = (1 - y) * table[i, j] + y * table[i, k]
-    high = (1 - y) * table[above, j] + y * table[above, k]
-    inside = (1 - x) * low + x * high
+    nearest_batch = np.minimum(np.maximum(batch, rows[0]), rows[-1])
+    nearest_context = np.minimum(np.maximum(context, columns[0]), columns[-1])
+    i, above, x = _cells(rows, nearest_batch)
+    j, k, y = _cells(columns, nearest_context)
+    each, across = table.ravel(), table.shape[1]
+    i *= across
+    above *= across
+    rest = 1 - y
+    low = rest * each.take(i + j) + y * each.take(i + k)
+    high = rest * each.take(above + j) + y * each.take(above + k)
+    inside: Floats = (1 - x) * low + x * high
+    within = (nearest_batch == batch) & (nearest_context == context)
+    if within.all():
+        return inside
     _, per_job, per_token = grid.fit
     beyond = per_job * (batch - nearest_batch)
     beyond += per_token * (total - nearest_batch * nearest_context)
-    within = (nearest_batch == batch) & (nearest_context == context)
     seconds: Floats = np.where(within, inside, np.maximum(inside + beyond, table[0, 0] / 2))
     return seconds
 
 
-def _cells(axis: Floats, values: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """The point of an axis at or below each value, and how far it is to the next one."""
-    index = np.maximum(np.searchsorted(axis, values, side="right") - 1, 0)
-    last = index == len(axis) - 1
-    below = axis[index]
-    width = np.where(last, 1.0, axis[np.minimum(index + 1, len(axis) - 1)] - below)
-    return index, np.where(last, 0.0, (values - below) / width)
+def _cells(axis: Floats, values: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """The points of an axis at or below each value and above it, and how far it is between them.
+
+    The last value of the axis is all the way from the last but one.
+    """
+    index = axis[1:-1].searchsorted(values, side="right")
+    if len(axis) == 1:
+        return index, index.copy(), np.zeros(values.shape)
+    above = index + 1
+    below = axis.take(index)
+    return index, above, (values - below) / (axis.take(above) - below)

@@ -22,8 +22,9 @@ SETTLED_S = 0.0005
 SHORT_S = 0.004
 """Shorter steps are not planned ahead where decisions are quick. Python's lock keeps their worker
 waiting while a decision is made, and at the end of the step none of it goes into a forecast."""
-QUICK = 0.25
-"""Share of a short step in which a decision is quick; for a lone request it is in any case."""
+QUICK = 1.0
+"""Share of a short step in which a decision is quick; for a lone request it is in any case. Beside
+a step it takes turns with it at Python's lock, and both take longer than one after the other."""
 SOON_S = 0.05
 """In steps that are longer, the next one is planned that often, if anything came up: who is without
 hope hears of it."""

@@ -90,13 +90,15 @@ def test_a_short_step_of_a_lone_request_is_planned_when_it_has_ended():
     assert ended == {"a": 4 * (2**-8 + 2**-10)}
 
 
-def test_a_short_step_is_planned_ahead_where_there_are_others():
-    told, _ = run(ask("a", steps=8), ask("b", steps=8), decision_s=2**-10, profiles=SHORT, graph=GRAPH)
+def test_a_short_step_is_planned_ahead_where_a_decision_takes_as_long():
+    told, _ = run(ask("a", steps=8), ask("b", steps=8), decision_s=2**-8, profiles=SHORT, graph=GRAPH)
     assert any(record.step.planned for record in told.of(Finished))
 
 
-def test_a_short_step_is_not_planned_ahead_where_decisions_are_quick():
-    told, ended = run(ask("a", steps=8), ask("b", steps=8), decision_s=2**-12, profiles=SHORT, graph=GRAPH)
+@pytest.mark.parametrize("decision_s", [2**-12, 2**-10, 2**-9])
+def test_a_short_step_is_not_planned_beside_itself_where_a_decision_takes_less(decision_s):
+    """Both would take turns at Python's lock, and each take longer than one after the other."""
+    told, ended = run(ask("a", steps=8), ask("b", steps=8), decision_s=decision_s, profiles=SHORT, graph=GRAPH)
     assert len(ended) == 2 and not any(record.step.planned for record in told.of(Finished))
 
 

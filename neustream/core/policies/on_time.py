@@ -140,12 +140,11 @@ class Outlook:
 
     def costs(self, late: Sequence[Job]) -> bool:
         """Whether running `late` ones too would cost some of the weight expected on time."""
-        if not self.jobs:
+        if not self.jobs or not late:
             return False
-        load = self.rows.total()
-        alone = chances(self.rows.limits, self.horizon.spent(load))
-        others = self.horizon.rows(late, running=True).total()
-        together = chances(self.rows.limits, self.horizon.spent(load + others))
+        others = self.horizon.rows(late, running=True).needed()
+        together = chances(self.rows.limits, self.horizon.spent_by(self.needs + others))
+        alone = chances(self.rows.limits, self.spent)
         weight = np.array([job.weight for job in self.jobs])
         return float((alone - together) @ weight) > HARM * float(weight.mean())
 
