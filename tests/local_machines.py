@@ -20,9 +20,9 @@ BEAT_S = 0.02
 
 
 @contextlib.contextmanager
-def driving(head, make, count):
+def driving(head, make, count, machines=None):
     """A driver of `count` instances; `make(number, kind)` makes the service of each."""
-    machines, events = LocalMachines(make), []
+    machines, events = machines or LocalMachines(make), []
     driver = Driver(head, machines, count, Telling((), [events.append]))
     driver.machines, driver.events = machines, events
     try:
@@ -40,13 +40,27 @@ class LocalMachines:
         """`make` makes the service of an instance by its number and kind; `delay_s`: what orders take to one."""
         self.make, self.observed, self.delay_s = make, observed, delay_s
         self.instances, self.ended = {}, []
-        self.made = 0
+        self.made, self.epoch, self.found = 0, 0, {}
         self._listening, self._hung = {}, set()
         self._lock = threading.RLock()
         self._wakes = queue.SimpleQueue()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat)
         self._thread.start()
+
+    def succeed(self):
+        """The head is gone: what is here is for the next one."""
+        self.epoch += 1
+        with self._lock:
+            self.found = {name: name.rpartition("-")[0] for name in self.instances}
+            self._listening.clear()
+
+    def adopt(self, name):
+        self.instances[name].succeed(self.epoch)
+        return self._joined(name, self.instances[name].service)
+
+    def leave(self):
+        self.left = True
 
     def start(self, name, kind):
         started = Future()
@@ -59,11 +73,15 @@ class LocalMachines:
         instance = ServiceInstance(service, name, lambda: self._woken(name), observed=self.observed)
         with self._lock:
             self.instances[name] = instance
+        return self._joined(name, service)
+
+    def _joined(self, name, service):
+        joined = Future()
         graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
-        started.set_result(
+        joined.set_result(
             Joined("toy", f"here, {name}", self.made, tuple(graphs), dict(service.profiles), service.stages)
         )
-        return started
+        return joined
 
     def listen(self, name, now):
         news = Future()

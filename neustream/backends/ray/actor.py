@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import ray
 
 from neustream.backends.ray.entries import graphs_of
 from neustream.backends.ray.service_instance import ServiceInstance
-from neustream.backends.ray.wire import Described, Joined, Left, dumps, loads
+from neustream.backends.ray.wire import Described, Joined, Left, Superseded, dumps, loads
 from neustream.cluster import messages as to
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
@@ -30,8 +31,12 @@ OFFSETS = 30
 class Instance:
     """One actor. All methods run on its event loop, the service on threads of its own."""
 
-    def __init__(self, name: str, make: bytes, *, observed: bool = False) -> None:
+    def __init__(self, name: str, make: bytes, *, observed: bool = False, lease_s: float = math.inf) -> None:
         self._name = name
+        self._lease_s = lease_s
+        self._epoch = 0
+        self._heard_at = math.inf
+        self._starting: asyncio.Task[Joined] | None = None
         self._observed = observed
         self._make = make
         self._instance: ServiceInstance | None = None
@@ -40,10 +45,24 @@ class Instance:
         self._early: dict[int, Sequence[to.ToInstance]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> bytes:
-        """Make the service: a `Joined`, or the BackendError, with the machine's name, if that fails."""
+    async def epoch(self) -> int:
+        """Of the latest head that it listened to."""
+        return self._epoch
+
+    async def start(self, epoch: int) -> bytes:
+        """Make the service, once: a `Joined`, or the BackendError, with the machine's name, if that fails.
+
+        What a head of an older epoch wants is not heard any more.
+        """
+        if epoch > self._epoch:
+            self._epoch, self._number, self._early, self._offsets = epoch, 0, {}, []
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        elif self._instance is not None:
+            self._instance.succeed(self._epoch)
+            self._news.set()  # the earlier head has not to wait
         try:
-            return dumps((await self._start(), None))
+            return dumps((await asyncio.shield(self._starting), None))
         except BackendError as error:
             return _error(error)
 
@@ -78,17 +97,28 @@ class Instance:
             raise BackendError(f"{where}: make is to return what neustream.serve does, got {kind}")
         return service
 
-    async def listen(self, now: float) -> bytes:
-        """Reports (`Heard`), once there are any; what its engine died of is raised."""
+    async def listen(self, epoch: int, now: float) -> bytes:
+        """Reports (`Heard`), once there are any; what its engine died of is raised.
+
+        Superseded: another head listens.
+        """
+        self._check(epoch)
+        self._heard_at = stopwatch()
         self._offsets = [*self._offsets[1 - OFFSETS :], now - stopwatch()]
         instance = self._serving()
         instance.offset = max(self._offsets)
         await self._news.wait()
+        self._check(epoch)
         self._news.clear()
         return dumps(instance.news())
 
-    async def orders(self, number: int, orders: bytes) -> None:
+    def _check(self, epoch: int) -> None:
+        if epoch < self._epoch:
+            raise Superseded(f"instance {self._name!r}: another process is the head of this cluster by now")
+
+    async def orders(self, epoch: int, number: int, orders: bytes) -> None:
         """What the head wants, several `ToInstance`; calls come in any order, numbers tell theirs."""
+        self._check(epoch)
         instance = self._serving()
         self._early[number] = loads(orders)
         while self._number in self._early:
@@ -124,9 +154,14 @@ class Instance:
             await asyncio.to_thread(self._instance.close)
 
     async def _report(self, instance: ServiceInstance) -> None:
-        """Tell how it is, often while anything happens."""
+        """Tell how it is, often while anything happens. Without a head it ends with its lease."""
         quiet = 0.0
+        self._heard_at = stopwatch()
         while True:
+            instance.end_lease(self._lease_s)
+            if stopwatch() > self._heard_at + self._lease_s:
+                await self.close()
+                os._exit(0)
             if instance.dirty or quiet >= IDLE_S:
                 quiet = 0.0
                 await asyncio.wrap_future(instance.look())

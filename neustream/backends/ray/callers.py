@@ -19,7 +19,18 @@ from neustream.service.service import Service
 
 
 class Machines(Protocol):
-    """Where instances run. All futures are answered on any thread."""
+    """Where instances run. All futures are answered on any thread.
+
+    Attributes:
+        found: instances of an earlier head, each with its kind; epoch: how many heads there were.
+    """
+
+    found: Mapping[str, str]
+    epoch: int
+
+    def adopt(self, name: str) -> Future[Joined]:
+        """Have an instance that was found listen to this head."""
+        ...
 
     def start(self, name: str, kind: str) -> Future[Joined]:
         """Start an instance of a kind."""
@@ -47,6 +58,10 @@ class Machines(Protocol):
 
     def check_room(self, counts: Mapping[str, int]) -> None:
         """BackendError if there is no room for so many instances of each kind, with those that run."""
+        ...
+
+    def leave(self) -> None:
+        """Another head has them: nothing goes to any instance any more."""
         ...
 
     def close(self) -> None:

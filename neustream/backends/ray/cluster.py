@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
@@ -26,6 +28,8 @@ from neustream.service.service import Service
 
 WHOLE = "whole"
 """What instances are called that serve all there is."""
+LEASE_S = 60.0
+"""How long instances that outlive their head wait for the next."""
 START_S = 600.0
 """How long instances may take to start."""
 
@@ -48,6 +52,10 @@ class Cluster:
         slo: what requests are promised that bring no promise; None: what `make`'s service says.
         router, mover, scaler: rules of `neustream.cluster.rules`.
         settings: times after which instances are suspect, gone, and so on.
+        name: of the cluster, with an `address`: instances outlive this process. A `Cluster` of the same
+            name finds them, and what they have: who submits with an `id` that is there gets its answer.
+        lease_s: how long instances with a `name` go on without such a process; and how long what
+            nobody asked for is kept.
         role: what instances are called in front of their numbers, and by scalers.
         observers: told of every record, as those of a service are, on the cluster's clock and
             thread: `member` is the instance. With some, instances tell of each of their steps.
@@ -70,6 +78,8 @@ class Cluster:
         mover: Mover | None = None,
         scaler: Scaler | None = None,
         settings: Settings | None = None,
+        name: str | None = None,
+        lease_s: float = LEASE_S,
         role: str = WHOLE,
         observers: Sequence[Observer] = (),
         watchers: Sequence[Watcher] = (),
@@ -81,8 +91,18 @@ class Cluster:
         self._slo = None if slo is None else slo_of(slo)
         self._kinds = list(kinds)
         self._closed = False
-        self._machines = machines_of(kinds, address, observed=bool(observers))
-        head = Head([], {}, router or Slack(), mover, Each(first), settings=settings, stopwatch=stopwatch)
+        lasting = _lasting(name, lease_s, address)
+        self._machines = machines_of(kinds, address, observed=bool(observers), **lasting)
+        head = Head(
+            [],
+            {},
+            router or Slack(),
+            mover,
+            Each(first),
+            settings=settings,
+            epoch=self._machines.epoch,
+            stopwatch=stopwatch,
+        )
         count = sum(first.values())
         self._driver = Driver(head, self._machines, count, Telling(observers, watchers))
         try:
@@ -246,7 +266,27 @@ def joined(address: str | None) -> Callable[[], None]:
     return leave
 
 
-def machines_of(kinds: Mapping[str, Kind], address: str | None, *, observed: bool) -> Machines:
+def _lasting(name: str | None, lease_s: Any, address: str | None) -> dict[str, Any]:
+    """What lets instances outlive their cluster's process; BackendError for what cannot be."""
+    if name is None:
+        return {}
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise BackendError(f"name must be letters, digits, '-', '_' and '.', got {shown(name)}")
+    if address is None:
+        raise BackendError(f"name={name!r}: a Ray of its own ends with this process; give an address")
+    if not isinstance(lease_s, int | float) or not lease_s > 0:
+        raise BackendError(f"lease_s must be a number of seconds greater than 0, got {shown(lease_s)}")
+    return {"name": name, "lease_s": float(lease_s)}
+
+
+def machines_of(
+    kinds: Mapping[str, Kind],
+    address: str | None,
+    *,
+    observed: bool,
+    name: str = "",
+    lease_s: float = math.inf,
+) -> Machines:
     """Machines of a Ray cluster with room for all instances of these kinds; BackendError as of `Cluster`."""
     ray = check_ray()
     from neustream.backends.ray.machines import RayMachines, connect
@@ -255,7 +295,7 @@ def machines_of(kinds: Mapping[str, Kind], address: str | None, *, observed: boo
     try:
         usual = {"num_gpus": 1.0} if ray.cluster_resources().get("GPU") else {"num_cpus": 1.0}
         kinds = {name: replace(kind, resources=kind.resources or usual) for name, kind in kinds.items()}
-        machines = RayMachines(kinds, owned=owned, observed=observed)
+        machines = RayMachines(kinds, owned=owned, observed=observed, name=name, lease_s=lease_s)
         machines.check_room({name: kind.at_most for name, kind in kinds.items()})
     except BaseException:
         if owned:

@@ -29,7 +29,7 @@ from neustream.backends.ray.callers import (
 from neustream.backends.ray.looking import Looking
 from neustream.backends.ray.starting import Starting
 from neustream.backends.ray.telling import Telling
-from neustream.backends.ray.wire import PRINT, EngineDied, Heard, Joined, News, NotMovable, asked_as_bytes
+from neustream.backends.ray.wire import PRINT, EngineDied, Heard, Joined, News, NotMovable, Superseded, asked_as_bytes
 from neustream.cluster import messages as to
 from neustream.cluster.happenings import Entered, Happening, Lost, Moved, Restarted, Unmoved
 from neustream.cluster.head import Head
@@ -88,6 +88,7 @@ class Driver:
         self._empty = threading.Condition()
         self._looking = Looking(head, machines, self._callers, self._alive, self.post, self._refuse, self._submitted)
         self._over = False
+        self._starting.adopt()
         self._thread = threading.Thread(target=self._run, name="neustream-cluster", daemon=True)
         self._thread.start()
 
@@ -101,6 +102,8 @@ class Driver:
         answer: Answer[Any] = Answer(id, model or "", self._give_up, reader)
         caller = Caller(answer, payload, slo, stopwatch(), likeness_of(model, args, kwargs, slo))
         with self._empty:
+            if self._over:
+                raise RequestError("the cluster was closed, or another head has its instances", code="closed")
             if id in self._callers:
                 raise RequestError(f"request id {id!r} is already being served")
             self._callers[id] = caller
@@ -190,9 +193,20 @@ class Driver:
             self._head.tick(now)
 
     def _close(self, now: float) -> None:
-        self._over = True
+        self._end(RequestError("the cluster was closed", code="cancelled"))
+
+    def _end(self, why: BaseException) -> None:
+        """The thread ends; whoever waits hears why."""
+        with self._empty:
+            self._over = True
         for caller in list(self._callers.values()):
-            self._refuse(caller, RequestError("the cluster was closed", code="cancelled"))
+            self._refuse(caller, why)
+
+    def _give_way(self, error: Superseded) -> None:
+        """Another head has the instances: nothing here counts any more."""
+        log.error("%s", error)
+        self._machines.leave()
+        self._end(RequestFailed(told(error), reason=str(error)))
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -337,6 +351,9 @@ class Driver:
         if name not in self._alive:
             return
         error = news.exception()
+        if isinstance(error, Superseded):
+            self._give_way(error)
+            return
         if error is not None:
             self._alive.discard(name)
             self.fault = error if isinstance(error, EngineDied) else self.fault

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from neustream.backends.ray.wire import ITEM, PRINT, Guess
+from neustream.backends.ray.wire import ITEM, PRINT, Guess, News
 from neustream.core.events import Update
 from neustream.service.answer import Answer
 from neustream.service.mount import Mount, Reader
@@ -30,6 +30,8 @@ class Entry:
         left: it, once it waits to be passed on; why: why it cannot be. left_at: since when.
         guess: what it was taken for, if nobody looked at it before it came.
         quiet: the head wants to hear no more of it.
+        asked: a hash of what was asked. away: its next stage, if that is served elsewhere.
+        orphan: its head is gone, and the next one has not asked for it; over: how it ended then.
     """
 
     id: str
@@ -46,6 +48,10 @@ class Entry:
     why: str = ""
     guess: Guess | None = None
     quiet: bool = False
+    asked: bytes = b""
+    away: str = ""
+    orphan: bool = False
+    over: News | None = None
 
     def catch_up(self, answer: Answer[Any]) -> None:
         """Read all outputs of an answer, from the first one on: readers have a memory."""
@@ -102,6 +108,11 @@ def _print(update: Update) -> bytes:
     """A hash of the words and whole numbers in an output: what is the same when it is made again."""
     plain = sorted((k, v) for k, v in update.items() if isinstance(v, str | int | bool))
     return hashlib.blake2b(pickle.dumps(plain, protocol=5), digest_size=8).digest()
+
+
+def asked_print(payload: bytes) -> bytes:
+    """A hash of what a caller asked."""
+    return hashlib.blake2b(payload, digest_size=16).digest()
 
 
 def graphs_of(mount: Mount) -> Sequence[Any]:

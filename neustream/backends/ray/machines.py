@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from neustream.backends.ray.actor import Instance
 from neustream.backends.ray.kinds import Kind, check_room, options_of
@@ -42,6 +43,8 @@ class RayMachines:
     Args:
         kinds: of instances, each with its `resources`.
         owned: whether Ray is to end with it; observed: whether instances tell of their steps.
+        name: of the cluster: instances outlive this process, for `lease_s` without a head; "": they
+            end with it.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class RayMachines:
         *,
         owned: bool,
         observed: bool = False,
+        name: str = "",
+        lease_s: float = math.inf,
     ) -> None:
         self._makes = {name: dumps(kind.make) for name, kind in kinds.items()}
         self._resources = {name: dict(kind.resources or {}) for name, kind in kinds.items()}
@@ -60,21 +65,51 @@ class RayMachines:
         self._opening = ThreadPoolExecutor(2, thread_name_prefix="neustream-opening")
         self._owned = owned
         self._observed = observed
+        self._lasting = {"lifetime": "detached", "namespace": f"neustream-{name}"} if name else {}
+        self._lease_s = lease_s if name else math.inf
+        self.epoch = 0
+        self.found: Mapping[str, str] = self._find(f"neustream-{name}") if name else {}
+
+    def _find(self, namespace: str) -> Mapping[str, str]:
+        """Instances of a head that is gone, each with its kind. Those that do not answer are ended."""
+        for each in ray.util.list_named_actors(all_namespaces=True):
+            if each["namespace"] == namespace:
+                with contextlib.suppress(ValueError):  # it ended just now
+                    self._actors[each["name"]] = ray.get_actor(each["name"], namespace=namespace)
+        asked = {actor.epoch.remote(): name for name, actor in self._actors.items()}
+        said, _ = ray.wait(list(asked), num_returns=len(asked), timeout=CLOSE_S) if asked else ([], [])
+        found = {}
+        for ref in said:
+            name = asked[ref]
+            with contextlib.suppress(RayError):
+                self.epoch = max(self.epoch, ray.get(ref))
+                found[name] = name.rpartition("-")[0]
+        found = {name: kind for name, kind in found.items() if kind in self._makes}
+        for name in set(self._actors) - set(found):
+            self.stop(name, "it does not answer, or no kind is called so", kill=True)
+        self._numbers = dict.fromkeys(found, 0)
+        self.epoch += bool(asked)
+        return found
 
     def check_room(self, counts: Mapping[str, int]) -> None:
         check_room(counts, self._resources, ray.cluster_resources())
 
     def start(self, name: str, kind: str) -> Future[Joined]:
         options = {"max_concurrency": CALLS, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        if self._lasting:
+            options |= {**self._lasting, "name": name}
         made = ray.remote(Instance).options(**options, **options_of(self._resources[kind]))
-        actor = made.remote(name, self._makes[kind], observed=self._observed)
+        actor = made.remote(name, self._makes[kind], observed=self._observed, lease_s=self._lease_s)
         with self._lock:
             self._actors[name] = actor
             self._numbers[name] = 0
-        return self._opened(_plain(actor.start.remote()))
+        return self._opened(_plain(actor.start.remote(self.epoch)))
+
+    def adopt(self, name: str) -> Future[Joined]:
+        return self._opened(self._call(name, "start", self.epoch))
 
     def listen(self, name: str, now: float) -> Future[Heard]:
-        return _read(self._call(name, "listen", now))
+        return _read(self._call(name, "listen", self.epoch, now))
 
     def describe(self, name: str, id: str, payload: bytes, slo: SLO | None) -> Future[Described]:
         return self._opened(self._call(name, "describe", id, payload, slo))
@@ -86,7 +121,7 @@ class RayMachines:
         with self._lock:
             number = self._numbers.get(name, 0)
             self._numbers[name] = number + 1
-        self._call(name, "orders", number, dumps(list(orders)))
+        self._call(name, "orders", self.epoch, number, dumps(list(orders)))
 
     def pass_on(self, give: to.Give) -> Future[None]:
         with self._lock:
@@ -103,6 +138,10 @@ class RayMachines:
             return
         log.info("instance %r ends: %s", name, why)
         self._ending.submit(_end, actor, kill=kill)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._actors.clear()
 
     def close(self) -> None:
         """End all instances, and Ray if it was started for them."""

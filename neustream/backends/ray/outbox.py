@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from neustream.backends.ray.entries import Entry
 from neustream.backends.ray.wire import News
 from neustream.cluster import messages as to
 from neustream.engine.events import Record
@@ -41,11 +42,20 @@ class Outbox:
         self._records: list[Record] = []
         self._surprises: list[str] = []
         self._going: dict[str, int] = {}
+        self._ended: list[Entry] = []
+        self._ended_going: list[Entry] = []
 
-    def put(self, report: to.Report, value: bytes = b"", *, hurry: bool = True) -> None:
-        """A report. Without `hurry` it goes with the next one: each way to the head costs both sides."""
+    def put(self, report: to.Report, value: bytes = b"", *, hurry: bool = True, ended: Entry | None = None) -> None:
+        """A report. Without `hurry` it goes with the next one: each way to the head costs both sides.
+
+        `ended`: the request that is over by it.
+        """
         with self._lock:
-            self._news.append(News(report, value))
+            news = News(report, value)
+            self._news.append(news)
+            if ended is not None:
+                ended.over = news
+                self._ended.append(ended)
             self.dirty = True
         if hurry:
             self._woken()
@@ -69,4 +79,13 @@ class Outbox:
             self._going = {each.id: each.index + 1 for each in made}
             fetched = Fetched(news, self._records, self._surprises, arrived)
             self._news, self._records, self._surprises = [], [], []
+            self._ended_going, self._ended = self._ended, []
         return fetched
+
+    def begin_anew(self) -> Sequence[Entry]:
+        """Nobody fetches what is here; the requests whose end may not have been heard of."""
+        with self._lock:
+            unheard = [*self._ended_going, *self._ended]
+            self._news, self._records, self._surprises, self._going = [], [], [], {}
+            self._ended_going, self._ended = [], []
+        return unheard

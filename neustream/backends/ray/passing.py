@@ -50,7 +50,7 @@ class Passing:
                 raise NotMovable(f"request {id!r} does not wait at instance {self._name!r}")
             if entry.left is None:
                 raise NotMovable(entry.why)
-            return Left(entry.left, entry.heard, stopwatch() - entry.left_at)
+            return Left(entry.left, entry.heard, stopwatch() - entry.left_at, entry.asked)
 
     def resume(self, id: str, term: int) -> None:
         """A request that left the service goes on here after all."""
@@ -81,13 +81,24 @@ class Passing:
             if entry.quiet and error is None:
                 self._entries.remove(entry)
                 return
-            self._outbox.put(to.Waits(entry.id, entry.term, away=away))
+            entry.away = away
+            if not entry.orphan:
+                self._outbox.put(to.Waits(entry.id, entry.term, away=away))
+
+    def again(self, entry: Entry) -> None:
+        """The next head wants a request. One that waits for its next stage waits; another one goes on."""
+        if entry.left is None and not entry.why:
+            return
+        if entry.away:
+            self._outbox.put(to.Waits(entry.id, entry.term, away=entry.away))
+        else:
+            self.resume(entry.id, entry.term)
 
     # -- coming -----------------------------------------------------------------------------------
 
     def take(self, id: str, term: int, left: Left) -> None:
         """Go on with a request that left another instance; `Took` or `Refused` tells of it."""
-        entry = Entry(id, term, told=False)
+        entry = Entry(id, term, told=False, asked=left.asked)
         if self._entries.add(entry) is not None:
             self._outbox.put(to.Refused(id, term, "it is here already"))
             return
@@ -108,7 +119,7 @@ class Passing:
             self._entries.remove(entry)
             if entry.told:
                 self._answering.tell(entry, "failed", told(error))
-            else:
+            elif not entry.orphan:
                 self._outbox.put(to.Refused(entry.id, entry.term, told(error)))
             return
         answer = taken.result()
@@ -120,7 +131,8 @@ class Passing:
                 entry.catch_up(answer)
                 entry.told, entry.sent = True, len(entry.items)
                 unheard = tuple(enumerate(entry.items))[heard:]
-                self._outbox.put(to.Took(entry.id, entry.term, unheard))
+                if not entry.orphan:
+                    self._outbox.put(to.Took(entry.id, entry.term, unheard))
         if entry.quiet:
             self._service.cancel(entry.id)
         answer.add_done_callback(lambda _: self._answering.over(entry, answer))

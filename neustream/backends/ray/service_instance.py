@@ -8,12 +8,13 @@ reports are taken with `news` from any.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from neustream.backends.ray.answering import Answering
 from neustream.backends.ray.describing import Describing, holds
-from neustream.backends.ray.entries import Entries, Entry
+from neustream.backends.ray.entries import Entries, Entry, asked_print
 from neustream.backends.ray.outbox import Outbox
 from neustream.backends.ray.passing import Passing
 from neustream.backends.ray.telling import shifted
@@ -60,6 +61,8 @@ class ServiceInstance:
         self._answering = Answering(self._entries, self._outbox)
         self._passing = Passing(service, name, self._entries, self._outbox, self._answering)
         self.leave, self.take = self._passing.leave, self._passing.take
+        self._epoch = 0
+        self._lost_at = math.inf  # when the next head began
         self._heard = 0  # the number of the latest request that was sent here
         self._rates = Rates(service.profiles)
         self._fault: EngineDied | None = None
@@ -68,8 +71,10 @@ class ServiceInstance:
     # -- asked by the driver ----------------------------------------------------------------------
 
     def carry_out(self, orders: Sequence[to.ToInstance]) -> None:
-        """Do what the head wants, in order."""
+        """Do what the head wants, in order; not what an earlier one wanted."""
         for order in orders:
+            if getattr(order, "term", math.inf) < self._epoch * to.TERMS:
+                continue
             try:
                 self._carry_out(order)
             except Exception:
@@ -150,23 +155,61 @@ class ServiceInstance:
             case to.Cancel():
                 self._cancel(order)
             case to.Ask():
-                here = [e for e in self._entries.all() if not e.quiet]
-                standing = [to.Standing(e.id, e.term) for e in here]
-                self._outbox.put(to.Here(tuple(standing)))
+                self._ask(order)
             case to.Fence():
-                with self._entries.lock:
-                    self._later.clear()
-                for entry in self._entries.all():
-                    self._free(entry.id, entry.term)
-                self._outbox.put(to.Fenced())
+                self._fence()
             case to.Give():
                 pass  # the driver asks for it
 
+    def _fence(self) -> None:
+        with self._entries.lock:
+            self._later.clear()
+        for entry in self._entries.all():
+            self._free(entry.id, entry.term)
+        self._outbox.put(to.Fenced())
+
+    def _ask(self, order: to.Ask) -> None:
+        self.succeed(order.epoch)
+        standing = [to.Standing(each.id, each.term) for each in self._entries.all() if not each.quiet]
+        self._outbox.put(to.Here(tuple(standing)))
+
+    def succeed(self, epoch: int) -> None:
+        """If another head begins: what is here goes on for a while, and nobody hears of it."""
+        if epoch <= self._epoch:
+            return
+        self._epoch = epoch
+        with self._entries.lock:
+            self._heard, self._lost_at = 0, stopwatch()
+            self._later.clear()
+            for entry in self._outbox.begin_anew():
+                self._entries.add(entry)
+            for entry in self._entries.all():
+                entry.orphan = not entry.quiet
+
+    def end_lease(self, lease_s: float) -> None:
+        """What nobody asked for of an earlier head's requests ends after so long."""
+        if stopwatch() < self._lost_at + lease_s:
+            return
+        self._lost_at = math.inf
+        with self._entries.lock:
+            for entry in self._entries.all():
+                if entry.orphan:
+                    self._drop(entry)
+
+    def _go_on(self, entry: Entry, order: to.Send) -> None:
+        """The next head wants a request: it goes on, under the term of that one."""
+        entry.orphan, entry.term, entry.guess = False, order.term, None
+        self._answering.again(entry)
+        self._passing.again(entry)
+
     def _send(self, order: to.Send) -> None:
         id = order.id
-        entry = Entry(id, order.term, guess=order.params["guess"])
+        entry = Entry(id, order.term, guess=order.params["guess"], asked=asked_print(order.params["asked"]))
         with self._entries.lock:
             before = self._entries.get(id)
+            if before is not None and before.orphan and before.asked == entry.asked:
+                self._go_on(before, order)
+                return
             if before is not None or id in self.service.answers:  # of an older term: it is still ending
                 self._later[id] = order
                 if before is not None:
@@ -206,7 +249,7 @@ class ServiceInstance:
     def _drop(self, entry: Entry) -> None:
         """Nobody wants to hear of it any more."""
         entry.quiet = True
-        if entry.left is not None:
+        if entry.left is not None or entry.over is not None:
             self._entries.remove(entry)
         else:
             self.service.cancel(entry.id)
@@ -268,7 +311,8 @@ class ServiceInstance:
         entry = self._entries.get(id)
         if entry is not None and not entry.began:
             entry.began = True
-            self._outbox.put(to.Began(id, entry.term))
+            if not entry.orphan:
+                self._outbox.put(to.Began(id, entry.term))
 
     # -- how it is --------------------------------------------------------------------------------
 

@@ -49,23 +49,47 @@ class Starting:
         self._numbers = itertools.count(1)
         self._failures = 0
 
+    def adopt(self) -> None:
+        """Have those that an earlier head left."""
+        for name, role in self._machines.found.items():
+            starting = self._head.fleet.starting
+            starting[role] = starting.get(role, 0) + 1
+            joined = self._machines.adopt(name)
+            joined.add_done_callback(partial(self._came, name, role))
+
+    def _came(self, name: str, role: str, joined: Future[Joined]) -> None:
+        self._post(partial(self._adopted, name, role, joined))
+
+    def _adopted(self, name: str, role: str, joined: Future[Joined], now: float) -> None:
+        """One that was left serves this head, or another one takes its place."""
+        try:
+            self._enter(name, role, joined.result(), now)
+        except Exception as error:  # noqa: BLE001  it is told
+            log.error("instance %r of an earlier head does not serve: %s", name, told(error))
+            self._machines.stop(name, "it does not serve", kill=True)
+            self._head.not_started(role, told(error), now)
+
     def start(self, role: str) -> None:
         """Start one more."""
-        name = f"{role}-{next(self._numbers)}"
+        names = (f"{role}-{number}" for number in self._numbers)
+        name = next(name for name in names if name not in self._machines.found)
         joined = self._machines.start(name, role)
         joined.add_done_callback(lambda joined: self._post(partial(self._joined, name, role, joined)))
 
     def _joined(self, name: str, role: str, joined: Future[Joined], now: float) -> None:
         """An instance serves, or cannot."""
         try:
-            self._entered(name, role, joined.result(), now)
+            self._enter(name, role, joined.result(), now)
         except Exception as error:  # noqa: BLE001  it is told, and another one is tried later
             self._machines.stop(name, "it does not serve", kill=True)
             if self.up.done():
                 self._try_later(role, told(error))
             else:
                 self.up.set_exception(error)
-            return
+
+    def _enter(self, name: str, role: str, joined: Joined, now: float) -> None:
+        """An instance serves from now on; raises why it does not."""
+        self._entered(name, role, joined, now)
         self._failures = 0
         self._left -= 1
         if self._left <= 0 and not self.up.done():

@@ -113,16 +113,21 @@ class Heard:
 class Left:
     """A request that left an instance. `heard`: outputs that the head has for certain.
 
-    `waited_s`: since it left.
+    `waited_s`: since it left. `asked`: a hash of what was asked.
     """
 
     moved: Moved
     heard: int
     waited_s: float
+    asked: bytes = b""
 
 
 class EngineDied(BackendError):
     """The engine of an instance serves nothing any more, while its process lives."""
+
+
+class Superseded(BackendError):
+    """Another head has the instances by now."""
 
 
 class NotMovable(NeustreamError):
