@@ -19,7 +19,7 @@ from neustream.cluster.rules.round_robin import RoundRobin
 from neustream.cluster.rules.slack import Slack
 from neustream.engine import faults
 
-PATIENT = Settings(suspect_s=60.0, dead_s=90.0, scale_s=0.02)
+PATIENT = Settings(suspect_s=60.0, dead_s=90.0, send_s=60.0, move_timeout_s=60.0, scale_s=0.02)
 """On a busy machine an instance may be silent for a while; only who hangs is found out by that."""
 PLACES = itertools.count()
 
