@@ -64,6 +64,12 @@ def test_an_agent_is_simulated_with_its_tools_and_calls(config):
     assert {"pool chat", "pool tool search", "pool tool code"} <= pools
 
 
+def test_an_agent_may_call_tools_alone(config):
+    prepared = prepare(config(llms={}, agent=[{"tool": "search"}], slo={"total_s": 30}))
+    report = simulate(prepared, "fcfs")
+    assert report.counts["on_time"] == 12 and report.to_dict()["latency_s"]["p50"] == pytest.approx(1.0)
+
+
 def test_the_same_requests_take_as_long_at_their_tools_under_any_policy(config):
     prepared = prepare(config())
     found = []

@@ -140,7 +140,15 @@ class _Costs(BaseModel):
 
 
 def load_costs(paths: Sequence[Path]) -> EngineCosts:
-    """What serving adds to the steps of these profiles: the least that one of them says; to load, the most."""
+    """What serving adds to the steps of these profiles: the least that one of them says; to load, the most.
+
+    Nothing where there are none, as of an agent that only calls tools.
+
+    Raises:
+        ProfileError: a file is missing or malformed.
+    """
+    if not paths:
+        return EngineCosts()
     costs = [read_profile(path, _Costs.model_validate_json, lambda file: file.engine, "profile") for path in paths]
     return EngineCosts(
         handover_s=min(cost.handover_s for cost in costs),
