@@ -276,6 +276,8 @@ def test_what_is_missing_of_a_measurement_is_told(tmp_path):
         steps_file(measured[3:], model="m", device="d", origin={})
     with pytest.raises(ProfileError, match="full grid; missing"):
         steps_file(measured[:-3], model="m", device="d", origin={})
+    with pytest.raises(ProfileError, match="needs decodes of one batch and one context or more, got none"):
+        steps_file([each for each in measured if not each[0].decodes], model="m", device="d", origin={})
     with pytest.raises(ProfileError, match="no step profile at"):
         load_steps(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{}")

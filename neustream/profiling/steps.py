@@ -161,7 +161,9 @@ def _prefill(timed: Sequence[tuple[Step, float]]) -> tuple[PrefillPart, float]:
 def _decode(timed: Sequence[tuple[Step, float]]) -> tuple[DecodePart, float]:
     table = {(step.decodes, round(step.context / step.decodes)): seconds for step, seconds in timed}
     batch, context = sorted({b for b, _ in table}), sorted({c for _, c in table})
-    if missing := [(b, c) for b in batch for c in context if (b, c) not in table] or not table:
+    if not table:
+        raise ProfileError("a step profile needs decodes of one batch and one context or more, got none")
+    if missing := [(b, c) for b in batch for c in context if (b, c) not in table]:
         raise ProfileError(f"decodes were not measured on a full grid; missing (batch, context): {missing}")
     fit, error = _fitted([[1.0, s.decodes, s.context] for s, _ in timed], [seconds for _, seconds in timed])
     rows = [[table[b, c] for c in context] for b in batch]
