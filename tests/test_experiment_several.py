@@ -112,6 +112,17 @@ def test_a_merged_policy_of_ones_own(tmp_path):
         differ.scheduler("toys:Plain")
 
 
+def test_a_parameter_that_must_be_given_and_differs_is_told_of_its_policy(tmp_path, monkeypatch):
+    (tmp_path / "needy_rule.py").write_text(
+        "from dataclasses import dataclass\nfrom toys import Plain\n\n\n"
+        "@dataclass\nclass Needy(Plain):\n    most: int\n    least: int = 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    differ = merged(tmp_path, *({"policies": {"needy_rule:Needy": {"most": most}}} for most in (1, 2)))
+    with pytest.raises(ConfigError, match=r"policies\.needy_rule:Needy: the merged .* do not agree .*'most'"):
+        differ.scheduler("needy_rule:Needy")
+
+
 def test_what_cannot_be_merged_is_told(tmp_path):
     first, second = two(tmp_path)
     with pytest.raises(ConfigError, match="two stages named 'draw': prepare the experiments to merge with prefixes"):

@@ -273,12 +273,12 @@ def policy_for(pipelines: Sequence[Pipeline[Experiment]], name: str) -> Policy:
             raise ConfigError(f"policies.{name}: the merged experiments do not agree on its parameters")
         return first
     agreed: dict[str, Any] = {}
-    for name in [parameter.name for parameter in dataclasses.fields(first)]:
-        values = [getattr(policy, name) for policy in policies]
+    for parameter in dataclasses.fields(first):
+        values = [getattr(policy, parameter.name) for policy in policies]
         if isinstance(values[0], Mapping):
-            agreed[name] = {key: value for some in values for key, value in some.items()}
+            agreed[parameter.name] = {key: value for some in values for key, value in some.items()}
         elif all(value == values[0] for value in values):
-            agreed[name] = values[0]
+            agreed[parameter.name] = values[0]
     try:
         return type(first)(**agreed)
     except TypeError as error:
