@@ -53,7 +53,8 @@ def hindsight(
     """The best schedule found in about `time_limit_s` (a simulation under way is finished).
 
     It starts from the schedules of `policies` (`starts_of` if None) and, for pipelines, of some
-    variants of `priced`, so that it is never below any of them. Then the trace is cut into
+    variants of `priced`, so that it is never below any of them that the time suffices for. It
+    ends early only where nothing is left to change. Then the trace is cut into
     stretches of twice the mean SLO; in every other one with requests that were lost, a request is
     left out or let in again at random, and all of these changes are tried in one simulation. Those
     that lost nothing in their neighbourhood are kept, if a second simulation confirms that together
@@ -130,8 +131,11 @@ class _Search:
         allowed, kept = everyone, self._served(start, everyone)
         while stopwatch() - began < limit and len(best) < len(everyone):
             tried = self._changed(allowed, kept)
-            if (changed := self._served(start, tried)) == kept and tried == allowed:
-                break  # nothing is left to change
+            if tried == allowed:  # the stretches that were drawn have nothing to change
+                if not self._changeable(allowed, kept):
+                    break
+                continue
+            changed = self._served(start, tried)
             tried = self._without_losses(allowed, tried, kept, changed)
             served = self._served(start, tried)
             if self._weight(served) >= self._weight(kept):
@@ -162,7 +166,7 @@ class _Search:
         changed = set(allowed)
         parity = self.draw.randrange(2)
         for place, some in self.near.items():
-            if place % 2 != parity or all(request.id in served for request in [*some, *self.near.get(place + 1, [])]):
+            if place % 2 != parity or not self._lost_near(place, served):
                 continue
             out = [request.id for request in some if request.id not in allowed]
             if out and self.draw.random() < 0.3:
@@ -172,6 +176,20 @@ class _Search:
             if seated:
                 changed.discard(self.draw.choice(seated))
         return frozenset(changed)
+
+    def _lost_near(self, place: int, served: frozenset[str]) -> bool:
+        """Whether a request of a stretch, or of the one behind it, was lost."""
+        near = [*self.near[place], *self.near.get(place + 1, [])]
+        return any(request.id not in served for request in near)
+
+    def _changeable(self, allowed: frozenset[str], served: frozenset[str]) -> bool:
+        """Whether some stretch near which some were lost has a request to leave out or to let in again."""
+        return any(
+            request.id in served or request.id not in allowed
+            for place, some in self.near.items()
+            if self._lost_near(place, served)
+            for request in some
+        )
 
     def _without_losses(
         self, allowed: frozenset[str], tried: frozenset[str], before: frozenset[str], after: frozenset[str]

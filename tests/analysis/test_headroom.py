@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
+from random import Random
 
 import pytest
 from toys import command, toy, write_profile
 
 from neustream import ConfigError
 from neustream.analysis.headroom import bound_of, headroom, true_profiles, weight_on_time
-from neustream.analysis.hindsight import STARTS, hindsight
+from neustream.analysis.hindsight import STARTS, VARIANTS, hindsight
 from neustream.config import load_experiment
 from neustream.experiment import prepare, simulate
 
@@ -41,6 +43,25 @@ def test_what_hindsight_found_is_a_schedule(busy):
 def test_hindsight_with_no_time_is_the_first_schedule(busy):
     found = hindsight(busy, 1e-9, policies=["edf"])
     assert (found.value, found.tried) == (weight_on_time(simulate(busy, "edf")), 2)
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A stopwatch that is a second further each time that it is looked at."""
+    ticks = itertools.count()
+    monkeypatch.setattr("neustream.analysis.hindsight.stopwatch", lambda: float(next(ticks)))
+
+
+def test_a_search_goes_on_after_a_draw_that_changes_nothing(busy, ticking):
+    odd = next(seed for seed in range(9) if Random(seed).randrange(2) == 1)  # all requests are in stretch 0
+    found = hindsight(busy, 20, policies=["fcfs"], seed=odd)
+    assert found.tried > 1 + len(VARIANTS) + 2, "the starts, the best of them again, and changes"
+
+
+def test_a_search_ends_where_nothing_is_left_to_change(tmp_path, ticking):
+    lost = prepare(load_experiment(toy(tmp_path), [*BUSY, "slo={total_s: 1e-6}"]))
+    found = hindsight(lost, 1e6, policies=["fcfs"])
+    assert (found.value, found.tried) == (0, 1 + len(VARIANTS) + 1)
 
 
 def test_where_everything_is_served_nothing_is_searched(tmp_path):
