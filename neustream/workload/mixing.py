@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from neustream.errors import ConfigError, nearest
 from neustream.workload.asks import NO_LIMITS, Ask, Limits
 
 
@@ -53,7 +54,11 @@ def with_limits(asks: Sequence[Ask], limits: Limits) -> list[Ask]:
 
 
 def with_classes(asks: Sequence[Ask], classes: Sequence[AskClass], seed: int) -> list[Ask]:
-    """Each of a class: the one that it names, else one drawn by share (all turns of a session alike)."""
+    """Each of a class: the one that it names, else one drawn by share (all turns of a session alike).
+
+    Raises:
+        ConfigError: a request names a class that is none of these.
+    """
     if not classes:
         return list(asks)
     named = {each.name: each for each in classes}
@@ -62,9 +67,12 @@ def with_classes(asks: Sequence[Ask], classes: Sequence[AskClass], seed: int) ->
     of_session: dict[str, AskClass] = {}
     found = []
     for ask, at in zip(asks, drawn, strict=True):
-        chosen = named.get(ask.slo_class) or classes[int(at)]
+        if ask.slo_class and ask.slo_class not in named:
+            hint = nearest(ask.slo_class, named)
+            raise ConfigError(f"request {ask.id}: slo_class {ask.slo_class!r} is none of the classes; {hint}")
+        chosen = named[ask.slo_class] if ask.slo_class else of_session.get(ask.session, classes[int(at)])
         if ask.session:
-            chosen = of_session.setdefault(ask.session, chosen)
+            of_session.setdefault(ask.session, chosen)
         limits = ask.limits if ask.limits.promises else chosen.limits
         params = {**chosen.params, **ask.params}
         found.append(dataclasses.replace(ask, slo_class=chosen.name, limits=limits, params=params))

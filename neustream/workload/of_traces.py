@@ -15,6 +15,8 @@ from neustream.workload.trace import ALL, Trace, Window, take
 
 BLOCK = 512
 """Tokens of a block of a prompt (`Row.hash_ids`), as Mooncake has them."""
+WORD = 2**64
+"""Ids of blocks are told apart up to here."""
 BLOCKS, OWN = 4, 5
 """Parts of seeds: texts of blocks, which prompts share, and texts of one request."""
 
@@ -85,7 +87,7 @@ def prompt_of(blocks: Sequence[int], tokens: int, texts: Texts, seed: int, at: i
     for block in blocks:
         length = min(size, left)
         if length:
-            parts.append(texts.text(length, seed, BLOCKS, block))
+            parts.append(texts.text(length, seed, BLOCKS, block % WORD))  # seeds are not negative
         left -= length
     if left:
         parts.append(texts.text(left, seed, OWN, at))

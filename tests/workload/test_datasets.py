@@ -16,7 +16,7 @@ from neustream.workload.arrivals import (
     constant_arrivals,
     gamma_arrivals,
 )
-from neustream.workload.asks import Limits
+from neustream.workload.asks import Ask, Limits
 from neustream.workload.conversations import Conversations, SharedPrefix
 from neustream.workload.datasets import Images, normal
 from neustream.workload.lengths import Lengths
@@ -157,6 +157,7 @@ def test_prompts_with_the_same_blocks_begin_alike():
     one, other = prompt_of([1, 2, 3], 1200, BYTES, 0, 0), prompt_of([1, 2, 9, 10], 2000, BYTES, 0, 1)
     assert (len(one), len(other)) == (1200, 2000) and one[:1024] == other[:1024] and one[1024:] != other[1024:1200]
     assert len(prompt_of([1, 2], 32, BYTES, 0, 0)) == 32
+    assert len({prompt_of([block], 500, BYTES, 0, 0) for block in (1, -1, -2)}) == 3  # hashes of Python are signed
 
 
 # -- arrivals, promises, classes --------------------------------------------------------------------
@@ -209,3 +210,12 @@ def test_classes_are_drawn_by_share_and_sessions_stay_in_one():
         assert dict(ask.params) == ({"priority": 1} if ask.slo_class == "a" else {})
     assert 120 < sum(name == "a" for name in of_session.values()) < 180
     assert found[3].arrival_s == 4.0 and with_classes(asks, [], 0) == asks
+
+
+def test_a_class_that_a_request_names_is_its_own_whatever_its_session_has():
+    classes = [AskClass("a"), AskClass("b")]
+    named = [Ask(str(at), slo_class=name, session="s") for at, name in enumerate(("a", "b", "", "b"))]
+    for seed in range(4):
+        assert [ask.slo_class for ask in with_classes(named, classes, seed)] == ["a", "b", "a", "b"]
+    with pytest.raises(ConfigError, match="request 7: slo_class 'aa' is none of the classes; did you mean 'a'"):
+        with_classes([Ask("7", slo_class="aa")], classes, 0)
