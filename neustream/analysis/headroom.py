@@ -160,6 +160,9 @@ def weight_on_time(report: Report) -> float:
 def headroom(prepared: Prepared, report: Report, bound: Bound | None, best: Hindsight | None) -> dict[str, Any]:
     """What the JSON of a result says of the bound and of hindsight, where they are known.
 
+    Values are weights on time (requests, where each weighs 1), `goodput_rps` so much a second; the
+    bound's `weight` is that of all requests.
+
     Raises:
         NeustreamError: the policy served more than was proven to be possible.
     """
@@ -171,6 +174,7 @@ def headroom(prepared: Prepared, report: Report, bound: Bound | None, best: Hind
         keys = ("relaxed", "proven", "method", "seconds")
         out["bound"] = {"value": most} | {key: getattr(bound, key) for key in keys}
         out["bound"]["goodput_rps"] = most / span if span else None
+        out["bound"]["weight"] = sum(share.weight for share in report.classes.values())
         out["bound_ratio"] = value / most if most else 1.0
     if best is not None:
         out["hindsight"] = {"value": best.value, "tried": best.tried, "seconds": best.seconds}

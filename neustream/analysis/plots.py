@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neustream.analysis.tables import counts_requests
 from neustream.errors import BackendError
 from neustream.experiment.sweeping import Batches
 
@@ -32,7 +33,11 @@ MARKS = "osv^D*XP<>"
 def plot_sweep(
     points: Sequence[Mapping[str, Any]], over: str, policies: Sequence[str], title: str, out: Path | str
 ) -> list[Path]:
-    """Goodput and attainment against the swept value, one line a policy (the paper's Figures 11, 12)."""
+    """Goodput and attainment against the swept value, one line a policy (the paper's Figures 11, 12).
+
+    The bound is of weights, so it is drawn only where each request weighs 1.
+    """
+    bounds = {point["value"]: point for point in points if "bound" in point and counts_requests(point)}
     paths = []
     for key, label in (("goodput_rps", "goodput (req/s)"), ("attainment", "attainment")):
         figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
@@ -41,7 +46,7 @@ def plot_sweep(
             ys = [point[key] for point in points if point["policy"] == policy]
             style = {"color": COLOURS[at % len(COLOURS)], "marker": MARKS[at % len(MARKS)]}
             axes.plot(xs, ys, label=policy, markersize=5, **style)
-        if bounds := {point["value"]: point for point in points if "bound" in point}:
+        if bounds:
             axes.plot(list(bounds), [_bound(point, key) for point in bounds.values()], "k--", label="bound", lw=1)
         axes.set(xlabel=AXES.get(over, over), ylabel=label, title=title)
         axes.set_ylim(bottom=0, top=1.03 if key == "attainment" else None)
@@ -52,7 +57,7 @@ def plot_sweep(
 
 
 def _bound(point: Mapping[str, Any], key: str) -> float:
-    """The bound in the units of a figure (attainment counts requests, so it is shown for equal weights)."""
+    """The bound in the units of a figure."""
     bound = point["bound"]
     return float(bound["goodput_rps"] if key == "goodput_rps" else bound["value"] / point["counts"]["submitted"])
 

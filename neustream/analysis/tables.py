@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -148,6 +148,11 @@ def _of(share: Record) -> str:
 def loop_batch(record: Record) -> float | None:
     """The largest mean batch size of any stage: that of the loop, usually."""
     return max((size for size in record["batch_size"].values() if size is not None), default=None)
+
+
+def counts_requests(record: Mapping[str, Any]) -> bool:
+    """Whether a record's bound counts requests: each of them weighs 1."""
+    return bool(record["bound"]["weight"] == record["counts"]["submitted"])
 
 
 def _share(record: Record, key: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from neustream.analysis.tables import new_table
+from neustream.analysis.tables import counts_requests, new_table
 from neustream.commands.completing import sweepable
 from neustream.commands.interrupts import INTERRUPTED, raise_unless_pressed
 from neustream.commands.options import (
@@ -187,7 +187,8 @@ def _sweep_table(name: str, over: str, names: Sequence[str], records: Sequence[d
     submitted = max(entry["counts"]["submitted"] for entry in records)
     bounded = "bound" in records[0]
     title = f"{name}: requests on time of {submitted}"
-    columns = [*names, *(["bound"] if bounded else [])]
+    heading = "bound" if bounded and all(map(counts_requests, records)) else "bound (weight)"
+    columns = [*names, *([heading] if bounded else [])]
     table = new_table(title, f"{over}{UNITS.get(over, '')}", columns)
     for value in dict.fromkeys(entry["value"] for entry in records):
         some = [entry for entry in records if entry["value"] == value]

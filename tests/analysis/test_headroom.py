@@ -6,11 +6,13 @@ import itertools
 import json
 from dataclasses import replace
 from random import Random
+from unittest import mock
 
 import pytest
 from toys import command, toy, write_profile
 
 from neustream import ConfigError
+from neustream.analysis import plots
 from neustream.analysis.headroom import bound_of, headroom, true_profiles, weight_on_time
 from neustream.analysis.hindsight import STARTS, VARIANTS, hindsight
 from neustream.config import load_experiment
@@ -115,7 +117,7 @@ def test_simulate_prints_and_writes_bound_and_hindsight(tmp_path):
     assert "of bound" in done.out and "the most that any scheduler could serve" in " ".join(done.out.split())
     assert max(len(line) for line in done.out.splitlines()) <= 80
     for entry in json.loads(out.read_text()):
-        assert entry["bound"].keys() == {"value", "relaxed", "proven", "method", "seconds", "goodput_rps"}
+        assert entry["bound"].keys() == {"value", "relaxed", "proven", "method", "seconds", "goodput_rps", "weight"}
         assert entry["bound_ratio"] == entry["counts"]["on_time"] / entry["bound"]["value"]
         assert entry["counts"]["on_time"] <= entry["hindsight"]["value"] <= entry["bound"]["value"]
 
@@ -127,3 +129,22 @@ def test_sweep_draws_the_bound(tmp_path):
     entries = json.loads((tmp_path / "out/sweep.json").read_text())
     assert all(entry["counts"]["on_time"] <= entry["bound"]["value"] for entry in entries)
     assert (tmp_path / "out/goodput.png").exists()
+
+
+def test_a_bound_of_weights_is_no_line_among_counts_of_requests(tmp_path):
+    classes = [{"name": "gold", "total_s": 30}, {"name": "plain", "total_s": 30, "weight": 0.125}]
+    args = ["--over", "workload.rate", "--values", "50,100", "--bound", "--jobs", 1]
+    labels = []
+    for at, slo in enumerate(({"total_s": 30}, {"classes": classes})):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        done = command("sweep", toy(folder, slo=slo), *args, "--out", folder / "out")
+        assert done.status == 0, done.err
+        assert ("bound (weight)" in done.out) == bool(at)
+        points = json.loads((folder / "out/sweep.json").read_text())
+        with mock.patch.object(plots, "_saved", lambda figure, path: figure):
+            figures = plots.plot_sweep(points, "workload.rate", ["fcfs"], "toy", folder)
+        labels.append([[line.get_label() for line in figure.axes[0].lines] for figure in figures])
+        for figure in figures:
+            plots.plt.close(figure)
+    assert labels == [[["fcfs", "bound"]] * 2, [["fcfs"]] * 2]
