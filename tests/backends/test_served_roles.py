@@ -41,7 +41,7 @@ class Leg:
     """A service of some stages. `left`: requests whose next stage it does not serve; `ran`: stages of its steps."""
 
     def __init__(self, *model, **options):
-        self.left, self.ran = queue.SimpleQueue(), set()
+        self.left, self.ran = queue.Queue(), set()
         self.service = serve(*model, observers=[self.hear], **options)
 
     def hear(self, record):
@@ -186,7 +186,7 @@ def test_a_graph_that_forks_is_served_as_a_whole():
 
 
 def test_who_waits_to_be_taken_elsewhere_hears_of_the_end():
-    left = queue.SimpleQueue()
+    left = queue.Queue()
     service = parts(stages=["draft"], observers=[lambda record: isinstance(record, Left) and left.put(record)])
     answer = service.submit(word="a")
     assert left.get(timeout=30).stage == "polish"
@@ -198,17 +198,16 @@ def test_who_waits_to_be_taken_elsewhere_hears_of_the_end():
 def test_a_request_that_is_to_leave_anyway_leaves_at_the_end_of_its_last_step_here():
     with parts(stages=["draft"]) as first, parts(stages=["polish"]) as then:
         worker = first._devices[0].executor._workers[0]
-        run, gone = worker.step, []
+        run, gone = worker.step, queue.Queue()
 
         def step(batch, inputs, **options):
-            gone.append(first.give("x"))
+            gone.put(first.give("x"))
             return run(batch, inputs, **options)
 
         worker.step = step
         first.submit(word="a", id="x")
-        while not gone:
-            pass
-        assert then.take(gone[0].result(30)).result(30).result(30) == {"said": "a"}
+        moved = gone.get(timeout=30).result(30)
+        assert then.take(moved).result(30).result(30) == {"said": "a"}
 
 
 # -- by a head ----------------------------------------------------------------------------------------
