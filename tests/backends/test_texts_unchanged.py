@@ -10,6 +10,8 @@ import pytest
 import torch
 from test_texts import engine
 from texts import VOCABULARY, alone, made, prompts
+from transformers.integrations import sdpa_attention
+from transformers.models.llama import modeling_llama
 
 import neustream as ns
 from neustream import RequestError, RequestFailed, StageFailed
@@ -18,6 +20,7 @@ from neustream.backends.transformers import LanguageModel, TextMount
 from neustream.backends.transformers import model as served_model
 from neustream.backends.transformers.modules import Texts
 from neustream.backends.transformers.text import Ask
+from neustream.core.batch import StepInput
 
 
 class Steps:
@@ -309,6 +312,47 @@ def test_another_forward_of_a_class_and_hooks_of_all_modules_are_noticed(monkeyp
         finally:
             hook.remove()
         assert list(running([5, 6, 7], max_tokens=3).token_ids) == alone(model, [5, 6, 7], 3)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "told"),
+    [
+        (modeling_llama, "apply_rotary_pos_emb", r"modeling_llama\.apply_rotary_pos_emb"),
+        (modeling_llama, "rotate_half", r"modeling_llama\.rotate_half"),
+        (modeling_llama, "eager_attention_forward", r"modeling_llama\.eager_attention_forward"),
+        (sdpa_attention, "repeat_kv", r"sdpa_attention\.repeat_kv"),
+        (torch.nn.functional, "scaled_dot_product_attention", r"functional\.scaled_dot_product_attention"),
+        (torch.nn.functional, "silu", r"functional\.silu"),
+    ],
+)
+def test_another_function_that_its_code_calls_is_noticed(monkeypatch, where, name, told):
+    model = made("llama", **LLAMA)
+    wanted, stock = alone(model, [5, 6, 7], 3), getattr(where, name)
+    with engine(model) as running:
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, lambda *args, **kwargs: stock(*args, **kwargs))
+            with pytest.raises(RequestError, match=rf"LlamaForCausalLM was changed .*{told} was replaced"):
+                running.submit([5, 6, 7], max_tokens=3)
+        with monkeypatch.context() as patched:
+            patched.delattr(where, name)
+            with pytest.raises(RequestError, match=rf"{told} was replaced"):
+                running.submit([5, 6, 7], max_tokens=3)
+        assert list(running([5, 6, 7], max_tokens=3).token_ids) == wanted  # it is back
+
+
+def test_a_function_that_is_replaced_while_a_step_runs_fails_its_requests(monkeypatch):
+    model = made("llama", **LLAMA)
+    texts = Texts(LanguageModel(model, slots=2), lambda given: given.params["ask"])
+    forward, stock = texts.model.forward, modeling_llama.rotate_half
+
+    def patching(rows):
+        monkeypatch.setattr(modeling_llama, "rotate_half", lambda x: -stock(x))
+        return forward(rows)
+
+    texts.model.forward = patching
+    given = StepInput("a", {"ask": Ask([5, 6, 7])}, {}, "llm.prefill", size=3.0, whole=3.0)
+    with pytest.raises(StageFailed, match=r"rotate_half was replaced"):
+        texts.step([given])
 
 
 def test_a_number_that_a_model_counts_with_is_no_setting():

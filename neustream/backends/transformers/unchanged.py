@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.settings import Settings, computes_anew
 from neustream.backends.torch import Samples
+from neustream.backends.transformers.functions import Functions
 from neustream.backends.transformers.lent import own_forward
 from neustream.backends.transformers.packed import implementation
 from neustream.backends.transformers.proof_own import Way
@@ -53,6 +54,8 @@ class Unchanged:
         self._names["parameters"] += [name for name, _, _ in kept]
         self._names["code"] = [kind.__name__ for kind in self._kinds]
         self._names["classes"] = self._names["mode"]
+        self._functions = Functions(self._kinds)
+        self._names["functions"] = self._functions.names
         self._samples = Samples(self._there)
         self._values = self._samples.read()
         self._hooked = self._watchers()
@@ -148,6 +151,7 @@ class Unchanged:
             "attention": [implementation(self._model.config.get_text_config(decoder=True))],
             "classes": list(map(type, self._modules)),
             "code": [kind.forward for kind in self._kinds],
+            "functions": list(map(id, self._functions.now())),
             "settings": self._settings.now(),
         }
 
@@ -190,6 +194,7 @@ SAY: dict[str, Callable[[str, Sequence[Any]], str]] = {
     "attention": _attention,
     "classes": lambda name, now: f"{name} is of another class",
     "code": lambda name, now: f"{name} has another forward",
+    "functions": lambda name, now: f"{name} was replaced",
 }
 """How each kind of change is told, in the order in which they are looked for."""
 
