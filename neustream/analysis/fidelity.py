@@ -107,7 +107,7 @@ def _percent(value: float | None) -> str:
 class Served:
     """What a run on real devices did beside its steps.
 
-    `steps`: seconds over those of the profile, by kind of step. `spread`: the sigma of its logarithm
+    `steps`: seconds over those of the profile, by kind of step that did not fail. `spread`: the sigma of its logarithm
     from step to step, of the kind with the most steps. `gap_us`: from the end of a step to the start of
     the next on the same worker where requests waited; median and 99th percentile; `idle_share`: of
     these in the time between the first step and the last. `decisions`, `decision_us` (median, 99th
@@ -168,6 +168,8 @@ class Watch:
         step = record.step
         seconds = record.at - step.started_at
         self._ended.setdefault(_worker(record), []).append(record.at)
+        if record.error:  # how long it would have taken nobody knows
+            return
         self._ratios.setdefault(step.stage, []).append(seconds / step.profiled_s)
         spent = self._spent.setdefault(step.stage, [0.0, 0.0])
         spent[0] += seconds

@@ -121,6 +121,15 @@ def test_a_gap_is_from_an_end_to_the_next_start_of_that_worker():
     assert seen.late_us[0] == pytest.approx(0.25e6)
 
 
+def test_a_step_that_failed_says_nothing_of_how_fast_steps_are():
+    watch = Watch()
+    for start, end, why in ((0.0, 1.5, ""), (2.0, 2.01, "it broke"), (3.0, 4.5, "")):
+        step = StepInfo(0, "gpu", 0, "s", ("a",), (1.0,), start, 1.0, 1.0, (), False)
+        watch(Started(step, start))
+        watch(Finished(step, end, why))
+    assert watch.told().steps == {"s": pytest.approx(1.5)}
+
+
 def test_a_run_without_steps_has_nothing_to_tell():
     assert Watch().told() == Served({}, 0.0, (0.0, 0.0), 0.0, 0, (0.0, 0.0), 0.0, (0.0, 0.0))
 
