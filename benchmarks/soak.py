@@ -297,14 +297,14 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(markup=False, highlight=False)
     with tempfile.TemporaryDirectory() as folder, serving(CONFIG, log := options.log or Path(folder) / "log") as server:
         most = asyncio.run(capacity(server.port, options.capacity_s, rng))
-        before, counted = idle(server), answers(server)
+        before, counted, early = idle(server), answers(server), _looks(server)
         console.print(
             f"capacity {most:.1f} requests/s; {options.warm_s + options.seconds:g} s at {options.load:g} times that"
         )
         tally = asyncio.run(storm(server, most * options.load, options, rng))
         after = idle(server)
         answered = answers(server) - counted
-        lag = _lag(server)
+        lag = _lag(_looks(server), early)
         said = told_of(tally.lost, log)
     wrong = faults(tally, before, after, answered)
     _print(console, tally, before, after, lag)
@@ -338,12 +338,19 @@ def told_of(lost: Mapping[str, str], log: Path) -> list[str]:
     return found
 
 
-def _lag(server: Served) -> dict[str, float]:
-    """Shares of looks at the event loop that were late by no more than so many seconds."""
-    samples = server.metrics()
-    name = "neustream:event_loop_lag_seconds"
-    count = samples[f"{name}_count"]
-    return {bound: samples[f'{name}_bucket{{le="{bound}"}}'] / count for bound in ("0.01", "0.05", "0.1", "0.5")}
+def _looks(server: Served) -> dict[str, float]:
+    """Looks at the event loop so far, by how late they were at most, in seconds; "+Inf": all of them."""
+    samples, name = server.metrics(), "neustream:event_loop_lag_seconds"
+    return {bound: samples[f'{name}_bucket{{le="{bound}"}}'] for bound in ("0.01", "0.05", "0.1", "0.5", "+Inf")}
+
+
+def _lag(looks: dict[str, float], early: dict[str, float]) -> dict[str, float]:
+    """Shares of looks that were late by no more than so many seconds, of those behind the `early` ones.
+
+    While models load, full collections of garbage stop the loop; nobody is served then.
+    """
+    since = {bound: looks[bound] - early[bound] for bound in looks}
+    return {bound: count / since["+Inf"] for bound, count in since.items() if bound != "+Inf"}
 
 
 def _print(

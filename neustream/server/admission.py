@@ -117,9 +117,9 @@ class Admission:
         kind, came_at = Kind(model, promised), self._now()
         self._open[id] = kind, answer
 
-        def over(_: Future[Any]) -> None:
+        def over(done: Future[Any]) -> None:  # knows the answer by its argument alone: else they would hold each other
             self._open.pop(id, None)
-            if not answer.cancelled() and answer.exception() is None:
+            if not done.cancelled() and done.exception() is None:
                 now = self._now()
                 self._paces.setdefault(kind, Pace()).done(now, now - came_at)
 

@@ -214,6 +214,7 @@ class Guard:
             self._metrics.answered(known, route, wire.status, scope["state"]["code"], wire.size)
             if self._access is not None:
                 self._access(_facts(scope, wire, route, stopwatch() - began))
+            scope["state"].pop("about", None)  # servers keep a scope in a ring, and this has all that was answered
 
     def _check(self, request: Request) -> None:
         if _head_size(request.scope) > LARGEST_HEAD:

@@ -319,7 +319,7 @@ class Gateway:
             self._tell(Unasked(id))
             raise
         self._admission.came(id, served_as(model), answer, slo.promises)
-        answer.add_done_callback(lambda _: self._tell(_over(answer)))
+        answer.add_done_callback(self._told_over)
         return answer
 
     def preview(self, model: Model, preview: Any, id: str) -> Answer[Any]:
@@ -330,8 +330,11 @@ class Gateway:
         except BaseException:
             self._tell(Unasked(id))
             raise
-        answer.add_done_callback(lambda _: self._tell(_over(answer)))
+        answer.add_done_callback(self._told_over)
         return answer
+
+    def _told_over(self, answer: Any) -> None:
+        self._tell(_over(answer))
 
     def _name(self, model: Model) -> str | None:
         """What the service calls a model; None: it has no other."""

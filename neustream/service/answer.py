@@ -58,6 +58,11 @@ def _on_its_loop(fn: Callable[[Any], object]) -> Callable[[Any], object]:
     return call
 
 
+def _tell(answer: Any) -> None:
+    """Tell an answer's listeners that it is done. One that held a function of its own would outlive its last use."""
+    answer._tell()
+
+
 def _nothing(answer: Answer[Any]) -> None:
     """What is given up of a request that is over: it keeps its service from being forgotten no more."""
 
@@ -96,7 +101,7 @@ class Answer(Future[T]):
         self._told: list[Callable[[Emitted], None]] = []
         self._news = threading.Condition()
         self._listeners: set[Callable[[], None]] = set()
-        super().add_done_callback(lambda _: self._tell())
+        super().add_done_callback(_tell)
 
     @property
     def outputs(self) -> Sequence[Emitted]:

@@ -53,6 +53,10 @@ class Bell:
             call()
 
 
+def _nobody() -> None:
+    """Nobody is to be woken."""
+
+
 class Feed:
     """What comes of an answer, taken by one reader on an event loop.
 
@@ -115,5 +119,6 @@ class Feed:
         self._bell.ring(self._wake)
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Nobody reads any more; it knows its reader no more, so that they end with their last use."""
         self._answer.tell_no_more(self.ring)
+        self._wake = _nobody

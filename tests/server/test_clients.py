@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as cf
+import gc
 import json
 import socket
 import threading
@@ -26,6 +27,8 @@ from neustream import FCFS, Decision  # noqa: E402
 from neustream.backends.demo import IMAGE, TEXT  # noqa: E402
 from neustream.backends.loading import load  # noqa: E402
 from neustream.server.config import ServerConfig  # noqa: E402
+from neustream.server.context import Context  # noqa: E402
+from neustream.service.answer import Answer  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -222,3 +225,34 @@ def test_an_image_behind_texts_that_are_under_way(both):
         gate.set()
         assert made.status_code == 200 and made.json()["data"] == alone
         assert [one.result(60) for one in texts] == [300] * 4
+
+
+# -- what is left of them -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_text_leaves_needs_no_collection_of_garbage(both, path, stream):
+    """Full collections stop the event loop: the more there is in rings, the longer."""
+    url, service = both
+    body = {**TEXTS, "stream": stream, "n": 2}
+    if "chat" in path:
+        body = {**body, "messages": [{"role": "user", "content": body.pop("prompt")}]}
+
+    def ask():
+        assert httpx.post(f"{url}{path}", json=body, timeout=60).status_code == 200
+        until(lambda: not service.answers)
+
+    ask()
+    gc.collect()
+    gc.disable()
+    try:
+        ask()
+        until(lambda: not requests_there())
+    finally:
+        gc.enable()
+
+
+def requests_there():
+    """Requests that the front knows, whether or not anybody can get at them."""
+    return [one for one in gc.get_objects() if type(one) in (Answer, Context)]
