@@ -52,6 +52,15 @@ def test_phases_of_three_times_cost_no_more_than_a_rule_that_learns_nothing():
     assert ours >= plain + 10 > 20
 
 
+def test_steps_of_very_different_times_are_no_reason_to_refuse_most_requests():
+    """With twice the usual error kept as slack a plain rule served more."""
+    noisy = load(
+        workload__requests=100, workload__rate=4, workload__seed=5, workload__cv=1, simulation__latency_noise=0.6
+    )
+    ours, plain = [simulate(noisy, name).counts["on_time"] for name in ("priced", "edf")]
+    assert ours >= plain > 20
+
+
 def test_learning_changes_nothing_where_steps_take_what_is_profiled():
     """To the bit: what a simulated clock adds up is no other speed of the device."""
     prepared = load(workload__rate=4)

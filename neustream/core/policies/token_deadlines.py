@@ -52,8 +52,8 @@ class TokenDeadlines:
     a prompt is taken in only if all who run and it fit into what is left, and into the memory.
 
     Args:
-        margin: share of a step's expected seconds that is kept as slack. Twice the median error of
-            what was expected of the latest steps comes on top, for the next output: over many steps
+        margin: share of a step's expected seconds that is kept as slack. The median error of what
+            was expected of the latest steps comes on top, for the next output: over many steps
             errors average out.
         memory: share of the memory that admitted generations are expected to fill at most.
         pause: see 5; 0 never leaves the device free.

@@ -20,7 +20,7 @@ from neustream.core.reasons import due, span
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 
-SAFE = 2.0
+SAFE = 1.0
 """Times the median error of predictions that is kept as slack of single steps."""
 VAIN = 0.95
 """Prefill and decode are mixed only if that takes less than this share of the two separately."""
