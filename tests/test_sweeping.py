@@ -10,7 +10,7 @@ import time
 
 import pytest
 import yaml
-from test_foreign_code import interrupted
+from test_foreign_code import command_interrupted
 from toys import TESTS, command, results, toy, write_profile
 
 import neustream.experiment.sweeping
@@ -225,7 +225,7 @@ def test_control_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path,
     path = toy(tmp_path, workload={"arrivals": "constant", "rate": 10, "requests": 10, "steps": 3})
     (tmp_path / "slow_rule.py").write_text(SLOW)
     asked = ["sweep", path, "--over", "workload.rate", "--values", "10,400,20", "--out", "out", "--jobs", jobs]
-    status, out, err = interrupted(*asked, "-p", "slow_rule:Slow", folder=tmp_path, marker="out/points.jsonl")
+    status, out, err = command_interrupted(*asked, "-p", "slow_rule:Slow", folder=tmp_path, marker="out/points.jsonl")
     assert status == 130 and out == ""
     kept = len((tmp_path / "out/points.jsonl").read_text().splitlines())
     assert 1 <= kept <= 2
