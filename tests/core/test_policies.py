@@ -221,6 +221,14 @@ def test_static_takes_the_oldest_first_and_one_graph_at_a_time():
     assert chosen(Static(), some, now=3.0) == ["r1", "r3"]
 
 
+def test_static_goes_on_with_one_graph_after_the_other():
+    some = waiting(ask("r0", 1, graph=TWO_LOOPS), ask("r1", 1, arrival=1.0, graph=IMAGE))
+    run(some, "r0", now=1.0)
+    run(some, "r1", now=1.0)
+    assert [job.stage.name for job in some.jobs.values()] == ["refine", "unet"]  # neither graph has both
+    assert chosen(Static(), some, now=2.0) == ["r0"]
+
+
 def test_static_drops_before_the_start_if_told_to():
     some = waiting(ask("r0", total=1.0), ask("r1"))
     assert chosen(Static(), some) == ["r0", "r1"]

@@ -83,11 +83,14 @@ def continued(view: View) -> list[Job]:
 
     The batch moves through its graph stage by stage: members that are ahead wait for the others,
     so that results come together, as they do from a pipeline that was called with all of them.
+    Members of another graph go on behind those of the graph that came first.
     """
-    members = [job for job in view.jobs if job.worker == view.worker]
-    if not members:
+    here = [job for job in view.jobs if job.worker == view.worker]
+    if not here:
         return []
-    position = members[0].request.graph.position
+    graph = min(here, key=lambda job: job.arrival).request.graph
+    members = [job for job in here if job.request.graph is graph]
+    position = graph.position
     stages = {_stage_name(job) for job in members}
     stage = min(stages, key=position.__getitem__)
     return [job for job in members if _stage_name(job) == stage][: view.limit(stage)]
