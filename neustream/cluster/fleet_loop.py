@@ -55,9 +55,13 @@ class FleetLoop(Loop):
         """Tell what a caller sees."""
         super().tell(record)
 
-    def publish(self) -> None:
+    def note(self) -> None:
+        """Instances know what happened so far, before they read a message of the same instant."""
         noted, self._noted = self._noted, []
         for record in noted:
             self._fleet.noted(record)
+
+    def publish(self) -> None:
+        self.note()
         self._fleet.post()
         super().publish()

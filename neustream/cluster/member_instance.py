@@ -20,10 +20,11 @@ from neustream.cluster.packing import Packing
 from neustream.cluster.parcels import fresh, size_of, take
 from neustream.cluster.reporting import Reporter, Reporting
 from neustream.cluster.room import Room
+from neustream.cluster.served import Served
 from neustream.core.batch import input_of
 from neustream.core.carry import Carry, later, pack
 from neustream.core.entry import Entry
-from neustream.core.events import Emitted, Ended, Given, Held, Left, Update
+from neustream.core.events import Emitted, Ended, Given, Held, Left
 from neustream.core.graph import Graph
 from neustream.core.outlook import Rates
 from neustream.engine.events import Call, Finished, Record, Started
@@ -46,6 +47,9 @@ class MemberInstance:
         unheard: outputs of a request that were sent and may not have reached the head.
         offset_s: the cluster's clock less this loop's.
         token_bytes: what a token in the KV cache takes.
+
+    Attributes:
+        epoch: of the latest head that it heard of.
     """
 
     def __init__(
@@ -74,14 +78,14 @@ class MemberInstance:
         self._send = send
         self._unheard = unheard
         self._token_bytes = token_bytes
-        self._terms: dict[str, int] = {}
-        self._began: set[str] = set()
+        self._served = served = Served()
+        self._terms, self._began, self._made_here = served.terms, served.began, served.made
+        self._orphans, self._drop = served.orphans, served.drop
+        self.not_heard = served.not_heard
         self._room = Room(name, drive.scheduler)
         self._freed: OrderedDict[str, int] = OrderedDict()
         self._later: dict[str, say.Send | say.Parcel] = {}  # their ids are still being served here
-        self._epoch = 0
-        self._orphans: dict[str, say.Over | None] = {}  # their head is gone; how they ended
-        self._made_here: dict[str, list[tuple[int, Update]]] = {}
+        self.epoch = 0
         self._does: dict[type[Any], Callable[[Any, float], None]] = {
             say.Send: self._begin,
             say.Reserve: self._reserve,
@@ -111,7 +115,7 @@ class MemberInstance:
 
         What an earlier head wanted is not heard.
         """
-        if getattr(message, "term", math.inf) < self._epoch * say.TERMS:
+        if getattr(message, "term", math.inf) < self.epoch * say.TERMS:
             return
         self._loop.touch(self.drive)
         self._does[type(message)](message, now)
@@ -188,16 +192,9 @@ class MemberInstance:
         else:
             self._scheduler.give(id, now)
 
-    def _drop(self, id: str) -> None:
-        """Nothing is known of a request any more."""
-        del self._terms[id]
-        self._began.discard(id)
-        self._orphans.pop(id, None)
-        self._made_here.pop(id, None)
-
     def _ask(self, order: say.Ask, now: float) -> None:
-        if order.epoch > self._epoch:
-            self._epoch = order.epoch
+        if order.epoch > self.epoch:
+            self.epoch = order.epoch
             self._lose_head(now)
         standing = [say.Standing(id, term) for id, term in self._terms.items()]
         self._send(say.HEAD, say.Here(tuple(standing)))
@@ -207,17 +204,17 @@ class MemberInstance:
         self._reporter.begin_anew()
         self._later.clear()
         self._room.free_all()
+        self._served.lose_head()
         for id in self._terms:
-            self._orphans.setdefault(id, None)
             job = self._scheduler.jobs.get(id)
             if isinstance(job, Entry) and job.keep:
                 self._scheduler.resume(id)
         until = now + self._reporter.reporting.lease_s
-        self._loop.clock.post(Call(partial(self._end_lease, self._epoch)), until)
+        self._loop.clock.post(Call(partial(self._end_lease, self.epoch)), until)
 
     def _end_lease(self, epoch: int, now: float) -> None:
         """Nobody asked for what is left of an earlier head's requests."""
-        if epoch == self._epoch:
+        if epoch == self.epoch:
             for id in list(self._orphans):
                 self._forget(id)
 

@@ -23,6 +23,7 @@ from neustream.cluster.member_instance import MemberInstance
 from neustream.cluster.network import Fault, Faults, Network
 from neustream.cluster.place import AtPlace, Place
 from neustream.cluster.reporting import Reporting
+from neustream.cluster.under_way import UnderWay
 from neustream.core.events import Submitted
 from neustream.core.graph import Graph
 from neustream.core.scheduler import Scheduler
@@ -116,6 +117,7 @@ class Cluster:
         self._gone_until = -math.inf
         """When the next head begins, if there is none."""
         self._outgoing: dict[tuple[str, str], list[Any]] = {}
+        self._under_way = UnderWay()
         first = [self._make(kind) for kind in kinds for _ in range(kind.count)]
         self.loop = FleetLoop([member for member, _, _ in first], self.clock, self)
         for drive, (member, place, kind) in zip(self.loop.drives, first, strict=True):
@@ -242,6 +244,8 @@ class Cluster:
     def _head_dies(self, until: float, now: float) -> None:
         """The head is gone, with all it knew; another one begins then."""
         self._gone_until = max(self._gone_until, until)
+        for source, messages in self._under_way.lost().items():
+            self._not_heard(source, messages)
         self.clock.post(Call(self._succeed), until)
 
     def _succeed(self, now: float) -> None:
@@ -282,9 +286,16 @@ class Cluster:
             ends = map(self.running.get, (source, target))
             sides = [one.place.faults for one in ends if one is not None]
             at = self._network.arrives(source, target, now, size, sides)
+            if target != say.HEAD:
+                arrive = partial(self._arrived, target, messages)
+            elif self._listens(source):
+                number = self._under_way.sent(source, messages)
+                arrive = partial(self._heard, source, messages, number)
+            else:
+                self._not_heard(source, messages)
+                continue
             if at < math.inf:
-                arrive = self._heard if target == say.HEAD else self._arrived
-                self.clock.post(Call(partial(arrive, source, target, messages)), at)
+                self.clock.post(Call(arrive), at)
 
     def _bytes(self, message: Any) -> float:
         """What takes time beside the delay of the network."""
@@ -296,14 +307,25 @@ class Cluster:
                 return message.size + begun * self._network.state_bytes
         return 0.0
 
-    def _heard(self, source: str, target: str, messages: list[Any], now: float) -> None:
-        if not self._has_head:
+    def _listens(self, source: str) -> bool:
+        """Whether there is a head, and an instance knows of it."""
+        one = self.running.get(source)
+        return self._has_head and (one is None or one.instance.epoch == self._epoch)
+
+    def _not_heard(self, source: str, messages: list[Any]) -> None:
+        """There is no head to hear it."""
+        one = self.running.get(source)
+        if one is not None:
+            one.instance.not_heard(messages)
+
+    def _heard(self, source: str, messages: list[Any], number: int, now: float) -> None:
+        if not self._under_way.arrived(number):
             return
         for message in messages:
             self.head.heard(source, message, now)
         self.carry_out(now)
 
-    def _arrived(self, source: str, target: str, messages: list[Any], now: float) -> None:
+    def _arrived(self, target: str, messages: list[Any], now: float) -> None:
         one = self.running.get(target)
         if one is None:
             return
@@ -312,13 +334,20 @@ class Cluster:
             if at > now:
                 self.clock.post(Call(partial(self._read, target, message)), at)
             else:
-                one.instance.receive(message, now)
+                self._receive(one, message, now)
 
     def _read(self, target: str, message: Any, now: float) -> None:
         """An instance has got round to a message."""
         one = self.running.get(target)
         if one is not None:
-            one.instance.receive(message, now)
+            self._receive(one, message, now)
+
+    def _receive(self, one: Running, message: Any, now: float) -> None:
+        """An instance reads a message. What it says before it hears of a head goes to none."""
+        self.loop.note()
+        if isinstance(message, say.Ask) and message.epoch > one.instance.epoch:
+            one.instance.not_heard(self._outgoing.pop((one.name, say.HEAD), []))
+        one.instance.receive(message, now)
 
     def submit(self, request: Request, now: float) -> Submitted:
         """A request of the workload; what is wrong with it is raised."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from clusters import GRAPH, PROFILES, STREAM, request
 
 from neustream import FCFS, SLO, Pool, Scheduler
+from neustream.cluster import messages as say
 from neustream.cluster.book import Settings
 from neustream.cluster.happenings import Lost, Restarted
 from neustream.cluster.head import Head
@@ -13,6 +16,7 @@ from neustream.cluster.network import Fault, Network
 from neustream.cluster.rules.slack import Slack
 from neustream.cluster.simulation import Cluster, Kind
 from neustream.core.events import Emitted, Ended
+from neustream.engine.events import Call, Started
 from neustream.engine.executor import ProfiledExecutor
 
 
@@ -28,7 +32,7 @@ class Run:
     """A cluster that has served some requests."""
 
     def __init__(self, requests, count=2, *, faults=(), network=None, settings=None, again=None, **rules):
-        self.happened, self.ended, self.emitted = [], {}, {}
+        self.happened, self.ended, self.emitted, self.steps = [], {}, {}, Counter()
         router = rules.pop("router", Slack())
         again = again or {"stream": "repeat", "image": "repeat"}
 
@@ -53,6 +57,8 @@ class Run:
             self.ended[record.id] = record
         elif isinstance(record, Emitted):
             self.emitted.setdefault(record.id, []).append(record.index)
+        elif isinstance(record, Started):
+            self.steps.update(record.step.ids)
 
     def of(self, what):
         return [event for event in self.happened if isinstance(event, what)]
@@ -109,3 +115,18 @@ def test_when_all_are_gone_requests_end_with_a_reason():
 def test_a_network_that_loses_messages_only_delays_them():
     run = Run(stream_of(20), network=Network(delay_s=0.01, loss=0.3, seed=1))
     assert len(run.ended) == 20 and all(indices == [0, 1, 2] for indices in run.emitted.values())
+
+
+def test_a_request_that_is_sent_again_in_the_instant_in_which_it_ends_is_not_taken_for_what_ended():
+    head = Head([STREAM], {"": PROFILES}, Slack())
+    cluster = Cluster(head, [kind(1)], [STREAM], Network())
+    told = []
+    heard = head.heard
+    head.heard = lambda instance, message, now: (told.append((message, now)), heard(instance, message, now))
+    again = say.Send("whole-0", "r", 2, "stream", SLO(), {"steps": 3}, 0.0, 0.0, 2)
+    ends_at = 0.1 + 0.1 + 0.1
+    cluster.clock.post(Call(lambda now: cluster._arrived("whole-0", [again], now), rank=9), ends_at)
+    cluster.run([request("r", graph=STREAM)])
+    (ended,) = [(message, at) for message, at in told if isinstance(message, say.Over)]
+    assert ended[0].term == 1 and ended[1] == ends_at
+    assert (say.Took("r", 2), ends_at) in told

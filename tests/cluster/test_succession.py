@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from clusters import STREAM, head_of, orders_of, over, request
+from clusters import GRAPH, STREAM, head_of, orders_of, over, request
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_member_instance import Bench, begin
 from test_simulation import Run, stream_of
 
@@ -12,7 +14,7 @@ from neustream.cluster import messages as say
 from neustream.cluster.book import Settings
 from neustream.cluster.happenings import Restarted, Routed, Succeeded
 from neustream.cluster.messages import TERMS
-from neustream.cluster.network import Fault
+from neustream.cluster.network import Fault, Network
 from neustream.cluster.reporting import Reporting
 
 # -- the head ----------------------------------------------------------------------------------------
@@ -187,3 +189,27 @@ def test_instances_that_come_and_go_without_a_head_are_known_by_the_next():
     run = Run(stream_of(20, every=0.1), faults=faults)
     assert {ended.status for ended in run.ended.values()} == {"done"} and len(run.ended) == 20
     assert {ended.member for ended in run.ended.values() if ended.arrival > 0.6} == {"whole-1"}
+
+
+@pytest.mark.parametrize("dies_at", [0.31, 0.25, 0.305])
+def test_what_ends_while_its_head_dies_or_there_is_none_is_not_done_again(dies_at):
+    """Three steps end at 0.31 at the instance; the head would hear of that at 0.32."""
+    faults = [Fault(dies_at, None, "head", 0.5)]
+    run = Run([request("r", graph=STREAM)], 1, faults=faults, network=Network(delay_s=0.01))
+    assert run.ended["r"].status == "done" and run.emitted["r"] == [0, 1, 2]
+    assert run.steps == {"r": 3}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_heads_that_die_again_and_again_cost_no_step(data):
+    """Also while messages are under way, before all have told, and before anybody was asked."""
+    instant = st.integers(0, 40).map(lambda n: n * 0.05) | st.floats(0.0, 2.0)
+    gap = st.sampled_from([0.001, 0.05, 0.2]) | st.floats(0.001, 1.0)
+    faults = data.draw(st.lists(st.builds(Fault, instant, st.none(), st.just("head"), gap), min_size=1, max_size=4))
+    network = Network(data.draw(st.sampled_from([0.0, 0.002, 0.05])))
+    asked = [request(str(n), 0.1 * n, graph=data.draw(st.sampled_from([GRAPH, STREAM]))) for n in range(8)]
+    run = Run(asked, faults=faults, network=network)
+    assert {ended.status for ended in run.ended.values()} == {"done"} and len(run.ended) == 8
+    assert run.steps == {one.id: 4 if one.graph is GRAPH else 3 for one in asked}
+    assert not run.of(Restarted)
