@@ -1,5 +1,7 @@
 """Requests that choose an adapter of PEFT's: what the model gives with that one set, in mixed company."""
 
+import copy
+
 import pytest
 
 peft = pytest.importorskip("peft", reason="needs peft")
@@ -227,7 +229,7 @@ def test_a_model_with_states_computes_adapters_one_by_one():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_images_are_looked_at_with_the_adapter_of_their_request(family):
-    stock, processor = sighted(family)
+    stock, processor = map(copy.deepcopy, sighted(family))  # adapters stay in a model
     towers = {"llava": ["q_proj", "v_proj"], "qwen2_vl": ["qkv", "v_proj"]}  # of the tower, and of the language model
     torch.manual_seed(1)
     config = peft.LoraConfig(r=4, target_modules=towers[family], init_lora_weights=False)
