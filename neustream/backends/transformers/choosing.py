@@ -187,7 +187,7 @@ def choose(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None]) -
         else:
             sums.append(draws.amax(-1))
             seeded |= zip(some, draws.split(1), strict=True)
-    fine: list[bool] = torch.cat(sums).isfinite().tolist()  # one look at the device for all of them
+    fine = list(map(math.isfinite, torch.cat(sums).tolist()))  # one look at the device for all of them
     for at, well in zip(rows, fine, strict=True):
         if not well:
             why.setdefault(at, f"no token has a probability with {drawn[at]}" if fine[at] else WRONG_LOGITS)

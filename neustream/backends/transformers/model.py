@@ -52,6 +52,7 @@ class LanguageModel:
         recorded: its packed calls, taken down; None: it computes by calls of the model itself, and
             `unrecorded` says why.
         keeps: whether it can leave out logits.
+        device: that its weights are on; a model that is moved while it is served is noticed.
         cache: the slots; or, where they cannot be shared, the requests with caches of their own.
 
     Raises:
@@ -85,6 +86,7 @@ class LanguageModel:
                 f"{name} runs with attention {attention!r}; load it with attn_implementation='sdpa' or 'eager'"
             )
         self.model, self.name = model, name
+        self.device: torch.device = model.device
         self.eager = attention == "eager"
         self.config = config
         self.vocabulary: int = config.vocab_size
@@ -229,11 +231,6 @@ class LanguageModel:
     def alike(self, prompt: int) -> int:
         """Tokens of a prompt that another sequence of it may go on from; the last one is always left to compute."""
         return self.floor(prompt - 1, prompt) if self.piecewise else prompt - 1
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.model.device
-        return device
 
     @property
     def place(self) -> str:

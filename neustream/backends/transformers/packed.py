@@ -86,16 +86,16 @@ class Packed:
         self.ordered = ordered = [*decodes, *prompts]
         ids = [token for row in ordered for token in row.tokens]
         positions = [place for row in ordered for place in range(row.start, row.end)]
-        both = torch.tensor([ids, positions], device=device)
-        self.ids, self.positions = both[:1], both[1:]
+        slots = [row.slot for row in ordered for _ in row.tokens]
+        lane = torch.tensor([ids, positions, slots], device=device)
+        self.ids, self.positions = lane[:1], lane[1:2]
         streamed = token_bytes if cold else 0
-        self.parts = list(_decoding(decodes, both[1], _most_waste(device, token_bytes), streamed))
+        self.parts = list(_decoding(decodes, lane[1], _most_waste(device, token_bytes), streamed))
         self._decodes = len(decodes)
         self._one = decodes[0] if len(decodes) == 1 else None
-        self._slots = torch.tensor([row.slot for row in decodes], device=device)
-        self._at = both[1, : len(decodes)]
+        self._at, self._slots = lane[1, : len(decodes)], lane[2, : len(decodes)]
         self._prompts = list(_places(prompts, len(decodes)))
-        self.parts += [_prompt(row, first, last, both[1]) for row, first, last in self._prompts]
+        self.parts += [_prompt(row, first, last, lane[1]) for row, first, last in self._prompts]
         self.wanted = self._wanted(ordered)
         self._layer: SlotLayer | None = None
 

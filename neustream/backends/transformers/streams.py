@@ -31,16 +31,20 @@ class Streams:
         begins: Sequence[int] | None = None,
     ) -> None:
         self._eos, self._device, self._tokenizer, self._begins = eos, device, tokenizer, begins
+        self._plain: dict[str, Sampling] = {}
         self._choosers: dict[str, tuple[Ask, bytes, Chooser]] = {}
         self._watches: dict[str, tuple[Ask, Watch]] = {}
 
     def __len__(self) -> int:
-        return len({*self._choosers, *self._watches})
+        return len({*self._plain, *self._choosers, *self._watches})
 
     def asked(self, id: str, text: Text) -> tuple[Chooser, Text] | None:
         """How the text's next token is chosen, its random stream where it left off; None: it is the likeliest."""
         sampling = text.ask.sampling
+        if self._plain.get(id) is sampling:
+            return None
         if plain(sampling):
+            self._plain[id] = sampling
             return None
         prompt = text.ask.prompt if self._begins is None else self._begins
         ask, stream, chooser = self._choosers.get(id, (None, None, None))
@@ -80,6 +84,7 @@ class Streams:
         return watch.add(text.outputs[-1]) and len(text.outputs) >= sampling.min_tokens
 
     def forget(self, id: str) -> None:
+        self._plain.pop(id, None)
         self._choosers.pop(id, None)
         self._watches.pop(id, None)
 
