@@ -323,6 +323,7 @@ class MemberInstance:
             self._refuse(parcel.id, parcel.term, told(error))
             return
         self._terms[parcel.id] = parcel.term
+        self._made_here[parcel.id] = list(parcel.unheard)
         self._send(say.HEAD, say.Took(parcel.id, parcel.term, parcel.unheard))
 
     def _unfit(self, id: str, term: int, reason: str) -> None:

@@ -13,7 +13,7 @@ class Served:
 
     Attributes:
         terms: of each; began: those that were in a step here.
-        made: outputs that were made here, with their numbers.
+        made: outputs that were made here, with their numbers, and those that came unheard.
         orphans: those that no head hears of until one asks for them; how they ended, if they did.
     """
 

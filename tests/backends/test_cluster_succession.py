@@ -6,12 +6,13 @@ import contextlib
 import threading
 
 import pytest
-from local_machines import LocalMachines, driving
+from local_machines import LocalMachines, driving, through
 from test_cluster_driver import PATIENT, Words, ask, chat, said, until
 
 from neustream import BackendError, RequestError, RequestFailed
 from neustream.backends.ray.cluster import Cluster
 from neustream.backends.ray.wire import Superseded
+from neustream.cluster import messages as to
 from neustream.cluster.head import Head
 from neustream.cluster.rules.fixed import Fixed
 from neustream.cluster.rules.round_robin import RoundRobin
@@ -109,6 +110,27 @@ def test_another_request_of_the_same_id_is_served_as_what_it_is():
     with two_heads("a") as driver:
         driver.machines.gate.set()
         assert said(ask(driver, "a", words=2, voice="other")) == ["other1", "other2"]
+
+
+def test_what_an_earlier_head_passed_on_is_not_taken_any_more():
+    machines = Machines()
+    with driving(machines.head(), None, 2, machines) as first:
+        ask(first, "a", words=9, voice="a")
+        until(lambda: len(machines.notes) == 2)
+        [place] = {place for place, *_ in machines.notes}
+        source = machines.instances.pop(f"whole-{place}")
+        [target] = machines.instances.values()
+        machines.instances[source.name] = source
+        source.carry_out([to.Hold(source.name, "a", 1)])
+        machines.gate.set()
+        until(lambda: source._entries.get("a").left is not None)
+        left = through(source.leave("a", 1))
+        dies(first)
+        with driving(machines.head(), None, 2, machines) as second:
+            target.take("a", 2, left)
+            assert target._entries.get("a") is None
+            assert len(said(ask(second, "a", words=9, voice="a"))) == 9
+            assert len(machines.notes) == 9, "it went on where it was held"
 
 
 def test_what_nobody_asks_for_ends_with_the_lease():

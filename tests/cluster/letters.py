@@ -38,7 +38,7 @@ class Mailbox:
 
     def __init__(self, again_s: float = 0.2, epoch: int = 0) -> None:
         self._again_s = again_s
-        self._epoch = epoch
+        self.epoch = epoch
         self._next = 1
         self._unheard: dict[int, Any] = {}
         self._heard = 0
@@ -60,11 +60,11 @@ class Mailbox:
         if messages and self._again_at == math.inf:
             self._again_at = now + self._again_s
         self._told = self._heard
-        return Letter(self._epoch, first, tuple(messages), self._heard)
+        return Letter(self.epoch, first, tuple(messages), self._heard)
 
     def read(self, letter: Letter, now: float) -> list[Any]:
         """The messages that are to be read now, in order."""
-        if letter.epoch != self._epoch:
+        if letter.epoch != self.epoch:
             return []
         for number in [number for number in self._unheard if number <= letter.heard]:
             del self._unheard[number]
@@ -97,4 +97,4 @@ class Mailbox:
             return None
         self._again_at = now + self._again_s
         first = next(iter(self._unheard))
-        return Letter(self._epoch, first, tuple(self._unheard.values()), self._heard)
+        return Letter(self.epoch, first, tuple(self._unheard.values()), self._heard)

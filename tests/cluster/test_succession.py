@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from clusters import GRAPH, STREAM, head_of, orders_of, over, request
 from hypothesis import given, settings
@@ -156,6 +158,19 @@ def test_a_held_request_runs_again_and_a_parcel_of_the_old_head_is_not_taken():
     assert other.do(parcel) == [] and not other.jobs
     bench.do(say.Ask("a", 1))
     assert bench.jobs["r"].status == "running"
+
+
+def test_outputs_that_came_unheard_with_a_request_are_told_to_the_next_head():
+    source, bench = Bench(), Bench()
+    source.do(begin())
+    source.do(say.Hold("a", "r", 1))
+    go_on(source, 1)
+    source.instance.receive(say.Give("a", "r", 1, "b", 2), source.clock.now())
+    (parcel,) = [message for to, message in source.said if to == "b"]
+    bench.do(replace(parcel, unheard=((0, {}),)), say.Ask("a", 1))
+    go_on(bench, 2)
+    took = bench.do(begin(term=TERMS + 1))[0]
+    assert [index for index, _ in took.unheard] == [0, 1]
 
 
 def test_what_nobody_asks_for_ends_with_the_lease():

@@ -1,22 +1,26 @@
-"""A head and instances over wires that lose, repeat, delay and reorder every message.
+"""Heads and instances over wires that lose, repeat, delay and reorder every message.
 
 Instances are scripts: they make one output a step, take and give requests, and die when they are told
-to. What goes over a wire is a `Letter`; `chaos` says what becomes of each.
+to. A head may die, too: those who asked it ask the next. What goes over a wire is a `Letter`; `Fate` says what
+becomes of each.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from clusters import STAGES
 from letters import Mailbox
 
 from neustream.cluster import messages as say
 from neustream.cluster.head import Head
+from neustream.cluster.served import Served
 from neustream.core.outlook import Outlook
+from neustream.core.types import Request
 
 STEP_S = 0.1
 
@@ -45,6 +49,8 @@ class Scripted:
     out: list[tuple[str, object]] = field(default_factory=list)
     alive: bool = True
     heard: int = 0
+    epoch: int = 0
+    served: Served = field(default_factory=Served)
 
     def say(self, message: object, to: str = "") -> None:
         self.out.append((to, message))
@@ -56,15 +62,29 @@ class Scripted:
                 continue
             if not job.began:
                 job.began = True
-                self.say(say.Began(job.id, job.term))
-            self.say(say.Made(job.id, job.term, job.made, {"n": job.made}))
+                self._tell(say.Began(job.id, job.term))
+            self.served.made.setdefault(job.id, []).append((job.made, {"n": job.made}))
+            self._tell(say.Made(job.id, job.term, job.made, {"n": job.made}))
             job.made += 1
             if job.made >= job.of:
-                del self.jobs[job.id]
-                self.say(say.Over(job.id, job.term, "done", "", {"n": job.made - 1}, job.made, True, True))
+                self._over(job, "done")
             elif job.hold:
                 job.held = True
-                self.say(say.Waits(job.id, job.term))
+                self._tell(say.Waits(job.id, job.term))
+
+    def _tell(self, report) -> None:
+        """The head that wants to hear of a request does."""
+        if report.id not in self.served.orphans:
+            self.say(report)
+
+    def _over(self, job: Job, status) -> None:
+        over = say.Over(job.id, job.term, status, "", {"n": job.made - 1}, job.made, True, True)
+        del self.jobs[job.id]
+        if job.id in self.served.orphans:
+            self.served.orphans[job.id] = over
+        else:
+            self.served.drop(job.id)
+            self.say(over)
 
     def tell(self, now: float) -> None:
         self.say(say.Told(Outlook(self.name, now, self.heard, live=len(self.jobs))))
@@ -74,6 +94,8 @@ class Scripted:
         return job if job is not None and job.term == order.term else None
 
     def receive(self, message: object, unheard: Callable[[str], say.Outputs]) -> None:
+        if getattr(message, "term", math.inf) < self.epoch * say.TERMS:
+            return
         if isinstance(message, say.Send | say.Reserve | say.Parcel):
             self._offered(message)
         elif isinstance(message, say.Hold | say.Resume | say.Give | say.Cancel):
@@ -84,10 +106,38 @@ class Scripted:
             self._free(message)
         elif isinstance(message, say.Fence):
             self.jobs.clear()
+            for id in list(self.served.terms):
+                self.served.drop(id)
             self.say(say.Fenced())
         elif isinstance(message, say.Ask):
-            standing = [say.Standing(job.id, job.term) for job in self.jobs.values()]
-            self.say(say.Here(tuple(standing)))
+            self._ask(message)
+
+    def _ask(self, message: say.Ask) -> None:
+        """Tell what is here. Another head begins: what was held goes on."""
+        if message.epoch > self.epoch:
+            self.epoch, self.heard = message.epoch, 0
+            self.served.lose_head()
+            for job in self.jobs.values():
+                job.hold = job.held = False
+        standing = [say.Standing(id, term) for id, term in self.served.terms.items()]
+        self.say(say.Here(tuple(standing)))
+
+    def _take(self, job: Job) -> None:
+        self.jobs[job.id] = job
+        if job.id in self.served.terms:
+            self.served.drop(job.id)
+        self.served.terms[job.id] = job.term
+
+    def _go_on(self, id: str, term: int) -> None:
+        """The next head asks for what is here, or was."""
+        over = self.served.orphans.pop(id)
+        self.served.terms[id] = term
+        self.say(say.Took(id, term, tuple(self.served.made.get(id, ()))))
+        if over is not None:
+            self.served.drop(id)
+            self.say(replace(over, term=term))
+        else:
+            self.jobs[id].term, self.jobs[id].began = term, False
 
     def _offered(self, message: say.Send | say.Reserve | say.Parcel) -> None:
         """A request is to come here; one that was freed since is not taken."""
@@ -96,14 +146,17 @@ class Scripted:
         if self.freed.get(message.id, 0) >= message.term:
             return
         match message:
+            case say.Send() if message.id in self.served.orphans:
+                self._go_on(message.id, message.term)
             case say.Send():
-                self.jobs[message.id] = Job(message.id, message.term, len(message.made), message.params["steps"])
+                self._take(Job(message.id, message.term, len(message.made), message.params["steps"]))
                 self.say(say.Took(message.id, message.term))
             case say.Reserve():
                 self.say(say.Reserved(message.id, message.term))
             case say.Parcel():
                 made, of = message.carry
-                self.jobs[message.id] = Job(message.id, message.term, made, of)
+                self._take(Job(message.id, message.term, made, of))
+                self.served.made[message.id] = list(message.unheard)
                 self.say(say.Took(message.id, message.term, message.unheard))
 
     def _told_of(
@@ -121,14 +174,13 @@ class Scripted:
                     parcel = say.Parcel(job.id, message.next_term, carry, {}, False, unheard(job.id), 0.0, 0.0)  # type: ignore[arg-type]
                     self.say(parcel, message.target)
             case say.Cancel():
-                del self.jobs[job.id]
-                self.say(say.Over(job.id, job.term, "cancelled", "", None, job.made, True, True))
+                self._over(job, "cancelled")
 
     def _free(self, message: say.Free) -> None:
         self.freed[message.id] = max(self.freed.get(message.id, 0), message.term)
-        job = self.jobs.get(message.id)
-        if job is not None and job.term <= message.term:
-            del self.jobs[message.id]
+        if self.served.terms.get(message.id, math.inf) <= message.term:
+            self.jobs.pop(message.id, None)
+            self.served.drop(message.id)
 
 
 Fate = Callable[[], list[float]]
@@ -136,11 +188,14 @@ Fate = Callable[[], list[float]]
 
 
 class World:
-    """Everything on one clock."""
+    """Everything on one clock. `begin`: makes the head of an epoch, which may die."""
 
-    def __init__(self, head: Head, names: list[str], fate: Fate) -> None:
+    def __init__(self, begin: Callable[[int], Head], names: list[str], fate: Fate) -> None:
         self.now = 0.0
-        self.head = head
+        self.begin, self.epoch = begin, 0
+        self.head: Head | None = begin(0)
+        self.asked: dict[str, Request] = {}
+        self.given_up: set[str] = set()
         self.instances = {name: Scripted(name) for name in names}
         self.boxes: dict[tuple[str, str], Mailbox] = {}
         self.answers: dict[str, say.Answer] = {}
@@ -148,8 +203,7 @@ class World:
         self._fate = fate
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        for name in names:
-            head.joined(name, 0.0, stages=STAGES)
+        self._introduce()
         self.carry_out()
         for name in names:
             self.at(STEP_S, lambda name=name: self._step(name))
@@ -165,12 +219,49 @@ class World:
             at, _, what = heapq.heappop(self._queue)
             self.now = at
             what()
-            wake = self.head.wake_at()
+            wake = None if self.head is None else self.head.wake_at()
             if wake is not None and wake <= self.now:
                 self.head.tick(self.now)
             self.carry_out()
 
+    def submit(self, request: Request) -> None:
+        """A caller asks, and asks again where no head is, or it dies."""
+        self.asked[request.id] = request
+        if self.head is not None:
+            made = [{"n": n} for n in self.outputs.get(request.id, [])]
+            self.head.submit(request, self.now, made=made)
+            if request.id in self.given_up:
+                self.head.cancel(request.id, self.now)
+
+    def cancel(self, id: str) -> None:
+        """A caller gives up."""
+        self.given_up.add(id)
+        if self.head is not None:
+            self.head.cancel(id, self.now)
+
+    def kill_head(self, gap: float) -> None:
+        """The head is gone, with all it knew; after so long another one begins."""
+        if self.head is not None:
+            self.head = None
+            self.at(self.now + gap, self._succeed)
+
+    def _succeed(self) -> None:
+        self.epoch += 1
+        self.boxes = {(mine, other): box for (mine, other), box in self.boxes.items() if mine}
+        self.head = self.begin(self.epoch)
+        self._introduce()
+        for id, request in self.asked.items():
+            if id not in self.answers:
+                self.submit(request)
+
+    def _introduce(self) -> None:
+        for name, one in self.instances.items():
+            if one.alive:
+                self.head.joined(name, self.now, stages=STAGES)
+
     def carry_out(self) -> None:
+        if self.head is None:
+            return
         for order in self.head.pop_orders():
             if isinstance(order, say.Answer):
                 assert order.ended.id not in self.answers, "answered twice"
@@ -184,12 +275,22 @@ class World:
         """An instance's process dies; the head hears of it."""
         if self.instances[name].alive:
             self.instances[name].alive = False
-            self.head.lost(name, "killed", self.now)
+            if self.head is not None:
+                self.head.lost(name, "killed", self.now)
 
     # -- letters ----------------------------------------------------------------------------------
 
     def box(self, mine: str, other: str) -> Mailbox:
-        return self.boxes.setdefault((mine, other), Mailbox())
+        epoch = 0 if mine else self.epoch
+        return self.boxes.setdefault((mine, other), Mailbox(epoch=epoch))
+
+    def _connect(self, name: str, epoch: int) -> None:
+        """An instance reads the first letter of a head: what the one before did not hear, it has."""
+        one = self.instances[name]
+        unheard = [*self.box(name, "").unheard, *(message for to, message in one.out if not to)]
+        one.out = [(to, message) for to, message in one.out if to]
+        one.served.not_heard(unheard)
+        self.boxes[name, ""] = Mailbox(epoch=epoch)
 
     def _post(self, source: str, target: str, messages: list[object]) -> None:
         box = self.box(source, target)
@@ -199,6 +300,8 @@ class World:
 
     def _again(self, source: str, target: str) -> None:
         if source and not self.instances[source].alive:
+            return
+        if not source and self.head is None:
             return
         box = self.box(source, target)
         letter = box.again(self.now)
@@ -214,6 +317,10 @@ class World:
     def _arrive(self, source: str, target: str, letter) -> None:
         if target and not self.instances[target].alive:
             return
+        if not target and self.head is None:
+            return
+        if target and not source and letter.epoch > self.box(target, "").epoch:
+            self._connect(target, letter.epoch)
         box = self.box(target, source)
         for message in box.read(letter, self.now):
             if target:
@@ -222,7 +329,7 @@ class World:
                 self.head.heard(source, message, self.now)
         if target:
             self._flush(target)
-        if box.owes:
+        if box.owes and (source or self.head is not None):
             self._post(target, source, [])
 
     def _unheard(self, name: str, id: str) -> say.Outputs:

@@ -18,9 +18,10 @@ from neustream.backends.ray.entries import Entries, Entry, asked_print
 from neustream.backends.ray.outbox import Outbox
 from neustream.backends.ray.passing import Passing
 from neustream.backends.ray.telling import shifted
-from neustream.backends.ray.wire import EngineDied, Heard, loads, value_as_bytes
+from neustream.backends.ray.wire import EngineDied, Heard, Left, loads, value_as_bytes
 from neustream.cluster import messages as to
-from neustream.core.events import Emitted, Ended, Left, Submitted
+from neustream.core.events import Emitted, Ended, Submitted
+from neustream.core.events import Left as Leaves
 from neustream.core.outlook import Outlook, Rates, outlook_of
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Finished, Gone, Record, Started
@@ -60,7 +61,7 @@ class ServiceInstance:
         self._later: dict[str, to.Send] = {}  # their ids are still being served, of an older term
         self._answering = Answering(self._entries, self._outbox)
         self._passing = Passing(service, name, self._entries, self._outbox, self._answering)
-        self.leave, self.take = self._passing.leave, self._passing.take
+        self.leave = self._passing.leave
         self._epoch = 0
         self._lost_at = math.inf  # when the next head began
         self._heard = 0  # the number of the latest request that was sent here
@@ -79,6 +80,11 @@ class ServiceInstance:
                 self._carry_out(order)
             except Exception:
                 log.exception("instance %r: an order could not be carried out", self.name)
+
+    def take(self, id: str, term: int, left: Left) -> None:
+        """Go on with a request that left another instance; not with one that an earlier head passed on."""
+        if term >= self._epoch * to.TERMS:
+            self._passing.take(id, term, left)
 
     def news(self) -> Heard:
         """What there is to report; what was fetched before has arrived. EngineDied once that is so."""
@@ -276,7 +282,7 @@ class ServiceInstance:
         self._outbox.record(record)
         if isinstance(record, Emitted):
             self._emitted(record.id)
-        elif isinstance(record, Left):
+        elif isinstance(record, Leaves):
             self._passing.away(record.id, record.stage)
         elif isinstance(record, Submitted):
             self._submitted(record)
