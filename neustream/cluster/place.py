@@ -97,6 +97,12 @@ class AtPlace:
     def release(self, id: str) -> None:
         self._executor.release(id)
 
+    def put_aside(self, id: str) -> None:
+        self._executor.put_aside(id)
+
+    def forgets(self, model: str) -> str:
+        return self._executor.forgets(model)
+
     def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
         return self._executor.export(input, worker)
 

@@ -40,7 +40,8 @@ class StreamModule(Protocol):
 
         `release(id)`: the request is over, gone, or lost its KV blocks: nothing is to be kept.
         `put_aside(id)`: it lost its KV blocks, and what was in them is to be kept in the host's
-        memory: it goes on from there. `release(id)` comes all the same when it is over.
+        memory: it goes on from there. `release(id)` comes all the same when it is over. Modules of
+        a model whose `KVCache` has `host_blocks` need it if they have `release`.
         `export(input) -> Any`: what it keeps, as plain data that can be pickled; None: nothing.
             StageFailed if another module could not go on from it.
         `adopt(input, piece)`: make it this module's own; StageFailed if that cannot be.
@@ -84,6 +85,10 @@ class Keeper(Protocol):
 
     def put_aside(self, id: str) -> None:
         """Request `id` lost its KV blocks; what was in them is to be kept in the host's memory."""
+        ...
+
+    def forgets(self, model: str) -> str:
+        """Which module of a model would forget it instead, and why; "": none."""
         ...
 
 
@@ -137,6 +142,13 @@ class ProfiledExecutor:
 
     def release(self, id: str) -> None:
         pass
+
+    def put_aside(self, id: str) -> None:
+        pass
+
+    def forgets(self, model: str) -> str:
+        """Nobody: nothing is kept, and nothing is computed."""
+        return ""
 
     def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
         """Nothing: it keeps nothing."""
@@ -224,6 +236,9 @@ class ThreadExecutor:
         for worker in self._workers:
             if worker.releases:
                 worker.post(partial(worker.put_aside, id))
+
+    def forgets(self, model: str) -> str:
+        return next(filter(None, [worker.forgets(model) for worker in self._workers]), "")
 
     def export(self, input: StepInput, worker: int = 0) -> Future[Pieces]:
         """What a worker's modules keep of a request that waits, as plain data, for `adopt`.

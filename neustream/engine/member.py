@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import (
@@ -18,6 +19,7 @@ from neustream.core.events import (
     Submitted,
     submitted,
 )
+from neustream.core.kv_cache import KVCache
 from neustream.core.reasons import span
 from neustream.core.scheduler import Scheduler
 from neustream.core.types import Request
@@ -29,7 +31,7 @@ from neustream.engine.faults import Faults
 from neustream.engine.looks import Looks
 from neustream.engine.overdue import PATIENT_S, Limits
 from neustream.engine.routing import Load
-from neustream.errors import RequestError, StageFailed, told
+from neustream.errors import BackendError, RequestError, StageFailed, told
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Member:
 
     Raises:
         RequestError: the executors are not those of the scheduler's pools.
+        BackendError: a KV cache has `host_blocks`, and nothing keeps what would be in them.
     """
 
     scheduler: Scheduler
@@ -54,6 +57,10 @@ class Member:
         if set(self.executors) != set(self.scheduler.pools):
             pools = sorted(self.scheduler.pools)
             raise RequestError(f"executors for {sorted(self.executors)}, but pools are {pools}")
+        for name, pool in self.scheduler.pools.items():
+            for model, cache in pool.kv_caches.items():
+                if cache.host_blocks:
+                    _check_keeps(self.executors[name], model, cache)
 
 
 class Drive:
@@ -183,8 +190,8 @@ class Drive:
             self._limits.watch(batch, now)
         try:
             for job in batch.preempted:
-                if job in batch.aside and isinstance(executor, Keeper):
-                    executor.put_aside(job.id)
+                if job in batch.aside:
+                    cast(Keeper, executor).put_aside(job.id)
                 else:
                     executor.release(job.id)
             executor.start(batch, self._clock)
@@ -318,6 +325,18 @@ class Drive:
                 executor.release(id)
             except Exception:
                 log.exception("pool %r: request %r could not be released", pool, id)
+
+
+def _check_keeps(executor: Executor, model: str, cache: KVCache) -> None:
+    """BackendError if what preempted requests have computed would be forgotten."""
+    why = f"{type(executor).__name__} has no `put_aside`"
+    if isinstance(executor, Keeper):
+        why = executor.forgets(model)
+    if why:
+        raise BackendError(
+            f"KV cache of model {model!r}: host_blocks={cache.host_blocks}, but {why}: "
+            "give host_blocks=0"
+        )
 
 
 def _nothing(*_: object) -> None:

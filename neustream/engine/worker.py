@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from neustream.core.batch import Batch, StepInput
 from neustream.core.events import Update
+from neustream.core.stage_names import named
 from neustream.errors import NeustreamError, StageFailed, told
 
 if TYPE_CHECKING:
@@ -75,6 +76,16 @@ class Worker:
                 _freed(module, module.put_aside, request)
             elif hasattr(module, "release"):
                 _freed(module, module.release, request)
+
+    def forgets(self, model: str) -> str:
+        """Which of a model's modules has `release` and no `put_aside`; "": none."""
+        for stage, module in list(self.modules.items()):
+            if not named(stage, [model]) or hasattr(module, "put_aside"):
+                continue
+            if hasattr(module, "release"):
+                kind = type(module).__name__
+                return f"{kind}, of stage {stage!r}, has `release` and no `put_aside`"
+        return ""
 
     def _modules(self) -> Collection[Any]:
         """Each of its modules once."""
