@@ -17,6 +17,8 @@ MOST_SERVED = 256
 """Of one head."""
 ADDRESS = r"auto|[^\s:/]+:\d{1,5}"
 """Of a Ray cluster."""
+NAME = r"[\w.-]+"
+"""Of a cluster whose instances outlive its process."""
 WHOLE = "whole"
 """The kind of instances that are all alike."""
 
@@ -151,11 +153,29 @@ class HeadConfig(Section):
 
 
 class FrontConfig(HeadConfig):
-    """Instances behind a server's front. `instances`: so many at first, all with all models."""
+    """Instances behind a server's front. `instances`: so many at first, all with all models.
+
+    `name`: instances outlive the front's process, for `lease_s` seconds, and are there for the next
+    one of the same name and models; None: they end with it.
+    """
 
     instances: Annotated[int, Field(ge=1, le=MOST_SERVED)]
     router: Rule = Field(default={"slack": {}}, min_length=1, max_length=1)
     engine: Literal["ray"] = "ray"
+    name: str | None = None
+    lease_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _name_of_lasting_instances(self) -> FrontConfig:
+        if self.name is None and self.lease_s is not None:
+            raise ValueError(f"lease_s {self.lease_s:g} is of instances with a name: give name, too")
+        if self.name is None:
+            return self
+        if not re.fullmatch(NAME, self.name):
+            raise ValueError(f"name must be letters, digits, '-', '_' and '.', got {self.name!r}")
+        if self.address is None:
+            raise ValueError(f"name {self.name!r}: a Ray of its own ends with the front: give address, too")
+        return self
 
 
 class ClusterConfig(HeadConfig):

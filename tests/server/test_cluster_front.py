@@ -17,12 +17,14 @@ from serving import serving  # noqa: E402
 from test_metrics import Told  # noqa: E402
 from toys import command, squash  # noqa: E402
 
+from neustream import BackendError  # noqa: E402
 from neustream.backends.demo import TEXT  # noqa: E402
 from neustream.backends.ray import cluster, front  # noqa: E402
 from neustream.cluster.happenings import Routed  # noqa: E402
 from neustream.core.events import Ended, Submitted  # noqa: E402
 from neustream.core.types import SLO  # noqa: E402
 from neustream.server.config import ModelConfig, ServerConfig  # noqa: E402
+from neustream.server.metrics import Metrics  # noqa: E402
 from neustream.server.observe.table import Table  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -106,6 +108,9 @@ def test_a_request_that_ends_before_its_route_is_told_of_is_at_no_instance():
         ({"cluster": {"instances": 2, "router": "slak"}}, "unknown router 'slak'; did you mean 'slack'?"),
         ({"cluster": {"instances": 2, "scaler": "plan"}}, "cluster.scaler.plan: it is for simulated clusters"),
         ({"cluster": {"instances": 2, "address": "here"}}, "address must be auto or host:port, got 'here'"),
+        ({"cluster": {"instances": 2, "name": "prod"}}, "name 'prod': a Ray of its own ends with the front"),
+        ({"cluster": {"instances": 2, "address": "auto", "name": "a b"}}, "name must be letters, digits"),
+        ({"cluster": {"instances": 2, "lease_s": 9}}, "lease_s 9 is of instances with a name: give name, too"),
         ({"device": "cuda:1"}, "device 'cuda:1': instances of a cluster get theirs; allowed: cpu, cuda"),
         ({"kind": "vllm", "path": "x"}, "kind vllm has an engine of its own; a cluster has text, image"),
         ({"kind": "agent", "graph": "a:b"}, "kind agent has tools in this process; a cluster has text, image"),
@@ -129,3 +134,26 @@ def test_ray_has_to_be_there(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     done = command("serve", "--demo", "--set", "cluster.instances=2", "--check")
     assert done.status == 2 and "BackendError: a cluster needs Ray: pip install 'neustream[ray]'" in done.err
+
+
+def test_instances_that_outlive_a_front_are_found_by_one_of_the_same_models(monkeypatch):
+    asked = []
+
+    def cluster_of(make, **options):
+        asked.append(options)
+        raise BackendError("asked for")
+
+    monkeypatch.setattr(front, "Cluster", cluster_of)
+    lasting = {"instances": 2, "address": "auto", "name": "prod", "lease_s": 9}
+    for model, section in (
+        (TINY, lasting),
+        (TINY, {**lasting, "router": "random", "instances": 3}),
+        ({**TINY, "options": {**OPTIONS, "slots": 8}}, lasting),
+        (TINY, {"instances": 2}),
+    ):
+        with pytest.raises(BackendError, match="asked for"):
+            front.load(ServerConfig(models=[ModelConfig(**model)], cluster=section), Metrics())
+    first, same, other, ending = asked
+    assert first["name"].startswith("prod-") and first["lease_s"] == 9
+    assert same["name"] == first["name"] != other["name"] and other["name"].startswith("prod-")
+    assert "name" not in ending and "lease_s" not in ending

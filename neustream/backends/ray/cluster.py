@@ -17,6 +17,7 @@ from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Mover, Router, Scaler
 from neustream.cluster.head import Head
 from neustream.cluster.rules.slack import Slack
+from neustream.config.cluster import NAME
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Observer
@@ -270,7 +271,7 @@ def _lasting(name: str | None, lease_s: Any, address: str | None) -> dict[str, A
     """What lets instances outlive their cluster's process; BackendError for what cannot be."""
     if name is None:
         return {}
-    if not re.fullmatch(r"[\w.-]+", name):
+    if not re.fullmatch(NAME, name):
         raise BackendError(f"name must be letters, digits, '-', '_' and '.', got {shown(name)}")
     if address is None:
         raise BackendError(f"name={name!r}: a Ray of its own ends with this process; give an address")

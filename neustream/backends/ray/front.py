@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from neustream.backends.loading import model_of, mount_of, policy_of, service_of
-from neustream.backends.ray.cluster import Cluster
+from neustream.backends.ray.cluster import LEASE_S, Cluster
 from neustream.backends.ray.configs import check, instances_of, needs_of, rules_of
 from neustream.by_name import make_policy
 from neustream.cluster.happenings import Happening, Lost, Moved, Restarted, Routed
@@ -81,6 +82,7 @@ def load(config: ServerConfig, metrics: Metrics) -> Loaded:
         resources=needs_of(config.models[0].device, f"model {config.models[0].name!r}: device"),
         observers=[metrics, figures, report],
         watchers=[figures.happened],
+        **lasting_of(config),
         **rules,
     )
     try:
@@ -93,6 +95,20 @@ def load(config: ServerConfig, metrics: Metrics) -> Loaded:
     names = [model.name for model in models]
     backing = OfCluster(cluster, figures, report, names, policy, max_open=config.limits.max_open, asked=least)
     return Loaded(backing, models, warmup_s=stopwatch() - began)
+
+
+def lasting_of(config: ServerConfig) -> dict[str, Any]:
+    """What of a `Cluster` lets its instances outlive the front, as its arguments.
+
+    Instances serve by the config that they were made with: those of other models, or of another
+    policy, have another name.
+    """
+    section = config.cluster
+    if section is None or section.name is None:
+        return {}
+    made = config.model_dump_json(include={"models", "policy", "promises", "limits", "step_timeout_s"})
+    name = f"{section.name}-{hashlib.blake2b(made.encode(), digest_size=8).hexdigest()}"
+    return {"name": name, "lease_s": LEASE_S if section.lease_s is None else section.lease_s}
 
 
 @dataclass(eq=False)
