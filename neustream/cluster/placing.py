@@ -240,6 +240,9 @@ class Placing:
         """The one answer of a request."""
         book = self.book
         where = one.where
+        there = self._succession.where(one.id)
+        if there:
+            book.orders.append(Free(there, one.id, self._succession.before))
         book.put(one, "")
         del book.waiting[one.id], book.requests[one.id]
         late = one.late or now > one.due + TICK

@@ -98,6 +98,15 @@ def test_what_was_sent_elsewhere_meanwhile_is_forgotten_where_it_stood():
     assert head.pop_orders() == [say.Free("b", "r", TERMS)]
 
 
+def test_who_gives_up_before_all_have_told_leaves_nothing_where_it_stands():
+    head = head_of("a", "b", epoch=1)
+    head.heard("a", here(("r", 2)), 0.0)
+    head.submit(request("r"), 0.1)
+    head.cancel("r", 0.2)
+    freed, answer = head.pop_orders()
+    assert freed == say.Free("a", "r", TERMS) and answer.ended.status == "cancelled"
+
+
 def test_who_was_late_before_is_late_in_the_end():
     head = head_of("a", epoch=1)
     head.heard("a", here(), 0.0)
