@@ -10,7 +10,9 @@ import pytest
 from curves import TABLES, shape, table, turn
 
 from neustream import SLO, Graph, Pool, Priced, Request, Scheduler, Stage, loop, seq
+from neustream.core.policies import feasibility
 from neustream.core.policies.feasibility import Line
+from neustream.core.policies.seats import Columns, Taken, may_fit
 from neustream.core.policies.several import Lines
 from neustream.core.types import TICK
 
@@ -132,7 +134,9 @@ def test_seats_are_what_they_say_they_are():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("entry", [0.0, 0.5])
-def test_one_more_fits_if_the_set_with_it_does(count, entry):
+@pytest.mark.parametrize("sizes", [0, feasibility.FEW_SIZES])
+def test_one_more_fits_if_the_set_with_it_does(monkeypatch, count, entry, sizes):
+    monkeypatch.setattr(feasibility, "FEW_SIZES", sizes)  # 0: some are always refused first
     draw, found, seated = random.Random(10 * count + int(2 * entry)), [], 0
     for _ in range(400):
         if count == 1:
@@ -150,6 +154,26 @@ def test_one_more_fits_if_the_set_with_it_does(count, entry):
             seated += sum(plan.fits(them, entry) and not plan.in_turns(them, entry) for them in joint)
     assert 0.05 < sum(found) / len(found) < 0.95
     assert (seated > 5) == (count == 1)
+
+
+def test_nobody_is_refused_first_who_has_a_seat_and_most_of_the_others_are():
+    draw, seated, without, refused = np.random.RandomState(3), 0, 0, 0
+    for _ in range(300):
+        size, step = int(draw.randint(1, 5)), 0.25
+        left = draw.randint(1, 20, 12).astype(float)
+        due = (left + 2) * step * (1 + draw.rand(12))
+        behind = draw.choice([0.0, 0.25], 12)
+        old, new = [Columns(left[some], due[some], behind[some]) for some in (slice(3), slice(3, 12))]
+        taken = Taken(old.due - 2 * step, old.left * step, old.behind)
+        fit = taken.fit_with(size, new.due - 2 * step, new.left * step, new.behind)
+        steps = np.full(9, step)
+        may = may_fit(old, new, np.full(9, size), steps, 2 * steps)
+        assert not (fit & ~may).any()
+        seated += fit.sum()
+        without += (~fit & taken.fit_on(size)).sum()
+        refused += (~may & taken.fit_on(size)).sum()
+    assert seated > 300 and without > 300
+    assert refused > 0.7 * without
 
 
 def test_seats_must_bring_what_their_small_batches_cost_the_device():

@@ -34,6 +34,7 @@ class Curve:
         self.reach = np.minimum.accumulate(self.latency[:0:-1])[::-1]
         self.fast: list[float] = self.reach.tolist()
         self.best = _most_efficient(self.seconds)
+        self._best = np.array(self.best)
         batches = np.arange(1, limit + 1)
         self._each = np.minimum.accumulate(self.latency[1:] / batches)
         self._turns = np.zeros(1)
@@ -59,6 +60,11 @@ class Curve:
         if len(self._turn_list) <= count:
             self.turns(count)
         return self._turn_list
+
+    def affordable(self, pace: Floats, most: int) -> NDArray[np.int64]:
+        """The most efficient batch of at most `most` that takes at most `pace`; 0 if none does."""
+        fast = self.reach.searchsorted(pace, side="right")
+        return self._best[np.minimum(fast, min(most, self.limit))]
 
     def charge(self, pace: Floats) -> Floats:
         """Device seconds that one step costs at least, if steps may take `pace` seconds on average.

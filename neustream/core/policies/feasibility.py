@@ -28,14 +28,13 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.observed import Ratios
 from neustream.core.policies.curve import Curve, Floats
-from neustream.core.policies.seats import Taken
+from neustream.core.policies.seats import Columns, Taken, may_fit
 from neustream.core.policies.tied import Row, in_time
 from neustream.core.policies.turns import OneMore, Turns
 from neustream.core.types import TICK
@@ -45,6 +44,8 @@ Bools = NDArray[np.bool_]
 
 FEW = 6
 """Up to so many jobs it is quicker to ask of each whether it fits than of all at once."""
+FEW_SIZES = 2
+"""Up to so many sizes it is quicker to ask for each than to refuse some of the jobs first."""
 SPARE = 2
 """Steps by which real steps may end later than seats that change hands at any instant: a job waits
 for the end of a step of others, and for whole steps of those that have its seat by turns."""
@@ -58,14 +59,6 @@ def _nothing() -> float:
 def _all(count: int) -> float:
     """The share of a batch that costs as much as one each."""
     return 1.0
-
-
-class Columns(NamedTuple):
-    """The jobs of a `Line` as arrays."""
-
-    left: Floats
-    due: Floats
-    behind: Floats
 
 
 @dataclass
@@ -260,20 +253,18 @@ class Line:
             fit = self._each_with(jobs, others)
         else:
             fit = self._turns_with(np.asarray(jobs, np.int64), np.asarray(others, np.int64)).fit()
-        if not len(jobs):
+        if not len(jobs) or all(fit):
             return fit
         missing = [place for place, fits in enumerate(fit) if not fits]
-        if missing:
-            rest = np.array([others[place] for place in missing], np.int64)
-            seated = self._seats_with(np.asarray(jobs, np.int64), rest)
-            for place, fits in zip(missing, seated, strict=True):
-                fit[place] = fits or self._tied_with(jobs, others[place])
+        rest = np.array([others[place] for place in missing], np.int64)
+        seated = self._seats_with(np.asarray(jobs, np.int64), rest)
+        few = len(jobs) < self.curve.limit
+        for place, fits in zip(missing, seated, strict=True):
+            fit[place] = fits or (few and self._tied_with(jobs, others[place]))
         return fit
 
     def _tied_with(self, jobs: Sequence[int] | Ints, new: int) -> bool:
         """As `_tied`, for `jobs` with one more."""
-        if len(jobs) >= self.curve.limit:
-            return False
         joint = list(jobs)
         insort(joint, new)
         return self._tied(joint, self.entry[new])
@@ -303,21 +294,33 @@ class Line:
         """As `seats`, for `jobs` with each one of `others`."""
         start = self.start + max([self.entry[new] for new in others])
         paces = np.minimum(self._pace(jobs, start).min(), self._pace(others, start))
-        sizes = [self.affordable(pace, len(jobs)) for pace in paces.tolist()]
-        fit = np.zeros(len(others), dtype=bool)
-        for size in set(sizes) - {0}:
+        sizes = self.curve.affordable(paces / self.speed, len(jobs))
+        fit = sizes > 0
+        if len(set(sizes.tolist())) > FEW_SIZES:
+            fit[fit] = self._may_sit(jobs, others[fit], start, sizes[fit])
+        asked = fit.nonzero()[0]
+        for size in set(sizes[asked].tolist()):
+            chosen = asked[sizes[asked] == size]
+            new = others[chosen]
             taken = self._taken(jobs, start, size)
             if taken is None:
+                fit[chosen] = False
                 continue
-            chosen = np.flatnonzero(np.array(sizes) == size)
-            new = others[chosen]
             time, work = self._on_seats(new, start, size)
             fit[chosen] = taken.fit_with(size, time, work, self.arrays.behind[new])
         fitting = np.flatnonzero(fit)
         if len(fitting):
-            fit[fitting] = self._worth_with(jobs, others[fitting], [sizes[i] for i in fitting])
+            fit[fitting] = self._worth_with(jobs, others[fitting], sizes[fitting].tolist())
         answer: list[bool] = fit.tolist()
         return answer
+
+    def _may_sit(self, jobs: Ints, others: Ints, start: float, sizes: Ints) -> Bools:
+        """For each of `others` whether so many seats may do for `jobs` with it: most do not."""
+        left, due, behind = self.arrays
+        steps = self.curve.latency[sizes] * self.speed
+        old = Columns(left[jobs], due[jobs] - start, behind[jobs])
+        new = Columns(left[others], due[others] - start, behind[others])
+        return may_fit(old, new, sizes, steps, SPARE * steps)
 
     # -- whether small batches are worth it -------------------------------------------------------
 

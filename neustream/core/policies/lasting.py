@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from neustream.core.job import Job
 from neustream.core.policies.feasibility import Line
 from neustream.core.policies.line_up import LineUp
@@ -45,7 +43,7 @@ class _Taken:
         self._jobs, self._line, self._part = jobs.jobs, line, part
         self._needs = [self._need(index) for index in some]
         self._weights = [jobs.jobs[index].weight for index in some]
-        self._known: dict[tuple[int, float], float] = {}
+        self._known: dict[tuple[int, float], tuple[float, int]] = {}  # sums, and of how many
 
     def by(self, index: int) -> bool:
         """Whether one more has a seat. It takes it then."""
@@ -59,7 +57,6 @@ class _Taken:
             return False
         self._needs.append(self._need(index))
         self._weights.append(job.weight)
-        self._known.clear()
         return True
 
     def _seats(self, size: int, weight: float) -> float:
@@ -67,13 +64,15 @@ class _Taken:
 
         Those of lighter jobs count by their weight: such a job can make room.
         """
-        key = (size, weight)
-        if key not in self._known:
-            seconds = self._line.curve.seconds
-            stretch = self._line.speed * seconds[size] / seconds[1]
-            seats = np.minimum(np.array(self._needs) * stretch, 1.0)
-            self._known[key] = float(seats @ np.minimum(np.array(self._weights) / weight, 1.0))
-        return self._known[key]
+        needs, weights = self._needs, self._weights
+        taken, count = self._known.get((size, weight), (0.0, 0))
+        seconds = self._line.curve.seconds
+        stretch = self._line.speed * seconds[size] / seconds[1]
+        for index in range(count, len(needs)):
+            seat = min(needs[index] * stretch, 1.0)
+            taken += seat * min(weights[index] / weight, 1.0)
+        self._known[size, weight] = taken, len(needs)
+        return taken
 
     def _need(self, index: int) -> float:
         """The share of the device that a job needs, were it alone there."""

@@ -6,11 +6,21 @@ With b seats, up to each instant x the work that must be done by then has to fit
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.policies.curve import Floats
 from neustream.core.types import TICK
+
+
+class Columns(NamedTuple):
+    """Jobs of a line as arrays: steps left, due in seconds, seconds behind the loop."""
+
+    left: Floats
+    due: Floats
+    behind: Floats
 
 
 class Taken:
@@ -71,6 +81,41 @@ class Taken:
         must = self.work_by(points) + np.minimum(np.maximum(points - (time - work), 0.0), work)
         in_time = must <= size * np.maximum(0.0, left) + TICK
         return np.asarray(in_time.all(axis=1), dtype=np.bool_)
+
+
+def may_fit(
+    jobs: Columns, new: Columns, sizes: NDArray[np.int64], steps: Floats, early: Floats
+) -> NDArray[np.bool_]:
+    """For each of `new` whether `sizes` seats can do for `jobs` with it.
+
+    It is refused if there is no room for all of the work until the last is due, or none at its own
+    end or begin: what is left may still not fit at another instant. `due` counts from the start of
+    the steps, and jobs are to end `early` before it.
+    """
+    last = np.maximum(jobs.due.max(), new.due) - early - (jobs.behind.sum() + new.behind)
+    may: NDArray[np.bool_]
+    may = steps * (jobs.left.sum() + new.left) <= sizes * np.maximum(last, 0.0) + 2 * TICK
+    asked = np.flatnonzero(may)
+    if len(asked):
+        some = Columns(new.left[asked], new.due[asked], new.behind[asked])
+        may[asked] = _room_for_own(jobs, some, sizes[asked], steps[asked], early[asked])
+    return may
+
+
+def _room_for_own(
+    jobs: Columns, new: Columns, sizes: NDArray[np.int64], steps: Floats, early: Floats
+) -> NDArray[np.bool_]:
+    """`may_fit` at the end and the begin of each of `new`."""
+    gap = (new.due[:, None] - jobs.due) / steps[:, None]
+    must = np.minimum(np.maximum(gap + jobs.left, 0.0), jobs.left).sum(axis=1) + new.left
+    time = new.due - early
+    room = sizes * np.maximum(0.0, time - (gap >= 0.0) @ jobs.behind - new.behind)
+    may = must * steps <= room + 2 * TICK
+    gap -= new.left[:, None]
+    must = np.minimum(np.maximum(gap + jobs.left, 0.0), jobs.left).sum(axis=1)
+    room = sizes * np.maximum(0.0, time - new.left * steps - (gap > TICK) @ jobs.behind)
+    both: NDArray[np.bool_] = may & (must * steps <= room + 2 * TICK)
+    return both
 
 
 def sums(x: Floats) -> Floats:

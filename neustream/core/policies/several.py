@@ -18,7 +18,8 @@ from operator import itemgetter
 
 import numpy as np
 
-from neustream.core.policies.feasibility import Columns, Ints, Line
+from neustream.core.policies.feasibility import Ints, Line
+from neustream.core.policies.seats import Columns
 from neustream.core.types import TICK
 
 Need = list[tuple[float, float]]
