@@ -8,53 +8,15 @@ import math
 import numpy as np
 import pytest
 from hand import Hand, ids, seen
+from texts_by_hand import STAGES, STEPS, ask, decided, scheduler_with
 
-from neustream import EDF, FCFS, SLO, Decision, Graph, LinearProfile, Pool, Priced, Request, Scheduler
-from neustream.core.kv_cache import KVCache
+from neustream import EDF, FCFS, Decision, Priced
 from neustream.core.lengths import Lengths
 from neustream.core.observed import Ratios
 from neustream.core.policies.model_queues import model_queues
 from neustream.core.policies.newcomers import WORTH, Newcomers
 from neustream.core.policies.on_time import DOOMED, Outlook, chances, expectations
-from neustream.core.steps import PrefillTable, Step, StepProfile
-from neustream.graphs import llm, llm_profiles
-
-STEPS = StepProfile(
-    "llm",
-    PrefillTable("prefill", [1, 100, 1000], [0.01, 0.02, 0.11], (0.01, 1e-4, 0.0)),
-    LinearProfile("decode", base=0.01, per_job=0.001, max_batch=999),
-)
-CHAT = Graph("chat", llm("llm", max_batch=64))
-STAGES = ("llm.prefill", "llm.decode")
-
-
-def scheduler_with(running=(), waiting=(), now=0.0, ends=(), blocks=None):
-    """A scheduler whose `running` have had their first output at `now`; `ends`: lengths that it saw."""
-    caches = {} if blocks is None else {"llm": KVCache(blocks, 16)}
-    scheduler = Scheduler([Pool("gpu", STAGES, kv_caches=caches)], Hand(), llm_profiles("llm", STEPS, 64))
-    for end in ends:
-        for outputs in range(1, end + 1):
-            scheduler.recent.lengths_of("llm").reached(outputs)
-        scheduler.recent.lengths_of("llm").ended(end)
-    for request in running:
-        scheduler.submit(request, request.arrival)
-    if running:
-        everybody = Hand(lambda view: Decision(view.jobs))
-        batch = scheduler.next_batch("gpu", now, instead=everybody)
-        scheduler.finish(batch, [{"ended": False} for _ in batch.jobs], now)
-    for request in waiting:
-        scheduler.submit(request, now)
-    return scheduler
-
-
-def ask(id, prompt=20, most=100, arrival=0.0, **slo):
-    return Request(id, CHAT, arrival, SLO(**slo), {"prompt_tokens": prompt, "max_tokens": most})
-
-
-def decided(scheduler, now=0.0, policy=None):
-    decision = (policy or Priced()).decide(seen(scheduler, now))
-    return set(ids(decision.jobs)), set(ids(decision.drop))
-
+from neustream.core.steps import Step
 
 # -- lengths and errors ------------------------------------------------------------------------------
 
@@ -227,6 +189,24 @@ def test_a_prompt_does_not_join_a_step_in_which_its_own_output_is_late():
     running = [ask(f"r{at}", first=1.0, step=1.0) for at in range(20)]  # they decode in 0.03
     new = ask("new", prompt=20, first=0.02)  # alone in 0.012
     assert decided(scheduler_with(running, [new])) == ({"new"}, set())
+
+
+def test_what_is_kept_for_noise_is_for_others_and_keeps_no_prompt_out_that_its_own_step_may_make_late():
+    """Steps miss by a third. Alone it takes 0.012: where it waits for a shorter step it is surely late."""
+    spread = Ratios(64)
+    for _ in range(8):
+        for ratio in (0.67, 1.0, 1.33, 1.0, 0.67, 1.33):
+            spread.add(ratio)
+    assert spread.error == pytest.approx(0.33)
+
+    def decision(step):
+        running = [ask(f"r{at}", first=0.02, step=step) for at in range(20)]
+        scheduler = scheduler_with(running, [ask("new", prompt=20, first=0.014)])
+        view = dataclasses.replace(seen(scheduler), spread=dict.fromkeys(STAGES, spread))
+        return ids(Priced().decide(view).jobs)
+
+    assert decision(1.0) == ["new"]
+    assert "new" not in decision(0.031)  # the others take 0.03 after it, and are due in 0.051
 
 
 def test_a_total_is_not_left_waiting_for_hurried_prompts_until_its_end():

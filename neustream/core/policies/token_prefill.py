@@ -192,8 +192,10 @@ class PrefillFiller:
         `size` of them may be in it, and its output is due in `time` seconds.
         """
         if size == self.plan.sizes[job]:
-            seconds = self.plan.seconds(part.step_with(job, size))
-            if seconds <= min(part.slack, part.due, time) + TICK:
+            step = part.step_with(job, size)
+            others = min(part.slack, part.due)
+            in_time = self.plan.expected(step) <= time + TICK
+            if in_time and self.plan.seconds(step) <= others + TICK:
                 return size
         return self._begin(part, job) if part.decodes else 0.0
 

@@ -181,7 +181,12 @@ class StepPlan:
         return self.due(job) - self.view.now
 
     def seconds(self, step: Step) -> float:
+        """Seconds of a step, with what is kept so that no output of others is late by it."""
         return self.margin * self.model.seconds(step)
+
+    def expected(self, step: Step) -> float:
+        """Seconds of a step, without what is kept for its noise."""
+        return (1 + self.rule.margin) * self.model.seconds(step)
 
     def _decode(self, jobs: Sequence[Job]) -> float:
         return self.seconds(Step(decodes=len(jobs), context=self.read_by(jobs)))
