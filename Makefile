@@ -24,6 +24,7 @@ OLDEST := .venv-oldest
 PINS := .venv-pins
 HARNESS := .venv-harness
 DEMO := out/demo
+PYTEST := pytest -n 2 --dist loadfile  # in two processes; what a file loads is loaded once
 export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -70,7 +71,7 @@ harness: $(VENV)/installed $(HARNESS)-vllm/installed $(HARNESS)-guidellm/install
 	$(BIN)/python benchmarks/harness_schedule.py --vllm $(HARNESS)-vllm/bin/python --guidellm $(HARNESS)-guidellm/bin/guidellm
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m $(PYTEST)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -112,7 +113,7 @@ test-browser: $(VENV)/installed
 test-latest:
 	$(PYTHON) -m venv --clear $(LATEST)
 	$(LATEST)/bin/pip install -q -e '.[all,dev]'
-	$(LATEST)/bin/python -m pytest
+	$(LATEST)/bin/python -m $(PYTEST)
 
 # Releases of last year warn of each other.
 test-oldest:
@@ -120,7 +121,7 @@ test-oldest:
 	$(PYTHON) .ci/pins.py floors > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install -q -c $(OLDEST)/constraints.txt setuptools
 	$(OLDEST)/bin/pip install -q -c $(OLDEST)/constraints.txt --no-build-isolation -e '.[all,dev]'
-	$(OLDEST)/bin/python -m pytest -o filterwarnings=default
+	$(OLDEST)/bin/python -m $(PYTEST) -o filterwarnings=default
 
 constraints:
 	$(PYTHON) -m venv --clear $(PINS)
