@@ -172,7 +172,8 @@ def test_a_request_that_moves_goes_on_without_a_gap_or_a_repeat(step):
         here, there = source[-1], target[-1]
         assert places == [here] * step + [there] * (8 - step)
         assert [output.index for output in answer.outputs] == list(range(8))
-        assert driver.counts.moved == 1 and adds_up(driver)
+        until(lambda: driver.counts.moved == 1)  # an answer is there before its last move is counted
+        assert adds_up(driver)
 
 
 def test_what_cannot_move_says_so_and_goes_on():

@@ -108,7 +108,8 @@ def test_requests_go_from_role_to_role_and_their_streams_have_no_gap():
             assert way == ("front:draft", *["core:say"] * 3, "back:polish")
             assert [output.index for output in answer.outputs] == [0, 1, 2, 3]
         assert {answer.outputs[0].member for answer in answers} <= {"core-2", "core-3"}
-        assert driver.counts.on_time == 30 and driver.counts.moved == 60 and not driver.counts.unmoved
+        until(lambda: driver.counts.moved == 60)  # an answer is there before its last move is counted
+        assert driver.counts.on_time == 30 and not driver.counts.unmoved
         assert all(not instance.service.snapshot().open for instance in driver.machines.instances.values())
 
 
