@@ -116,20 +116,12 @@ class _Search:
 
     def run(self, limit: float, rules: Sequence[str | Policy]) -> Hindsight:
         began = stopwatch()
+        ends_at = began + limit
         everyone = frozenset(request.id for request in self.requests)
-        starts = [_Start(rule, False) for rule in rules]
-        if self.prepared.lengths:
-            starts += [_Start(rule, True) for rule in rules]
-        found: list[tuple[float, int, _Start, frozenset[str]]] = []
-        for start in starts:
-            served = self._served(start, everyone)
-            found.append((self._weight(served), len(found), start, served))
-            if stopwatch() - began > limit:
-                break
-        _, _, start, best = max(found, key=lambda entry: entry[:2])
+        start, best = self._best_start(rules, everyone, ends_at)
         start = self._searched(start)
         allowed, kept = everyone, self._served(start, everyone)
-        while stopwatch() - began < limit and len(best) < len(everyone):
+        while stopwatch() < ends_at and len(best) < len(everyone):
             tried = self._changed(allowed, kept)
             if tried == allowed:  # the stretches that were drawn have nothing to change
                 if not self._changeable(allowed, kept):
@@ -143,6 +135,22 @@ class _Search:
             if self._weight(kept) > self._weight(best):
                 best = kept
         return Hindsight(self._weight(best), best, self.tried, stopwatch() - began)
+
+    def _best_start(
+        self, rules: Sequence[str | Policy], everyone: frozenset[str], ends_at: float
+    ) -> tuple[_Start, frozenset[str]]:
+        """The best rule, of those that the time suffices for, and whom it serves on time."""
+        starts = [_Start(rule, False) for rule in rules]
+        if self.prepared.lengths:
+            starts += [_Start(rule, True) for rule in rules]
+        found: list[tuple[float, int, _Start, frozenset[str]]] = []
+        for start in starts:
+            served = self._served(start, everyone)
+            found.append((self._weight(served), len(found), start, served))
+            if stopwatch() > ends_at:
+                break
+        _, _, best, served = max(found, key=lambda entry: entry[:2])
+        return best, served
 
     def _searched(self, best: _Start) -> _Start:
         """The rule that schedules what is let in: the best, for pipelines one of `priced`."""

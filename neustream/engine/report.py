@@ -39,8 +39,9 @@ class Report:
         self.by_leg = ByLeg()
         """Calls and tools, where parts of requests have promises of their own."""
         self.preemptions = 0
+        """Times that a request lost its KV blocks."""
         self.put_aside = 0
-        """Times that a request lost its KV blocks and had to compute them again."""
+        """Of these, those whose blocks were kept in the host's memory, not computed again."""
         self.members: dict[str, Part] = {}
         """What each member of several did."""
         self.corrections: dict[str, dict[float, float]] = {}

@@ -84,10 +84,7 @@ class Packed:
         decodes = [row for row in rows if len(row.tokens) == 1]
         prompts = [row for row in rows if len(row.tokens) > 1]
         self.ordered = ordered = [*decodes, *prompts]
-        ids = [token for row in ordered for token in row.tokens]
-        positions = [place for row in ordered for place in range(row.start, row.end)]
-        slots = [row.slot for row in ordered for _ in row.tokens]
-        lane = torch.tensor([ids, positions, slots], device=device)
+        lane = _lane(ordered, device)
         self.ids, self.positions = lane[:1], lane[1:2]
         streamed = token_bytes if cold else 0
         self.parts = list(_decoding(decodes, lane[1], _most_waste(device, token_bytes), streamed))
@@ -143,6 +140,14 @@ class Packed:
             found, _ = sdpa_attention_forward(module, queries, keys, values, part.mask, **how)
             outputs.append(found.transpose(0, 1) if part.decodes else found)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
+
+
+def _lane(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
+    """The rows' tokens one behind the other: their ids, positions and slots [3, tokens]."""
+    ids = [token for row in rows for token in row.tokens]
+    positions = [place for row in rows for place in range(row.start, row.end)]
+    slots = [row.slot for row in rows for _ in row.tokens]
+    return torch.tensor([ids, positions, slots], device=device)
 
 
 def _most_waste(device: torch.device, token_bytes: int) -> float:
