@@ -79,9 +79,11 @@ def alike(one, other):
     return all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_a_renderer_that_takes_its_network_from_each_request():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_renderer_that_takes_its_network_from_each_request(dtype):
     torch.manual_seed(0)
-    pipe = shap_e()
+    pipe = shap_e().to(dtype)
+    assert pipe.shap_e_renderer.void.background.is_leaf == (dtype == torch.float32)  # a cast leaves it so
     as_built = weights_of(pipe.shap_e_renderer)
     stock = [surface(pipe(**thing(at))) for at in range(3)]
     assert not alike(weights_of(pipe.shap_e_renderer), as_built)  # it does write
@@ -106,7 +108,7 @@ class Tinted(d.StableDiffusionPipeline):
 
 class AddsUp(Tinted):
     def touch(self, images):
-        self.unet.count()
+        self.unet.counts()
         return images + self.unet.counted
 
 
@@ -120,6 +122,10 @@ class Unet(d.UNet2DConditionModel):
     def count(self):
         noise = torch.rand(1)
         self.counted += 1 + noise
+
+    counts = count
+    """The same method by another name."""
+    del count
 
     def brighten(self, images, factor=2.0):
         """Writes to no weight."""
@@ -159,6 +165,19 @@ def test_methods_that_write_nothing_are_called_as_they_are(sd):
         assert all(map(close_to, found, stock))
 
 
+class Halved(Tinted):
+    def touch(self, images):
+        """Writes by rows, in place, to what is its own."""
+        return torch.vmap(lambda row: row.mul_(0.5))(images.clone())
+
+
+def test_a_call_may_write_to_its_own_by_rows(sd):
+    pipe = of(Halved, sd)
+    stock = pipe(**words()).images
+    with serve(pipe) as service:
+        assert torch.equal(service(**words()).images, stock)
+
+
 WRITES = {
     "in place": lambda pipe: pipe.unet.conv_in.weight.mul_(2),
     "an item": lambda pipe: pipe.vae.post_quant_conv.bias.__setitem__(0, 1.0),
@@ -167,6 +186,7 @@ WRITES = {
     "a part": lambda pipe: pipe.unet.conv_out.weight[0].zero_(),
     "a parameter of a state": lambda pipe: next(iter(pipe.unet.state_dict().values())).copy_(torch.tensor(1.0)),
     "by an operator": lambda pipe: pipe.unet.counted.__iadd__(1),
+    "by rows": lambda pipe: torch.vmap(lambda row: row.mul_(2))(pipe.unet.conv_in.weight),
     "several": lambda pipe: torch._foreach_mul_([pipe.unet.conv_in.weight], 2.0),
 }
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from neustream.backends.diffusers.calls import Call, Part
 from neustream.backends.diffusers.stepping import Step
-from neustream.backends.diffusers.writing import Writing
+from neustream.backends.diffusers.writing import Writing, with_own_weights
 from neustream.errors import BackendError
 
 
@@ -82,12 +82,12 @@ class StandIn:
             if name.startswith(CHANGES) and not self._own:
                 raise BackendError(f"a pipeline that calls {name}() of a model in its call cannot share that model")
             value = getattr(self._model, name)
-            return value if self._writing is None else self._writing.guarded(value, self._copied)
+            return value if self._writing is None else self._writing.guarded(name, value, self._copied)
         return lambda *args, **kwargs: park(part.call(args, kwargs, self._cast))
 
     def _copied(self) -> Any:
         """The request's own model from now on, with weights of its own."""
-        copied = copy.deepcopy(self._model)
+        copied = with_own_weights(self._model)
         whose = object()
         parts = {name: part.of(copied, name, whose) for name, part in self._parts.items()}
         self.__dict__.update(_model=copied, _parts=parts, _own=True, _writing=None)

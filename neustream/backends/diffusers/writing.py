@@ -7,12 +7,14 @@ by itself is refused.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
 import torch
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
 from neustream.backends.diffusers.foreign import offloaded
@@ -122,10 +124,11 @@ class Writing:
 
     # -- methods of models --------------------------------------------------------------------------------
 
-    def guarded(self, method: Any, own: Callable[[], Any]) -> Any:
+    def guarded(self, name: str, method: Any, own: Callable[[], Any]) -> Any:
         """A method of a model as a request may call it.
 
         Args:
+            name: of the method, in its model.
             own: makes the request's model one with weights of its own, and returns it.
         """
         if not isinstance(method, MethodType) or _is_torchs(method) or method.__func__ in self._quiet:
@@ -138,7 +141,7 @@ class Writing:
                     return self._first(method, args, kwargs)
                 except Written:
                     self._writing.add(method.__func__)
-            return getattr(own(), method.__func__.__name__)(*args, **kwargs)
+            return getattr(own(), name)(*args, **kwargs)
 
         return call
 
@@ -158,6 +161,13 @@ class Writing:
             raise
         self._quiet.add(method.__func__)
         return result
+
+
+def with_own_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a model. Buffers that torch computed from others, as where a model was cast, are copied too."""
+    computed = [buffer for buffer in model.buffers() if not buffer.is_leaf]
+    known: dict[int, Any] = {id(one): one.detach().clone().requires_grad_() for one in computed}
+    return copy.deepcopy(model, known)
 
 
 def _kind(arguments: Mapping[str, Any]) -> Any:
@@ -181,6 +191,8 @@ def _targets(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Itera
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     for one in value if isinstance(value, list | tuple) else (value,):
+        while isinstance(one, torch.Tensor) and is_functorch_wrapped_tensor(one):  # as in torch.vmap
+            one = get_unwrapped(one)
         if _has_place(one):
             yield one
 
