@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import pytest
 from local_machines import driving
@@ -172,8 +173,7 @@ def test_a_request_that_moves_goes_on_without_a_gap_or_a_repeat(step):
         here, there = source[-1], target[-1]
         assert places == [here] * step + [there] * (8 - step)
         assert [output.index for output in answer.outputs] == list(range(8))
-        until(lambda: driver.counts.moved == 1)  # an answer is there before its last move is counted
-        assert adds_up(driver)
+        assert driver.counts.moved == 1 and adds_up(driver)
 
 
 def test_what_cannot_move_says_so_and_goes_on():
@@ -220,6 +220,26 @@ def test_one_of_two_dies_under_load_and_each_request_has_one_answer():
         assert adds_up(driver) and driver.counts.on_time == 100
         assert driver.counts.lost == 1 and driver.counts.restarted >= 1
         until(lambda: driver.machines.made == 3)  # another one takes its place
+
+
+def test_whoever_has_an_answer_finds_what_happened_before_it_counted():
+    """A request may begin anew never: its answer and the loss of its instance are of one turn."""
+    gate, found = threading.Event(), []
+    settings = replace(PATIENT, restarts=0)
+    with running(lambda number: chat(Words, number, gate), settings=settings) as driver:
+        answer = some_of([ask(driver, words=6, voice="a") for _ in range(2)], "whole-1")
+
+        def look(answer):
+            counts = driver.counts
+            found.append((counts.lost, counts.failed, driver.states, sorted(driver.places), driver.machines.ended[:]))
+
+        answer.add_done_callback(look)
+        driver.machines.die("whole-1")
+        with pytest.raises(RequestFailed, match="lost with instance 'whole-1'"):
+            answer.result(30)
+        gate.set()
+        assert found == [(1, 1, {"whole-2": "up"}, ["whole-2"], [])]
+        until(lambda: [name for name, _, _ in driver.machines.ended] == ["whole-1"])
 
 
 def some_of(answers, name):

@@ -13,30 +13,22 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from neustream.backends.ray.alike import likeness_of
-from neustream.backends.ray.callers import (
-    Caller,
-    Counts,
-    Machines,
-    came_out_different,
-    reader,
-    value_of,
-)
+from neustream.backends.ray.callers import Caller, Counts, Machines, reader
 from neustream.backends.ray.looking import Looking
 from neustream.backends.ray.starting import Starting
 from neustream.backends.ray.telling import Telling
-from neustream.backends.ray.wire import PRINT, EngineDied, Heard, Joined, News, NotMovable, Superseded, asked_as_bytes
+from neustream.backends.ray.waiting import Waiting
+from neustream.backends.ray.wire import EngineDied, Heard, Joined, News, NotMovable, Superseded, asked_as_bytes
 from neustream.cluster import messages as to
-from neustream.cluster.happenings import Entered, Happening, Lost, Moved, Restarted, Unmoved
+from neustream.cluster.happenings import Entered, Lost
 from neustream.cluster.head import Head
-from neustream.core.events import Emitted, Submitted
+from neustream.core.events import Submitted
 from neustream.core.stage_names import named
 from neustream.core.types import SLO, Request
-from neustream.engine.answers import Result
 from neustream.engine.clock import stopwatch
 from neustream.engine.inbox import Inbox
 from neustream.errors import RequestError, RequestFailed, told
@@ -58,7 +50,7 @@ class Driver:
 
     Attributes:
         up: set once the first instances serve, or with why one of them does not.
-        counts: what became of requests; places: where the instances are, by name.
+        places: where the instances are, by name.
         states: how each is: "up", "suspect" or "draining".
         stays: when instances came and went: name, since, until (inf: it is there).
         fault: why the engine of an instance died, if one did.
@@ -73,7 +65,6 @@ class Driver:
     ) -> None:
         self._starting = Starting(head, machines, first, self.post, self._enter)
         self.up = self._starting.up
-        self.counts = Counts()
         self.places: dict[str, Joined] = {}
         self.states: Mapping[str, str] = {}
         self.stays: dict[str, tuple[float, float]] = {}
@@ -82,11 +73,10 @@ class Driver:
         self._machines = machines
         self._telling = telling or Telling((), ())
         self._inbox: Inbox[Callable[[float], None]] = Inbox()
-        self._callers: dict[str, Caller] = {}
+        self._waiting = Waiting(self._telling)
         self._alive: set[str] = set()
         self._then: list[Callable[[], None]] = []
-        self._empty = threading.Condition()
-        self._looking = Looking(head, machines, self._callers, self._alive, self.post, self._refuse, self._submitted)
+        self._looking = Looking(head, machines, self._waiting, self._alive, self.post, self._submitted)
         self._over = False
         self._starting.adopt()
         self._thread = threading.Thread(target=self._run, name="neustream-cluster", daemon=True)
@@ -101,26 +91,24 @@ class Driver:
         payload = asked_as_bytes(model, args, kwargs)
         answer: Answer[Any] = Answer(id, model or "", self._give_up, reader)
         caller = Caller(answer, payload, slo, stopwatch(), likeness_of(model, args, kwargs, slo))
-        with self._empty:
-            if self._over:
-                raise RequestError("the cluster was closed, or another head has its instances", code="closed")
-            if id in self._callers:
-                raise RequestError(f"request id {id!r} is already being served")
-            self._callers[id] = caller
-        self.counts.submitted += 1
+        self._waiting.add(caller)
         self.post(partial(self._looking.come, caller))
         return answer
 
     @property
+    def counts(self) -> Counts:
+        """What became of requests and instances; whoever has an answer finds it counted."""
+        return self._waiting.counts
+
+    @property
     def open(self) -> int:
         """How many callers wait for an answer."""
-        return len(self._callers)
+        return len(self._waiting)
 
     @property
     def answers(self) -> Mapping[str, Answer[Any]]:
         """What callers wait for, by id."""
-        with self._empty:
-            return {id: caller.answer for id, caller in self._callers.items()}
+        return self._waiting.answers
 
     def post(self, work: Callable[[float], None]) -> None:
         """Have `work` done on the thread, with the present instant."""
@@ -143,8 +131,7 @@ class Driver:
 
     def wait_empty(self, timeout_s: float | None) -> bool:
         """Wait until nobody waits for an answer."""
-        with self._empty:
-            return self._empty.wait_for(lambda: not self._callers, timeout_s)
+        return self._waiting.wait_empty(timeout_s)
 
     def close(self) -> None:
         """End the thread; requests without an answer end as cancelled."""
@@ -175,7 +162,6 @@ class Driver:
                     work = self._inbox.get_nowait()
             self._do(self._tick)
             self._do(self._carry_out)
-            self._tell_states()
             then, self._then = self._then, []
             for answer in then:
                 answer()
@@ -197,10 +183,8 @@ class Driver:
 
     def _end(self, why: BaseException) -> None:
         """The thread ends; whoever waits hears why."""
-        with self._empty:
-            self._over = True
-        for caller in list(self._callers.values()):
-            self._refuse(caller, why)
+        self._over = True
+        self._waiting.end(why)
 
     def _give_way(self, error: Superseded) -> None:
         """Another head has the instances: nothing here counts any more."""
@@ -217,49 +201,50 @@ class Driver:
         self._telling.tell(Submitted(request.id, name, arrival, due, request.slo, steps, now))
 
     def _cancel(self, answer: Answer[Any], now: float) -> None:
-        caller = self._callers.get(answer.id)
+        caller = self._waiting.get(answer.id)
         if caller is None or caller.answer is not answer:
             return
         if caller.described:
             self._head.cancel(answer.id, now)
         else:
-            self.counts.cancelled += 1
-            self._forget(caller)
-
-    def _refuse(self, caller: Caller, error: BaseException) -> None:
-        self.counts.refused += 1
-        self._forget(caller)
-        caller.answer.refuse(error)
-
-    def _forget(self, caller: Caller) -> None:
-        self._looking.forget(caller)
-        with self._empty:
-            self._callers.pop(caller.answer.id, None)
-            self._empty.notify_all()
+            self._waiting.gave_up(caller)
 
     # -- orders -----------------------------------------------------------------------------------
 
     def _carry_out(self, now: float) -> None:
-        """Carry out what the head wants, and tell of what happened."""
+        """Tell of what happened, then carry out what the head wants.
+
+        Whoever has an answer finds what happened before it counted. Instances that are lost end
+        last: what they have to pass on is asked for before.
+        """
+        orders, events = self._head.pop_orders(), self._head.pop_events()
+        for event in events:
+            self._waiting.happened(event)
+        self._tell_states()
+        lost = [event for event in events if isinstance(event, Lost) and self._leaves(event.instance)]
         going: dict[str, list[to.ToInstance]] = {}
-        for order in self._head.pop_orders():
-            match order:
-                case to.Answer():
-                    self._answer(order)
-                case to.Forward():
-                    self._forward(order.emitted)
-                case to.Start():
-                    self._starting.start(order.role)
-                case to.Stop():
-                    self._stop(order.instance, order.why, kill=False)
-                case to.Give():
-                    self._flush(going)
-                    self._pass_on(order)
-                case _:
-                    going.setdefault(order.instance, []).append(order)
+        for order in orders:
+            self._carry_out_one(order, going)
         self._flush(going)
-        for event in self._head.pop_events():
-            self._happened(event)
+        for each in lost:
+            self._machines.stop(each.instance, each.why, kill=True)
+
+    def _carry_out_one(self, order: to.Order, going: dict[str, list[to.ToInstance]]) -> None:
+        match order:
+            case to.Answer():
+                self._waiting.answer(order)
+            case to.Forward():
+                self._waiting.forward(order.emitted)
+            case to.Start():
+                self._starting.start(order.role)
+            case to.Stop():
+                if self._leaves(order.instance):
+                    self._machines.stop(order.instance, order.why, kill=False)
+            case to.Give():
+                self._flush(going)
+                self._pass_on(order)
+            case _:
+                going.setdefault(order.instance, []).append(order)
 
     def _flush(self, going: dict[str, list[to.ToInstance]]) -> None:
         for name, orders in going.items():
@@ -276,49 +261,6 @@ class Driver:
                 self.post(lambda now: self._head.heard(give.target, refused, now))
 
         self._machines.pass_on(give).add_done_callback(failed)
-
-    def _forward(self, emitted: Emitted) -> None:
-        caller = self._callers.get(emitted.id)
-        if caller is not None:
-            caller.prints.append(emitted.update[PRINT])
-            caller.answer.push(emitted)
-        self._telling.tell(emitted)
-
-    def _answer(self, order: to.Answer) -> None:
-        ended = order.ended
-        caller = self._callers.get(ended.id)
-        if caller is None:
-            return
-        status = "failed" if caller.fault is not None else ended.status
-        outcome: str = status if status != "done" else ("on_time" if ended.on_time else "late")
-        outcome = "refused" if caller.refused else outcome
-        setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
-        self._forget(caller)
-        reason = ended.reason if caller.fault is None else caller.fault.reason
-        output: Mapping[str, Any] | None = {} if status == "done" else None
-        latency_s, on_time = ended.latency_s, ended.on_time and status == "done"
-        code = ended.code if status == ended.status else "failed"
-        self._telling.tell(ended if status == ended.status else replace(ended, status="failed", on_time=False))
-        result = Result(ended.id, status, reason, output, latency_s, on_time, code=code)
-        done: Future[Result] = Future()
-        done.set_result(result)
-        caller.answer.settle(done, partial(value_of, caller))
-
-    def _happened(self, event: Happening) -> None:
-        counts = self.counts
-        match event:
-            case Moved():
-                counts.moved += 1
-                if event.held_at < math.inf:
-                    counts.downtimes_s.append(event.at - event.held_at)
-            case Unmoved():
-                counts.unmoved += 1
-            case Restarted():
-                counts.restarted += 1
-            case Lost():
-                counts.lost += 1
-                self._stop(event.instance, event.why, kill=True)
-        self._telling.happened(event)
 
     # -- instances --------------------------------------------------------------------------------
 
@@ -374,27 +316,21 @@ class Driver:
 
     def _one_heard(self, name: str, news: News, now: float) -> None:
         report = news.report
-        caller = self._callers.get(getattr(report, "id", ""))
+        caller = self._waiting.get(getattr(report, "id", ""))
         if caller is not None and news.value:
             caller.value = news.value
         if caller is not None and caller.guessed and isinstance(report, to.Refused):
             caller.refused = bool(news.value)
-        if caller is not None and isinstance(report, to.Made):
-            self._compare(caller, report, now)
+        if isinstance(report, to.Made) and self._waiting.compare(report):
+            self._head.cancel(report.id, now)
         self._head.heard(name, report, now)
 
-    def _compare(self, caller: Caller, made: to.Made, now: float) -> None:
-        """An output that is made again has to be the one that its caller has."""
-        if not came_out_different(caller, made):
-            return
-        reason = f"its instance was lost, and output {made.index} came out different when it was made again"
-        caller.fault = RequestFailed(f"request {made.id!r}: {reason}", reason=reason)
-        self._head.cancel(made.id, now)
-
-    def _stop(self, name: str, why: str, *, kill: bool) -> None:
-        if name in self.places:
-            del self.places[name]
-            self.stays[name] = self.stays[name][0], stopwatch()
-            self._alive.discard(name)
-            self._looking.elsewhere(name)
-            self._machines.stop(name, why, kill=kill)
+    def _leaves(self, name: str) -> bool:
+        """An instance is not there any more; whether it was."""
+        if name not in self.places:
+            return False
+        del self.places[name]
+        self.stays[name] = self.stays[name][0], stopwatch()
+        self._alive.discard(name)
+        self._looking.elsewhere(name)
+        return True

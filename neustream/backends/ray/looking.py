@@ -7,13 +7,14 @@ reads arguments.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
 from neustream.backends.ray.alike import Alike
 from neustream.backends.ray.callers import Caller, Machines, of_the_way
+from neustream.backends.ray.waiting import Waiting
 from neustream.backends.ray.wire import Described, Guess
 from neustream.cluster.fleet import reads_params
 from neustream.cluster.head import Head
@@ -31,8 +32,8 @@ class Looking:
     """Finds out what requests are, and hands them to a head. On the driver's thread.
 
     Args:
-        callers: who waits for an answer; alive: instances that can be asked.
-        post: has work done on the driver's thread; refuse: ends a request with an error.
+        waiting: who waits for an answer; alive: instances that can be asked.
+        post: has work done on the driver's thread.
         submitted: told of those that the head has taken.
     """
 
@@ -40,27 +41,25 @@ class Looking:
         self,
         head: Head,
         machines: Machines,
-        callers: Mapping[str, Caller],
+        waiting: Waiting,
         alive: Set[str],
         post: Callable[[Callable[[float], None]], None],
-        refuse: Callable[[Caller, BaseException], None],
         submitted: Callable[[Request, float], None],
     ) -> None:
         self._head = head
         self._machines = machines
-        self._callers = callers
+        self._waiting = waiting
         self._alive = alive
         self._post = post
-        self._refuse = refuse
         self._submitted = submitted
         self._alike = Alike()
         self._reads = reads_params(head.router)
-        self._looking: dict[str, str] = {}
+        self._looking: dict[Caller, str] = {}
 
     def come(self, caller: Caller, now: float) -> None:
         """Route a request that is like others; have an instance look at one that is not."""
         id = caller.answer.id
-        if self._callers.get(id) is not caller:
+        if self._waiting.get(id) is not caller:
             return
         known = None if self._reads else self._alike.get(caller.likeness, id, caller.slo)
         if known is not None:
@@ -70,33 +69,27 @@ class Looking:
         place = self._free()
         if not place:
             if now - caller.arrival > PATIENCE_S:
-                self._refuse(caller, RequestFailed(f"request {id!r}: no instance serves"))
+                self._waiting.refuse(caller, RequestFailed(f"request {id!r}: no instance serves"))
             else:
                 self._later(caller)
             return
         caller.tries += 1
-        self._looking[id] = place
+        self._looking[caller] = place
         seen = self._machines.describe(place, id, caller.payload, caller.slo)
         seen.add_done_callback(lambda seen: self._post(partial(self._described, caller, place, seen)))
 
-    def forget(self, caller: Caller) -> None:
-        """Nobody waits for a request any more."""
-        self._looking.pop(caller.answer.id, None)
-
     def surprised(self, id: str) -> None:
         """A request that was routed by a guess is another one: what it is, the head is told after all."""
-        caller, place = self._callers.get(id), self._free()
+        caller, place = self._waiting.get(id), self._free()
         if caller is not None and place:
             seen = self._machines.describe(place, id, caller.payload, caller.slo)
             seen.add_done_callback(lambda seen: self._post(partial(self._corrected, caller, place, seen)))
 
     def elsewhere(self, name: str) -> None:
         """An instance is gone: others look at what it was looking at."""
-        for id in [id for id, place in self._looking.items() if place == name]:
-            del self._looking[id]
-            caller = self._callers.get(id)
-            if caller is not None:
-                self._later(caller)
+        for caller in [caller for caller, place in self._looking.items() if place == name]:
+            del self._looking[caller]
+            self._later(caller)
 
     def _free(self) -> str:
         """The instance with the fewest requests; "": none serves."""
@@ -110,7 +103,7 @@ class Looking:
             found = seen.result()
             self._know(found, place)
             self._alike.add(caller.likeness, replace(found, graph=self._head.graphs[found.graph.name]))
-            if self._callers.get(caller.answer.id) is caller:
+            if self._waiting.get(caller.answer.id) is caller:
                 self._head.correct(caller.answer.id, found.asked)
 
     def _later(self, caller: Caller) -> None:
@@ -121,9 +114,11 @@ class Looking:
     def _described(self, caller: Caller, place: str, seen: Future[Described], now: float) -> None:
         """What a request is is known, or why it cannot be served."""
         id = caller.answer.id
-        if self._callers.get(id) is not caller or self._looking.get(id) != place:
+        if self._looking.get(caller) != place:
+            return  # another one looks, or is about to
+        del self._looking[caller]
+        if self._waiting.get(id) is not caller:
             return
-        del self._looking[id]
         fault = seen.exception()
         if fault is None and place not in self._head.fleet.instances:
             self._later(caller)  # what it has told is of an instance that is gone by now
@@ -132,7 +127,7 @@ class Looking:
         elif (place not in self._alive or of_the_way(fault)) and caller.tries < TRIES:
             self._later(caller)
         else:
-            self._refuse(caller, fault)
+            self._waiting.refuse(caller, fault)
 
     def _send(self, caller: Caller, found: Described, place: str, now: float) -> None:
         """Hand a request to the head. `place`: who looked at it; "": nobody."""
@@ -145,7 +140,7 @@ class Looking:
             request = Request(id, graph, caller.arrival, found.slo, params)
             self._head.submit(request, now, asked=found.asked)
         except NeustreamError as error:
-            self._refuse(caller, error)
+            self._waiting.refuse(caller, error)
         else:
             self._submitted(request, now)
             if place:
