@@ -13,7 +13,7 @@ from neustream.core.policies.fitting import committed, kept
 from neustream.core.policies.horizon import FOREVER, Horizon, points_to_end
 from neustream.core.policies.line_up import LineUp, line_up
 from neustream.core.policies.model_queues import ModelQueues, has_progress, one_model
-from neustream.core.policies.token_step import SAFE
+from neustream.core.policies.token_step import safe
 from neustream.core.policy import View
 from neustream.core.reserved import Reserved, by_deadlines, by_pace
 from neustream.core.types import TICK
@@ -56,7 +56,7 @@ def promised_tokens(view: View) -> Reserved:
         return Reserved()
     label = f"{model.label}.decode"
     most = max([job.calls_left.get(label, 1) for job in (*decodes, *prompts)])
-    error = SAFE * model.steps.error
+    error = safe(model.steps.error, len(decodes))
     horizon = Horizon(model, points_to_end(most), margin=error)
     load = horizon.rows(decodes, running=True).total()
     load = load + horizon.rows(prompts, running=False).total()

@@ -53,8 +53,9 @@ class TokenDeadlines:
 
     Args:
         margin: share of a step's expected seconds that is kept as slack. The median error of what
-            was expected of the latest steps comes on top, for the next output: over many steps
-            errors average out. It does not for a prompt's own output: refused, it is surely late.
+            was expected of the latest steps comes on top, for the next output: once where few
+            decode, twice where many do, who are all late by a long step. Over many steps errors
+            average out. It does not for a prompt's own output: refused, it is surely late.
         memory: share of the memory that admitted generations are expected to fill at most.
         pause: see 5; 0 never leaves the device free.
         steady: whether outputs are also to come at their TPOT from the first one on, as far as that
