@@ -33,35 +33,38 @@ def tensors():
     return sum(1 for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
 
 
+def settled(engine, shape):
+    """How many tensors there are once the worker holds nothing of requests that have ended."""
+    executor = engine._devices[0].executor
+    runs = executor._workers[0].modules[f"denoise@{shape}"]._runs
+    deadline = time.monotonic() + 60
+    while len(runs):
+        assert time.monotonic() < deadline, f"{len(runs)} runs were not released"
+        time.sleep(0.01)
+    executor.call(lambda: None).result(timeout=60)  # what was released before is gone
+    return tensors()
+
+
 def test_tensors_of_ended_requests_are_gone(sd):
     with serve(sd, SD_SHAPE, policy="priced") as engine:
         engine(**words(0))
         engine.submit(**words(0, guidance_scale=1.0)).result(timeout=30)
-        runs = engine._devices[0].executor._workers[0].modules[f"denoise@{SD_SHAPE}"]._runs
-
-        def settled():
-            deadline = time.monotonic() + 20
-            while len(runs) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            engine._devices[0].executor.call(lambda: None).result()  # what was released before is gone
-            return tensors()
-
-        before = settled()
+        before = settled(engine, SD_SHAPE)
         engine(**words(1))
-        assert settled() <= before, "done"
+        assert settled(engine, SD_SHAPE) <= before, "done"
         with pytest.raises(ns.RequestError):
             engine.submit(**words(2), slo=1e-4).result(timeout=30)
-        assert settled() <= before, "dropped"
+        assert settled(engine, SD_SHAPE) <= before, "dropped"
         begun = threading.Event()
         answer = engine.submit(**words(3, steps=400), on_step=lambda progress: begun.set())
         begun.wait(30)
         answer.cancel()
         del answer
         engine(**words(4))
-        assert settled() <= before, "cancelled"
+        assert settled(engine, SD_SHAPE) <= before, "cancelled"
         with pytest.raises(ns.RequestError):
             engine(**words(5, latents=torch.full((1, 4, 8, 8), float("nan"))))
-        assert settled() <= before, "failed"
+        assert settled(engine, SD_SHAPE) <= before, "failed"
 
 
 def resident():
@@ -78,12 +81,11 @@ def test_a_thousand_requests_leave_the_memory_they_found(dit):
                 answer.result(timeout=120)
 
         wave(100)
-        gc.collect()
-        objects, memory = tensors(), resident()
+        objects, memory = settled(engine, DIT_SHAPE), resident()
         for _ in range(10):
             wave(100)
         assert engine.report.counts["on_time"] == 1100
-        assert tensors() <= objects
+        assert settled(engine, DIT_SHAPE) <= objects
         assert resident() <= memory * 1.05
 
 
