@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
+import os
 import re
+import sys
 import weakref
 
 import pytest
@@ -85,6 +88,25 @@ def test_nothing_keeps_a_model_that_is_served_no_more():
     del model, served
     gc.collect()
     assert gone() is None
+
+
+def resident():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_model_that_is_served_again_and_again_leaves_nothing_of_the_times_before():
+    model = model_of("llama")
+    sizes = []
+    for _ in range(6):
+        served = LanguageModel(model, slots=6)
+        assert_alike(served, LANES["all"])
+        del served
+        sizes.append(resident())
+    assert sizes[-1] - sizes[1] < 2**20
 
 
 def test_hooks_see_each_call_of_the_model():
@@ -236,15 +258,20 @@ def test_others_say_why_they_are_not(what, why):
     assert why in LanguageModel(model, slots=2).unrecorded
 
 
+def behind(monkeypatch, change):
+    """Have all that is taken down from now on give `change` of what it computes."""
+    traced = recorded._traced
+
+    def changed(function, given):
+        found = traced(function, given)
+        return lambda *inputs: change(found(*inputs))
+
+    monkeypatch.setattr(recorded, "_traced", changed)
+
+
 def test_other_logits_are_refused(monkeypatch):
     served = LanguageModel(model_of("llama"), slots=2)
-    trace = torch.jit.trace
-
-    class Wrong:
-        def __init__(self, right):
-            self.forward = lambda *given: right.forward(*given) + 1e-3
-
-    monkeypatch.setattr(recorded.torch.jit, "trace", lambda *given, **how: Wrong(trace(*given, **how)))
+    behind(monkeypatch, lambda logits: logits + 1e-3)
     with (
         torch.inference_mode(),
         pytest.raises(NotRecorded, match="logits of 1 rows are others than those of the stock call"),
@@ -253,13 +280,7 @@ def test_other_logits_are_refused(monkeypatch):
 
 
 def test_what_only_goes_on_with_its_own_size_is_left_to_the_model(monkeypatch):
-    trace = torch.jit.trace
-
-    class Rigid:
-        def __init__(self, free):
-            self.forward = lambda ids, *more: free.forward(ids, *more).view(3, 96)
-
-    monkeypatch.setattr(recorded.torch.jit, "trace", lambda *given, **how: Rigid(trace(*given, **how)))
+    behind(monkeypatch, lambda logits: logits.view(3, 96))
     served = LanguageModel(model_of("llama"), slots=4)
     assert served.recorded is None and served.unrecorded.startswith("a call of another size failed: RuntimeError")
 

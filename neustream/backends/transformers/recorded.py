@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -118,7 +119,7 @@ class Recorded:
         call, sites, cache = model.packed(rows), list[_Site](), model.cache
         assert isinstance(cache, Slots)
         recording = _Recording(call, sites)
-        function = _Function(model, weights, call.wanted is not None)
+        function = partial(_logits, model, weights, call.wanted is not None)
         given = [call.ids, call.positions, *weights.examples]
         if call.wanted is not None:
             given.insert(2, call.wanted)
@@ -130,14 +131,13 @@ class Recorded:
                 using.enter_context(packing(model.config, recording))
                 if model.prepacked is not None:
                     using.enter_context(model.prepacked.used())
-                found = torch.jit.trace(function, tuple(given), check_trace=False).forward
+                found = _traced(function, given)
         except OUT_OF_MEMORY:
             raise
         except Exception as error:  # whatever code does that was not made for this
             raise NotRecorded(f"torch's tracer failed: {told(error)}") from error
         finally:
             _here.call, _here.sites = None, ()
-            function.forget()
         for doubt in doubts:
             _check_doubt(doubt)
         if len(sites) != len(cache.layers):
@@ -197,26 +197,25 @@ class _Weights:
                 some[key] = weight
 
 
-class _Function(torch.nn.Module):
-    """What is taken down: logits by ids and positions [1, tokens], places if `wanted`, and all weights."""
+def _traced(function: Callable[..., torch.Tensor], given: Sequence[torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A function as torch's tracer takes it down, in a unit of its own, which ends with it.
 
-    def __init__(self, model: LanguageModel, weights: _Weights, wanted: bool) -> None:
-        super().__init__()
-        self._known = [(model, weights)]  # in a list: its modules are not to be this one's
-        self._wanted = wanted
+    `torch.jit.trace` puts all that it takes down into one unit, which keeps it as long as the process is there.
+    """
+    graph, _ = torch._C._create_graph_by_tracing(function, tuple(given), lambda value: "", True, False)
+    found: Callable[..., torch.Tensor] = torch._C._create_function_from_graph("taken_down", graph)
+    return found
 
-    def forward(self, ids: torch.Tensor, positions: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        model, own = self._known[0]
-        wanted, weights = (weights[0], weights[1:]) if self._wanted else (None, weights)
-        given = {"input_ids": ids, "position_ids": positions, "use_cache": True, model.cache_name: model.cache}
-        given |= model.only(wanted)
-        with own.shown(model, weights):
-            logits: torch.Tensor = model.model(**given).logits[0]
-        return logits if wanted is None or model.keeps else logits[wanted]
 
-    def forget(self) -> None:
-        """Know no model any more: the tracer leaves cycles behind that know this one."""
-        self._known.clear()
+def _logits(
+    model: LanguageModel, own: _Weights, choose: bool, ids: torch.Tensor, positions: torch.Tensor, *given: torch.Tensor
+) -> torch.Tensor:
+    """What is taken down: logits by ids and positions [1, tokens], places to `choose`, and all weights."""
+    wanted, weights = (given[0], given[1:]) if choose else (None, given)
+    asked = {"input_ids": ids, "position_ids": positions, "use_cache": True, model.cache_name: model.cache}
+    with own.shown(model, weights):
+        logits: torch.Tensor = model.model(**asked, **model.only(wanted)).logits[0]
+    return logits if wanted is None or model.keeps else logits[wanted]
 
 
 def _places(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
