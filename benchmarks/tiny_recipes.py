@@ -305,7 +305,7 @@ CALLS: Table = {
     "RePaintPipeline": {"image": pictured(32), "mask_image": masked(32), "jump_length": 2, "jump_n_sample": 2},
     "Sana...": {"size": 32},
     "SanaSprint...": {"intermediate_timesteps": None},
-    "ShapE...": {"frame_size": 32},
+    "ShapE...": {"frame_size": 16},
     "SkyReelsV2...": {**EMBEDS, "prompt": None},
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": {"overlap_history": 1, "base_num_frames": 5, "num_frames": 9},
     "StableAudioPipeline": {"audio_end_in_s": lambda at: (2.0, 2.0, 1.0, 2.0)[at], "output_type": "pt"},

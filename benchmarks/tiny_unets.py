@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers.pipelines.shap_e.renderer import ShapERenderer
 from tiny_parts import Config
 
 UNET: Config = {
@@ -121,6 +122,15 @@ UNCLIP: Mapping[str, Any] = {
     "decoder_scheduler": {"variance_type": "learned_range", "prediction_type": "epsilon"},
     "super_res_scheduler": {"variance_type": "fixed_small_log", "prediction_type": "epsilon"},
 }
+
+
+class FewRays(ShapERenderer):
+    """Shap-E's renderer with 12 samples a ray in place of 192, which take a minute of a CPU for one picture."""
+
+    def decode_to_image(self, latents: Any, device: Any, size: int = 64, **_: Any) -> Any:
+        return super().decode_to_image(latents, device, size, 1024, n_coarse_samples=4, n_fine_samples=8)
+
+
 SHAP_E: Mapping[str, Any] = {
     "prior": {
         "attention_head_dim": 16,
@@ -135,13 +145,13 @@ SHAP_E: Mapping[str, Any] = {
         "encoder_hid_proj_type": None,
         "added_emb_type": None,
     },
-    "shap_e_renderer": {
-        "param_shapes": ((8, 93), (8, 8), (8, 8), (8, 8)),
-        "d_latent": 16,
-        "d_hidden": 8,
-        "n_output": 12,
-        "background": (0.1, 0.1, 0.1),
-    },
+    "shap_e_renderer": lambda: FewRays(
+        param_shapes=((8, 93), (8, 8), (8, 8), (8, 8)),
+        d_latent=16,
+        d_hidden=8,
+        n_output=12,
+        background=(0.1, 0.1, 0.1),
+    ),
     "scheduler": {"prediction_type": "sample", "use_karras_sigmas": True, "clip_sample": True},
 }
 XS: Mapping[str, Any] = {
