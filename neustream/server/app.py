@@ -20,7 +20,7 @@ from neustream.errors import NeustreamError
 from neustream.server import admin, agents, images, text, ui
 from neustream.server.config import ServerConfig
 from neustream.server.context import request_id
-from neustream.server.errors import HTTPError, of_request
+from neustream.server.errors import HTTPError, forget_frames, of_request
 from neustream.server.gateway import Gateway
 from neustream.server.metrics import Metrics
 from neustream.server.observe.access import AccessLog
@@ -106,6 +106,7 @@ def build_app(
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPError)
+    forget_frames(error)
     state = request.scope["state"]
     if state.get("late_for_session"):
         error = late_for_session(error)
@@ -114,6 +115,8 @@ async def _told(request: Request, error: Exception) -> Response:
 
 
 async def _of_ours(request: Request, error: Exception) -> Response:
+    if isinstance(error, NeustreamError):  # others are logged with their frames
+        forget_frames(error)
     return await _told(request, of_request(error))
 
 

@@ -103,6 +103,22 @@ def of_request(error: BaseException) -> HTTPError:
     return HTTPError(500, "an error of this server; its log has the request's id", "internal")
 
 
+def forget_frames(error: BaseException) -> None:
+    """Let go of where an error was raised, once a client was told of it, and of the errors behind it.
+
+    The frames know the request, and what the request came to knows the error: only a collection of
+    garbage would free them.
+    """
+    behind: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while behind:
+        one = behind.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            behind += [one.__cause__, one.__context__]
+
+
 def of_validation(error: ValidationError, *inside: str) -> HTTPError:
     """What is wrong with a body, or with what is `inside` of one."""
     faults = []

@@ -15,7 +15,7 @@ from neustream.errors import NeustreamError, nearest
 from neustream.server.bodies import ImageBody, unsupported
 from neustream.server.config import LimitConfig
 from neustream.server.context import Context
-from neustream.server.errors import HTTPError, of_request
+from neustream.server.errors import HTTPError, forget_frames, of_request
 from neustream.server.forms import Edit, edit_of
 from neustream.server.models import ImageModel
 from neustream.server.patience import Patience
@@ -139,6 +139,7 @@ class Job:
                 raise HTTPError(503, "cancelled", "cancelled") from None
             raise
         except Exception as error:
+            forget_frames(error)
             raise of_request(error) from error
         return await self.encoded(output.images[0])
 

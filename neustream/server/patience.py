@@ -12,6 +12,10 @@ LOOKS = 10
 """How often it is looked while a request may wait: by so much of that time one may wait longer."""
 
 
+def _nobody(why: HTTPError) -> None:
+    """Nobody is to hear of it any more."""
+
+
 class Progress(NamedTuple):
     """How far requests have come: their steps and outputs so far, and whether a step is under way."""
 
@@ -60,6 +64,7 @@ class Patience:
         """Nobody waits any more."""
         if self._timer is not None:
             self._timer.cancel()
+        self._give_up = _nobody  # who waits here, and this, end with their last use
 
     def _again(self) -> None:
         if self._seconds is not None:

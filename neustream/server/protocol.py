@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from neustream.errors import BackendError
 from neustream.server.config import HttpConfig
-from neustream.server.errors import HTTPError
+from neustream.server.errors import HTTPError, forget_frames
 from neustream.server.wire import SLOW
 
 LARGEST_HEAD = 65_536
@@ -84,6 +84,8 @@ class Protocol(H11Protocol):
         wrong = HTTPError(400, f"no HTTP: {error}", "invalid")
         if getattr(error, "error_status_hint", 0) == 431:
             wrong = HTTPError(431, f"the head is larger than {LARGEST_HEAD} bytes", "too_large")
+        if error is not None:
+            forget_frames(error)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started:

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from neustream.engine.clock import date
@@ -62,12 +63,18 @@ class Shown:
         with contextlib.suppress(NeustreamError):  # too much is open: the image itself matters more
             answer = self._gateway.preview(self._model, preview, id)
             self._open.append(answer)
-            answer.add_done_callback(lambda _: self.came.put_nowait(Partial(number, index, answer)))
+            answer.add_done_callback(partial(self._made, number, index))
+
+    def _made(self, number: int, index: int, answer: Any) -> None:
+        if answer in self._open:
+            self.came.put_nowait(Partial(number, index, answer))
 
     def cancel(self) -> None:
-        """Nobody wants more of them."""
+        """Nobody wants more of them; none is kept, since each knows this by its callback."""
         for answer in self._open:
             answer.cancel()
+        self._open = []
+        self.came = asyncio.Queue()
 
 
 def step_of(index: int, count: int, total: int) -> int:
@@ -108,11 +115,11 @@ async def _done(job: Job, number: int, queue: asyncio.Queue[tuple[int, int | Non
 async def _partials(job: Job, queue: asyncio.Queue[tuple[int, int | None, Any]]) -> None:
     """Those that came to something; the others are left out."""
     while True:
-        partial = await job.shown.came.get()
-        if partial.answer.cancelled() or partial.answer.exception() is not None:
+        found = await job.shown.came.get()
+        if found.answer.cancelled() or found.answer.exception() is not None:
             continue
-        picture = await job.encoded(partial.answer.result().images[0])
-        queue.put_nowait((partial.number, partial.index, picture))
+        picture = await job.encoded(found.answer.result().images[0])
+        queue.put_nowait((found.number, found.index, picture))
 
 
 def _event(job: Job, what: str, picture: str, **more: Any) -> bytes:

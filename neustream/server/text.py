@@ -199,7 +199,7 @@ async def _tokens(context: Context, model: TextModel, reply: Reply) -> Events:
                 patience.outputs += len(came)
                 yield came
             if failed is not None or ends:
-                raise of_request(failed or ends[0])
+                raise of_request(failed or ends[0]) from failed
             reading = [(choice, feed) for choice, feed in reading if not feed.over]
             # what comes from now on rings; what came with an end does not
             if reading and not (news.is_set() or (came and any(feed.done for _, feed in reading))):

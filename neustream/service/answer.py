@@ -263,6 +263,8 @@ class Answer(Future[T]):
             return
         try:
             found = value(done.result(), self._came)
+        except RequestError as ended:
+            self.set_exception(ended.with_traceback(None))  # its frames are ours, and know this answer
         except Exception as failed:  # noqa: BLE001  the answer raises it
             self.set_exception(failed)
         else:
@@ -272,7 +274,7 @@ class Answer(Future[T]):
         """Answer with an error before the engine has had the request itself."""
         self._give_up = _nothing
         if self.set_running_or_notify_cancel():
-            self.set_exception(error)
+            self.set_exception(error.with_traceback(None) if isinstance(error, RequestError) else error)
 
     def _tell(self) -> None:
         with self._news:
