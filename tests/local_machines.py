@@ -40,7 +40,7 @@ class LocalMachines:
         """`make` makes the service of an instance by its number and kind; `delay_s`: what orders take to one."""
         self.make, self.observed, self.delay_s = make, observed, delay_s
         self.instances, self.ended = {}, []
-        self.made, self.epoch, self.found = 0, 0, {}
+        self.made, self.epoch, self.found, self.taken = 0, 0, {}, ()
         self._listening, self._hung = {}, set()
         self._lock = threading.RLock()
         self._wakes = queue.SimpleQueue()
@@ -53,6 +53,7 @@ class LocalMachines:
         self.epoch += 1
         with self._lock:
             self.found = {name: name.rpartition("-")[0] for name in self.instances}
+            self.taken = list(self.found)
             self._listening.clear()
 
     def adopt(self, name):

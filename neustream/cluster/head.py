@@ -70,7 +70,7 @@ class Head:
             scaler the instances are as many as join.
         again: what becomes of the streams of a graph whose instance is gone, by its name; else
             "fail".
-        epoch: how many heads there were before this one.
+        epoch: above that of all heads before (see `epochs`); 0: there was none.
         stopwatch: real seconds, to tell what routing costs.
     """
 

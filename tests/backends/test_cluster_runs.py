@@ -31,7 +31,7 @@ def local(monkeypatch):
     made = Made()
     made.delay_s = 0.0
 
-    def machines(kinds, address, *, observed):
+    def machines(kinds, address, *, observed, start_s):
         made.append(({name: kind.at_most for name, kind in kinds.items()}, address))
         made.resources = {name: kind.resources for name, kind in kinds.items()}
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from concurrent.futures import Future
 
 import pytest
-from local_machines import LocalMachines, driving, through
+from local_machines import LocalMachines, driving, failed, through
 from test_cluster_driver import PATIENT, Words, ask, chat, said, until
 
 from neustream import BackendError, RequestError, RequestFailed
 from neustream.backends.ray.cluster import Cluster
+from neustream.backends.ray.driver import Driver
 from neustream.backends.ray.wire import Superseded
 from neustream.cluster import messages as to
 from neustream.cluster.head import Head
@@ -177,6 +179,40 @@ def test_a_head_that_another_one_has_taken_the_place_of_says_so():
         assert machines.left
         with pytest.raises(RequestError, match="or another head has its instances"):
             ask(driver, "b", words=1, voice="b")
+
+
+def test_a_head_whose_instance_another_one_has_ends_none_of_them():
+    """They began at the same moment, and this one was the first to lose."""
+    machines = Machines()
+    with driving(machines.head(), None, 2, machines) as first:
+        dies(first)
+        adopt = machines.adopt
+        taken = Superseded("another process is the head of this cluster by now")
+        machines.adopt = lambda name: failed(taken) if name == "whole-2" else adopt(name)
+        second = Driver(machines.head(), machines, 2)
+        with pytest.raises(Superseded, match="another process is the head"):
+            second.up.result(30)
+        second.close()
+        assert machines.left and not machines.ended and len(machines.instances) == 2
+
+
+def test_a_head_that_begins_anew_serves_before_what_is_missing_is_there():
+    """To load it may take longer than the lease of what callers ask for again."""
+    machines = Machines()
+    with driving(machines.head(), None, 2, machines) as first:
+        ask(first, "a", words=3, voice="a")
+        until(lambda: len(machines.notes) == 2)
+        dies(first)
+        [place] = {place for place, *_ in machines.notes}
+        other = next(name for name in machines.instances if name != f"whole-{place}")
+        machines.instances.pop(other).service.engine.interrupt()
+        del machines.found[other]
+        missing = Future()
+        machines.start = lambda name, kind: missing
+        with driving(machines.head(), None, 2, machines) as second:
+            machines.gate.set()
+            assert said(ask(second, "a", words=3, voice="a")) == ["a1", "a2", "a3"]
+            assert len(machines.notes) == 3 and len(second.states) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 
@@ -108,6 +109,20 @@ def text(device):
 
     torch.set_num_threads(1)
     return serve({"chat": TextMount(made("llama"), profile=LearntSteps(), slots=4)})
+
+
+class Hangs:
+    """A `make` that does not return, and writes its process's number into `path`. `alone`: nor lets a thread run."""
+
+    def __init__(self, path, *, alone=False):
+        self.path, self.alone = path, alone
+
+    def __call__(self, device):
+        with open(self.path + ".part", "w") as file:
+            file.write(str(os.getpid()))
+        os.replace(self.path + ".part", self.path)
+        libc = ctypes.PyDLL(None) if self.alone else ctypes.CDLL(None)
+        libc.sleep(3600)
 
 
 class SecondFails:

@@ -18,8 +18,9 @@ if not hasattr(ray, "init"):
 
 import made  # noqa: E402
 import psutil  # noqa: E402
+from asking import adds_up, gone, said  # noqa: E402
 
-from neustream import BackendError, GraphError, RequestError, RequestFailed  # noqa: E402
+from neustream import BackendError, GraphError, RequestError  # noqa: E402
 from neustream.backends.ray import Cluster, Kind, contract  # noqa: E402
 from neustream.cluster.book import Settings  # noqa: E402
 from neustream.cluster.happenings import Unmoved  # noqa: E402
@@ -28,26 +29,6 @@ from neustream.engine.events import Finished  # noqa: E402
 
 pytestmark = pytest.mark.ray
 QUICK = Settings(suspect_s=1.0, dead_s=4.0)
-
-
-def said(answer):
-    return [update["word"] for update in answer]
-
-
-def adds_up(cluster):
-    counts = cluster.counts
-    ends = counts.on_time + counts.late + counts.dropped + counts.failed + counts.cancelled + counts.refused
-    return counts.submitted == ends
-
-
-def gone(pids):
-    """Whether processes end; waits for that."""
-    there = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            there.append(psutil.Process(pid))
-    _, left = psutil.wait_procs(there, timeout=30)
-    return not left
 
 
 def test_real_models_answer_as_one_service_does(nodes):
@@ -244,60 +225,6 @@ def test_instances_end_with_the_process_of_their_cluster(nodes):
         holder.wait()
         holder.stdout.close()
     assert gone(pids)
-
-
-HOLDER = (
-    "import sys, time, made; from neustream.backends.ray import Cluster; "
-    "cluster = Cluster(made.chat, instances=2, address=sys.argv[1], name='lasting', lease_s=float(sys.argv[2])); "
-    "answers = [cluster.submit(words=500, voice=id, id=id) for id in 'ab']; "
-    "[next(iter(answer)) for answer in answers]; "
-    "print(*cluster.pids.values(), flush=True); time.sleep(600)"
-)
-
-
-def held(nodes, lease_s):
-    """The processes of two instances whose cluster's process was killed while they served."""
-    arguments = [sys.executable, "-c", HOLDER, nodes, str(lease_s)]
-    holder = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-    try:
-        pids = [int(pid) for pid in holder.stdout.readline().split()]
-        assert len(pids) == 2
-        return pids
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
-
-
-def test_instances_with_a_name_outlive_the_process_of_their_cluster(nodes):
-    pids = held(nodes, 60.0)
-    with Cluster(made.chat, instances=2, address=nodes, name="lasting", lease_s=60.0) as cluster:
-        assert sorted(cluster.pids.values()) == sorted(pids)
-        answers = [cluster.submit(words=500, voice=id, id=id) for id in "ab"]
-        assert [said(answer) for answer in answers] == [[f"{id}{n}" for n in range(1, 501)] for id in "ab"]
-        assert cluster.counts.on_time == 2 and not cluster.counts.restarted
-        assert said(cluster.submit(words=2, voice="c")) == ["c1", "c2"]
-    assert gone(pids)
-
-
-def test_without_another_head_they_end_with_their_lease(nodes):
-    assert gone(held(nodes, 2.0))
-
-
-def test_a_second_cluster_of_a_name_takes_the_place_of_the_first(nodes):
-    first = Cluster(made.chat, instances=1, address=nodes, name="two")
-    try:
-        answer = first.submit(words=500, voice="a", id="a")
-        assert next(iter(answer))["word"] == "a1"
-        with Cluster(made.chat, instances=1, address=nodes, name="two") as second:
-            assert second.pids == first.pids
-            with pytest.raises(RequestFailed, match="another process is the head of this cluster by now"):
-                answer.result(60)
-            assert said(second.submit(words=500, voice="a", id="a"))[-1] == "a500"
-            with pytest.raises(RequestError, match="another head has its instances"):
-                first.submit(words=1, voice="b")
-    finally:
-        first.close(cancel=True)
 
 
 def test_what_cannot_be(nodes, tmp_path):

@@ -12,7 +12,7 @@ if not hasattr(ray, "init"):
     pytest.skip("needs the extra 'ray'", allow_module_level=True)
 
 import made  # noqa: E402
-from test_ray import adds_up, gone  # noqa: E402
+from asking import adds_up, gone  # noqa: E402
 
 from neustream.backends.ray import Cluster, Kind  # noqa: E402
 from neustream.cluster.book import Settings  # noqa: E402

@@ -45,7 +45,7 @@ def until(true):
 def test_routes_readiness_and_figures_of_each_instance(monkeypatch):
     made = []
 
-    def machines(kinds, address, *, observed):
+    def machines(kinds, address, *, observed, start_s):
         made.append(LocalMachines(lambda number, kind: through(kinds[kind].make)("cpu"), observed=observed))
         return made[0]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import math
 import os
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +15,9 @@ import ray
 
 from neustream.backends.ray.entries import graphs_of
 from neustream.backends.ray.service_instance import ServiceInstance
-from neustream.backends.ray.wire import Described, Joined, Left, Superseded, dumps, loads
+from neustream.backends.ray.wire import START_S, Described, Joined, Left, Superseded, dumps, loads
 from neustream.cluster import messages as to
+from neustream.cluster.epochs import Grant
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.errors import BackendError, told
@@ -24,18 +27,37 @@ REPORT_S = 0.05
 """How often it is told how an instance is, while anything happens there."""
 IDLE_S = 0.5
 """And while nothing does."""
+ANSWER_S = 1.0
+"""After so long a head hears that a `make` goes on."""
+CLOSE_S = 10.0
+"""How long an instance may take to end by itself."""
 OFFSETS = 30
 """Calls whose way was the quickest tells what the other clock says."""
 
 
 class Instance:
-    """One actor. All methods run on its event loop, the service on threads of its own."""
+    """One actor. All methods run on its event loop, the service on threads of its own.
 
-    def __init__(self, name: str, make: bytes, *, observed: bool = False, lease_s: float = math.inf) -> None:
+    Args:
+        lease_s: it ends when no head was heard for so long, whatever `make` does; inf: it ends with
+            its head.
+        start_s: how long `make` may take. One that lets no other thread run ends the process then.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: bytes,
+        *,
+        observed: bool = False,
+        lease_s: float = math.inf,
+        start_s: float = START_S,
+    ) -> None:
         self._name = name
         self._lease_s = lease_s
-        self._epoch = 0
-        self._heard_at = math.inf
+        self._start_s = start_s
+        self._grant = Grant()
+        self._began_at = self._heard_at = stopwatch()
         self._starting: asyncio.Task[Joined] | None = None
         self._observed = observed
         self._make = make
@@ -44,25 +66,48 @@ class Instance:
         self._number = 0
         self._early: dict[int, Sequence[to.ToInstance]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        faulthandler.dump_traceback_later(start_s + CLOSE_S, exit=True, file=2)
+        if lease_s < math.inf:
+            threading.Thread(target=self._watch, name="neustream-lease", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Without a head the process ends with its lease, also in the middle of `make`."""
+        pause = threading.Event()
+        while stopwatch() <= self._heard_at + self._lease_s:
+            pause.wait(min(self._lease_s / 4, ANSWER_S))
+        if self._instance is not None:
+            closing = threading.Thread(target=self._instance.close, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
+        os._exit(0)
 
     async def epoch(self) -> int:
         """Of the latest head that it listened to."""
-        return self._epoch
+        return self._grant.epoch
 
     async def start(self, epoch: int) -> bytes:
         """Make the service, once: a `Joined`, or the BackendError, with the machine's name, if that fails.
 
-        What a head of an older epoch wants is not heard any more.
+        Nothing (b""): `make` goes on, and the head has to ask again. Superseded: another head has it.
         """
-        if epoch > self._epoch:
-            self._epoch, self._number, self._early, self._offsets = epoch, 0, {}, []
+        if self._grant.claim(epoch):
+            self._number, self._early, self._offsets = 0, {}, []
+            if self._instance is not None:
+                self._instance.succeed(epoch)
+                self._news.set()  # the earlier head has not to wait
+        self._check(epoch)
+        self._heard_at = stopwatch()
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
-        elif self._instance is not None:
-            self._instance.succeed(self._epoch)
-            self._news.set()  # the earlier head has not to wait
+        starting = self._starting
+        await asyncio.wait([starting], timeout=min(ANSWER_S, self._lease_s / 4))
+        self._check(epoch)
+        if not starting.done() and stopwatch() < self._began_at + self._start_s:
+            return b""
         try:
-            return dumps((await asyncio.shield(self._starting), None))
+            if not starting.done():
+                raise BackendError(f"{self._where()}: make did not return in {self._start_s:g} s")
+            return dumps((starting.result(), None))
         except BackendError as error:
             return _error(error)
 
@@ -71,6 +116,7 @@ class Instance:
         self._news = asyncio.Event()
         device = _device()
         service = await asyncio.to_thread(self._made, device)
+        faulthandler.cancel_dump_traceback_later()
         self._instance = instance = ServiceInstance(service, self._name, self._wake, observed=self._observed)
         self._tasks.add(asyncio.create_task(self._report(instance)))
         profiles = dict(service.profiles)
@@ -85,8 +131,12 @@ class Instance:
             service.stages,
         )
 
+    def _where(self) -> str:
+        """For people."""
+        return f"instance {self._name!r} on {socket.gethostname()} ({_device()})"
+
     def _made(self, device: str) -> Service:
-        where = f"instance {self._name!r} on {socket.gethostname()} ({device})"
+        where = self._where()
         make: Callable[[str], Any] = loads(self._make)
         try:
             service = make(device)
@@ -113,7 +163,7 @@ class Instance:
         return dumps(instance.news())
 
     def _check(self, epoch: int) -> None:
-        if epoch < self._epoch:
+        if not self._grant.holds(epoch):
             raise Superseded(f"instance {self._name!r}: another process is the head of this cluster by now")
 
     async def orders(self, epoch: int, number: int, orders: bytes) -> None:
@@ -148,20 +198,17 @@ class Instance:
         """Go on with a request of another instance."""
         self._serving().take(id, term, left)
 
-    async def close(self) -> None:
-        """End the service."""
+    async def close(self, epoch: int) -> None:
+        """End the service. Superseded: another head has it, and it goes on."""
+        self._check(epoch)
         if self._instance is not None:
             await asyncio.to_thread(self._instance.close)
 
     async def _report(self, instance: ServiceInstance) -> None:
-        """Tell how it is, often while anything happens. Without a head it ends with its lease."""
+        """Tell how it is, often while anything happens."""
         quiet = 0.0
-        self._heard_at = stopwatch()
         while True:
             instance.end_lease(self._lease_s)
-            if stopwatch() > self._heard_at + self._lease_s:
-                await self.close()
-                os._exit(0)
             if instance.dirty or quiet >= IDLE_S:
                 quiet = 0.0
                 await asyncio.wrap_future(instance.look())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,10 +22,12 @@ class Machines(Protocol):
     """Where instances run. All futures are answered on any thread.
 
     Attributes:
-        found: instances of an earlier head, each with its kind; epoch: how many heads there were.
+        found: instances of an earlier head, each with its kind; taken: all names that it had used.
+        epoch: of this head (see `cluster/epochs.py`); 0: instances end with it.
     """
 
     found: Mapping[str, str]
+    taken: Collection[str]
     epoch: int
 
     def adopt(self, name: str) -> Future[Joined]:

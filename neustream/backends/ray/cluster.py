@@ -13,6 +13,7 @@ from neustream.backends.ray.callers import Counts, Machines
 from neustream.backends.ray.driver import Driver
 from neustream.backends.ray.kinds import Each, Kind
 from neustream.backends.ray.telling import Telling, Watcher
+from neustream.backends.ray.wire import START_S
 from neustream.cluster.book import Settings
 from neustream.cluster.fleet import Mover, Router, Scaler
 from neustream.cluster.head import Head
@@ -31,8 +32,6 @@ WHOLE = "whole"
 """What instances are called that serve all there is."""
 LEASE_S = 60.0
 """How long instances that outlive their head wait for the next."""
-START_S = 600.0
-"""How long instances may take to start."""
 
 
 class Cluster:
@@ -64,7 +63,8 @@ class Cluster:
 
     Raises:
         BackendError: Ray is not there, or not one that has been tried; the address does not answer;
-            there are too few devices; `make` raised, with the machine; instances do not start in time.
+            there are too few devices; `make` raised, with the machine; instances do not start in time;
+            another process that began at the same moment is the head of that name.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Cluster:
         self._kinds = list(kinds)
         self._closed = False
         lasting = _lasting(name, lease_s, address)
-        self._machines = machines_of(kinds, address, observed=bool(observers), **lasting)
+        self._machines = machines_of(kinds, address, observed=bool(observers), start_s=START_S, **lasting)
         head = Head(
             [],
             {},
@@ -285,6 +285,7 @@ def machines_of(
     address: str | None,
     *,
     observed: bool,
+    start_s: float,
     name: str = "",
     lease_s: float = math.inf,
 ) -> Machines:
@@ -296,7 +297,7 @@ def machines_of(
     try:
         usual = {"num_gpus": 1.0} if ray.cluster_resources().get("GPU") else {"num_cpus": 1.0}
         kinds = {name: replace(kind, resources=kind.resources or usual) for name, kind in kinds.items()}
-        machines = RayMachines(kinds, owned=owned, observed=observed, name=name, lease_s=lease_s)
+        machines = RayMachines(kinds, owned=owned, observed=observed, name=name, lease_s=lease_s, start_s=start_s)
         machines.check_room({name: kind.at_most for name, kind in kinds.items()})
     except BaseException:
         if owned:

@@ -19,6 +19,7 @@ NAMES: Sequence[tuple[str, str, Sequence[str]]] = (
     ("ray", "shutdown", ()),
     ("ray", "kill", ("actor", "no_restart")),
     ("ray", "get_actor", ("name", "namespace")),
+    ("ray", "get", ()),
     ("ray", "wait", ("num_returns", "timeout")),
     ("ray.util", "list_named_actors", ("all_namespaces",)),
     ("ray", "cluster_resources", ()),

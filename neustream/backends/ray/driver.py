@@ -63,7 +63,7 @@ class Driver:
         first: int,
         telling: Telling | None = None,
     ) -> None:
-        self._starting = Starting(head, machines, first, self.post, self._enter)
+        self._starting = Starting(head, machines, first, self.post, self._enter, self._give_way)
         self.up = self._starting.up
         self.places: dict[str, Joined] = {}
         self.states: Mapping[str, str] = {}
@@ -188,8 +188,11 @@ class Driver:
 
     def _give_way(self, error: Superseded) -> None:
         """Another head has the instances: nothing here counts any more."""
+        if self._over:
+            return
         log.error("%s", error)
         self._machines.leave()
+        self._starting.give_way(error)
         self._end(RequestFailed(told(error), reason=str(error)))
 
     # -- requests ---------------------------------------------------------------------------------

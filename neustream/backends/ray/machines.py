@@ -8,17 +8,18 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from neustream.backends.ray.actor import Instance
+from neustream.backends.ray.actor import CLOSE_S, Instance
 from neustream.backends.ray.kinds import Kind, check_room, options_of
-from neustream.backends.ray.wire import Described, Heard, Joined, dumps, loads
+from neustream.backends.ray.wire import START_S, Described, Heard, Joined, Superseded, dumps, loads
 from neustream.cluster import messages as to
+from neustream.cluster.epochs import holder, next_epoch
 from neustream.core.types import SLO
 from neustream.engine.answers import settle
 from neustream.errors import BackendError, told
@@ -30,8 +31,6 @@ CALLS = 1000
 """Calls that an actor has under way at once."""
 CONNECT_S = 5.0
 """How long an address may take to answer."""
-CLOSE_S = 10.0
-"""How long an instance may take to end by itself."""
 STAYS = ThreadPoolExecutor(1, thread_name_prefix="neustream-ray")
 QUIET = {"address": "local", "include_dashboard": False, "log_to_driver": False, "configure_logging": False}
 """Of a Ray of our own: without an address Ray joins whichever runs on the machine."""
@@ -44,7 +43,7 @@ class RayMachines:
         kinds: of instances, each with its `resources`.
         owned: whether Ray is to end with it; observed: whether instances tell of their steps.
         name: of the cluster: instances outlive this process, for `lease_s` without a head; "": they
-            end with it.
+            end with it. start_s: how long they may take to start.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class RayMachines:
         observed: bool = False,
         name: str = "",
         lease_s: float = math.inf,
+        start_s: float = START_S,
     ) -> None:
         self._makes = {name: dumps(kind.make) for name, kind in kinds.items()}
         self._resources = {name: dict(kind.resources or {}) for name, kind in kinds.items()}
@@ -67,7 +67,9 @@ class RayMachines:
         self._observed = observed
         self._lasting = {"lifetime": "detached", "namespace": f"neustream-{name}"} if name else {}
         self._lease_s = lease_s if name else math.inf
+        self._start_s = start_s
         self.epoch = 0
+        self.taken: Collection[str] = ()
         self.found: Mapping[str, str] = self._find(f"neustream-{name}") if name else {}
 
     def _find(self, namespace: str) -> Mapping[str, str]:
@@ -78,17 +80,18 @@ class RayMachines:
                     self._actors[each["name"]] = ray.get_actor(each["name"], namespace=namespace)
         asked = {actor.epoch.remote(): name for name, actor in self._actors.items()}
         said, _ = ray.wait(list(asked), num_returns=len(asked), timeout=CLOSE_S) if asked else ([], [])
-        found = {}
+        found, epochs = {}, []
         for ref in said:
             name = asked[ref]
             with contextlib.suppress(RayError):
-                self.epoch = max(self.epoch, ray.get(ref))
+                epochs.append(ray.get(ref))
                 found[name] = name.rpartition("-")[0]
         found = {name: kind for name, kind in found.items() if kind in self._makes}
-        for name in set(self._actors) - set(found):
+        self.taken = set(self._actors)
+        for name in self.taken - set(found):
             self.stop(name, "it does not answer, or no kind is called so", kill=True)
         self._numbers = dict.fromkeys(found, 0)
-        self.epoch += bool(asked)
+        self.epoch = next_epoch(epochs, holder())
         return found
 
     def check_room(self, counts: Mapping[str, int]) -> None:
@@ -96,17 +99,18 @@ class RayMachines:
 
     def start(self, name: str, kind: str) -> Future[Joined]:
         options = {"max_concurrency": CALLS, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        if self._lasting:
-            options |= {**self._lasting, "name": name}
+        if self._lasting:  # another head of the same name may start it at the same moment
+            options |= {**self._lasting, "name": name, "get_if_exists": True}
         made = ray.remote(Instance).options(**options, **options_of(self._resources[kind]))
-        actor = made.remote(name, self._makes[kind], observed=self._observed, lease_s=self._lease_s)
+        make, lease_s, start_s = self._makes[kind], self._lease_s, self._start_s
+        actor = made.remote(name, make, observed=self._observed, lease_s=lease_s, start_s=start_s)
         with self._lock:
             self._actors[name] = actor
             self._numbers[name] = 0
-        return self._opened(_plain(actor.start.remote(self.epoch)))
+        return self._opened(self._started(name))
 
     def adopt(self, name: str) -> Future[Joined]:
-        return self._opened(self._call(name, "start", self.epoch))
+        return self._opened(self._started(name))
 
     def listen(self, name: str, now: float) -> Future[Heard]:
         return _read(self._call(name, "listen", self.epoch, now))
@@ -137,7 +141,7 @@ class RayMachines:
         if actor is None:
             return
         log.info("instance %r ends: %s", name, why)
-        self._ending.submit(_end, actor, kill=kill)
+        self._ending.submit(_end, actor, self.epoch, kill=kill)
 
     def leave(self) -> None:
         with self._lock:
@@ -153,6 +157,25 @@ class RayMachines:
         self._opening.shutdown()
         if self._owned:
             ray.shutdown()
+
+    def _started(self, name: str) -> Future[bytes]:
+        """What an instance says once its `make` is over; it is asked until then."""
+        found: Future[bytes] = Future()
+
+        def ask() -> None:
+            self._call(name, "start", self.epoch).add_done_callback(heard)
+
+        def heard(said: Future[bytes]) -> None:
+            if said.exception() is None and said.result() == b"":
+                try:
+                    self._opening.submit(ask)
+                except RuntimeError as error:  # the cluster was closed meanwhile
+                    found.set_exception(error)
+            else:
+                settle(found, said.result)
+
+        ask()
+        return found
 
     def _opened(self, said: Future[bytes]) -> Future[Any]:
         """What an instance said as bytes. To read them may import a library: on no thread that Ray calls back on."""
@@ -262,10 +285,23 @@ def _failed(error: Exception) -> Future[Any]:
     return failed
 
 
-def _end(actor: Any, *, kill: bool) -> None:
-    """End an actor; not on a thread that Ray calls back on: that would wait for itself."""
+def _end(actor: Any, epoch: int, *, kill: bool) -> None:
+    """End an actor; not on a thread that Ray calls back on: that would wait for itself.
+
+    Without `kill` one that another head has by now goes on.
+    """
     with contextlib.suppress(Exception):  # it is dead
-        if not kill:
-            ray.wait([actor.close.remote()], timeout=CLOSE_S)
+        if not kill and _superseded(actor, epoch):
+            return
     with contextlib.suppress(Exception):  # it is dead
         ray.kill(actor, no_restart=True)
+
+
+def _superseded(actor: Any, epoch: int) -> bool:
+    """Have an actor close its service; whether it does not, since another head has it."""
+    closed, _ = ray.wait([actor.close.remote(epoch)], timeout=CLOSE_S)
+    try:
+        ray.get(closed)
+    except RayTaskError as error:
+        return isinstance(error.cause, Superseded)
+    return False

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from neustream.backends.ray.callers import Machines
-from neustream.backends.ray.wire import Joined
+from neustream.backends.ray.wire import Joined, Superseded
 from neustream.cluster.head import Head
 from neustream.errors import told
 
@@ -24,9 +24,11 @@ class Starting:
     """Has instances started; on the driver's thread.
 
     Args:
-        first: instances that are there before anybody is served.
+        first: instances that are there before anybody is served. Where an earlier head left some
+            these suffice: callers ask again for what they have, before its lease ends.
         post: has work done on the driver's thread.
         entered: an instance of a role serves from now on; raises why it cannot.
+        superseded: another head has one of them.
 
     Attributes:
         up: set once the first instances serve, or with why one of them does not.
@@ -39,13 +41,15 @@ class Starting:
         first: int,
         post: Callable[[Callable[[float], None]], None],
         entered: Callable[[str, str, Joined, float], None],
+        superseded: Callable[[Superseded], None],
     ) -> None:
         self.up: Future[None] = Future()
         self._head = head
         self._machines = machines
-        self._left = first
+        self._left = min(first, len(machines.found)) or first
         self._post = post
         self._entered = entered
+        self._superseded = superseded
         self._numbers = itertools.count(1)
         self._failures = 0
 
@@ -64,6 +68,8 @@ class Starting:
         """One that was left serves this head, or another one takes its place."""
         try:
             self._enter(name, role, joined.result(), now)
+        except Superseded as error:
+            self._superseded(error)
         except Exception as error:  # noqa: BLE001  it is told
             log.error("instance %r of an earlier head does not serve: %s", name, told(error))
             self._machines.stop(name, "it does not serve", kill=True)
@@ -72,7 +78,7 @@ class Starting:
     def start(self, role: str) -> None:
         """Start one more."""
         names = (f"{role}-{number}" for number in self._numbers)
-        name = next(name for name in names if name not in self._machines.found)
+        name = next(name for name in names if name not in self._machines.taken)
         joined = self._machines.start(name, role)
         joined.add_done_callback(lambda joined: self._post(partial(self._joined, name, role, joined)))
 
@@ -80,12 +86,19 @@ class Starting:
         """An instance serves, or cannot."""
         try:
             self._enter(name, role, joined.result(), now)
+        except Superseded as error:
+            self._superseded(error)
         except Exception as error:  # noqa: BLE001  it is told, and another one is tried later
             self._machines.stop(name, "it does not serve", kill=True)
             if self.up.done():
                 self._try_later(role, told(error))
             else:
                 self.up.set_exception(error)
+
+    def give_way(self, error: Superseded) -> None:
+        """Nothing is started any more."""
+        if not self.up.done():
+            self.up.set_exception(error)
 
     def _enter(self, name: str, role: str, joined: Joined, now: float) -> None:
         """An instance serves from now on; raises why it does not."""

@@ -20,6 +20,8 @@ from neustream.service.requests import Moved
 
 TOKENS = 64
 """Prompts of no more are alike."""
+START_S = 600.0
+"""How long instances may take to start."""
 MAIN = b"__main__"
 """In bytes of what pickle knows by its name in the main program, which is another one elsewhere."""
 ITEM, PRINT = "item", "print"
