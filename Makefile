@@ -46,7 +46,7 @@ demo: $(VENV)/installed
 	$(BIN)/neustream run configs/demo/dit_tiny.yaml --same-device --out $(DEMO)
 
 demo-agent: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/agent_demo.py --out out/agent
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/agent_demo.py --same-device --out out/agent
 
 demo-serve: $(VENV)/installed
 	$(BIN)/neustream serve --demo

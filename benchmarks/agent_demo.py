@@ -1,6 +1,6 @@
 """A small agent for real: a tiny LLM plans, a tool draws a chart, a tiny LLaVA looks at it, the LLM writes.
 
-    OMP_NUM_THREADS=1 python benchmarks/agent_demo.py --out out/agent [--set KEY=VALUE ...]
+    OMP_NUM_THREADS=1 python benchmarks/agent_demo.py --out out/agent [--same-device] [--set KEY=VALUE ...]
 
 Both models have random weights, so what they write is nonsense: which program the tool runs is chosen by a hash
 of the plan, among three that are written here. It runs in a process of its own, with limits of time, memory
@@ -9,8 +9,10 @@ configs/demo/agent_tiny.yaml, whose keys `--set` changes. What it reads is measu
 models, what the tool takes while nothing else runs, the tokens of the prompts.
 
 The same runs are then served under each policy in turn, and simulated twice: by what was measured before, and
-of the device and the tool as they were meanwhile. Written are the pictures of the first runs, a report with each
-call and tool, and a figure of the critical path.
+of the device and the tool as they were meanwhile. `--same-device` also simulates each policy on the device and the
+tool as they were while each of them served: what was served under two policies was not served on the same device,
+as the speed of a machine drifts. Written are the pictures of the first runs, a report with each call and tool, and
+a figure of the critical path.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ from neustream.backends.serving import Named
 from neustream.backends.transformers import TextMount
 from neustream.backends.transformers.from_config import Options, build, byte_tokenizer
 from neustream.backends.transformers.processors import processor_for
+from neustream.commands.beside import same_device_table
 from neustream.config import load_config
 from neustream.core.batch import StepInput
 from neustream.engine.events import Finished, Observer, Record
@@ -217,21 +220,32 @@ def prepared(out: Path, sets: Sequence[str]) -> Prepared:
 
 @dataclass
 class Played:
-    """What came of serving all runs under one policy, and of simulating the same; reports as JSON types."""
+    """What came of serving all runs under one policy, and of simulating the same; reports as JSON types.
+
+    `device`: what `simulate` has to be told of the device and the tool as they were meanwhile. `on_device_of`: runs
+    that the policy keeps on them as they were under each policy, if that was simulated.
+    """
 
     served: dict[str, Any]
     simulated: dict[str, Any]
     as_observed: dict[str, Any]
     outcomes: list[Any]
+    device: Mapping[str, Any]
+    on_device_of: dict[str, int] = field(default_factory=dict)
 
     @property
     def reports(self) -> dict[str, dict[str, Any]]:
         """By how it was played."""
         return {SERVED: self.served, "simulated": self.simulated, "simulated as observed": self.as_observed}
 
+    @property
+    def on_device(self) -> dict[str, Any]:
+        """What a report has of it: nothing where it was not simulated."""
+        return {"on_time_on_device_of": self.on_device_of} if self.on_device_of else {}
+
     def told(self, policy: str) -> dict[str, Any]:
-        """A row of the table of policies."""
-        return {"policy": policy, **self.served}
+        """A row of the tables of policies."""
+        return {"policy": policy, **self.served, **self.on_device}
 
 
 def play(policy: str, cache: Path, runs: Prepared) -> Played:
@@ -253,10 +267,18 @@ def play(policy: str, cache: Path, runs: Prepared) -> Played:
             )
             for at, run in enumerate(runs.requests)
         )
-    plain = simulate(runs, policy)
-    again = simulate(runs, policy, took=took.stretch(report.start), device=watch.told().costs)
+    device: dict[str, Any] = {"took": took.stretch(report.start), "device": watch.told().costs}
+    plain, again = simulate(runs, policy), simulate(runs, policy, **device)
     outcomes = [ended[run.id] for run in runs.requests if run.id in ended]
-    return Played(report.to_dict(), plain.to_dict(), again.to_dict(), outcomes)
+    return Played(report.to_dict(), plain.to_dict(), again.to_dict(), outcomes, device)
+
+
+def compare(played: Mapping[str, Played], runs: Prepared) -> None:
+    """Simulate each policy on the device and the tool as they were while each of them served."""
+    for policy, one in played.items():
+        one.on_device_of = {
+            name: simulate(runs, policy, **other.device).counts["on_time"] for name, other in played.items()
+        }
 
 
 def figure(played: Mapping[str, Played], path: Path) -> None:
@@ -284,6 +306,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/agent"))
     parser.add_argument("--set", nargs="*", default=[], dest="sets", metavar="KEY=VALUE", help="keys of the config")
+    parser.add_argument(
+        "--same-device",
+        action="store_true",
+        help="also simulate each policy on the device and the tool as they were while each of them served",
+    )
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -309,8 +336,11 @@ def main() -> None:
         if how != SERVED
     ]
     console.print(errors_table("how far the simulator was off", "policy", rows))
+    if given.same_device:
+        compare(played, runs)
+        console.print(same_device_table([one.told(policy) for policy, one in played.items()]))
     figure(played, given.out / "critical_path.png")
-    told = {policy: one.reports for policy, one in played.items()}
+    told = {policy: {**one.reports, **one.on_device} for policy, one in played.items()}
     (given.out / "report.json").write_text(json.dumps(told, indent=1), "utf-8")
     console.print(f"wrote report.json, critical_path.png and pictures into {given.out}")
 

@@ -52,8 +52,35 @@ def test_a_run_goes_through_both_models_and_the_tool(demo, tmp_path, monkeypatch
     legs = service.report.to_dict()["legs"]
     assert list(legs) == ["plan", "draw", "look", "write"]
     report = service.report.to_dict()
-    demo.figure({"priced": demo.Played(report, report, report, [])}, tmp_path / "path.png")
+    demo.figure({"priced": demo.Played(report, report, report, [], {})}, tmp_path / "path.png")
     assert (tmp_path / "path.png").stat().st_size > 1000
+
+
+def measure(demo, folder, lengths):
+    """Write what the config reads."""
+    (folder / "profiles").mkdir()
+    steps = (demo.CONFIG.parents[2] / "profiles/a6000/opt_13b/steps.json").read_text()
+    for name in ("chat", "llava"):
+        (folder / f"profiles/{name}.json").write_text(steps)
+    table = {"kind": "table", "batch": [1, 8], "latency_s": [0.1, 0.2], "origin": {}, "stage": "see"}
+    see = {"format": "neustream.profile/1", "device": json.loads(steps)["device"], **table}
+    (folder / "profiles/llava-see.json").write_text(json.dumps(see))
+    (folder / "draw.txt").write_text("0.2\n")
+    (folder / "lengths.json").write_text(json.dumps(lengths))
+
+
+def test_policies_are_compared_on_the_device_as_it_was_under_each(demo, tmp_path):
+    measure(demo, tmp_path, {"plan": [30], "look": [40], "write": [50]})
+    runs = demo.prepared(tmp_path, ["workload.requests=12"])
+    reports = {policy: demo.simulate(runs, policy).to_dict() for policy in ("fcfs", "edf")}
+    slow = {"fcfs": {"took": lambda batch: 6.0}, "edf": {}}
+    played = {policy: demo.Played(report, report, report, [], slow[policy]) for policy, report in reports.items()}
+    demo.compare(played, runs)
+    for policy, one in played.items():
+        kept = one.told(policy)["on_time_on_device_of"]
+        assert kept["edf"] == reports[policy]["counts"]["on_time"] > kept["fcfs"]
+    table = demo.same_device_table([one.told(policy) for policy, one in played.items()])
+    assert table.row_count == len(played)
 
 
 def test_what_is_served_is_what_the_config_says(demo, tmp_path, monkeypatch):
@@ -64,16 +91,8 @@ def test_what_is_served_is_what_the_config_says(demo, tmp_path, monkeypatch):
         graph = service.models["agent"].graph
         device, tool = service.engine.members[0].scheduler.pools.values()
         state = service.submit(question=demo.QUESTIONS[0], model="agent").result(120)
-    (tmp_path / "profiles").mkdir()
-    steps = (demo.CONFIG.parents[2] / "profiles/a6000/opt_13b/steps.json").read_text()
-    for name in ("chat", "llava"):
-        (tmp_path / f"profiles/{name}.json").write_text(steps)
-    table = {"kind": "table", "batch": [1, 8], "latency_s": [0.1, 0.2], "origin": {}, "stage": "see"}
-    see = {"format": "neustream.profile/1", "device": json.loads(steps)["device"], **table}
-    (tmp_path / "profiles/llava-see.json").write_text(json.dumps(see))
-    (tmp_path / "draw.txt").write_text("0.2\n")
     lengths = {name: [state[name].prompt_tokens] for name in ("plan", "look", "write")}
-    (tmp_path / "lengths.json").write_text(json.dumps(lengths))
+    measure(demo, tmp_path, lengths)
     runs = demo.prepared(tmp_path, [])
     assert list(runs.graph.stages) == list(graph.stages)
     assert {pool.name: set(pool.stages) for pool in runs.pools} == {
