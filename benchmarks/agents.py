@@ -238,7 +238,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 values = sorted({row["value"] for row in some})
                 means = [statistics.mean(row[number] for row in some if row["value"] == value) for value in values]
                 axis.plot(values, means, marker="o", label=rule)
-            axis.set(xlabel=over, ylabel=label, ylim=(0, None))
+            axis.set(xlabel=over, ylabel=label, ylim=(0, None), xticks=SWEEPS[over])
     axes[1][0].legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
