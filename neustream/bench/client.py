@@ -110,12 +110,13 @@ class Client:
         return bool(ask.params.get("stream", target.body.get("stream", usual)))
 
     def _told(self, ask: Ask) -> dict[str, str]:
-        """The headers that tell a request's id, and what it is promised."""
+        """The headers that tell a request's id, its conversation, and what it is promised."""
         prefix = self._target.id_prefix
         said = {"x-request-id": f"{prefix}{ask.id}"} if prefix else {}
-        for name, which in self._target.slo_headers.items():
-            if which == "class":
-                said |= {name: ask.slo_class} if ask.slo_class else {}
+        for name, which in self._target.told_headers.items():
+            if which in ("class", "session"):
+                value = ask.slo_class if which == "class" else ask.session
+                said |= {name: value} if value else {}
             elif math.isfinite(seconds := getattr(ask.limits, f"{which}_s")):
                 said[name] = f"{seconds * 1e3:.12g}"
         return said

@@ -30,8 +30,8 @@ class Target:
         stream: whether texts are streamed. Without, a request has one event: its end.
         ignore_eos: whether exactly `output_tokens` are asked for; fewer are then a failure.
         headers, body: added to each request; a key of an ask's `params` comes before one of `body`.
-        slo_headers: name of a header -> "ttft", "tpot", "e2e" or "class": the milliseconds that are
-            promised, or the class, are told the server so.
+        told_headers: name of a header -> "ttft", "tpot", "e2e", "class" or "session": how a server
+            is told the milliseconds that are promised, the class, or the conversation.
         id_prefix: what x-request-id begins with, before a request's id; "": no such header.
         timeout_s: after so long from when it is sent a request has failed.
         retries: how often a request that failed is sent again; its scheduled arrival stays.
@@ -46,7 +46,7 @@ class Target:
     ignore_eos: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
-    slo_headers: Mapping[str, str] = field(default_factory=dict)
+    told_headers: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 6 * 3600.0
     retries: int = 0
     verify_tls: bool = True

@@ -33,11 +33,20 @@ def without_arrivals(asks: Sequence[Ask]) -> list[Ask]:
     return [dataclasses.replace(ask, arrival_s=None) for ask in asks]
 
 
-def with_models(asks: Sequence[Ask], models: Sequence[str], in_turns: bool, seed: int) -> list[Ask]:
-    """Each asks for one of these models, in turns or drawn; all turns of a session for the same."""
+def with_models(
+    asks: Sequence[Ask], models: Sequence[str], in_turns: bool, seed: int, shares: Sequence[float] = ()
+) -> list[Ask]:
+    """Each asks for one of these models, in turns or drawn; all turns of a session for the same.
+
+    shares: of the models in what is drawn; none: all alike.
+    """
     if not models:
         return list(asks)
-    drawn = np.random.default_rng([seed, 6]).integers(0, len(models), len(asks))
+    rng = np.random.default_rng([seed, 6])
+    if shares:
+        drawn = rng.choice(len(models), len(asks), p=np.array(shares) / sum(shares))
+    else:
+        drawn = rng.integers(0, len(models), len(asks))
     of_session: dict[str, str] = {}
     found = []
     for at, ask in enumerate(asks):

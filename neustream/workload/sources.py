@@ -222,7 +222,9 @@ class RandomTexts(Source):
             f"{self.outputs or 'as many as it likes'} out",
         ]
         for each in self.prefixes:
-            parts.append(f"{each.count} shared prefixes of {each.tokens}")
+            kinds = f"{each.count} shared prefixes of {each.tokens}" if each.tokens else "no prefix"
+            share = each.weight / sum(other.weight for other in self.prefixes)
+            parts.append(kinds if len(self.prefixes) == 1 else f"{kinds} ({share:.0%})")
         if self.turns > 1:
             parts.append(f"sessions of {self.turns} turns")
         return ", ".join(parts)
@@ -235,7 +237,7 @@ class RandomTexts(Source):
         if self.prefixes:
             count = sum(each.count for each in self.prefixes)
             told["prefix"] = {
-                "prefix_len": sequence(Lengths.fixed(self.prefixes[0].tokens)),
+                "prefix_len": self._prefix_lengths(),
                 "num_groups": count,
                 "num_users_per_group": 1,
                 "num_prefixes": count,
@@ -243,6 +245,14 @@ class RandomTexts(Source):
         if self.turns > 1:
             told["multi_turn"] = {"enabled": True, "max_turns": sequence(Lengths.fixed(self.turns))}
         return told
+
+    def _prefix_lengths(self) -> dict[str, Any]:
+        tokens = [each.tokens for each in self.prefixes]
+        if len(set(tokens)) == 1:
+            return sequence(Lengths.fixed(tokens[0]))
+        weights = [each.weight for each in self.prefixes]
+        mean = float(np.average(tokens, weights=weights))
+        return {"distribution": "other", "value": mean, "min": min(tokens), "max": max(tokens)}
 
 
 def sequence(lengths: Lengths) -> dict[str, Any]:

@@ -188,10 +188,11 @@ def test_what_is_no_url_is_named(url):
 
 
 def test_what_is_sent(stub):
-    ask = Ask("a", 0.0, (1, 2), output_tokens=4, limits=Limits(0.2, 0.05), slo_class="chat", params={"top_p": 1})
-    headers = {"x-slo-ttft-ms": "ttft", "x-slo-e2e-ms": "e2e", "x-slo-class": "class"}
+    named = {"slo_class": "chat", "session": "s1", "params": {"top_p": 1}}
+    ask = Ask("a", 0.0, (1, 2), output_tokens=4, limits=Limits(0.2, 0.05), **named)
+    headers = {"x-slo-ttft-ms": "ttft", "x-slo-e2e-ms": "e2e", "x-slo-class": "class", "x-session": "session"}
     body = {"top_p": 2, "seed": 3}
-    target = Target(stub.url + "/base/", model="good", headers={"x-key": "k"}, body=body, slo_headers=headers)
+    target = Target(stub.url + "/base/", model="good", headers={"x-key": "k"}, body=body, told_headers=headers)
     assert play(stub, ask, target=target)[0].done
     asked = stub.log[-1]
     assert asked.path == "/base/v1/completions"
@@ -200,7 +201,7 @@ def test_what_is_sent(stub):
         "top_p": 1, "seed": 3,
     }  # fmt: skip
     sent = {name: value for name, value in asked.headers.items() if name.startswith("x-")}
-    assert sent == {"x-key": "k", "x-slo-ttft-ms": "200", "x-slo-class": "chat"}
+    assert sent == {"x-key": "k", "x-slo-ttft-ms": "200", "x-slo-class": "chat", "x-session": "s1"}
 
 
 def test_connections_are_used_again_unless_their_server_closes_them(stub):

@@ -75,6 +75,44 @@ def test_lengths_stay_between_their_ends():
     assert set(drawn.tolist()) == set(range(2, 9))
 
 
+def test_a_rate_may_grow_from_nothing_as_guidellms_does(tmp_path):
+    loads = {"kind": "constant", "rate": 4, "rampup_duration": 8}
+    grown = changed(GUIDE, spec__profile=loads, spec__constraints=[{"kind": "max_requests", "count": 40}])
+    profile = read(tmp_path, grown)
+    when = np.array([ask.arrival_s for ask in plan_of(profile).asks])
+    # 16 of them come in the first 8 seconds: the k-th when 4 t**2 / 16 is k; then one each 0.25 s
+    assert when[0] == 0 and when[1:16] == pytest.approx(np.sqrt(4 * np.arange(2, 17)))
+    assert when[16:] == pytest.approx(8 + np.arange(1, 25) / 4) and profile.loads[0].seconds == when[-1]
+    assert "growing from nothing in 8 s" in "\n".join(lines(profile, TEXTS))
+    timed = changed(grown, spec__constraints=[{"kind": "max_duration", "seconds": 10}])
+    found = [ask.arrival_s for ask in plan_of(read(tmp_path, timed)).asks]
+    assert found == when[when < 10].tolist() and len(found) == 23
+    poisson = read(tmp_path, changed(grown, spec__profile__kind="poisson"))
+    assert {each.key for each in poisson.left} == {"spec.profile.rampup_duration"}
+
+
+def test_adapters_are_asked_by_their_shares(tmp_path):
+    split = [{"name": "a", "split": 0.8}, {"name": "b", "split": 0.2}]
+    stages = [{"rate": 100, "duration": 10}]
+    profile = read(tmp_path, changed(PERF, load={"type": "constant", "stages": stages, "lora_traffic_split": split}))
+    models = [ask.model for ask in plan_of(profile).asks]
+    assert set(models) == {"a", "b"} and 760 < models.count("a") < 840
+    assert models == [ask.model for ask in plan_of(profile).asks]
+    assert "models, drawn: a 80%, b 20%" in "\n".join(lines(profile, TEXTS))
+
+
+def test_some_prompts_have_no_prefix_if_a_bucket_says_so(tmp_path):
+    buckets = [{"prefix_tokens": 7, "bucket_weight": 75}, {"prefix_tokens": 0, "bucket_weight": 25}]
+    counts = [{"kind": "max_requests", "count": 400}]
+    scenario = changed(GUIDE, spec__data__0__prefix_buckets=buckets, spec__constraints=counts)
+    profile = read(tmp_path, scenario)
+    lengths = [ask.input_tokens for ask in plan_of(profile).asks]
+    assert set(lengths) == {8, 15} and 265 < lengths.count(15) < 335
+    assert "1 shared prefixes of 7 (75%), no prefix (25%)" in str(profile.source)
+    told = profile.source.scenario["prefix"]["prefix_len"]
+    assert told == {"distribution": "other", "value": 5.25, "min": 0, "max": 7}
+
+
 # -- prompts -----------------------------------------------------------------------------------------
 
 

@@ -239,7 +239,7 @@ def test_guidellm_data(tmp_path):
     source = read(tmp_path, changed(GUIDE, spec__data=[data], spec__seed={"value": 7})).source
     assert (source.inputs.kind, source.inputs.least, source.inputs.most) == ("normal", 25, 75)
     assert (source.outputs.kind, source.outputs.least, source.outputs.most) == ("uniform", 3, 9)
-    assert [(each.count, each.tokens) for each in source.prefixes] == [(2, 100)]
+    assert [(each.count, each.tokens) for each in source.prefixes] == [(2, 100), (1, 0)]
     assert source.turns == 4 and source.think.mean == 500
 
 

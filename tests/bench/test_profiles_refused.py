@@ -28,6 +28,10 @@ WRONG = [
     (changed(PERF, load__stages__0__rate=...), "key 'load.stages.0.rate' is needed"),
     (changed(PERF, load__stages__0__rate=0.1), "0.1 requests/s for 1 s are no request"),
     (changed(PERF, load__stages=[]), "load.stages: there are none"),
+    (
+        changed(PERF, load__lora_traffic_split=[{"name": "a", "split": 0.5}, {"name": "b", "split": 0.4}]),
+        "load.lora_traffic_split: the splits are 0.9 together; expected 1",
+    ),
     (changed(PERF, load__type="konstant"), "load.type"),
     (changed(PERF, load__type="concurrent"), "'load.stages.0.concurrency_level' is needed"),
     (changed(PERF, load__stages__0__rate=1e7, load__stages__0__duration=1000), "more than 2,000,000 requests"),
@@ -44,7 +48,6 @@ WRONG = [
     (changed(PERF, data={"shared_prefix": {"question_len": "x"}}), "data.shared_prefix.question_len: Input should be"),
     (changed(PERF, server__base_url="ftp://x"), "server.base_url: 'ftp://x' is no URL"),
     (changed(PERF, report__goodput={"constraints": {"e2e": 1}}), "report.goodput.constraints"),
-    (changed(GUIDE, spec__constraints=[]), "spec.constraints: nothing ends the load"),
     (changed(GUIDE, spec__profile__streams=...), "'spec.profile.streams' is needed"),
     (changed(GUIDE, spec__profile__stream=1), "unknown key 'spec.profile.stream'; did you mean 'streams'"),
     (
@@ -109,7 +112,6 @@ REFUSED = [
         "load.type: sessions",
     ),
     (changed(PERF, load={"type": "trace_replay", "trace": {"file": "x"}}), "load.type: .* replays traces"),
-    (changed(PERF, load__lora_traffic_split=[{"name": "a", "split": 1.0}]), "load.lora_traffic_split: .* LoRA"),
     (changed(PERF, load__circuit_breakers=["a"]), "load.circuit_breakers: a run is not ended"),
     (changed(PERF, data__multimodal={"image": {}}), "data.multimodal: prompts are texts alone"),
     (
@@ -119,6 +121,12 @@ REFUSED = [
     (changed(PERF, api__type="anthropic_messages"), "api.type: the route /v1/messages is not spoken"),
     (changed(PERF, server__type="mock"), "server.type: mock asks no server"),
     (changed(PERF, server__cert_path="x"), "server.cert_path: no client certificate"),
+    (changed(GUIDE, spec__constraints=[]), "spec.constraints: nothing ends the load"),
+    (changed(FLAT, max_seconds=...), r"yaml: constraints: nothing ends the load"),
+    (
+        changed(GUIDE, spec__profile__rampup_duration=3),
+        "spec.profile.rampup_duration: places of the kind concurrent are all there",
+    ),
     (changed(GUIDE, spec__constraints=[{"kind": "over_saturation"}]), "constraints.0.kind: .* falls behind"),
     (changed(GUIDE, spec__profile={"kind": "goodput"}), "profile.kind: `neustream bench search`"),
     (changed(GUIDE, spec__profile__warmup=0.1), "profile.warmup: a report is of all requests"),

@@ -44,6 +44,20 @@ def arrivals_until(law: Law, duration_s: float, rate: float, cv: float, seed: in
         number *= 2
 
 
+def growing(number: int, rate: float, seconds: float) -> Floats:
+    """Even gaps, at a rate that grows from nothing to `rate` in `seconds`; shape (number,).
+
+    As guidellm has it: the k-th request, from 1, comes when `rate * t**2 / (2 * seconds)` is k, and
+    the first one at once.
+    """
+    order = np.arange(1, number + 1)
+    within = rate * seconds / 2
+    after = seconds + (order - within) / rate
+    found: Floats = np.where(order <= within, np.sqrt(2 * order * seconds / rate), after)
+    found[:1] = 0.0
+    return found
+
+
 def _at_once(seed: int, number: int, rate: float, cv: float) -> Floats:
     return np.zeros(number)
 

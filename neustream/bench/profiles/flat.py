@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from neustream.bench.profiles.guidellm import ERRORS, FILES
+from pydantic import BeforeValidator
+
+from neustream.bench.profiles.guidellm import ERRORS, FILES, WHOLE
 from neustream.bench.profiles.marks import Ignored, Refused, Section, Seed
 from neustream.config.yaml_file import parse_value
 from neustream.errors import ConfigError
@@ -18,6 +20,8 @@ FORMATS = {
     "/v1/completions": "/v1/completions",
     "/v1/chat/completions": "/v1/chat/completions",
 }
+Without = Annotated[Any, WHOLE, BeforeValidator(lambda value: value or None)]
+"""What is left out at the beginning or the end; 0: nothing."""
 
 
 class Flat(Section):
@@ -58,14 +62,14 @@ class Flat(Section):
     over_saturation: Annotated[
         Any, Refused("a load is not ended because the server falls behind")
     ] = None
-    warmup: Any = None
-    warmup_percent: Any = None
-    cooldown: Any = None
-    cooldown_percent: Any = None
+    warmup: Without = None
+    warmup_percent: Without = None
+    cooldown: Without = None
+    cooldown_percent: Without = None
     rampup: float = 0.0
     max_concurrency: Any = None
     headers: dict[str, str] | None = None
-    prefer_response_metrics: bool = True
+    prefer_response_metrics: Annotated[bool, Ignored("the server's usage is believed first")] = True
     sample_requests: Annotated[int | None, Ignored("a record of every request is kept")] = None
     output_path: Annotated[Any, FILES] = None
     output_dir: Annotated[Any, FILES] = None
@@ -87,7 +91,6 @@ class Flat(Section):
             "constraints": self._constraints(),
             "data": [self._data(each) for each in self._listed()],
             "seed": {"kind": "static", "value": self.random_seed},
-            "metrics": {"prefer_response_metrics": self.prefer_response_metrics},
         }
         if self.processor is not None:
             spec["tokenizer"] = {"model": self.processor}
@@ -114,11 +117,7 @@ class Flat(Section):
             found[rate.get(kind, "rate")] = first if kind in ("throughput", "sweep") else self.rate
         if self.max_concurrency is not None:
             found["max_concurrency"] = self.max_concurrency
-        phases = {
-            "warmup": self.warmup if self.warmup is not None else self.warmup_percent,
-            "cooldown": self.cooldown if self.cooldown is not None else self.cooldown_percent,
-        }
-        return found | {name: value for name, value in phases.items() if value is not None}
+        return found
 
     def _constraints(self) -> list[dict[str, Any]]:
         seconds = self.max_seconds if self.max_seconds is not None else self.max_duration

@@ -13,7 +13,6 @@ from neustream.bench.profiles import guidellm_data as asked
 from neustream.bench.profiles.marks import Unrunnable
 from neustream.bench.profiles.parts import base_url, each_or_last, local_file, refuse_media
 from neustream.bench.profiles.profile import Load, Parts, Sweep
-from neustream.errors import ConfigError
 from neustream.workload.asks import Limits
 from neustream.workload.lengths import Lengths
 from neustream.workload.prompt_files import PromptFile
@@ -22,6 +21,10 @@ from neustream.workload.sources import Prefixes, RandomTexts, Source
 ROUTES = ("/v1/completions", "/v1/chat/completions")
 FILES = ("text_file", "json_file", "csv_file")
 HUB = ("huggingface", "hf")
+UNGROWN = (tool.Concurrent, tool.Throughput, tool.Sweep)
+"""Kinds of load of which guidellm opens the places one after another."""
+WITHOUT = ("poisson", "synchronous")
+"""Kinds of load in which guidellm itself does nothing with `rampup_duration`."""
 TRACES = ("mooncake", "weka", "otel", "opentelemetry", "trace_synthetic")
 
 
@@ -41,6 +44,10 @@ def parts(spec: tool.Spec, where: str) -> Parts:
     if not spec.metrics.prefer_response_metrics:
         found.leave(
             f"{where}metrics.prefer_response_metrics", "the server's usage is believed first"
+        )
+    if spec.profile.rampup_duration and spec.profile.kind in WITHOUT:
+        found.leave(
+            f"{where}profile.rampup_duration", f"guidellm has none for {spec.profile.kind} either"
         )
     if any(isinstance(each, tool.Longest) for each in spec.constraints):
         found.notes.append("requests under way at the end of a load are waited for, not given up")
@@ -103,9 +110,14 @@ def _loads(spec: tool.Spec, where: str) -> tuple[tuple[Load, ...], Sweep | None]
     counts = _constraint(spec, tool.Most, "count")
     seconds = _constraint(spec, tool.Longest, "seconds")
     if not counts and not seconds:
-        raise ConfigError(
+        raise Unrunnable(
             f"{where}constraints: nothing ends the load; give max_requests (count) "
             "or max_duration (seconds)"
+        )
+    if profile.rampup_duration and isinstance(profile, UNGROWN):
+        raise Unrunnable(
+            f"{where}profile.rampup_duration: places of the kind {profile.kind} are all there from "
+            "the beginning on; the rate of the kind constant grows"
         )
     if isinstance(profile, tool.Sweep):
         return (), _sweep(profile, counts, seconds)
@@ -134,8 +146,11 @@ def _bare(profile: Any) -> list[Load]:
         return [Load("closed", concurrency=streams) for streams in profile.streams]
     if isinstance(profile, tool.Throughput):
         return [Load("closed", concurrency=profile.max_concurrency or tool.MANY)]
-    law: Any = "poisson" if profile.kind == "poisson" else "even"
-    return [Load(law, rate=rate, concurrency=profile.max_concurrency) for rate in profile.rate]
+    most = profile.max_concurrency
+    if profile.kind == "poisson":
+        return [Load("poisson", rate=rate, concurrency=most) for rate in profile.rate]
+    grown = profile.rampup_duration
+    return [Load("even", rate=rate, concurrency=most, rampup_s=grown) for rate in profile.rate]
 
 
 def _sweep(profile: tool.Sweep, counts: list[float], seconds: list[float]) -> Sweep:
@@ -182,12 +197,11 @@ def _synthetic(data: asked.Synthetic) -> Source:
     prefixes = tuple(
         Prefixes(each.prefix_count, each.prefix_tokens, each.bucket_weight)
         for each in data.buckets()
-        if each.prefix_tokens
     )
     return RandomTexts(
         inputs,
         data.lengths("output_tokens"),
-        prefixes,
+        prefixes if any(each.tokens for each in prefixes) else (),
         data.turns,
         data.lengths("first_prompt_tokens"),
         data.lengths("first_output_tokens"),

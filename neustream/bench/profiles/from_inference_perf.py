@@ -46,6 +46,8 @@ def parts(profile: tool.InferencePerf) -> Parts:
     found.seed = _seed(profile)
     found.tokenizer = _tokenizer(profile)
     found.limits, found.constraints = _limits(profile)
+    found.models = tuple(each.name for each in load.lora_traffic_split or ())
+    found.shares = tuple(each.split for each in load.lora_traffic_split or ())
     found.notes = _notes(profile)
     for name in sorted(OF_TYPES - USES[profile.data.type]):
         if getattr(profile.data, name) is not None:
@@ -79,9 +81,14 @@ def _target(profile: tool.InferencePerf) -> Target:
         ignore_eos=server.ignore_eos,
         headers=headers,
         body={} if form is None else {"response_format": form.body()},
+        told_headers=_session_header(profile.api.session_id_header_key),
         timeout_s=load.request_timeout or Target.timeout_s,
         retries=load.request_retries,
     )
+
+
+def _session_header(name: str | None) -> dict[str, str]:
+    return {name: "session"} if name else {}
 
 
 def _tokenizer(profile: tool.InferencePerf) -> str:

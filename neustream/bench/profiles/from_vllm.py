@@ -205,9 +205,17 @@ def _file(profile: tool.VllmBench) -> Source:
     if profile.dataset_path is None:
         raise Unrunnable(f"dataset-path: dataset-name {name} needs a local file; nothing is loaded")
     path, shuffled = local_file("dataset-path", profile.dataset_path), not profile.disable_shuffle
+    once = profile.no_oversample
     if name == "sharegpt":
         output = profile.output_len or profile.sharegpt_output_len
-        return PromptFile.sharegpt(path, output, shuffled=shuffled)
+        return PromptFile.sharegpt(path, output, shuffled=shuffled, once=once)
     own = profile.custom_output_len if profile.custom_output_len > 0 else None
     output = profile.output_len or own
-    return PromptFile(path, output_tokens=output, shuffled=shuffled, default=UNSAID, strict=True)
+    return PromptFile(
+        path,
+        output_tokens=output,
+        shuffled=shuffled,
+        once=once,
+        default=UNSAID,
+        strict=True,
+    )

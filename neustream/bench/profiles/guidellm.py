@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -103,8 +104,13 @@ class Phase(Section):
 
 def _phase(value: Any) -> Any:
     """A number below 1 is a share, others are seconds or requests."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return {} if value is None else value
+    if not value:
+        return {}
     return {"percent": value} if value < 1 else {"value": value}
 
 
@@ -113,9 +119,7 @@ AnyPhase = Annotated[Phase, WHOLE, BeforeValidator(_phase)]
 
 
 class Load(Section):
-    rampup_duration: Annotated[
-        float, Field(ge=0), Refused("the rate is the same from the beginning on")
-    ] = 0.0
+    rampup_duration: float = Field(default=0.0, ge=0, le=1e7)
     warmup: AnyPhase = Phase()
     cooldown: AnyPhase = Phase()
 

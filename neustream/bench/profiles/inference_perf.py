@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from neustream.bench.profiles.inference_perf_data import Data, Trace
 from neustream.bench.profiles.marks import Count, Ignored, Length, Positive, Refused, Section, Seed
 
 WORKERS = Ignored("how its processes and connections are shared out")
 REPORTS = Ignored("all results are written, whichever are asked for")
+SLACK = 1e-6
+"""By how much the shares of adapters may miss 1."""
 SCRAPED = Ignored("a Prometheus server is not asked")
 
 
@@ -49,8 +51,15 @@ class Sweep(Section):
 
 
 class Adapter(Section):
-    name: str
-    split: float
+    name: str = Field(min_length=1)
+    split: float = Field(ge=0, le=1)
+
+
+def _whole(adapters: list[Adapter] | None) -> list[Adapter] | None:
+    total = sum(each.split for each in adapters or ())
+    if adapters and abs(total - 1) > SLACK:
+        raise ValueError(f"the splits are {total:g} together; expected 1")
+    return adapters
 
 
 class Load(Section):
@@ -70,9 +79,7 @@ class Load(Section):
     stage_teardown_grace_seconds: Annotated[
         float, Ignored("a stage ends with its last request"), Field(ge=0)
     ] = 120.0
-    lora_traffic_split: Annotated[
-        list[Adapter] | None, Refused("requests are not shared out over LoRA adapters")
-    ] = None
+    lora_traffic_split: Annotated[list[Adapter] | None, AfterValidator(_whole)] = None
     base_seed: Seed | None = None
 
 
@@ -150,9 +157,7 @@ class Api(Section):
     slo_tpot_header: str | None = None
     slo_ttft_header: str | None = None
     response_format: ResponseFormat | None = None
-    session_id_header_key: Annotated[str | None, Refused("requests do not name their session")] = (
-        None
-    )
+    session_id_header_key: str | None = None
     session_token_header_key: Annotated[
         str | None, Refused("headers of an answer are not sent again")
     ] = None

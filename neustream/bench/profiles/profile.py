@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neustream.bench.plan import Plan, Target
-from neustream.bench.profiles.arrivals import LAWS, Law, arrivals, arrivals_until
+from neustream.bench.profiles.arrivals import LAWS, Law, arrivals, arrivals_until, growing
 from neustream.errors import ConfigError
 from neustream.workload.arrivals import Ramp
 from neustream.workload.asks import NO_LIMITS, Limits
@@ -37,6 +37,7 @@ class Load:
         concurrency: the most under way at once; None: no bound.
         duration_s: after which no more are sent; None: no bound.
         ramp: the rate, where it changes; its gaps are random.
+        rampup_s: in which the rate of the law `even` grows from nothing.
     """
 
     law: Law
@@ -46,6 +47,7 @@ class Load:
     duration_s: float | None = None
     cv: float = 1.0
     ramp: Ramp | None = None
+    rampup_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -60,6 +62,8 @@ class Load:
         parts = [] if self.rate is None else [f"{self.rate:g} requests/s"]
         if self.ramp is not None:
             parts.append(str(self.ramp))
+        if self.rampup_s:
+            parts.append(f"growing from nothing in {self.rampup_s:g} s")
         if self.concurrency is not None:
             parts.append(f"at most {self.concurrency} at once")
         if self.requests is not None:
@@ -82,7 +86,9 @@ class Load:
             return self.duration_s
         if self.ramp is not None:
             return float(self._arrivals(0)[-1])
-        return self.requests / self.rate if self.rate and self.requests is not None else None
+        if not self.rate or self.requests is None:
+            return None
+        return float(self._arrivals(0)[-1]) if self.rampup_s else self.requests / self.rate
 
     def plan(self, number: int, source: Source, seed: int, texts: Texts, limits: Limits) -> Plan:
         """What is played: the requests of this load, stage `number` (from 0)."""
@@ -107,6 +113,10 @@ class Load:
         """Whether only its duration ends it."""
         return self.requests is None and self.law == "closed"
 
+    def _drawn(self) -> int:
+        """As many arrivals as there can be."""
+        return self.requests or math.ceil((self.rate or 1.0) * (self.duration_s or 0.0)) + 1
+
     def _requests(self) -> int:
         if self.requests is not None:
             return self.requests
@@ -117,6 +127,9 @@ class Load:
         if self.ramp is not None:
             return self.ramp.arrivals(self._requests(), cv=self.cv, seed=seed)
         rate = self.rate or 1.0
+        if self.rampup_s:
+            grown = growing(self._drawn(), rate, self.rampup_s)
+            return grown if self.duration_s is None else grown[grown < self.duration_s]
         if self.requests is None and self.law not in ("closed", "at once"):
             assert self.duration_s is not None
             return arrivals_until(self.law, self.duration_s, rate, self.cv, seed)
@@ -172,6 +185,7 @@ class Parts:
         limits: what each request is promised; `constraints`: further ones, by inference-perf's
             names, in seconds.
         models: that each request asks for one of, drawn or `in_turns`; none: the target's.
+        shares: of these models in what is drawn; none: all alike.
         left: what is read and not used; notes: what is done otherwise than its tool does it.
     """
 
@@ -186,6 +200,7 @@ class Parts:
     limits: Limits = NO_LIMITS
     models: Sequence[str] = ()
     in_turns: bool = False
+    shares: Sequence[float] = ()
     constraints: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
@@ -201,7 +216,7 @@ class Parts:
         found = load.plan(number, self.source, self.seed, texts, self.limits)
         if not self.models:
             return found
-        asks = with_models(found.asks, self.models, self.in_turns, self.seed + number)
+        asks = with_models(found.asks, self.models, self.in_turns, self.seed + number, self.shares)
         return dataclasses.replace(found, asks=asks)
 
     def leave(self, key: str, why: str) -> None:

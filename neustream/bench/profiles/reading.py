@@ -172,9 +172,7 @@ def _guidellm(reader: _Reader, values: dict[str, Any]) -> Parts:
     if "spec" not in values and "benchmarks" not in values:
         flat = reader.section(Flat, {_underscored(key): value for key, value in values.items()})
         reader.lines = {}  # they are of other keys
-        return _with_left(
-            from_guidellm.parts(reader.section(Spec, flat.spec()), "spec"), reader.left
-        )
+        return _with_left(from_guidellm.parts(reader.section(Spec, flat.spec()), ""), reader.left)
     scenario = reader.section(Scenario, values)
     spec = {_underscored(key): value for key, value in scenario.spec.items()}
     spec = put_all(spec, scenario.benchmarks[0] or {}, "benchmarks.0")

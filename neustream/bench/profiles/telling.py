@@ -23,7 +23,7 @@ def told(profile: Profile, texts: Texts) -> dict[str, Any]:
             "stream": target.stream,
             "ignore_eos": target.ignore_eos,
             "timeout_s": target.timeout_s,
-            "headers": sorted(target.headers),
+            "headers": sorted([*target.headers, *target.told_headers]),
         },
         "requests": None if profile.source is None else str(profile.source),
         "tokens": tokens_of(profile, texts),
@@ -34,6 +34,7 @@ def told(profile: Profile, texts: Texts) -> dict[str, Any]:
         "warmups": profile.warmups,
         "seed": profile.seed,
         "models": list(profile.models),
+        "shares": list(profile.shares),
         "ignored": {each.key: each.why for each in profile.left},
         "notes": list(profile.notes),
         "lacks": list(profile.lacks),
@@ -64,11 +65,10 @@ def lines(profile: Profile, texts: Texts) -> Iterator[str]:
         yield f"asks {target.url or 'a server'}, {model}: {target.api}, {answers}{exact}"
         yield f"requests: {profile.source}"
         if profile.models:
-            how = "in turns" if profile.in_turns else "drawn"
-            yield f"models, {how}: {', '.join(profile.models)}"
+            yield _models(profile)
         yield f"tokens: {tokens_of(profile, texts)}"
-    if slo := {**profile.limits.to_dict(), **profile.constraints}:
-        promises = ", ".join(f"{key} {value:g}" for key, value in slo.items() if key != "weight")
+    slo = {**profile.limits.to_dict(), **profile.constraints}
+    if promises := ", ".join(f"{key} {value:g}" for key, value in slo.items() if key != "weight"):
         yield f"promises, in seconds: {promises}"
     if profile.warmups:
         yield f"before all: {profile.warmups} requests of which nothing is kept"
@@ -80,6 +80,14 @@ def lines(profile: Profile, texts: Texts) -> Iterator[str]:
     yield from (f"ignored: {each.key}: {each.why}" for each in profile.left)
     yield from (f"note: {text}" for text in profile.notes)
     yield from (f"needed before a run: {text}" for text in profile.lacks)
+
+
+def _models(profile: Profile) -> str:
+    if not profile.shares:
+        how = "in turns" if profile.in_turns else "drawn"
+        return f"models, {how}: {', '.join(profile.models)}"
+    pairs = zip(profile.models, profile.shares, strict=True)
+    return f"models, drawn: {', '.join(f'{name} {share:.0%}' for name, share in pairs)}"
 
 
 def tokens_of(profile: Profile, texts: Texts) -> str:

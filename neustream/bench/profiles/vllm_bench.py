@@ -147,7 +147,7 @@ class VllmBench(Results):
         "timed_trace",
     ] = "random"
     dataset_path: str | None = None
-    no_oversample: Annotated[Flag, Refused("prompts of a file are asked over and over")] = False
+    no_oversample: Flag = False
     disable_shuffle: Flag = False
     skip_chat_template: Annotated[Flag, Ignored("texts are put in no template here")] = False
     input_len: Length | None = None
