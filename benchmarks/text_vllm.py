@@ -1,5 +1,7 @@
 """vLLM's part of `benchmarks/text.py`, run by vLLM's own Python: serves a folder, asked by lines of JSON.
 
+    .venv-vllm/bin/python benchmarks/text_vllm.py FOLDER SEATS LENGTH
+
 Each line is `{"prompts": [...], "counts": [...], "concurrent": n}`, and is answered by a line that begins
 with `RESULT`: for each request the seconds at which it was asked, got its first and its last token,
 and its tokens. Prefixes are not shared, which prompts at random do not have.
@@ -7,6 +9,7 @@ and its tokens. Prefixes are not shared, which prompts at random do not have.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -66,8 +69,12 @@ def run(engine: Any, prompts: list[list[int]], counts: list[int], concurrent: in
 
 
 def main() -> None:
-    folder, seats, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    engine = engine_of(folder, seats, length)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="of the model")
+    parser.add_argument("seats", type=int, help="requests that are served at once, at most")
+    parser.add_argument("length", type=int, help="tokens of a prompt and its output, at most")
+    options = parser.parse_args()
+    engine = engine_of(options.folder, options.seats, options.length)
     print("RESULT ready", flush=True)
     for turn, line in enumerate(sys.stdin):
         wanted = json.loads(line)
