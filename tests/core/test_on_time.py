@@ -317,7 +317,7 @@ def test_what_a_newcomer_adds_is_what_the_chances_of_all_rise_by(seed):
     rows = outlook.horizon.rows(model.prefills, running=True)
 
     def expected(who):
-        own = [rows.count[who] * later, rows.context[who] * later, rows.kept[who]]
+        own = [rows.count[who] * later, rows.context[who] * later, rows.kept[who], rows.kept[who]]
         spent = outlook.horizon.spent_by(outlook.needs + np.stack([part.sum(0) for part in own]), 0.012 * len(who))
         there = chances(newcomers.own, spent)
         return chances(newcomers.others, spent).sum() + there[who].sum(), there

@@ -122,7 +122,8 @@ class Rows(Load):
     """The load of each of some jobs [jobs, points], and how long each may go on.
 
     Attributes:
-        needs: `count`, `context` and `kept` in one array [3, jobs, points].
+        needs: `count`, `context` and `kept` in one array, and `kept` of those who take turns where
+            memory is short [4, jobs, points].
         limits: those of the jobs; their `time` is the load's.
     """
 
@@ -139,7 +140,7 @@ class Rows(Load):
         return Rows.of(self.needs.take(which, 1), self.limits.some(which))
 
     def needed(self) -> Floats:
-        """Counts, contexts and kept units of all of them together [3, points]."""
+        """What all of them need together [4, points]."""
         needed: Floats = self.needs.sum(1)
         return needed
 
@@ -160,6 +161,9 @@ class Horizon:
         reserved: what others were promised of the device.
         most: outputs up to which lengths are guessed, as long as none was seen; inf: all get as
             many as they may have.
+        first: seconds until the output at each point is due of whoever is due first [points]. Where
+            memory is short those who have slack beyond that wait for the others. None: nobody waits
+            for others, all take turns.
     """
 
     def __init__(
@@ -172,6 +176,7 @@ class Horizon:
         block: int = 0,
         reserved: Reserved = NOTHING,
         most: float = math.inf,
+        first: Floats | None = None,
     ) -> None:
         self.model = model
         self.lengths = model.view.lengths.get(model.label) or Lengths()
@@ -180,6 +185,7 @@ class Horizon:
         self.units, self.block = units, block
         self.reserved = reserved
         self.most = most
+        self.first = first
         self._steps = _steps(tuple(points.tolist()))
 
     def rows(
@@ -193,7 +199,7 @@ class Horizon:
         if not jobs:
             nobody = np.zeros(0)
             limits = Limits(np.zeros((0, len(self.points))), nobody, nobody, curve, self.points)
-            return Rows.of(np.zeros((3, 0, len(self.points))), limits)
+            return Rows.of(np.zeros((4, 0, len(self.points))), limits)
         label = f"{self.model.label}.decode"
         outputs = np.array([job.call_outputs for job in jobs], dtype=np.float64)
         most = np.maximum(_column(_calls_here(jobs, label)), 1.0)
@@ -201,8 +207,8 @@ class Horizon:
             read = _column([job.size + job.computed for job in jobs])
         else:
             read = _column([sizes[job] for job in jobs])
-        needs = np.empty((3, len(jobs), len(self.points)))
-        count, context, kept = needs
+        needs = np.empty((4, len(jobs), len(self.points)))
+        count, context, kept, in_turns = needs
         count[:] = self.lengths.ahead(outputs, self.points, self.most)
         np.putmask(count, self.points >= most, 0.0)
         time = self._time(jobs, self.points if running else self.points + 1)
@@ -216,6 +222,9 @@ class Horizon:
             kept *= self.block
         else:
             kept[:] = context
+        in_turns[:] = kept
+        if self.first is not None:
+            np.putmask(in_turns, self._slack(jobs)[:, None] > self.first, 0.0)
         return Rows.of(needs, Limits(time, outputs, most[:, 0], curve, self.points))
 
     def _time(self, jobs: Sequence[Job], steps: Floats) -> Floats:
@@ -231,6 +240,14 @@ class Horizon:
         else:
             np.minimum(time, FOREVER, out=time)
         return time
+
+    def _slack(self, jobs: Sequence[Job]) -> Floats:
+        """Seconds for which each may wait; 0 where it was promised no pace, or an end too."""
+        dues = [
+            job.due_next if job.slo.step < math.inf and job.leg_latest == math.inf else 0.0
+            for job in jobs
+        ]
+        return np.array(dues) - self.model.view.now
 
     def fits(self, load: Load, ahead: float = 0.0) -> bool:
         """Whether all of a load has memory, and keeps pace if it decodes step by step.
@@ -249,10 +266,10 @@ class Horizon:
 
     def spent(self, load: Load, ahead: float = 0.0) -> Floats:
         """Seconds from now until the step at each point is over, `ahead` before the first."""
-        return self.spent_by(np.array([load.count, load.context, load.kept]), ahead)
+        return self.spent_by(np.array([load.count, load.context, load.kept, load.kept]), ahead)
 
     def spent_by(self, load: Floats, ahead: float | Floats = 0.0) -> Floats:
-        """The same of counts, contexts and kept units [3, ..., points]: [..., points].
+        """The same of what is needed (see `Rows`) [4, ..., points]: [..., points].
 
         `ahead`: of all, or [..., 1].
         """
@@ -275,19 +292,20 @@ class Horizon:
     def _turns(self, load: Floats) -> tuple[Floats | None, Floats]:
         """How many turns each output needs at each point, None if one everywhere; seconds of one.
 
-        Of a load that needs r times the memory, 1 / r is in a step at a time.
+        Of a load that needs r times the memory, 1 / r is in a step at a time. An output needs as
+        many turns as those who cannot wait need times the memory.
         """
         model = self.model
-        count, context, kept = load
+        count, context, kept, in_turns = load
         if self.units == math.inf or kept.max(initial=0.0) <= self.units:
             batch = np.maximum(np.rint(count), 1.0)
             seconds = decode_seconds(model.steps, batch, np.maximum(context, 1.0))
             return None, (1 + self.margin) * (model.speed * seconds)
-        turns = np.maximum(kept / self.units, 1.0)
-        batch = np.maximum(np.rint(count / turns), 1.0)
-        context = np.where(turns > 1, context / turns, np.maximum(context, 1.0))
+        over = np.maximum(kept / self.units, 1.0)
+        batch = np.maximum(np.rint(count / over), 1.0)
+        context = np.where(over > 1, context / over, np.maximum(context, 1.0))
         seconds = model.speed * decode_seconds(model.steps, batch, context)
-        return turns, (1 + self.margin) * seconds
+        return np.maximum(in_turns / self.units, 1.0), (1 + self.margin) * seconds
 
 
 @lru_cache(maxsize=64)

@@ -38,10 +38,16 @@ def expectations(
     margin: float,
     units: float,
     block: int,
+    paces: Floats | None = None,
 ) -> Horizon:
-    """What generations of at most `most` outputs should need of the device."""
+    """What generations of at most `most` outputs should need of the device.
+
+    `paces`: seconds until the next output of each is due, and from each to the one after it
+    [jobs, 2]; None where they do not matter, as all find memory.
+    """
     points = LOOK[: int(np.searchsorted(LOOK, most)) + 1]
-    return Horizon(model, points, margin=margin, units=units, block=block, most=most)
+    first = None if paces is None else (paces[:, :1] + paces[:, 1:] * points).min(0)
+    return Horizon(model, points, margin=margin, units=units, block=block, most=most, first=first)
 
 
 def chances(rows: Limits, spent: Floats) -> Floats:

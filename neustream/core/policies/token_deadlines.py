@@ -29,9 +29,9 @@ class TokenDeadlines:
        A waiting prompt is taken in if the expected number on time, by weight, rises by two
        fifths of its own chance. So a newcomer may cost others a little, and nobody who costs more
        than it brings gets in; a maximum of outputs is no reason to refuse anybody. Memory is none
-       either: where it may not suffice, steps are expected to take their turns. Those that add
-       most are tried first, then the shortest; where memory is short, then the most urgent for what
-       they keep.
+       either: where it may not suffice, steps are expected to take their turns with those who
+       cannot wait. Those that add most are tried first, then the shortest; where memory is short,
+       then the most urgent for what they keep.
     3. Prompts join this step as long as everyone in it, and every running generation, still has its
        next output in time. Where only the end was promised, no single output is due: 2 looks after
        those. A prompt that is too long for this step begins with a part, if the rest can follow in

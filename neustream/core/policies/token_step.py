@@ -10,7 +10,10 @@ from functools import lru_cache
 from statistics import NormalDist
 from typing import Protocol
 
+import numpy as np
+
 from neustream.core.job import Job
+from neustream.core.policies.horizon import Floats
 from neustream.core.policies.model_queues import ModelQueues, has_progress
 from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.recent_prompts import patience, typical
@@ -130,12 +133,14 @@ class StepPlan:
         label = f"{model.label}.decode"
         outputs = [job.call_outputs + job.calls_left.get(label, 1) for job in self.alive]
         outputs += [job.call_outputs + job.calls_left.get(label, 1) for job in self.waiting]
+        most = max(outputs, default=1)
         horizon = expectations(
             model,
-            max(outputs, default=1),
+            most,
             margin=self.rule.margin,
             units=math.inf if memory is None else memory.capacity * self.rule.memory,
             block=0 if memory is None else memory.block_size,
+            paces=self._paces(most),
         )
         promised = self.alive[: bisect_left(self.alive, math.inf, key=self.dues.__getitem__)]
         self.outlook = Outlook(horizon, promised, self.sizes)
@@ -146,6 +151,20 @@ class StepPlan:
             self.broken += [job for job in self.alive if job in doomed]
             self.alive = [job for job in self.alive if job not in doomed]
             self._count()
+
+    def _paces(self, most: int) -> Floats | None:
+        """Seconds until the next output of each who was promised a pace is due, and from each to
+        the one after it [jobs, 2]; None if there is memory for `most` outputs of each."""
+        memory, jobs = self.model.memory, [*self.alive, *self.waiting]
+        if memory is None:
+            return None
+        needed = sum([self.sizes[job] + job.computed for job in jobs])
+        needed += len(jobs) * (most + memory.block_size)
+        if needed <= memory.capacity * self.rule.memory:
+            return None
+        dues, now = self.dues, self.view.now
+        paces = [(dues[job] - now, job.slo.step) for job in jobs if job.slo.step < math.inf]
+        return np.array(paces) if paces else None
 
     def _count(self) -> None:
         """What a decode of all that are alive takes."""

@@ -1,0 +1,44 @@
+"""Who waits for whom where memory is short: those with slack for those without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hand import seen
+from texts_by_hand import ask, decided, scheduler_with
+
+from neustream.core.policies.model_queues import model_queues
+from neustream.core.policies.on_time import Outlook, expectations
+
+
+def test_those_who_have_slack_leave_the_memory_to_a_newcomer_that_has_none():
+    """There is memory for fewer than one to the end: taking turns, it would not keep its pace."""
+    running = [ask(f"r{at}", prompt=30, most=400, first=20.0, step=0.03) for at in range(4)]
+    new = ask("new", prompt=30, most=400, arrival=0.1, first=0.5, step=0.03)
+    scheduler = scheduler_with(running, [new], now=0.1, ends=[390] * 500, blocks=20)
+    assert "new" in decided(scheduler, 0.1)[0]
+
+
+def test_slack_is_nothing_to_those_who_were_promised_their_end_too():
+    running = [ask(f"r{at}", prompt=30, most=400, first=20.0, step=0.03, total=50.0) for at in range(4)]
+    new = ask("new", prompt=30, most=400, arrival=0.1, first=0.5, step=0.03)
+    scheduler = scheduler_with(running, [new], now=0.1, ends=[390] * 500, blocks=20)
+    assert "new" not in decided(scheduler, 0.1)[0]
+
+
+def test_steps_take_turns_with_those_whose_slack_is_used_up_by_then():
+    lax = [ask(f"lax{at}", prompt=30, most=400, first=5.0, step=0.1) for at in range(9)]
+    hurried = ask("hurried", prompt=30, most=400, first=1.0, step=0.1)
+    model = model_queues(seen(scheduler_with([*lax, hurried], ends=[400] * 50), 0.0), "llm")
+
+    def spent(paces):
+        horizon = expectations(model, 400, margin=0.0, units=320.0, block=16, paces=paces)
+        return horizon.points, Outlook(horizon, model.decodes).spent
+
+    points, together = spent(None)
+    _, by_slack = spent(np.array([[5.0, 0.1]] * 9 + [[1.0, 0.1]]))
+    used_up = 1.0 + 0.1 * points >= 5.0
+    assert 0 < used_up.sum() < len(points) - 1
+    each, alone = np.diff(together), np.diff(by_slack)
+    assert (alone[~used_up[1:]] < each[~used_up[1:]]).all()  # one has the memory for itself
+    assert alone[used_up[:-1]] == pytest.approx(each[used_up[:-1]])  # all of ten take turns
