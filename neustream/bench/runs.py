@@ -9,15 +9,18 @@ Whoever makes summaries, reports or figures of a run puts them beside these.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from neustream.bench.records import Record
 from neustream.errors import ConfigError, told
+from neustream.workload.asks import Ask
 
 VERSION = 1
+RECORD_BYTES, TOKEN_BYTES = 1000, 24
+"""Of a record's line, and of the instant of each token in it."""
 INDEX = "runs.json"
 
 
@@ -48,6 +51,12 @@ class Run:
     def about(self) -> dict[str, Any]:
         """All but the records."""
         return {name: value for name, value in vars(self).items() if name != "records"}
+
+
+def expected_size(asks: Collection[Ask]) -> int:
+    """About how many bytes the records of these requests take at most, texts left out."""
+    tokens = sum(ask.output_tokens or 0 for ask in asks)
+    return TOKEN_BYTES * tokens + RECORD_BYTES * len(asks)
 
 
 def records_file(stage: int) -> str:

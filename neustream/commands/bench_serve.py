@@ -13,7 +13,7 @@ import typer
 from neustream.bench.plan import Plan
 from neustream.bench.planning import Law, Timing, plan_of, warming
 from neustream.bench.records import Since
-from neustream.bench.runs import Run, records_file, write_runs
+from neustream.bench.runs import Run, expected_size, records_file, write_runs
 from neustream.bench.summary import summary, valid
 from neustream.commands.bench_data import DataOptions
 from neustream.commands.bench_options import PromiseOptions, ServerOptions
@@ -29,6 +29,7 @@ from neustream.commands.outputs import (
     append_line,
     check_folder,
     check_outputs,
+    check_room,
     json_file,
     json_output,
     json_text,
@@ -141,6 +142,7 @@ def command(
         _check(results, json_)
         asks = asks_of(data, promises, texts)
         plan = plan_of(asks, timing, promises.seed, results.label, tokenizer=server.tokenizer, **told)
+        _check_room(results, plan)
         if server.backend == "neustream":
             run = play_here(plan, twin, server.served_model_name or server.model)
         else:
@@ -181,6 +183,15 @@ def _check(results: ResultOptions, json_: Path | None) -> None:
         check_folder("--result-dir", results.result_dir, [results.result_filename or "vllm.json"])
     if results.append_result and results.result_filename:
         _check_text(results.result_dir / results.result_filename)
+
+
+def _check_room(results: ResultOptions, plan: Plan) -> None:
+    """ConfigError if the disk has no room for what is known beforehand."""
+    size = expected_size(plan.asks)
+    if results.out is not None:
+        check_room("--out", results.out, size)
+    if results.save_detailed and (results.save_result or results.append_result):
+        check_room("--result-dir", results.result_dir, size)
 
 
 def _check_text(path: Path) -> None:

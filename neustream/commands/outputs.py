@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -55,6 +56,15 @@ def check_folder(option: str, folder: Path, names: Iterable[str]) -> None:
     check_outputs((option, folder / name) for name in names)
 
 
+def check_room(option: str, folder: Path, size: int) -> None:
+    """ConfigError if the disk of a folder that is there has not so many bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise ConfigError(
+            f"{option} {folder}: {size / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free on its disk"
+        )
+
+
 def _mode(path: Path) -> int:
     return path.stat().st_mode if path.exists() else 0
 
@@ -77,6 +87,7 @@ def _check(path: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.") as draft:
         draft.write(bytes(ROOM))  # a full disk says so now
         draft.flush()
+        os.fsync(draft.fileno())  # and one behind a network or a quota
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +15,11 @@ from stub import Stub
 from toys import command
 
 from neustream.bench import read_runs
+from neustream.bench.runs import expected_size
 from neustream.commands.bench_data import DataOptions
 from neustream.commands.bench_options import PromiseOptions
 from neustream.errors import ConfigError
+from neustream.workload.asks import Ask
 
 pytestmark = pytest.mark.usefixtures("unhurried")
 MAIN = "import sys; sys.argv = ['neustream', *sys.argv[1:]]; from neustream.cli import main; main()"
@@ -278,6 +281,23 @@ def test_a_server_without_usage_is_said(stub):
 def test_a_full_disk_is_told_after_the_results(stub):
     done = serve(stub, "--json", "/dev/full")
     assert done.status == 2 and "No space left" in done.err and "6 in " in done.out
+
+
+def test_a_disk_without_room_for_the_records_is_told_before_the_load(stub, tmp_path, monkeypatch):
+    seen = len(stub.log)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=5000))
+    for more in (["--out", tmp_path], ["--save-result", "--save-detailed", "--result-dir", tmp_path]):
+        done = serve(stub, *more)
+        assert done.status == 2 and "0.0 MB are free on its disk" in done.err, done.err
+    assert len(stub.log) == seen and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=7000))
+    assert serve(stub, "--out", tmp_path).status == 0
+
+
+def test_records_are_no_larger_than_is_thought_beforehand(stub, tmp_path):
+    assert serve(stub, "--out", tmp_path, "--slo-class", "a-name-of-a-class:ttft=200,priority=3").status == 0
+    (path,) = tmp_path.glob("*.jsonl")
+    assert path.stat().st_size < expected_size([Ask("x", output_tokens=3)] * 6) < 4 * path.stat().st_size
 
 
 def test_ctrl_c_writes_what_is_there(stub, tmp_path):
