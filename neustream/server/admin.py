@@ -11,11 +11,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from neustream.core.types import SLO
-from neustream.server.bodies import DetokenizeBody, InferenceBody, TokenizeBody
+from neustream.server.bodies import ChatBody, DetokenizeBody, InferenceBody, TokenizeBody
 from neustream.server.config import PromiseConfig
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
 from neustream.server.models import ImageModel, Model, TextModel
+from neustream.server.prompts import prompt_of_chat
 from neustream.server.wire import unless, while_there
 
 
@@ -112,8 +113,14 @@ async def tokenize(request: Request) -> Response:
     context = Context.of(request)
     body = await context.body(TokenizeBody)
     model = context.gateway.text(body.model)
-    ids = await context.gateway.think(model.encode, body.prompt, body.add_special_tokens, size=len(body.prompt))
-    return JSONResponse({"count": len(ids), "max_model_len": model.max_len, "tokens": ids})
+    if body.messages is not None:
+        chat = ChatBody(messages=body.messages, chat_template_kwargs=body.chat_template_kwargs)
+        ids = (await prompt_of_chat(context, model, chat)).ids
+    else:
+        text = body.prompt or ""
+        ids = await context.gateway.think(model.encode, text, body.add_special_tokens, size=len(text))
+    content = {"count": len(ids), "max_model_len": model.max_len, "tokens": ids}
+    return JSONResponse(content, headers=context.warned)
 
 
 async def detokenize(request: Request) -> Response:
@@ -122,7 +129,7 @@ async def detokenize(request: Request) -> Response:
     body = await context.body(DetokenizeBody)
     model = context.gateway.text(body.model)
     text = await context.gateway.think(model.decode, body.tokens, size=len(body.tokens))
-    return JSONResponse({"prompt": text})
+    return JSONResponse({"prompt": text}, headers=context.warned)
 
 
 # -- effective-batching -------------------------------------------------------------------------------
@@ -149,7 +156,7 @@ async def inference(request: Request) -> Response:
         raise
     finally:
         patience.end()
-    return JSONResponse({"completion": body.prompt + (done.text or "")})
+    return JSONResponse({"completion": body.prompt + (done.text or "")}, headers=context.warned)
 
 
 async def _result(answer: Any) -> Any:

@@ -90,6 +90,7 @@ def build_app(
         Exception: _of_ours,
     }
     app = Starlette(routes=ROUTES, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # another path is another route, and no client sends a body twice
     app.state.gateway = gateway
     app.state.config = config
     app.state.metrics = metrics
@@ -225,6 +226,9 @@ class Guard:
         if len(request.headers) > self._headers:
             text = f"{len(request.headers)} headers; at most {self._headers}"
             raise HTTPError(431, text, "too_large")
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            text = "transfer-encoding and content-length: where the body ends could be read in two ways"
+            raise HTTPError(400, text, "invalid", headers={"connection": "close"})
         host = request.headers.get("host", "")
         name = host if host.startswith("[") and host.endswith("]") else host.rpartition(":")[0] or host
         if self._hosts is not None and name not in self._hosts:

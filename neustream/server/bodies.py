@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
@@ -63,6 +63,10 @@ class AnyAsk(Body):
     slo: Promise | None = None
     slo_ms: Milliseconds | None = None
     stream: bool = False
+
+    @property
+    def unknown(self) -> list[str]:
+        return [name for name in super().unknown if name not in IDLE]
 
 
 class TextBody(AnyAsk):
@@ -181,10 +185,20 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class Message(Body):
-    """One message of a chat."""
+    """One message of a chat. What it says beside its content is not told to the template, and so refused."""
 
     role: Annotated[str, Field(min_length=1, max_length=32)]
     content: Text | Annotated[list[Part], Field(max_length=1024)] | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+
+    @field_validator("tool_calls", "function_call", "audio")
+    @classmethod
+    def _none(cls, given: Any) -> Any:
+        if not any(_same(given, each) for each in NOTHING):
+            raise ValueError("not supported by this server")
+        return None
 
     @property
     def parts(self) -> list[TextPart | ImagePart]:
@@ -199,15 +213,36 @@ class Message(Body):
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
-class ChatBody(TextBody):
+Messages = Annotated[list[Message], Field(min_length=1, max_length=1024)]
+NOT_OF_TEMPLATES = {
+    *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "load_audio_from_video"),
+    *("max_length", "messages", "padding", "processor_kwargs", "return_assistant_tokens_mask", "return_dict"),
+    *("return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "tools", "truncation"),
+}
+"""Arguments of transformers' `apply_chat_template` that no request may give: a template is a program."""
+
+
+class ForTemplate(Body):
+    """What the chat template reads beside messages."""
+
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _for_the_template(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        if taken := sorted(NOT_OF_TEMPLATES.intersection(given or {})):
+            raise ValueError(f"{taken[0]} is not for the template; only what it reads may be given")
+        return given
+
+
+class ChatBody(TextBody, ForTemplate):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    messages: Messages
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def told(self) -> int | None:
@@ -275,12 +310,19 @@ class AgentBody(AnyAsk):
     params: dict[str, Any]
 
 
-class TokenizeBody(Body):
-    """POST /tokenize."""
+class TokenizeBody(ForTemplate):
+    """POST /tokenize: of a text, or of a chat in its template."""
 
     model: Annotated[str, Field(max_length=200)] | None = None
-    prompt: Text
+    prompt: Text | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizeBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("either prompt or messages is needed")
+        return self
 
 
 class DetokenizeBody(Body):
@@ -311,6 +353,16 @@ IDLE: Mapping[str, tuple[Any, ...]] = {
     "use_beam_search": NOTHING,
     "chat_template": NOTHING,
     "guided_json": NOTHING,
+    "guided_regex": NOTHING,
+    "guided_choice": NOTHING,
+    "guided_grammar": NOTHING,
+    "include_stop_str_in_output": NOTHING,
+    "allowed_token_ids": NOTHING,
+    "bad_words": NOTHING,
+    "truncate_prompt_tokens": NOTHING,
+    "documents": NOTHING,
+    "continue_final_message": NOTHING,
+    "add_generation_prompt": (None, True),
     "structured_outputs": NOTHING,
     "prompt_embeds": NOTHING,
     "audio": NOTHING,

@@ -93,14 +93,17 @@ class Context:
         """What the access log says of the request beside the answer, once it is over."""
         self.request.scope["state"]["about"] = tell
 
+    @property
+    def warned(self) -> dict[str, str]:
+        """The header that names what was not taken, if anything was not."""
+        return {"x-neustream-warning": "; ".join(self.warnings)[:500]} if self.warnings else {}
+
     def headers(self, promise: Promised) -> dict[str, str]:
         """Of an answer that is none of errors."""
         found = {"x-neustream-slo": promise.header} if promise.slo.promises else {}
         if self._share is not None:
             found[LEFT] = f"{self._share.left_ms():.0f}"
-        if self.warnings:
-            found["x-neustream-warning"] = "; ".join(self.warnings)[:500]
-        return found
+        return {**found, **self.warned}
 
     def cut(self, why: HTTPError | Gone) -> None:
         """A stream ended before it was whole."""

@@ -74,12 +74,15 @@ def promised(
     budgets = {each: _default(each, chosen, defaults) for each in NAMES}
     budgets |= _above_floors(asked, chosen, warnings)
     if not isinstance(body, TextBody | AgentBody):
-        _check_image(said)
+        _check_image(said, headers, warnings)
         budgets["ttft_ms"] = budgets["tpot_ms"] = math.inf
     if budgets["tpot_ms"] < math.inf and budgets["ttft_ms"] == math.inf:
         budgets["ttft_ms"] = config.fallback_ttft_ms
     theirs = _of_vllm(body.vllm_xargs or {}, "slo_weight") if isinstance(body, TextBody) else None
-    weight = said.weight or theirs or _number(headers, "x-slo-weight", warnings) or chosen.weight
+    asked_weight = said.weight or theirs or _number(headers, "x-slo-weight", warnings)
+    if asked_weight is not None and asked_weight > config.max_weight:
+        warnings.append(f"weight {asked_weight:g} is above the most, {config.max_weight:g}")
+    weight = asked_weight or chosen.weight
     slo = SLO(
         total=budgets["e2e_ms"] / 1e3,
         first=budgets["ttft_ms"] / 1e3,
@@ -185,7 +188,8 @@ def _timeout_s(headers: Mapping[str, str], warnings: list[str]) -> float:
     return found
 
 
-def _check_image(said: Promise) -> None:
+def _check_image(said: Promise, headers: Mapping[str, str], warnings: list[str]) -> None:
     for name in ("ttft_ms", "tpot_ms"):
         if getattr(said, name) is not None:
             raise HTTPError(400, f"slo.{name}: an image has no tokens", "invalid", f"slo.{name}")
+        warnings += [f"{header}: an image has no tokens" for header in HEADERS[name] if header in headers]

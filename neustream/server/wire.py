@@ -36,7 +36,10 @@ async def body_of(request: Request, kind: type[B], most: int, timeout_s: float) 
 
 
 async def raw_body(request: Request, most: int, timeout_s: float) -> bytes:
-    """The bytes of a body."""
+    """The bytes of a body; HTTPError if they are packed, too many, or do not come."""
+    packed = request.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise HTTPError(415, f"content-encoding: bodies are not packed here, got {packed[:60]!r}", "invalid")
     length = request.headers.get("content-length", "0")
     digits = length.isascii() and length.isdecimal()
     if not digits or int(length[:20]) > most:

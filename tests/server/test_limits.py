@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import socket
 from dataclasses import replace
@@ -17,11 +18,13 @@ httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 from serving import serving, stock, text_service  # noqa: E402
 
 from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
+from neustream.server.bodies import NOT_OF_TEMPLATES  # noqa: E402
 from neustream.server.loading import Loaded  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 
@@ -136,6 +139,18 @@ def test_connections_are_twice_what_may_be_open():
         ("/v1/chat/completions", {**CHAT, "model": "broken"}, 400, "roles must alternate"),
         ("/v1/chat/completions", {**CHAT, "model": "tiny", "chat_template": "x"}, 400, "chat_template is not"),
         ("/v1/chat/completions", {**CHAT, "model": "tiny", "tools": [TOOL]}, 400, "tools is not supported"),
+        ("/v1/chat/completions", {"model": "tiny", "messages": [CALLS]}, 400, "messages.0.tool_calls: "),
+        *[
+            (path, {**CHAT, "model": "tiny", "chat_template_kwargs": {name: value}}, 400, f"{name} is not for")
+            for path in ("/v1/chat/completions", "/tokenize")
+            for name, value in {"chat_template": "{{ 7 * 7 }}", "tokenize": True, "tools": [TOOL]}.items()
+        ],
+        ("/v1/chat/completions", {**CHAT, "model": "tiny", "add_generation_prompt": False}, 400, "add_generation_"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "include_stop_str_in_output": True}, 400, "include_stop"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x", "truncate_prompt_tokens": 4}, 400, "truncate_prompt_"),
+        ("/tokenize", {"model": "tiny"}, 400, "either prompt or messages"),
+        ("/tokenize", {"model": "tiny", "prompt": "x", "messages": CHAT["messages"]}, 400, "either prompt or messages"),
+        ("/tokenize", {"model": "plain", "messages": CHAT["messages"]}, 400, "no chat template"),
         ("/v1/chat/completions", {**CHAT, "model": "tiny", "tool_choice": "required"}, 400, "tool_choice is not"),
         (
             "/v1/chat/completions",
@@ -185,12 +200,41 @@ def test_each_has_an_answer(client, path, body, status, message):
         {"response_format": {"type": "text"}},
         {"priority": 3},
         {"logprobs": False},
+        {"add_generation_prompt": True, "include_stop_str_in_output": False, "truncate_prompt_tokens": None},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"messages": [{**CHAT["messages"][0], "tool_calls": [], "function_call": None, "audio": None}]},
     ],
 )
 def test_what_asks_for_nothing_is_taken(client, more):
     answer = client.post("/v1/chat/completions", json={**CHAT, "model": "tiny", **more})
     assert answer.status_code == 200, answer.text
-    assert ("priority" in answer.headers.get("x-neustream-warning", "")) == ("priority" in more)
+    known = "unknown fields: priority" if "priority" in more else None
+    assert answer.headers.get("x-neustream-warning") == known
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/inference"])
+def test_fields_that_nobody_knows_are_named_on_all_routes(client, path):
+    bodies = {"/tokenize": {"prompt": "x"}, "/detokenize": {"tokens": [1]}, "/inference": {"num_tokens": 1}}
+    answer = client.post(path, json={"model": "tiny", "prompt": "x", **bodies[path], "whatever": 1})
+    if path == "/inference":  # it names no model, and here are several
+        assert answer.status_code == 404 and answer.json()["error"]["param"] == "model"
+        return
+    assert answer.status_code == 200 and "whatever" in answer.headers["x-neustream-warning"]
+
+
+def test_nothing_that_transformers_takes_beside_a_template_may_come_with_a_request():
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+    for kind in (PreTrainedTokenizerBase, ProcessorMixin):
+        known = inspect.signature(kind.apply_chat_template).parameters
+        assert {*known} - {"self", "kwargs", "documents"} <= NOT_OF_TEMPLATES
+
+
+def test_tokens_of_a_chat_are_those_that_it_is_served_with(client):
+    tokens = client.post("/tokenize", json={"model": "tiny", "messages": CHAT["messages"]}).json()
+    usage = client.post("/v1/chat/completions", json={**CHAT, "model": "tiny"}).json()["usage"]
+    assert tokens["count"] == len(tokens["tokens"]) == usage["prompt_tokens"] > 1
+    assert client.post("/detokenize", json={"model": "tiny", "tokens": tokens["tokens"]}).json()["prompt"]
 
 
 def test_two_heads_at_once_are_answered_in_order(url):

@@ -98,6 +98,7 @@ def test_classes_floors_and_weights_are_the_operators():
     assert found.slo == SLO(first=0.3, step=0.05, weight=2.0, name="chat")
     tight = asked({"x-slo-class": "chat", "x-slo-ttft-ms": "1", "x-slo-weight": "50"}, config)
     assert (tight.slo.first, tight.slo.weight) == (0.1, 3.0) and "floor of 100" in tight.warnings[0]
+    assert tight.warnings[1] == "weight 50 is above the most, 3"
     assert tight.header == "ttft=100;tpot=50;e2e=inf;class=chat"
     with pytest.raises(HTTPError, match=r"slo\.class: no class 'chats'; classes: chat"):
         asked(config=config, slo={"class": "chats"})
@@ -131,6 +132,7 @@ def test_a_wrong_promise_in_a_body_is_refused(body):
 
 def test_an_image_has_no_tokens():
     assert asked({"x-slo-ttft-ms": "5", "x-slo-e2e-ms": "900"}, kind=ImageBody).slo == SLO(total=0.9)
+    assert asked({"x-slo-ttft-ms": "5"}, kind=ImageBody).warnings == ["x-slo-ttft-ms: an image has no tokens"]
     with pytest.raises(HTTPError, match="an image has no tokens"):
         asked(kind=ImageBody, slo={"tpot_ms": 5})
 
