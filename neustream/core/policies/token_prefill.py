@@ -192,10 +192,9 @@ class PrefillFiller:
         `size` of them may be in it, and its output is due in `time` seconds.
         """
         if size == self.plan.sizes[job]:
-            step = part.step_with(job, size)
+            expected, seconds = self.plan.expected_and_safe(part.step_with(job, size))
             others = min(part.slack, part.due)
-            in_time = self.plan.expected(step) <= time + TICK
-            if in_time and self.plan.seconds(step) <= others + TICK:
+            if expected <= time + TICK and seconds <= others + TICK:
                 return size
         return self._begin(part, job) if part.decodes else 0.0
 

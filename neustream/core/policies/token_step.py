@@ -226,9 +226,10 @@ class StepPlan:
         """Seconds of a step, with what is kept so that no output of others is late by it."""
         return self.margin * self.model.seconds(step)
 
-    def expected(self, step: Step) -> float:
-        """Seconds of a step, without what is kept for its noise."""
-        return (1 + self.rule.margin) * self.model.seconds(step)
+    def expected_and_safe(self, step: Step) -> tuple[float, float]:
+        """Seconds of a step without what is kept for its noise, and with it (see `seconds`)."""
+        seconds = self.model.seconds(step)
+        return (1 + self.rule.margin) * seconds, self.margin * seconds
 
     def _decode(self, jobs: Sequence[Job]) -> float:
         return self.seconds(Step(decodes=len(jobs), context=self.read_by(jobs)))
