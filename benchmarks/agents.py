@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent_rules import Budgets, Call, PrefillFirst
+from arguments import at_least_one
 from kept_results import keep, kept
 from matplotagent import workload
 from rich.progress import Progress
@@ -259,8 +260,8 @@ def write(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="60 requests of one point; print, write nothing")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds, the first the artifact's")
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="seeds, the first the artifact's")
     parser.add_argument("--rule", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--over", nargs="+", choices=tuple(SWEEPS), default=tuple(SWEEPS))
     parser.add_argument("--out", type=Path, default=Path("out/agents"), help="what is kept of finished runs")

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from arguments import at_least_one
 
 from neustream.cluster.fleet import Fleet, Instance
 from neustream.cluster.rules import ROUTERS
@@ -82,9 +83,9 @@ def simulation(instances: int, requests: int, rate: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["routing", "simulate"])
-    parser.add_argument("--instances", type=int, nargs="+")
+    parser.add_argument("--instances", type=at_least_one, nargs="+")
     parser.add_argument("--router", choices=list(ROUTERS), default="slack")
-    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--requests", type=at_least_one, default=100_000)
     parser.add_argument("--rate", type=float, default=2.0)
     args = parser.parse_args()
     if args.what == "routing":

@@ -55,6 +55,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import at_least_one
 from diffusers.utils import logging as diffusers_logging
 from diffusion_bare import bare_loop, forwards_alone
 from diffusion_models import MODELS, model
@@ -287,12 +288,12 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=numbers(int), default=[8, 12, 16, 20], help="8,12 or 30-50")
     parser.add_argument("--guidance", type=numbers(float), default=[1.0, 3.0, 7.5])
     parser.add_argument("--policies", type=some_of(list(POLICIES)), default=["fcfs", "neustream", "priced"])
-    parser.add_argument("--max-batch", type=int, default=24)
-    parser.add_argument("--decode-batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5, help="of the burst")
-    parser.add_argument("--pairs", type=int, default=15, help="of lone requests")
-    parser.add_argument("--lone-steps", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=200, help="of the load")
+    parser.add_argument("--max-batch", type=at_least_one, default=24)
+    parser.add_argument("--decode-batch", type=at_least_one, default=8)
+    parser.add_argument("--rounds", type=at_least_one, default=5, help="of the burst")
+    parser.add_argument("--pairs", type=at_least_one, default=15, help="of lone requests")
+    parser.add_argument("--lone-steps", type=at_least_one, default=20)
+    parser.add_argument("--requests", type=at_least_one, default=200, help="of the load")
     parser.add_argument("--rates", type=numbers(float), default=[0.5, 1.0, 1.5, 2.0], help="relative to capacity")
     parser.add_argument("--slo-scale", type=numbers(float), default=[2.0, 5.0], help="of the solo latency")
     parser.add_argument("--no-rivals", dest="rivals", action="store_false", help="leave stock out of the load")

@@ -24,6 +24,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import yaml
+from arguments import at_least_one
 from kept_results import keep, kept
 from rich.console import Console
 from rich.table import Table
@@ -191,8 +192,8 @@ def told(rows: Sequence[tuple[Drawn, dict[str, int]]], console: Console) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, required=True, help="what is drawn; one that no rule was tuned on")
-    parser.add_argument("--count", type=int, default=24, help="settings")
-    parser.add_argument("--requests", type=int, default=100, help="requests of each")
+    parser.add_argument("--count", type=at_least_one, default=24, help="settings")
+    parser.add_argument("--requests", type=at_least_one, default=100, help="requests of each")
     parser.add_argument("--kind", action="append", metavar="TEXT", help="only kinds with this in their name")
     parser.add_argument("--policy", nargs="+", default=POLICIES, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("out/drawn_agents"))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any
 
+from arguments import at_least_one
 from grid.plan import Part, Point, built
 from policies import add_common_arguments, compare_points
 
@@ -160,8 +161,8 @@ def _text(value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, required=True, help="what is drawn; one that no rule was tuned on")
-    parser.add_argument("--count", type=int, default=3 * len(KINDS), help="settings")
-    parser.add_argument("--requests", type=int, default=300, help="requests of each")
+    parser.add_argument("--count", type=at_least_one, default=3 * len(KINDS), help="settings")
+    parser.add_argument("--requests", type=at_least_one, default=300, help="requests of each")
     parser.add_argument(
         "--kind", action="append", metavar="TEXT", help="only kinds with this in their name (repeatable)"
     )

@@ -35,6 +35,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from arguments import at_least_one
+
 OUTCOMES = ("batched", "exact", "refused", "wrong", "hung", "crashed", "not built")
 OUTSIDE = ("build", "stock")
 """Phases that are not ours: what goes wrong in them is `not built`."""
@@ -312,7 +314,7 @@ def main(make: Callable[[Path], Sweep], out: Path, description: str) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="try this class again; repeatable")
     parser.add_argument("--again", default="", metavar="OUTCOMES", help="try those again, such as wrong,hung")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="processes at once")
     parser.add_argument("--out", type=Path, default=out, help="the results, without a suffix")
     given = parser.parse_args()
     if given.jobs < 1:

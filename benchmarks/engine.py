@@ -29,6 +29,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from arguments import at_least_one
 from rich.console import Console
 
 import neustream as ns
@@ -203,14 +204,14 @@ def main() -> None:
     of_gaps.add_argument("config")
     of_gaps.add_argument("--profiles")
     of_gaps.add_argument("--load", type=float, nargs="+", default=[1.8, 2.5])
-    of_gaps.add_argument("--requests", type=int, default=150)
-    of_gaps.add_argument("--rounds", type=int, default=1)
+    of_gaps.add_argument("--requests", type=at_least_one, default=150)
+    of_gaps.add_argument("--rounds", type=at_least_one, default=1)
     of_gaps.add_argument("--policies", nargs="+", default=["fcfs", "priced"])
     of_gaps.add_argument("--json")
     of_gaps.set_defaults(run=gaps)
     of_storm = commands.add_parser("storm")
-    of_storm.add_argument("--requests", type=int, default=10_000)
-    of_storm.add_argument("--threads", type=int, default=50)
+    of_storm.add_argument("--requests", type=at_least_one, default=10_000)
+    of_storm.add_argument("--threads", type=at_least_one, default=50)
     of_storm.add_argument("--policy", default="priced")
     of_storm.add_argument("--seed", type=int, default=0)
     of_storm.set_defaults(run=storm)

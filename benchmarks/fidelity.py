@@ -36,6 +36,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arguments import at_least_one
 from kept_results import kept
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -305,7 +306,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loads", nargs="+", type=float, help="in place of five")
     parser.add_argument("--policies", nargs="+", help="in place of three")
     parser.add_argument("--seed", type=int, default=0, help="of the workloads")
-    parser.add_argument("--requests", type=int, help="of each point (100, quick 24)")
+    parser.add_argument("--requests", type=at_least_one, help="of each point (100, quick 24)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ...")
     parser.add_argument("--profile-s", type=float, default=30.0, help="about how long an llm is measured")
     parser.add_argument("--fresh", action="store_true", help="measure and serve again what is kept")

@@ -25,6 +25,15 @@ refuse() {
     exit 1
 }
 
+case "${1:-}" in
+-h | --help)
+    sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "${BASH_SOURCE[0]}"
+    exit
+    ;;
+?*)
+    refuse "$1: it takes no arguments but --help; the variables that it names say what to measure"
+    ;;
+esac
 if ! command -v nvidia-smi >/dev/null || ! nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then
     refuse "no CUDA device found (nvidia-smi lists none); this command measures GPUs only"
 fi

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arguments import at_least_one
 from http_load import Served, serving, total
 from rich.console import Console
 
@@ -145,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--neustream", type=Path, default=Path(sys.executable), help="the Python that runs ours")
     parser.add_argument("--vllm", type=Path, help="the Python of its venv; None: not tried")
     parser.add_argument("--guidellm", type=Path, help="the program; None: not tried")
-    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--requests", type=at_least_one, default=40)
     parser.add_argument("--rate", type=float, default=8.0)
     parser.add_argument(
         "--looks", type=int, default=0, help="requests that a generator may send beside those it counts"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import at_least_one
 from harness import CLI, run
 from load_client import Log, with_stub
 from rich.console import Console
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--neustream", type=Path, default=Path(sys.executable), help="the Python that runs ours")
     parser.add_argument("--vllm", type=Path, help="the Python of its venv; None: not tried")
     parser.add_argument("--guidellm", type=Path, help="the program; None: not tried")
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--requests", type=at_least_one, default=200)
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--within", type=float, default=2.0)

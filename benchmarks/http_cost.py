@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from arguments import at_least_one
 from http_here import Here
 from http_load import streamed
 from rich.console import Console
@@ -129,10 +130,10 @@ def direct(service: Service, streams: int, tokens: int) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--streams", type=at_least_one, default=32)
     parser.add_argument("--step-ms", type=float, default=30.0)
-    parser.add_argument("--tokens", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=at_least_one, default=60)
+    parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     count = options.streams * options.tokens

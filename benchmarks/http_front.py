@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
+from arguments import at_least_one
 from http_here import Here
 from http_load import HOST, streamed
 from rich.console import Console
@@ -120,10 +121,10 @@ def cost(pool: Pool, port: int, model: Tokens, options: argparse.Namespace) -> f
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--streams", type=at_least_one, default=32)
+    parser.add_argument("--tokens", type=at_least_one, default=100)
     parser.add_argument("--step-ms", type=float, default=30.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=at_least_one, default=3)
     options = parser.parse_args(arguments)
     model = Tokens(options.tokens, options.step_ms / 1e3)
     ports = {"the front": front(model), "bare uvicorn": bare(options.tokens, options.step_ms / 1e3)}

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arguments import at_least_one
 from policies import add_arguments, command_of, compare
 
 from neustream import __version__
@@ -86,13 +87,13 @@ def main() -> None:
     parts = parser.add_subparsers(dest="part", required=True)
     add_arguments(parts.add_parser("simulate"))
     some = parts.add_parser("transformers")
-    some.add_argument("--requests", type=int, default=120)
+    some.add_argument("--requests", type=at_least_one, default=120)
     some.add_argument("--profile-s", type=float, default=30.0, help="seconds of measuring")
     some.add_argument("--policies", nargs="+", default=["fcfs", "neustream_llm", "priced"])
     some = parts.add_parser("vllm")
     some.add_argument("--quick", action="store_true", help="one SLO, two rates, one round; write nothing")
-    some.add_argument("--requests", type=int, default=150)
-    some.add_argument("--rounds", type=int, default=3)
+    some.add_argument("--requests", type=at_least_one, default=150)
+    some.add_argument("--rounds", type=at_least_one, default=3)
     args = parser.parse_args()
     if args.part == "simulate":
         compare(["texts"], args, command_of("llm.py simulate", args, ()), "llm_simulated")

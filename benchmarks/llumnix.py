@@ -28,6 +28,7 @@ from typing import Any
 
 import llumnix_claims as claims
 import numpy as np
+from arguments import at_least_one
 from kept_results import kept
 from llumnix_system import RATES, SYSTEMS, Setting, downtime_s, run
 
@@ -177,9 +178,9 @@ def main() -> None:
     parser.add_argument("--traces", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--rates", nargs="+", type=float)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS[1:]), choices=SYSTEMS)
-    parser.add_argument("--requests", type=int, default=10000)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--requests", type=at_least_one, default=10000)
+    parser.add_argument("--seeds", type=at_least_one, default=1)
+    parser.add_argument("--jobs", type=at_least_one, default=1)
     parser.add_argument("--decode", type=float, default=1.0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("out/llumnix"))

@@ -31,6 +31,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+from arguments import at_least_one
 from rich.console import Console
 
 from neustream.analysis.tables import new_table
@@ -207,10 +208,10 @@ def arrivals(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0)
-    parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--tokens", type=at_least_one, default=20)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--places", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least_one, default=3)
+    parser.add_argument("--places", type=at_least_one, default=5)
     parser.add_argument("--start", type=float, default=1 / 7)
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--arrivals", action="store_true")

@@ -26,6 +26,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from arguments import at_least_one
 from rich.progress import Progress
 
 from neustream import EDF, FCFS, SLO, NeuStream, PerModel, Policy, Pool, Priced, Request, __version__
@@ -262,9 +263,9 @@ def main() -> None:
     parts = parser.add_subparsers(dest="part", required=True)
     some = parts.add_parser("simulate")
     some.add_argument("--quick", action="store_true", help="one point, one seed; write nothing")
-    some.add_argument("--seeds", type=int, default=2)
+    some.add_argument("--seeds", type=at_least_one, default=2)
     some.add_argument("--duration-s", type=float, default=120.0, help="seconds of arrivals")
-    some.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    some.add_argument("--jobs", type=at_least_one, default=os.cpu_count() or 1, help="processes")
     some.set_defaults(run=run_simulated)
     args = parser.parse_args()
     args.run(args)

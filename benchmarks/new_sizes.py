@@ -20,6 +20,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from arguments import at_least_one
 from diffusion_models import model
 
 import neustream
@@ -89,8 +90,8 @@ def serve_once(args: argparse.Namespace, cache: str, beside: bool) -> tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=150)
-    parser.add_argument("--sizes", type=int, default=20)
+    parser.add_argument("--requests", type=at_least_one, default=150)
+    parser.add_argument("--sizes", type=at_least_one, default=20)
     parser.add_argument("--load", type=float, default=0.5)
     parser.add_argument("--slo", type=float, default=8.0, help="times the time alone")
     parser.add_argument("--seed", type=int, default=0)

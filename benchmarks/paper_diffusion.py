@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from arguments import at_least_one
 from rich.progress import Progress
 
 from neustream import __version__
@@ -133,7 +134,7 @@ def markdown(points: list[dict[str, Any]], logs: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the rate sweeps alone; print, write nothing")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args()
     todo = tasks(args.quick)
     points = []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from arguments import at_least_one
 
 from neustream.cluster.book import asked_of
 from neustream.cluster.planning import Settings
@@ -145,7 +146,7 @@ def compare(name: str, devices: int, load: float, seconds: float, folder: Path, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--devices", nargs="+", type=int, default=[2, 3, 4])
+    parser.add_argument("--devices", nargs="+", type=at_least_one, default=[2, 3, 4])
     parser.add_argument("--loads", nargs="+", type=float, default=[0.8, 1.1])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--policy", default="priced")

@@ -34,6 +34,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from arguments import at_least_one
 from grid.digests import keys
 from grid.plan import KINDS, Point, grid, points
 from grid.policies import NAMES, OURS
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """What they and `drawn_texts.py` take."""
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--policy", action="append", choices=sorted(NAMES), help="only these (repeatable)")
     parser.add_argument("--bounds", choices=("grid", "all", "none"), default="grid", help="where to bound")
     parser.add_argument("--out", type=Path, default=WORK, metavar="FOLDER", help="where results are written")

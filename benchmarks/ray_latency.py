@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from arguments import at_least_one
+
 import neustream
 from neustream import Graph, Service, Stage, loop
 from neustream.core.batch import StepInput
@@ -55,8 +57,8 @@ def took(submit: Callable[..., neustream.Answer[Any]], **params: object) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--requests", type=at_least_one, default=300)
+    parser.add_argument("--steps", type=at_least_one, default=5)
     parser.add_argument("--step-ms", type=float, default=2.0)
     parser.add_argument("--unlike", action="store_true")
     options = parser.parse_args()

@@ -15,6 +15,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from arguments import at_least_one
+
 from neustream.config.schema import StagesExperiment
 from neustream.experiment.prepared import prepare
 from neustream.experiment.running import simulate
@@ -106,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--requests", type=int, default=800)
+    parser.add_argument("--requests", type=at_least_one, default=800)
     parser.add_argument("--out", type=Path, help="Results that are there, of the same seeds and requests, are kept.")
     asked = parser.parse_args()
     seeds = " ".join(map(str, asked.seeds))

@@ -30,6 +30,7 @@ from time import process_time
 from typing import Any
 
 import numpy as np
+from arguments import at_least_one
 from rich.console import Console
 from rich.table import Table
 
@@ -248,7 +249,7 @@ def of_texts() -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=400)
+    parser.add_argument("--turns", type=at_least_one, default=400)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     console = Console(width=110)

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from all_pipelines import Flat
+from arguments import at_least_one
 from greenlet import GreenletExit
 
 with warnings.catch_warnings():
@@ -284,12 +285,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(required=True)
     of_checks = commands.add_parser("checks")
-    of_checks.add_argument("--requests", type=int, default=30)
-    of_checks.add_argument("--steps", type=int, default=20)
+    of_checks.add_argument("--requests", type=at_least_one, default=30)
+    of_checks.add_argument("--steps", type=at_least_one, default=20)
     of_checks.set_defaults(run=checks)
     of_storm = commands.add_parser("storm")
-    of_storm.add_argument("--requests", type=int, default=1000)
-    of_storm.add_argument("--threads", type=int, default=32)
+    of_storm.add_argument("--requests", type=at_least_one, default=1000)
+    of_storm.add_argument("--threads", type=at_least_one, default=32)
     of_storm.add_argument("--seed", type=int, default=0)
     of_storm.set_defaults(run=storm)
     args = parser.parse_args()

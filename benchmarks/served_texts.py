@@ -42,6 +42,7 @@ from typing import Any
 import torch
 import transformers
 from all_causal_models import Flat
+from arguments import at_least_one
 from rich.console import Console
 
 import neustream as ns
@@ -326,25 +327,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(required=True)
     of_checks = commands.add_parser("checks")
-    of_checks.add_argument("--layers", type=int, nargs="+", default=[2, 12, 32])
+    of_checks.add_argument("--layers", type=at_least_one, nargs="+", default=[2, 12, 32])
     of_checks.set_defaults(run=checks)
     of_fixed = commands.add_parser("fixed")
     of_fixed.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    of_fixed.add_argument("--requests", type=int, default=48)
-    of_fixed.add_argument("--rounds", type=int, default=3)
+    of_fixed.add_argument("--requests", type=at_least_one, default=48)
+    of_fixed.add_argument("--rounds", type=at_least_one, default=3)
     of_fixed.set_defaults(run=fixed)
     of_sampling = commands.add_parser("sampling")
-    of_sampling.add_argument("--rows", type=int, default=64)
-    of_sampling.add_argument("--vocabulary", type=int, default=32_000)
-    of_sampling.add_argument("--rounds", type=int, default=30)
+    of_sampling.add_argument("--rows", type=at_least_one, default=64)
+    of_sampling.add_argument("--vocabulary", type=at_least_one, default=32_000)
+    of_sampling.add_argument("--rounds", type=at_least_one, default=30)
     of_sampling.set_defaults(run=sampling)
     of_recorded = commands.add_parser("recorded")
-    of_recorded.add_argument("--rounds", type=int, default=60)
+    of_recorded.add_argument("--rounds", type=at_least_one, default=60)
     of_recorded.set_defaults(run=recorded)
     of_storm = commands.add_parser("storm")
-    of_storm.add_argument("--requests", type=int, default=2000)
-    of_storm.add_argument("--threads", type=int, default=16)
-    of_storm.add_argument("--slots", type=int, default=8)
+    of_storm.add_argument("--requests", type=at_least_one, default=2000)
+    of_storm.add_argument("--threads", type=at_least_one, default=16)
+    of_storm.add_argument("--slots", type=at_least_one, default=8)
     of_storm.add_argument("--seed", type=int, default=0)
     of_storm.set_defaults(run=storm)
     args = parser.parse_args()

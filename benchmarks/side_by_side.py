@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from arguments import at_least_one
 from http_load import serving
 
 WAYS = ("simulated", "embedded", "http")
@@ -44,9 +45,9 @@ def served(config: Path) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/demo/opt_tiny.yaml"))
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--requests", type=at_least_one, default=200)
     parser.add_argument("--rate", type=float, default=12.0)
-    parser.add_argument("--max-concurrency", type=int, help="a closed loop in place of a rate")
+    parser.add_argument("--max-concurrency", type=at_least_one, help="a closed loop in place of a rate")
     parser.add_argument("--promises", nargs="+", default=["ttft:100", "tpot:12"], help="as of --goodput, milliseconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/side"))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from arguments import at_least_one
 from rich.console import Console
 from rich.table import Table
 
@@ -81,8 +82,8 @@ def in_time(raw: dict[str, Any], policy: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--requests", type=at_least_one, default=100)
+    parser.add_argument("--seeds", type=at_least_one, default=2)
     given = parser.parse_args()
     rows = []
     table = Table("graph", "rate", *[f"{policy}, {how}" for policy in POLICIES for how in ("apart", "passing")])

@@ -21,6 +21,7 @@ from time import thread_time
 from typing import Any
 
 import numpy as np
+from arguments import at_least_one
 from rich.console import Console
 
 import neustream as ns
@@ -103,7 +104,7 @@ def run(config: Path, rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=at_least_one, default=100)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = run(args.config, args.rounds)

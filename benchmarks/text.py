@@ -35,6 +35,7 @@ from typing import Any
 import torch
 import transformers
 from all_causal_models import Flat
+from arguments import at_least_one
 from rich.console import Console
 from transformers.generation.streamers import BaseStreamer
 
@@ -302,9 +303,9 @@ def show(rows: Sequence[dict[str, Any]], requests: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--concurrent", type=int, nargs="+", default=list(CONCURRENT))
-    parser.add_argument("--requests", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrent", type=at_least_one, nargs="+", default=list(CONCURRENT))
+    parser.add_argument("--requests", type=at_least_one, default=48)
+    parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM, as `make test-vllm` makes one")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     args = parser.parse_args()

@@ -16,6 +16,8 @@ import sys
 from time import perf_counter
 from typing import Any
 
+from arguments import at_least_one
+
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -71,8 +73,8 @@ def run(engine: Any, prompts: list[list[int]], counts: list[int], concurrent: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="of the model")
-    parser.add_argument("seats", type=int, help="requests that are served at once, at most")
-    parser.add_argument("length", type=int, help="tokens of a prompt and its output, at most")
+    parser.add_argument("seats", type=at_least_one, help="requests that are served at once, at most")
+    parser.add_argument("length", type=at_least_one, help="tokens of a prompt and its output, at most")
     options = parser.parse_args()
     engine = engine_of(options.folder, options.seats, options.length)
     print("RESULT ready", flush=True)

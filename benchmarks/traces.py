@@ -26,6 +26,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+from arguments import at_least_one
 from rich.console import Console
 
 from neustream import __version__
@@ -167,8 +168,8 @@ def parquet(source: Path, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=at_least_one, default=100_000)
+    parser.add_argument("--repeats", type=at_least_one, default=5)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     entries: list[dict[str, Any]] = []
