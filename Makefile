@@ -96,7 +96,7 @@ $(RAY)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo-cluster: $(RAY)/installed
-	$(RAY)/bin/neustream profile configs/demo/dit_cluster.yaml --out out/cluster/profiles
+	$(RAY)/bin/neustream profile configs/demo/dit_cluster.yaml --cluster --out out/cluster/profiles
 	$(RAY)/bin/neustream run configs/demo/dit_cluster.yaml --out out/cluster
 
 demo-cluster-serve: $(RAY)/installed

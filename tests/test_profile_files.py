@@ -12,6 +12,7 @@ from neustream import LinearProfile, ProfileError, SumProfile, load_profile
 from neustream.config import load_experiment
 from neustream.experiment import prepare
 from neustream.profiling import Measurement, load_stage, save, versions
+from neustream.profiling.files import add_costs, load_costs
 
 
 def test_a_saved_profile_is_loaded_again(tmp_path):
@@ -136,6 +137,22 @@ def test_pools_may_be_of_different_devices(tmp_path):
     write_profile(tmp_path / "profiles/decode.json", "decode", [1, 2], [0.1, 0.2], device="another")
     profiles = prepare(load_experiment(path)).profiles
     assert {name: profile.device for name, profile in profiles.items()} == {"draw": "toy device", "decode": "another"}
+
+
+def test_costs_that_are_added_leave_the_rest_of_a_file(tmp_path):
+    path = write_profile(tmp_path / "draw.json", "draw", [1, 2], [0.1, 0.2])
+    bare = json.loads(path.read_text())
+    add_costs([path], {"there_s": [0.25, 0.5]})
+    add_costs([path], {"back_s": [0.5], "latency_scale": 2.0})
+    engine = json.loads(path.read_text()).pop("engine")
+    assert {name: engine[name] for name in ("there_s", "back_s", "latency_scale", "decision_s")} == {
+        "there_s": [0.25, 0.5],
+        "back_s": [0.5],
+        "latency_scale": 2.0,
+        "decision_s": 0.0,
+    }
+    assert {name: value for name, value in json.loads(path.read_text()).items() if name != "engine"} == bare
+    assert load_costs([path]).there_s == (0.25, 0.5) and load_profile(path).latency(2) == 0.2
 
 
 def test_the_origin_names_the_libraries():

@@ -16,6 +16,9 @@ from neustream.cluster.happenings import Entered, Happening
 from neustream.core.events import Ended, Submitted
 from neustream.engine.events import Finished, Record
 
+DRAWS = 4096
+"""So many are drawn before they come again."""
+
 
 class Way:
     """Seconds that one way took, by when it began."""
@@ -33,11 +36,31 @@ class Way:
         near = range(max(after - 1, 0), min(after + 1, len(self._began)))
         return float(self._took[min(near, key=lambda place: abs(self._began[place] - at))])
 
+    def spread(self, count: int) -> tuple[float, ...]:
+        """So many quantiles in equal distances, rising; none of no ways."""
+        if not len(self._took):
+            return ()
+        places = (np.arange(count) + 0.5) / count
+        return tuple(float(value) for value in np.quantile(self._took, places))
+
     def quantiles(self) -> dict[str, float]:
         """Its median and 99th percentile, seconds; none of no ways."""
         if not len(self._took):
             return {}
         return {f"p{q}": float(np.percentile(self._took, q)) for q in (50, 99)}
+
+
+class Drawn(Way):
+    """One that takes now this and now that of some `seconds`, each for `every_s`."""
+
+    def __init__(self, seconds: Sequence[float], every_s: float, seed: Sequence[int]) -> None:
+        super().__init__([(0.0, one) for one in seconds], 0.0)
+        self._every_s = every_s
+        self._drawn = np.random.default_rng(seed).choice(self._took, DRAWS)
+
+    def took(self, at: float) -> float:
+        """Of the way that begins at `at`."""
+        return float(self._drawn[int(at / self._every_s) % DRAWS])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -13,14 +15,18 @@ from rich.text import Text
 
 from neustream.analysis.tables import new_table
 from neustream.backends.measuring import measure_experiment, profile_shapes, profile_steps
+from neustream.backends.ray.configs import check as check_cluster
+from neustream.backends.ray.costs import cluster_costs
+from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import ConfigArgument, JsonOption, ModelOption, QuietOption, SetOption, finite
 from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output
 from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
-from neustream.commands.reach import naming
+from neustream.commands.reach import chosen_policies, naming
 from neustream.config.load import load_experiment
+from neustream.config.schema import Experiment
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import AgentPipeline, LlmPipeline, StagesPipeline, pipeline_of
-from neustream.profiling.files import EngineCosts, Measurement, save
+from neustream.profiling.files import EngineCosts, Measurement, add_costs, save
 from neustream.profiling.measuring import default_batches
 from neustream.profiling.steps import StepsFile
 
@@ -40,6 +46,9 @@ def command(
     seconds: Annotated[
         float, typer.Option(min=0.1, max=1e6, help="About how long each --size, or an llm, may take.")
     ] = 120.0,
+    cluster: Annotated[
+        bool, typer.Option(help="Also serve the workload on the config's cluster, to see what its front adds.")
+    ] = False,
     set_: SetOption = None,
     json_: JsonOption = None,
     model: ModelOption = None,
@@ -57,6 +66,10 @@ def command(
         check_folder("--out", out, [f"{name}.json" for name in pipeline.measured_names])
         check_outputs(json_file(json_))
         with naming(config):
+            if cluster:
+                _check_cluster(experiment)
+        policy = chosen_policies(config, experiment, None)[0] if cluster else ""
+        with naming(config):
             if sizes:
                 paths = profile_shapes(experiment, device, sizes, out, seconds, not quiet)
             elif isinstance(pipeline, LlmPipeline):
@@ -65,6 +78,9 @@ def command(
                 raise ConfigError("an agent is simulated alone: measure each of its language models")
             else:
                 paths = _profile_stages(pipeline, device, out, repeats, warmup)
+            if cluster:
+                measured = load_experiment(config, [*(set_ or ()), f"profiles={out.resolve()}"], model=model)
+                _profile_cluster(measured, policy, paths, device)
         write([{"file": str(path), **json.loads(path.read_text("utf-8"))} for path in paths])
         for path in paths:
             wrote(path)
@@ -104,6 +120,32 @@ def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: i
     _say_costs(about.engine)
     return save(
         measured, out, model=about.model_name, device=about.device_name, origin=about.origin, engine=about.engine
+    )
+
+
+def _check_cluster(experiment: Experiment) -> None:
+    """ConfigError if there is no cluster that could be served."""
+    if experiment.cluster is None:
+        raise ConfigError("--cluster: the config has no section cluster")
+    check_cluster(experiment.cluster)
+
+
+def _profile_cluster(experiment: Experiment, policy: str, paths: Sequence[Path], device: str) -> None:
+    """Serve the workload under a policy and router, and write what that added to the files."""
+    with new_progress() as progress, Interrupts() as interrupts:
+        task = progress.add_task(f"serving with {policy}", total=experiment.workload.requests)
+        try:
+            costs = cluster_costs(experiment, policy, device, partial(progress.advance, task), interrupts.watch)
+        finally:
+            if interrupts.hit:
+                problems.print("interrupted: the files say nothing of the cluster's front")
+                raise typer.Exit(INTERRUPTED)
+    add_costs(paths, costs.model_dump(include={"there_s", "back_s", "latency_scale"}))
+    console.print(
+        f"the cluster: {median(costs.there_s) * 1e3:.1f} ms from a call to an instance, "
+        f"{median(costs.back_s) * 1e3:.1f} ms back; "
+        f"a step takes {costs.latency_scale:.2f} times the above there",
+        highlight=False,
     )
 
 

@@ -17,7 +17,7 @@ from neustream.cluster.reporting import Reporting
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
 from neustream.cluster.rules.replan import Replan
 from neustream.cluster.simulation import Cluster, Kind, Watcher
-from neustream.cluster.ways import Took
+from neustream.cluster.ways import Drawn, Took
 from neustream.config.cluster import ClusterConfig
 from neustream.core.batch import Batch
 from neustream.core.events import Update
@@ -35,6 +35,8 @@ from neustream.experiment.prepared import Prepared
 from neustream.experiment.replanning import replanner_of, role_names, with_all_roles
 from neustream.experiment.roles import Role, roles_of
 
+WAY_S = 0.05
+"""How long a way takes as long as it does, where requests do not come at instants of their own."""
 BETWEEN = " @ "
 """Between a policy and a router, in the names of what is compared."""
 
@@ -121,6 +123,7 @@ def simulate_cluster(
     for pipeline in prepared.pipelines:
         again[pipeline.graph.name] = "replay" if isinstance(pipeline, LlmPipeline) else "repeat"
     seed = prepared.experiments[0].workload.seed
+    measured = None if bench.ways is not None else ways_of(prepared, config, seed)
 
     def begin(epoch: int) -> Head:
         return Head(
@@ -154,17 +157,33 @@ def simulate_cluster(
         begin(0),
         kinds,
         prepared.graphs,
-        Network(network.delay_s, network.bandwidth, network.loss, seed, network.state_bytes, bench.ways),
+        Network(network.delay_s, network.bandwidth, network.loss, seed, network.state_bytes, bench.ways or measured),
         successor=begin,
         faults=[Fault(f.at_s, f.instance, f.kind, f.seconds, f.factor) for f in config.faults],
         reporting=Reporting(network.report_s),
         watchers=watchers,
         decision_s=bench.decision_s,
-        call_s=bench.call_s,
+        call_s=bench.call_s if measured is None else 0.0,  # it is part of the way there
     )
     cluster.run(prepared.requests, observers, report, prepared.turns, prepared.bound())
     report.instance_s = cluster.instance_s
     return report
+
+
+def ways_of(prepared: Prepared, config: ClusterConfig, seed: int) -> Took | None:
+    """What ways to instances and back take, drawn from what was measured with the profiles.
+
+    They change as often as requests come, as those that were measured do. None: nobody measured it,
+    or the config says what a message takes.
+    """
+    costs = [pipeline.costs() for pipeline in prepared.pipelines]
+    there_s = max((cost.there_s for cost in costs), key=sum)
+    back_s = max((cost.back_s for cost in costs), key=sum)
+    if "delay_s" in config.network.model_fields_set or not (there_s and back_s):
+        return None
+    arrivals = [request.arrival for request in prepared.requests]
+    every_s = (max(arrivals) - min(arrivals)) / len(arrivals) or WAY_S
+    return Took(Drawn(there_s, every_s, [seed, 11]), Drawn(back_s, every_s, [seed, 12]))
 
 
 def _replanning(

@@ -34,6 +34,8 @@ Latency = Annotated[float, Field(gt=0, le=1e6)]
 Coefficient = Annotated[float, Field(ge=-1e6, le=1e6)]
 """Seconds of a step, or more of them for each unit of its size."""
 
+WaySeconds = Annotated[float, Field(ge=0, le=1e6)]
+
 
 class EngineCosts(BaseModel):
     """What serving adds to steps, in seconds, as measured on the engine.
@@ -42,7 +44,9 @@ class EngineCosts(BaseModel):
     `decision_s`: what the default policy takes to decide. `call_s`: what the call for a request
     takes in the serving process, before it is taken in. `latency_scale`: how many times its profile
     a served step takes, 1 or more. `load_s`: until the model is there and can be served, its
-    libraries and its weights included; a new instance of a cluster takes so long.
+    libraries and its weights included; a new instance of a cluster takes so long. `there_s`,
+    `back_s`: on a cluster, from the call for a request to the queues of an instance, and from the end
+    of its last step to its answer: quantiles in equal distances; none: not measured.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
@@ -52,6 +56,8 @@ class EngineCosts(BaseModel):
     call_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     latency_scale: Annotated[float, Field(ge=1, le=1e6)] = 1.0
     load_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    there_s: Annotated[tuple[WaySeconds, ...], Field(max_length=1000)] = ()
+    back_s: Annotated[tuple[WaySeconds, ...], Field(max_length=1000)] = ()
 
 
 class _File(BaseModel):
@@ -156,7 +162,21 @@ def load_costs(paths: Sequence[Path]) -> EngineCosts:
         call_s=min(cost.call_s for cost in costs),
         latency_scale=min(cost.latency_scale for cost in costs),
         load_s=max(cost.load_s for cost in costs),
+        there_s=min((cost.there_s for cost in costs), key=sum),
+        back_s=min((cost.back_s for cost in costs), key=sum),
     )
+
+
+def add_costs(paths: Sequence[Path], costs: Mapping[str, Any]) -> None:
+    """Have profile files say more of what serving adds to steps; the rest of them stays.
+
+    `costs`: by the names of `EngineCosts`.
+    """
+    for path in paths:
+        raw = json.loads(path.read_text("utf-8"))
+        known = EngineCosts.model_validate(raw.get("engine") or {}).model_dump()
+        raw["engine"] = EngineCosts.model_validate({**known, **costs}).model_dump()
+        path.write_text(json.dumps(raw, indent=1) + "\n")
 
 
 def load_stage(stage: str, paths: Sequence[Path | str]) -> LatencyProfile:

@@ -105,6 +105,38 @@ def test_what_ways_took_is_simulated_as_observed_and_told(local, tmp_path):
     assert squash("fcfs: a request's ways took") in squash(done.out) and squash("ms there (p99") in squash(done.out)
 
 
+def test_profile_measures_what_the_front_of_a_cluster_adds_and_simulations_count_it(local, tmp_path):
+    local.delay_s, new, out = 0.2, tmp_path / "new", tmp_path / "out.json"
+    path = toy(tmp_path, cluster=TWO, slo={"total_s": 60.0})
+    done = command("profile", path, "--cluster", "--out", new, "--repeats", 3, "--warmup", 1)
+    assert done.status == 0, done.err
+    assert squash("ms from a call to an instance") in squash(done.out)
+    for name in ("draw", "decode"):
+        costs = json.loads((new / f"{name}.json").read_text())["engine"]
+        assert min(costs["there_s"]) >= 0.2 and min(costs["back_s"]) >= 0.0 and costs["latency_scale"] >= 1.0
+        assert costs["decision_s"] > 0.0, "what was measured before stays"
+    p50 = {}
+    for what, changes in {"measured": [], "said": ["cluster.network.delay_s=0.0007"]}.items():
+        changes = [f"profiles={new}", *changes]
+        done = command("simulate", path, *(word for change in changes for word in ("--set", change)), "--json", out)
+        assert done.status == 0, done.err
+        p50[what] = results(out)[0]["latency_s"]["p50"]
+    assert p50["measured"] >= costs["there_s"][0] + costs["back_s"][0] > p50["said"]
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        (None, "--cluster: the config has no section cluster"),
+        ({"instances": 2}, "cluster.engine"),
+    ],
+)
+def test_profile_has_a_cluster_only_where_one_is_served(local, tmp_path, section, why):
+    path = toy(tmp_path, **({} if section is None else {"cluster": section}))
+    done = command("profile", path, "--cluster", "--out", tmp_path / "new")
+    assert done.status == 2 and why in done.err and not list(tmp_path.glob("new/*"))
+
+
 class Broken:
     """A policy that raises when it is asked."""
 

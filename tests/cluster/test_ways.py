@@ -12,7 +12,7 @@ from neustream.cluster.messages import HEAD
 from neustream.cluster.network import Network
 from neustream.cluster.rules.slack import Slack
 from neustream.cluster.simulation import Cluster, Kind
-from neustream.cluster.ways import Ways
+from neustream.cluster.ways import Drawn, Ways
 from neustream.core.batch import StepInfo
 from neustream.core.events import Ended, Submitted
 from neustream.engine.events import Finished
@@ -43,6 +43,15 @@ def test_a_message_takes_what_the_one_that_was_served_nearest_in_time_took():
     assert network.arrives(HEAD, "a", 10.0, 0.0, []) == 10.125
     assert network.arrives("a", HEAD, 10.0, 0.0, []) == 11.0
     assert network.arrives("a", "b", 10.0, 20.0, []) == 19.0
+
+
+def test_ways_are_drawn_from_quantiles_of_those_that_were_measured():
+    took = served((0.0, 0.5, 3.0, 3.25), (10.0, 10.125, 14.0, 15.0))
+    assert took.there.spread(2) == (0.125 + 0.375 / 4, 0.5 - 0.375 / 4) and served().there.spread(2) == ()
+    way = Drawn((1.0, 2.0, 3.0), 0.5, [0])
+    found = [way.took(0.5 * at) for at in range(3000)]
+    assert all(900 < found.count(seconds) < 1100 for seconds in (1.0, 2.0, 3.0))
+    assert len(set(found[:20])) == 3 and way.took(10.0) == way.took(10.2) == Drawn((1.0, 2.0, 3.0), 0.5, [0]).took(10.0)
 
 
 def test_nobody_who_went_a_way_is_no_time_and_no_figure():
