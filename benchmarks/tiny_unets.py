@@ -124,7 +124,7 @@ UNCLIP: Mapping[str, Any] = {
 }
 
 
-class FewRays(ShapERenderer):
+class FewRays(ShapERenderer):  # type: ignore[misc]
     """Shap-E's renderer with 12 samples a ray in place of 192, which take a minute of a CPU for one picture."""
 
     def decode_to_image(self, latents: Any, device: Any, size: int = 64, **_: Any) -> Any:
