@@ -11,16 +11,17 @@ import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from neustream.errors import BackendError
 from neustream.server.config import HttpConfig
 from neustream.server.errors import HTTPError, forget_frames
-from neustream.server.wire import SLOW
+from neustream.server.wire import CHUNKS, SLOW
 
 LARGEST_HEAD = 65_536
 OURS = ("ASGI callable returned without completing response", "Invalid HTTP request received.")
@@ -72,7 +73,10 @@ class Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._over:
             return
+        known = self.cycle
         super().data_received(data)
+        if self.cycle is not None and self.cycle is not known:
+            self.cycle.scope.setdefault("state", {})[CHUNKS] = partial(_chunk, self.cycle)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
         elif self._head is None:
@@ -154,6 +158,15 @@ class Protocol(H11Protocol):
         """Half a head, or none: nobody is served by this connection."""
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+
+def _chunk(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """Write a part of a body that has begun, of no length that was told; False if h11 has to, or the client is to be
+    waited for."""
+    if cycle.disconnected or cycle.flow.write_paused or cycle.scope["http_version"] != "1.1":
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 def listening(http: HttpConfig) -> socket.socket:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from neustream.server.errors import HTTPError, forget_frames, of_request
-from neustream.server.wire import SLOW, Gone, while_there
+from neustream.server.wire import CHUNKS, SLOW, Gone, while_there
 
 if TYPE_CHECKING:
     from neustream.server.context import Context
@@ -67,9 +67,11 @@ class EventStream:
         self._outlet = outlet
         self._failed = failed
         self._comment_s = comment_s
+        self._chunk: Callable[[bytes], bool] = _cannot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            self._chunk = scope.get("state", {}).get(CHUNKS, _cannot)
             await while_there(receive, self._copied(send))
         except Gone as away:
             slow = scope.get("state", {}).get(SLOW)
@@ -116,10 +118,17 @@ class EventStream:
             await self._write(send, event)
 
     async def _write(self, send: Send, event: bytes) -> None:
-        """Send an event; while that waits for the client, others see it."""
+        """Send an event, straight on where its connection can; while that waits for the client, others see it."""
+        if self._chunk(event):
+            return
         self._outlet.blocked = True
         await send(_part(event))
         self._outlet.blocked = False
+
+
+def _cannot(body: bytes) -> bool:
+    """There is no short way to the connection."""
+    return False
 
 
 class _Full(Exception):

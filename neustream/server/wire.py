@@ -19,6 +19,11 @@ SLOW = "slow_reader"
 """In the state of a request whose client did not read what was written to it in time."""
 
 
+CHUNKS = "chunks"
+"""In the state of a request, where its connection can do that: writes a part of a body that has begun, and says
+whether it did. Of what a token costs, the parser's account of each part is a fifth."""
+
+
 class Gone(Exception):
     """The client went away."""
 

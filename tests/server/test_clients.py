@@ -282,3 +282,48 @@ def test_what_requests_leave_needs_no_collection_of_garbage(both, name):
 def requests_there():
     """Requests that fronts know, whether or not anybody can get at them."""
     return [one for one in gc.get_objects() if type(one) in (Answer, Context)]
+
+
+# -- what they send of their own ----------------------------------------------------------------------
+
+
+def test_an_answer_of_the_openai_client_is_a_message_again(both):
+    """All that its types put into a message comes back: `refusal`, `annotations`, `tool_calls` of nothing."""
+    asked = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    given = {"model": "chat", "max_tokens": 3}
+    with openai.OpenAI(base_url=f"{both[0]}/v1", api_key="x", max_retries=0) as client:
+        first = client.chat.completions.create(messages=asked, **given).choices[0].message
+        again = [*asked, first.model_dump(), {"role": "user", "content": "go on"}]
+        done = client.chat.completions.create(messages=again, **given)
+        raised = pytest.raises(openai.BadRequestError, match="tools is not supported")
+        with raised:
+            client.chat.completions.create(
+                messages=asked, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}], **given
+            )
+    assert done.choices[0].finish_reason and done.usage.prompt_tokens > 40
+
+
+async def at_once(chat, prompts):
+    try:
+        return await chat.abatch(prompts)
+    finally:
+        await chat.root_async_client.close()
+
+
+def test_chats_by_langchain(both):
+    """Whole, streamed, several at once, with a history and likelihoods; what needs tools is refused by name."""
+    theirs = pytest.importorskip("langchain_openai", reason="needs the extra 'dev'")
+    given = {"model": "chat", "base_url": f"{both[0]}/v1", "api_key": "x", "max_retries": 0, "max_tokens": 4}
+    chat = theirs.ChatOpenAI(**given, extra_body={"ignore_eos": True})
+    assert chat.invoke("hi").usage_metadata["output_tokens"] == 4
+    chunks = list(chat.stream("hi", stream_usage=True))
+    assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) == 4
+    assert [one.response_metadata["finish_reason"] for one in chat.batch(["a", "b", "c"])] == ["length"] * 3
+    assert len(asyncio.run(at_once(chat, ["a", "b"]))) == 2
+    history = [("system", "s"), ("human", "h"), ("ai", "a"), ("human", "q")]
+    told = chat.bind(logprobs=True, top_logprobs=2).invoke(history).response_metadata["logprobs"]["content"]
+    assert len(told) == 4 and all(len(place["top_logprobs"]) >= 2 for place in told)
+    schema = {"title": "answer", "type": "object", "properties": {"x": {"type": "integer"}}}
+    for method, name in {"function_calling": "tool", "json_schema": "response_format"}.items():
+        with pytest.raises(openai.BadRequestError, match=f"{name}.* is not supported by this server"):
+            chat.with_structured_output(schema, method=method).invoke("hi")

@@ -167,6 +167,54 @@ def test_a_thousand_connections_are_each_answered(url, client):
     until(lambda: gauge(client, "http_connections") <= 2)
 
 
+# -- who reads streams by other rules ------------------------------------------------------------------------
+
+
+def streamed(**more):
+    return {**ASK, "max_tokens": 9, "temperature": 0, "stream": True, **more}
+
+
+def test_a_stream_for_a_client_of_http_1_0_has_no_chunks(url, client):
+    content = json.dumps(streamed()).encode()
+    start = head(f"content-length: {len(content)}").replace(b"HTTP/1.1", b"HTTP/1.0")
+    with socket.create_connection(address(url)) as connection:
+        connection.sendall(start + content)
+        found, _, body = heard(connection).partition(b"\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 200 ") and b"chunked" not in found.lower()
+    assert texts(body) == texts(client.post(PATH, json=streamed()).content)
+    assert body.startswith(b"data: {") and body.endswith(b"\n\ndata: [DONE]\n\n")
+
+
+def test_streams_that_are_asked_for_at_once_come_one_after_the_other(url, client):
+    asks = [streamed(), streamed(max_tokens=5), streamed()]
+    content = [json.dumps(ask).encode() for ask in asks]
+    heads = [head(f"content-length: {len(one)}") for one in content]
+    heads[-1] = head(f"content-length: {len(content[-1])}", "connection: close")
+    with socket.create_connection(address(url)) as connection:
+        connection.sendall(b"".join(one + body for one, body in zip(heads, content, strict=True)))
+        found = [unchunked(part) for part in heard(connection).split(b"HTTP/1.1 200 ")[1:]]
+    assert found == [client.post(PATH, json=ask).content.count(b"data: {") for ask in asks]
+
+
+def unchunked(answer):
+    """How many tokens a chunked answer has; all its chunks are as long as they say."""
+    _, _, left = answer.partition(b"\r\n\r\n")
+    body = b""
+    while True:
+        size, _, left = left.partition(b"\r\n")
+        length = int(size, 16)
+        assert left[length : length + 2] == b"\r\n"
+        body, left = body + left[:length], left[length + 2 :]
+        if not length:
+            assert not left and body.endswith(b"data: [DONE]\n\n")
+            return body.count(b"data: {")
+
+
+def texts(body):
+    events = [line[6:] for line in body.decode().split("\n") if line.startswith("data: {")]
+    return [json.loads(event)["choices"][0]["text"] for event in events]
+
+
 # -- who pours in -----------------------------------------------------------------------------------------
 
 
