@@ -9,7 +9,8 @@ next is asked. Systems take turns, so that what else the machine does falls on a
 `generate` serves one after the other. `generate_batch` is the manager behind it, which streams. vLLM has a
 process of its own, steps its engine in place (`text_vllm.py`), and is left out where `--vllm` names no Python
 that has it. Ours reads larger linear layers in oneDNN's layout; the plain one has `prepack=False`. Greedy tokens
-are compared with those of `generate`: `other` counts requests with a difference.
+are compared with those of `generate`: `other` counts requests with a difference. With `--handed`, ours is also
+measured with all turns of the engine on its own thread: none follows a brief step on the worker's.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import neustream as ns
 from neustream.analysis.tables import new_table
+from neustream.engine import executor
 from neustream.profiling import versions
 
 LENGTH, BLOCK = 512, 32
@@ -181,6 +183,14 @@ def by_ours(service: ns.Service, work: Work, concurrent: int) -> list[Served]:
         return list(threads.map(ask, range(len(work.prompts))))
 
 
+def by_handing(service: ns.Service, work: Work, concurrent: int) -> list[Served]:
+    before, executor.BRIEF_S = executor.BRIEF_S, 0.0
+    try:
+        return by_ours(service, work, concurrent)
+    finally:
+        executor.BRIEF_S = before
+
+
 class Vllm:
     """A vLLM in a process of its own."""
 
@@ -213,7 +223,7 @@ class Vllm:
 
 
 @contextlib.contextmanager
-def systems_of(name: str, seats: int, vllm: str | None) -> Iterator[dict[str, System]]:
+def systems_of(name: str, seats: int, vllm: str | None, handed: bool) -> Iterator[dict[str, System]]:
     """All that serve a model, each by its name."""
     model = made(name)
     with contextlib.ExitStack() as stack:
@@ -235,6 +245,8 @@ def systems_of(name: str, seats: int, vllm: str | None) -> Iterator[dict[str, Sy
             found["vllm"] = process
         service = stack.enter_context(ns.serve(model, profile=Flat(), slots=seats, max_len=LENGTH))
         found["ours"] = lambda work, concurrent: by_ours(service, work, concurrent)
+        if handed:
+            found["ours, handed"] = lambda work, concurrent: by_handing(service, work, concurrent)
         if name in PREPACKED:
             serving = ns.serve(made(name), profile=Flat(), slots=seats, max_len=LENGTH, prepack=False)
             plain = stack.enter_context(serving)
@@ -258,7 +270,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     model = made(name)
     vocabulary = model.config.vocab_size
     cells: dict[tuple[str, int], Cell] = defaultdict(Cell)
-    with systems_of(name, max(args.concurrent), args.vllm) as systems:
+    with systems_of(name, max(args.concurrent), args.vllm, args.handed) as systems:
         for run in systems.values():  # first calls make what later ones use
             run(work_of(2, vocabulary, 99), 2)
         for turn in range(args.rounds):
@@ -307,6 +319,7 @@ def main() -> None:
     parser.add_argument("--requests", type=at_least_one, default=48)
     parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM, as `make test-vllm` makes one")
+    parser.add_argument("--handed", action="store_true", help="ours with turns on the engine's thread alone, too")
     parser.add_argument("--out", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
     torch.set_num_threads(1)

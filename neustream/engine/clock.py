@@ -10,16 +10,20 @@ import contextlib
 import heapq
 import itertools
 import math
-import queue
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
-from neustream.engine.events import Event
+from neustream.engine.events import Call, Event
 from neustream.engine.inbox import Inbox
 from neustream.errors import RequestError
 
 LONGEST_WAIT_S = 86400.0
 """A wall clock looks again after so long: a wait for years is more than locks can do."""
+
+Turn = Callable[[Sequence[Event]], bool]
+"""Takes events in, and does what follows; whether who waits is to have the next turn."""
 
 
 def date() -> float:
@@ -50,6 +54,15 @@ class Clock(Protocol):
 
     def post(self, event: Event, at: float) -> None:
         """Deliver `event` at instant `at` (at once if that is past)."""
+        ...
+
+    def deliver(self, event: Event) -> None:
+        """`event` happens now, on another thread than the one that waits, which may take the turn
+        in its place."""
+        ...
+
+    def lent(self, turn: Turn) -> contextlib.AbstractContextManager[None]:
+        """Let who delivers events take turns, while the present thread waits for some."""
         ...
 
     def wait(self) -> list[Event]:
@@ -90,6 +103,13 @@ class VirtualClock:
     def post(self, event: Event, at: float) -> None:
         heapq.heappush(self._heap, (max(at, self._now), event.rank, next(self._order), event))
 
+    def deliver(self, event: Event) -> None:
+        self.post(event, self._now)
+
+    def lent(self, turn: Turn) -> contextlib.AbstractContextManager[None]:
+        """Nobody takes any: there is one thread."""
+        return contextlib.nullcontext()
+
     def wait(self) -> list[Event]:
         heap = self._heap
         if not heap:
@@ -103,7 +123,12 @@ class VirtualClock:
 
 
 class WallClock:
-    """Waits for real time (monotonic) and for posts of other threads."""
+    """Waits for real time (monotonic) and for posts of other threads.
+
+    One thread waits for events. Where its turns are `lent`, one that delivers an event takes them
+    meanwhile: to wake another thread and to be woken by it costs some 0.1 ms, and both want
+    Python's lock. Whoever has the lead takes turns, and reads the heap.
+    """
 
     shared: ClassVar[bool] = True
     decides_at_once: ClassVar[bool] = False
@@ -113,6 +138,12 @@ class WallClock:
         self._heap: list[tuple[float, int, int, Event]] = []
         self._order = itertools.count()
         self._inbox: Inbox[tuple[float, int, int, Event]] = Inbox()
+        self._lead = threading.Lock()  # free while the thread that waits sleeps, with turns lent
+        self._lead.acquire()
+        self._turn: Turn | None = None
+        self._fault: BaseException | None = None  # of a turn in its place
+        self._guest: int | None = None  # the thread that takes one now
+        self._until = math.inf  # when it wakes by itself
 
     def now(self) -> float:
         return time.monotonic() - self._origin
@@ -121,22 +152,87 @@ class WallClock:
         return seconds
 
     def post(self, event: Event, at: float) -> None:
-        self._inbox.put((at, event.rank, next(self._order), event))
+        item = at, event.rank, next(self._order), event
+        if self._guest == threading.get_ident():
+            heapq.heappush(self._heap, item)
+        else:
+            self._inbox.put(item)
+
+    @contextlib.contextmanager
+    def lent(self, turn: Turn) -> Iterator[None]:
+        """Let threads that `deliver` take turns while the present one waits.
+
+        Not on a main thread: a signal's handler may raise while it waits.
+        """
+        self._turn = turn
+        try:
+            yield
+        finally:
+            self._turn = None
+
+    def deliver(self, event: Event) -> None:
+        """`event` happens now. The turn is taken here if the thread that waits sleeps, and nothing
+        was posted that it is to wake for; else it is posted. What a turn raises, `wait` does."""
+        lent = self._turn is not None and self._inbox.empty()
+        if not (lent and self._lead.acquire(blocking=False)):
+            self.post(event, self.now())
+            return
+        try:
+            self._take_turn(event)
+        finally:
+            self._guest = None
+            self._lead.release()
+
+    def _take_turn(self, event: Event) -> None:
+        """A turn in place of the thread that waits."""
+        turn, heap, before = self._turn, self._heap, self._until
+        assert turn is not None
+        self._guest = threading.get_ident()
+        self.post(event, self.now())
+        try:
+            back = turn(self._due())
+        except BaseException as fault:  # noqa: BLE001  it is for the thread that waits
+            self._turn, self._fault = None, fault
+            self._inbox.ring()
+            return
+        if back:
+            now = self.now()
+            self._inbox.put((now, _WAKE.rank, next(self._order), _WAKE))
+        elif heap and heap[0][0] < before:
+            self._inbox.ring()
 
     def wait(self) -> list[Event]:
         heap, inbox = self._heap, self._inbox
         while True:
+            inbox.hush()
             while not inbox.empty():
                 heapq.heappush(heap, inbox.get_nowait())
-            now = self.now()
-            due: list[Event] = []
-            while heap and heap[0][0] <= now:
-                due.append(heapq.heappop(heap)[3])
+            due = self._due()
             if due:
                 return due
-            left = heap[0][0] - now if heap else LONGEST_WAIT_S
-            with contextlib.suppress(queue.Empty):
-                heapq.heappush(heap, inbox.get(min(left, LONGEST_WAIT_S)))
+            self._until = heap[0][0] if heap else math.inf
+            self._sleep(min(self._until - self.now(), LONGEST_WAIT_S))
+
+    def _due(self) -> list[Event]:
+        heap, now, due = self._heap, self.now(), list[Event]()
+        while heap and heap[0][0] <= now:
+            due.append(heapq.heappop(heap)[3])
+        return due
+
+    def _sleep(self, seconds: float) -> None:
+        """Until something is posted, or for so long; what a turn of another thread raised."""
+        if self._turn is None:
+            self._inbox.listen(seconds)
+            return
+        self._lead.release()
+        self._inbox.listen(seconds)
+        self._lead.acquire()
+        if self._fault is not None:
+            raise self._fault
+
+
+_WAKE = Call(lambda now: None)
+"""Wakes the thread that waits, which has its turn."""
 
 
 def stopwatch() -> float:

@@ -59,7 +59,7 @@ class Engine:
         members: what serves: one scheduler with its executors, or several (replicas, or instances
             that serve different stages). Each request stays with one of them.
         clock: virtual or wall.
-        observers: called with every Record, on the loop's thread; they must be quick.
+        observers: called with every Record, on a thread of the engine's; they must be quick.
         router: chooses the member of a request, where several can serve it; default: `LeastWork`.
         max_open: the most requests without an answer; more are refused at `submit`. None: no limit.
         step_timeout_s: while serving, a step that takes longer fails its requests (see `Limits`).
@@ -181,10 +181,10 @@ class Engine:
         The future raises only where the request was never accepted (a duplicate id, a graph that
         is not served) or the engine itself broke. Safe from any thread; in asyncio use
         `asyncio.wrap_future`. `cancel()` of the future gives the request up. `on_output(emitted)`
-        is called on the engine's thread for each output, in order, before the future is answered;
+        is called on a thread of the engine's for each output, in order, before the future is set;
         it must be quick, and if it raises it is called no more. `since`: when the request came, on
         the engine's clock, if that was before: its promises count from then. `follows`: on the
-        engine's thread, for one that goes on with what has just ended; also while it closes.
+        thread of a callback, for one that goes on with what has just ended; also while it closes.
 
         Raises:
             RequestError: for arguments that are none, while `max_open` requests are open, or if the
@@ -279,9 +279,9 @@ class Engine:
             return self._desk.ask(lambda answer: Leave(member, answer), now)
 
     def inspect(self, question: Callable[[Sequence[Member], float], T]) -> Future[T]:
-        """What `question` says of the members at an instant of the clock, on the engine's thread.
+        """What `question` says of the members at an instant of the clock.
 
-        It must be quick and change nothing; the future raises what it raises.
+        Asked on a thread of the engine's: quick, and changes nothing. Raises in the future.
         """
         with self._life.serving(closing=True) as now:
             return self._desk.inspect(question, now)
@@ -314,10 +314,9 @@ class Engine:
             return
         if timeout_s is not None and not 0 <= timeout_s <= threading.TIMEOUT_MAX:
             raise RequestError(f"timeout_s must be a number of seconds >= 0, got {timeout_s!r}")
-        if threading.current_thread() is self._thread:
-            raise RequestError("close() waits for the engine's thread: it cannot be called on it")
-        if any(drive.here() for drive in self._loop.drives):
-            raise RequestError("close() waits for workers, so it cannot be called in a step")
+        here = threading.current_thread() is self._thread
+        if here or any(drive.here() for drive in self._loop.drives):
+            raise RequestError("close() waits for this thread: it cannot be called on it")
         with self._life.gate:
             if self._life.running and self._thread is None:
                 raise RequestError("close() cannot be called during run(): interrupt() ends that")
@@ -358,7 +357,8 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            self._loop.run(self)
+            with self.clock.lent(self._loop.turn):
+                self._loop.run(self)
         except BaseException as fault:
             self._life.fault = fault
             if self._forgiving and not isinstance(fault, NeustreamError):

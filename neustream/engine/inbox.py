@@ -26,9 +26,21 @@ class Inbox(Generic[T]):
     def put(self, item: T) -> None:
         """Add an item; from any thread, and from signal handlers."""
         self._items.put(item)
+        self.ring()
+
+    def ring(self) -> None:
+        """Have the reader look: now if it listens, or as soon as it does."""
         if self._bell.locked():
             with contextlib.suppress(RuntimeError):  # another rang it in between
                 self._bell.release()
+
+    def hush(self) -> None:
+        """Forget what has rung: the reader looks now."""
+        self._bell.acquire(blocking=False)
+
+    def listen(self, timeout_s: float) -> None:
+        """Wait for a ring, for no longer than so."""
+        self._bell.acquire(timeout=max(timeout_s, 0.0))
 
     def empty(self) -> bool:
         return self._items.empty()
@@ -41,8 +53,8 @@ class Inbox(Generic[T]):
         """The oldest item; `queue.Empty` if none comes within `timeout_s` (None: wait for one)."""
         if timeout_s is None:
             return self._items.get()
-        self._bell.acquire(blocking=False)  # what rang it is found now
+        self.hush()
         with contextlib.suppress(queue.Empty):
             return self._items.get_nowait()
-        self._bell.acquire(timeout=max(timeout_s, 0.0))
+        self.listen(timeout_s)
         return self._items.get_nowait()

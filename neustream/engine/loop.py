@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 from neustream.core.batch import Batch
-from neustream.core.events import Left, Submitted
+from neustream.core.events import Ended, Left, Submitted
 from neustream.core.profile import LatencyProfile
 from neustream.core.types import Request
 from neustream.engine.clock import Clock
@@ -107,14 +107,24 @@ class Loop:
             events = self.clock.wait()
             if not events:
                 raise RequestError(f"{self.open} request(s) are open, but nothing will ever happen")
-            for event in events:
-                self.handle(event)
-            touched, self._touched = self._touched, {}
-            for drive in touched:
-                drive.turn()
-            self.departures.settle()
-            self.publish()
-            del events, event, touched  # while idle, hold no finished request's results
+            self.turn(events)
+            del events  # while idle, hold no finished request's results
+
+    def turn(self, events: Sequence[Event]) -> bool:
+        """Take events in, start what can start, tell observers; whether requests have ended.
+
+        Who waited for one of these may ask for more, and where this was the last, this is over: so
+        the loop's own thread has the next turn.
+        """
+        for event in events:
+            self.handle(event)
+        touched, self._touched = self._touched, {}
+        for drive in touched:
+            drive.turn()
+        self.departures.settle()
+        ended = any(isinstance(record, Ended) for record in self._records)
+        self.publish()
+        return ended
 
     def handle(self, event: Event) -> None:
         """Take in one event."""

@@ -70,7 +70,7 @@ def test_close_in_a_step_is_refused():
     with engine_of() as engine:
 
         def close():
-            with pytest.raises(RequestError, match="close\\(\\) waits for workers"):
+            with pytest.raises(RequestError, match="close\\(\\) waits for this thread"):
                 engine.close()
             seen.append(1)
 

@@ -203,7 +203,7 @@ def test_callbacks_may_use_the_engine():
         def again(done):
             seen.append(engine.submit(GRAPH, {"value": "from a callback"}))
             engine.cancel("nobody")
-            with pytest.raises(RequestError, match="close\\(\\) waits for the engine's thread"):
+            with pytest.raises(RequestError, match="close\\(\\) waits for this thread"):
                 engine.close()
 
         engine.submit(GRAPH).add_done_callback(again)

@@ -157,12 +157,12 @@ def test_close_and_remove_from_callbacks():
     told = []
 
     def step(one):
-        with pytest.raises(RequestError, match="waits for workers"):
+        with pytest.raises(RequestError, match="waits for this thread"):
             engine.close()
         return {"out": 1}
 
     def back(done):
-        with pytest.raises(RequestError, match="waits for the engine's thread"):
+        with pytest.raises(RequestError, match="waits for this thread"):
             engine.close()
         told.append(engine.remove("a"))
 

@@ -308,7 +308,7 @@ def test_close_cannot_be_called_in_a_call():
     told = []
 
     def search(input):
-        with pytest.raises(RequestError, match="waits for workers"):
+        with pytest.raises(RequestError, match="waits for this thread"):
             engine.close()
         told.append(1)
         return {}
