@@ -259,6 +259,7 @@ def copy_of(job: Entry) -> Entry:
     twin.ran = job.ran
     twin.after = job.after
     twin.outer_until = job.outer_until
+    twin.tails = job.tails
     twin.queue = job.queue
     twin.round = job.round
     twin.unit_size = job.unit_size

@@ -26,7 +26,7 @@ from neustream.core.graph import (
     Stage,
     Switch,
 )
-from neustream.core.stretch import Stretch, parts
+from neustream.core.stretch import Stretch, Tail, ahead_of
 from neustream.errors import GraphError
 
 if TYPE_CHECKING:
@@ -285,6 +285,15 @@ class Cursor:
 
     def calls_ahead(self, job: Job) -> Iterator[tuple[Stage | Stretch, int]]:
         """The same with stretches in one piece: each of its stages is called so often."""
+        for part, count in self.parts_ahead(job):
+            if not isinstance(part, Tail):
+                yield part, count
+                continue
+            for child in part.children:
+                yield from calls_of(child, job)
+
+    def parts_ahead(self, job: Job) -> Iterator[tuple[Stage | Stretch | Tail, int]]:
+        """The same with tails in one piece too."""
         if self.stage is not None:
             yield self.stage, self.rounds_here
         elif self.fork is None:
@@ -292,7 +301,10 @@ class Cursor:
         elif job.status != "forked":
             yield from calls_of(self.fork, job)
         for node, times, _ in self.rest(job):
-            yield from repeated(node, job, times)
+            if isinstance(node, Tail):
+                yield node, times
+            else:
+                yield from repeated(node, job, times)
 
     def _turns_on_stage(self, frame: Frame) -> bool:
         """Whether a frame is the loop around the current stage alone."""
@@ -307,7 +319,7 @@ class Cursor:
             return max(1, inner.total - inner.done)
         return 1
 
-    def rest(self, job: Job) -> Iterator[tuple[Node | Stretch, int, int]]:
+    def rest(self, job: Job) -> Iterator[tuple[Node | Stretch | Tail, int, int]]:
         """What follows the current stage: nodes, how often each, and how many calls are around it.
 
         `job.params` are those of that place while it is given.
@@ -317,7 +329,7 @@ class Cursor:
             for frame in reversed(self._frames):
                 node = frame.node
                 if isinstance(node, Seq):
-                    for child in parts(node, frame.done + 1):
+                    for child in ahead_of(node, frame.done):
                         yield child, 1, depth
                 elif isinstance(node, Loop) and not self._turns_on_stage(frame):
                     yield node.body, frame.total - frame.done - 1, depth

@@ -14,6 +14,7 @@ from neustream.errors import PolicyError
 
 if TYPE_CHECKING:
     from neustream.core.forks import Fork
+    from neustream.core.tails import Kept
 
 TRANSITIONS: Mapping[str, frozenset[str]] = {
     "waiting": frozenset(
@@ -63,6 +64,7 @@ class Entry(Job):
         parent: whose branch it is, None from the moment that nobody waits for it.
         after: what follows the join; outer_until: `leg_until` of the calls around the par.
         ran: whether any of its branches has run, of a request's own job.
+        tails: what it asked of what is far ahead (see `tails.py`).
     """
 
     __slots__ = (
@@ -81,6 +83,7 @@ class Entry(Job):
         "queue",
         "ran",
         "round",
+        "tails",
         "unit_size",
     )
 
@@ -102,6 +105,7 @@ class Entry(Job):
         self.ran = False
         self.after = Ahead()
         self.outer_until = math.inf
+        self.tails: Kept = {}
 
     @property
     def root(self) -> Entry:

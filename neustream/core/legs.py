@@ -21,8 +21,9 @@ from neustream.core.job import Status
 from neustream.core.paths import least_left
 from neustream.core.reasons import due, span
 from neustream.core.step_times import StepTimes
-from neustream.core.stretch import Stretch, parts, tallied
+from neustream.core.stretch import Stretch, Tail, added, parts, tallied
 from neustream.core.sums import Sums
+from neustream.core.tails import Tails
 from neustream.core.types import TICK
 from neustream.errors import RequestError
 
@@ -33,6 +34,7 @@ class Legs:
     def __init__(self, times: StepTimes) -> None:
         self._times = times
         self.sums = Sums(times, self._seconds)
+        self.tails = Tails(times, self._seconds)
 
     def begin(self, job: Entry, now: float) -> None:
         """A job is at the start of its graph, or a branch at its own."""
@@ -174,7 +176,7 @@ class Legs:
                 continue
             behind = behind.plus(ahead)
             if leg or stage.caches:  # a stage that has no outputs is asked for none
-                counts = _count(node, times, job, counts)
+                counts = self._count(node, times, job, counts)
         known = job.history.leg(job.request.graph.print, job.leg)
         return Ahead(own.alone, known.expected(own.alone)), behind, counts
 
@@ -182,14 +184,24 @@ class Legs:
         seconds = self._times.alone(stage, stage.size_of(job))
         return Ahead(seconds, seconds)
 
-    def _seconds(self, node: Node | Stretch, job: Entry, call: bool = False) -> Ahead:
+    def _count(
+        self, node: Node | Stretch | Tail, times: int, job: Entry, counts: MutableMapping[str, int]
+    ) -> MutableMapping[str, int]:
+        """`counts` with the expected calls of stages below a node that is ahead."""
+        if isinstance(node, Tail):
+            return added(counts, self.tails.of(node, job).counts)
+        for part, calls in calls_of(node, job):
+            counts = tallied(counts, part, times * calls)
+        return counts
+
+    def _seconds(self, node: Node | Stretch | Tail, job: Entry, call: bool = False) -> Ahead:
         """Seconds of a node that is ahead; `call`: whether it is in a call that is counted."""
         match node:
             case Stage():
                 alone = self._stage(node, job)
                 return alone if call else self._as_seen(node.leg, alone, job, begins=starts(node))
-            case Stretch():
-                ahead = self.sums.of(node, job).ahead
+            case Stretch() | Tail():
+                ahead = self._kept(node, job)
                 return Ahead(ahead.alone, ahead.alone) if call else ahead
             case Seq():
                 whole = node.call is not None and node.call.whole
@@ -211,6 +223,11 @@ class Legs:
                     sorted([ahead.expected for ahead in each])[node.need - 1],
                 )
 
+    def _kept(self, node: Stretch | Tail, job: Entry) -> Ahead:
+        if isinstance(node, Stretch):
+            return self.sums.of(node, job).ahead
+        return self.tails.of(node, job).ahead
+
     def _as_seen(self, leg: str, ahead: Ahead, job: Entry, begins: bool = True) -> Ahead:
         """What a leg is expected to take; nothing for its later stages, which are in that."""
         known = job.history.leg(job.request.graph.print, leg)
@@ -224,7 +241,7 @@ def starts(stage: Stage) -> bool:
     return stage.phase != "decode"
 
 
-def _goes_on(node: Node | Stretch, stage: Stage) -> bool:
+def _goes_on(node: Node | Stretch | Tail, stage: Stage) -> bool:
     """Whether a node behind `stage`, outside of calls, belongs to the same model call."""
     match node:
         case Stage():
@@ -235,17 +252,8 @@ def _goes_on(node: Node | Stretch, stage: Stage) -> bool:
             return _goes_on(node.body, stage)
         case Switch():
             return all(_goes_on(child, stage) for child in node.cases.values())
-        case Par() | Stretch():
+        case Par() | Stretch() | Tail():
             return False
-
-
-def _count(
-    node: Node | Stretch, times: int, job: Entry, counts: MutableMapping[str, int]
-) -> MutableMapping[str, int]:
-    """`counts` with the expected calls of stages below a node that is ahead."""
-    for part, calls in calls_of(node, job):
-        counts = tallied(counts, part, times * calls)
-    return counts
 
 
 def _call(frame: Frame) -> Call:

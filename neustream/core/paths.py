@@ -11,7 +11,7 @@ from neustream.core.cursor import Cursor
 from neustream.core.graph import Loop, Node, Par, Seq, Stage, Switch, answer
 from neustream.core.job import Job
 from neustream.core.step_times import StepTimes
-from neustream.core.stretch import Stretch
+from neustream.core.stretch import Stretch, Tail
 from neustream.errors import GraphError
 
 
@@ -28,7 +28,7 @@ def least_left(job: Job, cursor: Cursor, times: StepTimes) -> float:
     return seconds
 
 
-def _may_end(node: Node | Stretch, cursor: Cursor) -> bool:
+def _may_end(node: Node | Stretch | Tail, cursor: Cursor) -> bool:
     """Whether a node is the body of an open loop that may end before its next round."""
     return any(
         isinstance(frame.node, Loop) and frame.node.until is not None and frame.node.body is node
@@ -36,12 +36,12 @@ def _may_end(node: Node | Stretch, cursor: Cursor) -> bool:
     )
 
 
-def shortest(node: Node | Stretch, job: Job, times: StepTimes) -> float:
+def shortest(node: Node | Stretch | Tail, job: Job, times: StepTimes) -> float:
     """Seconds of the shortest way through a node."""
     match node:
         case Stage():
             return _stage(node, job, times)
-        case Stretch():
+        case Stretch() | Tail():
             return sum([shortest(child, job, times) for child in node.children])
         case Seq():
             try:

@@ -1,15 +1,21 @@
-"""Stretches of a graph: nodes in a row whose calls are settled before a job comes to them.
+"""Pieces of long sequences: stretches, whose calls are settled before a job comes, and tails.
 
 A stage without sizes takes the same for every job at any time. What many of them take together is
-kept (see `sums.py`), so a job that moves along them need not look at each of them again.
+kept (see `sums.py`), so a job that moves along them need not look at each of them again. What the
+others take depends on the job: of those far ahead it keeps what it asked (see `tails.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import NamedTuple
 
 from neustream.core.node import Node, Par, Seq, Stage
+
+NEAR = 6
+"""Nodes of a sequence in front of a job that are never in a tail."""
+EVERY = 4
+"""Tails begin at each so many of them."""
 
 
 class Stretch(NamedTuple):
@@ -32,6 +38,30 @@ class Stretch(NamedTuple):
         """Its stages in order, one for each call."""
         for child in self.children:
             yield from stages_of(child)
+
+
+class Tail(NamedTuple):
+    """The children of a sequence from `start` on, far ahead of a job that is at child `at`."""
+
+    node: Seq
+    at: int
+    start: int
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return self.node.nodes[self.start :]
+
+
+def ahead_of(node: Seq, at: int) -> Iterator[Node | Stretch | Tail]:
+    """The children of a sequence behind that which a job is at: near ones, and the tail."""
+    count = len(node.nodes)
+    start = at + 1
+    far = -(-(start + NEAR) // EVERY) * EVERY
+    if far + EVERY > count or (node.stops and node.stops[start] == count):
+        yield from parts(node, start)
+        return
+    yield from node.nodes[start:far]
+    yield Tail(node, at, far)
 
 
 def parts(node: Seq, start: int = 0) -> Iterator[Node | Stretch]:
@@ -95,6 +125,13 @@ class Tally(MutableMapping[str, int]):
 
     def __len__(self) -> int:
         return len(self._read())
+
+
+def added(counts: MutableMapping[str, int], more: Mapping[str, int]) -> MutableMapping[str, int]:
+    """`counts` with more calls by stage."""
+    for name, calls in more.items():
+        counts[name] = counts.get(name, 0) + calls
+    return counts
 
 
 def tallied(

@@ -13,7 +13,8 @@ from neustream.core.legs import Legs
 from neustream.core.lengths import Lengths
 from neustream.core.profile import LatencyProfile
 from neustream.core.step_times import StepTimes
-from neustream.core.stretch import Stretch, tallied
+from neustream.core.stretch import Stretch, Tail, added, tallied
+from neustream.core.tails import Far
 from neustream.core.types import Request
 from neustream.errors import ProfileError
 
@@ -116,6 +117,38 @@ class Walk:
         return stage
 
 
+class _Found:
+    """The calls that lie ahead of a job, added up in their order.
+
+    Attributes:
+        own: the params of the call that it is in; sizes: of stages in calls with other ones.
+        nothing: whether none was added so far.
+        total: seconds of all; to_output: of those up to the next output, None if there is none.
+    """
+
+    __slots__ = ("calls_left", "nothing", "own", "sizes", "to_output", "total")
+
+    def __init__(self, own: Mapping[str, Any]) -> None:
+        self.own = own
+        self.nothing = True
+        self.total = 0.0
+        self.to_output: float | None = None
+        self.calls_left: MutableMapping[str, int] = {}
+        self.sizes: dict[str, float] = {}
+
+    def add(self, seconds: float, to_output: float | None) -> None:
+        """Some more seconds; `to_output`: up to an output among them, None if there is none."""
+        if to_output is not None and self.to_output is None:
+            self.to_output = self.total + to_output
+        self.total += seconds
+
+    def far(self, far: Far, params: Mapping[str, Any]) -> None:
+        """What is far ahead too, in a sequence where `params` are those of the job."""
+        self.add(far.calls, far.to_output)
+        self.calls_left = added(self.calls_left, far.counts)
+        self.sizes.update(far.sizes if params is self.own else far.every)
+
+
 class Work:
     """Keeps `calls_left`, `remaining_s`, `next_output_s` and the legs of a scheduler's jobs."""
 
@@ -126,40 +159,41 @@ class Work:
     def measure(self, job: Entry) -> None:
         """Set all of them from the calls that lie ahead."""
         assert job.cursor is not None
-        times = self._times
-        total, to_output = 0.0, None
-        calls_left: MutableMapping[str, int] = {}
-        own, sizes = job.params, None
-        current = True
-        for part, calls in job.cursor.calls_ahead(job):
-            stage = part if isinstance(part, Stage) else part.first
-            size = stage.size_of(job)
-            if job.params is not own:
-                sizes = sizes or {}
-                sizes[stage.name] = size
-            first = whole = times.alone(stage, size)
-            if current:
-                current = False
-                job.unit_s, job.unit_size = whole, size
-                if job.computed:  # the rest of a step in parts
-                    first = times.alone(stage, size - job.computed)
-            calls_left = tallied(calls_left, part, calls)
-            output_s = first if stage.emits else None
-            if isinstance(part, Stretch):
-                kept = self.legs.sums.of(part, job)
-                first, whole, output_s = kept.calls, kept.calls, kept.to_output
-            if output_s is not None and to_output is None:
-                to_output = total + output_s
-            total += first + whole * (calls - 1)
-        if sizes is not None or job.sizes_ahead:
-            job.sizes_ahead = sizes or {}
+        found = _Found(job.params)
+        for part, calls in job.cursor.parts_ahead(job):
+            if isinstance(part, Tail):
+                found.far(self.legs.tails.of(part, job), job.params)
+            else:
+                self._add(found, part, calls, job)
+        total, to_output = found.total, found.to_output
+        if found.sizes or job.sizes_ahead:
+            job.sizes_ahead = found.sizes
         if job.request.graph.forks:
             total = self.legs.path_s(job)
             to_output = None if to_output is None else min(to_output, total)
         total += job.after.alone
-        job.calls_left = calls_left
+        job.calls_left = found.calls_left
         job.remaining_s = total
         job.next_output_s = total if to_output is None else to_output
+
+    def _add(self, found: _Found, part: Stage | Stretch, calls: int, job: Entry) -> None:
+        """Add the calls of a part that is asked now; of all the first is that which it is at."""
+        stage = part if isinstance(part, Stage) else part.first
+        size = stage.size_of(job)
+        if job.params is not found.own:
+            found.sizes[stage.name] = size
+        first = whole = self._times.alone(stage, size)
+        if found.nothing:
+            found.nothing = False
+            job.unit_s, job.unit_size = whole, size
+            if job.computed:  # the rest of a step in parts
+                first = self._times.alone(stage, size - job.computed)
+        found.calls_left = tallied(found.calls_left, part, calls)
+        output_s = first if stage.emits else None
+        if isinstance(part, Stretch):
+            kept = self.legs.sums.of(part, job)
+            first, whole, output_s = kept.calls, kept.calls, kept.to_output
+        found.add(first + whole * (calls - 1), output_s)
 
     def one_call_done(self, job: Entry, stage: Stage) -> None:
         """One round of a loop over `stage` is done, and another one follows."""

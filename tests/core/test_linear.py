@@ -42,6 +42,14 @@ def tools(count):
     return [tool(f"t{index}") for index in range(count)]
 
 
+SIZED = Stage("sized", size=lambda job: job.params["tokens"])
+
+
+def asked(index):
+    """A call with params of its own, of a stage that reads them."""
+    return call(SIZED, f"c{index}", params=lambda job: {"tokens": 1.0 + index})
+
+
 def nested(count):
     """Sequences of five in sequences of five, and so on."""
     nodes = tools(count)
@@ -58,6 +66,7 @@ SHAPES = {
     "behind a loop": lambda count: seq(loop(START, times=3), *tools(count)),
     "legs": lambda count: seq(call(START, "model", slo=SLO(total=1e6)), *tools(count)),
     "calls": lambda count: seq(START, *[call(node, node.name, slo=SLO(total=1e6)) for node in tools(count)]),
+    "calls that are asked": lambda count: seq(START, *[asked(index) for index in range(count)]),
     "fan-out": lambda count: seq(START, par(*tools(count))),
     "in front of a fan-out": lambda count: seq(
         START, *tools(count // 2), par(*[tool(f"b{at}") for at in range(count // 2)])
