@@ -82,6 +82,9 @@ class Fit:
 
     def solve(self, ridge: float, *, rising: bool) -> None:
         """Ridge, scaled by each number's own size; `rising`: without negative coefficients."""
+        if not self._moment.any():  # all steps were as expected: nothing is to be explained
+            self.weights = (0.0,) * FEATURES
+            return
         scale = np.sqrt(np.maximum(np.diag(self._gram), 1e-12))
         gram, moment = self._gram / np.outer(scale, scale), self._moment / scale
         active = scale > 1e-5
@@ -100,6 +103,8 @@ class Fit:
 
     def doubt(self) -> None:
         """Shrink the function by what noise alone would have explained, as James and Stein do."""
+        if not any(self.weights):
+            return
         explained = float(self._moment @ np.array(self.weights))
         noise = max(self._square - explained, 0.0) / self.steps
         share = 1 - DOUBT * FEATURES * noise / explained if explained > 0 else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -193,15 +193,13 @@ class PoolState:
             )
         return blocks
 
-    def jobs_of(self, model: str) -> list[Job]:
+    def jobs_of(self, model: str) -> Iterator[Job]:
         """Its live jobs at the stages of a model."""
-        jobs: list[Job] = []
         for queue in self.queues.busy():
             for job in queue.jobs.values():
                 if job.stage is None or job.stage.model != model:
                     break  # those of a queue are all at one stage
-                jobs.append(job)
-        return jobs
+                yield job
 
     def set_tokens(self, job: Job, tokens: float) -> None:
         """Let `job` hold the blocks of so many tokens."""

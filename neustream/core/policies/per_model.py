@@ -72,11 +72,13 @@ class PerModel:
 
     def _promised(self, view: View) -> Decision:
         kinds = by_model(view)
+        label = next(iter(kinds), "")
+        if label and len(kinds) == 1:
+            return self.llm.decide(view)
         if applies(view) and go_on(view):
             return in_turn(kinds, lambda label: self._on_the_way(label, kinds[label]))
         if len(kinds) == 1:
-            label = next(iter(kinds))
-            return self.rule(label).decide(view)
+            return self.rest.decide(view)
         return _Joint(self.rule, kinds).decision()
 
     def _on_the_way(self, label: str, view: View) -> Decision:

@@ -110,6 +110,7 @@ class ScarcePrice:
         self._recent: tuple[Demand, ...] = ()
         self._stages: dict[str, Stage] = {}
         self._charges: dict[Demand, dict[str, float]] = {}
+        self._worth: dict[str, tuple[Sequence[Leg], float, float]] = {}
 
     def learn(self, view: View, jobs: Sequence[Job]) -> None:
         """Take in the latest requests."""
@@ -123,6 +124,7 @@ class ScarcePrice:
             for demand in view.recent[1:]
             if demand.budget < math.inf
         }
+        self._worth = {}
         self._clear()
 
     def _charge(self, view: View, demand: Demand) -> dict[str, float]:
@@ -165,6 +167,12 @@ class ScarcePrice:
 
     def density(self, legs: Sequence[Leg], stretch: float, job: Job) -> float:
         """Weight per second of the scarcest pool that a request brings; inf if it needs none."""
+        known = self._worth.get(job.id)
+        if known is None or known[0] is not legs or known[1] != stretch:
+            known = self._worth[job.id] = legs, stretch, self._density(legs, stretch, job)
+        return known[2]
+
+    def _density(self, legs: Sequence[Leg], stretch: float, job: Job) -> float:
         seconds = sum([leg.charge(stretch) for leg in legs if leg.pool == self._pool])
         if not self._pool:
             seconds = max([leg.charge(stretch) for leg in legs], default=0.0)
