@@ -195,6 +195,20 @@ def test_no_job_takes_the_place_of_a_heavier_one_for_being_short():
     assert chosen(some, now) == ["r0"]
 
 
+@pytest.mark.parametrize(("weight", "step"), [(1.0, "abc"), (1.5, "abx")])
+def test_who_would_not_run_next_makes_room_later_but_for_more_weight(weight, step):
+    """v fits beside the three that run, or x in its place, which would run next. w does not fit."""
+    some = waiting(*[ask(name, 3, 6.36) for name in "abc"])
+    now = run(some, "a", "b", "c")
+    for name, steps, total, weighs in (
+        ("v", 17, 55.5, 1.0),
+        ("w", 13, 36.0, 1.0),
+        ("x", 4, 6.0, weight),
+    ):
+        some.submit(ask(name, steps, now + total, arrival=now, weight=weighs), now)
+    assert sorted(chosen(some, now)) == list(step)
+
+
 def test_a_job_of_more_weight_than_all_others_finds_room():
     # beside two of the others four steps take 6 s, beside one 5 s
     light = [ask(f"r{at}", 9, 14.0) for at in range(3)]

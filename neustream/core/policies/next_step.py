@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import itemgetter
 
+import numpy as np
+
 from neustream.core.job import Job
 from neustream.core.policies.batching import largest_in_time
 from neustream.core.policies.feasibility import Line
@@ -138,6 +140,24 @@ def loop_step(jobs: LineUp, promised: Sequence[int]) -> list[Job]:
     )
     size = line.curve.best[min(len(places), line.curve.limit)]
     return [jobs.jobs[first + index] for index in _least_laxity(line, places, size)]
+
+
+def running(jobs: LineUp, promised: Sequence[int]) -> list[bool]:
+    """Of each job whether it may run next: it has no more laxity than one of the next loop step.
+
+    Or it is in front of its loop. Of several models all may run.
+    """
+    plan = jobs.plan
+    if not isinstance(plan, Line):
+        return [True] * len(jobs.jobs)
+    size = plan.batch(promised)
+    columns = plan.arrays
+    laxity = columns.due - columns.left * (plan.speed * plan.curve.seconds[size])
+    most = np.partition(laxity[list(promised)], size - 1)[size - 1]
+    runs: list[bool] = (laxity <= most).tolist()
+    if jobs.entering:
+        return [near or jobs.in_front(index) for index, near in enumerate(runs)]
+    return runs
 
 
 def _least_laxity(line: Line, places: Sequence[int], size: int) -> list[int]:

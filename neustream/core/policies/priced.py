@@ -41,7 +41,8 @@ class Priced:
        of others, than it brings: rather the device idles.
     4. **Exchange.** Where a job does not fit, it takes the place of a promised one (its work so far
        is lost) of no more weight, if that one's charge, by weight, is larger by more than `gain`;
-       or that of several that together have less weight, by as much.
+       or that of several that together have less weight, by as much. One that has not begun and
+       would not run next takes nothing yet: it makes room only for more weight.
     5. **The step.** In turns, the most efficient batch of at most the line's length; on seats, as
        many as the tightest can afford; least laxity first. Encodings of admitted jobs come first;
        one that could be larger waits while steps run, if it has time and saves much by it.

@@ -19,6 +19,7 @@ from neustream.core.policies.next_step import (
     ending,
     entering,
     loop_step,
+    running,
     steps_come_first,
 )
 from neustream.core.policies.price import price_of
@@ -92,26 +93,27 @@ class PricedSteps:
     ) -> list[int]:
         """`promised` with those of `queue` that fit, or are worth an exchange."""
         everyone = queue
+        apart: list[int] = []
         looks = iter(range(LOOKS))
         for _ in zip(range(CHANGES), looks, strict=False):
-            if not queue:
-                break
             fit = jobs.plan.fits_with(promised, queue)
             if any(fit):  # those that do not fit now will not fit with more
                 able = list(compress(queue, fit))
+                unable = [index for index, fits in zip(queue, fit, strict=True) if not fits]
                 promised, rest = first_that_fit(jobs, promised, able, known=1)
-                queue = rest[1:] + [index for index in queue if index not in able]
-                if len(rest) > 1:
+                queue, apart = rest[1:], unable + apart
+                if queue:
                     continue
             if not exchange:  # beside others no started job is given up
                 break
-            dated = [index for index in queue if jobs.jobs[index].deadline < math.inf]
+            outside = queue + apart
+            dated = [index for index in outside if jobs.jobs[index].deadline < math.inf]
             exchanged = self._exchange(jobs, promised, dated, looks)
             if exchanged is None:
                 break
             promised = exchanged
             taken = set(promised)
-            queue = [index for index in everyone if index not in taken]
+            queue, apart = [index for index in everyone if index not in taken], []
         return promised
 
     def _exchange(
@@ -133,12 +135,31 @@ class PricedSteps:
         ranked: list[int],
         looks: Iterator[int],
     ) -> list[int] | None:
-        """A promised job makes room for one of a smaller charge."""
-        for victim, _ in zip(ranked[:VICTIMS], looks, strict=False):
-            least = jobs.density[victim] * (1 + self.gain)
-            weight = jobs.jobs[victim].weight
-            denser = [index for index in queue if jobs.density[index] > least]
-            better = [index for index in denser if jobs.jobs[index].weight >= weight]
+        """A promised job makes room for one of a smaller charge.
+
+        One that has not begun and does not run next takes nothing yet. It can make room later, and
+        does so now only for more weight.
+        """
+        runs = running(jobs, promised)
+        density, begun = jobs.density, jobs.committed
+        weights = [job.weight for job in jobs.jobs]
+        heaviest = max([weights[index] for index in queue])
+        asked = 0
+        for victim in ranked:
+            least = density[victim] * (1 + self.gain)
+            weight = weights[victim]
+            if begun[victim] or runs[victim]:
+                better = [index for index in queue if weights[index] >= weight]
+            elif heaviest > weight:
+                better = [index for index in queue if weights[index] > weight]
+            else:
+                continue
+            better = [index for index in better if density[index] > least]
+            if not better:
+                continue
+            if asked == VICTIMS or next(looks, None) is None:
+                break
+            asked += 1
             others = [index for index in promised if index != victim]
             chosen = next(compress(better, jobs.plan.fits_with(others, better)), None)
             if chosen is not None:
