@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/side"))
     options = parser.parse_args(arguments)
     profiles = options.out / "profiles"
-    if not profiles.exists():
+    if not list(profiles.glob("*.json")):  # a measuring that was stopped leaves an empty folder
         neustream("profile", options.config, "--out", profiles)
     when = ["--request-rate", options.rate]
     if options.max_concurrency is not None:
