@@ -57,6 +57,8 @@ class FleetLoop(Loop):
 
     def note(self) -> None:
         """Instances know what happened so far, before they read a message of the same instant."""
+        if not self._noted:
+            return
         noted, self._noted = self._noted, []
         for record in noted:
             self._fleet.noted(record)

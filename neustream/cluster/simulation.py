@@ -279,6 +279,8 @@ class Cluster:
 
     def post(self) -> None:
         """Messages that came up in the same instant go out together."""
+        if not self._outgoing:
+            return
         outgoing, self._outgoing = self._outgoing, {}
         now = self.clock.now()
         for (source, target), messages in outgoing.items():

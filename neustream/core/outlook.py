@@ -267,12 +267,16 @@ def _lines(jobs: Iterable[Job], times: StepTimes, now: float) -> Iterable[LineOu
         if not job.promised or job.slack(now) < -TICK:
             continue
         graph = job.request.graph
-        name = next((name for name in job.calls_left if name in graph.looped), None)
-        if name is None or graph.stages[name].caches:
+        for name in job.calls_left:
+            if name in graph.looped:
+                break
+        else:
             continue
-        left, stage = float(job.calls_left[name]), graph.stages[name]
-        alone = times.alone(stage, job.size_ahead(stage))
-        behind = max(job.remaining_s - left * alone, 0.0)
+        stage = graph.stages[name]
+        if stage.caches:
+            continue
+        left = float(job.calls_left[name])
+        behind = max(job.remaining_s - left * times.alone(stage, job.size_ahead(stage)), 0.0)
         deadline = min(job.deadline, now + FOREVER)
         rows.setdefault(name, []).append((left, deadline - now - behind, behind, job.weight))
     for name, found in rows.items():
