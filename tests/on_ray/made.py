@@ -125,6 +125,18 @@ class Hangs:
         libc.sleep(3600)
 
 
+def adapted(device):
+    """A tiny text model with two adapters of PEFT's, with the same weights on each instance."""
+    import torch
+    from test_texts_by_adapter import wrapped
+
+    from neustream.backends.transformers import TextMount
+    from neustream.core.learnt_steps import LearntSteps
+
+    torch.set_num_threads(1)
+    return serve({"chat": TextMount(wrapped(), profile=LearntSteps(), slots=4)})
+
+
 class SecondFails:
     """A `make` that raises, or makes another graph, the second time: of all processes that have `path`."""
 

@@ -73,6 +73,24 @@ def test_real_models_answer_as_one_service_does(nodes):
     assert gone(pids)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's own
+def test_requests_choose_adapters_that_all_instances_have(nodes):
+    pytest.importorskip("peft", reason="needs peft")
+    from texts import prompts
+
+    most = {"max_tokens": 8, "ignore_eos": True}
+    kinds = [(prompt, name) for prompt in prompts(2, seed=3, low=18) for name in ("default", "wide", "__base__", None)]
+    with made.adapted("cpu") as alone, Cluster(made.adapted, instances=2, address=nodes) as cluster:
+        wanted = [list(alone(prompt, adapter=name, **most).token_ids) for prompt, name in kinds]
+        asked = [cluster.submit(prompt, adapter=name, **most) for prompt, name in kinds]
+        assert [list(answer.result(60).token_ids) for answer in asked] == wanted
+        assert len({*map(tuple, wanted)}) == 6
+        for _ in range(3):  # by a look first, then by a guess
+            with pytest.raises(RequestError, match="did you mean 'wide'\\? allowed: __base__, default, wide"):
+                cluster.submit(kinds[0][0], adapter="wid", **most).result(60)
+        assert adds_up(cluster)
+
+
 def test_texts_that_begin_alike_go_to_one_instance(nodes):
     """The first has 80 tokens to make when the others come."""
     from texts import prompts
