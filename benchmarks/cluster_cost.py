@@ -21,7 +21,8 @@ from neustream.cluster.fleet import Fleet, Instance
 from neustream.cluster.rules import ROUTERS
 from neustream.config import load_config
 from neustream.core.demand import Calls
-from neustream.core.outlook import Asked, LineOutlook, Outlook, Rates
+from neustream.core.outlook import Asked, LineOutlook, Outlook
+from neustream.core.rates import Rates
 from neustream.experiment.prepared import prepare
 from neustream.experiment.running import simulate
 

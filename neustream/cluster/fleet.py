@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.demand import Calls
-from neustream.core.outlook import Asked, Forecast, LineOutlook, Outlook, Rates, forecast
+from neustream.core.outlook import Asked, Forecast, LineOutlook, Outlook, forecast
+from neustream.core.rates import Rates
 from neustream.errors import RequestError
 
 Floats = NDArray[np.float64]

@@ -50,8 +50,9 @@ from neustream.cluster.scaling import Scaling
 from neustream.cluster.succession import Succession
 from neustream.core.events import Update
 from neustream.core.graph import Graph
-from neustream.core.outlook import Asked, Outlook, Rates
+from neustream.core.outlook import Asked, Outlook
 from neustream.core.profile import LatencyProfile
+from neustream.core.rates import Rates
 from neustream.core.stage_names import named
 from neustream.core.types import Request
 from neustream.errors import GraphError, RequestError, nearest

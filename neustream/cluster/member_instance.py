@@ -26,7 +26,7 @@ from neustream.core.carry import Carry, later, pack
 from neustream.core.entry import Entry
 from neustream.core.events import Emitted, Ended, Given, Held, Left
 from neustream.core.graph import Graph
-from neustream.core.outlook import Rates
+from neustream.core.rates import Rates
 from neustream.engine.events import Call, Finished, Record, Started
 from neustream.engine.loop import Loop
 from neustream.engine.member import Drive

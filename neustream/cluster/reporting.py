@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from neustream.cluster import messages as say
-from neustream.core.outlook import Rates, outlook_of
+from neustream.core.outlook import outlook_of
+from neustream.core.rates import Rates
 from neustream.engine.clock import Clock
 from neustream.engine.events import Call
 from neustream.engine.member import Drive

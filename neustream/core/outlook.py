@@ -17,7 +17,7 @@ from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.policies.curve import Curve
 from neustream.core.policies.feasibility import Line
-from neustream.core.profile import LatencyProfile
+from neustream.core.rates import Rates
 from neustream.core.scheduler import Scheduler
 from neustream.core.step_times import StepTimes
 from neustream.core.types import SLO, TICK
@@ -153,57 +153,6 @@ class Forecast:
     finish: float
     first: float
     charge: float
-
-
-class Rates:
-    """What the stages of one kind of device take: curves, kept as they are asked for."""
-
-    def __init__(self, profiles: Mapping[str, LatencyProfile]) -> None:
-        self.profiles = dict(profiles)
-        self._curves: dict[tuple[str, int, float], Curve] = {}
-        self._plain: dict[tuple[str, int], float] = {}  # of stages without sizes
-
-    def curve(self, stage: str, limit: int, size: float = 0.0) -> Curve:
-        """The curve of a stage; sizes are rounded, so that near ones share it."""
-        profile = self.profiles[stage]
-        size = float(f"{size:.1g}")
-        key = stage, min(limit, profile.max_batch), size
-        curve = self._curves.get(key)
-        if curve is None:
-            if len(self._curves) >= 1024:
-                self._curves.clear()
-            curve = self._curves[key] = Curve(profile, key[1], size)
-        return curve
-
-    def alone(self, calls: Mapping[str, Calls]) -> float:
-        """Seconds of some calls, each alone."""
-        seconds = 0.0
-        for name, each in calls.items():
-            seconds += each.count * self.profiles[name].latency(1, each.size, each.size * each.size)
-        return seconds
-
-    def charge(self, calls: Mapping[str, Calls]) -> float:
-        """Device seconds of some calls in the most efficient batches."""
-        return sum(
-            [
-                each.count * self.efficient(name, each.max_batch, each.size)
-                for name, each in calls.items()
-            ]
-        )
-
-    def efficient(self, stage: str, limit: int, size: float) -> float:
-        """Device seconds of one call of a stage in the most efficient batch of up to `limit`."""
-        if size:
-            return _efficient(self.curve(stage, limit, size))
-        seconds = self._plain.get((stage, limit))
-        if seconds is None:
-            seconds = self._plain[stage, limit] = _efficient(self.curve(stage, limit))
-        return seconds
-
-
-def _efficient(curve: Curve) -> float:
-    batch = curve.best[curve.limit]
-    return curve.seconds[batch] / batch
 
 
 # -- made ------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from neustream.cluster.book import asked_of
 from neustream.cluster.planning import Charges, Device, Needs, Placement, Plan, Settings, plan
 from neustream.cluster.planning.placement import Stages, Where
 from neustream.config.cluster import ClusterConfig, InstanceConfig
-from neustream.core.outlook import Asked, Rates
+from neustream.core.outlook import Asked
+from neustream.core.rates import Rates
 from neustream.core.types import Request
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest

@@ -20,7 +20,8 @@ from neustream.cluster.happenings import Routed
 from neustream.cluster.head import Head
 from neustream.cluster.rules import ROUTERS
 from neustream.cluster.rules.prefix import Prefix
-from neustream.core.outlook import Outlook, Rates
+from neustream.core.outlook import Outlook
+from neustream.core.rates import Rates
 
 PLAIN = SLO()
 

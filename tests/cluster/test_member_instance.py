@@ -9,7 +9,7 @@ from neustream import FCFS, SLO, Pool, Scheduler
 from neustream.cluster import messages as say
 from neustream.cluster.member_instance import MemberInstance
 from neustream.cluster.reporting import Reporting
-from neustream.core.outlook import Rates
+from neustream.core.rates import Rates
 from neustream.engine.clock import VirtualClock
 from neustream.engine.executor import ProfiledExecutor
 from neustream.engine.loop import Loop

@@ -25,7 +25,8 @@ from neustream.cluster.planning.simplex import solve
 from neustream.cluster.rules.replan import Replan
 from neustream.config import load_config
 from neustream.core.demand import Calls
-from neustream.core.outlook import Asked, Outlook, Rates
+from neustream.core.outlook import Asked, Outlook
+from neustream.core.rates import Rates
 from neustream.experiment.placements import ground_of, last_of, plan_for
 from neustream.experiment.prepared import prepare
 from neustream.experiment.running import simulate

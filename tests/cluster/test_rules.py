@@ -14,7 +14,8 @@ from neustream import SLO, ConfigError
 from neustream.cluster.fleet import Fleet, Instance, Place
 from neustream.cluster.rules import MOVERS, ROUTERS, SCALERS
 from neustream.core.demand import Calls
-from neustream.core.outlook import Asked, Outlook, Rates, TextOutlook
+from neustream.core.outlook import Asked, Outlook, TextOutlook
+from neustream.core.rates import Rates
 
 CALLS = {"step": Calls(5, True, 4), "decode": Calls(1, False, 1)}
 LLM = {"llm.prefill": Calls(1, False, 256, 64.0), "llm.decode": Calls(100, True, 256, 128.0)}

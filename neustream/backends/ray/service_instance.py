@@ -22,7 +22,8 @@ from neustream.backends.ray.wire import EngineDied, Heard, Left, loads, value_as
 from neustream.cluster import messages as to
 from neustream.core.events import Emitted, Ended, Submitted
 from neustream.core.events import Left as Leaves
-from neustream.core.outlook import Outlook, Rates, outlook_of
+from neustream.core.outlook import Outlook, outlook_of
+from neustream.core.rates import Rates
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Finished, Gone, Record, Started
 from neustream.engine.member import Member

@@ -10,8 +10,9 @@ import numpy as np
 
 from neustream.cluster.planning.placement import Device, Needs, Stages
 from neustream.core.demand import Calls
-from neustream.core.outlook import Asked, Rates
+from neustream.core.outlook import Asked
 from neustream.core.profile import LatencyProfile
+from neustream.core.rates import Rates
 from neustream.errors import ConfigError
 
 SAMPLE = 200

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from neustream.core.outlook import Rates
+from neustream.core.rates import Rates
 
 Stages = tuple[str, ...]
 """The stages of a role, in the order of their graphs."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from neustream.cluster.fleet import Fleet
 from neustream.cluster.planning.placement import Device, Placement, Where
 from neustream.cluster.rules.replan import Replan
-from neustream.core.outlook import Asked, Rates
+from neustream.core.outlook import Asked
+from neustream.core.rates import Rates
 
 Arrivals = Sequence[tuple[float, Asked]]
 """When requests came, and what they asked for."""
