@@ -27,7 +27,7 @@ from neustream.server.observe.access import AccessLog
 from neustream.server.openapi import document
 from neustream.server.protocol import LARGEST_HEAD
 from neustream.server.sessions import LEFT, Sessions, late_for_session
-from neustream.server.wire import CHUNKS, Gone
+from neustream.server.wire import Gone
 
 log = logging.getLogger("neustream.server")
 
@@ -218,7 +218,6 @@ class Guard:
             self._metrics.answered(known, route, wire.status, scope["state"]["code"], wire.size)
             if self._access is not None:
                 self._access(_facts(scope, wire, route, stopwatch() - began))
-            scope["state"].pop(CHUNKS, None)
             scope["state"].pop("about", None)  # servers keep a scope in a ring, and this has all that was answered
 
     def _check(self, request: Request) -> None:

@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -75,8 +76,9 @@ class Protocol(H11Protocol):
             return
         known = self.cycle
         super().data_received(data)
-        if self.cycle is not None and self.cycle is not known:
-            self.cycle.scope.setdefault("state", {})[CHUNKS] = partial(_chunk, self.cycle)
+        if self.cycle is not None and self.cycle is not known and _chunks(self.cycle.scope):
+            # the cycle knows its scope: a ring, had the scope a reference to it
+            self.cycle.scope.setdefault("state", {})[CHUNKS] = partial(_chunk, weakref.ref(self.cycle))
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
         elif self._head is None:
@@ -160,10 +162,16 @@ class Protocol(H11Protocol):
             self.transport.close()
 
 
-def _chunk(cycle: RequestResponseCycle, body: bytes) -> bool:
+def _chunks(scope: Mapping[str, Any]) -> bool:
+    """Whether a body of no length that is told goes to the client of a request in chunks."""
+    return (scope["http_version"], scope["method"] == "HEAD") == ("1.1", False)
+
+
+def _chunk(known: weakref.ref[RequestResponseCycle], body: bytes) -> bool:
     """Write a part of a body that has begun, of no length that was told; False if h11 has to, or the client is to be
-    waited for."""
-    if cycle.disconnected or cycle.flow.write_paused or cycle.scope["http_version"] != "1.1":
+    waited for. One without bytes is none: in chunks it would be the end."""
+    cycle = known()
+    if cycle is None or not body or cycle.disconnected or cycle.flow.write_paused:
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True

@@ -42,7 +42,8 @@ class EventStream:
     """A response of events, as ASGI.
 
     It begins with the first one: until then, what goes wrong is a status. Behind it an error is an
-    event, and the connection is cut, so that no client takes the stream for whole.
+    event, and the connection is cut, so that no client takes the stream for whole. Who asks for the
+    head alone (HEAD) gets that, and no events.
 
     Args:
         first: the first event; events: the others.
@@ -68,10 +69,12 @@ class EventStream:
         self._failed = failed
         self._comment_s = comment_s
         self._chunk: Callable[[bytes], bool] = _cannot
+        self._bare = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._chunk = scope.get("state", {}).get(CHUNKS, _cannot)
+            self._bare = scope["method"] == "HEAD"
             await while_there(receive, self._copied(send))
         except Gone as away:
             slow = scope.get("state", {}).get(SLOW)
@@ -111,6 +114,8 @@ class EventStream:
     async def _copy(self, send: Send) -> None:
         headers = [(name.encode(), value.encode("latin-1")) for name, value in self._headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self._bare:
+            return
         if self._first:
             await self._write(send, self._first)
         events = self._events if self._comment_s is None else commented(self._events, self._comment_s)
