@@ -180,21 +180,24 @@ class WallClock:
         try:
             self._take_turn(event)
         finally:
-            self._guest = None
             self._lead.release()
 
     def _take_turn(self, event: Event) -> None:
         """A turn in place of the thread that waits."""
         turn, heap, before = self._turn, self._heap, self._until
-        assert turn is not None
+        if turn is None:  # one that raised came in between
+            self.post(event, self.now())
+            return
         self._guest = threading.get_ident()
-        self.post(event, self.now())
         try:
+            self.post(event, self.now())
             back = turn(self._due())
         except BaseException as fault:  # noqa: BLE001  it is for the thread that waits
             self._turn, self._fault = None, fault
             self._inbox.ring()
             return
+        finally:
+            self._guest = None  # what a finalizer posts from here on wakes the thread that waits
         if back:
             now = self.now()
             self._inbox.put((now, _WAKE.rank, next(self._order), _WAKE))

@@ -108,6 +108,7 @@ class Desk:
 
     def _submitted(self, event: Submit, now: float) -> None:
         if event.answer.cancelled():
+            self.answers.resolve(event.answer, None)  # tells `concurrent.futures.wait`
             return
         id, loop = event.request.id, self._loop
         if self.interrupted:

@@ -90,7 +90,7 @@ class Engine:
         self._replay: Replay | None = None
         self._life = Life(clock)
         self._thread: threading.Thread | None = None
-        self._last: Callable[[], None] | None = None
+        self._last: list[Callable[[], None]] = []
 
     # -- replaying a workload ---------------------------------------------------------------------
 
@@ -315,7 +315,7 @@ class Engine:
         if timeout_s is not None and not 0 <= timeout_s <= threading.TIMEOUT_MAX:
             raise RequestError(f"timeout_s must be a number of seconds >= 0, got {timeout_s!r}")
         here = threading.current_thread() is self._thread
-        if here or any(drive.here() for drive in self._loop.drives):
+        if here or self._loop.here():
             raise RequestError("close() waits for this thread: it cannot be called on it")
         with self._life.gate:
             if self._life.running and self._thread is None:
@@ -341,8 +341,9 @@ class Engine:
             if self._life.forked:
                 return
             first, self._life.closed = not self._life.closed, True
-            self._last = last = partial(self._close_executors, then) if first else then
+            last = partial(self._close_executors, then) if first else then
             if self._life.running:
+                self._last.append(last)
                 self.clock.post(Stop(cancel=False), self.clock.now())
                 return
         last()
@@ -357,7 +358,7 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            with self.clock.lent(self._loop.turn):
+            with self.clock.lent(partial(self._loop.turn_for, self)):
                 self._loop.run(self)
         except BaseException as fault:
             self._life.fault = fault
@@ -366,15 +367,14 @@ class Engine:
         finally:
             with self._life.gate:
                 self._life.running = False
-                last = self._last
+                lasts, self._last = self._last, []
             self._answers.abandon(self._life.fault)
-            if last is not None:
+            for last in lasts:
                 last()
 
     def _close_executors(self, then: Callable[[], None] = lambda: None) -> None:
         """Close all of them, also if one raises, and call `then`."""
         self._loop.close(then)
-        self._last = None
 
     def _given_up(self, answer: Future[Result], id: str) -> None:
         """Called when a request's future is done; if that was by its caller, so is the request."""

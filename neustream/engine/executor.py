@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -226,7 +227,20 @@ class ThreadExecutor:
             self._workers[worker].modules.pop(stage, None)
 
     def call(self, function: Callable[[], Any], worker: int = 0) -> Future[Any]:
-        """Run `function` on a worker's thread, between two steps. BackendError if it is closed."""
+        """Run `function` on a worker's thread, between two steps. BackendError if it is closed.
+
+        At once if that is the present thread, and in no step: a callback may wait for the Future.
+        """
+        if not self._workers[worker].free:
+            return self._behind(worker, function)
+        with self._open():
+            pass
+        answer: Future[Any] = Future()
+        settle(answer, function)
+        return answer
+
+    def _behind(self, worker: int, function: Callable[[], Any]) -> Future[Any]:
+        """Run `function` on a worker's thread behind all that was posted before."""
         answer: Future[Any] = Future()
         self._post(worker, partial(settle, answer, function))
         return answer
@@ -254,7 +268,7 @@ class ThreadExecutor:
             StageFailed: from the Future, if a module cannot part with it; names the module's class.
             BackendError: the executor is closed.
         """
-        return self.call(partial(self._workers[worker].export, input), worker)
+        return self._behind(worker, partial(self._workers[worker].export, input))
 
     def adopt(self, input: StepInput, pieces: Pieces, worker: int = 0) -> Future[None]:
         """Make what `export` gave a worker's own; steps that start after this call find it there.
@@ -263,7 +277,7 @@ class ThreadExecutor:
             StageFailed: from the Future: a module cannot go on from it. Then none keeps anything.
             BackendError: the executor is closed.
         """
-        return self.call(partial(self._workers[worker].adopt, input, pieces), worker)
+        return self._behind(worker, partial(self._workers[worker].adopt, input, pieces))
 
     def close(self, *, wait: bool = True) -> None:
         """Let the steps under way end, and what was called before; then the threads end."""
@@ -281,12 +295,18 @@ class ThreadExecutor:
 
     def _post(self, worker: int, work: Callable[[], None]) -> None:
         """Have a worker do `work`; BackendError if nobody would ever do it."""
+        with self._open():
+            self._workers[worker].post(work)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """Kept from closing meanwhile; BackendError if it is closed, or in another process."""
         if os.getpid() != self._process:
             raise BackendError(f"this executor's threads are those of process {self._process}")
         with self._closing:
             if self._closed:
                 raise BackendError("this executor is closed")
-            self._workers[worker].post(work)
+            yield
 
     def _run(self, batch: Batch, inputs: Sequence[StepInput], clock: Clock) -> None:
         worker = self._workers[batch.worker]

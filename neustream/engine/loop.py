@@ -8,6 +8,7 @@ that of `member.py`.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -82,6 +83,7 @@ class Loop:
         self.crossing = Crossing(self, self.packing)
         self.ending = False
         self._records: list[Record] = []  # what observers are still to be told
+        self._guest: int | None = None  # the thread that takes a turn in place of its own
         for member in members:
             self.add(member)
 
@@ -125,6 +127,25 @@ class Loop:
         ended = any(isinstance(record, Ended) for record in self._records)
         self.publish()
         return ended
+
+    def turn_for(self, source: Source, events: Sequence[Event]) -> bool:
+        """A turn on another thread, while its own waits; whether that is to have the next one.
+
+        It is to look where `source` is over: then `run` may be, too.
+        """
+        self._guest, begun = threading.get_ident(), self.clock.now()
+        try:
+            ended = self.turn(events)
+        finally:
+            self._guest = None
+        seconds = self.clock.now() - begun
+        for drive in self.drives:
+            drive.put_off(begun, seconds)
+        return ended or source.over
+
+    def here(self) -> bool:
+        """Whether the present thread takes a turn for its own, or is one that `close` waits for."""
+        return self._guest == threading.get_ident() or any(drive.here() for drive in self.drives)
 
     def handle(self, event: Event) -> None:
         """Take in one event."""

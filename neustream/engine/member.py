@@ -229,6 +229,11 @@ class Drive:
         info, _ = self._under_way.pop(batch.id)
         return info
 
+    def put_off(self, since: float, seconds: float) -> None:
+        """Steps that started since then begin so much later: the thread of a worker was in use."""
+        late = [id for id, (_, batch) in self._under_way.items() if batch.started_at >= since]
+        self._limits.put_off(late, seconds)
+
     # -- the step after ---------------------------------------------------------------------------
 
     def look(self, event: Look, now: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from neustream.core.batch import Batch
@@ -43,6 +44,12 @@ class Limits:
         self._limits[batch.id] = now + limit
         if not self._watched:
             self._post(now + limit)
+
+    def put_off(self, steps: Iterable[int], seconds: float) -> None:
+        """Steps, by id, begin so much later than they were started."""
+        for number in steps:
+            if number in self._limits:
+                self._limits[number] += seconds
 
     def ended(self, batch: Batch) -> bool:
         """A step came back; whether it had been given up."""

@@ -40,6 +40,7 @@ class Worker:
         self.modules = dict(modules)
         self._kept: dict[str, dict[int, str]] = {}
         """By request: the modules that keep something of it, each with the stage it ran last."""
+        self._stepping = False
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=attend, args=(self._inbox,), daemon=True, name=name)
         self._thread.start()
@@ -59,6 +60,11 @@ class Worker:
     def here(self) -> bool:
         """Whether the present thread is this worker's."""
         return threading.current_thread() is self._thread
+
+    @property
+    def free(self) -> bool:
+        """Whether the present thread is this worker's, and in no step."""
+        return self.here() and not self._stepping
 
     # -- on the thread ----------------------------------------------------------------------------
 
@@ -127,6 +133,7 @@ class Worker:
         self, batch: Batch, inputs: Sequence[StepInput], *, check_finite: bool
     ) -> Sequence[Update | NeustreamError] | BaseException:
         """What the module of a step returned, or why it failed."""
+        self._stepping = True
         try:
             module = self.modules.get(batch.stage)
             if module is None:
@@ -138,6 +145,8 @@ class Worker:
             return [_finite(batch.stage, one) for one in results] if check_finite else results
         except BaseException as error:  # noqa: BLE001  a stage may raise anything
             return failed(batch.stage, error)
+        finally:
+            self._stepping = False
 
 
 def _freed(module: StreamModule, leave: Callable[[str], None], request: str) -> None:

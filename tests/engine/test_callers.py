@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import wait
 
 import pytest
 from asked import GRAPH, PROFILES, WORK, Module, engine_of, served
@@ -54,6 +55,16 @@ def test_stages_that_cannot_be_added_harm_nobody(pool, profiles, error):
         with pytest.raises((GraphError, RequestError), match=error):
             engine.add(pool, profiles).result(20)
         assert served(engine) and engine.snapshot().open == 0
+
+
+def test_who_waits_for_a_future_that_was_given_up_at_once_is_told():
+    with engine_of() as engine:
+        held = threading.Event()
+        engine.inspect(lambda members, now: held.wait(20))
+        answer = engine.submit(GRAPH)
+        assert answer.cancel()
+        held.set()
+        assert wait([answer], 20).done == {answer}
 
 
 def test_a_future_that_its_caller_answers_harms_nobody():

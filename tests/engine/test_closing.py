@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 
 import pytest
@@ -122,3 +123,16 @@ def test_in_a_fork_steps_are_refused_and_close_does_nothing():
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert served(engine)
+
+
+def test_all_who_abandon_an_engine_are_told_once_it_has_ended():
+    executor, told = ThreadExecutor({"work": Module()}), queue.Queue()
+    engine = engine_of(executor).start()
+    held = threading.Event()
+    engine.inspect(lambda members, now: held.wait(20))
+    for name in ("first", "second"):
+        engine.abandon(lambda name=name: told.put(name))
+    held.set()
+    assert [told.get(timeout=20) for _ in range(2)] == ["first", "second"]
+    with pytest.raises(BackendError, match="this executor is closed"):
+        executor.call(int)

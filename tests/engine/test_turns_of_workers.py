@@ -7,11 +7,13 @@ import time
 
 import pytest
 from asked import GRAPH, PROFILES, Module, engine_of
+from members import ONE, serving, until
+from toys import Step
 
 from neustream import FCFS, Engine, Member, Pool, RequestError, Scheduler
 from neustream.core.batch import Batch
 from neustream.engine.clock import VirtualClock, WallClock
-from neustream.engine.events import Started, Wake
+from neustream.engine.events import Started, Stop, Wake
 from neustream.engine.executor import BRIEF_S, ThreadExecutor
 
 SOON = 30
@@ -157,6 +159,43 @@ def test_what_a_turn_raises_is_raised_by_the_thread_that_waits():
     assert waiter.clock.wait() == [event("b")]
 
 
+def test_an_event_behind_a_turn_that_raised_is_there_for_who_waits():
+    waiter = Waiter()
+    waiter.asleep()
+    clock = waiter.clock
+
+    def other_raises():  # just before this one has the lead
+        clock._turn = None
+        return True
+
+    clock._inbox.empty = other_raises
+    clock.deliver(event("a"))
+    del clock._inbox.empty
+    waiter.until(lambda: waiter.turns)
+    assert waiter.turns == [(["a"], True)]
+    waiter.end()
+
+
+def test_what_a_finalizer_posts_at_the_end_of_a_turn_wakes_the_thread_that_waits():
+    waiter = Waiter()
+    waiter.asleep()
+    clock = waiter.clock
+    clock.post(event("later"), 3600.0)
+    waiter.until(lambda: clock._until == 3600.0)
+    waiter.asleep()
+
+    class Instant(float):
+        def __gt__(self, other):
+            clock.post(event("of a finalizer"), 0.0)
+            return super().__gt__(other)
+
+    clock._until = Instant(3600.0)
+    clock.deliver(event("a"))
+    waiter.until(lambda: len(waiter.turns) == 2)
+    assert waiter.turns == [(["a"], False), (["of a finalizer"], True)]
+    waiter.end()
+
+
 @pytest.mark.parametrize("make", [VirtualClock, WallClock])
 def test_without_turns_that_are_lent_events_are_posted(make):
     clock = make()
@@ -261,3 +300,80 @@ def test_a_policy_that_fails_on_a_workers_thread_ends_the_engine_as_ever(patient
         answer.result(SOON)
     engine.close()
     assert isinstance(engine.fault, ZeroDivisionError)
+
+
+def until_asleep(engine):
+    asleep(engine)()
+    assert not engine.clock._lead.locked()
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_the_engine_ends_where_another_thread_took_in_that_it_is_to(cancel):
+    engine = engine_of().start()
+    until_asleep(engine)
+    engine.clock.deliver(Stop(cancel))  # as a callback on a worker's thread would have it
+    engine._thread.join(SOON)
+    assert not engine._thread.is_alive() and engine.fault is None
+    engine.close()
+
+
+def test_close_is_refused_on_the_thread_of_a_member_that_has_just_gone(patient):
+    seen = []
+
+    def leave(one):
+        engine.remove("a").add_done_callback(refused)
+        until(lambda: engine._loop.drives[0].leaving)
+        asleep(engine)()
+        return {"out": 1}
+
+    def refused(done):
+        with pytest.raises(RequestError, match="waits for this thread"):
+            engine.close()
+        seen.append((threading.current_thread().name, [member.name for member in engine.members]))
+
+    with serving({"a": Step(leave)}) as engine:
+        answer = engine.submit(ONE)
+        answer.add_done_callback(refused)
+        assert answer.result(SOON).status == "done"
+        assert seen == [("neustream-worker-0", [])] * 2
+
+
+def test_a_callback_may_wait_for_a_call_on_its_own_thread(patient):
+    executor, seen = ThreadExecutor({"work": Module()}), []
+
+    def told(emitted):
+        if emitted.index == 1:
+            called = executor.call(lambda: threading.current_thread().name)
+            seen.append((threading.current_thread().name, called.result(SOON)))
+
+    with engine_of(executor) as engine:
+        params = {"in_step": asleep(engine), "rounds": 3}
+        assert engine.submit(GRAPH, params, on_output=told).result(SOON).status == "done"
+    assert seen == [("neustream-worker-0", "neustream-worker-0")]
+
+
+def test_calls_in_a_step_come_behind_it(patient):
+    executor, order = ThreadExecutor({"work": Module()}), []
+
+    def in_step():
+        executor.call(lambda: order.append("call"))
+        order.append("step")
+
+    with engine_of(executor) as engine:
+        engine.submit(GRAPH, {"in_step": in_step}).result(SOON)
+    assert order == ["step", "call"]
+
+
+def test_a_callback_that_takes_long_fails_nobodys_step(patient):
+    seen = []
+
+    def told(emitted):
+        if emitted.index == 1:
+            seen.append(threading.current_thread().name)
+            time.sleep(1.5)
+
+    with engine_of(step_timeout_s=1.0) as engine:
+        params = {"in_step": asleep(engine), "rounds": 3}
+        answer = engine.submit(GRAPH, params, on_output=told).result(SOON)
+    assert (answer.status, answer.reason) == ("done", "")
+    assert seen == ["neustream-worker-0"]
