@@ -30,11 +30,17 @@ class Faults:
     def ended(
         self, stage: str, results: Sequence[Update | NeustreamError] | BaseException, now: float
     ) -> None:
-        """A step came back at `now` (s): with an error of its own, or a result a job."""
+        """A step came back at `now` (s): with an error of its own, or a result a job.
+
+        Of steps in a row that brought nothing the first is logged with where its stage raised.
+        """
         if _fruitful(results):
             self._rows.pop(stage, None)
             return
         row = self._rows.get(stage, (0, now))[0] + 1
+        cause = _cause(results)
+        if row == 1 and cause is not None:
+            log.warning("member %r, stage %r failed", self._name, stage, exc_info=cause)
         until = now
         if row >= IN_A_ROW:
             seconds = 2.0 ** min(row - IN_A_ROW, DOUBLINGS)
@@ -52,6 +58,19 @@ class Faults:
     def passed_over(self, stages: Collection[str], now: float) -> bool:
         """Whether a request with these stages had better go elsewhere, at `now` (s)."""
         return any(stage in stages for stage in self.failing(now))
+
+
+def _cause(results: Sequence[Update | NeustreamError] | BaseException) -> BaseException | None:
+    """What a stage raised, for all of its jobs or one of them; None: nothing did."""
+    each = (results,) if isinstance(results, BaseException) else results
+    causes = [
+        one if _foreign(one) else one.__cause__ for one in each if isinstance(one, BaseException)
+    ]
+    return next(filter(_foreign, causes), None)
+
+
+def _foreign(error: object) -> bool:
+    return isinstance(error, BaseException) and not isinstance(error, NeustreamError)
 
 
 def _fruitful(results: Sequence[Update | NeustreamError] | BaseException) -> bool:

@@ -213,4 +213,7 @@ def _told(error: BaseException) -> HTTPError:
         return HTTPError(400, str(error), "invalid", "params")
     if isinstance(error, CancelledError | asyncio.CancelledError):
         return HTTPError(503, "cancelled", "cancelled")
-    return of_request(error)
+    found = of_request(error)
+    if found is not error:
+        found.__cause__ = error
+    return found

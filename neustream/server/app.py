@@ -20,7 +20,7 @@ from neustream.errors import NeustreamError
 from neustream.server import admin, agents, images, text, ui
 from neustream.server.config import ServerConfig
 from neustream.server.context import request_id
-from neustream.server.errors import HTTPError, forget_frames, of_request
+from neustream.server.errors import HTTPError, forget_frames, log_fault, of_request
 from neustream.server.gateway import Gateway
 from neustream.server.metrics import Metrics
 from neustream.server.observe.access import AccessLog
@@ -107,8 +107,9 @@ def build_app(
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPError)
-    forget_frames(error)
     state = request.scope["state"]
+    log_fault(error, state["id"])
+    forget_frames(error)
     if state.get("late_for_session"):
         error = late_for_session(error)
     state["code"] = error.code or ""

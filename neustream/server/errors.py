@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from neustream.errors import BackendError, NeustreamError, RequestError, cut, told
+
+log = logging.getLogger("neustream.server")
 
 SHOWN = 10
 """Faults of one body that are named, at most."""
@@ -101,6 +104,14 @@ def of_request(error: BaseException) -> HTTPError:
     if isinstance(error, TypeError | ValueError):  # of a stock call that looked at its arguments
         return HTTPError(400, cut(told(error), 500), "invalid")
     return HTTPError(500, "an error of this server; its log has the request's id", "internal")
+
+
+def log_fault(error: BaseException, id: str) -> None:
+    """Log with its frames what a request came to, if clients are told no more than that this server has a fault."""
+    behind = error.__cause__ if isinstance(error, HTTPError) else error
+    foreseen = isinstance(error, HTTPError) and error.code != "internal"
+    if isinstance(behind, Exception) and not foreseen and not isinstance(behind, NeustreamError):
+        log.error("request %s failed", id, exc_info=behind)
 
 
 def forget_frames(error: BaseException) -> None:

@@ -139,7 +139,8 @@ class Job:
                 raise HTTPError(503, "cancelled", "cancelled") from None
             raise
         except Exception as error:
-            forget_frames(error)
+            if isinstance(error, NeustreamError):  # others are logged with their frames
+                forget_frames(error)
             raise of_request(error) from error
         return await self.encoded(output.images[0])
 

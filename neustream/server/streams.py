@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from neustream.server.errors import HTTPError, forget_frames, of_request
+from neustream.server.errors import HTTPError, forget_frames, log_fault, of_request
 from neustream.server.wire import CHUNKS, SLOW, Gone, while_there
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class EventStream:
                 await send(_part(known.event))  # and no end: the connection is cut
             if not isinstance(error, Exception):
                 raise
+            log_fault(error, scope.get("state", {}).get("id", ""))
             forget_frames(error)
         else:
             with contextlib.suppress(Exception):  # the client may be gone: it has had all

@@ -10,6 +10,17 @@ from neustream.engine.faults import Faults
 LOST = StageFailed("lost")
 
 
+def raised(error=None):
+    """An error that knows where it was raised, behind what a stage came to if that is given."""
+    try:
+        raise KeyError("key")
+    except KeyError as found:
+        if error is None:
+            return found
+        error.__cause__ = found
+        return error
+
+
 def after(*results, stage="s", apart=0.0):
     faults = Faults("m")
     for at, result in enumerate(results):
@@ -36,3 +47,17 @@ def test_one_result_ends_it(fruit):
 def test_each_try_that_fails_doubles_it_up_to_a_minute(rows, seconds):
     faults = after(*[LOST] * rows)
     assert faults.passed_over({"s"}, seconds - 0.001) and not faults.passed_over({"s"}, seconds)
+
+
+@pytest.mark.parametrize("wrapped", ["itself", "all jobs", "each job"])
+def test_where_a_stage_raised_is_logged_once_a_row(caplog, wrapped):
+    lost = raised() if wrapped == "itself" else raised(StageFailed("lost"))
+    lost = [LOST, lost] if wrapped == "each job" else lost
+    after(lost, lost, [{}], lost)
+    shown = [record for record in caplog.records if record.exc_info]
+    assert len(shown) == 2 and "in raised" in caplog.text and "stage 's' failed" in caplog.text
+
+
+def test_what_says_all_by_itself_is_not_logged_with_frames(caplog):
+    after(LOST, [LOST], [{}], StageFailed("its step did not come back"))
+    assert not [record for record in caplog.records if record.exc_info]

@@ -141,6 +141,27 @@ def test_an_engine_that_dies_ends_the_server(model, caplog):
     assert "the engine has died" in caplog.text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("how", ["raised", "of an answer"])
+def test_a_fault_of_the_server_is_logged_once_with_where_it_was_raised(model, caplog, monkeypatch, stream, how):
+    def where_it_was(feeds):
+        try:
+            raise LookupError("odd")
+        except LookupError as error:
+            if how == "raised":
+                raise
+            return [], error
+
+    with serving(partial(text_service, model)) as (url, said, _):
+        said.get(timeout=60)
+        monkeypatch.setattr("neustream.server.text._taken", where_it_was)
+        answer = httpx.post(f"{url}/v1/completions", json={**ASK, "stream": stream}, timeout=60)
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal"
+    shown = [record for record in caplog.records if record.exc_info]
+    assert len(shown) == 1 and answer.headers["x-request-id"] in shown[0].message
+    assert "in where_it_was" in caplog.text and "odd" not in answer.text
+
+
 def test_an_engine_that_died_is_told_of(model):
     loaded = []
 

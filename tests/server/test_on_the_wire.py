@@ -19,7 +19,8 @@ from serving import until  # noqa: E402
 from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle  # noqa: E402
 
-from neustream.server.errors import HTTPError  # noqa: E402
+from neustream.errors import RequestFailed  # noqa: E402
+from neustream.server.errors import HTTPError, of_request  # noqa: E402
 from neustream.server.protocol import Protocol, Rules  # noqa: E402
 from neustream.server.streams import EventStream, Outlet  # noqa: E402
 
@@ -156,6 +157,33 @@ def test_a_stream_that_fails_is_cut_behind_what_came_and_why(streams, port):
         head_of(file)
         assert chunked(file) == (b"data: 1\n\n" + why.event, None)
     assert streams.failed == [why]
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+FAULTS = {
+    "ours": (lambda: KeyError("key"), True),
+    "ours, of values": (lambda: ValueError("value"), True),
+    "ours, as clients are told it": (lambda: caused(of_request(KeyError("key")), KeyError("key")), True),
+    "the client's": (lambda: caused(of_request(TypeError("no")), TypeError("no")), False),
+    "a stage's": (lambda: RequestFailed("request 'a': no", reason="no"), False),
+    "a stage's, as clients are told it": (lambda: caused(of_request(RequestFailed("no")), RequestFailed("no")), False),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_a_stream_came_to_by_a_fault_of_ours_is_logged_with_its_frames(streams, port, name, caplog):
+    make, logged = FAULTS[name]
+    streams.given = {"a": [b"data: 1\n\n", make()]}
+    with asking(port, ASK % b"a") as (_, file):
+        head_of(file)
+        chunked(file)
+    shown = [record for record in caplog.records if record.exc_info and record.name == "neustream.server"]
+    assert len(shown) == logged
+    assert not logged or type(shown[0].exc_info[1]) in (KeyError, ValueError)
 
 
 def test_a_client_that_does_not_read_holds_up_its_own_stream_and_gets_all_of_it_later(streams, port):
