@@ -9,7 +9,7 @@ times in all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from neustream.core.budget import calls_of
 from neustream.core.entry import Ahead, Entry
@@ -54,18 +54,21 @@ class Far(NamedTuple):
 class Asked(NamedTuple):
     """When a sequence was asked: at which of its nodes the job was, and what was known of steps.
 
+    `params`: those of the job there; a sequence may be in several calls, each with its own.
     `far`: by the place from which on.
     """
 
     at: int
     version: int
+    params: Mapping[str, Any]
     far: Mapping[int, Far]
 
-    def holds(self, tail: Tail, version: int) -> bool:
+    def holds(self, tail: Tail, version: int, job: Entry) -> bool:
         """Whether it need not be asked again for a job that stands in front of a tail."""
         come = tail.at - self.at
         again = (len(tail.node.nodes) - self.at) // 4
-        return self.version == version and 0 <= come <= again and tail.start in self.far
+        same = self.version == version and self.params is job.params
+        return same and 0 <= come <= again and tail.start in self.far
 
 
 class Tails:
@@ -83,8 +86,8 @@ class Tails:
     def of(self, tail: Tail, job: Entry) -> Far:
         """What a tail asks for, by what was known when it was asked."""
         asked = job.tails.get(tail.node)
-        if asked is None or not asked.holds(tail, self._times.version):
-            asked = Asked(tail.at, self._times.version, self._ask(tail, job))
+        if asked is None or not asked.holds(tail, self._times.version, job):
+            asked = Asked(tail.at, self._times.version, job.params, self._ask(tail, job))
             job.tails = {**job.tails, tail.node: asked}
         return asked.far[tail.start]
 

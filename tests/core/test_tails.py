@@ -16,6 +16,7 @@ from neustream.core.stretch import EVERY, NEAR, Tail
 from neustream.core.work import Work
 
 LONG = 60
+SAID = {"a": 1.0, "b": 100.0}
 
 
 @cache
@@ -99,6 +100,19 @@ def test_what_is_ahead_is_what_asking_all_of_it_says(around):
         job.stage = job.cursor.advance(job)
         moves += 1
     assert moves > LONG
+
+
+@pytest.mark.parametrize("count", [12, 15, 16, 40])
+def test_a_sequence_in_two_calls_is_asked_with_the_params_of_each(count):
+    inner = seq(*[sized("s0")] * count)
+    calls = [call(inner, name, params=lambda job, tokens=tokens: {"tokens": tokens}) for name, tokens in SAID.items()]
+    job, profiles = job_of(seq(*calls))
+    times = StepTimes(profiles)
+    work = Work(times)
+    while job.cursor.stage is not None:
+        work.measure(job)
+        assert job.remaining_s == pytest.approx(by_hand(job, times)[2])
+        job.stage = job.cursor.advance(job)
 
 
 def test_legs_are_due_as_if_all_were_asked(monkeypatch):
