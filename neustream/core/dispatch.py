@@ -24,7 +24,7 @@ from neustream.core.lives import Lives
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.pool_state import PoolState, name_of_step, with_blocks
 from neustream.core.step_times import Expected, StepTimes
-from neustream.errors import PolicyError
+from neustream.errors import NeustreamError, PolicyError
 
 
 class _Step(NamedTuple):
@@ -120,7 +120,8 @@ class Dispatch:
             bound = state.pool.sticky and job.worker == batch.worker
             if job not in plan.ran and (first or bound):
                 del plan.drop[job]
-                self._lives.give_up(cast(Entry, job), reason, plan.decided_at)
+                if not self._needs_less(job, plan.decided_at):
+                    self._lives.give_up(cast(Entry, job), reason, plan.decided_at)
 
     def _note(
         self, plan: Plan, policy: Policy, decision: Decision, view: View, ahead: Forecast
@@ -149,7 +150,7 @@ class Dispatch:
         if not jobs:
             return None
         for job, reason in plan.drop.items():
-            if job.status == "waiting":
+            if job.status == "waiting" and not self._needs_less(job, now):
                 self._lives.give_up(cast(Entry, job), reason, now)
         if plan.drop:
             jobs = tuple([job for job in jobs if not _gone_with_another(job)])
@@ -225,9 +226,30 @@ class Dispatch:
     def _decide(self, policy: Policy, view: View) -> Decision:
         self.decisions += 1
         decision = policy.decide(view)
+        anew: set[Job] = set()
+        while not anew.issuperset(decision.drop):
+            check_drops(policy, decision.drop, self._lives.jobs)
+            less = [
+                job for job in decision.drop if job not in anew and self._needs_less(job, view.now)
+            ]
+            anew.update(decision.drop)
+            if less:
+                decision = policy.decide(view)
         if decision.drop:
             self._drop(policy, decision.drop, view.now)
         return decision
+
+    def _needs_less(self, job: Job, now: float) -> bool:
+        """Whether a job that is to be given up needs less than was kept of it; it is asked anew."""
+        entry, before = cast(Entry, job), job.remaining_s
+        if not entry.tails:
+            return False
+        entry.tails = {}
+        try:
+            self._lives.work.measure(entry)
+        except NeustreamError as error:
+            self._lives.end(entry, "failed", str(error), now)
+        return job.remaining_s < before
 
     def _drop(self, policy: Policy, drop: Mapping[Job, str], now: float) -> None:
         """Carry out what a policy gives up."""

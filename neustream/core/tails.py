@@ -3,7 +3,7 @@
 What calls ask for may depend on what those before them said, so what is near is asked anew at each
 call. Were all that is ahead, a sequence of n calls would ask n squared times. What is far is kept
 as sums from every few nodes on. It is asked again once the job has come a share of the way: some n
-times in all.
+times in all. Nobody is given up for what is kept: who would be is asked anew first.
 """
 
 from __future__ import annotations

@@ -7,7 +7,22 @@ from functools import cache
 
 import pytest
 
-from neustream import SLO, Graph, LinearProfile, Request, Stage, call, loop, par, seq, switch, tool
+from neustream import (
+    FCFS,
+    SLO,
+    Graph,
+    LinearProfile,
+    Pool,
+    Request,
+    Scheduler,
+    Stage,
+    call,
+    loop,
+    par,
+    seq,
+    switch,
+    tool,
+)
 from neustream.core.cursor import Cursor
 from neustream.core.entry import Entry
 from neustream.core.seen import Seen
@@ -181,3 +196,22 @@ def test_who_forks_in_a_long_sequence_keeps_what_is_behind_the_join():
     for stage, count in job.cursor.ahead(job):
         seconds += count * times.alone(stage, stage.size_of(job))
     assert work.legs.after(job).alone == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_nobody_is_given_up_for_what_was_asked_before_a_call_said_less(ahead):
+    """A first call says that all others are short: what is kept of them would be late, and is asked anew."""
+    nodes = [asking(3 * index, lambda index, job: {"tokens": job.state.get("said", 1000.0)}) for index in range(LONG)]
+    graph = Graph("g", seq(*nodes))
+    profiles = {"s0": LinearProfile("s0", base=0.01, per_size=0.001, max_batch=1)}
+    some = Scheduler([Pool("gpu", ("s0",))], FCFS(), profiles)
+    some.submit(Request("r", graph, slo=SLO(total=62.0), params={}), 0.0)
+    now = 0.0
+    for count in range(LONG):
+        batch = some.next_batch("gpu", now, 0)
+        assert batch is not None and [job.id for job in batch.jobs] == ["r"]
+        if ahead:
+            some.plan(batch, now)
+        now += batch.expected if count else 20.0
+        some.finish(batch, [{"said": 1.0}], now)
+    assert not some.jobs and now < 62.0
