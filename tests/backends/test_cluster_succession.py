@@ -181,6 +181,25 @@ def test_a_head_that_another_one_has_taken_the_place_of_says_so():
             ask(driver, "b", words=1, voice="b")
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_asked_of_a_head_that_ends_is_answered(when):
+    """Else whoever drains, moves or resizes would wait for ever."""
+    machines = Machines()
+    with driving(machines.head(), None, 2, machines) as driver:
+        held, go = threading.Event(), threading.Event()
+        driver.post(lambda now: (held.set(), go.wait(30)))
+        assert held.wait(30)
+        closing = threading.Thread(target=driver.close)
+        closing.start()
+        asked = driver.ask(lambda head, now: len(head.graphs)) if when == "before" else None
+        go.set()
+        closing.join(30)
+        assert not closing.is_alive()
+        assert asked is None or asked.done()
+        with pytest.raises(RequestError, match="the cluster was closed"):
+            driver.ask(lambda head, now: len(head.graphs)).result(30)
+
+
 def test_a_head_whose_instance_another_one_has_ends_none_of_them():
     """They began at the same moment, and this one was the first to lose."""
     machines = Machines()

@@ -78,6 +78,9 @@ class Driver:
         self._then: list[Callable[[], None]] = []
         self._looking = Looking(head, machines, self._waiting, self._alive, self.post, self._submitted)
         self._over = False
+        self._ended = False
+        self._questions: set[Future[Any]] = set()
+        self._gate = threading.Lock()
         self._starting.adopt()
         self._thread = threading.Thread(target=self._run, name="neustream-cluster", daemon=True)
         self._thread.start()
@@ -115,8 +118,16 @@ class Driver:
         self._inbox.put(work)
 
     def ask(self, question: Callable[[Head, float], Any]) -> Future[Any]:
-        """What `question` says of the head, on its thread, once its orders are on their way."""
+        """What `question` says of the head, on its thread, once its orders are on their way.
+
+        RequestError, at once or as its answer, if nothing is asked any more.
+        """
         answer: Future[Any] = Future()
+        with self._gate:
+            if self._ended:
+                raise _closed()
+            self._questions.add(answer)
+        answer.add_done_callback(self._questions.discard)
 
         def work(now: float) -> None:
             try:
@@ -165,6 +176,10 @@ class Driver:
             then, self._then = self._then, []
             for answer in then:
                 answer()
+        with self._gate:
+            self._ended = True
+        for question in list(self._questions):
+            question.set_exception(_closed())
 
     def _do(self, work: Callable[[float], None]) -> None:
         """One piece of work; what it raises is nobody else's."""
@@ -337,3 +352,7 @@ class Driver:
         self._alive.discard(name)
         self._looking.elsewhere(name)
         return True
+
+
+def _closed() -> RequestError:
+    return RequestError("the cluster was closed, or another head has its instances", code="closed")
