@@ -11,6 +11,7 @@ from hand import ids, seen
 from priced_images import (
     IMAGE,
     LOOP,
+    PROFILES,
     SIZED,
     ask,
     chosen,
@@ -22,6 +23,7 @@ from priced_images import (
 
 from neustream import (
     Priced,
+    TableProfile,
 )
 from neustream.core.demand import Calls, Demand
 from neustream.core.policies import priced_steps
@@ -207,6 +209,44 @@ def test_who_would_not_run_next_makes_room_later_but_for_more_weight(weight, ste
     ):
         some.submit(ask(name, steps, now + total, arrival=now, weight=weighs), now)
     assert sorted(chosen(some, now)) == list(step)
+
+
+def in_a_hurry(*, weight=1.0, count=3, patience=4.0, since=0.0):
+    """r0 can only run alone; r1, r2, ... (as light as 0.9) fit together, but not beside it."""
+    some = waiting(ask("old", 1, 3.0))
+    now = run(some, "old") + since
+    some.submit(ask("r0", 8, now + 8.2, arrival=now, weight=weight), now)
+    now = run(some, "r0", now=now)
+    for at in range(1, count + 1):
+        some.submit(ask(f"r{at}", 1, now + patience, arrival=now, weight=0.9), now)
+    return chosen(some, now)
+
+
+def test_who_keeps_the_batch_small_makes_room_for_all_that_fit_in_its_place():
+    assert in_a_hurry() == ["r1", "r2", "r3"]
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        pytest.param({"count": 2}, id="fewer than two of its weight"),
+        pytest.param({"weight": 1.5}, id="they weigh less than two of it"),
+        pytest.param({"patience": 8.6}, id="they have time until it ends"),
+        pytest.param({"since": 30.0}, id="small batches cost little where few come"),
+    ],
+)
+def test_who_keeps_the_batch_small_stays_where_that_costs_less_than_it_brings(load):
+    assert in_a_hurry(**load) == ["r0"]
+
+
+def test_who_has_the_least_time_stays_where_the_batch_would_be_smaller_without_it():
+    """r0 and r1 run in twos. r2 in the place of r0 could only run alone."""
+    profiles = {**PROFILES, "unet": TableProfile("unet", [1, 2, 3, 4], [1.0, 1.5, 1.75, 2.0])}
+    some = waiting(ask("r0", 13, 20.0), ask("r1", 17, 29.5), profiles=profiles)
+    now = run(some, "r0", "r1")
+    for at, (steps, due) in enumerate([(3, 5.5), (4, 15.5), (3, 8.0)], 2):
+        some.submit(ask(f"r{at}", steps, now + due, arrival=now, weight=0.9), now)
+    assert chosen(some, now) == ["r0", "r1"]
 
 
 def test_a_job_of_more_weight_than_all_others_finds_room():

@@ -109,6 +109,10 @@ class Line:
             self._arrays = Columns(*columns)
         return self._arrays
 
+    def pace(self, job: int, wait: float = 0.0) -> float:
+        """Seconds that a job has for each of its steps if it waits `wait` seconds first."""
+        return float((self.due[job] - self.start - wait) / self.left[job])
+
     def step(self, count: int) -> float:
         """Seconds of a step of the most efficient batch of up to `count` jobs."""
         curve = self.curve
@@ -326,7 +330,7 @@ class Line:
 
     def worth(self, jobs: Ints, entry: float, size: int) -> bool:
         """Whether those of `jobs` that need the seats bring what these cost the device."""
-        lost = self._lost(size)
+        lost = self.lost(size)
         if not lost:
             return True
         places: list[int] = jobs.tolist()
@@ -337,7 +341,7 @@ class Line:
 
     def _worth_with(self, jobs: Ints, others: Ints, sizes: Sequence[int]) -> Bools:
         """As `worth`, for `jobs` with each one of `others`."""
-        by_size = {size: self._lost(size) for size in set(sizes)}
+        by_size = {size: self.lost(size) for size in set(sizes)}
         lost = np.array([by_size[size] for size in sizes])
         if not lost.any():
             return np.ones(len(others), dtype=bool)
@@ -349,7 +353,7 @@ class Line:
         worth: Bools = lost * longest <= np.where(late, weights, 0.0).sum(axis=1)
         return worth
 
-    def _lost(self, size: int) -> float:
+    def lost(self, size: int) -> float:
         """What a step of `size` costs the device, in weight, by what it does less.
 
         Less, that is, than steps of the most efficient batch of all jobs of the line.

@@ -35,8 +35,7 @@ def _larger(jobs: LineUp, fit: list[int], promised: list[int]) -> list[int]:
     line = jobs.plan
     if not isinstance(line, Line):
         return fit
-    pace = [(due - line.start) / left for due, left in zip(line.due, line.left, strict=True)]
-    loosest, _ = first_that_fit(jobs, [], sorted(promised, key=lambda index: -pace[index]))
+    loosest, _ = first_that_fit(jobs, [], sorted(promised, key=lambda index: -line.pace(index)))
     weights = [sum([jobs.jobs[index].weight for index in some]) for some in (fit, loosest)]
     heaviest = max([jobs.jobs[index].weight for index in promised])
     return loosest if weights[1] > weights[0] + heaviest + EVEN else fit

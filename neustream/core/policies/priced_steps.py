@@ -10,6 +10,7 @@ from itertools import accumulate, compress
 
 from neustream.core.job import Job
 from neustream.core.policies.chances import with_riders
+from neustream.core.policies.feasibility import Line
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
 from neustream.core.policies.lasting import lasting
 from neustream.core.policies.line_up import LineUp, blocking, line_up
@@ -123,8 +124,10 @@ class PricedSteps:
         if not promised or not queue:
             return None
         ranked = sorted(promised, key=jobs.density.__getitem__)
-        return self._for_one(jobs, promised, queue, ranked, looks) or self._for_several(
-            jobs, promised, queue, ranked, looks
+        return (
+            self._for_one(jobs, promised, queue, ranked, looks)
+            or self._for_several(jobs, promised, queue, ranked, looks)
+            or _for_many(jobs, promised, queue, looks)
         )
 
     def _for_one(
@@ -194,6 +197,40 @@ class PricedSteps:
         victims = [index for index in ranked if density[index] * more < density[chosen]]
         weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
         return victims[: bisect_right(weights, jobs.jobs[chosen].weight / more)]
+
+
+def _for_many(
+    jobs: LineUp, promised: list[int], queue: list[int], looks: Iterator[int]
+) -> list[int] | None:
+    """The promised job with the least time per step makes room for all that fit in its place.
+
+    One that has hardly any time left keeps the batch small, and others out. It goes if small
+    batches cost more than its weight until it ends, and the batch grows without it. Those who
+    cannot wait for its end have to weigh more than it by more than the heaviest: what does not fit
+    now may fit a step later.
+    """
+    line = jobs.plan
+    if not isinstance(line, Line):
+        return None
+    victim = min(promised, key=line.pace)
+    size = line.batch(promised)
+    steps, weight = line.left[victim], jobs.jobs[victim].weight
+    if line.lost(size) * steps <= weight:
+        return None
+    waiting = float(steps * line.speed * line.curve.seconds[size])
+    enough = line.speed * line.curve.enough
+    queue = [index for index in queue if line.pace(index, waiting) < enough]
+    weights = list(accumulate([jobs.jobs[index].weight for index in queue]))
+    heaviest = max([jobs.jobs[index].weight for index in promised])
+    count = bisect_right(weights, weight + heaviest) + 1
+    if count > len(queue) or next(looks, None) is None:
+        return None
+    others = [index for index in promised if index != victim]
+    least = sorted(others + queue[:count])
+    if not line.fits(least, jobs.entries(least)):
+        return None
+    found, _ = first_that_fit(jobs, others, queue, known=count)
+    return found if line.batch(found) > size else None
 
 
 def _out_of_time(view: View, job: Job) -> float:
