@@ -7,8 +7,10 @@ import pytest
 from hand import seen
 from texts_by_hand import ask, decided, scheduler_with
 
-from neustream.core.policies.model_queues import model_queues
+from neustream.core.policies.model_queues import model_queues, one_model
 from neustream.core.policies.on_time import Outlook, expectations
+from neustream.core.policies.token_deadlines import TokenDeadlines
+from neustream.core.policies.token_step import StepPlan
 
 
 def test_those_who_have_slack_leave_the_memory_to_a_newcomer_that_has_none():
@@ -42,3 +44,17 @@ def test_steps_take_turns_with_those_whose_slack_is_used_up_by_then():
     each, alone = np.diff(together), np.diff(by_slack)
     assert (alone[~used_up[1:]] < each[~used_up[1:]]).all()  # one has the memory for itself
     assert alone[used_up[:-1]] == pytest.approx(each[used_up[:-1]])  # all of ten take turns
+
+
+def test_deadlines_that_are_tightened_do_not_make_all_wait_for_themselves():
+    """With `steady` all are due at their pace; their slack is that of what was promised all the same."""
+    running = [ask(f"r{at}", prompt=30, most=400, first=20.0, step=0.03) for at in range(20)]
+    new = ask("new", prompt=30, most=400, arrival=0.1, first=30.0, step=0.03)
+    scheduler = scheduler_with(running, [new], now=0.1, ends=[390] * 500, blocks=60)
+    view = seen(scheduler, 0.1)
+    paces = []
+    for steady in (False, True):
+        plan = StepPlan(view, one_model(view), TokenDeadlines(steady=steady))
+        plan.keep()
+        paces.append(sorted(plan._paces(400).tolist()))
+    assert paces[0] == paces[1]

@@ -242,7 +242,7 @@ class Horizon:
         return time
 
     def _slack(self, jobs: Sequence[Job]) -> Floats:
-        """Seconds for which each may wait; 0 where it was promised no pace, or an end too."""
+        """Seconds for which each may wait; none where it was promised no pace, or an end too."""
         dues = [
             job.due_next if job.slo.step < math.inf and job.leg_latest == math.inf else 0.0
             for job in jobs

@@ -89,7 +89,7 @@ class Newcomers:
             self.others = self.others.then(again.limits)
             needs = needs + again.needed()
         self._typical = own.needed() / len(waiting)
-        self._each = own.needs.swapaxes(0, 1).copy()  # [waiting, 3, points]
+        self._each = own.needs.swapaxes(0, 1).copy()  # [waiting, 4, points]
         later = horizon.points > 0
         if beside:
             self._each[:, :2] *= later  # it keeps its memory

@@ -162,8 +162,8 @@ class StepPlan:
         needed += len(jobs) * (most + memory.block_size)
         if needed <= memory.capacity * self.rule.memory:
             return None
-        dues, now = self.dues, self.view.now
-        paces = [(dues[job] - now, job.slo.step) for job in jobs if job.slo.step < math.inf]
+        now = self.view.now  # as `Horizon` has it: deadlines that `steady` tightens are not meant
+        paces = [(job.due_next - now, job.slo.step) for job in jobs if job.slo.step < math.inf]
         return np.array(paces) if paces else None
 
     def _count(self) -> None:

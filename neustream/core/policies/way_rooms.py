@@ -20,6 +20,8 @@ from neustream.core.types import TICK
 Floats = NDArray[np.float64]
 AGAIN = 6
 """Decodes after which it is looked again who may join, if nobody came or went."""
+KEPT = 1024
+"""Requests whose worth is kept at most."""
 
 
 class Room:
@@ -71,30 +73,33 @@ class Looked:
 class Ahead(NamedTuple):
     """What is ahead of a job at a stage.
 
+    `call`: which of its calls it is in, or on the way to: when it came, and its outputs before.
     `behind`: seconds alone of all legs but the first, at each of `SHARES`; `shared`: of those of
     them in pools that charge for it.
     """
 
     stage: Stage | None
+    call: tuple[float, int]
     legs: list[Leg]
     behind: Floats
     shared: Floats
 
 
 class KnownLegs:
-    """What is ahead of live jobs, as long as they are at one stage."""
+    """What is ahead of live jobs, as long as they are at one stage of one call."""
 
     def __init__(self) -> None:
         self._known: dict[str, Ahead] = {}
 
     def of(self, view: View, job: Job) -> Ahead:
         known = self._known.get(job.id)
-        if known is None or known.stage is not job.stage:
+        call = job.arrival, job.outputs - job.call_outputs
+        if known is None or known.stage is not job.stage or known.call != call:
             legs = legs_of_job(view, job)
             nothing = np.zeros(len(SHARES))
             behind = sum([leg.alones for leg in legs[1:]], nothing)
             shared = sum([leg.alones for leg in legs[1:] if leg.pool], nothing)
-            known = Ahead(job.stage, legs, behind, shared)
+            known = Ahead(job.stage, call, legs, behind, shared)
             if len(self._known) > 4 * len(view.live) + 64:
                 self._known = {id: one for id, one in self._known.items() if id in view.live}
             self._known[job.id] = known
@@ -169,6 +174,8 @@ class ScarcePrice:
         """Weight per second of the scarcest pool that a request brings; inf if it needs none."""
         known = self._worth.get(job.id)
         if known is None or known[0] is not legs or known[1] != stretch:
+            if len(self._worth) >= KEPT:  # who was moved here is in no `recent`
+                self._worth.clear()
             known = self._worth[job.id] = legs, stretch, self._density(legs, stretch, job)
         return known[2]
 

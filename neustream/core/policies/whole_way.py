@@ -140,7 +140,7 @@ class _Step:
 
     def _row(self, job: Job) -> Row:
         """What is known of one."""
-        _, legs, behind, shared = self._ahead(job)
+        _, _, legs, behind, shared = self._ahead(job)
         most = float(max(job.calls_here(f"{self.model.label}.decode"), 1))
         left = likely(self.view.lengths.get(self.model.label), job.call_outputs, most)
         mean = float(np.add.reduce(left)) / len(left)  # a third of what `left.mean()` takes

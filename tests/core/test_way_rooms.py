@@ -1,0 +1,33 @@
+"""What is kept of requests on their way, and for how long."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from neustream.core.policies import way_rooms
+from neustream.core.policies.way_rooms import KEPT, KnownLegs, ScarcePrice
+
+
+def test_what_is_ahead_is_asked_anew_in_each_call_of_a_stage(monkeypatch):
+    """A loop comes to the same stage again, and an id may be given again after its end."""
+    asked = []
+    monkeypatch.setattr(way_rooms, "legs_of_job", lambda view, job: asked.append(job.outputs) or [])
+    view, known = SimpleNamespace(live={"a": None}), KnownLegs()
+    job = SimpleNamespace(id="a", stage=object(), arrival=0.0, outputs=0, call_outputs=0)
+    known.of(view, job)
+    job.outputs = job.call_outputs = 3  # on with the same call
+    known.of(view, job)
+    assert asked == [0]
+    job.call_outputs = 0  # the next one
+    known.of(view, job)
+    assert asked == [0, 3]
+    job.outputs, job.arrival = 0, 9.0  # another request of that id
+    known.of(view, job)
+    assert asked == [0, 3, 0]
+
+
+def test_worth_is_kept_of_no_more_than_so_many_where_nobody_is_submitted():
+    price = ScarcePrice()
+    for at in range(2 * KEPT + 10):
+        assert price.density([], 1.0, SimpleNamespace(id=f"r{at}", weight=1.0)) > 1e9
+        assert len(price._worth) <= KEPT
