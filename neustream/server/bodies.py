@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
@@ -47,12 +56,16 @@ class Promise(BaseModel):
     report: bool = False
 
 
+Switch = Annotated[bool, BeforeValidator(lambda given: False if given is None else given)]
+"""Off where it is null, as where it is left out: clients' types allow both."""
+
+
 class StreamOptions(Body):
     """How a stream ends."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-    include_slo: bool = False
+    include_usage: Switch = False
+    continuous_usage_stats: Switch = False
+    include_slo: Switch = False
 
 
 class AnyAsk(Body):
@@ -62,7 +75,7 @@ class AnyAsk(Body):
     user: Annotated[str, Field(max_length=512)] | None = None
     slo: Promise | None = None
     slo_ms: Milliseconds | None = None
-    stream: bool = False
+    stream: Switch = False
 
     @property
     def unknown(self) -> list[str]:
@@ -78,7 +91,7 @@ class TextBody(AnyAsk):
     seed: Seed | None = None
     stop: str | list[str] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    ignore_eos: bool = False
+    ignore_eos: Switch = False
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -87,7 +100,7 @@ class TextBody(AnyAsk):
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stream_options: StreamOptions | None = None
-    return_tokens_as_token_ids: bool = False
+    return_tokens_as_token_ids: Switch = False
     vllm_xargs: dict[str, Any] | None = None
 
     @field_validator("stop")
@@ -142,7 +155,7 @@ class CompletionBody(TextBody):
 
     prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    echo: bool = False
+    echo: Switch = False
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
     @property

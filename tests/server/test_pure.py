@@ -239,3 +239,11 @@ def test_the_document_has_all_routes_and_no_loose_ends():
     assert {route.path for route in ROUTES if not route.path.startswith("/ui")} == set(found["paths"])
     for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in found["components"]["schemas"]
+
+
+@pytest.mark.parametrize("name", ["stream", "echo", "ignore_eos", "return_tokens_as_token_ids"])
+def test_a_switch_that_is_null_is_off_and_a_word_is_none(name):
+    assert getattr(CompletionBody.model_validate({"prompt": "a", name: None}), name) is False
+    assert getattr(CompletionBody.model_validate({"prompt": "a", name: True}), name) is True
+    with pytest.raises(ValidationError):
+        CompletionBody.model_validate_json(json.dumps({"prompt": "a", name: "perhaps"}))
