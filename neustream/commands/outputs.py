@@ -58,8 +58,9 @@ def check_folder(option: str, folder: Path, names: Iterable[str]) -> None:
 
 def check_room(option: str, folder: Path, size: int) -> None:
     """ConfigError if the disk of a folder that is there has not so many bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < size:
+    disk = shutil.disk_usage(folder)
+    free = disk.free
+    if disk.total and free < size:  # some file systems tell of no size at all
         raise ConfigError(
             f"{option} {folder}: {size / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free on its disk"
         )

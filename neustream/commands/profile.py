@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,7 +15,9 @@ from rich.text import Text
 
 from neustream.analysis.tables import new_table
 from neustream.backends.measuring import measure_experiment, profile_shapes, profile_steps
+from neustream.backends.ray.cluster import check_ray
 from neustream.backends.ray.configs import check as check_cluster
+from neustream.backends.ray.configs import needs_of
 from neustream.backends.ray.costs import cluster_costs
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import ConfigArgument, JsonOption, ModelOption, QuietOption, SetOption, finite
@@ -67,7 +69,7 @@ def command(
         check_outputs(json_file(json_))
         with naming(config):
             if cluster:
-                _check_cluster(experiment)
+                _check_cluster(experiment, device, sizes)
         policy = chosen_policies(config, experiment, None)[0] if cluster else ""
         with naming(config):
             if sizes:
@@ -79,7 +81,7 @@ def command(
             else:
                 paths = _profile_stages(pipeline, device, out, repeats, warmup)
             if cluster:
-                measured = load_experiment(config, [*(set_ or ()), f"profiles={out.resolve()}"], model=model)
+                measured = experiment.model_copy(update={"profiles": out.resolve()})
                 _profile_cluster(measured, policy, paths, device)
         write([{"file": str(path), **json.loads(path.read_text("utf-8"))} for path in paths])
         for path in paths:
@@ -123,11 +125,15 @@ def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: i
     )
 
 
-def _check_cluster(experiment: Experiment) -> None:
-    """ConfigError if there is no cluster that could be served."""
+def _check_cluster(experiment: Experiment, device: str, sizes: Sequence[Any]) -> None:
+    """ConfigError if there is no cluster that could be served, BackendError if there is no Ray."""
     if experiment.cluster is None:
         raise ConfigError("--cluster: the config has no section cluster")
+    if sizes:
+        raise ConfigError("--cluster and --size: give one of them; the config is served at its own size")
     check_cluster(experiment.cluster)
+    needs_of(device, "--device")
+    check_ray()
 
 
 def _profile_cluster(experiment: Experiment, policy: str, paths: Sequence[Path], device: str) -> None:

@@ -11,6 +11,7 @@ from local_machines import LocalMachines, through
 from toys import command, results, squash, toy
 
 from neustream.backends.ray import cluster, experiments
+from neustream.commands import profile
 from neustream.errors import BackendError
 
 PATIENT = {"suspect_s": 60, "dead_s": 90, "send_s": 60}
@@ -43,6 +44,7 @@ def local(monkeypatch):
 
     monkeypatch.setattr(cluster, "machines_of", machines)
     monkeypatch.setattr(experiments, "joined", lambda address: lambda: None)
+    monkeypatch.setattr(profile, "check_ray", lambda: None)
     return made
 
 
@@ -122,6 +124,26 @@ def test_profile_measures_what_the_front_of_a_cluster_adds_and_simulations_count
         assert done.status == 0, done.err
         p50[what] = results(out)[0]["latency_s"]["p50"]
     assert p50["measured"] >= costs["there_s"][0] + costs["back_s"][0] > p50["said"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--size", "64x64"], "--cluster and --size: give one of them"),
+        (["--device", "cuda:0"], "--device 'cuda:0': Ray says which one an instance gets"),
+    ],
+)
+def test_profile_refuses_what_no_cluster_serves_before_it_measures(local, tmp_path, options, why):
+    path = toy(tmp_path, cluster=TWO)
+    done = command("profile", path, "--cluster", *options, "--out", tmp_path / "new")
+    assert done.status == 2 and squash(why) in squash(done.err) and not list(tmp_path.glob("new/*"))
+
+
+def test_profile_of_a_cluster_in_a_folder_that_yaml_reads_otherwise(local, tmp_path):
+    new = tmp_path / "a #b"
+    done = command("profile", toy(tmp_path, cluster=TWO), "--cluster", "--out", new, "--repeats", 3, "--warmup", 1)
+    assert done.status == 0, done.err
+    assert json.loads((new / "draw.json").read_text())["engine"]["there_s"]
 
 
 @pytest.mark.parametrize(

@@ -347,3 +347,9 @@ def test_a_sweep_goes_from_one_at_a_time_to_as_many_as_possible():
     failed = Run("", [Record("0", outcome="status", end_s=1.0)], duration_s=1.0)
     with pytest.raises(BackendError, match="no request of a load was done"):
         loads_after(sweep, [failed, fast])
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(10.0, 16.0), (4.0, 4.0), (2.0, 1.0)])
+def test_a_rate_that_grows_sends_fewer(seconds, count):
+    load = Load("even", rate=2.0, duration_s=seconds, rampup_s=4.0)
+    assert load.expected == count

@@ -77,7 +77,10 @@ class Load:
         """How many requests there will be, about; of a closed loop with a duration, at most."""
         if self.requests is not None:
             return self.requests
-        return (self.rate or 0.0) * (self.duration_s or 0.0)
+        rate, seconds, growing_s = self.rate or 0.0, self.duration_s or 0.0, self.rampup_s
+        if seconds < growing_s:
+            return rate * seconds**2 / growing_s / 2
+        return rate * (seconds - growing_s / 2)
 
     @property
     def seconds(self) -> float | None:
