@@ -326,6 +326,8 @@ class AgentBody(AnyAsk):
 class TokenizeBody(ForTemplate):
     """POST /tokenize: of a text, or of a chat in its template."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
+
     model: Annotated[str, Field(max_length=200)] | None = None
     prompt: Text | None = None
     messages: Messages | None = None
