@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,6 +14,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from neustream.server.idle_fields import IDLE, NOTHING, among, asking
 
 MOST_CHOICES = 16
 MOST_LOGPROBS = 20
@@ -209,7 +209,7 @@ class Message(Body):
     @field_validator("tool_calls", "function_call", "audio")
     @classmethod
     def _none(cls, given: Any) -> Any:
-        if not any(_same(given, each) for each in NOTHING):
+        if not among(given, NOTHING):
             raise ValueError("not supported by this server")
         return None
 
@@ -354,50 +354,6 @@ class InferenceBody(Body):
     num_tokens: Annotated[int, Field(ge=1, lt=2**31)]
 
 
-NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
-IDLE: Mapping[str, tuple[Any, ...]] = {
-    "prompt_logprobs": (*NOTHING, 0),
-    "best_of": (*NOTHING, 1),
-    "suffix": NOTHING,
-    "length_penalty": (*NOTHING, 1),
-    "tools": NOTHING,
-    "tool_choice": (*NOTHING, "none", "auto"),
-    "functions": NOTHING,
-    "function_call": (*NOTHING, "none", "auto"),
-    "response_format": (*NOTHING, {"type": "text"}),
-    "use_beam_search": NOTHING,
-    "chat_template": NOTHING,
-    "guided_json": NOTHING,
-    "guided_regex": NOTHING,
-    "guided_choice": NOTHING,
-    "guided_grammar": NOTHING,
-    "include_stop_str_in_output": NOTHING,
-    "allowed_token_ids": NOTHING,
-    "bad_words": NOTHING,
-    "truncate_prompt_tokens": NOTHING,
-    "documents": NOTHING,
-    "continue_final_message": NOTHING,
-    "add_generation_prompt": (None, True),
-    "structured_outputs": NOTHING,
-    "prompt_embeds": NOTHING,
-    "audio": NOTHING,
-    "modalities": (*NOTHING, ["text"]),
-}
-"""Fields that real clients send and that nothing is done for: the values that mean just that."""
-
-
 def unsupported(body: AnyAsk) -> str | None:
     """The first field that asks for what cannot be done; None if there is none."""
-    for name, value in (body.model_extra or {}).items():
-        idle = IDLE.get(name)
-        if idle is not None and not any(_same(value, each) for each in idle):
-            return name
-    return None
-
-
-def _same(value: Any, idle: Any) -> bool:
-    if isinstance(value, bool) or isinstance(idle, bool):
-        return value is idle
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return bool(value == idle)
+    return asking(body.model_extra or {})

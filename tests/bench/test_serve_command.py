@@ -285,12 +285,12 @@ def test_a_full_disk_is_told_after_the_results(stub):
 
 def test_a_disk_without_room_for_the_records_is_told_before_the_load(stub, tmp_path, monkeypatch):
     seen = len(stub.log)
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=5000))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=9000, free=5000))
     for more in (["--out", tmp_path], ["--save-result", "--save-detailed", "--result-dir", tmp_path]):
         done = serve(stub, *more)
         assert done.status == 2 and "0.0 MB are free on its disk" in done.err, done.err
     assert len(stub.log) == seen and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=7000))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=9000, free=7000))
     assert serve(stub, "--out", tmp_path).status == 0
 
 
