@@ -74,18 +74,30 @@ def command(
         with naming(config):
             if sizes:
                 paths = profile_shapes(experiment, device, sizes, out, seconds, not quiet)
-            elif isinstance(pipeline, LlmPipeline):
-                paths = _profile_llm(pipeline, device, out, seconds)
-            elif isinstance(pipeline, AgentPipeline):
-                raise ConfigError("an agent is simulated alone: measure each of its language models")
             else:
-                paths = _profile_stages(pipeline, device, out, repeats, warmup)
+                paths = _profile(pipeline, device, out, seconds, repeats, warmup)
             if cluster:
                 measured = experiment.model_copy(update={"profiles": out.resolve()})
                 _profile_cluster(measured, policy, paths, device)
         write([{"file": str(path), **json.loads(path.read_text("utf-8"))} for path in paths])
         for path in paths:
             wrote(path)
+
+
+def _profile(
+    pipeline: StagesPipeline | LlmPipeline | AgentPipeline,
+    device: str,
+    out: Path,
+    seconds: float,
+    repeats: int,
+    warmup: int,
+) -> list[Path]:
+    """Measure what an experiment serves, at its own size."""
+    if isinstance(pipeline, LlmPipeline):
+        return _profile_llm(pipeline, device, out, seconds)
+    if isinstance(pipeline, AgentPipeline):
+        raise ConfigError("an agent is simulated alone: measure each of its language models")
+    return _profile_stages(pipeline, device, out, repeats, warmup)
 
 
 def _profile_llm(pipeline: LlmPipeline, device: str, out: Path, seconds: float) -> list[Path]:

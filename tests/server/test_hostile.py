@@ -45,12 +45,6 @@ def url(running):
     return running[0]
 
 
-@pytest.fixture
-def client(url):
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-
-
 def address(url):
     return "127.0.0.1", int(url.rpartition(":")[2])
 

@@ -47,12 +47,6 @@ def url():
         yield url
 
 
-@pytest.fixture
-def client(url):
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-
-
 def raw(url, text, until=b"\r\n\r\n"):
     """What comes back for some bytes."""
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:

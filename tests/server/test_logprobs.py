@@ -37,12 +37,6 @@ def url(model):
 
 
 @pytest.fixture
-def client(url):
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
 def theirs(url):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
         yield client

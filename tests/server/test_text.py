@@ -49,12 +49,6 @@ def url(running):
 
 
 @pytest.fixture
-def client(url):
-    with httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
 def stock_client(url):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
         yield client

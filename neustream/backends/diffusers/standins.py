@@ -143,16 +143,16 @@ class DryView(View):
 
 
 @cache
-def viewed(pipeline: Any) -> Any:
-    """The class of a pipeline's views."""
-    return _mixed(View, pipeline)
+def viewed(kind: type) -> Any:
+    """The class of the views of a class of pipelines."""
+    return _mixed(View, kind)
 
 
 @cache
-def dry(pipeline: Any) -> Any:
-    """The class of a pipeline's views in which its call checks its arguments."""
-    return _mixed(DryView, pipeline)
+def dry(kind: type) -> Any:
+    """The class of the views of a class of pipelines in which their call checks its arguments."""
+    return _mixed(DryView, kind)
 
 
-def _mixed(view: type, pipeline: Any) -> Any:
-    return type(pipeline.__name__, (view, pipeline), {"__module__": pipeline.__module__})
+def _mixed(view: type, kind: type) -> Any:
+    return type(kind.__name__, (view, kind), {"__module__": kind.__module__})

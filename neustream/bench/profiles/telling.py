@@ -54,19 +54,8 @@ def _load(load: Load) -> dict[str, Any]:
 
 def lines(profile: Profile, texts: Texts) -> Iterator[str]:
     """In sentences, the stages one a line."""
-    target = profile.target
     yield f"{profile.path}: {profile.dialect}"
-    answers = "streamed" if target.stream else "whole"
-    exact = ", exactly as long as asked" if target.ignore_eos else ""
-    if profile.source is None:
-        yield f"asks {target.url or 'a server'} until it tells its models, and sends no load"
-    else:
-        model = target.model or "its first model"
-        yield f"asks {target.url or 'a server'}, {model}: {target.api}, {answers}{exact}"
-        yield f"requests: {profile.source}"
-        if profile.models:
-            yield _models(profile)
-        yield f"tokens: {tokens_of(profile, texts)}"
+    yield from _asked(profile, texts)
     slo = {**profile.limits.to_dict(), **profile.constraints}
     if promises := ", ".join(f"{key} {value:g}" for key, value in slo.items() if key != "weight"):
         yield f"promises, in seconds: {promises}"
@@ -80,6 +69,23 @@ def lines(profile: Profile, texts: Texts) -> Iterator[str]:
     yield from (f"ignored: {each.key}: {each.why}" for each in profile.left)
     yield from (f"note: {text}" for text in profile.notes)
     yield from (f"needed before a run: {text}" for text in profile.lacks)
+
+
+def _asked(profile: Profile, texts: Texts) -> Iterator[str]:
+    """Who is asked, and for what."""
+    target = profile.target
+    server = target.url or "a server"
+    if profile.source is None:
+        yield f"asks {server} until it tells its models, and sends no load"
+        return
+    model = target.model or "its first model"
+    answers = "streamed" if target.stream else "whole"
+    exact = ", exactly as long as asked" if target.ignore_eos else ""
+    yield f"asks {server}, {model}: {target.api}, {answers}{exact}"
+    yield f"requests: {profile.source}"
+    if profile.models:
+        yield _models(profile)
+    yield f"tokens: {tokens_of(profile, texts)}"
 
 
 def _models(profile: Profile) -> str:
