@@ -21,7 +21,7 @@ from neustream.backends.ray.callers import Caller, Counts, Machines, reader
 from neustream.backends.ray.looking import Looking
 from neustream.backends.ray.starting import Starting
 from neustream.backends.ray.telling import Telling
-from neustream.backends.ray.waiting import Waiting
+from neustream.backends.ray.waiting import Waiting, closed
 from neustream.backends.ray.wire import EngineDied, Heard, Joined, News, NotMovable, Superseded, asked_as_bytes
 from neustream.cluster import messages as to
 from neustream.cluster.happenings import Entered, Lost
@@ -125,7 +125,7 @@ class Driver:
         answer: Future[Any] = Future()
         with self._gate:
             if self._ended:
-                raise _closed()
+                raise closed()
             self._questions.add(answer)
         answer.add_done_callback(self._questions.discard)
 
@@ -179,7 +179,7 @@ class Driver:
         with self._gate:
             self._ended = True
         for question in list(self._questions):
-            question.set_exception(_closed())
+            question.set_exception(closed())
 
     def _do(self, work: Callable[[float], None]) -> None:
         """One piece of work; what it raises is nobody else's."""
@@ -352,7 +352,3 @@ class Driver:
         self._alive.discard(name)
         self._looking.elsewhere(name)
         return True
-
-
-def _closed() -> RequestError:
-    return RequestError("the cluster was closed, or another head has its instances", code="closed")

@@ -21,6 +21,11 @@ from neustream.errors import RequestError, RequestFailed
 from neustream.service.answer import Answer
 
 
+def closed() -> RequestError:
+    """For who asks for something when nobody is answered any more."""
+    return RequestError("the cluster was closed, or another head has its instances", code="closed")
+
+
 class Waiting:
     """Callers by the ids of their requests. They come on any thread; all else is the driver's.
 
@@ -46,7 +51,7 @@ class Waiting:
         id = caller.answer.id
         with self._changed:
             if self._over:
-                raise RequestError("the cluster was closed, or another head has its instances", code="closed")
+                raise closed()
             if id in self._callers:
                 raise RequestError(f"request id {id!r} is already being served")
             self._callers[id] = caller
