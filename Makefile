@@ -7,6 +7,7 @@
 # make fuzz   2,000 requests made up for each route of the HTTP front
 # make check  ruff, mypy, the import rules, and that no file has over 400 lines
 # make test-vllm    the tests of the vLLM backend, on a real vLLM with a venv of its own
+# make test-gpu    the tests of the backends with their models on a CUDA device
 # make test-ray     a cluster on two nodes of a real Ray, in a venv of its own
 # make soak   the HTTP front under 1.5 times what it can serve, for ten minutes
 # make harness  vLLM's and guidellm's load generators against the front, each in a venv of its own
@@ -29,7 +30,7 @@ export OMP_NUM_THREADS = 1
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo demo-cluster demo-cluster-serve demo-agent demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
+.PHONY: test-gpu demo demo-cluster demo-cluster-serve demo-agent demo-serve fuzz soak harness test check test-vllm test-ray test-browser test-latest test-oldest constraints bench clean
 
 # The build needs setuptools, which pip would fetch without the constraints.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -69,6 +70,9 @@ $(HARNESS)-guidellm/installed: PACKAGE = 'guidellm>=0.8,<0.9'
 harness: $(VENV)/installed $(HARNESS)-vllm/installed $(HARNESS)-guidellm/installed
 	$(BIN)/python benchmarks/harness.py --vllm $(HARNESS)-vllm/bin/python --guidellm $(HARNESS)-guidellm/bin/guidellm
 	$(BIN)/python benchmarks/harness_schedule.py --vllm $(HARNESS)-vllm/bin/python --guidellm $(HARNESS)-guidellm/bin/guidellm
+
+test-gpu: $(VENV)/installed
+	NEUSTREAM_TEST_DEVICE=cuda $(BIN)/python -m $(PYTEST) tests/backends
 
 test: $(VENV)/installed
 	$(BIN)/python -m $(PYTEST)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from places import DEVICE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 SPECIAL = [
@@ -318,7 +319,7 @@ def sighted(family, attention="sdpa"):
     config, processor = FAMILIES[family]()
     torch.manual_seed(0)
     made = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
-    model = made.eval().requires_grad_(False)
+    model = made.eval().requires_grad_(False).to(DEVICE)
     for weight in model.parameters():
         if weight.dim() > 1:
             weight.mul_(4)
@@ -339,5 +340,5 @@ def alone(model, processor, text, images, max_tokens, seed=None, **options):
     else:
         torch.manual_seed(seed)
         options = {"do_sample": True, "top_k": 0, **options}
-    out = model.generate(**made, max_new_tokens=max_tokens, **options)
+    out = model.generate(**made.to(model.device), max_new_tokens=max_tokens, **options)
     return out[0, made["input_ids"].shape[1] :].tolist()

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from places import DEVICE
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
@@ -75,4 +76,4 @@ def ready(pipe: Any, dtype: torch.dtype) -> Any:
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
-    return pipe.to(dtype)
+    return pipe.to(DEVICE, dtype)

@@ -11,6 +11,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
 
+    from places import DEVICE
+
     from neustream.backends.diffusers import from_config
 
 import neustream as ns  # noqa: E402
@@ -74,7 +76,7 @@ DIT_SHAPE, SD_SHAPE = "4x8x8", "4x8x8"
 
 
 def small_dit():
-    return from_config.build(from_config.Options(pipeline="DiTPipeline", components=DIT))
+    return from_config.build(from_config.Options(pipeline="DiTPipeline", components=DIT)).to(DEVICE)
 
 
 def profiles(*shapes, model="", step_s=0.002):

@@ -59,7 +59,7 @@ def stock(model, prompt, **how):
     """What `generate` makes of a prompt alone: the new tokens, from the first to the one that ends it."""
     torch.manual_seed(how.pop("seed", 0))
     draws = {"do_sample": True, "top_k": 0, **how} if how else {"do_sample": False}
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX, **draws)
     return out[0, 1 if model.config.is_encoder_decoder else len(prompt) :].tolist()
 

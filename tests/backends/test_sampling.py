@@ -278,7 +278,7 @@ def test_what_the_generation_config_says_is_what_requests_get():
         found = list(service(prompt, seed=5, ignore_eos=True).token_ids)
         greedy = list(service(prompt, temperature=0, repetition_penalty=1.0, max_tokens=4).token_ids)
     torch.manual_seed(5)
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     out = model.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=None)
     assert found == out[0, len(prompt) :].tolist() and len(found) == 9
     assert greedy == alone(model, prompt, 4, repetition_penalty=1.0)

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 import transformers
+from places import DEVICE
 
 from neustream import Graph, Request
 from neustream.backends.transformers.model import LanguageModel
@@ -44,7 +45,7 @@ def made(kind, attention="sdpa", **changes):
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(4)
-    return model
+    return model.to(DEVICE)
 
 
 def prompts(count, seed=0, low=1, high=40):
@@ -60,7 +61,7 @@ def alone(model, prompt, max_tokens, **options):
     else:
         torch.manual_seed(seed)
         options = {"do_sample": True, "top_k": 0, **options}
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, **options)
     return out[0, len(prompt) :].tolist()
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import cache_utils
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from neustream.errors import BackendError
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 """What configs call layers that look at everything, at so many tokens, and at a chunk of so many."""
+DUMMY = getattr(cache_utils, "DummyLayer", None)
+"""A layer that reads what another one keeps; transformers before 5.20 leaves it out of the cache."""
 
 
 class NotShared(BackendError):
@@ -95,7 +98,7 @@ def masks_of(model: Any, length: int, dtype: torch.dtype | None) -> Masks:
     types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     reaches: dict[str, Reach | None] = {}
     for at, layer in enumerate(layers_of(model)):
-        if type(layer) is DummyLayer:  # it reads what another layer keeps
+        if DUMMY is not None and type(layer) is DUMMY:
             continue
         window = _window(at, layer)
         kind = types[at] if at < len(types) else SLIDING if window else FULL
