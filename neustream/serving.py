@@ -62,6 +62,7 @@ class PipelineOptions(ServiceOptions, total=False):
     max_pixels: int
     buckets: Sequence[int]
     compile: bool | Mapping[str, Any]
+    graphs: bool | None
     check_finite: bool
     measure_s: float
     cache: Path | str | None

@@ -13,6 +13,7 @@ backend:
   arguments: {...}               # further arguments of the pipeline's class
   dtype: float32
   variant: fp16                  # of a checkpoint
+  graphs: false                  # no CUDA graphs; they are the default on CUDA
   weights_seed: 0
   threads: 1                     # of torch
   request: {guidance_scale: 4.0} # call arguments of every request
@@ -83,6 +84,7 @@ class Options(BaseModel):
     arguments: dict[str, Any] = Field(default_factory=dict)
     dtype: str = "float32"
     variant: str | None = None
+    graphs: bool | None = None
     weights_seed: int = 0
     threads: int | None = Field(default=None, ge=1)
     request: dict[str, Any] = Field(default_factory=dict)
@@ -97,7 +99,7 @@ class ConfigPipeline(shared.TorchModel):
     def __init__(self, pipe: DiffusionPipeline, options: Options, place: torch.device) -> None:
         super().__init__(pipe, [model for _, model in models_of(pipe)], options.dtype, place)
         self.pipe = pipe
-        self._request = options.request
+        self._request, self._graphs = options.request, options.graphs
 
     def mount(self, wanted: Wanted) -> PipelineMount:
         """The pipeline with the config's batch sizes, and its profiles for calls of all sizes."""
@@ -113,6 +115,7 @@ class ConfigPipeline(shared.TorchModel):
             self.pipe,
             profiles=profiles,
             samples=samples,
+            graphs=self._graphs,
             check_finite=wanted.check_finite,
             measure_s=0.0,
             progress=False,

@@ -81,6 +81,8 @@ class PipelineMount:
             the last bit, on who shared its batches, if there is one bucket.
         compile: compile the denoisers with `torch.compile`, once per bucket; a mapping: its
             arguments (`{"mode": "reduce-overhead"}` captures CUDA graphs).
+        graphs: replay calls of the denoisers as CUDA graphs, with the same results. None: where that is
+            possible; True: BackendError where it is not.
         check_finite: fail a request whose latents hold NaN or infinity in place of decoding them.
         measure_s: seconds that measuring a sample may take, about; 0: nothing is measured while
             the device idles either.
@@ -104,6 +106,7 @@ class PipelineMount:
         max_pixels: int = MOST_PIXELS,
         buckets: Sequence[int] = (),
         compile: bool | Mapping[str, Any] = False,
+        graphs: bool | None = None,
         check_finite: bool = True,
         measure_s: float = 60.0,
         cache: Path | str | None = None,
@@ -111,7 +114,7 @@ class PipelineMount:
     ) -> None:
         if not isinstance(pipe, DiffusionPipeline):
             raise BackendError(f"a pipeline is a diffusers DiffusionPipeline, got {shown(pipe)}")
-        _check_options(profiles, samples, buckets, compile, check_finite, cache, progress)
+        _check_options(profiles, samples, buckets, compile, graphs, check_finite, cache, progress)
         self.pipe = pipe
         self._profiles = profiles
         self._samples = samples
@@ -122,7 +125,7 @@ class PipelineMount:
         }
         self._max_shapes = whole("max_shapes", max_shapes, 1, error=BackendError)
         self._max_pixels = whole("max_pixels", max_pixels, 1, error=BackendError)
-        self._how: dict[str, Any] = {"buckets": tuple(buckets), "compile": compile}
+        self._how: dict[str, Any] = {"buckets": tuple(buckets), "compile": compile, "graphs": graphs}
         self._check_finite = check_finite
         self._measure_s = number("measure_s", measure_s, "seconds, 0 or more", lambda x: x >= 0, BackendError)
         self._cache = cache
@@ -143,7 +146,7 @@ class PipelineMount:
             raise BackendError(
                 f"{type(self.pipe).__name__} has call argument(s) {sorted(taken)}, which submit() takes itself"
             )
-        parts_of(self.pipe, buckets=self._how["buckets"])  # says what it cannot serve
+        parts_of(self.pipe, buckets=self._how["buckets"], graphs=self._how["graphs"])  # says what it cannot serve
 
     def parts(self, role: Role) -> list[Part]:
         """What is called for steps of a role, on all devices; once it is opened."""
@@ -353,6 +356,7 @@ def _check_options(
     samples: object,
     buckets: object,
     compile: object,
+    graphs: object,
     check_finite: object,
     cache: object,
     progress: object,
@@ -360,6 +364,7 @@ def _check_options(
     """BackendError, by its name, for an option of another kind than it can be."""
     check_option("profiles", profiles, Mapping | Path | str | None, "profiles by stage, or their folder")
     check_option("compile", compile, bool | Mapping, "True, False, or arguments of torch.compile")
+    check_option("graphs", graphs, bool | None, "True, False or None")
     check_option("check_finite", check_finite, bool, "True or False")
     check_option("cache", cache, Path | str | None, "a folder")
     check_option("progress", progress, bool | None, "True, False or None")

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.foreign import states_of
+from neustream.backends.diffusers.replayed import wrapped
 from neustream.backends.diffusers.writing import Writing
 from neustream.errors import BackendError, shown
 
@@ -66,11 +67,12 @@ def role_of(name: str, model: torch.nn.Module) -> Role | None:
 
 @dataclass(frozen=True)
 class _How:
-    """How parts are called: rows that batches are padded to, the most rows, arguments of `torch.compile`."""
+    """How parts are called: rows that batches are padded to, the most rows, arguments of `torch.compile`, graphs."""
 
     buckets: tuple[int, ...]
     max_rows: int | None
     compile: Mapping[str, Any] | None
+    graphs: bool | None
 
 
 def parts_of(
@@ -79,6 +81,7 @@ def parts_of(
     buckets: Sequence[int] = (),
     max_rows: int | None = None,
     compile: bool | Mapping[str, Any] = False,
+    graphs: bool | None = False,
 ) -> Parts:
     """The shared parts of `pipe`.
 
@@ -86,19 +89,20 @@ def parts_of(
         buckets: row counts that every batch is padded to, by repeating its first row.
         max_rows: the most rows in one call.
         compile: compile denoisers with `torch.compile` (these are its arguments), once per bucket.
+        graphs: replay calls of denoisers as CUDA graphs; None: where that is possible.
 
     Raises:
-        BackendError: nothing in it denoises, a model keeps state between the calls of one request, or the
-            stock call changes what requests share.
+        BackendError: nothing in it denoises, a model keeps state between the calls of one request, the
+            stock call changes what requests share, or it cannot be as `compile` and `graphs` say.
     """
-    how = _how(buckets, max_rows, compile)
+    how = _how(buckets, max_rows, compile, graphs)
     parts = Parts()
     for name, model in models_of(pipe):
         role = role_of(name, model)
         if role is None:
             continue
         _check_stateless(pipe, name, model)
-        parts[id(model)] = _methods_of(name, model, role, how)
+        parts[id(model)] = _methods_of(name, model, role, how, pipe._execution_device)
     if "denoise" not in roles_of(parts):
         raise BackendError(_nothing_denoises(pipe))
     classes = [cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__]
@@ -116,8 +120,10 @@ def parts_of(
     return parts
 
 
-def _how(buckets: Sequence[int], max_rows: int | None, compile: bool | Mapping[str, Any]) -> _How:
+def _how(buckets: Sequence[int], max_rows: int | None, compile: bool | Mapping[str, Any], graphs: bool | None) -> _How:
     """BackendError for buckets that are none."""
+    if graphs and compile:
+        raise BackendError("graphs=True beside compile: give compile={'mode': 'reduce-overhead'} for graphs of its own")
     for size in buckets:
         if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
             what = f"whole numbers of at least 1, got {shown(list(buckets))}"
@@ -125,7 +131,7 @@ def _how(buckets: Sequence[int], max_rows: int | None, compile: bool | Mapping[s
     given = compile if isinstance(compile, Mapping) else {}
     options = {"dynamic": False, **given} if compile else None
     sizes = tuple(buckets) or (BUCKETS if compile else ())
-    return _How(sizes, max(sizes, default=None) if max_rows is None else max_rows, options)
+    return _How(sizes, max(sizes, default=None) if max_rows is None else max_rows, options, graphs)
 
 
 def _check_stateless(pipe: DiffusionPipeline, name: str, model: torch.nn.Module) -> None:
@@ -138,13 +144,15 @@ def _check_stateless(pipe: DiffusionPipeline, name: str, model: torch.nn.Module)
         )
 
 
-def _methods_of(name: str, model: torch.nn.Module, role: Role, how: _How) -> dict[str, Part]:
+def _methods_of(name: str, model: torch.nn.Module, role: Role, how: _How, device: torch.device) -> dict[str, Part]:
     """What requests share of a model, by method; "" is the model itself."""
     if role == "decode":
         shared = [method for method in ("encode", "decode") if hasattr(model, method)]
         return {one: _part(f"{name}.{one}", model, role, getattr(model, one), how) for one in shared}
-    if how.compile is None or role != "denoise":
+    if role == "encode":
         return {"": _part(name, model, role, model, how)}
+    if how.compile is None:
+        return {"": _part(name, model, role, wrapped(name, model, device, how.graphs), how)}
     compiled = torch.compile(model, **how.compile)
     return {"": _part(name, model, role, compiled, how, reused=True)}
 

@@ -80,7 +80,7 @@ class Replica:
 
     Args:
         pipe: on its device.
-        buckets, compile: see `parts_of`.
+        buckets, compile, graphs: see `parts_of`.
         check_finite: see `PipelineMount`.
 
     Attributes:
@@ -100,10 +100,11 @@ class Replica:
         *,
         buckets: Sequence[int] = (),
         compile: bool | Mapping[str, Any] = False,
+        graphs: bool | None = None,
         check_finite: bool = True,
     ) -> None:
         self.pipe = pipe
-        self.parts = parts_of(pipe, buckets=buckets, compile=compile)
+        self.parts = parts_of(pipe, buckets=buckets, compile=compile, graphs=graphs)
         self.place = place_of(pipe)
         self.roles: dict[str, str] = {}
         self.states = [State(pipe, models_of, partial(_scaling, self.parts))]

@@ -1,0 +1,218 @@
+"""Denoisers whose calls are replayed: here each "graph" computes anew with tensors that stay where they are."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra 'diffusion'")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # diffusers' own imports
+    pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
+    from pipelines import FAMILIES, alone, build, difference, requests, stock, together
+    from small_pipelines import SD_SHAPE, close_to, serve, words
+
+    from neustream.backends import capturing
+    from neustream.backends.diffusers import PipelineMount, from_config, replayed
+    from neustream.backends.diffusers.parts import parts_of
+    from neustream.backends.diffusers.replayed import Replayed
+
+import neustream as ns  # noqa: E402
+from neustream.errors import BackendError  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy 2's, of how schedulers call it
+
+KINDS = ["dit", "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "wan"]
+ERRORS = [capturing.NotCaptured("it waits"), RuntimeError("no"), torch.OutOfMemoryError("full")]
+
+
+@pytest.fixture(autouse=True)
+def anew(monkeypatch):
+    """A "graph" of a CPU: the function itself, once more; and one torch thread."""
+    torch.set_num_threads(1)
+    monkeypatch.setitem(capturing.CAPTURES, "cpu", lambda device: Recording())
+
+
+class Recording:
+    """Writes all results into the same memory, as a graph does."""
+
+    def __call__(self, function):
+        output = function()
+
+        def replay():
+            with torch.no_grad():
+                for mine, other in zip(tensors(output), tensors(function()), strict=True):
+                    mine.copy_(other)
+            return output
+
+        return replay
+
+
+def tensors(output):
+    return list(output.values()) if isinstance(output, dict) else list(output)
+
+
+def denoisers(parts):
+    return [part for methods in parts.values() for part in methods.values() if part.role == "denoise"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_replayed_alone_is_bitwise_stock_and_in_company_equal_to_rounding(name):
+    assert name in FAMILIES
+    pipe = build(name)
+    some = requests(name)
+    wanted = [stock(pipe, request) for request in some]
+    parts = parts_of(pipe, graphs=True)
+    (part,) = denoisers(parts)
+    for request, one in [*zip(some, wanted, strict=True)] * 2:
+        assert torch.equal(alone(pipe, request, parts), one)
+    assert part.function.replays > len(some)
+    before = part.function.replays
+    for _ in range(2):
+        for got, one in zip(together(pipe, some, parts), wanted, strict=True):
+            assert difference(got, one) < FAMILIES[name].tolerance
+    assert part.function.replays > before
+
+
+def call(model, at, **more):
+    made = torch.Generator().manual_seed(at)
+    sample = torch.randn(2, 4, 8, 8, generator=made)
+    texts = torch.randn(2, 7, 32, generator=made)
+    with contextlib.nullcontext() if torch.is_inference_mode_enabled() else torch.no_grad():
+        return model(sample, torch.tensor([at, at]), encoder_hidden_states=texts, return_dict=False, **more)[0]
+
+
+def test_results_are_ones_own_and_kinds_of_calls_have_graphs_of_their_own(sd):
+    model = Replayed("unet", sd.unet)
+    wanted = [call(sd.unet, at) for at in range(6)]
+    got = [call(model, at) for at in range(6)]
+    assert all(map(torch.equal, got, wanted))
+    assert model.replays == 5  # the first of its kind is not
+    assert torch.equal(call(model, 1, cross_attention_kwargs={}), wanted[1]) and model.replays == 5
+    with torch.inference_mode():
+        assert torch.equal(call(model, 1), wanted[1]) and model.replays == 5  # another mode
+        assert torch.equal(call(model, 3), wanted[3]) and model.replays == 6
+
+
+def args(at):
+    made = torch.Generator().manual_seed(at)
+    return torch.randn(2, 4, 8, 8, generator=made), torch.tensor([at, at]), torch.randn(2, 7, 32, generator=made)
+
+
+def test_hooks_gradients_autocast_and_calls_that_nobody_knows_run_as_ever(sd):
+    model = Replayed("unet", sd.unet)
+    for at in range(3):
+        call(model, at)
+    assert model.replays == 2
+    seen = []
+    handle = sd.unet.mid_block.register_forward_pre_hook(lambda *_: seen.append(1))
+    call(model, 4)
+    handle.remove()
+    assert seen == [1] and model.replays == 2
+    sample, step, texts = args(1)
+    assert model(sample.requires_grad_(), step, texts, return_dict=False)[0].grad_fn is not None
+    for _ in range(3):
+        call(model, 1, cross_attention_kwargs={"what": object()})
+    assert model.replays == 2
+
+
+def test_weights_that_went_elsewhere_begin_anew(sd):
+    model = Replayed("unet", sd.unet)
+    for _ in range(3):
+        call(model, 1)
+    wanted = call(sd.unet, 1)
+    sd.unet.conv_in.weight.data = sd.unet.conv_in.weight.data.clone()
+    for turn in range(3):
+        assert torch.equal(call(model, 1), wanted)
+        assert model.replays == 2 + max(0, turn)
+    with torch.no_grad():
+        sd.unet.conv_in.weight.mul_(2)  # where it is: the next replay reads it
+    assert torch.equal(call(model, 1), call(sd.unet, 1)) and not torch.equal(call(model, 1), wanted)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_what_cannot_be_captured_is_told_once_and_runs_as_ever(sd, monkeypatch, caplog, error):
+    def refuse(function):
+        raise error
+
+    monkeypatch.setitem(capturing.CAPTURES, "cpu", lambda device: refuse)
+    model = Replayed("unet", sd.unet)
+    wanted = call(sd.unet, 1)
+    with caplog.at_level(logging.WARNING, "neustream"):
+        assert all(torch.equal(call(model, 1), wanted) for _ in range(4))
+    (record,) = caplog.records
+    assert "unet: its calls are no CUDA graphs from now on" in record.getMessage() and model.replays == 0
+
+
+def test_graphs_are_bounded_and_rare_kinds_do_not_push_others_out(sd, monkeypatch):
+    monkeypatch.setattr(replayed, "MOST", 2)
+    model = Replayed("unet", sd.unet)
+    kinds = [{"cross_attention_kwargs": {"a": number}} for number in range(3)]
+    for kind in kinds[:2] * 3:
+        call(model, 1, **kind)
+    assert model.replays == 4
+    for _ in range(replayed.USES_FULL - 1):
+        call(model, 1, **kinds[2])
+    assert model.replays == 4
+    call(model, 1, **kinds[2])
+    call(model, 1, **kinds[1])
+    assert model.replays == 6
+    call(model, 1, **kinds[0])  # the one that was not used for the longest time
+    assert model.replays == 6
+
+
+def test_served_requests_are_those_of_stock(sd):
+    wanted = [sd(**words(at)).images for at in range(4)]
+    with serve(sd, SD_SHAPE, graphs=True) as service:
+        for at in range(4):
+            assert torch.equal(service(**words(at)).images, wanted[at])
+        answers = [service.submit(**words(at)) for at in range(4)]
+        assert all(close_to(answer.result(60).images, one) for answer, one in zip(answers, wanted, strict=True))
+
+
+def test_graphs_that_are_asked_for_and_cannot_be(sd, monkeypatch):
+    with pytest.raises(BackendError, match="graphs must be True, False or None, got 'yes'"):
+        PipelineMount(sd, graphs="yes")
+    with pytest.raises(BackendError, match="graphs=True beside compile"):
+        parts_of(sd, compile=True, graphs=True)
+    mount = PipelineMount(sd, graphs=True)
+    monkeypatch.delitem(capturing.CAPTURES, "cpu")
+    with pytest.raises(BackendError, match="calls of unet cannot be CUDA graphs: it is on cpu; leave graphs out"):
+        mount.check("")
+    assert denoisers(parts_of(sd, graphs=None))[0].function is sd.unet
+    assert from_config.Options(graphs=False).graphs is False
+
+
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=GPU) for dtype in ("float32", "float16", "bfloat16")])
+@pytest.mark.parametrize("name", KINDS[:-1])
+def test_real_graphs_give_the_bits_of_the_call(name, dtype, monkeypatch):
+    monkeypatch.delitem(capturing.CAPTURES, "cpu")
+    pipe = build(name, getattr(torch, dtype)).to("cuda")
+    some = requests(name, getattr(torch, dtype))
+    wanted = [stock(pipe, request) for request in some]
+    parts = parts_of(pipe, graphs=True)
+    (part,) = denoisers(parts)
+    for request, one in [*zip(some, wanted, strict=True)] * 2:
+        assert torch.equal(alone(pipe, request, parts), one)
+    assert part.function.replays > len(some) and not part.function.why
+    plain = together(pipe, some, parts_of(pipe, graphs=False))
+    for _ in range(3):
+        assert all(map(torch.equal, together(pipe, some, parts), plain))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_service_on_a_gpu_replays_by_itself(sd):
+    sd.to("cuda")
+    wanted = [sd(**words(at)).images for at in range(4)]
+    mount = PipelineMount(sd, measure_s=0.5, progress=False)
+    with ns.serve({"sd": mount}) as service:
+        assert all(torch.equal(service(**words(at)).images, wanted[at]) for at in range(4))
+        (part,) = mount.parts("denoise")
+        assert part.function.replays > 10 and not part.function.why
