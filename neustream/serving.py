@@ -81,6 +81,7 @@ class TextOptions(ServiceOptions, total=False):
     kv_cache: KVCache | None
     step_tokens: int | None
     prepack: bool | None
+    graphs: bool | None
     measure_s: float
     cache: Path | str | None
     progress: bool | None

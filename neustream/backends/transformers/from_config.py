@@ -11,6 +11,7 @@ backend:
   slots: 64                      # requests that can hold keys and values at once
   max_len: 512                   # tokens of one request; default: the model's positions
   prepack: true                  # linear layers in oneDNN's own layout, on a CPU
+  graphs: true                   # decodes as CUDA graphs
   threads: 1                     # of torch
   request: {temperature: 0.8}    # sampling of every request
 
@@ -67,6 +68,7 @@ class Options(BaseModel):
     slots: int = Field(default=64, ge=1)
     max_len: int | None = Field(default=None, ge=2)
     prepack: bool | None = None
+    graphs: bool | None = None
     threads: int | None = Field(default=None, ge=1)
     request: dict[str, Any] = Field(default_factory=dict)
 
@@ -95,7 +97,7 @@ class ConfigText(shared.TorchModel):
         return self._eyes
 
     def see(self, max_batch: int) -> list[Measurement]:
-        model = LanguageModel(self.model, slots=1, max_len=self._options.max_len)
+        model = LanguageModel(self.model, slots=1, max_len=self._options.max_len, graphs=False)
         return measured_see(model, self._processor(), max_batch)
 
     def mount(self, wanted: Wanted) -> TextMount:
@@ -116,6 +118,7 @@ class ConfigText(shared.TorchModel):
             max_batch=decode.max_batch,
             max_len=self._options.max_len,
             prepack=self._options.prepack,
+            graphs=self._options.graphs,
             kv_cache=next(iter(wanted.kv_caches.values()), None),
             step_tokens=wanted.step_tokens,
             progress=False,
@@ -146,12 +149,19 @@ class ConfigText(shared.TorchModel):
         }
 
     def texts(self) -> Texts:
-        way = LanguageModel(self.model, slots=self._options.slots, max_len=self._options.max_len).way
+        options = self._options
+        way = LanguageModel(self.model, slots=options.slots, max_len=options.max_len, graphs=False).way
         return Texts(way.batched, not way.why, way.why)
 
     def steps(self, seconds: float, tick: Callable[[str, int, float], None]) -> StepsFile:
         options = self._options
-        mount = TextMount(self.model, slots=options.slots, max_len=options.max_len, prepack=options.prepack)
+        mount = TextMount(
+            self.model,
+            slots=options.slots,
+            max_len=options.max_len,
+            prepack=options.prepack,
+            graphs=options.graphs,
+        )
         return mount.steps(seconds, tick)
 
 

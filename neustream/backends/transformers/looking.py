@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
 from neustream.backends.transformers.slots import Call
 
+if TYPE_CHECKING:
+    from neustream.backends.transformers.replayed import Decodes
 
-def inputs_of(model: PreTrainedModel, call: Call) -> dict[str, Any]:
+
+def inputs_of(model: PreTrainedModel, call: Call | Decodes) -> dict[str, Any]:
     """Tokens and positions of a call, as the model takes them; where there are images, embeddings."""
     if all(row.sight is None for row in call.rows):
         return {"input_ids": call.ids, "position_ids": call.positions}
+    assert isinstance(call, Call)
     looking = [(*place, place[0].sight) for place in call.places() if place[0].sight is not None]
     return {**_embedded(model, call, looking), "position_ids": _positions(call, looking)}
 

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from neustream.errors import BackendError
 
 if TYPE_CHECKING:
+    from neustream.backends.transformers.replayed import Decodes
     from neustream.backends.transformers.slots import Call
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
@@ -57,7 +58,7 @@ class Masks:
         """Whether all layers look at everything."""
         return all(reach is None for reach in self.reaches.values())
 
-    def of(self, call: Call) -> torch.Tensor | dict[str, torch.Tensor]:
+    def of(self, call: Call | Decodes) -> torch.Tensor | dict[str, torch.Tensor]:
         """Which keys each query of a call sees, [lanes, 1, queries, keys], of each type of layers."""
         seen = call.mask()
         keys = torch.arange(seen.shape[-1], device=seen.device)

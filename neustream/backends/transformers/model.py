@@ -20,6 +20,7 @@ from neustream.backends.transformers.prepacked import Prepacked, prepacked_of
 from neustream.backends.transformers.proof import as_it_was, prove
 from neustream.backends.transformers.proof_own import Way, prove_own
 from neustream.backends.transformers.recorded import NotRecorded, Recorded
+from neustream.backends.transformers.replayed import Decodes, Replayed, replayed_of, spare_tokens
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import whole
@@ -43,6 +44,7 @@ class LanguageModel:
             tried again.
         prepack: whether linear layers read copies of their weights in oneDNN's own layout (see
             `Prepacked`); on a CPU. None: in float32, if there is memory for them.
+        graphs: whether decodes are CUDA graphs (see `Replayed`). None: on CUDA, where they can be.
         beside: another one, which may have the same weights: copies are shared then.
         kv_tokens: that slots may take memory for, all together; None: `slots * max_len`.
 
@@ -51,6 +53,7 @@ class LanguageModel:
         adapters: that requests may choose; None: there are none.
         recorded: its packed calls, taken down; None: it computes by calls of the model itself, and
             `unrecorded` says why.
+        replayed: its decodes as CUDA graphs; None: they are calls, and `unreplayed` says why.
         keeps: whether it can leave out logits.
         device: that its weights are on; a model that is moved while it is served is noticed.
         cache: the slots; or, where they cannot be shared, the requests with caches of their own.
@@ -71,6 +74,7 @@ class LanguageModel:
         buckets: Sequence[int] = (),
         proof: Unchanged | None = None,
         prepack: bool | None = None,
+        graphs: bool | None = None,
         beside: LanguageModel | None = None,
         kv_tokens: int | None = None,
     ) -> None:
@@ -98,14 +102,17 @@ class LanguageModel:
         self.eos = eos_of(model)
         self.prepacked: Prepacked | None = prepacked_of(model, prepack, None if beside is None else beside.prepacked)
         self._cold = is_cold(model)
-        self._kv_tokens = kv_tokens
+        self._kv_tokens, self._spare = kv_tokens, spare_tokens(self.device, graphs)
         self.adapters: Adapters | None = None
         self.recorded: Recorded | None = None
+        self.replayed: Replayed | None = None
         self.unchanged = self._proved(slots, proof)
         self.adapters = adapters_of(self)
         if self.adapters is not None:
             self._try_adapters(self.adapters)
         self.recorded, self.unrecorded = self._recorded()
+        with torch.inference_mode():
+            self.replayed, self.unreplayed = replayed_of(self, graphs)
 
     @torch.inference_mode()
     def _recorded(self) -> tuple[Recorded | None, str]:
@@ -152,7 +159,7 @@ class LanguageModel:
         self._last_only = {"logits_to_keep": 1} if self.keeps else {}
         self._masks = masks_of(self.model, self.max_len, self.model.dtype if self.eager else None)
         self.packs = self.fixed is None and implementation(self.config) == STOCK and self._masks.plain
-        self.cache = Slots(self.model, slots, self.max_len, self._kv_tokens)
+        self.cache = Slots(self.model, slots, self.max_len, self._kv_tokens, self._spare)
 
     @torch.inference_mode()
     def _make_room(self) -> None:
@@ -237,6 +244,10 @@ class LanguageModel:
         """What profiles of it are labelled with: the device that it runs on."""
         return device_name(self.device)
 
+    def lanes(self, count: int) -> float:
+        """The first slots in which decodes of so many texts cost least; infinite: any are as good."""
+        return float("inf") if self.replayed is None else self.replayed.lanes(count)
+
     def together(self, rows: Mapping[str, Row]) -> list[list[str]]:
         """Requests by forward call, in the order of their slots."""
         parts = [rows] if self.adapters is None else self.adapters.groups(rows)
@@ -261,7 +272,9 @@ class LanguageModel:
 
         Rows are given in the order of their slots. Returns float32 [rows, vocabulary].
         """
-        recorded = self.recorded
+        replayed, recorded = self.replayed, self.recorded
+        if replayed is not None and replayed.takes(rows) and not self.unchanged.watched:
+            return replayed(rows)
         if recorded is None or not recorded.takes(rows) or self.unchanged.watched:
             return self.stock_forward(rows)
         return recorded(self.packed(rows))
@@ -299,9 +312,11 @@ class LanguageModel:
         """Its layers with an adapter; None: with what is active."""
         return contextlib.nullcontext() if self.adapters is None else self.adapters.one(adapter)
 
-    def _mixed(self, call: Packed | Call) -> contextlib.AbstractContextManager[None]:
+    def _mixed(self, call: Packed | Call | Decodes) -> contextlib.AbstractContextManager[None]:
         """The layers with the adapters that rows of a call choose."""
-        return contextlib.nullcontext() if self.adapters is None else self.adapters.mixed(call)
+        if self.adapters is None or isinstance(call, Decodes):
+            return contextlib.nullcontext()
+        return self.adapters.mixed(call)
 
     def _computed(self, rows: Sequence[Row]) -> torch.Tensor:
         if isinstance(self.cache, Own):
@@ -309,10 +324,10 @@ class LanguageModel:
         if self._may_pack(rows):
             return self._packed(self.packed(rows))
         if self.fixed is None:
-            return self._last(Call(rows, self.max_len, self.device))
+            return self.last(Call(rows, self.max_len, self.device))
         behind: dict[int, torch.Tensor] = {}
         for some in self.fixed.calls(rows):
-            logits = self._last(Call(some, self.max_len, self.device, self.fixed.shape(some)))
+            logits = self.last(Call(some, self.max_len, self.device, self.fixed.shape(some)))
             behind |= zip([row.slot for row in some], logits, strict=True)
         return torch.stack([behind[row.slot] for row in rows])
 
@@ -354,11 +369,12 @@ class LanguageModel:
         logits: torch.Tensor = out.logits[0]
         return (logits if wanted is None or which else logits[wanted]).float()
 
-    def _last(self, call: Call) -> torch.Tensor:
+    def last(self, call: Call | Decodes) -> torch.Tensor:
+        """The logits behind the last token of each of a call's rows, float32."""
         logits = self._forward(call, self._last_only)[:, -1]
         return (logits if call.lanes is None else logits[call.lanes]).float()
 
-    def _forward(self, call: Call, which: Mapping[str, int]) -> torch.Tensor:
+    def _forward(self, call: Call | Decodes, which: Mapping[str, int]) -> torch.Tensor:
         """Logits [lanes, tokens, vocabulary]; only the last with `which` as the model says that."""
         assert isinstance(self.cache, Slots)
         self.cache.select(call)

@@ -176,7 +176,7 @@ class Texts:
             if given.id in self._seats.held:
                 self._seats.held[given.id].used = self._clock
         turns = {given.id: self._turn(given) for given in inputs}
-        self._seats.close_up(list(turns))
+        self._seats.close_up(list(turns), self.model.lanes(len(turns)))
         for id, turn in turns.items():
             turn.rows = self._rows(id, turn)
         self._seats.expect(sum([len(row.tokens) for turn in turns.values() for row in turn.rows]))

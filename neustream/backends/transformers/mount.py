@@ -86,6 +86,8 @@ class TextMount:
         prepack: whether linear layers read copies of their weights in oneDNN's own layout: faster on
             a CPU, for the memory of the weights once more. None: in float32, if that takes at most a quarter
             of the memory that is free.
+        graphs: whether decodes are CUDA graphs, captured when it is served; on CUDA. None: where they can
+            be, else calls as ever, which is logged. True: BackendError where they cannot.
         measure_s: seconds that measuring may take, about.
         cache: the folder of the cache; default: the user's.
         progress: show what is measured; default: if stderr is a terminal.
@@ -116,6 +118,7 @@ class TextMount:
         prefix_tokens: int | None = None,
         step_tokens: int | None = None,
         prepack: bool | None = None,
+        graphs: bool | None = None,
         measure_s: float = 20.0,
         cache: Path | str | None = None,
         progress: bool | None = None,
@@ -127,6 +130,7 @@ class TextMount:
             raise BackendError(f"a tokenizer is an object that is called with text, got {shown(tokenizer)}")
         check_option("kv_cache", kv_cache, KVCache | None, "a KVCache")
         check_option("prepack", prepack, bool | None, "True, False or None")
+        check_option("graphs", graphs, bool | None, "True, False or None")
         self.processor = tokenizer
         self.tokenizer = tokenizer_of(tokenizer)
         self.kv_caches: Mapping[str, KVCache] = {}
@@ -145,6 +149,7 @@ class TextMount:
         self._max_len = max_len
         self._buckets = buckets
         self._prepack = prepack
+        self._graphs = graphs
         self._timings = Timings(profile, see_profile, measure_s, cache, progress)
         self._host: Host | None = None
         self._graph: Graph | None = None
@@ -209,6 +214,7 @@ class TextMount:
             buckets=self._buckets,
             proof=self._proof,
             prepack=self._prepack,
+            graphs=self._graphs,
             beside=beside,
             kv_tokens=None if self._kv_cache is None else self._kv_cache.capacity,
         )

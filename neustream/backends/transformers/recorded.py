@@ -84,7 +84,7 @@ class Recorded:
     def __init__(self, model: LanguageModel) -> None:
         _check(model)
         weights = _Weights(model)
-        self._weights, self._tables = weights.given, _tables(model.model)
+        self._weights, self._tables = weights.given, tables_of(model.model)
         with as_it_was(model.model):
             self._decodes = self._taken_down(model, weights, _decodes(model, SHOWN, 0))
             self._prompts = self._taken_down(model, weights, _mixed(model, 0))
@@ -173,7 +173,7 @@ class _Weights:
     """
 
     def __init__(self, model: LanguageModel) -> None:
-        named = {id(weight): weight for _, _, weight in _places(model.model)}
+        named = {id(weight): weight for _, _, weight in places_of(model.model)}
         self._ids = tuple(named)
         self.given = [weight.detach() for weight in named.values()]
         self.examples = list(self.given)
@@ -185,7 +185,7 @@ class _Weights:
     @contextmanager
     def shown(self, model: LanguageModel, weights: Sequence[torch.Tensor]) -> Iterator[None]:
         """A model with others in the place of its own."""
-        count, before = len(self._ids), _places(model.model)
+        count, before = len(self._ids), places_of(model.model)
         named = dict(zip(self._ids, weights[:count], strict=True))
         for some, key, weight in before:
             some[key] = named[id(weight)]
@@ -218,13 +218,13 @@ def _logits(
     return logits if wanted is None or model.keeps else logits[wanted]
 
 
-def _places(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+def places_of(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
     """Where a model has its weights and tables: each with its dict and key there."""
     kept = [some for module in model.modules() for some in (module._parameters, module._buffers)]
     return [(some, key, weight) for some in kept for key, weight in some.items() if weight is not None]
 
 
-def _tables(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor | None]]:
+def tables_of(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor | None]]:
     """A model's buffers that are not saved, as angles are: somebody may put others there, which count then."""
     named = [(module._buffers, key) for module in model.modules() for key in module._non_persistent_buffers_set]
     return [(some, key, some.get(key)) for some, key in named]
@@ -284,7 +284,12 @@ def _check(model: LanguageModel) -> None:
         raise NotRecorded("its rows are not computed as one lane")
     if model.adapters is not None:
         raise NotRecorded("its layers have adapters")
-    for name, module in model.model.named_modules():
+    check_modules(model.model)
+
+
+def check_modules(model: torch.nn.Module) -> None:
+    """NotRecorded if modules have code that is not the stock library's: it may have effects."""
+    for name, module in model.named_modules():
         _check_module(name or "the model", module)
 
 

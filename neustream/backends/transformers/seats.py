@@ -182,11 +182,15 @@ class Seats:
         self._left.pop(slot, None)
         self.cache.scrub(slot)
 
-    def close_up(self, ids: Sequence[str]) -> None:
-        """Move texts from the highest slots into free ones between the others: neighbours are read without a copy."""
+    def close_up(self, ids: Sequence[str], lanes: float = math.inf) -> None:
+        """Move texts from the highest slots into free ones between the others: neighbours are read without a copy.
+
+        Those that are not in the first `lanes` slots move into free ones below the others too.
+        """
         held = sorted((self.held[id] for id in ids if id in self.held), key=lambda one: one.slot)
         while held:
-            hole = min((slot for slot in self._free if slot > held[0].slot), default=math.inf)
+            first = held[0].slot if held[-1].slot < lanes else -1
+            hole = min((slot for slot in self._free if slot > first), default=math.inf)
             if hole > held[-1].slot:
                 return
             top, at = held.pop(), self._free.index(int(hole))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -20,6 +20,9 @@ from neustream.backends.transformers.growing import Growing, grows
 from neustream.backends.transformers.masks import layers_of
 from neustream.backends.transformers.packed import Packed
 from neustream.backends.transformers.sight import Sight
+
+if TYPE_CHECKING:
+    from neustream.backends.transformers.replayed import Decodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +218,13 @@ class SlotLayer(CacheLayerMixin):
     Args:
         tokens: that all slots together may have memory for; None: as many as they hold.
         layers: of the model, which take as much each.
+        spare: tokens behind those of each slot, for what nobody reads.
     """
 
-    def __init__(self, slots: int, length: int, tokens: int | None = None, layers: int = 1) -> None:
+    def __init__(self, slots: int, length: int, tokens: int | None = None, layers: int = 1, spare: int = 0) -> None:
         super().__init__()
-        self.slots, self.length = slots, length
-        self.call: Call | Packed | None = None
+        self.slots, self.length, self._whole_length = slots, length, length + spare
+        self.call: Call | Packed | Decodes | None = None
         self._most = (slots * length if tokens is None else tokens) * layers
         self._growing: tuple[Growing, Growing] | None = None
 
@@ -228,7 +232,7 @@ class SlotLayer(CacheLayerMixin):
         both = key_states, value_states
         if grows(key_states.device):
             _check_memory(self._most, sum([one.shape[1] * one.shape[3] * one.itemsize for one in both]))
-            first, second = (Growing(self.slots, one.shape[1], self.length, one.shape[3], one.dtype) for one in both)
+            first, second = (self._pages(one) for one in both)
             self._growing = first, second
             self.keys, self.values = first.tensor, second.tensor
         else:
@@ -236,8 +240,11 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _whole(self, like: torch.Tensor) -> torch.Tensor:
-        empty = like.new_empty(self.slots, like.shape[1], self.length, like.shape[3])
+        empty = like.new_empty(self.slots, like.shape[1], self._whole_length, like.shape[3])
         return empty.zero_()  # written, so that no step waits for its memory
+
+    def _pages(self, like: torch.Tensor) -> Growing:
+        return Growing(self.slots, like.shape[1], self._whole_length, like.shape[3], like.dtype)
 
     @property
     def grows(self) -> bool:
@@ -283,22 +290,23 @@ class Slots(Cache):
 
     Args:
         tokens: that all slots together may have memory for, at most; None: as many as they hold.
+        spare: tokens behind those of each slot, for what nobody reads.
 
     Attributes:
         taken: tokens of each slot for which there is memory; those that are not there have none.
         total: of all of them.
     """
 
-    def __init__(self, model: Any, slots: int, length: int, tokens: int | None = None) -> None:
+    def __init__(self, model: Any, slots: int, length: int, tokens: int | None = None, spare: int = 0) -> None:
         self.slots, self.length = slots, length
         self.tokens = slots * length if tokens is None else min(tokens, slots * length)
         self.taken: dict[int, int] = {}
         self.total = 0
         self._token_bytes = 0
         layers = layers_of(model)
-        super().__init__(layers=[SlotLayer(slots, length, self.tokens, len(layers)) for _ in layers])
+        super().__init__(layers=[SlotLayer(slots, length, self.tokens, len(layers), spare) for _ in layers])
 
-    def select(self, call: Call | Packed) -> None:
+    def select(self, call: Call | Packed | Decodes) -> None:
         """Say which rows the next forward call works on."""
         for layer in self.layers:
             layer.call = call

@@ -1,0 +1,240 @@
+"""Decodes as CUDA graphs: a step's kernels are launched at once, without the Python that stands between them.
+
+A graph computes with tensors that stay where they are. So there is one for each number of lanes and
+of keys, by powers of two: lane i has the text in slot i, and attention reads that slot as it lies, up
+to so many keys. All are captured, and compared with the model's own calls, when it is served.
+Prompts, and decodes beside them, are calls of the model as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from neustream.backends.capturing import CAPTURES, Capture, NotCaptured
+from neustream.backends.transformers.proof import CLOSE, CLOSE_HALF, apart, as_it_was
+from neustream.backends.transformers.recorded import NotRecorded, check_modules, places_of, tables_of
+from neustream.backends.transformers.slots import ALIGNED, Row, Slots
+from neustream.errors import BackendError, told
+
+if TYPE_CHECKING:
+    from neustream.backends.transformers.model import LanguageModel
+    from neustream.backends.transformers.slots import SlotLayer
+
+SHORTEST = 64
+"""Keys of the graphs that read the fewest."""
+log = logging.getLogger("neustream")
+
+
+class NotReplayed(Exception):
+    """A model's decodes are no graphs, and why."""
+
+
+def spare_tokens(device: torch.device, graphs: bool | None) -> int:
+    """Tokens that slots have beside those of texts: lanes without a text write there; 0: there are to be no graphs.
+
+    BackendError: there can be none on this device, and `graphs` asks for them.
+    """
+    able = device.type in CAPTURES
+    if graphs and not able:
+        raise BackendError(f"graphs=True, but the model is on {device}: CUDA graphs are for CUDA devices; give none")
+    return ALIGNED if able and graphs is not False else 0
+
+
+def replayed_of(model: LanguageModel, graphs: bool | None) -> tuple[Replayed | None, str]:
+    """A model's decodes as graphs; or None, and why. BackendError if `graphs` asks for them all the same."""
+    if graphs is False:
+        return None, "graphs=False"
+    if model.device.type not in CAPTURES:
+        return None, f"it is on {model.device}"
+    try:
+        return Replayed(model), ""
+    except NotReplayed as why:
+        if graphs:
+            raise BackendError(f"{model.name} cannot be served with graphs=True: {why}; leave graphs out") from why
+        log.warning("%s: decodes are no CUDA graphs, and take longer: %s", model.name, why)
+        return None, str(why)
+
+
+class Decodes:
+    """A decode call whose tensors stay where they are: lane i has a token of the text in slot i.
+
+    Args:
+        inputs: [4, lanes]: ids, positions, where keys go in the slot, and lanes whose logits are wanted.
+        context: keys of each slot that attention reads.
+    """
+
+    rows: Sequence[Row] = ()
+    lanes = None
+    whole = False
+
+    def __init__(self, inputs: torch.Tensor, context: int) -> None:
+        self.ids, self.positions = inputs[0, :, None], inputs[1, :, None]
+        self._to, self.wanted = inputs[2], inputs[3]
+        self._slots = torch.arange(inputs.shape[1], device=inputs.device)
+        self.context, self.start = context, context - 1
+
+    def mask(self) -> torch.Tensor:
+        """Which keys each query sees, [lanes, 1, 1, keys]: those of its own slot up to its own position."""
+        keys = torch.arange(self.context, device=self.positions.device)
+        return (keys <= self.positions[:, :, None])[:, None]
+
+    def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put what a layer computed, [lanes, heads, 1, width] each, into its slots; what attention reads, a view."""
+        for storage, states in ((layer.keys, keys), (layer.values, values)):
+            storage[self._slots, :, self._to] = states[:, :, 0]
+        count = len(self._slots)
+        return layer.keys[:count, :, : self.context], layer.values[:count, :, : self.context]
+
+
+class Replayed:
+    """A language model's decodes as graphs: one for each number of lanes and keys.
+
+    Attributes:
+        replays: how often each was replayed, by lanes and keys.
+
+    Raises:
+        NotReplayed: this model's cannot be, and why.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        cache = _checked(model)
+        self._cache, self._fixed = cache, model.fixed
+        self._tables = tables_of(model.model)
+        self._kept = [weight.detach() for _, _, weight in places_of(model.model)]  # graphs do not keep them
+        self._lanes = (cache.slots,) if model.fixed is not None else _doubling(1, cache.slots)
+        self._contexts = model.fixed.contexts if model.fixed is not None else _doubling(SHORTEST, cache.length)
+        self._inputs = {n: torch.zeros(4, n, dtype=torch.long, device=model.device) for n in self._lanes}
+        self._graphs: dict[tuple[int, int], Callable[[], torch.Tensor]] = {}
+        self.replays: Counter[tuple[int, int]] = Counter()
+        with as_it_was(model.model):
+            self._capture(model)
+        for slot in range(cache.slots):
+            cache.scrub(slot)
+        self.replays.clear()
+
+    def takes(self, rows: Sequence[Row]) -> bool:
+        """Whether rows are decodes without a look at an image, and tables are those that were there."""
+        same = all(some.get(key) is table for some, key, table in self._tables)
+        return same and all(len(row.tokens) == 1 and row.sight is None for row in rows)
+
+    def lanes(self, count: int) -> int:
+        """Lanes of the smallest graph for so many texts: those in slots below share it."""
+        return next(lanes for lanes in self._lanes if lanes >= count)
+
+    def __call__(self, rows: Sequence[Row]) -> torch.Tensor:
+        """The logits behind each row's token, float32 [rows, vocabulary]; rows are in the order of their slots."""
+        if self._fixed is None:
+            end = max(row.end for row in rows)
+            context = next(context for context in self._contexts if context >= end)
+            return self._replay(rows, (self.lanes(rows[-1].slot + 1), context))
+        behind: dict[int, torch.Tensor] = {}
+        for some in self._fixed.calls(rows):
+            lanes, _, context = self._fixed.shape(some)
+            behind |= zip([row.slot for row in some], self._replay(some, (lanes, context)), strict=True)
+        return torch.stack([behind[row.slot] for row in rows])
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _replay(self, rows: Sequence[Row], key: tuple[int, int]) -> torch.Tensor:
+        for row in rows:
+            self._cache.note(row.slot, row.end)
+        self._load(rows, key[0])
+        self.replays[key] += 1
+        return self._graphs[key]()[: len(rows)].clone()  # the next replay writes over it
+
+    def _load(self, rows: Sequence[Row], lanes: int) -> None:
+        """Tell the graphs of so many lanes what to compute, in one copy; lanes without a row write beyond the texts."""
+        ids, positions, to, wanted = [0] * lanes, [0] * lanes, [self._cache.length] * lanes, [0] * lanes
+        for at, row in enumerate(rows):
+            ids[row.slot], wanted[at] = row.tokens[0], row.slot
+            positions[row.slot] = to[row.slot] = row.start
+        inputs = self._inputs[lanes]
+        given = torch.tensor([ids, positions, to, wanted], pin_memory=inputs.is_cuda)
+        inputs.copy_(given, non_blocking=True)
+
+    def _capture(self, model: LanguageModel) -> None:
+        """Capture the largest first, whose memory the others share; then try each."""
+        self._fill(model)
+        self._captures = capture = CAPTURES[model.device.type](model.device)
+        keys = [(lanes, context) for lanes in reversed(self._lanes) for context in reversed(self._contexts)]
+        for lanes, context in keys:
+            self._load(_rows(model, lanes, context, 0), lanes)
+            call = Decodes(self._inputs[lanes], context)
+            self._graphs[lanes, context] = _captured(capture, partial(_logits, model, call))
+        low = dict(zip(self._contexts, (0, *self._contexts), strict=False)) if self._fixed is not None else {}
+        for lanes, context in keys:
+            self._try(model, (lanes, context), _rows(model, lanes, context, low.get(context, 0)))
+
+    def _fill(self, model: LanguageModel) -> None:
+        """Slots full of noise, as large as the keys and values of a first token."""
+        model.stock_forward([Row(0, 0, (0,))])
+        random = torch.Generator(model.device).manual_seed(0)
+        for layer in self._cache.used:
+            for storage in (layer.keys, layer.values):
+                spread = storage[0, :, 0].float().std().nan_to_num().clamp(min=1e-3).to(storage.dtype)
+                storage.normal_(generator=random).mul_(spread)
+
+    def _try(self, model: LanguageModel, key: tuple[int, int], rows: Sequence[Row]) -> None:
+        """NotReplayed if a graph's logits are not those of the model's own call; with buckets, to the last bit."""
+        wanted = model.stock_forward(rows)
+        got = self._replay(rows, key)
+        most = 0.0 if self._fixed is not None else CLOSE.get(model.model.dtype, CLOSE_HALF)
+        off = max(apart(one, other) for one, other in zip(got, wanted, strict=True))
+        if not off <= most:
+            raise NotReplayed(
+                f"logits of a graph of {key[0]} lanes and {key[1]} keys differ from its own by {off:.1e} of the largest"
+            )
+
+
+def _checked(model: LanguageModel) -> Slots:
+    """The slots of a model; NotReplayed for models that are not tried."""
+    if not isinstance(model.cache, Slots):
+        raise NotReplayed("its requests have caches of their own")
+    if model.adapters is not None:
+        raise NotReplayed("its layers have adapters")
+    if getattr(model.model.config, "vision_config", None) is not None:
+        raise NotReplayed("it looks at images")
+    if model.unchanged.watched:
+        raise NotReplayed("its modules have hooks, which no graph calls")
+    try:
+        check_modules(model.model)
+    except NotRecorded as why:
+        raise NotReplayed(f"{why}, which no graph calls") from why
+    return model.cache
+
+
+def _logits(model: LanguageModel, call: Decodes) -> torch.Tensor:
+    """The logits that are wanted, float32 [lanes, vocabulary]."""
+    return model.last(call)[call.wanted]
+
+
+def _captured(capture: Capture, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    try:
+        return capture(function)
+    except NotCaptured as why:
+        raise NotReplayed(str(why)) from why
+    except Exception as error:  # whatever code does that cannot be captured
+        raise NotReplayed(f"a capture failed: {told(error)}") from error
+
+
+def _doubling(first: int, last: int) -> tuple[int, ...]:
+    """`first`, its doubles below `last`, and `last`."""
+    found = []
+    while first < last:
+        found.append(first)
+        first *= 2
+    return (*found, last)
+
+
+def _rows(model: LanguageModel, lanes: int, context: int, low: int) -> list[Row]:
+    """Decodes of which the last reads `context` keys, the others from `low` on; some lanes have none."""
+    slots = [slot for slot in range(lanes) if slot % 3 != 1 or slot == lanes - 1]
+    starts = [low + (37 * slot + 11) % (context - low) for slot in slots[:-1]] + [context - 1]
+    most = min(model.known, model.vocabulary)
+    return [Row(slot, start, ((5 * slot + start) % most,)) for slot, start in zip(slots, starts, strict=True)]
