@@ -3,13 +3,17 @@
     OMP_NUM_THREADS=1 python benchmarks/text.py --vllm .venv-vllm/bin/python --out benchmarks/results/text.json
     OMP_NUM_THREADS=1 python benchmarks/text.py --models tiny --rounds 1
 
-Models are Llamas with random weights, in float32, one of them with the sizes of SmolLM-135M. Requests have
-prompts of 16 to 127 tokens at random, and 16 to 95 outputs. So many are under way at once; when one ends, the
-next is asked. Systems take turns, so that what else the machine does falls on all; figures are medians over rounds.
+    python benchmarks/text.py --device cuda:0 --dtype float16 --models opt-13b --each 2 --rounds 1 --seconds 100
+
+Models are Llamas with random weights, one of them with the sizes of SmolLM-135M; by name also OPTs and a Llama 3 with
+the sizes of real ones (`text_models.py`). Requests have prompts of 16 to 127 tokens at random, and 16 to 95 outputs. So
+many are under way at once; when one ends, the next is asked. Systems take turns, so that what else the machine does
+falls on all; figures are medians over rounds. All have the same weights.
 `generate` serves one after the other. `generate_batch` is the manager behind it, which streams. vLLM has a
 process of its own, steps its engine in place (`text_vllm.py`), and is left out where `--vllm` names no Python
-that has it. Ours reads larger linear layers in oneDNN's layout; the plain one has `prepack=False`. Greedy tokens
-are compared with those of `generate`: `other` counts requests with a difference. With `--handed`, ours is also
+that has it. Ours reads larger linear layers in oneDNN's layout on a CPU; the plain one has `prepack=False`. On CUDA
+its decodes are graphs; one more has `graphs=False`. What fails is told, and left out. Greedy tokens are compared with
+those of `generate`, as far as it was asked: `other` counts requests with a difference. With `--handed`, ours is also
 measured with all turns of the engine on its own thread: none follows a brief step on the worker's.
 """
 
@@ -17,9 +21,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import itertools
 import json
 import logging
+import math
 import random
 import statistics
 import subprocess
@@ -28,7 +34,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -38,49 +44,18 @@ import transformers
 from all_causal_models import Flat
 from arguments import at_least_one
 from rich.console import Console
+from text_models import LENGTH, MODELS, PREPACKED, SMALL, made, twin
 from transformers.generation.streamers import BaseStreamer
 
 import neustream as ns
 from neustream.analysis.tables import new_table
+from neustream.backends.torch import device_name
 from neustream.engine import executor
+from neustream.errors import told
 from neustream.profiling import versions
 
-LENGTH, BLOCK = 512, 32
-"""Tokens of a context; and of a block of `generate_batch`, which takes all memory where it is not told how many."""
-
-
-def sizes_of(layers: int, width: int, vocabulary: int) -> dict[str, int]:
-    """What the config of a Llama says of its sizes."""
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // 64,
-        "max_position_embeddings": LENGTH,
-    }
-
-
-SMOLLM: dict[str, Any] = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-}
-"""Those of SmolLM-135M."""
-MODELS: dict[str, dict[str, Any]] = {
-    "tiny": sizes_of(2, 128, 1024),
-    "small": sizes_of(8, 512, 8192),
-    "base": sizes_of(10, 768, 32000),
-    "smollm-135m": SMOLLM,
-}
-"""Of 0.7, 38, 119 and 135 million weights."""
-PREPACKED = ("small", "base", "smollm-135m")
-"""Models with layers that are large enough for that."""
+BLOCK = 32
+"""Tokens of a block of `generate_batch`, which takes all memory where it is not told how many."""
 CONCURRENT = (1, 8, 32)
 
 
@@ -88,6 +63,9 @@ CONCURRENT = (1, 8, 32)
 class Work:
     prompts: list[list[int]]
     counts: list[int]
+
+    def first(self, requests: int) -> Work:
+        return Work(self.prompts[:requests], self.counts[:requests])
 
 
 @dataclass(frozen=True)
@@ -101,16 +79,6 @@ class Served:
 
 
 System = Callable[[Work, int], list[Served]]
-
-
-def made(name: str) -> Any:
-    """A Llama with random weights, anew each time."""
-    config = transformers.LlamaConfig(**MODELS[name], tie_word_embeddings=True, dtype="float32")
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
-    for weight in model.parameters():
-        weight.mul_(2 if weight.dim() > 1 else 1)  # for tokens to vary
-    return model
 
 
 def work_of(requests: int, vocabulary: int, seed: int) -> Work:
@@ -136,7 +104,7 @@ def by_generate(model: Any, work: Work, concurrent: int) -> list[Served]:
     """One after the other: a request is asked when the one `concurrent` before it has ended."""
     began, found = perf_counter(), list[Served]()
     for at, (prompt, count) in enumerate(zip(work.prompts, work.counts, strict=True)):
-        streamer, ids = _First(), torch.tensor([prompt])
+        streamer, ids = _First(), torch.tensor([prompt], device=model.device)
         how = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "eos_token_id": None}
         out = model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **how)
         asked = found[at - concurrent].last if at >= concurrent else 0.0
@@ -223,33 +191,56 @@ class Vllm:
 
 
 @contextlib.contextmanager
-def systems_of(name: str, seats: int, vllm: str | None, handed: bool) -> Iterator[dict[str, System]]:
-    """All that serve a model, each by its name."""
-    model = made(name)
+def telling(system: str) -> Iterator[None]:
+    """Go on without a system that fails."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # noqa: BLE001  others are measured all the same
+        print(f"{system} is left out: {told(error)}", file=sys.stderr)
+
+
+def _pages(seats: int) -> Any:
+    """Memory of `generate_batch` for so many contexts; transformers before 5.18 calls pages blocks."""
+    known = {one.name for one in fields(transformers.ContinuousBatchingConfig)}
+    size = {"page_size" if "page_size" in known else "block_size": BLOCK}
+    return transformers.ContinuousBatchingConfig(**size, num_blocks=seats * LENGTH // BLOCK, max_batch_tokens=LENGTH)
+
+
+def _manager(model: Any, seats: int, stack: contextlib.ExitStack) -> System:
+    config = transformers.GenerationConfig(do_sample=False, max_new_tokens=96, eos_token_id=-1, pad_token_id=1)
+    sizes = _pages(seats)
+    manager = stack.enter_context(
+        model.continuous_batching_context_manager(generation_config=config, continuous_batching_config=sizes, timeout=5)
+    )
+    return lambda work, concurrent: by_manager(manager, work, concurrent)
+
+
+def _ours(model: Any, seats: int, stack: contextlib.ExitStack, **options: Any) -> ns.Service:
+    serving = ns.serve(model, profile=Flat(), slots=seats, max_len=LENGTH, devices=[str(model.device)], **options)
+    return stack.enter_context(serving)
+
+
+@contextlib.contextmanager
+def systems_of(model: Any, args: argparse.Namespace, name: str) -> Iterator[dict[str, System]]:
+    """All that serve a model, each by its name; all with the same weights."""
+    seats = max(args.concurrent)
     with contextlib.ExitStack() as stack:
         found: dict[str, System] = {"generate": lambda work, concurrent: by_generate(model, work, concurrent)}
-        other = made(name)  # the manager changes its model's attention
-        config = transformers.GenerationConfig(do_sample=False, max_new_tokens=96, eos_token_id=-1, pad_token_id=1)
-        sizes = transformers.ContinuousBatchingConfig(
-            page_size=BLOCK, num_blocks=seats * LENGTH // BLOCK, max_batch_tokens=LENGTH
-        )
-        manager = stack.enter_context(
-            other.continuous_batching_context_manager(
-                generation_config=config, continuous_batching_config=sizes, timeout=5
-            )
-        )
-        found["generate_batch"] = lambda work, concurrent: by_manager(manager, work, concurrent)
-        if vllm is not None:
-            process = Vllm(vllm, model, seats)
+        with telling("generate_batch"):
+            found["generate_batch"] = _manager(twin(model), seats, stack)  # it changes its model's attention
+        if args.vllm is not None:
+            process = Vllm(args.vllm, model, seats)
             stack.callback(process.close)
             found["vllm"] = process
-        service = stack.enter_context(ns.serve(model, profile=Flat(), slots=seats, max_len=LENGTH))
+        service = _ours(twin(model), seats, stack)
         found["ours"] = lambda work, concurrent: by_ours(service, work, concurrent)
-        if handed:
+        if args.handed:
             found["ours, handed"] = lambda work, concurrent: by_handing(service, work, concurrent)
-        if name in PREPACKED:
-            serving = ns.serve(made(name), profile=Flat(), slots=seats, max_len=LENGTH, prepack=False)
-            plain = stack.enter_context(serving)
+        if args.device != "cpu":
+            plain = _ours(twin(model), seats, stack, graphs=False)
+            found["ours, no graphs"] = lambda work, concurrent: by_ours(plain, work, concurrent)
+        elif name in PREPACKED:
+            plain = _ours(twin(model), seats, stack, prepack=False)
             found["ours, plain"] = lambda work, concurrent: by_ours(plain, work, concurrent)
         yield found
 
@@ -265,25 +256,39 @@ def figures(served: Sequence[Served]) -> dict[str, float]:
     }
 
 
-def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one model: each system at each concurrency."""
-    model = made(name)
+def measure(name: str, args: argparse.Namespace, done: Callable[[list[dict[str, Any]]], None]) -> list[dict[str, Any]]:
+    """The rows of one model: each system at each concurrency; `done` is told of those so far behind each."""
+    model = made(name, args.device, args.dtype)
     vocabulary = model.config.vocab_size
     cells: dict[tuple[str, int], Cell] = defaultdict(Cell)
-    with systems_of(name, max(args.concurrent), args.vllm, args.handed) as systems:
-        for run in systems.values():  # first calls make what later ones use
-            run(work_of(2, vocabulary, 99), 2)
+
+    def rows() -> list[dict[str, Any]]:
+        return [
+            {"model": name, "system": system, "concurrent": concurrent, **cell.row()}
+            for (system, concurrent), cell in cells.items()
+        ]
+
+    least = min(args.concurrent)
+    with systems_of(model, args, name) as systems:
+        for called, run in list(systems.items()):  # first calls make what later ones use
+            del systems[called]
+            with telling(called):
+                run(work_of(2, vocabulary, 99), 2)
+                systems[called] = run
         for turn in range(args.rounds):
-            work = work_of(args.requests, vocabulary, turn)
-            wanted = [one.tokens for one in by_generate(model, work, 1)]
-            for concurrent, (called, run) in itertools.product(args.concurrent, systems.items()):
-                if called == "generate" and concurrent > min(args.concurrent):
+            work = work_of(max(args.requests, args.each * max(args.concurrent)), vocabulary, turn)
+            wanted: list[list[int]] = []
+            for concurrent, (called, run) in itertools.product(sorted(args.concurrent), systems.items()):
+                if called == "generate" and concurrent > least:
                     continue  # the same, one after the other
-                cells[called, concurrent].add(run(work, concurrent), wanted)
-    return [
-        {"model": name, "system": system, "concurrent": concurrent, **cell.row()}
-        for (system, concurrent), cell in cells.items()
-    ]
+                if perf_counter() > args.until:
+                    return rows()
+                with telling(called):
+                    served = run(work.first(args.each * concurrent) if args.each else work, concurrent)
+                    wanted = wanted or [one.tokens for one in served]  # `generate` is the first
+                    cells[called, concurrent].add(served, wanted)
+                    done(rows())
+    return rows()
 
 
 @dataclass
@@ -295,7 +300,7 @@ class Cell:
 
     def add(self, served: Sequence[Served], wanted: Sequence[Sequence[int]]) -> None:
         self.rounds.append(figures(served))
-        self.other += sum(one.tokens != tokens for one, tokens in zip(served, wanted, strict=True))
+        self.other += sum(one.tokens != tokens for one, tokens in zip(served, wanted, strict=False))
 
     def row(self) -> dict[str, Any]:
         """Medians over the rounds, and tokens per second of each."""
@@ -303,9 +308,10 @@ class Cell:
         return {**medians, "rounds": [round(one["tokens_s"], 1) for one in self.rounds], "other": self.other}
 
 
-def show(rows: Sequence[dict[str, Any]], requests: int) -> None:
+def show(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
     columns = ("model", "concurrent", "tokens/s", "TTFT ms", "TPOT ms", "other")
-    table = new_table(f"{requests} requests a round, medians", "system", columns)
+    asked = f"{args.each} requests each" if args.each else f"{args.requests} requests"
+    table = new_table(f"{asked} a round, medians", "system", columns)
     for row in rows:
         numbers = [f"{row[key]:.1f}" for key in ("tokens_s", "ttft_ms", "tpot_ms")]
         table.add_row(row["system"], row["model"], str(row["concurrent"]), *numbers, str(row["other"]))
@@ -314,24 +320,38 @@ def show(rows: Sequence[dict[str, Any]], requests: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(SMALL))
     parser.add_argument("--concurrent", type=at_least_one, nargs="+", default=list(CONCURRENT))
     parser.add_argument("--requests", type=at_least_one, default=48)
+    parser.add_argument("--each", type=at_least_one, default=0, help="in place of that: requests for each under way")
     parser.add_argument("--rounds", type=at_least_one, default=3)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:0; default: cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--seconds", type=at_least_one, help="behind so many nothing more is begun")
     parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM, as `make test-vllm` makes one")
     parser.add_argument("--handed", action="store_true", help="ours with turns on the engine's thread alone, too")
-    parser.add_argument("--out", type=Path, help="a JSON file for the results")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results, written behind each of them")
     args = parser.parse_args()
+    args.until = perf_counter() + (args.seconds or math.inf)
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     if args.vllm is None:
         print("vllm is left out: no --vllm PYTHON is given", file=sys.stderr)
-    rows = [row for name in args.models for row in measure(name, args)]
-    show(rows, args.requests)
+    rows: list[dict[str, Any]] = []
+    for name in args.models:
+        before = list(rows)
+        rows += measure(name, args, lambda some: write([*before, *some], args))  # noqa: B023  called at once
+        gc.collect()
+    show(rows, args)
+
+
+def write(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
     if args.out is not None:
         command = "python benchmarks/text.py " + " ".join(sys.argv[1:])
-        origin = {"command": command, "threads": 1, "requests": args.requests, "versions": versions()}
+        place = device_name(torch.device(args.device))
+        asked = args.each or args.requests
+        origin = {"command": command, "place": place, "dtype": args.dtype, "requests": asked, "versions": versions()}
         args.out.write_text(json.dumps({**origin, "rows": rows}, indent=1) + "\n")
 
 
