@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from neustream.cluster.messages import HEAD
+from neustream.cluster.messages import HEAD, Parcel, Piece
 from neustream.cluster.ways import Took
 from neustream.errors import ConfigError
 
@@ -105,6 +105,16 @@ class Network:
         self._ways = ways
         self._random = np.random.default_rng([seed, 7])
         self._latest: dict[tuple[str, str], float] = {}
+
+    def size_of(self, messages: Sequence[Any]) -> float:
+        """Bytes that take time beside the delay."""
+        size = 0.0
+        for message in messages:
+            if isinstance(message, Piece | Parcel):
+                size += message.size
+            if isinstance(message, Parcel) and message.carry.started_ago is not None:
+                size += self.state_bytes
+        return size
 
     def arrives(
         self, source: str, target: str, now: float, size: float, faults: Sequence[Faults]

@@ -284,9 +284,8 @@ class Cluster:
         outgoing, self._outgoing = self._outgoing, {}
         now = self.clock.now()
         for (source, target), messages in outgoing.items():
-            size = sum([self._bytes(message) for message in messages])
-            ends = map(self.running.get, (source, target))
-            sides = [one.place.faults for one in ends if one is not None]
+            size = self._network.size_of(messages)
+            sides = self._sides(source, target) if self._faults else ()
             at = self._network.arrives(source, target, now, size, sides)
             if target != say.HEAD:
                 arrive = partial(self._arrived, target, messages)
@@ -299,15 +298,10 @@ class Cluster:
             if at < math.inf:
                 self.clock.post(Call(arrive), at)
 
-    def _bytes(self, message: Any) -> float:
-        """What takes time beside the delay of the network."""
-        match message:
-            case say.Piece():
-                return message.size
-            case say.Parcel():
-                begun = message.carry.started_ago is not None
-                return message.size + begun * self._network.state_bytes
-        return 0.0
+    def _sides(self, source: str, target: str) -> list[Faults]:
+        """What breaks on a way."""
+        ends = map(self.running.get, (source, target))
+        return [one.place.faults for one in ends if one is not None]
 
     def _listens(self, source: str) -> bool:
         """Whether there is a head, and an instance knows of it."""

@@ -227,7 +227,9 @@ class Correction:
     ) -> CorrectedProfile | None:
         """Take in one step; a new profile if its size has another correction by now, else None."""
         key = round(math.log2(max(total or batch, 1)))
-        ratios = self._ratios.setdefault(key, Ratios(BIN))
+        ratios = self._ratios.get(key)
+        if ratios is None:
+            ratios = self._ratios[key] = Ratios(BIN)
         ratios.add(seconds / self.base.latency(batch, total, square))
         if self.measured and not ratios.lasting:
             return None

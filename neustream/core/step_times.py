@@ -174,7 +174,9 @@ class StepTimes:
                 return None
         elif len(stages) == 1 and self._corrected(batch.stage, batch, seconds):
             return batch.stage
-        self.speed = {**self.speed, **{name: self.spread[name].usual for name in stages}}
+        usual = {name: self.spread[name].usual for name in stages}
+        if any(self.speed.get(name) != speed for name, speed in usual.items()):
+            self.speed = {**self.speed, **usual}
         return None
 
     def note(self, stages: Iterable[str], ratio: float) -> None:

@@ -113,10 +113,11 @@ class Loop:
             del events  # while idle, hold no finished request's results
 
     def turn(self, events: Sequence[Event]) -> bool:
-        """Take events in, start what can start, tell observers; whether requests have ended.
+        """Take events in, start what can start, tell observers.
 
-        Who waited for one of these may ask for more, and where this was the last, this is over: so
-        the loop's own thread has the next turn.
+        Whether requests have ended, on a thread that takes the turn in place of the loop's own: who
+        waited for one of these may ask for more, and where this was the last, this is over. So the
+        loop's own thread has the next turn.
         """
         for event in events:
             self.handle(event)
@@ -124,7 +125,9 @@ class Loop:
         for drive in touched:
             drive.turn()
         self.departures.settle()
-        ended = any(isinstance(record, Ended) for record in self._records)
+        ended = self._guest is not None and any(
+            isinstance(record, Ended) for record in self._records
+        )
         self.publish()
         return ended
 

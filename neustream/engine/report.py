@@ -8,6 +8,7 @@ requests (see `tally`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from neustream.core.events import BranchEnded, Corrected, Emitted, Ended, LegEnded, Submitted
@@ -50,35 +51,44 @@ class Report:
         self._observed: dict[str, float] = {}
         self._last_arrival = start
         self._last_end = start
+        self._adds_up: dict[type[Any], Callable[[Any], None]] = {
+            Finished: self._finished,
+            Emitted: self.tokens.emitted,
+            LegEnded: self._part,
+            BranchEnded: self._part,
+            Decided: self._decided,
+            Ended: self._ended,
+            Submitted: self._submitted,
+            Gone: self._gone,
+            Refused: self._refused,
+            Corrected: self._corrected,
+        }
 
     def __call__(self, record: Record) -> None:
-        if isinstance(record, Finished):
-            self._finished(record)
-        elif isinstance(record, Emitted):
-            self.tokens.emitted(record)
-        elif isinstance(record, LegEnded | BranchEnded):
-            self._part(record)
-        elif isinstance(record, Decided):
-            self.decision.add(record.seconds * 1e6)
-        elif isinstance(record, Ended):
-            self._ended(record)
-        elif isinstance(record, Submitted):
-            self.submitted += 1
-            self._last_arrival = max(self._last_arrival, record.arrival)
-            for share in self._shares(record):
-                share.submitted += 1
-                share.weight += record.slo.weight
-        elif isinstance(record, Gone):
-            self.submitted -= 1
-            self.tokens.gone(record.id)
-            self.by_leg.gone(record.id)
-            for share in self._shares(record):
-                share.submitted -= 1
-                share.weight -= record.slo.weight
-        elif isinstance(record, Refused):
-            self._refused(record)
-        elif isinstance(record, Corrected):
-            self.corrections[record.stage] = {2**k: factor for k, factor in record.factors.items()}
+        adds_up = self._adds_up.get(type(record))
+        if adds_up is not None:
+            adds_up(record)
+
+    def _decided(self, record: Decided) -> None:
+        self.decision.add(record.seconds * 1e6)
+
+    def _submitted(self, record: Submitted) -> None:
+        self.submitted += 1
+        self._last_arrival = max(self._last_arrival, record.arrival)
+        for share in self._shares(record):
+            share.submitted += 1
+            share.weight += record.slo.weight
+
+    def _gone(self, record: Gone) -> None:
+        self.submitted -= 1
+        self.tokens.gone(record.id)
+        self.by_leg.gone(record.id)
+        for share in self._shares(record):
+            share.submitted -= 1
+            share.weight -= record.slo.weight
+
+    def _corrected(self, record: Corrected) -> None:
+        self.corrections[record.stage] = {2**k: factor for k, factor in record.factors.items()}
 
     def _part(self, record: LegEnded | BranchEnded) -> None:
         if isinstance(record, BranchEnded):
