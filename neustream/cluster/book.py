@@ -188,6 +188,8 @@ class Book:
     Attributes:
         requests: by id. waiting: those that no instance has, by id, in the order they came.
         at: requests by instance. orders, events: until they are fetched.
+        begun_anew: ids of requests that began anew, and to which something happened since that was
+            told.
     """
 
     def __init__(self, fleet: Fleet, settings: Settings) -> None:
@@ -198,6 +200,7 @@ class Book:
         self.at: dict[str, dict[str, Open]] = {}
         self.orders: list[Order] = []
         self.events: list[Happening] = []
+        self.begun_anew: dict[str, None] = {}
         self._timers: list[tuple[float, int, str, int]] = []
         self._order = itertools.count()
 
@@ -246,6 +249,12 @@ class Book:
             self.at[instance][one.id] = one
         else:
             self.waiting[one.id] = one
+        if one.restarts:
+            self.changed(one)
+
+    def changed(self, one: Open) -> None:
+        """Something happened to a request that began anew."""
+        self.begun_anew[one.id] = None
 
     def places(self, instance: str) -> list[Place]:
         """The requests of an instance, for movers."""

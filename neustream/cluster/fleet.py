@@ -19,6 +19,8 @@ from neustream.core.outlook import Asked, Forecast, LineOutlook, Outlook, foreca
 from neustream.core.rates import Rates
 from neustream.errors import RequestError
 
+WINDOW_S = 60.0
+"""Arrivals of so long are remembered for scalers."""
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -233,6 +235,12 @@ class Fleet:
         return _with(outlook, list(instance.sent.values()), self.rates[instance.device])
 
     # -- kept by the head -------------------------------------------------------------------------
+
+    def came(self, asked: Asked, now: float) -> None:
+        """A caller asks."""
+        self.arrivals.append((now, asked))
+        while self.arrivals[0][0] < now - WINDOW_S:
+            self.arrivals.popleft()
 
     def add(self, instance: Instance) -> None:
         """A new one; its row is given here. RequestError if the name is taken."""

@@ -14,7 +14,8 @@ The contract, for whoever drives it (a simulator, Ray actors):
 4. At least once executed, exactly once answered; output k goes out once, in order. An instance that
    is silent is suspect, then gone (its requests begin anew), and is fenced if it comes back.
 5. A head that begins anew has the next `epoch`. The instances join it; callers submit again what
-   is open, with the outputs that they have (`succession.py`).
+   is open, with the outputs that they have (`succession.py`). How often each began anew before, and
+   how many instances died with it, the instances tell (`past.py`).
 6. `now` is the head's clock. Instances are told ages and budgets; nobody else's instants are read.
 """
 
@@ -56,9 +57,6 @@ from neustream.core.rates import Rates
 from neustream.core.stage_names import named
 from neustream.core.types import Request
 from neustream.errors import GraphError, RequestError, nearest
-
-WINDOW_S = 60.0
-"""Arrivals of so long are remembered for scalers."""
 
 
 class Head:
@@ -152,7 +150,7 @@ class Head:
         one.had(made)
         one.late = late
         self._book.requests[one.id] = one
-        self._arrived(one, now)
+        self.fleet.came(asked, now)
         self._placing.place(one, now)
 
     def correct(self, id: str, asked: Asked) -> None:
@@ -160,12 +158,6 @@ class Head:
         one = self._book.requests.get(id)
         if one is not None:
             one.asked, one.steps = asked, asked.steps(one.request.graph)
-
-    def _arrived(self, one: Open, now: float) -> None:
-        arrivals = self.fleet.arrivals
-        arrivals.append((now, one.asked))
-        while arrivals and arrivals[0][0] < now - WINDOW_S:
-            arrivals.popleft()
 
     def cancel(self, id: str, now: float) -> bool:
         """A caller gives its request up; False if it is not open."""
@@ -391,6 +383,7 @@ class Head:
 
     def pop_orders(self) -> list[Order]:
         """What is to be done, in order."""
+        self._succession.pasts.tell()
         orders, self._book.orders = self._book.orders, []
         return orders
 

@@ -96,6 +96,7 @@ class MemberInstance:
             say.Free: self._free,
             say.Cancel: self._cancel,
             say.Ask: self._ask,
+            say.Remember: lambda order, now: served.pasts.hear(order),
             say.Fence: self._fence,
             say.Piece: self._piece,
             say.Parcel: self._parcel,
@@ -197,7 +198,7 @@ class MemberInstance:
             self.epoch = order.epoch
             self._lose_head(now)
         standing = [say.Standing(id, term) for id, term in self._terms.items()]
-        self._send(say.HEAD, say.Here(tuple(standing)))
+        self._send(say.HEAD, say.Here(tuple(standing), self._served.pasts.all))
 
     def _lose_head(self, now: float) -> None:
         """The head is gone: what is here goes on for a while, and nobody hears of it."""
@@ -217,6 +218,7 @@ class MemberInstance:
         if epoch == self.epoch:
             for id in list(self._orphans):
                 self._forget(id)
+            self._served.pasts.end(epoch)
 
     def _go_on(self, order: say.Send) -> None:
         """The head that came after wants a request: it goes on, under the term of that one."""

@@ -138,13 +138,40 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """A request that began anew so often, and where it is; "": nowhere.
+
+    `deaths`: of instances that had it in a step. `term`: of its latest placement.
+    """
+
+    id: str
+    term: int
+    where: str
+    restarts: int
+    deaths: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep the pasts of requests for the next head, but not of those that are over. No answer.
+
+    `term`: all of the head's are above it.
+    """
+
+    instance: str
+    term: int
+    pasts: tuple[Past, ...] = ()
+    over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Fence:
     """Forget everything: the head counted this instance as gone. Answer: `Fenced`."""
 
     instance: str
 
 
-ToInstance = Send | Reserve | Copy | Hold | Give | Resume | Free | Cancel | Ask | Fence
+ToInstance = Send | Reserve | Copy | Hold | Give | Resume | Free | Cancel | Ask | Remember | Fence
 
 # -- from the head to whoever runs it --------------------------------------------------------------
 
@@ -280,9 +307,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """All requests that are there."""
+    """All requests that are there, and what is kept of the pasts of any."""
 
     standing: tuple[Standing, ...]
+    pasts: tuple[Past, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,10 @@ class Placing:
         fleet = self.book.fleet
         fleet.now = now
         there = self._succession.where(one.id)
+        died = self._succession.pasts.recall(one, standing=there != "")
+        if died:
+            self.restart(one, f"lost with instance {died!r} while there was no head", now)
+            return
         if there:
             self._send(one, fleet.instances[there], Route(there, THERE), 0.0, now)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from neustream.cluster.messages import Made, Over, Report
+from neustream.cluster.past import Remembered
 from neustream.core.events import Update
 
 
@@ -15,6 +16,7 @@ class Served:
         terms: of each; began: those that were in a step here.
         made: outputs that were made here, with their numbers, and those that came unheard.
         orphans: those that no head hears of until one asks for them; how they ended, if they did.
+        pasts: of requests anywhere, for the next head.
     """
 
     def __init__(self) -> None:
@@ -22,6 +24,7 @@ class Served:
         self.began: set[str] = set()
         self.made: dict[str, list[tuple[int, Update]]] = {}
         self.orphans: dict[str, Over | None] = {}
+        self.pasts = Remembered()
 
     def drop(self, id: str) -> None:
         """Nothing is known of a request any more."""

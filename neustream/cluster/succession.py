@@ -12,17 +12,26 @@ import math
 
 from neustream.cluster.book import Book
 from neustream.cluster.messages import TERMS, Ask, Free, Here
+from neustream.cluster.past import Pasts
 
 THERE = "is there"
 """Why a request goes where it stands."""
 
 
 class Succession:
-    """What instances have of an earlier head. `epoch`: of this one; 0: there was none before."""
+    """What instances have of an earlier head.
+
+    Args:
+        epoch: of this one; 0: there was none before.
+
+    Attributes:
+        pasts: of requests that began anew, under any head.
+    """
 
     def __init__(self, book: Book, epoch: int) -> None:
         self._book = book
         self._epoch = epoch
+        self.pasts = Pasts(book, self.before)
         self._standing: dict[str, tuple[str, int]] = {}
         self._asked: set[str] = set()
         self._until = math.inf if epoch else -math.inf
@@ -40,12 +49,14 @@ class Succession:
     def joined(self, instance: str, now: float) -> None:
         """An instance is there; it is asked what it has."""
         self._book.orders.append(Ask(instance, self._epoch))
+        self.pasts.joined(instance)
         if self._until > now:
             self._asked.add(instance)
             self._until = min(self._until, now + self._book.settings.send_s)
 
     def here(self, instance: str, told: Here, now: float) -> bool:
         """An instance told what is there; whether requests need not wait for that any more."""
+        self.pasts.heard(told.pasts)
         for each in told.standing:
             one = self._book.requests.get(each.id)
             where, term = self._standing.get(each.id, ("", 0))

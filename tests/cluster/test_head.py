@@ -43,9 +43,10 @@ def test_a_gap_in_a_stream_is_never_passed_over():
     head = head_of("a", again={"stream": "repeat"})
     send(head, request("r", graph=STREAM))
     head.heard("a", say.Made("r", 1, 1, {}), 0.1)
-    free, again = head.pop_orders()
+    free, again, kept = head.pop_orders()
     assert isinstance(free, say.Free) and free.term == 1
     assert isinstance(again, say.Send) and again.term == 2
+    assert isinstance(kept, say.Remember) and kept.instance == "a"
 
 
 def test_slack_takes_the_least_busy_of_those_where_it_fits():

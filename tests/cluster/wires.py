@@ -111,6 +111,8 @@ class Scripted:
             self.say(say.Fenced())
         elif isinstance(message, say.Ask):
             self._ask(message)
+        elif isinstance(message, say.Remember):
+            self.served.pasts.hear(message)
 
     def _ask(self, message: say.Ask) -> None:
         """Tell what is here. Another head begins: what was held goes on."""
@@ -120,7 +122,7 @@ class Scripted:
             for job in self.jobs.values():
                 job.hold = job.held = False
         standing = [say.Standing(id, term) for id, term in self.served.terms.items()]
-        self.say(say.Here(tuple(standing)))
+        self.say(say.Here(tuple(standing), self.served.pasts.all))
 
     def _take(self, job: Job) -> None:
         self.jobs[job.id] = job
@@ -196,6 +198,7 @@ class World:
         self.head: Head | None = begin(0)
         self.asked: dict[str, Request] = {}
         self.given_up: set[str] = set()
+        self.poison: set[str] = set()  # requests whose steps kill their instance
         self.instances = {name: Scripted(name) for name in names}
         self.boxes: dict[tuple[str, str], Mailbox] = {}
         self.answers: dict[str, say.Answer] = {}
@@ -343,6 +346,8 @@ class World:
 
     def _step(self, name: str) -> None:
         one = self.instances[name]
+        if any(job.id in self.poison and not job.held for job in one.jobs.values()):
+            self.kill(name)
         if one.alive:
             one.step()
             one.tell(self.now)

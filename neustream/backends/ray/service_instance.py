@@ -20,6 +20,7 @@ from neustream.backends.ray.passing import Passing
 from neustream.backends.ray.telling import shifted
 from neustream.backends.ray.wire import EngineDied, Heard, Left, loads, value_as_bytes
 from neustream.cluster import messages as to
+from neustream.cluster.past import Remembered
 from neustream.core.events import Emitted, Ended, Submitted
 from neustream.core.events import Left as Leaves
 from neustream.core.outlook import Outlook, outlook_of
@@ -63,6 +64,7 @@ class ServiceInstance:
         self._answering = Answering(self._entries, self._outbox)
         self._passing = Passing(service, name, self._entries, self._outbox, self._answering)
         self.leave = self._passing.leave
+        self._remembered = Remembered()
         self._epoch = 0
         self._lost_at = math.inf  # when the next head began
         self._heard = 0  # the number of the latest request that was sent here
@@ -163,6 +165,8 @@ class ServiceInstance:
                 self._cancel(order)
             case to.Ask():
                 self._ask(order)
+            case to.Remember():
+                self._remembered.hear(order)
             case to.Fence():
                 self._fence()
             case to.Give():
@@ -178,7 +182,7 @@ class ServiceInstance:
     def _ask(self, order: to.Ask) -> None:
         self.succeed(order.epoch)
         standing = [to.Standing(each.id, each.term) for each in self._entries.all() if not each.quiet]
-        self._outbox.put(to.Here(tuple(standing)))
+        self._outbox.put(to.Here(tuple(standing), self._remembered.all))
 
     def succeed(self, epoch: int) -> None:
         """If another head begins: what is here goes on for a while, and nobody hears of it."""
@@ -198,6 +202,7 @@ class ServiceInstance:
         if stopwatch() < self._lost_at + lease_s:
             return
         self._lost_at = math.inf
+        self._remembered.end(self._epoch)
         with self._entries.lock:
             for entry in self._entries.all():
                 if entry.orphan:
