@@ -90,7 +90,8 @@ class Open:
         term: of its present placement; issued: the latest that was given out.
         number: of its placement among those of its instance.
         delivered: outputs that its caller has; made: those, where the stream can go on from them.
-        began: whether it was in a step where it is; started: whether it ever was in one.
+        began: whether it was in a step where it is; waited_s: from its arrival until it was in
+            one anywhere, None: it never was.
         due_next: when the next output is due; late: whether one was.
         away: its next stage, if that is served elsewhere, since `away_at`. fixed: why it cannot
             move; untaken: why it was not taken there the last time.
@@ -112,7 +113,7 @@ class Open:
     delivered: int = 0
     made: list[Update] = field(default_factory=list)
     began: bool = False
-    started: bool = False
+    waited_s: float | None = None
     late: bool = False
     restarts: int = 0
     deaths: int = 0
@@ -128,6 +129,16 @@ class Open:
     @property
     def id(self) -> str:
         return self.request.id
+
+    def begin(self, now: float) -> None:
+        """It is in a step where it is."""
+        self.began = True
+        self.ran(now - self.arrival)
+
+    def ran(self, waited_s: float | None) -> None:
+        """It was in a step, so long after its arrival; the first time counts."""
+        if self.waited_s is None:
+            self.waited_s = waited_s
 
     def had(self, made: Sequence[Update]) -> None:
         """Its caller has so many outputs (more)."""

@@ -330,7 +330,7 @@ class Head:
                     self._book.wake(one, math.inf)
                 self._placing.unheard(one, told.unheard, now)
             case Began():
-                one.began = one.started = True
+                one.begin(now)
             case Made():
                 self._placing.made(one, told, now)
             case Over():

@@ -165,7 +165,7 @@ class MemberInstance:
         elif order.id in self._later and self._later[order.id].term == order.term:
             del self._later[order.id]
             over = say.Over(
-                order.id, order.term, "cancelled", "cancelled by the caller", None, 0, False, True
+                order.id, order.term, "cancelled", "cancelled by the caller", None, 0, None, True
             )
             self._send(say.HEAD, over)
 
@@ -381,7 +381,7 @@ class MemberInstance:
                 record.reason,
                 record.output,
                 record.outputs,
-                record.started,
+                record.waited_s,
                 record.attainable,
             )
             if id in self._orphans:

@@ -285,7 +285,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """A request is over."""
+    """A request is over. `waited_s`: from its arrival until it first ran, None: not known here."""
 
     id: str
     term: int
@@ -293,7 +293,7 @@ class Over:
     reason: str
     output: Update | None
     outputs: int
-    started: bool
+    waited_s: float | None
     attainable: bool
 
 

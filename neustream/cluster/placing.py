@@ -222,7 +222,7 @@ class Placing:
 
     def over(self, one: Open, told: Over, now: float) -> None:
         """An instance says that a request is over."""
-        one.started = one.started or told.started
+        one.ran(told.waited_s)
         if told.outputs > one.delivered and told.status == "done":
             self._gap(one, told.outputs, now)
             return
@@ -264,7 +264,7 @@ class Placing:
             one.request.slo,
             one.steps,
             where,
-            one.started,
+            one.waited_s,
             attainable,
             one.delivered,
         )

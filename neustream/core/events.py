@@ -62,8 +62,8 @@ class Emitted:
 class Ended:
     """A request is over. `output`: its last one, None unless done; `latency_s`: since it came.
 
-    `started`: whether it ever ran; `attainable`: whether its promise could have been kept, had it
-    been alone; `outputs`: how many it made.
+    `waited_s`: from then until it first ran, None: it never did; `attainable`: whether its promise
+    could have been kept, had it been alone; `outputs`: how many it made.
     """
 
     id: str
@@ -76,13 +76,18 @@ class Ended:
     slo: SLO
     steps: int
     member: str = ""
-    started: bool = True
+    waited_s: float | None = None
     attainable: bool = True
     outputs: int = 0
 
     @property
     def latency_s(self) -> float:
         return self.at - self.arrival
+
+    @property
+    def started(self) -> bool:
+        """Whether it ever ran."""
+        return self.waited_s is not None
 
     @property
     def code(self) -> Code:
@@ -205,7 +210,7 @@ def ended(job: Job, now: float) -> Ended:
         now,
         job.request.slo,
         planned_steps(job),
-        started=job.started_at is not None,
+        waited_s=None if job.started_at is None else job.started_at - job.arrival,
         attainable=attainable(job),
         outputs=job.outputs,
     )

@@ -158,7 +158,8 @@ class Forks:
             decided = fork.joined or fork.lost
             if branch.started_at is not None:
                 fork.ran = True
-                job.started_at = branch.started_at if job.started_at is None else job.started_at
+                before = branch.started_at if job.started_at is None else job.started_at
+                job.started_at = min(before, branch.started_at)
         self._lives.events.append(
             BranchEnded(
                 branch.root.id,

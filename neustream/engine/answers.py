@@ -40,7 +40,8 @@ FORGET = 0.1
 class Result:
     """How a request ended. `output` is the last output of its graph; None unless it is done.
 
-    `retry_after_s`, of a dropped request, and `code`: see `RequestError`.
+    `retry_after_s`, of a dropped request, and `code`: see `RequestError`; `waited_s`: from its
+    arrival until it first ran, None: it never did, or nobody can tell.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Result:
     on_time: bool
     retry_after_s: float | None = None
     code: str = ""
+    waited_s: float | None = None
 
     def unwrap(self) -> Mapping[str, Any]:
         """The output; RequestDropped, RequestFailed or RequestCancelled if there is none."""
@@ -162,6 +164,7 @@ class Answers:
             record.on_time,
             wait_s,
             record.code,
+            record.waited_s,
         )
 
     def _call(self, listener: Listener, record: Emitted) -> None:

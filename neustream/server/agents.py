@@ -20,7 +20,7 @@ from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request, of_validation
 from neustream.server.models import AgentModel
 from neustream.server.plain import plain_state
-from neustream.server.promises import Promised
+from neustream.server.promises import Promised, longest_ms
 from neustream.server.streams import Outlet, stream_of
 from neustream.server.wire import unless, while_there
 from neustream.service.answer import Answer
@@ -182,6 +182,7 @@ class Run:
         slack = self._promise.slo.total - seconds
         return {
             "on_time": ended is not None and ended.on_time,
+            "queue_ms": longest_ms([None if ended is None else ended.waited_s]),
             "e2e_ms": round(seconds * 1e3, 3),
             "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),
         }

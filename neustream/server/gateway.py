@@ -298,11 +298,10 @@ class Gateway:
 
         return Patience(seconds, partial(self._admission.began, ids), progress, wait_s, give_up)
 
-    def began_s(self, ids: Sequence[str]) -> float | None:
-        """Seconds that requests under way waited before the last of them ran; None: one has not."""
-        found = [(job.arrival, job.started_at) for jobs in self._jobs() for id in ids if (job := jobs.get(id))]
-        waits = [began - came for came, began in found if began is not None]
-        return max(waits) if waits and len(waits) == len(ids) else None
+    def waited_s(self, id: str) -> float | None:
+        """Seconds that a request under way waited before it ran; None: it did not, or it is over."""
+        jobs = [job for each in self._jobs() if (job := each.get(id)) is not None]
+        return next((job.started_at - job.arrival for job in jobs if job.started_at is not None), None)
 
     def submit(self, model: Model, *args: Any, id: str, **options: Any) -> Answer[Any]:
         """Ask a model; errors as of `Service.submit`."""

@@ -20,7 +20,7 @@ from neustream.server.forms import Edit, edit_of
 from neustream.server.models import ImageModel
 from neustream.server.patience import Patience
 from neustream.server.pictures import encoded, mask_of, picture_of
-from neustream.server.promises import Promised
+from neustream.server.promises import Promised, longest_ms
 from neustream.server.shown import Shown, events
 from neustream.server.streams import Outlet, stream_of
 from neustream.server.wire import unless, while_there
@@ -163,10 +163,12 @@ class Job:
     @property
     def kept(self) -> dict[str, Any]:
         """How the promise was kept."""
-        seconds = max([answer.ended.latency_s for answer in self.answers if answer.ended is not None], default=0.0)
+        ends = [answer.ended for answer in self.answers]
+        seconds = max([ended.latency_s for ended in ends if ended is not None], default=0.0)
         slack = self.promise.slo.total - seconds
         return {
             "on_time": self.outcome == "on_time",
+            "queue_ms": longest_ms([None if ended is None else ended.waited_s for ended in ends]),
             "e2e_ms": round(seconds * 1e3, 3),
             "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from neustream.core.types import SLO
@@ -193,3 +193,9 @@ def _check_image(said: Promise, headers: Mapping[str, str], warnings: list[str])
         if getattr(said, name) is not None:
             raise HTTPError(400, f"slo.{name}: an image has no tokens", "invalid", f"slo.{name}")
         warnings += [f"{header}: an image has no tokens" for header in HEADERS[name] if header in headers]
+
+
+def longest_ms(waits: Sequence[float | None]) -> float | None:
+    """The longest of some waits, in milliseconds; None: one of them is not known."""
+    known = [wait for wait in waits if wait is not None]
+    return round(max(known) * 1e3, 3) if known and len(known) == len(waits) else None

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from neustream.engine.clock import date
 from neustream.server.bodies import StreamOptions
 from neustream.server.likelihoods import Names, Place, of_chat, of_completion
-from neustream.server.promises import Promised
+from neustream.server.promises import Promised, longest_ms
 from neustream.server.stops import Stops
 from neustream.server.streams import Outlet
 from neustream.service.answer import Answer
@@ -41,6 +41,7 @@ class Choice:
 
     Attributes:
         text, count, places: what came of it so far; finish_reason: why it ended, None before.
+        began_s: seconds that it waited before it ran, as seen at its first token; None: not seen.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Choice:
     count: int = 0
     places: list[Place] = field(default_factory=list)
     finish_reason: str | None = None
+    began_s: float | None = None
     _offset: int = 0
 
     def take(self, token: Any) -> Part:
@@ -100,6 +102,12 @@ class Choice:
         age = outputs[-1].age
         return age <= total_s and not any(output.late for output in outputs), age
 
+    @property
+    def waited_s(self) -> float | None:
+        """Seconds that it waited before it ran: its end tells, or, where it was cut, its first token did."""
+        ended = self.answer.ended
+        return self.began_s if ended is None or ended.waited_s is None else ended.waited_s
+
     def _end(self) -> None:
         self.whole()
         self.answer.cancel()
@@ -122,11 +130,7 @@ Events: TypeAlias = AsyncIterator[Tokens]
 
 @dataclass
 class Reply:
-    """A request on its way: its choices, and what all answers to it say.
-
-    Attributes:
-        began_s: seconds that it waited before it ran; None: it did not, or that is not known.
-    """
+    """A request on its way: its choices, and what all answers to it say."""
 
     id: str
     model: str
@@ -137,7 +141,6 @@ class Reply:
     created: int = field(default_factory=lambda: int(date()))
     choices: list[Choice] = field(default_factory=list)
     outlet: Outlet = field(default_factory=Outlet)
-    began_s: float | None = None
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -166,7 +169,7 @@ class Reply:
         slack = self.promise.slo.total - latency_s
         return {
             "on_time": bool(kept) and all(on_time for on_time, _ in kept),
-            "queue_ms": None if self.began_s is None else round(self.began_s * 1e3, 3),
+            "queue_ms": longest_ms([choice.waited_s for choice in self.choices]),
             "ttft_ms": round(max(firsts) * 1e3, 3) if firsts else None,
             "e2e_ms": round(latency_s * 1e3, 3),
             "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),

@@ -194,8 +194,9 @@ async def _tokens(context: Context, model: TextModel, reply: Reply) -> Events:
             news.clear()
             came, failed = _taken(reading)
             if came:
-                if not patience.outputs:
-                    reply.began_s = context.gateway.began_s(ids)
+                for choice, _ in came:
+                    if not choice.count:
+                        choice.began_s = context.gateway.waited_s(choice.answer.id)
                 patience.outputs += len(came)
                 yield came
             if failed is not None or ends:

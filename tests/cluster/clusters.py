@@ -54,7 +54,7 @@ def send(head: Head, one: Request, now: float = 0.0) -> say.Send:
 
 
 def over(id: str, term: int, status: str = "done", outputs: int = 0, reason: str = "") -> say.Over:
-    return say.Over(id, term, status, reason, {"image": id} if status == "done" else None, outputs, True, True)
+    return say.Over(id, term, status, reason, {"image": id} if status == "done" else None, outputs, 0.0, True)
 
 
 def busy(instance: str, jobs: int, due_in: float, left: float = 10.0, sent_at: float = 0.0) -> Outlook:

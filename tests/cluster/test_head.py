@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from clusters import GRAPH, STAGES, STREAM, busy, head_of, orders_of, over, request, send
 
@@ -29,6 +31,16 @@ def test_the_head_says_by_its_own_clock_who_was_late():
     head.heard("a", over("r", 1), 1.2)
     (answer,) = orders_of(head, say.Answer)
     assert answer.ended.status == "done" and not answer.ended.on_time
+
+
+def test_an_answer_says_how_long_its_request_waited():
+    head = head_of("a")
+    heard, unheard = (send(head, request(id)) for id in ("heard", "unheard"))
+    head.heard("a", say.Began("heard", heard.term), 0.5)
+    for order in (heard, unheard):
+        head.heard("a", replace(over(order.id, order.term), waited_s=0.25), 1.0)
+    waited = {answer.ended.id: answer.ended.waited_s for answer in orders_of(head, say.Answer)}
+    assert waited == {"heard": 0.5, "unheard": 0.25}
 
 
 def test_outputs_go_out_in_order_each_once():

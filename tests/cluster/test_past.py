@@ -41,7 +41,7 @@ def test_all_instances_are_told_of_a_request_that_begins_anew_and_that_it_is_ove
     head.joined("d", 0.3, stages=STAGES)
     assert [order.pasts for order in orders_of(head, say.Remember)] == [kept[0].pasts]
     head.cancel("r", 0.4)
-    head.heard(again.instance, say.Over("r", 2, "cancelled", "", None, 0, True, True), 0.5)
+    head.heard(again.instance, say.Over("r", 2, "cancelled", "", None, 0, 0.0, True), 0.5)
     forgotten = orders_of(head, say.Remember)
     assert {order.instance for order in forgotten} == {"a", "b", "c", "d"} - {sent.instance}
     assert all(order.over == ("r",) and not order.pasts for order in forgotten)
@@ -114,8 +114,8 @@ def test_of_several_pasts_the_latest_counts_once(turned):
     head.submit(request("r"), 0.1)
     assert {order.pasts[0].restarts for order in orders_of(head, say.Remember)} == {2}
     head.cancel("r", 0.2)
-    head.heard("a", say.Over("r", 2 * TERMS + 1, "cancelled", "", None, 0, True, True), 0.2)
-    head.heard("b", say.Over("r", 2 * TERMS + 1, "cancelled", "", None, 0, True, True), 0.2)
+    head.heard("a", say.Over("r", 2 * TERMS + 1, "cancelled", "", None, 0, 0.0, True), 0.2)
+    head.heard("b", say.Over("r", 2 * TERMS + 1, "cancelled", "", None, 0, 0.0, True), 0.2)
     head.pop_orders()
     head.submit(request("r"), 0.3)
     assert not orders_of(head, say.Remember), "another request of that name has no past"

@@ -78,7 +78,7 @@ class Scripted:
             self.say(report)
 
     def _over(self, job: Job, status) -> None:
-        over = say.Over(job.id, job.term, status, "", {"n": job.made - 1}, job.made, True, True)
+        over = say.Over(job.id, job.term, status, "", {"n": job.made - 1}, job.made, 0.0, True)
         del self.jobs[job.id]
         if job.id in self.served.orphans:
             self.served.orphans[job.id] = over

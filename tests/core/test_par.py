@@ -97,6 +97,18 @@ def test_branches_run_at_once_and_their_results_come_by_name():
     assert ended.status == "done" and not scheduler.jobs
 
 
+def test_a_request_has_waited_until_the_first_of_its_branches_ran():
+    graph = Graph("g", par(left=B, right=C))
+    scheduler = scheduler_of(graph)
+    submit(scheduler, graph)
+    first = scheduler.next_batch("gpu", 2.0)
+    then = scheduler.next_batch("gpu", 5.0, 1)
+    scheduler.finish(then, [{}], 6.0)
+    scheduler.finish(first, [{}], 7.0)
+    [ended] = [event for event in scheduler.pop_events() if isinstance(event, Ended)]
+    assert ended.waited_s == 2.0
+
+
 def test_names_of_branches():
     assert list(par(A, B).branches) == ["a", "b"]
     assert list(par(A, A, llm("x"), call(A, "once"), seq(A)).branches) == ["0", "1", "x", "once", "4"]

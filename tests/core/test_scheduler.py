@@ -109,13 +109,38 @@ def test_events_tell_outputs_and_ends_in_order_and_once():
     run(some, 1.0, [{"image": "x"}])
     assert some.pop_events() == [
         Emitted("r1", 0, {"image": "x"}, at=1.25, age=1.0, late=False),
-        Ended("r1", "done", "", {"image": "x"}, on_time=True, arrival=0.25, at=1.25, slo=slo, steps=0, outputs=1),
+        Ended(
+            "r1",
+            "done",
+            "",
+            {"image": "x"},
+            on_time=True,
+            arrival=0.25,
+            at=1.25,
+            slo=slo,
+            steps=0,
+            waited_s=0.0,
+            outputs=1,
+        ),
     ]
     assert some.pop_events() == []
     some.cancel("r2", 3.0)
     (end,) = some.pop_events()
-    assert end == Ended("r2", "cancelled", "cancelled by the caller", None, False, 0.0, 3.0, SLO(), steps=1)
+    assert end == Ended(
+        "r2", "cancelled", "cancelled by the caller", None, False, 0.0, 3.0, SLO(), steps=1, waited_s=0.25
+    )
     assert end.latency_s == 3.0
+
+
+def test_an_end_says_how_long_the_request_waited():
+    some = scheduler()
+    some.submit(image("r1", steps=0, arrival=0.25), 0.25)
+    some.submit(image("never", steps=0), 0.25)
+    some.cancel("never", 0.5)
+    run(some, 2.0)
+    run(some, 3.0, [{}])
+    ends = [event for event in some.pop_events() if isinstance(event, Ended)]
+    assert [(end.id, end.waited_s, end.started) for end in ends] == [("never", None, False), ("r1", 1.75, True)]
 
 
 def test_a_finished_job_is_forgotten():
@@ -136,7 +161,7 @@ def test_a_request_of_no_steps_ends_at_once():
     job = some.submit(Request("r1", nothing), 5.0)
     assert (job.status, job.output, job.ended_at, job.on_time) == ("done", {}, 5.0, True)
     assert some.jobs == {}
-    assert some.pop_events() == [Ended("r1", "done", "", {}, True, 0.0, 5.0, SLO(), steps=0, started=False)]
+    assert some.pop_events() == [Ended("r1", "done", "", {}, True, 0.0, 5.0, SLO(), steps=0)]
     assert some.next_batch("gpu", 5.0) is None
     some.submit(Request("r1", nothing), 6.0)
 

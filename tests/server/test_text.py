@@ -186,6 +186,15 @@ def test_promises_are_told_back_and_kept(client):
     assert kept["on_time"] and 0 < kept["ttft_ms"] <= kept["e2e_ms"] and kept["slack_ms"] is None
 
 
+@pytest.mark.parametrize("more", [{"max_tokens": 1}, {"n": 4}, {"n": 2, "stop": ["e"]}])
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_report_says_how_long_a_text_waited(client, more, stream):
+    answer = client.post("/v1/completions", json={**ASK, **more, "stream": stream, "slo": {"report": True}})
+    told = json.loads(answer.text.splitlines()[-4][6:]) if stream else answer.json()
+    kept = told["usage"]["neustream"]
+    assert 0 <= kept["queue_ms"] <= kept["ttft_ms"]
+
+
 def test_tokens_models_and_effective_batching(client):
     told = client.post("/tokenize", json={"prompt": "añ"}).json()
     assert told == {"count": 3, "max_model_len": 256, "tokens": [97, 195, 177]}

@@ -65,8 +65,8 @@ class Answering:
     def tell(self, entry: Entry, status: Any, reason: str, value: bytes = b"", result: Result | None = None) -> None:
         """Report how a request ended. One whose head is gone keeps that for the next."""
         attainable = result is None or result.code != "unattainable"
-        count, began = len(entry.items), entry.began
-        over = to.Over(entry.id, entry.term, status, reason, None, count, began, attainable)
+        count, waited_s = len(entry.items), None if result is None else result.waited_s
+        over = to.Over(entry.id, entry.term, status, reason, None, count, waited_s, attainable)
         with self._entries.lock:
             if entry.orphan:
                 entry.over = News(over, value)

@@ -114,7 +114,7 @@ class Waiting:
         latency_s, on_time = ended.latency_s, ended.on_time and status == "done"
         code = ended.code if status == ended.status else "failed"
         self._telling.tell(ended if status == ended.status else replace(ended, status="failed", on_time=False))
-        result = Result(ended.id, status, reason, output, latency_s, on_time, code=code)
+        result = Result(ended.id, status, reason, output, latency_s, on_time, code=code, waited_s=ended.waited_s)
         done: Future[Result] = Future()
         done.set_result(result)
         caller.answer.settle(done, partial(value_of, caller))

@@ -217,7 +217,8 @@ class VLLMEngine:
         done = status == "done"
         on_time = done and not request.late and age <= request.slo.total + TICK
         output: Mapping[str, Any] | None = {} if done else None
-        started, attainable = request.count > 0, code != "unattainable"
+        began, attainable = request.started_at, code != "unattainable"
+        waited_s = None if began is None else began - request.arrival
         given = request.slo, request.count
         self._observer(
             Ended(
