@@ -50,6 +50,7 @@ class RequestError(NeustreamError):
             "crowded", "failed", "cancelled".
         retry_after_s: seconds after which the same request may well be served, at the pace at which
             requests have been done lately; None: not known, or it does not matter.
+        argument: the one of the request's that is wrong; empty: none alone.
     """
 
     status: Literal["refused", "dropped", "failed", "cancelled"] = "refused"
@@ -61,8 +62,10 @@ class RequestError(NeustreamError):
         reason: str | None = None,
         code: str = "",
         retry_after_s: float | None = None,
+        argument: str = "",
     ) -> None:
         super().__init__(message)
+        self.argument = argument
         self.code = code or ("invalid" if self.status == "refused" else self.status)
         self.reason = message if reason is None else reason
         self.retry_after_s = retry_after_s

@@ -14,7 +14,7 @@ from neustream.core.types import SLO
 from neustream.server.bodies import ChatBody, DetokenizeBody, InferenceBody, TokenizeBody
 from neustream.server.config import PromiseConfig
 from neustream.server.context import Context
-from neustream.server.errors import HTTPError, of_request
+from neustream.server.errors import HTTPError, of_request, retry_after
 from neustream.server.models import ImageModel, Model, TextModel
 from neustream.server.prompts import prompt_of_chat
 from neustream.server.wire import unless, while_there
@@ -41,7 +41,7 @@ async def ready(request: Request) -> Response:
     if gateway.state == "ready":
         served = {model.name: "ready" for model in gateway.known if model.name not in faults}
         content["models"] = {**served, **faults}
-    headers = {} if state == "ready" else {"retry-after": "5"}
+    headers = {} if state == "ready" else {"retry-after": str(retry_after(gateway.again_s))}
     return JSONResponse(content, 200 if state == "ready" else 503, headers=headers)
 
 

@@ -96,7 +96,7 @@ def of_request(error: BaseException) -> HTTPError:
     if isinstance(error, RequestError):
         status = STATUS.get(error.code, 500)
         reason = error.reason if status != 500 else "a stage failed: " + cut(error.reason, 200)
-        return HTTPError(status, reason, error.code, retry_after_s=error.retry_after_s)
+        return HTTPError(status, reason, error.code, error.argument or None, error.retry_after_s)
     if isinstance(error, BackendError):
         return HTTPError(400, str(error), "invalid")
     if isinstance(error, NeustreamError):

@@ -28,6 +28,10 @@ from neustream.service.answer import Answer
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "draining", "stopped", "failed"]
+SOON_S = 5.0
+"""When clients come again of a server that is ending: by then another may have its address."""
+FAILED_S = 60.0
+"""The same where an engine has failed: somebody has to look at it."""
 INLINE = 2000
 """Characters of a prompt that are tokenised on the event loop; longer ones on a thread."""
 
@@ -117,6 +121,16 @@ class Gateway:
     def since_s(self) -> float:
         """Seconds that it has been in its state."""
         return round(stopwatch() - self._since, 3)
+
+    @property
+    def again_s(self) -> float:
+        """Seconds after which a client that is not served now had better come again.
+
+        Nobody knows how long a model takes to load: as long again as it has taken so far.
+        """
+        if self.state == "loading":
+            return self.since_s
+        return FAILED_S if self.state == "failed" or self.faults else SOON_S
 
     @property
     def known(self) -> list[Model]:
@@ -213,9 +227,9 @@ class Gateway:
         if not takes or self._loaded is None:
             headers = {"connection": "close"} if self.state == "draining" else {}
             text = f"this server is {self.state}"
-            raise HTTPError(503, text, self.state, retry_after_s=5.0, headers=headers)
+            raise HTTPError(503, text, self.state, retry_after_s=self.again_s, headers=headers)
         if self.dead:
-            raise HTTPError(503, "the engine has failed", "failed", retry_after_s=60.0)
+            raise HTTPError(503, "the engine has failed", "failed", retry_after_s=self.again_s)
 
     @property
     def service(self) -> Backing:
@@ -262,7 +276,7 @@ class Gateway:
         faults = self.faults
         if name is not None and name in faults:
             text = f"model {name!r} is not served: {faults[name]}"
-            raise HTTPError(503, text, "failed", "model", retry_after_s=60.0)
+            raise HTTPError(503, text, "failed", "model", retry_after_s=FAILED_S)
         fitting = {each.name: each for each in self.models if fits(each)}
         whole = [each for each in fitting.values() if served_as(each) == each.name]
         if name is None and len(whole) == 1:

@@ -74,19 +74,19 @@ class TextModel:
     base: str = ""
     kind: Literal["text"] = "text"
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """The tokens of a text; HTTPError without a tokenizer, or for a text that cannot fit."""
+    def encode(self, text: str, special: bool = True, param: str = "prompt") -> list[int]:
+        """The tokens of the text of a field; HTTPError without a tokenizer, or for one that cannot fit."""
         if self.tokenizer is None:
-            raise HTTPError(400, f"model {self.name!r} has no tokenizer: give token ids", "invalid")
-        self.check_length(len(text))
+            raise HTTPError(400, f"model {self.name!r} has no tokenizer: give token ids", "invalid", param)
+        self.check_length(len(text), param)
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
-    def check_length(self, characters: int) -> None:
+    def check_length(self, characters: int, param: str) -> None:
         """HTTPError for a text of so many characters that it cannot fit."""
         if characters > CHARACTERS * self.max_len:
             text = f"the prompt has {characters} characters; {self.max_len} tokens have room for fewer"
-            raise HTTPError(400, text, "invalid", "prompt")
+            raise HTTPError(400, text, "invalid", param)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens."""
@@ -107,7 +107,7 @@ class TextModel:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments)
         except Exception as error:  # of a template: it may raise anything
             raise HTTPError(400, f"the chat template: {told(error)}", "invalid", "messages") from error
-        return self.encode(text, special=False)
+        return self.encode(text, special=False, param="messages")
 
 
 def count_of(prompt: Any) -> int:

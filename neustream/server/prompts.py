@@ -62,7 +62,7 @@ def _seen(
 ) -> Any:
     """What the model's processor makes of messages, with their images in RGB."""
     assert model.see is not None
-    model.check_length(sum([len(message.text) for message in messages]))
+    model.check_length(sum([len(message.text) for message in messages]), "messages")
     images = []
     for url in urls:
         picture = picture_of(of_data_url(url, "messages"), "messages", pixels)

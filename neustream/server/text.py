@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -141,7 +142,7 @@ def _submit(
                 asked = prompt.ids if prompt.made is None else prompt.made
                 answer = context.gateway.submit(model, asked, **own, **options)
             except (NeustreamError, TypeError, ValueError) as error:
-                raise of_request(error) from error
+                raise _named(of_request(error), body) from error
             logs = body.told is not None
             echoed = prompt.ids if echo and logs else []
             whole = partial(context.metrics.tell, Stopped(answer.id))
@@ -149,6 +150,15 @@ def _submit(
             choice = Choice(number, answer, stops, whole, prompt.text, echoed, most == 0, logs, reply.names)
             choice.least = body.min_tokens or 0
             reply.choices.append(choice)
+
+
+def _named(wrong: HTTPError, body: TextBody) -> HTTPError:
+    """What is wrong by the name of the field that the client gave."""
+    given = {}
+    if isinstance(body, ChatBody):
+        longer = body.max_completion_tokens is not None
+        given = {"prompt": "messages", "max_tokens": "max_completion_tokens" if longer else "max_tokens"}
+    return replace(wrong, param=given.get(wrong.param or "", wrong.param))
 
 
 def _sampling(body: TextBody, model: TextModel) -> dict[str, Any]:

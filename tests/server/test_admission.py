@@ -24,6 +24,7 @@ from neustream.server import lifecycle  # noqa: E402
 from neustream.server.admission import Admission  # noqa: E402
 from neustream.server.config import LimitConfig  # noqa: E402
 from neustream.server.errors import HTTPError  # noqa: E402
+from neustream.server.gateway import Gateway  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -46,6 +47,17 @@ class Gate:
         if self.open.is_set():
             return self._rule.decide(view)
         return Decision([], wake_at=view.now + 0.01)
+
+
+@pytest.mark.parametrize(("loading_s", "told"), [(0.0, "1"), (7.2, "8"), (300.0, "60")])
+def test_while_models_load_clients_come_again_after_as_long_again(monkeypatch, loading_s, told):
+    now = 100.0
+    monkeypatch.setattr("neustream.server.gateway.stopwatch", lambda: now)
+    gateway = Gateway()
+    now += loading_s
+    with pytest.raises(HTTPError) as raised:
+        gateway.check()
+    assert (raised.value.code, raised.value.all_headers["retry-after"]) == ("loading", told)
 
 
 # -- the rule -----------------------------------------------------------------------------------------

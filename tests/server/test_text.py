@@ -23,6 +23,7 @@ from neustream import Decision  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 ASK = {"prompt": "Once upon", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,25 @@ def test_promises_are_told_back_and_kept(client):
     assert "x-slo-e2e-ms" in answer.headers["x-neustream-warning"]
     kept = answer.json()["usage"]["neustream"]
     assert kept["on_time"] and 0 < kept["ttft_ms"] <= kept["e2e_ms"] and kept["slack_ms"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "a" * 300}, "prompt"),
+        ("/v1/completions", {"prompt": "a" * 9000}, "prompt"),
+        ("/v1/completions", {"prompt": "a" * 200, "max_tokens": 100}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 300}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 9000}]}, "messages"),
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 900}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": HELLO, "max_completion_tokens": 900}, "max_completion_tokens"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 4, "min_tokens": 5}, "min_tokens"),
+        ("/v1/completions", {"prompt": "a", "stop_token_ids": [10**6]}, "stop_token_ids"),
+    ],
+)
+def test_what_does_not_fit_is_named(client, path, body, param):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
 
 
 @pytest.mark.parametrize("more", [{"max_tokens": 1}, {"n": 4}, {"n": 2, "stop": ["e"]}])

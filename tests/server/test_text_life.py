@@ -42,7 +42,7 @@ def test_it_answers_while_it_loads_and_drains_what_is_open(model):
         assert client.get("/health").status_code == 200
         assert client.get("/ready").json()["state"] == "loading"
         waiting = client.get("/v1/models")
-        assert waiting.status_code == 503 and int(waiting.headers["retry-after"]) == 5
+        assert waiting.status_code == 503 and int(waiting.headers["retry-after"]) >= 1
         assert client.post("/v1/completions", json=ASK).status_code == 503
         go.set()
         assert said.get(timeout=60) == "ready: tiny"

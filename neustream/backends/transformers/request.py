@@ -55,9 +55,12 @@ def ask_of(
     vocabulary = room.model.vocabulary
     for name, tokens in sampling.named.items():
         if beyond := [token for token in tokens if token >= vocabulary]:
-            raise RequestError(f"{name}: {shown(beyond[0])} is no token: the vocabulary has {vocabulary}")
+            raise RequestError(
+                f"{name}: {shown(beyond[0])} is no token: the vocabulary has {vocabulary}", argument=name
+            )
     if sampling.min_tokens > int(max_tokens):
-        raise RequestError(f"min_tokens={sampling.min_tokens} is more than max_tokens={int(max_tokens)}")
+        text = f"min_tokens={sampling.min_tokens} is more than max_tokens={int(max_tokens)}"
+        raise RequestError(text, argument="min_tokens")
     if room.model.begins is not None and sampling.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs is for models without an encoder: its tokens have no likelihood")
     if sampling.stop and tokenizer is None:
@@ -78,13 +81,15 @@ def check_length(prompt: int, max_tokens: Any, room: Room) -> None:
     """RequestError if so many tokens of prompt and outputs do not fit the model or the memory, or are too few."""
     max_tokens = whole("max_tokens", max_tokens, 1, allowed="a whole number of 1 or more")
     if prompt < 1:
-        raise RequestError("the prompt is empty: there is nothing to go on from")
+        raise RequestError("the prompt is empty: there is nothing to go on from", argument="prompt")
     if prompt >= room.limit:
-        raise RequestError(f"the prompt has {prompt} tokens, but {room.why}: at most {room.limit - 1}, and an output")
+        text = f"the prompt has {prompt} tokens, but {room.why}: at most {room.limit - 1}, and an output"
+        raise RequestError(text, argument="prompt")
     if prompt + max_tokens > room.limit:
         raise RequestError(
             f"{prompt} tokens of prompt and max_tokens={shown(max_tokens)} make {shown(prompt + max_tokens)}, "
-            f"but {room.why}: at most max_tokens={room.limit - prompt}"
+            f"but {room.why}: at most max_tokens={room.limit - prompt}",
+            argument="max_tokens",
         )
 
 

@@ -223,11 +223,13 @@ class VLLMEngine:
         self._observer(
             Ended(
                 request.id, status, reason, output, on_time, request.arrival, now, *given,
-                started=started, attainable=attainable,
+                waited_s=waited_s, attainable=attainable,
             )
         )  # fmt: skip
         result: Future[Result] = Future()
-        result.set_result(Result(request.id, status, reason, output, age, on_time, None, code))
+        result.set_result(
+            Result(request.id, status, reason, output, age, on_time, None, code, waited_s)
+        )
         request.answer.settle(result, _generated)
 
     def _give_up(self, answer: Answer[Any]) -> None:
@@ -237,17 +239,21 @@ class VLLMEngine:
         if id in self._open:
             raise RequestError(f"request id {id!r} is already being served")
         if not prompt:
-            raise RequestError("the prompt is empty: there is nothing to go on from")
+            raise RequestError(
+                "the prompt is empty: there is nothing to go on from", argument="prompt"
+            )
         if beyond := [token for token in prompt if not 0 <= token < self._vocabulary]:
             raise RequestError(
-                f"{beyond[0]} is no token: the vocabulary of {self._name!r} has {self._vocabulary}"
+                f"{beyond[0]} is no token: the vocabulary of {self._name!r} has {self._vocabulary}",
+                argument="prompt",
             )
         room = self._max_len - len(prompt)
         if max_tokens > room:
             raise RequestError(
                 f"{len(prompt)} tokens of prompt and max_tokens={max_tokens} make "
                 f"{len(prompt) + max_tokens}, but max_len is {self._max_len}: "
-                f"at most max_tokens={max(room, 0)}"
+                f"at most max_tokens={max(room, 0)}",
+                argument="max_tokens" if room > 0 else "prompt",
             )
 
 
