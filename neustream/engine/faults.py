@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Hashable, Sequence
 
 from neustream.core.events import Update
 from neustream.errors import NeustreamError
@@ -14,6 +15,29 @@ IN_A_ROW = 3
 """A member is passed over once so many steps of a stage, one after the other, brought nothing."""
 DOUBLINGS = 6
 """It is passed over for 1 s at first, and twice as long each time, up to so many times: 64 s."""
+QUIET_S = 60.0
+"""Of faults of one kind, one is logged in so many seconds, with how many were not."""
+MOST_KINDS = 100
+"""So many kinds are remembered; the one that was logged first is forgotten."""
+
+
+class Logged:
+    """Which kinds of faults were logged of late, so that a log is not flooded."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[Hashable, tuple[float, int]] = {}  # when it was logged; others since
+
+    def may(self, kind: Hashable, now: float) -> int | None:
+        """How many of its kind were not logged; None: one was in the last minute, this is not."""
+        at, others = self._kinds.get(kind, (-math.inf, 0))
+        if now < at + QUIET_S:
+            self._kinds[kind] = at, others + 1
+            return None
+        self._kinds.pop(kind, None)
+        if len(self._kinds) >= MOST_KINDS:
+            del self._kinds[next(iter(self._kinds))]
+        self._kinds[kind] = now, 0
+        return others
 
 
 class Faults:
@@ -26,13 +50,15 @@ class Faults:
     def __init__(self, name: str) -> None:
         self._name = name
         self._rows: dict[str, tuple[int, float]] = {}  # by stage: steps, and passed over until
+        self._logged = Logged()
 
     def ended(
         self, stage: str, results: Sequence[Update | NeustreamError] | BaseException, now: float
     ) -> None:
         """A step came back at `now` (s): with an error of its own, or a result a job.
 
-        Of steps in a row that brought nothing the first is logged with where its stage raised.
+        Of steps in a row that brought nothing the first is logged with where its stage raised,
+        if that is not the same as in the last minute.
         """
         if _fruitful(results):
             self._rows.pop(stage, None)
@@ -40,16 +66,27 @@ class Faults:
         row = self._rows.get(stage, (0, now))[0] + 1
         cause = _cause(results)
         if row == 1 and cause is not None:
-            log.warning("member %r, stage %r failed", self._name, stage, exc_info=cause)
+            self._failed(stage, cause, now)
         until = now
         if row >= IN_A_ROW:
             seconds = 2.0 ** min(row - IN_A_ROW, DOUBLINGS)
             until += seconds
-            log.warning(
-                "member %r, stage %r: %d failed steps in a row; it is passed over for %g s",
-                self._name, stage, row, seconds,
-            )  # fmt: skip
+            if self._logged.may((stage, seconds), now) is not None:
+                log.warning(
+                    "member %r, stage %r: %d failed steps in a row; it is passed over for %g s",
+                    self._name, stage, row, seconds,
+                )  # fmt: skip
         self._rows[stage] = row, until
+
+    def _failed(self, stage: str, cause: BaseException, now: float) -> None:
+        """Log what a stage raised, with its frames."""
+        unsaid = self._logged.may((stage, type(cause)), now)
+        if unsaid is None:
+            return
+        text = f"member {self._name!r}, stage {stage!r} failed"
+        if unsaid:
+            text += f"; {unsaid} more such failures of it were not logged"
+        log.warning("%s", text, exc_info=cause)
 
     def failing(self, now: float) -> tuple[str, ...]:
         """The stages for which it is passed over at `now` (s)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from neustream import StageFailed
-from neustream.engine.faults import Faults
+from neustream.engine.faults import MOST_KINDS, QUIET_S, Faults, Logged
 
 LOST = StageFailed("lost")
 
@@ -53,9 +53,41 @@ def test_each_try_that_fails_doubles_it_up_to_a_minute(rows, seconds):
 def test_where_a_stage_raised_is_logged_once_a_row(caplog, wrapped):
     lost = raised() if wrapped == "itself" else raised(StageFailed("lost"))
     lost = [LOST, lost] if wrapped == "each job" else lost
-    after(lost, lost, [{}], lost)
+    after(lost, lost, [{}], lost, apart=QUIET_S)
     shown = [record for record in caplog.records if record.exc_info]
     assert len(shown) == 2 and "in raised" in caplog.text and "stage 's' failed" in caplog.text
+
+
+def test_where_good_and_failing_steps_take_turns_one_failure_a_minute_is_logged(caplog):
+    after(*[raised(), [{}]] * 3000, apart=QUIET_S / 1500)
+    shown = [record for record in caplog.records if record.exc_info]
+    assert len(shown) == len(caplog.records) == 4
+    said = [record.getMessage() for record in shown]
+    assert said[0] == "member 'm', stage 's' failed"
+    assert {one.partition("; ")[2] for one in said[1:]} == {"749 more such failures of it were not logged"}
+
+
+def test_another_failure_and_another_stage_are_logged_at_once(caplog):
+    faults = Faults("m")
+    for stage, error in [("s", raised()), ("s", ValueError("other")), ("t", raised())]:
+        faults.ended(stage, error, 0.0)
+        faults.ended(stage, [{}], 0.0)
+    assert [record.exc_info[0] for record in caplog.records] == [KeyError, ValueError, KeyError]
+
+
+def test_a_stage_that_only_fails_is_told_of_once_a_minute(caplog):
+    after(*[LOST] * 6000, apart=QUIET_S / 3000)
+    told = [record.getMessage().partition("; ")[2] for record in caplog.records]
+    for seconds in (1, 2, 4, 8, 16, 32):
+        assert told.count(f"it is passed over for {seconds} s") == 1
+    assert told.count("it is passed over for 64 s") == 2 and len(told) == 8
+
+
+def test_kinds_of_failures_are_forgotten_in_time():
+    logged = Logged()
+    for kind in range(10 * MOST_KINDS):
+        assert logged.may(kind, 0.0) == 0
+    assert logged.may(10 * MOST_KINDS - 1, 1.0) is None and logged.may(0, 1.0) == 0
 
 
 def test_what_says_all_by_itself_is_not_logged_with_frames(caplog):
