@@ -33,6 +33,14 @@ def test_a_saved_profile_is_loaded_again(tmp_path):
     assert "median" in file["origin"]["statistic"]
 
 
+@pytest.mark.parametrize("nothing", [[], [Measurement("x", 1, ())]])
+def test_what_was_not_measured_is_not_written(tmp_path, nothing):
+    measured = {"draw": [Measurement("draw", 1, (0.1,))], "x": nothing}
+    with pytest.raises(ProfileError, match=r"^stage 'x': there is nothing to write"):
+        save(measured, tmp_path / "out", model="toy", device="toy device", origin={})
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_linear_profile_file(tmp_path):
     path = tmp_path / "decode.json"
     linear = {"base_s": 0.01, "per_job_s": 0.002, "per_size_s": 1e-5, "max_batch": 8}

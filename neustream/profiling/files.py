@@ -217,7 +217,13 @@ def save(
     origin: Mapping[str, Any],
     engine: EngineCosts | None = None,
 ) -> list[Path]:
-    """Write one file per stage under `out`; returns their paths."""
+    """Write one file per stage under `out`; returns their paths.
+
+    ProfileError, before any is written, for a stage without a measurement or a run of one.
+    """
+    for name, some in measured.items():
+        if not some or not some[0].seconds:
+            raise ProfileError(f"stage {name!r}: there is nothing to write, it was measured at no batch size")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     paths = []
