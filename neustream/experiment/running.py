@@ -30,6 +30,7 @@ from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest
 from neustream.experiment.calls import Calls
 from neustream.experiment.clusters import Bench, parted, simulate_cluster
+from neustream.experiment.pipelines import Pipeline
 from neustream.experiment.policies import policy_faults
 from neustream.experiment.prepared import Prepared, policy_for
 
@@ -104,7 +105,7 @@ def _costs(prepared: Prepared, device: Simulation | None) -> _Costs:
     costs = _Costs()
     for pipeline in prepared.pipelines:
         simulation = device or pipeline.experiment.simulation
-        stretch = _stretch(simulation, pipeline.experiment.workload.seed)
+        stretch = _stretch(simulation, _noise(pipeline))
         costs.decision_s = max(costs.decision_s, simulation.decision_s or 0.0)
         costs.call_s = max(costs.call_s, simulation.call_s or 0.0)
         costs.handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
@@ -143,9 +144,15 @@ def _outcome(lengths: Mapping[str, int], batch: Batch) -> list[dict[str, bool]]:
     ]
 
 
-def _stretch(simulation: Simulation, seed: int) -> Callable[[Batch], float]:
+def _noise(pipeline: Pipeline[Experiment]) -> np.random.RandomState:
+    """What a model's noise is drawn from: by its seed, and by its name where it is one of several."""
+    seed = pipeline.experiment.workload.seed
+    return np.random.RandomState([seed, *pipeline.prefix.encode()] if pipeline.prefix else seed)
+
+
+def _stretch(simulation: Simulation, noise: np.random.RandomState) -> Callable[[Batch], float]:
     """How many times its profiled latency a step takes."""
-    noise, sigma = np.random.RandomState(seed), simulation.latency_noise
+    sigma = simulation.latency_noise
 
     def factor(batch: Batch) -> float:
         times = simulation.latency_scale or 1.0
