@@ -69,7 +69,7 @@ def command(
         check_outputs(json_file(json_))
         with naming(config):
             if cluster:
-                _check_cluster(experiment, device, sizes)
+                _check_cluster(pipeline, device, sizes)
         policy = chosen_policies(config, experiment, None)[0] if cluster else ""
         with naming(config):
             if sizes:
@@ -137,15 +137,28 @@ def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: i
     )
 
 
-def _check_cluster(experiment: Experiment, device: str, sizes: Sequence[Any]) -> None:
+def _check_cluster(pipeline: StagesPipeline | LlmPipeline | AgentPipeline, device: str, sizes: Sequence[Any]) -> None:
     """ConfigError if there is no cluster that could be served, BackendError if there is no Ray."""
+    experiment = pipeline.experiment
     if experiment.cluster is None:
         raise ConfigError("--cluster: the config has no section cluster")
     if sizes:
         raise ConfigError("--cluster and --size: give one of them; the config is served at its own size")
+    if isinstance(pipeline, StagesPipeline):
+        _check_files(pipeline)
     check_cluster(experiment.cluster)
     needs_of(device, "--device")
     check_ray()
+
+
+def _check_files(pipeline: StagesPipeline) -> None:
+    """ConfigError for a stage whose profile is not the file that measuring it writes."""
+    for name, stage in pipeline.configs.items():
+        if stage.profile is not None and stage.profile != [name]:
+            raise ConfigError(
+                f"--cluster: stages.{name}.profile is [{', '.join(stage.profile)}], but measuring the stage writes "
+                f"{name}.json, and the cluster is served by what was measured: leave profile out"
+            )
 
 
 def _profile_cluster(experiment: Experiment, policy: str, paths: Sequence[Path], device: str) -> None:

@@ -131,6 +131,10 @@ def test_profile_measures_what_the_front_of_a_cluster_adds_and_simulations_count
     [
         (["--size", "64x64"], "--cluster and --size: give one of them"),
         (["--device", "cuda:0"], "--device 'cuda:0': Ray says which one an instance gets"),
+        (
+            ["--set", "stages.draw.profile=[a, b]"],
+            "stages.draw.profile is [a, b], but measuring the stage writes draw.json",
+        ),
     ],
 )
 def test_profile_refuses_what_no_cluster_serves_before_it_measures(local, tmp_path, options, why):
