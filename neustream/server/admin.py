@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from neustream.core.types import SLO
-from neustream.server.bodies import ChatBody, DetokenizeBody, InferenceBody, TokenizeBody
+from neustream.server.bodies import ChatBody, DetokenizeBody, InferenceBody, TokenizeBody, unsupported
 from neustream.server.config import PromiseConfig
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request, retry_after
@@ -113,12 +113,14 @@ async def tokenize(request: Request) -> Response:
     context = Context.of(request)
     body = await context.body(TokenizeBody)
     model = context.gateway.text(body.model)
+    if (name := unsupported(body)) is not None:
+        raise HTTPError(400, f"{name} is not supported by this server", "unsupported", name)
     if body.messages is not None:
         chat = ChatBody(messages=body.messages, chat_template_kwargs=body.chat_template_kwargs)
         ids = (await prompt_of_chat(context, model, chat)).ids
     else:
         text = body.prompt or ""
-        ids = await context.gateway.think(model.encode, text, body.add_special_tokens, size=len(text))
+        ids = await context.gateway.think(model.encode, text, body.special, size=len(text))
     content = {"count": len(ids), "max_model_len": model.max_len, "tokens": ids}
     return JSONResponse(content, headers=context.warned)
 

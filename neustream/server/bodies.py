@@ -68,7 +68,15 @@ class StreamOptions(Body):
     include_slo: Switch = False
 
 
-class AnyAsk(Body):
+class Asked(Body):
+    """Fields of other servers for which nothing is done are known: they are refused if they ask for something."""
+
+    @property
+    def unknown(self) -> list[str]:
+        return [name for name in super().unknown if name not in IDLE]
+
+
+class AnyAsk(Asked):
     """What all kinds of requests have."""
 
     model: Annotated[str, Field(max_length=200)] | None = None
@@ -76,10 +84,6 @@ class AnyAsk(Body):
     slo: Promise | None = None
     slo_ms: Milliseconds | None = None
     stream: Switch = False
-
-    @property
-    def unknown(self) -> list[str]:
-        return [name for name in super().unknown if name not in IDLE]
 
 
 class TextBody(AnyAsk):
@@ -235,7 +239,7 @@ NOT_OF_TEMPLATES = {
 """Arguments of transformers' `apply_chat_template` that no request may give: a template is a program."""
 
 
-class ForTemplate(Body):
+class ForTemplate(Asked):
     """What the chat template reads beside messages."""
 
     chat_template_kwargs: dict[str, Any] | None = None
@@ -243,9 +247,13 @@ class ForTemplate(Body):
     @field_validator("chat_template_kwargs")
     @classmethod
     def _for_the_template(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
-        if taken := sorted(NOT_OF_TEMPLATES.intersection(given or {})):
-            raise ValueError(f"{taken[0]} is not for the template; only what it reads may be given")
-        return given
+        if given is None:
+            return None
+        named = {name: given[name] for name in sorted(NOT_OF_TEMPLATES.intersection(given))}
+        for name, value in named.items():
+            if not among(value, IDLE.get(name, NOTHING)):
+                raise ValueError(f"{name} is not for the template; only what it reads may be given")
+        return {name: value for name, value in given.items() if name not in named}
 
 
 class ChatBody(TextBody, ForTemplate):
@@ -331,13 +339,20 @@ class TokenizeBody(ForTemplate):
     model: Annotated[str, Field(max_length=200)] | None = None
     prompt: Text | None = None
     messages: Messages | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
     def _one(self) -> TokenizeBody:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("either prompt or messages is needed")
+        if self.messages is not None and self.add_special_tokens:
+            raise ValueError("add_special_tokens is for prompt: a chat template has its own")
         return self
+
+    @property
+    def special(self) -> bool:
+        """Whether a prompt's tokens begin as the tokenizer has it."""
+        return self.add_special_tokens is not False
 
 
 class DetokenizeBody(Body):
@@ -354,6 +369,6 @@ class InferenceBody(Body):
     num_tokens: Annotated[int, Field(ge=1, lt=2**31)]
 
 
-def unsupported(body: AnyAsk) -> str | None:
+def unsupported(body: Asked) -> str | None:
     """The first field that asks for what cannot be done; None if there is none."""
     return asking(body.model_extra or {})

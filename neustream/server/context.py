@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from neustream.core.types import SLO
-from neustream.server.bodies import AnyAsk, Body, ChatBody, ImageBody
+from neustream.server.bodies import AnyAsk, Body, ChatBody, ImageBody, TokenizeBody
 from neustream.server.config import ServerConfig
 from neustream.server.errors import HTTPError
 from neustream.server.gateway import Gateway
@@ -53,7 +53,7 @@ class Context:
     async def body(self, kind: type[B]) -> B:
         """The request's body; HTTPError, as soon as the server takes nothing, or for what is none."""
         self.gateway.check()
-        seen = issubclass(kind, ChatBody) and self.gateway.sees
+        seen = issubclass(kind, ChatBody | TokenizeBody) and self.gateway.sees
         most = self._most_bytes(seen or issubclass(kind, ImageBody))
         found = await body_of(self.request, kind, most, self.config.http.body_timeout_s)
         self.noted(found)

@@ -26,7 +26,7 @@ IDLE: Mapping[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": NOTHING,
     "allowed_token_ids": NOTHING,
     "bad_words": NOTHING,
-    "truncate_prompt_tokens": NOTHING,
+    "truncate_prompt_tokens": (*NOTHING, -1),
     "documents": NOTHING,
     "continue_final_message": NOTHING,
     "add_generation_prompt": (None, True),

@@ -127,8 +127,9 @@ def test_limits_of_images(running):
     large = data(Image.new("1", (800, 800)))
     together = client.post("/v1/chat/completions", json=ask(*["URL " + large] * 2))
     assert together.status_code == 413 and "800 x 800 pixels; at most 360000" in together.text
-    body = client.post("/v1/chat/completions", json=ask("a" * 70_000))
-    assert body.status_code == 413
+    for path in ("/v1/chat/completions", "/tokenize"):
+        body = client.post(path, json={"messages": ask("a" * 70_000)["messages"]})
+        assert body.status_code == 413
     long = client.post("/v1/chat/completions", json=ask("a" * 10_000, "URL " + GOOD))
     assert long.status_code == 400 and "10000 characters" in long.text
 

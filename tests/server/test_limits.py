@@ -144,6 +144,14 @@ def test_connections_are_twice_what_may_be_open():
         ("/v1/completions", {"model": "tiny", "prompt": "x", "truncate_prompt_tokens": 4}, 400, "truncate_prompt_"),
         ("/tokenize", {"model": "tiny"}, 400, "either prompt or messages"),
         ("/tokenize", {"model": "tiny", "prompt": "x", "messages": CHAT["messages"]}, 400, "either prompt or messages"),
+        ("/tokenize", {"model": "tiny", "messages": CHAT["messages"], "tools": [TOOL]}, 400, "tools is not supported"),
+        ("/tokenize", {"model": "tiny", "prompt": "x", "tools": [TOOL]}, 400, "tools is not supported"),
+        (
+            "/tokenize",
+            {"model": "tiny", "messages": CHAT["messages"], "add_special_tokens": True},
+            400,
+            "add_special_tokens is for prompt",
+        ),
         ("/tokenize", {"model": "plain", "messages": CHAT["messages"]}, 400, "no chat template"),
         ("/v1/chat/completions", {**CHAT, "model": "tiny", "tool_choice": "required"}, 400, "tool_choice is not"),
         (
@@ -189,6 +197,8 @@ def test_each_has_an_answer(client, path, body, status, message):
 @pytest.mark.parametrize(
     "more",
     [
+        {"truncate_prompt_tokens": -1},
+        {"chat_template_kwargs": {"add_generation_prompt": True, "tools": None, "chat_template": ""}},
         {"tools": []},
         {"tool_choice": "none"},
         {"response_format": {"type": "text"}},
@@ -204,6 +214,15 @@ def test_what_asks_for_nothing_is_taken(client, more):
     assert answer.status_code == 200, answer.text
     known = "unknown fields: priority" if "priority" in more else None
     assert answer.headers.get("x-neustream-warning") == known
+
+
+def test_what_asks_for_nothing_is_taken_where_a_chat_is_tokenised(client):
+    asked = {"model": "tiny", "messages": CHAT["messages"]}
+    plain = client.post("/tokenize", json=asked)
+    more = {"tools": [], "add_special_tokens": False, "chat_template_kwargs": {"add_generation_prompt": True}}
+    answer = client.post("/tokenize", json={**asked, **more})
+    assert answer.status_code == 200 and answer.json() == plain.json()
+    assert "x-neustream-warning" not in answer.headers
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/inference"])
