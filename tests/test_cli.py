@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toys import TESTS, adds_up, command, results, squash, toy, write_profile
 
 from neustream import Decision
 from neustream.config import load_experiment
+from neustream.engine.trace import REQUEST_BYTES
 from neustream.experiment import prepare
 from neustream.workload import gamma_arrivals
 
@@ -115,6 +117,21 @@ def test_a_trace_a_policy(tmp_path):
     for path in tmp_path.glob("t*.json"):
         kinds = {event["ph"] for event in results(path)["traceEvents"]}
         assert kinds == {"M", "X", "b", "e", "C"}
+
+
+@pytest.mark.parametrize("what", ["simulate", "run"])
+def test_a_disk_without_room_for_traces_is_told_before_anything_is_served(tmp_path, monkeypatch, what):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=10**9, free=4 * 10**5))
+    path = toy(tmp_path, workload={"arrivals": "constant", "rate": 1000, "requests": 500, "steps": 1})
+    done = command(what, path, "-p", "fcfs", "-p", "serial", "--trace", tmp_path / "t.json")
+    assert done.status == 2 and squash("at least 0.5 MB are needed, 0.4 MB are free") in squash(done.err), done.err
+    assert not list(tmp_path.glob("t-*"))
+
+
+def test_no_trace_is_smaller_than_is_thought_beforehand(tmp_path):
+    path = toy(tmp_path, workload={"arrivals": "constant", "rate": 1, "requests": 100, "steps": 0})
+    assert command("simulate", path, "-p", "fcfs", "--trace", tmp_path / "t.json").status == 0
+    assert (tmp_path / "t.json").stat().st_size > 100 * REQUEST_BYTES
 
 
 def test_the_trace_of_one_policy_has_the_name_asked_for(tmp_path):

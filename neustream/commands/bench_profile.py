@@ -16,6 +16,7 @@ from neustream.bench.profiles import (
     Unrunnable,
     read_profile,
 )
+from neustream.bench.profiles.running import expected_bytes
 from neustream.bench.profiles.server import readiness, with_model, words_a_token
 from neustream.bench.profiles.telling import lines, told
 from neustream.bench.profiles.words import Words, tokenizer_of
@@ -30,7 +31,7 @@ from neustream.commands.bench_printing import say_warnings, show_runs
 from neustream.commands.bench_reporting import SentOption, StackOption, since_of
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import JsonOption, QuietOption
-from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, write_text
+from neustream.commands.outputs import check_folder, check_outputs, check_room, json_file, json_output, write_text
 from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
 from neustream.errors import BackendError, ConfigError
 from neustream.workload.texts import Texts
@@ -111,6 +112,7 @@ def command(
         )
         folder = report or Path(f"results-{about.description}")
         check_folder("--report", folder, ["runs.json", report_file(0)])
+        check_room("--report", folder, expected_bytes(profile, texts))
         if profile.dialect == "nop":
             _wait(profile, about, folder, wait_s, write)
         else:

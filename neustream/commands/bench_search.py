@@ -11,7 +11,7 @@ import typer
 
 from neustream.analysis.tables import new_table
 from neustream.bench.planning import Law, Timing, plan_of
-from neustream.bench.runs import Run, records_file, write_runs
+from neustream.bench.runs import Run, expected_size, records_file, write_runs
 from neustream.bench.search import Found, Goal, Point, Search
 from neustream.commands.bench_data import DataOptions
 from neustream.commands.bench_options import PromiseOptions, ServerOptions
@@ -22,7 +22,7 @@ from neustream.commands.bench_reporting import since_of
 from neustream.commands.bench_serve import asks_of
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
-from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, write_text
+from neustream.commands.outputs import check_folder, check_outputs, check_room, json_file, json_output, write_text
 from neustream.commands.printing import console, hushed, notes, problems, wrote
 from neustream.commands.sharing import taking
 from neustream.errors import ConfigError, nearest
@@ -52,6 +52,10 @@ class SearchOptions:
     burstiness: Annotated[float, typer.Option(help="1 / cv**2 of the gaps; 1: Poisson.")] = 1.0
     arrivals: Annotated[str, typer.Option(help="gamma, constant or conditioned.")] = "gamma"
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for records and figures.")] = None
+
+    def requests(self, rate: float, seconds: float) -> int:
+        """Of a point at so many a second, for so long."""
+        return max(self.min_requests, round(rate * seconds))
 
     def goal(self) -> Goal:
         """ConfigError names the option that is wrong."""
@@ -88,10 +92,15 @@ def command(
         check_outputs(json_file(json_))
         if options.out is not None:
             check_folder("--out", options.out, ["runs.json", records_file(0), *FIGURES])
-        target = target_of(server, asks_of(data, promises, texts, 1), 0.0)
+        first = asks_of(data, promises, texts, 1)
+        if options.out is not None:
+            check_room(
+                "--out", options.out, expected_size(first) * options.requests(options.start_rate, options.point_s)
+            )
+        target = target_of(server, first, 0.0)
 
         def measure(rate: float, seed: int, seconds: float) -> Run:
-            count = max(options.min_requests, round(rate * seconds))
+            count = options.requests(rate, seconds)
             timing = Timing(rate, options.burstiness, options.arrivals)  # type: ignore[arg-type]
             asks = asks_of(data, replace(promises, seed=seed), texts, count)
             run = play(plan_of(asks, timing, seed, f"rate {rate:.4g}"), target, texts, promises.workers)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from neustream.engine.trace import REQUEST_BYTES
 from neustream.errors import ConfigError
 
 STDOUT = Path("-")
@@ -62,8 +63,22 @@ def check_room(option: str, folder: Path, size: int) -> None:
     free = disk.free
     if disk.total and free < size:  # some file systems tell of no size at all
         raise ConfigError(
-            f"{option} {folder}: {size / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free on its disk"
+            f"{option} {folder}: at least {size / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free on its disk"
         )
+
+
+def check_traces(traces: Iterable[Path], requests: int) -> None:
+    """ConfigError if a disk has no room for the traces of so many requests each, as far as is known beforehand."""
+    for folder, paths in by_folder(traces).items():
+        check_room("--trace", folder, REQUEST_BYTES * requests * len(paths))
+
+
+def by_folder(paths: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Paths by the folder that they lie in."""
+    found: dict[Path, list[Path]] = {}
+    for path in paths:
+        found.setdefault(path.parent, []).append(path)
+    return found
 
 
 def _mode(path: Path) -> int:

@@ -28,7 +28,15 @@ from neustream.commands.options import (
     SetOption,
     TraceOption,
 )
-from neustream.commands.outputs import check_folder, check_outputs, json_file, json_output, json_text, write_text
+from neustream.commands.outputs import (
+    check_folder,
+    check_outputs,
+    check_traces,
+    json_file,
+    json_output,
+    json_text,
+    write_text,
+)
 from neustream.commands.printing import (
     console,
     hushed,
@@ -137,6 +145,7 @@ class _Served:
             with contextlib.closing(kind(self.config, device)) as session, Interrupts() as interrupts:
                 self.pictures = session.gallery
                 say_notes(session.prepared.notes)
+                check_traces(self._traces.values(), len(session.prepared.requests))
                 progress.update(task, total=len(self._names) * len(session.prepared.requests), completed=0)
                 for name in self._names:
                     self._try(session, name, partial(progress.update, task), partial(note, progress), interrupts)

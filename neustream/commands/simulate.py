@@ -19,7 +19,7 @@ from neustream.commands.options import (
     TraceOption,
     finite,
 )
-from neustream.commands.outputs import check_outputs, json_file, json_output
+from neustream.commands.outputs import check_outputs, check_traces, json_file, json_output
 from neustream.commands.printing import (
     Ticks,
     hushed,
@@ -109,6 +109,7 @@ def _simulate(
         task = progress.add_task("drawing requests", total=None)
         prepared = prepare(config)
         say_notes(prepared.notes)
+        check_traces(traces.values(), len(prepared.requests))
         reach = reach_of(prepared, bound, hindsight, names, progress, task)
         progress.update(task, total=len(names) * len(prepared.requests))
         ended = Ticks(lambda: progress.advance(task))

@@ -10,6 +10,9 @@ from typing import Any
 from neustream.core.events import Emitted, Ended, LegEnded, Submitted
 from neustream.engine.events import Finished, Gone, Record, Refused
 
+REQUEST_BYTES = 500
+"""A saved trace has at least so many bytes for each request that has ended."""
+
 
 class EventLog:
     """An observer that keeps what happened, as plain tuples and dicts without tensors.

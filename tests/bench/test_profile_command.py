@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -76,6 +77,15 @@ def test_a_profile_is_run_and_reported(tmp_path, stub, profile, stages):
         assert native.keys() == profile.keys()
     valid = command("bench", "validate", *(tmp_path / "out").glob("benchmark_report*"))
     assert (valid.status, valid.out.count("a Benchmark Report 0.2.1")) == (0, len(stages))
+
+
+@pytest.mark.parametrize("profile", [CLOSED, changed(GUIDE, spec__profile__streams=[1, 3]), VLLM])
+def test_a_disk_without_room_for_the_records_is_told_before_the_load(tmp_path, stub, monkeypatch, profile):
+    seen = len(stub.log)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=9000, free=6000))
+    done = run(tmp_path, profile, stub.url)
+    assert done.status == 2 and "0.0 MB are free on its disk" in done.err, done.err
+    assert len(stub.log) == seen and list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_dry_run_asks_nobody(tmp_path):

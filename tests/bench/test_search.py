@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,6 +103,14 @@ def test_what_is_known_is_kept_when_a_point_is_broken_off():
 def test_what_is_wrong_is_named(more, says):
     done = command("bench", "search", "--model", "m", *more)
     assert done.status == 2 and says in done.err
+
+
+def test_a_disk_without_room_for_the_first_point_is_told_before_it(tmp_path, monkeypatch):
+    pytest.importorskip("httptools", reason="needs the extra 'bench'")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=10**9, free=3 * 10**6))
+    asked = ["--goodput", "ttft:1", "--start-rate", "100", "--out", tmp_path, "--random-output-len", "2"]
+    done = command("bench", "search", "--base-url", "http://127.0.0.1:9", "--model", "m", *asked)
+    assert done.status == 2 and "at least 3.1 MB are needed, 3.0 MB are free on its disk" in done.err
 
 
 def test_the_command_searches_and_writes(tmp_path):

@@ -15,12 +15,41 @@ from neustream.bench.playing import Tick
 from neustream.bench.profiles.profile import Load, Profile, Sweep
 from neustream.bench.reports.building import SCRAPED
 from neustream.bench.reports.scraping import Scraper
-from neustream.bench.runs import Run
+from neustream.bench.runs import Run, expected_size
 from neustream.errors import BackendError
 from neustream.workload.texts import Texts
 
+SAMPLES = 20
+"""Requests of a load by which it is told what the others ask for."""
 SAMPLE_S = 0.5
 """Seconds between two looks at how many requests of a burst are left."""
+
+
+def expected_bytes(profile: Profile, texts: Texts) -> int:
+    """About how many bytes the records take of the loads that are known beforehand, at least.
+
+    What requests ask for is told by a few of each load.
+    """
+    size = 0.0
+    for number, load in enumerate(profile.played_first):
+        count = load.expected
+        if few := min(round(count), SAMPLES):
+            asks = list(profile.plan(at_once(load, few), number, texts).asks)
+            size += expected_size(asks) * count / max(len(asks), 1)
+    return round(size)
+
+
+def at_once(load: Load, requests: int) -> Load:
+    """A load of so many requests, without instants and without an end."""
+    return dataclasses.replace(
+        load,
+        law="closed",
+        requests=requests,
+        rate=None,
+        ramp=None,
+        rampup_s=0.0,
+        duration_s=None,
+    )
 
 
 class Running:
@@ -121,14 +150,8 @@ class Running:
 
     def _warm_up(self) -> None:
         """Requests that nothing is kept of, one at a time."""
-        first = dataclasses.replace(
-            self._profile.loads[0],
-            law="closed",
-            requests=self._profile.warmups,
-            rate=None,
-            concurrency=1,
-            ramp=None,
-        )
+        few = at_once(self._profile.loads[0], self._profile.warmups)
+        first = dataclasses.replace(few, concurrency=1)
         self._play(self._profile.plan(first, 0, self._texts))
 
 
