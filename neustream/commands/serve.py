@@ -103,7 +103,7 @@ def command(
         check_models(settings)
         check_tracing(settings.observe.otel_endpoint)
         return
-    leave(asyncio.run(run(settings, partial(_load, settings), keys, _say)))
+    leave(asyncio.run(run(settings, partial(_load, settings), keys, say_of_demo if demo else _say)))
 
 
 def _load(settings: ServerConfig, metrics: Metrics) -> Loaded:
@@ -124,3 +124,14 @@ def _load(settings: ServerConfig, metrics: Metrics) -> Loaded:
 
 def _say(line: str) -> None:
     typer.echo(line)
+
+
+def say_of_demo(line: str) -> None:
+    """The same, and what a newcomer may try, on stderr."""
+    _say(line)
+    url = line.removeprefix("serving on ")
+    if url.startswith("http"):
+        asked = '{"prompt": "Once upon a time"}'
+        notes = ["loading and measuring two tiny random models; once they are ready, try", ""]
+        notes += [f"    curl {url}/v1/completions -H 'content-type: application/json' -d '{asked}'", ""]
+        typer.echo("\n".join([*notes, f"and see {url}/ui in a browser"]), err=True)

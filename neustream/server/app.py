@@ -127,7 +127,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _lost(request: Request, error: Exception) -> Response:
-    return await _told(request, HTTPError(404, "no such route", "not_found"))
+    return await _told(request, HTTPError(404, "no such route: GET /openapi.json has all of them", "not_found"))
 
 
 async def _other_method(request: Request, error: Exception) -> Response:

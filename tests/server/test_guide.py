@@ -16,6 +16,7 @@ from serving import serving  # noqa: E402
 from toys import Flat, command  # noqa: E402
 
 from neustream.backends.loading import load  # noqa: E402
+from neustream.commands.serve import say_of_demo  # noqa: E402
 from neustream.commands.serve_config import Source, settings_of  # noqa: E402
 
 pytestmark = [
@@ -41,7 +42,7 @@ def url(tmp_path_factory):
     ]
     config = demo.model_copy(update={"models": models})
     with serving(lambda metrics: load(config, metrics)) as (url, said, _):
-        assert said.get(timeout=120) == "ready: tiny-text, tiny-image"
+        assert said.get(timeout=600) == "ready: tiny-text, tiny-image"
         yield url
 
 
@@ -71,6 +72,19 @@ def test_each_line_for_curl_gets_its_status(guide, url):
             assert b'"on_time": true' in body and body.rstrip().endswith(b"data: [DONE]")
         if "unattainable" in line:
             assert b'"unattainable"' in body
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_demo_says_what_a_newcomer_may_try(url, capsys):
+    say_of_demo(f"serving on {url}")
+    say_of_demo("ready: tiny-text, tiny-image")
+    told = capsys.readouterr()
+    assert told.out == f"serving on {url}\nready: tiny-text, tiny-image\n" and f"{url}/ui" in told.err
+    (line,) = re.findall(r"^    (curl .*)$", told.err, re.MULTILINE)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=120)
+    assert b'"text_completion"' in done.stdout, done.stdout
+    say_of_demo("serving on /run/neustream.sock")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_lines_for_the_openai_package_run(guide, url, capsys):

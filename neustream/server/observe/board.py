@@ -16,6 +16,8 @@ from neustream.server.observe.lives import Follower, Life
 POINTS = 120
 """Seconds that the lines of steps and tokens go back."""
 WINDOWS = {"10s": 10.0, "60s": 60.0}
+MISTAKES = ("auth", "invalid")
+"""Why requests were refused that nobody would have served."""
 MOST_OPEN = 200
 MOST_DOTS = 1000
 
@@ -85,9 +87,10 @@ class Board(Follower):
         self._dots.append([self._number, life.kind, asked, round(life.latency_s, 4), life.outcome])
 
     def refused(self, reason: str) -> None:
-        """A request never got to the engine."""
+        """A request never got to the engine; a client's own mistake is no promise broken."""
         self._refused[reason] += 1
-        self._end("", False)
+        if reason not in MISTAKES:
+            self._end("", False)
 
     def stepped(self, model: str, module: str, step: StepInfo, seconds: float) -> None:
         found = self._modules.setdefault((model, module), Module())
