@@ -72,9 +72,10 @@ def emitted(job: Entry, update: Update, late: bool, now: float) -> Emitted:
         now,
         now - job.arrival,
         late,
-        branch=job.branch,
-        leg=job.leg,
-        place=job.outputs - 1 - job.leg_base,
+        "",
+        job.branch,
+        job.leg,
+        job.outputs - 1 - job.leg_base,
     )
 
 

@@ -224,7 +224,8 @@ class Job:
 
     def take_output(self, update: Mapping[str, Any], now: float) -> bool:
         """Note that its stage emitted `update`; whether that was late."""
-        late = now > self._output_due() + TICK
+        due = self.due_next if self.promised else self._output_due()
+        late = now > due + TICK
         self.late = self.late or late
         self.leg_late = self.leg_late or late
         self.output = update
@@ -232,7 +233,9 @@ class Job:
         if not self.call_outputs:
             self.first_at = now
         self.call_outputs += 1
-        self.due_next = min(self.due, self.leg_until, self.output_due(self.outputs))
+        self.due_next = min(self.due, self.leg_until)
+        if self.slo.step < math.inf:
+            self.due_next = min(self.due_next, self.output_due(self.outputs))
         return late
 
     def take_end(self, now: float) -> None:

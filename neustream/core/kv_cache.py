@@ -172,6 +172,8 @@ class BlockPool:
         preempts the least important holder: first those that are not in the step, the latest first,
         then the step's own from the end; itself included.
         """
+        if self._suffice(jobs, sizes):
+            return Allocation(tuple(jobs), tuple(sizes))
         wanted: list[_Wanted] = []
         too_large: list[Job] = []
         for job, size in zip(jobs, sizes, strict=True):
@@ -190,6 +192,21 @@ class BlockPool:
             tuple(preempted),
             tuple(too_large),
         )
+
+    def _suffice(self, jobs: Sequence[Job], sizes: Sequence[float]) -> bool:
+        """Whether there are blocks for all, as there nearly always are."""
+        cache = self.cache
+        capacity, block_size = cache.capacity, cache.block_size
+        need = 0
+        for job, size in zip(jobs, sizes, strict=True):
+            stage = job.stage
+            if stage is None or not stage.caches:
+                continue
+            if job.size > capacity:
+                return False
+            tokens = size if stage.phase == "decode" else job.computed + size
+            need += -int(-tokens // block_size) - job.num_blocks
+        return need <= self.free
 
 
 class _Wanted(NamedTuple):

@@ -33,6 +33,8 @@ TRUST = 32.0
 """A measured profile weighs as much as so many steps."""
 DOUBT = 2.0
 """What is learnt beside one counts for nothing until it explains so many times what noise would."""
+KEPT = 8192
+"""Contexts of which it is kept what a decode alone takes; each job's is asked at each output."""
 
 
 class Fit:
@@ -149,6 +151,7 @@ class LearntSteps:
         self._ratios = Ratios(LATEST) if base is None else Ratios()
         self._factor = 1.0
         self._block: list[tuple[Step, float, float]] = []
+        self._lone: dict[float, float] = {}  # seconds of a decode alone, by its context
 
     @property
     def learns(self) -> bool:
@@ -168,7 +171,14 @@ class LearntSteps:
         return measured
 
     def seconds(self, step: Step) -> float:
-        return self._factor * self._fitted(step)
+        if step.decodes != 1 or step.prefills or self.base is None or self.base.learns:
+            return self._factor * self._fitted(step)
+        seconds = self._lone.get(step.context)
+        if seconds is None:
+            if len(self._lone) >= KEPT:
+                self._lone.clear()
+            seconds = self._lone[step.context] = self._factor * self._fitted(step)
+        return seconds
 
     def _fitted(self, step: Step) -> float:
         if self.base is not None:
@@ -212,11 +222,14 @@ class LearntSteps:
             return
         steps, bases, expected = zip(*self._block, strict=True)
         self._block = []
+        before = self._factor, self._fit.weights
         self._factor = self._ratios.usual
         sizes = np.array(bases)
         self._fit.add(steps, self._ratios.relative * np.array(expected) - sizes, sizes)
         self._fit.solve(TRUST / self._fit.steps, rising=False)
         self._fit.doubt()
+        if before != (self._factor, self._fit.weights):
+            self._lone.clear()
 
     # -- from nothing -----------------------------------------------------------------------------
 

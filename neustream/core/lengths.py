@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -116,17 +117,22 @@ class Lengths:
         survival = np.cumprod(1.0 - np.minimum(hazard, 1.0))
         return np.concatenate([[1.0], survival])
 
-    def within(self, outputs: int, share: float, most: float = np.inf) -> float:
-        """Outputs to come within which more than `share` of those with `outputs` end; inf: never.
+    def within(self, outputs: int, shares: Sequence[float], most: float = np.inf) -> list[float]:
+        """Outputs to come within which more than a share of those with `outputs` end; inf: never.
 
-        `most`: the maximum by which unseen lengths are guessed; without it they all go on.
+        At each of some `shares`. `most`: the maximum by which unseen lengths are guessed; without
+        it they all go on.
         """
         rising = self._curve(most).rising
         now = -rising[min(outputs // BIN, len(rising) - 1)]
-        below = bisect_right(rising, -(now * (1 - share)))  # the first that is less
-        if below == len(rising) or now <= 0:
-            return math.inf
-        return max(below * float(BIN) - outputs, 0.0)
+        if now <= 0:
+            return [math.inf] * len(shares)
+        found = []
+        for share in shares:
+            below = bisect_right(rising, -(now * (1 - share)))  # the first that is less
+            end = max(below * float(BIN) - outputs, 0.0)
+            found.append(math.inf if below == len(rising) else end)
+        return found
 
     def least(self, outputs: int, share: float) -> float:
         """Outputs that a generation with `outputs` should still make at least.
@@ -142,7 +148,7 @@ class Lengths:
         return least
 
     def each_within(self, outputs: NDArray[np.int64], share: float, most: float = np.inf) -> Floats:
-        """`within` of each of many generations [jobs]."""
+        """The same at one share, of each of many generations [jobs]."""
         curve = self.survival(most)
         now = curve[np.minimum(outputs // BIN, len(curve) - 1)]
         least = now * (1 - share)

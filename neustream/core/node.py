@@ -120,7 +120,8 @@ class Stage:
             return 0.0
         try:
             size = self.size(job)
-            whole = float(size) if isinstance(size, Real) else math.nan
+            plain = type(size) is int or type(size) is float or isinstance(size, Real)
+            whole = float(size) if plain else math.nan
         except BaseException as error:
             raise raised(job, f"size of stage {self.name!r}", error) from error
         if not 0 <= whole < math.inf:

@@ -130,10 +130,13 @@ class PoolState:
 
     def _hold_blocks(self, jobs: Sequence[Job], sizes: Sequence[float]) -> None:
         """Let jobs hold the blocks of what they will have after a step of these sizes."""
+        blocks = self.blocks_at(jobs[0].stage)
+        if blocks is None:
+            return
         for job, size in zip(jobs, sizes, strict=True):
             stage = job.stage
             if stage is not None and stage.caches:
-                self.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
+                blocks.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
 
     def begin(self, batch: Batch, now: float) -> Batch:
         """Note that a step that is running began at `now`."""

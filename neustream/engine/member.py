@@ -11,6 +11,7 @@ from typing import cast
 from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import (
     BranchEnded,
+    Emitted,
     Ended,
     Given,
     Held,
@@ -19,6 +20,7 @@ from neustream.core.events import (
     Submitted,
     submitted,
 )
+from neustream.core.events import Event as SchedulerEvent
 from neustream.core.kv_cache import KVCache
 from neustream.core.reasons import span
 from neustream.core.scheduler import Scheduler
@@ -311,17 +313,20 @@ class Drive:
         """
         while events := self.scheduler.pop_events():
             for event in events:
-                if isinstance(event, Ended | Given):
-                    self.release(event.id)
-                elif isinstance(event, BranchEnded) or (
-                    isinstance(event, LegEnded) and event.freed
-                ):
-                    self.release(event.job)
-                elif isinstance(event, Held):
-                    self.held(self, event.id, self._clock.now())
-                elif isinstance(event, Left):
-                    self.left(self, event, self._clock.now())
+                if type(event) is not Emitted:  # nearly all are
+                    self._note(event)
                 self._tell(replace(event, member=self.name) if self.name else event)
+
+    def _note(self, event: SchedulerEvent) -> None:
+        """Do what one of the scheduler's moves asks for."""
+        if isinstance(event, Ended | Given):
+            self.release(event.id)
+        elif isinstance(event, BranchEnded) or (isinstance(event, LegEnded) and event.freed):
+            self.release(event.job)
+        elif isinstance(event, Held):
+            self.held(self, event.id, self._clock.now())
+        elif isinstance(event, Left):
+            self.left(self, event, self._clock.now())
 
     def release(self, id: str) -> None:
         """Executors keep nothing of a request any more."""

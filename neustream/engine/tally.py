@@ -46,10 +46,11 @@ class Distribution(Mean):
         self._random = random.Random(0)
 
     def add(self, value: float) -> None:
-        super().add(value)
+        self.count += 1  # as `Mean` does; it is called for each output
+        self.sum += value
         if self.count <= KEEP:
             self._values.append(value)
-        elif (at := self._random.randrange(self.count)) < KEEP:
+        elif (at := int(self._random.random() * self.count)) < KEEP:
             self._values[at] = value
 
     def percentile(self, q: float) -> float | None:

@@ -137,7 +137,7 @@ def test_the_least_outputs_are_no_more_than_any_end_was_seen_behind():
         lengths.ended(30)
     assert lengths.far == 24
     assert lengths.least(0, 0.02) == 0.0, "some ended with their third output"
-    assert lengths.least(0, 0.5) == 24.0 and lengths.within(0, 0.5) == 32.0, "they end in that bin"
+    assert lengths.least(0, 0.5) == 24.0 and lengths.within(0, [0.02, 0.5]) == [8.0, 32.0], "they end in that bin"
     assert lengths.each_least(np.array([0, 8, 20]), 0.5).tolist() == [24.0, 16.0, 4.0]
 
 

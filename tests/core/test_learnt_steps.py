@@ -55,6 +55,16 @@ def test_steps_as_profiled_teach_nothing_to_the_bit():
     assert decode_seconds(learnt, batch, context).tolist() == decode_seconds(BASE, batch, context).tolist()
 
 
+def test_a_decode_alone_follows_what_is_learnt_as_those_of_many_do():
+    learnt, alone = LearntSteps(BASE), Step(decodes=1, context=300.0)
+    before = [learnt.seconds(alone) for _ in range(2)]
+    taught(lambda step, at: 1.5 + step.context * 1e-4, learnt=learnt)
+    expected = decode_seconds(learnt, np.array([1.0]), np.array([300.0])).tolist()
+    assert before == 2 * [BASE.seconds(alone)]
+    assert [learnt.seconds(alone) for _ in range(2)] == 2 * expected
+    assert expected[0] > 1.3 * before[0]
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_slow_phases_are_none_of_what_is_learnt(times):
     """Neither as the factor of all steps, nor as what prompts or large batches cost more."""

@@ -74,4 +74,4 @@ def test_usual_lengths_of_many_are_those_of_each():
     for share in (0.02, 0.5, 0.9):
         expected = [within(count, share) for count in outputs.tolist()]
         assert lengths.each_within(outputs, share).tolist() == expected
-        assert [lengths.within(count, share) for count in outputs.tolist()] == expected
+        assert [lengths.within(count, [share])[0] for count in outputs.tolist()] == expected

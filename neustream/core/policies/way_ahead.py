@@ -205,9 +205,9 @@ def likely(lengths: Lengths | None, made: int, most: float) -> Floats:
     At each of `SHARES`, at least one.
     """
     known = lengths or Lengths()
-    within = [known.within(made, share, made + most) for share in SHARES]
-    outputs: Floats = np.clip(np.array(within), 1.0, max(most, 1.0))
-    return outputs
+    within = known.within(made, SHARES, made + most)
+    most = max(most, 1.0)
+    return np.array([min(max(outputs, 1.0), most) for outputs in within])
 
 
 def applies(view: View) -> bool:

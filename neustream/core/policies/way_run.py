@@ -7,6 +7,7 @@ How long generations get is not known, neither here nor further on. Here it is a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -60,34 +61,40 @@ class Run:
             self.made = np.array([row.made for row in rows])
             self.context = np.array([row.context for row in rows])
             self.weight = np.array([row.job.weight for row in rows])
-            self._plan()
+            self._order()
 
-    def _plan(self) -> None:
-        """What it takes until each point at which one may be over.
+    def _order(self) -> None:
+        """The points at which one may be over, and what is in memory there.
 
         Of each request a part that is as likely ends at each of the numbers in `left`.
         """
         order = np.argsort(self.left, axis=None, kind="stable")
-        steps = self.left.ravel()[order]
+        self._points = self.left.ravel()[order]
         share = 1 / len(SHARES)
-        before = np.concatenate([[0.0], steps[:-1]])
-        count = share * np.arange(len(steps), 0, -1, dtype=np.float64)
+        self._count = share * np.arange(len(order), 0, -1, dtype=np.float64)
         context = np.repeat(self.context * share, len(SHARES))[order]
-        read = np.cumsum(context[::-1])[::-1] + count * (before + steps) / 2
+        self._read = np.cumsum(context[::-1])[::-1]
+        self.kept = self._read + self._count * self._points
+
+    @cached_property
+    def _times(self) -> tuple[Floats, Floats, float]:
+        """Decodes at each of the points, 0 in front; seconds until then; those of the last one."""
+        steps, count = self._points, self._count
+        before = np.concatenate([[0.0], steps[:-1]])
+        read = self._read + count * (before + steps) / 2
         batch = np.maximum(np.rint(count), 1.0)
         each = self.model.speed * decode_seconds(self.model.steps, batch, np.maximum(read, 1.0))
-        self._steps = np.append(0.0, steps)
-        self._took = self.ahead + np.append(0.0, np.cumsum(each * (steps - before)))
-        self._last = float(each[-1])
-        self.kept = np.cumsum(context[::-1])[::-1] + count * steps
+        took = self.ahead + np.concatenate([[0.0], np.cumsum(each * (steps - before))])
+        return np.concatenate([[0.0], steps]), took, float(each[-1])
 
     def chances(self, within: Floats) -> Floats:
         """Of each: that of ending in time, by how long generations get [jobs].
 
         `within`: seconds that there are, at each share of what is behind [jobs, shares].
         """
-        steps = np.interp(within, self._took, self._steps, left=-1.0)
-        steps += np.maximum(within - self._took[-1], 0.0) / self._last
+        decodes, took, last = self._times
+        steps = np.interp(within, took, decodes, left=-1.0)
+        steps += np.maximum(within - took[-1], 0.0) / last
         steps = np.floor(steps + TICK)
         lengths = self.model.view.lengths.get(self.model.label) or Lengths()
         most = float((self.made + self.most).max())
@@ -101,8 +108,23 @@ class Run:
         return Run(self.model, [*self.rows[:at], *self.rows[at + 1 :]], self.ahead)
 
     def plus(self, row: Row, ahead: float) -> Run:
-        """These and one more; `ahead` as above."""
-        return Run(self.model, [*self.rows, row], ahead)
+        """These and one more, the last; `ahead` as above."""
+        if not self.rows:
+            return Run(self.model, [row], ahead)
+        more = Run(self.model, (), ahead)
+        more.rows = [*self.rows, row]
+        more.left = np.concatenate((self.left, row.left[None]))
+        more.most = np.concatenate((self.most, (row.most,)))
+        more.made = np.concatenate((self.made, (row.made,)))
+        more.context = np.concatenate((self.context, (row.context,)))
+        more.weight = np.concatenate((self.weight, (row.job.weight,)))
+        more._order()
+        return more
+
+    @cached_property
+    def value(self) -> float:
+        """Weight that is expected in time as far as each should be done here."""
+        return float(self.chances(self.soft) @ self.weight)
 
     @property
     def soft(self) -> Floats:

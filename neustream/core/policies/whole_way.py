@@ -267,9 +267,9 @@ class _Step:
         by = beside.soft
         if job.begun:
             by[-1] = row.hard
-        before, after = run.chances(by[:-1]), beside.chances(by)
+        after = beside.chances(by)
         own = float(after[-1])
-        added = float(after @ beside.weight - before @ run.weight)
+        added = float(after @ beside.weight) - run.value
         return own >= DOOMED and added >= WORTH * own * job.weight
 
     def _may_have_memory(self, job: Job, share: float) -> bool:
