@@ -41,6 +41,7 @@ from neustream import (
     simulate,
 )
 from neustream.backends.diffusers import PipelineMount
+from neustream.core.node import Node
 from neustream.core.observed import CorrectedProfile
 from neustream.engine.events import Finished, Record
 from neustream.service.service import Service
@@ -133,6 +134,11 @@ class Bench:
         with self.engine("fcfs", profiles=folder) as engine:
             self.profiles = dict(engine.profiles)
 
+    @property
+    def roles(self) -> list[str]:
+        """What its stages do: a DiT is told no text, and encodes none."""
+        return [role for role in ROLES if any(stage.startswith(role) for stage in self.profiles)]
+
     def profile(self, role: str) -> LatencyProfile:
         return next(profile for stage, profile in self.profiles.items() if stage.startswith(role))
 
@@ -144,16 +150,17 @@ class Bench:
     def solo(self, ask: Ask) -> float:
         """Seconds of a request that has the device to itself, by the profiles."""
         step = self.profile("denoise").latency(1, self.size(ask), self.size(ask) ** 2)
-        return self.profile("encode").latency(1) + ask.steps * step + self.profile("decode").latency(1)
+        around = [self.profile(role).latency(1) for role in self.roles if role != "denoise"]
+        return sum(around) + ask.steps * step
 
     def capacity(self, asks: Sequence[Ask]) -> float:
         """Requests per second if every step had the batch that costs least a request."""
         best: dict[str, float] = {}
-        for role in ROLES:
+        for role in self.roles:
             profile = self.profile(role)
             best[role] = min(profile.latency(b) / b for b in range(1, profile.max_batch + 1))
-        denoising = statistics.fmean(ask.steps * self.size(ask) for ask in asks) * best["denoise"]
-        return 1 / (best["encode"] + denoising + best["decode"])
+        denoising = statistics.fmean(ask.steps * self.size(ask) for ask in asks) * best.pop("denoise")
+        return 1 / (denoising + sum(best.values()))
 
 
 class Forwards:
@@ -218,13 +225,13 @@ def simulated(bench: Bench, policy: str, asks: Sequence[Ask], slower: Mapping[st
     `slower` is by how much steps take longer than profiled, by role.
     """
     stages = {role: Stage(role, max_batch=most, size=partial(share, role)) for role, most in bench.batches.items()}
-    steps = loop(stages["denoise"], times=lambda job: job.params["steps"])
-    graph = Graph("pipeline", seq(stages["encode"], steps, stages["decode"]))
+    nodes: dict[str, Node] = {**stages, "denoise": loop(stages["denoise"], times=lambda job: job.params["steps"])}
+    graph = Graph("pipeline", seq(*[nodes[role] for role in bench.roles]))
     requests = [
         Request(str(at), graph, ask.arrival, SLO(total=ask.slo), {"steps": ask.steps, "size": bench.size(ask)})
         for at, ask in enumerate(asks)
     ]
-    profiles = {role: CorrectedProfile(bench.profile(role), {0: slower.get(role, 1.0)}) for role in ROLES}
+    profiles = {role: CorrectedProfile(bench.profile(role), {0: slower.get(role, 1.0)}) for role in bench.roles}
     report = simulate(graph, profiles, requests, policy=POLICIES[policy]())
     told = report.to_dict()
     return {

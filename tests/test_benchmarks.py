@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import shutil
@@ -10,6 +11,8 @@ import sys
 import warnings
 
 import pytest
+
+from neustream import LinearProfile
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,19 @@ def test_a_pipeline_is_served_in_all_ways_with_stocks_images(diffusion, tmp_path
     lines = {line["way"]: line for line in found["load"]["lines"]}
     assert set(lines) == set(ways) - {diffusion.BARE, diffusion.ALONE}
     assert lines["ours, fcfs"]["on_time"] == lines["ours, fcfs"]["simulated"]["on_time"] == 4
+
+
+def test_a_pipeline_that_encodes_nothing_has_a_load_too(diffusion):
+    ways = importlib.import_module("diffusion_ways")
+    settings = argparse.Namespace(max_batch=4, decode_batch=2, guidance=[1.0])
+    seconds = {"probe": 9.0, "denoise@4x8x8": 0.1, "decode@4x8x8": 0.2}
+    profiles = {stage: LinearProfile(stage, base=base, max_batch=2) for stage, base in seconds.items()}
+    bench = ways.Bench(None, None, settings, profiles)
+    asks = [diffusion.Ask(8, 1.0, seed=0, slo=1.0), diffusion.Ask(8, 1.0, seed=1, arrival=20.0, slo=0.9)]
+    assert bench.solo(asks[0]) == pytest.approx(1.0)
+    assert bench.capacity(asks) == pytest.approx(1 / 0.5)
+    told = ways.simulated(bench, "fcfs", asks, {})
+    assert told["on_time"] == 1 and told["batch"] == 1.0
 
 
 def test_goodput_counts_images_in_time_over_the_span_of_the_arrivals(diffusion):
