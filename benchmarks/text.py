@@ -44,11 +44,12 @@ import transformers
 from all_causal_models import Flat
 from arguments import at_least_one
 from rich.console import Console
-from text_models import LENGTH, MODELS, PREPACKED, SMALL, made, twin
+from text_models import LENGTH, MODELS, PREPACKED, SMALL, made
 from transformers.generation.streamers import BaseStreamer
 
 import neustream as ns
 from neustream.analysis.tables import new_table
+from neustream.backends.copies import twin
 from neustream.backends.torch import device_name
 from neustream.engine import executor
 from neustream.errors import told

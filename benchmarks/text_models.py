@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -93,9 +92,3 @@ def made(name: str, device: str = "cpu", dtype: str = "float32") -> Any:
         for weight in model.parameters():
             weight.mul_(2 if weight.dim() > 1 else 1)  # for tokens to vary
     return model
-
-
-def twin(model: Any) -> Any:
-    """Another model with the same weights."""
-    shared = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(weight): weight for weight in shared})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,13 @@ def device_name(device: torch.device) -> str:
 def seeded(seed: int, device: str) -> torch.Generator:
     """A generator of its own for one request."""
     return torch.Generator(device).manual_seed(seed)
+
+
+def tensor_on(device: torch.device, values: Sequence[Any]) -> torch.Tensor:
+    """A tensor of numbers on `device`; nobody waits for the copy to a GPU."""
+    if device.type != "cuda":
+        return torch.tensor(values, device=device)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)
 
 
 def sync(device: torch.device) -> None:
@@ -99,8 +107,23 @@ class Samples:
             else:
                 elsewhere.setdefault((value.device, value.dtype), []).append(value)
         self._elsewhere = list(elsewhere.values())
+        self._asked: list[torch.Tensor] = []
+
+    def ask(self) -> None:
+        """Have devices send the values, as they are behind what they do now; the next `read` gives these."""
+        self._asked = [_sent(torch.cat(some)) for some in self._elsewhere]
 
     def read(self) -> list[bytes]:
         """The values as bytes: those on the host, then by device and dtype; waits for the devices."""
-        read = [torch.cat(some).cpu().view(torch.uint8).numpy().tobytes() for some in self._elsewhere]
-        return [b"".join(self._here), *read]
+        if self._asked:
+            for device in {some[0].device for some in self._elsewhere}:
+                if device.type == "cuda":
+                    torch.cuda.current_stream(device).synchronize()
+        asked, self._asked = self._asked or [torch.cat(some).cpu() for some in self._elsewhere], []
+        return [b"".join(self._here), *[some.view(torch.uint8).numpy().tobytes() for some in asked]]
+
+
+def _sent(values: torch.Tensor) -> torch.Tensor:
+    """Values on their way to the host."""
+    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+    return there.copy_(values, non_blocking=True)

@@ -139,6 +139,16 @@ def test_weights_that_are_replaced_are_noticed_and_read_by_no_graph():
         drive.step({job: None})
 
 
+def test_what_is_written_past_torch_into_weights_fails_the_step():
+    drive = Drive(on_gpu("llama"), slots=2, graphs=True)
+    job = drive.job([5, 6, 7], ignore_eos=True)
+    for _ in range(3):
+        drive.step({job: None})
+    drive.texts.model.model.lm_head.weight.data.mul_(2)
+    with pytest.raises(StageFailed, match="its weights were written to"):
+        drive.step({job: None})
+
+
 def test_a_model_that_is_served_again_and_again_leaves_nothing_of_the_times_before():
     model, sizes = on_gpu("llama"), []
     for _ in range(4):

@@ -54,12 +54,20 @@ def test_keys_that_are_read_through_first_are_the_same(monkeypatch):
     monkeypatch.setattr(packed, "STREAMED_BYTES", range(1 << 30))
     served = LanguageModel(model_of("llama"), slots=6)
     assert packed.is_cold(served.model)
-    call = packed.Packed(rows, served.device, served.cache.token_bytes, cold=True)
+    call = packed.Packed(rows, served.device, served.cache.token_bytes, 96, cold=True)
     assert all(part.streamed for part in call.parts)
     through = served.forward(rows)
     monkeypatch.setattr(packed, "STREAMED_BYTES", range(0))
     assert torch.equal(served.forward(rows), through)
-    assert not any(part.streamed for part in packed.Packed(rows, served.device, served.cache.token_bytes).parts)
+    assert not any(part.streamed for part in packed.Packed(rows, served.device, served.cache.token_bytes, 96).parts)
+
+
+def test_masks_have_a_multiple_of_keys_as_far_as_slots_have_them():
+    keys = packed._Keys(torch.tensor([7, 30, 93]), 95, 8)
+    mask, context = keys.mask(0, 2, 31)
+    assert context == 32 and mask.sum(-1).tolist() == [8, 31]
+    mask, context = keys.mask(2, 3, 94)
+    assert context == 95 and mask.sum(-1).tolist() == [94]
 
 
 def test_a_model_that_attends_in_its_own_way_gets_lanes():

@@ -288,9 +288,14 @@ class LanguageModel:
     def packed(self, rows: Sequence[Row]) -> Packed:
         """Rows as one lane, which the cache's next call is for."""
         assert isinstance(self.cache, Slots)
-        call = Packed(rows, self.device, self.cache.token_bytes, cold=self._cold)
+        call = Packed(rows, self.device, self.cache.token_bytes, self.max_len, cold=self._cold)
         self.cache.select(call)
         return call
+
+    def look(self) -> None:
+        """Begin `check_step` while a GPU still computes the step's last call, which nothing that comes now changes."""
+        if self.device.type != "cpu":
+            self.unchanged.look()
 
     def check_step(self) -> None:
         """StageFailed if the model was changed, or weights of which copies are read; on the device's thread."""

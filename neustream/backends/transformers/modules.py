@@ -103,9 +103,10 @@ class Texts:
             self._limited.add(me)
         self._clock += 1
         results: list[Update | StageFailed] = []
+        waves = [inputs[first : first + self.model.slots] for first in range(0, len(inputs), self.model.slots)]
         try:
-            for first in range(0, len(inputs), self.model.slots):
-                results += self._wave(inputs[first : first + self.model.slots])
+            for wave in waves:
+                results += self._wave(wave, last=wave is waves[-1])
         finally:  # at the end: also what was changed while it ran is noticed
             self.model.check_step()
         self._sure(inputs, results)
@@ -170,8 +171,8 @@ class Texts:
             if self.prefixes is not None and (len(text.outputs) in (1, most) or result.get("ended")):
                 self.prefixes.keep(held.slot, text, held.cached)
 
-    def _wave(self, inputs: Sequence[StepInput]) -> list[Update | StageFailed]:
-        """A step of as many requests as there are slots, at most."""
+    def _wave(self, inputs: Sequence[StepInput], last: bool) -> list[Update | StageFailed]:
+        """A step of as many requests as there are slots, at most; `last`: nothing is computed behind it."""
         for given in inputs:
             if given.id in self._seats.held:
                 self._seats.held[given.id].used = self._clock
@@ -182,8 +183,9 @@ class Texts:
         self._seats.expect(sum([len(row.tokens) for turn in turns.values() for row in turn.rows]))
         results: dict[str, Update | StageFailed] = {}
         results |= {id: {self.name: turn.text} for id, turn in turns.items() if not turn.rows}
-        for group in self._groups(turns):
-            results |= self._call(group, turns)
+        groups = self._groups(turns)
+        for group in groups:
+            results |= self._call(group, turns, last=last and group is groups[-1])
         return [results[given.id] for given in inputs]
 
     def _groups(self, turns: Mapping[str, _Turn]) -> list[list[str]]:
@@ -193,7 +195,9 @@ class Texts:
         shared = {id: row for id, row in last.items() if id not in alone}
         return [*([id] for id in alone), *self.model.together(shared)]
 
-    def _call(self, group: Sequence[str], turns: Mapping[str, _Turn]) -> dict[str, Update | StageFailed]:
+    def _call(
+        self, group: Sequence[str], turns: Mapping[str, _Turn], last: bool = False
+    ) -> dict[str, Update | StageFailed]:
         """One forward call for the rows of `group`. If it raises, each has a call of its own: one may be at fault."""
         try:
             logits = self._logits(group, turns)
@@ -203,6 +207,8 @@ class Texts:
             if len(group) == 1:
                 return {group[0]: self._failed(group[0], f"the model raised {told(error)}")}
             return {id: update for one in group for id, update in self._call([one], turns).items()}
+        if last:
+            self.model.look()
         asked = [self._streams.asked(id, turns[id].text) if turns[id].complete else None for id in group]
         results: dict[str, Update | StageFailed] = {}
         barred = [turns[id].text.barred(self.model.eos) for id in group]

@@ -18,11 +18,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from neustream.backends.torch import tensor_on
+
 if TYPE_CHECKING:
+    from neustream.backends.transformers.replayed import Decodes
     from neustream.backends.transformers.slots import Row, SlotLayer
 
 STOCK, OWN = "sdpa", "neustream_packed"
 """The attention implementation that models have, and what it is called while one of our calls runs."""
+ALIGNED = 8
+"""Masks have a multiple of so many keys, as far as slots have them: GPU kernels copy them otherwise, in each layer."""
 MERGED_BYTES = 1 << 17
 """Neighbours decode in one attention call, padded to the longest, where it reads so much more in vain at most."""
 
@@ -36,7 +41,7 @@ CACHED_BYTES = 1 << 25
 
 
 class _Here(threading.local):
-    call: Packed | None = None
+    call: Packed | Decodes | None = None
 
 
 _here = _Here()
@@ -60,6 +65,21 @@ class _Part:
     streamed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """Which keys tokens at `positions` of a lane see, of `length` in a slot; masks have a multiple of `aligned`."""
+
+    positions: torch.Tensor
+    length: int
+    aligned: int
+
+    def mask(self, first: int, last: int, most: int) -> tuple[torch.Tensor, int]:
+        """The mask [tokens, keys] of tokens `first` to `last`, which see `most` keys at most; how many it has."""
+        context = min(-(-most // self.aligned) * self.aligned, self.length)
+        places = torch.arange(context, device=self.positions.device)
+        return places <= self.positions[first:last, None], context
+
+
 def _places(prompts: Sequence[Row], first: int) -> Iterator[tuple[Row, int, int]]:
     """Where each one's tokens begin and end, behind `first` others."""
     for row in prompts:
@@ -74,10 +94,13 @@ class Packed:
     Args:
         rows: in the order of their slots.
         token_bytes: keys and values of one token in one layer.
+        length: tokens of a slot.
         cold: whether they are in no cache when a step begins.
     """
 
-    def __init__(self, rows: Sequence[Row], device: torch.device, token_bytes: int, *, cold: bool = False) -> None:
+    def __init__(
+        self, rows: Sequence[Row], device: torch.device, token_bytes: int, length: int, *, cold: bool = False
+    ) -> None:
         self.rows, self.device = rows, device
         self.start = max(row.start for row in rows)
         self.context = max(row.end for row in rows)
@@ -87,12 +110,13 @@ class Packed:
         lane = _lane(ordered, device)
         self.ids, self.positions = lane[:1], lane[1:2]
         streamed = token_bytes if cold else 0
-        self.parts = list(_decoding(decodes, lane[1], _most_waste(device, token_bytes), streamed))
+        keys = _Keys(lane[1], length, ALIGNED if device.type == "cuda" else 1)
+        self.parts = list(_decoding(decodes, keys, _most_waste(device, token_bytes), streamed))
         self._decodes = len(decodes)
         self._one = decodes[0] if len(decodes) == 1 else None
         self._at, self._slots = lane[1, : len(decodes)], lane[2, : len(decodes)]
         self._prompts = list(_places(prompts, len(decodes)))
-        self.parts += [_prompt(row, first, last, lane[1]) for row, first, last in self._prompts]
+        self.parts += [_prompt(row, first, last, keys) for row, first, last in self._prompts]
         self.wanted = self._wanted(ordered)
         self._layer: SlotLayer | None = None
 
@@ -104,7 +128,7 @@ class Packed:
         for row in ordered:
             at += len(row.tokens)
             ends[row.slot] = at - 1
-        return torch.tensor([ends[row.slot] for row in self.rows], device=self.device)
+        return tensor_on(self.device, [ends[row.slot] for row in self.rows])
 
     def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put what a layer computed, [1, heads, tokens, width] each, into its slots; attention reads them there."""
@@ -147,7 +171,7 @@ def _lane(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
     ids = [token for row in rows for token in row.tokens]
     positions = [place for row in rows for place in range(row.start, row.end)]
     slots = [row.slot for row in rows for _ in row.tokens]
-    return torch.tensor([ids, positions, slots], device=device)
+    return tensor_on(device, [ids, positions, slots])
 
 
 def _most_waste(device: torch.device, token_bytes: int) -> float:
@@ -161,7 +185,7 @@ def is_cold(model: torch.nn.Module) -> bool:
     return size > CACHED_BYTES
 
 
-def _decoding(rows: Sequence[Row], positions: torch.Tensor, most: float, streamed: int) -> Iterator[_Part]:
+def _decoding(rows: Sequence[Row], keys: _Keys, most: float, streamed: int) -> Iterator[_Part]:
     """Decodes by attention call: neighbours that waste at most so many keys more than apart.
 
     `streamed`: bytes of a token's keys and values that may be read through first; 0: none are.
@@ -174,27 +198,27 @@ def _decoding(rows: Sequence[Row], positions: torch.Tensor, most: float, streame
             if (last + 1 - first) * longer - more > most * (last - first):
                 break
             last, longest, kept = last + 1, longer, more
-        mask = None
+        mask, context = None, longest
         if kept < longest * (last - first):
-            places = torch.arange(longest, device=positions.device)
-            mask = (places <= positions[first:last, None])[:, None, None]
+            mask, context = keys.mask(first, last, longest)
+            mask = mask[:, None, None]
         slots = slice(rows[first].slot, rows[last - 1].slot + 1)
         first_read = (last - first) * longest * streamed in STREAMED_BYTES
-        yield _Part(first, last, slots, longest, mask, decodes=True, streamed=first_read)
+        yield _Part(first, last, slots, context, mask, decodes=True, streamed=first_read)
         first = last
 
 
-def _prompt(row: Row, first: int, last: int, positions: torch.Tensor) -> _Part:
+def _prompt(row: Row, first: int, last: int, keys: _Keys) -> _Part:
     """The attention call of a part of a prompt."""
-    mask = None
+    mask, context = None, row.end
     if row.start:
-        places = torch.arange(row.end, device=positions.device)
-        mask = (places <= positions[first:last, None])[None, None]
-    return _Part(first, last, slice(row.slot, row.slot + 1), row.end, mask, decodes=False, fresh=not row.start)
+        mask, context = keys.mask(first, last, row.end)
+        mask = mask[None, None]
+    return _Part(first, last, slice(row.slot, row.slot + 1), context, mask, decodes=False, fresh=not row.start)
 
 
 @contextlib.contextmanager
-def packing(config: Any, call: Packed) -> Iterator[None]:
+def packing(config: Any, call: Packed | Decodes) -> Iterator[None]:
     """Let a model with this config attend as `call` says; what other threads ask of it meanwhile is as ever."""
     if config._attn_implementation == STOCK:  # else somebody has chosen another one, which is noticed after the step
         config._attn_implementation = OWN

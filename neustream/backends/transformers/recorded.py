@@ -234,7 +234,7 @@ class _Recording(Packed):
     """Stands for a packed call while the model's is taken down: its attention becomes one operation."""
 
     def __init__(self, call: Packed, sites: list[_Site]) -> None:
-        super().__init__(call.rows, call.device, 0)
+        super().__init__(call.rows, call.device, 0, call.context)
         self._sites = sites
 
     def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

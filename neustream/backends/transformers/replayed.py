@@ -11,15 +11,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from neustream.backends.capturing import CAPTURES, Capture, NotCaptured
+from neustream.backends.transformers.packed import ALIGNED, packing
 from neustream.backends.transformers.proof import CLOSE, CLOSE_HALF, apart, as_it_was
 from neustream.backends.transformers.recorded import NotRecorded, check_modules, places_of, tables_of
-from neustream.backends.transformers.slots import ALIGNED, Row, Slots
+from neustream.backends.transformers.slots import Row, Slots
 from neustream.errors import BackendError, told
 
 if TYPE_CHECKING:
@@ -82,7 +85,22 @@ class Decodes:
     def mask(self) -> torch.Tensor:
         """Which keys each query sees, [lanes, 1, 1, keys]: those of its own slot up to its own position."""
         keys = torch.arange(self.context, device=self.positions.device)
-        return (keys <= self.positions[:, :, None])[:, None]
+        self._seen = (keys <= self.positions[:, :, None])[:, None]
+        return self._seen
+
+    def attend(
+        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any
+    ) -> tuple[torch.Tensor, None]:
+        """Attention of a layer: heads that have the same keys are queries of one, which reads them once.
+
+        Stock attention makes a copy of keys and values for each of these heads. `query`: [lanes, heads, 1, width].
+        """
+        if how.get("position_bias") is not None:
+            raise NotReplayed("its attention has a bias by position")
+        lanes, heads, _, width = query.shape
+        together = query.reshape(lanes, key.shape[1], -1, width)
+        found = scaled_dot_product_attention(together, key, value, self._seen, scale=how.get("scaling"))
+        return found.reshape(lanes, 1, heads, -1), None
 
     def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put what a layer computed, [lanes, heads, 1, width] each, into its slots; what attention reads, a view."""
@@ -211,7 +229,10 @@ def _checked(model: LanguageModel) -> Slots:
 
 def _logits(model: LanguageModel, call: Decodes) -> torch.Tensor:
     """The logits that are wanted, float32 [lanes, vocabulary]."""
-    return model.last(call)[call.wanted]
+    heads = getattr(model.config, "num_attention_heads", 1)
+    grouped = model.packs and getattr(model.config, "num_key_value_heads", None) not in (None, heads)
+    with packing(model.config, call) if grouped else nullcontext():
+        return model.last(call)[call.wanted]
 
 
 def _captured(capture: Capture, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:

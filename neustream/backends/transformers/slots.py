@@ -16,9 +16,10 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from neustream.backends.memory import free_bytes
+from neustream.backends.torch import tensor_on
 from neustream.backends.transformers.growing import Growing, grows
 from neustream.backends.transformers.masks import layers_of
-from neustream.backends.transformers.packed import Packed
+from neustream.backends.transformers.packed import ALIGNED, Packed
 from neustream.backends.transformers.sight import Sight
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ SHORT = 16
 """A row joins a forward call of longer rows, padded to them, if they have at most so many times or tokens more."""
 HOLES = 0.5
 """Largest share of unused slots that a decode may compute and ignore: cheaper than gathering slots."""
-ALIGNED = 8
-"""Masks have a multiple of so many keys, as far as slots have them: GPU kernels copy them otherwise, in each layer."""
 
 
 def groups(rows: Mapping[str, Row]) -> list[list[str]]:
@@ -157,7 +156,7 @@ class Call:
             self._lane, self._column, self._slot, self._at = self._tensor(places).unbind(1)
 
     def _tensor(self, values: Sequence[Any]) -> torch.Tensor:
-        return torch.tensor(values, device=self.device)
+        return tensor_on(self.device, values)
 
     def mask(self) -> torch.Tensor:
         """Which keys each query sees, [lanes, 1, queries, keys]: those of its own row up to its own position.
