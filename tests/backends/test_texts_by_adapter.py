@@ -36,7 +36,7 @@ def wrapped(attention="sdpa", kind="llama"):
 
 class _ByName:
     def __init__(self, model):
-        self._model = model
+        self._model, self.device = model, model.device
 
     def generate(self, ids, **how):
         return self._model.generate(input_ids=ids, **how)
