@@ -7,7 +7,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -48,12 +49,7 @@ class CudaGraphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 output = function()
-
-        def replay() -> Output:
-            graph.replay()
-            return output
-
-        return replay
+        return _Replay(graph, function, output)
 
     def _warm_up(self, function: Function[Output], here: torch.cuda.Stream) -> None:
         """Calls before the capture make what kernels keep, and show what no graph can do.
@@ -70,6 +66,19 @@ class CudaGraphs:
                 torch.cuda.set_rng_state(before, self._device)
                 raise NotCaptured("its calls draw random numbers")
         here.wait_stream(self._stream)
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay(Generic[Output]):
+    """A graph, what it writes to, and the function whose tensors it reads: a graph keeps none of them."""
+
+    graph: torch.cuda.CUDAGraph
+    function: Function[Output]
+    output: Output
+
+    def __call__(self) -> Output:
+        self.graph.replay()
+        return self.output
 
 
 CAPTURES: dict[str, Callable[[torch.device], Capture]] = {"cuda": CudaGraphs}

@@ -24,6 +24,7 @@ denoise (looped, `times: steps`) and decode, called so or by the names in `STAGE
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ STAGES = {
 """Names that a config's stages may have, and what they do."""
 BATCHES = {"encode": "encode_batch", "denoise": "max_batch", "decode": "decode_batch"}
 """What a mount calls the most requests in one step, by what that does."""
+CPU = torch.device("cpu")
 SAMPLE_STEPS = 4
 """Denoising steps of the request that shows a mount the shape of a workload's."""
 
@@ -202,21 +204,23 @@ def make(raw: Mapping[str, Any], device: str) -> ConfigPipeline:
     place = shared.device_of(device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    return ConfigPipeline(build(options).to(place), options, place)
+    return ConfigPipeline(build(options, place).to(place), options, place)
 
 
-def build(options: Options) -> Any:
-    """The pipeline that `options` describe, on the CPU."""
+def build(options: Options, place: torch.device = CPU) -> Any:
+    """The pipeline that `options` describe; random weights are made on `place`, those of a checkpoint on the CPU."""
     dtype = shared.dtype_of(options.dtype)
     if options.checkpoint is not None:
         pipe = _load(options, dtype)
         if scheduler := options.components.get("scheduler"):
-            pipe.scheduler = _component("scheduler", scheduler)
+            pipe.scheduler = _component("scheduler", scheduler, CPU)
     elif options.pipeline is None:
         raise BackendError("backend: give a checkpoint, or pipeline and components")
     else:
         torch.manual_seed(options.weights_seed)
-        pipe = _build("pipeline", _pipeline_class(options.pipeline), {**_components(options), **options.arguments})
+        pipe = _build(
+            "pipeline", _pipeline_class(options.pipeline), {**_components(options, place), **options.arguments}
+        )
     pipe.set_progress_bar_config(disable=True)
     for _, model in models_of(pipe):
         model.eval().requires_grad_(False)
@@ -259,7 +263,7 @@ def _pipeline_class(name: str) -> Any:
     return found
 
 
-def _components(options: Options) -> dict[str, Any]:
+def _components(options: Options, place: torch.device) -> dict[str, Any]:
     """The parts of a pipeline; text encoders get the size of their tokenizer's vocabulary."""
     wanted, made = dict(options.components), dict[str, Any]()
     for name in sorted(wanted, key=lambda name: not name.startswith("tokenizer")):
@@ -267,7 +271,7 @@ def _components(options: Options) -> dict[str, Any]:
         tokenizer = made.get(name.replace("text_encoder", "tokenizer"))
         if name.startswith("text_encoder") and isinstance(part, dict) and tokenizer is not None:
             part = {**_vocabulary(tokenizer), **part}
-        made[name] = _component(name, part)
+        made[name] = _component(name, part, place)
     return made
 
 
@@ -276,7 +280,7 @@ def _vocabulary(tokenizer: Any) -> dict[str, Any]:
     return {"vocab_size": len(tokenizer), **{name: value for name, value in ids.items() if value is not None}}
 
 
-def _component(name: str, part: Any) -> Any:
+def _component(name: str, part: Any, place: torch.device) -> Any:
     if part is None:
         return None
     if part in ("bytes", "letters"):
@@ -286,10 +290,13 @@ def _component(name: str, part: Any) -> Any:
     arguments = {key: value for key, value in part.items() if key != "class"}
     kind = part["class"]
     if (cls := getattr(diffusers, kind, None)) is not None:
-        return _build(f"components.{name}", cls, arguments)
+        with place if issubclass(cls, torch.nn.Module) else contextlib.nullcontext():  # schedulers count on the CPU
+            return _build(f"components.{name}", cls, arguments)
     if (cls := getattr(transformers, kind, None)) is None:
         raise BackendError(f"backend.components.{name}: neither diffusers nor transformers has a class {kind!r}")
-    return cls(_build(f"components.{name}", cls.config_class, arguments))
+    config = _build(f"components.{name}", cls.config_class, arguments)
+    with place:
+        return cls(config)
 
 
 def _build(what: str, make: Any, arguments: Any) -> Any:

@@ -1,0 +1,236 @@
+"""Full-size models on a CUDA device: measured, served beside the simulator, and compared with stock libraries.
+
+    python benchmarks/gpu.py                       # all parts, in their order; benchmarks/gpu.sh installs and calls it
+    python benchmarks/gpu.py --budget-s 400        # a part is begun only while it fits
+    python benchmarks/gpu.py --only sd15_512 text
+    python benchmarks/gpu.py --table               # the table from what is there
+
+The models are those of `configs/paper/`, with random weights in float16. Profiles go to `profiles/<gpu>/<config>/`,
+those without CUDA graphs to `<config>_eager/`, results to `benchmarks/results/gpu/<gpu>/`. A served part first takes
+the rate from the profile: `load` times what the device can serve at its best batch. What fails is named at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from neustream import cli
+from neustream.profiling.files import load_profile
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
+IMPORTED = (
+    "diffusers",
+    "neustream.backends.diffusers.from_config",
+    "neustream.backends.transformers.from_config",
+    "text",
+)
+"""Once, before the processes of parts are begun."""
+PATIENCE = 2
+"""A part is ended when it takes so many times as long as is expected."""
+CONTEXT, PROMPT = 256, 110
+"""Tokens of a text in its middle, and of its prompt, in the mean, for the capacity of a device."""
+TIMES = ("--repeats", "9", "--warmup", "2", "--seconds", "25")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A config that is measured and served here.
+
+    Args:
+        load: offered, as a share of what the device can serve by the profile.
+        requests: of each policy's run; 0: it is only measured.
+        steps: denoising steps of a request, or outputs of a text, in the mean.
+        compared: whether it is measured without CUDA graphs too.
+        sets: overrides of the config.
+    """
+
+    config: str
+    load: float
+    requests: int
+    steps: float
+    policies: tuple[str, ...] = ("fcfs", "neustream", "priced")
+    compared: bool = True
+    sets: tuple[str, ...] = ()
+
+
+MODELS = {
+    "opt_13b": Model(
+        "opt_13b_a6000",
+        load=0.9,
+        requests=300,
+        steps=150,
+        policies=("fcfs", "edf", "sarathi", "neustream_llm", "priced"),
+        sets=("llm.max_batch=64", "llm.memory.tokens=65536", "slo.first_scale=10"),
+    ),
+    "sd15_512": Model("sd15_512_h100", load=0.9, requests=120, steps=40),
+    "dit_s2": Model("dit_s2_256_rtx4090", load=0.9, requests=150, steps=225),
+    "dit_xl2": Model("dit_xl2_256_rtx4090", load=0.9, requests=60, steps=225),
+    "sd15_256": Model("sd15_256_rtx4090", load=0.9, requests=0, steps=40, compared=False),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something to run: about how many `seconds` it takes, and what does it."""
+
+    name: str
+    seconds: float
+    run: Callable[[], None]
+
+
+def gpu_name() -> str:
+    """nvidia_h200, as folders are called. CUDA is not begun here: processes of the parts could not use it then."""
+    asked = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=True
+    )
+    return re.sub(r"[^a-z0-9]+", "_", asked.stdout.splitlines()[0].lower()).strip("_")
+
+
+def parts(gpu: str) -> list[Part]:
+    """All parts, the most telling first."""
+    first = [Part(f"profile {name}", 40, lambda name=name: profile(gpu, name)) for name in MODELS]  # type: ignore[misc]
+    eager = [
+        Part(f"eager {name}", 35, lambda name=name: profile(gpu, name, eager=True))  # type: ignore[misc]
+        for name, model in MODELS.items()
+        if model.compared
+    ]
+    runs = [
+        Part(f"run {name}", 90, lambda name=name: serve(gpu, name))  # type: ignore[misc]
+        for name, model in MODELS.items()
+        if model.requests
+    ]
+    order = [first[0], runs[0], first[1], runs[1], first[2], first[3], *eager, Part("text", 100, lambda: text(gpu))]
+    return [*order, *runs[2:], *first[4:]]
+
+
+def folder(gpu: str, name: str, *, eager: bool = False) -> Path:
+    return ROOT / "profiles" / gpu / (MODELS[name].config + ("_eager" if eager else ""))
+
+
+def command(*words: object) -> None:
+    """A command of neustream, in this process."""
+    before = sys.argv
+    sys.argv = ["neustream", *map(str, words)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise RuntimeError(f"{' '.join(sys.argv)} ended with {end.code}") from end
+    finally:
+        sys.argv = before
+
+
+def profile(gpu: str, name: str, *, eager: bool = False) -> None:
+    """Measure a model's stages over their batch sizes."""
+    model = MODELS[name]
+    sets = [word for one in (*model.sets, *(["backend.graphs=false"] if eager else [])) for word in ("--set", one)]
+    out = folder(gpu, name, eager=eager)
+    command("profile", config_of(model), "--device", "cuda", "--out", out, *TIMES, *sets)
+
+
+def serve(gpu: str, name: str) -> None:
+    """Serve a model's workload under each policy, beside the simulator, by the profile that was measured."""
+    model = MODELS[name]
+    sets = [f"profiles={folder(gpu, name)}", f"workload.requests={model.requests}", *model.sets]
+    sets.append(f"workload.rate={model.load * capacity(gpu, name):.3g}")
+    words = [word for one in sets for word in ("--set", one)]
+    words += [word for policy in model.policies for word in ("-p", policy)]
+    RESULTS.joinpath(gpu).mkdir(parents=True, exist_ok=True)
+    out = ROOT / "out" / "gpu" / name
+    command(
+        *("run", config_of(model), "--device", "cuda", "--same-device", *words),
+        *("--out", out, "--json", RESULTS / gpu / f"{name}.json"),
+    )
+
+
+def capacity(gpu: str, name: str) -> float:
+    """Requests a second that a device serves at the best batches, by the profile."""
+    model = MODELS[name]
+    place = folder(gpu, name)
+    if (place / "steps.json").exists():
+        told = json.loads((place / "steps.json").read_text())
+        decode, prefill = told["decode"], told["prefill"]
+        column = decode["context"].index(CONTEXT)
+        best = min(row[column] / batch for batch, row in zip(decode["batch"], decode["latency_s"], strict=True))
+        many = zip(prefill["tokens"], prefill["latency_s"], strict=True)
+        prompts = min(seconds / tokens for tokens, seconds in many)
+        return 1.0 / float(best * model.steps + prompts * PROMPT)
+    each = 0.0
+    for path in sorted(place.glob("*.json")):
+        known = load_profile(path)
+        best = min(known.latency(batch) / batch for batch in range(1, known.max_batch + 1))
+        each += best * (model.steps if path.stem in ("unet", "dit") else 1.0)
+    return 1.0 / each
+
+
+def config_of(model: Model) -> Path:
+    return ROOT / "configs" / "paper" / f"{model.config}.yaml"
+
+
+def text(gpu: str) -> None:
+    """Texts side by side with the stock library; see benchmarks/text.py."""
+    import text as script
+
+    before = sys.argv
+    out = RESULTS / gpu / "text.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sys.argv = ["text.py", *("--device", "cuda", "--dtype", "float16", "--models", "opt-13b", "--each", "2")]
+    sys.argv += ["--rounds", "1", "--seconds", "90", "--out", str(out)]
+    try:
+        script.main()
+    finally:
+        sys.argv = before
+
+
+def done(part: Part) -> bool:
+    """Whether it went well. It has a process of its own: a fault on the device spoils all behind it in its process."""
+    process = multiprocessing.get_context("fork").Process(target=part.run)
+    process.start()
+    process.join(part.seconds * PATIENCE)
+    if process.exitcode is None:
+        print(f"{part.name}: not over after {part.seconds * PATIENCE:g} s, and ended", flush=True)
+        process.kill()
+        process.join()
+    return process.exitcode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="parts whose name has one of these words")
+    parser.add_argument("--budget-s", type=float, default=float("inf"), help="seconds that all parts may take")
+    given = parser.parse_args()
+    if shutil.which("nvidia-smi") is None:
+        parser.error("there is no nvidia-smi here; this measures GPUs only")
+    began, failed = time.monotonic(), list[str]()
+    gpu = gpu_name()
+    for name in IMPORTED:
+        importlib.import_module(name)
+    for part in parts(gpu):
+        if given.only and not any(word in part.name.split() for word in given.only):
+            continue
+        spent = time.monotonic() - began
+        if spent + part.seconds > given.budget_s:
+            print(f"== {part.name}: left out, {spent:.0f} s of {given.budget_s:g} are over", flush=True)
+            continue
+        print(f"== {part.name} ({spent:.0f} s)", flush=True)
+        if not done(part):
+            failed.append(part.name)
+    print(f"{time.monotonic() - began:.0f} s in all")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
