@@ -80,6 +80,20 @@ def test_figures_are_there(page, url):
     assert page.complaints == []
 
 
+@pytest.mark.parametrize("width", [1010, 600])
+def test_no_figure_is_cut_off(page, url, width):
+    assert ask(url).status_code == 200
+    with httpx.stream("GET", f"{url}/ui/events", timeout=60) as feed:
+        shot = next(line for line in feed.iter_lines() if line)
+    shot = shot.replace('"module": "decode"', '"module": "prefill+decode"').replace('"tiny"', '"tiny-image"')
+    page.route("**/ui/events", lambda route: route.fulfill(body=f"{shot}\n\n", content_type="text/event-stream"))
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{url}/ui")
+    expect(page.locator("#modules tr").first).to_contain_text("tiny-image")
+    wider = "nodes => nodes.filter(node => node.scrollWidth > node.clientWidth).map(node => node.innerText)"
+    assert page.locator(".scroll").evaluate_all(wider) == []
+
+
 def test_outcomes_differ_in_shape_and_are_named(page, url):
     page.goto(f"{url}/ui")
     expect(page.locator("#legend li")).to_have_text(["on time: 0", "late: 0", "dropped: 0", "failed: 0"])

@@ -131,7 +131,7 @@ function showModules(modules) {
   const last = (values) => { const known = values.filter((v) => v !== null); return known.length ? known[known.length - 1] : "-"; };
   const cell = (values, label) => {
     const made = document.createDocumentFragment();
-    made.append(line(values, label), `${last(values)}`);
+    made.append(line(values, label, 72), `${last(values)}`);
     return made;
   };
   $("modules").replaceChildren(...modules.map((of) => row(of.model, of.module,
