@@ -16,14 +16,18 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from neustream import cli
 from neustream.profiling.files import load_profile
@@ -37,6 +41,8 @@ IMPORTED = (
     "text",
 )
 """Once, before the processes of parts are begun."""
+FORKED = 77
+"""The exit code of a process that cannot use CUDA since its parent has begun it."""
 PATIENCE = 2
 """A part is ended when it takes so many times as long as is expected."""
 CONTEXT, PROMPT = 256, 110
@@ -49,7 +55,7 @@ class Model:
     """A config that is measured and served here.
 
     Args:
-        load: offered, as a share of what the device can serve by the profile.
+        load: offered, as a share of what the device can serve by the profile, unless `rate` says requests a second.
         requests: of each policy's run; 0: it is only measured.
         steps: denoising steps of a request, or outputs of a text, in the mean.
         compared: whether it is measured without CUDA graphs too.
@@ -63,18 +69,20 @@ class Model:
     policies: tuple[str, ...] = ("fcfs", "neustream", "priced")
     compared: bool = True
     sets: tuple[str, ...] = ()
+    rate: float | None = None
 
 
 MODELS = {
     "opt_13b": Model(
         "opt_13b_a6000",
-        load=0.9,
+        load=1.0,
+        rate=24.0,
         requests=300,
         steps=150,
-        policies=("fcfs", "edf", "sarathi", "neustream_llm", "priced"),
-        sets=("llm.max_batch=64", "llm.memory.tokens=65536", "slo.first_scale=10"),
+        policies=("fcfs", "neustream_llm", "priced"),
+        sets=("llm.max_batch=64", "llm.memory.tokens=65536", "slo={first_s: 1.0, step_s: 0.05}"),
     ),
-    "sd15_512": Model("sd15_512_h100", load=0.9, requests=120, steps=40),
+    "sd15_512": Model("sd15_512_h100", load=0.8, requests=100, steps=40),
     "dit_s2": Model("dit_s2_256_rtx4090", load=0.9, requests=150, steps=225),
     "dit_xl2": Model("dit_xl2_256_rtx4090", load=0.9, requests=60, steps=225),
     "sd15_256": Model("sd15_256_rtx4090", load=0.9, requests=0, steps=40, compared=False),
@@ -87,7 +95,7 @@ class Part:
 
     name: str
     seconds: float
-    run: Callable[[], None]
+    run: Callable[[], None] = field(compare=False)
 
 
 def gpu_name() -> str:
@@ -100,19 +108,12 @@ def gpu_name() -> str:
 
 def parts(gpu: str) -> list[Part]:
     """All parts, the most telling first."""
-    first = [Part(f"profile {name}", 40, lambda name=name: profile(gpu, name)) for name in MODELS]  # type: ignore[misc]
-    eager = [
-        Part(f"eager {name}", 35, lambda name=name: profile(gpu, name, eager=True))  # type: ignore[misc]
-        for name, model in MODELS.items()
-        if model.compared
-    ]
-    runs = [
-        Part(f"run {name}", 90, lambda name=name: serve(gpu, name))  # type: ignore[misc]
-        for name, model in MODELS.items()
-        if model.requests
-    ]
-    order = [first[0], runs[0], first[1], runs[1], first[2], first[3], *eager, Part("text", 100, lambda: text(gpu))]
-    return [*order, *runs[2:], *first[4:]]
+    first = [Part(f"profile {name}", 40, partial(profile, gpu, name)) for name in MODELS]
+    runs = [Part(f"run {name}", 80, partial(serve, gpu, name)) for name, model in MODELS.items() if model.requests]
+    compared = [name for name, model in MODELS.items() if model.compared]
+    eager = [Part(f"eager {name}", 30, partial(profile, gpu, name, eager=True)) for name in compared]
+    side = Part("text", 70, partial(text, gpu))
+    return [*first[:2], *reversed(runs[:2]), side, eager[1], first[3], eager[3], *first[2:3], *runs[2:], *eager, *first]
 
 
 def folder(gpu: str, name: str, *, eager: bool = False) -> Path:
@@ -144,7 +145,8 @@ def serve(gpu: str, name: str) -> None:
     """Serve a model's workload under each policy, beside the simulator, by the profile that was measured."""
     model = MODELS[name]
     sets = [f"profiles={folder(gpu, name)}", f"workload.requests={model.requests}", *model.sets]
-    sets.append(f"workload.rate={model.load * capacity(gpu, name):.3g}")
+    rate = model.load * capacity(gpu, name) if model.rate is None else model.rate
+    sets.append(f"workload.rate={rate:.3g}")
     words = [word for one in sets for word in ("--set", one)]
     words += [word for policy in model.policies for word in ("-p", policy)]
     RESULTS.joinpath(gpu).mkdir(parents=True, exist_ok=True)
@@ -194,16 +196,26 @@ def text(gpu: str) -> None:
         sys.argv = before
 
 
-def done(part: Part) -> bool:
+def done(part: Part, most_s: float) -> bool:
     """Whether it went well. It has a process of its own: a fault on the device spoils all behind it in its process."""
-    process = multiprocessing.get_context("fork").Process(target=part.run)
-    process.start()
-    process.join(part.seconds * PATIENCE)
-    if process.exitcode is None:
-        print(f"{part.name}: not over after {part.seconds * PATIENCE:g} s, and ended", flush=True)
-        process.kill()
-        process.join()
+    for kind in (multiprocessing.get_context("fork").Process, multiprocessing.get_context("spawn").Process):
+        process = kind(target=alone, args=[part])
+        process.start()
+        process.join(most_s)
+        if process.exitcode is None:
+            print(f"{part.name}: not over after {most_s:g} s, and ended", flush=True)
+            process.kill()
+            process.join()
+        if process.exitcode != FORKED:
+            break
     return process.exitcode == 0
+
+
+def alone(part: Part) -> None:
+    """A part, in its process."""
+    if torch.cuda._is_in_bad_fork():
+        os._exit(FORKED)
+    part.run()
 
 
 def main() -> None:
@@ -215,9 +227,10 @@ def main() -> None:
         parser.error("there is no nvidia-smi here; this measures GPUs only")
     began, failed = time.monotonic(), list[str]()
     gpu = gpu_name()
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else looking for a device is enough to begin CUDA
     for name in IMPORTED:
         importlib.import_module(name)
-    for part in parts(gpu):
+    for part in dict.fromkeys(parts(gpu)):
         if given.only and not any(word in part.name.split() for word in given.only):
             continue
         spent = time.monotonic() - began
@@ -225,7 +238,7 @@ def main() -> None:
             print(f"== {part.name}: left out, {spent:.0f} s of {given.budget_s:g} are over", flush=True)
             continue
         print(f"== {part.name} ({spent:.0f} s)", flush=True)
-        if not done(part):
+        if not done(part, min(PATIENCE * part.seconds, given.budget_s - spent)):
             failed.append(part.name)
     print(f"{time.monotonic() - began:.0f} s in all")
     if failed:
