@@ -47,7 +47,7 @@ PATIENCE = 2
 """A part is ended when it takes so many times as long as is expected."""
 CONTEXT, PROMPT = 256, 110
 """Tokens of a text in its middle, and of its prompt, in the mean, for the capacity of a device."""
-TIMES = ("--repeats", "9", "--warmup", "2", "--seconds", "25")
+TIMES = ("--repeats", "9", "--warmup", "2", "--seconds", "15")
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ MODELS = {
         "opt_13b_a6000",
         load=1.0,
         rate=24.0,
-        requests=300,
+        requests=240,
         steps=150,
         policies=("fcfs", "neustream_llm", "priced"),
         sets=("llm.max_batch=64", "llm.memory.tokens=65536", "slo={first_s: 1.0, step_s: 0.05}"),
     ),
-    "sd15_512": Model("sd15_512_h100", load=0.8, requests=100, steps=40),
+    "sd15_512": Model("sd15_512_h100", load=0.8, requests=80, steps=40),
     "dit_s2": Model("dit_s2_256_rtx4090", load=0.9, requests=150, steps=225),
     "dit_xl2": Model("dit_xl2_256_rtx4090", load=0.9, requests=60, steps=225),
     "sd15_256": Model("sd15_256_rtx4090", load=0.9, requests=0, steps=40, compared=False),
@@ -109,10 +109,10 @@ def gpu_name() -> str:
 def parts(gpu: str) -> list[Part]:
     """All parts, the most telling first."""
     first = [Part(f"profile {name}", 40, partial(profile, gpu, name)) for name in MODELS]
-    runs = [Part(f"run {name}", 80, partial(serve, gpu, name)) for name, model in MODELS.items() if model.requests]
+    runs = [Part(f"run {name}", 70, partial(serve, gpu, name)) for name, model in MODELS.items() if model.requests]
     compared = [name for name, model in MODELS.items() if model.compared]
-    eager = [Part(f"eager {name}", 30, partial(profile, gpu, name, eager=True)) for name in compared]
-    side = Part("text", 70, partial(text, gpu))
+    eager = [Part(f"eager {name}", 25, partial(profile, gpu, name, eager=True)) for name in compared]
+    side = Part("text", 60, partial(text, gpu))
     return [*first[:2], *reversed(runs[:2]), side, eager[1], first[3], eager[3], *first[2:3], *runs[2:], *eager, *first]
 
 
@@ -189,7 +189,7 @@ def text(gpu: str) -> None:
     out = RESULTS / gpu / "text.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     sys.argv = ["text.py", *("--device", "cuda", "--dtype", "float16", "--models", "opt-13b", "--each", "2")]
-    sys.argv += ["--rounds", "1", "--seconds", "90", "--out", str(out)]
+    sys.argv += ["--rounds", "1", "--seconds", "55", "--concurrent", "1", "32", "--out", str(out)]
     try:
         script.main()
     finally:
