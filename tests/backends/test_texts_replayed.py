@@ -42,9 +42,12 @@ def served_of(kind, slots=6, **options):
 
 
 def random_rows(draw, slots, most):
-    """A token for some slots, behind contexts of any length."""
+    """A token for some slots, behind contexts of any length; or a prompt, for two at most."""
     some = sorted(draw.sample(range(slots), draw.randint(1, slots)))
-    return [Row(slot, draw.randrange(most), (draw.randrange(96),)) for slot in some]
+    rows = [Row(slot, draw.randrange(most), (draw.randrange(96),)) for slot in some]
+    for at in draw.sample(range(len(rows)), min(draw.randint(0, 2), len(rows))):
+        rows[at] = Row(rows[at].slot, 0, [draw.randrange(96) for _ in range(draw.randint(2, 64))])
+    return rows
 
 
 @torch.inference_mode()
@@ -73,7 +76,7 @@ def test_logits_keys_and_values_are_those_of_an_ordinary_call(kind, seed):
                 served.cache.write(slot, 0, states)
             count = served.replayed.replays.total()
             torch.testing.assert_close(served.forward(rows), wanted, rtol=1e-4, atol=1e-4)
-            assert served.replayed.replays.total() == count + 1
+            assert served.replayed.replays.total() > count
             for slot, states in enumerate(after):
                 torch.testing.assert_close(served.cache.read(slot, 0, served.max_len), states, rtol=1e-4, atol=1e-4)
 
@@ -100,10 +103,43 @@ def test_a_step_of_decodes_is_one_replay_of_the_smallest_shape_with_room():
     counts = drive.texts.model.replayed.replays
     jobs = [drive.job(prompt, 80, ignore_eos=True) for prompt in prompts(3, seed=4, low=8, high=8)]
     drive.step(dict.fromkeys(jobs))
-    assert not counts  # prompts are ordinary calls
+    assert not counts  # more than two prompts are one ordinary call
     for _ in range(60):
         drive.step(dict.fromkeys(jobs))
-    assert counts == {(4, 64): 56, (4, 96): 4}
+    assert counts == {(4, 1, 64): 56, (4, 1, 96): 4}
+
+
+def test_short_prompts_are_replayed_beside_decodes_and_others_are_not():
+    model = model_of("llama")
+    drive = Drive(model, slots=6)
+    counts = drive.texts.model.replayed.replays
+    asked = [*prompts(3, seed=4, low=20, high=20), *prompts(1, seed=5, low=70, high=70)]
+    jobs = [drive.job(prompt, 9, ignore_eos=True) for prompt in asked]
+    drive.step({jobs[0]: None})
+    assert counts == {(1, 32, 32): 1}
+    drive.step({jobs[0]: None, jobs[1]: None, jobs[2]: None})
+    assert counts == {(1, 32, 32): 3, (1, 1, 64): 1}
+    drive.step({jobs[0]: None, jobs[3]: None})  # longer than any graph
+    assert counts.total() == 4
+    wanted = [alone(model, prompt, 9, eos_token_id=None) for prompt in asked]
+    assert drive.finish(jobs) == wanted
+
+
+def test_models_whose_prompts_cannot_be_captured_have_graphs_of_decodes(monkeypatch, caplog):
+    def fails(model, call):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(replayed, "_prompt_logits", fails)
+    monkeypatch.setitem(replayed.CAPTURES, DEVICE.type, lambda device: lambda function: (function(), function)[1])
+    with caplog.at_level(logging.WARNING, "neustream"):
+        served = LanguageModel(model_of("llama"), slots=2)
+    why = "a capture failed: RuntimeError: operation not permitted when stream is capturing"
+    assert served.replayed.unreplayed == why
+    assert caplog.messages == [f"LlamaForCausalLM: prompts are no CUDA graphs, and take longer: {why}"]
+    served.forward([Row(0, 0, (5, 6, 7))])
+    assert not served.replayed.replays
+    served.forward([Row(0, 3, (8,))])
+    assert served.replayed.replays == {(1, 1, 64): 1}
 
 
 def test_who_is_left_moves_where_fewer_lanes_are_enough():
@@ -113,7 +149,7 @@ def test_who_is_left_moves_where_fewer_lanes_are_enough():
     jobs = [drive.job(prompt, count, ignore_eos=True) for prompt, count in zip(asked, (2, 2, 2, 2, 9), strict=True)]
     tokens = drive.finish(jobs)
     assert tokens == [alone(model, p, n, eos_token_id=None) for p, n in zip(asked, (2, 2, 2, 2, 9), strict=True)]
-    assert {lanes for lanes, _ in drive.texts.model.replayed.replays} == {6, 1}
+    assert {lanes for lanes, _, _ in drive.texts.model.replayed.replays} == {6, 1}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -124,7 +160,7 @@ def test_with_buckets_each_length_is_one_graph_and_company_changes_no_bit(dtype)
     with torch.inference_mode():
         fill(served, 3)
         together = served.forward(rows)
-        assert served.replayed.replays == {(4, 16): 1, (4, 48): 1, (4, 96): 1}
+        assert served.replayed.replays == {(4, 1, 16): 1, (4, 1, 48): 1, (4, 1, 96): 1}
         assert torch.equal(served.stock_forward(rows), together)
         for row, logits in zip(rows, together, strict=True):
             assert torch.equal(served.forward([row])[0], logits)
@@ -150,7 +186,7 @@ def test_hooks_see_each_call_of_the_model():
     assert seen == [1] and not served.replayed.replays
     handle.remove()
     served.forward(rows)
-    assert seen == [1] and served.replayed.replays == {(2, 64): 1}
+    assert seen == [1] and served.replayed.replays == {(2, 1, 64): 1}
 
 
 def test_tables_that_somebody_puts_into_the_place_of_others_count():

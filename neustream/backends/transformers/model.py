@@ -346,12 +346,12 @@ class LanguageModel:
         if isinstance(self.cache, Own):
             return self.cache.all_logits(row)
         if self.fixed is None:
-            logits = self._forward(Call([row], self.max_len, self.device), {})
+            logits = self.logits(Call([row], self.max_len, self.device), {})
             return logits[0, -len(row.tokens) :].float()
         found = []
         for (piece,) in self.fixed.calls([row]):
             call = Call([piece], self.max_len, self.device, self.fixed.shape([piece]))
-            logits = self._forward(call, {})
+            logits = self.logits(call, {})
             lane = 0 if call.lanes is None else int(call.lanes[0])
             found.append(logits[lane, -len(piece.tokens) :].float())
         return torch.cat(found)
@@ -376,10 +376,10 @@ class LanguageModel:
 
     def last(self, call: Call | Decodes) -> torch.Tensor:
         """The logits behind the last token of each of a call's rows, float32."""
-        logits = self._forward(call, self._last_only)[:, -1]
+        logits = self.logits(call, self._last_only)[:, -1]
         return (logits if call.lanes is None else logits[call.lanes]).float()
 
-    def _forward(self, call: Call | Decodes, which: Mapping[str, int]) -> torch.Tensor:
+    def logits(self, call: Call | Decodes, which: Mapping[str, int]) -> torch.Tensor:
         """Logits [lanes, tokens, vocabulary]; only the last with `which` as the model says that."""
         assert isinstance(self.cache, Slots)
         self.cache.select(call)

@@ -3,7 +3,7 @@
 A graph computes with tensors that stay where they are. So there is one for each number of lanes and
 of keys, by powers of two: lane i has the text in slot i, and attention reads that slot as it lies, up
 to so many keys. All are captured, and compared with the model's own calls, when it is served.
-Prompts, and decodes beside them, are calls of the model as ever.
+Short prompts are graphs too, by their number of tokens. Everything else is a call of the model as ever.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 SHORTEST = 64
 """Keys of the graphs that read the fewest."""
+PROMPTS = (16, 32, 64, 128, 256)
+"""Tokens of prompts that are graphs: longer ones take as long whoever launches their kernels."""
+TOGETHER = 2
+"""Prompts of a step that are replayed one after the other, at most: each reads all weights, one call for more once."""
 log = logging.getLogger("neustream")
 
 
@@ -110,11 +114,36 @@ class Decodes:
         return layer.keys[:count, :, : self.context], layer.values[:count, :, : self.context]
 
 
+class Prompt(Decodes):
+    """The call of a prompt whose tensors stay where they are; it begins with the text's first token.
+
+    Args:
+        inputs: [5, tokens]: ids, positions, where keys go in the slot, the slot, and first the place whose logits
+            are wanted.
+    """
+
+    def __init__(self, inputs: torch.Tensor) -> None:
+        self.ids, self.positions = inputs[0:1], inputs[1:2]
+        self._to, self._slots, self.wanted = inputs[2], inputs[3], inputs[4, :1]
+        self.context, self.start = inputs.shape[1], 0
+
+    def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put what a layer computed, [1, heads, tokens, width] each, into the slot; attention reads it as it is."""
+        for storage, states in ((layer.keys, keys), (layer.values, values)):
+            storage[self._slots, :, self._to] = states[0].transpose(0, 1)
+        return keys, values
+
+
+Shape = tuple[int, int, int]
+"""Lanes, tokens of each, and keys that attention reads of each."""
+
+
 class Replayed:
-    """A language model's decodes as graphs: one for each number of lanes and keys.
+    """A language model's decodes as graphs: one for each number of lanes and keys; and its short prompts.
 
     Attributes:
-        replays: how often each was replayed, by lanes and keys.
+        replays: how often each was replayed, by its shape.
+        unreplayed: why prompts are not; "": they are.
 
     Raises:
         NotReplayed: this model's cannot be, and why.
@@ -127,44 +156,87 @@ class Replayed:
         self._kept = [weight.detach() for _, _, weight in places_of(model.model)]  # graphs do not keep them
         self._lanes = (cache.slots,) if model.fixed is not None else _doubling(1, cache.slots)
         self._contexts = model.fixed.contexts if model.fixed is not None else _doubling(SHORTEST, cache.length)
+        self._prompts = () if model.fixed is not None else tuple([n for n in PROMPTS if n <= cache.length])
         self._inputs = {n: torch.zeros(4, n, dtype=torch.long, device=model.device) for n in self._lanes}
-        self._graphs: dict[tuple[int, int], Callable[[], torch.Tensor]] = {}
-        self.replays: Counter[tuple[int, int]] = Counter()
+        self._texts = {n: torch.zeros(5, n, dtype=torch.long, device=model.device) for n in self._prompts}
+        self._graphs: dict[Shape, Callable[[], torch.Tensor]] = {}
+        self._capture = CAPTURES[model.device.type](model.device)
+        self.replays: Counter[Shape] = Counter()
+        self.unreplayed = "" if self._prompts else "there are none"
         with as_it_was(model.model):
-            self._capture(model)
+            self._fill(model)
+            self._capture_decodes(model)
+            try:
+                self._capture_prompts(model)
+            except NotReplayed as why:
+                log.warning("%s: prompts are no CUDA graphs, and take longer: %s", model.name, why)
+                self._prompts, self.unreplayed = (), str(why)
         for slot in range(cache.slots):
             cache.scrub(slot)
         self.replays.clear()
 
     def takes(self, rows: Sequence[Row]) -> bool:
-        """Whether rows are decodes without a look at an image, and tables are those that were there."""
+        """Whether there are graphs for rows: decodes and few short prompts, none with a look at an image.
+
+        Not while other tables are in the place of those that were there.
+        """
         same = all(some.get(key) is table for some, key, table in self._tables)
-        return same and all(len(row.tokens) == 1 and row.sight is None for row in rows)
+        return same and all(row.sight is None for row in rows) and self._short([r for r in rows if len(r.tokens) > 1])
+
+    def _short(self, prompts: Sequence[Row]) -> bool:
+        most = self._prompts[-1] if self._prompts else 0
+        return len(prompts) <= TOGETHER and all(row.start == 0 and row.end <= most for row in prompts)
 
     def lanes(self, count: int) -> int:
         """Lanes of the smallest graph for so many texts: those in slots below share it."""
         return next(lanes for lanes in self._lanes if lanes >= count)
 
     def __call__(self, rows: Sequence[Row]) -> torch.Tensor:
-        """The logits behind each row's token, float32 [rows, vocabulary]; rows are in the order of their slots."""
-        if self._fixed is None:
-            end = max(row.end for row in rows)
-            context = next(context for context in self._contexts if context >= end)
-            return self._replay(rows, (self.lanes(rows[-1].slot + 1), context))
-        behind: dict[int, torch.Tensor] = {}
-        for some in self._fixed.calls(rows):
-            lanes, _, context = self._fixed.shape(some)
-            behind |= zip([row.slot for row in some], self._replay(some, (lanes, context)), strict=True)
-        return torch.stack([behind[row.slot] for row in rows])
+        """The logits behind each row's last token, float32 [rows, vocabulary]; rows are in the order of their slots."""
+        calls = (
+            self._calls(rows)
+            if self._fixed is None
+            else [(some, self._fixed.shape(some)) for some in self._fixed.calls(rows)]
+        )
+        behind = [self._replay(some, shape) for some, shape in calls]
+        if len(calls) == 1:
+            return behind[0]
+        slots = [row.slot for some, _ in calls for row in some]
+        found = dict(zip(slots, torch.cat(behind), strict=True))
+        return torch.stack([found[row.slot] for row in rows])
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _replay(self, rows: Sequence[Row], key: tuple[int, int]) -> torch.Tensor:
+    def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Shape]]:
+        """Rows by graph: decodes, then each prompt."""
+        decodes = [row for row in rows if len(row.tokens) == 1]
+        found: list[tuple[list[Row], Shape]] = []
+        if decodes:
+            end = max(row.end for row in decodes)
+            context = next(context for context in self._contexts if context >= end)
+            found.append((decodes, (self.lanes(decodes[-1].slot + 1), 1, context)))
+        for row in rows:
+            if len(row.tokens) > 1:
+                tokens = next(tokens for tokens in self._prompts if tokens >= row.end)
+                found.append(([row], (1, tokens, tokens)))
+        return found
+
+    def _replay(self, rows: Sequence[Row], shape: Shape) -> torch.Tensor:
         for row in rows:
             self._cache.note(row.slot, row.end)
-        self._load(rows, key[0])
-        self.replays[key] += 1
-        return self._graphs[key]()[: len(rows)].clone()  # the next replay writes over it
+        if shape[1] == 1:
+            self._load(rows, shape[0])
+        else:
+            self._load_prompt(rows[0], shape[1])
+        self.replays[shape] += 1
+        return self._graphs[shape]()[: len(rows)].clone()  # the next replay writes over it
+
+    def _load_prompt(self, row: Row, tokens: int) -> None:
+        """Tell the graph of a prompt of so many tokens what to compute: what is behind the prompt is kept nowhere."""
+        ids, beyond = list(row.tokens), tokens - row.end
+        places = list(range(tokens))
+        to = places[: row.end] + [self._cache.length] * beyond
+        _send([ids + [0] * beyond, places, to, [row.slot] * tokens, [row.end - 1] * tokens], self._texts[tokens])
 
     def _load(self, rows: Sequence[Row], lanes: int) -> None:
         """Tell the graphs of so many lanes what to compute, in one copy; lanes without a row write beyond the texts."""
@@ -172,22 +244,29 @@ class Replayed:
         for at, row in enumerate(rows):
             ids[row.slot], wanted[at] = row.tokens[0], row.slot
             positions[row.slot] = to[row.slot] = row.start
-        inputs = self._inputs[lanes]
-        given = torch.tensor([ids, positions, to, wanted], pin_memory=inputs.is_cuda)
-        inputs.copy_(given, non_blocking=True)
+        _send([ids, positions, to, wanted], self._inputs[lanes])
 
-    def _capture(self, model: LanguageModel) -> None:
+    def _capture_decodes(self, model: LanguageModel) -> None:
         """Capture the largest first, whose memory the others share; then try each."""
-        self._fill(model)
-        self._captures = capture = CAPTURES[model.device.type](model.device)
         keys = [(lanes, context) for lanes in reversed(self._lanes) for context in reversed(self._contexts)]
         for lanes, context in keys:
             self._load(_rows(model, lanes, context, 0), lanes)
             call = Decodes(self._inputs[lanes], context)
-            self._graphs[lanes, context] = _captured(capture, partial(_logits, model, call))
+            self._graphs[lanes, 1, context] = _captured(self._capture, partial(_logits, model, call))
         low = dict(zip(self._contexts, (0, *self._contexts), strict=False)) if self._fixed is not None else {}
         for lanes, context in keys:
-            self._try(model, (lanes, context), _rows(model, lanes, context, low.get(context, 0)))
+            self._try(model, (lanes, 1, context), _rows(model, lanes, context, low.get(context, 0)))
+
+    def _capture_prompts(self, model: LanguageModel) -> None:
+        last = self._cache.slots - 1
+        for tokens in reversed(self._prompts):
+            self._load_prompt(Row(last, 0, [0] * tokens), tokens)
+            call = Prompt(self._texts[tokens])
+            self._graphs[1, tokens, tokens] = _captured(self._capture, partial(_prompt_logits, model, call))
+        most = min(model.known, model.vocabulary)
+        for tokens in self._prompts:
+            row = Row(last, 0, [(7 * at + 1) % most for at in range(tokens - 3)])
+            self._try(model, (1, tokens, tokens), [row])
 
     def _fill(self, model: LanguageModel) -> None:
         """Slots full of noise, as large as the keys and values of a first token."""
@@ -198,16 +277,16 @@ class Replayed:
                 spread = storage[0, :, 0].float().std().nan_to_num().clamp(min=1e-3).to(storage.dtype)
                 storage.normal_(generator=random).mul_(spread)
 
-    def _try(self, model: LanguageModel, key: tuple[int, int], rows: Sequence[Row]) -> None:
+    def _try(self, model: LanguageModel, shape: Shape, rows: Sequence[Row]) -> None:
         """NotReplayed if a graph's logits are not those of the model's own call; with buckets, to the last bit."""
         wanted = model.stock_forward(rows)
-        got = self._replay(rows, key)
+        got = self._replay(rows, shape)
         most = 0.0 if self._fixed is not None else CLOSE.get(model.model.dtype, CLOSE_HALF)
         off = max(apart(one, other) for one, other in zip(got, wanted, strict=True))
         if not off <= most:
-            raise NotReplayed(
-                f"logits of a graph of {key[0]} lanes and {key[1]} keys differ from its own by {off:.1e} of the largest"
-            )
+            lanes, tokens, keys = shape
+            what = f"{lanes} lanes and {keys} keys" if tokens == 1 else f"{tokens} tokens"
+            raise NotReplayed(f"logits of a graph of {what} differ from its own by {off:.1e} of the largest")
 
 
 def _checked(model: LanguageModel) -> Slots:
@@ -233,6 +312,16 @@ def _logits(model: LanguageModel, call: Decodes) -> torch.Tensor:
     grouped = model.packs and getattr(model.config, "num_key_value_heads", None) not in (None, heads)
     with packing(model.config, call) if grouped else nullcontext():
         return model.last(call)[call.wanted]
+
+
+def _prompt_logits(model: LanguageModel, call: Prompt) -> torch.Tensor:
+    """The logits behind a prompt, float32 [1, vocabulary]."""
+    logits = model.logits(call, model.only(call.wanted))[0]
+    return (logits if model.keeps else logits[call.wanted]).float()
+
+
+def _send(values: Sequence[Sequence[int]], inputs: torch.Tensor) -> None:
+    inputs.copy_(torch.tensor(values, pin_memory=inputs.is_cuda), non_blocking=True)
 
 
 def _captured(capture: Capture, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
