@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import random
+import weakref
 
 import pytest
 import torch
@@ -253,6 +255,19 @@ def test_captures_that_fail_or_give_something_else_are_not_used(capture, why, mo
     monkeypatch.setitem(replayed.CAPTURES, DEVICE.type, lambda device: capture)
     served = LanguageModel(model_of("llama"), slots=2)
     assert served.replayed is None and served.unreplayed == why
+
+
+def test_the_memory_of_slots_is_free_as_soon_as_nobody_has_the_model():
+    served = LanguageModel(model_of("llama"), slots=2)
+    served.forward([Row(0, 3, (8,))])
+    gone = weakref.ref(served.cache.used[0].keys)
+    gc.collect()
+    gc.disable()
+    try:
+        del served
+        assert gone() is None  # without the collector: that of another service is wanted at once
+    finally:
+        gc.enable()
 
 
 def test_graphs_false_has_none_and_no_room_for_them():

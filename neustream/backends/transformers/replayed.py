@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import proxy
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -247,14 +248,17 @@ class Replayed:
         _send([ids, positions, to, wanted], self._inputs[lanes])
 
     def _capture_decodes(self, model: LanguageModel) -> None:
-        """Capture the largest first, whose memory the others share; then try each."""
+        """Capture the largest first, whose memory the others share; then try each number of lanes, and of keys."""
         keys = [(lanes, context) for lanes in reversed(self._lanes) for context in reversed(self._contexts)]
         for lanes, context in keys:
             self._load(_rows(model, lanes, context, 0), lanes)
             call = Decodes(self._inputs[lanes], context)
-            self._graphs[lanes, 1, context] = _captured(self._capture, partial(_logits, model, call))
+            self._graphs[lanes, 1, context] = _captured(self._capture, partial(_logits, proxy(model), call))
         low = dict(zip(self._contexts, (0, *self._contexts), strict=False)) if self._fixed is not None else {}
+        most = keys[0]
         for lanes, context in keys:
+            if lanes < most[0] and context < most[1]:
+                continue
             self._try(model, (lanes, 1, context), _rows(model, lanes, context, low.get(context, 0)))
 
     def _capture_prompts(self, model: LanguageModel) -> None:
@@ -262,7 +266,7 @@ class Replayed:
         for tokens in reversed(self._prompts):
             self._load_prompt(Row(last, 0, [0] * tokens), tokens)
             call = Prompt(self._texts[tokens])
-            self._graphs[1, tokens, tokens] = _captured(self._capture, partial(_prompt_logits, model, call))
+            self._graphs[1, tokens, tokens] = _captured(self._capture, partial(_prompt_logits, proxy(model), call))
         most = min(model.known, model.vocabulary)
         for tokens in self._prompts:
             row = Row(last, 0, [(7 * at + 1) % most for at in range(tokens - 3)])
