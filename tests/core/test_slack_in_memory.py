@@ -1,12 +1,13 @@
-"""Who waits for whom where memory is short: those with slack for those without."""
+"""Who waits for whom where memory is short: those with slack for those without; who comes back, and when."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hand import seen
+from hand import Hand, ids, seen
 from texts_by_hand import ask, decided, scheduler_with
 
+from neustream import Decision
 from neustream.core.policies.model_queues import model_queues, one_model
 from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.token_deadlines import TokenDeadlines
@@ -58,3 +59,35 @@ def test_deadlines_that_are_tightened_do_not_make_all_wait_for_themselves():
         plan.keep()
         paces.append(sorted(plan._paces(400).tolist()))
     assert paces[0] == paces[1]
+
+
+@pytest.mark.parametrize(("spare", "first", "back"), [(0, 5, False), (3, 5, False), (4, 5, True), (0, 0.15, True)])
+def test_who_lost_its_memory_comes_back_once_it_keeps_it_or_when_it_cannot_wait(spare, first, back):
+    """There is room for its prompt and for `spare` blocks more. Six that decode are expected to need four until one
+    more of them has made up for it; another one would lose its memory before it."""
+    slack = [*([1.0] * 5), 9.0]
+    running = [ask(f"a{at}", 46, first=time, step=0.1) for at, time in enumerate(slack)]
+    running += [ask("r", 16 * (spare + 1), first=1.0, step=0.1), ask("u", 32, first=first, step=0.1)]
+    scheduler = scheduler_with(running, ends=[100] * 50, blocks=21 + spare)
+    order = Hand(lambda view: Decision(sorted(view.jobs, key=lambda job: job.id)))
+    batch = scheduler.next_batch("gpu", 0.0, instead=order)
+    assert ids(batch.jobs) == [f"a{at}" for at in range(6)] + ["r"]  # u lost its blocks to them
+    scheduler.finish(batch, [{"ended": job.id == "r"} for job in batch.jobs], 0.02)
+    assert ("u" in decided(scheduler, 0.02)[0]) == back
+
+
+def test_a_total_leaves_no_time_to_wait_for_memory_that_the_outputs_up_to_its_maximum_take():
+    """As above, with room for its prompt alone: 30 outputs take half a second beside six others."""
+
+    def back(total):
+        running = [ask(f"a{at}", 46, first=1.0, step=0.1) for at in range(5)]
+        running += [ask("z", 46, first=9.0, step=0.1), ask("r", 16, first=1.0, step=0.1)]
+        scheduler = scheduler_with([*running, ask("u", 32, 30, total=total)], ends=[30] * 50, blocks=21)
+        order = Hand(lambda view: Decision(sorted(view.jobs, key=lambda job: (job.id == "u", job.id))))
+        batch = scheduler.next_batch("gpu", 0.0, instead=order)
+        assert "u" not in ids(batch.jobs)  # it lost its blocks to them
+        scheduler.finish(batch, [{"ended": job.id == "r"} for job in batch.jobs], 0.02)
+        return "u" in decided(scheduler, 0.02)[0]
+
+    assert back(0.7)
+    assert not back(5.0)

@@ -144,6 +144,13 @@ class Outlook:
         self.needs = self.rows.needed()
         self.spent = horizon.spent_by(self.needs)
 
+    def growth(self, steps: float) -> float:
+        """Units of memory that they are expected to need beyond what they do in the coming step, at
+        most, within so many steps: as they grow, others of them end."""
+        kept, points = self.needs[2], self.horizon.points
+        most = max(float(kept[points <= steps].max()), float(np.interp(steps, points, kept)))
+        return most - float(kept[0])
+
     def costs(self, late: Sequence[Job]) -> bool:
         """Whether running `late` ones too would cost some of the weight expected on time."""
         if not self.jobs or not late:

@@ -64,7 +64,7 @@ class Worth:
         by_deadline = _by_deadline(plan)
         waiting = by_deadline[:WEIGHED] or _some(plan)
         back = [job for job in plan.waiting if job.call_outputs and plan.due(job) < math.inf]
-        self._extra = np.array([self._seconds(job) for job in waiting])
+        self._extra = np.array([plan.prompt_seconds(job) for job in waiting])
         slack = (plan.due(plan.alive[0]) if plan.alive else math.inf) - plan.view.now
         self._newcomers = Newcomers(
             plan.outlook, back, waiting, self._extra, slack - plan.together, beside=bool(plan.alive)
@@ -74,13 +74,6 @@ class Worth:
         self.waiting = [waiting[index] for index in self._order]
         self._taken = self._newcomers.nobody
         self._refused = False
-
-    def _seconds(self, job: Job) -> float:
-        """Seconds by which a prompt makes the coming step longer."""
-        plan = self._plan
-        size = plan.sizes[job]
-        square = (2 * job.computed + size) * size
-        return plan.seconds(Step(1, size, square, len(plan.alive), plan.context)) - plan.together
 
     def _by_gain(self, waiting: Sequence[Job]) -> list[int]:
         """Prompts under way; then who adds most, to one digit; among those the most urgent."""

@@ -42,11 +42,13 @@ class TokenDeadlines:
        step, or where a common step saves nothing.
     5. In such times decodes with slack to spare also leave the device free until their slack is
        down to `pause` prefills: who comes then need not wait for a step to end.
-    6. Who lost its memory, and would be the next to lose it, gets some again only where a block
-       stays free for each that runs. Who was late already runs where that makes nobody else late,
-       and is given up once others need its memory or its seat. Who is promised nothing more holds
-       nobody back either: once it lost its memory it gets some again only when nobody waits who is
-       promised something.
+    6. Who lost its memory gets some again when it can wait no longer, or where what stays free
+       lasts those that run until it has made up for its prompt: who comes back sooner soon takes
+       the memory of another one, whose prompt is then computed again too. Beside one that would be
+       the next to lose its own, a block stays free for each that runs. Who was late already runs
+       where that makes nobody else late, and is given up once others need its memory or its seat.
+       Who is promised nothing more holds nobody back either: once it lost its memory it gets some
+       again only when nobody waits who is promised something.
 
     Where other kinds of jobs were promised some of the device (`View.reserved`), 2 is stricter:
     a prompt is taken in only if all who run and it fit into what is left, and into the memory.

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 REFUSALS = 4
 """Prompts that may not be promised, after which those behind them are not tried."""
+SOON = 3.0
+"""Times for which room for one comes by: who can wait no longer than that comes back at once."""
 
 
 @dataclass(slots=True)
@@ -153,14 +155,32 @@ class PrefillFiller:
         return part
 
     def _spare(self, job: Job) -> int:
-        """Blocks that stay free beside a job that lost its own and would be the next to lose them.
+        """Blocks that stay free beside a job that lost its own, so that nobody loses them soon.
 
-        One for each that decodes, so that it is not prefilled in vain and arrivals have some.
+        Its prompt delays all that decode, and one more of them makes up for that in as many steps
+        as decode, times the steps that the prompt takes. Until then there has to be memory for all
+        that are expected to go on. One that has hardly time to wait for room comes back at once,
+        and so does one whose prompt is under way: room comes by as those that decode grow, and take
+        it from the one with the most slack. One that would be the next to lose its memory leaves a
+        block for each that decodes at least, for those and for arrivals.
         """
-        alive = self.plan.alive
-        if not alive or not job.call_outputs or self.plan.due(job) < self.plan.due(alive[-1]):
+        plan = self.plan
+        count = len(plan.alive)
+        if not count or not job.call_outputs or plan.model.memory is None:
             return 0
-        return len(alive)
+        spare = count if plan.due(job) >= plan.due(plan.alive[-1]) else 0
+        prompt = plan.prompt_seconds(job)
+        room = plan.sizes[job] / count * plan.together
+        if job.computed or self._time_to_wait(job) <= SOON * (room + prompt):
+            return spare
+        growth = plan.outlook.growth(count * prompt / plan.together)
+        return max(spare, plan.model.memory.blocks_of(growth))
+
+    def _time_to_wait(self, job: Job) -> float:
+        """Seconds for which a job may stay without memory, if it gets as long as it may."""
+        plan = self.plan
+        behind = job.calls_here(f"{plan.model.label}.decode") * plan.together
+        return min(self._time(job), job.leg_latest - plan.view.now - behind)
 
     def _time(self, job: Job) -> float:
         """Seconds until the next output of a job is due."""

@@ -226,6 +226,12 @@ class StepPlan:
         """Seconds of a step, with what is kept so that no output of others is late by it."""
         return self.margin * self.model.seconds(step)
 
+    def prompt_seconds(self, job: Job) -> float:
+        """Seconds by which a prompt makes a step longer in which all that are alive decode."""
+        size = self.sizes[job]
+        square = (2 * job.computed + size) * size
+        return self.seconds(Step(1, size, square, len(self.alive), self.context)) - self.together
+
     def expected_and_safe(self, step: Step) -> tuple[float, float]:
         """Seconds of a step without what is kept for its noise, and with it (see `seconds`)."""
         seconds = self.model.seconds(step)
