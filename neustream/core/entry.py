@@ -121,6 +121,16 @@ class Entry(Job):
         return self.parent
 
     @property
+    def needed_by(self) -> Entry:
+        one = self
+        while (parent := one.parent) is not None:
+            fork = parent.fork
+            if fork is None or fork.par.need < len(fork.par.branches):
+                break
+            one = parent
+        return one
+
+    @property
     def skipped(self) -> int:
         return self.queue.rounds - self.base
 

@@ -165,6 +165,11 @@ class Job:
         return None
 
     @property
+    def needed_by(self) -> Job:
+        """The job that cannot be done without this one: itself, or that of which it is a branch."""
+        return self
+
+    @property
     def ran_last(self) -> bool:
         """Whether it was in the latest step of its stage."""
         return False

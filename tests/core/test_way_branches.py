@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from neustream import (
@@ -21,6 +22,7 @@ from neustream import (
 from neustream.core.kv_cache import KVCache
 from neustream.core.policies import EDF, FCFS, Priced
 from neustream.core.policies.way_ahead import legs_of_job
+from neustream.core.policies.way_run import Row, Run
 from neustream.core.policy import Decision
 from neustream.core.steps import StepProfile
 from neustream.engine.clock import VirtualClock
@@ -122,3 +124,33 @@ def test_whose_branches_run_goes_on_before_others_begin(gap):
         return Engine(member, VirtualClock()).run(requests(graph, 40, gap, 6.0)).counts["on_time"]
 
     assert in_time(Priced()) >= in_time(EDF()) > 0
+
+
+def rows_of(graph, *names):
+    """A row for each of some branches, of two requests that have just come."""
+    scheduler = scheduler_of(First())
+    for request in requests(graph, count=2):
+        scheduler.submit(request, 0.0)
+    some = np.array([10.0, 20.0, 30.0, 40.0])
+    return [Row(scheduler.jobs[name], some, 40.0, 0.0, 50.0, some, some) for name in names]
+
+
+@pytest.mark.parametrize(("policy", "worths"), [("all", [0.2, 0.9]), ("first", [0.5, 0.2, 0.9])])
+def test_branches_that_need_each_other_are_worth_what_the_least_of_them_is(policy, worths):
+    graph = Graph("fan", seq(par(short=part("short", 20), long=part("long", 60), policy=policy), JOIN))
+    run = Run(None, rows_of(graph, "r0/short", "r0/long", "r1/short"))
+    assert run.worths(np.array([0.5, 0.2, 0.9])).tolist() == worths
+    assert run.rows_of(0) == ([0, 1] if policy == "all" else [0])
+    assert [row.job.id for row in run.without(run.rows_of(0)).rows][-1] == "r1/short"
+
+
+def test_a_branch_costs_those_of_its_request_nothing():
+    """Without it they would be in vain."""
+    graph = Graph("fan", seq(par(short=part("short", 20), long=part("long", 60)), JOIN))
+    first, second, other = rows_of(graph, "r0/short", "r0/long", "r1/short")
+    run = Run(None, [first, other])
+    run.soft_worths = np.array([0.5, 0.9])
+    assert run.gain(run.plus(second, 0.1), np.array([0.1, 0.8, 0.75])) == pytest.approx(0.75 - 0.1)
+    run = Run(None, [first, second])
+    run.soft_worths = np.array([0.5])
+    assert run.gain(run.plus(other, 0.1), np.array([0.4, 0.3, 0.75])) == pytest.approx(0.75 - 0.2)

@@ -6,7 +6,7 @@ How long generations get is not known, neither here nor further on. Here it is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -62,6 +62,7 @@ class Run:
             self.context = np.array([row.context for row in rows])
             self.weight = np.array([row.job.weight for row in rows])
             self._order()
+            self._group()
 
     def _order(self) -> None:
         """The points at which one may be over, and what is in memory there.
@@ -103,9 +104,10 @@ class Run:
         chance: Floats = 1.0 - late.mean(axis=1)
         return chance
 
-    def without(self, at: int) -> Run:
-        """The others than one."""
-        return Run(self.model, [*self.rows[:at], *self.rows[at + 1 :]], self.ahead)
+    def without(self, rows: Collection[int]) -> Run:
+        """The others than some."""
+        left = [row for at, row in enumerate(self.rows) if at not in rows]
+        return Run(self.model, left, self.ahead)
 
     def plus(self, row: Row, ahead: float) -> Run:
         """These and one more, the last; `ahead` as above."""
@@ -119,12 +121,53 @@ class Run:
         more.context = np.concatenate((self.context, (row.context,)))
         more.weight = np.concatenate((self.weight, (row.job.weight,)))
         more._order()
+        more._group()
         return more
 
+    def _group(self) -> None:
+        """Which rows are of one request."""
+        self._of: NDArray[np.int64] | None = None
+        if any(row.job.joins is not None for row in self.rows):
+            places: dict[Job, int] = {}
+            of = [places.setdefault(row.job.needed_by, len(places)) for row in self.rows]
+            self._of = np.array(of)
+
+    def worths(self, chances: Floats) -> Floats:
+        """Weight in time of each request, by the `chances` of its rows [jobs]: [requests].
+
+        Branches that are worth nothing without each other are one: the least of them counts.
+        """
+        each = self.weight * chances
+        if self._of is None:
+            return each
+        worths = np.full(int(self._of.max()) + 1, np.inf)
+        np.minimum.at(worths, self._of, each)
+        return worths
+
+    def rows_of(self, request: int) -> list[int]:
+        """The rows of a request, by its place in `worths`."""
+        if self._of is None:
+            return [request]
+        rows: list[int] = np.flatnonzero(self._of == request).tolist()
+        return rows
+
     @cached_property
-    def value(self) -> float:
-        """Weight that is expected in time as far as each should be done here."""
-        return float(self.chances(self.soft) @ self.weight)
+    def soft_worths(self) -> Floats:
+        """`worths` as far as each should be done here [requests]."""
+        return self.worths(self.chances(self.soft))
+
+    def gain(self, beside: Run, after: Floats) -> float:
+        """Weight in time that one more brings: its own, less what it costs other requests.
+
+        Args:
+            beside: these and that one, the last.
+            after: the chances of all of them [jobs].
+        """
+        before = self.soft_worths
+        change = beside.worths(after)[: len(before)] - before
+        if beside._of is not None and beside._of[-1] < len(before):  # a branch of one of these
+            change[beside._of[-1]] = 0.0
+        return float(change.sum() + beside.weight[-1] * after[-1])
 
     @property
     def soft(self) -> Floats:

@@ -50,7 +50,8 @@ class WholeWay:
     1. Who cannot be in time even alone is given up.
     2. Each of the others has a *chance* to be in time, by how long generations have been getting
        here and further on (`way_run.py`). While some wait, those who run and have hardly any, or
-       cost the others more than that, are given up.
+       cost the others more than that, are given up. Branches of a request that needs them all have
+       one chance, the least of theirs, and cost the others what all of them do.
     3. All who run decode. A prompt joins them if all of it and of them is expected to have memory
        to the end, and the number in time is expected to rise by two fifths of its own chance, where
        half of the time that each has to spare is for others further on.
@@ -163,14 +164,20 @@ class _Step:
     def _give_up_late(self) -> None:
         """Those with hardly a chance, or who cost the others more than theirs; the least first."""
         while len(self.run.rows) > 1:
-            value = self.run.weight * self.run.chances(self.run.hard)
-            worst = int(np.argmin(value))
-            own, weight = float(value[worst]), float(self.run.weight[worst])
-            others = self.run.without(worst)
-            gain = float(others.weight @ others.chances(others.hard)) - float(value.sum()) + own
+            chances = self.run.chances(self.run.hard)
+            worths = self.run.worths(chances)
+            worst = int(np.argmin(worths))
+            rows = self.run.rows_of(worst)
+            others = self.run.without(rows)
+            if not others.rows:
+                return
+            least = min(rows, key=chances.__getitem__)
+            own, weight = float(worths[worst]), float(self.run.weight[least])
+            rest = others.worths(others.chances(others.hard))
+            gain = float(rest.sum()) - float(worths.sum()) + own
             if own >= DOOMED * weight and gain <= own:
                 return
-            job = self.run.rows[worst].job
+            job = self.run.rows[least].job
             self.drop[job] = "shed: it cannot be in time beside the others, and some wait"
             self.run = others
 
@@ -269,8 +276,7 @@ class _Step:
             by[-1] = row.hard
         after = beside.chances(by)
         own = float(after[-1])
-        added = float(after @ beside.weight) - run.value
-        return own >= DOOMED and added >= WORTH * own * job.weight
+        return own >= DOOMED and run.gain(beside, after) >= WORTH * own * job.weight
 
     def _may_have_memory(self, job: Job, share: float) -> bool:
         """Whether it and the others have a share of the memory until the first of them may end."""
