@@ -139,6 +139,13 @@ def test_wrong_options_are_named(change, message):
         make({key: value for key, value in {**TINY, **change}.items() if value is not None}, "cpu")
 
 
+def test_graphs_that_are_asked_for_on_a_cpu_are_refused_before_anything_is_measured(tmp_path):
+    words = ["profile", write(tmp_path), "--out", tmp_path / "profiles", "--set", "backend.graphs=true"]
+    told = command(*words)
+    assert told.status and "graphs=True, but the model is on cpu: CUDA graphs are for CUDA devices" in told.err
+    assert not (tmp_path / "profiles").exists()
+
+
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     with pytest.raises(BackendError, match=r"backend\.checkpoint"):
         make({"checkpoint": str(tmp_path)}, "cpu")

@@ -50,7 +50,7 @@ def spare_tokens(device: torch.device, graphs: bool | None) -> int:
     """
     able = device.type in CAPTURES
     if graphs and not able:
-        raise BackendError(f"graphs=True, but the model is on {device}: CUDA graphs are for CUDA devices; give none")
+        raise BackendError(f"graphs=True, but the model is on {device}: CUDA graphs are for CUDA devices; leave it out")
     return ALIGNED if able and graphs is not False else 0
 
 
