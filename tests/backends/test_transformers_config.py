@@ -143,7 +143,7 @@ def test_graphs_that_are_asked_for_on_a_cpu_are_refused_before_anything_is_measu
     words = ["profile", write(tmp_path), "--out", tmp_path / "profiles", "--set", "backend.graphs=true"]
     told = command(*words)
     assert told.status and "graphs=True, but the model is on cpu: CUDA graphs are for CUDA devices" in told.err
-    assert not (tmp_path / "profiles").exists()
+    assert not (tmp_path / "profiles/steps.json").exists()
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
