@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,42 @@ def sync(device: torch.device) -> None:
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory; on a CPU torch has no type of its own for that."""
     return isinstance(error, OUT_OF_MEMORY) or "allocate" in str(error)
+
+
+class _Cudnn:
+    """How many calls want torch's attention without cuDNN's, and whether it was on before the first of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._was_on = False
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        with self._lock:
+            if not self._calls:
+                self._was_on = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(False)
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if not self._calls:
+                    torch.backends.cuda.enable_cudnn_sdp(self._was_on)
+
+
+_cudnn = _Cudnn()
+
+
+def any_length(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Have attention as quick for lengths that come for the first time; for all of the process meanwhile.
+
+    cuDNN's attention, which torch prefers on newer GPUs, first makes a plan for each pair of lengths:
+    tens of milliseconds, where texts bring another pair with nearly each prompt.
+    """
+    return _cudnn.off() if device.type == "cuda" else contextlib.nullcontext()
 
 
 class TorchModel(ConfigModel):
