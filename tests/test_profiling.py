@@ -79,7 +79,14 @@ def test_every_step_gets_as_many_jobs_as_its_batch():
     modules = {"draw": Draw(), "decode": Decode()}
     measured(modules=modules, batches=[2], repeats=5, warmup=2)
     assert modules["decode"].sizes == [2] * 7
-    assert [size for size in modules["draw"].sizes if size == 2] == [2] * 7
+    assert modules["draw"].sizes == [2] * (7 + 7 * 3)  # timed, and on their way to be decoded
+
+
+def test_jobs_are_brought_to_a_stage_in_batches_that_those_in_front_may_have():
+    modules = {"draw": Draw(), "decode": Decode()}
+    measured(draw_and_decode(2, 5), modules, batches={"draw": [1], "decode": [5]}, warmup=0, repeats=1)
+    assert modules["draw"].sizes == [1, 2, 2, 2, 2, 2, 2, 1, 1, 1]
+    assert modules["decode"].sizes == [5]
 
 
 def test_jobs_get_to_a_later_stage_through_the_earlier_ones():

@@ -162,21 +162,25 @@ class _Lab:
             else:
                 self._release(walk)
         self._ready = ready
-        while len(ready) < count:
-            ready.append(self._brought_to(stage))
+        new = [self._new() for _ in range(count - len(ready))]
+        ready += new
+        self._bring(new, stage)
         return ready[:count]
 
-    def _brought_to(self, stage: str) -> Walk:
-        """A new sample request that has run all stages in front of `stage`."""
+    def _new(self) -> Walk:
         params = self._sample(self._made)
-        walk = Walk(Request(f"sample-{self._made}", self._graph, params=params))
         self._made += 1
-        while walk.stage is not None and walk.stage.name != stage:
-            module = self._modules[walk.stage.name]
-            self._apply([walk], module.step([input_of(walk.job)]))
-        if walk.stage is None:
+        return Walk(Request(f"sample-{self._made - 1}", self._graph, params=params))
+
+    def _bring(self, walks: Sequence[Walk], stage: str) -> None:
+        """Run all stages in front of `stage`, for as many requests at once as each may have."""
+        while ahead := [walk for walk in walks if walk.stage is not None and walk.stage.name != stage]:
+            here = ahead[0].stage
+            assert here is not None
+            some = [walk for walk in ahead if walk.stage is not None and walk.stage.name == here.name][: here.max_batch]
+            self._apply(some, self._modules[here.name].step([input_of(walk.job) for walk in some]))
+        if any(walk.stage is None for walk in walks):
             raise ProfileError(f"the sample requests never get to stage {stage!r}; check their parameters")
-        return walk
 
     def _apply(self, walks: Sequence[Walk], updates: Sequence[Update | StageFailed]) -> None:
         if len(updates) != len(walks):
