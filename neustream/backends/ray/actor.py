@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from neustream.backends.ray.entries import graphs_of
+from neustream.backends.ray.lease import Lease
 from neustream.backends.ray.service_instance import ServiceInstance
 from neustream.backends.ray.wire import START_S, Described, Joined, Left, Superseded, dumps, loads
 from neustream.cluster import messages as to
@@ -57,7 +58,8 @@ class Instance:
         self._lease_s = lease_s
         self._start_s = start_s
         self._grant = Grant()
-        self._began_at = self._heard_at = stopwatch()
+        self._lease = Lease(lease_s)
+        self._began_at = stopwatch()
         self._starting: asyncio.Task[Joined] | None = None
         self._observed = observed
         self._make = make
@@ -72,9 +74,9 @@ class Instance:
 
     def _watch(self) -> None:
         """Without a head the process ends with its lease, also in the middle of `make`."""
-        pause = threading.Event()
-        while stopwatch() <= self._heard_at + self._lease_s:
-            pause.wait(min(self._lease_s / 4, ANSWER_S))
+        pause, pause_s = threading.Event(), min(self._lease_s / 4, ANSWER_S)
+        while not self._lease.ended(pause_s):
+            pause.wait(pause_s)
         if self._instance is not None:
             closing = threading.Thread(target=self._instance.close, daemon=True)
             closing.start()
@@ -96,7 +98,7 @@ class Instance:
                 self._instance.succeed(epoch)
                 self._news.set()  # the earlier head has not to wait
         self._check(epoch)
-        self._heard_at = stopwatch()
+        self._lease.heard()
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
         starting = self._starting
@@ -153,7 +155,7 @@ class Instance:
         Superseded: another head listens.
         """
         self._check(epoch)
-        self._heard_at = stopwatch()
+        self._lease.heard()
         self._offsets = [*self._offsets[1 - OFFSETS :], now - stopwatch()]
         instance = self._serving()
         instance.offset = max(self._offsets)
