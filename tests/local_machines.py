@@ -117,10 +117,24 @@ class LocalMachines:
             instance.carry_out(through(orders))
 
     def pass_on(self, give):
+        def pass_it():
+            left = through(self.instances[give.instance].leave(give.id, give.term))
+            target = self.instances[give.target]
+            (target.copies.keep if give.keep else target.take)(give.id, give.next_term, left)
+
+        return self._passed(pass_it)
+
+    def restore(self, order):
+        def pass_it():
+            left = through(self.instances[order.instance].copies.get(order.id, order.term))
+            self.instances[order.target].take(order.id, order.next_term, left)
+
+        return self._passed(pass_it)
+
+    def _passed(self, pass_it):
         passed = Future()
         try:
-            left = through(self.instances[give.instance].leave(give.id, give.term))
-            self.instances[give.target].take(give.id, give.next_term, left)
+            pass_it()
         except Exception as error:
             passed.set_exception(error)
         else:

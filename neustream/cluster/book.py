@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from neustream.cluster.fleet import Fleet, Instance, Place
 from neustream.cluster.happenings import Happening
-from neustream.cluster.messages import Order
+from neustream.cluster.messages import Free, Order
 from neustream.core.demand import Calls
 from neustream.core.events import Update
 from neustream.core.outlook import Asked
@@ -23,6 +23,17 @@ Phase = Literal["waiting", "sent", "there"]
 Again = Literal["replay", "repeat", "fail"]
 """What becomes of a stream whose instance is gone, once outputs went out: it goes on behind them,
 it is made anew and what was sent is left out, or the request fails."""
+
+
+POSITIVE = (
+    "suspect_s",
+    "dead_s",
+    "send_s",
+    "move_timeout_s",
+    "move_s",
+    "scale_s",
+    "snapshot_s",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,8 @@ class Settings:
         move_s, scale_s: how often movers and scalers are asked.
         delay_s: of a message; promises are shorter by as much at instances.
         bandwidth: bytes per second between instances. most_moves: of one instance at once.
+        snapshot_s: so often a request that runs is copied to another instance, and goes on from
+            there if its own dies; inf: never.
     """
 
     suspect_s: float = 1.5
@@ -57,9 +70,10 @@ class Settings:
     delay_s: float = 0.0
     bandwidth: float = math.inf
     most_moves: int = 1
+    snapshot_s: float = math.inf
 
     def __post_init__(self) -> None:
-        for name in ("suspect_s", "dead_s", "send_s", "move_timeout_s", "move_s", "scale_s"):
+        for name in POSITIVE:
             value = getattr(self, name)
             if not value > 0:
                 raise ConfigError(f"{name} must be greater than 0, got {value!r}")
@@ -71,7 +85,10 @@ class Settings:
 
 @dataclass(slots=True, eq=False)
 class Moving:
-    """A move under way. `step`: what is waited for."""
+    """A move under way. `step`: what is waited for. `keep`: a copy is made, nothing leaves.
+
+    `left`: calls ahead of it by stage, as it waited.
+    """
 
     target: str
     term: int
@@ -80,6 +97,20 @@ class Moving:
     until: float
     held_at: float = math.inf
     copied: float | None = None
+    keep: bool = False
+    left: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of a request in the middle of its steps: at which instance, and as which term.
+
+    `asked`: what is left of it.
+    """
+
+    keeper: str
+    term: int
+    asked: Asked
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +126,8 @@ class Open:
         due_next: when the next output is due; late: whether one was.
         away: its next stage, if that is served elsewhere, since `away_at`. fixed: why it cannot
             move; untaken: why it was not taken there the last time.
+        snapshot: the latest copy of it; restoring: whether it is to go on from there, and no
+            instance has said yet that it does.
         tries: a timer is valid for one number of them.
     """
 
@@ -123,6 +156,8 @@ class Open:
     away_at: float = math.inf
     fixed: str = ""
     untaken: str = ""
+    snapshot: Snapshot | None = None
+    restoring: bool = False
     tries: int = 0
     cancelled: bool = False
 
@@ -158,7 +193,12 @@ class Open:
 
     def ask(self, now: float) -> Asked:
         """What a router is to know of it at `now`."""
-        return self.asked.aged(now - self.arrival)
+        return self.ahead.aged(now - self.arrival)
+
+    @property
+    def ahead(self) -> Asked:
+        """What is ahead of it, where it begins anew: from its copy, if there is one."""
+        return self.asked if self.snapshot is None else self.snapshot.asked
 
     def place(self) -> Place:
         """What a mover is to know of it."""
@@ -262,6 +302,12 @@ class Book:
             self.waiting[one.id] = one
         if one.restarts:
             self.changed(one)
+
+    def forget_copy(self, one: Open) -> None:
+        """Nobody needs the copy of a request any more."""
+        copy, one.snapshot = one.snapshot, None
+        if copy is not None and copy.keeper in self.fleet.instances:
+            self.orders.append(Free(copy.keeper, one.id, copy.term))
 
     def changed(self, one: Open) -> None:
         """Something happened to a request that began anew."""

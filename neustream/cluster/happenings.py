@@ -61,13 +61,25 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """A copy of a request is kept at another instance. `held_at`: since when it had waited."""
+
+    id: str
+    instance: str
+    keeper: str
+    held_at: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
-    """A request begins anew, since the instance it was at is gone."""
+    """A request begins anew, since the instance it was at is gone. `saved`: from its copy."""
 
     id: str
     term: int
     why: str
     at: float
+    saved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,4 +100,4 @@ class Succeeded:
     at: float
 
 
-Happening = Routed | Entered | Moved | Unmoved | Lost | Restarted | Scaled | Succeeded
+Happening = Routed | Entered | Moved | Unmoved | Saved | Lost | Restarted | Scaled | Succeeded

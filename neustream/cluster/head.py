@@ -24,30 +24,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from neustream.cluster import messages as say
 from neustream.cluster.book import Again, Book, Open, Settings, asked_of
 from neustream.cluster.fleet import Fleet, Instance, Mover, Router, Scaler
 from neustream.cluster.happenings import Happening
 from neustream.cluster.liveness import Liveness
-from neustream.cluster.messages import (
-    Began,
-    Cancel,
-    Copied,
-    Fenced,
-    Free,
-    Here,
-    Made,
-    Order,
-    Over,
-    Refused,
-    Report,
-    Reserved,
-    Told,
-    Took,
-    Waits,
-)
 from neustream.cluster.moving import Moves
 from neustream.cluster.placing import Placing
 from neustream.cluster.scaling import Scaling
+from neustream.cluster.snapshots import Snapshots
 from neustream.cluster.succession import Succession
 from neustream.core.events import Update
 from neustream.core.graph import Graph
@@ -100,6 +85,7 @@ class Head:
         self._moves = Moves(book)
         self._liveness = Liveness(book, self._placing, self._moves)
         self._scaling = Scaling(book, self._placing, self._moves, mover, scaler)
+        self._snapshots = Snapshots(book, self._moves)
 
     @property
     def open(self) -> int:
@@ -287,22 +273,22 @@ class Head:
             )
         self._scaling.drain(found, now)
 
-    def heard(self, instance: str, message: Report, now: float) -> None:
+    def heard(self, instance: str, message: say.Report, now: float) -> None:
         """A message of an instance. That of one which is not known is answered by a fence."""
         found = self._book.instance(instance)
         if found is None:
-            self._liveness.returned(instance, isinstance(message, Fenced), now)
+            self._liveness.returned(instance, isinstance(message, say.Fenced), now)
             if self._book.instance(instance) is not None:
                 self._placing.retry(now)
             return
         self._liveness.heard(found, now)
         match message:
-            case Told():
+            case say.Told():
                 self.fleet.told(found, message.outlook)
-            case Here():
+            case say.Here():
                 if self._succession.here(instance, message, now):
                     self._placing.retry(now)
-            case Fenced():
+            case say.Fenced():
                 return
             case _:
                 self._of_request(found, message, now)
@@ -310,7 +296,7 @@ class Head:
     def _of_request(
         self,
         instance: Instance,
-        told: Took | Refused | Reserved | Copied | Began | Waits | Made | Over,
+        told: say.OfRequest,
         now: float,
     ) -> None:
         """What an instance says of a request, if it has a say."""
@@ -319,46 +305,50 @@ class Head:
             self._of_owner(one, told, now)
         elif one is not None and one.moves_to(instance.name, told.term):
             self._of_target(one, told, now)
-        elif isinstance(told, Took | Reserved | Made | Waits | Began):
-            self._book.orders.append(Free(instance.name, told.id, told.term))
+        elif isinstance(told, say.Took | say.Reserved | say.Made | say.Waits | say.Began):
+            self._book.orders.append(say.Free(instance.name, told.id, told.term))
 
-    def _of_owner(self, one: Open, told: Report, now: float) -> None:
+    def _of_owner(self, one: Open, told: say.Report, now: float) -> None:
         match told:
-            case Took():
+            case say.Took():
                 one.phase = "there"
+                one.restoring = False
                 if one.moving is None and not one.away:
                     self._book.wake(one, math.inf)
                 self._placing.unheard(one, told.unheard, now)
-            case Began():
+            case say.Began():
                 one.begin(now)
-            case Made():
+                self._snapshots.began(one, now)
+            case say.Made():
                 self._placing.made(one, told, now)
-            case Over():
+            case say.Over():
                 if one.moving is not None:
                     self._moves.call_off(one, "it is over", now)
                 self._placing.over(one, told, now)
-            case Refused() if one.moving is not None:
+            case say.Refused() if one.moving is not None:
                 self._liveness.refused(one, told.reason, now)
-            case Refused():
-                self._placing.end(one, "failed", told.reason, None, now)
-            case Waits() if one.cancelled:  # it was on its way out, and did not hear of that
-                self._book.orders.append(Cancel(one.where, one.id, one.term))
-            case Waits(away=stage) if stage:
+            case say.Refused():
+                self._placing.refused(one, told.reason, now)
+            case say.Waits() if one.cancelled:  # it was on its way out, and did not hear of that
+                self._book.orders.append(say.Cancel(one.where, one.id, one.term))
+            case say.Waits(away=stage) if stage:
                 self._scaling.leg(one, stage, now)
-            case Waits():
+            case say.Waits():
                 self._moves.waits(one, told, now)
 
-    def _of_target(self, one: Open, told: Report, now: float) -> None:
+    def _of_target(self, one: Open, told: say.Report, now: float) -> None:
         assert one.moving is not None
         match told:
-            case Reserved():
+            case say.Reserved():
                 self._moves.reserved(one)
-            case Copied():
+            case say.Copied():
                 self._moves.copied(one, told)
-            case Took() if one.moving.step == "take":
+            case say.Kept():
+                self._snapshots.kept(one, now)
+            case say.Took() if one.moving.step == "take":
                 self._moves.took(one, told, now)
                 self._placing.unheard(one, told.unheard, now)
-            case Refused():
+            case say.Refused():
                 self._liveness.refused(one, told.reason, now)
 
     # -- time -------------------------------------------------------------------------------------
@@ -375,13 +365,15 @@ class Head:
                 self._placing.again(one, now)
         self._liveness.tick(now)
         self._scaling.tick(now)
+        self._snapshots.tick(now)
 
     def wake_at(self) -> float | None:
         """When `tick` is due at the latest; None: not before something happens."""
-        at = min(self._book.next_timer, self._liveness.next_at, self._scaling.next_at)
+        parts = self._liveness, self._scaling, self._snapshots
+        at = min([self._book.next_timer, *[part.next_at for part in parts]])
         return at if at < math.inf else None
 
-    def pop_orders(self) -> list[Order]:
+    def pop_orders(self) -> list[say.Order]:
         """What is to be done, in order."""
         self._succession.pasts.tell()
         orders, self._book.orders = self._book.orders, []

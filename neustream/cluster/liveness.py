@@ -96,7 +96,7 @@ class Liveness:
         for one in requests.values():
             if one.id not in book.requests or one.where != name:
                 continue
-            if one.moving is not None and one.moving.step == "take":
+            if one.moving is not None and one.moving.step == "take" and not one.moving.keep:
                 continue  # the target may have it: its `Took` or the time limit says
             if one.moving is not None:
                 self._moves.call_off(one, f"instance {name!r} is gone", now)

@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any
 
 from neustream.cluster import messages as say
+from neustream.cluster.keeping import Keeping
 from neustream.cluster.packing import Packing
 from neustream.cluster.parcels import fresh, size_of, take
 from neustream.cluster.reporting import Reporter, Reporting
 from neustream.cluster.room import Room
-from neustream.cluster.served import Served
+from neustream.cluster.served import Served, over_of
 from neustream.core.batch import input_of
 from neustream.core.carry import Carry, later, pack
 from neustream.core.entry import Entry
@@ -83,6 +84,7 @@ class MemberInstance:
         self._orphans, self._drop = served.orphans, served.drop
         self.not_heard = served.not_heard
         self._room = Room(name, drive.scheduler)
+        self._keeping = Keeping(name, send, self._parcel)
         self._freed: OrderedDict[str, int] = OrderedDict()
         self._later: dict[str, say.Send | say.Parcel] = {}  # their ids are still being served here
         self.epoch = 0
@@ -97,6 +99,7 @@ class MemberInstance:
             say.Cancel: self._cancel,
             say.Ask: self._ask,
             say.Remember: lambda order, now: served.pasts.hear(order),
+            say.Restore: self._keeping.restore,
             say.Fence: self._fence,
             say.Piece: self._piece,
             say.Parcel: self._parcel,
@@ -175,6 +178,7 @@ class MemberInstance:
         while len(self._freed) > REMEMBERED:
             self._freed.popitem(last=False)
         self._room.free(id, term)
+        self._keeping.free(id, term)
         later = self._later.get(id)
         if later is not None and later.term <= term:
             del self._later[id]
@@ -205,6 +209,7 @@ class MemberInstance:
         self._reporter.begin_anew()
         self._later.clear()
         self._room.free_all()
+        self._keeping.clear()
         self._served.lose_head()
         for id in self._terms:
             job = self._scheduler.jobs.get(id)
@@ -240,6 +245,7 @@ class MemberInstance:
         for id in list(self._terms):
             self._forget(id)
         self._room.free_all()
+        self._keeping.clear()
         self._later.clear()
         self._send(say.HEAD, say.Fenced())
 
@@ -306,10 +312,15 @@ class MemberInstance:
         size = size_of(carry, order.copied, self._token_bytes)
         unheard = self._unheard(order.id)
         at = self._loop.clock.now() + self.offset_s
-        parcel = say.Parcel(order.id, order.next_term, carry, pieces, copied, unheard, size, at)
+        id, term = order.id, order.next_term
+        parcel = say.Parcel(id, term, carry, pieces, copied, unheard, size, at, order.keep)
         self._send(order.target, parcel)
 
     def _parcel(self, parcel: say.Parcel, now: float) -> None:
+        if parcel.keep:
+            if self._freed.get(parcel.id, 0) < parcel.term:
+                self._keeping.keep(parcel)
+            return
         if not self._wanted(parcel):
             return
         self._room.free(parcel.id)
@@ -355,14 +366,13 @@ class MemberInstance:
     def _made(self, record: Emitted) -> None:
         term = self._terms.get(record.id)
         if term is not None:
-            made_here = self._made_here.setdefault(record.id, [])
-            made_here.append((record.index, record.update))
+            self._made_here.setdefault(record.id, []).append((record.index, record.update))
             self._tell(say.Made(record.id, term, record.index, record.update))
 
     def _waits(self, id: str, away: str) -> None:
         job = self._scheduler.jobs.get(id)
         if id in self._terms and isinstance(job, Entry):
-            self._tell(say.Waits(id, self._terms[id], job.kept, away))
+            self._tell(say.Waits(id, self._terms[id], job.kept, away, dict(job.calls_left)))
 
     def _tell(self, report: say.Began | say.Made | say.Waits) -> None:
         """Tell the head of a request, if it wants to hear of it."""
@@ -374,16 +384,7 @@ class MemberInstance:
         id = record.id
         term = self._terms.get(id)
         if term is not None:
-            over = say.Over(
-                id,
-                term,
-                record.status,
-                record.reason,
-                record.output,
-                record.outputs,
-                record.waited_s,
-                record.attainable,
-            )
+            over = over_of(record, term)
             if id in self._orphans:
                 self._orphans[id] = over
             else:

@@ -8,7 +8,7 @@ are above all of the one before. Seconds are relative to when the message was se
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from neustream.core.carry import Carry
@@ -87,7 +87,8 @@ class Give:
     """Pass a held request on to `target`, as a `Parcel`, and keep it held.
 
     `copied`: tokens that are there already; None: its KV cache is not to be copied at all.
-    The target answers `Took` or `Refused`; the source keeps it until `Free` or `Resume`.
+    The target answers `Took` or `Refused`; the source keeps it until `Free` or `Resume`. With
+    `keep` the target only keeps a copy, and answers `Kept`.
     """
 
     instance: str
@@ -96,6 +97,21 @@ class Give:
     target: str
     next_term: int
     copied: float | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Pass the copy of a request that is kept here (as `term`) on to `target`, as a `Parcel`.
+
+    The target answers `Took` or `Refused`; nobody does if it is not here any more.
+    """
+
+    instance: str
+    id: str
+    term: int
+    target: str
+    next_term: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +125,10 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Forget a request of this term or an older one, and what is reserved for it. No answer."""
+    """Forget a request of this term or an older one, what is reserved for it, and a copy of it.
+
+    A copy only if it is of this very term. No answer.
+    """
 
     instance: str
     id: str
@@ -171,7 +190,9 @@ class Fence:
     instance: str
 
 
-ToInstance = Send | Reserve | Copy | Hold | Give | Resume | Free | Cancel | Ask | Remember | Fence
+ToInstance = (
+    Send | Reserve | Copy | Hold | Give | Resume | Free | Cancel | Ask | Remember | Restore | Fence
+)
 
 # -- from the head to whoever runs it --------------------------------------------------------------
 
@@ -253,6 +274,14 @@ class Copied:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A copy of a request is kept."""
+
+    id: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class Began:
     """A request is in a step for the first time here."""
 
@@ -264,13 +293,14 @@ class Began:
 class Waits:
     """A request is held, or its next stage (`away`) is served elsewhere: it can be given.
 
-    `tokens`: that it keeps in the KV cache.
+    `tokens`: that it keeps in the KV cache. `left`: calls ahead by stage, where that is known.
     """
 
     id: str
     term: int
     tokens: float = 0.0
     away: str = ""
+    left: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +348,8 @@ class Fenced:
     """Nothing is there any more."""
 
 
-Report = Told | Took | Refused | Reserved | Copied | Began | Waits | Made | Over | Here | Fenced
+OfRequest = Took | Refused | Reserved | Copied | Kept | Began | Waits | Made | Over
+Report = Told | OfRequest | Here | Fenced
 
 # -- from an instance to another -------------------------------------------------------------------
 
@@ -339,7 +370,7 @@ class Parcel:
 
     `pieces`: what executors keep of it, by pool; `copied`: whether its KV cache comes along.
     `unheard`: outputs that the head may not have heard of; `size`: bytes. `sent_at`: on the
-    cluster's clock.
+    cluster's clock. `keep`: it is a copy, for when the instance that it comes from is gone.
     """
 
     id: str
@@ -350,6 +381,7 @@ class Parcel:
     unheard: Outputs
     size: float
     sent_at: float
+    keep: bool = False
 
 
 BetweenInstances = Piece | Parcel

@@ -17,7 +17,7 @@ import math
 
 from neustream.cluster.book import Book, Moving, Open
 from neustream.cluster.fleet import Instance
-from neustream.cluster.happenings import Moved, Unmoved
+from neustream.cluster.happenings import Moved, Saved, Unmoved
 from neustream.cluster.messages import (
     Cancel,
     Copied,
@@ -52,9 +52,28 @@ class Moves:
         book.orders.append(Reserve(target.name, one.id, one.issued, number, tokens))
         book.wake(one, until)
 
+    def copy(self, one: Open, keeper: str, now: float) -> None:
+        """Have another instance keep a copy of a request, which waits for that meanwhile."""
+        one.issued += 1
+        until = now + self.book.settings.move_timeout_s
+        one.moving = Moving(keeper, one.issued, "snapshot", "hold", until, keep=True)
+        self._hold(one, one.moving)
+        self.book.wake(one, until)
+
+    def copied_whole(self, one: Open, now: float) -> Moving:
+        """The copy is kept: the request goes on where it is."""
+        moving, book = one.moving, self.book
+        assert moving is not None
+        one.moving = None
+        book.wake(one, math.inf)
+        book.orders.append(Resume(one.where, one.id, one.term))
+        book.events.append(Saved(one.id, one.where, moving.target, moving.held_at, now))
+        return moving
+
     def under_way(self, instance: str) -> int:
         """Moves away from an instance."""
-        return sum([one.moving is not None for one in self.book.at[instance].values()])
+        moving = [one.moving for one in self.book.at[instance].values() if one.moving is not None]
+        return sum([not each.keep for each in moving])
 
     # -- the steps --------------------------------------------------------------------------------
 
@@ -101,11 +120,13 @@ class Moves:
         """It waits at a step boundary."""
         moving = one.moving
         if moving is not None and moving.step == "hold":
+            moving.left = told.left
             self._give(one, moving, now)
 
     def _give(self, one: Open, moving: Moving, now: float) -> None:
         moving.step, moving.held_at = "take", now
-        order = Give(one.where, one.id, one.term, moving.target, moving.term, moving.copied)
+        target, term, copied = moving.target, moving.term, moving.copied
+        order = Give(one.where, one.id, one.term, target, term, copied, moving.keep)
         self.book.orders.append(order)
 
     def took(self, one: Open, told: Took, now: float) -> None:
@@ -137,4 +158,5 @@ class Moves:
         held = moving.step in ("hold", "take") and not one.away
         if held and one.where in book.fleet.instances:
             book.orders.append(Resume(one.where, one.id, one.term))
-        book.events.append(Unmoved(one.id, one.where, moving.target, why, now))
+        if not moving.keep:
+            book.events.append(Unmoved(one.id, one.where, moving.target, why, now))

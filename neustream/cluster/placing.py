@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from neustream.cluster.book import Book, Open
+from neustream.cluster.book import Book, Open, Snapshot
 from neustream.cluster.fleet import Instance, Route, Router
 from neustream.cluster.happenings import Restarted, Routed
 from neustream.cluster.messages import (
@@ -16,6 +16,8 @@ from neustream.cluster.messages import (
     Made,
     Outputs,
     Over,
+    Reserve,
+    Restore,
     Send,
 )
 from neustream.cluster.succession import THERE, Succession
@@ -97,7 +99,17 @@ class Placing:
         one.number = book.fleet.sent(instance, one.ask(now))
         book.put(one, instance.name)
         book.wake(one, now + book.settings.send_s)
-        request = one.request
+        if one.snapshot is not None:
+            self._restore(one, one.snapshot, instance)
+        else:
+            self._begin(one, instance, now)
+        book.events.append(
+            Routed(one.id, one.term, instance.name, route.reason, now, seconds, route.fits)
+        )
+
+    def _begin(self, one: Open, instance: Instance, now: float) -> None:
+        """It begins at its start, or where it stands."""
+        book, request = self.book, one.request
         age = now - one.arrival + book.settings.delay_s
         made = tuple(one.made)
         book.orders.append(
@@ -114,9 +126,21 @@ class Placing:
                 made,
             )
         )
-        book.events.append(
-            Routed(one.id, one.term, instance.name, route.reason, now, seconds, route.fits)
-        )
+
+    def _restore(self, one: Open, snapshot: Snapshot, instance: Instance) -> None:
+        """It goes on from its copy, which another instance sends there, or has itself."""
+        one.restoring = True
+        target, orders = instance.name, self.book.orders
+        orders.append(Reserve(target, one.id, one.term, one.number, 0.0))
+        orders.append(Restore(snapshot.keeper, one.id, snapshot.term, target, one.term))
+
+    def refused(self, one: Open, why: str, now: float) -> None:
+        """Its instance does not take it. If nothing came of its copy it begins at its start."""
+        if not one.restoring:
+            self.end(one, "failed", why, None, now)
+            return
+        self.book.forget_copy(one)
+        self.restart(one, why, now)
 
     def _wait(self, one: Open, until: float, now: float) -> None:
         self.book.put(one, "")
@@ -133,15 +157,18 @@ class Placing:
     def alone(self, one: Open) -> float:
         """Seconds that a request takes alone, on the best kind of device for it."""
         seconds = math.inf
+        calls = one.ahead.calls
         for rates in self.book.fleet.rates.values():
-            if rates.profiles.keys() >= one.asked.calls.keys():
-                seconds = min(seconds, rates.alone(one.asked.calls))
+            if rates.profiles.keys() >= calls.keys():
+                seconds = min(seconds, rates.alone(calls))
         return seconds if seconds < math.inf else 0.0
 
     def again(self, one: Open, now: float) -> None:
         """The time of a request that waits, or that no instance acknowledged, has come."""
         if one.phase == "sent":
             self._free(one)
+            if one.restoring:  # whoever kept its copy may have none any more
+                one.snapshot = None
             self.restart(one, f"instance {one.where!r} did not acknowledge it", now)
         elif not len(self.book.fleet.able(one.ask(now))) and now >= self._patience(one, now) - TICK:
             left = due(one.due - now) if one.due < math.inf else "no promise"
@@ -167,8 +194,10 @@ class Placing:
         settings = self.book.settings
         if one.moving is not None and one.moving.target in self.book.fleet.instances:
             self.book.orders.append(Free(one.moving.target, one.id, one.moving.term))
-        one.moving = None
+        one.moving, one.restoring = None, False
         one.restarts += 1
+        if one.snapshot is not None and one.snapshot.keeper not in self.book.fleet.instances:
+            one.snapshot = None
         if one.cancelled:
             self.end(one, "cancelled", "cancelled by the caller", None, now)
             return
@@ -188,7 +217,8 @@ class Placing:
         if needed > left + TICK:
             self.end(one, "failed", f"{why}; needs {span(needed)} more, {due(left)}", None, now)
             return
-        self.book.events.append(Restarted(one.id, one.issued + 1, why, now))
+        saved = one.snapshot is not None
+        self.book.events.append(Restarted(one.id, one.issued + 1, why, now, saved))
         self.place(one, now)
 
     # -- coming back ------------------------------------------------------------------------------
@@ -247,6 +277,7 @@ class Placing:
         there = self._succession.where(one.id)
         if there:
             book.orders.append(Free(there, one.id, self._succession.before))
+        book.forget_copy(one)
         book.put(one, "")
         del book.waiting[one.id], book.requests[one.id]
         late = one.late or now > one.due + TICK

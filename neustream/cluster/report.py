@@ -12,6 +12,7 @@ from neustream.cluster.happenings import (
     Moved,
     Restarted,
     Routed,
+    Saved,
     Scaled,
     Succeeded,
     Unmoved,
@@ -37,6 +38,7 @@ class ClusterReport(Report):
         self.moves: Counter[str] = Counter()
         self.unmoved: Counter[str] = Counter()
         self.restarts: Counter[str] = Counter()
+        self.snapshots: Counter[str] = Counter()
         self.lost: list[dict[str, Any]] = []
         self.heads: list[dict[str, Any]] = []
         self.downtime = Distribution()
@@ -67,8 +69,12 @@ class ClusterReport(Report):
                 self.downtime.add(event.at - event.held_at)
             case Unmoved():
                 self.unmoved[event.reason] += 1
+            case Saved():
+                self.snapshots["saved"] += 1
             case Restarted():
                 self.restarts[event.why] += 1
+                if event.saved:
+                    self.snapshots["gone on from"] += 1
             case Lost():
                 self.lost.append(asdict(event))
             case Scaled():
@@ -98,6 +104,7 @@ class ClusterReport(Report):
             "moves": dict(self.moves),
             "moves_that_came_to_nothing": dict(self.unmoved),
             "restarts": dict(self.restarts),
+            "snapshots": dict(self.snapshots),
             "lost": self.lost,
             "heads_that_began_anew": self.heads,
             "forecasts": said,

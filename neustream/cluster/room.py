@@ -17,7 +17,8 @@ class Room:
 
     def keep(self, id: str, term: int, tokens: float) -> None:
         """Keep blocks for so many tokens; RequestError if they lack, or others wait for them."""
-        self._tickets[id] = term, self._ticket(tokens) if tokens else None
+        if tokens:
+            self._tickets[id] = term, self._ticket(tokens)
 
     def _ticket(self, tokens: float) -> Ticket | None:
         for name, pool in self._scheduler.pools.items():

@@ -6,7 +6,21 @@ from collections.abc import Iterable
 
 from neustream.cluster.messages import Made, Over, Report
 from neustream.cluster.past import Remembered
-from neustream.core.events import Update
+from neustream.core.events import Ended, Update
+
+
+def over_of(ended: Ended, term: int) -> Over:
+    """How a request ended, for the head."""
+    return Over(
+        ended.id,
+        term,
+        ended.status,
+        ended.reason,
+        ended.output,
+        ended.outputs,
+        ended.waited_s,
+        ended.attainable,
+    )
 
 
 class Served:

@@ -83,6 +83,7 @@ class FailureConfig(Section):
     patience_s: Seconds = 60.0
     move_s: Seconds = 0.1
     scale_s: Seconds = 1.0
+    snapshot_s: Seconds | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> FailureConfig:

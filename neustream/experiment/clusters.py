@@ -122,7 +122,7 @@ def simulate_cluster(
     profiles = {name: role.profiles for name, role in roles.items()}
     name = router or next(iter(config.router))
     failure, network = config.failure, config.network
-    told = failure.model_dump()
+    told = failure.model_dump(exclude_none=True)
     settings = Settings(**told, delay_s=network.delay_s, bandwidth=network.bandwidth)
     again: dict[str, Again] = {}
     for pipeline in prepared.pipelines:

@@ -124,7 +124,7 @@ def test_a_held_request_is_given_as_a_copy_and_kept_until_it_is_freed():
     bench.do(begin())
     bench.do(say.Hold("a", "r", 1))
     heard = bench.step()
-    assert heard == [say.Made("r", 1, 0, {}), say.Waits("r", 1)]
+    assert heard == [say.Made("r", 1, 0, {}), say.Waits("r", 1, left={"frame": 2})]
     bench.do(say.Give("a", "r", 1, "b", 2))
     bench.instance.receive(say.Give("a", "r", 1, "b", 2), 0.0)
     ((to, parcel),) = [(to, one) for to, one in bench.said if to != say.HEAD]

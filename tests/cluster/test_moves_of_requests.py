@@ -300,7 +300,9 @@ def test_each_request_is_answered_once_whatever_the_wires_and_the_instances_do(d
         copies = 2 if random.random() < 0.2 else 1
         return [random.choice([0.001, 0.01, 0.3]) for _ in range(copies)]
 
-    rules = {"mover": To(*data.draw(st.permutations(names))[:2]), "settings": Settings(restarts=9, deaths=9)}
+    snapshot_s = data.draw(st.sampled_from([float("inf"), 0.05, 0.25]))
+    limits = Settings(restarts=9, deaths=9, snapshot_s=snapshot_s)
+    rules = {"mover": To(*data.draw(st.permutations(names))[:2]), "settings": limits}
     world = World(lambda epoch: head_of(again={"stream": again}, epoch=epoch, **rules), names, fate)
     count = 4
     for number in range(count):
@@ -323,3 +325,4 @@ def test_each_request_is_answered_once_whatever_the_wires_and_the_instances_do(d
     assert world.head.open == 0
     left = {id for one in world.instances.values() if one.alive for id in one.jobs.keys() - one.served.orphans.keys()}
     assert not left, "only what no head asked for is there until its lease ends"
+    assert not any(len(one.keeping) for one in world.instances.values() if one.alive and one.epoch == world.epoch)

@@ -18,6 +18,7 @@ from letters import Mailbox
 
 from neustream.cluster import messages as say
 from neustream.cluster.head import Head
+from neustream.cluster.keeping import Keeping
 from neustream.cluster.served import Served
 from neustream.core.outlook import Outlook
 from neustream.core.types import Request
@@ -51,6 +52,9 @@ class Scripted:
     heard: int = 0
     epoch: int = 0
     served: Served = field(default_factory=Served)
+
+    def __post_init__(self) -> None:
+        self.keeping = Keeping(self.name, lambda to, message: self.say(message, to), lambda it, _: self._offered(it))
 
     def say(self, message: object, to: str = "") -> None:
         self.out.append((to, message))
@@ -106,6 +110,7 @@ class Scripted:
             self._free(message)
         elif isinstance(message, say.Fence):
             self.jobs.clear()
+            self.keeping.clear()
             for id in list(self.served.terms):
                 self.served.drop(id)
             self.say(say.Fenced())
@@ -113,12 +118,15 @@ class Scripted:
             self._ask(message)
         elif isinstance(message, say.Remember):
             self.served.pasts.hear(message)
+        elif isinstance(message, say.Restore):
+            self.keeping.restore(message, 0.0)
 
     def _ask(self, message: say.Ask) -> None:
         """Tell what is here. Another head begins: what was held goes on."""
         if message.epoch > self.epoch:
             self.epoch, self.heard = message.epoch, 0
             self.served.lose_head()
+            self.keeping.clear()
             for job in self.jobs.values():
                 job.hold = job.held = False
         standing = [say.Standing(id, term) for id, term in self.served.terms.items()]
@@ -155,6 +163,8 @@ class Scripted:
                 self.say(say.Took(message.id, message.term))
             case say.Reserve():
                 self.say(say.Reserved(message.id, message.term))
+            case say.Parcel() if message.keep:
+                self.keeping.keep(message)
             case say.Parcel():
                 made, of = message.carry
                 self._take(Job(message.id, message.term, made, of))
@@ -173,12 +183,14 @@ class Scripted:
             case say.Give():
                 if job.held:
                     carry = (job.made, job.of)
-                    parcel = say.Parcel(job.id, message.next_term, carry, {}, False, unheard(job.id), 0.0, 0.0)  # type: ignore[arg-type]
+                    told, keep = unheard(job.id), message.keep
+                    parcel = say.Parcel(job.id, message.next_term, carry, {}, False, told, 0.0, 0.0, keep)  # type: ignore[arg-type]
                     self.say(parcel, message.target)
             case say.Cancel():
                 self._over(job, "cancelled")
 
     def _free(self, message: say.Free) -> None:
+        self.keeping.free(message.id, message.term)
         self.freed[message.id] = max(self.freed.get(message.id, 0), message.term)
         if self.served.terms.get(message.id, math.inf) <= message.term:
             self.jobs.pop(message.id, None)

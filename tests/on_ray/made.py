@@ -71,6 +71,22 @@ class Large(Words):
         self.kept[given.id] = piece.copy()
 
 
+class Same(Large):
+    """Says the same in whichever process."""
+
+    def say(self, given):
+        update = super().say(given)
+        del update["pid"]
+        return update
+
+
+def same(device):
+    """As `large`, of what can be made again."""
+    graph = Graph("chat", loop(Stage("say", max_batch=8, emits=True), times=words))
+    profile = TableProfile("say", range(1, 9), [STEP_S] * 8, device="toy")
+    return serve(graph, {"say": Same(STEP_S)}, {"say": profile}, policy=FCFS(drop_hopeless=False))
+
+
 def models(device, stages=None):
     """A tiny text model and a tiny pipeline, with the same weights on each instance."""
     import torch

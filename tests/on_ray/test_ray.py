@@ -23,7 +23,7 @@ from asking import adds_up, gone, said  # noqa: E402
 from neustream import BackendError, GraphError, RequestError  # noqa: E402
 from neustream.backends.ray import Cluster, Kind, contract  # noqa: E402
 from neustream.cluster.book import Settings  # noqa: E402
-from neustream.cluster.happenings import Unmoved  # noqa: E402
+from neustream.cluster.happenings import Restarted, Saved, Unmoved  # noqa: E402
 from neustream.engine.clock import stopwatch  # noqa: E402
 from neustream.engine.events import Finished  # noqa: E402
 
@@ -180,6 +180,24 @@ def test_a_request_moves_to_another_process_and_back(nodes, record_property):
         assert [update["sum"] for update in updates] == [sum(range(said + 1)) for said in range(1, 251)]
         assert len({update["pid"] for update in updates}) == 2
         record_property("downtime of moves, ms", statistics.median(cluster.counts.downtimes_s) * 1e3)
+
+
+def test_a_request_goes_on_from_its_copy_when_its_process_is_killed(nodes, record_property):
+    happened, settings = [], Settings(snapshot_s=0.2)
+    with Cluster(made.same, instances=2, address=nodes, settings=settings, watchers=[happened.append]) as cluster:
+        answer = cluster.submit(words=250, voice="a", id="m")
+        reading = iter(answer)
+        while not any(isinstance(event, Saved) for event in happened):
+            next(reading)
+        os.kill(cluster.pids[answer.outputs[-1].member], signal.SIGKILL)
+        list(reading)
+        updates = [output.update["item"] for output in answer.outputs]
+        assert [update["said"] for update in updates] == list(range(1, 251))
+        assert [update["sum"] for update in updates] == [sum(range(said + 1)) for said in range(1, 251)]
+        assert len({output.member for output in answer.outputs}) == 2
+        assert [event.saved for event in happened if isinstance(event, Restarted)] == [True]
+        saved = [event.at - event.held_at for event in happened if isinstance(event, Saved)]
+        record_property("a request waits for its copy, ms", statistics.median(saved) * 1e3)
 
 
 def test_growing_draining_and_a_close_that_serves_what_is_open(nodes):

@@ -200,6 +200,14 @@ class Instance:
         """Go on with a request of another instance."""
         self._serving().take(id, term, left)
 
+    async def keep(self, id: str, term: int, left: Left) -> None:
+        """Keep a copy of a request of another instance."""
+        self._serving().copies.keep(id, term, left)
+
+    async def kept(self, id: str, term: int) -> Left:
+        """A copy that is kept here."""
+        return self._serving().copies.get(id, term)
+
     async def close(self, epoch: int) -> None:
         """End the service. Superseded: another head has it, and it goes on."""
         self._check(epoch)

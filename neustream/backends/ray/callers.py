@@ -51,7 +51,14 @@ class Machines(Protocol):
     def order(self, name: str, orders: Sequence[to.ToInstance]) -> None: ...
 
     def pass_on(self, give: to.Give) -> Future[None]:
-        """Have a request go from one instance to another; NotMovable if it cannot leave."""
+        """Have a request go from one instance to another; NotMovable if it cannot leave.
+
+        With `keep` a copy of it.
+        """
+        ...
+
+    def restore(self, order: to.Restore) -> Future[None]:
+        """Have a request go on from a copy; NotMovable if it is not kept any more."""
         ...
 
     def stop(self, name: str, why: str, *, kill: bool) -> None:

@@ -62,7 +62,7 @@ def rules_of(config: HeadConfig, router: str) -> dict[str, Any]:
         "router": make_rule("router", ROUTERS, router, config.router[router], "route"),
         "mover": only_rule("mover", MOVERS, config.mover, "moves"),
         "scaler": only_rule("scaler", SCALERS, config.scaler, "target"),
-        "settings": Settings(**config.failure.model_dump()),
+        "settings": Settings(**config.failure.model_dump(exclude_none=True)),
     }
 
 

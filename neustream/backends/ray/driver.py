@@ -260,7 +260,10 @@ class Driver:
                     self._machines.stop(order.instance, order.why, kill=False)
             case to.Give():
                 self._flush(going)
-                self._pass_on(order)
+                self._pass_on(order, self._machines.pass_on(order))
+            case to.Restore():
+                self._flush(going)
+                self._pass_on(order, self._machines.restore(order))
             case _:
                 going.setdefault(order.instance, []).append(order)
 
@@ -270,7 +273,7 @@ class Driver:
                 self._machines.order(name, orders)
         going.clear()
 
-    def _pass_on(self, give: to.Give) -> None:
+    def _pass_on(self, give: to.Give | to.Restore, passed: Future[None]) -> None:
         def failed(passed: Future[None]) -> None:
             error = passed.exception()
             if error is not None:
@@ -278,7 +281,7 @@ class Driver:
                 refused = to.Refused(give.id, give.next_term, text)
                 self.post(lambda now: self._head.heard(give.target, refused, now))
 
-        self._machines.pass_on(give).add_done_callback(failed)
+        passed.add_done_callback(failed)
 
     # -- instances --------------------------------------------------------------------------------
 

@@ -133,7 +133,16 @@ class RayMachines:
         if source is None or target is None:
             return _failed(BackendError("one of its two instances is gone"))
         left = source.leave.remote(give.id, give.term)
-        return _plain(target.take.remote(give.id, give.next_term, left))
+        taken = target.keep if give.keep else target.take
+        return _plain(taken.remote(give.id, give.next_term, left))
+
+    def restore(self, order: to.Restore) -> Future[None]:
+        with self._lock:
+            keeper, target = self._actors.get(order.instance), self._actors.get(order.target)
+        if keeper is None or target is None:
+            return _failed(BackendError("one of its two instances is gone"))
+        left = keeper.kept.remote(order.id, order.term)
+        return _plain(target.take.remote(order.id, order.next_term, left))
 
     def stop(self, name: str, why: str, *, kill: bool) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from neustream.backends.ray.answering import Answering
+from neustream.backends.ray.copies import Copies
 from neustream.backends.ray.describing import Describing, holds
 from neustream.backends.ray.entries import Entries, Entry, asked_print
 from neustream.backends.ray.outbox import Outbox
@@ -65,6 +66,7 @@ class ServiceInstance:
         self._passing = Passing(service, name, self._entries, self._outbox, self._answering)
         self.leave = self._passing.leave
         self._remembered = Remembered()
+        self.copies = Copies(name, self._outbox.put)
         self._epoch = 0
         self._lost_at = math.inf  # when the next head began
         self._heard = 0  # the number of the latest request that was sent here
@@ -169,10 +171,11 @@ class ServiceInstance:
                 self._remembered.hear(order)
             case to.Fence():
                 self._fence()
-            case to.Give():
+            case to.Give() | to.Restore():
                 pass  # the driver asks for it
 
     def _fence(self) -> None:
+        self.copies.clear()
         with self._entries.lock:
             self._later.clear()
         for entry in self._entries.all():
@@ -189,6 +192,7 @@ class ServiceInstance:
         if epoch <= self._epoch:
             return
         self._epoch = epoch
+        self.copies.clear()
         with self._entries.lock:
             self._heard, self._lost_at = 0, stopwatch()
             self._later.clear()
@@ -250,6 +254,7 @@ class ServiceInstance:
             self._send(self._later.pop(id))
 
     def _free(self, id: str, term: int) -> None:
+        self.copies.free(id, term)
         with self._entries.lock:
             if id in self._later and self._later[id].term <= term:
                 del self._later[id]
