@@ -58,7 +58,7 @@ class _ByName:
     """`generate` of a wrapped model takes its ids by name."""
 
     def __init__(self, model):
-        self._model = model
+        self._model, self.device = model, model.device
 
     def generate(self, ids, **how):
         return self._model.generate(input_ids=ids, **how)
