@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from neustream.core.job import Job
 from neustream.core.policies.model_queues import at_decode
-from neustream.core.policies.token_admission import admission
+from neustream.core.policies.token_admission import Admission, admission
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 
@@ -112,8 +113,18 @@ class PrefillFiller:
         late = [job for job in plan.broken if job.num_blocks or at_decode(job)]
         self.late = sorted(late, key=attrgetter("num_blocks"))
         self.seats = model.seats - len(plan.alive) - len(self.late)
-        self.admission = admission(plan)
+        self._spares: dict[Job, int] = {}
         self.pace = min([job.slo.step for job in plan.alive], default=math.inf)
+
+    @cached_property
+    def admission(self) -> Admission:
+        """Who may be promised to be on time."""
+        return admission(self.plan)
+
+    def finds_any(self) -> bool:
+        """Whether there are blocks and a seat for any part of any prompt."""
+        room = _Room(self.free, self.seats, self.late)
+        return not room.full and any(self._finds(room, job) for job in self.plan.waiting)
 
     def _growth(self, decodes: Sequence[Job]) -> int:
         """Blocks that generations need for their next outputs."""
@@ -139,7 +150,7 @@ class PrefillFiller:
             promised = time < math.inf
             if passed and not promised and not job.computed:
                 continue
-            size = self._size(part, job, min(whole, left), time)
+            size = self._size(part, job, min(whole, left), time) if self._finds(room, job) else 0.0
             need = self.plan.model.blocks(job, size)
             if not size or not room.has(need + self._spare(job)):
                 passed = passed or promised
@@ -154,7 +165,19 @@ class PrefillFiller:
                 part.due = min(part.due, time)
         return part
 
+    def _finds(self, room: _Room, job: Job) -> bool:
+        """Whether there are blocks for any part of a prompt, and those that stay free beside it."""
+        need = self.plan.model.blocks(job, 1.0)
+        return room.has(need) and room.has(need + self._spare(job))
+
     def _spare(self, job: Job) -> int:
+        """`_stays_free` of a job, found once."""
+        spare = self._spares.get(job)
+        if spare is None:
+            spare = self._spares[job] = self._stays_free(job)
+        return spare
+
+    def _stays_free(self, job: Job) -> int:
         """Blocks that stay free beside a job that lost its own, so that nobody loses them soon.
 
         Its prompt delays all that decode, and one more of them makes up for that in as many steps

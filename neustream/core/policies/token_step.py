@@ -251,6 +251,8 @@ class StepPlan:
         if not self.waiting:
             return
         filler = PrefillFiller(self)
+        if not filler.finds_any():
+            return
         best = filler.fill(self.alive)
         if self.alive:
             best = self._best(filler, best)
