@@ -3,7 +3,6 @@
     python benchmarks/gpu.py                       # all parts, in their order; benchmarks/gpu.sh installs and calls it
     python benchmarks/gpu.py --budget-s 400        # a part is begun only while it fits
     python benchmarks/gpu.py --only sd15_512 text
-    python benchmarks/gpu.py --table               # the table from what is there
 
 The models are those of `configs/paper/`, with random weights in float16. Profiles go to `profiles/<gpu>/<config>/`,
 those without CUDA graphs to `<config>_eager/`, results to `benchmarks/results/gpu/<gpu>/`. A served part first takes
@@ -218,6 +217,33 @@ def alone(part: Part) -> None:
     part.run()
 
 
+def script(*words: str) -> None:
+    """Another of the benchmarks."""
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / words[0]), *words[1:]], check=True)
+
+
+def others(gpu: str) -> list[Part]:
+    """What other benchmarks have to say: pipelines by stock calls and ours, and how far the simulator is off."""
+    out = RESULTS / gpu
+    short = ("--device", "cuda", "--dtype", "float16", "--guidance", "7.5", "--max-batch", "20", "--measure-s", "120")
+    parts = [
+        Part(
+            f"stock {name}",
+            300,
+            partial(
+                script,
+                *("diffusion.py", "--pipeline", name, *short, "--parts", "burst,lone", "--steps", "30-50"),
+                *("--out", str(out / f"diffusion-{name}.json")),
+            ),
+        )
+        for name in ("sd15_512", "sdxl", "sd3")
+    ]
+    fidelity = partial(
+        script, "fidelity.py", "--device", "cuda:0", "--only", "dit", "sd", "opt", "--out", str(out / "fidelity")
+    )
+    return [*parts, Part("fidelity", 900, fidelity)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="parts whose name has one of these words")
@@ -230,7 +256,7 @@ def main() -> None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else looking for a device is enough to begin CUDA
     for name in IMPORTED:
         importlib.import_module(name)
-    for part in dict.fromkeys(parts(gpu)):
+    for part in dict.fromkeys([*parts(gpu), *others(gpu)]):
         if given.only and not any(word in part.name.split() for word in given.only):
             continue
         spent = time.monotonic() - began
