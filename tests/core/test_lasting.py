@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import pytest
 from hand import ids, seen
-from priced_images import ask, run, waiting
+from priced_images import LOOP, UNET, VAE, ask, run, steps_of, waiting
 
-from neustream import Priced
+from neustream import Graph, Priced, loop, seq
 from neustream.core.demand import Calls, Demand
+from neustream.core.policies.lasting import lasting
+from neustream.core.policies.line_up import line_up
+
+DECODED = Graph("decoded", seq(loop(UNET, times=steps_of), VAE))
 
 
-def beside_three(*, gap=None, weight=1.0, began=0.0, due=14.0):
+def load(gap):
+    """Requests that took 2 s of the device came every `gap` seconds."""
+    calls = {"unet": Calls(4, True, 4)}
+    return tuple(Demand(at * gap, 6.0, calls=calls) for at in range(100))
+
+
+def beside_three(*, gap=None, weight=1.0, began=0.0, due=14.0, time=12.0, graph=LOOP):
     """Who is in the next step: three with two of eight steps left, and one who would have its eight.
 
     The three, of eight steps, came at 0. All four fit: after two turns of 2 s each the newcomer is
-    alone. A step of three takes 1.5 s. Requests that took 2 s of the device came every `gap` seconds.
+    alone. A step of three takes 1.5 s. The newcomer is due in `time`.
     """
-    some = waiting(*[ask(f"r{at}", 8, due) for at in range(3)])
+    some = waiting(*[ask(f"r{at}", 8, due, graph=graph) for at in range(3)])
     now = began
     for _ in range(6):
         now = run(some, "r0", "r1", "r2", now=now)
-    some.submit(ask("new", 8, now + 12.0, arrival=now, weight=weight), now)
+    some.submit(ask("new", 8, now + time, arrival=now, weight=weight, graph=graph), now)
     view = seen(some, now)
     if gap is not None:
-        calls = {"unet": Calls(4, True, 4)}
-        view.recent = tuple(Demand(at * gap, 6.0, calls=calls) for at in range(100))
+        view.recent = load(gap)
     return set(ids(Priced(price=0.0).decide(view).jobs))
 
 
@@ -59,6 +68,42 @@ def test_the_first_of_several_newcomers_take_the_seats_that_are_left():
     for name in ("n0", "n1"):
         some.submit(ask(name, 8, now + 12.0, arrival=now), now)
     view = seen(some, now)
-    calls = {"unet": Calls(4, True, 4)}
-    view.recent = tuple(Demand(at * 2.0, 6.0, calls=calls) for at in range(100))
+    view.recent = load(2.0)
     assert len({"n0", "n1"} & set(ids(Priced(price=0.0).decide(view).jobs))) == 1
+
+
+def test_a_decode_takes_all_seats_while_it_runs():
+    # a decode of 0.25 s leaves each as much time for its steps, and stops the steps of the others
+    assert "new" in beside_three(gap=2.0, due=17.75, time=13.75)
+    assert beside_three(gap=2.0, due=18.0, time=14.0, graph=DECODED) == THREE
+
+
+def begins(gap, *others):
+    """Whether one that has 1.75 s for each step has a seat beside others of 100 steps.
+
+    `others`: seconds for each step that one came with, and has by now. Batches of two take 1.25 s,
+    of three 1.5.
+    """
+    asked = [
+        ask(f"r{at}", 100, 1000 + 100 * now, arrival=1000 - 100 * (came - now))
+        for at, (came, now) in enumerate([*others, (1.75, 1.75)])
+    ]
+    view = seen(waiting(*asked), 1000.0)
+    view.recent = load(gap)
+    jobs = line_up(view, {})
+    places = {job.id: place for place, job in enumerate(jobs.jobs)}
+    *promised, new = [places[request.id] for request in asked]
+    return lasting(view, jobs, promised, [new]) == [new]
+
+
+def test_what_became_of_others_who_came_with_as_much_time_becomes_of_a_newcomer():
+    assert begins(2.0, (2.0, 1.75), (2.0, 1.75))
+    assert not begins(2.0, (2.0, 1.75), (2.0, 1.3))
+
+
+def test_one_that_came_with_little_time_says_nothing_of_a_newcomer_with_much():
+    assert begins(2.0, (2.0, 1.75), (1.3, 1.3))
+
+
+def test_where_few_come_a_newcomer_keeps_its_pace():
+    assert begins(4.0, (2.0, 1.75), (2.0, 1.3))

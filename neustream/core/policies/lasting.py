@@ -3,15 +3,25 @@
 A plan in turns counts on batches that shrink as jobs end. Under load they do not: others come, and
 each job that was promised more than its seat has hardly any time left in the end. It then keeps
 the batch small, and whole rows of newcomers out. So a newcomer is held against seats that stay
-taken. In the largest batch (`size`) that its own pace allows, a job that needs the share `need`
-of the device were it alone there takes `need * latency(size) / latency(1)` of a seat, at most one.
-`need` is the larger of what it came with and of what it has by now: time that it gained by running
-ahead is not given away. By as much of the time as the load fills, seats stay taken.
+taken. In a batch of `size` a job takes as much of a seat as it needs, at most one:
+
+* for its steps `need * latency(size) / latency(1)`. `need` is the share of the device that they
+  need alone: the larger of what they came with and of what they have by now, so that time that a
+  job gained by running ahead is not given away;
+* for what comes behind the loop `size` times its seconds, by the time that the job came with: a
+  decode stops the whole batch, and each seat has one as often as somebody new has it.
+
+`size` is the largest that the newcomer's own pace allows. But what became of those who came with
+time for batches as large shows what will become of it: the least pace that one of them has by now
+counts. That is so for as much of the time as the load fills; for the rest the newcomer has its own
+pace, and seats are free.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from neustream.core.job import Job
 from neustream.core.policies.feasibility import Line
@@ -36,47 +46,79 @@ def lasting(view: View, jobs: LineUp, promised: Sequence[int], ranked: list[int]
     return [index for index in ranked if taken.by(index)]
 
 
+class _Seat(NamedTuple):
+    """What a job needs of a seat.
+
+    Attributes:
+        came, pace: seconds that it had for each step when it came, and has by now.
+        rate: steps a second that it needs; behind: the part of its time that goes to what comes
+            behind the loop.
+    """
+
+    came: float
+    pace: float
+    rate: float
+    behind: float
+    weight: float
+
+
 class _Taken:
     """The seats that some jobs take; `part` of the time they stay taken."""
 
     def __init__(self, jobs: LineUp, line: Line, part: float, some: Sequence[int]) -> None:
         self._jobs, self._line, self._part = jobs.jobs, line, part
-        self._needs = [self._need(index) for index in some]
-        self._weights = [jobs.jobs[index].weight for index in some]
+        self._some = [self._seat(index) for index in some]
         self._known: dict[tuple[int, float], tuple[float, int]] = {}  # sums, and of how many
+        self._paces: dict[int, tuple[float, int]] = {}  # the least, and of how many
 
     def by(self, index: int) -> bool:
         """Whether one more has a seat. It takes it then."""
-        line, job = self._line, self._jobs[index]
-        pace = (line.due[index] - line.start - line.entry[index]) / line.left[index]
-        size = line.affordable(pace, len(self._needs) + 1)
+        new = self._seat(index)
+        size = self._line.affordable(new.pace, len(self._some) + 1)
         if not size:
             return False
-        own = line.speed * line.curve.seconds[size] / pace
-        if self._part * self._seats(size, job.weight) + own > size + EVEN:
+        least = min(new.pace, self._least_pace(size))
+        loaded = self._line.affordable(least, len(self._some) + 1)
+        room = self._part * (loaded - self._of(new, loaded) - self._seats(loaded, new.weight))
+        room += (1 - self._part) * (size - self._of(new, size))
+        if room < -EVEN:
             return False
-        self._needs.append(self._need(index))
-        self._weights.append(job.weight)
+        self._some.append(new)
         return True
+
+    def _of(self, one: _Seat, size: int) -> float:
+        """Seats of `size` that a job takes, at most one."""
+        step = self._line.speed * self._line.curve.seconds[size]
+        return min(one.rate * step + size * one.behind, 1.0)
+
+    def _least_pace(self, size: int) -> float:
+        """The least pace of those who came with time for batches of `size`; inf if nobody did."""
+        least, count = self._paces.get(size, (math.inf, 0))
+        enough = self._line.speed * self._line.curve.fast[size - 1]
+        least = min([least, *[one.pace for one in self._some[count:] if one.came >= enough]])
+        self._paces[size] = least, len(self._some)
+        return least
 
     def _seats(self, size: int, weight: float) -> float:
         """Seats of `size` that are taken from somebody of `weight`.
 
         Those of lighter jobs count by their weight: such a job can make room.
         """
-        needs, weights = self._needs, self._weights
         taken, count = self._known.get((size, weight), (0.0, 0))
-        seconds = self._line.curve.seconds
-        stretch = self._line.speed * seconds[size] / seconds[1]
-        for index in range(count, len(needs)):
-            seat = min(needs[index] * stretch, 1.0)
-            taken += seat * min(weights[index] / weight, 1.0)
-        self._known[size, weight] = taken, len(needs)
+        for one in self._some[count:]:
+            taken += self._of(one, size) * min(one.weight / weight, 1.0)
+        self._known[size, weight] = taken, len(self._some)
         return taken
 
-    def _need(self, index: int) -> float:
-        """The share of the device that a job needs, were it alone there."""
+    def _seat(self, index: int) -> _Seat:
+        """What a job needs of a seat."""
+        line = self._line
         job: Job = self._jobs[index]
-        time = max(job.deadline - self._line.start, TICK)
-        came = max(job.deadline - job.arrival, TICK)
-        return max(job.alone_s / came, job.remaining_s / time)
+        behind = line.behind[index]
+        budget = max(job.deadline - job.arrival, TICK)
+        steps = (job.alone_s - behind) / line.curve.seconds[1]
+        came = max(budget - behind, TICK) / max(steps, TICK)
+        time = max(line.due[index] - line.start, TICK)
+        rate = max(1 / came, line.left[index] / time)
+        pace = line.pace(index, line.entry[index])
+        return _Seat(came, pace, rate, behind / budget, job.weight)
