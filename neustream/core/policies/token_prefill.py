@@ -113,6 +113,7 @@ class PrefillFiller:
         late = [job for job in plan.broken if job.num_blocks or at_decode(job)]
         self.late = sorted(late, key=attrgetter("num_blocks"))
         self.seats = model.seats - len(plan.alive) - len(self.late)
+        self._short = False  # somebody found no room
         self._spares: dict[Job, int] = {}
         self.pace = min([job.slo.step for job in plan.alive], default=math.inf)
 
@@ -150,23 +151,30 @@ class PrefillFiller:
             promised = time < math.inf
             if passed and not promised and not job.computed:
                 continue
-            size = self._size(part, job, min(whole, left), time) if self._finds(room, job) else 0.0
-            need = self.plan.model.blocks(job, size)
-            if not size or not room.has(need + self._spare(job)):
+            size = 0.0
+            if not self._short or self._finds(room, job):
+                size = self._size(part, job, min(whole, left), time)
+            if not size or not self._fits(room, job, size):
                 passed = passed or promised
                 continue
             if not self.admission.takes(index, part, size):
                 refused += 1
                 passed = passed or promised
                 continue
-            part.instead += room.take(need)
+            part.instead += room.take(self.plan.model.blocks(job, size))
             part.add(job, size)
             if size == whole:
                 part.due = min(part.due, time)
         return part
 
+    def _fits(self, room: _Room, job: Job, size: float) -> bool:
+        """Whether there are blocks for so much of a prompt, and those that stay free beside it."""
+        fits = room.has(self.plan.model.blocks(job, size) + self._spare(job))
+        self._short = self._short or not fits
+        return fits
+
     def _finds(self, room: _Room, job: Job) -> bool:
-        """Whether there are blocks for any part of a prompt, and those that stay free beside it."""
+        """The same of the least part of a prompt."""
         need = self.plan.model.blocks(job, 1.0)
         return room.has(need) and room.has(need + self._spare(job))
 
