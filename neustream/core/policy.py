@@ -170,14 +170,14 @@ class View:
             for job in queue:
                 needed = job.remaining_s
                 if job.due - hope * needed < latest:
-                    needed = self._least_s(job)
+                    needed = self.least_s(job)
                 next_s = hope * job.next_output_s
                 if job.due - hope * needed < latest or job.due_next - next_s < latest:
                     left = min(job.due, job.due_next) - self.now
                     late[job] = f"hopeless: needs {span(needed)} more, {due(left)}"
         return late
 
-    def _least_s(self, job: Job) -> float:
+    def least_s(self, job: Job) -> float:
         """Seconds that it needs alone if its generations are as short as any were seen to be.
 
         `job.remaining_s` counts each of them up to its maximum. Where none was seen, only the next

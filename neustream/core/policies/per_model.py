@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from neustream.core.job import Job
 from neustream.core.policies.background import beside, step_seconds
 from neustream.core.policies.edf import EDF
-from neustream.core.policies.model_queues import by_model, in_turn
+from neustream.core.policies.model_queues import by_model, latest_start
 from neustream.core.policies.promised import promised_steps, promised_tokens
 from neustream.core.policies.way_ahead import applies, go_on
 from neustream.core.policy import Decision, Policy, View
@@ -49,7 +49,8 @@ class PerModel:
     Requests that go through several kinds here, as agents that call two models of one device, and
     are promised nothing but their end (`whole_way.py`) have no promise at any one kind: what they
     need of one would be kept from themselves at the next. There the kinds are asked in the order of
-    their most urgent job, and the first that has a step runs. Stages that are of no language model,
+    their most urgent job. The first step that costs nobody else the time to end runs; if there is
+    none, that which costs the least weight. Stages that are of no language model,
     as encoders, run in order of deadline: who is left out of a batch to be in time here makes
     batches smaller further on, which costs all.
 
@@ -76,10 +77,32 @@ class PerModel:
         if label and len(kinds) == 1:
             return self.llm.decide(view)
         if applies(view) and go_on(view):
-            return in_turn(kinds, lambda label: self._on_the_way(label, kinds[label]))
+            return self._through_kinds(view, kinds)
         if len(kinds) == 1:
             return self.rest.decide(view)
         return _Joint(self.rule, kinds).decision()
+
+    def _through_kinds(self, view: View, kinds: Mapping[str, View]) -> Decision:
+        """The step of the kind with the most urgent job, unless another one costs others less."""
+        urgency = {label: min(map(latest_start, part.jobs)) for label, part in kinds.items()}
+        drop: dict[Job, str] = {}
+        wakes: list[float] = []
+        best = Decision()
+        least = math.inf
+        for label in sorted(kinds, key=urgency.__getitem__):
+            made = self._on_the_way(label, kinds[label])
+            drop |= made.drop
+            if not made.jobs:
+                wakes += [] if made.wake_at is None else [made.wake_at]
+                continue
+            lost = _lost(view, step_seconds(kinds[label], made), made.jobs, drop)
+            if lost < least:
+                best, least = made, lost
+            if not least:
+                break
+        if best.jobs:
+            return replace(best, drop=drop)
+        return Decision(drop=drop, wake_at=min(wakes, default=None))
 
     def _on_the_way(self, label: str, view: View) -> Decision:
         """What the rule of a kind decides for requests that go on to other kinds here."""
@@ -88,6 +111,20 @@ class PerModel:
     def rule(self, label: str) -> Policy:
         """The rule for a language model, by its name, or for all other stages."""
         return self.llm if label else self.rest
+
+
+def _lost(view: View, seconds: float, jobs: Sequence[Job], drop: Mapping[Job, str]) -> float:
+    """The weight of those that could be in time before a step of some jobs, and not after it."""
+    now, there = view.now, set(jobs)
+    lost = 0.0
+    for job in view.jobs:
+        if job in drop:
+            continue
+        done = job.unit_s if job in there else 0.0
+        left = job.due - now + done - seconds + TICK
+        if left < job.remaining_s and left < view.least_s(job):
+            lost += job.weight
+    return lost
 
 
 @dataclass(slots=True)
