@@ -11,6 +11,7 @@ from test_cluster_driver import Words, ask, chat, said, until
 from neustream.backends.ray.wire import NotMovable
 from neustream.cluster.book import Settings
 from neustream.cluster.head import Head
+from neustream.cluster.messages import Hold
 from neustream.cluster.rules.fixed import Fixed
 from neustream.cluster.rules.round_robin import RoundRobin
 
@@ -35,7 +36,13 @@ class Paced(Words):
 class Machines(LocalMachines):
     def __init__(self):
         self.allowed, self.notes = threading.Semaphore(0), []
+        self.held = threading.Event()
         super().__init__(lambda number, kind: chat(Paced, number, self.allowed, self.notes))
+
+    def order(self, name, orders):
+        super().order(name, orders)
+        if any(isinstance(order, Hold) for order in orders):
+            self.held.set()
 
     def die(self, name):
         self.allowed.release(1000)
@@ -60,14 +67,9 @@ def copied(driver):
     return one is not None and one.snapshot is not None
 
 
-def held(driver):
-    one = driver._head._book.requests.get("a")
-    return one is not None and one.moving is not None
-
-
 def wait_for_copy(driver):
-    """It is held in the middle of a word; once that is said, it is copied."""
-    until(lambda: copied(driver) or held(driver))
+    """Its instance was told to hold it, maybe in the middle of a word: once that is said, it is copied."""
+    assert driver.machines.held.wait(30)
     if not copied(driver):
         driver.machines.allowed.release()
     until(lambda: copied(driver))
