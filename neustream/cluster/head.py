@@ -305,7 +305,7 @@ class Head:
             self._of_owner(one, told, now)
         elif one is not None and one.moves_to(instance.name, told.term):
             self._of_target(one, told, now)
-        elif isinstance(told, say.Took | say.Reserved | say.Made | say.Waits | say.Began):
+        elif not isinstance(told, say.Refused | say.Copied | say.Over):
             self._book.orders.append(say.Free(instance.name, told.id, told.term))
 
     def _of_owner(self, one: Open, told: say.Report, now: float) -> None:

@@ -168,7 +168,7 @@ class Placing:
         if one.phase == "sent":
             self._free(one)
             if one.restoring:  # whoever kept its copy may have none any more
-                one.snapshot = None
+                self.book.forget_copy(one)
             self.restart(one, f"instance {one.where!r} did not acknowledge it", now)
         elif not len(self.book.fleet.able(one.ask(now))) and now >= self._patience(one, now) - TICK:
             left = due(one.due - now) if one.due < math.inf else "no promise"

@@ -80,7 +80,7 @@ def test_what_is_left_decides_whether_there_is_time():
 @pytest.mark.parametrize("what", ["refused", "no answer"])
 def test_a_copy_of_which_nothing_comes_is_begun_at_the_start(what):
     head = head_of("a", "b", "c", settings=Settings(snapshot_s=0.5, send_s=1.0))
-    sent, _ = saved(head)
+    sent, give = saved(head)
     head.lost(sent.instance, "killed", 0.6)
     (restore,) = orders_of(head, say.Restore)
     if what == "refused":
@@ -90,6 +90,20 @@ def test_a_copy_of_which_nothing_comes_is_begun_at_the_start(what):
     orders = head.pop_orders()
     assert len([order for order in orders if isinstance(order, say.Send)]) == 1
     assert not [order for order in orders if isinstance(order, say.Restore)]
+    assert say.Free(give.target, "r", give.next_term) in orders, "nobody needs it any more"
+
+
+def test_a_copy_that_comes_once_nobody_waits_for_it_is_not_kept():
+    head = head_of("a", "b", settings=EVERY)
+    sent = send(head, request("r"))
+    head.heard(sent.instance, say.Began("r", 1), 0.0)
+    head.tick(0.5)
+    head.heard(sent.instance, say.Waits("r", 1), 0.5)
+    (give,) = orders_of(head, say.Give)
+    head.heard(sent.instance, over("r", 1), 0.6)
+    head.pop_orders()
+    head.heard(give.target, say.Kept("r", give.next_term), 0.7)
+    assert orders_of(head, say.Free) == [say.Free(give.target, "r", give.next_term)]
 
 
 def test_a_copy_whose_keeper_is_gone_too_is_none():
