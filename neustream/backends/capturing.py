@@ -40,15 +40,19 @@ class CudaGraphs:
         self._stream = free.pop() if free else torch.cuda.Stream(device)
         weakref.finalize(self, free.append, self._stream)
         self._pool = torch.cuda.graph_pool_handle()
+        self._made = weakref.WeakSet[torch.cuda.CUDAGraph]()
 
     def __call__(self, function: Function[Output]) -> Function[Output]:
         """NotCaptured if the function waits for the device, or draws random numbers."""
         here = torch.cuda.current_stream(self._device)
         with _one, torch.cuda.device(self._device), torch.cuda.stream(here):  # a capture that fails leaves another
             self._warm_up(function, here)
+            if not self._made:  # torch takes no pool again whose graphs are all gone
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 output = function()
+            self._made.add(graph)
         return _Replay(graph, function, output)
 
     def _warm_up(self, function: Function[Output], here: torch.cuda.Stream) -> None:

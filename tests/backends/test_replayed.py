@@ -117,6 +117,24 @@ def test_hooks_gradients_autocast_and_calls_that_nobody_knows_run_as_ever(sd):
     for _ in range(3):
         call(model, 1, cross_attention_kwargs={"what": object()})
     assert model.replays == 2
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: seen.append(2))
+    call(model, 4)
+    handle.remove()
+    assert 2 in seen and model.replays == 2
+
+
+def residuals(at):
+    """A T2I-Adapter's, one for each down block; UNets take them out of the list."""
+    made = torch.Generator().manual_seed(100 + at)
+    return [torch.randn(2, channels, side, side, generator=made) for channels, side in ((16, 8), (32, 4))]
+
+
+def test_calls_take_things_out_of_lists_and_dicts_that_they_are_given(sd, monkeypatch):
+    model = Replayed("unet", sd.unet)
+    wanted = [call(sd.unet, at, down_intrablock_additional_residuals=residuals(at)) for at in range(4)]
+    assert not torch.equal(wanted[0], call(sd.unet, 0))
+    got = [call(model, at, down_intrablock_additional_residuals=residuals(at)) for at in range(4)]
+    assert all(map(torch.equal, got, wanted)) and model.replays == 3
 
 
 def test_weights_that_went_elsewhere_begin_anew(sd):
@@ -216,3 +234,16 @@ def test_a_service_on_a_gpu_replays_by_itself(sd):
         assert all(torch.equal(service(**words(at)).images, wanted[at]) for at in range(4))
         (part,) = mount.parts("denoise")
         assert part.function.replays > 10 and not part.function.why
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@torch.no_grad()
+def test_real_graphs_that_are_all_gone_do_not_keep_others_from_being_captured():
+    capture, given = capturing.CudaGraphs(torch.device("cuda")), torch.ones(4, device="cuda")
+    kept = []  # memory of graphs that are gone
+    for _ in range(3):
+        replay = capture(lambda: given * 2)
+        kept.append(replay())
+        assert kept[-1].tolist() == [2.0] * 4
+        del replay

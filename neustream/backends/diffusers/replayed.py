@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_modules
 from torch._dynamo.eval_frame import OptimizedModule
 
 from neustream.backends.capturing import CAPTURES, Capture, NotCaptured
@@ -55,6 +56,7 @@ class Replayed:
         self.why = ""
         self._name, self._model = name, model
         self._hooks = [hooks for one in model.modules() for hooks in (one._forward_hooks, one._forward_pre_hooks)]
+        self._hooks += [torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks]
         self._capture: Capture | None = None
         self._begin_anew()
 
@@ -110,9 +112,13 @@ class Replayed:
             (device,) = self._devices
             self._capture = CAPTURES[device.type](device)
         inputs = [_kept(tensor) for tensor in tensors]
-        args, kwargs = _filled(given, inputs)
+
+        def called() -> Any:
+            args, kwargs = _filled(given, inputs)  # anew each time: models take things out of lists and dicts
+            return self._model(*args, **kwargs)
+
         try:
-            return _Graph(inputs, self._capture(lambda: self._model(*args, **kwargs)))
+            return _Graph(inputs, self._capture(called))
         except Unshareable:
             return None
         except OUT_OF_MEMORY:
