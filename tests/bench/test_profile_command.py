@@ -88,6 +88,17 @@ def test_a_disk_without_room_for_the_records_is_told_before_the_load(tmp_path, s
     assert len(stub.log) == seen and list((tmp_path / "out").iterdir()) == []
 
 
+BOUNDS = [{"kind": "max_requests", "count": 100_000}, {"kind": "max_duration", "seconds": 0.2}]
+"""Of requests there are far more than fit into the time."""
+
+
+@pytest.mark.parametrize("kind", [{"kind": "concurrent", "streams": 1}, {"kind": "constant", "rate": 50}])
+def test_requests_that_a_duration_leaves_out_need_no_room(tmp_path, stub, monkeypatch, kind):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=10**9, free=5 * 10**6))
+    done = run(tmp_path, changed(GUIDE, spec__profile=kind, spec__constraints=BOUNDS), stub.url)
+    assert done.status in PLAYED, done.err
+
+
 def test_a_dry_run_asks_nobody(tmp_path):
     path = write(tmp_path, PERF)
     done = command("bench", "profile", path, "--dry-run", "--json", tmp_path / "plan.json")

@@ -28,11 +28,14 @@ SAMPLE_S = 0.5
 def expected_bytes(profile: Profile, texts: Texts) -> int:
     """About how many bytes the records take of the loads that are known beforehand, at least.
 
-    What requests ask for is told by a few of each load.
+    What requests ask for is told by a few of each load. Where a duration may end a load before all
+    its requests are sent, only those count that come in it; of a closed loop nobody knows how many.
     """
     size = 0.0
     for number, load in enumerate(profile.played_first):
         count = load.expected
+        if load.duration_s is not None:
+            count = min(count, dataclasses.replace(load, requests=None).expected)
         if few := min(round(count), SAMPLES):
             asks = list(profile.plan(at_once(load, few), number, texts).asks)
             size += expected_size(asks) * count / max(len(asks), 1)
