@@ -60,6 +60,13 @@ def tell(job: Entry, update: Update) -> None:
         one = one.parent
 
 
+def _ran(job: Entry, branch: Entry) -> None:
+    """A job ran first when its branch did, if that was before."""
+    if branch.started_at is not None:
+        before = branch.started_at if job.started_at is None else job.started_at
+        job.started_at = min(before, branch.started_at)
+
+
 def emitted(job: Entry, update: Update, late: bool, now: float) -> Emitted:
     """What is told of an output of a request, or of a branch of it."""
     root = job.root
@@ -159,8 +166,7 @@ class Forks:
             decided = fork.joined or fork.lost
             if branch.started_at is not None:
                 fork.ran = True
-                before = branch.started_at if job.started_at is None else job.started_at
-                job.started_at = min(before, branch.started_at)
+            _ran(job, branch)
         self._lives.events.append(
             BranchEnded(
                 branch.root.id,
@@ -191,7 +197,7 @@ class Forks:
         if fork is None or fork.opening or not (fork.joined or fork.lost):
             return
         job.fork = None
-        self._give_up(fork, now)
+        self._give_up(job, fork, now)
         if not fork.joined:
             status, reason = fork.why
             self._lives.end(job, "failed" if status == "cancelled" else status, reason, now)
@@ -211,9 +217,9 @@ class Forks:
         """A job ends, or begins anew: nobody waits for its branches any more."""
         if job.fork is not None:
             fork, job.fork = job.fork, None
-            self._give_up(fork, now)
+            self._give_up(job, fork, now)
 
-    def _give_up(self, fork: Fork, now: float) -> None:
+    def _give_up(self, job: Entry, fork: Fork, now: float) -> None:
         """End the branches that are left, those in a step after that."""
         live = list(fork.live.values())
         fork.live.clear()
@@ -221,6 +227,7 @@ class Forks:
             branch.parent = None
         for branch in live:
             self._lives.end_soon(branch.id, "cancelled", "its par was over", now)
+            _ran(job, branch)
 
     def family(self, job: Entry) -> Iterator[Entry]:
         """The job of the same request, and all of its live branches."""

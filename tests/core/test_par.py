@@ -109,6 +109,25 @@ def test_a_request_has_waited_until_the_first_of_its_branches_ran():
     assert ended.waited_s == 2.0
 
 
+@pytest.mark.parametrize(
+    "branches", [{"left": seq(B, D), "right": C}, {"left": par(deep=seq(B, D), deeper=C), "right": A}]
+)
+@pytest.mark.parametrize("what", ["cancelled", "lost"])
+def test_a_request_that_ends_before_its_branches_has_waited_until_the_first_of_them_ran(branches, what):
+    graph = Graph("g", par(**branches))
+    scheduler = scheduler_of(graph)
+    submit(scheduler, graph)
+    wanted = Hand(lambda view: Decision([job for job in view.jobs if job.stage.name == "b"]))
+    scheduler.finish(scheduler.next_batch("gpu", 2.0, instead=wanted), [{}], 2.5)
+    if what == "cancelled":
+        scheduler.cancel("r", 3.0)
+    else:
+        dropped = Hand(lambda view: Decision(drop={job: "no" for job in view.jobs if job.stage.name in "ac"}))
+        scheduler.next_batch("gpu", 3.0, 1, instead=dropped)
+    [ended] = [event for event in scheduler.pop_events() if isinstance(event, Ended)]
+    assert ended.waited_s == 2.0
+
+
 def test_names_of_branches():
     assert list(par(A, B).branches) == ["a", "b"]
     assert list(par(A, A, llm("x"), call(A, "once"), seq(A)).branches) == ["0", "1", "x", "once", "4"]
