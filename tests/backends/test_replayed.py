@@ -1,4 +1,4 @@
-"""Denoisers whose calls are replayed: here each "graph" computes anew with tensors that stay where they are."""
+"""Denoisers whose calls are replayed: here by the operations of one call, done again in the same memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from pipelines import FAMILIES, alone, build, difference, requests, stock, together
     from small_pipelines import SD_SHAPE, close_to, serve, words
+    from taped import captured
 
     from neustream.backends import capturing
     from neustream.backends.diffusers import PipelineMount, from_config, replayed
@@ -31,28 +32,9 @@ ERRORS = [capturing.NotCaptured("it waits"), RuntimeError("no"), torch.OutOfMemo
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
-    """A "graph" of a CPU: the function itself, once more; and one torch thread."""
+    """Graphs of a CPU, and one torch thread."""
     torch.set_num_threads(1)
-    monkeypatch.setitem(capturing.CAPTURES, "cpu", lambda device: Recording())
-
-
-class Recording:
-    """Writes all results into the same memory, as a graph does."""
-
-    def __call__(self, function):
-        output = function()
-
-        def replay():
-            with torch.no_grad():
-                for mine, other in zip(tensors(output), tensors(function()), strict=True):
-                    mine.copy_(other)
-            return output
-
-        return replay
-
-
-def tensors(output):
-    return list(output.values()) if isinstance(output, dict) else list(output)
+    monkeypatch.setitem(capturing.CAPTURES, "cpu", lambda device: captured)
 
 
 def denoisers(parts):
@@ -149,6 +131,27 @@ def test_weights_that_went_elsewhere_begin_anew(sd):
     with torch.no_grad():
         sd.unet.conv_in.weight.mul_(2)  # where it is: the next replay reads it
     assert torch.equal(call(model, 1), call(sd.unet, 1)) and not torch.equal(call(model, 1), wanted)
+
+
+def image(model, at):
+    made = torch.Generator().manual_seed(at)
+    given = torch.randn(1, 16, 16, generator=made), torch.randn(1, 5, 16, generator=made), torch.tensor([0.5])
+    with torch.no_grad():
+        return model(given[0], given[1], timestep=given[2], img_shapes=[[(1, 4, 4)]], return_dict=False)[0]
+
+
+def test_tables_that_a_model_forgets_are_there_for_graphs_that_read_them():
+    from diffusers import QwenImageTransformer2DModel
+
+    torch.manual_seed(0)
+    sizes = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
+    qwen = QwenImageTransformer2DModel(in_channels=16, out_channels=4, joint_attention_dim=16, **sizes).eval()
+    model = Replayed("transformer", qwen)
+    wanted = [image(qwen, at) for at in range(4)]
+    assert all(torch.equal(image(model, at), wanted[at]) for at in range(2)) and model.replays == 1
+    for height in range(1, 150):
+        qwen.pos_embed([(1, height, 3)], max_txt_seq_len=5, device=torch.device("cpu"))
+    assert all(torch.equal(image(model, at), wanted[at]) for at in range(4)) and model.replays == 5
 
 
 @pytest.mark.parametrize("error", ERRORS)

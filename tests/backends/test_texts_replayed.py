@@ -1,4 +1,4 @@
-"""Decodes of fixed shape, as CUDA graphs are captured of them: here computed anew each time, without a graph."""
+"""Decodes of fixed shape, as CUDA graphs are captured of them: here by operations done again in the same memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import DEVICE
+from taped import captured
 from texts import CONFIGS, Drive, alone, made, model_of, prompts
 
 import neustream
@@ -34,8 +35,8 @@ KINDS = {
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
-    """In place of a graph: the function itself."""
-    monkeypatch.setitem(replayed.CAPTURES, DEVICE.type, lambda device: lambda function: function)
+    """Graphs of a CPU."""
+    monkeypatch.setitem(replayed.CAPTURES, DEVICE.type, lambda device: captured)
 
 
 def served_of(kind, slots=6, **options):
@@ -255,6 +256,18 @@ def test_captures_that_fail_or_give_something_else_are_not_used(capture, why, mo
     monkeypatch.setitem(replayed.CAPTURES, DEVICE.type, lambda device: capture)
     served = LanguageModel(model_of("llama"), slots=2)
     assert served.replayed is None and served.unreplayed == why
+
+
+def with_old_tokens(function):
+    given = vars(function.args[1])
+    given |= {name: one.clone() for name, one in given.items() if isinstance(one, torch.Tensor)}
+    return function
+
+
+def test_graphs_that_compute_with_what_was_there_at_the_capture_are_not_used(monkeypatch):
+    monkeypatch.setitem(replayed.CAPTURES, DEVICE.type, lambda device: with_old_tokens)
+    served = LanguageModel(model_of("llama"), slots=2)
+    assert served.replayed is None and served.unreplayed.startswith("logits of a graph of 2 lanes and 96 keys differ")
 
 
 def test_the_memory_of_slots_is_free_as_soon_as_nobody_has_the_model():

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.modules.module as torch_modules
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from neustream.backends.capturing import CAPTURES, Capture, NotCaptured
 from neustream.backends.diffusers.adapters import scales_of
@@ -32,7 +35,7 @@ MOST = 64
 USES, USES_FULL = 2, 16
 """A graph is captured when a kind of call comes so often: one that never comes again is not worth it.
 
-The second where another graph has to go: a capture takes as long as four calls.
+The second where another graph has to go: a capture takes as long as five calls.
 """
 KNOWN = 1024
 """Kinds of calls that are counted at once."""
@@ -118,7 +121,8 @@ class Replayed:
             return self._model(*args, **kwargs)
 
         try:
-            return _Graph(inputs, self._capture(called))
+            kept = _kept_by(called, {weight.untyped_storage()._cdata for weight in self._weights})
+            return _Graph(inputs, self._capture(called), kept)
         except Unshareable:
             return None
         except OUT_OF_MEMORY:
@@ -161,16 +165,46 @@ def _refusal(model: torch.nn.Module, device: torch.device) -> str:
 
 
 class _Graph:
-    """One captured call: `inputs` are its tensors."""
+    """One captured call: `inputs` are its tensors, `kept` the memory of what else it reads."""
 
-    def __init__(self, inputs: Sequence[torch.Tensor], replay: Callable[[], Any]) -> None:
-        self._inputs, self._replay = inputs, replay
+    def __init__(
+        self, inputs: Sequence[torch.Tensor], replay: Callable[[], Any], kept: Sequence[torch.UntypedStorage]
+    ) -> None:
+        self._inputs, self._replay, self._kept = inputs, replay, kept
         rebuilt(replay(), torch.Tensor.detach)  # Unshareable for what cannot be handed out again and again
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         for mine, other in zip(self._inputs, tensors, strict=True):
             mine.copy_(other)
         return rebuilt(self._replay(), torch.Tensor.clone)  # the next replay writes over it
+
+
+class _Seen(TorchDispatchMode):
+    """The memory of all tensors that operations read or make, which it does not keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, StorageWeakRef] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        for one in tree_leaves((args, kwargs, output)):
+            if isinstance(one, torch.Tensor):
+                storage = one.untyped_storage()
+                if storage._cdata not in self.storages:
+                    self.storages[storage._cdata] = StorageWeakRef(storage)
+        return output
+
+
+def _kept_by(function: Callable[[], Any], weights: Collection[int]) -> list[torch.UntypedStorage]:
+    """What is there after a call that it read or made, but for weights: models keep tables for some kinds of calls.
+
+    They forget them for others: a graph, which no model knows of, has to keep its own.
+    """
+    with _Seen() as seen:
+        function()
+    refs = [ref for at, ref in seen.storages.items() if at not in weights and not ref.expired()]
+    return [torch.UntypedStorage._new_with_weak_ptr(ref.cdata) for ref in refs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,7 +252,7 @@ class Replayed:
         """Capture the largest first, whose memory the others share; then try each number of lanes, and of keys."""
         keys = [(lanes, context) for lanes in reversed(self._lanes) for context in reversed(self._contexts)]
         for lanes, context in keys:
-            self._load(_rows(model, lanes, context, 0), lanes)
+            self._load([], lanes)  # what it is tried with comes later
             call = Decodes(self._inputs[lanes], context)
             self._graphs[lanes, 1, context] = _captured(self._capture, partial(_logits, proxy(model), call))
         low = dict(zip(self._contexts, (0, *self._contexts), strict=False)) if self._fixed is not None else {}
