@@ -166,6 +166,12 @@ def test_out_of_memory_stops_a_stage_at_the_size_before():
     assert limits == [("draw", 6, "6 is too much")]
 
 
+def test_memory_that_a_stage_lacks_does_not_limit_those_behind_it():
+    out = measured(draw_and_decode(16, 8), {"draw": Small(3), "decode": Decode()})
+    assert [m.batch for m in out["draw"]] == [1, 2, 3]
+    assert [m.batch for m in out["decode"]] == [1, 2, 3, 4, 6, 8]
+
+
 def test_out_of_memory_at_the_first_batch_is_an_error():
     with pytest.raises(ProfileError, match="stage 'draw': out of memory at batch 1: 1 is too much"):
         measured(modules={"draw": Small(0), "decode": Decode()})

@@ -54,7 +54,7 @@ def measure(
     for name, module in modules.items():
         with module_faults(f"stage {name!r}: loading it"):
             module.load(device)
-    lab = _Lab(graph, modules, sample, sync)
+    lab = _Lab(graph, modules, sample, sync, out_of_memory)
     out: dict[str, list[Measurement]] = {}
     for name, stage in graph.stages.items():
         if stages is not None and name not in stages:
@@ -125,8 +125,11 @@ class _Lab:
         modules: Mapping[str, StreamModule],
         sample: Callable[[int], Mapping[str, Any]],
         sync: Callable[[], None],
+        out_of_memory: tuple[type[BaseException], ...],
     ) -> None:
         self._graph, self._modules, self._sample, self._sync = graph, modules, sample, sync
+        self._out_of_memory = out_of_memory
+        self._most: dict[str, int] = {}  # requests at once that there is memory for, where that was found out
         self._ready: list[Walk] = []  # requests that are at the stage being measured
         self._made = 0
 
@@ -173,12 +176,20 @@ class _Lab:
         return Walk(Request(f"sample-{self._made - 1}", self._graph, params=params))
 
     def _bring(self, walks: Sequence[Walk], stage: str) -> None:
-        """Run all stages in front of `stage`, for as many requests at once as each may have."""
+        """Run all stages in front of `stage`, for as many requests at once as each may have, and has memory for."""
         while ahead := [walk for walk in walks if walk.stage is not None and walk.stage.name != stage]:
             here = ahead[0].stage
             assert here is not None
-            some = [walk for walk in ahead if walk.stage is not None and walk.stage.name == here.name][: here.max_batch]
-            self._apply(some, self._modules[here.name].step([input_of(walk.job) for walk in some]))
+            most = self._most.get(here.name, here.max_batch)
+            some = [walk for walk in ahead if walk.stage is not None and walk.stage.name == here.name][:most]
+            try:
+                updates = self._modules[here.name].step([input_of(walk.job) for walk in some])
+            except self._out_of_memory:
+                if len(some) == 1:
+                    raise
+                self._most[here.name] = len(some) // 2
+                continue
+            self._apply(some, updates)
         if any(walk.stage is None for walk in walks):
             raise ProfileError(f"the sample requests never get to stage {stage!r}; check their parameters")
 
