@@ -55,6 +55,12 @@ def test_those_who_have_little_time_left_need_a_seat_though_they_came_with_much(
     assert "new" in beside_three(gap=2.0, began=22.0, due=40.0)
 
 
+@pytest.mark.parametrize(("due", "in_time"), [(40.0, True), (26.0, True), (19.0, False)])
+def test_those_who_can_wait_until_a_newcomer_is_over_take_no_seat_of_it(due, in_time):
+    """Its eight steps may take 10.5 s; the three then have two steps of 1.5 s each left, together."""
+    assert ("new" in beside_three(gap=1.0, due=due, time=10.5)) is in_time
+
+
 def test_a_heavier_one_takes_seats_of_lighter_ones():
     assert beside_three(gap=2.0, weight=1.1) == THREE
     assert "new" in beside_three(gap=2.0, weight=1.5)

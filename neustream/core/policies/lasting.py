@@ -15,6 +15,10 @@ taken. In a batch of `size` a job takes as much of a seat as it needs, at most o
 time for batches as large shows what will become of it: the least pace that one of them has by now
 counts. That is so for as much of the time as the load fills; for the rest the newcomer has its own
 pace, and seats are free.
+
+Who can stand aside takes no seat: a job with a loose promise that would still be in time if it
+stood still until the newcomer is over, and then went on in one batch with all others that are
+promised. The next newcomer finds it with less time, and in the end with none to spare.
 """
 
 from __future__ import annotations
@@ -52,7 +56,7 @@ class _Seat(NamedTuple):
     Attributes:
         came, pace: seconds that it had for each step when it came, and has by now.
         rate: steps a second that it needs; behind: the part of its time that goes to what comes
-            behind the loop.
+            behind the loop. left: steps that it has left.
     """
 
     came: float
@@ -60,6 +64,7 @@ class _Seat(NamedTuple):
     rate: float
     behind: float
     weight: float
+    left: float
 
 
 class _Taken:
@@ -70,6 +75,7 @@ class _Taken:
         self._some = [self._seat(index) for index in some]
         self._known: dict[tuple[int, float], tuple[float, int]] = {}  # sums, and of how many
         self._paces: dict[int, tuple[float, int]] = {}  # the least, and of how many
+        self._waits: list[float] = []
 
     def by(self, index: int) -> bool:
         """Whether one more has a seat. It takes it then."""
@@ -79,7 +85,7 @@ class _Taken:
             return False
         least = min(new.pace, self._least_pace(size))
         loaded = self._line.affordable(least, len(self._some) + 1)
-        room = self._part * (loaded - self._of(new, loaded) - self._seats(loaded, new.weight))
+        room = self._part * (loaded - self._of(new, loaded) - self._seats(loaded, new))
         room += (1 - self._part) * (size - self._of(new, size))
         if room < -EVEN:
             return False
@@ -99,16 +105,35 @@ class _Taken:
         self._paces[size] = least, len(self._some)
         return least
 
-    def _seats(self, size: int, weight: float) -> float:
-        """Seats of `size` that are taken from somebody of `weight`.
+    def _seats(self, size: int, new: _Seat) -> float:
+        """Seats of `size` that are taken from a newcomer, by those who cannot stand aside."""
+        stay = new.left * self._line.speed * self._line.curve.seconds[size]
+        waits = self._longest_waits()
+        if stay > max(waits):
+            return self._all_seats(size, new.weight)
+        some = zip(self._some, waits, strict=True)
+        return sum([self._counted(one, size, new.weight) for one, wait in some if wait < stay])
 
-        Those of lighter jobs count by their weight: such a job can make room.
-        """
+    def _longest_waits(self) -> list[float]:
+        """Seconds that each can stand still, to go on in one batch with all of them."""
+        count = len(self._some)
+        if len(self._waits) < count:
+            fast = self._line.curve.fast
+            step = self._line.speed * fast[min(count, len(fast)) - 1]
+            self._waits = [(one.pace - step) * one.left for one in self._some]
+        return self._waits
+
+    def _all_seats(self, size: int, weight: float) -> float:
+        """Seats of `size` that all take from somebody of `weight`."""
         taken, count = self._known.get((size, weight), (0.0, 0))
         for one in self._some[count:]:
-            taken += self._of(one, size) * min(one.weight / weight, 1.0)
+            taken += self._counted(one, size, weight)
         self._known[size, weight] = taken, len(self._some)
         return taken
+
+    def _counted(self, one: _Seat, size: int, weight: float) -> float:
+        """What a job takes from somebody of `weight`: a lighter one, which can make room, less."""
+        return self._of(one, size) * min(one.weight / weight, 1.0)
 
     def _seat(self, index: int) -> _Seat:
         """What a job needs of a seat."""
@@ -121,4 +146,4 @@ class _Taken:
         time = max(line.due[index] - line.start, TICK)
         rate = max(1 / came, line.left[index] / time)
         pace = line.pace(index, line.entry[index])
-        return _Seat(came, pace, rate, behind / budget, job.weight)
+        return _Seat(came, pace, rate, behind / budget, job.weight, line.left[index])
