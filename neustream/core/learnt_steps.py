@@ -152,6 +152,7 @@ class LearntSteps:
         self._factor = 1.0
         self._block: list[tuple[Step, float, float]] = []
         self._lone: dict[float, float] = {}  # seconds of a decode alone, by its context
+        self._steady = base is not None and not getattr(base, "learns", False)
 
     @property
     def learns(self) -> bool:
@@ -171,7 +172,7 @@ class LearntSteps:
         return measured
 
     def seconds(self, step: Step) -> float:
-        if step.decodes != 1 or step.prefills or self.base is None or self.base.learns:
+        if step.decodes != 1 or step.prefills or not self._steady:
             return self._factor * self._fitted(step)
         seconds = self._lone.get(step.context)
         if seconds is None:

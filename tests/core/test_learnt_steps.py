@@ -104,3 +104,18 @@ def test_noise_teaches_no_shape():
 def test_stalls_are_no_more_than_two_usual_steps():
     draw = np.random.default_rng(4)
     assert off(taught(lambda step, at: 10.0 if draw.random() < 0.02 else 1.0)) < 0.05
+
+
+class Own:
+    """A profile of a user's own."""
+
+    name, device = "own", "here"
+
+    def seconds(self, step):
+        return 1e-3 * max(step.decodes, 1)
+
+
+def test_a_profile_of_ones_own_need_not_say_whether_it_learns():
+    learnt = LearntSteps(Own())
+    assert learnt.seconds(Step(decodes=1, context=10.0)) == 1e-3
+    assert learnt.seconds(Step(decodes=3, context=10.0)) == 3e-3

@@ -172,7 +172,8 @@ def test_what_modules_keep_goes_along():
     first, second = Movable(), Movable()
     result, steps = between(first, second)
     assert result.output == {"count": 6} and steps == {"a": 1, "b": 5}
-    assert first.kept == second.kept == {} and first.released[0] == "x"
+    until(lambda: first.kept == second.kept == {})  # a member that went lets go in its own time
+    assert first.released[0] == "x"
 
 
 @pytest.mark.parametrize("first", [Keeper, Stuck])
