@@ -91,3 +91,13 @@ def test_a_total_leaves_no_time_to_wait_for_memory_that_the_outputs_up_to_its_ma
 
     assert back(0.7)
     assert not back(5.0)
+
+
+@pytest.mark.parametrize("steps", [-0.5, 0.0, 0.25])
+def test_memory_grows_by_nothing_in_less_than_a_step(steps):
+    """Beside decodes a prompt may take no time, by a profile that was measured."""
+    running = [ask(f"r{at}", prompt=30, most=400, first=20.0, step=0.03) for at in range(4)]
+    model = model_queues(seen(scheduler_with(running, ends=[390] * 50), 0.0), "llm")
+    outlook = Outlook(expectations(model, 400, margin=0.0, units=320.0, block=16), model.decodes)
+    assert 0.0 <= outlook.growth(steps) <= 4 * 16
+    assert outlook.growth(100.0) > outlook.growth(steps)

@@ -148,7 +148,8 @@ class Outlook:
         """Units of memory that they are expected to need beyond what they do in the coming step, at
         most, within so many steps: as they grow, others of them end."""
         kept, points = self.needs[2], self.horizon.points
-        most = max(float(kept[points <= steps].max()), float(np.interp(steps, points, kept)))
+        until = kept[points <= steps].max(initial=kept[0])  # steps may be less than any
+        most = max(float(until), float(np.interp(steps, points, kept)))
         return most - float(kept[0])
 
     def costs(self, late: Sequence[Job]) -> bool:
