@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -54,38 +54,44 @@ class Model:
     """A config that is measured and served here.
 
     Args:
-        load: offered, as a share of what the device can serve by the profile, unless `rate` says requests a second.
         requests: of each policy's run; 0: it is only measured.
         steps: denoising steps of a request, or outputs of a text, in the mean.
         compared: whether it is measured without CUDA graphs too.
         sets: overrides of the config.
+        load: offered, as a share of what the device can serve by the profile, unless `rate` says requests a second.
     """
 
     config: str
-    load: float
     requests: int
     steps: float
     policies: tuple[str, ...] = ("fcfs", "neustream", "priced")
     compared: bool = True
     sets: tuple[str, ...] = ()
+    load: float = 0.9
     rate: float | None = None
 
 
 MODELS = {
     "opt_13b": Model(
         "opt_13b_a6000",
-        load=1.0,
         rate=24.0,
         requests=240,
         steps=150,
         policies=("fcfs", "neustream_llm", "priced"),
         sets=("llm.max_batch=64", "llm.memory.tokens=65536", "slo={first_s: 1.0, step_s: 0.05}"),
     ),
-    "sd15_512": Model("sd15_512_h100", load=0.8, requests=80, steps=40),
-    "dit_s2": Model("dit_s2_256_rtx4090", load=0.9, requests=150, steps=225),
-    "dit_xl2": Model("dit_xl2_256_rtx4090", load=0.9, requests=60, steps=225),
-    "sd15_256": Model("sd15_256_rtx4090", load=0.9, requests=0, steps=40, compared=False),
+    "sd15_512": Model("sd15_512_h100", requests=80, steps=40, load=0.8),
+    "dit_s2": Model("dit_s2_256_rtx4090", requests=150, steps=225),
+    "dit_xl2": Model("dit_xl2_256_rtx4090", requests=60, steps=225),
+    "sd15_256": Model("sd15_256_rtx4090", requests=0, steps=40, compared=False),
 }
+
+
+ORDER = (
+    *("profile opt_13b", "profile sd15_512", "run sd15_512", "run opt_13b", "text", "eager sd15_512"),
+    *("profile dit_xl2", "eager dit_xl2", "profile dit_s2", "run dit_s2", "run dit_xl2"),
+)
+"""The parts that tell most come first: time may be short."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Part:
 
     name: str
     seconds: float
-    run: Callable[[], None] = field(compare=False)
+    run: Callable[[], None]
 
 
 def gpu_name() -> str:
@@ -106,13 +112,17 @@ def gpu_name() -> str:
 
 
 def parts(gpu: str) -> list[Part]:
-    """All parts, the most telling first."""
-    first = [Part(f"profile {name}", 40, partial(profile, gpu, name)) for name in MODELS]
-    runs = [Part(f"run {name}", 70, partial(serve, gpu, name)) for name, model in MODELS.items() if model.requests]
-    compared = [name for name, model in MODELS.items() if model.compared]
-    eager = [Part(f"eager {name}", 25, partial(profile, gpu, name, eager=True)) for name in compared]
-    side = Part("text", 60, partial(text, gpu))
-    return [*first[:2], *reversed(runs[:2]), side, eager[1], first[3], eager[3], *first[2:3], *runs[2:], *eager, *first]
+    """All parts: those of `ORDER`, then the others."""
+    found = []
+    for name, model in MODELS.items():
+        found.append(Part(f"profile {name}", 40, partial(profile, gpu, name)))
+        if model.requests:
+            found.append(Part(f"run {name}", 70, partial(serve, gpu, name)))
+        if model.compared:
+            found.append(Part(f"eager {name}", 25, partial(profile, gpu, name, eager=True)))
+    found += [Part("text", 60, partial(text, gpu)), *others(gpu)]
+    known = {part.name: part for part in found}
+    return [*(known.pop(name) for name in ORDER), *known.values()]
 
 
 def folder(gpu: str, name: str, *, eager: bool = False) -> Path:
@@ -256,7 +266,7 @@ def main() -> None:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else looking for a device is enough to begin CUDA
     for name in IMPORTED:
         importlib.import_module(name)
-    for part in dict.fromkeys([*parts(gpu), *others(gpu)]):
+    for part in parts(gpu):
         if given.only and not any(word in part.name.split() for word in given.only):
             continue
         spent = time.monotonic() - began

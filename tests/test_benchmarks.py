@@ -94,3 +94,23 @@ def test_what_submits_cost_is_measured_for_each_kind(diffusion, tmp_path, monkey
         "text",
     }
     assert len(rows) == 4 and all(low > 0 for row in rows.values() for low, _ in row.values())
+
+
+def test_parts_for_a_gpu_are_in_their_order_and_rates_follow_from_profiles(diffusion, root, tmp_path, monkeypatch):
+    gpu = importlib.import_module("gpu")
+    names = [part.name for part in gpu.parts("some_gpu")]
+    assert names[: len(gpu.ORDER)] == list(gpu.ORDER) and len(set(names)) == len(names)
+    assert {"profile sd15_256", "eager dit_s2", "text", "fidelity"} <= set(names) and "run sd15_256" not in names
+    told = json.loads((root / "profiles/nvidia_h200/opt_13b_a6000/steps.json").read_text())
+    decode, prefill = told["decode"], told["prefill"]
+    tokens_s = max(batch / row[2] for batch, row in zip(decode["batch"], decode["latency_s"], strict=True))
+    prompt_s = 110 * min(s / n for n, s in zip(prefill["tokens"], prefill["latency_s"], strict=True))
+    assert gpu.capacity("nvidia_h200", "opt_13b") == pytest.approx(1 / (150 / tokens_s + prompt_s))
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    place = tmp_path / "profiles/toy/dit_s2_256_rtx4090"
+    place.mkdir(parents=True)
+    lines = {"dit": {"base_s": 0.01, "max_batch": 4}, "vae": {"base_s": 0, "per_job_s": 0.1, "max_batch": 2}}
+    for name, known in lines.items():
+        head = {"format": "neustream.profile/1", "kind": "linear", "stage": name, "device": "toy", "origin": {}}
+        (place / f"{name}.json").write_text(json.dumps({**head, **known}))
+    assert gpu.capacity("toy", "dit_s2") == pytest.approx(1 / (225 * 0.01 / 4 + 0.1))

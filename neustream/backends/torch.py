@@ -99,8 +99,8 @@ class _Cudnn:
 _cudnn = _Cudnn()
 
 
-def any_length(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Have attention as quick for lengths that come for the first time; for all of the process meanwhile.
+def without_cudnn_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Have torch attend without cuDNN, where it would; in all of the process meanwhile.
 
     cuDNN's attention, which torch prefers on newer GPUs, first makes a plan for each pair of lengths:
     tens of milliseconds, where texts bring another pair with nearly each prompt.

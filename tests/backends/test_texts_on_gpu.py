@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from replays import company_changes_no_bit, fill, random_rows
 from texts import CONFIGS, Drive, alone, made, prompts
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -29,22 +30,6 @@ CLOSE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 2e-2}
 def on_gpu(kind, dtype=torch.float32):
     name, changes = KINDS[kind]
     return made(name, **changes).to("cuda", dtype)
-
-
-@torch.inference_mode()
-def fill(served, seed):
-    noise = torch.Generator("cuda").manual_seed(seed)
-    for layer in served.cache.used:
-        for storage in (layer.keys, layer.values):
-            storage.normal_(generator=noise)
-
-
-def random_rows(draw, slots, most):
-    some = sorted(draw.sample(range(slots), draw.randint(1, slots)))
-    rows = [Row(slot, draw.randrange(most), (draw.randrange(96),)) for slot in some]
-    for at in draw.sample(range(len(rows)), min(draw.randint(0, 2), len(rows))):
-        rows[at] = Row(rows[at].slot, 0, [draw.randrange(96) for _ in range(draw.randint(2, 64))])
-    return rows
 
 
 def states(served):
@@ -86,14 +71,7 @@ def test_texts_are_those_of_generate_in_any_company(kind):
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 def test_with_buckets_company_changes_no_bit(dtype):
-    served = LanguageModel(on_gpu("llama", dtype), slots=4, buckets=[16, 48], graphs=True)
-    rows = [Row(0, 5, (7,)), Row(1, 40, (8,)), Row(3, 90, (9,))]
-    fill(served, 3)
-    together = served.forward(rows)
-    assert served.replayed.replays == {(4, 1, 16): 1, (4, 1, 48): 1, (4, 1, 96): 1}
-    assert torch.equal(served.stock_forward(rows), together)
-    for row, logits in zip(rows, together, strict=True):
-        assert torch.equal(served.forward([row])[0], logits)
+    company_changes_no_bit(LanguageModel(on_gpu("llama", dtype), slots=4, buckets=[16, 48], graphs=True))
 
 
 def test_requests_are_served_through_it_greedy_and_seeded():

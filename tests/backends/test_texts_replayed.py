@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import DEVICE
+from replays import company_changes_no_bit, fill, random_rows
 from taped import captured
 from texts import CONFIGS, Drive, alone, made, model_of, prompts
 
@@ -42,23 +43,6 @@ def anew(monkeypatch):
 def served_of(kind, slots=6, **options):
     name, changes = KINDS[kind]
     return LanguageModel(model_of(name, **changes), slots=slots, **options)
-
-
-def random_rows(draw, slots, most):
-    """A token for some slots, behind contexts of any length; or a prompt, for two at most."""
-    some = sorted(draw.sample(range(slots), draw.randint(1, slots)))
-    rows = [Row(slot, draw.randrange(most), (draw.randrange(96),)) for slot in some]
-    for at in draw.sample(range(len(rows)), min(draw.randint(0, 2), len(rows))):
-        rows[at] = Row(rows[at].slot, 0, [draw.randrange(96) for _ in range(draw.randint(2, 64))])
-    return rows
-
-
-@torch.inference_mode()
-def fill(served, seed):
-    random = torch.Generator(served.device).manual_seed(seed)
-    for layer in served.cache.used:
-        for storage in (layer.keys, layer.values):
-            storage.normal_(generator=random)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,14 +143,7 @@ def test_who_is_left_moves_where_fewer_lanes_are_enough():
 def test_with_buckets_each_length_is_one_graph_and_company_changes_no_bit(dtype):
     served = LanguageModel(copy.deepcopy(model_of("llama")).to(dtype), slots=4, buckets=[16, 48])
     assert served.replayed is not None, served.unreplayed
-    rows = [Row(0, 5, (7,)), Row(1, 40, (8,)), Row(3, 90, (9,))]
-    with torch.inference_mode():
-        fill(served, 3)
-        together = served.forward(rows)
-        assert served.replayed.replays == {(4, 1, 16): 1, (4, 1, 48): 1, (4, 1, 96): 1}
-        assert torch.equal(served.stock_forward(rows), together)
-        for row, logits in zip(rows, together, strict=True):
-            assert torch.equal(served.forward([row])[0], logits)
+    company_changes_no_bit(served)
 
 
 def test_requests_are_served_through_it():

@@ -19,6 +19,15 @@ from neustream.errors import ConfigError
 EVERY = Settings(snapshot_s=0.5)
 
 
+def waiting(head: Head) -> say.Send:
+    """What sent a request that waits to be copied, at 0.5 s."""
+    sent = send(head, request("r"))
+    head.heard(sent.instance, say.Began("r", 1), 0.0)
+    head.tick(0.5)
+    head.heard(sent.instance, say.Waits("r", 1), 0.5)
+    return sent
+
+
 def saved(head: Head, left: dict | None = None, now: float = 0.5) -> tuple[say.Send, say.Give]:
     """A request of which there is a copy, and what ordered that."""
     sent = send(head, request("r"))
@@ -95,10 +104,7 @@ def test_a_copy_of_which_nothing_comes_is_begun_at_the_start(what):
 
 def test_a_copy_that_comes_once_nobody_waits_for_it_is_not_kept():
     head = head_of("a", "b", settings=EVERY)
-    sent = send(head, request("r"))
-    head.heard(sent.instance, say.Began("r", 1), 0.0)
-    head.tick(0.5)
-    head.heard(sent.instance, say.Waits("r", 1), 0.5)
+    sent = waiting(head)
     (give,) = orders_of(head, say.Give)
     head.heard(sent.instance, over("r", 1), 0.6)
     head.pop_orders()
@@ -117,10 +123,7 @@ def test_a_copy_whose_keeper_is_gone_too_is_none():
 
 def test_a_death_while_a_copy_is_made_does_not_wait_for_it():
     head = head_of("a", "b", settings=EVERY)
-    sent = send(head, request("r"))
-    head.heard(sent.instance, say.Began("r", 1), 0.0)
-    head.tick(0.5)
-    head.heard(sent.instance, say.Waits("r", 1), 0.5)
+    sent = waiting(head)
     (give,) = orders_of(head, say.Give)
     head.lost(sent.instance, "killed", 0.5)
     orders = head.pop_orders()
@@ -138,10 +141,7 @@ def test_one_instance_has_nowhere_to_keep_copies_and_texts_need_none():
 
 def test_a_request_that_cannot_be_copied_is_not_tried_again():
     head = head_of("a", "b", settings=EVERY)
-    sent = send(head, request("r"))
-    head.heard(sent.instance, say.Began("r", 1), 0.0)
-    head.tick(0.5)
-    head.heard(sent.instance, say.Waits("r", 1), 0.5)
+    sent = waiting(head)
     head.pop_orders()
     head.heard(sent.instance, say.Refused("r", 1, "not movable: so it is"), 0.5)
     assert orders_of(head, say.Resume)

@@ -114,7 +114,7 @@ class Replayed:
         if self._capture is None:
             (device,) = self._devices
             self._capture = CAPTURES[device.type](device)
-        inputs = [_kept(tensor) for tensor in tensors]
+        inputs = [_writable(tensor) for tensor in tensors]
 
         def called() -> Any:
             args, kwargs = _filled(given, inputs)  # anew each time: models take things out of lists and dicts
@@ -250,7 +250,7 @@ class _Call:
 
 
 @torch.inference_mode(False)
-def _kept(tensor: torch.Tensor) -> torch.Tensor:
+def _writable(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape and layout that may be written to in any mode."""
     made = torch.empty_like(tensor, memory_format=torch.preserve_format)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from neustream.backends.torch import OUT_OF_MEMORY, any_length, device_name, lacks_memory
+from neustream.backends.torch import OUT_OF_MEMORY, device_name, lacks_memory, without_cudnn_attention
 from neustream.backends.transformers.adapters import Adapters, adapters_of
 from neustream.backends.transformers.facts import arguments_of, eos_of, known_of, positions_of
 from neustream.backends.transformers.fixed import fixed_of, floor
@@ -307,7 +307,7 @@ class LanguageModel:
     def _layers(self, rows: Sequence[Row]) -> Iterator[None]:
         """The model's layers as they are to compute some rows."""
         with contextlib.ExitStack() as using:
-            using.enter_context(any_length(self.device))
+            using.enter_context(without_cudnn_attention(self.device))
             if self.prepacked is not None:
                 using.enter_context(self.prepacked.used())
             if self.adapters is not None:

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from neustream.backends.capturing import CAPTURES, Capture, NotCaptured
-from neustream.backends.torch import any_length
+from neustream.backends.torch import without_cudnn_attention
 from neustream.backends.transformers.packed import ALIGNED, packing
 from neustream.backends.transformers.proof import CLOSE, CLOSE_HALF, apart, as_it_was
 from neustream.backends.transformers.recorded import NotRecorded, check_modules, places_of, tables_of
@@ -165,7 +165,7 @@ class Replayed:
         self._capture = CAPTURES[model.device.type](model.device)
         self.replays: Counter[Shape] = Counter()
         self.unreplayed = "" if self._prompts else "there are none"
-        with as_it_was(model.model), any_length(model.device):
+        with as_it_was(model.model), without_cudnn_attention(model.device):
             self._fill(model)
             self._capture_decodes(model)
             try:

@@ -75,7 +75,8 @@ class _Taken:
         self._some = [self._seat(index) for index in some]
         self._known: dict[tuple[int, float], tuple[float, int]] = {}  # sums, and of how many
         self._paces: dict[int, tuple[float, int]] = {}  # the least, and of how many
-        self._waits: list[float] = []
+        self._waits: list[float] = []  # seconds that each can stand still, and the most of them
+        self._longest = 0.0
 
     def by(self, index: int) -> bool:
         """Whether one more has a seat. It takes it then."""
@@ -108,20 +109,21 @@ class _Taken:
     def _seats(self, size: int, new: _Seat) -> float:
         """Seats of `size` that are taken from a newcomer, by those who cannot stand aside."""
         stay = new.left * self._line.speed * self._line.curve.seconds[size]
-        waits = self._longest_waits()
-        if stay > max(waits):
+        self._note_waits()
+        if stay > self._longest:
             return self._all_seats(size, new.weight)
-        some = zip(self._some, waits, strict=True)
+        some = zip(self._some, self._waits, strict=True)
         return sum([self._counted(one, size, new.weight) for one, wait in some if wait < stay])
 
-    def _longest_waits(self) -> list[float]:
-        """Seconds that each can stand still, to go on in one batch with all of them."""
+    def _note_waits(self) -> None:
+        """How long each can stand still, to go on in one batch with all of them."""
         count = len(self._some)
-        if len(self._waits) < count:
-            fast = self._line.curve.fast
-            step = self._line.speed * fast[min(count, len(fast)) - 1]
-            self._waits = [(one.pace - step) * one.left for one in self._some]
-        return self._waits
+        if len(self._waits) == count:
+            return
+        fast = self._line.curve.fast
+        step = self._line.speed * fast[min(count, len(fast)) - 1]
+        self._waits = [(one.pace - step) * one.left for one in self._some]
+        self._longest = max(self._waits)
 
     def _all_seats(self, size: int, weight: float) -> float:
         """Seats of `size` that all take from somebody of `weight`."""
