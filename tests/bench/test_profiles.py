@@ -44,6 +44,13 @@ def test_tokens_stand_for_options_before_environment_variables(tmp_path, dialect
     assert (profile.target.model, profile.target.url, profile.lacks) == ("ours", "http://here:2", ())
 
 
+def test_a_route_may_stand_behind_the_token_of_a_url(tmp_path):
+    profile = read(tmp_path, changed(PERF, server__base_url=f"{PERF['server']['base_url']}/v1"))
+    assert profile.target.url == "" and "--base-url" in profile.lacks[0]
+    with pytest.raises(ConfigError, match=r"server.base_url"):
+        read(tmp_path, changed(PERF, server__base_url=f"{PERF['server']['base_url']}x"))
+
+
 def test_another_token_is_an_error_where_its_key_is_used(tmp_path, monkeypatch):
     odd = changed(PERF, data__input_distribution__max="REPLACE_ENV_LONGEST")
     with pytest.raises(ConfigError, match=r"REPLACE_ENV_LONGEST stands for nothing: set .* LONGEST"):
@@ -223,6 +230,11 @@ def test_guidellm_benchmarks_change_the_loads_of_a_scenario(tmp_path):
         ("closed", 30, None, 6, 9),
         ("closed", 90, None, 9, 9),
     ]
+
+
+@pytest.mark.parametrize("benchmarks", [None, [], [None], [{}]])
+def test_guidellm_benchmarks_that_change_nothing_are_one(tmp_path, benchmarks):
+    assert loads(read(tmp_path, changed(GUIDE, benchmarks=benchmarks))) == loads(read(tmp_path, GUIDE))
 
 
 def test_guidellm_data(tmp_path):

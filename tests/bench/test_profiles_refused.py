@@ -136,6 +136,7 @@ REFUSED = [
     (changed(GUIDE, spec__data__0__tools=[{}]), "data.0.tools: no tools are called"),
     (changed(GUIDE, spec__backend={"kind": "vllm_python"}), "backend.kind: only servers"),
     (changed(GUIDE, spec__backend__request_format="/v1/responses"), "request_format: /v1/responses is not spoken"),
+    (changed(GUIDE, spec__backend__request_format="/pooling"), "request_format: /pooling is not spoken"),
     (changed(GUIDE, benchmarks=[{}, {"data[0].prompt_tokens": 9}]), r"differ in more than their loads \(source\)"),
     (changed(FLAT, data="some/dataset"), "'some/dataset' is no local file"),
     (changed(FLAT, over_saturation=True), "over_saturation: a load is not ended"),

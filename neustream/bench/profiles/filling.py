@@ -54,8 +54,11 @@ def without_open(values: Any) -> Any:
 
 
 def _open(value: Any) -> bool:
-    match = TOKEN.fullmatch(value) if isinstance(value, str) else None
-    return match is not None and match["name"].endswith(OPTIONAL)
+    match = TOKEN.match(value) if isinstance(value, str) else None
+    if match is None or not match["name"].endswith(OPTIONAL):
+        return False
+    behind = value[match.end() :]
+    return not behind or (match["name"] == URL and behind.startswith("/"))
 
 
 def check_filled(values: Any, unused: set[str]) -> None:

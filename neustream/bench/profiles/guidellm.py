@@ -56,6 +56,7 @@ class HttpBackend(Section):
         "/v1/responses",
         "/v1/audio/transcriptions",
         "/v1/audio/translations",
+        "/pooling",
     ] = "/v1/chat/completions"
     api_key: str | None = None
     api_routes: dict[str, str] = {}
@@ -296,9 +297,15 @@ class Labels(Section, extra="allow"):
     labels: dict[str, str] = {}
 
 
+ONE: list[dict[str, Any] | None] = [None]
+"""The benchmarks of a scenario that names none."""
+
+
 class Scenario(Section):
     """A whole profile; `benchmarks` are put into `spec`, one after another."""
 
     metadata: Labels = Labels()
     spec: dict[str, Any] = {}
-    benchmarks: list[dict[str, Any] | None] = Field(default=[None], min_length=1)
+    benchmarks: Annotated[
+        list[dict[str, Any] | None], BeforeValidator(lambda given: given or ONE)
+    ] = ONE
