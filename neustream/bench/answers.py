@@ -182,6 +182,17 @@ def _piece(choice: Mapping[str, Any]) -> str:
     return piece if isinstance(piece, str) else ""
 
 
+def _whole_text(choice: Mapping[str, Any]) -> str:
+    """The text of a choice that comes in one piece, with the thoughts before it."""
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        message = {"content": choice.get("text")}
+    thoughts = message.get("reasoning_content") or message.get("reasoning")
+    parts = (thoughts, message.get("content"), message.get("refusal"))
+    text = "".join(part for part in parts if isinstance(part, str))
+    return text or (" " if message.get("tool_calls") else "")
+
+
 def _speaks(choice: Mapping[str, Any]) -> bool:
     """Whether an event says who speaks, as the first of a chat does."""
     delta = choice.get("delta")
@@ -252,9 +263,7 @@ class Whole:
         choices = said.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
-                message = choice.get("message")
-                piece = choice.get("text") or (message or {}).get("content") or ""
-                self._text += piece if isinstance(piece, str) else ""
+                self._text += _whole_text(choice)
                 record.finish_reason = str(choice.get("finish_reason") or record.finish_reason)
         usage = said.get("usage")
         count_tokens(record, usage if isinstance(usage, dict) else {}, self.text, self._count)

@@ -94,6 +94,8 @@ class Client:
         if not 200 <= status < 300:
             return ErrorBody(record, reason)
         streamed = self._streamed(ask)
+        if (coded := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            return NoStream(record, f"the answer is in {coded}, which was not asked for")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if streamed and kind != STREAM:
             return NoStream(record, f"the answer is of {kind or 'no type'}, not {STREAM}")

@@ -13,6 +13,8 @@ _DECODE = json.JSONDecoder().decode
 """`json.loads` of bytes guesses at their encoding, which takes longer than all the rest."""
 LONGEST = 300
 """Characters of an error that are kept."""
+MOST = 10**12
+"""The largest count that is believed: what is more is no number of tokens."""
 Counter = Callable[[str], int]
 """The number of tokens of a text."""
 
@@ -38,7 +40,7 @@ def fail(record: Record, outcome: Outcome, error: str) -> None:
     """Say that a request failed; what was first said of it stays."""
     if record.outcome == "done":
         record.outcome = outcome
-        record.error = cut(" ".join(error.split()), LONGEST)
+        record.error = line(error, LONGEST)
 
 
 def told_error(record: Record, said: Mapping[str, Any]) -> None:
@@ -47,9 +49,15 @@ def told_error(record: Record, said: Mapping[str, Any]) -> None:
         return
     error = said.get("error", said)
     if isinstance(error, dict):
-        record.code = cut(str(error.get("code") or error.get("type") or ""), 60)
+        record.code = line(error.get("code") or error.get("type") or "", 60)
         error = error.get("message") or error.get("detail") or ""
-    record.error = cut(" ".join(str(error).split()), LONGEST)
+    record.error = line(error, LONGEST)
+
+
+def line(said: Any, most: int) -> str:
+    """What a server says as a line that any terminal can show."""
+    text = " ".join(str(said).split())
+    return cut("".join(each if each.isprintable() else "?" for each in text), most)
 
 
 def count_tokens(
@@ -67,7 +75,7 @@ def count_tokens(
     elif record.token_times_s:
         record.output_tokens, record.counted_by = len(record.token_times_s), "chunks"
     ours = usage.get("neustream")
-    if isinstance(ours, dict):
+    if isinstance(ours, dict) and _can_be_written(ours):
         record.server = ours
 
 
@@ -80,7 +88,16 @@ def judge_length(record: Record, exact: bool) -> None:
 
 def number(value: Any) -> int | None:
     """A count that a server tells; None for what is none."""
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= MOST else None
+
+
+def _can_be_written(said: dict[str, Any]) -> bool:
+    """Whether it is JSON: Python reads infinities and NaN, which are none."""
+    try:
+        json.dumps(said, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def object_of(data: bytes) -> dict[str, Any] | None:

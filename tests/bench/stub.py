@@ -58,6 +58,16 @@ def told(message):
     return json.dumps({"error": {"message": message, "code": "too_many"}}).encode()
 
 
+def both(k):
+    """A token of each of two choices."""
+    reason = "length" if k else None
+    return [{"choices": [{"index": at, "text": f" w{k}", "finish_reason": reason}]} for at in range(2)]
+
+
+def counted(tokens):
+    return {"prompt_tokens": 7, "completion_tokens": tokens}
+
+
 def crlf():
     return [each.replace(b"\n", b"\r\n") for each in [*tokens(), USED, DONE]]
 
@@ -69,6 +79,8 @@ def split_anywhere():
 
 MANY_LINES = b'data: {"choices": [{"text":\ndata: " w", "finish_reason": "stop"}]}\n\n'
 UNFINISHED = tokens(reason=None)
+WILD = {"choices": [], "usage": {"prompt_tokens": 10**400, "completion_tokens": True, "neustream": {"x": float("inf")}}}
+"""Numbers that Python reads, and that are none of tokens, or of JSON."""
 WHOLE = {"choices": [{"text": " a b", "finish_reason": "length"}], "usage": USAGE}
 IMAGE = {"created": 0, "data": [{"b64_json": "aGk="}]}
 ANSWERS = {
@@ -105,6 +117,26 @@ ANSWERS = {
     ),
     "empty_last_token": stream(*tokens(3, None), event(text("", "stop")), USED, DONE),
     "empty_token": stream(*tokens(2, None), event(text("")), *tokens(1), USED, DONE),
+    "chat_thoughts": stream(
+        event(delta(None, role="assistant", reasoning_content="")),
+        *[event(delta(None, reasoning_content=f" t{k}")) for k in range(2)],
+        *[event(delta(f" w{k}", "stop" if k == 1 else None)) for k in range(2)],
+        USED,
+        DONE,
+    ),
+    "chat_tool_calls": stream(
+        event(delta(None, role="assistant", tool_calls=[{"index": 0, "function": {"name": "f", "arguments": ""}}])),
+        *[event(delta(None, tool_calls=[{"index": 0, "function": {"arguments": "1"}}])) for _ in range(3)],
+        event(delta(None, "tool_calls")),
+        USED,
+        DONE,
+    ),
+    "choices_in_turn": stream(*[event(each) for k in range(2) for each in both(k)], USED, DONE),
+    "usage_on_each": stream(*[event({**text(f" w{k}"), "usage": counted(k + 1)}) for k in range(TOKENS)], DONE),
+    "early_hints": b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + stream(*tokens(), USED, DONE),
+    "wild_usage": stream(*tokens(), event(WILD), DONE),
+    "gzip": SSE.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n") + piece(b"\x1f\x8b") + END,
+    "error_of_no_letters": stream(event({"error": {"message": "no \ud800\x1b[31m\x00 room", "code": "\x07"}}), DONE),
     "error_then_done": stream(*tokens(2, None), ERROR, DONE),
     "error_then_cut": stream(*tokens(2, None), ERROR, end=b""),
     "error_event_named": stream(*tokens(2, None), b'event: error\ndata: {"message": "no"}\n\n', DONE),
@@ -135,6 +167,10 @@ ANSWERS = {
     "whole_not_json": plain("200 OK", b"{"),
     "whole_cut": plain("200 OK", json.dumps(WHOLE).encode())[:-5],
     "whole_empty": plain("200 OK", b'{"choices": [{"text": ""}]}'),
+    "whole_message": plain(
+        "200 OK", b'{"choices": [{"message": "hi"}, {"message": {"reasoning": "a", "content": "b"}}]}'
+    ),
+    "whole_gzip": plain("200 OK", b"\x1f\x8b", more=b"content-encoding: gzip\r\n"),
     "image": plain("200 OK", json.dumps(IMAGE).encode()),
     "no_image": plain("200 OK", b'{"data": [{}]}'),
     "image_stream": stream(

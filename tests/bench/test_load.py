@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections import Counter
@@ -56,13 +57,20 @@ FINE = [
     "continue",
     "empty_last_token",
     "empty_token",
+    "choices_in_turn",
+    "usage_on_each",
+    "early_hints",
+    "wild_usage",
 ]
-CHATS = ["chat", "chat_role_apart", "chat_role_on_first"]
+CHATS = ["chat", "chat_role_apart", "chat_role_on_first", "chat_thoughts", "chat_tool_calls"]
+NO_USAGE = {"no_usage", "no_finish_reason", "wild_usage"}
 FAILED = {
     "error_then_done": "error_event",
     "error_then_cut": "error_event",
     "error_event_named": "error_event",
+    "error_of_no_letters": "error_event",
     "error_in_200": "not_a_stream",
+    "gzip": "not_a_stream",
     "cut": "cut",
     "ends_early": "cut",
     "cut_at_once": "cut",
@@ -98,7 +106,8 @@ def test_streams_as_the_standard_allows_them_are_read(stub, model):
     record = one(stub, model)
     assert (record.outcome, record.error) == ("done", "")
     assert record.output_tokens == len(record.token_times_s) == TOKENS
-    assert record.counted_by == ("chunks" if model in ("no_usage", "no_finish_reason") else "usage")
+    assert record.counted_by == ("chunks" if model in NO_USAGE else "usage")
+    assert json.dumps(record.to_dict(), allow_nan=False)
     assert record.sent_s <= record.token_times_s[0] <= record.token_times_s[-1] <= record.end_s
 
 
@@ -124,6 +133,8 @@ def test_failures_are_told_apart(stub, model, outcome):
         ("html_500", 500, "", "status 500 Internal Server Error"),
         ("redirect", 307, "", "status 307 Temporary Redirect"),
         ("error_then_cut", 200, "failed", "out of memory"),
+        ("error_of_no_letters", 200, "?", "no ??[31m? room"),
+        ("gzip", 200, "", "the answer is in gzip, which was not asked for"),
     ],
 )
 def test_what_the_server_says_of_a_failure_is_kept(stub, model, status, code, error):
@@ -133,7 +144,14 @@ def test_what_the_server_says_of_a_failure_is_kept(stub, model, status, code, er
 
 @pytest.mark.parametrize(
     ("model", "outcome"),
-    [("whole", "done"), ("whole_not_json", "invalid_json"), ("whole_cut", "cut"), ("whole_empty", "no_token")],
+    [
+        ("whole", "done"),
+        ("whole_not_json", "invalid_json"),
+        ("whole_cut", "cut"),
+        ("whole_empty", "no_token"),
+        ("whole_message", "done"),
+        ("whole_gzip", "not_a_stream"),
+    ],
 )
 def test_an_answer_in_one_piece(stub, model, outcome):
     record = one(stub, model, stream=False)
