@@ -19,8 +19,9 @@ from neustream.errors import ConfigError, told
 from neustream.workload.asks import Ask
 
 VERSION = 1
-RECORD_BYTES, TOKEN_BYTES = 1000, 24
-"""Of a record's line, and of the instant of each token in it."""
+RECORD_BYTES, DETAILS_BYTES, TOKEN_BYTES = (450, 1000), (60, 500), (15, 24)
+"""The fewest and the most, of a request's record, of what `--save-detailed` says of it, and of the
+instant of each token in either."""
 INDEX = "runs.json"
 
 
@@ -53,10 +54,28 @@ class Run:
         return {name: value for name, value in vars(self).items() if name != "records"}
 
 
-def expected_size(asks: Collection[Ask]) -> int:
-    """About how many bytes the records of these requests take at most, texts left out."""
+@dataclass(frozen=True)
+class Size:
+    """How many bytes results take: at least, and at most, as far as is known."""
+
+    least: float
+    most: float
+
+    def times(self, number: float) -> Size:
+        return Size(self.least * number, self.most * number)
+
+    def plus(self, other: Size) -> Size:
+        return Size(self.least + other.least, self.most + other.most)
+
+
+def expected_size(asks: Collection[Ask], exact: bool, each: tuple[int, int] = RECORD_BYTES) -> Size:
+    """Of the records (or details) of these requests, if all are done; texts left out.
+
+    exact: whether each has as many tokens as it asks for, and not fewer.
+    """
     tokens = sum(ask.output_tokens or 0 for ask in asks)
-    return TOKEN_BYTES * tokens + RECORD_BYTES * len(asks)
+    least = each[0] * len(asks) + (TOKEN_BYTES[0] * tokens if exact else 0)
+    return Size(least, each[1] * len(asks) + TOKEN_BYTES[1] * tokens)
 
 
 def records_file(stage: int) -> str:

@@ -94,9 +94,8 @@ def command(
             check_folder("--out", options.out, ["runs.json", records_file(0), *FIGURES])
         first = asks_of(data, promises, texts, 1)
         if options.out is not None:
-            check_room(
-                "--out", options.out, expected_size(first) * options.requests(options.start_rate, options.point_s)
-            )
+            size = expected_size(first, server.ignore_eos).times(options.requests(options.start_rate, options.point_s))
+            check_room("--out", options.out, size.least, size.most)
         target = target_of(server, first, 0.0)
 
         def measure(rate: float, seed: int, seconds: float) -> Run:

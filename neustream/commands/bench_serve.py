@@ -13,7 +13,7 @@ import typer
 from neustream.bench.plan import Plan
 from neustream.bench.planning import Law, Timing, plan_of, warming
 from neustream.bench.records import Since
-from neustream.bench.runs import Run, expected_size, records_file, write_runs
+from neustream.bench.runs import DETAILS_BYTES, Run, expected_size, records_file, write_runs
 from neustream.bench.summary import summary, valid
 from neustream.commands.bench_data import DataOptions
 from neustream.commands.bench_options import PromiseOptions, ServerOptions
@@ -142,7 +142,7 @@ def command(
         _check(results, json_)
         asks = asks_of(data, promises, texts)
         plan = plan_of(asks, timing, promises.seed, results.label, tokenizer=server.tokenizer, **told)
-        _check_room(results, plan)
+        _check_room(results, plan, server.ignore_eos or server.backend == "neustream")
         if server.backend == "neustream":
             run = play_here(plan, twin, server.served_model_name or server.model)
         else:
@@ -185,13 +185,14 @@ def _check(results: ResultOptions, json_: Path | None) -> None:
         _check_text(results.result_dir / results.result_filename)
 
 
-def _check_room(results: ResultOptions, plan: Plan) -> None:
+def _check_room(results: ResultOptions, plan: Plan, exact: bool) -> None:
     """ConfigError if the disk has no room for what is known beforehand."""
-    size = expected_size(plan.asks)
     if results.out is not None:
-        check_room("--out", results.out, size)
+        size = expected_size(plan.asks, exact)
+        check_room("--out", results.out, size.least, size.most)
     if results.save_detailed and (results.save_result or results.append_result):
-        check_room("--result-dir", results.result_dir, size)
+        size = expected_size(plan.asks, exact, DETAILS_BYTES)
+        check_room("--result-dir", results.result_dir, size.least, size.most)
 
 
 def _check_text(path: Path) -> None:

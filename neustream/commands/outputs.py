@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from neustream.commands.printing import problems
 from neustream.engine.trace import REQUEST_BYTES
 from neustream.errors import ConfigError
 
@@ -57,14 +58,21 @@ def check_folder(option: str, folder: Path, names: Iterable[str]) -> None:
     check_outputs((option, folder / name) for name in names)
 
 
-def check_room(option: str, folder: Path, size: int) -> None:
-    """ConfigError if the disk of a folder that is there has not so many bytes free."""
+def check_room(option: str, folder: Path, least: float, most: float = 0.0) -> None:
+    """See that the disk of a folder that is there has so many bytes free.
+
+    Where it has `least` and not `most`, that is said on stderr.
+
+    Raises:
+        ConfigError: it has not even `least`.
+    """
     disk = shutil.disk_usage(folder)
-    free = disk.free
-    if disk.total and free < size:  # some file systems tell of no size at all
-        raise ConfigError(
-            f"{option} {folder}: at least {size / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free on its disk"
-        )
+    if not disk.total or disk.free >= max(least, most):  # some file systems tell of no size at all
+        return
+    free = f"{disk.free / 1e6:,.1f} MB are free on its disk"
+    if disk.free < least:
+        raise ConfigError(f"{option} {folder}: at least {least / 1e6:,.1f} MB are needed, {free}")
+    problems.print(f"{option} {folder}: up to {most / 1e6:,.1f} MB may be needed, {free}", soft_wrap=True)
 
 
 def check_traces(traces: Iterable[Path], requests: int) -> None:

@@ -82,7 +82,7 @@ def test_a_profile_is_run_and_reported(tmp_path, stub, profile, stages):
 @pytest.mark.parametrize("profile", [CLOSED, changed(GUIDE, spec__profile__streams=[1, 3]), VLLM])
 def test_a_disk_without_room_for_the_records_is_told_before_the_load(tmp_path, stub, monkeypatch, profile):
     seen = len(stub.log)
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=9000, free=6000))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=9000, free=1700))
     done = run(tmp_path, profile, stub.url)
     assert done.status == 2 and "0.0 MB are free on its disk" in done.err, done.err
     assert len(stub.log) == seen and list((tmp_path / "out").iterdir()) == []

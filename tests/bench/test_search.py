@@ -107,10 +107,10 @@ def test_what_is_wrong_is_named(more, says):
 
 def test_a_disk_without_room_for_the_first_point_is_told_before_it(tmp_path, monkeypatch):
     pytest.importorskip("httptools", reason="needs the extra 'bench'")
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=10**9, free=3 * 10**6))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=10**9, free=10**6))
     asked = ["--goodput", "ttft:1", "--start-rate", "100", "--out", tmp_path, "--random-output-len", "2"]
     done = command("bench", "search", "--base-url", "http://127.0.0.1:9", "--model", "m", *asked)
-    assert done.status == 2 and "at least 3.1 MB are needed, 3.0 MB are free on its disk" in done.err
+    assert done.status == 2 and "at least 1.4 MB are needed, 1.0 MB are free on its disk" in done.err
 
 
 def test_the_command_searches_and_writes(tmp_path):

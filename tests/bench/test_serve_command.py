@@ -15,7 +15,7 @@ from stub import Stub
 from toys import command
 
 from neustream.bench import read_runs
-from neustream.bench.runs import expected_size
+from neustream.bench.runs import DETAILS_BYTES, RECORD_BYTES, expected_size
 from neustream.commands.bench_data import DataOptions
 from neustream.commands.bench_options import PromiseOptions
 from neustream.errors import ConfigError
@@ -285,19 +285,31 @@ def test_a_full_disk_is_told_after_the_results(stub):
 
 def test_a_disk_without_room_for_the_records_is_told_before_the_load(stub, tmp_path, monkeypatch):
     seen = len(stub.log)
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=9000, free=5000))
-    for more in (["--out", tmp_path], ["--save-result", "--save-detailed", "--result-dir", tmp_path]):
-        done = serve(stub, *more)
+    details = ["--save-result", "--save-detailed", "--result-dir", tmp_path]
+    for free, more in ((2700, ["--out", tmp_path]), (300, details)):
+        disk = SimpleNamespace(total=9000, free=free)
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, disk=disk: disk)
+        done = serve(stub, *more, "--ignore-eos")
         assert done.status == 2 and "0.0 MB are free on its disk" in done.err, done.err
     assert len(stub.log) == seen and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=9000, free=7000))
-    assert serve(stub, "--out", tmp_path).status == 0
 
 
-def test_records_are_no_larger_than_is_thought_beforehand(stub, tmp_path):
-    assert serve(stub, "--out", tmp_path, "--slo-class", "a-name-of-a-class:ttft=200,priority=3").status == 0
-    (path,) = tmp_path.glob("*.jsonl")
-    assert path.stat().st_size < expected_size([Ask("x", output_tokens=3)] * 6) < 4 * path.stat().st_size
+@pytest.mark.parametrize(("free", "said"), [(3000, True), (7000, False)])
+def test_a_disk_with_room_that_may_do_is_used(stub, tmp_path, monkeypatch, free, said):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=9000, free=free))
+    done = serve(stub, "--out", tmp_path)
+    assert done.status == 0 and ("may be needed" in done.err) == said
+
+
+def test_results_are_as_large_as_is_thought_beforehand(stub, tmp_path):
+    more = ["--slo-class", "a-name-of-a-class:ttft=200,priority=3", "--ignore-eos", "--result-filename", "all.json"]
+    options = ["--out", tmp_path, "--save-result", "--save-detailed", "--result-dir", tmp_path]
+    assert serve(stub, *options, *more, "--num-prompts", "60", "--random-output-len", "40").status == 0
+    asks = [Ask("x", output_tokens=40)] * 60
+    (records,) = tmp_path.glob("*.jsonl")
+    for path, each in ((records, RECORD_BYTES), (tmp_path / "all.json", DETAILS_BYTES)):
+        size = expected_size(asks, True, each)
+        assert size.least < path.stat().st_size < size.most < 3 * size.least
 
 
 def test_ctrl_c_writes_what_is_there(stub, tmp_path):

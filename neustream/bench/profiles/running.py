@@ -15,7 +15,7 @@ from neustream.bench.playing import Tick
 from neustream.bench.profiles.profile import Load, Profile, Sweep
 from neustream.bench.reports.building import SCRAPED
 from neustream.bench.reports.scraping import Scraper
-from neustream.bench.runs import Run, expected_size
+from neustream.bench.runs import Run, Size, expected_size
 from neustream.errors import BackendError
 from neustream.workload.texts import Texts
 
@@ -25,21 +25,22 @@ SAMPLE_S = 0.5
 """Seconds between two looks at how many requests of a burst are left."""
 
 
-def expected_bytes(profile: Profile, texts: Texts) -> int:
-    """About how many bytes the records take of the loads that are known beforehand, at least.
+def expected_bytes(profile: Profile, texts: Texts) -> Size:
+    """About how many bytes the records take of the loads that are known beforehand.
 
     What requests ask for is told by a few of each load. Where a duration may end a load before all
     its requests are sent, only those count that come in it; of a closed loop nobody knows how many.
     """
-    size = 0.0
+    size = Size(0, 0)
     for number, load in enumerate(profile.played_first):
         count = load.expected
         if load.duration_s is not None:
             count = min(count, dataclasses.replace(load, requests=None).expected)
         if few := min(round(count), SAMPLES):
             asks = list(profile.plan(at_once(load, few), number, texts).asks)
-            size += expected_size(asks) * count / max(len(asks), 1)
-    return round(size)
+            each = expected_size(asks, profile.target.ignore_eos).times(1 / max(len(asks), 1))
+            size = size.plus(each.times(count))
+    return size
 
 
 def at_once(load: Load, requests: int) -> Load:
