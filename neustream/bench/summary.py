@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,6 +65,8 @@ def ours(run: Run, since: Since = "scheduled") -> dict[str, Any]:
     }
     if promised:
         told |= _of_promises(promised, seconds, since)
+        if "bound" in run.meta:
+            told["bound_ratio"] = bound_ratio(told["slo_attainment"]["number"], run.meta["bound"])
     if any(record.kind == "image" for record in records):
         images = sum(record.images for record in records if record.done)
         told |= {"images": images, "image_throughput": images / seconds if seconds > 0 else 0.0}
@@ -90,6 +92,15 @@ def _of_promises(promised: Sequence[Record], seconds: float, since: Since) -> di
     if classes not in ([], [""]):
         told["classes"] = {name: _class(promised, name, since) for name in classes}
     return told
+
+
+def bound_ratio(met: int, bound: Mapping[str, Any]) -> float | None:
+    """Requests on time, by the most that could be; None where there could be none.
+
+    `value` of a bound rests on what a solver claims; where more were on time, `proven` is taken.
+    """
+    most = bound["value"] if met <= bound["value"] else bound["proven"]
+    return met / most if most else None
 
 
 def attainment(run: Run, since: Since = "scheduled") -> Share:

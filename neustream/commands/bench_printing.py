@@ -80,6 +80,8 @@ def _totals(told: Mapping[str, Any]) -> Table:
         rows["goodput/s"] = f"{told['goodput_all']:.3f}"
         scale = told["slo_scale_at_90"]
         rows["90 % at SLO scale"] = "none" if scale is None else f"{scale:.3g}"
+    if told.get("bound_ratio") is not None:
+        rows["of the bound"] = f"{told['bound_ratio']:.3f}"
     if "images" in told:
         rows["images"] = f"{told['images']}, {told['image_throughput']:.2f}/s"
     for name, text in rows.items():

@@ -22,7 +22,7 @@ from neustream.commands.bench_playing import play, target_of
 from neustream.commands.bench_printing import show_run
 from neustream.commands.bench_refused import VllmFlags
 from neustream.commands.bench_reporting import since_of
-from neustream.commands.bench_twin import TwinOptions, play_here
+from neustream.commands.bench_twin import TwinOptions, bound_here, play_here
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
 from neustream.commands.outputs import (
@@ -143,10 +143,14 @@ def command(
         asks = asks_of(data, promises, texts)
         plan = plan_of(asks, timing, promises.seed, results.label, tokenizer=server.tokenizer, **told)
         _check_room(results, plan, server.ignore_eos or server.backend == "neustream")
+        name = server.served_model_name or server.model
+        bound = bound_here(plan, twin, name) if twin.bound else None
         if server.backend == "neustream":
-            run = play_here(plan, twin, server.served_model_name or server.model)
+            run = play_here(plan, twin, name)
         else:
             run = _asked(server, promises, results, plan, texts)
+        if bound is not None and not run.interrupted:
+            run.meta["bound"] = bound
         show_run(run, since)
         write({**told, **summary(run, since, results.save_detailed)})
         _save(run, results, since)

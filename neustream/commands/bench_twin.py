@@ -15,6 +15,7 @@ import typer
 from neustream.bench.plan import Plan
 from neustream.bench.runs import Run
 from neustream.bench.watching import Watch
+from neustream.commands.bench_bound import bound_in, checked
 from neustream.commands.interrupts import Interrupts, raise_unless_pressed
 from neustream.commands.printing import new_progress, note, say_notes
 from neustream.commands.reach import naming
@@ -57,6 +58,9 @@ class TwinOptions:
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key.")] = None
     real: Annotated[bool, typer.Option("--real", help="Serve the model in this process; else it is simulated.")] = False
     device: Annotated[str, typer.Option(help="Where --real serves it.")] = "cpu"
+    bound: Annotated[
+        bool, typer.Option("--bound", help="Also the most that --config's profiles let any scheduler serve on time.")
+    ] = False
 
 
 def play_here(plan: Plan, options: TwinOptions, model: str = "") -> Run:
@@ -78,6 +82,21 @@ def play_here(plan: Plan, options: TwinOptions, model: str = "") -> Run:
                 build_policy(experiment, options.policy)
             play = _served if options.real else _simulated
             return play(plan, config, asked, options)
+
+
+def bound_here(plan: Plan, options: TwinOptions, model: str = "") -> Mapping[str, Any]:
+    """The most of a plan's requests that could be on time; `model` as `play_here` has it.
+
+    Raises:
+        ConfigError: there is no bound for such a plan or experiment.
+    """
+    path = checked(plan, options.config)
+    _check(plan)
+    with tempfile.TemporaryDirectory() as folder:
+        config, asked = _config(options, plan, model, Path(folder))
+        prepared, ids = _aligned(prepare(config), plan, asked)
+    named = {request.id: request for request in prepared.requests}
+    return bound_in(prepared, [named[id] for id in ids], plan, path)
 
 
 def row_of(ask: Ask) -> Row:

@@ -27,7 +27,7 @@ ALWAYS = (
     "client_lag_ms",
     "client_warnings",
 )
-PROMISED = ("slack_ms", "slo_scale_at_90", "classes")
+PROMISED = ("slack_ms", "slo_scale_at_90", "bound_ratio", "classes")
 """Keys of `neustream.bench.summary.ours` that are told as they are."""
 
 
