@@ -222,10 +222,12 @@ def _due(ask: Ask) -> float:
     return ask.arrival_s or 0.0
 
 
-def _target(options: TwinOptions, config: Experiment | ModelsConfig) -> dict[str, Any]:
+def _target(options: TwinOptions, config: Experiment | ModelsConfig, prepared: Prepared) -> dict[str, Any]:
     how = "neustream-service" if options.real else "neustream-simulated"
     told = {"url": str(options.config), "api": how, "backend": how, "model": config.name}
-    return {**told, "policy": options.policy}
+    profiled = ", ".join(sorted({profile.device for profile in prepared.profiles.values()}))
+    device = options.device if options.real else profiled or "unknown"
+    return {**told, "policy": options.policy, "device": device, "devices": prepared.instances}
 
 
 def _simulated(plan: Plan, config: Experiment | ModelsConfig, asked: Asked, options: TwinOptions) -> Run:
@@ -242,7 +244,7 @@ def _simulated(plan: Plan, config: Experiment | ModelsConfig, asked: Asked, opti
             raise_unless_pressed("the policy")
             interrupted = True
         note(progress, f"simulated {plan.name}: {len(plan.asks)} requests")
-    return watch.run(_target(options, config), started, interrupted=interrupted)
+    return watch.run(_target(options, config, prepared), started, interrupted=interrupted)
 
 
 def _served(plan: Plan, config: Experiment | ModelsConfig, asked: Asked, options: TwinOptions) -> Run:
@@ -264,7 +266,7 @@ def _served(plan: Plan, config: Experiment | ModelsConfig, asked: Asked, options
 
         session.serve(options.policy, [watch], lambda: progress.advance(task), begun)
         note(progress, f"served {plan.name}: {len(plan.asks)} requests")
-    return watch.run(_target(options, config), started, interrupted=interrupts.hit)
+    return watch.run(_target(options, config, session.prepared), started, interrupted=interrupts.hit)
 
 
 def _first(plan: Plan) -> float:

@@ -103,18 +103,19 @@ def test_lag_is_compared_with_the_ttft():
     assert "5 % of the median TTFT" in said
 
 
-def test_compare_sets_loads_side_by_side_and_draws(tmp_path):
-    for name, slower in (("fast", 1.0), ("slow", 2.5)):
+@pytest.mark.parametrize(("fast", "slow"), [("fast", "slow"), ("_fast", "$\\slow$")])  # the last is no formula
+def test_compare_sets_loads_side_by_side_and_draws(tmp_path, fast, slow):
+    for name, slower in ((fast, 1.0), (slow, 2.5)):
         runs = [
             run(*[record(k / rate, 0.1 * slower) for k in range(8)], name=f"rate {rate:g}", rate=rate)
             for rate in (2.0, 4.0)
         ]
         write_runs(tmp_path / name, runs, write)
-    done = command("bench", "compare", tmp_path / "fast", tmp_path / "slow", "--json", "-", "--out", tmp_path / "png")
+    done = command("bench", "compare", tmp_path / fast, tmp_path / slow, "--json", "-", "--out", tmp_path / "png")
     assert done.status == 0, done.err
     told = json.loads(done.out)
-    assert [one["slo_attainment"]["value"] for one in told["fast"] + told["slow"]] == [1.0, 1.0, 0.0, 0.0]
-    assert "fast rate 2" in done.err and "100.0 % (67.6 to 100.0)" in done.err
+    assert [one["slo_attainment"]["value"] for one in told[fast] + told[slow]] == [1.0, 1.0, 0.0, 0.0]
+    assert f"{fast} rate 2" in done.err and "100.0 % (67.6 to 100.0)" in done.err
     assert {path.name for path in (tmp_path / "png").iterdir()} == {
         "cdfs.png",
         "rates.png",

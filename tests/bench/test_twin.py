@@ -13,6 +13,7 @@ from toys import command, toy
 
 from neustream.bench import read_runs
 from neustream.bench.plan import Plan
+from neustream.bench.reports.building import reports
 from neustream.commands.bench_twin import TwinOptions, play_here
 from neustream.errors import ConfigError
 from neustream.workload.asks import Ask, ImageAsk, Limits
@@ -242,3 +243,13 @@ def test_several_models_are_served_for_real(here):
 def test_what_cannot_be_served_here_is_named(here, more, says):
     done = command(*SERVE, *IMAGES, "--request-rate", "10", *more)
     assert done.status == 2 and says in done.err, done.err
+
+
+def test_reports_say_who_served(here):
+    how = ["--config", "toy.yaml", "--request-rate", "100", "-p", "fcfs"]
+    assert command(*SERVE, *IMAGES, *how, "--out", "sim").status == 0
+    ((run,), _) = read_runs(here / "sim")
+    serving, scheduler = reports([run])[0].content()["scenario"]["stack"]
+    accelerator = serving["standardized"]["accelerator"]
+    assert (accelerator["model"], accelerator["count"]) == ("toy device", 1)
+    assert (scheduler["metadata"]["label"], scheduler["standardized"]["policy"]) == ("scheduler", "fcfs")

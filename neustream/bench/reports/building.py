@@ -20,6 +20,7 @@ from neustream.bench.reports.scenario import (
     Component,
     ComponentMetadata,
     Engine,
+    Generic,
     LoadMetadata,
     LoadSection,
     LoadStandardized,
@@ -86,7 +87,7 @@ def report(run: Run, stage: int, experiment: str, about: About) -> Report:
     return Report(
         run=_run(run, stage, experiment, about),
         scenario=Scenario(
-            stack=list(about.stack) or [engine(run.target)], load=_load(run, stage, about)
+            stack=list(about.stack) or stack_of(run.target), load=_load(run, stage, about)
         ),
         results=Results(
             request_performance=RequestPerformance(
@@ -136,19 +137,33 @@ def _run(run: Run, stage: int, experiment: str, about: About) -> RunSection:
     )
 
 
+def stack_of(target: Mapping[str, Any]) -> list[Component]:
+    """Who served, as far as a client can tell; without HTTP also the policy and the device."""
+    found = [engine(target)]
+    if "policy" in target:
+        named = {"kind": "generic", "tool": "neustream", "tool_version": version()}
+        scheduler = Generic.model_validate({**named, "policy": target["policy"]})
+        told = ComponentMetadata(label="scheduler", cfg_id=_digest(target["policy"]))
+        found.append(Component(metadata=told, standardized=scheduler, native=Native()))
+    return found
+
+
 def engine(target: Mapping[str, Any]) -> Component:
-    """Who served, as far as a client can tell."""
+    """Who served, but for the scheduler."""
     model = target.get("model") or UNKNOWN
+    here = "policy" in target
     return Component(
         metadata=ComponentMetadata(label=SERVER, cfg_id=_digest(target)),
         standardized=Engine(
             kind="inference_engine",
-            tool=UNKNOWN,
-            tool_version=UNKNOWN,
+            tool="neustream" if here else UNKNOWN,
+            tool_version=version() if here else UNKNOWN,
             role="replica",
-            replicas=1,
+            replicas=target.get("devices", 1),
             model=Model(name=model),
-            accelerator=Accelerator(model=UNKNOWN, count=0, parallelism=Parallelism()),
+            accelerator=Accelerator(
+                model=target.get("device", UNKNOWN), count=int(here), parallelism=Parallelism()
+            ),
         ),
         native=Native(args={"url": target.get("url", UNKNOWN)}),
     )
