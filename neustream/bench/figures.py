@@ -20,8 +20,8 @@ try:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import cycler
     from matplotlib import pyplot as plt
+    from matplotlib.rcsetup import cycler
 except ImportError:
     raise BackendError("figures need matplotlib: pip install 'neustream[analysis]'") from None
 
