@@ -3,9 +3,10 @@
     python benchmarks/cluster_cost.py routing [--instances 16 256 4096] [--router slack]
     python benchmarks/cluster_cost.py simulate [--instances 1024] [--requests 100000] [--rate 2]
 
-`routing`: microseconds that a router takes, for instances with 4 to 40 requests of Stable Diffusion each, where
-the first that is asked fits, and where none does (`slack` then asks all of its 8). `simulate`: seconds of
-processor time for Stable Diffusion on so many H100s at `rate` requests a second each, under `priced`.
+`routing`: microseconds that a router takes, for instances with 4 to 40 requests of Stable Diffusion each: where the
+first that is asked fits, where nobody could be in time, and where all are full (25 to 40, with promises of three times
+what a request takes alone). In the last two `slack` asks all of its 8. `simulate`: seconds of processor time for Stable
+Diffusion on so many H100s at `rate` requests a second each, under `priced`.
 """
 
 from __future__ import annotations
@@ -28,36 +29,42 @@ from neustream.experiment.running import simulate
 
 CONFIG = Path(__file__).parent.parent / "configs/cluster/sd_faults.yaml"
 ALIKE = ["cluster.faults=[]", "cluster.mover=null", "cluster.scaler=null", "cluster.router=slack"]
+SCALE = 3.0
+"""Promises, by what a request takes alone, where instances are full."""
 
 
-def fleet_of(count: int, random: np.random.Generator) -> tuple[Fleet, Asked]:
-    """Instances with requests, and one more request."""
+def fleet_of(count: int, random: np.random.Generator, full: bool) -> tuple[Fleet, Asked]:
+    """Instances with requests, and one more request. `full`: of promises that leave no room for it."""
     prepared = prepare(load_config(CONFIG, [*ALIKE, "workload.requests=1"]))
     fleet = Fleet({"": Rates(prepared.profiles)})
     stages = frozenset(prepared.profiles)
+    step = fleet.rates[""].curve("unet", 1).seconds[1]
     for number in range(count):
-        jobs = int(random.integers(4, 41))
+        jobs = int(random.integers(25 if full else 4, 41))
         left = np.sort(random.integers(1, 51, jobs)).astype(float)
         due = left * 0.05 * jobs + random.uniform(5.0, 50.0, jobs)
+        if full:
+            due = left * step + random.uniform(0.0, SCALE * 50 * step - left * step)
         line = LineOutlook("unet", tuple(left.tolist()), tuple(due.tolist()), (0.05,) * jobs, (1.0,) * jobs)
         outlook = Outlook(str(number), 0.0, 0, 0.02, float(left.sum()) * 0.03, jobs, 0, (line,))
         instance = Instance(str(number), 0, "whole", "", stages, outlook, 0.0, 0.0)
         fleet.add(instance)
         fleet.told(instance, outlook)
     calls = {"clip": Calls(1, False, 10), "unet": Calls(40, True, 15), "vae": Calls(1, False, 1)}
-    return fleet, Asked("r", calls, "clip", 60.0, 60.0)
+    due_in = SCALE * 40 * step if full else 60.0
+    return fleet, Asked("r", calls, "clip", due_in, due_in)
 
 
 def routing(counts: list[int], name: str, repeats: int = 2000) -> None:
     """Print what a decision takes."""
     router = ROUTERS[name]()
     for count in counts:
-        fleet, asked = fleet_of(count, np.random.default_rng(0))
-        for what, due_in in (("fits", 60.0), ("fits nowhere", 0.5)):
-            one = Asked(asked.id, asked.calls, asked.stage, due_in, due_in)
-            router.route(fleet, one)
+        for what in ("fits", "hopeless", "full"):
+            fleet, asked = fleet_of(count, np.random.default_rng(0), what == "full")
+            due_in = 0.5 if what == "hopeless" else asked.due_in
             seconds = []
-            for _ in range(repeats):
+            for number in range(repeats):
+                one = Asked(str(number), asked.calls, asked.stage, due_in, due_in)
                 began = time.perf_counter()
                 router.route(fleet, one)
                 seconds.append(time.perf_counter() - began)

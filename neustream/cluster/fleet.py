@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.demand import Calls
-from neustream.core.outlook import Asked, Forecast, LineOutlook, Outlook, forecast
+from neustream.core.forecasts import Forecast, Question
+from neustream.core.outlook import Asked, LineOutlook, Outlook
 from neustream.core.rates import Rates
 from neustream.errors import RequestError
 
@@ -158,6 +159,8 @@ class Fleet:
         self._devices: list[str] = []
         self._free_rows: list[int] = []
         self._ailing: dict[str, tuple[str, ...]] = {}  # stages that fail, by instance
+        self._asked: Asked | None = None  # the latest that was asked about
+        self._questions: dict[tuple[str, frozenset[str]], Question] = {}  # of it
 
     def backlog(self, rows: Ints) -> Floats:
         """Seconds of work at some instances: by their latest outlooks and what was sent since."""
@@ -224,8 +227,14 @@ class Fleet:
 
     def ask(self, instance: Instance, asked: Asked) -> Forecast:
         """What would become of a request there."""
-        rates = self.rates[instance.device]
-        return forecast(self.seen(instance), _leg(asked, instance, rates), rates, self.now)
+        if self._asked is not asked:
+            self._asked, self._questions = asked, {}
+        key = instance.device, instance.stages
+        question = self._questions.get(key)
+        if question is None:
+            rates = self.rates[instance.device]
+            question = self._questions[key] = Question(_leg(asked, instance, rates), rates)
+        return question.at(self.seen(instance), self.now)
 
     def seen(self, instance: Instance) -> Outlook:
         """Its outlook, with what was sent there since."""

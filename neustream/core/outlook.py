@@ -1,7 +1,7 @@
-"""What a scheduler tells of itself, and what would become of a request there. Pure.
+"""What a scheduler tells of itself, and what a router knows of a request. Pure.
 
 An `Outlook` is a frozen value with numbers, no jobs. All times in it are relative to `sent_at`.
-`forecast` is a hope with numbers: nobody knows how long generations get. The instance decides.
+`forecasts.py` says what would become of a request there.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from neustream.core.demand import Calls
 from neustream.core.graph import Graph
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
-from neustream.core.policies.curve import Curve
-from neustream.core.policies.feasibility import Line
 from neustream.core.rates import Rates
 from neustream.core.scheduler import Scheduler
 from neustream.core.step_times import StepTimes
@@ -141,20 +139,6 @@ class Outlook:
     failing: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What would become of a request at an instance.
-
-    `fits`: whether it and all that are there are on time; `finish`: seconds until its end;
-    `first`: until its first output; `charge`: device seconds that it costs there.
-    """
-
-    fits: bool
-    finish: float
-    first: float
-    charge: float
-
-
 # -- made ------------------------------------------------------------------------------------------
 
 
@@ -270,84 +254,3 @@ def _text(
         size,
         min(paces, default=math.inf),
     )
-
-
-# -- asked -----------------------------------------------------------------------------------------
-
-
-def forecast(outlook: Outlook, asked: Asked, rates: Rates, now: float) -> Forecast:
-    """What would become of a request there, at `now` on the cluster's clock.
-
-    `rates` are those of the instance's device, `outlook` its latest with what was sent there since.
-    """
-    age = max(now - outlook.sent_at, 0.0)
-    until = max(outlook.until - age, 0.0)
-    charge = rates.charge(asked.calls)
-    for name, each in asked.calls.items():
-        if each.looped:
-            text = next((one for one in outlook.texts if name.startswith(f"{one.model}.")), None)
-            if text is not None:
-                return _of_text(text, asked, rates, until, name, charge)
-            return _of_line(outlook, asked, rates, until, age, name, charge)
-    finish = until + max(outlook.backlog - age, 0.0) + rates.alone(asked.calls)
-    return Forecast(finish <= min(asked.due_in, asked.first_in), finish, finish, charge)
-
-
-def _of_line(
-    outlook: Outlook, asked: Asked, rates: Rates, until: float, age: float, name: str, charge: float
-) -> Forecast:
-    call = asked.calls[name]
-    curve = rates.curve(name, call.max_batch, call.size)
-    speed = outlook.speed.get(name, 1.0)
-    others = {stage: each for stage, each in asked.calls.items() if stage != name}
-    behind = rates.alone(others)
-    left, due, after, weight = _aged(outlook, name, age, curve, speed)
-    place = sum([1 for each in left if each <= call.count])
-    limit = min(asked.due_in, FOREVER)
-    left.insert(place, float(call.count))
-    due.insert(place, limit - behind)
-    after.insert(place, behind)
-    weight.insert(place, asked.weight)
-    line = Line(until, curve, speed, left, due, after, [0.0] * len(left), weight)
-    everyone = list(range(len(left)))
-    here = [index for index in everyone if index != place]
-    ends = line.demand(everyone)
-    finish = ends[place][1] if len(ends) == len(left) else until + rates.alone(asked.calls)
-    fits = line.fits_with(here, [place])[0]
-    return Forecast(fits, finish, finish, charge * speed)
-
-
-def _aged(
-    outlook: Outlook, name: str, age: float, curve: Curve, speed: float
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    """The columns of a line `age` seconds later: the steps that have run since are done."""
-    found = next((line for line in outlook.lines if line.stage == name), None)
-    if found is None:
-        return [], [], [], []
-    turn = speed * curve.turn_list(len(found.left))[len(found.left)]
-    done = age / turn if turn > 0 else 0.0
-    left = [max(each - done, 0.0) for each in found.left]
-    return left, [each - age for each in found.due_in], list(found.behind), list(found.weight)
-
-
-def _of_text(
-    text: TextOutlook, asked: Asked, rates: Rates, until: float, decode: str, charge: float
-) -> Forecast:
-    """The first token comes after all prompts there; then a decode of everybody is a pace."""
-    tokens, first, in_time = text.prompt_tokens + asked.tokens, until, True
-    if f"{text.model}.prefill" in asked.calls:
-        prefill = rates.profiles[f"{text.model}.prefill"]
-        first += prefill.latency(text.prompts + 1, tokens, tokens * asked.tokens)
-        in_time = first <= asked.first_in
-    count = text.decodes + text.prompts + 1
-    context = text.context + tokens
-    profile = rates.profiles[decode]
-    pace = profile.latency(min(count, profile.max_batch), context)
-    finish = first + pace * max(asked.calls[decode].count, 0)
-    room = True
-    if text.blocks:
-        needed = -int(-asked.tokens // text.block_size)
-        room = needed + text.waiting_blocks <= text.free
-    slow = max(pace - min(asked.step, FOREVER), 0.0)
-    fits = room and in_time and not slow and pace <= text.spare
-    return Forecast(fits, finish, first, charge)

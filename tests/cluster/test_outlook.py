@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from neustream import FCFS, SLO, Graph, KVCache, Pool, Priced, Request, Scheduler, TableProfile
 from neustream.cluster.book import asked_of
-from neustream.core.outlook import Outlook, forecast, outlook_of
+from neustream.core.forecasts import forecast
+from neustream.core.outlook import Outlook, outlook_of
 from neustream.core.rates import Rates
 from neustream.core.steps import StepProfile
 from neustream.engine.clock import VirtualClock
