@@ -48,8 +48,12 @@ class Timing:
             return f"{self.ramp}{cv}"
         if self.rate is None:
             return "as there are places" if self.concurrency else "as fast as can be"
-        law = "constant" if self.law == "constant" else self.law + cv
-        return f"{self.rate:g} requests/s, {law}"
+        return f"{self.rate:g} requests/s, {self._law(cv)}"
+
+    def _law(self, cv: str) -> str:
+        if self.law == "constant":
+            return "constant"
+        return "Poisson" if self.law == "gamma" and self.burstiness == 1.0 else self.law + cv
 
     def arrivals(self, number: int, seed: int) -> NDArray[np.float64] | None:
         """Seconds, in order; None: there is no schedule."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from neustream.bench.records import FAILURES, Since
 from neustream.bench.runs import Run
 from neustream.bench.shares import Share
 from neustream.bench.summary import summary
-from neustream.commands.printing import console, problems, wrote
+from neustream.commands.printing import console, notes, problems, wrote
+from neustream.workload.asks import Ask
 
+APART = 0.1
+"""Prompts are as long as was asked for if they are off by less than this share."""
 FIGURES = ("cdfs.png", "rates.png", "scales.png", "throughput.png")
 
 
@@ -54,6 +57,20 @@ def show_run(run: Run, since: Since) -> None:
     cost = f", {run.client['cpu_s'] / events * 1e6:.0f} us an event" if events and "cpu_s" in run.client else ""
     console.print(f"client: lag p50 {lag['p50']:.1f} ms, p99 {lag['p99']:.1f} ms{cost}")
     say_warnings(run, told)
+
+
+def say_lengths(run: Run, asks: Iterable[Ask]) -> None:
+    """Say if prompts are longer or shorter than was asked for, as the server counts them."""
+    asked = {ask.id: ask.input_tokens for ask in asks if ask.input_tokens and not ask.follows}
+    heard = [each for each in run.records if each.counted_by == "usage" and each.id in asked and each.input_tokens]
+    wanted = sum(asked[each.id] or 0 for each in heard)
+    got = sum(each.input_tokens or 0 for each in heard)
+    if heard and not 1 - APART < got / wanted < 1 + APART:
+        notes.print(
+            f"prompts have {got / wanted:.3g} times the tokens that were asked for, as the server counts them; "
+            "--tokenizer says which are its own",
+            soft_wrap=True,
+        )
 
 
 def say_warnings(run: Run, told: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from neustream.commands.bench_data import DataOptions
 from neustream.commands.bench_options import PromiseOptions, ServerOptions
 from neustream.commands.bench_parsing import pair
 from neustream.commands.bench_playing import play, target_of
-from neustream.commands.bench_printing import show_run
+from neustream.commands.bench_printing import say_lengths, show_run
 from neustream.commands.bench_refused import VllmFlags
 from neustream.commands.bench_reporting import since_of
 from neustream.commands.bench_twin import TwinOptions, bound_here, play_here
@@ -152,6 +152,7 @@ def command(
         if bound is not None and not run.interrupted:
             run.meta["bound"] = bound
         show_run(run, since)
+        say_lengths(run, plan.asks)
         write({**told, **summary(run, since, results.save_detailed)})
         _save(run, results, since)
         end(run)

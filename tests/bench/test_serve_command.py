@@ -200,6 +200,12 @@ def test_a_key_of_the_environment_is_sent_unless_another_is_given(stub, monkeypa
     assert stub.log[-1].headers["authorization"] == ("mine" if more else "Bearer secret")
 
 
+@pytest.mark.parametrize(("asked", "said"), [(4, "1.75 times the tokens"), (7, "")])
+def test_prompts_that_are_longer_for_the_server_are_said(stub, asked, said):
+    done = serve(stub, "--random-input-len", asked)  # the stub counts 7, whatever there is
+    assert done.status == 0 and (said in done.err if said else "times the tokens" not in done.err)
+
+
 def test_a_warm_up_is_sent_and_not_kept(stub):
     seen = len(stub.log)
     done = serve(stub, "--num-warmups", 3, "--json", "-", count=4)
