@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from neustream.backends.torch import device_of
+from neustream.backends.torch import device_of, free_on
 from neustream.errors import BackendError, told
 
 Model = TypeVar("Model")
@@ -31,7 +31,7 @@ def copies(model: Model, places: Sequence[str], parts: Parts = itself) -> list[M
         parts: the modules that it is made of.
 
     Raises:
-        BackendError: a device that is not there, or a model that cannot be copied.
+        BackendError: a device that is not there, or has no memory for the weights; or a model that cannot be copied.
     """
     devices = [device_of(place) for place in places]
     _move(model, devices[0], parts)
@@ -59,8 +59,19 @@ def _move(model: Any, device: torch.device, parts: Parts) -> None:
         hooked = hasattr(part, "_hf_hook")
         weight = next(part.parameters(), None)
         if weight is not None and weight.device != device and not hooked:
+            _check_memory(model, device, parts)
             model.to(device)
             return
+
+
+def _check_memory(model: Any, device: torch.device, parts: Parts) -> None:
+    """BackendError if a device has no memory for the weights of a model that are elsewhere: a half is not moved."""
+    there = [weight for part in parts(model) for weight in (*part.parameters(), *part.buffers())]
+    needed = sum([weight.nbytes for weight in there if weight.device != device])
+    free = free_on(device)
+    if free is not None and needed > free:
+        name = type(model).__name__
+        raise BackendError(f"{name} has {needed:,} bytes of weights to be moved to {device}, where {free:,} are free")
 
 
 def _copy(model: Model, shared: dict[int, object]) -> Model:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from neustream.backends import ConfigModel
+from neustream.backends.memory import free_bytes
 from neustream.errors import BackendError, nearest
 from neustream.profiling.measuring import processor
 
@@ -65,6 +66,22 @@ def sync(device: torch.device) -> None:
     """Wait until `device` is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_cached(device: torch.device) -> None:
+    """Give back the memory that torch keeps of tensors that are gone."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def free_on(device: torch.device) -> int | None:
+    """Bytes that are free on a device, or that torch keeps there of tensors that are gone; None: not known."""
+    if device.type == "cpu":
+        return free_bytes()
+    if device.type != "cuda":
+        return None
+    free_cached(device)
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from neustream import RequestError, RequestFailed, serve
 from neustream.backends.transformers.eyes import Eyes
 from neustream.backends.transformers.from_config import byte_tokenizer
 from neustream.backends.transformers.images import Reader
+from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.sampling import Sampling
 from neustream.backends.transformers.text import Ask
 from neustream.engine.events import Finished
@@ -292,3 +293,25 @@ def test_a_tower_is_measured_and_kept(tmp_path):
     assert seconds > 0 and b'"batch"' in before
     with serve(model, processor, **how):
         assert file.read_bytes() == before
+
+
+def test_a_tower_that_lacks_memory_looks_at_fewer_images_at_once(monkeypatch):
+    model, processor = sighted("llava")
+    eyes = Eyes(model)
+    call, seen = eyes._call, []
+
+    def lacking(sights):
+        seen.append(len(sights))
+        if len(sights) > 1 or sights[0] is large:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(sights)
+
+    reader = Reader(LanguageModel(model, slots=1), eyes, processor)
+    sights = [reader.read("a <image>", [picture(n)], None, None)[1] for n in range(5)]
+    large, wanted = sights[3], eyes.look(sights)
+    monkeypatch.setattr(eyes, "_call", lacking)
+    found = eyes.look(sights)
+    assert seen == [5, 2, 1, 1, 3, 1, 2, 1, 1]
+    assert str(found[3]) == "the tower has images of 16 tokens, out of memory: OutOfMemoryError: CUDA out of memory"
+    for one, other in zip(found[:3] + found[4:], wanted[:3] + wanted[4:], strict=True):
+        torch.testing.assert_close(one, other)

@@ -15,7 +15,7 @@ from toys import Flat
 
 import neustream
 from neustream import KVCache
-from neustream.backends.transformers import LanguageModel, TextMount, slots
+from neustream.backends.transformers import LanguageModel, TextMount, layers
 from neustream.backends.transformers.growing import Growing
 from neustream.errors import BackendError
 
@@ -117,7 +117,7 @@ def test_a_model_whose_slots_may_outgrow_the_memory_is_refused_and_a_smaller_cac
     model = model_of("llama")
     one = LanguageModel(model, slots=1).cache
     bytes_of_token = one.token_bytes * len(one.layers)
-    monkeypatch.setattr(slots, "free_bytes", lambda: 200 * bytes_of_token)
+    monkeypatch.setattr(layers, "free_on", lambda device: 200 * bytes_of_token)
     with pytest.raises(BackendError, match=r"no memory for the keys .* of 4 slots of 96 tokens.* a smaller kv_cache"):
         LanguageModel(model, slots=4)
     assert LanguageModel(model, slots=4, kv_tokens=200).cache.tokens == 200

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from neustream.backends.torch import OUT_OF_MEMORY, free_cached
 from neustream.backends.transformers.sight import Sight, digest_of
 from neustream.errors import BackendError, RequestError, StageFailed, told
 
@@ -90,19 +91,24 @@ class Eyes:
         return tuple(shapes)
 
     def _together(self, sights: Sequence[Sight]) -> list[torch.Tensor | StageFailed]:
-        """One call of the tower; if it raises or does not fit the prompts, each has one of its own."""
+        """One call of the tower; smaller ones where memory lacks. If it raises or does not fit, each has its own."""
         counts = [sight.count for sight in sights]
         try:
             seen = self._call(sights)
             if len(seen) != sum(counts):
                 raise StageFailed(f"its images make {len(seen)} tokens, and {sum(counts)} places are in the prompt")
             return list(seen.split(counts))
-        except torch.OutOfMemoryError:
-            raise
+        except OUT_OF_MEMORY as error:
+            why = f"out of memory: {told(error)}"
         except Exception as error:  # noqa: BLE001  of one of these images
             if len(sights) > 1:
                 return [one for sight in sights for one in self._together([sight])]
             return [error if isinstance(error, StageFailed) else StageFailed(f"the tower raised {told(error)}")]
+        if len(sights) == 1:
+            return [StageFailed(f"the tower has images of {counts[0]} tokens, {why}")]
+        free_cached(self.model.device)
+        middle = len(sights) // 2
+        return self._together(sights[:middle]) + self._together(sights[middle:])
 
     def _call(self, sights: Sequence[Sight]) -> torch.Tensor:
         joined = 1 if self._kind in FLAT else 0

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.transformers.masks import NotShared
 from neustream.backends.values import whole
-from neustream.errors import BackendError
+from neustream.errors import BackendError, shown
 
 CACHE_NAMES = ("cache", "past_key_values")
 """What models call the cache that they are given, newest name first."""
@@ -35,6 +35,25 @@ def positions_of(config: Any) -> int | None:
     """How many positions a config says that there are; None: it does not, or as many as one likes."""
     said = getattr(config, "max_position_embeddings", None)
     return said if isinstance(said, int) and said > 0 else None
+
+
+def length_of(name: str, positions: int | None, max_len: int | None) -> int:
+    """Tokens of one request, at most; BackendError for what is none, or more than there are positions."""
+    if max_len is None:
+        if positions is None:
+            raise BackendError(f"{name} does not say how many positions it has: give max_len")
+        return positions
+    max_len = whole("max_len", max_len, 2, allowed="a whole number of 2 or more", error=BackendError)
+    if positions is not None and max_len > positions:
+        raise BackendError(f"max_len={shown(max_len)}, but {name} has {positions} positions")
+    return max_len
+
+
+def logits_bytes(model: PreTrainedModel, slots: int) -> int:
+    """What a step of so many texts takes at least: its logits, as the model gives them and in float32."""
+    vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
+    own: int = model.dtype.itemsize
+    return slots * vocabulary * (own + 4)
 
 
 def known_of(model: PreTrainedModel, vocabulary: int) -> int:

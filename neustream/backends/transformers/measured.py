@@ -110,7 +110,7 @@ class _Bench:
     """Synthetic requests: their slots are marked as filled without a prefill, so that decodes can be timed."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self._texts = Texts(model, lambda given: Ask([0]), name="llm")
+        self._texts = Texts(model, lambda given: Ask([0]), name="llm", splits=False)
         self._ids: list[str] = []
 
     def time(self, cell: Cell) -> float:

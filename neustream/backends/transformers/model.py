@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from neustream.backends.torch import OUT_OF_MEMORY, device_name, lacks_memory, without_cudnn_attention
 from neustream.backends.transformers.adapters import Adapters, adapters_of
-from neustream.backends.transformers.facts import arguments_of, eos_of, known_of, positions_of
+from neustream.backends.transformers.facts import arguments_of, eos_of, known_of, length_of, logits_bytes, positions_of
 from neustream.backends.transformers.fixed import fixed_of, floor
+from neustream.backends.transformers.growing import grows
 from neustream.backends.transformers.looking import inputs_of
 from neustream.backends.transformers.masks import NotShared, masks_of
 from neustream.backends.transformers.own import Own
@@ -24,11 +25,13 @@ from neustream.backends.transformers.replayed import Decodes, Replayed, replayed
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import whole
-from neustream.errors import BackendError, StageFailed, shown, told
+from neustream.errors import BackendError, StageFailed, told
 
 MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask of our own."""
 MOST_SLOTS = 2**31 - 1
+NO_PAGES = "fewer slots or a smaller max_len"
+"""What takes less memory where slots have it as a whole from the start."""
 
 
 class LanguageModel:
@@ -95,7 +98,7 @@ class LanguageModel:
         self.config = config
         self.vocabulary: int = config.vocab_size
         self.positions = positions_of(config)
-        self.max_len = self._length(max_len)
+        self.max_len = length_of(name, self.positions, max_len)
         slots = whole("slots", slots, 1, MOST_SLOTS, error=BackendError)
         self.fixed = fixed_of(buckets, slots, self.max_len)
         self.known = known_of(model, self.vocabulary)
@@ -145,7 +148,7 @@ class LanguageModel:
             return proof
         try:
             self._share(slots)
-            self._tried(slots)
+            self._tried()
             self.way = Way(packed=self.packs)
         except NotShared as error:
             self.packs = False
@@ -159,26 +162,32 @@ class LanguageModel:
         self._last_only = {"logits_to_keep": 1} if self.keeps else {}
         self._masks = masks_of(self.model, self.max_len, self.model.dtype if self.eager else None)
         self.packs = self.fixed is None and implementation(self.config) == STOCK and self._masks.plain
-        self.cache = Slots(self.model, slots, self.max_len, self._kv_tokens, self._spare)
+        beside = 0 if grows(self.device) else logits_bytes(self.model, slots)
+        self.cache = Slots(self.model, slots, self.max_len, self._kv_tokens, self._spare, beside)
 
     @torch.inference_mode()
     def _make_room(self) -> None:
         """A first call makes the slots: no step that is served waits for their memory."""
-        with as_it_was(self.model):
-            self.forward([Row(0, 0, (0,))])
+        try:
+            with as_it_was(self.model):
+                self.forward([Row(0, 0, (0,))])
+        except OUT_OF_MEMORY as error:
+            raise self._no_room(error) from error
         self.cache.scrub(0)
 
-    def _tried(self, slots: int) -> None:
+    def _no_room(self, error: BaseException) -> BackendError:
+        smaller = "fewer slots, a smaller max_len or a smaller kv_cache" if grows(self.device) else NO_PAGES
+        what = f"no memory on {self.device} for the keys and values of {self.slots} slots of {self.max_len} tokens"
+        return BackendError(f"{self.name}: {what}; give {smaller} ({error})")
+
+    def _tried(self) -> None:
         try:
             self._proven()
         except BackendError:
             raise
         except Exception as error:  # whatever a model does that was not made for this
             if lacks_memory(error):
-                raise BackendError(
-                    f"{self.name}: no memory for the keys and values of {slots} slots of {self.max_len} tokens; "
-                    f"give fewer slots, a smaller max_len or a smaller kv_cache ({error})"
-                ) from error
+                raise self._no_room(error) from error
             raise NotShared(
                 f"a call with requests of different lengths failed with {type(error).__name__}: {error}"
             ) from error
@@ -206,16 +215,6 @@ class LanguageModel:
             raise
         except Exception as error:
             raise BackendError(f"{self.name} cannot be served: alone, a call failed with {told(error)}") from error
-
-    def _length(self, max_len: int | None) -> int:
-        if max_len is None:
-            if self.positions is None:
-                raise BackendError(f"{self.name} does not say how many positions it has: give max_len")
-            return self.positions
-        max_len = whole("max_len", max_len, 2, allowed="a whole number of 2 or more", error=BackendError)
-        if self.positions is not None and max_len > self.positions:
-            raise BackendError(f"max_len={shown(max_len)}, but {self.name} has {self.positions} positions")
-        return max_len
 
     @property
     def slots(self) -> int:

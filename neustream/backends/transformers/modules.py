@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from neustream.backends.torch import OUT_OF_MEMORY
+from neustream.backends.torch import OUT_OF_MEMORY, free_cached
 from neustream.backends.transformers.carried import KeysAndValues, carried
 from neustream.backends.transformers.choosing import choose, without
 from neustream.backends.transformers.fixed import rows_of
+from neustream.backends.transformers.lacking import Lacking, pieces
 from neustream.backends.transformers.likelihoods import Likelihood, likelihoods, scored
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.prefixes import Prefixes
@@ -63,6 +64,7 @@ class Texts:
         ask: what a request wants of the model, asked at the start of its prefill.
         tokenizer: for stop strings; without one there are none.
         prefixes: where beginnings of texts are kept and found.
+        splits: a call that finds no memory is made in smaller ones; else its error is raised.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Texts:
         name: str = "llm",
         tokenizer: Any = None,
         prefixes: Prefixes | None = None,
+        splits: bool = True,
     ) -> None:
         self.model = model
         self.prefixes = prefixes
@@ -81,6 +84,7 @@ class Texts:
         self._ask = ask
         self._seats = Seats(model.cache, prefixes)
         self._streams = Streams(model.eos, model.device, tokenizer, model.begins)
+        self._splits, self._lacking = splits, Lacking(model.name)
         self._clock = 0
         self._threads = torch.get_num_threads()
         self._limited: set[int] = set()  # threads that know it
@@ -102,6 +106,7 @@ class Texts:
             torch.set_num_threads(self._threads)
             self._limited.add(me)
         self._clock += 1
+        self._lacking.step()
         results: list[Update | StageFailed] = []
         waves = [inputs[first : first + self.model.slots] for first in range(0, len(inputs), self.model.slots)]
         try:
@@ -193,12 +198,57 @@ class Texts:
         last = {id: turn.rows[-1] for id, turn in turns.items() if turn.rows}
         alone = [id for id in last if turns[id].text.unscored]
         shared = {id: row for id, row in last.items() if id not in alone}
-        return [*([id] for id in alone), *self.model.together(shared)]
+        return [*([id] for id in alone), *self._lacking.parted(self.model.together(shared), shared)]
 
     def _call(
         self, group: Sequence[str], turns: Mapping[str, _Turn], last: bool = False
     ) -> dict[str, Update | StageFailed]:
-        """One forward call for the rows of `group`. If it raises, each has a call of its own: one may be at fault."""
+        """One forward call for the rows of `group`, and the tokens behind them; smaller ones where memory lacks.
+
+        What cannot be smaller is tried twice: what took the memory may have gone.
+        """
+        tried = 0  # rows that a text had before its last one failed
+        while True:
+            try:
+                return self._called(group, turns, last)
+            except OUT_OF_MEMORY as error:
+                if not self._splits:
+                    raise
+                why = told(error)
+            # here, where nobody holds the error's frames, nor the tensors of the call in them
+            if (halves := self._halves(group, turns, why)) is not None:
+                return {id: update for half in halves for id, update in self._call(half, turns).items()}
+            if (left := len(turns[group[0]].rows)) == tried:
+                return {group[0]: self._failed(group[0], f"out of memory: {why}")}
+            tried = left
+
+    def _halves(self, group: Sequence[str], turns: Mapping[str, _Turn], why: str) -> list[Sequence[str]] | None:
+        """Smaller calls in place of one that found no memory; None: it cannot be smaller.
+
+        What was kept of earlier texts goes first. Choices that were begun are made anew.
+        """
+        if self.prefixes is not None:
+            self.prefixes.give_up()
+        free_cached(self.model.device)
+        for id in group:
+            self._streams.forget(id)
+        self._lacking.found_none(sum([len(turns[id].rows[-1].tokens) for id in group]), why)
+        if len(group) > 1:
+            middle = len(group) // 2
+            return [group[:middle], group[middle:]]
+        turn = turns[group[0]]
+        longest = max([len(row.tokens) for row in turn.rows])
+        if longest == 1 or not self._may_cut(turn):
+            return None
+        turn.rows = [piece for row in turn.rows for piece in pieces(row, -(-longest // 2))]
+        return [group]
+
+    def _may_cut(self, turn: _Turn) -> bool:
+        """Whether a text's rows may be computed in any pieces."""
+        return not self.model.piecewise and turn.text.ask.sight is None
+
+    def _called(self, group: Sequence[str], turns: Mapping[str, _Turn], last: bool) -> dict[str, Update | StageFailed]:
+        """The same. If the model raises, each has a call of its own: one may be at fault."""
         try:
             logits = self._logits(group, turns)
         except OUT_OF_MEMORY:
@@ -223,17 +273,24 @@ class Texts:
         return results
 
     def _logits(self, group: Sequence[str], turns: Mapping[str, _Turn]) -> torch.Tensor:
-        """The logits [requests, vocabulary] behind the last token of each; prompts are scored on the way."""
+        """The logits [requests, vocabulary] behind the last token of each; prompts are scored on the way.
+
+        Rows before a last one are gone once they are computed: who calls again goes on from there.
+        """
         turn = turns[group[0]]
         if turn.text.unscored:  # it has a call of its own
-            for row in turn.rows:
-                logits = self.model.all_logits(row)
-                turn.text = scored(turn.text, row.start, logits)
-            return logits[-1:]
+            while True:
+                logits = self.model.all_logits(turn.rows[0])
+                turn.text = scored(turn.text, turn.rows[0].start, logits)
+                if len(turn.rows) == 1:
+                    return logits[-1:]
+                del turn.rows[0]
         for id in group:
-            for row in turns[id].rows[:-1]:
-                self.model.forward([row])
-        return self.model.forward([turns[id].rows[-1] for id in group])
+            rows = turns[id].rows
+            while len(rows) > 1:
+                self.model.forward(rows[:1])
+                del rows[0]
+        return self.model.forward([turns[id].rows[0] for id in group])
 
     def _turn(self, given: StepInput) -> _Turn:
         """The text of a request, and how far this step gets with it."""
@@ -291,7 +348,9 @@ class Texts:
             start = self.model.floor(turn.end - 1, prompt)
         looks = sight if sight is not None and sight.matters(start) else None
         row = Row(held.slot, start, text.tokens(start, turn.end), looks, text.ask.adapter)
-        return rows_of(row, prompt) if self.model.piecewise else [row]
+        if self.model.piecewise:
+            return rows_of(row, prompt)
+        return self._lacking.cut([row]) if self._may_cut(turn) else [row]
 
     def _failed(self, id: str, why: str) -> StageFailed:
         """A request fails, and nothing of it stays behind."""

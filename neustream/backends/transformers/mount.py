@@ -23,7 +23,7 @@ from neustream.backends.transformers.measured import file_of, measure_steps
 from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.own import Own
-from neustream.backends.transformers.prefixes import Prefixes
+from neustream.backends.transformers.prefixes import Prefixes, kept_tokens
 from neustream.backends.transformers.request import Room, ask_of
 from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.see import looks
@@ -47,8 +47,6 @@ from neustream.graphs import llm, llm_profiles, with_eyes
 from neustream.profiling.steps import StepsFile
 from neustream.service.mount import Behind, Call, Device, Host, Instance
 
-PREFIX_SHARE = 4
-"""Prefixes take so much less room than slots, if nobody says how much."""
 MOST_SEQUENCES = 128
 """Of one prompt."""
 NODE = "llm"
@@ -80,7 +78,8 @@ class TextMount:
             tokens makes it take slots away, and compute their tokens again. Slots that grow take no
             more memory than it has tokens.
         prefix_tokens: tokens of earlier texts whose keys and values are kept for prompts that begin
-            alike, at most, on one device; default: a quarter of the slots'. 0: none.
+            alike, at most, on one device; default: a quarter of the slots', or fewer where half of the
+            memory that is free on a GPU has no room for them. 0: none.
         step_tokens: the most tokens of a step in which prompts are prefilled in parts; default: the
             pool's.
         prepack: whether linear layers read copies of their weights in oneDNN's own layout: faster on
@@ -202,9 +201,11 @@ class TextMount:
         return instances
 
     def _prefixes_of(self, model: LanguageModel) -> Prefixes | None:
-        tokens = self._slots * model.max_len // PREFIX_SHARE if self._prefix_tokens is None else self._prefix_tokens
         cache = model.cache
-        return Prefixes(model, cache, tokens) if tokens and isinstance(cache, Slots) and cache.plain else None
+        if not isinstance(cache, Slots) or not cache.plain:
+            return None
+        tokens = kept_tokens(model, cache, self._prefix_tokens)
+        return Prefixes(model, cache, tokens) if tokens else None
 
     def _with_slots(self, stock: PreTrainedModel, beside: LanguageModel | None = None) -> LanguageModel:
         return LanguageModel(

@@ -21,8 +21,9 @@ from transformers.masking_utils import sdpa_mask
 from neustream.backends.torch import tensor_on
 
 if TYPE_CHECKING:
+    from neustream.backends.transformers.layers import SlotLayer
     from neustream.backends.transformers.replayed import Decodes
-    from neustream.backends.transformers.slots import Row, SlotLayer
+    from neustream.backends.transformers.slots import Row
 
 STOCK, OWN = "sdpa", "neustream_packed"
 """The attention implementation that models have, and what it is called while one of our calls runs."""

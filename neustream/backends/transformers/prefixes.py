@@ -6,29 +6,54 @@ chance. So many tokens are kept; of those that nothing kept is behind, the least
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import torch
 
+from neustream.backends.torch import OUT_OF_MEMORY, free_on
 from neustream.backends.transformers.fixed import BLOCK as FIXED_BLOCK
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.slots import Slots
 from neustream.backends.transformers.text import Ask, Text
+from neustream.errors import BackendError
+
+log = logging.getLogger("neustream")
 
 BLOCK = 16
 """Tokens of a block."""
+SHARE = 4
+"""One token of so many that slots hold is kept, if nobody says how many."""
 
 Key = tuple[int | str, tuple[int, ...]]
 """The number of the block before (0: none; or the adapter that is chosen), and the tokens."""
+
+
+def kept_tokens(model: LanguageModel, cache: Slots, asked: int | None) -> int:
+    """How many tokens of earlier texts are kept: as asked, else as many as there is room for.
+
+    BackendError if so many are asked that a device has no memory for them.
+    """
+    free = None if cache.grows else free_on(model.device)
+    token_bytes = cache.token_bytes * len(cache.used)
+    if asked is None:
+        tokens = cache.slots * cache.length // SHARE
+        return tokens if free is None else min(tokens, free // 2 // token_bytes)
+    if free is not None and asked * token_bytes > free:
+        raise BackendError(
+            f"{model.name}: prefix_tokens={asked} may take {asked * token_bytes:,} bytes on {model.device}, "
+            f"where {free:,} are free behind the slots: give fewer, or fewer slots"
+        )
+    return asked
 
 
 class Prefixes:
     """Blocks of one model's keys and values on its device, beside its slots.
 
     `match` may be called from any thread, the others by the one that runs the model. Room is taken at
-    the first text that is kept.
+    the first text that is kept. Where memory lacks, nothing is kept from then on.
 
     Args:
         cache: the slots.
@@ -60,13 +85,16 @@ class Prefixes:
     @torch.inference_mode()
     def fill(self, slot: int, ask: Ask, most: int) -> int:
         """Copy the beginning of a prompt into a slot, up to `most` tokens; how many were there."""
-        with self._lock:
-            places = [place for _, place in self._path(ask.prompt[:most], ask.adapter)]
-            if not places:
-                return 0
-            at = torch.tensor(places, device=self.model.device)
-            states = [room.index_select(0, at) for room in self._room]
-        self.cache.write(slot, 0, [one.permute(1, 2, 0, 3, 4).flatten(2, 3) for one in states])
+        try:
+            with self._lock:
+                places = [place for _, place in self._path(ask.prompt[:most], ask.adapter)]
+                if not places:
+                    return 0
+                at = torch.tensor(places, device=self.model.device)
+                states = [room.index_select(0, at) for room in self._room]
+            self.cache.write(slot, 0, [one.permute(1, 2, 0, 3, 4).flatten(2, 3) for one in states])
+        except OUT_OF_MEMORY:
+            return 0  # it is computed
         return len(places) * self.block
 
     @torch.inference_mode()
@@ -94,7 +122,21 @@ class Prefixes:
                 keys.append(key)
                 before = self._numbers
             self._touch(keys)
-            self._copy(slot, first * self.block, places)
+            try:
+                self._copy(slot, first * self.block, places)
+                return
+            except OUT_OF_MEMORY:
+                pass
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Keep nothing from now on: the memory is wanted for steps."""
+        with self._lock:
+            if self.blocks:
+                log.warning("%s: memory lacks, so beginnings of texts are kept no more", self.model.name)
+            self._known.clear()
+            self._free.clear()
+            self._room, self.blocks = [], 0
 
     # -- inside -----------------------------------------------------------------------------------
 

@@ -29,8 +29,8 @@ from neustream.backends.transformers.slots import Row, Slots
 from neustream.errors import told
 
 if TYPE_CHECKING:
+    from neustream.backends.transformers.layers import SlotLayer
     from neustream.backends.transformers.model import LanguageModel
-    from neustream.backends.transformers.slots import SlotLayer
 
 SHOWN = 3
 """Decodes of the call that is taken down."""

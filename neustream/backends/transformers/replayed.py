@@ -28,8 +28,8 @@ from neustream.backends.transformers.slots import Row, Slots
 from neustream.errors import BackendError, told
 
 if TYPE_CHECKING:
+    from neustream.backends.transformers.layers import SlotLayer
     from neustream.backends.transformers.model import LanguageModel
-    from neustream.backends.transformers.slots import SlotLayer
 
 SHORTEST = 64
 """Keys of the graphs that read the fewest."""

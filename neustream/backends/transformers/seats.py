@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.own import Own
 from neustream.backends.transformers.prefixes import Prefixes
 from neustream.backends.transformers.slots import Slots
@@ -102,8 +104,9 @@ class Seats:
         """Its slot is free; what was in it is kept in the host's memory."""
         held, cache = self.held.get(id), self.cache
         if held is not None and held.cached and isinstance(cache, Slots):
-            states = [one.to("cpu") for one in cache.read(held.slot, 0, held.cached)]  # copies
-            self._aside[id] = _Aside(held, states)
+            with contextlib.suppress(*OUT_OF_MEMORY):  # then it is computed again
+                states = [one.to("cpu") for one in cache.read(held.slot, 0, held.cached)]  # copies
+                self._aside[id] = _Aside(held, states)
         self._free_slot(id)
 
     def bring_back(self, id: str, now: int) -> Held | None:
@@ -113,13 +116,12 @@ class Seats:
             return None
         self.expect(aside.held.cached)
         held = self.take(id, now)
-        cache.write(held.slot, 0, [one.to(cache.used[0].keys.device) for one in aside.states])
-        held.cached, held.shared, held.prompt, held.sure = (
-            aside.held.cached,
-            aside.held.shared,
-            aside.held.prompt,
-            aside.held.sure,
-        )
+        held.prompt = aside.held.prompt
+        try:
+            cache.write(held.slot, 0, aside.states)
+        except OUT_OF_MEMORY:
+            return held  # it is computed again
+        held.cached, held.shared, held.sure = aside.held.cached, aside.held.shared, aside.held.sure
         return held
 
     def leave(self, id: str) -> None:

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
-from neustream.backends.memory import free_bytes
 from neustream.backends.torch import tensor_on
-from neustream.backends.transformers.growing import Growing, grows
+from neustream.backends.transformers.layers import SlotLayer
 from neustream.backends.transformers.masks import layers_of
 from neustream.backends.transformers.packed import ALIGNED, Packed
 from neustream.backends.transformers.sight import Sight
@@ -202,108 +201,33 @@ class Call:
         return storage[:, :, : self.context].index_select(0, self._slots)
 
 
-def _check_memory(tokens: int, token_bytes: int) -> None:
-    """MemoryError if the machine has not as much memory as so many tokens may come to take."""
-    free = free_bytes()
-    if free is not None and tokens * token_bytes > free:
-        raise MemoryError(f"they may take {tokens * token_bytes:,} bytes, and {free:,} are free")
-
-
-class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, [slots, heads, length, width] each, made at the first call.
-
-    They begin as zeros: attention multiplies what its mask hides by 0, which NaN would survive.
-
-    Args:
-        tokens: that all slots together may have memory for; None: as many as they hold.
-        layers: of the model, which take as much each.
-        spare: tokens behind those of each slot, for what nobody reads.
-    """
-
-    def __init__(self, slots: int, length: int, tokens: int | None = None, layers: int = 1, spare: int = 0) -> None:
-        super().__init__()
-        self.slots, self.length, self._whole_length = slots, length, length + spare
-        self.call: Call | Packed | Decodes | None = None
-        self._most = (slots * length if tokens is None else tokens) * layers
-        self._growing: tuple[Growing, Growing] | None = None
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        both = key_states, value_states
-        if grows(key_states.device):
-            _check_memory(self._most, sum([one.shape[1] * one.shape[3] * one.itemsize for one in both]))
-            first, second = (self._pages(one) for one in both)
-            self._growing = first, second
-            self.keys, self.values = first.tensor, second.tensor
-        else:
-            self.keys, self.values = map(self._whole, both)
-        self.is_initialized = True
-
-    def _whole(self, like: torch.Tensor) -> torch.Tensor:
-        empty = like.new_empty(self.slots, like.shape[1], self._whole_length, like.shape[3])
-        return empty.zero_()  # written, so that no step waits for its memory
-
-    def _pages(self, like: torch.Tensor) -> Growing:
-        return Growing(self.slots, like.shape[1], self._whole_length, like.shape[3], like.dtype)
-
-    @property
-    def grows(self) -> bool:
-        """Whether memory is taken as slots fill."""
-        return self._growing is not None
-
-    def forget(self, slot: int, first: int = 0) -> None:
-        """Nothing is in a slot any more from token `first` on; its memory is given back, where slots grow."""
-        if self._growing is None:
-            self.keys[slot, :, first:] = 0
-            self.values[slot, :, first:] = 0
-            return
-        for storage in self._growing:
-            storage.give_back(slot, first)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.call is not None
-        return self.call.update(self, key_states, value_states)
-
-    def get_mask_sizes(self, *args: Any) -> tuple[int, int]:
-        assert self.call is not None
-        return self.call.context, 0
-
-    def get_seq_length(self) -> int:
-        return 0 if self.call is None else self.call.start
-
-    def get_max_length(self) -> int:
-        return self.length
-
-    get_max_cache_shape = get_max_length  # its name in transformers 4
-
-
 class Slots(Cache):
     """The cache that a model is given: `slots` requests of up to `length` tokens.
 
     All tokens are kept, also where layers look at a window of them only. On a CPU under Linux memory
     is taken for tokens that were written, in pages. NotShared for models for which the stock library
-    makes no cache; MemoryError at the first call if the memory that is free does not suffice.
+    makes no cache; MemoryError at the first call if the memory that is free on its device does not suffice.
 
     Args:
         tokens: that all slots together may have memory for, at most; None: as many as they hold.
         spare: tokens behind those of each slot, for what nobody reads.
+        beside: bytes that steps take.
 
     Attributes:
         taken: tokens of each slot for which there is memory; those that are not there have none.
         total: of all of them.
     """
 
-    def __init__(self, model: Any, slots: int, length: int, tokens: int | None = None, spare: int = 0) -> None:
+    def __init__(
+        self, model: Any, slots: int, length: int, tokens: int | None = None, spare: int = 0, beside: int = 0
+    ) -> None:
         self.slots, self.length = slots, length
         self.tokens = slots * length if tokens is None else min(tokens, slots * length)
         self.taken: dict[int, int] = {}
         self.total = 0
         self._token_bytes = 0
-        layers = layers_of(model)
-        super().__init__(layers=[SlotLayer(slots, length, self.tokens, len(layers), spare) for _ in layers])
+        lefts = range(len(layers_of(model)), 0, -1)
+        super().__init__(layers=[SlotLayer(slots, length, self.tokens, left, spare, beside) for left in lefts])
 
     def select(self, call: Call | Packed | Decodes) -> None:
         """Say which rows the next forward call works on."""
