@@ -90,27 +90,59 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 class _Cudnn:
-    """How many calls want torch's attention without cuDNN's, and whether it was on before the first of them."""
+    """Who wants torch's attention without cuDNN's, and who wants it as the user chose: not both at once.
+
+    The switch is one for all of the process.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._turns = threading.Condition()
+        self._here = threading.local()  # calls of this thread within one another
         self._calls = 0
+        self._kept = False
         self._was_on = False
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        with self._lock:
+        """Without cuDNN's; waits while somebody has it as chosen."""
+        depth = getattr(self._here, "depth", 0)
+        with self._turns:
+            if not depth:
+                self._turns.wait_for(lambda: not self._kept)
             if not self._calls:
                 self._was_on = torch.backends.cuda.cudnn_sdp_enabled()
                 torch.backends.cuda.enable_cudnn_sdp(False)
             self._calls += 1
+            self._here.depth = depth + 1
         try:
             yield
         finally:
-            with self._lock:
+            with self._turns:
                 self._calls -= 1
+                self._here.depth = depth
                 if not self._calls:
                     torch.backends.cuda.enable_cudnn_sdp(self._was_on)
+                    self._turns.notify_all()
+
+    @contextlib.contextmanager
+    def as_chosen(self) -> Iterator[None]:
+        """As the user chose: waits until others' calls without are over, and keeps new ones waiting.
+
+        Within a call of this thread that wants it off, it stays off.
+        """
+        if getattr(self._here, "depth", 0):
+            yield
+            return
+        with self._turns:
+            self._turns.wait_for(lambda: not self._kept)
+            self._kept = True
+            self._turns.wait_for(lambda: not self._calls)
+        try:
+            yield
+        finally:
+            with self._turns:
+                self._kept = False
+                self._turns.notify_all()
 
 
 _cudnn = _Cudnn()
@@ -123,6 +155,11 @@ def without_cudnn_attention(device: torch.device) -> contextlib.AbstractContextM
     tens of milliseconds, where texts bring another pair with nearly each prompt.
     """
     return _cudnn.off() if device.type == "cuda" else contextlib.nullcontext()
+
+
+def attention_as_chosen() -> contextlib.AbstractContextManager[None]:
+    """Have torch attend as the user chose, while another thread's calls would have it without cuDNN: they wait."""
+    return _cudnn.as_chosen()
 
 
 class TorchModel(ConfigModel):

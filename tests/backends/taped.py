@@ -7,7 +7,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from neustream.backends.capturing import NotCaptured
+from neustream.backends.capturing import Graphs, NotCaptured
 
 VALUES = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")
 """Operations that wait for a device."""
@@ -71,17 +71,16 @@ def storage(tensor):
     return tensor.untyped_storage()._cdata
 
 
-def captured(function):
-    """See `Capture`: calls before show what no graph can do, and make what functions keep."""
-    function()
-    function()
-    tape, inference = Tape(), torch.is_inference_mode_enabled()
-    with tape:
-        output = function()
+class Tapes(Graphs):
+    """See `Graphs`: what is captured is a tape, and all else as for a GPU."""
 
-    def replay(function=function):  # kept, as `capturing` keeps it
-        with torch.inference_mode(inference), torch.no_grad():
-            tape.play()
-        return output
+    def record(self, function):
+        tape, inference = Tape(), torch.is_inference_mode_enabled()
+        with tape:
+            output = function()
 
-    return replay
+        def launch():
+            with torch.inference_mode(inference), torch.no_grad():
+                tape.play()
+
+        return launch, output

@@ -54,7 +54,7 @@ def test_a_model_whose_slots_do_not_fit_is_refused_with_what_it_needs_what_is_fr
     assert LanguageModel(model_of("llama"), slots=4).cache.slots == 4
     gpu.free -= 1
     why = (
-        f"LlamaForCausalLM: no memory on {model_of('llama').device} for the keys and values of 4 slots of 96 tokens; "
+        f"LlamaForCausalLM: no memory for the keys and values of 4 slots of 96 tokens on {model_of('llama').device}; "
         f"give fewer slots or a smaller max_len (they may take {4 * slot:,} bytes, steps {4 * LOGITS:,}, "
         f"and {gpu.free:,} are free: as much as 3 slots take)"
     )
@@ -71,7 +71,7 @@ def test_a_model_that_is_opened_again_is_refused_in_the_same_way(gpu):
     with neustream.serve({"chat": mount}) as service:
         service([5, 6], max_tokens=2)
     gpu.free = 1000
-    with pytest.raises(BackendError, match=r"no memory on .* for the keys and values of 4 slots of 96 tokens; give"):
+    with pytest.raises(BackendError, match=r"no memory for the keys and values of 4 slots of 96 tokens on .*; give"):
         neustream.serve({"chat": mount})
 
 

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from pipelines import FAMILIES, alone, build, difference, requests, stock, together
     from small_pipelines import SD_SHAPE, close_to, serve, words
-    from taped import captured
+    from taped import Tapes
 
     from neustream.backends import capturing
     from neustream.backends.diffusers import PipelineMount, from_config, replayed
@@ -34,7 +34,7 @@ ERRORS = [capturing.NotCaptured("it waits"), RuntimeError("no"), torch.OutOfMemo
 def anew(monkeypatch):
     """Graphs of a CPU, and one torch thread."""
     torch.set_num_threads(1)
-    monkeypatch.setitem(capturing.CAPTURES, "cpu", lambda device: captured)
+    monkeypatch.setitem(capturing.CAPTURES, "cpu", Tapes)
 
 
 def denoisers(parts):

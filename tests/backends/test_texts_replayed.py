@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import random
+import re
 import weakref
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import DEVICE
 from replays import company_changes_no_bit, fill, random_rows
-from taped import captured
+from taped import Tapes
 from texts import CONFIGS, Drive, alone, made, model_of, prompts
 
 import neustream
@@ -37,7 +38,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
     """Graphs of a CPU."""
-    monkeypatch.setitem(replayed.CAPTURES, DEVICE.type, lambda device: captured)
+    monkeypatch.setitem(replayed.CAPTURES, DEVICE.type, Tapes)
 
 
 def served_of(kind, slots=6, **options):
@@ -93,7 +94,34 @@ def test_a_step_of_decodes_is_one_replay_of_the_smallest_shape_with_room():
     assert not counts  # more than two prompts are one ordinary call
     for _ in range(60):
         drive.step(dict.fromkeys(jobs))
-    assert counts == {(4, 1, 64): 56, (4, 1, 96): 4}
+    assert counts == {(6, 1, 64): 1, (4, 1, 64): 55, (4, 1, 96): 4}  # the first use is a larger one's
+
+
+def test_shapes_that_are_not_there_are_captured_at_their_second_use(caplog, monkeypatch):
+    with caplog.at_level(logging.INFO, "neustream"):
+        drive = Drive(model_of("llama"), slots=6)
+    replays = drive.texts.model.replayed
+    assert [*replays.later] == [(4, 1, 64), (2, 1, 64), (1, 1, 64)]
+    assert re.fullmatch(r"LlamaForCausalLM: 8 CUDA graphs in \d+\.\d s, 3 once they are used", caplog.messages[-1])
+    jobs = [drive.job(prompt, 80, ignore_eos=True) for prompt in prompts(4, seed=4, low=8, high=8)]
+    drive.step(dict.fromkeys(jobs))
+    captures, capture = [], replays._capture
+
+    def fails_for_two(function):
+        captures.append(len(function.args[1].positions))
+        if captures[-1] == 2:
+            raise torch.OutOfMemoryError("full")
+        return capture(function)
+
+    monkeypatch.setattr(replays, "_capture", fails_for_two)
+    for some in (4, 4, 2, 2, 2, 1, 1):
+        drive.step(dict.fromkeys(jobs[:some]))
+    assert captures == [4, 2, 1] and not replays.later
+    assert replays.replays == {(6, 1, 64): 1, (4, 1, 64): 1, (2, 1, 96): 3, (1, 1, 96): 1, (1, 1, 64): 1}
+    assert "there is no CUDA graph of shape (2, 1, 64): a capture failed: OutOfMemoryError: full" in caplog.text
+    assert drive.finish(jobs) == [
+        alone(drive.texts.model.model, job.params["ask"].prompt, 80, eos_token_id=None) for job in jobs
+    ]
 
 
 def test_short_prompts_are_replayed_beside_decodes_and_others_are_not():
@@ -105,7 +133,7 @@ def test_short_prompts_are_replayed_beside_decodes_and_others_are_not():
     drive.step({jobs[0]: None})
     assert counts == {(1, 32, 32): 1}
     drive.step({jobs[0]: None, jobs[1]: None, jobs[2]: None})
-    assert counts == {(1, 32, 32): 3, (1, 1, 64): 1}
+    assert counts == {(1, 32, 32): 3, (1, 1, 96): 1}
     drive.step({jobs[0]: None, jobs[3]: None})  # longer than any graph
     assert counts.total() == 4
     wanted = [alone(model, prompt, 9, eos_token_id=None) for prompt in asked]
@@ -126,7 +154,7 @@ def test_models_whose_prompts_cannot_be_captured_have_graphs_of_decodes(monkeypa
     served.forward([Row(0, 0, (5, 6, 7))])
     assert not served.replayed.replays
     served.forward([Row(0, 3, (8,))])
-    assert served.replayed.replays == {(1, 1, 64): 1}
+    assert served.replayed.replays == {(1, 1, 96): 1}
 
 
 def test_who_is_left_moves_where_fewer_lanes_are_enough():

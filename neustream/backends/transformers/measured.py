@@ -13,6 +13,7 @@ from platformdirs import user_cache_path
 from neustream.backends.torch import OUT_OF_MEMORY
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.modules import Texts
+from neustream.backends.transformers.replayed import USES
 from neustream.backends.transformers.text import Ask, Text
 from neustream.core.batch import StepInput
 from neustream.core.steps import Step, StepLatency
@@ -84,7 +85,7 @@ def measure_steps(
         round_began = stopwatch()
         for cell in list(took):
             try:
-                lasted = bench.time(cell)
+                lasted = bench.time(cell) if turn else bench.first(cell)
             except OUT_OF_MEMORY:
                 del took[cell]
                 continue
@@ -124,6 +125,14 @@ class _Bench:
             if isinstance(result, StageFailed):
                 raise result
         return lasted
+
+    def first(self, cell: Cell) -> float:
+        """The first steps of a cell: a graph that is captured by its use is there from then on."""
+        if self._texts.model.replayed is not None:
+            for _ in range(USES - 1):
+                self.time(cell)
+                self.clear()
+        return self.time(cell)
 
     def _input(self, stage: str, tokens: int) -> StepInput:
         id = f"sample-{len(self._ids)}"

@@ -177,7 +177,7 @@ class LanguageModel:
 
     def _no_room(self, error: BaseException) -> BackendError:
         smaller = "fewer slots, a smaller max_len or a smaller kv_cache" if grows(self.device) else NO_PAGES
-        what = f"no memory on {self.device} for the keys and values of {self.slots} slots of {self.max_len} tokens"
+        what = f"no memory for the keys and values of {self.slots} slots of {self.max_len} tokens on {self.device}"
         return BackendError(f"{self.name}: {what}; give {smaller} ({error})")
 
     def _tried(self) -> None:

@@ -2,8 +2,9 @@
 
 A graph computes with tensors that stay where they are. So there is one for each number of lanes and
 of keys, by powers of two: lane i has the text in slot i, and attention reads that slot as it lies, up
-to so many keys. All are captured, and compared with the model's own calls, when it is served.
-Short prompts are graphs too, by their number of tokens. Everything else is a call of the model as ever.
+to so many keys. Those of the most lanes or the most keys are captured, and compared with the model's
+own calls, when it is served; the others once they are used, in place of a larger one. Short prompts
+are graphs too, by their number of tokens. Everything else is a call of the model as ever.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from neustream.backends.transformers.packed import ALIGNED, packing
 from neustream.backends.transformers.proof import CLOSE, CLOSE_HALF, apart, as_it_was
 from neustream.backends.transformers.recorded import NotRecorded, check_modules, places_of, tables_of
 from neustream.backends.transformers.slots import Row, Slots
+from neustream.engine.clock import stopwatch
 from neustream.errors import BackendError, told
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ PROMPTS = (16, 32, 64, 128, 256)
 """Tokens of prompts that are graphs: longer ones take as long whoever launches their kernels."""
 TOGETHER = 2
 """Prompts of a step that are replayed one after the other, at most: each reads all weights, one call for more once."""
+USES = 2
+"""A graph that is not there yet is captured at its second use: the first one is a replay of a larger one."""
 log = logging.getLogger("neustream")
 
 
@@ -145,6 +149,7 @@ class Replayed:
 
     Attributes:
         replays: how often each was replayed, by its shape.
+        later: shapes that are captured once they are used, with their uses so far.
         unreplayed: why prompts are not; "": they are.
 
     Raises:
@@ -152,8 +157,8 @@ class Replayed:
     """
 
     def __init__(self, model: LanguageModel) -> None:
-        cache = _checked(model)
-        self._cache, self._fixed = cache, model.fixed
+        cache, began = _checked(model), stopwatch()
+        self._cache, self._fixed, self._model = cache, model.fixed, proxy(model)
         self._tables = tables_of(model.model)
         self._kept = [weight.detach() for _, _, weight in places_of(model.model)]  # graphs do not keep them
         self._lanes = (cache.slots,) if model.fixed is not None else _doubling(1, cache.slots)
@@ -164,6 +169,7 @@ class Replayed:
         self._graphs: dict[Shape, Callable[[], torch.Tensor]] = {}
         self._capture = CAPTURES[model.device.type](model.device)
         self.replays: Counter[Shape] = Counter()
+        self.later: Counter[Shape] = Counter()
         self.unreplayed = "" if self._prompts else "there are none"
         with as_it_was(model.model), without_cudnn_attention(model.device):
             self._fill(model)
@@ -176,6 +182,8 @@ class Replayed:
         for slot in range(cache.slots):
             cache.scrub(slot)
         self.replays.clear()
+        many, took = len(self._graphs), stopwatch() - began
+        log.info("%s: %d CUDA graphs in %.1f s, %d once they are used", model.name, many, took, len(self.later))
 
     def takes(self, rows: Sequence[Row]) -> bool:
         """Whether there are graphs for rows: decodes and few short prompts, none with a look at an image.
@@ -216,12 +224,33 @@ class Replayed:
         if decodes:
             end = max(row.end for row in decodes)
             context = next(context for context in self._contexts if context >= end)
-            found.append((decodes, (self.lanes(decodes[-1].slot + 1), 1, context)))
+            found.append((decodes, self._there((self.lanes(decodes[-1].slot + 1), 1, context))))
         for row in rows:
             if len(row.tokens) > 1:
                 tokens = next(tokens for tokens in self._prompts if tokens >= row.end)
                 found.append(([row], (1, tokens, tokens)))
         return found
+
+    def _there(self, shape: Shape) -> Shape:
+        """The shape of a graph that is there, for decodes of some shape: its own, or a larger one."""
+        if shape not in self.later:
+            return shape if shape in self._graphs else self._larger(shape)
+        self.later[shape] += 1
+        if self.later[shape] < USES:
+            return self._larger(shape)
+        del self.later[shape]
+        with as_it_was(self._model.model), without_cudnn_attention(self._model.device):
+            try:
+                self._capture_shape(shape[0], shape[2])
+            except NotReplayed as why:
+                log.warning("%s: there is no CUDA graph of shape %s: %s", self._model.name, shape, why)
+                return self._larger(shape)
+        return shape
+
+    def _larger(self, shape: Shape) -> Shape:
+        """Of the graphs that are there from the start, the one that reads the fewest keys for decodes of a shape."""
+        lanes, _, context = shape
+        return min((self._lanes[-1], 1, context), (lanes, 1, self._contexts[-1]), key=lambda one: one[0] * one[2])
 
     def _replay(self, rows: Sequence[Row], shape: Shape) -> torch.Tensor:
         for row in rows:
@@ -248,18 +277,21 @@ class Replayed:
             positions[row.slot] = to[row.slot] = row.start
         _send([ids, positions, to, wanted], self._inputs[lanes])
 
+    def _capture_shape(self, lanes: int, context: int) -> None:
+        self._load([], lanes)  # what it is tried with comes later
+        call = Decodes(self._inputs[lanes], context)
+        self._graphs[lanes, 1, context] = _captured(self._capture, partial(_logits, self._model, call))
+
     def _capture_decodes(self, model: LanguageModel) -> None:
         """Capture the largest first, whose memory the others share; then try each number of lanes, and of keys."""
         keys = [(lanes, context) for lanes in reversed(self._lanes) for context in reversed(self._contexts)]
-        for lanes, context in keys:
-            self._load([], lanes)  # what it is tried with comes later
-            call = Decodes(self._inputs[lanes], context)
-            self._graphs[lanes, 1, context] = _captured(self._capture, partial(_logits, proxy(model), call))
-        low = dict(zip(self._contexts, (0, *self._contexts), strict=False)) if self._fixed is not None else {}
         most = keys[0]
-        for lanes, context in keys:
-            if lanes < most[0] and context < most[1]:
-                continue
+        first = [(lanes, context) for lanes, context in keys if lanes == most[0] or context == most[1]]
+        self.later.update({(lanes, 1, context): 0 for lanes, context in keys if (lanes, context) not in first})
+        for lanes, context in first:
+            self._capture_shape(lanes, context)
+        low = dict(zip(self._contexts, (0, *self._contexts), strict=False)) if self._fixed is not None else {}
+        for lanes, context in first:
             self._try(model, (lanes, 1, context), _rows(model, lanes, context, low.get(context, 0)))
 
     def _capture_prompts(self, model: LanguageModel) -> None:
@@ -267,7 +299,7 @@ class Replayed:
         for tokens in reversed(self._prompts):
             self._load_prompt(Row(last, 0, [0] * tokens), tokens)
             call = Prompt(self._texts[tokens])
-            self._graphs[1, tokens, tokens] = _captured(self._capture, partial(_prompt_logits, proxy(model), call))
+            self._graphs[1, tokens, tokens] = _captured(self._capture, partial(_prompt_logits, self._model, call))
         most = min(model.known, model.vocabulary)
         for tokens in self._prompts:
             row = Row(last, 0, [(7 * at + 1) % most for at in range(tokens - 3)])
