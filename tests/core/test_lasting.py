@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hand import ids, seen
 from priced_images import LOOP, UNET, VAE, ask, run, steps_of, waiting
@@ -113,3 +115,27 @@ def test_one_that_came_with_little_time_says_nothing_of_a_newcomer_with_much():
 
 def test_where_few_come_a_newcomer_keeps_its_pace():
     assert begins(4.0, (2.0, 1.75), (2.0, 1.3))
+
+
+def test_to_ask_for_all_newcomers_at_once_is_to_ask_for_one_after_the_other():
+    draw, some_but_not_all = random.Random(5), 0
+    for _ in range(60):
+        asked = []
+        for at in range(draw.randint(4, 14)):
+            steps, pace = draw.randint(1, 40), draw.choice([1.1, 1.3, 1.6, 2.0, 6.0])
+            graph, weight = draw.choice([LOOP, DECODED]), draw.choice([1.0, 1.0, 3.0])
+            arrival = 1000 - draw.choice([0.0, 0.0, 0.4 * pace * steps])
+            due = arrival + pace * steps + 1
+            asked.append(ask(f"r{at}", steps, due, arrival=arrival, weight=weight, graph=graph))
+        view = seen(waiting(*asked), 1000.0)
+        view.recent = load(draw.choice([1.0, 2.0, 3.0]))
+        jobs = line_up(view, {})
+        places = list(range(len(jobs.jobs)))
+        draw.shuffle(places)
+        promised, ranked = sorted(places[:2]), places[2:]
+        one_by_one: list[int] = []
+        for new in ranked:
+            one_by_one += lasting(view, jobs, [*promised, *one_by_one], [new])
+        assert lasting(view, jobs, promised, ranked) == one_by_one
+        some_but_not_all += 0 < len(one_by_one) < len(ranked)
+    assert some_but_not_all > 20

@@ -11,8 +11,9 @@ are divisible), and exact but for that as long as nobody else comes:
 * **On seats** (b machines with preemption). b jobs run at a time, each at its own need: b machines
   that take latency(b) a step. A set fits iff no job needs longer than it has, and up to each
   instant x the work that must be done by then fits:
-  `sum_i clip(x - (d_i - p_i), 0, p_i) <= b * x` for p_i = r_i * latency(b) and deadline d_i, at
-  all x in {d_i, d_i - p_i} (the cuts of the max-flow that such a schedule is).
+  `sum_i clip(x - (d_i - p_i), 0, p_i) <= b * x` for p_i = r_i * latency(b) and deadline d_i (the
+  cuts of the max-flow that such a schedule is). The left side is convex between deadlines, so that
+  it is looked at at these.
 
 In turns is right where promises are alike, on seats where some are tight and others loose. But
 small batches waste the device: b jobs alone cost a step that might have served more. That is
@@ -28,6 +29,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,8 @@ from neustream.core.types import TICK
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Asked = tuple[tuple[int, ...], float]
+"""Jobs by their places, and seconds of encodings before their loops."""
 
 FEW = 6
 """Up to so many jobs it is quicker to ask of each whether it fits than of all at once."""
@@ -92,22 +96,25 @@ class Line:
     shared: Callable[[int], float] = _all
     spread: Ratios = field(default_factory=Ratios)
 
-    _latest: tuple[object, float, bool] = field(init=False, default=(None, 0.0, False))
-    _arrays: Columns | None = field(init=False, default=None)
-    _rows: list[tuple[float, float, float]] | None = field(init=False, default=None)
+    _turns: dict[Asked, bool] = field(init=False, default_factory=dict)
+    _seats: dict[Asked, int] = field(init=False, default_factory=dict)
+    _paces: dict[float, Floats] = field(init=False, default_factory=dict)
+    _times: dict[tuple[float, int], tuple[Floats, Floats]] = field(init=False, default_factory=dict)
 
     @property
     def parts(self) -> list[tuple[int, Line]]:
         """The lines, each with the place of its first job: this one."""
         return [(0, self)]
 
-    @property
+    @cached_property
     def arrays(self) -> Columns:
         """The columns that are asked for by many jobs at once."""
-        if self._arrays is None:
-            columns = np.array([self.left, self.due, self.behind], dtype=np.float64)
-            self._arrays = Columns(*columns)
-        return self._arrays
+        return Columns(*np.array([self.left, self.due, self.behind], dtype=np.float64))
+
+    @cached_property
+    def _rows(self) -> list[tuple[float, float, float]]:
+        """The same by jobs, for one after the other."""
+        return list(zip(self.left, self.due, self.behind, strict=True))
 
     def pace(self, job: int, wait: float = 0.0) -> float:
         """Seconds that a job has for each of its steps if it waits `wait` seconds first."""
@@ -134,16 +141,14 @@ class Line:
         return in_time(rows, self.curve, self.speed, self.start + entry, self.shared)
 
     def in_turns(self, jobs: Sequence[int] | Ints, entry: float = 0.0) -> bool:
-        """Whether all of `jobs` are on time if they take turns. The latest answer is kept."""
-        asked, at_entry, answer = self._latest
-        if asked is not jobs or at_entry != entry:
-            answer = self._in_turns(jobs, entry)
-            self._latest = jobs, entry, answer
+        """Whether all of `jobs` are on time if they take turns. Answers are kept."""
+        asked = tuple(jobs), entry
+        answer = self._turns.get(asked)
+        if answer is None:
+            answer = self._turns[asked] = self._in_turns(jobs, entry)
         return answer
 
     def _in_turns(self, jobs: Sequence[int] | Ints, entry: float) -> bool:
-        if self._rows is None:
-            self._rows = list(zip(self.left, self.due, self.behind, strict=True))
         rows = self._rows
         if len(jobs) < len(rows):
             rows = [rows[index] for index in jobs]
@@ -214,9 +219,17 @@ class Line:
 
         The largest batch that the tightest job can afford is the limit, the most efficient one
         below it is tried. Jobs are given `SPARE` steps less time than they have: see there.
+        Answers are kept.
         """
         if len(jobs) < 2:
             return 0
+        asked = tuple(jobs), entry
+        size = self._seats.get(asked)
+        if size is None:
+            size = self._seats[asked] = self._seats_for(jobs, entry)
+        return size
+
+    def _seats_for(self, jobs: Sequence[int] | Ints, entry: float) -> int:
         start = self.start + entry
         places = np.asarray(jobs, np.int64)
         size = self.affordable(float(self._pace(places, start).min()), len(jobs) - 1)
@@ -227,8 +240,11 @@ class Line:
 
     def _pace(self, jobs: Ints, start: float) -> Floats:
         """Seconds that each has for a step, with `SPARE` steps to spare."""
-        columns = self.arrays
-        return (columns.due[jobs] - start) / (columns.left[jobs] + SPARE)
+        paces = self._paces.get(start)
+        if paces is None:
+            columns = self.arrays
+            paces = self._paces[start] = (columns.due - start) / (columns.left + SPARE)
+        return paces[jobs]
 
     def affordable(self, pace: float, most: int) -> int:
         """The most efficient batch of at most `most` that takes at most `pace` a step; 0: none."""
@@ -238,8 +254,13 @@ class Line:
 
     def _on_seats(self, jobs: Ints, start: float, size: int) -> tuple[Floats, Floats]:
         """Seconds that each has on a seat until its deadline (`SPARE` steps less), and needs."""
-        step = self.curve.seconds[size] * self.speed
-        return self.arrays.due[jobs] - (start + SPARE * step), self.arrays.left[jobs] * step
+        times = self._times.get((start, size))
+        if times is None:
+            step = self.curve.seconds[size] * self.speed
+            columns = self.arrays
+            times = columns.due - (start + SPARE * step), columns.left * step
+            self._times[start, size] = times
+        return times[0][jobs], times[1][jobs]
 
     def _taken(self, jobs: Ints, start: float, size: int) -> Taken | None:
         """What `jobs` take of `size` seats; None if one of them needs longer than it has, or all

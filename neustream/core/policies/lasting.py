@@ -46,7 +46,11 @@ def lasting(view: View, jobs: LineUp, promised: Sequence[int], ranked: list[int]
     line = jobs.plan
     if not promised or not ranked or not isinstance(line, Line):
         return ranked
-    taken = _Taken(jobs, line, filled(view), promised)
+    part = filled(view)
+    if not part:  # seats are free: who has time for its steps alone has one
+        least = line.speed * line.curve.fast[0]
+        return [index for index in ranked if line.pace(index, line.entry[index]) >= least]
+    taken = _Taken(jobs, line, part, promised)
     return [index for index in ranked if taken.by(index)]
 
 
@@ -75,8 +79,7 @@ class _Taken:
         self._some = [self._seat(index) for index in some]
         self._known: dict[tuple[int, float], tuple[float, int]] = {}  # sums, and of how many
         self._paces: dict[int, tuple[float, int]] = {}  # the least, and of how many
-        self._waits: list[float] = []  # seconds that each can stand still, and the most of them
-        self._longest = 0.0
+        self._waits: list[float] = []  # seconds that each can stand still
 
     def by(self, index: int) -> bool:
         """Whether one more has a seat. It takes it then."""
@@ -86,9 +89,10 @@ class _Taken:
             return False
         least = min(new.pace, self._least_pace(size))
         loaded = self._line.affordable(least, len(self._some) + 1)
-        room = self._part * (loaded - self._of(new, loaded) - self._seats(loaded, new))
-        room += (1 - self._part) * (size - self._of(new, size))
-        if room < -EVEN:
+        room = self._part * (loaded - self._of(new, loaded))
+        room += (1 - self._part) * (size - self._of(new, size)) + EVEN
+        most = self._part * self._all_seats(loaded, new.weight)
+        if room < most and room < self._part * self._seats(loaded, new):
             return False
         self._some.append(new)
         return True
@@ -110,32 +114,34 @@ class _Taken:
         """Seats of `size` that are taken from a newcomer, by those who cannot stand aside."""
         stay = new.left * self._line.speed * self._line.curve.seconds[size]
         self._note_waits()
-        if stay > self._longest:
+        if stay > max(self._waits):
             return self._all_seats(size, new.weight)
-        some = zip(self._some, self._waits, strict=True)
-        return sum([self._counted(one, size, new.weight) for one, wait in some if wait < stay])
+        some = [one for one, wait in zip(self._some, self._waits, strict=True) if wait < stay]
+        return self._sum(some, size, new.weight)
 
     def _note_waits(self) -> None:
         """How long each can stand still, to go on in one batch with all of them."""
-        count = len(self._some)
-        if len(self._waits) == count:
-            return
+        count, known = len(self._some), len(self._waits)
         fast = self._line.curve.fast
         step = self._line.speed * fast[min(count, len(fast)) - 1]
-        self._waits = [(one.pace - step) * one.left for one in self._some]
-        self._longest = max(self._waits)
+        same = known if known >= len(fast) else 0  # of a batch that is full each waits as long
+        self._waits[same:] = [(one.pace - step) * one.left for one in self._some[same:]]
 
     def _all_seats(self, size: int, weight: float) -> float:
         """Seats of `size` that all take from somebody of `weight`."""
         taken, count = self._known.get((size, weight), (0.0, 0))
-        for one in self._some[count:]:
-            taken += self._counted(one, size, weight)
+        taken += self._sum(self._some[count:], size, weight)
         self._known[size, weight] = taken, len(self._some)
         return taken
 
-    def _counted(self, one: _Seat, size: int, weight: float) -> float:
-        """What a job takes from somebody of `weight`: a lighter one, which can make room, less."""
-        return self._of(one, size) * min(one.weight / weight, 1.0)
+    def _sum(self, some: Sequence[_Seat], size: int, weight: float) -> float:
+        """What some take from somebody of `weight`: a lighter one, which can make room, less."""
+        step = self._line.speed * self._line.curve.seconds[size]
+        taken = 0.0
+        for one in some:
+            seat = min(one.rate * step + size * one.behind, 1.0)
+            taken += seat if one.weight >= weight else seat * one.weight / weight
+        return taken
 
     def _seat(self, index: int) -> _Seat:
         """What a job needs of a seat."""

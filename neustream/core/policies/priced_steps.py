@@ -147,9 +147,12 @@ class PricedSteps:
         density, begun = jobs.density, jobs.committed
         weights = [job.weight for job in jobs.jobs]
         heaviest = max([weights[index] for index in queue])
+        most = max([density[index] for index in queue])
         asked = 0
         for victim in ranked:
             least = density[victim] * (1 + self.gain)
+            if most <= least:  # nor does anyone bring more than those behind it
+                break
             weight = weights[victim]
             if begun[victim] or runs[victim]:
                 better = [index for index in queue if weights[index] >= weight]

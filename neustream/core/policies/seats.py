@@ -26,60 +26,49 @@ class Columns(NamedTuple):
 class Taken:
     """Seats taken by jobs that need `work` seconds, are due in `time`, and go on for `behind`.
 
-    `points`: where what must be done by an instant can exceed what can be.
+    Between two ends what must be done by an instant grows ever faster, and room at one rate: where
+    all of it is done by each end, it is in between.
     """
 
     def __init__(self, time: Floats, work: Floats, behind: Floats) -> None:
-        begin = time - work
         order = time.argsort()
-        self.points = np.concatenate([time, begin])
+        self._time = time = time[order]
+        self._begin = begin = time - work[order]
         begin.sort()
-        self._time = time[order]
-        self._begin = begin
-        self._times = sums(self._time)
-        self._begins = sums(begin)
-        self._behind = sums(behind[order])
-
-    def work_by(self, points: Floats) -> Floats:
-        """Seconds of work that must be done by each of `points`.
-
-        That is sum_i clip(x - (time_i - work_i), 0, work_i) at each x.
-        """
-        begun = self._begin.searchsorted(points)
-        over = self._time.searchsorted(points)
-        return (begun - over) * points - self._begins[begun] + self._times[over]
-
-    def behind_by(self, points: Floats) -> Floats:
-        """Seconds behind the loops of the jobs that are due by each of `points`."""
-        return self._behind[self._time.searchsorted(points, side="right")]
+        columns = np.zeros((3, len(time) + 1))
+        np.array([time, begin, behind[order]]).cumsum(1, out=columns[:, 1:])
+        self._times, self._begins, self._behind = columns
+        begun = begin.searchsorted(time)
+        self._must = (begun - np.arange(len(time))) * time - self._begins[begun]
+        self._must += self._times[:-1]
+        self._room = time - self._behind[1:]
 
     def fit_on(self, size: int) -> bool:
         """Whether `size` seats suffice."""
-        room = size * np.maximum(0.0, self.points - self.behind_by(self.points))
-        return bool((self.work_by(self.points) <= room + TICK).all())
+        room = size * np.maximum(0.0, self._room)
+        return bool((self._must <= room + TICK).all())
 
     def fit_with(self, size: int, time: Floats, work: Floats, behind: Floats) -> NDArray[np.bool_]:
         """For each of other jobs whether `size` seats suffice with it."""
         begin = time - work
-        at_end = size * np.maximum(0.0, time - self.behind_by(time) - behind)
-        at_begin = size * np.maximum(0.0, begin - self.behind_by(begin))
-        fit = np.asarray(begin >= 0, dtype=np.bool_)
-        fit[self.work_by(begin) > at_begin + TICK] = False
-        fit[self.work_by(time) + work > at_end + TICK] = False
+        begun = self._begin.searchsorted(time)
+        over = self._time.searchsorted(time, side="right")
+        must = (begun - over) * time - self._begins[begun] + self._times[over] + work
+        room = size * np.maximum(0.0, time - self._behind[over] - behind)
+        fit = np.asarray((begin >= 0) & (must <= room + TICK), dtype=np.bool_)
         asked = np.flatnonzero(fit)
         if len(asked):
-            fit[asked] = self._at_points(size, time[asked], work[asked], behind[asked])
+            fit[asked] = self._at_ends(size, time[asked], work[asked], behind[asked])
         return fit
 
-    def _at_points(
-        self, size: int, time: Floats, work: Floats, behind: Floats
-    ) -> NDArray[np.bool_]:
-        """`fit_with` at the points of those that have seats."""
-        points = self.points
+    def _at_ends(self, size: int, time: Floats, work: Floats, behind: Floats) -> NDArray[np.bool_]:
+        """`fit_with` at the ends of those that have seats."""
+        ends = self._time
         time, work, behind = time[:, None], work[:, None], behind[:, None]
-        left = points - self.behind_by(points) - behind * (time <= points)
-        must = self.work_by(points) + np.minimum(np.maximum(points - (time - work), 0.0), work)
-        in_time = must <= size * np.maximum(0.0, left) + TICK
+        must = np.minimum(np.maximum(ends - (time - work), 0.0), work)
+        must += self._must
+        room = self._room - behind * (time <= ends)
+        in_time = must <= size * np.maximum(0.0, room) + TICK
         return np.asarray(in_time.all(axis=1), dtype=np.bool_)
 
 
@@ -89,8 +78,8 @@ def may_fit(
     """For each of `new` whether `sizes` seats can do for `jobs` with it.
 
     It is refused if there is no room for all of the work until the last is due, or none at its own
-    end or begin: what is left may still not fit at another instant. `due` counts from the start of
-    the steps, and jobs are to end `early` before it.
+    end: what is left may still not fit at another's. `due` counts from the start of the steps, and
+    jobs are to end `early` before it.
     """
     last = np.maximum(jobs.due.max(), new.due) - early - (jobs.behind.sum() + new.behind)
     may: NDArray[np.bool_]
@@ -105,17 +94,13 @@ def may_fit(
 def _room_for_own(
     jobs: Columns, new: Columns, sizes: NDArray[np.int64], steps: Floats, early: Floats
 ) -> NDArray[np.bool_]:
-    """`may_fit` at the end and the begin of each of `new`."""
+    """`may_fit` at the end of each of `new`."""
     gap = (new.due[:, None] - jobs.due) / steps[:, None]
     must = np.minimum(np.maximum(gap + jobs.left, 0.0), jobs.left).sum(axis=1) + new.left
-    time = new.due - early
-    room = sizes * np.maximum(0.0, time - (gap >= 0.0) @ jobs.behind - new.behind)
-    may = must * steps <= room + 2 * TICK
-    gap -= new.left[:, None]
-    must = np.minimum(np.maximum(gap + jobs.left, 0.0), jobs.left).sum(axis=1)
-    room = sizes * np.maximum(0.0, time - new.left * steps - (gap > TICK) @ jobs.behind)
-    both: NDArray[np.bool_] = may & (must * steps <= room + 2 * TICK)
-    return both
+    behind = (gap >= 0.0) @ jobs.behind + new.behind
+    room = sizes * np.maximum(0.0, new.due - early - behind)
+    may: NDArray[np.bool_] = must * steps <= room + 2 * TICK
+    return may
 
 
 def sums(x: Floats) -> Floats:

@@ -121,14 +121,12 @@ class Sets:
         by_time, by_begin = self._by_due, begin.argsort()
         ends, begins = time[by_time], begin[by_begin]
         ending, beginning = sets[:, by_time], sets[:, by_begin]
-        points = np.concatenate([ends, begins])
-        begun, over = begins.searchsorted(points), ends.searchsorted(points)
-        must = (_sums(beginning)[:, begun] - _sums(ending)[:, over]) * points
-        must += _sums(ending * ends)[:, over] - _sums(beginning * begins)[:, begun]
-        behind = _sums(ending * self._behind[by_time])
-        free = points - entry - behind[:, ends.searchsorted(points, side="right")]
-        fits = must <= size * np.maximum(free, 0.0) + TICK
-        fits |= ~np.concatenate([ending, beginning], axis=1)
+        begun = begins.searchsorted(ends)
+        must = (_sums(beginning)[:, begun] - _sums(ending)[:, :-1]) * ends
+        must += _sums(ending * ends)[:, :-1] - _sums(beginning * begins)[:, begun]
+        behind = (ending * self._behind[by_time]).cumsum(1)
+        fits = must <= size * np.maximum(ends - entry - behind, 0.0) + TICK
+        fits |= ~ending
         fit: Bools = fits.all(1) & ~(sets & (work > time - entry)).any(1)
         return fit
 

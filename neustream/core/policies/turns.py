@@ -39,7 +39,7 @@ class Turns:
         ends = sums(steps * without[:-1])
         ends_with = sums(steps * together[:-1])
         own_due = self.due - after[:-1]
-        beyond = left - np.append(self.left, 0.0)[place - 1]
+        beyond = left - np.concatenate([self.left, [0.0]])[place - 1]
         end = entry + ends_with[place] + beyond * together[place]
         delay = end - ends[place] - beyond * without[place] + behind
         own = due - (end + after[place])
@@ -63,8 +63,8 @@ class OneMore:
 
     def fit(self) -> list[bool]:
         """Whether nobody is late, for each of the others. Prefix and suffix minima decide."""
-        before = np.append(np.minimum.accumulate(self.before), np.inf)  # [-1]: nobody
-        later = np.append(np.minimum.accumulate(self.behind[::-1])[::-1], np.inf)
+        before = np.concatenate([np.minimum.accumulate(self.before), [np.inf]])  # [-1]: nobody
+        later = np.concatenate([np.minimum.accumulate(self.behind[::-1])[::-1], [np.inf]])
         slack = np.minimum(self.own, before[self.place - 1] - self.entry)
         fit: list[bool] = (np.minimum(slack, later[self.place] - self.delay) >= -TICK).tolist()
         return fit

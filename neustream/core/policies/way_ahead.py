@@ -213,13 +213,13 @@ def likely(lengths: Lengths | None, made: int, most: float) -> Floats:
 def applies(view: View) -> bool:
     """Whether requests go through several pools, and only their end is promised."""
     here = set(view.pool.stages)
-    several = False
+    if all(queue[-1].request.graph.stages.keys() <= here for queue in view.queues.values()):
+        return False
     for queue in view.queues.values():
         for job in queue:
             if job.due == math.inf or job.slo.first < math.inf:
                 return False
-        several = several or not job.request.graph.stages.keys() <= here
-    return several
+    return True
 
 
 def go_on(view: View) -> bool:
