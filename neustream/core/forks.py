@@ -60,11 +60,10 @@ def tell(job: Entry, update: Update) -> None:
         one = one.parent
 
 
-def _ran(job: Entry, branch: Entry) -> None:
-    """A job ran first when its branch did, if that was before."""
-    if branch.started_at is not None:
-        before = branch.started_at if job.started_at is None else job.started_at
-        job.started_at = min(before, branch.started_at)
+def _ran(job: Entry, first: float | None) -> None:
+    """A job ran first when a branch of it did, if that was before."""
+    if first is not None:
+        job.started_at = first if job.started_at is None else min(job.started_at, first)
 
 
 def emitted(job: Entry, update: Update, late: bool, now: float) -> Emitted:
@@ -166,7 +165,7 @@ class Forks:
             decided = fork.joined or fork.lost
             if branch.started_at is not None:
                 fork.ran = True
-            _ran(job, branch)
+            _ran(job, branch.started_at)
         self._lives.events.append(
             BranchEnded(
                 branch.root.id,
@@ -227,7 +226,15 @@ class Forks:
             branch.parent = None
         for branch in live:
             self._lives.end_soon(branch.id, "cancelled", "its par was over", now)
-            _ran(job, branch)
+            _ran(job, self._first_ran(branch))
+
+    def _first_ran(self, branch: Entry) -> float | None:
+        """When a branch first ran, also one that is in its first step; None: it did not."""
+        if branch.started_at is not None or branch.stage is None:
+            return branch.started_at
+        state = self._lives.pool_of.get(branch.stage.name)
+        steps = () if state is None else state.running.values()
+        return next((step.started_at for step in steps if branch in step.jobs), None)
 
     def family(self, job: Entry) -> Iterator[Entry]:
         """The job of the same request, and all of its live branches."""

@@ -18,26 +18,49 @@ DOUBLINGS = 6
 QUIET_S = 60.0
 """Of faults of one kind, one is logged in so many seconds, with how many were not."""
 MOST_KINDS = 100
-"""So many kinds are remembered; the one that was logged first is forgotten."""
+"""So many kinds are told apart in `QUIET_S`; all others are one kind together."""
 
 
 class Logged:
-    """Which kinds of faults were logged of late, so that a log is not flooded."""
+    """Which kinds of faults were logged of late, so that a log is not flooded.
+
+    Whatever kinds come, at most `MOST_KINDS` and one are logged in `QUIET_S`.
+    """
 
     def __init__(self) -> None:
         self._kinds: dict[Hashable, tuple[float, int]] = {}  # when it was logged; others since
+        self._rest: tuple[float, int] = (-math.inf, 0)  # of kinds without room
 
     def may(self, kind: Hashable, now: float) -> int | None:
-        """How many of its kind were not logged; None: one was in the last minute, this is not."""
-        at, others = self._kinds.get(kind, (-math.inf, 0))
+        """How many of its kind were not logged; None: one was in the last minute, this is not.
+
+        Of a kind that there is no room for: how many of such kinds.
+        """
+        if kind not in self._kinds and not self._room(now):
+            told, self._rest = _counted(self._rest, now)
+            return told
+        told, known = _counted(self._kinds.get(kind, (-math.inf, 0)), now)
+        if told is not None:
+            self._kinds.pop(kind, None)  # they are in the order in which they were logged
+        self._kinds[kind] = known
+        return told
+
+    def _room(self, now: float) -> bool:
+        """Whether one more kind can be told apart; the one logged longest ago may be forgotten."""
+        if len(self._kinds) < MOST_KINDS:
+            return True
+        kind, (at, others) = next(iter(self._kinds.items()))
         if now < at + QUIET_S:
-            self._kinds[kind] = at, others + 1
-            return None
-        self._kinds.pop(kind, None)
-        if len(self._kinds) >= MOST_KINDS:
-            del self._kinds[next(iter(self._kinds))]
-        self._kinds[kind] = now, 0
-        return others
+            return False
+        del self._kinds[kind]
+        self._rest = self._rest[0], self._rest[1] + others
+        return True
+
+
+def _counted(known: tuple[float, int], now: float) -> tuple[int | None, tuple[float, int]]:
+    """How many to tell of (None: it is not logged), and when one was last, with others since."""
+    at, others = known
+    return (None, (at, others + 1)) if now < at + QUIET_S else (others, (now, 0))
 
 
 class Faults:
@@ -85,7 +108,7 @@ class Faults:
             return
         text = f"member {self._name!r}, stage {stage!r} failed"
         if unsaid:
-            text += f"; {unsaid} more such failures of it were not logged"
+            text += f"; {unsaid} more failures were not logged"
         log.warning("%s", text, exc_info=cause)
 
     def failing(self, now: float) -> tuple[str, ...]:

@@ -113,12 +113,15 @@ def test_a_request_has_waited_until_the_first_of_its_branches_ran():
     "branches", [{"left": seq(B, D), "right": C}, {"left": par(deep=seq(B, D), deeper=C), "right": A}]
 )
 @pytest.mark.parametrize("what", ["cancelled", "lost"])
-def test_a_request_that_ends_before_its_branches_has_waited_until_the_first_of_them_ran(branches, what):
+@pytest.mark.parametrize("over", [True, False])
+def test_a_request_that_ends_before_its_branches_has_waited_until_the_first_of_them_ran(branches, what, over):
     graph = Graph("g", par(**branches))
     scheduler = scheduler_of(graph)
     submit(scheduler, graph)
     wanted = Hand(lambda view: Decision([job for job in view.jobs if job.stage.name == "b"]))
-    scheduler.finish(scheduler.next_batch("gpu", 2.0, instead=wanted), [{}], 2.5)
+    step = scheduler.next_batch("gpu", 2.0, instead=wanted)
+    if over:
+        scheduler.finish(step, [{}], 2.5)
     if what == "cancelled":
         scheduler.cancel("r", 3.0)
     else:

@@ -64,7 +64,7 @@ def test_where_good_and_failing_steps_take_turns_one_failure_a_minute_is_logged(
     assert len(shown) == len(caplog.records) == 4
     said = [record.getMessage() for record in shown]
     assert said[0] == "member 'm', stage 's' failed"
-    assert {one.partition("; ")[2] for one in said[1:]} == {"749 more such failures of it were not logged"}
+    assert {one.partition("; ")[2] for one in said[1:]} == {"749 more failures were not logged"}
 
 
 def test_another_failure_and_another_stage_are_logged_at_once(caplog):
@@ -83,11 +83,29 @@ def test_a_stage_that_only_fails_is_told_of_once_a_minute(caplog):
     assert told.count("it is passed over for 64 s") == 2 and len(told) == 8
 
 
-def test_kinds_of_failures_are_forgotten_in_time():
+@pytest.mark.parametrize("apart", [0.0, QUIET_S / 1000, QUIET_S / 10])
+@pytest.mark.parametrize("kinds", [1, MOST_KINDS, MOST_KINDS + 1, 10 * MOST_KINDS, 10**9])
+def test_a_log_is_bounded_whatever_kinds_come_in_turn(apart, kinds):
+    logged, said = Logged(), []
+    for at in range(5000):
+        unsaid = logged.may(at % kinds, at * apart)
+        if unsaid is not None:
+            said.append((at * apart, unsaid))
+    for since, _ in said:
+        assert len([at for at, _ in said if since <= at < since + QUIET_S]) <= MOST_KINDS + 1
+    assert len(logged._kinds) <= MOST_KINDS
+    assert len(said) + sum([unsaid for _, unsaid in said]) <= 5000, "none is told of twice"
+
+
+def test_kinds_that_there_is_no_room_for_are_one_kind_together():
     logged = Logged()
-    for kind in range(10 * MOST_KINDS):
-        assert logged.may(kind, 0.0) == 0
-    assert logged.may(10 * MOST_KINDS - 1, 1.0) is None and logged.may(0, 1.0) == 0
+    assert [logged.may(kind, 0.0) for kind in range(MOST_KINDS)] == [0] * MOST_KINDS
+    assert [logged.may(kind, 1.0) for kind in ("a", "b", "c", "a")] == [0, None, None, None]
+    assert logged.may(0, 1.0) is None, "those that are known are still told apart"
+    assert logged.may("d", QUIET_S) == 0, "the first of them is old by now, and makes room"
+    for kind in range(1, MOST_KINDS):
+        assert logged.may(kind, QUIET_S) == 0
+    assert logged.may("e", QUIET_S + 1.0) == 4, "three of other kinds, and one of the kind that made room"
 
 
 def test_what_says_all_by_itself_is_not_logged_with_frames(caplog):
