@@ -33,6 +33,18 @@ def test_a_saved_profile_is_loaded_again(tmp_path):
     assert "median" in file["origin"]["statistic"]
 
 
+@pytest.mark.parametrize(("seconds", "counts"), [((0.1, 0.11, 0.5), 0.11), ((0.1, 0.4, 0.5), 0.125), ((0.3,), 0.3)])
+def test_steps_that_others_held_up_count_as_little_more_than_the_least(tmp_path, seconds, counts):
+    measured, about = (
+        {"draw": [Measurement("draw", 1, seconds)]},
+        {"model": "toy", "device": "toy device", "origin": {}},
+    )
+    [path] = save(measured, tmp_path, **about, beside=True)
+    assert load_profile(path).latency(1) == pytest.approx(counts)
+    [path] = save(measured, tmp_path, **about)
+    assert load_profile(path).latency(1) == pytest.approx(statistics.median(seconds))
+
+
 @pytest.mark.parametrize("nothing", [[], [Measurement("x", 1, ())]])
 def test_what_was_not_measured_is_not_written(tmp_path, nothing):
     measured = {"draw": [Measurement("draw", 1, (0.1,))], "x": nothing}

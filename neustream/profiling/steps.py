@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from neustream.core.profile import LatencyProfile, LinearProfile
 from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
 from neustream.errors import ProfileError
-from neustream.profiling.files import FORMAT, Coefficient, EngineCosts, LargestBatch, Latency, Name, read_profile
+from neustream.profiling.files import FORMAT, Coefficient, EngineCosts, LargestBatch, Latency, Name, read_profile, usual
 
 ANY_BATCH = 2**20
 """Step profiles limit no batch: memory and `Stage.max_batch` do."""
@@ -111,14 +111,20 @@ Timed = tuple[Step, Sequence[float]]
 
 
 def steps_file(
-    timed: Sequence[Timed], *, model: str, device: str, origin: Mapping[str, Any], stage: str = "llm"
+    timed: Sequence[Timed],
+    *,
+    model: str,
+    device: str,
+    origin: Mapping[str, Any],
+    stage: str = "llm",
+    beside: bool = False,
 ) -> StepsFile:
     """A file from measured steps: prefills alone, decodes alone on a full grid, and mixed ones.
 
     A prefill of several prompts counts by its tokens; where several were measured at as many tokens,
-    the table has their median. ProfileError names what is missing.
+    the table has their median. `beside`: see `usual`. ProfileError names what is missing.
     """
-    medians = [(step, statistics.median(seconds)) for step, seconds in timed]
+    medians = [(step, usual(seconds, beside=beside)) for step, seconds in timed]
     prefill, prefill_error = _prefill([(s, x) for s, x in medians if s.prefills and not s.decodes])
     decode, decode_error = _decode([(s, x) for s, x in medians if s.decodes and not s.prefills])
     file = StepsFile(

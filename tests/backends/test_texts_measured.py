@@ -12,10 +12,10 @@ from toys import Flat
 
 import neustream
 from neustream import serve
-from neustream.backends.transformers import LanguageModel
+from neustream.backends.transformers import LanguageModel, measured
 from neustream.backends.transformers.measured import cells_of, file_of, measure_steps
 from neustream.core.steps import Step
-from neustream.profiling.steps import save_steps, steps_file, steps_of
+from neustream.profiling.steps import load_steps, save_steps, steps_file, steps_of
 
 MAX = 10
 
@@ -43,6 +43,20 @@ def test_profiles_are_measured_once_and_kept(tmp_path):
     with serve(model, slots=2, max_len=32, profile=str(path)) as running:
         assert running([3, 4, 5], max_tokens=4).on_time
     assert path.stat().st_mtime_ns == written
+
+
+def test_a_machine_that_was_busy_while_a_model_was_measured_makes_no_promise_look_hopeless(tmp_path, monkeypatch):
+    def held_up(model, **how):
+        timed = measure_steps(model, **how)
+        return [(step, [min(seconds), *[100.0] * 4]) for step, seconds in timed]
+
+    monkeypatch.setattr(measured, "measure_steps", held_up)
+    model = model_of("opt", num_hidden_layers=1)
+    with serve(model, slots=2, max_len=32, cache=tmp_path, measure_s=0.2) as running:
+        done = running.submit([3, 4, 5], max_tokens=4, slo=neustream.SLO(total=50.0)).outcome(60)
+    assert done.status == "done"
+    [path] = tmp_path.rglob("steps.json")
+    assert load_steps(path).seconds(Step(decodes=1, context=16)) < 10
 
 
 def test_measured_steps_make_a_profile(tmp_path):

@@ -74,7 +74,7 @@ class ProfileCache:
     def keep(
         self, measured: Mapping[str, list[Measurement]], files: Mapping[str, str], out: Path | str | None = None
     ) -> None:
-        """Write what was measured into the cache, or to `out`."""
+        """Write what was measured while it is served into the cache, or to `out` what was measured alone."""
         named = {files[stage]: some for stage, some in measured.items()}
         weight = next(next(models_of(self._pipe))[1].parameters())
         origin = {
@@ -82,7 +82,8 @@ class ProfileCache:
             "dtype": str(weight.dtype).removeprefix("torch."),
             "versions": versions(),
         }
-        save(named, out or self._cache, model=type(self._pipe).__name__, device=place_of(self._pipe), origin=origin)
+        name, place = type(self._pipe).__name__, place_of(self._pipe)
+        save(named, out or self._cache, model=name, device=place, origin=origin, beside=out is None)
 
 
 class Doubts:

@@ -19,6 +19,7 @@ from neustream.core.batch import StepInput
 from neustream.core.steps import Step, StepLatency
 from neustream.engine.clock import stopwatch
 from neustream.errors import ProfileError, StageFailed
+from neustream.profiling.files import STATISTIC
 from neustream.profiling.measuring import default_batches, versions
 from neustream.profiling.steps import StepsFile, Timed, load_steps, save_steps, steps_file, steps_of
 
@@ -148,8 +149,8 @@ class _Bench:
         self._ids = []
 
 
-def file_of(model: LanguageModel, timed: Sequence[Timed], how: str) -> StepsFile:
-    """What was measured, as a profile file with its origin."""
+def file_of(model: LanguageModel, timed: Sequence[Timed], how: str, *, beside: bool = False) -> StepsFile:
+    """What was measured, as a profile file with its origin. `beside`: see `usual`."""
     weights = sum(weight.numel() for weight in model.model.parameters())
     repeats = min(len(seconds) for _, seconds in timed)
     origin = {
@@ -162,9 +163,10 @@ def file_of(model: LanguageModel, timed: Sequence[Timed], how: str) -> StepsFile
         "graphs": model.replayed is not None,
         "versions": versions(),
         "repeats": repeats,
-        "statistic": "median of wall seconds per step",
+        "statistic": STATISTIC[beside],
     }
-    return steps_file(timed, model=f"{model.name}, {weights / 1e6:.1f} M parameters", device=model.place, origin=origin)
+    name = f"{model.name}, {weights / 1e6:.1f} M parameters"
+    return steps_file(timed, model=name, device=model.place, origin=origin, beside=beside)
 
 
 def steps_for(
@@ -177,7 +179,8 @@ def steps_for(
     path = Path(cache or user_cache_path("neustream")) / "profiles" / fingerprint(model) / "steps.json"
     if path.exists():
         return load_steps(path)
-    file = file_of(model, measure_steps(model, seconds=seconds, tick=tick), "measured when served")
+    timed = measure_steps(model, seconds=seconds, tick=tick)
+    file = file_of(model, timed, "measured when served", beside=True)
     save_steps(file, path)
     return steps_of(file)
 

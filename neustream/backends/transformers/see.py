@@ -21,7 +21,7 @@ from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
 from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile, units_of
 from neustream.errors import StageFailed
-from neustream.profiling.files import Measurement, load_profile, save
+from neustream.profiling.files import Measurement, load_profile, save, usual
 from neustream.profiling.measuring import measure, versions
 
 REPEATS = 3
@@ -98,12 +98,13 @@ def see_profile(
     if path.exists():
         return units_of(load_profile(path))
     single = measure_see(see, stage, sample, [1])
-    once = single[0].median
+    once = usual(single[0].seconds, beside=True)
     if once * stage.max_batch * (REPEATS + 1) > seconds:
         sizes = [1] if stage.max_batch == 1 else [1, stage.max_batch]
         return GuessedProfile(TableProfile(stage.name, sizes, [once * size for size in sizes], device=see.model.place))
     found = single + (measure_see(see, stage, sample, [stage.max_batch]) if stage.max_batch > 1 else [])
-    save({path.stem: found}, folder, model=see.model.name, device=see.model.place, origin=_origin(see))
+    name, place = see.model.name, see.model.place
+    save({path.stem: found}, folder, model=name, device=place, origin=_origin(see), beside=True)
     return units_of(load_profile(path))
 
 
