@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from transformers.generation import logits_process
 
     from neustream.backends.diffusers import calls, parts, stepping
+    from neustream.backends.loading.images import CUT_OFF
     from neustream.backends.transformers.facts import CACHE_NAMES
     from neustream.backends.transformers.slots import SlotLayer
 
@@ -201,6 +202,8 @@ DIFFUSERS = [
            lambda: takes(transformers.CLIPTokenizer.__init__, "vocab", "merges")),
     Detail("T5Tokenizer is made of a vocabulary", "from_config.py",
            lambda: takes(transformers.T5Tokenizer.__init__, "vocab", "extra_ids")),
+    Detail("how the log of a prompt that is cut off begins", "../loading/images.py",
+           lambda: CUT_OFF in inspect.getsource(diffusers.StableDiffusionPipeline)),
 ]  # fmt: skip
 TORCH = [
     Detail("`Tensor._version` grows when a tensor is written to", "diffusers/calls.py", versions_of_a_tensor),

@@ -32,6 +32,7 @@ MAY = {
         "errors",
         "pydantic",
         "starlette",
+        "python_multipart",
         "uvicorn",
         "prometheus_client",
         "opentelemetry",

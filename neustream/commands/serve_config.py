@@ -87,7 +87,11 @@ def demo() -> list[dict[str, Any]]:
     """Two tiny models with random weights."""
     from neustream.backends.demo import IMAGE, TEXT
 
-    text = {"backend": TEXT, "tokenizer": "bytes", "options": {"measure_s": 10.0, "slots": 8}}  # 3 s if little else runs
+    text = {
+        "backend": TEXT,
+        "tokenizer": "bytes",
+        "options": {"measure_s": 10.0, "slots": 8},
+    }  # 3 s if little else runs
     image = {"backend": IMAGE, "options": {"measure_s": 3.0}}
     return [{"name": "tiny-text", "kind": "text", **text}, {"name": "tiny-image", "kind": "image", **image}]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -189,13 +191,15 @@ class Guard:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._open = {*OPEN, "/metrics"} if config.http.open_metrics else set(OPEN)
         web = config.http.local and config.http.uds is None  # pages reach it by a name of their own
-        self._hosts = {*LOCAL, *config.http.allowed_hosts} if web else None
+        allowed = [name.lower() for name in config.http.allowed_hosts]
+        self._hosts = {*LOCAL, *allowed} if web else None
         self._headers = config.limits.headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _without_host(scope)
         request = Request(scope)
         known = request_id(request)
         scope.setdefault("state", {}).update(id=known, code="", key="")
@@ -232,9 +236,9 @@ class Guard:
             raise HTTPError(400, text, "invalid", headers={"connection": "close"})
         host = request.headers.get("host", "")
         name = host if host.startswith("[") and host.endswith("]") else host.rpartition(":")[0] or host
-        if self._hosts is not None and name not in self._hosts:
+        if self._hosts is not None and name.lower() not in self._hosts:
             raise HTTPError(403, f"host {host[:100]!r} is not allowed here", "host")
-        if not self._digests or request.url.path in self._open:
+        if not self._digests or request.scope["path"] in self._open:  # what is routed by: a URL has Host in it
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
@@ -243,6 +247,22 @@ class Guard:
         if scheme.lower() != "bearer" or not any(fits):
             headers = {"www-authenticate": "Bearer"}
             raise HTTPError(401, "a key is needed: Authorization: Bearer KEY", "key", headers=headers)
+
+
+ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+"""How a target begins that clients of proxies send: with a scheme and a host."""
+
+
+def _without_host(scope: Scope) -> None:
+    """Make a target with a scheme and a host one of a path alone; its host counts, whatever `Host` says."""
+    raw: bytes = scope.get("raw_path") or b""
+    found = ABSOLUTE.match(raw)
+    if found is None:
+        return
+    others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    scope["headers"] = [(b"host", found[1]), *others]
+    scope["raw_path"] = raw[found.end() :] or b"/"
+    scope["path"] = unquote(scope["raw_path"].decode("ascii"))
 
 
 def _head_size(scope: Scope) -> int:

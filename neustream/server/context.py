@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from neustream.core.types import SLO
@@ -30,6 +31,14 @@ def request_id(request: Request) -> str:
     """The client's id of a request, cut to what is safe to print; else a new one."""
     given = re.sub(r"[^A-Za-z0-9._-]", "", request.headers.get("x-request-id", ""))[:64]
     return f"{given}-{uuid.uuid4().hex[:8]}" if given else uuid.uuid4().hex
+
+
+def joined(headers: Headers) -> dict[str, str]:
+    """Headers by name; one that comes several times is a list, as for HTTP (RFC 9110, 5.3), and so no number."""
+    found: dict[str, str] = {}
+    for name, value in headers.items():
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
 
 
 @dataclass
@@ -77,7 +86,7 @@ class Context:
 
     def promise(self, body: AnyAsk, defaults: SLO) -> Promised:
         """What the request is promised."""
-        headers = self.request.headers
+        headers = joined(self.request.headers)
         found = promised(headers, body, self.config.promises, defaults)
         sessions: Sessions = self.request.app.state.sessions
         share = sessions.share(self.request.scope["state"]["key"], headers, found.warnings)

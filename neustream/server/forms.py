@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -16,6 +18,7 @@ from neustream.server.errors import HTTPError, of_validation
 from neustream.server.pictures import of_data_url
 from neustream.server.wire import raw_body
 
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what is wrong with a form is told to who sent it
 TEXTS = frozenset(("model", "prompt", "user", "size", "response_format", "output_format", "negative_prompt"))
 """Fields of a form that are text; all others are JSON."""
 ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -81,6 +84,10 @@ async def _parts(form: FormData) -> tuple[dict[str, Any], dict[str, list[bytes]]
 
 
 async def _parsed(headers: Headers, raw: bytes, most: int) -> FormData:
+    boundary = parse_options_header(headers["content-type"])[1].get(b"boundary")
+    if boundary and b"\r\n--%b--" % boundary not in b"\r\n" + raw:  # a file that does not end is none for the parser
+        raise HTTPError(400, f"the form has no end: no --{boundary.decode('latin-1')[:70]}--", "invalid")
+
     async def stream() -> AsyncGenerator[bytes, None]:
         yield raw
 

@@ -156,7 +156,7 @@ def _of_vllm(arguments: Mapping[str, object], key: str) -> float | None:
         return None
     wrong = isinstance(value, bool) or not isinstance(value, int | float)
     if wrong or not 0.001 <= float(value) <= DAY_MS:  # type: ignore[arg-type]
-        text = f"vllm_xargs.{key}: milliseconds above 0 and up to a day, got {shown(value)}"
+        text = f"vllm_xargs.{key}: a number from 0.001 to {DAY_MS:.0f}, got {shown(value)}"
         raise HTTPError(400, text, "invalid", f"vllm_xargs.{key}")
     return float(value)  # type: ignore[arg-type]
 

@@ -25,8 +25,14 @@ from neustream.server.errors import HTTPError, forget_frames
 from neustream.server.wire import CHUNKS, SLOW
 
 LARGEST_HEAD = 65_536
-OURS = ("ASGI callable returned without completing response", "Invalid HTTP request received.")
-"""What uvicorn says of streams that we cut on purpose, and of what we answer and count ourselves."""
+OURS = (
+    "ASGI callable returned without completing response",
+    "Invalid HTTP request received.",
+    "Unsupported upgrade request.",
+    "No supported WebSocket library detected.",
+)
+"""What uvicorn says of streams that we cut on purpose, and of what we answer and count ourselves: any client may have
+it said as often as it likes."""
 BACKLOG = 2048
 
 

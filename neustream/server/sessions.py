@@ -7,9 +7,10 @@ of what is left then, so that time which a call saved goes to those behind it.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from neustream.engine.clock import stopwatch
 from neustream.server.config import SessionConfig
@@ -40,6 +41,14 @@ class Session:
     calls: int = 0
 
 
+@dataclass
+class Caller:
+    """The sessions of one caller by name; `ends`: when each might be forgotten, soonest first."""
+
+    open: dict[str, Session] = field(default_factory=dict)
+    ends: list[tuple[float, str]] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Share:
     """What one call of a session has.
@@ -66,10 +75,10 @@ class Sessions:
     def __init__(self, config: SessionConfig, clock: Callable[[], float] = stopwatch) -> None:
         self._config = config
         self._clock = clock
-        self._open: defaultdict[str, OrderedDict[str, Session]] = defaultdict(OrderedDict)
+        self._callers: defaultdict[str, Caller] = defaultdict(Caller)
 
     def __len__(self) -> int:
-        return sum(map(len, self._open.values()))
+        return sum([len(caller.open) for caller in self._callers.values()])
 
     def share(self, key: str, headers: Mapping[str, str], warnings: list[str]) -> Share | None:
         """What a call has by its session; None: it is of none.
@@ -86,21 +95,21 @@ class Sessions:
             warnings.append(f"{NAME}: not 1 to 128 letters, digits, dots, colons, dashes, underscores")
             return None
         now = self._clock()
-        session = self._known(self._open[key], name, headers, warnings, now)
+        session = self._known(self._callers[key], name, headers, warnings, now)
         if session is None:
             return None
+        session.seen_at = now
         left_s = session.due - now
         if left_s <= 0:
             over = f"the {session.budget_s * 1e3:g} ms of this session were over {-left_s * 1e3:.0f} ms ago"
             raise HTTPError(504, over, "late")
         ahead = _number(headers, AHEAD, warnings, 0, MOST_AHEAD, "a whole number") or 0
         session.calls += 1
-        session.seen_at = now
         return Share(left_s / (1 + ahead), session.calls == 1, lambda: (session.due - self._clock()) * 1e3)
 
     def _known(
         self,
-        theirs: OrderedDict[str, Session],
+        theirs: Caller,
         name: str,
         headers: Mapping[str, str],
         warnings: list[str],
@@ -108,28 +117,33 @@ class Sessions:
     ) -> Session | None:
         """A caller's session that is open, or is opened now; None, with a warning, without a budget."""
         self._forget(theirs, now)
-        found = theirs.get(name)
-        if found is not None:
-            theirs.move_to_end(name)
-            return found
+        if name in theirs.open:
+            return theirs.open[name]
         budget_ms = _number(headers, BUDGET, warnings, 0.001, DAY_MS, "milliseconds above 0 and up to a day")
         if budget_ms is None:
             if BUDGET not in headers:
                 warnings.append(f"{NAME}: not open, and no {BUDGET} that opens it")
             return None
-        if len(theirs) >= self._config.max_open:
-            text = f"{len(theirs)} sessions are open, at most {self._config.max_open}"
+        if len(theirs.open) >= self._config.max_open:
+            text = f"{len(theirs.open)} sessions are open, at most {self._config.max_open}"
             raise HTTPError(429, text, "too_many", retry_after_s=self._config.forget_s)
-        theirs[name] = Session(budget_ms / 1e3, now + budget_ms / 1e3, now)
-        return theirs[name]
+        opened = theirs.open[name] = Session(budget_ms / 1e3, now + budget_ms / 1e3, now)
+        heappush(theirs.ends, (self._end(opened), name))
+        return opened
 
-    def _forget(self, theirs: OrderedDict[str, Session], now: float) -> None:
+    def _end(self, session: Session) -> float:
+        """When a session may be forgotten, if nothing more is heard of it."""
+        return max(session.due, session.seen_at) + self._config.forget_s
+
+    def _forget(self, theirs: Caller, now: float) -> None:
         """Forget sessions that are over, and of which nothing was heard for long."""
-        while theirs:
-            name, oldest = next(iter(theirs.items()))
-            if now < max(oldest.due, oldest.seen_at) + self._config.forget_s:
-                return
-            del theirs[name]
+        while theirs.ends and theirs.ends[0][0] <= now:
+            _, name = heappop(theirs.ends)
+            end = self._end(theirs.open[name])
+            if end <= now:
+                del theirs.open[name]
+            else:  # its last call came since
+                heappush(theirs.ends, (end, name))
 
 
 def late_for_session(error: HTTPError) -> HTTPError:

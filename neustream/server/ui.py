@@ -48,7 +48,7 @@ CONTENT = _read()
 async def part(request: Request) -> Response:
     """GET /ui, and its parts."""
     _check(request)
-    path = request.url.path
+    path: str = request.scope["path"]
     return Response(CONTENT[path], media_type=PARTS[path][1], headers=HEADERS)
 
 

@@ -204,9 +204,9 @@ def test_generations_are_not_asked_of_editors(client):
 @pytest.mark.parametrize(
     ("content", "boundary", "message"),
     [
-        (b"", "x", "prompt"),
-        (b"--x\r\nnonsense", "x", ""),
-        (b"--x--\r\n", "x", ""),
+        (b"", "x", "the form has no end"),
+        (b"--x\r\nnonsense", "x", "the form has no end"),
+        (b"--x--\r\n", "x", "prompt"),
         (b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n\r\n--x--\r\n', "x", ""),
         (b'--x\r\nContent-Disposition: form-data; name="n"\r\n\r\nmany\r\n--x--\r\n', "x", "n:"),
         (b'--x\r\nContent-Disposition: form-data; name="slo"\r\n\r\n{"ttft":\r\n--x--\r\n', "x", "slo"),

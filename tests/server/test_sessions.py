@@ -91,6 +91,29 @@ def test_callers_with_other_keys_have_other_sessions():
     assert share(sessions, "theirs", name="c", budget="1000")[0] is not None
 
 
+def test_a_session_of_a_day_keeps_none_behind_it():
+    clock, sessions = opened(most=3)
+    share(sessions, name="day", budget="86400000")
+    for turn in range(50):
+        share(sessions, name=f"a{turn}", budget="1000")
+        clock.now += 6
+        share(sessions, name=f"a{turn - 1}")  # is over, but for a warning
+        clock.now += 6
+    assert len(sessions) <= 3 and share(sessions, name="day")[0].total_s == 86400.0 - 600.0
+
+
+def test_a_session_that_is_over_is_no_new_one_while_calls_of_it_come():
+    """Who goes on too long would have another budget, and not know it."""
+    clock, sessions = opened()
+    share(sessions, name="a", budget="1000")
+    for _ in range(5):
+        clock.now += 9.0
+        with pytest.raises(HTTPError, match="of this session were over"):
+            share(sessions, name="a", budget="1000")
+    clock.now += 10.0
+    assert share(sessions, name="a", budget="1000")[0].first
+
+
 @pytest.mark.parametrize(
     ("headers", "warning"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,24 @@ from neustream.server.models import BATCH, ImageModel
 from neustream.server.pictures import fitted
 from neustream.service.mount import Mount
 
+CUT_OFF = "The following part of your input was truncated"
+"""How diffusers begins to log a prompt that is longer than its text encoder reads, and what of it is not read."""
+
+
+def without_prompt(record: logging.LogRecord) -> bool:
+    """A filter of a log's handler: what diffusers logs of a prompt is logged without the prompt."""
+    text = record.getMessage()
+    if text.startswith(CUT_OFF):
+        record.msg, record.args = text.partition(":")[0], ()
+    return True
+
 
 def image_mount(config: ModelConfig) -> Mount:
-    """A pipeline, measured at the sizes that are served."""
+    """A pipeline, measured at the sizes that are served. What diffusers logs of calls has no prompts from now on."""
     import diffusers
+
+    for handler in logging.getLogger("diffusers").handlers:
+        handler.addFilter(without_prompt)
 
     from neustream.backends.diffusers import PipelineMount, from_config
     from neustream.backends.options import options_of
