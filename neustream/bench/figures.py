@@ -12,7 +12,7 @@ from neustream.bench.by_length import ByLength
 from neustream.bench.records import Record, Since
 from neustream.bench.runs import Run
 from neustream.bench.shares import Share
-from neustream.bench.summary import attainment, latencies, ours, scale_at
+from neustream.bench.summary import attainment, latencies, scale_at
 from neustream.errors import BackendError
 from neustream.workload.lengths import Floats
 
@@ -59,6 +59,8 @@ def plot_cdfs(named: Named, path: Path, since: Since = "scheduled") -> Path:
         middle = float(np.median(every))
         if middle > 0 and every.max() > FAR * middle:
             axes.set_xscale("symlog", linthresh=middle / 10)
+        else:
+            axes.locator_params(axis="x", nbins=6)
         ylabel = f"share of {OF.get(kind, 'requests')}"
         axes.set(xlabel=f"{TITLES[kind]} (ms)", ylabel=ylabel, ylim=(0, 1.01))
         axes.grid(alpha=0.3)
@@ -67,20 +69,21 @@ def plot_cdfs(named: Named, path: Path, since: Since = "scheduled") -> Path:
 
 
 def plot_rates(named: Named, path: Path, since: Since = "scheduled") -> Path:
-    """Goodput and attainment against the rate that was offered, a line for each benchmark."""
+    """Goodput and attainment against the rate that was offered, a line for each benchmark.
+
+    What was offered at the same rate is one point.
+    """
     figure, (left, right) = _subplots(1, 2, figsize=(9.6, 3.8))
     for label, runs in named.items():
-        rated = sorted(runs, key=_offered)
-        rates = [_offered(run) for run in rated]
-        left.plot(
-            rates,
-            [ours(run, since).get("goodput_all", 0.0) for run in rated],
-            "o-",
-            label=_shown(label),
-        )
-        shares = [attainment(run, since) for run in rated]
+        rated = _by_rate(runs)
+        shares = [_together(same, since) for same in rated.values()]
+        seconds = [sum(run.duration_s for run in same) for same in rated.values()]
+        good = [
+            share.number / s if s > 0 else 0.0 for share, s in zip(shares, seconds, strict=True)
+        ]
+        left.plot(list(rated), good, "o-", label=_shown(label))
         right.errorbar(
-            rates,
+            list(rated),
             [share.value or 0.0 for share in shares],
             yerr=np.array([_reach(share) for share in shares]).T,
             fmt="o-",
@@ -206,12 +209,27 @@ def _shown(label: str) -> str:
 
 
 def _labelled(named: Named) -> dict[str, Run]:
-    """Each load by a name of its own."""
-    return {
-        label if len(runs) == 1 else f"{label}, {run.name or number}": run
-        for label, runs in named.items()
-        for number, run in enumerate(runs)
-    }
+    """Each load by a name of its own; further ones of a name are numbered."""
+    found: dict[str, Run] = {}
+    for label, runs in named.items():
+        for number, run in enumerate(runs):
+            name = label if len(runs) == 1 else f"{label}, {run.name or number}"
+            same = sum(each.name == run.name for each in runs[:number]) if run.name else 0
+            found[f"{name} ({same + 1})" if same else name] = run
+    return found
+
+
+def _by_rate(runs: Sequence[Run]) -> dict[float, list[Run]]:
+    found: dict[float, list[Run]] = {}
+    for run in sorted(runs, key=_offered):
+        found.setdefault(_offered(run), []).append(run)
+    return found
+
+
+def _together(runs: Sequence[Run], since: Since) -> Share:
+    """How many had their promises kept, of several loads."""
+    shares = [attainment(run, since) for run in runs]
+    return Share(sum(each.number for each in shares), sum(each.of for each in shares))
 
 
 def _values(named: Named, kind: str, since: Since) -> dict[str, list[float]]:

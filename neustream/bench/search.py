@@ -103,6 +103,11 @@ class Found:
         same = [each for each in [*self.points, *self.confirmed] if each.rate == self.rate]
         return Share(sum(each.share.number for each in same), sum(each.share.of for each in same))
 
+    @property
+    def holds(self) -> bool:
+        """Whether all that was measured at the found rate, together, does not speak against it."""
+        return self.rate is not None and self.share.interval[1] >= self.goal.attainment
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "attainment_goal": self.goal.attainment,
@@ -110,6 +115,7 @@ class Found:
             "fails_at": self.fails,
             "bracketed": self.bracketed,
             "precise": self.precise,
+            "holds": self.holds,
             "attainment": self.share.to_dict(),
             "points": [each.to_dict() for each in self.points],
             "confirmed": [each.to_dict() for each in self.confirmed],

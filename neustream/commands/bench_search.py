@@ -149,6 +149,9 @@ def _show(found: Found) -> None:
         console.print(f"{found.rate:.4g}/s, {found.share} on time; too few at {found.fails:.4g}/s")
         if not found.precise:
             problems.print("not as precise as was asked for: allow more points (--max-points)")
+    if found.rate is not None and not found.holds:
+        goal = f"{found.goal.attainment * 100:g} %"
+        problems.print(f"not confirmed: at {found.rate:.4g}/s, measured again, all together are below {goal}")
     if not all(point.valid for point in found.points):
         problems.print("not valid: the client was late at some rates (more --workers?)")
 

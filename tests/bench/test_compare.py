@@ -124,6 +124,16 @@ def test_compare_sets_loads_side_by_side_and_draws(tmp_path, fast, slow):
     }
 
 
+def test_loads_of_one_rate_are_lines_of_their_own_and_one_point():
+    pytest.importorskip("matplotlib", reason="needs the extra 'analysis'")
+    from neustream.bench import figures
+
+    same = [run(record(0.0), record(1.0, ttft=slow), name="rate 2", rate=2.0) for slow in (0.1, 0.9)]
+    assert list(figures._labelled({"a": same})) == ["a, rate 2", "a, rate 2 (2)"]
+    (together,) = figures._by_rate(same).values()
+    assert str(figures._together(together, "scheduled")).startswith("75.0 %")
+
+
 def test_compare_names_what_is_no_result(tmp_path):
     done = command("bench", "compare", tmp_path)
     assert done.status == 2 and "runs.json" in done.err

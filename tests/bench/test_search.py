@@ -76,6 +76,20 @@ def test_a_point_goes_on_while_its_interval_has_the_goal_in_it():
     assert not point.sure and point.share.of == 600 and found.rate == 1.0
 
 
+@pytest.mark.parametrize("steady", [True, False])
+def test_a_rate_that_other_seeds_do_not_confirm_is_said(steady):
+    inner, tried = queue(10.0), []
+
+    def play(rate, seed, seconds):
+        tired = rate in tried and not steady
+        tried.append(rate)
+        return inner(10 * rate if tired else rate, seed, seconds)
+
+    found = Search(Goal(start=1.0, point_s=60.0, most_s=60.0), play).run()
+    assert len(found.confirmed) == 2 and found.holds == steady == found.to_dict()["holds"]
+    assert (found.share.value >= 0.9) == steady
+
+
 def test_what_is_known_is_kept_when_a_point_is_broken_off():
     inner = queue(10.0)
 
