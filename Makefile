@@ -4,7 +4,7 @@
 # make demo-cluster-serve   serve two tiny models over HTTP, each on two instances of a cluster
 # make demo-serve   install and serve two tiny models over HTTP
 # make test   install and run all tests
-# make fuzz   2,000 requests made up for each route of the HTTP front
+# make fuzz   2,000 requests made up for each route of the HTTP front, and what they were answered
 # make check  ruff, mypy, the import rules, and that no file has over 400 lines
 # make test-vllm    the tests of the vLLM backend, on a real vLLM with a venv of its own
 # make test-gpu    the tests of the backends with their models on a CUDA device
@@ -53,7 +53,7 @@ demo-serve: $(VENV)/installed
 	$(BIN)/neustream serve --demo
 
 fuzz: $(VENV)/installed
-	NEUSTREAM_FUZZ_CASES=2000 $(BIN)/python -m pytest -q tests/server/test_fuzz.py
+	NEUSTREAM_FUZZ_CASES=2000 $(BIN)/python -m pytest -q -n 2 --dist load -rP tests/server/test_fuzz.py
 
 soak: $(VENV)/installed
 	$(BIN)/python benchmarks/soak.py

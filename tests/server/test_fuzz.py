@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import socket
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -18,12 +19,19 @@ pytest.importorskip("torch", reason="needs the extra 'llm'")
 schemathesis = pytest.importorskip("schemathesis", reason="needs the extra 'dev'")
 httpx = pytest.importorskip("httpx", reason="needs the extra 'dev'")
 
+import requests  # noqa: E402  schemathesis' own client
 from PIL import Image  # noqa: E402
 from schemathesis import GenerationMode  # noqa: E402
-from serving import serving, stock, text_service  # noqa: E402
+from serving import serving, stock  # noqa: E402
+from toys import Flat  # noqa: E402
 
+from neustream import Graph, seq, serve, tool  # noqa: E402
+from neustream.backends.copies import twin  # noqa: E402
+from neustream.backends.loading.texts import BYTES_TEMPLATE  # noqa: E402
+from neustream.backends.transformers import TextMount  # noqa: E402
+from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
 from neustream.server.loading import Loaded  # noqa: E402
-from neustream.server.models import ImageModel  # noqa: E402
+from neustream.server.models import AgentModel, ImageModel, TextModel  # noqa: E402
 from neustream.server.openapi import document  # noqa: E402
 from neustream.service.answer import Answer  # noqa: E402
 
@@ -52,20 +60,39 @@ class Painter:
         pass
 
 
+LIKE = {"prompt": "x", "max_tokens": 2}
+TOKENS = 96
+"""Of a text at most, so that one which says nothing of its length is no long one."""
+
+
+def agent(models):
+    """Goes on from whatever its parameters are, and counts."""
+    plan = models["tiny"].call("plan", lambda job: {**LIKE, "prompt": repr(dict(job.params))[:20]}, like=LIKE)
+    return Graph("agent", seq(plan, tool("count", lambda given: {"tokens": len(given.state["plan"].token_ids)})))
+
+
 def load(metrics):
-    texts = text_service(stock(), metrics)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = BYTES_TEMPLATE
+    texts = TextMount(twin(stock()), tokenizer, profile=Flat(), slots=8, max_len=TOKENS)
+    service = serve({"tiny": texts, "agent": agent}, observers=[metrics])
+    tiny = TextModel("tiny", tokenizer, TOKENS, texts.model.vocabulary, batch=8)
     kinds = {"edits": True, "masks": True}
     paint = ImageModel("paint", ["8x8"], lambda body, number, pictures: {}, own=Painter(), **kinds)
-    return Loaded(texts.service, [*texts.models, paint])
+    return Loaded(service, [tiny, paint, AgentModel("agent")])
 
 
 @pytest.fixture(scope="module")
 def url():
     with serving(load) as (url, said, _):
-        said.get(timeout=60)
+        assert said.get(timeout=60) == "ready: tiny, paint, agent"
         yield url
 
 
+NAMED = {"/v1/agents/{name}": {"name": "agent"}, "/v1/models/{id}": {"id": "tiny"}}
+"""By path, what is there."""
+MODELS = {"images": "paint", "agents": "agent"}
+"""By a part of the path, which of them is asked."""
 NEEDED = ("prompt", "messages", "text", "tokens", "image", "mask", "params", "num_tokens")
 WHITE = io.BytesIO()
 Image.new("RGB", (8, 8), "white").save(WHITE, "PNG")
@@ -92,12 +119,14 @@ def cases(draw, operation):
     """
     modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
     case = draw(st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in modes)))
+    if operation.path in NAMED and draw(st.booleans()):
+        case.path_parameters = dict(NAMED[operation.path])
     if not isinstance(case.body, dict) or draw(st.booleans()):
         return case
     more = sorted(case.body.keys() - set(NEEDED), key=repr)
     kept = {*NEEDED, *(draw(st.sets(st.sampled_from(more), max_size=2)) if more else ())}
     case.body = {name: as_whole(value) for name, value in case.body.items() if name in kept}
-    case.body["model"] = "paint" if "images" in operation.path else "tiny"
+    case.body["model"] = next((model for part, model in MODELS.items() if part in operation.path), "tiny")
     if operation.path == "/tokenize" and draw(st.booleans()):  # of one of the two
         case.body.pop("messages", None)
         case.body["prompt"] = ""
@@ -115,7 +144,7 @@ def cases(draw, operation):
 def test_cases_of_the_schema(url, path):
     operation = next(iter(document()["paths"][path]))
     known = {int(status) for status in document()["paths"][path][operation]["responses"]}
-    seen = Counter()
+    seen, session, began = Counter(), requests.Session(), time.monotonic()
 
     @settings(
         max_examples=CASES,
@@ -127,30 +156,31 @@ def test_cases_of_the_schema(url, path):
     )
     @given(cases(SCHEMA[path][operation.upper()]))
     def check(case):
-        answer = case.call(base_url=url, timeout=60)
+        answer = case.call(base_url=url, session=session, timeout=60)
         seen[answer.status_code] += 1
         assert answer.status_code in known and answer.status_code < 500, (case.body, answer.content)
 
-    check()
-    print(path, dict(sorted(seen.items())))
-    assert seen[200] or "{" in path, f"no case came to an answer: {seen}"
+    with session:
+        check()
+    took = time.monotonic() - began
+    print(f"{operation.upper()} {path}: {seen.total():,} cases in {took:.0f} s, by status {dict(sorted(seen.items()))}")
+    assert seen[200], f"no case came to an answer: {seen}"
 
 
 @settings(max_examples=CASES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode())))
-def test_raw_bytes_as_a_body(url, data):
-    headers = {"content-type": "application/json"}
-    answer = httpx.post(f"{url}/v1/completions", content=data, headers=headers, timeout=60)
+def test_raw_bytes_as_a_body(client, data):
+    answer = client.post("/v1/completions", content=data, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["message"]
 
 
 @settings(max_examples=CASES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(min_size=1, max_size=200))
-def test_raw_bytes_as_a_request(url, data):
+def test_raw_bytes_as_a_request(url, client, data):
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
         connection.sendall(data + b"\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         connection.settimeout(30)
         answer = connection.recv(1000)
     assert answer == b"" or not answer.startswith(b"HTTP/1.1 5")
-    assert httpx.get(f"{url}/health", timeout=60).status_code == 200
+    assert client.get("/health").status_code == 200
