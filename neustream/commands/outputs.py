@@ -149,7 +149,8 @@ def append_line(path: Path, line: str) -> None:
         try:
             _write_all(file.fileno(), f"{'' if whole else chr(10)}{line}\n".encode())
         except OSError as error:
-            file.truncate(size)
+            with contextlib.suppress(OSError):  # a device has no size
+                file.truncate(size)
             error.filename = error.filename or str(path)
             raise
 

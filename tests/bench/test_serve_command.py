@@ -283,10 +283,14 @@ def test_a_server_without_usage_is_said(stub):
     assert done.status == 0 and "tokens counted by chunks" in done.err
 
 
+FULL = ["--result-dir", "/dev", "--result-filename", "full"]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_disk_is_told_after_the_results(stub):
-    done = serve(stub, "--json", "/dev/full")
-    assert done.status == 2 and "No space left" in done.err and "6 in " in done.out
+    for how in (["--json", "/dev/full"], *([each, *FULL] for each in ("--save-result", "--append-result"))):
+        done = serve(stub, *how)
+        assert done.status == 2 and "/dev/full: No space left" in done.err and "6 in " in done.out, done.err
 
 
 def test_a_disk_without_room_for_the_records_is_told_before_the_load(stub, tmp_path, monkeypatch):
