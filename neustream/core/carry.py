@@ -6,7 +6,7 @@ Everything in it is relative (ages, budgets): instants mean nothing on another c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neustream.core.batch import StepInput
@@ -60,6 +60,7 @@ class Carry:
         released: whether its promise was given up, and it goes on without one.
         leg: the part of its graph that it is in, where those have promises of their own.
         inner: the params of the call that it is in; None: the request's.
+        left: expected calls ahead of it by stage, for who sends it on.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Carry:
     released: bool = False
     leg: LegCarry | None = None
     inner: Mapping[str, Any] | None = None
+    left: Mapping[str, int] = field(default_factory=dict)
 
     def input(self) -> StepInput:
         """What the modules are given that are to adopt it."""
@@ -124,6 +126,7 @@ def pack(job: Entry, now: float) -> Carry:
         released=job.released,
         leg=_leg(job, now) if job.leg else None,
         inner=None if job.params is job.request.params else job.params,
+        left=dict(job.calls_left),
     )
 
 

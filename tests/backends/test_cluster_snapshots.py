@@ -90,6 +90,16 @@ def test_a_stream_goes_on_from_its_copy_without_a_gap_or_a_repeat(driver):
     assert driver.counts.restarted == 1 and driver.counts.on_time == 1
 
 
+def test_a_copy_says_what_is_left_of_its_request(driver):
+    answer = ask(driver, "a", words=WORDS, voice="a")
+    wait_for_copy(driver)
+    one = driver._head._book.requests["a"]
+    (whole,), (left,) = one.asked.calls.values(), one.snapshot.asked.calls.values()
+    assert whole.count == WORDS and 0 < left.count < WORDS
+    driver.machines.allowed.release(1000)
+    assert len(said(answer)) == WORDS
+
+
 @pytest.mark.parametrize("driver", [float("inf")], indirect=True)
 def test_without_copies_it_begins_at_its_start(driver):
     answer = ask(driver, "a", words=WORDS, voice="a")

@@ -83,16 +83,21 @@ class Passing:
                 return
             entry.away = away
             if not entry.orphan:
-                self._outbox.put(to.Waits(entry.id, entry.term, away=away))
+                self._outbox.put(self._waits(entry))
 
     def again(self, entry: Entry) -> None:
         """The next head wants a request. One that waits for its next stage waits; another one goes on."""
         if entry.left is None and not entry.why:
             return
         if entry.away:
-            self._outbox.put(to.Waits(entry.id, entry.term, away=entry.away))
+            self._outbox.put(self._waits(entry))
         else:
             self.resume(entry.id, entry.term)
+
+    def _waits(self, entry: Entry) -> to.Waits:
+        """That it waits, for what, and what is ahead of it."""
+        left = {} if entry.left is None else entry.left.there.carry.left
+        return to.Waits(entry.id, entry.term, away=entry.away, left=left)
 
     # -- coming -----------------------------------------------------------------------------------
 
