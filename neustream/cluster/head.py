@@ -55,6 +55,7 @@ class Head:
         again: what becomes of the streams of a graph whose instance is gone, by its name; else
             "fail".
         epoch: above that of all heads before (see `epochs`); 0: there was none.
+        mark: a hash of what a request asks for, where callers may give an id to another one.
         stopwatch: real seconds, to tell what routing costs.
     """
 
@@ -69,6 +70,7 @@ class Head:
         settings: Settings | None = None,
         again: Mapping[str, Again] = {},
         epoch: int = 0,
+        mark: Callable[[Request], bytes] = lambda request: b"",
         seed: int = 0,
         stopwatch: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -80,7 +82,7 @@ class Head:
         self.fleet.requests = book.places
         self.fleet.queued = lambda: [one.asked for one in book.waiting.values()]
         self.router = router
-        self._succession = Succession(book, epoch)
+        self._succession = Succession(book, epoch, mark)
         self._placing = Placing(book, router, self._succession, stopwatch)
         self._moves = Moves(book)
         self._liveness = Liveness(book, self._placing, self._moves)

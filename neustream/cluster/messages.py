@@ -160,7 +160,8 @@ class Ask:
 class Past:
     """A request that began anew so often, and where it is; "": nowhere.
 
-    `deaths`: of instances that had it in a step. `term`: of its latest placement.
+    `deaths`: of instances that had it in a step. `term`: of its latest placement. `asked`: a hash
+    of what it asks for, where requests of one id can differ in that.
     """
 
     id: str
@@ -168,6 +169,7 @@ class Past:
     where: str
     restarts: int
     deaths: int
+    asked: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,16 @@ A request that began anew has a past: how often it did, how many instances died 
 and where it is. The head tells it to all instances (`Remember`), and they tell it to the head that
 comes after (`Here`). An instance that is not there any more then, and had such a request, died with
 it. What no head ever told of is not known: at most one death a request and head that is gone.
+A request that has only its id in common with an earlier one has no part in the past of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from neustream.cluster.book import Book, Open
 from neustream.cluster.messages import TERMS, Past, Remember
+from neustream.core.types import Request
 
 
 class Remembered:
@@ -38,11 +40,15 @@ class Remembered:
 
 
 class Pasts:
-    """What a head knows of pasts, and has told. `before`: terms of earlier heads are at most so."""
+    """What a head knows of pasts, and has told. `before`: terms of earlier heads are at most so.
 
-    def __init__(self, book: Book, before: int) -> None:
+    `mark`: a hash of what a request asks for.
+    """
+
+    def __init__(self, book: Book, before: int, mark: Callable[[Request], bytes]) -> None:
         self._book = book
         self._before = before
+        self._mark = mark
         self._told: dict[str, Past] = {}
         self._heard: dict[str, Past] = {}
 
@@ -58,7 +64,7 @@ class Pasts:
         The instance that died with it while there was no head; "": there is none.
         """
         past = self._heard.pop(one.id, None)
-        if past is None:
+        if past is None or past.asked != self._mark(one.request):
             return ""
         one.restarts, one.deaths = past.restarts, past.deaths
         self._book.changed(one)
@@ -73,6 +79,11 @@ class Pasts:
             told = tuple(self._told.values())
             self._book.orders.append(Remember(instance, self._before, told))
 
+    def _of(self, one: Open) -> Past:
+        """What an open request went through."""
+        term, asked = max(one.term, self._before), self._mark(one.request)
+        return Past(one.id, term, one.where, one.restarts, one.deaths, asked)
+
     def tell(self) -> None:
         """Tell all instances what happened since they were told the last time."""
         book = self._book
@@ -82,8 +93,7 @@ class Pasts:
         for id in book.begun_anew:
             one = book.requests.get(id)
             if one is not None:
-                past = Past(id, max(one.term, self._before), one.where, one.restarts, one.deaths)
-                self._told[id] = past
+                past = self._told[id] = self._of(one)
                 pasts.append(past)
             elif self._told.pop(id, None) is not None:
                 over.append(id)

@@ -9,10 +9,12 @@ joined have told, requests wait: for `send_s` seconds at the most.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from neustream.cluster.book import Book
 from neustream.cluster.messages import TERMS, Ask, Free, Here
 from neustream.cluster.past import Pasts
+from neustream.core.types import Request
 
 THERE = "is there"
 """Why a request goes where it stands."""
@@ -23,15 +25,16 @@ class Succession:
 
     Args:
         epoch: of this one; 0: there was none before.
+        mark: a hash of what a request asks for (see `Pasts`).
 
     Attributes:
         pasts: of requests that began anew, under any head.
     """
 
-    def __init__(self, book: Book, epoch: int) -> None:
+    def __init__(self, book: Book, epoch: int, mark: Callable[[Request], bytes]) -> None:
         self._book = book
         self._epoch = epoch
-        self.pasts = Pasts(book, self.before)
+        self.pasts = Pasts(book, self.before, mark)
         self._standing: dict[str, tuple[str, int]] = {}
         self._asked: set[str] = set()
         self._until = math.inf if epoch else -math.inf

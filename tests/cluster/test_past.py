@@ -121,6 +121,26 @@ def test_of_several_pasts_the_latest_counts_once(turned):
     assert not orders_of(head, say.Remember), "another request of that name has no past"
 
 
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_request_that_asks_for_something_else_has_no_part_in_the_past_of_another_of_its_id(steps):
+    def mark(one):
+        return bytes([one.params["steps"]])
+
+    head = head_of("a", "b", settings=Settings(restarts=1), mark=mark)
+    sent = send(head, request("r", steps=3))
+    head.lost(sent.instance, "killed", 0.2)
+    (told_to,) = orders_of(head, say.Remember)
+    (past,) = told_to.pasts
+    head = head_of("a", "b", epoch=1, settings=Settings(restarts=1), mark=mark)
+    for name in "ab":
+        head.heard(name, told(past), 0.3)
+    head.submit(request("r", steps=steps), 0.4)
+    (order,) = orders_of(head, say.Send)
+    head.lost(order.instance, "killed", 0.5)
+    answers = orders_of(head, say.Answer)
+    assert len(answers) == (steps == 3), "only the one that had begun anew before has no try left"
+
+
 # -- an instance -------------------------------------------------------------------------------------
 
 

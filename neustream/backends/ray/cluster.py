@@ -11,6 +11,7 @@ from typing import Any
 
 from neustream.backends.ray.callers import Counts, Machines
 from neustream.backends.ray.driver import Driver
+from neustream.backends.ray.entries import asked_print
 from neustream.backends.ray.kinds import Each, Kind
 from neustream.backends.ray.telling import Telling, Watcher
 from neustream.backends.ray.wire import START_S
@@ -102,6 +103,7 @@ class Cluster:
             Each(first),
             settings=settings,
             epoch=self._machines.epoch,
+            mark=lambda request: asked_print(request.params["asked"]),
             stopwatch=stopwatch,
         )
         count = sum(first.values())
