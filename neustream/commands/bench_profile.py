@@ -31,7 +31,15 @@ from neustream.commands.bench_printing import say_warnings, show_runs
 from neustream.commands.bench_reporting import SentOption, StackOption, since_of
 from neustream.commands.interrupts import INTERRUPTED, Interrupts
 from neustream.commands.options import JsonOption, QuietOption
-from neustream.commands.outputs import check_folder, check_outputs, check_room, json_file, json_output, write_text
+from neustream.commands.outputs import (
+    check_folder,
+    check_outputs,
+    check_room,
+    json_file,
+    json_output,
+    write_each,
+    write_text,
+)
 from neustream.commands.printing import console, hushed, new_progress, note, notes, problems, wrote
 from neustream.errors import BackendError, ConfigError
 from neustream.workload.texts import Texts
@@ -198,16 +206,22 @@ def _finish(
             say_warnings(run, summary(run, about.since))
             if "note" in run.meta:
                 problems.print(f"{run.name}: {run.meta['note']}", soft_wrap=True)
-        paths = write_runs(folder, runs, write_text, profile=plan)
         more = {
             "harness_name": "neustream",
             "harness_workload": Path(plan["profile"]).name,
             "harness_args": f"bench profile {plan['profile']}",
             "harness_rc": INTERRUPTED if interrupted else 0,
         }
-        for path in [*paths[:1], *write_reports(folder, runs, about, write_text, **more)]:
-            wrote(path)
-        write([summary(run, about.since) for run in runs])
+        write_each(
+            lambda: _wrote(write_runs(folder, runs, write_text, profile=plan)[:1]),
+            lambda: _wrote(write_reports(folder, runs, about, write_text, **more)),
+            lambda: write([summary(run, about.since) for run in runs]),
+        )
     if interrupted:
         problems.print(f"interrupted: {len(runs)} stages are written", soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
+
+
+def _wrote(paths: Sequence[Path]) -> None:
+    for path in paths:
+        wrote(path)

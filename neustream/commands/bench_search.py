@@ -22,7 +22,15 @@ from neustream.commands.bench_reporting import since_of
 from neustream.commands.bench_serve import asks_of
 from neustream.commands.interrupts import INTERRUPTED
 from neustream.commands.options import JsonOption, QuietOption
-from neustream.commands.outputs import check_folder, check_outputs, check_room, json_file, json_output, write_text
+from neustream.commands.outputs import (
+    check_folder,
+    check_outputs,
+    check_room,
+    json_file,
+    json_output,
+    write_each,
+    write_text,
+)
 from neustream.commands.printing import console, hushed, notes, problems, wrote
 from neustream.commands.sharing import taking
 from neustream.errors import ConfigError, nearest
@@ -111,9 +119,11 @@ def command(
         interrupted = _searched(search)
         found = search.found
         _show(found)
-        write(found.to_dict())
-        if options.out is not None:
-            _save(found, options.out, promises)
+        folder = options.out
+        write_each(
+            lambda: write(found.to_dict()),
+            lambda: None if folder is None else _save(found, folder, promises),
+        )
         _end(found, interrupted)
 
 

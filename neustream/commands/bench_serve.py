@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -33,6 +34,7 @@ from neustream.commands.outputs import (
     json_file,
     json_output,
     json_text,
+    write_each,
     write_text,
 )
 from neustream.commands.printing import hushed, notes, problems, wrote
@@ -153,8 +155,12 @@ def command(
             run.meta["bound"] = bound
         show_run(run, since)
         say_lengths(run, plan.asks)
-        write({**told, **summary(run, since, results.save_detailed)})
-        _save(run, results, since)
+        content = {**told, **summary(run, since, results.save_detailed)}
+        write_each(
+            lambda: write(content),
+            lambda: _save(run, results, since),
+            lambda: _save_result(run, results, content),
+        )
         end(run)
 
 
@@ -210,18 +216,22 @@ def _check_text(path: Path) -> None:
 
 
 def _save(run: Run, results: ResultOptions, since: Since) -> None:
+    """As `--out` asks for it."""
     if results.out is not None:
         for path in write_runs(results.out, [run], write_text):
             wrote(path)
         write_text(path := results.out / "stage_0.json", json_text(summary(run, since)))
         wrote(path)
+
+
+def _save_result(run: Run, results: ResultOptions, content: Mapping[str, Any]) -> None:
+    """As `vllm bench serve` does."""
     if results.save_result or results.append_result:
         path = results.result_dir / (results.result_filename or _vllm_name(run))
-        told = {**results.told(), **summary(run, since, results.save_detailed)}
         if results.append_result:
-            append_line(path, json.dumps(told, allow_nan=False))
+            append_line(path, json.dumps(content, allow_nan=False))
         else:
-            write_text(path, json_text(told))
+            write_text(path, json_text(content))
         wrote(path)
 
 

@@ -137,6 +137,20 @@ def _write_whole(whole: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
+def write_each(*parts: Callable[[], None]) -> None:
+    """Write several outputs, also where one cannot be written; then raise what was the first to fail."""
+    faults: list[OSError] = []
+    for part in parts:
+        try:
+            part()
+        except OSError as error:
+            faults.append(error)
+    for fault in faults[1:]:
+        problems.print(f"cannot write: {fault.filename}: {fault.strerror or fault}", soft_wrap=True)
+    if faults:
+        raise faults[0]
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file, whole or not at all; others may do so at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)

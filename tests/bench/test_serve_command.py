@@ -293,6 +293,14 @@ def test_a_full_disk_is_told_after_the_results(stub):
         assert done.status == 2 and "/dev/full: No space left" in done.err and "6 in " in done.out, done.err
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_takes_nothing_from_what_lies_on_others(stub, tmp_path):
+    done = serve(stub, "--json", "/dev/full", "--save-result", *FULL, "--out", tmp_path)
+    assert done.status == 2 and done.err.count("/dev/full: No space left") == 2
+    ((run,), _) = read_runs(tmp_path)
+    assert len(run.records) == 6
+
+
 def test_a_disk_without_room_for_the_records_is_told_before_the_load(stub, tmp_path, monkeypatch):
     seen = len(stub.log)
     details = ["--save-result", "--save-detailed", "--result-dir", tmp_path]
