@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,11 +14,17 @@ if TYPE_CHECKING:
     from neustream.service.answer import Answer
 
 
+AT_ONCE = 64
+"""Calls that are made before an event loop looks at its sockets again."""
+
+
 class Bell:
     """Calls that other threads want made on an event loop.
 
     Waking a loop is a system call. A step brings an output to each of its requests: the first
-    rings, and the loop makes the calls of all that came until it looks.
+    rings, and the loop makes the calls of all that came until it looks. Where these are many, it
+    does other work between some of them and the next: who asks whether a server is well does not
+    wait until a thousand streams have had their tokens.
     """
 
     _bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Bell] = weakref.WeakKeyDictionary()
@@ -48,7 +55,12 @@ class Bell:
 
     def _heard(self) -> None:
         with self._lock:
-            calls, self._calls = self._calls, {}
+            calls = list(itertools.islice(self._calls, AT_ONCE))
+            for call in calls:
+                del self._calls[call]
+            more = bool(self._calls)
+        if more:
+            asyncio.get_running_loop().call_soon(self._heard)
         for call in calls:
             call()
 

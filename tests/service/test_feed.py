@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 
 from neustream.service.answer import Answer
-from neustream.service.feed import Feed
+from neustream.service.feed import AT_ONCE, Feed
 
 
 def answer(id: str = "a") -> Answer:
@@ -58,6 +58,25 @@ def test_a_loop_is_woken_once_for_the_outputs_of_a_step(monkeypatch):
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert heard == list(range(1, 32))
+
+    asyncio.run(read())
+
+
+def test_a_loop_does_other_work_between_the_calls_of_very_many_outputs():
+    async def read():
+        heard, seen = [], []
+        answers = [answer(str(number)) for number in range(3 * AT_ONCE)]
+        feeds = [Feed(one, lambda number=number: heard.append(number)) for number, one in enumerate(answers)]
+        elsewhere(lambda: [one.push("x") for one in answers])
+        while len(heard) < 3 * AT_ONCE and len(seen) < 20:
+            await asyncio.sleep(0)
+            seen.append(len(heard))
+            if seen[-1] == AT_ONCE:  # one that waits still, and one that was called
+                elsewhere(lambda: [answers[number].push("y") for number in (-1, 0)])
+        await asyncio.sleep(0)
+        assert {AT_ONCE, 2 * AT_ONCE} <= set(seen), "a part each time"
+        assert heard == [*range(3 * AT_ONCE), 0], "each once, and again what came since"
+        assert feeds[0].take() == feeds[-1].take() == ["X", "Y"]
 
     asyncio.run(read())
 
