@@ -85,7 +85,7 @@ class Dispatch:
     def _start_next(self, state: PoolState, now: float, worker: int) -> Batch | None:
         """The job that came first to a pool without a policy; who cannot be in time is given up."""
         while (job := state.first()) is not None:
-            why = self._lives.work.legs.hopeless(job, now) if job.leg and job.promised else ""
+            why = self._lives.work.legs.hopeless(job, now) if job.promised else ""
             if why:
                 self._lives.give_up(job, why, now)
             if job.status == "waiting":

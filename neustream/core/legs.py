@@ -55,9 +55,15 @@ class Legs:
             )
 
     def hopeless(self, job: Entry, now: float) -> str:
-        """Why a job that waits can no longer be in time by any way; "" if it can."""
+        """Why a job that waits can no longer be in time by any way; "" if it can.
+
+        In a graph without legs, where tools are all there is or beside other stages, how long they
+        take may be a guess that nobody gave: there only who is late already is hopeless.
+        """
         if job.cursor is None or job.due - job.remaining_s >= now:
             return ""
+        if not job.leg:
+            return f"hopeless: {due(job.due - now)}" if job.due < now - TICK else ""
         needed = least_left(job, job.cursor, self._times) + job.after.alone
         if job.due - needed >= now - TICK:
             return ""
