@@ -19,7 +19,8 @@ a call saved goes to those behind it. `--quick` simulates 60 requests of one poi
 
 Rules (agent_rules.py has the first two): `vllm` prefills first, in order of arrival, and gives up nobody; `artifact`
 hands on what a call saved, and ends who is late at one; `fcfs` and `edf` decide pool by pool and give up who cannot be
-in time; `priced` is ours.
+in time; `priced` is ours. `bound` is no rule: no scheduler that knew all lengths could have more requests in time
+(`neustream simulate --bound`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from matplotagent import workload
 from rich.progress import Progress
 
 from neustream import __version__
+from neustream.analysis.headroom import bound_of
 from neustream.core.events import Emitted
 from neustream.core.policies import EDF, FCFS, Priced
 from neustream.core.policy import Policy
@@ -61,6 +63,10 @@ WARM_UP_S = 30.0
 WINDOW = 300
 """Requests that the window is as long as."""
 NUMBERS = ("requests", "tokens", "prefills", "decodes")
+BOUND = "bound"
+"""What stands among the rules for the most requests in time that there could be."""
+BOUND_S = 30.0
+"""Seconds that a bound is improved for."""
 
 
 class Task(NamedTuple):
@@ -151,6 +157,8 @@ def run(task: Task) -> dict[str, float]:
         count=task.requests,
         seed=100 + task.seed if task.seed else None,
     )
+    if task.rule == BOUND:
+        return {"requests": bound_of(given.prepared, BOUND_S, known=()).value / task.requests}
     start = given.requests[0].arrival + WARM_UP_S
     span = WINDOW / task.rate
     counts = Counts(given.calls, start, start + span)
@@ -210,6 +218,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def table(rows: Sequence[dict[str, Any]], number: str) -> list[str]:
     """The lines of one sweep and number: a rule a row, a value a column."""
+    rows = [row for row in rows if number in row]
     values = list(dict.fromkeys(row["value"] for row in rows))
     lines = ["| rule | " + " | ".join(f"{value:g}" for value in values) + " |", "|" + "---|" * (len(values) + 1)]
     for rule in dict.fromkeys(row["rule"] for row in rows):
@@ -234,13 +243,14 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for column, over in enumerate(sweeps):
         for line, (number, label) in enumerate((("requests", "share in time"), ("tokens", "tokens in time / s"))):
             axis = axes[line][column]
-            for rule in dict.fromkeys(row["rule"] for row in rows):
+            for rule in dict.fromkeys(row["rule"] for row in rows if number in row):
                 some = [row for row in rows if (row["over"], row["rule"]) == (over, rule)]
+                style = ":" if rule == BOUND else "-"
                 values = sorted({row["value"] for row in some})
                 means = [statistics.mean(row[number] for row in some if row["value"] == value) for value in values]
-                axis.plot(values, means, marker="o", label=rule)
+                axis.plot(values, means, style, marker="o", label=rule)
             axis.set(xlabel=over, ylabel=label, ylim=(0, None), xticks=SWEEPS[over])
-    axes[1][0].legend(loc="lower left")
+    axes[0][0].legend(loc="lower left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -262,13 +272,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="60 requests of one point; print, write nothing")
     parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--seeds", type=at_least_one, default=3, help="seeds, the first the artifact's")
-    parser.add_argument("--rule", nargs="+", choices=RULES, default=RULES)
+    parser.add_argument("--rule", nargs="+", choices=(*RULES, BOUND), default=(*RULES, BOUND))
     parser.add_argument("--over", nargs="+", choices=tuple(SWEEPS), default=tuple(SWEEPS))
     parser.add_argument("--out", type=Path, default=Path("out/agents"), help="what is kept of finished runs")
     parser.add_argument("--fresh", action="store_true", help="simulate again what is kept")
     args = parser.parse_args()
     if args.quick:
-        quick = [Task(0.8, 1, 1.8, 0, rule, 60) for rule in args.rule]
+        quick = [Task(0.8, 1, 1.8, 0, rule, 60) for rule in args.rule if rule != BOUND]
         rows = [{"over": "rate", "value": 0.8, "seed": 0, "rule": task.rule, **run(task)} for task in quick]
         print(markdown(rows))
         return

@@ -6,7 +6,8 @@ A chain of three calls, a loop of three rounds (a call and a tool), and eight ca
 reads them; OPT-13B on a device for each name (profiles/a6000). Outputs are drawn, log-normal around 60 tokens of at
 most 300, so calls take more or less than their share; those of a request's rounds are as many. A request is
 promised `BUDGET_S` for each call on its way. `passing`: that is all; each call is due by what is left. `apart`:
-each call has its share and no more, so a request of which one call is late is lost. Written is
+each call has its share and no more, so a request of which one call is late is lost. `bound`: no scheduler that knew
+all lengths could have more in time with `passing` (`neustream simulate --bound`). Written is
 benchmarks/results/slack_passing.json.
 """
 
@@ -26,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from neustream import __version__
+from neustream.analysis.headroom import bound_of
 from neustream.config import load_config
-from neustream.experiment import prepare, simulate
+from neustream.experiment import Prepared, prepare, simulate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -36,6 +38,8 @@ POLICIES = ("edf", "priced")
 RATES = {"chain": (2.0, 4.0), "loop": (0.7, 1.4), "fan-out of 8": (0.25, 0.5)}
 CALLS = {"chain": 3, "loop": 3, "fan-out of 8": 2}
 """Of each graph, on a request's way."""
+BOUND_S = 60.0
+"""Seconds that a bound is improved for."""
 
 
 def call(llm: str, name: str, own_s: float | None) -> dict[str, Any]:
@@ -74,10 +78,20 @@ def config(graph: str, rate: float, apart: bool, requests: int, seed: int) -> di
 
 def in_time(raw: dict[str, Any], policy: str) -> float:
     """The share of requests that ended in time."""
+    return simulate(_prepared(raw), policy).attainment
+
+
+def bound(raw: dict[str, Any]) -> float:
+    """The share of requests that any scheduler could have in time."""
+    made = _prepared(raw)
+    return bound_of(made, BOUND_S, known=()).value / len(made.requests)
+
+
+def _prepared(raw: dict[str, Any]) -> Prepared:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "slack.yaml")
         path.write_text(yaml.safe_dump(raw))
-        return simulate(prepare(load_config(path)), policy).attainment
+        return prepare(load_config(path))
 
 
 def main() -> None:
@@ -86,7 +100,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=at_least_one, default=2)
     given = parser.parse_args()
     rows = []
-    table = Table("graph", "rate", *[f"{policy}, {how}" for policy in POLICIES for how in ("apart", "passing")])
+    names = [f"{policy}, {how}" for policy in POLICIES for how in ("apart", "passing")]
+    table = Table("graph", "rate", *names, "bound")
     for graph, rates in RATES.items():
         for rate in rates:
             row: dict[str, Any] = {"graph": graph, "rate": rate}
@@ -94,6 +109,8 @@ def main() -> None:
                 for how in ("apart", "passing"):
                     made = [config(graph, rate, how == "apart", given.requests, seed) for seed in range(given.seeds)]
                     row[f"{policy}, {how}"] = statistics.mean([in_time(raw, policy) for raw in made])
+            made = [config(graph, rate, False, given.requests, seed) for seed in range(given.seeds)]
+            row["bound"] = statistics.mean([bound(raw) for raw in made])
             rows.append(row)
             table.add_row(graph, f"{rate:g}", *[f"{value:.3f}" for value in list(row.values())[2:]])
     Console().print(table)

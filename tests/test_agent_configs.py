@@ -264,10 +264,10 @@ def test_the_papers_agent_is_promised_what_the_artifact_promises():
     assert simulate(prepared, "edf").counts["on_time"] == 2
 
 
-def test_there_is_no_bound(config):
-    prepared = prepare(config())
-    with pytest.raises(ConfigError, match="there is no bound for an agent: agent"):
-        bound_of(prepared)
+def test_there_is_a_bound_of_one_instance(config):
+    assert bound_of(prepare(config())).value == 12
+    with pytest.raises(ConfigError, match="there is no bound for language models on several instances"):
+        bound_of(prepare(config(cluster={"instances": 2})))
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ to them, and what the results of the command line say of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from neustream.analysis.bounds import Bound, Devices, token_bound, upper_bound
+from neustream.analysis.agent_ways import Ways
+from neustream.analysis.bounds import Bound, Devices, agent_bound, token_bound, upper_bound
+from neustream.analysis.bounds.agents.upper import Model
+from neustream.analysis.bounds.tokens.costs import Limits
 from neustream.analysis.hindsight import Hindsight, served_by
 from neustream.config.cluster import ClusterConfig
 from neustream.config.schema import Experiment, Simulation
@@ -19,6 +22,7 @@ from neustream.core.steps import PhaseProfile
 from neustream.engine.report import Report
 from neustream.errors import ConfigError
 from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline
+from neustream.experiment.pipelines.agent import AgentPipeline
 from neustream.experiment.prepared import Prepared
 from neustream.experiment.roles import roles_of
 
@@ -63,10 +67,10 @@ def true_profiles(prepared: Prepared) -> dict[str, LatencyProfile]:
     return found
 
 
-def bound_of(prepared: Prepared, time_limit_s: float = 100.0) -> Bound:
+def bound_of(prepared: Prepared, time_limit_s: float = 100.0, known: Sequence[str] = KNOWN) -> Bound:
     """The most weight that any scheduler could serve on time of the workload of `prepared`.
 
-    It is held against the schedules of a few policies, for what a solver claims may be wrong.
+    It is held against the schedules of the policies `known`, for what a solver claims may be wrong.
 
     Raises:
         ConfigError: there is no bound for such a config.
@@ -77,30 +81,35 @@ def bound_of(prepared: Prepared, time_limit_s: float = 100.0) -> Bound:
         raise ConfigError(f"config {first!r}: devices are {count}, and the bound is for one")
     cluster = prepared.experiments[0].cluster
     if cluster is not None:
-        return _bound_of_cluster(prepared, cluster, time_limit_s)
+        return _bound_of_cluster(prepared, cluster, time_limit_s, known)
     kinds = {type(pipeline) for pipeline in prepared.pipelines}
+    names = ", ".join(pipeline.name for pipeline in prepared.pipelines)
+    if AgentPipeline in kinds and len(prepared.pipelines) > 1:
+        raise ConfigError(f"there is no bound for an agent beside others: {names}")
     if len(kinds) > 1:
-        names = ", ".join(pipeline.name for pipeline in prepared.pipelines)
         raise ConfigError(f"there is no bound for a language model that shares its device: {names}")
-    if prepared.pipelines[0].kind == "agent":
-        raise ConfigError(f"there is no bound for an agent: {prepared.pipelines[0].name}")
-    return BOUNDS[kinds.pop()](prepared, time_limit_s)
+    return BOUNDS[kinds.pop()](prepared, time_limit_s, known)
 
 
-def _bound_of_stages(prepared: Prepared, time_limit_s: float) -> Bound:
+def _bound_of_stages(prepared: Prepared, time_limit_s: float, known: Sequence[str]) -> Bound:
     profiles = true_profiles(prepared)
-    known = [served_by(prepared, policy) for policy in KNOWN]
-    return upper_bound(prepared.requests, profiles, prepared.pools, time_limit_s=time_limit_s, known=known)
+    return upper_bound(
+        prepared.requests,
+        profiles,
+        prepared.pools,
+        time_limit_s=time_limit_s,
+        known=[served_by(prepared, policy) for policy in known],
+    )
 
 
-def _bound_of_cluster(prepared: Prepared, cluster: ClusterConfig, time_limit_s: float) -> Bound:
+def _bound_of_cluster(prepared: Prepared, cluster: ClusterConfig, time_limit_s: float, known: Sequence[str]) -> Bound:
     """That of all instances together, whatever is routed and moved; nothing takes time on its way."""
     name = prepared.pipelines[0].name
     if cluster.scaler:
         raise ConfigError(
             f"config {name!r}: with cluster.scaler the bound would depend on how many instances there are"
         )
-    if any(isinstance(pipeline, LlmPipeline) for pipeline in prepared.pipelines):
+    if any(isinstance(pipeline, LlmPipeline | AgentPipeline) for pipeline in prepared.pipelines):
         raise ConfigError(f"config {name!r}: there is no bound for language models on several instances")
     true_profiles(prepared)  # tells what there is no bound for
     faster = min([1.0, *(fault.factor for fault in cluster.faults if fault.kind == "slow")])
@@ -123,11 +132,11 @@ def _bound_of_cluster(prepared: Prepared, cluster: ClusterConfig, time_limit_s: 
         first.pools,
         others=others,
         time_limit_s=time_limit_s,
-        known=[served_by(prepared, policy) for policy in KNOWN],
+        known=[served_by(prepared, policy) for policy in known],
     )
 
 
-def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
+def _bound_of_llm(prepared: Prepared, time_limit_s: float, known: Sequence[str]) -> Bound:
     true_profiles(prepared)  # tells what there is no bound for
     pipeline = prepared.pipeline
     simulation, part = pipeline.experiment.simulation, prepared.profiles[pipeline.main_stage]
@@ -142,13 +151,40 @@ def _bound_of_llm(prepared: Prepared, time_limit_s: float) -> Bound:
         scale=least_scale(simulation),
         overhead_s=simulation.handover_s or 0.0,
         time_limit_s=time_limit_s,
-        known=[served_by(prepared, policy) for policy in KNOWN],
+        known=[served_by(prepared, policy) for policy in known],
     )
 
 
-BOUNDS: Mapping[type[Pipeline[Experiment]], Callable[[Prepared, float], Bound]] = {
+def _bound_of_agent(prepared: Prepared, time_limit_s: float, known: Sequence[str]) -> Bound:
+    profiles, pipeline = true_profiles(prepared), prepared.pipeline
+    assert isinstance(pipeline, AgentPipeline)
+    simulation, models = pipeline.experiment.simulation, {}
+    for pool in prepared.pools:
+        for label in pipeline.replicas_of(pool.stages).values():
+            part = prepared.profiles[f"{label}.decode"]
+            assert isinstance(part, PhaseProfile)
+            cache = pool.kv_caches.get(label)
+            limits = Limits(
+                part.max_batch,
+                None if cache is None else cache.capacity,
+                least_scale(simulation),
+                simulation.handover_s or 0.0,
+            )
+            models[label] = Model(part.steps, limits, pool.name)
+    ways = Ways(pipeline, profiles)
+    return agent_bound(
+        prepared.requests,
+        {request.id: ways.of(request) for request in prepared.requests},
+        models,
+        time_limit_s=time_limit_s,
+        known=[served_by(prepared, policy) for policy in known],
+    )
+
+
+BOUNDS: Mapping[type[Pipeline[Experiment]], Callable[[Prepared, float, Sequence[str]], Bound]] = {
     StagesPipeline: _bound_of_stages,
     LlmPipeline: _bound_of_llm,
+    AgentPipeline: _bound_of_agent,
 }
 
 

@@ -139,11 +139,11 @@ def par(*nodes: Node, policy: str | int = "all", **named: Node) -> Par:
         branches[name] = node
     if not branches:
         raise GraphError("a par needs at least one branch")
-    return Par(branches, _needed(policy, len(branches)))
+    return Par(branches, needed(policy, len(branches)))
 
 
-def _needed(policy: str | int, count: int) -> int:
-    """Branches that have to be done."""
+def needed(policy: str | int, count: int) -> int:
+    """Of so many branches those that have to be done; GraphError for a policy that is none."""
     if policy == "all":
         return count
     if policy == "first":

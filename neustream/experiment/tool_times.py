@@ -36,12 +36,15 @@ class SimulatedTool(ProfiledExecutor):
         [job] = batch.jobs
         assert isinstance(job, Entry)
         calls = self._calls[job.id] = self._calls.get(job.id, 0) + 1
-        drawn = np.random.default_rng([*self._seed, zlib.crc32(job.id.encode()), calls])
-        seconds, why = self._tried(drawn)
+        seconds, why = self.drawn(job.id, calls)
         if why:
             clock.post(Done(batch, [StageFailed(f"stage {self._name!r}: {why}")]), clock.now() + seconds)
         else:
             clock.post(Done(batch, [{}]), clock.now() + seconds)
+
+    def drawn(self, id: str, call: int) -> tuple[float, str]:
+        """Seconds of a job's `call`-th call, from 1 on, and why it fails; "" if it does not."""
+        return self._tried(np.random.default_rng([*self._seed, zlib.crc32(id.encode()), call]))
 
     def _tried(self, drawn: np.random.Generator) -> tuple[float, str]:
         """Seconds of a call with its tries, and why it failed; "" if it did not."""

@@ -33,7 +33,7 @@ class Load:
 def draw(seed: int) -> Load:
     """A random load; times are multiples of 1/4 s, so that sums are exact."""
     rng = random.Random(seed)
-    steps = _steps(rng)
+    steps = draw_steps(rng)
     graph = Graph("chat", llm("llm", max_batch=4))
     count, spread = rng.choice([2, 3, 3, 3]), rng.choice([0, 4, 10])
     weights = rng.choice([[1], [1], [1, 2], [0.5, 1.25]])
@@ -51,7 +51,8 @@ def draw(seed: int) -> Load:
     return Load(sorted(requests, key=lambda r: r.arrival), lengths, steps, memory, rng.choice([1, 2, 4, 4]))
 
 
-def _steps(rng: random.Random) -> StepProfile:
+def draw_steps(rng: random.Random) -> StepProfile:
+    """A random profile, in multiples of 1/4 s."""
     prefill = [rng.randint(2, 5)]
     for _ in range(5):
         prefill.append(prefill[-1] + rng.randint(0, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,10 @@ class AgentPipeline(Pipeline[AgentExperiment]):
         turns = max(map(len, self._graphs.labels.values()), default=1)
         graphs = [self._graphs.of(at) for at in range(turns)]
         return {name: stage for graph in graphs for name, stage in graph.stages.items()}
+
+    def replicas_of(self, stages: Container[str]) -> dict[str, str]:
+        """The models that have some of `stages`, and what the replica of each is called there."""
+        return {name: label for stage, (name, label) in self._models.items() if stage in stages}
 
     @cached_property
     def _called(self) -> list[str]:

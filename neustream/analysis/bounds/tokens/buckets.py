@@ -28,16 +28,38 @@ def time_program(
     tasks: Sequence[Task], groups: Sequence[PromptGroup], costs: Costs, limits: Limits
 ) -> Program:
     """Rows of time, steps and memory in buckets, and what is known of `groups`."""
-    buckets = _Buckets(tasks, costs, limits)
+    program = Program(np.array([task.weight for task in tasks]))
+    every = range(len(tasks))
+    add_time(program, every, tasks, groups, costs, limits, cuts_of(tasks, costs.base))
+    return program
+
+
+def add_time(
+    program: Program,
+    columns: Sequence[int],
+    tasks: Sequence[Task],
+    groups: Sequence[PromptGroup],
+    costs: Costs,
+    limits: Limits,
+    cuts: Floats,
+    used: Sequence[int] = (),
+) -> None:
+    """Add these rows to `program`, of tasks of one model.
+
+    Args:
+        columns: x of each task; tasks that are served together share theirs.
+        cuts: where buckets end; the first is before all tasks, the last behind them.
+        used: columns of the seconds that the model's steps have of each bucket; none: all of them.
+    """
+    buckets = _Buckets(program, columns, tasks, costs, limits, cuts, used)
     buckets.add_groups(groups)
     buckets.begin()
     for at, task in enumerate(tasks):
-        buckets.add_prompt(at, task)
+        buckets.add_prompt(columns[at], task)
         if len(task.due) > 1:
-            buckets.add_decodes(at, task)
+            buckets.add_decodes(columns[at], task)
     for bucket in range(buckets.count):
         buckets.add_bucket(bucket)
-    return buckets.program
 
 
 class _Buckets:
@@ -48,15 +70,21 @@ class _Buckets:
     and in other steps (v), which all stand for tokens, and with `per_job` for decodes.
     """
 
-    def __init__(self, tasks: Sequence[Task], costs: Costs, limits: Limits) -> None:
-        self.tasks, self.costs, self.limits = tasks, costs, limits
-        self.program = Program(np.array([task.weight for task in tasks]))
-        begin, end = min(task.start for task in tasks), max(task.end for task in tasks)
-        life = float(np.mean([task.end - task.start for task in tasks]))
-        width = max(life / BUCKETS, (end - begin) / MOST_BUCKETS, costs.base)
-        self.cuts = _cuts(tasks, begin, max(math.ceil((end - begin) / width), 1), width)
-        self.count = len(self.cuts) - 1
-        self.most_steps = (end - begin + width) / costs.base
+    def __init__(
+        self,
+        program: Program,
+        columns: Sequence[int],
+        tasks: Sequence[Task],
+        costs: Costs,
+        limits: Limits,
+        cuts: Floats,
+        used: Sequence[int],
+    ) -> None:
+        self.program, self.columns, self.tasks = program, columns, tasks
+        self.costs, self.limits = costs, limits
+        self.cuts, self.used = cuts, used
+        self.count = len(cuts) - 1
+        self.most_steps = float(cuts[-1] - cuts[0]) / costs.base + 1
         self.prompts = self.others = range(0)
         self.tokens: list[Sum] = [[] for _ in range(self.count)]
         self.beside: list[Sum] = [[] for _ in range(self.count)]
@@ -66,7 +94,8 @@ class _Buckets:
 
     def add_groups(self, groups: Sequence[PromptGroup]) -> None:
         """The bounds of groups and the rows of their windows hold here too."""
-        place = {task.id: at for at, task in enumerate(self.tasks)}
+        column_of = zip(self.tasks, self.columns, strict=True)
+        place = {task.id: column for task, column in column_of}
         for group in groups:
             names = [place[task.id] for task in group.tasks]
             if group.method != "all":
@@ -128,9 +157,11 @@ class _Buckets:
         here = self._steps(bucket)
         self.program.row(here[:2], [-1.0, 1.0])
         self.program.row(here[2:], [-1.0, 1.0])
+        used = [*self.used[bucket : bucket + 1]]
+        seconds = 0.0 if used else float(self.cuts[bucket + 1] - self.cuts[bucket])
         for line in self.costs.prompts:
-            seconds = float(self.cuts[bucket + 1] - self.cuts[bucket])
-            self.program.row([*here, *sums], _seconds(line, self.costs.decodes), seconds)
+            values = [*_seconds(line, self.costs.decodes), *[-1.0] * len(used)]
+            self.program.row([*here, *sums, *used], values, seconds)
         self._add_memory(here, sums)
         batch = self.limits.max_batch
         self.program.row([*here[:2], sums[2]], [-2 * batch, 2 * batch, 1.0])
@@ -166,11 +197,18 @@ class _Buckets:
         return min(int(np.searchsorted(self.cuts, time, "left")), self.count)
 
 
-def _cuts(tasks: Sequence[Task], begin: float, count: int, width: float) -> Floats:
-    """Where buckets begin and end: `count` of one width, or arrivals and deadlines if few."""
+def cuts_of(tasks: Sequence[Task], base: float, buckets: int = BUCKETS) -> Floats:
+    """Where buckets begin and end: all of one width, or arrivals and deadlines if few.
+
+    `base`: seconds of the shortest step; `buckets`: so many in the mean life of a task.
+    """
     exact = {task.start for task in tasks}.union(*(task.due.tolist() for task in tasks))
     if len(exact) <= EXACT:
         return np.array(sorted(exact))
+    begin, end = min(task.start for task in tasks), max(task.end for task in tasks)
+    life = float(np.mean([task.end - task.start for task in tasks]))
+    width = max(life / buckets, (end - begin) / MOST_BUCKETS, base)
+    count = max(math.ceil((end - begin) / width), 1)
     return begin + width * np.arange(count + 1, dtype=np.float64)
 
 

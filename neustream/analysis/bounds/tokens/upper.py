@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from neustream.analysis.bounds.bound import Bound, Group, known_weight, methods, overlapping
+from neustream.analysis.bounds.bound import Bound, Group, T, known_weight, methods, overlapping
 from neustream.analysis.bounds.linear import Program
 from neustream.analysis.bounds.tokens.buckets import time_program
 from neustream.analysis.bounds.tokens.costs import Costs, Limits, costs_of
@@ -69,7 +69,7 @@ def token_bound(  # noqa: PLR0913 - what is bounded is described by all of these
     promised = [task for task in every if len(task.due)]
     free = sum(task.weight for task in every if not len(task.due))
     tasks = [task for task in promised if in_time_if_alone(task, costs, memory)]
-    groups = _solved_groups(tasks, costs, known, clock, time_limit_s / PART)
+    groups = solved_groups(tasks, costs, known, clock, time_limit_s / PART)
     load = _Load(tasks, groups, known_weight(tasks, known))
     shares = {task.id: float(not len(task.due)) for task in every}
     shares |= dict.fromkeys(load.ids, 1.0)
@@ -96,15 +96,15 @@ def _capacity(pool: Pool, requests: Sequence[Request]) -> int | None:
     return caches[0].capacity if caches else None
 
 
-def _solved_groups(
+def solved_groups(
     tasks: Sequence[Task],
     costs: Costs,
     known: Sequence[Collection[str]],
     clock: WallClock,
     until: float,
 ) -> list[PromptGroup]:
-    parts = _parts(tasks)
-    groups = [PromptGroup(some, costs, known_weight(some, known)) for some in parts]
+    """Groups of generations whose prompts compete, improved until `clock` shows `until`."""
+    groups = [PromptGroup(some, costs, known_weight(some, known)) for some in parts(tasks)]
     passes = [(PROGRAMS, False)] + [(LINKED, True)] * (len(tasks) <= SMALL)
     for programs, linked in passes:
         for cells, whole in programs:
@@ -114,13 +114,13 @@ def _solved_groups(
     return groups
 
 
-def _parts(tasks: Sequence[Task]) -> list[list[Task]]:
+def parts(tasks: Sequence[Task]) -> list[list[Task]]:
     """Tasks that compete: few over all of their lives, more of them over their prompts."""
-    parts: list[list[Task]] = []
+    found: list[list[Task]] = []
     for some in overlapping(tasks, lambda task: task.end):
         few = len(some) <= FEW
-        parts += [some] if few else overlapping(some, lambda task: task.first)
-    return sorted(parts, key=len)
+        found += [some] if few else overlapping(some, lambda task: task.first)
+    return sorted(found, key=len)
 
 
 class _Load(Group[Task]):
@@ -139,11 +139,23 @@ class _Load(Group[Task]):
 
         None are told if it is not solved in time.
         """
-        leans = any(group.value < group.proven for group in self.groups)
-        found = prices_bound(program, seconds)
-        if found is None:
-            return {}
-        self.improve(found[0], TIME, proven=not leans)
-        if program.size <= WHOLE and not leans:
-            self.improve_by_whole(program, TIME, min(seconds, PATIENCE_S))
-        return dict(zip(self.ids, found[1], strict=True))
+        return dict(
+            zip(self.ids, improve_by_time(self, program, self.groups, seconds), strict=False)
+        )
+
+
+def improve_by_time(
+    load: Group[T], program: Program, groups: Sequence[PromptGroup], seconds: float
+) -> Sequence[float]:
+    """Lower the bound of `load` by a program of time, whose rows hold the values of `groups`.
+
+    How much of each task is served; of none if it is not solved in `seconds`.
+    """
+    leans = any(group.value < group.proven for group in groups)
+    found = prices_bound(program, seconds)
+    if found is None:
+        return ()
+    load.improve(found[0], TIME, proven=not leans)
+    if program.size <= WHOLE and not leans:
+        load.improve_by_whole(program, TIME, min(seconds, PATIENCE_S))
+    return found[1]
