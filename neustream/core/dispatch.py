@@ -21,8 +21,8 @@ from neustream.core.entry import Entry
 from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.core.lives import Lives
-from neustream.core.policy import Decision, Policy, View
-from neustream.core.pool_state import PoolState, name_of_step, with_blocks
+from neustream.core.policy import Decision, Policy, View, may_be_hopeless
+from neustream.core.pool_state import Again, PoolState, name_of_step, with_blocks
 from neustream.core.step_times import Expected, StepTimes
 from neustream.errors import NeustreamError, PolicyError
 
@@ -60,6 +60,10 @@ class Dispatch:
             batch = self._start_planned(state, plan, worker, now)
             if batch is not None:
                 return batch
+        if state.again is not None and instead is None:
+            batch = self._start_again(state, now, worker)
+            if batch is not None:
+                return batch
         policy = state.policy if instead is None else instead
         jobs = self._lives.jobs
         live = -1, -1
@@ -81,6 +85,24 @@ class Dispatch:
         elif not state.running and not state.blocks_kept:
             check_progress(policy, view)
         return None
+
+    def _start_again(self, state: PoolState, now: float, worker: int) -> Batch | None:
+        """The step that was decided before, if the policy would decide no other."""
+        again, lives = state.again, self._lives
+        assert again is not None
+        known = again.moves == state.queues.moves and again.unpromised == lives.unpromised
+        if not known or now >= again.until or state.out or state.running:
+            state.again = None
+            return None
+        if may_be_hopeless(state.queues.jobs(), now):
+            return None
+        jobs = again.jobs
+        sizes = tuple([job.size for job in jobs])
+        blocks = state.blocks_at(jobs[0].stage)
+        if blocks is not None and not blocks.suffice(jobs, sizes):
+            return None
+        self.decisions += 1
+        return self._start(state, _Step(worker, now, jobs, sizes))
 
     def _start_next(self, state: PoolState, now: float, worker: int) -> Batch | None:
         """The job that came first to a pool without a policy; who cannot be in time is given up."""
@@ -210,6 +232,8 @@ class Dispatch:
         """What the policy decides, and the step that comes of it, if any."""
         decision = self._decide(policy, view)
         batch = self._start_decided(state, policy, decision, view)
+        if decision.until > view.now:
+            self._note_again(state, decision, batch)
         full: set[str] = set()
         while decision.jobs and batch is None:  # no blocks for any: jobs that hold some go on
             model = _model_of(decision)
@@ -222,6 +246,14 @@ class Dispatch:
             decision = self._decide(policy, holders if holders.queues else view)
             batch = self._start_decided(state, policy, decision, view)
         return decision, batch
+
+    def _note_again(self, state: PoolState, decision: Decision, batch: Batch | None) -> None:
+        """Keep a decision that stands for some time, if it was carried out as it is."""
+        if batch is None or batch.preempted or state.out or state.pool.workers > 1:
+            return
+        if len(batch.jobs) == len(decision.jobs):
+            moves, unpromised = state.queues.moves, self._lives.unpromised
+            state.again = Again(batch.jobs, decision.until, moves, unpromised)
 
     def _decide(self, policy: Policy, view: View) -> Decision:
         self.decisions += 1

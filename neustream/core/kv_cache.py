@@ -172,7 +172,7 @@ class BlockPool:
         preempts the least important holder: first those that are not in the step, the latest first,
         then the step's own from the end; itself included.
         """
-        if self._suffice(jobs, sizes):
+        if self.suffice(jobs, sizes):
             return Allocation(tuple(jobs), tuple(sizes))
         wanted: list[_Wanted] = []
         too_large: list[Job] = []
@@ -193,7 +193,7 @@ class BlockPool:
             tuple(too_large),
         )
 
-    def _suffice(self, jobs: Sequence[Job], sizes: Sequence[float]) -> bool:
+    def suffice(self, jobs: Sequence[Job], sizes: Sequence[float]) -> bool:
         """Whether there are blocks for all, as there nearly always are."""
         cache = self.cache
         capacity, block_size = cache.capacity, cache.block_size

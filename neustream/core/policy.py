@@ -7,7 +7,8 @@ What a rule has to remember about a job (how often it was skipped, who ran it) t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -228,6 +229,16 @@ class View:
         return None if best is None else best[2]
 
 
+def may_be_hopeless(jobs: Iterable[Job], now: float) -> bool:
+    """Whether any of some jobs could be late even alone, were its generations to reach their
+    maxima: only then `View.hopeless` may find one."""
+    latest = now - TICK
+    for job in jobs:
+        if job.due - job.remaining_s < latest or job.due_next - job.next_output_s < latest:
+            return True
+    return False
+
+
 def _given(profile: LatencyProfile) -> float:
     """What a profile said before it was corrected, by what it says now; at most 1."""
     if not isinstance(profile, CorrectedProfile):
@@ -248,12 +259,15 @@ class Decision:
         drop: who is given up, and why; the caller gets that reason.
         wake_at: with no jobs, when to be asked again if nothing else happens before.
         sizes: at most so much of a job's sized step now (chunked prefill); the rest stays ahead.
+        until: by then the same jobs would run again, each its whole step, as long as nobody comes,
+            goes, or is `hopeless`. So the rule need not be asked.
     """
 
     jobs: Sequence[Job] = ()
     drop: Mapping[Job, str] = field(default_factory=dict)
     wake_at: float | None = None
     sizes: Mapping[Job, float] = field(default_factory=dict)
+    until: float = -math.inf
 
 
 class Policy(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from neustream.core.ahead import Plan
 from neustream.core.batch import Batch
@@ -18,6 +18,18 @@ from neustream.core.queues import Queues
 from neustream.errors import GraphError, PolicyError, RequestError, shown
 
 
+class Again(NamedTuple):
+    """What a policy would decide anew until some time (`Decision.until`).
+
+    `moves`: of the pool's queues; `unpromised`: live jobs without a promise.
+    """
+
+    jobs: tuple[Job, ...]
+    until: float
+    moves: int
+    unpromised: int
+
+
 class PoolState:
     """One pool of a scheduler.
 
@@ -26,12 +38,14 @@ class PoolState:
         plans: what workers do after the steps that they are in, where that is decided.
         blocks: of its KV caches, by model.
         wake_at: when the policy wants to be asked again.
+        again: the step that runs anew if nothing happens meanwhile.
         out: jobs that are in a queue and in no view (held).
         unpromised: what jobs without a promise got of the device.
         memo: see `View.memo`.
     """
 
     __slots__ = (
+        "again",
         "blocks",
         "memo",
         "out",
@@ -57,6 +71,7 @@ class PoolState:
         self.running: dict[int, Batch] = {}
         self.plans: dict[int, Plan] = {}
         self.wake_at: float | None = None
+        self.again: Again | None = None
         self.out = 0
         self.unpromised = Unpromised()
         self.memo: dict[Any, Any] = {}

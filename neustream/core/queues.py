@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 class Queue:
     """The jobs that are at one stage, in the order they came; `rounds` counts the stage's steps.
 
-    `place`: where its stage is among those of the pool. `busy`: the queues of the pool with jobs;
-    `changed`: those where other jobs wait than before. `head`: the first that waited when it was
-    looked for last.
+    `place`: where its stage is among those of the pool; `moves` counts who came and went. `busy`:
+    the queues of the pool with jobs; `changed`: those where other jobs wait than before. `head`:
+    the first that waited when it was looked for last.
     """
 
-    __slots__ = ("_busy", "_changed", "head", "jobs", "place", "rounds", "stage")
+    __slots__ = ("_busy", "_changed", "head", "jobs", "moves", "place", "rounds", "stage")
 
     def __init__(self, stage: str, place: int, busy: set[Queue], changed: set[Queue]) -> None:
         self.stage = stage
@@ -28,10 +28,12 @@ class Queue:
         self.head: Head | None = None
         self.jobs: dict[str, Entry] = {}
         self.rounds = 0
+        self.moves = 0
 
     def add(self, job: Entry) -> None:
         """A job comes, as the last one."""
         self.jobs[job.id] = job
+        self.moves += 1
         self._busy.add(self)
         self._changed.add(self)
 
@@ -39,6 +41,7 @@ class Queue:
         """A job is not here any more, if it was."""
         if self.jobs.pop(job.id, None) is None:
             return
+        self.moves += 1
         self._changed.add(self)
         if not self.jobs:
             self._busy.discard(self)
@@ -95,6 +98,16 @@ class Queues:
 
     def __getitem__(self, stage: str) -> Queue:
         return self._all[stage]
+
+    @property
+    def moves(self) -> int:
+        """How often a job came or went."""
+        return sum([queue.moves for queue in self._all.values()])
+
+    def jobs(self) -> Iterator[Entry]:
+        """All jobs, those of a stage in the order they came."""
+        for queue in self._busy:
+            yield from queue.jobs.values()
 
     def busy(self, others: Collection[Queue] = ()) -> list[Queue]:
         """Those with jobs, and the `others`, in the order of their stages."""

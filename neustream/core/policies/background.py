@@ -16,6 +16,7 @@ run as under `FCFS`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -57,7 +58,7 @@ def beside(view: View, share: float, decide: Callable[[View], Decision]) -> Deci
         return _AS_THEY_COME.decide(others)
     if not others.queues:  # they are other workers'
         return decide(promised)
-    decision = decide(_without(promised, others, share))
+    decision = replace(decide(_without(promised, others, share)), until=-math.inf)
     rate = Rate.of(view, share)
     if not decision.jobs:
         return _while_idle(others, decision, rate)

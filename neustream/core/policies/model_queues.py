@@ -91,7 +91,7 @@ def in_turn(groups: Mapping[str, View], decide: Callable[[str], Decision]) -> De
         made = decide(label)
         drop |= made.drop
         if made.jobs:
-            return replace(made, drop=drop)
+            return replace(made, drop=drop, until=-math.inf)
         if made.wake_at is not None:
             wakes.append(made.wake_at)
     return Decision(drop=drop, wake_at=min(wakes, default=None))

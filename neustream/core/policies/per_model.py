@@ -101,7 +101,7 @@ class PerModel:
             if not least:
                 break
         if best.jobs:
-            return replace(best, drop=drop)
+            return replace(best, drop=drop, until=-math.inf)
         return Decision(drop=drop, wake_at=min(wakes, default=None))
 
     def _on_the_way(self, label: str, view: View) -> Decision:
@@ -173,7 +173,8 @@ class _Joint:
             if best is None or key < least:
                 best = made
                 least = key
-        return replace(best or self._for_want_of_better(order), drop=self.drop)
+        made = best or self._for_want_of_better(order)
+        return replace(made, drop=self.drop, until=-math.inf)
 
     def _for_want_of_better(self, order: Sequence[str]) -> Decision:
         """Each step that was proposed costs somebody's promise, or there is none."""

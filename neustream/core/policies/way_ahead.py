@@ -200,6 +200,11 @@ def _times(count: float, each: tuple[float, float]) -> tuple[float, float]:
 
 
 def likely(lengths: Lengths | None, made: int, most: float) -> Floats:
+    """`to_come` as an array."""
+    return np.array(to_come(lengths, made, most))
+
+
+def to_come(lengths: Lengths | None, made: int, most: float) -> list[float]:
     """Outputs that a generation which made some should still make, of at most so many.
 
     At each of `SHARES`, at least one.
@@ -207,7 +212,7 @@ def likely(lengths: Lengths | None, made: int, most: float) -> Floats:
     known = lengths or Lengths()
     within = known.within(made, SHARES, made + most)
     most = max(most, 1.0)
-    return np.array([min(max(outputs, 1.0), most) for outputs in within])
+    return [min(max(outputs, 1.0), most) for outputs in within]
 
 
 def applies(view: View) -> bool:

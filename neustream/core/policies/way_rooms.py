@@ -49,22 +49,25 @@ class Room:
 
 
 class Looked:
-    """When it was looked last, in vain, whether somebody may join, and who was there."""
+    """When it was looked last, in vain, whether somebody may join, and who was there.
+
+    `until`: when it is looked again at the latest.
+    """
 
     def __init__(self) -> None:
-        self._at = self._until = -math.inf
+        self._at = self.until = -math.inf
         self._who: tuple[int, ...] = ()
 
     def again(self, now: float, *jobs: Sequence[Job]) -> bool:
         """Whether to look again."""
-        if not self._at < now < self._until:
+        if not self._at < now < self.until:
             return True
         return self._who != self._ids(*jobs)
 
     def in_vain(self, now: float, until: float, *jobs: Sequence[Job]) -> None:
         """Nobody may join now, and nobody is given up: so it stays `until` then, as it seems."""
         if self.again(now, *jobs):
-            self._at, self._until, self._who = now, until, self._ids(*jobs)
+            self._at, self.until, self._who = now, until, self._ids(*jobs)
 
     def _ids(self, *jobs: Sequence[Job]) -> tuple[int, ...]:
         return tuple([id(job) for some in jobs for job in some])
@@ -81,8 +84,8 @@ class Ahead(NamedTuple):
     stage: Stage | None
     call: tuple[float, int]
     legs: list[Leg]
-    behind: Floats
-    shared: Floats
+    behind: list[float]
+    shared: list[float]
 
 
 class KnownLegs:
@@ -99,7 +102,7 @@ class KnownLegs:
             nothing = np.zeros(len(SHARES))
             behind = sum([leg.alones for leg in legs[1:]], nothing)
             shared = sum([leg.alones for leg in legs[1:] if leg.pool], nothing)
-            known = Ahead(job.stage, call, legs, behind, shared)
+            known = Ahead(job.stage, call, legs, behind.tolist(), shared.tolist())
             if len(self._known) > 4 * len(view.live) + 64:
                 self._known = {id: one for id, one in self._known.items() if id in view.live}
             self._known[job.id] = known

@@ -22,7 +22,7 @@ from neustream.core.policies.model_queues import (
 )
 from neustream.core.policies.newcomers import WORTH
 from neustream.core.policies.on_time import DOOMED
-from neustream.core.policies.way_ahead import Leg, applies, go_on, likely
+from neustream.core.policies.way_ahead import Leg, applies, go_on, likely, to_come
 from neustream.core.policies.way_forecast import Forecast, Way, turns_of, way_of
 from neustream.core.policies.way_rooms import AGAIN, Ahead, KnownLegs, Looked, Room, ScarcePrice
 from neustream.core.policies.way_run import Row, Run
@@ -118,7 +118,9 @@ class _Step:
         jobs = [job for job in running if job in sizes or at_decode(job)] + new
         if not jobs and waiting:
             return Decision(drop=self.drop, wake_at=self._again_at())
-        return Decision(jobs, self.drop, sizes=sizes)
+        lasts = not (self.drop or sizes) and len(jobs) == len(model.decodes)
+        until = math.inf if not waiting else looked.until
+        return Decision(jobs, self.drop, sizes=sizes, until=until if lasts else -math.inf)
 
     def _again_at(self) -> float:
         """When to look again if nobody comes or goes."""
@@ -143,13 +145,15 @@ class _Step:
         """What is known of one."""
         _, _, legs, behind, shared = self._ahead(job)
         most = float(max(job.calls_here(f"{self.model.label}.decode"), 1))
-        left = likely(self.view.lengths.get(self.model.label), job.call_outputs, most)
-        mean = float(np.add.reduce(left)) / len(left)  # a third of what `left.mean()` takes
-        here = mean * (legs[0].base + legs[0].each) if legs else 0.0
-        time = job.due - self.view.now - behind
-        of_others = OTHERS * np.maximum(time - here, 0.0) * shared / np.maximum(shared + here, TICK)
-        read = job.size + job.computed
-        return Row(job, left, most, job.call_outputs, read, time - of_others, time)
+        left = to_come(self.view.lengths.get(self.model.label), job.call_outputs, most)
+        here = sum(left) / len(left) * (legs[0].base + legs[0].each) if legs else 0.0
+        time = job.due - self.view.now
+        hard = [time - seconds for seconds in behind]
+        soft = [
+            spare - OTHERS * max(spare - here, 0.0) * others / max(others + here, TICK)
+            for spare, others in zip(hard, shared, strict=True)
+        ]
+        return Row(job, left, most, job.call_outputs, job.size + job.computed, soft, hard)
 
     def _ahead(self, job: Job) -> Ahead:
         known = self.ahead.get(job)
