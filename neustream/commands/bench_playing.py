@@ -54,6 +54,7 @@ def play(plan: Plan, target: Target, texts: Texts, workers: int = 1, keep: bool 
     with new_progress() as progress, Interrupts() as interrupts:
         task = progress.add_task(plan.name, total=len(plan.asks) if workers == 1 else None)
         load = Load(plan, target, Options(workers, counting, keep), lambda record: progress.advance(task))
-        note(progress, f"{plan.name}: {len(plan.asks)} requests to {target.url}, {plan.arrivals}")
+        name = "" if plan.arrivals.startswith(plan.name) else f"{plan.name}: "
+        note(progress, f"{name}{len(plan.asks)} requests to {target.url}, {plan.arrivals}")
         interrupts.watch(load)
         return load.run()

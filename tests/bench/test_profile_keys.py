@@ -95,7 +95,7 @@ def test_the_only_value_of_a_key_changes_nothing(folder, dialect, group, key, va
 
 @pytest.mark.parametrize(("dialect", "group", "key", "value"), cases("refused", "known"))
 def test_a_key_that_is_not_run_is_refused_by_name(folder, dialect, group, key, value):
-    named = group.get("by", key).replace("-", "_") if dialect == "vllm-benchmark" else group.get("by", key)
+    named = group.get("by", key)
     with pytest.raises(Unrunnable) as error:
         read(folder, put(based(dialect, group, folder), {key: value}, folder))
     text = str(error.value).partition(": ")[2]

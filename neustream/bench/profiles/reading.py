@@ -106,15 +106,18 @@ class _Reader:
     def __init__(self, path: Path, lines: Lines, given: Given) -> None:
         self.path, self.lines, self.given = path, lines, given
         self.left: list[Left] = []
+        self.spelt: Callable[[str], str] = str
+        """A key as its tool writes it."""
 
     def section(self, model: type[Model], values: Any) -> Model:
         """The section, with what is ignored in it noted; Unrunnable for a key that is refused."""
         found = self._validated(model, values)
         for each in marked(found):
+            key = self.spelt(each.key)
             if isinstance(each.mark, Refused):
-                raise Unrunnable(f"{each.key}: {each.mark.why}")
+                raise Unrunnable(f"{key}: {each.mark.why}")
             assert isinstance(each.mark, Ignored)
-            self.left.append(Left(each.key, each.mark.why))
+            self.left.append(Left(key, each.mark.why))
         return found
 
     def _validated(self, model: type[Model], values: Any) -> Model:
@@ -130,7 +133,7 @@ class _Reader:
                     check_filled(_pieces(error), set())
                     raise ConfigError(f"{self.path}: {explain(error, model, self.lines)}") from None
                 for place in unknown:
-                    key = ".".join(_drop(values, place))
+                    key = self.spelt(".".join(_drop(values, place)))
                     self.left.append(Left(key, "the tool does not know it either"))
 
 
@@ -162,10 +165,9 @@ def _inference_perf(reader: _Reader, values: dict[str, Any]) -> Parts:
 
 def _vllm(reader: _Reader, values: dict[str, Any]) -> Parts:
     reader.lines = {tuple(map(_underscored, place)): line for place, line in reader.lines.items()}
+    reader.spelt = _hyphened
     flags = {_underscored(key): value for key, value in values.items()}
-    parts = from_vllm.parts(reader.section(VllmBench, flags))
-    hyphened = [Left(each.key.replace("_", "-"), each.why) for each in reader.left]
-    return _with_left(parts, hyphened)
+    return _with_left(from_vllm.parts(reader.section(VllmBench, flags)), reader.left)
 
 
 def _guidellm(reader: _Reader, values: dict[str, Any]) -> Parts:
@@ -190,6 +192,10 @@ def _nop(reader: _Reader, values: dict[str, Any]) -> Parts:
 
 def _underscored(key: Any) -> str:
     return str(key).replace("-", "_")
+
+
+def _hyphened(key: str) -> str:
+    return key.replace("_", "-")
 
 
 def _with_left(parts: Parts, left: Sequence[Left]) -> Parts:
