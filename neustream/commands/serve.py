@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,12 +18,16 @@ from neustream.commands.serve_config import Source, check_models, keys_of, polic
 from neustream.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from neustream.server.config import ServerConfig
     from neustream.server.loading import Loaded
     from neustream.server.metrics import Metrics
 
 PREFIX = "NEUSTREAM_"
 """Every option is read from the environment too."""
+DEMO = "neustream-demo-"
+"""How the folder is called in which a demo keeps what it measured, until it ends."""
 
 
 def _option(name: str, text: str, **more: Any) -> Any:
@@ -68,7 +74,7 @@ def command(
     Options that are not given are read from NEUSTREAM_HOST, NEUSTREAM_API_KEY and so on.
     """
     try:
-        from neustream.server.lifecycle import check_tracing, leave, run, spare_memory
+        from neustream.server.lifecycle import leave, spare_memory
     except ImportError as error:
         raise BackendError(f"{error.name} is not here: pip install 'neustream[serve]'") from None
     spare_memory()
@@ -90,8 +96,20 @@ def command(
         "limits.allow_new_sizes": allow_new_sizes,
         "observe.access_log": access_log,
     }
-    settings = settings_of(Source(config, model, demo, tokenizer), given, slo, set_ or ())
-    keys = keys_of(settings.http.api_key_file, api_key or ())
+    with contextlib.ExitStack() as kept:
+        cache = kept.enter_context(TemporaryDirectory(prefix=DEMO, ignore_cleanup_errors=True)) if demo else None
+        settings = settings_of(Source(config, model, demo, tokenizer, cache), given, slo, set_ or ())
+        code = _serve(settings, api_key or (), say_of_demo if demo else _say, insecure=insecure, check=check)
+    leave(code)
+
+
+def _serve(
+    settings: ServerConfig, api_key: Sequence[str], say: Callable[[str], None], *, insecure: bool, check: bool
+) -> int:
+    """Serve until a signal, the exit code; `check`: only say what is wrong."""
+    from neustream.server.lifecycle import check_tracing, run
+
+    keys = keys_of(settings.http.api_key_file, api_key)
     if not settings.http.local and not keys and not insecure:
         where = settings.http.host
         raise ConfigError(f"host {where!r} is not only this machine: give --api-key, --api-key-file, or --insecure")
@@ -102,8 +120,8 @@ def command(
     if check:
         check_models(settings)
         check_tracing(settings.observe.otel_endpoint)
-        return
-    leave(asyncio.run(run(settings, partial(_load, settings), keys, say_of_demo if demo else _say)))
+        return 0
+    return asyncio.run(run(settings, partial(_load, settings), keys, say))
 
 
 def _load(settings: ServerConfig, metrics: Metrics) -> Loaded:

@@ -24,12 +24,16 @@ FREE = (("models", "*", "backend"), ("models", "*", "options"))
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where it says what is served: a file, the folder of a model, or nothing but `--demo`."""
+    """Where it says what is served: a file, the folder of a model, or nothing but `--demo`.
+
+    `cache`: the folder in which a demo keeps what it measures; None: the user's.
+    """
 
     config: Path | None
     model: Path | None = None
     demo: bool = False
     tokenizer: str | None = None
+    cache: str | None = None
 
 
 def settings_of(
@@ -73,7 +77,9 @@ def _document(source: Source) -> Document:
         raise ConfigError("--tokenizer is of --model; a CONFIG says it with each of its models")
     if source.config is not None:
         return read_document(source.config)
-    return Document({"models": demo() if source.model is None else [_model(source.model, source.tokenizer)]})
+    if source.model is None:
+        return Document({"models": demo(source.cache)})
+    return Document({"models": [_model(source.model, source.tokenizer)]})
 
 
 def _model(folder: Path, tokenizer: str | None) -> dict[str, Any]:
@@ -83,16 +89,13 @@ def _model(folder: Path, tokenizer: str | None) -> dict[str, Any]:
     return found if tokenizer is None else {**found, "tokenizer": tokenizer}
 
 
-def demo() -> list[dict[str, Any]]:
-    """Two tiny models with random weights."""
+def demo(cache: str | None) -> list[dict[str, Any]]:
+    """Two tiny models with random weights. `cache`: where they keep what they measure."""
     from neustream.backends.demo import IMAGE, TEXT
 
-    text = {
-        "backend": TEXT,
-        "tokenizer": "bytes",
-        "options": {"measure_s": 10.0, "slots": 8},
-    }  # 3 s if little else runs
-    image = {"backend": IMAGE, "options": {"measure_s": 3.0}}
+    options = {"measure_s": 10.0, "slots": 8, "cache": cache}
+    text = {"backend": TEXT, "tokenizer": "bytes", "options": options}
+    image = {"backend": IMAGE, "options": {"measure_s": 3.0, "cache": cache}}
     return [{"name": "tiny-text", "kind": "text", **text}, {"name": "tiny-image", "kind": "image", **image}]
 
 

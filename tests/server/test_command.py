@@ -122,6 +122,24 @@ def test_options_go_before_the_file_and_paths_are_beside_it(tmp_path, monkeypatc
     assert (folder.path, folder.tokenizer, folder.kind) == (tmp_path, "bytes", "text")
 
 
+def test_a_demo_measures_each_time_and_leaves_nothing(monkeypatch):
+    """Or one that was begun on a busy machine would have all later ones refuse promises that could be kept."""
+    seen = []
+
+    async def served(settings, load, keys, say):
+        folders = {Path(model.options["cache"]) for model in settings.models}
+        seen.append((folders, all(folder.is_dir() for folder in folders)))
+        for folder in folders:
+            (folder / "steps.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr("neustream.server.lifecycle.run", served)
+    assert command("serve", "--demo").status == command("serve", "--demo").status == 0
+    (one, there), (two, _) = seen
+    assert len(one) == 1 and there and one != two
+    assert not any(folder.exists() for folder in one | two)
+
+
 def test_full_collections_of_garbage_leave_out_what_was_loaded(monkeypatch):
     """Each would stop the event loop for as long as it looks at all of torch."""
     from neustream.commands import serve
