@@ -1,6 +1,7 @@
 """What routing is worth: all routers of clusters on the settings in which they were compared, simulated.
 
     python benchmarks/routers.py [--only unlike_19 slow] [--seeds 0] [--requests 800] [--out benchmarks/results]
+    python benchmarks/routers.py --only unlike_19 --bound  # what no routing, batching and moving can exceed
 
 `priced` decides in each instance, with the artifact's latency tables; arrivals have a cv of 2. A number is the share of
 the requests on time, the mean over seeds. `slack`, the default, is to be within half a point of the best rule in each
@@ -17,6 +18,7 @@ from typing import Any
 
 from arguments import at_least_one
 
+from neustream.analysis.headroom import bound_of
 from neustream.config.schema import StagesExperiment
 from neustream.experiment.prepared import prepare
 from neustream.experiment.running import simulate
@@ -92,6 +94,12 @@ def attainments(name: str, seeds: list[int], requests: int) -> dict[str, float]:
     return found
 
 
+def bounds(name: str, seeds: list[int], requests: int) -> float:
+    """The share on time that nothing can exceed."""
+    found = [bound_of(prepare(experiment(name, "slack", seed, requests))).value / requests for seed in seeds]
+    return round(statistics.fmean(found), 4)
+
+
 def table(results: dict[str, dict[str, float]], command: str) -> str:
     """The results as a page."""
     lines = ["# What routing is worth", "", f"`{command}`; share of the requests on time, simulated.", ""]
@@ -139,7 +147,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--requests", type=at_least_one, default=800)
     parser.add_argument("--out", type=Path, help="Results that are there, of the same seeds and requests, are kept.")
+    parser.add_argument("--bound", action="store_true", help="The bound of each setting in place of the routers.")
     asked = parser.parse_args()
+    if asked.bound:
+        for name in asked.only:
+            print(name, bounds(name, asked.seeds, asked.requests), flush=True)
+        return
     seeds = " ".join(map(str, asked.seeds))
     command = f"python benchmarks/routers.py --seeds {seeds} --requests {asked.requests}"
     results = {} if asked.out is None else kept(asked.out / "routers.json", command)

@@ -27,5 +27,6 @@ def test_the_page_is_of_the_kept_results(routers, root):
 def test_each_setting_is_a_config_and_one_is_simulated(routers):
     for name in routers.SETTINGS:
         assert routers.experiment(name, "slack", 0, 10).cluster.router == {"slack": {}}
+    assert routers.bounds("unlike_15", [0], 5) == 1.0
     found = routers.attainments("slow", [0], 5)
     assert set(found) == set(routers.ROUTERS) and all(0 <= share <= 1 for share in found.values())
