@@ -136,8 +136,9 @@ class _Cudnn:
         with self._turns:
             self._turns.wait_for(lambda: not self._kept)
             self._kept = True
-            self._turns.wait_for(lambda: not self._calls)
-        try:
+        try:  # what waits may be interrupted
+            with self._turns:
+                self._turns.wait_for(lambda: not self._calls)
             yield
         finally:
             with self._turns:

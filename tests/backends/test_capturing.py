@@ -15,7 +15,7 @@ from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
 
 from neustream.backends import capturing
 from neustream.backends.capturing import NotCaptured, Reads
-from neustream.backends.torch import attention_as_chosen, without_cudnn_attention
+from neustream.backends.torch import _cudnn, attention_as_chosen, without_cudnn_attention
 from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.slots import Row
 
@@ -170,7 +170,7 @@ class Other:
 
     def __init__(self):
         self.inside, self.leave = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
@@ -213,6 +213,23 @@ def test_calls_of_texts_wait_for_a_capture_and_those_within_one_another_do_not(c
         assert not cudnn_sdp_enabled()  # a text's own capture
     other.end()
     assert cudnn_sdp_enabled()
+
+
+def test_a_capture_that_is_interrupted_while_it_waits_keeps_no_text_waiting(cudnn, monkeypatch):
+    def interrupted(ready):
+        if not ready():
+            raise KeyboardInterrupt
+
+    other = Other()
+    assert other.inside.wait(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(_cudnn._turns, "wait_for", interrupted)
+        with pytest.raises(KeyboardInterrupt), attention_as_chosen():
+            pass
+    other.end()
+    again = Other()
+    assert again.inside.wait(10)
+    again.end()
 
 
 def test_captures_of_both_kinds_at_once_come_to_their_ends(cudnn):

@@ -237,6 +237,12 @@ def test_guidellm_benchmarks_that_change_nothing_are_one(tmp_path, benchmarks):
     assert loads(read(tmp_path, changed(GUIDE, benchmarks=benchmarks))) == loads(read(tmp_path, GUIDE))
 
 
+@pytest.mark.parametrize("benchmarks", [False, 0, "", {}])
+def test_guidellm_benchmarks_that_are_no_list_are_named(tmp_path, benchmarks):
+    with pytest.raises(ConfigError, match="benchmarks"):
+        read(tmp_path, changed(GUIDE, benchmarks=benchmarks))
+
+
 def test_guidellm_data(tmp_path):
     data = {
         "kind": "synthetic_text",

@@ -228,6 +228,12 @@ def test_what_is_logged_of_a_prompt_that_is_too_long_is_not_the_prompt(url):
     assert "secret" not in "".join(kept.lines)
 
 
+def test_a_line_of_a_library_that_cannot_be_put_together_ends_no_call(running, monkeypatch):
+    """As logging has it: an exception of a log would fail the request whose step it is of."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    logging.getLogger("diffusers.pipelines").warning("made", 1)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_leaves_in_the_middle_of_an_images_steps_leaves_nothing(running, stream):
     url, service = running

@@ -22,9 +22,8 @@ CUT_OFF = "The following part of your input was truncated"
 
 def without_prompt(record: logging.LogRecord) -> bool:
     """A filter of a log's handler: what diffusers logs of a prompt is logged without the prompt."""
-    text = record.getMessage()
-    if text.startswith(CUT_OFF):
-        record.msg, record.args = text.partition(":")[0], ()
+    if str(record.msg).startswith(CUT_OFF):  # others are not put together here: one that cannot be would raise
+        record.msg, record.args = record.getMessage().partition(":")[0], ()
     return True
 
 

@@ -307,5 +307,6 @@ class Scenario(Section):
     metadata: Labels = Labels()
     spec: dict[str, Any] = {}
     benchmarks: Annotated[
-        list[dict[str, Any] | None], BeforeValidator(lambda given: given or ONE)
+        list[dict[str, Any] | None],
+        BeforeValidator(lambda given: ONE if given is None or given == [] else given),
     ] = ONE
