@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PREFIX = "NEUSTREAM_"
 <<<<<<< Updated upstream
-"""Every option is read from the environment too."""
+"""Options but --demo, --set and --check are read from the environment too."""
 DEMO = "neustream-demo-"
 """How the folder is called in which a demo keeps what it measured, until it ends."""
 =======
