@@ -25,13 +25,9 @@ if TYPE_CHECKING:
     from neustream.server.metrics import Metrics
 
 PREFIX = "NEUSTREAM_"
-<<<<<<< Updated upstream
 """Options but --demo, --set and --check are read from the environment too."""
 DEMO = "neustream-demo-"
 """How the folder is called in which a demo keeps what it measured, until it ends."""
-=======
-"""Options but --demo, --set and --check are read from the environment too."""
->>>>>>> Stashed changes
 
 
 def _option(name: str, text: str, **more: Any) -> Any:
