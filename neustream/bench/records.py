@@ -30,7 +30,7 @@ FAILURES: Mapping[Outcome, str] = {
     "connect": "nobody took the connection, or it broke before a status came",
     "timeout": "not over in time",
     "status": "a status of 400 or more, or one that is no success",
-    "not_a_stream": "an answer that is no stream of events, or no JSON where JSON was asked for",
+    "not_a_stream": "an answer that is no stream of events, or is compressed",
     "error_event": "the stream told of an error",
     "invalid_json": "an event that is no JSON object",
     "cut": "the connection ended before [DONE] and before any finish_reason",
