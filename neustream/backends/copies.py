@@ -67,11 +67,17 @@ def _move(model: Any, device: torch.device, parts: Parts) -> None:
 def _check_memory(model: Any, device: torch.device, parts: Parts) -> None:
     """BackendError if a device has no memory for the weights of a model that are elsewhere: a half is not moved."""
     there = [weight for part in parts(model) for weight in (*part.parameters(), *part.buffers())]
-    needed = sum([weight.nbytes for weight in there if weight.device != device])
+    needed = sum([weight.nbytes for weight in there if not _is_on(weight, device)])
     free = free_on(device)
     if free is not None and needed > free:
         name = type(model).__name__
         raise BackendError(f"{name} has {needed:,} bytes of weights to be moved to {device}, where {free:,} are free")
+
+
+def _is_on(weight: torch.Tensor, device: torch.device) -> bool:
+    """Whether a weight is on a device, which may be told without its number."""
+    there = weight.device
+    return there.type == device.type and (device.index is None or there.index == device.index)
 
 
 def _copy(model: Model, shared: dict[int, object]) -> Model:

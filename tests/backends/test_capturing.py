@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from taped import Tapes
-from texts import made, model_of
+from texts import made
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
 
@@ -81,7 +81,7 @@ def test_a_model_that_reads_what_is_gone_behind_its_call_runs_as_ever_and_says_s
 
 def test_the_stand_in_notices_a_graph_that_keeps_nothing_of_its_function(tapes, monkeypatch):
     """As it was when decodes lost the numbers of their slots, which a GPU noticed and no test."""
-    model = model_of("llama").cpu()
+    model = made("llama").cpu()
     assert LanguageModel(model, slots=2).replayed is not None
 
     def forgetting(launch, output, function):

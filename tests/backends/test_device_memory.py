@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from texts import Drive, alone, made, model_of, prompts
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toys import Flat
 
 import neustream
@@ -51,7 +52,7 @@ def bytes_of_token():
 def test_a_model_whose_slots_do_not_fit_is_refused_with_what_it_needs_what_is_free_and_what_to_change(gpu):
     slot = 96 * bytes_of_token()
     gpu.free = 4 * slot + 4 * LOGITS
-    assert LanguageModel(model_of("llama"), slots=4).cache.slots == 4
+    assert LanguageModel(model_of("llama"), slots=4, graphs=False).cache.slots == 4
     gpu.free -= 1
     why = (
         f"LlamaForCausalLM: no memory for the keys and values of 4 slots of 96 tokens on {model_of('llama').device}; "
@@ -59,15 +60,15 @@ def test_a_model_whose_slots_do_not_fit_is_refused_with_what_it_needs_what_is_fr
         f"and {gpu.free:,} are free: as much as 3 slots take)"
     )
     with pytest.raises(BackendError) as refused:
-        LanguageModel(model_of("llama"), slots=4)
+        LanguageModel(model_of("llama"), slots=4, graphs=False)
     assert str(refused.value) == why
     with pytest.raises(BackendError, match="for the keys and values of 4 slots of 96 tokens"):
-        LanguageModel(model_of("llama"), slots=4, kv_tokens=8)  # the scheduler's share changes nothing
-    assert LanguageModel(model_of("llama"), slots=4, max_len=64).cache.length == 64
+        LanguageModel(model_of("llama"), slots=4, kv_tokens=8, graphs=False)  # the scheduler's share changes nothing
+    assert LanguageModel(model_of("llama"), slots=4, max_len=64, graphs=False).cache.length == 64
 
 
 def test_a_model_that_is_opened_again_is_refused_in_the_same_way(gpu):
-    mount = TextMount(model_of("llama"), slots=4, profile=Flat())
+    mount = TextMount(model_of("llama"), slots=4, profile=Flat(), graphs=False)
     with neustream.serve({"chat": mount}) as service:
         service([5, 6], max_tokens=2)
     gpu.free = 1000
@@ -77,14 +78,14 @@ def test_a_model_that_is_opened_again_is_refused_in_the_same_way(gpu):
 
 def test_beginnings_of_texts_are_kept_as_far_as_half_of_what_is_free_has_room(gpu):
     mine, token = made("llama"), bytes_of_token()
-    with neustream.serve({"chat": (mount := TextMount(mine, slots=4, profile=Flat()))}):
+    with neustream.serve({"chat": (mount := TextMount(mine, slots=4, profile=Flat(), graphs=False))}):
         assert mount._prefixes.blocks == 4 * 96 // 4 // 16
     gpu.left = 100 * token
-    with neustream.serve({"chat": (mount := TextMount(mine, slots=4, profile=Flat()))}):
+    with neustream.serve({"chat": (mount := TextMount(mine, slots=4, profile=Flat(), graphs=False))}):
         assert mount._prefixes.blocks == 50 // 16
     why = rf"prefix_tokens=101 may take {101 * token:,} bytes on .*, where {100 * token:,} are free behind the slots"
     with pytest.raises(BackendError, match=why):
-        neustream.serve({"chat": TextMount(mine, slots=4, profile=Flat(), prefix_tokens=101)})
+        neustream.serve({"chat": TextMount(mine, slots=4, profile=Flat(), graphs=False, prefix_tokens=101)})
 
 
 def test_weights_that_do_not_fit_are_not_moved_by_half(gpu):
@@ -106,3 +107,12 @@ def test_texts_are_the_same_where_slots_take_all_of_their_memory_at_once(gpu):
     assert not drive.texts.model.cache.grows
     jobs = [drive.job(prompt, 8, ignore_eos=True) for prompt in asked]
     assert drive.shuffle(jobs, seed=1, chunk=9, evict=0.1) == [alone(mine, p, 8, eos_token_id=None) for p in asked]
+
+
+def test_weights_that_are_there_need_no_memory_whether_or_not_the_device_has_its_number(gpu):
+    gpu.free = 0
+    copies._check_memory(made("opt").to("meta"), torch.device("meta"), copies.itself)
+    with FakeTensorMode():
+        there = torch.empty(2, 3, device="cuda:0")
+    for name, on in (("cuda", True), ("cuda:0", True), ("cuda:1", False), ("cpu", False)):
+        assert copies._is_on(there, torch.device(name)) is on

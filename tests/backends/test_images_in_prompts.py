@@ -9,6 +9,7 @@ import pytest
 import torch
 from crossing import Crossing
 from pictures import EXACT, IMAGE, MARKERS, alone, picture, sighted
+from places import DEVICE
 from texts import Drive, model_of
 from toys import Flat
 
@@ -278,7 +279,7 @@ def test_a_template_that_raises_and_a_tokenizer_without_eos_or_pad():
 def test_copies_of_a_model_look_too():
     model, processor = sighted("llava")
     wanted = [alone(model, processor, text, images, MAX) for text, images in asked("llava")]
-    with engine(copy.deepcopy(model), processor, devices=["cpu", "cpu"]) as running:
+    with engine(copy.deepcopy(model), processor, devices=[str(DEVICE)] * 2) as running:
         answers = [running.submit(text, images=images, max_tokens=MAX) for text, images in asked("llava")]
         assert [list(answer.result(60).token_ids) for answer in answers] == wanted
 

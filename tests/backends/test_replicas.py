@@ -7,6 +7,7 @@ import json
 import threading
 
 import pytest
+from places import DEVICE
 from test_texts import MAX, engine
 from test_transformers_config import write
 from texts import alone, model_of, prompts
@@ -37,7 +38,7 @@ class Places:
 def test_two_replicas_serve_the_tokens_of_generate(policy):
     model, places = model_of("llama"), Places()
     wanted = [tuple(alone(model, prompt, MAX)) for prompt in prompts(20)]
-    with engine(model, policy=policy, devices=["cpu", "cpu"], observers=[places]) as running:
+    with engine(model, policy=policy, devices=[str(DEVICE)] * 2, observers=[places]) as running:
         answers = [running.submit(prompt, max_tokens=MAX) for prompt in prompts(20)]
         assert [answer.result(60).token_ids for answer in answers] == wanted
         assert running.models[""].used == 0
@@ -52,7 +53,7 @@ def test_replicas_run_at_the_same_time():
     def meet(module, inputs):
         both.wait(30)
 
-    with engine(copy.deepcopy(model), devices=["cpu", "cpu"]) as running:
+    with engine(copy.deepcopy(model), devices=[str(DEVICE)] * 2) as running:
         for _, texts in running.models[""]._devices:
             texts.model.model.register_forward_pre_hook(meet)
         answers = [running.submit(prompt, max_tokens=1) for prompt in prompts(2)]
@@ -63,7 +64,7 @@ def test_replicas_run_at_the_same_time():
 def test_each_replica_has_blocks_of_its_own():
     model = model_of("opt")
     wanted = [tuple(alone(model, prompt, 40)) for prompt in prompts(10, high=20)]
-    options = {"policy": "fcfs", "slots": 10, "kv_cache": KVCache(9, 8), "devices": ["cpu", "cpu"]}
+    options = {"policy": "fcfs", "slots": 10, "kv_cache": KVCache(9, 8), "devices": [str(DEVICE)] * 2}
     with engine(model, **options) as running:
         answers = [running.submit(prompt, max_tokens=40) for prompt in prompts(10, high=20)]
         assert [answer.result(60).token_ids for answer in answers] == wanted
@@ -71,7 +72,7 @@ def test_each_replica_has_blocks_of_its_own():
 
 
 def test_a_request_is_cancelled_where_it_is():
-    with engine(model_of("opt"), devices=["cpu", "cpu"]) as running:
+    with engine(model_of("opt"), devices=[str(DEVICE)] * 2) as running:
         answers = [running.submit(prompt, max_tokens=80, ignore_eos=True) for prompt in prompts(4, high=10)]
         for answer in answers:
             next(iter(answer))
@@ -83,7 +84,7 @@ def test_a_request_is_cancelled_where_it_is():
 
 def test_replicas_on_one_device_share_weights_and_nothing_else():
     model = copy.deepcopy(model_of("llama"))
-    first, second = copies(model, ["cpu", "cpu"])
+    first, second = copies(model, [str(DEVICE)] * 2)
     assert first is model and second is not model
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert one is other
@@ -119,8 +120,8 @@ def test_a_model_that_cannot_be_copied_is_told():
     model = copy.deepcopy(model_of("opt"))
     model.kept = threading.Lock()
     with pytest.raises(BackendError, match="OPTForCausalLM cannot be on several devices: copying it raised TypeError"):
-        engine(model, devices=["cpu", "cpu"])
-    with engine(model, devices=["cpu"]) as running:
+        engine(model, devices=[str(DEVICE)] * 2)
+    with engine(model, devices=[str(DEVICE)]) as running:
         assert running(prompts(1)[0], max_tokens=2).token_ids
 
 

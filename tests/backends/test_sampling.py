@@ -84,7 +84,7 @@ def test_processors_are_of_their_request_alone():
 
     def only_nine(ids, scores):
         seen.append(ids.shape[1])
-        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([9]), 0.0)
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([9], device=scores.device), 0.0)
 
     model, (one, two) = model_of("llama"), prompts(2)
     drive = Drive(model)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from places import DEVICE
 from test_texts import engine
 from texts import alone, model_of, prompts
 
@@ -31,7 +32,7 @@ def moved(log: EventLog) -> list[str]:
 def served(kind: str, sampling: dict, goes: str, *observers: Observer, **options):
     """Ten texts on two replicas, of which one goes once some of both have their first tokens."""
     log = EventLog()
-    with engine(model_of(kind), devices=["cpu", "cpu"], observers=[log, *observers], **options) as running:
+    with engine(model_of(kind), devices=[str(DEVICE)] * 2, observers=[log, *observers], **options) as running:
         answers = [running.submit(prompt, max_tokens=20, **sampling) for prompt in prompts(10)]
         for answer in answers[:4]:
             next(iter(answer))
@@ -65,7 +66,7 @@ def test_a_text_is_streamed_without_a_gap_or_a_repeat_when_it_moves():
     prompt = prompts(1)[0]
     wanted = alone(model_of("llama"), prompt, 60)
     gone = threading.Event()
-    with engine(model_of("llama"), devices=["cpu", "cpu"]) as running:
+    with engine(model_of("llama"), devices=[str(DEVICE)] * 2) as running:
         answer, tokens = running.submit(prompt, max_tokens=60), []
         for token in answer:
             tokens.append(token.id)

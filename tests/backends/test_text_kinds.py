@@ -107,7 +107,7 @@ def test_a_model_that_keeps_something_of_requests_in_itself_is_refused():
 
     def remember(module, inputs, output):
         seen.append(1)
-        return output + len(seen) * torch.arange(output.shape[-1])
+        return output + len(seen) * torch.arange(output.shape[-1], device=output.device)
 
     model.transformer.word_embeddings.register_forward_hook(remember)
     with pytest.raises(BackendError, match="BloomForCausalLM cannot be served: "):

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 from pictures import MARKERS, picture, sighted  # noqa: E402
 from pictures import alone as seen_alone  # noqa: E402
+from places import DEVICE  # noqa: E402
 from texts import alone, made, prompts  # noqa: E402
 from toys import Flat  # noqa: E402
 
@@ -63,7 +64,7 @@ def wanted(model, prompt, name, most=8, **how):
         ("sdpa", {"slots": 1}),
         ("sdpa", {"slots": 8, "prefix_tokens": 0, "policy": "fcfs", "kv_cache": KVCache(14, 8)}),
         ("sdpa", {"slots": 4, "buckets": [64]}),
-        ("sdpa", {"slots": 4, "devices": ["cpu"] * 2}),
+        ("sdpa", {"slots": 4, "devices": [str(DEVICE)] * 2}),
         ("eager", {"slots": 8}),
     ],
     ids=["packed", "one slot", "little memory", "buckets", "two devices", "lanes"],
@@ -115,7 +116,7 @@ def test_what_one_adapter_computed_of_a_prompt_is_not_taken_for_another():
 
 def test_the_model_is_its_own_for_others_while_requests_choose():
     model, (prompt,) = wrapped(), prompts(1, seed=6)
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     with torch.inference_mode(), neustream.serve(model, slots=2, measure_s=0.1) as service:
         before = model(input_ids=ids).logits
         answer = service.submit(prompt, adapter="wide", max_tokens=40, ignore_eos=True)

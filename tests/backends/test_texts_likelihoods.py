@@ -19,14 +19,14 @@ MAX = 6
 @torch.inference_mode()
 def stock(model, ids):
     """Log-probabilities [tokens, vocabulary] behind each token, of one stock call."""
-    return model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return model(torch.tensor([ids], device=model.device)).logits[0].float().log_softmax(-1)
 
 
 def stock_scores(model, prompt, tokens):
     """Those behind which `generate` chose each of its new tokens."""
     out = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        torch.tensor([prompt], device=model.device),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
         max_new_tokens=tokens,
         do_sample=False,
         output_scores=True,

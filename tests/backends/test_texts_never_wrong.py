@@ -145,7 +145,7 @@ def masked(model, first):
     """Tokens from `first` on are never chosen: a vocabulary that was padded."""
 
     def mask(module, inputs, logits):
-        return logits.index_fill(-1, torch.arange(first, logits.shape[-1]), float("-inf"))
+        return logits.index_fill(-1, torch.arange(first, logits.shape[-1], device=logits.device), float("-inf"))
 
     model.lm_head.register_forward_hook(mask)
     return model

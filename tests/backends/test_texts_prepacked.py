@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from places import DEVICE
 from test_texts import engine
 from texts import Drive, alone, made, model_of, prompts
 
@@ -18,6 +19,8 @@ from neustream.backends.transformers import LanguageModel, prepacked
 from neustream.backends.transformers.measured import fingerprint
 from neustream.backends.transformers.prepacked import Prepacked, prepacked_of
 from neustream.backends.transformers.slots import Row
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="layouts of oneDNN are for CPUs")
 
 WIDE = {
     "llama": {"hidden_size": 512, "intermediate_size": 512},

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from places import DEVICE
 from texts import alone, made, model_of, prompts
 
 import neustream
@@ -23,7 +24,7 @@ def tokens(many):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prefix_tokens": 0}, {"buckets": [64]}, {"slots": 2}, {"devices": ["cpu"] * 2}]
+    "options", [{}, {"prefix_tokens": 0}, {"buckets": [64]}, {"slots": 2}, {"devices": [str(DEVICE)] * 2}]
 )
 def test_sequences_are_those_of_as_many_calls_with_seeds_of_their_own(options):
     model, given = model_of("llama"), prompts(3, seed=4, low=20)

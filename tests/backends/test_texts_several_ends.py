@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from places import DEVICE
 from texts import alone, made, model_of, prompts
 
 import neustream
@@ -194,7 +195,7 @@ def test_more_sequences_than_may_be_open_are_refused_as_a_whole():
 
 
 def test_who_holds_what_is_closed_keeps_no_slots():
-    service = neustream.serve(made("llama"), slots=4, devices=["cpu"] * 2, measure_s=0.1)
+    service = neustream.serve(made("llama"), slots=4, devices=[str(DEVICE)] * 2, measure_s=0.1)
     service([5, 6], max_tokens=2)
     caches = [weakref.ref(layer.keys) for _, texts in service.models[""]._devices for layer in texts.model.cache.used]
     assert len(caches) == 4 and all(isinstance(one(), torch.Tensor) for one in caches)

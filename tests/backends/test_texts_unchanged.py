@@ -63,7 +63,7 @@ def q_proj(model):
 
 def optimize(model):
     weights = [weight.requires_grad_(True) for weight in model.parameters()]
-    model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    model(input_ids=torch.tensor([[5, 6, 7]], device=model.device)).logits.sum().backward()
     torch.optim.SGD(weights, lr=1.0).step()
 
 
