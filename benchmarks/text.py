@@ -13,8 +13,9 @@ falls on all; figures are medians over rounds. All have the same weights.
 process of its own, steps its engine in place (`text_vllm.py`), and is left out where `--vllm` names no Python
 that has it. Ours reads larger linear layers in oneDNN's layout on a CPU; the plain one has `prepack=False`. On CUDA
 its decodes are graphs; one more has `graphs=False`. What fails is told, and left out. Greedy tokens are compared with
-those of `generate`, as far as it was asked: `other` counts requests with a difference. With `--handed`, ours is also
-measured with all turns of the engine on its own thread: none follows a brief step on the worker's.
+those of `generate`, as far as it was asked: `other` counts requests with a difference. An empty `--beside` leaves out
+all but vLLM and ours, which are compared with each other then. With `--handed`, ours is also measured with all turns of
+the engine on its own thread: none follows a brief step on the worker's.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ from neustream.profiling import versions
 BLOCK = 32
 """Tokens of a block of `generate_batch`, which takes all memory where it is not told how many."""
 CONCURRENT = (1, 8, 32)
+BESIDE = ("generate", "generate_batch", "ours, plain")
+"""What may be left out."""
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,12 @@ def systems_of(model: Any, args: argparse.Namespace, name: str) -> Iterator[dict
     """All that serve a model, each by its name; all with the same weights."""
     seats = max(args.concurrent)
     with contextlib.ExitStack() as stack:
-        found: dict[str, System] = {"generate": lambda work, concurrent: by_generate(model, work, concurrent)}
-        with telling("generate_batch"):
-            found["generate_batch"] = _manager(twin(model), seats, stack)  # it changes its model's attention
+        found: dict[str, System] = {}
+        if "generate" in args.beside:
+            found["generate"] = lambda work, concurrent: by_generate(model, work, concurrent)
+        if "generate_batch" in args.beside:
+            with telling("generate_batch"):
+                found["generate_batch"] = _manager(twin(model), seats, stack)  # it changes its model's attention
         if args.vllm is not None:
             process = Vllm(args.vllm, model, seats)
             stack.callback(process.close)
@@ -240,7 +246,7 @@ def systems_of(model: Any, args: argparse.Namespace, name: str) -> Iterator[dict
         if args.device != "cpu":
             plain = _ours(twin(model), seats, stack, graphs=False)
             found["ours, no graphs"] = lambda work, concurrent: by_ours(plain, work, concurrent)
-        elif name in PREPACKED:
+        elif name in PREPACKED and "ours, plain" in args.beside:
             plain = _ours(twin(model), seats, stack, prepack=False)
             found["ours, plain"] = lambda work, concurrent: by_ours(plain, work, concurrent)
         yield found
@@ -286,7 +292,7 @@ def measure(name: str, args: argparse.Namespace, done: Callable[[list[dict[str, 
                     return rows()
                 with telling(called):
                     served = run(work.first(args.each * concurrent) if args.each else work, concurrent)
-                    wanted = wanted or [one.tokens for one in served]  # `generate` is the first
+                    wanted = wanted or [one.tokens for one in served]  # of the first, `generate` if it is there
                     cells[called, concurrent].add(served, wanted)
                     done(rows())
     return rows()
@@ -330,6 +336,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--seconds", type=at_least_one, help="behind so many nothing more is begun")
     parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM, as `make test-vllm` makes one")
+    parser.add_argument(
+        "--beside", nargs="*", choices=BESIDE, default=list(BESIDE), help="what is measured beside vLLM and ours"
+    )
     parser.add_argument("--handed", action="store_true", help="ours with turns on the engine's thread alone, too")
     parser.add_argument("--out", type=Path, help="a JSON file for the results, written behind each of them")
     args = parser.parse_args()

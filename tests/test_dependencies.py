@@ -26,8 +26,9 @@ with warnings.catch_warnings():
 
     from neustream.backends.diffusers import calls, parts, stepping
     from neustream.backends.loading.images import CUT_OFF
+    from neustream.backends.transformers import recorded
     from neustream.backends.transformers.facts import CACHE_NAMES
-    from neustream.backends.transformers.slots import SlotLayer
+    from neustream.backends.transformers.layers import SlotLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # numpy 2's, of how diffusers calls it
 TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 16}
@@ -211,6 +212,8 @@ TORCH = [
     Detail("`torch.OutOfMemoryError`", "torch.py", lambda: issubclass(torch.OutOfMemoryError, RuntimeError)),
     Detail("autocast of a thread, by kind of device", "diffusers/calls.py",
            lambda: torch.is_autocast_enabled("cpu") is False and torch.get_autocast_dtype("cpu") is torch.bfloat16),
+    Detail("passes over graphs that its tracer took down", "transformers/recorded.py",
+           lambda: all(callable(getattr(torch._C, name)) for name in recorded.PASSES)),
     Detail("`Generator.clone_state`", "diffusers/request.py",
            lambda: torch.Generator().manual_seed(3).clone_state().initial_seed() == 3),
 ]  # fmt: skip

@@ -7,6 +7,8 @@ import threading
 
 import pytest
 import torch
+from places import DEVICE
+from replays import fill
 from texts import CONFIGS, Drive, alone, made, model_of, prompts
 
 from neustream.backends.transformers import packed
@@ -63,11 +65,25 @@ def test_keys_that_are_read_through_first_are_the_same(monkeypatch):
 
 
 def test_masks_have_a_multiple_of_keys_as_far_as_slots_have_them():
-    keys = packed._Keys(torch.tensor([7, 30, 93]), 95, 8)
+    keys = packed._Keys(torch.tensor([7, 30, 93]), 95, 8, None)
     mask, context = keys.mask(0, 2, 31)
     assert context == 32 and mask.sum(-1).tolist() == [8, 31]
     mask, context = keys.mask(2, 3, 94)
     assert context == 95 and mask.sum(-1).tolist() == [94]
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="masks are what attention adds on a CPU alone")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_masks_that_attention_adds_to_its_scores_give_the_same_bits_as_others(dtype, monkeypatch):
+    served = LanguageModel(copy.deepcopy(model_of("llama")).to(dtype), slots=6)
+    rows = [Row(slot, start, [5]) for slot, start in enumerate((30, 31, 60, 3))] + [Row(4, 20, [6, 7, 8])]
+    fill(served, 1)
+    masks = [part.mask for part in served.packed(rows).parts]
+    assert {mask.dtype for mask in masks} == {dtype}
+    added = served.forward(rows)
+    monkeypatch.setattr(type(served.cache), "dtype", None)
+    assert {part.mask.dtype for part in served.packed(rows).parts} == {torch.bool}
+    assert torch.equal(served.forward(rows), added)
 
 
 def test_a_model_that_attends_in_its_own_way_gets_lanes():

@@ -12,6 +12,7 @@ import weakref
 
 import pytest
 import torch
+from places import DEVICE
 from texts import CONFIGS, Drive, alone, made, model_of, prompts
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -20,6 +21,8 @@ from neustream.backends.transformers.model import LanguageModel
 from neustream.backends.transformers.recorded import NotRecorded, Recorded
 from neustream.backends.transformers.slots import Row
 from neustream.errors import StageFailed
+
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="calls are taken down on a CPU alone")
 
 WIDE = {
     "llama": {"hidden_size": 512, "intermediate_size": 512},
@@ -262,8 +265,8 @@ def behind(monkeypatch, change):
     """Have all that is taken down from now on give `change` of what it computes."""
     traced = recorded._traced
 
-    def changed(function, given):
-        found = traced(function, given)
+    def changed(function, given, sites):
+        found = traced(function, given, sites)
         return lambda *inputs: change(found(*inputs))
 
     monkeypatch.setattr(recorded, "_traced", changed)
@@ -277,6 +280,45 @@ def test_other_logits_are_refused(monkeypatch):
         pytest.raises(NotRecorded, match="logits of 1 rows are others than those of the stock call"),
     ):
         Recorded(served)
+
+
+def test_what_is_taken_down_twice_is_computed_once_whatever_its_size(monkeypatch):
+    graphs, made = [], torch._C._create_function_from_graph
+    monkeypatch.setattr(
+        torch._C, "_create_function_from_graph", lambda name, graph: (graphs.append(graph), made(name, graph))[1]
+    )
+
+    def function(states):
+        half = states.shape[-1] // 2
+        return states[..., : states.shape[-1] // 2] * 2 + states[..., :half] * 2
+
+    taken = recorded._traced(function, [torch.ones(1, 3, 8)], [])
+    for shape in ((1, 3, 8), (2, 5, 6)):
+        states = torch.rand(shape)
+        assert torch.equal(taken(states), function(states))
+    kinds = [node.kind() for node in graphs[0].nodes()]
+    assert kinds.count("aten::mul") == kinds.count("aten::floor_divide") == 1
+
+
+def test_an_attention_that_nobody_reads_is_not_left_out(monkeypatch):
+    sites = []
+
+    def function(states):
+        sites.append(recorded._Site(None, None, {}))
+        torch.ops.neustream.attend(states, states, states, 0)
+        return states + 1
+
+    class Stand:
+        def update(self, layer, key, value):
+            pass
+
+        def attend(self, module, query, key, value):
+            return query.clone(), None
+
+    monkeypatch.setattr(recorded._here, "call", Stand())
+    monkeypatch.setattr(recorded._here, "sites", sites)
+    with pytest.raises(NotRecorded, match="of 1 attentions 1 are asked for nothing"):
+        recorded._traced(function, [torch.ones(1, 1, 3, 8)], sites)
 
 
 def test_what_only_goes_on_with_its_own_size_is_left_to_the_model(monkeypatch):

@@ -94,6 +94,27 @@ def test_slots_close_up_when_one_between_gets_free():
     assert drive.finish(jobs) == wanted
 
 
+def test_a_slot_between_that_somebody_new_gets_in_the_same_step_is_left_to_him(monkeypatch):
+    model = model_of("llama")
+    asked = prompts(7, seed=2)
+    wanted = [alone(model, prompt, MAX) for prompt in asked]
+    drive = Drive(model, slots=5)
+    jobs = [drive.job(prompt, MAX) for prompt in asked]
+    moved, move = [], type(drive.texts.model.cache).move
+    monkeypatch.setattr(type(drive.texts.model.cache), "move", lambda *given: (moved.append(given[1:]), move(*given)))
+    drive.step(dict.fromkeys(jobs[:5]))
+    for gone in (jobs[1], jobs[3]):
+        drive.evict(gone)
+    drive.step(dict.fromkeys([jobs[0], jobs[2], jobs[4], jobs[5], jobs[6]]))
+    assert not moved
+    assert sorted(held.slot for held in drive.texts._seats.held.values()) == [0, 1, 2, 3, 4]
+    for gone in (jobs[5], jobs[6]):
+        drive.evict(gone)
+    drive.step(dict.fromkeys([jobs[0], jobs[2], jobs[4], jobs[1]]))  # one of two holes
+    assert [places[:2] for places in moved] == [(4, 3)]
+    assert drive.finish(jobs) == wanted
+
+
 def test_eos_and_stop_tokens_end_a_text():
     model = model_of("opt")
     prompt = prompts(1)[0]

@@ -287,7 +287,8 @@ class LanguageModel:
     def packed(self, rows: Sequence[Row]) -> Packed:
         """Rows as one lane, which the cache's next call is for."""
         assert isinstance(self.cache, Slots)
-        call = Packed(rows, self.device, self.cache.token_bytes, self.max_len, cold=self._cold)
+        size, dtype = self.cache.token_bytes, self.cache.dtype
+        call = Packed(rows, self.device, size, self.max_len, cold=self._cold, dtype=dtype)
         self.cache.select(call)
         return call
 

@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,19 +67,35 @@ class _Part:
     streamed: bool = False
 
 
+@lru_cache(maxsize=16)
+def _counted(device: torch.device, length: int) -> torch.Tensor:
+    """0, 1, ... on a device."""
+    return torch.arange(length, device=device)
+
+
+@cache
+def _weighed(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """What attention on a CPU adds to the score of a key that is seen, and of one that is not."""
+    return torch.zeros((), dtype=dtype), torch.full((), -torch.inf, dtype=dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """Which keys tokens at `positions` of a lane see, of `length` in a slot; masks have a multiple of `aligned`."""
+    """Which keys tokens at `positions` of a lane see, of `length` in a slot; masks have a multiple of `aligned`.
+
+    With a `dtype` masks are what attention adds to its scores: it makes these of other masks, anew in each layer.
+    """
 
     positions: torch.Tensor
     length: int
     aligned: int
+    dtype: torch.dtype | None
 
     def mask(self, first: int, last: int, most: int) -> tuple[torch.Tensor, int]:
         """The mask [tokens, keys] of tokens `first` to `last`, which see `most` keys at most; how many it has."""
         context = min(-(-most // self.aligned) * self.aligned, self.length)
-        places = torch.arange(context, device=self.positions.device)
-        return places <= self.positions[first:last, None], context
+        seen = _counted(self.positions.device, self.length)[:context] <= self.positions[first:last, None]
+        return seen if self.dtype is None else torch.where(seen, *_weighed(self.dtype)), context
 
 
 def _places(prompts: Sequence[Row], first: int) -> Iterator[tuple[Row, int, int]]:
@@ -97,10 +114,18 @@ class Packed:
         token_bytes: keys and values of one token in one layer.
         length: tokens of a slot.
         cold: whether they are in no cache when a step begins.
+        dtype: of keys and values.
     """
 
     def __init__(
-        self, rows: Sequence[Row], device: torch.device, token_bytes: int, length: int, *, cold: bool = False
+        self,
+        rows: Sequence[Row],
+        device: torch.device,
+        token_bytes: int,
+        length: int,
+        *,
+        cold: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.rows, self.device = rows, device
         self.start = max(row.start for row in rows)
@@ -111,7 +136,8 @@ class Packed:
         lane = _lane(ordered, device)
         self.ids, self.positions = lane[:1], lane[1:2]
         streamed = token_bytes if cold else 0
-        keys = _Keys(lane[1], length, ALIGNED if device.type == "cuda" else 1)
+        gpu = device.type == "cuda"
+        keys = _Keys(lane[1], length, ALIGNED if gpu else 1, None if gpu else dtype)
         self.parts = list(_decoding(decodes, keys, _most_waste(device, token_bytes), streamed))
         self._decodes = len(decodes)
         self._one = decodes[0] if len(decodes) == 1 else None

@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from neustream.backends.transformers.layers import SlotLayer
     from neustream.backends.transformers.model import LanguageModel
 
+PASSES = (
+    "_jit_pass_erase_shape_information",
+    "_jit_pass_constant_pooling",
+    "_jit_pass_cse",
+    "_jit_pass_peephole",
+    "_jit_pass_cse",
+    "_jit_pass_dce",
+)
+"""What torch does with what was taken down: sizes of the example are forgotten, and what is computed twice, mostly
+sizes again, is computed once."""
 SHOWN = 3
 """Decodes of the call that is taken down."""
 TRIED = (1, 2, 3, 5, 8)
@@ -131,7 +141,7 @@ class Recorded:
                 using.enter_context(packing(model.config, recording))
                 if model.prepacked is not None:
                     using.enter_context(model.prepacked.used())
-                found = _traced(function, given)
+                found = _traced(function, given, sites)
         except OUT_OF_MEMORY:
             raise
         except Exception as error:  # whatever code does that was not made for this
@@ -197,12 +207,21 @@ class _Weights:
                 some[key] = weight
 
 
-def _traced(function: Callable[..., torch.Tensor], given: Sequence[torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _traced(
+    function: Callable[..., torch.Tensor], given: Sequence[torch.Tensor], sites: Sequence[_Site]
+) -> Callable[..., torch.Tensor]:
     """A function as torch's tracer takes it down, in a unit of its own, which ends with it.
 
     `torch.jit.trace` puts all that it takes down into one unit, which keeps it as long as the process is there.
+    What it takes down more than once is computed once: that leaves out operations, and changes no result.
+    NotRecorded if one of the attentions, whose `sites` come about meanwhile, is not among them.
     """
     graph, _ = torch._C._create_graph_by_tracing(function, tuple(given), lambda value: "", True, False)
+    for name in PASSES:
+        getattr(torch._C, name)(graph)
+    attentions = sum([node.kind() == "neustream::attend" for node in graph.nodes()])
+    if attentions != len(sites):
+        raise NotRecorded(f"of {len(sites)} attentions {len(sites) - attentions} are asked for nothing")
     found: Callable[..., torch.Tensor] = torch._C._create_function_from_graph("taken_down", graph)
     return found
 

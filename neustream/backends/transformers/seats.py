@@ -187,12 +187,15 @@ class Seats:
     def close_up(self, ids: Sequence[str], lanes: float = math.inf) -> None:
         """Move texts from the highest slots into free ones between the others: neighbours are read without a copy.
 
-        Those that are not in the first `lanes` slots move into free ones below the others too.
+        Those that are not in the first `lanes` slots move into free ones below the others too. The lowest free
+        slots are left to those of `ids` that have none yet, who get them.
         """
         held = sorted((self.held[id] for id in ids if id in self.held), key=lambda one: one.slot)
+        new = len(ids) - len(held)
         while held:
             first = held[0].slot if held[-1].slot < lanes else -1
-            hole = min((slot for slot in self._free if slot > first), default=math.inf)
+            others = self._free[: max(0, len(self._free) - new)]
+            hole = min((slot for slot in others if slot > first), default=math.inf)
             if hole > held[-1].slot:
                 return
             top, at = held.pop(), self._free.index(int(hole))

@@ -315,6 +315,11 @@ class Slots(Cache):
         return self._token_bytes
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """Of keys and values; None before the first call."""
+        return next((layer.keys.dtype for layer in self.used), None)
+
+    @property
     def nbytes(self) -> int:
         """Memory that keys and values take now, but for the rest of their last pages."""
         tokens = self.total if self.grows else self.slots * self.length
