@@ -250,7 +250,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 means = [statistics.mean(row[number] for row in some if row["value"] == value) for value in values]
                 axis.plot(values, means, style, marker="o", label=rule)
             axis.set(xlabel=over, ylabel=label, ylim=(0, None), xticks=SWEEPS[over])
-    axes[0][0].legend(loc="lower left")
+    axes[1][0].legend(*axes[0][0].get_legend_handles_labels(), loc="lower left", fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
