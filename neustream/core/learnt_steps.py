@@ -9,6 +9,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from neustream.core.contrast import Contrast
 from neustream.core.observed import BLOCK, Ratios
 from neustream.core.steps import Step, StepLatency
 from neustream.core.types import TICK
@@ -120,7 +121,8 @@ class LearntSteps:
     steps take lately.
 
     With a measured `base` the function is added to it, and the factor is what lasts
-    (`Ratios.usual`): a phase of the device is none of its speed. The function is fitted to blocks
+    (`Ratios.usual`): a phase of the device is none of its speed. Steps with prompts take `Contrast`
+    times as long besides, which is known after a few of them. The function is fitted to blocks
     of steps, each step over what its block took on average, so that phases do not get into it, and
     errors count as shares of the profile. It is shrunk by what noise would explain.
 
@@ -150,7 +152,8 @@ class LearntSteps:
         self._mean = 0.0
         self._ratios = Ratios(LATEST) if base is None else Ratios()
         self._factor = 1.0
-        self._block: list[tuple[Step, float, float]] = []
+        self._contrast = Contrast()
+        self._block: list[tuple[Step, float, float, float]] = []
         self._lone: dict[float, float] = {}  # seconds of a decode alone, by its context
         self._steady = base is not None and not getattr(base, "learns", False)
 
@@ -172,7 +175,9 @@ class LearntSteps:
         return measured
 
     def seconds(self, step: Step) -> float:
-        if step.decodes != 1 or step.prefills or not self._steady:
+        if step.prefills:
+            return self._factor * self._contrast.times * self._fitted(step)
+        if step.decodes != 1 or not self._steady:
             return self._factor * self._fitted(step)
         seconds = self._lone.get(step.context)
         if seconds is None:
@@ -207,26 +212,40 @@ class LearntSteps:
         else:
             self._beside(self.base.seconds(step), step, seconds)
 
-    def _note(self, fitted: float, seconds: float) -> None:
-        """A step took so long where `fitted` was expected, the factor aside."""
+    def _note(self, fitted: float, seconds: float) -> float:
+        """A step took so long where `fitted` was expected, the factor aside; how many times that
+        is."""
         exact = abs(self._factor * fitted - seconds) < TICK  # a clock's sums are no other speed
-        self._ratios.add(self._factor if exact else seconds / fitted)
+        ratio = self._factor if exact else seconds / fitted
+        self._ratios.add(ratio)
+        return ratio
 
     # -- with a measured base ---------------------------------------------------------------------
 
     def _beside(self, base: float, step: Step, seconds: float) -> None:
         fitted = max(base + self._fit(step), base / 4)
-        self._note(fitted, seconds)
+        times = self._contrast.times if step.prefills else 1.0
+        ratio = self._note(times * fitted, seconds)
+        if step.prefills:
+            self._contrast.prompt(times * ratio)
+        else:
+            self._contrast.decode(ratio)
         self.observed += 1
-        self._block.append((step, base, fitted))
-        if len(self._block) < BLOCK:
-            return
-        steps, bases, expected = zip(*self._block, strict=True)
+        self._block.append((step, base, fitted, times * ratio))
+        if len(self._block) == BLOCK:
+            self._learn()
+
+    def _learn(self) -> None:
+        """Take in a block of steps, each over what all of it took on average."""
+        steps, bases, expected, ratios = zip(*self._block, strict=True)
         self._block = []
         before = self._factor, self._fit.weights
         self._factor = self._ratios.usual
+        times = [self._contrast.times if step.prefills else 1.0 for step in steps]
+        mean = self._ratios.mean
+        took = np.clip(np.array(ratios) / times, mean / 2, mean * 2)
         sizes = np.array(bases)
-        self._fit.add(steps, self._ratios.relative * np.array(expected) - sizes, sizes)
+        self._fit.add(steps, took / took.mean() * np.array(expected) - sizes, sizes)
         self._fit.solve(TRUST / self._fit.steps, rising=False)
         self._fit.doubt()
         if before != (self._factor, self._fit.weights):

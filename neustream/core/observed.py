@@ -67,13 +67,12 @@ class Ratios:
     phase at the start is none of the device's usual speed.
     """
 
-    __slots__ = ("_block", "_blocks", "_latest", "_quantiles", "_whole", "count", "mean", "usual")
+    __slots__ = ("_block", "_blocks", "_latest", "_quantiles", "count", "mean", "usual")
 
     def __init__(self, window: int = LATEST) -> None:
         self.count = 0
         self.mean = self.usual = 1.0
         self._block: list[float] = []
-        self._whole: list[float] = []
         self._blocks: deque[float] = deque(maxlen=BLOCKS)
         self._latest: deque[float] = deque(maxlen=window)
         self._quantiles = Spread()
@@ -87,7 +86,7 @@ class Ratios:
         self._block.append(counted)
         if len(self._block) == BLOCK:
             self._blocks.append(sum(self._block) / BLOCK)
-            self._whole, self._block = self._block, []
+            self._block = []
             missing = max(FEW - len(self._blocks), 0)
             self.usual = median([*self._blocks, *[1.0] * missing])
 
@@ -98,12 +97,6 @@ class Ratios:
         sums = np.cumsum([0.0, *blocks])
         means: Floats = np.sort(sums[count:] - sums[:-count]) / (count * self.usual)
         return means
-
-    @property
-    def relative(self) -> Floats:
-        """The ratios of the latest whole block over their mean [BLOCK]; empty before the first."""
-        whole = np.array(self._whole)
-        return whole / whole.mean() if len(whole) else whole
 
     @property
     def slow(self) -> float:
@@ -138,7 +131,7 @@ class Ratios:
         """What was expected was a guess: the mean starts anew."""
         self.mean = self.usual = 1.0
         self.count = 0
-        self._block, self._whole = [], []
+        self._block = []
         self._blocks.clear()
         self._latest.clear()
         self._quantiles = Spread()

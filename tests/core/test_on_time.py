@@ -258,7 +258,7 @@ def test_who_waits_for_memory_holds_none_meanwhile():
         model = model_queues(seen(scheduler, 0.0), "llm")
         horizon = expectations(model, 400, margin=0.0, units=320.0, block=16)
         return Newcomers(
-            Outlook(horizon, model.decodes), [], model.prefills, np.zeros(1), 1.0, beside=True
+            Outlook(horizon, model.decodes), [], model.prefills, np.zeros(1), 0.0, 1.0, beside=True
         ).memory_time()[0]
 
     assert taken(60) == pytest.approx(taken(20), rel=0.05)
@@ -312,7 +312,7 @@ def test_what_a_newcomer_adds_is_what_the_chances_of_all_rise_by(seed):
     scheduler = scheduler_with(running, waiting, now=0.5, ends=[150] * 50)
     model = model_queues(seen(scheduler, 0.5), "llm")
     outlook = Outlook(expectations(model, 300, margin=0.0, units=math.inf, block=0), model.decodes)
-    newcomers = Newcomers(outlook, [], model.prefills, np.full(20, 0.012), 1.0, beside=True)
+    newcomers = Newcomers(outlook, [], model.prefills, np.full(20, 0.012), 0.0, 1.0, beside=True)
     later = outlook.horizon.points > 0
     rows = outlook.horizon.rows(model.prefills, running=True)
 

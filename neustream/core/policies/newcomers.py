@@ -58,7 +58,8 @@ class Newcomers:
     Args:
         outlook: of those who run.
         back: those that lost their memory and have to be prefilled again: they count as running.
-        waiting: the newcomers; `extra`: seconds that the prompt of each takes beside the others.
+        waiting: the newcomers; `extra`: seconds that the prompt of each takes beside the others;
+            `saved`: those that each takes less behind the first in one step.
         first: the most seconds of prompts in the coming step, if that is to cost no deadline.
         beside: whether the others decode in that step too.
 
@@ -73,6 +74,7 @@ class Newcomers:
         back: Sequence[Job],
         waiting: Sequence[Job],
         extra: Floats,
+        saved: float,
         first: float,
         beside: bool,
     ) -> None:
@@ -97,14 +99,16 @@ class Newcomers:
         if any(brief):
             self._each[brief] *= ~later  # nothing is promised after the first output
         self._extra = extra
+        self._behind = np.maximum(extra - saved, 0.0)
         self._first = first
         self._weight = np.array([job.weight for job in (*outlook.jobs, *back)])
         self.weight = np.array([job.weight for job in waiting])
         self._needs = needs
         self._spent = horizon.spent_by(needs) if back else outlook.spent
+        all_at_once = float(self._behind.sum() + (extra - self._behind).max())
         everybody = needs + self._each.sum(0), needs + PROBE * self._typical
         self._most, self._probed = horizon.spent_by(
-            np.stack(everybody, axis=1), np.array([[float(extra.sum())], [0.0]])
+            np.stack(everybody, axis=1), np.array([[all_at_once], [0.0]])
         )
         self._tight = self._who_can_be_late()
         self.nobody = Taken(needs, 0.0, np.zeros(len(waiting)))
@@ -158,6 +162,11 @@ class Newcomers:
             return False
         return not (self.own.time + TICK < self._most).any()
 
+    def seconds(self, taken: Taken, index: int) -> float:
+        """What the prompt of one more takes in a step with those that were taken."""
+        each = self._behind if taken.ahead else self._extra
+        return float(each[index])
+
     def adds(
         self, taken: Taken, index: int, seconds: float, behind: Sequence[int], refused: bool
     ) -> Taken | None:
@@ -193,12 +202,12 @@ class Newcomers:
         first who is most are."""
         if refused:
             for index in behind[: ONE_BY_ONE - 1]:
-                yield self._and(taken, index, float(self._extra[index]))
+                yield self._and(taken, index, self.seconds(taken, index))
             return
         if taken.value < 0:
             yield taken
         for index in behind[: IN_LINE - 1]:
-            after = self._and(after, index, float(self._extra[index]))
+            after = self._and(after, index, self.seconds(after, index))
             yield after
 
     def _weigh(self, cases: Sequence[Taken]) -> None:

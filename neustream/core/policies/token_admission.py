@@ -13,10 +13,10 @@ from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats, Horizon, points_to_end
 from neustream.core.policies.model_queues import has_progress
 from neustream.core.policies.newcomers import Newcomers
+from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.steps import Step
 
 if TYPE_CHECKING:
-    from neustream.core.policies.token_prefill import PrefillPlan
     from neustream.core.policies.token_step import StepPlan
 
 WEIGHED = 32
@@ -67,7 +67,13 @@ class Worth:
         self._extra = np.array([plan.prompt_seconds(job) for job in waiting])
         slack = (plan.due(plan.alive[0]) if plan.alive else math.inf) - plan.view.now
         self._newcomers = Newcomers(
-            plan.outlook, back, waiting, self._extra, slack - plan.together, beside=bool(plan.alive)
+            plan.outlook,
+            back,
+            waiting,
+            self._extra,
+            self._saved(waiting),
+            slack - plan.together,
+            beside=bool(plan.alive),
         )
         self._all_in_time = self._newcomers.all_in_time()
         self._order = list(range(len(waiting))) if by_deadline else self._by_gain(waiting)
@@ -86,6 +92,18 @@ class Worth:
         gains[[job.computed > 0 for job in waiting]] = math.inf
         order: list[int] = np.lexsort((-self._urgency(waiting), -gains)).tolist()
         return order
+
+    def _saved(self, waiting: Sequence[Job]) -> float:
+        """Seconds by which a prompt makes a step longer less if it is not the first of it: by how
+        much all of them in one take less than each alone, for each but one."""
+        plan = self._plan
+        if len(waiting) < 2:
+            return 0.0
+        everybody = PrefillPlan(plan.alive, context=plan.context)
+        for job in waiting:
+            everybody.add(job, plan.sizes[job])
+        together = plan.seconds(everybody.step()) - plan.together
+        return max((float(self._extra.sum()) - together) / (len(waiting) - 1), 0.0)
 
     def _urgency(self, waiting: Sequence[Job]) -> Floats:
         """Apparent tardiness cost (Vepsalainen and Morton, 1987) where memory is short, else 0.
@@ -112,7 +130,7 @@ class Worth:
         if has_progress(job) or self._all_in_time:
             return True
         place = self._order[index]
-        seconds = float(self._extra[place])
+        seconds = self._newcomers.seconds(self._taken, place)
         if size < self._plan.sizes[job]:
             seconds = self._plan.seconds(part.step_with(job, size))
             seconds -= self._plan.seconds(part.step())

@@ -35,7 +35,9 @@ class TokenDeadlines:
     3. Prompts join this step as long as everyone in it, and every running generation, still has its
        next output in time. Where only the end was promised, no single output is due: 2 looks after
        those. A prompt that is too long for this step begins with a part, if the rest can follow in
-       time.
+       time. What any prompt adds to a step is charged to the first one in it alone. Where the
+       decodes have slack for some of the prompts, those wait for the others if they bring more by
+       the second together (`token_company.py`).
     4. Three kinds of steps are compared: prompts beside all decodes, beside only those decodes that
        would be late otherwise, or alone. The one that takes most prompts in wins; at equality,
        prompts run alone where requests are promised so little that they could not wait for a longer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from neustream.core.job import Job
 from neustream.core.policies.model_queues import at_decode
-from neustream.core.policies.token_prefill import PrefillPlan
+from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.steps import Step
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -13,8 +13,8 @@ import numpy as np
 
 from neustream.core.job import Job
 from neustream.core.policies.model_queues import at_decode
+from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.token_admission import Admission, admission
-from neustream.core.steps import Step
 from neustream.core.types import TICK
 
 if TYPE_CHECKING:
@@ -24,53 +24,6 @@ REFUSALS = 4
 """Prompts that may not be promised, after which those behind them are not tried."""
 SOON = 3.0
 """Times for which room for one comes by: who can wait no longer than that comes back at once."""
-
-
-@dataclass(slots=True)
-class PrefillPlan:
-    """Prompts in a step: who, how many tokens of each, beside which decodes.
-
-    Attributes:
-        slack: seconds that the step may take for the decodes' sake.
-        due: seconds after which it must be over for the prompts that end in it.
-        chosen: tokens of each prompt; `tokens`, `square`: their sums (see `Step`).
-        instead: late requests whose room they need.
-        context: tokens that the decodes read.
-    """
-
-    decodes: list[Job]
-    slack: float = math.inf
-    due: float = math.inf
-    chosen: dict[Job, float] = field(default_factory=dict)
-    tokens: float = 0.0
-    square: float = 0.0
-    instead: list[Job] = field(default_factory=list)
-    context: float = 0.0
-
-    @property
-    def worth(self) -> float:
-        """The weight of the prompts, each by the part of it that is prefilled."""
-        return sum([job.weight * size / job.size for job, size in self.chosen.items()])
-
-    def step(self) -> Step:
-        """The step as it is."""
-        return Step(len(self.chosen), self.tokens, self.square, len(self.decodes), self.context)
-
-    def step_with(self, job: Job, size: float) -> Step:
-        """The step with `size` tokens of one more prompt."""
-        square = self.square + (2 * job.computed + size) * size
-        prompts, tokens = len(self.chosen) + 1, self.tokens + size
-        return Step(prompts, tokens, square, len(self.decodes), self.context)
-
-    def without_decodes(self) -> Step:
-        """The prompts' step alone."""
-        return Step(len(self.chosen), self.tokens, self.square)
-
-    def add(self, job: Job, size: float) -> None:
-        """Prefill `size` tokens of `job` in this step."""
-        self.square += (2 * job.computed + size) * size
-        self.tokens += size
-        self.chosen[job] = size
 
 
 @dataclass(slots=True)
@@ -242,12 +195,19 @@ class PrefillFiller:
 
         `size` of them may be in it, and its output is due in `time` seconds.
         """
+        in_time = False
         if size == self.plan.sizes[job]:
-            expected, seconds = self.plan.expected_and_safe(part.step_with(job, size))
             others = min(part.slack, part.due)
-            if expected <= time + TICK and seconds <= others + TICK:
+            if time == others == math.inf:
                 return size
-        return self._begin(part, job) if part.decodes else 0.0
+            expected, seconds = self.plan.expected_and_safe(part.step_with(job, size))
+            in_time = expected <= time + TICK
+            if in_time and seconds <= others + TICK:
+                return size
+        begun = self._begin(part, job) if part.decodes else 0.0
+        if in_time and not begun:
+            part.outside.append(job)
+        return begun
 
     def _begin(self, part: PrefillPlan, job: Job) -> float:
         """Tokens of a prompt for this step if the rest of it can follow in time; else 0."""

@@ -16,10 +16,12 @@ from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats
 from neustream.core.policies.model_queues import ModelQueues, has_progress
 from neustream.core.policies.on_time import Outlook, expectations
+from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.recent_prompts import patience, typical
+from neustream.core.policies.token_company import waits
 from neustream.core.policies.token_due import shortest, steady
 from neustream.core.policies.token_late import take_late
-from neustream.core.policies.token_prefill import PrefillFiller, PrefillPlan
+from neustream.core.policies.token_prefill import PrefillFiller
 from neustream.core.policy import Decision, View
 from neustream.core.reasons import due, span
 from neustream.core.steps import Step
@@ -256,7 +258,7 @@ class StepPlan:
         best = filler.fill(self.alive)
         if self.alive:
             best = self._best(filler, best)
-        if best.chosen:
+        if best.chosen and not waits(self, best):
             self.part = best
 
     def _best(self, filler: PrefillFiller, beside_all: PrefillPlan) -> PrefillPlan:
