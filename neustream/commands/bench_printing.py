@@ -59,16 +59,21 @@ def show_run(run: Run, since: Since) -> None:
     say_warnings(run, told)
 
 
-def say_lengths(run: Run, asks: Iterable[Ask]) -> None:
-    """Say if prompts are longer or shorter than was asked for, as the server counts them."""
+def say_lengths(run: Run, asks: Iterable[Ask], tokenizer: str | None) -> None:
+    """Say if prompts are longer or shorter than was asked for, as the server counts them.
+
+    tokenizer: by which they were made; None: by words.
+    """
     asked = {ask.id: ask.input_tokens for ask in asks if ask.input_tokens and not ask.follows}
     heard = [each for each in run.records if each.counted_by == "usage" and each.id in asked and each.input_tokens]
     wanted = sum(asked[each.id] or 0 for each in heard)
     got = sum(each.input_tokens or 0 for each in heard)
     if heard and not 1 - APART < got / wanted < 1 + APART:
+        why = "--tokenizer says which are its own"
+        if tokenizer is not None:
+            why = f"its tokens may be others than those of --tokenizer {tokenizer}, and a chat's template adds some"
         notes.print(
-            f"prompts have {got / wanted:.3g} times the tokens that were asked for, as the server counts them; "
-            "--tokenizer says which are its own",
+            f"prompts have {got / wanted:.3g} times the tokens that were asked for, as the server counts them; {why}",
             soft_wrap=True,
         )
 

@@ -154,7 +154,7 @@ def command(
         if bound is not None and not run.interrupted:
             run.meta["bound"] = bound
         show_run(run, since)
-        say_lengths(run, plan.asks)
+        say_lengths(run, plan.asks, server.tokenizer)
         content = {**told, **summary(run, since, results.save_detailed)}
         write_each(
             lambda: write(content),

@@ -206,6 +206,14 @@ def test_prompts_that_are_longer_for_the_server_are_said(stub, asked, said):
     assert done.status == 0 and (said in done.err if said else "times the tokens" not in done.err)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"), [([], "--tokenizer says which"), (["--tokenizer", "bytes"], "than those of --tokenizer bytes")]
+)
+def test_what_may_make_prompts_longer_is_said_by_what_was_given(stub, more, said):
+    done = serve(stub, "--random-input-len", 4, *more)
+    assert done.status == 0 and said in done.err
+
+
 def test_a_warm_up_is_sent_and_not_kept(stub):
     seen = len(stub.log)
     done = serve(stub, "--num-warmups", 3, "--json", "-", count=4)
