@@ -50,7 +50,7 @@ class Completion:
         token_ids: the new tokens, with the one that ended it.
         finish_reason: "stop" at EOS, a stop token or a stop string, "length" at `max_tokens`.
         at_s: seconds from the request to each token; `latency_s`: to its end.
-        on_time: whether every promise was kept.
+        on_time: whether every promise was kept. A call of an agent has no times of its own: it has zeros, and True.
         likelihoods: of the new tokens; scores: of the prompt's behind its first. None where that was not asked.
         stops: the stop strings, if one of them ended it; `text` ends before that, and is empty where it
             begins in the prompt.
