@@ -89,6 +89,25 @@ def test_calls_have_as_many_tokens_as_fit_from_then_on(kind, caplog, monkeypatch
     assert drive.texts._lacking.most is None  # decodes find enough
 
 
+def test_a_large_call_of_long_ago_does_not_keep_later_ones_small(monkeypatch):
+    monkeypatch.setattr(lacking, "PATIENCE", 2)
+    calls = lacking.Lacking("a model")
+
+    def steps():
+        count = 0
+        while calls.most is not None:
+            calls.step()
+            count += 1
+        return count
+
+    calls.found_none(8, "full")
+    alone = steps()
+    calls.found_none(2048, "full")
+    steps()
+    calls.found_none(8, "full")
+    assert calls.most == 4 and steps() == alone > 0
+
+
 def test_a_request_that_never_fits_fails_alone():
     model, _, drive = driven("in slots", lambda call, tokens: False)
     fine, never = drive.job([5, 6, 7], 8), drive.job([8, 9], 8)

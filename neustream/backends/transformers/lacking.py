@@ -27,7 +27,7 @@ class Lacking:
     def __init__(self, name: str) -> None:
         self.most: int | None = None
         self._name = name
-        self._failed = 0  # tokens of the largest call that found no memory
+        self._failed = 0  # tokens of the largest call that found no memory since calls were last as large as ever
         self._steps = 0
 
     def found_none(self, tokens: int, why: str) -> None:
@@ -49,7 +49,9 @@ class Lacking:
         self._steps += 1
         if self._steps > PATIENCE:
             self._steps = 0
-            self.most = None if self.most * 2 >= self._failed else self.most * 2
+            self.most *= 2
+            if self.most >= self._failed:
+                self.most, self._failed = None, 0
 
     def parted(self, groups: Sequence[list[str]], rows: Mapping[str, Row]) -> list[list[str]]:
         """The same groups, or smaller ones where a call has too many tokens; the order stays."""
