@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from neustream.core.graph import Stage
 from neustream.core.job import Job
 from neustream.errors import GraphError, RequestError
 
@@ -117,8 +118,7 @@ class BlockPool:
         stage = job.stage
         if stage is None or not stage.caches:
             return 0
-        tokens = size if stage.phase == "decode" else job.computed + size
-        return self.cache.blocks_of(tokens) - job.num_blocks
+        return self.cache.blocks_of(_kept(job, stage, size)) - job.num_blocks
 
     # -- reservations -----------------------------------------------------------------------------
 
@@ -150,15 +150,18 @@ class BlockPool:
     def fits(self, job: Job) -> bool:
         """Whether the whole cache suffices for the job's next step."""
         stage = job.stage
-        return stage is None or not stage.caches or job.size <= self.cache.capacity
+        if stage is None or not stage.caches:
+            return True
+        return _kept(job, stage, job.size) <= self.cache.capacity
 
     def misfit(self, job: Job) -> str:
         """Why a job that does not fit cannot run."""
         stage, cache = job.stage, self.cache
-        name = "" if stage is None else stage.name
+        assert stage is not None  # elsewhere all fit
+        tokens = _kept(job, stage, job.size)
         return (
-            f"request {job.id!r}: stage {name!r} needs KV cache for {job.size:.0f} tokens at once, "
-            f"that of model {self.model!r} in pool {self.pool!r} has {cache.capacity} "
+            f"request {job.id!r}: stage {stage.name!r} needs KV cache for {tokens:.0f} tokens at "
+            f"once, that of model {self.model!r} in pool {self.pool!r} has {cache.capacity} "
             f"({cache.num_blocks} blocks of {cache.block_size})"
         )
 
@@ -202,11 +205,17 @@ class BlockPool:
             stage = job.stage
             if stage is None or not stage.caches:
                 continue
-            if job.size > capacity:
+            known = 0.0 if stage.phase == "decode" else job.computed
+            if known + job.size > capacity:
                 return False
-            tokens = size if stage.phase == "decode" else job.computed + size
+            tokens = known + size
             need += -int(-tokens // block_size) - job.num_blocks
         return need <= self.free
+
+
+def _kept(job: Job, stage: Stage, size: float) -> float:
+    """Tokens of a job in the cache after `size` units of its step: of a prompt all so far."""
+    return size if stage.phase == "decode" else job.computed + size
 
 
 class _Wanted(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hand import begin, free_blocks
 
-from neustream import FCFS, GraphError, KVCache, LinearProfile, Pool, Request, Scheduler
+from neustream import FCFS, GraphError, KVCache, LinearProfile, Pool, Request, RequestError, Scheduler
 from neustream.core.graph import Graph
 from neustream.core.steps import StepProfile
 from neustream.graphs import llm, llm_profiles
@@ -56,4 +56,12 @@ def test_something_has_to_be_left_to_do(cached):
     some = scheduler()
     with pytest.raises(GraphError, match=r"known of stage 'llm.prefill' must be 0 or more and below its size 16"):
         some.submit(text("none", cached), 0.0)
+    assert not some.jobs
+
+
+def test_a_prompt_that_has_no_room_beside_its_known_beginning_is_refused():
+    some = scheduler()
+    request = Request("long", GRAPH, params={"prompt_tokens": 40, "max_tokens": 1, "cached_tokens": 12})
+    with pytest.raises(RequestError, match=r"'long': stage 'llm.prefill' needs KV cache for 40 tokens .* has 32"):
+        some.submit(request, 0.0)
     assert not some.jobs

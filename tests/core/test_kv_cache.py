@@ -33,7 +33,8 @@ def plain(free, jobs, sizes, others):
         return blocks(size if job.stage is DECODE else job.computed + size) - job.num_blocks
 
     def large(job):
-        return job.stage is not TOOL and job.size > NUM_BLOCKS * BLOCK
+        known = job.computed if job.stage is PREFILL else 0.0
+        return job.stage is not TOOL and known + job.size > NUM_BLOCKS * BLOCK
 
     wanted = [(job, size) for job, size in zip(jobs, sizes, strict=True) if not large(job)]
     too_large = tuple(job for job in jobs if large(job))
