@@ -15,7 +15,8 @@ Floats = NDArray[np.float64]
 def decode_seconds(steps: StepLatency, batch: Floats, context: Floats) -> Floats:
     """Seconds of decodes of `batch` requests that read `context` tokens [...].
 
-    Batches are whole numbers of 1 or more.
+    Batches are whole numbers of 1 or more. A rule may ask about more than run in one step, as if
+    all who wait had come: a fit goes on beyond its largest batch, a table stays as it is there.
     """
     if isinstance(steps, StepProfile):
         return _profiled(steps.decode, batch, context)
@@ -28,14 +29,15 @@ def decode_seconds(steps: StepLatency, batch: Floats, context: Floats) -> Floats
 
 
 def _profiled(profile: LatencyProfile, batch: Floats, context: Floats) -> Floats:
-    if isinstance(profile, LinearProfile) and batch.max() <= profile.max_batch:
+    if isinstance(profile, LinearProfile):
         base, per_job, per_size, _ = profile.coefficients
         seconds: Floats = base + per_job * batch + per_size * context
         if seconds.min() > 0:
             return seconds
     if isinstance(profile, DecodeGrid):
         return _interpolated(profile, batch, context)
-    each = zip(batch.ravel().tolist(), context.ravel().tolist(), strict=True)
+    largest = np.minimum(batch, profile.max_batch)
+    each = zip(largest.ravel().tolist(), context.ravel().tolist(), strict=True)
     return np.array([profile.latency(int(b), c) for b, c in each]).reshape(batch.shape)
 
 

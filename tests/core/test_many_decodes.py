@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from toys import Flat
 
-from neustream import LinearProfile
+from neustream import LinearProfile, TableProfile
 from neustream.core.learnt_steps import LearntSteps
 from neustream.core.lengths import BIN, Lengths
 from neustream.core.many_decodes import decode_seconds
 from neustream.core.steps import DecodeGrid, PrefillTable, Step, StepProfile
-from neustream.errors import ProfileError
 
 PREFILL = PrefillTable("prefill", [1, 100], [0.01, 0.02], (0.01, 1e-4, 0.0))
 LINEAR = StepProfile("llm", PREFILL, LinearProfile("decode", base=0.01, per_job=3e-4, per_size=1e-6, max_batch=400))
@@ -51,9 +50,12 @@ def test_many_decodes_take_to_the_bit_what_each_of_them_takes(kind):
     assert decode_seconds(KINDS[kind], batch, context).ravel().tolist() == each
 
 
-def test_a_batch_that_a_fit_does_not_cover_is_refused_among_others():
-    with pytest.raises(ProfileError, match="not valid at batch 401"):
-        decode_seconds(LINEAR, np.array([3.0, 401.0]), np.array([30.0, 30.0]))
+def test_beyond_its_largest_batch_a_profile_goes_on():
+    """A rule asks what it would be if all who wait had come: more than run in one step."""
+    batch, context = np.array([3.0, 401.0]), np.array([30.0, 30.0])
+    assert decode_seconds(LINEAR, batch, context).tolist() == pytest.approx([0.01 + 9.3e-4, 0.01 + 401 * 3e-4 + 3e-5])
+    table = StepProfile("llm", PREFILL, TableProfile("decode", [1, 4], [0.01, 0.02]))
+    assert decode_seconds(table, np.array([4.0, 9.0]), context).tolist() == [0.02, 0.02]
 
 
 def test_usual_lengths_of_many_are_those_of_each():

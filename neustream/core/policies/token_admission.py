@@ -201,6 +201,9 @@ class Beside:
     def begin(self, part: PrefillPlan) -> None:
         """Those that do not decode in this step have their next output in the one after it."""
         self._load = self._running[len(part.decodes) < len(self._plan.alive)]
+        self._all_fit = False
+        if len(self.waiting) + len(part.decodes) > self._plan.model.seats:
+            return
         square = sum([(2 * job.computed + job.size) * job.size for job in self.waiting])
         tokens = sum([job.size for job in self.waiting])
         step = Step(len(self.waiting), tokens, square, len(part.decodes), part.context)

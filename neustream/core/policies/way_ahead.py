@@ -150,8 +150,9 @@ def _legs(
         elif stage.phase == "decode":
             prefill, calls = prompts.get(stage.model, (stage, 0))
             one = profile.steps.seconds(Step(1, size, size * size))
-            many = profile.steps.seconds(Step(CROWD, CROWD * size, CROWD * size * size))
-            each = one, min(many / CROWD, one)
+            batch = min(CROWD, profile.max_batch, stage.max_batch)
+            many = profile.steps.seconds(Step(batch, batch * size, batch * size * size))
+            each = one, min(many / batch, one)
             own = here.get(stage.name, 0)
             if own > 0:
                 first = here.get(prefill.name, 0) if calls else 0
@@ -183,8 +184,9 @@ def _calls(
     mean = float(outputs.mean())
     context = size + mean / 2
     one = steps.seconds(Step(decodes=1, context=context))
-    many = steps.seconds(Step(decodes=PROBE, context=PROBE * context))
-    each = max((many - one) / (PROBE - 1), 0.0)
+    probe = min(PROBE, view.profiles[stage.name].max_batch, stage.max_batch)
+    many = steps.seconds(Step(decodes=probe, context=probe * context))
+    each = max((many - one) / max(probe - 1, 1), 0.0)
     batch = float(stage.max_batch)
     cache = None if pool is None else pool.kv_caches.get(stage.model)
     if cache is not None:

@@ -100,11 +100,11 @@ class Run:
         steps = np.floor(steps + TICK)
         lengths = self.model.view.lengths.get(self.model.label) or Lengths()
         most = float((self.made + self.most).max())
-        late = lengths.lasts(self.made, np.maximum(steps, 0.0), most)
-        late = np.where(steps >= self.most[:, None], 0.0, np.where(steps < 1, 1.0, late))
-        chance: Floats = (
-            1.0 - np.add.reduce(late, axis=1) / late.shape[1]
-        )  # half of what `mean` takes
+        all_of = self.most[:, None]
+        late = lengths.lasts(self.made, np.minimum(np.maximum(steps, 0.0), all_of), most)
+        late = np.where(steps >= all_of, 0.0, np.where(steps < 1, 1.0, late))
+        # half of what `mean` takes
+        chance: Floats = 1.0 - np.add.reduce(late, axis=1) / late.shape[1]
         return chance
 
     def without(self, rows: Collection[int]) -> Run:

@@ -1,0 +1,58 @@
+"""Profiles that are valid for fewer requests than a rule looks at: nothing is asked beyond them."""
+
+from __future__ import annotations
+
+import pytest
+
+from neustream import SLO, Engine, Graph, LinearProfile, Member, Pool, Priced, Request, Scheduler, Stage, VirtualClock
+from neustream.core.graph import loop, seq
+from neustream.core.steps import StepProfile
+from neustream.engine.executor import ProfiledExecutor
+from neustream.graphs import llm, llm_profiles
+
+PARAMS = {"prompt_tokens": 20, "max_tokens": 4}
+
+
+def served(graph, slo, most):
+    """Ten requests at once, where a step of the model takes at most so many."""
+    parts = [LinearProfile(name, base=0.01, per_size=1e-5, max_batch=most) for name in ("prefill", "decode")]
+    profiles = llm_profiles("m", StepProfile("m", *parts), most) | {
+        "tool": LinearProfile("tool", base=0.1, max_batch=1)
+    }
+    pools = [Pool("gpu", ("m.prefill", "m.decode"))]
+    pools += [Pool("tool", ("tool",), concurrency=8)] if "tool" in graph.stages else []
+    scheduler = Scheduler(pools, Priced(), {name: profiles[name] for name in graph.stages})
+    member = Member(scheduler, {pool.name: ProfiledExecutor() for pool in pools})
+    return Engine(member, VirtualClock()).run([Request(str(at), graph, 0.0, slo, PARAMS) for at in range(10)]).counts
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_of_texts(most):
+    slo = SLO(first=0.2, step=0.05)
+    assert served(Graph("text", llm("m", max_batch=most)), slo, most)["on_time"] >= 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_of_agents(most):
+    graph = Graph("agent", seq(llm("m", max_batch=most), Stage("tool")))
+    assert served(graph, SLO(2.0), most)["on_time"] == 10
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_of_texts_beside_images(most):
+    """What a text may take of the device is kept for images that have begun."""
+    parts = [LinearProfile(name, base=0.01, per_size=1e-5, max_batch=most) for name in ("prefill", "decode")]
+    profiles = llm_profiles("m", StepProfile("m", *parts), most)
+    profiles["draw"] = LinearProfile("draw", base=0.02, max_batch=8)
+    text, image = Graph("text", llm("m", max_batch=most)), Graph("image", loop(Stage("draw", 8), times=20))
+    pool = Pool("gpu", ("m.prefill", "m.decode", "draw"))
+    member = Member(Scheduler([pool], Priced(), profiles), {"gpu": ProfiledExecutor()})
+    requests = [Request(str(at), (text, image)[at % 2], 0.0, SLO(3.0), PARAMS) for at in range(12)]
+    assert Engine(member, VirtualClock()).run(requests).counts["on_time"] >= 6
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("total", [1e12, 1e300])
+def test_of_agents_with_nearly_all_the_time_there_is(total):
+    graph = Graph("agent", seq(llm("m", max_batch=2), Stage("tool")))
+    assert served(graph, SLO(total), 2)["on_time"] == 10
