@@ -95,15 +95,17 @@ class Worth:
 
     def _saved(self, waiting: Sequence[Job]) -> float:
         """Seconds by which a prompt makes a step longer less if it is not the first of it: by how
-        much all of them in one take less than each alone, for each but one."""
+        much as many as have seats take less in one than each alone, for each but one."""
         plan = self._plan
-        if len(waiting) < 2:
+        some = waiting[: max(plan.model.seats - len(plan.alive), 0)]
+        if len(some) < 2:
             return 0.0
         everybody = PrefillPlan(plan.alive, context=plan.context)
-        for job in waiting:
+        for job in some:
             everybody.add(job, plan.sizes[job])
         together = plan.seconds(everybody.step()) - plan.together
-        return max((float(self._extra.sum()) - together) / (len(waiting) - 1), 0.0)
+        apart = float(self._extra[: len(some)].sum())
+        return max((apart - together) / (len(some) - 1), 0.0)
 
     def _urgency(self, waiting: Sequence[Job]) -> Floats:
         """Apparent tardiness cost (Vepsalainen and Morton, 1987) where memory is short, else 0.
