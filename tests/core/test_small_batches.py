@@ -13,7 +13,7 @@ from neustream.graphs import llm, llm_profiles
 PARAMS = {"prompt_tokens": 20, "max_tokens": 4}
 
 
-def served(graph, slo, most):
+def served(graph, slo, most, cached=0):
     """Ten requests at once, where a step of the model takes at most so many."""
     parts = [LinearProfile(name, base=0.01, per_size=1e-5, max_batch=most) for name in ("prefill", "decode")]
     profiles = llm_profiles("m", StepProfile("m", *parts), most) | {
@@ -23,7 +23,8 @@ def served(graph, slo, most):
     pools += [Pool("tool", ("tool",), concurrency=8)] if "tool" in graph.stages else []
     scheduler = Scheduler(pools, Priced(), {name: profiles[name] for name in graph.stages})
     member = Member(scheduler, {pool.name: ProfiledExecutor() for pool in pools})
-    return Engine(member, VirtualClock()).run([Request(str(at), graph, 0.0, slo, PARAMS) for at in range(10)]).counts
+    requests = [Request(str(at), graph, 0.0, slo, {**PARAMS, "cached_tokens": cached}) for at in range(10)]
+    return Engine(member, VirtualClock()).run(requests).counts
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
@@ -36,6 +37,13 @@ def test_of_texts(most):
 def test_of_agents(most):
     graph = Graph("agent", seq(llm("m", max_batch=most), Stage("tool")))
     assert served(graph, SLO(2.0), most)["on_time"] == 10
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_of_agents_whose_prompts_begin_with_what_is_known(most):
+    """Each has some of its prompt already, and no more of them run than have seats."""
+    graph = Graph("agent", seq(llm("m", max_batch=most), Stage("tool")))
+    assert served(graph, SLO(2.0), most, cached=5)["on_time"] == 10
 
 
 @pytest.mark.parametrize("most", [1, 2])

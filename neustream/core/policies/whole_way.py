@@ -188,12 +188,13 @@ class _Step:
     # -- those who wait ---------------------------------------------------------------------------
 
     def _sizes(self, under_way: Sequence[Job]) -> dict[Job, float]:
-        """Parts of the prompts that are under way."""
+        """Parts of the prompts that are under way, of as many as have seats."""
         left = self._tokens()
-        sizes = {}
+        seats = self.model.seats - len(self.model.decodes)
+        sizes: dict[Job, float] = {}
         for job in under_way:
             size = min(job.size, left)
-            if size >= 1:
+            if size >= 1 and len(sizes) < seats:
                 sizes[job] = size
                 left -= size
         return sizes
