@@ -64,3 +64,18 @@ def test_of_texts_beside_images(most):
 def test_of_agents_with_nearly_all_the_time_there_is(total):
     graph = Graph("agent", seq(llm("m", max_batch=2), Stage("tool")))
     assert served(graph, SLO(total), 2)["on_time"] == 10
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_of_texts_of_two_models_beside_some_that_are_promised_nothing(most):
+    """Promised texts of another model have a step of their own; they are in none of this one's."""
+    parts = [LinearProfile(name, base=0.01, per_size=1e-5, max_batch=most) for name in ("prefill", "decode")]
+    profiles, graphs = {}, []
+    for name in ("a", "b"):
+        profiles |= llm_profiles(name, StepProfile(name, *parts), most)
+        graphs.append(Graph(name, llm(name, max_batch=most)))
+    member = Member(Scheduler([Pool("gpu", tuple(profiles))], Priced(), profiles), {"gpu": ProfiledExecutor()})
+    params, promises = {"prompt_tokens": 20, "max_tokens": 40}, (SLO(9.0), SLO())
+    requests = [Request(str(at), graphs[at % 2], 0.01 * at, promises[at // 2 % 2], params) for at in range(16)]
+    counts = Engine(member, VirtualClock()).run(requests).counts
+    assert counts["failed"] == 0 and counts["on_time"] >= 12

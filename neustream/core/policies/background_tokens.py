@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from neustream.core.job import Job
-from neustream.core.policies.model_queues import ModelQueues, at_decode, continuous
+from neustream.core.policies.model_queues import ModelQueues, at_decode, continuous, model_queues
 from neustream.core.policies.recent_prompts import patience
 from neustream.core.policy import Decision, View
 from neustream.core.step_times import step_of
@@ -220,12 +220,14 @@ def _needs(model: ModelQueues, job: Job) -> int:
 
 
 def _time_to_spare(promised: View, model: ModelQueues) -> float:
-    """Seconds that a step may take before the next one of all promised decodes."""
-    decodes = [job for job in promised.jobs if at_decode(job)]
+    """Seconds that a step may take before the next one of all promised decodes, of each model."""
     time = _least_slack(promised)
-    if decodes:
-        context = sum([job.size for job in decodes])
-        time -= model.seconds(Step(decodes=len(decodes), context=context))
+    labels = [job.stage.model for job in promised.jobs if job.stage and at_decode(job)]
+    for label in dict.fromkeys(labels):
+        own = model_queues(promised, label)
+        assert own is not None
+        context = sum([job.size for job in own.decodes])
+        time -= own.seconds(Step(decodes=len(own.decodes), context=context))
     return min(time, SPARE * patience(promised, model))  # of requests that come meanwhile
 
 
