@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from neustream import Graph, Job, Request, Stage
 from neustream.core.policies import way_rooms
-from neustream.core.policies.way_rooms import KEPT, KnownLegs, ScarcePrice
+from neustream.core.policies.way_rooms import KEPT, KnownLegs, Looked, ScarcePrice
+
+GRAPH = Graph("graph", Stage("one"))
 
 
 def test_what_is_ahead_is_asked_anew_in_each_call_of_a_stage(monkeypatch):
@@ -31,3 +34,13 @@ def test_worth_is_kept_of_no_more_than_so_many_where_nobody_is_submitted():
     for at in range(2 * KEPT + 10):
         assert price.density([], 1.0, SimpleNamespace(id=f"r{at}", weight=1.0)) > 1e9
         assert len(price._worth) <= KEPT
+
+
+def test_another_job_where_a_gone_one_was_kept_is_not_taken_for_it():
+    """A look in vain holds for who was there: an object's place in memory is soon another one's."""
+    looked = Looked()
+    looked.in_vain(0.0, 9.0, [], [Job(Request("gone", GRAPH))])
+    assert all(looked.again(1.0, [], [Job(Request("new", GRAPH))]) for _ in range(50))
+    stays = Job(Request("stays", GRAPH))
+    looked.in_vain(2.0, 9.0, [], [stays])
+    assert not looked.again(3.0, [], [stays]) and looked.again(9.0, [], [stays])

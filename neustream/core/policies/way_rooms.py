@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -56,21 +57,18 @@ class Looked:
 
     def __init__(self) -> None:
         self._at = self.until = -math.inf
-        self._who: tuple[int, ...] = ()
+        self._who: tuple[Job, ...] = ()
 
     def again(self, now: float, *jobs: Sequence[Job]) -> bool:
         """Whether to look again."""
         if not self._at < now < self.until:
             return True
-        return self._who != self._ids(*jobs)
+        return self._who != tuple(chain(*jobs))
 
     def in_vain(self, now: float, until: float, *jobs: Sequence[Job]) -> None:
         """Nobody may join now, and nobody is given up: so it stays `until` then, as it seems."""
         if self.again(now, *jobs):
-            self._at, self.until, self._who = now, until, self._ids(*jobs)
-
-    def _ids(self, *jobs: Sequence[Job]) -> tuple[int, ...]:
-        return tuple([id(job) for some in jobs for job in some])
+            self._at, self.until, self._who = now, until, tuple(chain(*jobs))
 
 
 class Ahead(NamedTuple):
