@@ -56,7 +56,7 @@ def running(tmp_path_factory):
         return loaded[0]
 
     with serving(loading) as (url, said, _):
-        assert said.get(timeout=120) == "ready: sd, edit, chat"
+        assert said.get(timeout=600) == "ready: sd, edit, chat"
         yield url, loaded[0].service
 
 
