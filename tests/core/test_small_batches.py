@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from neustream import SLO, Engine, Graph, LinearProfile, Member, Pool, Priced, Request, Scheduler, Stage, VirtualClock
@@ -79,3 +81,22 @@ def test_of_texts_of_two_models_beside_some_that_are_promised_nothing(most):
     requests = [Request(str(at), graphs[at % 2], 0.01 * at, promises[at // 2 % 2], params) for at in range(16)]
     counts = Engine(member, VirtualClock()).run(requests).counts
     assert counts["failed"] == 0 and counts["on_time"] >= 12
+
+
+@pytest.mark.parametrize("seed", [8, 47, 48])
+def test_of_texts_that_wait_for_company(seed):
+    """Of those that prompts may wait for no more count than have seats."""
+    draw = random.Random(seed)
+    most = draw.choice([2, 3, 4, 6])
+    base, each = draw.choice([0.05, 0.1, 0.2]), draw.choice([1e-5, 1e-3])
+    prefill = LinearProfile("prefill", base=base, per_size=each, max_batch=most)
+    steps = StepProfile("m", prefill, LinearProfile("decode", base=0.01, max_batch=most))
+    scheduler = Scheduler([Pool("gpu", ("m.prefill", "m.decode"))], Priced(), llm_profiles("m", steps, most))
+    graph, requests, at = Graph("text", llm("m", max_batch=most)), [], 0.0
+    for number in range(30):
+        at += draw.choice([0, 0, 0.02, 0.1])
+        slo = SLO(first=draw.choice([0.5, 1, 3]), step=draw.choice([0.02, 0.05, 0.1]))
+        params = {"prompt_tokens": draw.choice([5, 50, 200]), "max_tokens": draw.choice([5, 30])}
+        requests.append(Request(str(number), graph, at, slo, params))
+    counts = Engine(Member(scheduler, {"gpu": ProfiledExecutor()}), VirtualClock()).run(requests).counts
+    assert counts["failed"] == 0 and counts["on_time"] >= 3

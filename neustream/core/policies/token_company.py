@@ -52,7 +52,10 @@ class _Company:
         least = part.worth / max(self._now, TICK) / RATHER
         some = PrefillPlan(plan.alive, context=plan.context)
         others = PrefillPlan(plan.alive, context=plan.context)
+        seats = plan.model.seats - len(plan.alive)
         for job in (*part.chosen, *part.outside):
+            if len(some.chosen) == seats:
+                break
             size, time = plan.sizes[job], plan.due(job) - plan.view.now
             if size > plan.view.pool.step_tokens - len(plan.alive) - some.tokens:
                 continue
