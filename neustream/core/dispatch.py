@@ -232,7 +232,7 @@ class Dispatch:
         """What the policy decides, and the step that comes of it, if any."""
         decision = self._decide(policy, view)
         batch = self._start_decided(state, policy, decision, view)
-        if decision.until > view.now:
+        if decision.until > view.now and policy is state.policy:
             self._note_again(state, decision, batch)
         full: set[str] = set()
         while decision.jobs and batch is None:  # no blocks for any: jobs that hold some go on

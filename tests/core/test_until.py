@@ -108,3 +108,11 @@ def test_another_rule_is_asked_in_its_place(instead):
     scheduler, rule = serving()
     batch = scheduler.next_batch("gpu", 2.0, instead=instead)
     assert instead.asked == 1 and len(batch.jobs) == 2 and rule.asked == 2
+
+
+def test_what_another_rule_decided_stands_for_nobody():
+    scheduler, rule = serving(until=-math.inf)
+    batch = scheduler.next_batch("gpu", 2.0, instead=Lasting(math.inf))
+    scheduler.finish(batch, [{}] * 2, 3.0)
+    step(scheduler, 3.0)
+    assert rule.asked == 3
