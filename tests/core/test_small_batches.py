@@ -8,6 +8,7 @@ import pytest
 
 from neustream import SLO, Engine, Graph, LinearProfile, Member, Pool, Priced, Request, Scheduler, Stage, VirtualClock
 from neustream.core.graph import loop, seq
+from neustream.core.policies import Sarathi
 from neustream.core.steps import StepProfile
 from neustream.engine.executor import ProfiledExecutor
 from neustream.graphs import llm, llm_profiles
@@ -15,7 +16,7 @@ from neustream.graphs import llm, llm_profiles
 PARAMS = {"prompt_tokens": 20, "max_tokens": 4}
 
 
-def served(graph, slo, most, cached=0):
+def served(graph, slo, most, cached=0, policy=None):
     """Ten requests at once, where a step of the model takes at most so many."""
     parts = [LinearProfile(name, base=0.01, per_size=1e-5, max_batch=most) for name in ("prefill", "decode")]
     profiles = llm_profiles("m", StepProfile("m", *parts), most) | {
@@ -23,7 +24,7 @@ def served(graph, slo, most, cached=0):
     }
     pools = [Pool("gpu", ("m.prefill", "m.decode"))]
     pools += [Pool("tool", ("tool",), concurrency=8)] if "tool" in graph.stages else []
-    scheduler = Scheduler(pools, Priced(), {name: profiles[name] for name in graph.stages})
+    scheduler = Scheduler(pools, policy or Priced(), {name: profiles[name] for name in graph.stages})
     member = Member(scheduler, {pool.name: ProfiledExecutor() for pool in pools})
     requests = [Request(str(at), graph, 0.0, slo, {**PARAMS, "cached_tokens": cached}) for at in range(10)]
     return Engine(member, VirtualClock()).run(requests).counts
@@ -33,6 +34,12 @@ def served(graph, slo, most, cached=0):
 def test_of_texts(most):
     slo = SLO(first=0.2, step=0.05)
     assert served(Graph("text", llm("m", max_batch=most)), slo, most)["on_time"] >= 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_of_texts_whose_prompts_fill_what_decodes_leave(most):
+    counts = served(Graph("text", llm("m", max_batch=most)), SLO(first=0.2, step=0.05), most, policy=Sarathi())
+    assert counts["failed"] == 0 and counts["on_time"] >= 1
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7])

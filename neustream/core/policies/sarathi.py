@@ -56,6 +56,8 @@ def _stall_free(view: View, model: ModelQueues) -> int:
     jobs = (*model.decodes, *model.prefills)
     pace = min([job.slo.step for job in jobs], default=math.inf)
     decodes = len(model.decodes)
+    if decodes >= model.seats:  # no prompt has a seat
+        return decodes
     context = sum([job.size for job in model.decodes])
     low, high = LEAST, max(view.pool.step_tokens - decodes, LEAST)
     while low < high:
