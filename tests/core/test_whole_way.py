@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from neustream.core.batch import Batch
 from neustream.core.graph import Graph, Stage, seq
 from neustream.core.kv_cache import KVCache
@@ -70,6 +72,14 @@ def test_a_maximum_that_nobody_comes_to_keeps_nobody_out():
 def test_a_request_that_needs_more_memory_than_there_is_ends():
     counts = served(Priced(), count=3, memory=160)
     assert sum(counts.values()) == 3 and counts["on_time"] == 0
+
+
+@pytest.mark.parametrize("gap", [0.02, 0.05])
+def test_who_comes_with_a_known_beginning_is_asked_for_room_as_others_are(gap):
+    """Work is the same, and what is known is in no step: it is not under way."""
+    known = {**PARAMS, "first": 60, "second": 110, "cached_tokens": 10}
+    plain, some = (served(Priced(), gap=gap, memory=4000, total=2.0, params=params) for params in (PARAMS, known))
+    assert some["on_time"] >= 0.8 * plain["on_time"] > 10
 
 
 def test_within_one_pool_the_rule_for_tokens_decides():

@@ -16,7 +16,13 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from neustream.core.job import Job
-from neustream.core.policies.model_queues import ModelQueues, at_decode, continuous, model_queues
+from neustream.core.policies.model_queues import (
+    ModelQueues,
+    at_decode,
+    continuous,
+    in_part,
+    model_queues,
+)
 from neustream.core.policies.recent_prompts import patience
 from neustream.core.policy import Decision, View
 from neustream.core.step_times import step_of
@@ -194,7 +200,7 @@ def _with_room(model: ModelQueues, rate: Rate) -> list[Job]:
 def _oldest_prompt(model: ModelQueues, rate: Rate) -> Job | None:
     """The prompt that goes on first: one under way, or the oldest."""
     prefills = _with_room(model, rate)
-    return min(prefills, key=lambda job: (not job.computed, job.arrival), default=None)
+    return min(prefills, key=lambda job: (not in_part(job), job.arrival), default=None)
 
 
 def _least(model: ModelQueues, rate: Rate) -> int:

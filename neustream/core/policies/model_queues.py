@@ -65,7 +65,14 @@ def at_decode(job: Job) -> bool:
 
 def has_progress(job: Job) -> bool:
     """Whether some of its prompt, or of what it generated, was computed already."""
-    return job.computed > 0 or job.call_outputs > 0
+    return job.call_outputs > 0 or in_part(job)
+
+
+def in_part(job: Job) -> bool:
+    """Whether some of the prompt that it is at was computed, beyond what was known when it came."""
+    if not job.computed or job.stage is None:
+        return False
+    return job.computed > job.stage.known_of(job)
 
 
 def split_by_model(
@@ -217,7 +224,7 @@ def continuous(
     free -= sum([model.blocks(job, 1) for job in jobs])
     seats = model.seats - len(jobs)
     prefills = _without(model.prefills, gone)
-    for job in sorted(prefills, key=lambda job: (not job.computed, key(job))):
+    for job in sorted(prefills, key=lambda job: (not in_part(job), key(job))):
         size = min(job.size, tokens)
         if size < 1 or seats < 1:
             break

@@ -11,7 +11,7 @@ import numpy as np
 
 from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats, Horizon, points_to_end
-from neustream.core.policies.model_queues import has_progress
+from neustream.core.policies.model_queues import has_progress, in_part
 from neustream.core.policies.newcomers import Newcomers
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.steps import Step
@@ -89,7 +89,7 @@ class Worth:
             gains = self._newcomers.gains().round(1)
             gains[[has_progress(job) for job in waiting]] = 1.0
         gains[[plan.dues[job] == math.inf for job in waiting]] = 0.0
-        gains[[job.computed > 0 for job in waiting]] = math.inf
+        gains[[in_part(job) for job in waiting]] = math.inf
         order: list[int] = np.lexsort((-self._urgency(waiting), -gains)).tolist()
         return order
 
@@ -160,7 +160,7 @@ def _by_deadline(plan: StepPlan) -> list[Job]:
     if any(job.slo.step < math.inf or job.due < math.inf for job in plan.waiting):
         return []
     least = plan.model.seconds(Step(1, 1.0, 1.0))
-    jobs = sorted(plan.waiting, key=lambda job: (not job.computed, plan.due(job)))
+    jobs = sorted(plan.waiting, key=lambda job: (not in_part(job), plan.due(job)))
     over = plan.view.now + plan.together
     for job in jobs:
         seconds = plan.seconds(Step(1, job.size, job.size * job.size))
@@ -215,7 +215,7 @@ class Beside:
     def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
         job = self.waiting[index]
         load = self._load + self._rows_of[index]
-        if not job.computed and not self._all_fit:
+        if not in_part(job) and not self._all_fit:
             ahead = self._plan.seconds(part.step_with(job, size))
             if not self._horizon.fits(load, ahead):
                 return False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neustream.core.job import Job
-from neustream.core.policies.model_queues import at_decode
+from neustream.core.policies.model_queues import at_decode, in_part
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.token_admission import Admission, admission
 from neustream.core.types import TICK
@@ -102,7 +102,7 @@ class PrefillFiller:
                 break
             whole, time = self.plan.sizes[job], self._time(job)
             promised = time < math.inf
-            if passed and not promised and not job.computed:
+            if passed and not promised and not in_part(job):
                 continue
             size = 0.0
             if not self._short or self._finds(room, job):
@@ -155,7 +155,7 @@ class PrefillFiller:
         spare = count if plan.due(job) >= plan.due(plan.alive[-1]) else 0
         prompt = plan.prompt_seconds(job)
         room = plan.sizes[job] / count * plan.together
-        if job.computed or self._time_to_wait(job) <= SOON * (room + prompt):
+        if in_part(job) or self._time_to_wait(job) <= SOON * (room + prompt):
             return spare
         growth = plan.outlook.growth(count * prompt / plan.together)
         return max(spare, plan.model.memory.blocks_of(growth))

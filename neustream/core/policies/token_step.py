@@ -14,7 +14,7 @@ import numpy as np
 
 from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats
-from neustream.core.policies.model_queues import ModelQueues, has_progress
+from neustream.core.policies.model_queues import ModelQueues, has_progress, in_part
 from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.recent_prompts import patience, typical
@@ -202,7 +202,7 @@ class StepPlan:
 
     def _rank(self, job: Job) -> tuple[bool, bool, float]:
         """Prompts under way first, then those with a deadline, then the shortest by weight."""
-        return not job.computed, self.dues[job] == math.inf, self.sizes[job] / job.weight
+        return not in_part(job), self.dues[job] == math.inf, self.sizes[job] / job.weight
 
     def _try_one(self) -> None:
         """Keep the job with the most slack of those that a learnt latency calls hopeless.
