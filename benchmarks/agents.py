@@ -279,6 +279,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         quick = [Task(0.8, 1, 1.8, 0, rule, 60) for rule in args.rule if rule != BOUND]
+        if not quick:
+            parser.error(
+                f"argument --rule: --quick simulates, and {BOUND!r} alone is no rule; allowed: {', '.join(RULES)}"
+            )
         rows = [{"over": "rate", "value": 0.8, "seed": 0, "rule": task.rule, **run(task)} for task in quick]
         print(markdown(rows))
         return

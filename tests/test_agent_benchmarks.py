@@ -78,6 +78,13 @@ def test_runs_that_are_kept_are_not_simulated_again(scripts, tmp_path, monkeypat
     assert len(agents.rows_of(kept_results.kept(work), ["rate", "scale"], ["edf", "priced"], 1)) == 2 * (5 + 4)
 
 
+def test_a_quick_look_at_no_rule_but_the_bound_is_refused(scripts, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["agents.py", "--quick", "--rule", "bound"])
+    with pytest.raises(SystemExit, match="2"):
+        scripts[0].main()
+    assert "'bound' alone is no rule; allowed: vllm," in capsys.readouterr().err
+
+
 def test_the_page_says_of_how_many_seeds_its_points_are(scripts):
     agents, _, _ = scripts
     rows = [{"over": "rate", "value": 0.6, "seed": seed, "rule": "edf", **NUMBERS} for seed in range(2)]
