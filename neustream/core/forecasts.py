@@ -210,7 +210,8 @@ class Question:
         tokens, first, in_time = text.prompt_tokens + asked.tokens, until, True
         if f"{text.model}.prefill" in asked.calls:
             prefill = profiles[f"{text.model}.prefill"]
-            first += prefill.latency(text.prompts + 1, tokens, tokens * asked.tokens)
+            prompts = min(text.prompts + 1, prefill.max_batch)
+            first += prefill.latency(prompts, tokens, tokens * asked.tokens)
             in_time = first <= asked.first_in
         count = text.decodes + text.prompts + 1
         context = text.context + tokens

@@ -7,12 +7,15 @@ from clusters import PROFILES, busy, head_of, request
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from neustream import SLO
+from neustream import SLO, LinearProfile
 from neustream.cluster.book import asked_of
+from neustream.core.demand import Calls
 from neustream.core.forecasts import forecast
-from neustream.core.outlook import FOREVER, Asked, LineOutlook, Outlook
+from neustream.core.outlook import FOREVER, Asked, LineOutlook, Outlook, TextOutlook
 from neustream.core.policies.feasibility import Line
 from neustream.core.rates import Rates
+from neustream.core.steps import StepProfile
+from neustream.graphs import llm_profiles
 
 RATES = Rates(PROFILES)
 BEHIND = 0.1
@@ -83,3 +86,14 @@ def test_a_fleet_asks_each_kind_of_device_its_own_question():
             alone = forecast(instance.outlook, one, fleet.rates[instance.device], 0.0)
             assert ends[name] == alone.finish
         assert ends["front"] == pytest.approx(ends["a"] - 0.1), "its decode is elsewhere"
+
+
+@pytest.mark.parametrize("prompts", [0, 3, 4, 40])
+def test_a_text_behind_more_prompts_than_run_in_a_step_has_a_forecast(prompts):
+    steps = StepProfile("m", *[LinearProfile(name, base=0.1, per_size=1e-3, max_batch=4) for name in ("p", "d")])
+    rates = Rates(llm_profiles("m", steps, 4))
+    text = TextOutlook("m", prompts=prompts, prompt_tokens=50.0 * prompts)
+    outlook = Outlook("a", 0.0, 0, 0.0, 1.0, prompts, 0, (), (text,))
+    calls = {"m.prefill": Calls(1, False, 4, 50.0), "m.decode": Calls(9, True, 4, 50.0)}
+    said = forecast(outlook, Asked("r", calls, "m.prefill", 20.0, 1.0, tokens=50.0), rates, 0.0)
+    assert said.first == pytest.approx(0.1 + 0.05 * (prompts + 1)) and said.fits == (prompts < 18)
