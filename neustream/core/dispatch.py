@@ -77,7 +77,7 @@ class Dispatch:
             decision, batch = self._ask(state, policy, view)
             if batch is not None:
                 return batch
-            if not decision.jobs and not _goes_on(decision):
+            if not decision.jobs and not _goes_on(decision) and not _freed(decision, state):
                 break
         if decision.wake_at is not None:
             check_wake(policy, decision.wake_at, now)
@@ -342,6 +342,12 @@ class Dispatch:
         )
         state.run(batch)
         return batch
+
+
+def _freed(decision: Decision, state: PoolState) -> bool:
+    """Whether who was given up may have kept from others what they wait for, and nothing runs."""
+    idle = decision.wake_at is None and not state.running and not state.blocks_kept
+    return idle and bool(decision.drop)
 
 
 def _goes_on(decision: Decision) -> bool:
