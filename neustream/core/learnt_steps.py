@@ -121,8 +121,9 @@ class LearntSteps:
     steps take lately.
 
     With a measured `base` the function is added to it, and the factor is what lasts
-    (`Ratios.usual`): a phase of the device is none of its speed. Steps with prompts take `Contrast`
-    times as long besides, which is known after a few of them. The function is fitted to blocks
+    (`Ratios.usual`): a phase of the device is none of its speed. What prompts add to the decodes of
+    a step takes `Contrast` times as long besides, which is known after a few such steps. The
+    function is fitted to blocks
     of steps, each step over what its block took on average, so that phases do not get into it, and
     errors count as shares of the profile. It is shrunk by what noise would explain.
 
@@ -153,7 +154,7 @@ class LearntSteps:
         self._ratios = Ratios(LATEST) if base is None else Ratios()
         self._factor = 1.0
         self._contrast = Contrast()
-        self._block: list[tuple[Step, float, float, float]] = []
+        self._block: list[tuple[Step, float, float, float, float]] = []
         self._lone: dict[float, float] = {}  # seconds of a decode alone, by its context
         self._steady = base is not None and not getattr(base, "learns", False)
 
@@ -176,7 +177,7 @@ class LearntSteps:
 
     def seconds(self, step: Step) -> float:
         if step.prefills:
-            return self._factor * self._contrast.times * self._fitted(step)
+            return self._factor * self._contrasted(self._fitted(step), self._apart(step))
         if step.decodes != 1 or not self._steady:
             return self._factor * self._fitted(step)
         seconds = self._lone.get(step.context)
@@ -193,6 +194,16 @@ class LearntSteps:
         if not self.observed:
             return self._guess_s
         return max(self._fit(step), self._mean / 16, 1e-6)
+
+    def _apart(self, step: Step) -> float:
+        """The part of a fitted step that its decodes would take without prompts; 0 if none is."""
+        if self.base is None or not step.decodes:
+            return 0.0
+        return self._fitted(Step(decodes=step.decodes, context=step.context))
+
+    def _contrasted(self, fitted: float, apart: float) -> float:
+        """Seconds of a step with prompts, the factor aside, of which its decodes take `apart`."""
+        return fitted + (self._contrast.times - 1) * max(fitted - apart, 0.0)
 
     def decodes(self, base: Floats | None, batch: Floats, context: Floats) -> Floats:
         """`seconds` of many decodes [...]; `base`: what the base says of each."""
@@ -224,28 +235,29 @@ class LearntSteps:
 
     def _beside(self, base: float, step: Step, seconds: float) -> None:
         fitted = max(base + self._fit(step), base / 4)
-        times = self._contrast.times if step.prefills else 1.0
-        ratio = self._note(times * fitted, seconds)
+        apart = self._apart(step) if step.prefills else fitted
+        expected = self._contrasted(fitted, apart)
+        ratio = self._note(expected, seconds)
         if step.prefills:
-            self._contrast.prompt(times * ratio)
+            self._contrast.prompt(ratio * expected / fitted, apart / fitted)
         else:
             self._contrast.decode(ratio)
         self.observed += 1
-        self._block.append((step, base, fitted, times * ratio))
+        self._block.append((step, base, fitted, apart, ratio * expected))
         if len(self._block) == BLOCK:
             self._learn()
 
     def _learn(self) -> None:
         """Take in a block of steps, each over what all of it took on average."""
-        steps, bases, expected, ratios = zip(*self._block, strict=True)
+        steps, bases, fitted, apart, seconds = zip(*self._block, strict=True)
         self._block = []
         before = self._factor, self._fit.weights
         self._factor = self._ratios.usual
-        times = [self._contrast.times if step.prefills else 1.0 for step in steps]
+        expected = np.array(list(map(self._contrasted, fitted, apart)))
         mean = self._ratios.mean
-        took = np.clip(np.array(ratios) / times, mean / 2, mean * 2)
+        took = np.clip(np.array(seconds) / expected, mean / 2, mean * 2)
         sizes = np.array(bases)
-        self._fit.add(steps, took / took.mean() * np.array(expected) - sizes, sizes)
+        self._fit.add(steps, took / took.mean() * np.array(fitted) - sizes, sizes)
         self._fit.solve(TRUST / self._fit.steps, rising=False)
         self._fit.doubt()
         if before != (self._factor, self._fit.weights):

@@ -84,14 +84,32 @@ def test_a_device_that_is_slower_for_good_is_followed():
     assert off(taught(lambda step, at: 1.5, 60, 2, learnt), lambda step: 1.5) < 0.01, "it lasts"
 
 
+def added(decodes, prompts):
+    """Decodes take `decodes` times what is profiled, what prompts add to them `prompts` times."""
+
+    def truth(step):
+        alone = BASE.seconds(Step(decodes=step.decodes, context=step.context)) if step.decodes else 0.0
+        whole = BASE.seconds(step)
+        return (decodes * alone + prompts * (whole - alone)) / whole
+
+    return truth
+
+
 @pytest.mark.parametrize(("decodes", "prompts"), [(1.5, 1.0), (1.0, 1.8), (0.7, 1.2)])
 def test_what_only_some_steps_take_longer_is_of_those_steps(decodes, prompts):
-    def truth(step):
-        return prompts if step.prefills else decodes
-
+    truth = added(decodes, prompts)
     learnt = taught(lambda step, at: truth(step), 3000)
-    assert off(learnt, truth) < 0.15
-    assert off(learnt) > 0.2
+    assert off(learnt, truth) < 0.17
+    assert off(learnt) > 0.17
+
+
+@pytest.mark.parametrize("prompts", [3.0, 6.0])
+def test_slow_prompts_make_the_decodes_beside_them_no_slower(prompts):
+    """Also where none was seen beside a prompt yet."""
+    truth, learnt = added(1.0, prompts), LearntSteps(BASE)
+    for step in [DECODE, DECODE, PROMPT] * 10:
+        learnt.observe(step, BASE.seconds(step) * truth(step))
+    assert off(learnt, truth) < 0.1
 
 
 def test_noise_teaches_no_shape():
