@@ -298,6 +298,12 @@ def test_the_device_does_not_idle_while_there_is_hope():
     assert ids(Priced().decide(view).jobs) == ["r2"]  # the most weight per charge
 
 
+def test_who_would_be_in_the_way_of_those_that_come_runs_once_they_come_no_more():
+    """One step a request, each with hardly any slack; then one of four steps, and nobody behind it."""
+    tight = [ask(f"t{at}", 1, 1.1 * at + 1.02, arrival=1.1 * at) for at in range(20)]
+    assert all(outcomes(*tight, ask("behind", 4, 500.0, arrival=23.0)).values())
+
+
 def test_hopeless_jobs_are_dropped():
     some = waiting(ask("r0", 4, 3.9), ask("r1", 4, 4.0))
     assert (chosen(some), dropped(some)) == (["r1"], ["r0"])

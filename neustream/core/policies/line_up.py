@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -13,7 +13,7 @@ from neustream.core.job import Job
 from neustream.core.observed import Ratios
 from neustream.core.policies.curve import Curve, Floats, curve_of
 from neustream.core.policies.feasibility import Line
-from neustream.core.policies.price import blocked, some_are_blocked, value_of
+from neustream.core.policies.price import blocked_until, some_are_blocked, value_of
 from neustream.core.policies.several import Lines, Need
 from neustream.core.policies.tied import share
 from neustream.core.policy import View
@@ -104,7 +104,7 @@ class LineUp:
         return max([entry[index] for index in jobs], default=0.0)
 
 
-def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
+def line_up(view: View, drop: Collection[Job]) -> LineUp:
     """The jobs that `view.worker` could serve, without those in `drop`.
 
     Where device time is reserved for others, they are due earlier by as much.
@@ -153,9 +153,12 @@ def line_up(view: View, drop: Mapping[Job, str]) -> LineUp:
     return LineUp(view.now, plan, everyone, committed, entering, ending)
 
 
-def blocking(view: View, drop: Mapping[Job, str]) -> dict[Job, str]:
-    """Jobs that have not begun, and whose steps would make more weight late than they bring."""
-    aside: dict[Job, str] = {}
+def blocking(view: View, drop: Collection[Job]) -> dict[Job, float]:
+    """Jobs that have not begun, and whose steps would make more weight late than they bring.
+
+    Each with the time until which that is so, if nobody comes.
+    """
+    aside: dict[Job, float] = {}
     if not some_are_blocked(view):
         return aside
     steps: dict[tuple[str, float], float] = {}
@@ -170,9 +173,9 @@ def blocking(view: View, drop: Mapping[Job, str]) -> dict[Job, str]:
             key = (line, 0.0 if declared.size is None else declared.size_of(job))
             if key not in steps:
                 steps[key] = view.speed.get(line, 1.0) * view.work(job, 1, {line: 1})
-            lost = blocked(view, steps[key], job.weight / job.remaining_s)
-            if lost * job.remaining_s > job.weight:
-                aside[job] = ""
+            until = blocked_until(view, steps[key], job)
+            if until > view.now:
+                aside[job] = until
     return aside
 
 
@@ -188,7 +191,7 @@ def _needed_behind(view: View, ending: Mapping[str, Sequence[Job]]) -> Need:
 _Queues = dict[str, Sequence[Job]]
 
 
-def _sorted_out(view: View, drop: Mapping[Job, str]) -> tuple[_Queues, _Queues, _Queues]:
+def _sorted_out(view: View, drop: Collection[Job]) -> tuple[_Queues, _Queues, _Queues]:
     """The jobs by line; those in front of their loop, and those behind all loops, by stage."""
     lines: _Queues = {}
     entering: _Queues = {}
@@ -218,7 +221,7 @@ def _by_line(stage: str, queue: Sequence[Job]) -> _Queues:
     return {**jobs}
 
 
-def _servable(view: View, queue: Sequence[Job], drop: Mapping[Job, str]) -> Sequence[Job]:
+def _servable(view: View, queue: Sequence[Job], drop: Collection[Job]) -> Sequence[Job]:
     """The jobs of a queue that this worker ran or that nobody ran, without those in `drop`."""
     if view.pool.workers > 1:
         queue = [job for job in queue if job.worker in (-1, view.worker)]

@@ -8,6 +8,7 @@ from operator import is_
 from typing import NamedTuple
 
 from neustream.core.demand import Calls, Demand
+from neustream.core.job import Job
 from neustream.core.policies.curve import curve_of, profile_key
 from neustream.core.policy import View
 
@@ -78,22 +79,23 @@ def some_are_blocked(view: View) -> bool:
     return known.least < known.longest
 
 
-def blocked(view: View, step: float, density: float) -> float:
-    """Weight per second that requests like the recent ones lose while steps of `step` seconds run.
+def blocked_until(view: View, step: float, job: Job) -> float:
+    """When steps of `step` seconds of a job, while it runs, lose no more than its weight.
 
-    One that comes in the middle of a step waits for its end. With less slack than that it is late
-    by a chance of 1 - slack / step. Only those count that bring more than `density`, in weight per
-    second of work alone.
+    Requests like the recent ones lose by them. One that comes in the middle of a step waits for its
+    end. With less slack than that it is late by a chance of 1 - slack / step. Only those count that
+    bring more weight per second of work alone than the job. The longer ago they came, the fewer of
+    them are to be expected while it runs.
     """
     known = _known(view)
     if known.least >= step or len(known.costs) + 1 < ENOUGH:
-        return 0.0
+        return -math.inf
+    density = job.weight / job.remaining_s
     lost = 0.0
     for demand, (_, slack, alone, _) in known.costs.items():
         if 0 <= slack < step and demand.weight > density * alone:
             lost += demand.weight * (1 - slack / step)
-    span = view.recent[-1].at - view.recent[0].at
-    return lost / span if span > 0 else 0.0
+    return view.recent[0].at + lost / density
 
 
 def _known(view: View) -> _Known:

@@ -38,7 +38,7 @@ class Priced:
        is not admitted: under overload a job that has waited too long needs small batches, and
        keeps fresh ones out.
        Nor does one begin whose steps make more weight late, of those that have no time for a step
-       of others, than it brings: rather the device idles.
+       of others, than it brings: rather the device idles. The longer none came, the fewer count.
     4. **Exchange.** Where a job does not fit, it takes the place of a promised one (its work so far
        is lost) of no more weight, if that one's charge, by weight, is larger by more than `gain`;
        or that of several that together have less weight, by as much. One that has not begun and

@@ -49,13 +49,14 @@ class PricedSteps:
     def decide(self, view: View) -> Decision:
         drop = view.hopeless()
         aside = blocking(view, drop)
-        jobs = line_up(view, drop | aside)
+        out = drop.keys() | aside.keys()
+        jobs = line_up(view, out)
         if not jobs.jobs:
-            wake_at = min([_out_of_time(view, job) for job in aside], default=None)
-            return Decision(ending(view, jobs), drop, wake_at)
+            waits = [min(until, _out_of_time(view, job)) for job, until in aside.items()]
+            return Decision(ending(view, jobs), drop, min(waits, default=None))
         started = committed(jobs)
         if view.reserved and not jobs.plan.fits(started, jobs.entries(started)):
-            jobs = line_up(replace(view, reserved=NOTHING), drop | aside)
+            jobs = line_up(replace(view, reserved=NOTHING), out)
             promised = kept(jobs, committed(jobs))
         else:
             promised = self._admit(view, jobs, started)
