@@ -177,7 +177,8 @@ class LearntSteps:
 
     def seconds(self, step: Step) -> float:
         if step.prefills:
-            return self._factor * self._contrasted(self._fitted(step), self._apart(step))
+            apart = self._apart(step) if self._contrast.times != 1.0 else 0.0
+            return self._factor * self._contrasted(self._fitted(step), apart)
         if step.decodes != 1 or not self._steady:
             return self._factor * self._fitted(step)
         seconds = self._lone.get(step.context)
