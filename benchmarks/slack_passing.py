@@ -94,29 +94,30 @@ def _prepared(raw: dict[str, Any]) -> Prepared:
         return prepare(load_config(path))
 
 
+def row(graph: str, rate: float, requests: int, seeds: int) -> dict[str, Any]:
+    """The share in time under each policy, with and without passing on, and the most it could be."""
+    found: dict[str, Any] = {"graph": graph, "rate": rate}
+    apart, passing = [[config(graph, rate, each, requests, seed) for seed in range(seeds)] for each in (True, False)]
+    for policy in POLICIES:
+        for how, made in (("apart", apart), ("passing", passing)):
+            found[f"{policy}, {how}"] = statistics.mean([in_time(raw, policy) for raw in made])
+    found["bound"] = statistics.mean([bound(raw) for raw in passing])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=at_least_one, default=100)
     parser.add_argument("--seeds", type=at_least_one, default=2)
     given = parser.parse_args()
-    rows = []
-    names = [f"{policy}, {how}" for policy in POLICIES for how in ("apart", "passing")]
-    table = Table("graph", "rate", *names, "bound")
-    for graph, rates in RATES.items():
-        for rate in rates:
-            row: dict[str, Any] = {"graph": graph, "rate": rate}
-            for policy in POLICIES:
-                for how in ("apart", "passing"):
-                    made = [config(graph, rate, how == "apart", given.requests, seed) for seed in range(given.seeds)]
-                    row[f"{policy}, {how}"] = statistics.mean([in_time(raw, policy) for raw in made])
-            made = [config(graph, rate, False, given.requests, seed) for seed in range(given.seeds)]
-            row["bound"] = statistics.mean([bound(raw) for raw in made])
-            rows.append(row)
-            table.add_row(graph, f"{rate:g}", *[f"{value:.3f}" for value in list(row.values())[2:]])
+    rows = [row(graph, rate, given.requests, given.seeds) for graph, rates in RATES.items() for rate in rates]
+    table = Table(*rows[0])
+    for graph, rate, *shares in [list(each.values()) for each in rows]:
+        table.add_row(graph, f"{rate:g}", *[f"{share:.3f}" for share in shares])
     Console().print(table)
     command = f"python benchmarks/slack_passing.py --requests {given.requests} --seeds {given.seeds}"
     origin = {"command": command, "neustream": __version__, "python": platform.python_version()}
-    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    lines = ",\n  ".join(json.dumps(each) for each in rows)
     text = f'{{"origin": {json.dumps(origin)}, "rows": [\n  {lines}\n]}}\n'
     (RESULTS / "slack_passing.json").write_text(text)
 

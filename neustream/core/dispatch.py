@@ -56,12 +56,8 @@ class Dispatch:
             return self._start_next(state, now, worker)
         state.wake_at = None
         plan = state.plans.pop(worker, None)
-        if plan is not None and instead is None:
-            batch = self._start_planned(state, plan, worker, now)
-            if batch is not None:
-                return batch
-        if state.again is not None and instead is None:
-            batch = self._start_again(state, now, worker)
+        if instead is None:
+            batch = self._start_known(state, plan, worker, now)
             if batch is not None:
                 return batch
         policy = state.policy if instead is None else instead
@@ -85,6 +81,17 @@ class Dispatch:
         elif not state.running and not state.blocks_kept:
             check_progress(policy, view)
         return None
+
+    def _start_known(
+        self, state: PoolState, plan: Plan | None, worker: int, now: float
+    ) -> Batch | None:
+        """The step that was planned, or decided before, if it still stands."""
+        batch = None
+        if plan is not None:
+            batch = self._start_planned(state, plan, worker, now)
+        if batch is None and state.again is not None:
+            batch = self._start_again(state, now, worker)
+        return batch
 
     def _start_again(self, state: PoolState, now: float, worker: int) -> Batch | None:
         """The step that was decided before, if the policy would decide no other."""
