@@ -11,36 +11,26 @@ Weight on time is counted, and the summary, its words, and what is kept of resul
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from random import Random
-from typing import Any
 
-from arguments import at_least_one
-from grid.plan import Part, Point, built
-from policies import add_common_arguments, compare_points
+from grid.drawing import Keys, Parts, compare_drawn, named, rounded
+from grid.plan import Part
 
-Keys = dict[str, Any]
 CONFIG = "opt_13b_a6000"
 
 
 def _rate(draw: Random, low: float = 2.0, high: float = 10.0) -> Keys:
     """Requests a second; 6.7 is about what the device can serve."""
-    return {"workload.rate": _round(draw, low, high)}
-
-
-def _round(draw: Random, low: float, high: float) -> float:
-    """A number of two digits, all sizes from `low` to `high` alike."""
-    return float(f"{low * (high / low) ** draw.random():.2g}")
+    return {"workload.rate": rounded(draw, low, high)}
 
 
 def _pace(draw: Random, step: tuple[float, float], first: tuple[float, float] = (0.5, 5.0)) -> Keys:
-    return {"first_s": _round(draw, *first), "step_s": _round(draw, *step)}
+    return {"first_s": rounded(draw, *first), "step_s": rounded(draw, *step)}
 
 
 def scaled(draw: Random) -> Keys:
-    slo = {"first_scale": _round(draw, 2, 6), "step_scale": _round(draw, 1.2, 3)}
+    slo = {"first_scale": rounded(draw, 2, 6), "step_scale": rounded(draw, 1.2, 3)}
     return {**_rate(draw), "slo": slo}
 
 
@@ -56,34 +46,34 @@ def a_pace_that_cannot_be(draw: Random) -> Keys:
 
 
 def tight_first(draw: Random) -> Keys:
-    slo = {"first_scale": _round(draw, 1.3, 2.5), "step_s": _round(draw, 0.15, 0.5)}
+    slo = {"first_scale": rounded(draw, 1.3, 2.5), "step_s": rounded(draw, 0.15, 0.5)}
     return {**_rate(draw), "slo": slo}
 
 
 def totals(draw: Random) -> Keys:
-    return {**_rate(draw, 4), "slo": {"total_s": _round(draw, 8, 30)}}
+    return {**_rate(draw, 4), "slo": {"total_s": rounded(draw, 8, 30)}}
 
 
 def scaled_totals(draw: Random) -> Keys:
-    return {**_rate(draw, 4), "slo": {"scale": _round(draw, 1.15, 3)}}
+    return {**_rate(draw, 4), "slo": {"scale": rounded(draw, 1.15, 3)}}
 
 
 def far_below_max_tokens(draw: Random) -> Keys:
-    slo = draw.choice([_pace(draw, (0.06, 0.2)), {"total_s": _round(draw, 12, 30)}])
-    return {**_rate(draw, 4), "workload.max_tokens": int(_round(draw, 1000, 3000)), "slo": slo}
+    slo = draw.choice([_pace(draw, (0.06, 0.2)), {"total_s": rounded(draw, 12, 30)}])
+    return {**_rate(draw, 4), "workload.max_tokens": int(rounded(draw, 1000, 3000)), "slo": slo}
 
 
 def noisy(draw: Random) -> Keys:
     slo = draw.choice([{"first_scale": 3, "step_scale": 1.5}, _pace(draw, (0.05, 0.12))])
-    return {**_rate(draw), "simulation.latency_noise": _round(draw, 0.1, 0.4), "slo": slo}
+    return {**_rate(draw), "simulation.latency_noise": rounded(draw, 0.1, 0.4), "slo": slo}
 
 
 def first_outputs(draw: Random) -> Keys:
-    return {**_rate(draw, 6, 16), "slo": {"first_s": _round(draw, 0.5, 12)}}
+    return {**_rate(draw, 6, 16), "slo": {"first_s": rounded(draw, 0.5, 12)}}
 
 
 def long_outputs(draw: Random) -> Keys:
-    output = {"median": int(_round(draw, 400, 900)), "sigma": 0.5, "min": 100, "max": 2000}
+    output = {"median": int(rounded(draw, 400, 900)), "sigma": 0.5, "min": 100, "max": 2000}
     keys = {"workload.output": output, "workload.max_tokens": 2000}
     return {**_rate(draw, 1, 3), **keys, "slo": _pace(draw, (0.1, 0.4), (1, 4))}
 
@@ -94,34 +84,38 @@ def beside_none(draw: Random) -> Keys:
 
 
 def weights(draw: Random) -> Keys:
-    dear = {"weight": _round(draw, 3, 30), "share": 1, **_pace(draw, (0.045, 0.1), (0.3, 2))}
+    dear = {"weight": rounded(draw, 3, 30), "share": 1, **_pace(draw, (0.045, 0.1), (0.3, 2))}
     return {**_rate(draw, 4), "slo": {"classes": [dear, {"share": 4, **_pace(draw, (0.1, 0.2))}]}}
 
 
 def little_memory(draw: Random) -> Keys:
-    memory = {"tokens": int(_round(draw, 1000, 5000)), "block": 16}
+    memory = {"tokens": int(rounded(draw, 1000, 5000)), "block": 16}
     return {**_rate(draw, 1.5, 6), "llm.memory": memory, "slo": _pace(draw, (0.08, 0.3), (1, 6))}
 
 
 def first_outputs_in_little_memory(draw: Random) -> Keys:
-    memory = {"tokens": int(_round(draw, 1500, 5000)), "block": 16}
-    classes = [{"share": 2, "first_s": _round(draw, 0.2, 0.8)}, _pace(draw, (0.06, 0.12), (0.5, 2))]
+    memory = {"tokens": int(rounded(draw, 1500, 5000)), "block": 16}
+    classes = [{"share": 2, "first_s": rounded(draw, 0.2, 0.8)}, _pace(draw, (0.06, 0.12), (0.5, 2))]
     return {**_rate(draw, 5, 14), "workload.prompt": 16, "llm.memory": memory, "slo": {"classes": classes}}
 
 
 def one_length(draw: Random) -> Keys:
-    keys = {"workload.output": int(_round(draw, 60, 200)), "slo": {"total_s": _round(draw, 5, 12)}}
+    keys = {"workload.output": int(rounded(draw, 60, 200)), "slo": {"total_s": rounded(draw, 5, 12)}}
     return {**_rate(draw, 2, 8), **keys}
 
 
 def paces_beside_totals(draw: Random) -> Keys:
-    classes = [_pace(draw, (0.06, 0.15), (0.5, 2)), {"total_s": _round(draw, 12, 30)}]
+    classes = [_pace(draw, (0.06, 0.15), (0.5, 2)), {"total_s": rounded(draw, 12, 30)}]
     return {**_rate(draw, 4), "slo": {"classes": classes}}
 
 
-KINDS: Mapping[str, Callable[[Random], Keys]] = {
-    kind.__name__.replace("_", " "): kind
-    for kind in (
+def _of_opt(keys: Callable[[Random], Keys]) -> Callable[[Random], tuple[Parts, Keys]]:
+    return lambda draw: ({"": Part(config=CONFIG)}, keys(draw))
+
+
+KINDS = {
+    name: _of_opt(kind)
+    for name, kind in named(
         scaled,
         two_paces,
         a_pace_that_cannot_be,
@@ -138,43 +132,12 @@ KINDS: Mapping[str, Callable[[Random], Keys]] = {
         first_outputs_in_little_memory,
         one_length,
         paces_beside_totals,
-    )
+    ).items()
 }
 
 
-def drawn(seed: int, count: int, requests: int) -> Iterator[Point]:
-    """Settings of one kind after the other; the same ones for a seed, whatever the `count`."""
-    names = list(KINDS)
-    for at in range(count):
-        name = names[at % len(names)]
-        keys = KINDS[name](Random(f"{seed} {at}"))
-        known = {key: value if isinstance(value, int | float) else _text(value) for key, value in keys.items()}
-        parts = {"": Part(config=CONFIG)}
-        trace = 1000 * seed + at
-        yield Point("texts", name, known, trace, built(parts, {"workload.requests": requests, **keys}, trace))
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value).replace('"', "")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, required=True, help="what is drawn; one that no rule was tuned on")
-    parser.add_argument("--count", type=at_least_one, default=3 * len(KINDS), help="settings")
-    parser.add_argument("--requests", type=at_least_one, default=300, help="requests of each")
-    parser.add_argument(
-        "--kind", action="append", metavar="TEXT", help="only kinds with this in their name (repeatable)"
-    )
-    add_common_arguments(parser)
-    args = parser.parse_args()
-    some = [point for point in drawn(args.seed, args.count, args.requests) if _asked(point.group, args.kind)]
-    command = f"python benchmarks/drawn_texts.py --seed {args.seed} --count {args.count} --requests {args.requests}"
-    compare_points(some, args, command, "drawn_texts")
-
-
-def _asked(name: str, kinds: list[str] | None) -> bool:
-    return not kinds or any(text in name for text in kinds)
+    compare_drawn(__doc__, "drawn_texts", KINDS, requests=300)
 
 
 if __name__ == "__main__":

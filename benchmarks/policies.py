@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """What they and `drawn_texts.py` take."""
+    """What they and the scripts that draw settings take."""
     parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--policy", action="append", choices=sorted(NAMES), help="only these (repeatable)")
     parser.add_argument("--bounds", choices=("grid", "all", "none"), default="grid", help="where to bound")

@@ -300,11 +300,15 @@ def test_a_point_without_all_of_its_results_is_left_out(grid):
     assert grid.summary.row_of(point, {"fcfs": "1", "bound": "2"}, known).on_time == {"fcfs": 5}
 
 
-def test_settings_drawn_by_a_seed_are_the_same_again_and_others_by_another(grid):
-    drawn = importlib.import_module("drawn_texts")
-    some = list(drawn.drawn(5, len(drawn.KINDS), 20))
-    assert [point.group for point in some] == list(drawn.KINDS)
-    assert some == list(drawn.drawn(5, len(drawn.KINDS), 20))
-    others = drawn.drawn(6, len(drawn.KINDS), 20)
+@pytest.mark.parametrize("script", ["drawn_texts", "drawn_images"])
+def test_settings_drawn_by_a_seed_are_the_same_again_and_others_by_another(grid, script):
+    drawn = importlib.import_module("grid.drawing").drawn
+    kinds = importlib.import_module(script).KINDS
+    some = list(drawn(kinds, 5, len(kinds), 20))
+    assert [point.group for point in some] == list(kinds)
+    assert some == list(drawn(kinds, 5, len(kinds), 20))
+    others = drawn(kinds, 6, len(kinds), 20)
     assert all(point.condition != other.condition for point, other in zip(some, others, strict=True))
-    assert all(len(point.prepared().requests) == 20 for point in some)
+    assert all(len(point.prepared().requests) in (20, 40, 60) for point in some)
+    texts = "texts" if script == "drawn_texts" else "both"
+    assert all((point.kind == texts) == ("opt" in point.config) for point in some)
