@@ -52,7 +52,6 @@ import neustream as ns
 from neustream.analysis.tables import new_table
 from neustream.backends.copies import twin
 from neustream.backends.torch import device_name
-from neustream.engine import executor
 from neustream.errors import told
 from neustream.profiling import versions
 
@@ -156,11 +155,15 @@ def by_ours(service: ns.Service, work: Work, concurrent: int) -> list[Served]:
 
 
 def by_handing(service: ns.Service, work: Work, concurrent: int) -> list[Served]:
-    before, executor.BRIEF_S = executor.BRIEF_S, 0.0
+    executors = [device.executor for device in service._devices]
+    before = [executor.alone_s for executor in executors]
+    for executor in executors:
+        executor.alone_s = 0.0
     try:
         return by_ours(service, work, concurrent)
     finally:
-        executor.BRIEF_S = before
+        for executor, seconds in zip(executors, before, strict=True):
+            executor.alone_s = seconds
 
 
 class Vllm:

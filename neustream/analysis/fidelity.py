@@ -107,12 +107,12 @@ def _percent(value: float | None) -> str:
 class Served:
     """What a run on real devices did beside its steps.
 
-    `steps`: seconds over those of the profile, by kind of step that did not fail. `spread`: the sigma of its logarithm
-    from step to step, of the kind with the most steps. `gap_us`: from the end of a step to the start of
-    the next on the same worker where requests waited; median and 99th percentile; `idle_share`: of
-    these in the time between the first step and the last. `decisions`, `decision_us` (median, 99th
-    percentile), `planned`: share of steps decided beside the one before. `late_us`: from the arrival of
-    a request to when it was taken in; median and 99th percentile.
+    `steps`: seconds over those of the profile, by kind of step that did not fail. `spread`: the sigma of its
+    logarithm from step to step, of the kind with the most steps. `gap_us`: from the end of a step to the
+    start of the next on the same worker where requests waited, but for a decision in between; median and 99th
+    percentile; `idle_share`: of these with their decisions in the time between the first step and the last.
+    `decisions`, `decision_us` (median, 99th percentile), `planned`: share of steps decided beside the one
+    before. `late_us`: from the arrival of a request to when it was taken in; median and 99th percentile.
     """
 
     steps: Mapping[str, float]
@@ -147,17 +147,23 @@ class Watch:
         self._ratios: dict[str, list[float]] = {}
         self._spent: dict[str, list[float]] = {}
         self._planned: list[bool] = []
+        self._waited: dict[tuple[str, str, int], list[float]] = {}  # by step: for a decision, before it
+        self._latest: dict[tuple[str, str], float] = {}
         self._decided: list[float] = []
         self._late: list[float] = []
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, Started):
             self._began.setdefault(_worker(record), []).append(record.at)
+            decided = 0.0 if record.step.planned else self._latest.pop((record.member, record.step.pool), 0.0)
+            self._waited.setdefault(_worker(record), []).append(decided)
             self._planned.append(record.step.planned)
         elif isinstance(record, Finished):
             self._finished(record)
         elif isinstance(record, Decided):
             self._decided.append(record.seconds)
+            if not record.ahead:
+                self._latest[record.member, record.pool] = record.seconds
         elif isinstance(record, Submitted):
             self._late.append(record.at - record.arrival)
             self._open.append((record.at, 1))
@@ -177,29 +183,31 @@ class Watch:
 
     def told(self) -> Served:
         """What was seen, once the run is over."""
-        gaps = self._gaps()
+        gaps, waited = self._gaps()
         busy = [max(some) - min(self._began[key]) for key, some in self._ended.items()]
         most = max(self._ratios.values(), key=len, default=[])
         return Served(
             steps={stage: real / profiled for stage, (real, profiled) in self._spent.items()},
             spread=spread_of(most),
             gap_us=two(gaps),
-            idle_share=sum(gaps) / sum(busy) if sum(busy) > 0 else 0.0,
+            idle_share=(sum(gaps) + sum(waited)) / sum(busy) if sum(busy) > 0 else 0.0,
             decisions=len(self._decided),
             decision_us=two(self._decided),
             planned=statistics.fmean(self._planned) if self._planned else 0.0,
             late_us=two(self._late),
         )
 
-    def _gaps(self) -> list[float]:
-        """Seconds between two steps of a worker during which some request was open all the time."""
+    def _gaps(self) -> tuple[list[float], list[float]]:
+        """Seconds between two steps of a worker during which some request was open all the time, but
+        for a decision in between; and seconds of that."""
         empty = _empty(self._open)
-        found = []
+        gaps, waited = [], []
         for key, ended in self._ended.items():
-            for end, begin in zip(ended, self._began[key][1:], strict=False):
+            for end, begin, decided in zip(ended, self._began[key][1:], self._waited[key][1:], strict=False):
                 if not any(since < begin and until > end for since, until in empty):
-                    found.append(begin - end)
-        return found
+                    gaps.append(begin - end - decided)
+                    waited.append(decided)
+        return gaps, waited
 
 
 def _worker(record: Started | Finished) -> tuple[str, str, int]:

@@ -89,6 +89,7 @@ class AtPlace:
 
     def __init__(self, executor: ProfiledExecutor, clock: VirtualClock, place: Place) -> None:
         self._executor = executor
+        self.alone_s = executor.alone_s
         self._at = _Clock(clock, place)
 
     def start(self, batch: Batch, clock: Clock) -> None:

@@ -101,23 +101,24 @@ class Slowdown(Section):
 class Simulation(Section):
     """How the simulated device differs from its profile.
 
-    `truth` names profiles of how long steps really take, as stage -> files of the `profiles` folder
-    (without .json) whose seconds add up; other stages take what their profiles say. `handover_s` is
-    added to each step (from the end of one to the start of the next: what a table of bare model
-    calls leaves out), `decision_s` passes while a policy decides, beside the step under way where
-    there is one, `call_s` is what the call for a request takes in the serving process: it is taken
-    in so much later, and the step under way takes so much longer (in clusters: of the process of the
+    `truth` names profiles of how long steps really take, as stage -> files of the `profiles` folder (without
+    .json) whose seconds add up; other stages take what their profiles say. `handover_s` is added to each step
+    (from the end of one to the start of the next: what a table of bare model calls leaves out), `decision_s`
+    passes while a policy decides, beside the step under way where there is one of at least `alone_s` (behind
+    shorter ones all waits for it), `call_s` is what the call for a request takes in the serving process: it
+    is taken in so much later, and the step under way takes so much longer (in clusters: of the process of the
     instance that it comes to). `latency_scale` multiplies each step's latency; by default they are what the
-    profiles were measured with, or 0 and 1. `latency_noise` spreads latencies (the sigma of a
-    log-normal factor of median 1, drawn with the workload's seed). `slowdowns` are times
-    of the trace during which steps take longer still (a neighbour on the device, throttling); where
-    they overlap, all of them count. Policies know of none of this. `mixed_devices`: profiles of
-    different devices count as of the simulated one, which is refused otherwise.
+    profiles were measured with, or 0 and 1. `latency_noise` spreads latencies (the sigma of a log-normal
+    factor of median 1, drawn with the workload's seed). `slowdowns` are times of the trace during which steps
+    take longer still (a neighbour on the device, throttling); where they overlap, all of them count. Policies
+    know of none of this. `mixed_devices`: profiles of different devices count as of the simulated one, which
+    is refused otherwise.
     """
 
     truth: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     handover_s: float | None = Field(default=None, ge=0, le=1e6)
     decision_s: float | None = Field(default=None, ge=0, le=1e6)
+    alone_s: float | None = Field(default=None, ge=0, le=1e6)
     call_s: float | None = Field(default=None, ge=0, le=1e6)
     latency_scale: Factor | None = None
     latency_noise: float = Field(default=0.0, ge=0, le=5)

@@ -19,12 +19,8 @@ OVER = 0.5
 """Share of a step by which it has taken too long: its requests may lose hope by that."""
 SETTLED_S = 0.0005
 """A step has begun on its worker by then: planning would keep it from that (Python's lock)."""
-SHORT_S = 0.004
-"""Shorter steps are not planned ahead where decisions are quick. Python's lock keeps their worker
-waiting while a decision is made, and at the end of the step none of it goes into a forecast."""
 QUICK = 1.0
-"""Share of a short step in which a decision is quick; for a lone request it is in any case. Beside
-a step it takes turns with it at Python's lock, and both take longer than one after the other."""
+"""Share of a short step in which a decision is quick; for a lone request it is in any case."""
 SOON_S = 0.05
 """In steps that are longer, the next one is planned that often, if anything came up: who is without
 hope hears of it."""
@@ -35,8 +31,9 @@ class Looks:
 
     A step is planned shortly before the one under way ends, so that it knows of what came until
     then, and by one decision a step. Where steps are long, also early, and where one takes longer
-    than expected, again and again, ever more seldom. Where decisions are quick, a short step is
-    planned only in that case.
+    than expected, again and again, ever more seldom. A step that is to have Python to itself
+    (`Executor.alone_s`) is planned only in that case, where decisions are quick: the lock keeps its
+    worker waiting while one is made, and at its end none of it goes into a forecast.
     """
 
     def __init__(self, owner: Drive, clock: Clock, times: StepTimes) -> None:
@@ -47,11 +44,11 @@ class Looks:
         self._posted: set[float] = set()
         self._took = 0.0  # by the clock, what a decision takes if it takes long
 
-    def started(self, batch: Batch, now: float) -> None:
-        """A step began."""
+    def started(self, batch: Batch, now: float, alone_s: float) -> None:
+        """A step began; `alone_s`: as its executor says."""
         end = self._times.over_at(batch)
-        if end - now < SHORT_S and self._quick(end - now):
-            self._watch(batch, _shared(end + SHORT_S))
+        if end - now < alone_s and self._quick(end - now):
+            self._watch(batch, _shared(end + alone_s))
             return
         self._watch(batch, min(self._last(batch), now + SOON_S), now + SETTLED_S)
 

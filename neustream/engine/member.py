@@ -204,7 +204,7 @@ class Drive:
             failed.__cause__ = error
             self._clock.post(Done(batch, failed), now)
         if self._looks is not None and batch.pool in self._asked:
-            self._looks.started(batch, now)
+            self._looks.started(batch, now, executor.alone_s)
 
     def done(self, event: Done, now: float) -> None:
         """A step came back."""

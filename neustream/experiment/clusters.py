@@ -28,7 +28,7 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.scheduler import Scheduler
 from neustream.engine.clock import stopwatch
 from neustream.engine.events import Observer
-from neustream.engine.executor import ProfiledExecutor
+from neustream.engine.executor import BRIEF_S, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.engine.trace import EventLog
 from neustream.experiment.pipelines import LlmPipeline
@@ -74,6 +74,7 @@ class Bench:
         factor: how many times as long a step takes; outcome: updates of a step's jobs.
         handovers: by stage; truth: how long steps really take, of stages whose profiles do not say it.
         decision_s, call_s: of a decision, of taking a request in at an instance.
+        alone_s: steps shorter than that have no decision beside them.
         ways: what messages took where this was served.
     """
 
@@ -86,6 +87,7 @@ class Bench:
         decision_s: float,
         call_s: float = 0.0,
         *,
+        alone_s: float = BRIEF_S,
         ways: Took | None = None,
     ) -> None:
         self.factor = factor
@@ -94,6 +96,7 @@ class Bench:
         self.truth = truth
         self.decision_s = decision_s
         self.call_s = call_s
+        self.alone_s = alone_s
         self.ways = ways
 
     def executor(self, place: Place, profiles: Mapping[str, LatencyProfile]) -> ProfiledExecutor:
@@ -103,7 +106,13 @@ class Bench:
             return self.factor(batch) * place.stretch(batch)
 
         truth = {**profiles, **self.truth}  # what is learnt changes no device
-        return ProfiledExecutor(truth, handover_s=self.handovers, stretch=stretch, outcome=self.outcome)
+        return ProfiledExecutor(
+            truth,
+            handover_s=self.handovers,
+            stretch=stretch,
+            outcome=self.outcome,
+            alone_s=self.alone_s,
+        )
 
 
 def simulate_cluster(

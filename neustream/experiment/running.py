@@ -25,7 +25,7 @@ from neustream.core.policy import Policy
 from neustream.engine.clock import VirtualClock
 from neustream.engine.engine import Engine
 from neustream.engine.events import Observer, Record
-from neustream.engine.executor import Executor, ProfiledExecutor
+from neustream.engine.executor import BRIEF_S, Executor, ProfiledExecutor
 from neustream.engine.report import Report
 from neustream.errors import ConfigError, nearest
 from neustream.experiment.calls import Calls
@@ -69,14 +69,21 @@ def simulate(
     cluster = cluster or prepared.experiments[0].cluster
     if cluster is not None:
         seconds = costs.decision_s, costs.call_s
-        bench = Bench(factor, outcome, costs.handovers, real, *seconds, ways=ways)
+        bench = Bench(factor, outcome, costs.handovers, real, *seconds, alone_s=costs.alone_s, ways=ways)
         return _on_cluster(prepared, cluster, policy, bench, observers)
     truth = {**prepared.profiles, **real}  # what is learnt changes no device
     beside = None
     if costs.call_s and prepared.at_once is None:
         arrivals = [request.arrival for request in prepared.requests if request.id not in prepared.turns]
         beside = Calls(arrivals, costs.call_s).beside
-    executor = ProfiledExecutor(truth, handover_s=costs.handovers, stretch=factor, beside=beside, outcome=outcome)
+    executor = ProfiledExecutor(
+        truth,
+        handover_s=costs.handovers,
+        stretch=factor,
+        beside=beside,
+        outcome=outcome,
+        alone_s=costs.alone_s,
+    )
     own = (
         {} if took is not None else {name: made for one in prepared.pipelines for name, made in one.executors().items()}
     )
@@ -90,11 +97,13 @@ def simulate(
 class _Costs:
     """What a simulated device adds to the profiles; the dicts are by stage.
 
+    `alone_s`: steps shorter than that have no decision beside them.
     `decision_s`, `call_s`: of a decision and of a call of `submit`. `handovers`: seconds between a
     step's end and the next. `stretches`: how many times its profiled latency a step takes.
     """
 
     decision_s: float = 0.0
+    alone_s: float = BRIEF_S
     call_s: float = 0.0
     handovers: dict[str, float] = field(default_factory=dict)
     stretches: dict[str, Callable[[Batch], float]] = field(default_factory=dict)
@@ -107,10 +116,16 @@ def _costs(prepared: Prepared, device: Simulation | None) -> _Costs:
         simulation = device or pipeline.experiment.simulation
         stretch = _stretch(simulation, _noise(pipeline))
         costs.decision_s = max(costs.decision_s, simulation.decision_s or 0.0)
+        costs.alone_s = _alone_s(simulation, pipeline.experiment.simulation)
         costs.call_s = max(costs.call_s, simulation.call_s or 0.0)
         costs.handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
         costs.stretches |= dict.fromkeys(pipeline.labels, stretch)
     return costs
+
+
+def _alone_s(*simulations: Simulation) -> float:
+    """Of the first of these that says how short steps are that have Python to themselves."""
+    return next((one.alone_s for one in simulations if one.alone_s is not None), BRIEF_S)
 
 
 def _on_cluster(

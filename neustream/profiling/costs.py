@@ -22,7 +22,7 @@ from neustream.engine.answers import Result
 from neustream.engine.clock import WallClock, stopwatch
 from neustream.engine.engine import Engine
 from neustream.engine.events import Decided, Finished, Record, Started
-from neustream.engine.executor import StreamModule, ThreadExecutor
+from neustream.engine.executor import StreamModule, ThreadExecutor, alone_s
 from neustream.engine.inbox import Inbox
 from neustream.engine.member import Member
 from neustream.errors import RequestError, StageFailed
@@ -85,11 +85,11 @@ def engine_costs(
     for result in results:
         if result.status == "failed":
             raise StageFailed(f"serving the sample requests: {result.reason}")
-    return _seen(list(watches.values()), late)
+    return _seen(list(watches.values()), late, alone_s([device]))
 
 
-def _seen(watches: Sequence[_Watch], late: Sequence[float]) -> EngineCosts:
-    """What the watches of all pools saw; `late`: seconds that each call took."""
+def _seen(watches: Sequence[_Watch], late: Sequence[float], alone_s: float) -> EngineCosts:
+    """What the watches of all pools saw; `late`: seconds that each call took; `alone_s`: of the device."""
     gaps, decisions, ratios = list[float](), list[float](), list[float]()
     for watch in watches:
         gaps += watch.gaps()
@@ -98,7 +98,11 @@ def _seen(watches: Sequence[_Watch], late: Sequence[float]) -> EngineCosts:
     # a step that returns before its device is done seems short, and tells nothing
     scale = max(statistics.median(ratios), 1.0) if ratios else 1.0
     return EngineCosts(
-        handover_s=_median(gaps), decision_s=_median(decisions), call_s=_median(late), latency_scale=scale
+        handover_s=_median(gaps),
+        decision_s=_median(decisions),
+        alone_s=alone_s,
+        call_s=_median(late),
+        latency_scale=scale,
     )
 
 

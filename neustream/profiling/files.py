@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from neustream.core.profile import LatencyProfile, LinearProfile, SumProfile, TableProfile
+from neustream.engine.executor import BRIEF_S
 from neustream.errors import ProfileError, cut, shown
 
 FORMAT: Literal["neustream.profile/1"] = "neustream.profile/1"
@@ -41,7 +42,8 @@ class EngineCosts(BaseModel):
     """What serving adds to steps, in seconds, as measured on the engine.
 
     `handover_s`: from the end of a step to the start of the next, where that is planned already;
-    `decision_s`: what the default policy takes to decide. `call_s`: what the call for a request
+    `decision_s`: what the default policy takes to decide. `alone_s`: shorter steps are decided one
+    after the other, longer ones beside the step before. `call_s`: what the call for a request
     takes in the serving process, before it is taken in. `latency_scale`: how many times its profile
     a served step takes, 1 or more. `load_s`: until the model is there and can be served, its
     libraries and its weights included; a new instance of a cluster takes so long. `there_s`,
@@ -53,6 +55,7 @@ class EngineCosts(BaseModel):
 
     handover_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     decision_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    alone_s: Annotated[float, Field(ge=0, le=1e6)] = BRIEF_S
     call_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     latency_scale: Annotated[float, Field(ge=1, le=1e6)] = 1.0
     load_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
@@ -159,6 +162,7 @@ def load_costs(paths: Sequence[Path]) -> EngineCosts:
     return EngineCosts(
         handover_s=min(cost.handover_s for cost in costs),
         decision_s=min(cost.decision_s for cost in costs),
+        alone_s=min(cost.alone_s for cost in costs),
         call_s=min(cost.call_s for cost in costs),
         latency_scale=min(cost.latency_scale for cost in costs),
         load_s=max(cost.load_s for cost in costs),

@@ -29,14 +29,22 @@ from neustream.experiment import prepare, simulate
 PROFILES = {"draw": table("draw", 1.0, 1.0), "decode": table("decode", 0.5)}
 
 
-def watched(arrivals, *, handover_s=0.0, stretch=None, steps=2):
+def watched(arrivals, *, handover_s=0.0, stretch=None, steps=2, decision_s=0.0, alone_s=0.0):
     """What a run on one worker did."""
     graph, watch = draw_and_decode(), Watch()
     scheduler = Scheduler([Pool("gpu", tuple(graph.stages))], FCFS(), PROFILES)
-    executor = ProfiledExecutor(handover_s=handover_s, stretch=stretch)
+    executor = ProfiledExecutor(handover_s=handover_s, stretch=stretch, alone_s=alone_s)
     requests = [Request(f"r{at}", graph, arrival, SLO(), {"steps": steps}) for at, arrival in enumerate(arrivals)]
-    Engine(Member(scheduler, {"gpu": executor}), VirtualClock(), [watch]).run(requests)
+    Engine(Member(scheduler, {"gpu": executor}), VirtualClock(decision_s), [watch]).run(requests)
     return watch.told()
+
+
+@pytest.mark.parametrize(("alone_s", "planned", "idle"), [(0.0, 2 / 3, 0.0), (2.0, 0.0, 0.5 / 3)])
+def test_a_decision_between_two_steps_is_no_handover(alone_s, planned, idle):
+    seen = watched([0.0], decision_s=0.25, alone_s=alone_s)
+    assert seen.gap_us == (0.0, 0.0) and seen.decision_us == (0.25e6, 0.25e6)
+    assert seen.planned == pytest.approx(planned)
+    assert seen.idle_share == pytest.approx(idle)
 
 
 # -- errors -----------------------------------------------------------------------------------------

@@ -102,6 +102,14 @@ def test_a_short_step_is_not_planned_beside_itself_where_a_decision_takes_less(d
     assert len(ended) == 2 and not any(record.step.planned for record in told.of(Finished))
 
 
+@pytest.mark.parametrize(("alone_s", "ahead"), [(0.0, True), (0.5, True), (1.0, True), (2.0, False)])
+def test_steps_that_have_python_to_themselves_are_decided_one_after_the_other(alone_s, ahead):
+    executor = ProfiledExecutor(alone_s=alone_s)
+    told, ended = run(ask("a", steps=8), ask("b", steps=8), decision_s=0.125, executor=executor, graph=GRAPH)
+    assert [record.step.planned for record in told.of(Finished)][1:-1] == [ahead] * 8
+    assert ended["a"] == 0.125 + 8 * 1.25 + 0.5 + (0 if ahead else 8 * 0.125)
+
+
 def test_a_handover_comes_between_all_steps():
     _, ended = run(ask("a", steps=3), executor=ProfiledExecutor(handover_s=0.125), graph=GRAPH)
     assert ended == {"a": 0.25 + 3 * 1.125 + 0.625}

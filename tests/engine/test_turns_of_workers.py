@@ -14,7 +14,7 @@ from neustream import FCFS, Engine, Member, Pool, RequestError, Scheduler
 from neustream.core.batch import Batch
 from neustream.engine.clock import VirtualClock, WallClock
 from neustream.engine.events import Started, Stop, Wake
-from neustream.engine.executor import BRIEF_S, ThreadExecutor
+from neustream.engine.executor import BRIEF_ON_CPU_S, BRIEF_S, ThreadExecutor
 
 SOON = 30
 
@@ -203,10 +203,10 @@ def test_without_turns_that_are_lent_events_are_posted(make):
     assert clock.wait() == [event("a")]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "kind"), [(BRIEF_S / 2, "deliver"), (BRIEF_S, "post")], ids=["a brief step", "a longer one"]
-)
-def test_a_turn_follows_brief_steps_on_their_workers_thread(seconds, kind):
+@pytest.mark.parametrize(("device", "brief"), [("cpu", BRIEF_ON_CPU_S), ("cuda:0", BRIEF_S)])
+@pytest.mark.parametrize(("share", "kind"), [(0.5, "deliver"), (1.0, "post")], ids=["a brief step", "a longer one"])
+def test_a_turn_follows_brief_steps_on_their_workers_thread(device, brief, share, kind):
+    seconds = share * brief
     heard, told = [], threading.Event()
 
     class Clock:
@@ -228,7 +228,7 @@ def test_a_turn_follows_brief_steps_on_their_workers_thread(seconds, kind):
         def step(self, inputs):
             return []
 
-    executor = ThreadExecutor({"s": Module()})
+    executor = ThreadExecutor({"s": Module()}, [device])
     executor.start(Batch(1, "gpu", 0, "s", (), (), 1.0, 1.0), Clock())
     assert told.wait(SOON)
     executor.close()
@@ -238,7 +238,7 @@ def test_a_turn_follows_brief_steps_on_their_workers_thread(seconds, kind):
 @pytest.fixture
 def patient(monkeypatch):
     """All steps count as brief."""
-    monkeypatch.setattr("neustream.engine.executor.BRIEF_S", 60.0)
+    monkeypatch.setattr("neustream.engine.executor.BRIEF_ON_CPU_S", 60.0)
 
 
 def asleep(engine):

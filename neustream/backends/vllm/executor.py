@@ -56,7 +56,12 @@ class VLLMExecutor:
 
     The update of a job is `{"text": str, "tokens": tuple of ids, "finish_reason": str}`. A
     generation that the inner scheduler gives up fails its job with that reason.
+
+    Attributes:
+        alone_s: 0: what follows whole generations is decided beside them.
     """
+
+    alone_s = 0.0
 
     def __init__(self, llm: LLM, asks: Asks | None = None) -> None:
         self._engine = llm.llm_engine
