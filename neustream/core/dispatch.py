@@ -95,9 +95,10 @@ class Dispatch:
 
     def _start_again(self, state: PoolState, now: float, worker: int) -> Batch | None:
         """The step that was decided before, if the policy would decide no other."""
-        again, lives = state.again, self._lives
+        again, lives, times = state.again, self._lives, self._times
         assert again is not None
         known = again.moves == state.queues.moves and again.unpromised == lives.unpromised
+        known = known and again.profiles is times.profiles and times.as_fast_as(again.speed)
         if not known or now >= again.until or state.out or state.running:
             state.again = None
             return None
@@ -260,7 +261,8 @@ class Dispatch:
             return
         if len(batch.jobs) == len(decision.jobs):
             moves, unpromised = state.queues.moves, self._lives.unpromised
-            state.again = Again(batch.jobs, decision.until, moves, unpromised)
+            known = self._times.profiles, self._times.speed
+            state.again = Again(batch.jobs, decision.until, moves, unpromised, *known)
 
     def _decide(self, policy: Policy, view: View) -> Decision:
         self.decisions += 1

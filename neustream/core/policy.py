@@ -260,7 +260,8 @@ class Decision:
         wake_at: with no jobs, when to be asked again if nothing else happens before.
         sizes: at most so much of a job's sized step now (chunked prefill); the rest stays ahead.
         until: by then the same jobs would run again, each its whole step, as long as nobody comes,
-            goes, or is `hopeless`. So the rule need not be asked.
+            goes, or is `hopeless`, and steps are expected to take what they do now. So the rule
+            need not be asked.
     """
 
     jobs: Sequence[Job] = ()

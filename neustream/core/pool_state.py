@@ -14,6 +14,7 @@ from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
 from neustream.core.kv_cache import BlockPool, KVCache
 from neustream.core.policy import Policy, Pool, Unpromised, View, background_of
+from neustream.core.profile import LatencyProfile
 from neustream.core.queues import Queues
 from neustream.errors import GraphError, PolicyError, RequestError, shown
 
@@ -21,13 +22,16 @@ from neustream.errors import GraphError, PolicyError, RequestError, shown
 class Again(NamedTuple):
     """What a policy would decide anew until some time (`Decision.until`).
 
-    `moves`: of the pool's queues; `unpromised`: live jobs without a promise.
+    `moves`: of the pool's queues; `unpromised`: live jobs without a promise; `profiles`, `speed`:
+    what steps take, by what was known.
     """
 
     jobs: tuple[Job, ...]
     until: float
     moves: int
     unpromised: int
+    profiles: Mapping[str, LatencyProfile]
+    speed: Mapping[str, float]
 
 
 class PoolState:

@@ -155,6 +155,13 @@ class StepTimes:
             return Expected(seconds, seconds)
         return Expected(seconds, step_latency({**self.profiles, **self._given}, jobs, sizes))
 
+    def as_fast_as(self, before: Mapping[str, float]) -> bool:
+        """Whether steps take as long as by the `speed` of before."""
+        speed = self.speed
+        if speed is before:
+            return True
+        return all(speed.get(name, 1.0) == before.get(name, 1.0) for name in {*speed, *before})
+
     def over_at(self, batch: Batch) -> float:
         """When a step under way should be over, at the speed of its stage lately."""
         first = batch.jobs[0].stage

@@ -69,7 +69,8 @@ class PricedSteps:
             return Decision(drop=drop)
         if not promised:
             promised = [max(range(len(jobs.jobs)), key=jobs.density.__getitem__)]
-        return Decision(_step(view, jobs, promised), drop)
+        batch = _step(view, jobs, promised)
+        return Decision(batch, drop, until=-math.inf if out else _lasts_until(view, jobs, batch))
 
     # -- which jobs are promised ------------------------------------------------------------------
 
@@ -251,6 +252,29 @@ def _step(view: View, jobs: LineUp, promised: list[int]) -> list[Job]:
         return loop_step(jobs, _with_riders(view, jobs, promised))
     inside = can_encode_later(view, jobs, promised, batch)
     return loop_step(jobs, inside) if inside else batch
+
+
+def _lasts_until(view: View, jobs: LineUp, batch: list[Job]) -> float:
+    """By when the same step would be decided again, if nobody comes or goes.
+
+    That is so where all are promised, in one loop, in time in turns, and in each step. They then
+    are for as long as nobody has less time than the turns need: each step is one of these turns.
+    """
+    plan = jobs.plan
+    if jobs.entering or jobs.ending or view.reserved or not isinstance(plan, Line):
+        return -math.inf
+    everyone = range(len(jobs.jobs))
+    if len(batch) < len(everyone) or not all(map(_stays_as_it_is, jobs.jobs, jobs.committed)):
+        return -math.inf
+    spare = min([due - end for due, end in plan.turn_ends(everyone, 0.0)])
+    return view.now + spare if spare > 0 else -math.inf
+
+
+def _stays_as_it_is(job: Job, began: bool) -> bool:
+    """Whether a job at a loop is promised, and neither its deadline nor its size will change."""
+    by_outputs = job.due_next < job.due or job.slo.step < math.inf
+    sized = job.stage is None or job.stage.size is not None
+    return began and not by_outputs and not sized
 
 
 def _with_riders(view: View, jobs: LineUp, promised: list[int]) -> list[int]:

@@ -1,0 +1,132 @@
+"""`priced` says until when a step of images stands, and decides as if it were asked before each."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from priced_images import EVERY, IMAGE, LOOP, OTHER, PROFILES, READ, ask, run, waiting
+from toys import engine
+
+from neustream import Graph, Priced, Stage, loop
+from neustream.engine.events import Started
+from neustream.engine.executor import ProfiledExecutor
+
+PAGES = Graph("pages", loop(READ, times=lambda job: job.params["steps"]))
+STREAM = Graph("stream", loop(Stage("unet", max_batch=4, emits=True), times=lambda job: job.params["steps"]))
+
+
+class Counted:
+    """`priced`, which counts how often it was asked; `always`: before each step."""
+
+    def __init__(self, always=False):
+        self.always, self.asked, self.rule = always, 0, Priced()
+
+    def decide(self, view):
+        self.asked += 1
+        made = self.rule.decide(view)
+        if self.always:
+            object.__setattr__(made, "until", -math.inf)
+        return made
+
+
+def until(some, now=0.0):
+    """Until when `priced` says that its next step stands."""
+    pool = some._pools["gpu"]
+    view = some._dispatch._view(pool, now, 0, pool.waiting(0))
+    return Priced().decide(view).until
+
+
+def begun(*requests, now=0.0):
+    some = waiting(*requests)
+    return some, run(some, *[request.id for request in requests], now=now)
+
+
+def test_it_stands_until_the_turns_would_be_too_late():
+    some, now = begun(ask("r0", 4, 6.0), ask("r1", 4, 5.5))
+    assert now == 1.25  # three turns of 1.25 s are left, until 5 s
+    assert until(some, now) == pytest.approx(1.75)
+    assert until(some, 1.7) == pytest.approx(1.75)
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [ask("r0", 4, 2.9), ask("r1", 3, 20.0)],  # on seats
+        [ask(f"r{number}", 9, 40.0) for number in range(4)],  # three at a time
+        [ask("r0", 4, 20.0), ask("r1", 4)],  # one without a deadline
+        [ask("r0", 4, 20.0, first=19.0)],
+        [ask("r0", 4, 20.0, graph=STREAM, first=20.0, step=5.0)],
+    ],
+)
+def test_it_does_not_stand_where_time_changes_what_is_decided(requests):
+    some = waiting(*requests)
+    names = [request.id for request in requests]
+    now = run(some, *names[:3])
+    assert until(some, now) == -math.inf
+
+
+def test_neither_beside_newcomers_nor_at_other_models_nor_where_steps_have_sizes():
+    some, now = begun(ask("r0", 4, 9.0))
+    some.submit(ask("r1", 4, 3.0, arrival=now), now)
+    assert until(some, now) == -math.inf
+    some = waiting(ask("r0", 4, 20.0), ask("r1", 4, 20.0, graph=OTHER))
+    now = run(some, "r1", now=run(some, "r0"))
+    assert until(some, now) == -math.inf
+    some = waiting(ask("r0", 4, 20.0, graph=PAGES))
+    assert until(some, run(some, "r0")) == -math.inf
+
+
+def drawn(seed, count=60):
+    """A load below and above what one device serves, some of it tight and some loose."""
+    random_ = random.Random(seed)
+    now, requests = 0.0, []
+    for number in range(count):
+        now += random_.expovariate(random_.choice([0.1, 0.3]))
+        steps = random_.randint(2, 12)
+        due = now + 1.0 + steps * random_.choice([1.3, 2.0, 6.0])
+        graph = random_.choice([LOOP, IMAGE])
+        requests.append(ask(str(number), steps, due, arrival=now, graph=graph))
+    return requests
+
+
+def served(requests, rule, stretch):
+    """The steps of a run, with when each began."""
+    steps = []
+
+    def see(record):
+        if isinstance(record, Started):
+            steps.append((record.step.ids, record.at))
+
+    executor = ProfiledExecutor(stretch=stretch)
+    engine(EVERY, PROFILES, rule, executor=executor, observers=[see]).run(requests)
+    return steps
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_steps_are_those_of_a_rule_that_is_asked_each_time(seed, noise):
+    requests = drawn(seed)
+
+    def stretch():
+        random_ = random.Random(seed)
+        return lambda *about: 1 + noise * random_.random()
+
+    seldom, often = Counted(), Counted(always=True)
+    assert served(requests, seldom, stretch()) == served(requests, often, stretch())
+    assert seldom.asked < 0.85 * often.asked
+
+
+def test_what_steps_take_now_has_it_asked():
+    some, now = begun(ask("r0", 30, 400.0))
+    rule = Counted()
+    some._pools["gpu"].policy = rule
+    for _ in range(3):
+        batch = some.next_batch("gpu", now)
+        now += 1.0
+        some.finish(batch, [{}], now)
+    assert rule.asked == 1
+    some.times.speed = {**some.times.speed, "unet": 1.2}
+    some.next_batch("gpu", now)
+    assert rule.asked == 2
