@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from neustream.core.graph import Graph, Stage, loop, seq, switch
     from neustream.core.job import Job
     from neustream.core.kv_cache import KVCache
+    from neustream.core.node import CallResult
     from neustream.core.nodes import call, par, tool
     from neustream.core.policies import (
         EDF,
@@ -81,6 +82,7 @@ __all__ = [
     "Answer",
     "BackendError",
     "Batch",
+    "CallResult",
     "Clockwork",
     "Cluster",
     "ConfigError",
@@ -168,6 +170,7 @@ _HOMES = {
     ),
     "neustream.core.job": ("Job",),
     "neustream.core.kv_cache": ("KVCache",),
+    "neustream.core.node": ("CallResult",),
     "neustream.core.nodes": ("call", "par", "tool"),
     "neustream.core.policies": (
         "EDF",

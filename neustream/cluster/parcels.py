@@ -55,7 +55,7 @@ def _go_on(drive: Drive, order: Send, graph: Graph, arrival: float, now: float) 
         if walk.stage is None:
             break
         walk.advance(update)
-    job = walk.job
+    job, saved = walk.job, walk.saved()
     pace = math.inf
     if slo.step < math.inf:
         pace = slo.first + len(order.made) * slo.step
@@ -68,7 +68,7 @@ def _go_on(drive: Drive, order: Send, graph: Graph, arrival: float, now: float) 
         age=age,
         due_in=slo.total - age,
         due_next_in=min(slo.total, pace) - age,
-        saved=walk.saved(),
+        saved=saved,
         state=job.state,
         output=job.output,
         outputs=job.outputs,
@@ -81,6 +81,7 @@ def _go_on(drive: Drive, order: Send, graph: Graph, arrival: float, now: float) 
         planned_calls=planned,
         skipped=0,
         kept=0.0,
+        calls_ago=(0.0,) * len(saved.outer),  # when they began is not known here
     )
     drive.scheduler.take(carry, graph, now)
 

@@ -20,7 +20,7 @@ from neustream.errors import GraphError
 
 @dataclass(frozen=True, slots=True)
 class LegCarry:
-    """A leg on the move; see the attributes of `Job`. `calls_ago`: since its open calls began."""
+    """A leg on the move; see the attributes of `Job`."""
 
     name: str
     since_ago: float
@@ -32,7 +32,6 @@ class LegCarry:
     late: bool
     asked: SLO
     later: Mapping[str, int]
-    calls_ago: tuple[float, ...]
 
     def aged(self, seconds: float) -> LegCarry:
         """The same some seconds later."""
@@ -43,7 +42,6 @@ class LegCarry:
             due_in=self.due_in - seconds,
             latest_in=self.latest_in - seconds,
             until_in=self.until_in - seconds,
-            calls_ago=tuple([ago + seconds for ago in self.calls_ago]),
         )
 
 
@@ -61,6 +59,7 @@ class Carry:
         leg: the part of its graph that it is in, where those have promises of their own.
         inner: the params of the call that it is in; None: the request's.
         left: expected calls ahead of it by stage, for who sends it on.
+        calls_ago: since each of its open calls began.
     """
 
     id: str
@@ -88,6 +87,7 @@ class Carry:
     leg: LegCarry | None = None
     inner: Mapping[str, Any] | None = None
     left: Mapping[str, int] = field(default_factory=dict)
+    calls_ago: tuple[float, ...] = ()
 
     def input(self) -> StepInput:
         """What the modules are given that are to adopt it."""
@@ -127,6 +127,7 @@ def pack(job: Entry, now: float) -> Carry:
         leg=_leg(job, now) if job.leg else None,
         inner=None if job.params is job.request.params else job.params,
         left=dict(job.calls_left),
+        calls_ago=tuple([now - call.since for call in job.cursor.calls]),
     )
 
 
@@ -143,7 +144,6 @@ def _leg(job: Entry, now: float) -> LegCarry:
         job.leg_late,
         job.asked,
         dict(job.later),
-        tuple([now - call.since for call in job.cursor.calls]),
     )
 
 
@@ -158,6 +158,7 @@ def later(carry: Carry, seconds: float) -> Carry:
         first_ago=carry.first_ago + seconds,
         started_ago=None if started_ago is None else started_ago + seconds,
         leg=None if carry.leg is None else carry.leg.aged(seconds),
+        calls_ago=tuple([ago + seconds for ago in carry.calls_ago]),
     )
 
 
@@ -177,6 +178,8 @@ def unpack(carry: Carry, graph: Graph, now: float, seen: Seen) -> Entry:
     if carry.inner is not None:
         job.params = carry.inner
     job.cursor = Cursor.load(graph, carry.saved)
+    for call, ago in zip(job.cursor.calls, carry.calls_ago, strict=True):
+        call.since = now - ago
     job.state = dict(carry.state)
     job.output, job.outputs, job.call_outputs = carry.output, carry.outputs, carry.call_outputs
     job.first_at = now - carry.first_ago
@@ -202,5 +205,3 @@ def _take_leg(job: Entry, leg: LegCarry, now: float) -> None:
     job.leg_until = now + leg.until_in
     job.slo = job.asked = leg.asked
     job.later = dict(leg.later)
-    for call, ago in zip(job.cursor.calls, leg.calls_ago, strict=True):
-        call.since = now - ago

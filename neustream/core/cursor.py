@@ -1,12 +1,13 @@
 """Where a job stands in its graph: the cursor that walks `seq`, `loop` and `switch`.
 
-It counts calls of stages, notes what loops and switches do, and knows nothing about time. A cursor
+It counts calls of stages, and notes what loops and switches do, and when calls begin. A cursor
 can leave: `save` gives plain data, `load` finds the same place in a graph that was built by the
 same code elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from neustream.core.budget import (
     likely_case,
     repeated,
 )
-from neustream.core.frames import Frame, chosen, ends, keep_result, opened, over
+from neustream.core.frames import Frame, Told, chosen, ends, keep_result, opened, over
 from neustream.core.graph import (
     Graph,
     Loop,
@@ -36,44 +37,48 @@ if TYPE_CHECKING:
 class Saved(NamedTuple):
     """A cursor's place: its stage, and (number, done, total) of each open node.
 
-    `outer`: the params around each open call; `told`: the outputs that each keeps.
+    `outer`: the params around each open call; `told`: what each keeps of itself.
     """
 
     frames: tuple[tuple[int, int, int], ...]
     stage: str | None
     outer: tuple[Mapping[str, Any], ...] = ()
-    told: tuple[Sequence[Mapping[str, Any]] | None, ...] = ()
+    told: tuple[Told | None, ...] = ()
 
 
 class Cursor:
     """Where one job stands in its graph. `stage` is the next one to run, None at the end.
 
-    `entries` counts the calls that it came to. At a `par`, which is `fork` then, it is at no stage.
+    `entries` counts the calls that it came to; `now`: when it moves. At a `par`, which is `fork`
+    then, it is at no stage.
     """
 
-    __slots__ = ("_frames", "_turned", "entries", "fork", "stage")
+    __slots__ = ("_frames", "_turned", "entries", "fork", "now", "stage")
 
     def __init__(self, graph: Graph, job: Job) -> None:
         self._begin()
+        self.now = job.arrival
         self.stage: Stage | None = self._descend(graph.root, job)
 
     def _begin(self) -> None:
         self._frames: list[Frame] = []
         self._turned: list[Frame] = []
         self.entries = 0
+        self.now = math.nan
         self.fork: Par | None = None
 
     @classmethod
-    def at(cls, node: Node, job: Job) -> Cursor:
+    def at(cls, node: Node, job: Job, now: float) -> Cursor:
         """At the start of a branch, which is all that there is to it."""
         cursor = cls.__new__(cls)
         cursor._begin()
+        cursor.now = now
         cursor.stage = cursor._descend(node, job)
         return cursor
 
-    def join(self, job: Job, ran: bool) -> Stage | None:
+    def join(self, job: Job, ran: bool, now: float) -> Stage | None:
         """Go on behind a `par`; `ran`: whether anything ran in it."""
-        self.fork = None
+        self.fork, self.now = None, now
         self.stage = self._descend(None, job, turned=[] if ran else self._turned)
         return self.stage
 
@@ -97,12 +102,14 @@ class Cursor:
         frame.done = done
         return True
 
-    def advance(self, job: Job, likely: bool = False) -> Stage | None:
+    def advance(self, job: Job, likely: bool = False, now: float = math.nan) -> Stage | None:
         """Move past the current stage; asks `until`, `times` and `on` as they come up.
 
-        `likely`: where the job will probably go, before its step has returned anything: `until` is
-        taken to hold after the expected rounds, and switches take their likely branch.
+        `now`: when it does; nan: nobody asks when calls begin. `likely`: where the job will
+        probably go, before its step has returned anything: `until` is taken to hold after the
+        expected rounds, and switches take their likely branch.
         """
+        self.now = now
         self.stage = self._descend(None, job, likely)
         return self.stage
 
@@ -115,6 +122,7 @@ class Cursor:
         twin.stage = self.stage
         twin.fork = self.fork
         twin._turned = []
+        twin.now = self.now
         twin.entries = self.entries
         return twin
 
@@ -147,7 +155,7 @@ class Cursor:
         number = {id(node): index for index, node in reversed(list(enumerate(graph.nodes)))}
         frames = tuple((number[id(f.node)], f.done, f.total) for f in self._frames)
         outer = tuple([call.outer or {} for call in self.calls])
-        told = tuple([None if call.told is None else tuple(call.told) for call in self.calls])
+        told = tuple([None if call.told is None else call.told.copy() for call in self.calls])
         return Saved(frames, None if self.stage is None else self.stage.name, outer, told)
 
     @classmethod
@@ -173,7 +181,7 @@ class Cursor:
         for entry, (call, outer) in enumerate(zip(calls, saved.outer, strict=True), 1):
             call.outer, call.entry = outer, entry
         for call, told in zip(calls, saved.told, strict=True):
-            call.told = None if told is None else list(told)
+            call.told = None if told is None else told.copy()
         cursor.stage = None if saved.stage is None else graph.stages[saved.stage]
         return cursor
 
@@ -235,22 +243,40 @@ class Cursor:
             self.entries += 1
             frame.entry = self.entries
             frame.outer = job.params
-            frame.told = None if node.call.result is None else []
+            frame.since = self.now
+            frame.told = None if node.call.result is None else Told()
             if node.call.params is not None:
                 job.params = asked_params(node.call, node.call.params, job)
 
-    def tell(self, update: Mapping[str, Any]) -> None:
+    def tell(self, update: Mapping[str, Any], late: bool, now: float) -> None:
         """Note an output for the calls that keep theirs."""
         for frame in self._frames:
             if frame.told is not None:
-                frame.told.append(update)
+                frame.told.outputs.append(update)
+                frame.told.ages_s.append(now - frame.since)
+                frame.told.late = frame.told.late or late
+
+    def ran(self, since: float) -> None:
+        """Note that a step began, for the calls that keep when their first one did."""
+        for frame in self._frames:
+            if frame.told is not None and frame.told.waited_s is None:
+                frame.told.waited_s = max(since - frame.since, 0.0)
 
     def _close(self, job: Job, likely: bool) -> None:
         frame = self._frames.pop()
         if frame.told is not None and not likely:
-            keep_result(frame, frame.told, job)
+            keep_result(frame, frame.told, job, self.now, self._until(frame, job))
         if frame.outer is not None:
             job.params = frame.outer
+
+    def _until(self, frame: Frame, job: Job) -> float:
+        """By when a call that was just left had to be over."""
+        until = min(job.due, job.leg_until)
+        for call in (*self.calls, frame):
+            assert isinstance(call.node, Seq) and call.node.call is not None
+            if call.node.call.slo is not None:
+                until = min(until, call.since + call.node.call.slo.total)
+        return until
 
     @staticmethod
     def _next_child(frame: Frame, job: Job, turned: list[Frame], likely: bool) -> Node | None:

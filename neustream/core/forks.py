@@ -51,12 +51,20 @@ class Fork:
         return len(self.par.branches) - self.failed < self.par.need
 
 
-def tell(job: Entry, update: Update) -> None:
+def tell(job: Entry, update: Update, late: bool, now: float) -> None:
     """Note an output for the calls around it that keep theirs."""
     one: Entry | None = job
     while one is not None:
         assert one.cursor is not None
-        one.cursor.tell(update)
+        one.cursor.tell(update, late, now)
+        one = one.parent
+
+
+def tell_ran(job: Entry, since: float) -> None:
+    """Note that a step of a job began, for the same."""
+    one: Entry | None = job
+    while one is not None and one.cursor is not None:
+        one.cursor.ran(since)
         one = one.parent
 
 
@@ -116,7 +124,7 @@ class Forks:
             lives.enlist(branch)
         for name, branch in list(fork.live.items()):
             try:
-                branch.cursor = Cursor.at(fork.par.branches[name], branch)
+                branch.cursor = Cursor.at(fork.par.branches[name], branch, now)
                 self._begin(branch, now)
             except NeustreamError as error:
                 lives.end(branch, "failed", str(error), now)
@@ -206,7 +214,7 @@ class Forks:
         job.become("waiting")
         assert job.cursor is not None
         try:
-            self._go_on(job, job.cursor.join(job, fork.ran), now)
+            self._go_on(job, job.cursor.join(job, fork.ran, now), now)
         except NeustreamError as error:
             self._lives.end(job, "failed", str(error), now)
             return

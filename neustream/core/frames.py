@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from neustream.core.budget import asked_rounds, expected_rounds
 from neustream.core.graph import LEARNT, Ask, Loop, Node, Par, Seq, Switch, answer, raised
+from neustream.core.node import CallResult
+from neustream.core.types import TICK
 from neustream.errors import GraphError, shown
 
 if TYPE_CHECKING:
@@ -23,12 +25,30 @@ def over(until: Ask, job: Job) -> bool:
 
 
 @dataclass(slots=True)
+class Told:
+    """What is kept of an open call that has a result. Seconds count from its start.
+
+    `outputs` came at `ages_s`; `waited_s`: until a step of it first began, None: none did so far;
+    `late`: whether an output was.
+    """
+
+    outputs: list[Mapping[str, Any]] = field(default_factory=list)
+    ages_s: list[float] = field(default_factory=list)
+    waited_s: float | None = None
+    late: bool = False
+
+    def copy(self) -> Told:
+        """Another one, which goes on by itself."""
+        return Told(list(self.outputs), list(self.ages_s), self.waited_s, self.late)
+
+
+@dataclass(slots=True)
 class Frame:
     """One open node: how many children or rounds are behind, of how many.
 
     Of a call also `since`, when the job got to it (nan: just now), the params `outer` of it, and
-    its number `entry` among the calls that the job came to, and the outputs that it `told` of,
-    where they are kept.
+    its number `entry` among the calls that the job came to, and what it `told` so far, where that
+    is kept.
     """
 
     node: Seq | Loop | Par
@@ -37,7 +57,7 @@ class Frame:
     since: float = math.nan
     outer: Mapping[str, Any] | None = None
     entry: int = 0
-    told: list[Mapping[str, Any]] | None = None
+    told: Told | None = None
 
 
 def opened(node: Seq | Loop, job: Job) -> Frame:
@@ -64,13 +84,15 @@ def chosen(node: Switch, job: Job) -> Node:
     return branch
 
 
-def keep_result(frame: Frame, told: Sequence[Mapping[str, Any]], job: Job) -> None:
-    """Put what came of a call into the state."""
+def keep_result(frame: Frame, told: Told, job: Job, now: float, until: float) -> None:
+    """Put what came of a call into the state. `until`: by when it had to be over."""
     assert isinstance(frame.node, Seq) and frame.node.call is not None
     call = frame.node.call
     assert call.result is not None
+    kept = not (told.late or job.released or now > until + TICK)
+    came = CallResult(told.outputs, told.ages_s, now - frame.since, told.waited_s, kept)
     try:
-        job.state[call.name] = call.result(job, told)
+        job.state[call.name] = call.result(job, came)
     except BaseException as error:
         raise raised(job, f"result of call {call.name!r}", error) from error
 

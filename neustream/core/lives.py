@@ -169,7 +169,7 @@ class Lives:
             if cursor.again(job):
                 self.work.one_call_done(job, stage)
             else:
-                self._go_to(job, cursor.advance(job), now)
+                self._go_to(job, cursor.advance(job, now=now), now)
         except NeustreamError as error:
             self.end(job, "failed", str(error), now)
 
@@ -177,7 +177,7 @@ class Lives:
         late = job.take_output(update, now)
         self.events.append(emitted(job, update, late, now))
         if job.request.graph.collects:
-            tell(job, update)
+            tell(job, update, late, now)
         if stage.caches:
             self._recent.lengths_of(stage.model).reached(job.call_outputs)
 

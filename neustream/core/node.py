@@ -153,6 +153,23 @@ class Stage:
         return f"Stage({self.name!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What came of a call. Seconds count from its start.
+
+    Args:
+        outputs: the updates that its stages emitted, in order; ages_s: when each came.
+        seconds: that it took; waited_s: until a step of it first began, None: none did.
+        on_time: whether all that was promised of it was kept.
+    """
+
+    outputs: Sequence[Mapping[str, Any]]
+    ages_s: Sequence[float]
+    seconds: float
+    waited_s: float | None
+    on_time: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """What makes a sequence a call; see `nodes.call`.
@@ -163,7 +180,7 @@ class Call:
         params: what its stages read as `job.params`; None: the request's own.
         expect: what they are expected to be, where `params` cannot be asked yet.
         whole: whether it is one leg; else those inside of it are (see `legs.py`).
-        result: what the state gets under its name, from the job and the outputs of the call.
+        result: what the state gets under its name, from the job and what came of the call.
     """
 
     name: str
@@ -171,7 +188,7 @@ class Call:
     params: Ask | None = None
     expect: Ask | None = None
     whole: bool = True
-    result: Callable[[Job, Sequence[Mapping[str, Any]]], Any] | None = None
+    result: Callable[[Job, CallResult], Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

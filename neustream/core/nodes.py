@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
 from neustream.core.graph import Ask, Call, Graph, Node, Par, Seq, Stage, Tool, has_legs, nodes_of
 from neustream.core.job import Job
+from neustream.core.node import CallResult
 from neustream.core.types import SLO
 from neustream.errors import GraphError, shown
 
@@ -24,7 +25,7 @@ def call(
     slo: SLO | None = None,
     params: Params | None = None,
     expect: Params | None = None,
-    result: Callable[[Job, Sequence[Mapping[str, Any]]], Any] | None = None,
+    result: Callable[[Job, CallResult], Any] | None = None,
 ) -> Seq:
     """`what` as a part with a promise of its own, and a name in events and reports.
 
@@ -39,8 +40,8 @@ def call(
             holds beside it.
         params: what its stages read as `job.params`; default: the request's.
         expect: what `params` are expected to be while they cannot be asked.
-        result: what the state gets under `name` when it is over: asked with the job and the outputs
-            that the call emitted. The request's output is then its whole state.
+        result: what the state gets under `name` when it is over: asked with the job and what came
+            of the call (a `CallResult`). The request's output is then its whole state.
 
     Raises:
         GraphError: a node without a name.

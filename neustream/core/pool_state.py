@@ -10,6 +10,7 @@ from neustream.core.ahead import Plan
 from neustream.core.batch import Batch
 from neustream.core.carry import Carry
 from neustream.core.entry import Entry
+from neustream.core.forks import tell_ran
 from neustream.core.graph import Graph, Stage
 from neustream.core.job import Job
 from neustream.core.kv_cache import BlockPool, KVCache
@@ -177,6 +178,8 @@ class PoolState:
             if job.started_at is None:
                 job.started_at = batch.started_at
                 job.root.ran = True
+            if job.request.graph.collects:
+                tell_ran(job, batch.started_at)
 
     # -- blocks -----------------------------------------------------------------------------------
 

@@ -19,8 +19,6 @@ MOST_NUMBERS = 4096
 """Numbers of an array that are told."""
 LONGEST_INT = 4096
 """Bits of a whole number that is told."""
-OF_REQUESTS = frozenset({"at_s", "latency_s", "on_time"})
-"""Fields of completions that are of whole requests: a call of an agent has none of its own."""
 
 
 class NoForm(Exception):
@@ -80,9 +78,7 @@ def _plainest(value: Any) -> Any:
 def _of_fields(value: Any, depth: int) -> dict[str, Any]:
     text = getattr(value, "text", None)
     own = {"text": text} if isinstance(text, str) else {}
-    names = {each.name for each in fields(value) if each.repr}
-    untold = OF_REQUESTS if "token_ids" in names else frozenset()
-    shown = {each.name: getattr(value, each.name) for each in fields(value) if each.name in names - untold}
+    shown = {each.name: getattr(value, each.name) for each in fields(value) if each.repr}
     return {name: plain(each, depth + 1) for name, each in {**own, **shown}.items()}
 
 

@@ -12,6 +12,7 @@ from neustream.core.events import Emitted, Update
 from neustream.core.graph import Graph, Seq
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
+from neustream.core.node import CallResult
 from neustream.core.nodes import call
 from neustream.core.types import SLO
 from neustream.engine.answers import Result
@@ -98,15 +99,19 @@ def _named(call: str, what: str, given: Any) -> Mapping[str, Any]:
     raise BackendError(f"call {shown(call)}: {what} must be a mapping from names of arguments, got {shown(given)}")
 
 
-def _result(job: Job, outputs: Sequence[Update]) -> Any:
+def _result(job: Job, came: CallResult) -> Any:
     """What a model makes of the outputs of a call; what it keeps of it leaves the state."""
     asked: Call = job.params[CALL]
-    state = dict(job.state)
+    outputs, state = came.outputs, dict(job.state)
     for key in asked.own.union(*outputs):
         job.state.pop(key, None)
-    emitted = [Emitted(job.id, index, asked.reads(update), 0.0, 0.0) for index, update in enumerate(outputs)]
+    emitted = [
+        Emitted(job.id, index, asked.reads(update), age, age)
+        for index, (update, age) in enumerate(zip(outputs, came.ages_s, strict=True))
+    ]
     last = outputs[-1] if outputs else state
-    return asked.value(Result(job.id, "done", "", last, 0.0, True), emitted)
+    ended = Result(job.id, "done", "", last, came.seconds, came.on_time, waited_s=came.waited_s)
+    return asked.value(ended, emitted)
 
 
 class Models(Mapping[str, Model]):

@@ -69,6 +69,30 @@ def test_outputs_stream_by_call():
     assert [one["call"] for one in told] == ["plan"] * 4 + ["write"] * 4
 
 
+def test_a_call_has_times_of_its_own_and_whether_its_promise_was_kept():
+    """The tool in front of `write` alone takes longer than all that `write` is promised."""
+
+    def slow(given):
+        threading.Event().wait(0.3)
+        return {"found": [7, 8]}
+
+    def build(models):
+        model = models["chat"]
+        late = model.call("late", ask(lambda job: [7, 8]), like=LIKE, slo=SLO(first=1e-9))
+        return Graph("agent", seq(plan_and_write(models, slow).root, late))
+
+    with serve({"chat": chat(), "agent": build}, slo=SLO(first=60.0, finish=True)) as service:
+        state = service.submit(prompt=PROMPT, model="agent").result(60)
+        plain = service.submit(PROMPT, max_tokens=4, model="chat").result(60)
+    for one in (state["plan"], state["write"], plain):
+        assert 0 <= one.waited_s < one.ttft_s <= one.at_s[-1] <= one.latency_s
+        assert one.on_time and len(one.at_s) == 4 and one.tpot_s > 0
+    assert not state["late"].on_time
+    leg = service.report.to_dict()["legs"]["write"]
+    assert leg["ttft_s"]["mean"] == pytest.approx(state["write"].ttft_s)
+    assert leg["tpot_s"]["mean"] == pytest.approx(state["write"].tpot_s)
+
+
 def test_outputs_are_those_of_the_call_that_made_them_where_one_before_made_none():
     """A branch may be ended before its call has made anything, and the same call of the next round must not be it."""
     asked, made = Asked({}), []

@@ -124,7 +124,10 @@ def test_a_run_ends_with_its_state(front):
     state = found["state"]
     assert answer.status_code == 200 and (found["object"], found["model"]) == ("agent.run", "agent")
     assert len(state["plan"]["token_ids"]) == 6 and isinstance(state["plan"]["text"], str)
-    assert not {"at_s", "latency_s", "on_time"} & state["plan"].keys()  # of whole requests
+    plan = state["plan"]
+    assert plan["on_time"] and len(plan["at_s"]) == 6
+    assert 0 <= plan["waited_s"] <= plan["at_s"][0] <= plan["at_s"][-1] <= plan["latency_s"]
+    assert plan["latency_s"] * 1e3 < found["neustream"]["e2e_ms"]
     assert state["texts"] == [state[name][name]["text"] for name in ("left", "right")]
     assert state["chart"]["bars"] == [6, None]  # JSON has no nan
     assert state["chart"]["picture"]["b64_json"].startswith("iVBOR")

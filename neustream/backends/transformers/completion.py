@@ -49,8 +49,9 @@ class Completion:
     Args:
         token_ids: the new tokens, with the one that ended it.
         finish_reason: "stop" at EOS, a stop token or a stop string, "length" at `max_tokens`.
-        at_s: seconds from the request to each token; `latency_s`: to its end.
-        on_time: whether every promise was kept. A call of an agent has no times of its own: it has zeros, and True.
+        at_s: seconds from the request to each token; `latency_s`: to its end; `waited_s`: until it first ran,
+            None where nobody can tell. Of a call of an agent from the call's start.
+        on_time: whether every promise was kept; of a call, of what it was promised.
         likelihoods: of the new tokens; scores: of the prompt's behind its first. None where that was not asked.
         stops: the stop strings, if one of them ended it; `text` ends before that, and is empty where it
             begins in the prompt.
@@ -71,6 +72,7 @@ class Completion:
     stops: tuple[str, ...] = ()
     cached_tokens: int = 0
     lead: tuple[int, ...] = field(default=(), repr=False)
+    waited_s: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it has its text, and no tokenizer."""
@@ -162,4 +164,5 @@ def completion(
         stops if outputs and outputs[-1].update.get("stopped") else (),
         outputs[0].update.get("cached", 0) if outputs else 0,
         lead,
+        result.waited_s,
     )
