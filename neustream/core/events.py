@@ -144,6 +144,20 @@ class BranchEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """A request that is in a step ends once that is over: what it makes is of no use to anybody.
+
+    `job`: what the step calls it, or the branch of it that ends; `pool`: where that runs.
+    """
+
+    id: str
+    job: str
+    pool: str
+    at: float
+    member: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Corrected:
     """A profile was corrected. `factors`: observed over profiled seconds at batches near 2**key."""
 
@@ -181,7 +195,9 @@ class Given:
     member: str = ""
 
 
-Event = Submitted | Emitted | LegEnded | BranchEnded | Ended | Corrected | Held | Left | Given
+Event = (
+    Submitted | Emitted | LegEnded | BranchEnded | Ending | Ended | Corrected | Held | Left | Given
+)
 
 
 def planned_steps(job: Job) -> int:

@@ -12,7 +12,7 @@ from neustream.core.carry import Carry, unpack
 from neustream.core.cursor import Cursor
 from neustream.core.demand import Demand, Recent
 from neustream.core.entry import Entry
-from neustream.core.events import Event, Held, Left, Update, ended
+from neustream.core.events import Ending, Event, Held, Left, Update, ended
 from neustream.core.forks import Forks, emitted, tell
 from neustream.core.graph import Graph, Stage
 from neustream.core.holding import Holding
@@ -347,10 +347,13 @@ class Lives:
         job = self.jobs.get(id)
         if job is None or job.ending is not None:
             return False
-        if job.status == "running":
-            job.ending = (status, reason)
-        else:
+        if job.status != "running":
             self.end(job, status, reason, now)
+            return True
+        job.ending = (status, reason)
+        state = None if job.stage is None else self.pool_of.get(job.stage.name)
+        if state is not None:
+            self.events.append(Ending(job.root.id, job.id, state.pool.name, now))
         return True
 
     def end(self, job: Entry, status: Status, reason: str, now: float) -> None:

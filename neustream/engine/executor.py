@@ -95,6 +95,15 @@ class Mover(Protocol):
 
 
 @runtime_checkable
+class Stopper(Protocol):
+    """An executor that can end a step early for one of its requests."""
+
+    def stop(self, id: str) -> None:
+        """Nobody wants what request `id` makes in its step; that ends as soon as it can."""
+        ...
+
+
+@runtime_checkable
 class Keeper(Protocol):
     """An executor whose modules may keep what preempted requests had in their KV blocks."""
 

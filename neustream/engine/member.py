@@ -13,6 +13,7 @@ from neustream.core.events import (
     BranchEnded,
     Emitted,
     Ended,
+    Ending,
     Given,
     Held,
     Left,
@@ -28,7 +29,7 @@ from neustream.core.types import Request
 from neustream.engine.clock import Clock
 from neustream.engine.deciding import Deciding, at_pool
 from neustream.engine.events import Done, Finished, Look, Record, Started, Wake
-from neustream.engine.executor import Executor, Keeper
+from neustream.engine.executor import Executor, Keeper, Stopper
 from neustream.engine.faults import Faults
 from neustream.engine.looks import Looks
 from neustream.engine.overdue import PATIENT_S, Limits
@@ -323,10 +324,18 @@ class Drive:
             self.release(event.id)
         elif isinstance(event, BranchEnded) or (isinstance(event, LegEnded) and event.freed):
             self.release(event.job)
+        elif isinstance(event, Ending):
+            self._stop(event)
         elif isinstance(event, Held):
             self.held(self, event.id, self._clock.now())
         elif isinstance(event, Left):
             self.left(self, event, self._clock.now())
+
+    def _stop(self, event: Ending) -> None:
+        """A step need not go on for one of its requests, if it can be stopped."""
+        executor = self.executors[event.pool]
+        if isinstance(executor, Stopper):
+            executor.stop(event.job)
 
     def release(self, id: str) -> None:
         """Executors keep nothing of a request any more."""

@@ -7,7 +7,7 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -35,7 +35,8 @@ class ToolExecutor:
     Args:
         tools: the calls by stage name: `async def search(input): ...`, a plain function, or the
             `tool` of a stage, whose `timeout_s` and `retries` hold then. A plain function that is
-            still not back at its timeout is left to its thread, and nobody waits for it.
+            still not back at its timeout is left to its thread, and nobody waits for it. An
+            `async def` is cancelled then, and when its request is; other calls of those go on.
 
     Raises:
         RequestError: a tool is no function.
@@ -76,13 +77,19 @@ class ToolExecutor:
             if self._closed:
                 raise BackendError("this executor is closed")
             if tool.timeout_s < math.inf or tool.retries or is_async(tool.call):
-                self._await(call.tried(tool))
+                self._await(call, tool)
                 return
             thread = self._threads.get(batch.worker)
             if thread is None:
                 thread = self._threads[batch.worker] = _Thread(f"neustream-tool-{batch.worker}")
         assert tool.call is not None
         thread.inbox.put(partial(call.run, tool.call))
+
+    def stop(self, id: str) -> None:
+        """Cancel the `async def` that runs for a request; a plain function cannot be stopped."""
+        with self._closing:
+            if self._awaits is not None:
+                self._awaits.cancel(id)
 
     def release(self, id: str) -> None:
         """Calls keep nothing."""
@@ -115,19 +122,22 @@ class ToolExecutor:
             return True
         return any(thread.thread is present for thread in list(self._threads.values()))
 
-    def _await(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _await(self, call: _Call, tool: Tool) -> None:
         if self._awaits is None:
             self._awaits = _Awaits()
-        self._awaits.add(coroutine)
+        self._awaits.add(call, tool)
 
 
 class _Call:
-    """A step that is under way: one call, for one request."""
+    """A step that is under way: one call, for one request. `task`: that awaits it."""
 
     def __init__(self, batch: Batch, clock: Clock) -> None:
         [self._input] = batch.inputs()
+        self.id = self._input.id
+        self.task: asyncio.Task[None] | None = None
         self._batch = batch
         self._clock = clock
+        self._began = self._stopped = False
 
     def run(self, function: Function) -> None:
         """Call a plain function."""
@@ -139,11 +149,22 @@ class _Call:
 
     async def tried(self, tool: Tool) -> None:
         """Call a tool, within its time, and again if it fails."""
+        self._began = True
+        result: Any = {}
         try:
-            result: Any = await tried(tool, self._input)
+            if not self._stopped:
+                result = await tried(tool, self._input, lambda: self._stopped)
         except BaseException as error:  # noqa: BLE001  also what would end the event loop
-            result = failed(self._batch.stage, error)
+            result = {} if self._stopped else failed(self._batch.stage, error)
         self._over(result)
+
+    def stop(self) -> None:
+        """On the event loop: nobody wants it any more."""
+        self._stopped = True
+        if (
+            self.task is not None and self._began
+        ):  # a task that never begins would not tell that it is over
+            self.task.cancel()
 
     def _over(self, result: Update | NeustreamError) -> None:
         self._clock.post(Done(self._batch, [result]), self._clock.now())
@@ -164,22 +185,39 @@ class _Awaits:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], _Call] = {}
+        self._by_id: dict[str, _Call] = {}  # of those that can be stopped
         name = "neustream-tools"
         self.thread = threading.Thread(target=self._serve, daemon=True, name=name)
         self.thread.start()
 
-    def add(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._loop.call_soon_threadsafe(self._begin, coroutine)
+    def add(self, call: _Call, tool: Tool) -> None:
+        self._loop.call_soon_threadsafe(self._begin, call, tool)
+
+    def cancel(self, id: str) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop, id)
 
     def close(self) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._over.set)
 
-    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _begin(self, call: _Call, tool: Tool) -> None:
+        task = call.task = self._loop.create_task(call.tried(tool))
+        self._calls[task] = call
+        if is_async(tool.call):
+            self._by_id[call.id] = call
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        call = self._calls.pop(task)
+        if self._by_id.get(call.id) is call:
+            del self._by_id[call.id]
+
+    def _stop(self, id: str) -> None:
+        call = self._by_id.get(id)
+        if call is not None:
+            call.stop()
 
     def _serve(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -187,5 +225,5 @@ class _Awaits:
 
     async def _until_over(self) -> None:
         await self._over.wait()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._calls:
+            await asyncio.wait(list(self._calls))

@@ -19,8 +19,8 @@ Came = tuple[Any, BaseException | None]
 """What a call returned, or raised."""
 
 
-async def tried(tool: Tool, given: StepInput) -> Any:
-    """What a tool returns.
+async def tried(tool: Tool, given: StepInput, stopped: Callable[[], bool]) -> Any:
+    """What a tool returns. `stopped`: whether nobody wants that any more.
 
     Raises:
         StageFailed: it failed as often as it may: with what it raised last, or the time it took.
@@ -30,7 +30,7 @@ async def tried(tool: Tool, given: StepInput) -> Any:
         try:
             return await _once(tool, given)
         except BaseException as raised:
-            if tool.retries == 0:
+            if tool.retries == 0 or stopped():
                 raise
             error = raised
     raise StageFailed(f"{told(error) if error else ''} ({tool.retries + 1} tries)") from error
@@ -45,7 +45,11 @@ async def _once(tool: Tool, given: StepInput) -> Any:
         value, error = await work
     else:
         task = asyncio.ensure_future(work)
-        done, _ = await asyncio.wait([task], timeout=tool.timeout_s)
+        try:
+            done, _ = await asyncio.wait([task], timeout=tool.timeout_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
         if not done:
             task.cancel()
             raise StageFailed(f"it did not return within {span(tool.timeout_s)}")

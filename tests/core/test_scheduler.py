@@ -38,7 +38,7 @@ from neustream import (
     loop,
     seq,
 )
-from neustream.core.events import Emitted, Ended
+from neustream.core.events import Emitted, Ended, Ending
 
 # -- a request from its submission to its end -------------------------------------------------------
 
@@ -301,7 +301,7 @@ def test_cancelling_a_running_job_ends_it_after_its_step(how):
     batch = some.next_batch("gpu", 0.0)
     assert some.cancel("r1", 0.25)
     assert not some.cancel("r1", 0.25)  # that changed nothing more
-    assert (job.status, some.pop_events()) == ("running", [])
+    assert (job.status, some.pop_events()) == ("running", [Ending("r1", "r1", "gpu", 0.25)])
     if how == "fail":
         some.fail(batch, ValueError("x"), 1.0)
     else:

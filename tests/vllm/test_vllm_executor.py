@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from neustream.core.graph import Graph, Stage, seq
@@ -85,6 +87,31 @@ def test_what_the_inner_scheduler_gives_up_fails_with_its_reason(serve):
         request(serve, f"r{at}", tokens=60, slo=SLO(total=60.0)).result(60)
     end = request(serve, "late", tokens=480, slo=SLO(total=0.1)).result(60)
     assert end.status == "failed" and "'abort': slo: hopeless" in end.reason
+
+
+def test_a_generation_whose_request_is_cancelled_ends_in_vllm_too(serve):
+    seen = threading.Semaphore(0)
+    run = serve.rig.core.model_executor.execute_model
+
+    def watched(*args, **kwargs):
+        seen.release()
+        return run(*args, **kwargs)
+
+    serve.rig.core.model_executor.execute_model = watched
+    try:
+        others = [request(serve, f"other{at}", tokens=20) for at in range(2)]
+        for _ in range(5):  # more than the stage has seats in all, were they not given back
+            steps = serve.rig.scheduler.stats.steps
+            answers = [request(serve, f"r{at}", tokens=400) for at in range(4)]
+            for _ in range(4):
+                assert seen.acquire(timeout=60)
+            assert all(answer.cancel() for answer in answers)
+            assert request(serve, "next", tokens=2).result(60).status == "done"
+            assert serve.rig.scheduler.stats.steps - steps < 200
+    finally:
+        del serve.rig.core.model_executor.execute_model
+    assert [other.result(60).status for other in others] == ["done"] * 2, "nobody else is in it"
+    assert not serve.rig.scheduler.requests
 
 
 def test_a_prompt_that_vllm_refuses_fails_alone(serve):

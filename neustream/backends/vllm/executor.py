@@ -66,7 +66,7 @@ class VLLMExecutor:
     def __init__(self, llm: LLM, asks: Asks | None = None) -> None:
         self._engine = llm.llm_engine
         self._asks = _from_params if asks is None else asks
-        self._inbox: queue.SimpleQueue[tuple[Batch, Clock, list[float]] | None] = (
+        self._inbox: queue.SimpleQueue[tuple[Batch, Clock, list[float]] | str | None] = (
             queue.SimpleQueue()
         )
         self._places: dict[str, tuple[_Open, int]] = {}
@@ -79,8 +79,12 @@ class VLLMExecutor:
         # What is left at this moment, read on the engine's own thread.
         self._inbox.put((batch, clock, [_budget(job, now) for job in batch.jobs]))
 
+    def stop(self, id: str) -> None:
+        """Abort the generations of a request that is over."""
+        self._inbox.put(id)
+
     def release(self, id: str) -> None:
-        pass
+        """Generations keep nothing once they are over."""
 
     def close(self, *, wait: bool = True) -> None:
         """Let the generations under way end; the LLM itself stays the caller's."""
@@ -98,6 +102,8 @@ class VLLMExecutor:
                 item = self._inbox.get()
                 if item is None:
                     closing = True
+                elif isinstance(item, str):
+                    self._abort(item)
                 else:
                     self._begin(*item)
             if self._places:
@@ -130,6 +136,25 @@ class VLLMExecutor:
                 opened, at = self._places.pop(output.request_id)
                 opened.results[at] = _update(opened.batch.stage, output)
                 self._post_if_whole(opened)
+
+    def _abort(self, id: str) -> None:
+        """End what runs for a request: nobody reads what would come of it."""
+        places = {
+            own: place
+            for own, place in self._places.items()
+            if place[0].batch.jobs[place[1]].id == id
+        }
+        if not places:
+            return  # it has just ended by itself
+        try:
+            self._engine.abort_request(list(places))
+        except Exception as error:  # noqa: BLE001  the engine is not as it should be: all of it fails
+            self._fail_all(error)
+            return
+        for own, (opened, at) in places.items():
+            del self._places[own]
+            opened.results[at] = {}
+            self._post_if_whole(opened)
 
     def _fail_all(self, error: Exception) -> None:
         places, self._places = self._places, {}

@@ -1,0 +1,124 @@
+"""Calls of tools whose request ends midway: an `async def` is cancelled, and its seat is free at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from neustream import Engine, Graph, Member, Scheduler, ToolExecutor, WallClock, par, tool
+from neustream.engine.tooling import pools_of, profiles_of
+
+LIMIT_S = 30
+
+
+class Search:
+    """A tool that waits for ever; it tells when it has begun, and when it was cancelled."""
+
+    def __init__(self):
+        self.begun, self.cancelled, self.calls = threading.Semaphore(0), threading.Semaphore(0), 0
+
+    async def __call__(self, given):
+        self.calls += 1
+        self.begun.release()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.release()
+            raise
+
+
+def serving(graph, told=()):
+    tools = list(graph.stages.values())
+    scheduler = Scheduler(pools_of(tools), {}, profiles_of(tools))
+    executors = {f"tool {stage.name}": ToolExecutor({stage.name: stage.tool}) for stage in tools}
+    return Engine(Member(scheduler, executors), WallClock(), told)
+
+
+@pytest.mark.parametrize("options", [{}, {"retries": 5}, {"timeout_s": 600.0}, {"timeout_s": 600.0, "retries": 5}])
+def test_a_call_whose_request_is_cancelled_is_cancelled_and_not_tried_again(options):
+    search = Search()
+    graph = Graph("g", tool("search", search, concurrency=1, **options))
+    with serving(graph) as engine:
+        for _ in range(5):  # as often as a failing stage is passed over
+            answer = engine.submit(graph)
+            assert search.begun.acquire(timeout=LIMIT_S), "the one seat is free again"
+            assert answer.cancel()
+            assert search.cancelled.acquire(timeout=LIMIT_S)
+    assert search.calls == 5
+
+
+def test_closing_without_waiting_cancels_calls():
+    search = Search()
+    graph = Graph("g", tool("search", search))
+    engine = serving(graph)
+    engine.__enter__()
+    answers = [engine.submit(graph) for _ in range(3)]
+    for _ in answers:
+        assert search.begun.acquire(timeout=LIMIT_S)
+    engine.close(cancel=True)
+    assert [answer.result(LIMIT_S).status for answer in answers] == ["cancelled"] * 3
+    assert not [thread for thread in threading.enumerate() if thread.name == "neustream-tools"]
+
+
+def test_the_branches_that_lost_are_cancelled():
+    slow = Search()
+
+    async def fast(given):
+        while slow.calls < 2:
+            await asyncio.sleep(0.001)
+        return {"found": 1}
+
+    graph = Graph("g", par(a=tool("slow", slow), b=tool("fast", fast), c=tool("slower", slow), policy="first"))
+    with serving(graph) as engine:
+        assert engine.submit(graph).result(LIMIT_S).output == {"b": {"found": 1}}
+        for _ in range(2):
+            assert slow.cancelled.acquire(timeout=LIMIT_S)
+
+
+def test_a_call_that_does_not_stop_keeps_its_seat_until_it_is_back():
+    """Its request is over all the same; what it returns in the end is for nobody."""
+    begun, go = threading.Semaphore(0), threading.Event()
+
+    async def stubborn(given):
+        begun.release()
+        while not go.is_set():
+            try:
+                await asyncio.sleep(0.001)
+            except asyncio.CancelledError:
+                begun.release()
+        return {"found": given.params["n"]}
+
+    graph = Graph("g", tool("search", stubborn, concurrency=1))
+    with serving(graph) as engine:
+        first, second = engine.submit(graph, {"n": 1}), engine.submit(graph, {"n": 2})
+        assert begun.acquire(timeout=LIMIT_S)
+        assert first.cancel()
+        assert begun.acquire(timeout=LIMIT_S), "it was told"
+        assert not second.done()
+        go.set()
+        assert second.result(LIMIT_S).output == {"found": 2}
+
+
+def test_cancelled_before_its_task_has_begun_it_is_never_called():
+    """Told to stop in the same turn of the tools' event loop in which it is to begin."""
+    search, busy, go = Search(), threading.Semaphore(0), threading.Event()
+
+    async def block(given):
+        busy.release()
+        assert go.wait(LIMIT_S)  # the event loop itself
+        return {}
+
+    tools = [tool("block", block), tool("search", search)]
+    executor = ToolExecutor({stage.name: stage.tool for stage in tools})
+    scheduler = Scheduler(pools_of(tools), {}, profiles_of(tools))
+    with Engine(Member(scheduler, dict.fromkeys(scheduler.pools, executor)), WallClock()) as engine:
+        blocked = engine.submit(Graph("one", tools[0]))
+        assert busy.acquire(timeout=LIMIT_S)
+        answer = engine.submit(Graph("two", tools[1]), id="r")
+        assert engine.cancel("r").result(LIMIT_S)
+        go.set()
+        assert blocked.result(LIMIT_S).status == "done"
+        assert answer.result(LIMIT_S).status == "cancelled"
+    assert search.calls == 0
