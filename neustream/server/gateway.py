@@ -252,6 +252,15 @@ class Gateway:
         assert isinstance(found, TextModel)
         return found
 
+    def chat(self, name: str | None) -> TextModel | AgentModel:
+        """A language model or an agent that answers chats, by its name; or the only language model."""
+        if name is None:
+            return self.text(name)
+        fits = TextModel | AgentModel
+        found = self._model(name, "chats", lambda model: isinstance(model, fits) and model.chats)
+        assert isinstance(found, fits)
+        return found
+
     def image(self, name: str | None) -> ImageModel:
         """A pipeline that makes images of a prompt, by its name, or the only one."""
         found = self._model(name, "images", lambda model: isinstance(model, ImageModel) and model.generates)

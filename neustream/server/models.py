@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel
 
@@ -73,6 +73,7 @@ class TextModel:
     adapter: str = ""
     base: str = ""
     kind: Literal["text"] = "text"
+    chats: ClassVar[bool] = True
 
     def encode(self, text: str, special: bool = True, param: str = "prompt") -> list[int]:
         """The tokens of the text of a field; HTTPError without a tokenizer, or for one that cannot fit."""
@@ -156,6 +157,7 @@ class AgentModel:
 
     Args:
         params: checks the parameters of a run; None: its graph takes any.
+        ends_in: calls of language models of which each run makes one in the end; none: it answers no chats.
         slo, batch, device, own: as of a `TextModel`.
     """
 
@@ -165,7 +167,13 @@ class AgentModel:
     batch: int = BATCH
     device: str = ""
     own: Own | None = None
+    ends_in: frozenset[str] = frozenset()
     kind: Literal["agent"] = "agent"
+
+    @property
+    def chats(self) -> bool:
+        """Whether it takes messages, and ends in a text."""
+        return bool(self.ends_in) and (self.params is None or "messages" in self.params.model_fields)
 
 
 Model = TextModel | ImageModel | AgentModel

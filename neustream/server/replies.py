@@ -154,6 +154,10 @@ class Reply:
             **({"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}),
         }
 
+    def prompt_of(self, tokens: int) -> None:
+        """Its prompt has so many tokens, as is seen later."""
+        self.prompt_tokens = tokens
+
     def head(self, *, chunk: bool) -> dict[str, Any]:
         """The fields of all answers and chunks."""
         kind = "text_completion"

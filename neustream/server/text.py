@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from neustream.errors import NeustreamError
+from neustream.server import agent_chats
 from neustream.server.bodies import (
     MOST_CHOICES,
     ChatBody,
@@ -25,7 +26,7 @@ from neustream.server.bodies import (
 from neustream.server.context import Context
 from neustream.server.errors import HTTPError, of_request
 from neustream.server.likelihoods import Names
-from neustream.server.models import TextModel
+from neustream.server.models import AgentModel, TextModel
 from neustream.server.observe.notes import Stopped
 from neustream.server.promises import Promised
 from neustream.server.prompts import Prompt, prompt_of, prompt_of_chat
@@ -67,8 +68,10 @@ async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions."""
     context = Context.of(request)
     body = await context.body(ChatBody)
-    model = context.gateway.text(body.model)
+    model = context.gateway.chat(body.model)
     _check(body)
+    if isinstance(model, AgentModel):
+        return await _serve_agent(context, body, model)
     if body.top_logprobs and not body.logprobs:
         raise HTTPError(400, "top_logprobs: needs logprobs: true", "invalid", "top_logprobs")
     promise = context.promise(body, model.slo)
@@ -99,9 +102,33 @@ async def _serve(
     names = Names(model.tokenizer, as_ids=body.return_tokens_as_token_ids)
     reply = Reply(f"{prefix}-{context.id}", model.name, chat, count, promise, names)
     context.metrics.params(model.name, body.choices, most)
+    submit = partial(_submit, context, body, model, prompts, most, reply)
+    return await _answer(context, body, model, reply, submit)
+
+
+async def _serve_agent(context: Context, body: ChatBody, model: AgentModel) -> Response:
+    """A run of an agent whose last call is the answer."""
+    promise = context.promise(body, model.slo)
+    context.gateway.admit(model, promise.slo)
+    params = agent_chats.params_of(body, model)
+    reply = agent_chats.reply_of(context, model, promise)
+
+    def submit() -> None:
+        try:
+            agent_chats.begin(context, model, params, reply)
+        except (NeustreamError, TypeError, ValueError) as error:
+            raise _named(of_request(error), body) from error
+
+    return await _answer(context, body, model, reply, submit)
+
+
+async def _answer(
+    context: Context, body: TextBody, model: TextModel | AgentModel, reply: Reply, submit: Callable[[], None]
+) -> Response:
+    """Have a request served, and tell what comes of it as the client wants."""
     context.about(reply.about)
     try:
-        _submit(context, body, model, prompts, most, reply)
+        submit()
         events = _tokens(context, model, reply)
         if body.stream:
             return await _stream(context, body, reply, events)
@@ -177,7 +204,7 @@ def _sampling(body: TextBody, model: TextModel) -> dict[str, Any]:
     return found
 
 
-async def _tokens(context: Context, model: TextModel, reply: Reply) -> Events:
+async def _tokens(context: Context, model: TextModel | AgentModel, reply: Reply) -> Events:
     """The tokens of all choices as they come; HTTPError as soon as one comes to nothing.
 
     Where more than `undelivered` of them wait for a client that does not read, its request ends.
@@ -227,7 +254,7 @@ def _taken(feeds: Sequence[tuple[Choice, Feed]]) -> tuple[Tokens, BaseException 
     came: Tokens = []
     for choice, feed in feeds:
         try:
-            came += [(choice, token) for token in feed.take()]
+            came += [(choice, token) for token in feed.take() if token is not None]
         except CancelledError:
             continue  # by us: a stop string was met, or nobody listens
         except Exception as error:  # noqa: BLE001  it is raised behind the tokens that came

@@ -9,7 +9,7 @@ from typing import Any
 
 from neustream.core.entry import Entry
 from neustream.core.events import Emitted, Update
-from neustream.core.graph import Graph, Seq
+from neustream.core.graph import Graph, Node, Seq, Switch
 from neustream.core.job import Job
 from neustream.core.kv_cache import KVCache
 from neustream.core.node import CallResult
@@ -19,7 +19,7 @@ from neustream.engine.answers import Result
 from neustream.engine.events import Observer
 from neustream.errors import BackendError, GraphError, NeustreamError, nearest, shown, told
 from neustream.service.graphs import run_of
-from neustream.service.mount import Call, Device, Host, Instance, Mount, Reader, Shaped
+from neustream.service.mount import Call, Device, Host, Instance, Mount, Reader, Shaped, Speaking
 
 Arguments = Callable[[Job], Mapping[str, Any]]
 """The arguments of a call of a model, as its `submit` takes them, from the job that gets there."""
@@ -51,6 +51,13 @@ class Model:
         """Those that calls of it go through."""
         self.opened: list[Sequence[Instance]] = []
         """What its devices serve for these calls, beside what they served before."""
+        self.calls: set[str] = set()
+        """Their names."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether what comes of its calls is a text."""
+        return isinstance(self._mount, Speaking) and self._mount.tokenizer is not None
 
     def call(self, name: str, arguments: Arguments, *, like: Mapping[str, Any], slo: SLO | None = None) -> Seq:
         """A call of the model, as a node; the state gets its result (a `Completion`) under `name`.
@@ -77,6 +84,7 @@ class Model:
         asked.over()
         graph, expected = asked.graph, {**asked.params, CALL: asked}
         self.stages |= set(graph.stages)
+        self.calls.add(name)
         params = partial(self._params, name, graph, arguments)
         return call(graph, name, slo=slo, params=params, expect=lambda job: expected, result=_result)
 
@@ -143,6 +151,8 @@ class AgentMount:
     kv_caches: Mapping[str, KVCache] = {}
     step_tokens: int | None = None
     graph: Graph
+    ends_in: frozenset[str] = frozenset()
+    """Calls of language models of which every run makes one, as the last thing that it does."""
 
     def __init__(self, build: Callable[[Models], Graph]) -> None:
         self._build = build
@@ -181,6 +191,8 @@ class AgentMount:
                     f"graph {graph.name!r}: stage {stage!r} is no tool, and of no model that the agent calls"
                 )
         self.graph = graph
+        speaking = [model.calls for model in models.values() if model.speaks]
+        self.ends_in = last_calls(graph, frozenset().union(*speaking))
         return [Instance({}, {}, tools=tools) for _ in devices]
 
     def request(self, params: Mapping[str, Any] | None = None, /, **more: Any) -> Call:
@@ -209,13 +221,15 @@ class Told:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._readers: dict[tuple[str, str], Reader] = {}
+        self._open: dict[tuple[str, str], tuple[Call, Reader]] = {}
+        self.made: Call | None = None
+        """The call that made the output before, if a model of the service did."""
 
     def __call__(self, output: Emitted) -> Mapping[str, Any]:
         where = output.leg, output.branch
         if not output.place:
             self._begin(where, output.index)
-        reader = self._readers.get(where)
+        self.made, reader = self._open.get(where, (None, None))
         told = _raw(output) if reader is None else reader(replace(output, index=output.place))
         return {"call": output.leg, "branch": output.branch, "output": told}
 
@@ -226,6 +240,31 @@ class Told:
         """
         made = [call for outputs, call in self._asked.calls.get(where, ()) if outputs <= index]
         if made and made[-1].reader is not None:
-            self._readers[where] = made[-1].reader()
+            self._open[where] = made[-1], made[-1].reader()
         else:
-            self._readers.pop(where, None)
+            self._open.pop(where, None)
+
+
+def last_calls(graph: Graph, names: frozenset[str]) -> frozenset[str]:
+    """Calls among `names` of which each run of a graph makes one in the end, and once; none if it may end otherwise."""
+    found = _last(graph.root)
+    ends = {node.call.name for node in found if isinstance(node, Seq) and node.call is not None}
+    if len(found) != len([node for node in graph.nodes if _call_name(node) in ends]) or not ends <= names:
+        return frozenset()
+    return frozenset(ends) if all(_call_name(node) for node in found) else frozenset()
+
+
+def _last(node: Node) -> list[Node]:
+    """What a node may end with: calls with a result, or what is none."""
+    if isinstance(node, Switch):
+        return [last for case in node.cases.values() for last in _last(case)]
+    if isinstance(node, Seq) and not _call_name(node) and node.nodes:
+        return _last(node.nodes[-1])
+    return [node]
+
+
+def _call_name(node: Node) -> str:
+    """The name of a call that keeps its result; "" of any other node."""
+    if isinstance(node, Seq) and node.call is not None and node.call.result is not None:
+        return node.call.name
+    return ""

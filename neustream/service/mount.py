@@ -143,6 +143,13 @@ class OfSequences(Protocol):
     most_sequences: int
 
 
+@runtime_checkable
+class Speaking(Protocol):
+    """A mount of a language model: what comes of a request has a `text`, unless `tokenizer` is None."""
+
+    tokenizer: Any
+
+
 class Host(Protocol):
     """What a service does for its mounts while it serves."""
 

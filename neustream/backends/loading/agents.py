@@ -24,7 +24,7 @@ def agent_mount(config: ModelConfig) -> Mount:
 
 def agent_model(config: ModelConfig, mount: Any, slo: SLO) -> AgentModel:
     """What a front has to know of it."""
-    return AgentModel(config.name, params_of(config), slo, device=config.device)
+    return AgentModel(config.name, params_of(config), slo, device=config.device, ends_in=mount.ends_in)
 
 
 def params_of(config: ModelConfig) -> type[BaseModel] | None:
