@@ -4,9 +4,10 @@
                                       [--out FOLDER] [--fresh]
 
 Graphs of calls of OPT-13B (profiles/a6000), kind after kind: a chain, a loop, branches, a switch, calls that share a
-pool, two models of one device, two pools with tools. How many calls, their tokens, what is promised and the load (0.5
+pool, two models of one device, two pools with tools, branches of which some suffice, a tool with a heavy tail, agents
+beside plain chats that are promised a pace. How many calls, their tokens, what is promised and the load (0.3
 to 3 times what the scarcest device can serve) are drawn by `--seed`; one that nobody used says how a rule does where it
-was not made for. Only the end is promised. Printed are the requests in time. What was simulated is kept in
+was not made for. Of agents only the end is promised. Printed are the requests in time. What was simulated is kept in
 `FOLDER`/work.jsonl (out/drawn_agents), so a run that was stopped goes on where it was. A result's key has the version
 of neustream, but not its code: after a change of that give `--fresh`, or another `--out`.
 """
@@ -115,9 +116,51 @@ def two_pools(draw: Draws) -> Nodes:
     return [draw.call("a", "plan"), {"tool": "look"}, draw.call("b", "see"), {"tool": "look"}, draw.call("a", "write")]
 
 
+def quorum(draw: Draws) -> Nodes:
+    width = draw.random.randint(3, 7)
+    branches = {f"part {at}": [draw.call("a", f"part {at}", 1.0, 1.2 / width)] for at in range(width)}
+    need = draw.random.choice(["first", max(2, width // 2), width - 1])
+    return [{"par": branches, "policy": need}, draw.call("b", "join")]
+
+
+def heavy_tail(draw: Draws) -> Nodes:
+    return [
+        draw.call("a", "one"),
+        {"tool": "search"},
+        draw.call("b", "two"),
+        {"tool": "search"},
+        draw.call("a", "three"),
+    ]
+
+
+def beside_chats(draw: Draws) -> Nodes:
+    share = draw.random.choice([0.3, 0.5, 0.8])
+    chat = draw.call("a", "chat", share, 0.0)
+    chat["slo"] = {"first_s": draw.size(0.5, 3), "step_s": draw.size(0.06, 0.2)}
+    agent = 1 - share
+    calls = [
+        draw.call("a", "plan", agent),
+        {"tool": "look"},
+        draw.call("b", "see", agent),
+        draw.call("a", "end", agent),
+    ]
+    return [{"switch": {"chat": {"share": share, "nodes": [chat]}, "agent": {"share": agent, "nodes": calls}}}]
+
+
 KINDS: Mapping[str, Callable[[Draws], Nodes]] = {
     kind.__name__.replace("_", " "): kind
-    for kind in (chain, loop, fan_out, switch, shared_pool, shared_device, two_pools)
+    for kind in (
+        chain,
+        loop,
+        fan_out,
+        switch,
+        shared_pool,
+        shared_device,
+        two_pools,
+        quorum,
+        heavy_tail,
+        beside_chats,
+    )
 }
 
 
@@ -128,7 +171,7 @@ def drawn(seed: int, count: int, requests: int) -> Iterator[Drawn]:
         kind = names[at % len(names)]
         draw = Draws(f"{seed} {at}")
         nodes = KINDS[kind](draw)
-        load = draw.size(0.5, 3)
+        load = draw.size(0.3, 3)
         yield Drawn(kind, load, _config(draw, kind, nodes, load, requests, 1000 * seed + at))
 
 
@@ -136,6 +179,7 @@ def _config(draw: Draws, kind: str, nodes: Nodes, load: float, requests: int, se
     one = kind == "shared device"
     busiest = sum(draw.outputs.values()) if one else max(draw.outputs.values())
     tools = {"look": {"latency_s": draw.random.choice([0.05, {"median": 1.0, "sigma": 0.5}]), "concurrency": 64}}
+    tools["search"] = {"latency_s": {"median": 0.5, "sigma": draw.random.choice([1.0, 1.5, 2.0])}, "concurrency": 64}
     llm = {"profile": "steps", "memory": {"tokens": int(draw.size(5000, 20800)), "block": 16}}
     total = draw.size(1.4, 5) * (draw.way * ALONE_S + 1.0)
     config: dict[str, Any] = {

@@ -44,8 +44,10 @@ def llm(
     tokens, most = _count(prompt, "tokens of a prompt"), _count(max_tokens, "max_tokens")
 
     def made(job: Job) -> int:
-        here = job.stage is not None and job.stage.model == name  # not in a call before this one
-        return job.call_outputs if here else 0
+        stage = job.stage
+        if stage is None or stage.model != name:  # in a call before this one
+            return 0
+        return job.call_outputs
 
     def context(job: Job) -> int:
         return tokens(job) + made(job)
@@ -85,11 +87,13 @@ def llm_profiles(name: str, steps: StepLatency, max_batch: int = 256) -> dict[st
 
 
 def _count(of: Count, what: str) -> Callable[[Job], int]:
-    def count(job: Job) -> int:
-        value: Any = of(job) if callable(of) else job.params[of]
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{what} must be a whole number of 1 or more, got {value!r}")
-        checked: int = value
-        return checked
+    def checked(value: Any) -> int:
+        if type(value) is int and value >= 1:
+            return value
+        raise ValueError(f"{what} must be a whole number of 1 or more, got {value!r}")
 
-    return count
+    if callable(of):
+        asked = of
+        return lambda job: checked(asked(job))
+    name = of
+    return lambda job: checked(job.params[name])

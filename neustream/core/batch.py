@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neustream.core.job import Job
+from neustream.core.record import record
+from neustream.core.steps import Step
 from neustream.errors import NeustreamError, StageFailed, told
 
 
@@ -36,7 +38,7 @@ class StepInput:
     outputs: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class StepInfo:
     """A step as observers see it: ids and numbers, no live jobs. Seconds.
 
@@ -62,7 +64,7 @@ class StepInfo:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(eq=False)
 class Batch:
     """One step: these jobs, each at its own `stage`, together on one worker.
 
@@ -74,6 +76,7 @@ class Batch:
         profiled: seconds by the profile as it was given, where `expected` is from what was learnt.
         planned: whether it was decided while the step before it ran.
         aside: of the preempted, those whose tokens modules keep in the host's memory.
+        step: what a language model computes in it, where that is known.
     """
 
     id: int
@@ -88,6 +91,7 @@ class Batch:
     profiled: float = 0.0
     planned: bool = False
     aside: tuple[Job, ...] = ()
+    step: Step | None = None
 
     def __len__(self) -> int:
         return len(self.jobs)

@@ -28,7 +28,11 @@ from neustream.errors import NeustreamError, PolicyError
 
 
 class _Step(NamedTuple):
-    """A step that may start; `expected`: what it should take, where that is known."""
+    """A step that may start.
+
+    `expected`: what it should take, where that is known; `fits`: whether it is known that there are
+    blocks for all.
+    """
 
     worker: int
     now: float
@@ -36,6 +40,7 @@ class _Step(NamedTuple):
     sizes: tuple[float, ...]
     expected: Expected | None = None
     planned: bool = False
+    fits: bool = False
 
 
 class Dispatch:
@@ -110,7 +115,7 @@ class Dispatch:
         if blocks is not None and not blocks.suffice(jobs, sizes):
             return None
         self.decisions += 1
-        return self._start(state, _Step(worker, now, jobs, sizes))
+        return self._start(state, _Step(worker, now, jobs, sizes, fits=True))
 
     def _start_next(self, state: PoolState, now: float, worker: int) -> Batch | None:
         """The job that came first to a pool without a policy; who cannot be in time is given up."""
@@ -188,7 +193,7 @@ class Dispatch:
             return None
         sizes = tuple([part_of(plan.sizes, job) for job in jobs])
         whole = len(jobs) == len(plan.jobs) and sizes == plan.parts
-        expected = plan.expected if whole else None
+        expected = plan.expected._replace(step=None) if whole and plan.expected else None
         return self._start(state, _Step(worker, now, jobs, sizes, expected, planned=True))
 
     def _view(
@@ -315,7 +320,7 @@ class Dispatch:
         """Start a step; None if there are no blocks for any of its jobs."""
         jobs, sizes, expected, now = step.jobs, step.sizes, step.expected, step.now
         preempted: tuple[Job, ...] = ()
-        blocks = state.blocks_at(jobs[0].stage)
+        blocks = None if step.fits else state.blocks_at(jobs[0].stage)
         if blocks is not None:
             seats = blocks.allocate(jobs, sizes, state.jobs_of(blocks.model))
             if len(seats.jobs) < len(jobs):
@@ -348,6 +353,7 @@ class Dispatch:
             expected.profiled,
             step.planned,
             tuple([job for job in preempted if job.host_blocks]),
+            expected.step,
         )
         state.run(batch)
         return batch

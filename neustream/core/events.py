@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from neustream.core.job import Job, Status
+from neustream.core.record import record
 from neustream.core.types import SLO, TICK
 
 Update = Mapping[str, Any]
@@ -38,7 +39,7 @@ class Submitted:
     member: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Emitted:
     """A request produced output number `index` (from 0); `late`: after that one's deadline.
 

@@ -76,7 +76,7 @@ def _ran(job: Entry, first: float | None) -> None:
 
 def emitted(job: Entry, update: Update, late: bool, now: float) -> Emitted:
     """What is told of an output of a request, or of a branch of it."""
-    root = job.root
+    root = job if job.origin is None else job.origin
     if root is not job:
         root.outputs += 1
     return Emitted(

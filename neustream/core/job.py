@@ -231,16 +231,17 @@ class Job:
         """Note that its stage emitted `update`; whether that was late."""
         due = self.due_next if self.promised else self._output_due()
         late = now > due + TICK
-        self.late = self.late or late
-        self.leg_late = self.leg_late or late
+        if late:
+            self.late = self.leg_late = True
         self.output = update
         self.outputs += 1
         if not self.call_outputs:
             self.first_at = now
         self.call_outputs += 1
-        self.due_next = min(self.due, self.leg_until)
+        due = self.due if self.due < self.leg_until else self.leg_until
         if self.slo.step < math.inf:
-            self.due_next = min(self.due_next, self.output_due(self.outputs))
+            due = min(due, self.output_due(self.outputs))
+        self.due_next = due
         return late
 
     def take_end(self, now: float) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from neustream.core.graph import Stage
 from neustream.core.job import Job
+from neustream.core.record import record
 from neustream.errors import GraphError, RequestError
 
 
@@ -59,7 +60,7 @@ class Ticket:
     blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Allocation:
     """Who runs in a step, with the sizes they get; who loses their blocks to it; who never fits."""
 
@@ -203,12 +204,14 @@ class BlockPool:
         need = 0
         for job, size in zip(jobs, sizes, strict=True):
             stage = job.stage
-            if stage is None or not stage.caches:
+            if stage is None or stage.phase == "step":
                 continue
-            known = 0.0 if stage.phase == "decode" else job.computed
-            if known + job.size > capacity:
+            tokens = whole = size  # a decode cannot be parted
+            if stage.phase != "decode":
+                tokens += job.computed
+                whole = job.computed + job.size
+            if whole > capacity:
                 return False
-            tokens = known + size
             need += -int(-tokens // block_size) - job.num_blocks
         return need <= self.free
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 from statistics import median
 
 import numpy as np
@@ -34,6 +35,8 @@ TRUST = 32.0
 """A measured profile weighs as much as so many steps."""
 DOUBT = 2.0
 """What is learnt beside one counts for nothing until it explains so many times what noise would."""
+LATER = 512
+"""Blocks of steps that took what was expected are taken in so many at once: they say nothing."""
 KEPT = 8192
 """Contexts of which it is kept what a decode alone takes; each job's is asked at each output."""
 
@@ -51,6 +54,12 @@ class Fit:
         self._gram = np.zeros((FEATURES, FEATURES))
         self._moment = np.zeros(FEATURES)
         self._square = 0.0
+        self._exact: list[Sequence[tuple[Step, float]]] = []
+
+    @property
+    def untaught(self) -> bool:
+        """Whether all steps so far took what was expected."""
+        return not self._moment.any()
 
     def __call__(self, step: Step) -> float:
         a, b, c, d, e, f = self.weights
@@ -72,16 +81,37 @@ class Fit:
 
     def add(self, steps: Sequence[Step], targets: Floats, sizes: Floats) -> None:
         """Steps in a row, what the function should be of each, and what its error is a share of."""
-        numbers = [
-            (1.0, tokens, square * 1e-3, 1.0 if prefills else 0.0, decodes, context * 1e-2)
-            for prefills, tokens, square, decodes, context in steps
-        ]
-        x, y = np.array(numbers) / sizes[:, None], targets / sizes
+        self._take_exact()
+        x, y = _numbers(steps) / sizes[:, None], targets / sizes
         kept = (1 - 1 / self.memory) ** len(steps)
         self.steps = self.steps * kept + len(steps)
         self._gram = self._gram * kept + x.T @ x
         self._moment = self._moment * kept + x.T @ y
         self._square = self._square * kept + float(y @ y)
+
+    def add_exact(self, steps: Sequence[tuple[Step, float]]) -> None:
+        """A block of steps of which the function should be 0, each with what its error is a share
+        of."""
+        self.steps = self.steps * (1 - 1 / self.memory) ** len(steps) + len(steps)
+        self._exact.append(steps)
+        if len(self._exact) >= LATER:
+            self._take_exact()
+
+    def _take_exact(self) -> None:
+        """Take in the blocks of which it is 0."""
+        if not self._exact:
+            return
+        blocks, self._exact = self._exact, []
+        steps, sizes = zip(*chain.from_iterable(blocks), strict=True)
+        lengths = [len(block) for block in blocks]
+        ends = np.cumsum(lengths)
+        kept = 1 - 1 / self.memory
+        faded = kept ** np.repeat(ends[-1] - ends, lengths)
+        x = _numbers(steps) / np.array(sizes)[:, None]
+        before = float(kept ** ends[-1])
+        self._gram = self._gram * before + (x * faded[:, None]).T @ x
+        self._moment = self._moment * before
+        self._square *= before
 
     def solve(self, ridge: float, *, rising: bool) -> None:
         """Ridge, scaled by each number's own size; `rising`: without negative coefficients."""
@@ -112,6 +142,16 @@ class Fit:
         noise = max(self._square - explained, 0.0) / self.steps
         share = 1 - DOUBT * FEATURES * noise / explained if explained > 0 else 0.0
         self.weights = tuple([max(share, 0.0) * weight for weight in self.weights])
+
+
+def _numbers(steps: Sequence[Step]) -> Floats:
+    """What steps are known by [steps, numbers]."""
+    return np.array(
+        [
+            (1.0, tokens, square * 1e-3, 1.0 if prefills else 0.0, decodes, context * 1e-2)
+            for prefills, tokens, square, decodes, context in steps
+        ]
+    )
 
 
 class LearntSteps:
@@ -179,13 +219,18 @@ class LearntSteps:
         if step.prefills:
             apart = self._apart(step) if self._contrast.times != 1.0 else 0.0
             return self._factor * self._contrasted(self._fitted(step), apart)
-        if step.decodes != 1 or not self._steady:
-            return self._factor * self._fitted(step)
-        seconds = self._lone.get(step.context)
+        return self._factor * self._fitted(step)
+
+    def lone(self, context: float) -> float:
+        """Seconds of one decode alone."""
+        seconds = self._lone.get(context)
         if seconds is None:
+            seconds = self._factor * self._fitted(Step(decodes=1, context=context))
+            if not self._steady:
+                return seconds
             if len(self._lone) >= KEPT:
                 self._lone.clear()
-            seconds = self._lone[step.context] = self._factor * self._fitted(step)
+            self._lone[context] = seconds
         return seconds
 
     def _fitted(self, step: Step) -> float:
@@ -250,6 +295,10 @@ class LearntSteps:
 
     def _learn(self) -> None:
         """Take in a block of steps, each over what all of it took on average."""
+        if self._fit.untaught and self._ratios.usual == self._factor == 1.0 and self._as_measured():
+            self._fit.add_exact([(step, base) for step, base, *_ in self._block])
+            self._block = []
+            return
         steps, bases, fitted, apart, seconds = zip(*self._block, strict=True)
         self._block = []
         before = self._factor, self._fit.weights
@@ -263,6 +312,10 @@ class LearntSteps:
         self._fit.doubt()
         if before != (self._factor, self._fit.weights):
             self._lone.clear()
+
+    def _as_measured(self) -> bool:
+        """Whether each step of the block took what its base says."""
+        return all(base == fitted == took for _, base, fitted, _, took in self._block)
 
     # -- from nothing -----------------------------------------------------------------------------
 

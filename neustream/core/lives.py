@@ -152,18 +152,18 @@ class Lives:
         stage, cursor = job.stage, job.cursor
         assert stage is not None and cursor is not None
         try:
-            # Before the update, which may change it.
-            whole = 0.0 if stage.size is None else job.size
+            # Before the update, which may change it. A decode cannot be parted.
+            parted = stage.size is not None and stage.phase != "decode"
+            whole = job.size if parted else 0.0
             if type(update) is not dict:
                 read_update(job, stage.name, update)
             elif update:
                 job.state.update(update)
-            if stage.size is not None:
-                if size < whole:
-                    job.computed += size
-                    self.work.measure(job)
-                    return
-                job.computed = 0.0
+            if size < whole:
+                job.computed += size
+                self.work.measure(job)
+                return
+            job.computed = 0.0
             if stage.emits:
                 self._emit(job, stage, update, now)
             if cursor.again(job):
@@ -178,7 +178,7 @@ class Lives:
         self.events.append(emitted(job, update, late, now))
         if job.request.graph.collects:
             tell(job, update, late, now)
-        if stage.caches:
+        if stage.phase != "step":
             self._recent.lengths_of(stage.model).reached(job.call_outputs)
 
     def _go_to(self, job: Entry, stage: Stage | None, now: float) -> None:

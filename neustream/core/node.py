@@ -120,6 +120,8 @@ class Stage:
             return 0.0
         try:
             size = self.size(job)
+            if type(size) is int and 0 <= size < MOST_ROUNDS:  # as nearly all are
+                return float(size)
             plain = type(size) is int or type(size) is float or isinstance(size, Real)
             whole = float(size) if plain else math.nan
         except BaseException as error:

@@ -153,10 +153,15 @@ class PoolState:
         blocks = self.blocks_at(jobs[0].stage)
         if blocks is None:
             return
+        block_size = blocks.cache.block_size
         for job, size in zip(jobs, sizes, strict=True):
             stage = job.stage
-            if stage is not None and stage.caches:
-                blocks.set_tokens(job, size if stage.phase == "decode" else job.computed + size)
+            if stage is None or stage.phase == "step":
+                continue
+            tokens = size if stage.phase == "decode" else job.computed + size
+            spare = job.num_blocks * block_size - tokens
+            if job.host_blocks or not 0 <= spare < block_size:
+                blocks.set_tokens(job, tokens)
 
     def begin(self, batch: Batch, now: float) -> Batch:
         """Note that a step that is running began at `now`."""

@@ -104,6 +104,11 @@ class Queues:
         """How often a job came or went."""
         return sum([queue.moves for queue in self._all.values()])
 
+    @property
+    def empty(self) -> bool:
+        """Whether no job is at any of the stages."""
+        return not self._busy
+
     def jobs(self) -> Iterator[Entry]:
         """All jobs, those of a stage in the order they came."""
         for queue in self._busy:

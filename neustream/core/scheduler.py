@@ -271,6 +271,11 @@ class Scheduler:
         """
         return self._dispatch.next_batch(self._pools[pool], now, worker, instead)
 
+    def waits(self, pool: str) -> bool:
+        """Whether any job is at a stage of `pool`, or a plan is kept; else nothing can start."""
+        state = self._pools[pool]
+        return bool(state.plans) or not state.queues.empty
+
     def plan(self, batch: Batch, now: float, instead: Policy | None = None) -> None:
         """Decide, while `batch` runs, what its worker does next, as if it ended when it should.
 
@@ -309,9 +314,12 @@ class Scheduler:
         self._observe(batch, now)
         lives = self._lives
         jobs = cast(tuple[Entry, ...], batch.jobs)
+        queue = None
         for job, update, size in zip(jobs, updates, batch.sizes, strict=True):
             job.status = "waiting"
-            job.queue.change()
+            if job.queue is not queue:
+                queue = job.queue
+                queue.change()
             if job.ending is not None:
                 lives.end(job, *job.ending, now)
             elif type(update) is dict or isinstance(update, Mapping):

@@ -20,10 +20,14 @@ Value = TypeVar("Value")
 
 
 class Expected(NamedTuple):
-    """Seconds of a step: by what was learnt, and by the profile as it was given."""
+    """Seconds of a step: by what was learnt, and by the profile as it was given.
+
+    `step`: what a language model computes in it.
+    """
 
     seconds: float
     profiled: float
+    step: Step | None = None
 
 
 def step_of(jobs: Sequence[Job], sizes: Sequence[float]) -> Step:
@@ -65,6 +69,16 @@ def step_latency(
         profiles[name].latency(len(part), sum(part), sum(x * x for x in part))
         for name, part in parts.items()
     )
+
+
+def latency_of(profiles: Mapping[str, LatencyProfile], batch: Batch) -> float:
+    """The same of a step that is made."""
+    first = batch.jobs[0].stage
+    if batch.step is not None and first is not None:
+        profile = profiles[first.name]
+        if isinstance(profile, PhaseProfile):
+            return profile.steps.seconds(batch.step)
+    return step_latency(profiles, batch.jobs, batch.sizes)
 
 
 def _without(known: Mapping[str, Value], stages: Collection[str]) -> dict[str, Value]:
@@ -149,7 +163,8 @@ class StepTimes:
             step = step_of(jobs, sizes)
             seconds = profile.steps.seconds(step)
             learns = profile.steps.learns
-            return Expected(seconds, profile.steps.profiled(step) if learns else seconds)
+            profiled = profile.steps.profiled(step) if learns else seconds
+            return Expected(seconds, profiled, step)
         seconds = step_latency(self.profiles, jobs, sizes)
         if not self._given:
             return Expected(seconds, seconds)
@@ -177,7 +192,8 @@ class StepTimes:
         profile = self.profiles[next(iter(stages))]
         if isinstance(profile, PhaseProfile):
             if profile.steps.learns:  # what is learnt follows the device: no speed beside it
-                profile.steps.observe(step_of(batch.jobs, batch.sizes), seconds)
+                step = batch.step or step_of(batch.jobs, batch.sizes)
+                profile.steps.observe(step, seconds)
                 return None
         elif len(stages) == 1 and self._corrected(batch.stage, batch, seconds):
             return batch.stage

@@ -7,7 +7,7 @@ attention costs, requests in decode, and the tokens of context that those read.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -251,8 +251,13 @@ class PhaseProfile:
         self.steps = steps
         self.phase = phase
         self.name, self.device, self.max_batch = steps.name, steps.device, max_batch
+        self._lone: Callable[[float], float] | None = None
+        if phase == "decode":
+            self._lone = getattr(steps, "lone", None)
 
     def latency(self, batch: int, total: float = 0.0, square: float = 0.0) -> float:
+        if batch == 1 and self._lone is not None:  # it is asked for each job at each output
+            return self._lone(total)
         if self.phase == "decode":
             return self.steps.seconds(Step(decodes=batch, context=total))
         return self.steps.seconds(Step(batch, total, square))

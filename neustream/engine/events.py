@@ -12,6 +12,7 @@ from neustream.core.batch import Batch, StepInfo
 from neustream.core.events import Update
 from neustream.core.graph import Graph
 from neustream.core.profile import LatencyProfile
+from neustream.core.record import record
 from neustream.core.types import SLO, Request
 from neustream.errors import NeustreamError
 
@@ -24,7 +25,7 @@ Listener = Callable[[events.Emitted], None]
 """Told of a request's outputs as they come."""
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Done:
     """A step ended: one update (or error) per job, or one error for the whole batch."""
 
@@ -238,7 +239,7 @@ class Refused:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Decided:
     """A policy was asked, in `seconds`; `ahead`: for the step after the one under way."""
 
@@ -249,7 +250,7 @@ class Decided:
     member: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Started:
     """A step started."""
 
@@ -258,7 +259,7 @@ class Started:
     member: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record()
 class Finished:
     """A step ended; `error` if it failed as a whole."""
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from neustream.core.batch import Batch, StepInput
 from neustream.core.events import Update
 from neustream.core.profile import LatencyProfile
-from neustream.core.step_times import step_latency
+from neustream.core.step_times import latency_of
 from neustream.engine.answers import settle
 from neustream.engine.clock import Clock
 from neustream.engine.events import Done
@@ -152,11 +152,7 @@ class ProfiledExecutor:
         self.alone_s = alone_s
 
     def start(self, batch: Batch, clock: Clock) -> None:
-        seconds = (
-            batch.expected
-            if self._truth is None
-            else step_latency(self._truth, batch.jobs, batch.sizes)
-        )
+        seconds = batch.expected if self._truth is None else latency_of(self._truth, batch)
         if self._stretch is not None:
             seconds *= self._stretch(batch)
         if self._beside is not None:

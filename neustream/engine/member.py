@@ -160,7 +160,7 @@ class Drive:
         if self.closed:
             self._turn_away()
         for pool, idle in self._idle.items():
-            if idle:
+            if idle and self.scheduler.waits(pool):
                 self._dispatch(pool, idle)
         self.settle()
 
@@ -312,11 +312,12 @@ class Drive:
 
         Executors hear of ended requests at once: KV blocks that are handed out anew must be free.
         """
+        tell, name = self._tell, self.name
         while events := self.scheduler.pop_events():
             for event in events:
                 if type(event) is not Emitted:  # nearly all are
                     self._note(event)
-                self._tell(replace(event, member=self.name) if self.name else event)
+                tell(replace(event, member=name) if name else event)
 
     def _note(self, event: SchedulerEvent) -> None:
         """Do what one of the scheduler's moves asks for."""

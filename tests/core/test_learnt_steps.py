@@ -137,3 +137,15 @@ def test_a_profile_of_ones_own_need_not_say_whether_it_learns():
     learnt = LearntSteps(Own())
     assert learnt.seconds(Step(decodes=1, context=10.0)) == 1e-3
     assert learnt.seconds(Step(decodes=3, context=10.0)) == 3e-3
+
+
+def test_steps_that_took_what_was_expected_may_be_taken_in_later(monkeypatch):
+    at_once, later = LearntSteps(BASE), LearntSteps(BASE)
+    monkeypatch.setattr(at_once, "_as_measured", lambda: False)
+    for learnt in (at_once, later):
+        taught(lambda step, now: 1.0, count=7000, learnt=learnt)
+        assert learnt.seconds(MIXED) == BASE.seconds(MIXED)
+        taught(lambda step, now: 1.3 if step.prefills else 1.0, count=900, seed=1, learnt=learnt)
+    assert later.seconds(DECODE) == pytest.approx(at_once.seconds(DECODE), rel=1e-9)
+    assert later.seconds(MIXED) == pytest.approx(at_once.seconds(MIXED), rel=1e-9)
+    assert later.seconds(MIXED) > 1.02 * BASE.seconds(MIXED)

@@ -130,7 +130,6 @@ class Instance:
             os.getpid(),
             tuple(graphs),
             profiles,
-            tuple(service.models),
             service.stages,
         )
 
