@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from neustream.core.events import LegEnded
 from neustream.engine.clock import date
 from neustream.errors import GraphError, NeustreamError
 from neustream.server.bodies import AgentBody
@@ -126,7 +127,7 @@ class Run:
         return found
 
     async def events(self) -> AsyncIterator[bytes]:
-        """An event for each output, then one with all that the answer says."""
+        """An event for each output, and each node that it is through, then one with all that the answer says."""
         queue: asyncio.Queue[Any] = asyncio.Queue()
         tasks = [asyncio.ensure_future(self._read(queue)), asyncio.ensure_future(self._over(queue))]
         try:
@@ -134,8 +135,8 @@ class Run:
                 found = await queue.get()
                 if isinstance(found, BaseException):
                     raise found
-                name = "output" if "call" in found else "done"
-                yield f"event: {name}\ndata: {json.dumps(found)}\n\n".encode()
+                name, data = found
+                yield f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
                 if name == "done":
                     yield b"data: [DONE]\n\n"
                     return
@@ -146,18 +147,21 @@ class Run:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, queue: asyncio.Queue[Any]) -> None:
-        """Put its outputs into the queue, then what the answer says."""
+        """Put its outputs and nodes into the queue, then what the answer says; each with its name."""
         assert self._answer is not None
         most = self._context.config.limits.undelivered
         try:
-            async for output in self._answer:
+            async for output in self._answer.happenings():
                 self._patience.outputs += 1
                 if self.outlet.blocked and queue.qsize() >= most:
                     self.outlet.full.set()
                     return
+                if isinstance(output, LegEnded):
+                    queue.put_nowait(("node", _node(output)))
+                    continue
                 size = LONG if isinstance(output["output"], Mapping) else 0  # there may be pictures in it
-                queue.put_nowait(await self._context.gateway.think(_event, output, size=size))
-            queue.put_nowait(await self.whole())
+                queue.put_nowait(("output", await self._context.gateway.think(_event, output, size=size)))
+            queue.put_nowait(("done", await self.whole()))
         except CancelledError as error:
             queue.put_nowait(_told(error))
         except Exception as error:  # noqa: BLE001  it is raised where events are made
@@ -206,6 +210,22 @@ def _event(output: Mapping[str, Any]) -> dict[str, Any]:
     if "output" not in told and isinstance(output["output"], Mapping):
         told["output"], _ = plain_state(output["output"])
     return told
+
+
+def _node(leg: LegEnded) -> dict[str, Any]:
+    """What is told of a call or a tool that a run is through."""
+    first = None if leg.first_at is None else leg.first_at - leg.began
+    slack = leg.due - leg.at
+    return {
+        "call": leg.leg,
+        "branch": leg.branch,
+        "status": leg.status,
+        "on_time": not leg.late,
+        "outputs": leg.outputs,
+        "ttft_ms": None if first is None else round(first * 1e3, 3),
+        "e2e_ms": round((leg.at - leg.began) * 1e3, 3),
+        "slack_ms": None if math.isinf(slack) else round(slack * 1e3, 3),
+    }
 
 
 def _told(error: BaseException) -> HTTPError:

@@ -11,10 +11,10 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from neustream.core.events import Emitted
+from neustream.core.events import Emitted, LegEnded
 from neustream.engine.answers import Result
 from neustream.errors import RequestCancelled, RequestError, RequestFailed, told
-from neustream.service.feed import Feed
+from neustream.service.feed import Bell, Feed
 from neustream.service.mount import Reader
 
 T = TypeVar("T")
@@ -98,6 +98,7 @@ class Answer(Future[T]):
         self._give_up = give_up
         self._reader = reader
         self._came: list[Emitted] = []
+        self._through: list[tuple[int, LegEnded]] = []
         self._told: list[Callable[[Emitted], None]] = []
         self._news = threading.Condition()
         self._listeners: set[Callable[[], None]] = set()
@@ -107,6 +108,11 @@ class Answer(Future[T]):
     def outputs(self) -> Sequence[Emitted]:
         """The outputs that came so far, as the engine told them; none where nothing streams."""
         return tuple(self._came)
+
+    @property
+    def legs(self) -> Sequence[LegEnded]:
+        """The calls and tools of an agent's run that it is through so far, in that order."""
+        return tuple([leg for _, leg in self._through])
 
     def cancel(self) -> bool:
         """Give the request up; False if it is over."""
@@ -212,6 +218,33 @@ class Answer(Future[T]):
         finally:
             feed.close()
 
+    async def happenings(self) -> AsyncIterator[Any]:
+        """What `async for` gives, and a `LegEnded` wherever it is through a call or a tool."""
+        read, news = self.reader(), asyncio.Event()
+        bell = Bell.here()
+
+        def ring() -> None:
+            bell.ring(news.set)
+
+        self.tell(ring)
+        outputs = legs = 0
+        try:
+            while True:
+                news.clear()
+                over = self.done()  # asked first: what came last is there before the end
+                with self._news:
+                    came, through = self._came[outputs:], self._through[legs:]
+                outputs, legs = outputs + len(came), legs + len(through)
+                for happened in _in_order(came, through, outputs - len(came)):
+                    yield happened if isinstance(happened, LegEnded) else read(happened)
+                if over:
+                    self.result()  # raises what went wrong
+                    return
+                if not (came or through):
+                    await news.wait()
+        finally:
+            self.tell_no_more(ring)
+
     # -- for feeds --------------------------------------------------------------------------------
 
     @property
@@ -241,6 +274,12 @@ class Answer(Future[T]):
             self._came.append(output)
             for tell in self._told:
                 tell(output)
+        self._tell()
+
+    def leg(self, record: LegEnded) -> None:
+        """It is through a call or a tool, on the engine's thread."""
+        with self._news:
+            self._through.append((len(self._came), record))
         self._tell()
 
     def follow(self, tell: Callable[[Emitted], None]) -> None:
@@ -282,3 +321,16 @@ class Answer(Future[T]):
             listeners = list(self._listeners)
         for listener in listeners:
             listener()
+
+
+def _in_order(
+    came: Sequence[Emitted], through: Sequence[tuple[int, LegEnded]], first: int
+) -> Iterator[Emitted | LegEnded]:
+    """Outputs, the first of which has the number `first`, and legs, each behind as many outputs as were there."""
+    rest = list(reversed(through))
+    for number, output in enumerate(came, first):
+        while rest and rest[-1][0] <= number:
+            yield rest.pop()[1]
+        yield output
+    for _, leg in reversed(rest):
+        yield leg

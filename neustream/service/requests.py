@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from neustream.core.events import Emitted
+from neustream.core.events import Emitted, LegEnded
 from neustream.core.types import SLO
 from neustream.engine import crossing as engine
 from neustream.engine.answers import Result, settle
 from neustream.engine.engine import Engine
+from neustream.engine.events import Record
 from neustream.errors import RequestError, shown
 from neustream.service.answer import Answer
 from neustream.service.mount import OWN, Call, Probe
@@ -93,6 +94,11 @@ class Requests:
         answer = self._open(id, asked, call)
         self._begin(Sent(answer, asked, promise, since), call)
         return answer
+
+    def hear(self, record: Record) -> None:
+        """Observe the engine: who reads an answer is told of the parts that it is through."""
+        if isinstance(record, LegEnded) and (answer := self.open.get(record.id)) is not None:
+            answer.leg(record)
 
     def give(self, id: str, *, cached: bool) -> Future[Moved]:
         """See `Service.give`."""

@@ -118,6 +118,7 @@ class Service:
         rehearsed = self._mounts if self.stages is None else {}  # the others' rehearsals would leave
         self._rehearsing = Rehearsing(self.engine, rehearsed, self._open)
         self._requests = Requests(self.engine, self._open, self._rehearsing.begin)
+        self.engine.observe(self._requests.hear)
         self._closing = Closing(self._mounts, self._rehearsing, host)
         self._forgotten = weakref.finalize(self, self._closing.forget)
         self._forgotten.atexit = False

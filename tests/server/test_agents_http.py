@@ -141,8 +141,8 @@ def test_outputs_stream_by_call_and_branch_with_their_text(front):
     client, _, _ = front
     whole = run(client).json()["state"]
     events = events_of(run(client, stream=True).text)
-    assert [name for name, _ in events] == ["output"] * 12 + ["done"]
-    told = [data for _, data in events[:-1]]
+    assert [name for name, _ in events if name != "node"] == ["output"] * 12 + ["done"]
+    told = [data for name, data in events if name == "output"]
     assert {(one["call"], one["branch"]) for one in told} == {("plan", ""), ("left", "left"), ("right", "right")}
     for call in ("plan", "left", "right"):
         outputs = [one["output"] for one in told if one["call"] == call]
@@ -151,6 +151,22 @@ def test_outputs_stream_by_call_and_branch_with_their_text(front):
         result = whole["plan"] if call == "plan" else whole[call][call]
         assert "".join(one["text"] for one in outputs) == result["text"]
     assert events[-1][1]["state"]["texts"] == whole["texts"]
+
+
+def test_a_stream_tells_of_each_node_that_a_run_is_through(front):
+    """Tools too, which have no outputs: each behind its own outputs, and in front of what follows it."""
+    events = events_of(run(front[0], stream=True, slo={"e2e_ms": 60_000}).text)
+    order = [(name, data.get("call")) for name, data in events]
+    assert order[:9] == [*[("output", "plan")] * 6, ("node", "plan"), ("node", "draw"), ("output", order[8][1])]
+    assert order[-2:] == [("node", "join"), ("done", None)]
+    nodes = {(data["call"], data["branch"]): data for name, data in events if name == "node"}
+    assert set(nodes) == {("plan", ""), ("draw", ""), ("left", "left"), ("right", "right"), ("join", "")}
+    for (call, branch), node in nodes.items():
+        last = max(at for at, one in enumerate(order) if one[1] == call)
+        assert order[last] == ("node", call) and (node["status"], node["on_time"]) == ("done", True)
+        assert node["outputs"] == sum(one == ("output", call) for one in order)
+        assert 0 <= (node["ttft_ms"] or 0) <= node["e2e_ms"] and 0 < node["slack_ms"] < 60_000, branch
+    assert nodes["draw", ""]["ttft_ms"] is None
 
 
 def test_promises_by_headers_class_and_body(front):
