@@ -7,7 +7,9 @@
 Simulates 16 instances of LLaMA-7B on A10s under vLLM 0.1's scheduler (`llumnix_system.py` says what is
 the artifact's and what is ours), with 10,000 requests a point, and writes for each figure FIGURE.json,
 FIGURE.png, FIGURE.claim (made of our data by the artifact's formulas) and FIGURE_paper.claim (made of
-the paper's points, `llumnix_paper.json`, by the same code). A point takes minutes on one core; what is
+the paper's points, `llumnix_paper.json`, by the same code). FIGURE.reached says of figures 11 and 14 what was to be
+reached beside the paper's points and was held or failed, and the ratios of the two systems by seed. A point takes
+minutes on one core; what is
 done is kept in points.jsonl and not done again. `--quick`: 500 requests a point, one trace, one rate:
 that it runs, no figures worth comparing. `--decode 1.1`: decodes that take longer.
 
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import llumnix_claims as claims
+import llumnix_reached as reached
 import numpy as np
 from arguments import at_least_one
 from kept_results import kept
@@ -95,6 +98,18 @@ def gathered(points: Sequence[Point], done: dict[str, dict[str, float]], decode:
             for metric in some[0]:
                 of.setdefault(metric, []).append(float(np.mean([result[metric] for result in some])))
     return found
+
+
+def ratios_of(points: Sequence[Point], done: dict[str, dict[str, float]], decode: float) -> Iterator[str]:
+    """INFaaS++ over Llumnix, a line a panel and place where both were simulated, over the seeds."""
+    for panel, place in dict.fromkeys((panel, x) for panel, _, x, _ in points):
+        by_seed = {
+            name: [done[key_of(one, decode)] for p, s, x, one in points if (p, s, x) == (panel, name, place)]
+            for name in SYSTEMS[1:]
+        }
+        if all(by_seed.values()):
+            some = ", ".join(reached.ratios(by_seed, METRICS))
+            yield f"{panel} at {place:g}, INFaaS++ over Llumnix, {len(by_seed['llumnix'])} seed(s): {some}"
 
 
 def by_class(found: Any) -> Any:
@@ -187,6 +202,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     decode = args.decode
+    verdicts = {"11": reached.reached_11, "14": reached.reached_14}
     formulas = {"11": claims.claim_11, "13": claims.claim_13, "14": claims.claim_14}
     for figure in args.figures:
         if figure == "10":
@@ -198,6 +214,10 @@ def main() -> None:
         if figure == "13":
             ours = by_class(ours)
         print(table(figure, ours))
+        told = [*verdicts[figure](ours, PAPER[f"fig{figure}"])] if figure in verdicts else []
+        told += ratios_of(points, done, decode) if figure in verdicts else []
+        print("\n".join(told))
+        (args.out / f"figure{figure}.reached").write_text("\n".join([*told, ""]))
         (args.out / f"figure{figure}.json").write_text(json.dumps(ours, indent=1) + "\n")
         draw(figure, ours, args.out / f"figure{figure}.png")
         for name, data in ((f"figure{figure}", ours), (f"figure{figure}_paper", PAPER[f"fig{figure}"])):

@@ -79,8 +79,9 @@ class LocalMachines:
     def _joined(self, name, service):
         joined = Future()
         graphs = [graph for mount in service.models.values() for graph in graphs_of(mount)]
+        place, models = f"here, {name}", tuple(service.models)
         joined.set_result(
-            Joined("toy", f"here, {name}", self.made, tuple(graphs), dict(service.profiles), service.stages)
+            Joined("toy", place, self.made, tuple(graphs), dict(service.profiles), models, service.stages)
         )
         return joined
 

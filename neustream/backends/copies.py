@@ -20,7 +20,17 @@ def itself(model: Any) -> Iterator[torch.nn.Module]:
     yield model
 
 
-def copies(model: Model, places: Sequence[str], parts: Parts = itself) -> list[Model]:
+def to_device(model: Any, device: torch.device) -> None:
+    """A model on a device, which has a method for that."""
+    model.to(device)
+
+
+def copies(
+    model: Model,
+    places: Sequence[str],
+    parts: Parts = itself,
+    to: Callable[[Any, torch.device], object] = to_device,
+) -> list[Model]:
     """A model for each of `places`; the first is `model` itself, moved there.
 
     Another device gets a copy. Models on one device share their weights, and nothing else: threads
@@ -28,13 +38,14 @@ def copies(model: Model, places: Sequence[str], parts: Parts = itself) -> list[M
 
     Args:
         model: a torch module, or something of several with `to`.
-        parts: the modules that it is made of.
+        parts: the modules that it is made of, those that are to be moved.
+        to: moves it.
 
     Raises:
         BackendError: a device that is not there, or has no memory for the weights; or a model that cannot be copied.
     """
     devices = [device_of(place) for place in places]
-    _move(model, devices[0], parts)
+    _move(model, devices[0], parts, to)
     on: dict[torch.device, Model] = {devices[0]: model}
     made = [model]
     for device in devices[1:]:
@@ -42,7 +53,7 @@ def copies(model: Model, places: Sequence[str], parts: Parts = itself) -> list[M
             made.append(twin(on[device], parts))
             continue
         on[device] = _copy(model, {})
-        _move(on[device], device, parts)
+        _move(on[device], device, parts, to)
         made.append(on[device])
     return made
 
@@ -53,14 +64,14 @@ def twin(model: Model, parts: Parts = itself) -> Model:
     return _copy(model, {id(weight): weight for weight in weights})
 
 
-def _move(model: Any, device: torch.device, parts: Parts) -> None:
+def _move(model: Any, device: torch.device, parts: Parts, to: Callable[[Any, torch.device], object]) -> None:
     """To `device`, unless all of it is there, or moves by itself (offloading)."""
     for part in parts(model):
         hooked = hasattr(part, "_hf_hook")
         weight = next(part.parameters(), None)
         if weight is not None and weight.device != device and not hooked:
             _check_memory(model, device, parts)
-            model.to(device)
+            to(model, device)
             return
 
 

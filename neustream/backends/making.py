@@ -5,7 +5,8 @@ Imports no framework itself: the backend that the config names does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -28,18 +29,21 @@ NEEDED = {
 """What the library's own backends import, and the extra that installs it."""
 
 
-def make_model(experiment: Experiment, device: str) -> ConfigModel:
+def make_model(experiment: Experiment, device: str, stages: Collection[str] | None = None) -> ConfigModel:
     """The model of an experiment, made for `device`.
+
+    `stages`: those of the config that are served there; a backend that takes `stages` beside its options
+    and the device may leave out what others need. None: all.
 
     Raises:
         ConfigError: the config names no backend, or none that there is.
         BackendError: it cannot be made.
     """
-    made = _made(experiment, device)
-    return made if isinstance(made, ConfigModel) else OwnModules(made, device, experiment)
+    made = _made(experiment, device, stages)
+    return made if isinstance(made, ConfigModel) else OwnModules(made, device, experiment, stages)
 
 
-def _made(experiment: Experiment, device: str) -> ConfigModel | ModelBackend:
+def _made(experiment: Experiment, device: str, stages: Collection[str] | None = None) -> ConfigModel | ModelBackend:
     config = experiment.backend
     if config is None:
         raise ConfigError(f"config {experiment.name!r} has no backend section, so it can only be simulated")
@@ -51,6 +55,8 @@ def _made(experiment: Experiment, device: str) -> ConfigModel | ModelBackend:
         raise BackendError(f"backend {config.kind!r} needs {', '.join(missing)}: pip install 'neustream[{extra}]'")
     make: Make = load_object(path, "backend")
     try:
+        if stages is not None and "stages" in inspect.signature(make).parameters:
+            return make(config.options, device, stages=stages)  # type: ignore[call-arg]
         return make(config.options, device)
     except NeustreamError:
         raise
@@ -63,10 +69,14 @@ class OwnModules(ConfigModel):
 
     Args:
         backend: what the function made for `device`; for others it is asked again.
+        stages: those of the config that are served; others need no modules. None: all.
     """
 
-    def __init__(self, backend: ModelBackend, device: str, experiment: Experiment) -> None:
+    def __init__(
+        self, backend: ModelBackend, device: str, experiment: Experiment, stages: Collection[str] | None = None
+    ) -> None:
         self._experiment = experiment
+        self._stages = stages
         self._on = {device: backend}
         self.backend = backend
         self.model_name, self.dtype = backend.model_name, backend.dtype
@@ -93,7 +103,7 @@ class OwnModules(ConfigModel):
     def at(self, place: str) -> ModelBackend:
         """What was made for a device."""
         if place not in self._on:
-            self._on[place] = cast(ModelBackend, _made(self._experiment, place))
+            self._on[place] = cast(ModelBackend, _made(self._experiment, place, self._stages))
         return self._on[place]
 
     def label(self, place: str) -> str:
@@ -121,8 +131,13 @@ class OwnModules(ConfigModel):
     def _modules(self, wanted: Wanted, place: str) -> dict[str, StreamModule]:
         """The modules of a device, by the names that the config's stages have."""
         found = {wanted.prefix + name: module for name, module in self.at(place).modules.items()}
-        labels = {stage.model for stage in wanted.graph.stages.values()} - {""}
-        if unserved := {*wanted.graph.stages, *labels} - set(found):
+        here = {
+            name: stage
+            for name, stage in wanted.graph.stages.items()
+            if self._stages is None or name.removeprefix(wanted.prefix) in self._stages
+        }
+        labels = {stage.model for stage in here.values()} - {""}
+        if unserved := {*here, *labels} - set(found):
             kind = self._experiment.backend and self._experiment.backend.kind
             raise ConfigError(
                 f"backend {kind!r} has no module for stage(s) {sorted(unserved)}; it has: {sorted(found)}"

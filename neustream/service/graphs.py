@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from neustream.core.batch import StepInput
 from neustream.core.events import Emitted, Update
 from neustream.core.graph import Graph, Stage
 from neustream.core.kv_cache import KVCache
 from neustream.core.profile import LatencyProfile
+from neustream.core.stage_names import named
 from neustream.engine.answers import Result
 from neustream.engine.events import Observer
 from neustream.engine.executor import StreamModule
@@ -18,6 +20,7 @@ from neustream.errors import (
     NeustreamError,
     ProfileError,
     RequestError,
+    StageFailed,
     nearest,
     shown,
     told,
@@ -29,6 +32,8 @@ Modules = Mapping[str, StreamModule]
 
 class GraphMount:
     """A graph with a stream module and a latency profile for each of its stages but tools.
+
+    Of stages that are served elsewhere (`stages` of a service) no module has to be there, and none is loaded.
 
     Args:
         modules: by stage; or a function that makes them for a device, by its name, where the graph
@@ -78,15 +83,28 @@ class GraphMount:
 
     def _on(self, device: Device) -> Instance:
         modules = self._modules(device.place) if callable(self._modules) else self._modules
-        for stage in self._own:
+        here = [stage for stage in self._own if named(stage, device.stages)]
+        for stage in here:
             if stage not in modules:
                 known = nearest(stage, modules)
                 raise BackendError(f"stage {stage!r} of {self.graph.name!r} has no module; {known}")
-        first = {id(module): stage for stage, module in reversed(list(modules.items()))}
+        own = modules if len(here) == len(self._own) else self._needed(modules, here)
+        first = {id(module): stage for stage, module in reversed(list(own.items()))}
         for stage in first.values():
-            self._load(stage, modules[stage], device)
+            self._load(stage, own[stage], device)
         profiles = {stage: self._profiles[stage] for stage in self._own}
-        return Instance(modules, profiles, self._check_finite, self._tools)
+        return Instance(own, profiles, self._check_finite, self._tools)
+
+    def _needed(self, modules: Modules, here: Sequence[str]) -> Modules:
+        """The modules of some stages; others have stand-ins."""
+        stages = self.graph.stages
+        used = {id(modules.get(name)) for stage in here for name in (stage, stages[stage].model)}
+        models = [stages[stage].model for stage in self._own if stages[stage].model]
+        found: dict[str, StreamModule] = {}
+        for name in dict.fromkeys([*modules, *self._own, *models]):
+            module = modules.get(name)
+            found[name] = module if module is not None and id(module) in used else Elsewhere(name)
+        return found
 
     @property
     def _tools(self) -> Mapping[str, Stage]:
@@ -115,6 +133,32 @@ class GraphMount:
 
     def close(self) -> None:
         pass
+
+
+class Elsewhere:
+    """In place of the module of a stage that is served elsewhere: what that keeps of a request goes along."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._pieces: dict[str, Any] = {}
+
+    def load(self, device: str) -> None:
+        """There is nothing."""
+
+    def step(self, inputs: Sequence[StepInput]) -> Sequence[Update | StageFailed]:
+        raise StageFailed(f"{self._stage!r} is served elsewhere")
+
+    def release(self, id: str) -> None:
+        self._pieces.pop(id, None)
+
+    def put_aside(self, id: str) -> None:
+        """It is in no KV blocks."""
+
+    def export(self, given: StepInput) -> Any:
+        return self._pieces.get(given.id)
+
+    def adopt(self, given: StepInput, piece: Any) -> None:
+        self._pieces[given.id] = piece
 
 
 def run_of(

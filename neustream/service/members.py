@@ -20,11 +20,11 @@ from neustream.service.hosting import POOL, parted
 from neustream.service.mount import Device, Host, Instance, Mount
 
 
-def device_at(place: str, undo: contextlib.ExitStack, name: str = "") -> Device:
+def device_at(place: str, undo: contextlib.ExitStack, name: str = "", stages: Sequence[str] | None = None) -> Device:
     """A device with a thread of its own; `undo` ends that."""
     executor = ThreadExecutor({}, (place,))
     undo.callback(executor.close)
-    return Device(name, place, executor)
+    return Device(name, place, executor, stages)
 
 
 def open_all(

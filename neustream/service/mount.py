@@ -94,12 +94,14 @@ class Probe:
 class Device:
     """One device of a service: `place` as torch calls it, and the thread that runs its steps.
 
-    `name` tells it from others, where a place has several.
+    `name` tells it from others, where a place has several. `stages`: names of those that are served
+    there (see `Service`): nothing else has to be loaded; None: all.
     """
 
     name: str
     place: str
     executor: ThreadExecutor
+    stages: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,8 @@ class Service:
         told: list[Observer] = [self.report, *observers]
         heard: list[Observer] = [OfCallers(observer) for observer in told]
         with contextlib.ExitStack() as undo:
-            self._devices = [device_at(place, undo, name) for name, place in zip(names_of(places), places, strict=True)]
+            named = zip(names_of(places), places, strict=True)
+            self._devices = [device_at(place, undo, name, self.stages) for name, place in named]
             host = Hosting(self._devices, self.stages)
             here = open_all(self._mounts, self._devices, placed, host, undo)
             check_known(self.stages, here)

@@ -11,11 +11,25 @@ import pytest
 from local_machines import driving
 from toys import Step, table
 
-from neustream import FCFS, SLO, Graph, RequestFailed, Stage, StageFailed, loop, seq, serve
+from neustream import (
+    FCFS,
+    SLO,
+    BackendError,
+    Graph,
+    RequestError,
+    RequestFailed,
+    Stage,
+    StageFailed,
+    loop,
+    seq,
+    serve,
+)
 from neustream.backends.ray.kinds import Each
 from neustream.cluster.book import Settings
 from neustream.cluster.head import Head
 from neustream.cluster.rules.slack import Slack
+from neustream.service.graphs import GraphMount
+from neustream.service.service import Service
 
 PATIENT = Settings(suspect_s=60.0, dead_s=90.0, scale_s=0.02, patience_s=60.0)
 ROLES = {"front": ("draft",), "core": ("say",), "back": ("polish",)}
@@ -255,3 +269,36 @@ def test_an_instance_of_a_role_is_drained_without_a_request_begun_anew():
         gate.set()
         assert all(whole(answer.result(30)["way"]) for answer in answers)
         assert driver.counts.restarted == 0 and driver.counts.on_time == 6
+
+
+def test_instances_have_only_the_models_that_they_serve():
+    """Whoever has a model looks at requests for it, also while most of them are busy or gone."""
+
+    def make(number, kind):
+        def graph(name):
+            return Graph(name, Stage(f"{name}.say", max_batch=8, emits=True))
+
+        def mount(name):
+            stage = f"{name}.say"
+            return GraphMount(graph(name), {stage: Part(kind)}, {stage: table(stage, *[0.001] * 8, device="toy")})
+
+        names = {"left": ["a"], "right": ["b"], "both": ["a", "b"], "unsaid": ["a"]}[kind]
+        stages = None if kind == "unsaid" else names
+        return Service({name: mount(name) for name in names}, policy=FCFS(drop_hopeless=False), stages=stages)
+
+    def asked(driver, model):
+        return driver.submit((), {"words": 1}, model, None, f"r{next(IDS)}")
+
+    with running(make, {"left": 1, "right": 1}) as driver:
+        for model, place in {"a": "left", "b": "right"}.items():
+            assert [asked(driver, model).result(30)["way"] for _ in range(5)] == [(f"{place}:{model}.say",)] * 5
+        with pytest.raises(RequestError, match="model=None: allowed: a, b"):
+            asked(driver, None).result(30)
+        with pytest.raises(RequestError, match="model='c'"):
+            asked(driver, "c").result(30)
+        driver.machines.die("right-2")
+        assert asked(driver, "b").result(30)["way"] == ("right:b.say",)
+        assert driver.counts.lost == 1
+    why = r"instance 'unsaid-2' has the models \['a'\], others have \['a', 'b'\]: say which stages it serves"
+    with pytest.raises(BackendError, match=why), running(make, {"both": 1, "unsaid": 1}):
+        pass

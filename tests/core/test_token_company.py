@@ -7,6 +7,7 @@ from hand import Hand, ids, seen
 from texts_by_hand import STAGES, ask
 
 from neustream import Decision, LinearProfile, Pool, Priced, Scheduler
+from neustream.core.policies import token_step
 from neustream.core.policies.model_queues import one_model
 from neustream.core.policies.token_admission import Worth
 from neustream.core.policies.token_deadlines import TokenDeadlines
@@ -59,7 +60,8 @@ def test_what_any_prompt_adds_is_charged_once():
 
 
 @pytest.mark.parametrize(("steps", "saved"), [(DEAR, 0.1), (CHEAP, 0.0)])
-def test_what_is_saved_is_what_any_prompt_adds(steps, saved):
+def test_what_is_saved_is_what_any_prompt_adds(steps, saved, monkeypatch):
+    monkeypatch.setattr(token_step, "calm", lambda plan: False)  # else nobody asks
     scheduler = running_beside(prompts(*[20] * 5), 0.5, steps)
     view = seen(scheduler)
     plan = StepPlan(view, one_model(view), TokenDeadlines())

@@ -8,7 +8,8 @@ schedulers, share those calls.
 
 from neustream.backends.diffusers.mount import PipelineMount
 from neustream.backends.diffusers.palette import PalettePipeline
+from neustream.backends.diffusers.partly import keep_only, load_part
 from neustream.backends.diffusers.profiling import profile
 from neustream.backends.diffusers.run import Progress
 
-__all__ = ["PalettePipeline", "PipelineMount", "Progress", "profile"]
+__all__ = ["PalettePipeline", "PipelineMount", "Progress", "keep_only", "load_part", "profile"]

@@ -85,6 +85,8 @@ class Part:
         self.max_rows = max_rows
         self.reused = reused
         self.model = model
+        self.place: torch.device | None = None
+        """Where its pipeline runs, if the model's weights are not here."""
         self.dtype: torch.dtype | None = getattr(model, "dtype", None)
         self.casts = bool(getattr(getattr(model, "config", None), "force_upcast", False))
         """Whether stock calls cast the model and cast it back."""

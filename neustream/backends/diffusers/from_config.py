@@ -25,7 +25,8 @@ denoise (looped, `times: steps`) and decode, called so or by the names in `STAGE
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 from neustream.backends import Arguments, Wanted
 from neustream.backends import torch as shared
 from neustream.backends.diffusers.mount import PipelineMount
+from neustream.backends.diffusers.partly import keep_only, load_part, moved
 from neustream.backends.diffusers.parts import models_of, parts_of, roles_of
 from neustream.backends.diffusers.signatures import signature_of
 from neustream.backends.options import options_of
@@ -198,20 +200,27 @@ def _role_of(name: str, looped: bool) -> str:
     return role
 
 
-def make(raw: Mapping[str, Any], device: str) -> ConfigPipeline:
-    """The backend `diffusers`: a pipeline on `device`, as `raw` describes it."""
+def make(raw: Mapping[str, Any], device: str, stages: Collection[str] | None = None) -> ConfigPipeline:
+    """The backend `diffusers`: a pipeline on `device`, as `raw` describes it; `stages`: those of the config that it is
+    for, whose weights it has; None: all.
+    """
     options = options_of(Options, raw)
     place = shared.device_of(device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    return ConfigPipeline(build(options, place).to(place), options, place)
+    roles = None if stages is None else {STAGES[stage] for stage in stages if stage in STAGES}
+    return ConfigPipeline(moved(build(options, place, roles), place), options, place)
 
 
-def build(options: Options, place: torch.device = CPU) -> Any:
-    """The pipeline that `options` describe; random weights are made on `place`, those of a checkpoint on the CPU."""
+def build(options: Options, place: torch.device = CPU, roles: Collection[str] | None = None) -> Any:
+    """The pipeline that `options` describe; random weights are made on `place`, those of a checkpoint on the CPU.
+
+    `roles`: what of it is to be there: "encode", "denoise", "decode"; None: all. Random weights are made
+    of all parts, so that they are the same whatever is kept of them.
+    """
     dtype = shared.dtype_of(options.dtype)
     if options.checkpoint is not None:
-        pipe = _load(options, dtype)
+        pipe = _load(options, dtype, roles)
         if scheduler := options.components.get("scheduler"):
             pipe.scheduler = _component("scheduler", scheduler, CPU)
     elif options.pipeline is None:
@@ -224,6 +233,8 @@ def build(options: Options, place: torch.device = CPU) -> Any:
     pipe.set_progress_bar_config(disable=True)
     for _, model in models_of(pipe):
         model.eval().requires_grad_(False)
+    if roles is not None:
+        pipe = keep_only(pipe, roles)
     return pipe if pipe.dtype == dtype else pipe.to(dtype)
 
 
@@ -242,7 +253,7 @@ def own_size(pipe: Any) -> str:
     return f"{pixels}x{pixels}"
 
 
-def _load(options: Options, dtype: torch.dtype) -> Any:
+def _load(options: Options, dtype: torch.dtype, roles: Collection[str] | None) -> Any:
     cls = _pipeline_class(options.pipeline) if options.pipeline else DiffusionPipeline
     path = str(options.checkpoint)
     single = Path(path).suffix in (".safetensors", ".ckpt")
@@ -250,6 +261,8 @@ def _load(options: Options, dtype: torch.dtype) -> Any:
         raise BackendError(f"backend.checkpoint {path!r} is a single file: name the class in backend.pipeline")
     load = cls.from_single_file if single else cls.from_pretrained
     variant = {"variant": options.variant} if options.variant else {}
+    if roles is not None and not single:
+        load = partial(load_part, stages=roles, pipeline=cls)
     try:
         return load(path, torch_dtype=dtype, local_files_only=True, **variant)
     except (OSError, ValueError) as error:

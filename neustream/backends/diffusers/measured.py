@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from platformdirs import user_cache_path
 
-from neustream.backends.diffusers.parts import models_of
+from neustream.backends.diffusers.parts import execution_device, models_of
 from neustream.backends.torch import OUT_OF_MEMORY, device_name, sync
 from neustream.core.events import Corrected
 from neustream.core.graph import Graph
@@ -71,6 +71,14 @@ class ProfileCache:
             return None
         return {stage: _units(load_profile(path)) for stage, path in paths.items()}
 
+    def known(self, stage: str, file: str) -> LatencyProfile | None:
+        """The profile of a stage that others run, if there is one."""
+        if isinstance(self._given, Mapping):
+            found = self._given.get(stage, self._given.get(role_in(file)))
+            return None if found is None else _units(found)
+        path = (self._given or self._cache) / f"{file}.json"
+        return _units(load_profile(path)) if path.exists() else None
+
     def keep(
         self, measured: Mapping[str, list[Measurement]], files: Mapping[str, str], out: Path | str | None = None
     ) -> None:
@@ -122,7 +130,7 @@ def _units(profile: LatencyProfile) -> LatencyProfile:
 
 def place_of(pipe: DiffusionPipeline) -> str:
     """What profiles of a pipeline are labelled with: the device that it runs on."""
-    return device_name(pipe._execution_device)
+    return device_name(execution_device(pipe))
 
 
 def fingerprint(pipe: DiffusionPipeline, options: Mapping[str, Any]) -> str:
@@ -143,18 +151,20 @@ def timed(
     modules: Mapping[str, StreamModule],
     sample: Callable[[int], Mapping[str, Any]],
     device: torch.device,
+    lacking: Sequence[str] = (),
     *,
     seconds: float,
     tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
 ) -> dict[str, list[Measurement]]:
-    """Time each stage of a pipeline over its batch sizes, in about `seconds` in all.
+    """Time each stage of a pipeline but those that are `lacking` over its batch sizes, in about `seconds` in all.
 
     `sample` gives the parameters of a request of so many denoising steps: stages in a loop are
     timed with long requests, the others with short ones. Larger batches are left out where they
     would take longer than `seconds`, by what one request takes.
     """
     out: dict[str, list[Measurement]] = {}
-    for name, stage in graph.stages.items():
+    here = {name: stage for name, stage in graph.stages.items() if name not in lacking}
+    for name, stage in here.items():
         params = sample(LOOPED_STEPS if name in graph.looped else ONCE_STEPS)
         run = partial(
             measure,
@@ -168,7 +178,7 @@ def timed(
             out_of_memory=OUT_OF_MEMORY,
         )
         each = run(batches=[1], repeats=2)[name][0].median * (REPEATS + WARMUP)
-        left = seconds / len(graph.stages)
+        left = seconds / len(here)
         batches: list[int] = []
         for batch in default_batches(stage.max_batch):
             left -= each * batch

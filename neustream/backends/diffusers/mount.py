@@ -19,7 +19,8 @@ from neustream.backends.diffusers.dry_run import check
 from neustream.backends.diffusers.extent import MOST_PIXELS
 from neustream.backends.diffusers.generators import Generators
 from neustream.backends.diffusers.measured import Doubts, ProfileCache
-from neustream.backends.diffusers.parts import models_of, parts_of
+from neustream.backends.diffusers.partly import check_loaded
+from neustream.backends.diffusers.parts import execution_device, models_of, parts_of
 from neustream.backends.diffusers.places import Places
 from neustream.backends.diffusers.preview_stages import PreviewStages
 from neustream.backends.diffusers.previews import Preview
@@ -137,7 +138,7 @@ class PipelineMount:
 
     @property
     def device(self) -> str:
-        return str(self.pipe._execution_device)
+        return str(execution_device(self.pipe))
 
     def check(self, name: str) -> None:
         if self._serves and not self.make_way():
@@ -163,6 +164,7 @@ class PipelineMount:
     # -- opening ----------------------------------------------------------------------------------
 
     def open(self, name: str, devices: Sequence[Device], host: Host) -> Sequence[Instance]:
+        check_loaded(self.pipe, name, devices[0].stages)
         claim(self, type(self.pipe).__name__, models_of(self.pipe))
         self._host, self._serves = host, True
         self._rehearsals = Rehearsals(self._batches, self._measure_s, self._learnt)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from neustream.backends.diffusers.calls import Part, Role
 from neustream.backends.diffusers.foreign import states_of
+from neustream.backends.diffusers.lacking import is_lacking, refusing, shaped
 from neustream.backends.diffusers.replayed import wrapped
 from neustream.backends.diffusers.writing import Writing
 from neustream.errors import BackendError, shown
@@ -27,9 +29,15 @@ CHANGING = ("attn_processor", "prepare_unet", "register_forward_hook", "enable_f
 
 
 class Parts(dict[int, Mapping[str, Part]]):
-    """Shared parts by `id` of the model and by method ("": the model itself), and the `device` they run on."""
+    """Shared parts by `id` of the model and by method ("": the model itself), and the `device` they run on.
+
+    `lacking`: names of the models that are not here, by what they do; those of no role are called where
+    is decoded. `trial`: the parts where a call is only looked at or timed: zeros stand for what these say.
+    """
 
     device: torch.device
+    lacking: Mapping[str, Sequence[str]]
+    trial: Parts
     inference: bool
     """Whether the stock call runs in `torch.inference_mode` (most run in `torch.no_grad`)."""
     own: bool
@@ -45,6 +53,15 @@ def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
         elif isinstance(value, DiffusionPipeline):
             yield from models_of(value, f"{prefix}{name}.")
+
+
+def execution_device(pipe: DiffusionPipeline) -> torch.device:
+    """Where a pipeline runs: where those of its models are that are here."""
+    models = [model for _, model in models_of(pipe)]
+    if not any(map(is_lacking, models)):
+        return pipe._execution_device
+    devices = [model.device for model in models if isinstance(model, ModelMixin | PreTrainedModel)]
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def inner(model: torch.nn.Module) -> torch.nn.Module:
@@ -96,13 +113,21 @@ def parts_of(
             stock call changes what requests share, or it cannot be as `compile` and `graphs` say.
     """
     how = _how(buckets, max_rows, compile, graphs)
-    parts = Parts()
+    parts, device = Parts(), execution_device(pipe)
+    lacking: dict[str, list[str]] = {}
+    trials: dict[int, Mapping[str, Part]] = {}
     for name, model in models_of(pipe):
-        role = role_of(name, model)
+        role, absent = role_of(name, model), is_lacking(model)
+        if absent:
+            lacking.setdefault(role or "decode", []).append(name)
         if role is None:
             continue
         _check_stateless(pipe, name, model)
-        parts[id(model)] = _methods_of(name, model, role, how, pipe._execution_device)
+        methods = _methods_of(name, model, role, replace(how, compile=None, graphs=False) if absent else how, device)
+        if absent:
+            trials[id(model)] = {method: shaped(part, device) for method, part in methods.items()}
+            methods = {method: refusing(part, device) for method, part in methods.items()}
+        parts[id(model)] = methods
     if "denoise" not in roles_of(parts):
         raise BackendError(_nothing_denoises(pipe))
     classes = [cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__]
@@ -113,10 +138,13 @@ def parts_of(
         raise BackendError(
             f"{type(pipe).__name__} cannot be compiled: its call changes its denoisers, so each request has its own"
         )
-    parts.device = pipe._execution_device
+    parts.device = device
+    parts.lacking = lacking
     parts.inference = "inference_mode" in source
     shared = [(name, model) for name, model in models_of(pipe) if id(model) in parts]
     parts.writing = Writing(shared)
+    parts.trial = copy.copy(parts)
+    parts.trial.update(trials)
     return parts
 
 

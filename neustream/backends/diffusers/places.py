@@ -10,13 +10,15 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from neustream.backends.copies import copies
+from neustream.backends.diffusers.lacking import is_lacking
 from neustream.backends.diffusers.measured import ProfileCache
+from neustream.backends.diffusers.partly import moved
 from neustream.backends.diffusers.parts import models_of
 from neustream.backends.diffusers.replica import Dimensions, ProbeModule, Replica, Sample
 from neustream.backends.diffusers.request import StockCall, without_side_effects
 from neustream.backends.diffusers.shapes import Shape, from_nothing, predicted
 from neustream.backends.options import measuring
-from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile
+from neustream.core.profile import GuessedProfile, LatencyProfile, TableProfile, unmeasured
 from neustream.profiling.files import Measurement
 from neustream.service.mount import Device, Host, Instance
 
@@ -45,7 +47,7 @@ class Places:
         self.devices = list(devices)
         self._kind = type(pipe).__name__
         self._host = host
-        pipes = copies(pipe, [device.place for device in devices], lambda pipe: [model for _, model in models_of(pipe)])
+        pipes = copies(pipe, [device.place for device in devices], _here, moved)
         self.replicas = [make(one) for one in pipes]
         for other in self.replicas[1:]:
             other.states += self.replicas[0].states
@@ -108,8 +110,17 @@ class Places:
         return measured
 
     def _found(self, replica: Replica, shape: Shape) -> Mapping[str, LatencyProfile] | None:
-        found = self._known[replica.place].find(shape.files)
-        return None if found is None else {role: found[stage] for role, stage in shape.stages.items()}
+        """Profiles of a shape by role; of what is not run here those that are known, or guesses."""
+        cache, lacking = self._known[replica.place], replica.parts.lacking
+        files = {stage: shape.files[stage] for role, stage in shape.stages.items() if role not in lacking}
+        found = cache.find(files)
+        if found is None:
+            return None
+        for role, stage in shape.stages.items():
+            if role in lacking:
+                guess = unmeasured(role, shape.graph.stages[stage].max_batch)
+                found[stage] = cache.known(stage, shape.files[stage]) or guess
+        return {role: found[stage] for role, stage in shape.stages.items()}
 
     def open(self, shape: Shape, near: Shape | None, batches: Mapping[str, int]) -> None:
         """Serve a shape from now on, with profiles that are found, or predicted from those of `near`."""
@@ -148,3 +159,8 @@ def _instance(replica: Replica, shape: Shape, profiles: Mapping[str, LatencyProf
     replica.roles.update({stage: role for role, stage in shape.stages.items()})
     modules: dict[str, Any] = dict.fromkeys(shape.stages.values(), replica.module)
     return Instance(modules, {shape.stages[role]: profiles[role] for role in shape.stages})
+
+
+def _here(pipe: DiffusionPipeline) -> list[Any]:
+    """The models of a pipeline that are here."""
+    return [model for _, model in models_of(pipe) if not is_lacking(model)]

@@ -109,6 +109,7 @@ class Replica:
         self.roles: dict[str, str] = {}
         self.states = [State(pipe, models_of, partial(_scaling, self.parts))]
         self.begin = partial(_begin, pipe, self.parts)
+        self._tried = partial(_begin, pipe, self.parts.trial)
         self.changed = partial(_changed, self.states)
         runs = Runs(
             self.begin,
@@ -123,7 +124,7 @@ class Replica:
 
         Raises what the stock call raises; BackendError if it ends without such a call.
         """
-        run = Run(self.pipe, self.parts, arguments)
+        run = Run(self.pipe, self.parts.trial, arguments)
         try:
             encode([run])
             if run.error is not None:
@@ -160,10 +161,11 @@ class Replica:
         seconds: float,
         tick: Callable[[str, int, float], None],
     ) -> dict[str, list[Measurement]]:
-        runs = Runs(self.begin)
+        runs = Runs(self._tried)
         try:
             modules = dict.fromkeys(roles, RunModule(runs, roles))
-            return timed(graph, modules, params, self.parts.device, seconds=seconds, tick=tick)
+            lacking = [stage for stage, role in roles.items() if role in self.parts.lacking]
+            return timed(graph, modules, params, self.parts.device, lacking, seconds=seconds, tick=tick)
         finally:
             runs.close()
 
@@ -180,7 +182,7 @@ class Replica:
 
     def warm(self, sample: Sample) -> None:
         """Serve a sample request once, so that nobody waits for what happens once; on the device's thread."""
-        run = self.begin(StepInput("warm", self._legal(sample, ONCE_STEPS), {}, ""))
+        run = self._tried(StepInput("warm", self._legal(sample, ONCE_STEPS), {}, ""))
         try:
             decode([run])
             if run.error is not None:

@@ -66,10 +66,15 @@ class StandIn:
         """The model's, which searches all of its modules for it at each question; or what this request made it."""
         return self._cast or next(iter(self._parts.values())).dtype
 
+    @property
+    def device(self) -> Any:
+        """The model's; of one that is not here, where the pipeline runs."""
+        return next(iter(self._parts.values())).place or self._model.device
+
     def to(self, *args: Any, **kwargs: Any) -> StandIn:
         """Cast the model for this request (SDXL decodes in float32); others have it in the dtype that they want."""
         device, dtype = asked_of_to(*args, **kwargs)
-        if device is not None and device.type != self._model.device.type:
+        if device is not None and device.type != self.device.type:
             raise BackendError(f"a pipeline that moves {type(self._model).__name__} in its call cannot share it")
         if dtype is not None:
             self.__dict__["_cast"] = dtype

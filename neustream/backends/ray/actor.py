@@ -130,6 +130,7 @@ class Instance:
             os.getpid(),
             tuple(graphs),
             profiles,
+            tuple(service.models),
             service.stages,
         )
 

@@ -80,7 +80,8 @@ class Machines(Protocol):
 
 @dataclass(eq=False)
 class Caller:
-    """A request of a caller. `values`: what instances said that comes of it, by term.
+    """A request of a caller. `model`: by its name; None: the only one. `values`: what instances said that
+    comes of it, by term.
 
     `prints`: of the outputs that it got; `fault`: why it fails, whatever comes of it. `likeness`: of
     its arguments (see `alike.py`); `guessed`: by that it was routed, nobody looked at it before;
@@ -91,6 +92,7 @@ class Caller:
     payload: bytes
     slo: SLO | None
     arrival: float
+    model: str | None = None
     likeness: Likeness | None = None
     guessed: bool = False
     refused: bool = False

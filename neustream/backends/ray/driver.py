@@ -76,7 +76,7 @@ class Driver:
         self._waiting = Waiting(self._telling)
         self._alive: set[str] = set()
         self._then: list[Callable[[], None]] = []
-        self._looking = Looking(head, machines, self._waiting, self._alive, self.post, self._submitted)
+        self._looking = Looking(head, machines, self._waiting, self.places, self._alive, self.post, self._submitted)
         self._over = False
         self._ended = False
         self._questions: set[Future[Any]] = set()
@@ -93,7 +93,7 @@ class Driver:
         """A request of a caller; RequestError if its arguments cannot leave this process."""
         payload = asked_as_bytes(model, args, kwargs)
         answer: Answer[Any] = Answer(id, model or "", self._give_up, reader)
-        caller = Caller(answer, payload, slo, stopwatch(), likeness_of(model, args, kwargs, slo))
+        caller = Caller(answer, payload, slo, stopwatch(), model, likeness_of(model, args, kwargs, slo))
         self._waiting.add(caller)
         self.post(partial(self._looking.come, caller))
         return answer
@@ -287,6 +287,7 @@ class Driver:
 
     def _enter(self, name: str, role: str, found: Joined, now: float) -> None:
         head, device = self._head, f"{role} on {found.device}"
+        self._looking.check_models(name, found)
         for graph in found.graphs:
             known = head.graphs.get(graph.name)
             if known is None:

@@ -23,7 +23,7 @@ from neustream.core.profile import LatencyProfile
 from neustream.core.types import SLO
 from neustream.engine.clock import stopwatch
 from neustream.experiment.clusters import parted
-from neustream.experiment.pipelines import pipeline_of
+from neustream.experiment.pipelines import Pipeline, pipeline_of
 from neustream.experiment.prepared import policy_for
 from neustream.experiment.roles import profiles_of, roles_of, stages_of
 from neustream.service.answer import Answer
@@ -46,10 +46,11 @@ class Made:
     stages: frozenset[str] | None
 
     def __call__(self, device: str) -> Service:
-        parts = [self._part(name, device) for name in experiments_in(self.config)]
+        parts = [part for name in experiments_in(self.config) if (part := self._part(name, device)) is not None]
         for part in parts:
             part.check_device()
-            part.warm_up()
+            if self._own(part.pipeline) is None:
+                part.warm_up()
         gc.collect()
         gc.freeze()  # the models' objects stay: no step has to wait while they are searched again
         stages = None
@@ -63,11 +64,22 @@ class Made:
             forgiving=False,
         )
 
-    def _part(self, name: str, device: str) -> Part:
+    def _own(self, pipeline: Pipeline[Any]) -> list[str] | None:
+        """The stages of a model that are served here, by their names in its own config; None: all."""
+        here = [stage for stage in pipeline.stages if self.stages is None or stage in self.stages]
+        if len(here) == len(pipeline.stages):
+            return None
+        return [stage.removeprefix(pipeline.prefix) for stage in here]
+
+    def _part(self, name: str, device: str) -> Part | None:
+        """A model as it is served here, with what its stages here need; None if it has none here."""
         experiment = experiments_in(self.config)[name]
-        model = make_model(experiment, device)
-        model.lengths = self.lengths
         pipeline = pipeline_of(experiment, f"{name}." if name else "")
+        own = self._own(pipeline)
+        if own == []:
+            return None
+        model = make_model(experiment, device, own)
+        model.lengths = self.lengths
         profiles = {stage: self.profiles[stage] for stage in pipeline.stages}
         return Part(name, pipeline, model, wanted_of(pipeline, profiles), [device])
 

@@ -7,7 +7,7 @@ reads arguments.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -15,11 +15,11 @@ from functools import partial
 from neustream.backends.ray.alike import Alike
 from neustream.backends.ray.callers import Caller, Machines, of_the_way
 from neustream.backends.ray.waiting import Waiting
-from neustream.backends.ray.wire import Described, Guess
+from neustream.backends.ray.wire import Described, Guess, Joined
 from neustream.cluster.fleet import reads_params
 from neustream.cluster.head import Head
 from neustream.core.types import Request
-from neustream.errors import GraphError, NeustreamError, RequestFailed
+from neustream.errors import BackendError, GraphError, NeustreamError, RequestError, RequestFailed, nearest
 
 PATIENCE_S = 60.0
 """How long a request waits for an instance that can look at it."""
@@ -32,7 +32,8 @@ class Looking:
     """Finds out what requests are, and hands them to a head. On the driver's thread.
 
     Args:
-        waiting: who waits for an answer; alive: instances that can be asked.
+        waiting: who waits for an answer; places: what instances told when they came; alive: those
+            that can be asked.
         post: has work done on the driver's thread.
         submitted: told of those that the head has taken.
     """
@@ -42,6 +43,7 @@ class Looking:
         head: Head,
         machines: Machines,
         waiting: Waiting,
+        places: Mapping[str, Joined],
         alive: Set[str],
         post: Callable[[Callable[[float], None]], None],
         submitted: Callable[[Request, float], None],
@@ -49,7 +51,9 @@ class Looking:
         self._head = head
         self._machines = machines
         self._waiting = waiting
+        self._places = places
         self._alive = alive
+        self._models: dict[str, None] = {}  # of all instances that there were
         self._post = post
         self._submitted = submitted
         self._alike = Alike()
@@ -66,10 +70,13 @@ class Looking:
             caller.guessed = True
             self._send(caller, known, "", now)
             return
-        place = self._free()
+        if caller.model is None and len(self._models) > 1:
+            self._waiting.refuse(caller, RequestError(f"model=None: {nearest('None', self._models)}"))
+            return
+        place = self._free(caller.model)
         if not place:
             if now - caller.arrival > PATIENCE_S:
-                self._waiting.refuse(caller, RequestFailed(f"request {id!r}: no instance serves"))
+                self._waiting.refuse(caller, RequestFailed(f"request {id!r}: no instance serves{self._what(caller)}"))
             else:
                 self._later(caller)
             return
@@ -80,7 +87,8 @@ class Looking:
 
     def surprised(self, id: str) -> None:
         """A request that was routed by a guess is another one: what it is, the head is told after all."""
-        caller, place = self._waiting.get(id), self._free()
+        caller = self._waiting.get(id)
+        place = "" if caller is None else self._free(caller.model)
         if caller is not None and place:
             seen = self._machines.describe(place, id, caller.payload, caller.slo)
             seen.add_done_callback(lambda seen: self._post(partial(self._corrected, caller, place, seen)))
@@ -91,10 +99,29 @@ class Looking:
             del self._looking[caller]
             self._later(caller)
 
-    def _free(self) -> str:
-        """The instance with the fewest requests; "": none serves."""
+    def check_models(self, name: str, found: Joined) -> None:
+        """BackendError for an instance that comes with some models only, and does not say what it serves."""
+        known = {*self._models, *found.models}
+        if found.stages is None and self._models and set(found.models) != known:
+            raise BackendError(
+                f"instance {name!r} has the models {list(found.models)}, others have {list(self._models)}: "
+                "say which stages it serves (stages= of its service)"
+            )
+        self._models.update(dict.fromkeys(found.models))
+
+    def _what(self, caller: Caller) -> str:
+        return f" model {caller.model!r}" if caller.model in self._models else ""
+
+    def _free(self, model: str | None) -> str:
+        """The instance with the fewest requests of those that have a model; "": none serves.
+
+        Any of them where no instance ever had it: that one says so.
+        """
         fleet = self._head.fleet
         able = [each for each in fleet.instances.values() if each.state == "up"]
+        if model in self._models:
+            having = {name for name, joined in self._places.items() if model in joined.models}
+            able = [each for each in able if each.name in having]
         return min(able, key=lambda each: float(fleet.live[each.row])).name if able else ""
 
     def _corrected(self, caller: Caller, place: str, seen: Future[Described], now: float) -> None:

@@ -35,7 +35,7 @@ class Joined:
     Args:
         device: its kind; `place`: where it is, for people. pid: of its process.
         graphs: those it knows already; profiles: of their stages.
-        stages: names of those that it serves (see `Service`); None: all.
+        models: that it has, by name; stages: names of those that it serves (see `Service`); None: all.
     """
 
     device: str
@@ -43,6 +43,7 @@ class Joined:
     pid: int
     graphs: tuple[Graph, ...]
     profiles: Mapping[str, LatencyProfile]
+    models: tuple[str, ...]
     stages: tuple[str, ...] | None = None
 
 

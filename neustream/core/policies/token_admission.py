@@ -46,8 +46,25 @@ class Admission(Protocol):
 
 
 def admission(plan: StepPlan) -> Admission:
-    """By expected worth; where others were promised some of the device, by whether it all fits."""
+    """All where nobody can be late, else by expected worth; where others were promised some of the
+    device, by whether it all fits."""
+    if plan.calm:
+        return All(plan)
     return Beside(plan) if plan.view.reserved else Worth(plan)
+
+
+class All:
+    """Everybody is taken in: in order of deadline if only first outputs are promised, else as
+    `StepPlan` sorts them."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        self.waiting = _by_deadline(plan) or plan.waiting
+
+    def begin(self, part: PrefillPlan) -> None:
+        """Nothing is counted."""
+
+    def takes(self, index: int, part: PrefillPlan, size: float) -> bool:
+        return True
 
 
 class Worth:

@@ -25,7 +25,7 @@ def take_late(plan: StepPlan, jobs: list[Job], sizes: dict[Job, float]) -> None:
         return
     broken = [job for job in plan.broken if job not in plan.drop]
     decodes = list(filter(at_decode, broken))
-    if plan.view.reserved or not plan.outlook.costs(decodes):
+    if plan.calm or plan.view.reserved or not plan.outlook.costs(decodes):
         _decodes(plan, decodes, jobs, sizes)
     for job in filterfalse(at_decode, broken):
         _prompt(plan, job, jobs, sizes)

@@ -62,7 +62,7 @@ class PrefillFiller:
     def __init__(self, plan: StepPlan) -> None:
         model = plan.model
         self.plan = plan
-        self.free = model.room() - self._growth(plan.outlook.jobs)
+        self.free = model.room() - self._growth(plan.promised)
         late = [job for job in plan.broken if job.num_blocks or at_decode(job)]
         self.late = sorted(late, key=attrgetter("num_blocks"))
         self.seats = model.seats - len(plan.alive) - len(self.late)

@@ -18,6 +18,7 @@ from neustream.core.policies.model_queues import ModelQueues, has_progress, in_p
 from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.recent_prompts import patience, typical
+from neustream.core.policies.token_calm import calm
 from neustream.core.policies.token_company import waits
 from neustream.core.policies.token_due import shortest, steady
 from neustream.core.policies.token_late import take_late
@@ -79,7 +80,8 @@ class StepPlan:
         waiting: prompts that can.
         part: the prompts of this step.
         margin: factor of expected seconds for what is counted with.
-        outlook: those of `alive` that are promised something more, and their chances.
+        promised: those of `alive` that are promised something more; calm: whether nobody can be
+            late, whatever is decided (`token_calm.py`); outlook: if some can, their chances.
         together: seconds of a decode of all that are alive; context: tokens that it reads.
         dues: when the next output of each job is due; sizes: tokens that a decode of each reads,
             and those that are left of each prompt.
@@ -94,6 +96,8 @@ class StepPlan:
     drop: dict[Job, str] = field(default_factory=dict)
     part: PrefillPlan | None = None
     margin: float = 1.0
+    promised: list[Job] = field(default_factory=list)
+    calm: bool = False
     outlook: Outlook = field(init=False)
     together: float = 0.0
     context: float = 0.0
@@ -121,7 +125,12 @@ class StepPlan:
         self._count()
         in_time = not self.alive or self.together <= self._time(self.alive[0])
         if self.waiting or self.broken or not in_time:
-            self._shed_doomed()
+            self.promised = self.alive[
+                : bisect_left(self.alive, math.inf, key=self.dues.__getitem__)
+            ]
+            self.calm = calm(self)
+            if not self.calm:
+                self._shed_doomed()
 
     def _error(self) -> float:
         """By how much single steps usually miss what was expected of them, as a share."""
@@ -144,14 +153,14 @@ class StepPlan:
             block=0 if memory is None else memory.block_size,
             paces=self._paces(most),
         )
-        promised = self.alive[: bisect_left(self.alive, math.inf, key=self.dues.__getitem__)]
-        self.outlook = Outlook(horizon, promised, self.sizes)
+        self.outlook = Outlook(horizon, self.promised, self.sizes)
         if self.view.reserved:
             return
         doomed = self.outlook.shed_doomed()
         if doomed:
             self.broken += [job for job in self.alive if job in doomed]
             self.alive = [job for job in self.alive if job not in doomed]
+            self.promised = self.outlook.jobs
             self._count()
 
     def _paces(self, most: int) -> Floats | None:

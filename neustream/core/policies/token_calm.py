@@ -1,0 +1,62 @@
+"""Whether all texts that are there are on time for certain: then nobody's chances are asked."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from neustream.core.job import Job
+from neustream.core.policies.model_queues import at_decode
+from neustream.core.steps import Step
+
+if TYPE_CHECKING:
+    from neustream.core.policies.token_step import StepPlan
+
+ROOM = 1.1
+"""Times the dearest step: measured tables go up and down a little where they should rise."""
+MANY = 32
+"""Waiting prompts beyond which it is not asked."""
+
+
+def calm(plan: StepPlan) -> bool:
+    """Whether all can be taken in at once and go on to their maxima, late ones too, and everybody
+    who is promised something is on time, if all steps take as long as the dearest one of them.
+
+    The coming step is no part of it: who fills that looks at the next output of each. What the
+    chances of each would say is known then: all are 1, whoever comes and rides along. So a decision
+    at light load costs a few sums.
+    """
+    waiting, model = plan.waiting, plan.model
+    if plan.view.reserved or len(waiting) > MANY:
+        return False
+    if any(job.call_outputs for job in waiting):  # they lost their memory
+        return False
+    jobs = [*plan.alive, *waiting, *filter(at_decode, plan.broken)]
+    if not jobs or len(jobs) > model.seats:
+        return False
+    label = f"{model.label}.decode"
+    outputs = [max(job.calls_here(label), 1) for job in jobs]
+    tokens = sum([plan.sizes[job] + job.computed for job in jobs]) + sum(outputs)
+    memory = model.memory
+    room = math.inf if memory is None else memory.capacity * plan.rule.memory
+    if memory is not None and tokens + len(jobs) * memory.block_size > room:
+        return False
+    dearest = model.seconds(Step(decodes=len(jobs), context=tokens))
+    step = ROOM * (1 + plan.rule.margin) * dearest
+    if plan.alive and plan.view.now + step > plan.due(plan.alive[0]):
+        return False
+    ahead = plan.view.now + sum([max(plan.prompt_seconds(job), 0.0) for job in waiting])
+    promised = [*plan.alive, *waiting]
+    return all(
+        _on_time(job, plan.dues[job], ahead, step, most)
+        for job, most in zip(promised, outputs, strict=False)
+    )
+
+
+def _on_time(job: Job, due: float, ahead: float, step: float, most: int) -> bool:
+    """Whether the outputs of a job behind its next one are, if steps begin at the instant `ahead`,
+    and each takes a `step`; and its last one of `most`."""
+    if ahead + most * step > job.leg_latest:
+        return False
+    pace = job.slo.step
+    return due == math.inf or (step <= pace and ahead + 2 * step <= due + pace)
