@@ -11,7 +11,7 @@ from texts import Drive, alone, made, prompts
 from toys import Flat
 
 import neustream
-from neustream.backends.transformers import TextMount, lacking
+from neustream.backends.transformers import TextMount, lacking, prefixes
 from neustream.backends.transformers.prefixes import Prefixes
 from neustream.core.batch import input_of
 from neustream.errors import StageFailed
@@ -165,6 +165,35 @@ def test_what_cannot_be_kept_of_earlier_texts_is_kept_for_nobody(where, monkeypa
         assert {one.cached_tokens for one in done[1:]} == ({0} if where == "_copy" else {32})
     wanted = [alone(model, prompt, 4) for prompt in asked]
     assert [list(one.token_ids) for one in [first, *done]] == [wanted[1], *wanted]
+
+
+@pytest.mark.parametrize(("free", "again"), [(None, 48), (10**12, 48), (2 * 32 * 1024, 32), (0, 0)])
+def test_earlier_texts_that_were_given_up_are_kept_again_when_there_is_memory(free, again, monkeypatch, caplog):
+    monkeypatch.setattr(prefixes, "PATIENCE", 3)
+    monkeypatch.setattr(prefixes, "free_on", lambda device: free)
+    model = made("llama", num_key_value_heads=2, head_dim=32)  # a token takes 1,024 bytes
+    most = [30, 10, 10]
+    memory = Memory(model, lambda call, tokens: tokens > most[0])
+    prompt, long = list(range(3, 59)), [*range(9, 73)]
+    mount = TextMount(model, slots=2, profile=Flat(), prefix_tokens=48)
+
+    def cached(prompt=prompt):
+        return service(prompt, max_tokens=2).cached_tokens  # two steps
+
+    with neustream.serve({"chat": mount}) as service, caplog.at_level(logging.INFO, "neustream"):
+        assert mount.model.cache.token_bytes * 2 == 1024
+        assert [cached(), cached()] == [0, 48]
+        waits = []
+        for _ in range(2):
+            memory.on = True
+            cached(long)
+            memory.on = False
+            seen = [cached() for _ in range(8)]
+            assert seen[0] == 0 and seen[-1] == again
+            waits.append(seen.count(0))
+            most.pop(0)
+        assert waits == [8, 8] if not again else waits[0] < waits[1]
+    assert ("are kept again" in caplog.text) == bool(again)
 
 
 def test_what_cannot_be_put_aside_or_brought_back_is_computed_again(monkeypatch):

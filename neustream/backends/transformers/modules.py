@@ -107,6 +107,8 @@ class Texts:
             self._limited.add(me)
         self._clock += 1
         self._lacking.step()
+        if self.prefixes is not None:
+            self.prefixes.step()
         results: list[Update | StageFailed] = []
         waves = [inputs[first : first + self.model.slots] for first in range(0, len(inputs), self.model.slots)]
         try:

@@ -26,6 +26,8 @@ BLOCK = 16
 """Tokens of a block."""
 SHARE = 4
 """One token of so many that slots hold is kept, if nobody says how many."""
+PATIENCE = 200
+"""Steps behind which texts that were given up are kept again, if there is memory; twice as many each further time."""
 
 Key = tuple[int | str, tuple[int, ...]]
 """The number of the block before (0: none; or the adapter that is chosen), and the tokens."""
@@ -39,8 +41,7 @@ def kept_tokens(model: LanguageModel, cache: Slots, asked: int | None) -> int:
     free = None if cache.grows else free_on(model.device)
     token_bytes = cache.token_bytes * len(cache.used)
     if asked is None:
-        tokens = cache.slots * cache.length // SHARE
-        return tokens if free is None else min(tokens, free // 2 // token_bytes)
+        return _with_room(cache, cache.slots * cache.length // SHARE, free)
     if free is not None and asked * token_bytes > free:
         raise BackendError(
             f"{model.name}: prefix_tokens={asked} may take {asked * token_bytes:,} bytes on {model.device}, "
@@ -49,11 +50,16 @@ def kept_tokens(model: LanguageModel, cache: Slots, asked: int | None) -> int:
     return asked
 
 
+def _with_room(cache: Slots, tokens: int, free: int | None) -> int:
+    """So many tokens, or fewer: they get half of the bytes that are free, at most. None: that is not known."""
+    return tokens if free is None else min(tokens, free // 2 // (cache.token_bytes * len(cache.used)))
+
+
 class Prefixes:
     """Blocks of one model's keys and values on its device, beside its slots.
 
     `match` may be called from any thread, the others by the one that runs the model. Room is taken at
-    the first text that is kept. Where memory lacks, nothing is kept from then on.
+    the first text that is kept. Where memory lacks, nothing is kept for some time.
 
     Args:
         cache: the slots.
@@ -63,12 +69,14 @@ class Prefixes:
     def __init__(self, model: LanguageModel, cache: Slots, tokens: int) -> None:
         self.model, self.cache = model, cache
         self.block = BLOCK if model.fixed is None else FIXED_BLOCK
-        self.blocks = tokens // self.block
+        self._tokens = tokens
         self._lock = threading.Lock()
         self._known: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # its number, and its place in the room
         self._numbers = 0
-        self._free = list(range(self.blocks - 1, -1, -1))
         self._room: list[torch.Tensor] = []
+        self._given_up = 0  # how often
+        self._since = 0  # steps since memory lacked
+        self._begin(tokens)
 
     def __len__(self) -> int:
         """Tokens that are kept."""
@@ -130,15 +138,37 @@ class Prefixes:
         self.give_up()
 
     def give_up(self) -> None:
-        """Keep nothing from now on: the memory is wanted for steps."""
+        """Keep nothing for now: the memory is wanted for steps."""
         with self._lock:
-            if self.blocks:
-                log.warning("%s: memory lacks, so beginnings of texts are kept no more", self.model.name)
+            self._since = 0
+            if not self.blocks:
+                return
+            self._given_up += 1
+            log.warning("%s: memory lacks, so beginnings of texts are kept no more for now", self.model.name)
             self._known.clear()
-            self._free.clear()
-            self._room, self.blocks = [], 0
+            self._room = []
+            self._begin(0)
+
+    def step(self) -> None:
+        """A step begins: what was given up is had again behind many that found memory, as far as there is room."""
+        if not self._given_up or self.blocks:
+            return
+        self._since += 1
+        if self._since <= PATIENCE << (self._given_up - 1):
+            return
+        tokens = _with_room(self.cache, self._tokens, free_on(self.model.device))
+        with self._lock:
+            self._since = 0
+            self._begin(tokens)
+        if self.blocks:
+            log.info("%s: beginnings of texts are kept again, up to %d tokens", self.model.name, tokens)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _begin(self, tokens: int) -> None:
+        """Room for so many tokens, with nothing in it."""
+        self.blocks = tokens // self.block
+        self._free = list(range(self.blocks - 1, -1, -1))
 
     def _path(self, tokens: Sequence[int], adapter: str | None) -> Iterator[tuple[Key, int]]:
         """The blocks that a text begins with, as far as they are there, with their places."""
