@@ -38,6 +38,7 @@ with warnings.catch_warnings():
         tensor_of,
         together,
     )
+    from places import DEVICE
 
     from neustream.backends.diffusers.calls import PROVEN
     from neustream.backends.diffusers.parts import parts_of
@@ -132,7 +133,7 @@ def test_serving_leaves_the_pipeline_as_it_was(name):
     assert vars(pipe).keys() == before.keys()
     assert all(value is before[key] for key, value in vars(pipe).items())
     assert scheduler_states(pipe) == states
-    assert not torch.is_autocast_enabled("cpu") and not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled(DEVICE.type) and not torch.is_inference_mode_enabled()
 
 
 # -- what requests can ask for ----------------------------------------------------------------------------

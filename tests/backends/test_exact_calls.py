@@ -35,6 +35,7 @@ with warnings.catch_warnings():
         tensor_of,
         together,
     )
+    from places import DEVICE
 
     from neustream.backends.diffusers.from_config import byte_tokenizer
     from neustream.backends.diffusers.parts import parts_of
@@ -129,9 +130,9 @@ def test_calls_that_set_autocast_leave_the_thread_as_it_was():
     ]
     try:
         right_or_refused(pipe, some, tolerance=5e-2)
-        assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_enabled(DEVICE.type)
     finally:
-        torch.set_autocast_enabled("cpu", False)
+        torch.set_autocast_enabled(DEVICE.type, False)
 
 
 class Inference(d.FluxPipeline):
@@ -166,8 +167,8 @@ class TwoSchedules(d.DDPMPipeline):
     def __call__(self, generator, num_inference_steps, output_type="pt"):
         self.scheduler.set_timesteps(num_inference_steps)
         other = copy.deepcopy(self.scheduler)
-        image = torch.randn(1, 3, 8, 8, generator=generator)
-        sound = torch.randn(1, 3, 8, 8, generator=generator)
+        image = torch.randn(1, 3, 8, 8, generator=generator).to(DEVICE)
+        sound = torch.randn(1, 3, 8, 8, generator=generator).to(DEVICE)
         progress = self.progress_bar(total=num_inference_steps)
         for t in self.scheduler.timesteps:
             image = self.scheduler.step(self.unet(image, t).sample, t, image).prev_sample

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
         requests,
         stock,
     )
+    from places import DEVICE
 
     from neustream import StageFailed, serve
     from neustream.backends.diffusers import journal, moves
@@ -77,7 +78,7 @@ class Averaged(d.DDPMPipeline):
     @torch.no_grad()
     def __call__(self, generator, num_inference_steps, batch_size=1, output_type="pt"):
         self.scheduler.set_timesteps(num_inference_steps)
-        image = torch.randn(batch_size, 3, 8, 8, generator=generator)
+        image = torch.randn(batch_size, 3, 8, 8, generator=generator).to(DEVICE)
         seen = []
         for t in self.scheduler.timesteps:
             seen.append(image)
@@ -95,7 +96,7 @@ class Momentum(d.DDPMPipeline):
     @torch.no_grad()
     def __call__(self, generator, num_inference_steps, batch_size=1, output_type="pt"):
         self.scheduler.set_timesteps(num_inference_steps)
-        image = torch.randn(batch_size, 3, 8, 8, generator=generator)
+        image = torch.randn(batch_size, 3, 8, 8, generator=generator).to(DEVICE)
         mean = 0.0
         for t in self.scheduler.timesteps:
             said = self.unet(image, t).sample
@@ -112,7 +113,7 @@ class Attribute(Momentum):
     @torch.no_grad()
     def __call__(self, generator, num_inference_steps, batch_size=1, output_type="pt"):
         self.scheduler.set_timesteps(num_inference_steps)
-        image = torch.randn(batch_size, 3, 8, 8, generator=generator)
+        image = torch.randn(batch_size, 3, 8, 8, generator=generator).to(DEVICE)
         self._mean = 0.0
         for t in self.scheduler.timesteps:
             said = self.unet(image, t).sample

@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     import pipeline_parts
     from diffusers.guiders import ClassifierFreeGuidance, SkipLayerGuidance
     from PIL import Image
+    from places import DEVICE
     from plainly_served import Flat, close_to, seeded, serve, together, words
 
     from neustream.backends.diffusers import rehearsals
@@ -216,7 +217,7 @@ class Guided(d.DiffusionPipeline):
     @torch.no_grad()
     def __call__(self, num_inference_steps=4, generator=None):
         self.scheduler.set_timesteps(num_inference_steps)
-        latents = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)
+        latents = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64).to(DEVICE)
         for at, t in enumerate(self.scheduler.timesteps):
             self.guider.set_state(step=at, num_inference_steps=num_inference_steps, timestep=t)
             self.guider.prepare_models(self.unet)
@@ -254,7 +255,7 @@ def test_schedulers_that_step_by_other_names_are_of_one_request(sd):
         @torch.no_grad()
         def __call__(self, num_inference_steps=4, generator=None):
             self.scheduler.set_timesteps(num_inference_steps)
-            latents = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64)
+            latents = torch.randn(1, 3, 8, 8, generator=generator, dtype=torch.float64).to(DEVICE)
             for t in self.scheduler.timesteps:
                 latents = self.scheduler.go(self.unet(latents, t).sample, t, latents).prev_sample
             return d.ImagePipelineOutput(images=latents)
@@ -272,8 +273,8 @@ def test_gradients_through_a_denoiser(sd):
 
     class Steered(type(sd)):
         def __call__(self, steer=True, num_inference_steps=2, generator=None, prompt="x"):
-            latents = torch.randn(1, 4, 8, 8, generator=generator)
-            states = torch.zeros(1, 5, 32)
+            latents = torch.randn(1, 4, 8, 8, generator=generator).to(DEVICE)
+            states = torch.zeros(1, 5, 32, device=DEVICE)
             self.scheduler.set_timesteps(num_inference_steps)
             for t in self.scheduler.timesteps:
                 with torch.set_grad_enabled(steer):
@@ -322,7 +323,7 @@ def test_a_model_behind_the_last_step(sd):
         @torch.no_grad()
         def __call__(self, *args, **kwargs):
             latents = super().__call__(*args, **{**kwargs, "output_type": "latent"}).images
-            ids = torch.zeros(1, 4, dtype=torch.long)
+            ids = torch.zeros(1, 4, dtype=torch.long, device=DEVICE)
             return d.ImagePipelineOutput(images=latents + self.text_encoder(ids)[0].mean())
 
     sd.__class__ = Late

@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     import diffusers as d
     from greenlet import GreenletExit
     from peft import LoraConfig, inject_adapter_in_model
+    from places import DEVICE
     from plainly_served import Plain, close_to, seeded, serve, together, words
 
     from neustream.backends.torch import Samples
@@ -255,7 +256,7 @@ def with_statistics(pipe):
     """A denoiser with a running mean, and with a table that is no buffer."""
     norm = torch.nn.BatchNorm2d(pipe.unet.conv_norm_out.num_channels).eval()
     norm.table = torch.ones(3)
-    pipe.unet.conv_norm_out = norm
+    pipe.unet.conv_norm_out = norm.to(DEVICE)
     return norm
 
 

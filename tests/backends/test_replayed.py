@@ -13,6 +13,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from pipelines import FAMILIES, alone, build, difference, requests, stock, together
+    from places import DEVICE
     from small_pipelines import SD_SHAPE, close_to, serve, words
     from taped import Tapes
 
@@ -32,9 +33,9 @@ ERRORS = [capturing.NotCaptured("it waits"), RuntimeError("no"), torch.OutOfMemo
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
-    """Graphs of a CPU, and one torch thread."""
+    """Tapes in place of graphs, and one torch thread."""
     torch.set_num_threads(1)
-    monkeypatch.setitem(capturing.CAPTURES, "cpu", Tapes)
+    monkeypatch.setitem(capturing.CAPTURES, DEVICE.type, Tapes)
 
 
 def denoisers(parts):
@@ -60,11 +61,9 @@ def test_replayed_alone_is_bitwise_stock_and_in_company_equal_to_rounding(name):
 
 
 def call(model, at, **more):
-    made = torch.Generator().manual_seed(at)
-    sample = torch.randn(2, 4, 8, 8, generator=made)
-    texts = torch.randn(2, 7, 32, generator=made)
+    sample, steps, texts = args(at)
     with contextlib.nullcontext() if torch.is_inference_mode_enabled() else torch.no_grad():
-        return model(sample, torch.tensor([at, at]), encoder_hidden_states=texts, return_dict=False, **more)[0]
+        return model(sample, steps, encoder_hidden_states=texts, return_dict=False, **more)[0]
 
 
 def test_results_are_ones_own_and_kinds_of_calls_have_graphs_of_their_own(sd):
@@ -81,7 +80,8 @@ def test_results_are_ones_own_and_kinds_of_calls_have_graphs_of_their_own(sd):
 
 def args(at):
     made = torch.Generator().manual_seed(at)
-    return torch.randn(2, 4, 8, 8, generator=made), torch.tensor([at, at]), torch.randn(2, 7, 32, generator=made)
+    sample, texts = torch.randn(2, 4, 8, 8, generator=made), torch.randn(2, 7, 32, generator=made)
+    return sample.to(DEVICE), torch.tensor([at, at], device=DEVICE), texts.to(DEVICE)
 
 
 def test_hooks_gradients_autocast_and_calls_that_nobody_knows_run_as_ever(sd):
@@ -108,7 +108,8 @@ def test_hooks_gradients_autocast_and_calls_that_nobody_knows_run_as_ever(sd):
 def residuals(at):
     """A T2I-Adapter's, one for each down block; UNets take them out of the list."""
     made = torch.Generator().manual_seed(100 + at)
-    return [torch.randn(2, channels, side, side, generator=made) for channels, side in ((16, 8), (32, 4))]
+    sizes = ((16, 8), (32, 4))
+    return [torch.randn(2, channels, side, side, generator=made).to(DEVICE) for channels, side in sizes]
 
 
 def test_calls_take_things_out_of_lists_and_dicts_that_they_are_given(sd, monkeypatch):
@@ -136,6 +137,7 @@ def test_weights_that_went_elsewhere_begin_anew(sd):
 def image(model, at):
     made = torch.Generator().manual_seed(at)
     given = torch.randn(1, 16, 16, generator=made), torch.randn(1, 5, 16, generator=made), torch.tensor([0.5])
+    given = [one.to(DEVICE) for one in given]
     with torch.no_grad():
         return model(given[0], given[1], timestep=given[2], img_shapes=[[(1, 4, 4)]], return_dict=False)[0]
 
@@ -145,12 +147,14 @@ def test_tables_that_a_model_forgets_are_there_for_graphs_that_read_them():
 
     torch.manual_seed(0)
     sizes = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "axes_dims_rope": (4, 6, 6)}
-    qwen = QwenImageTransformer2DModel(in_channels=16, out_channels=4, joint_attention_dim=16, **sizes).eval()
+    qwen = (
+        QwenImageTransformer2DModel(in_channels=16, out_channels=4, joint_attention_dim=16, **sizes).eval().to(DEVICE)
+    )
     model = Replayed("transformer", qwen)
     wanted = [image(qwen, at) for at in range(4)]
     assert all(torch.equal(image(model, at), wanted[at]) for at in range(2)) and model.replays == 1
     for height in range(1, 150):
-        qwen.pos_embed([(1, height, 3)], max_txt_seq_len=5, device=torch.device("cpu"))
+        qwen.pos_embed([(1, height, 3)], max_txt_seq_len=5, device=DEVICE)
     assert all(torch.equal(image(model, at), wanted[at]) for at in range(4)) and model.replays == 5
 
 
@@ -159,7 +163,7 @@ def test_what_cannot_be_captured_is_told_once_and_runs_as_ever(sd, monkeypatch, 
     def refuse(function):
         raise error
 
-    monkeypatch.setitem(capturing.CAPTURES, "cpu", lambda device: refuse)
+    monkeypatch.setitem(capturing.CAPTURES, DEVICE.type, lambda device: refuse)
     model = Replayed("unet", sd.unet)
     wanted = call(sd.unet, 1)
     with caplog.at_level(logging.WARNING, "neustream"):
@@ -200,8 +204,9 @@ def test_graphs_that_are_asked_for_and_cannot_be(sd, monkeypatch):
     with pytest.raises(BackendError, match="graphs=True beside compile"):
         parts_of(sd, compile=True, graphs=True)
     mount = PipelineMount(sd, graphs=True)
-    monkeypatch.delitem(capturing.CAPTURES, "cpu")
-    with pytest.raises(BackendError, match="calls of unet cannot be CUDA graphs: it is on cpu; leave graphs out"):
+    monkeypatch.delitem(capturing.CAPTURES, DEVICE.type)
+    where = f"it is on {sd.device}; leave graphs out"
+    with pytest.raises(BackendError, match=f"calls of unet cannot be CUDA graphs: {where}"):
         mount.check("")
     assert denoisers(parts_of(sd, graphs=None))[0].function is sd.unet
     assert from_config.Options(graphs=False).graphs is False
@@ -213,7 +218,7 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 @pytest.mark.parametrize("dtype", [pytest.param(dtype, marks=GPU) for dtype in ("float32", "float16", "bfloat16")])
 @pytest.mark.parametrize("name", KINDS[:-1])
 def test_real_graphs_give_the_bits_of_the_call(name, dtype, monkeypatch):
-    monkeypatch.delitem(capturing.CAPTURES, "cpu")
+    monkeypatch.setitem(capturing.CAPTURES, "cuda", capturing.CudaGraphs)
     pipe = build(name, getattr(torch, dtype)).to("cuda")
     some = requests(name, getattr(torch, dtype))
     wanted = [stock(pipe, request) for request in some]
@@ -229,7 +234,8 @@ def test_real_graphs_give_the_bits_of_the_call(name, dtype, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_a_service_on_a_gpu_replays_by_itself(sd):
+def test_a_service_on_a_gpu_replays_by_itself(sd, monkeypatch):
+    monkeypatch.setitem(capturing.CAPTURES, "cuda", capturing.CudaGraphs)
     sd.to("cuda")
     wanted = [sd(**words(at)).images for at in range(4)]
     mount = PipelineMount(sd, measure_s=0.5, progress=False)

@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     import transformers as t
     from diffusers.pipelines.shap_e.renderer import ShapERenderer
     from pipeline_parts import clip
+    from places import DEVICE
     from plainly_served import close_to, seeded, serve, together, words
 
 import neustream as ns  # noqa: E402
@@ -120,7 +121,7 @@ class Unet(d.UNet2DConditionModel):
         self.register_buffer("counted", torch.zeros(1))
 
     def count(self):
-        noise = torch.rand(1)
+        noise = torch.rand(1, device=self.counted.device)
         self.counted += 1 + noise
 
     counts = count
@@ -135,7 +136,7 @@ class Unet(d.UNet2DConditionModel):
 def of(kind, pipe):
     unet = Unet(**{name: value for name, value in pipe.unet.config.items() if not name.startswith("_")})
     unet.load_state_dict(pipe.unet.state_dict(), strict=False)
-    parts = {**pipe.components, "unet": unet.eval()}
+    parts = {**pipe.components, "unet": unet.eval().to(DEVICE)}
     return kind(**parts, requires_safety_checker=False)
 
 
