@@ -168,6 +168,21 @@ def test_connections_are_twice_what_may_be_open():
         ("/v1/completions", {"model": "tiny", "prompt": "x", "stop": ["y"] * 1000}, 400, "at most 4 stop strings"),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "logprobs": 10**9}, 400, "less than or equal to 20"),
         ("/v1/chat/completions", {**CHAT, "model": "tiny", "n": 0}, 400, "greater than or equal to 1"),
+        ("/v1/chat/completions", {**CHAT, "model": "tiny", "stop": ["y"] * 1000}, 400, "at most 4 stop strings"),
+        (
+            "/v1/chat/completions",
+            {**CHAT, "model": "tiny", "logprobs": True, "top_logprobs": 10**9},
+            400,
+            "less than or equal to 20",
+        ),
+        ("/v1/completions", {"model": "tiny", "prompt": "x" * 300}, 400, "has 300 tokens"),
+        ("/v1/completions", {"model": "tiny", "prompt": "x" * 200, "max_tokens": 100}, 400, "at most max_tokens=56"),
+        (
+            "/v1/chat/completions",
+            {"model": "tiny", "messages": [{"role": "user", "content": "x" * 300}]},
+            400,
+            "tokens, but",
+        ),
         (
             "/v1/completions",
             {"model": "tiny", "prompt": "x", "min_tokens": 9, "max_tokens": 4},
