@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import pad
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -18,6 +19,8 @@ from neustream.backends.transformers.sampling import Sampling
 
 LIKELIEST = 1024
 """Of so many tokens of a row the filters are computed, where those they leave are among them."""
+BLOCK = 128
+"""Columns whose shares are added up before one of them is drawn."""
 
 
 class Draws(NamedTuple):
@@ -79,13 +82,26 @@ def _of_the_likeliest(sampling: Sampling, logits: torch.Tensor) -> Draws | None:
 
 
 def _drawn(shares: torch.Tensor) -> Draws:
-    """A column [rows] of each row of `shares` [rows, columns], as often as its share says."""
-    ends = shares.cumsum(-1, dtype=torch.float64)
+    """A column [rows] of each row of `shares` [rows, columns], as often as its share says.
+
+    First a block of columns is drawn, then one of its columns: sums up to each column are made of that block alone.
+    """
+    blocks = -(-shares.shape[-1] // BLOCK)
+    parts = pad(shares, (0, blocks * BLOCK - shares.shape[-1])).unflatten(-1, (blocks, BLOCK))
+    ends = pad(parts.sum(-1).double().cumsum(-1), (1, 0))
     total = ends[:, -1:]
     random = torch.rand(len(shares), 1, dtype=ends.dtype, device=ends.device, generator=_randomness(ends.device))
-    places = (random * total).minimum(total.nextafter(torch.zeros_like(total)))  # below the end
-    columns = torch.searchsorted(ends, places, right=True)[:, 0]
-    return Draws(columns.clamp(max=shares.shape[-1] - 1), total[:, 0].float())  # NaN: behind the last
+    places = _below(random * total, total)
+    block = (torch.searchsorted(ends, places, right=True) - 1).clamp(max=blocks - 1)  # NaN: behind the last
+    own = parts.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(-1)
+    column = torch.searchsorted(own, _below(places - ends.gather(1, block), own[:, -1:]), right=True)
+    found = (block * BLOCK + column)[:, 0]
+    return Draws(found.clamp(max=shares.shape[-1] - 1), total[:, 0].float())
+
+
+def _below(places: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """Places, none of them at the end or behind it."""
+    return places.minimum(end.nextafter(torch.zeros_like(end)))
 
 
 @cache
