@@ -12,8 +12,8 @@ from neustream.backends.transformers.growing import Growing, grows
 
 if TYPE_CHECKING:
     from neustream.backends.transformers.packed import Packed
-    from neustream.backends.transformers.replayed import Decodes
     from neustream.backends.transformers.slots import Call
+    from neustream.backends.transformers.still import Decodes
 
 
 def _check_memory(needed: int, beside: int, device: torch.device, slots: int) -> None:
@@ -27,11 +27,12 @@ def _check_memory(needed: int, beside: int, device: torch.device, slots: int) ->
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, [slots, heads, length, width] each, made at the first call.
+    """One layer's keys and values, [slots, heads, room, width] each, made at the first call.
 
     They begin as zeros: attention multiplies what its mask hides by 0, which NaN would survive.
 
     Args:
+        length: tokens that a slot may come to have.
         tokens: that all slots together may have memory for; None: as many as they hold.
         layers: this one and those behind it, which take as much each.
         spare: tokens behind those of each slot, for what nobody reads.
@@ -42,14 +43,15 @@ class SlotLayer(CacheLayerMixin):
         self, slots: int, length: int, tokens: int | None = None, layers: int = 1, spare: int = 0, beside: int = 0
     ) -> None:
         super().__init__()
-        self.slots, self.length, self._whole_length = slots, length, length + spare
+        self.slots, self.length, self.spare = slots, length, spare
+        self.room = length  # tokens of each slot for which there is storage, but for the spare ones
         self.call: Call | Packed | Decodes | None = None
         self._tokens, self._layers, self._beside = slots * length if tokens is None else tokens, layers, beside
         self._growing: tuple[Growing, Growing] | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         both, device = (key_states, value_states), key_states.device
-        tokens = self._tokens if grows(device) else self.slots * self._whole_length
+        tokens = self._tokens if grows(device) else self.slots * (self.length + self.spare)
         token_bytes = sum([one.shape[1] * one.shape[3] * one.itemsize for one in both])
         _check_memory(tokens * self._layers * token_bytes, self._beside, device, self.slots)
         if grows(device):
@@ -61,11 +63,25 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _whole(self, like: torch.Tensor) -> torch.Tensor:
-        empty = like.new_empty(self.slots, like.shape[1], self._whole_length, like.shape[3])
+        empty = like.new_empty(self.slots, like.shape[1], self.room + self.spare, like.shape[3])
         return empty.zero_()  # written, so that no step waits for its memory
 
     def _pages(self, like: torch.Tensor) -> Growing:
-        return Growing(self.slots, like.shape[1], self._whole_length, like.shape[3], like.dtype)
+        return Growing(self.slots, like.shape[1], self.length + self.spare, like.shape[3], like.dtype)
+
+    def resize(self, room: int) -> None:
+        """Storage for so many tokens of each slot, with what is in them; where it does not grow by itself."""
+        before, self.room = self.room, room
+        if not self.is_initialized or self._growing is not None or before == room:
+            return
+        kept = min(before, room)
+        try:
+            keys, values = map(self._whole, (self.keys, self.values))
+        except BaseException:
+            self.room = before
+            raise
+        keys[:, :, :kept], values[:, :, :kept] = self.keys[:, :, :kept], self.values[:, :, :kept]
+        self.keys, self.values = keys, values
 
     @property
     def grows(self) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from neustream.backends.transformers.slots import Call
 
 if TYPE_CHECKING:
-    from neustream.backends.transformers.replayed import Decodes
+    from neustream.backends.transformers.still import Decodes
 
 
 def inputs_of(model: PreTrainedModel, call: Call | Decodes) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from neustream.errors import BackendError
 
 if TYPE_CHECKING:
-    from neustream.backends.transformers.replayed import Decodes
     from neustream.backends.transformers.slots import Call
+    from neustream.backends.transformers.still import Decodes
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 """What configs call layers that look at everything, at so many tokens, and at a chunk of so many."""

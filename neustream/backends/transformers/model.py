@@ -21,8 +21,9 @@ from neustream.backends.transformers.prepacked import Prepacked, prepacked_of
 from neustream.backends.transformers.proof import as_it_was, prove
 from neustream.backends.transformers.proof_own import Way, prove_own
 from neustream.backends.transformers.recorded import NotRecorded, Recorded
-from neustream.backends.transformers.replayed import Decodes, Replayed, replayed_of, spare_tokens
+from neustream.backends.transformers.replayed import Replayed, as_at_first, replayed_of, spare_tokens
 from neustream.backends.transformers.slots import Call, Row, Slots, groups
+from neustream.backends.transformers.still import Decodes
 from neustream.backends.transformers.unchanged import Unchanged
 from neustream.backends.values import whole
 from neustream.errors import BackendError, StageFailed, told
@@ -30,8 +31,6 @@ from neustream.errors import BackendError, StageFailed, told
 MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask of our own."""
 MOST_SLOTS = 2**31 - 1
-NO_PAGES = "fewer slots or a smaller max_len"
-"""What takes less memory where slots have it as a whole from the start."""
 
 
 class LanguageModel:
@@ -116,6 +115,7 @@ class LanguageModel:
         self.recorded, self.unrecorded = self._recorded()
         with torch.inference_mode():
             self.replayed, self.unreplayed = replayed_of(self, graphs)
+        as_at_first(self)  # trials have filled it
 
     @torch.inference_mode()
     def _recorded(self) -> tuple[Recorded | None, str]:
@@ -163,7 +163,8 @@ class LanguageModel:
         self._masks = masks_of(self.model, self.max_len, self.model.dtype if self.eager else None)
         self.packs = self.fixed is None and implementation(self.config) == STOCK and self._masks.plain
         beside = 0 if grows(self.device) else logits_bytes(self.model, slots)
-        self.cache = Slots(self.model, slots, self.max_len, self._kv_tokens, self._spare, beside)
+        least = 0 if self.fixed is None else self.fixed.contexts[0]
+        self.cache = Slots(self.model, slots, self.max_len, self._kv_tokens, self._spare, beside, least)
 
     @torch.inference_mode()
     def _make_room(self) -> None:
@@ -176,9 +177,9 @@ class LanguageModel:
         self.cache.scrub(0)
 
     def _no_room(self, error: BaseException) -> BackendError:
-        smaller = "fewer slots, a smaller max_len or a smaller kv_cache" if grows(self.device) else NO_PAGES
+        smaller = ", a smaller max_len or a smaller kv_cache" if grows(self.device) else " or a smaller max_len"
         what = f"no memory for the keys and values of {self.slots} slots of {self.max_len} tokens on {self.device}"
-        return BackendError(f"{self.name}: {what}; give {smaller} ({error})")
+        return BackendError(f"{self.name}: {what}; give fewer slots{smaller} ({error})")
 
     def _tried(self) -> None:
         try:

@@ -24,6 +24,7 @@ from neustream.backends.transformers.model import MOST_SLOTS, LanguageModel
 from neustream.backends.transformers.modules import Texts, modules_of
 from neustream.backends.transformers.own import Own
 from neustream.backends.transformers.prefixes import Prefixes, kept_tokens
+from neustream.backends.transformers.replayed import as_at_first
 from neustream.backends.transformers.request import Room, ask_of
 from neustream.backends.transformers.sampling import Processor, Sampling
 from neustream.backends.transformers.see import looks
@@ -182,6 +183,7 @@ class TextMount:
             model = self._with_slots(stock, self.model if instances else None)
             sighted = sighted_of(model, self.processor, proven=model.unchanged is self._proof)
             steps = LearntSteps(self._timings.steps(model, device))
+            as_at_first(model)  # measuring has filled slots
             self._prefixes = self._prefixes_of(model) if len(devices) == 1 else None
             texts = Texts(model, _ask, name=node, tokenizer=self.tokenizer, prefixes=self._prefixes)
             self._devices.append((device, texts))

@@ -152,6 +152,9 @@ class Own:
         if (state := self._states.pop(source, None)) is not None:
             self._states[target] = state
 
+    def shrink(self) -> None:
+        """Nothing to do: nothing is kept of who is gone."""
+
     def free(self, slot: int) -> None:
         """Forget what is in a slot."""
         self._states.pop(slot, None)

@@ -23,8 +23,8 @@ from neustream.backends.torch import tensor_on
 
 if TYPE_CHECKING:
     from neustream.backends.transformers.layers import SlotLayer
-    from neustream.backends.transformers.replayed import Decodes
     from neustream.backends.transformers.slots import Row
+    from neustream.backends.transformers.still import Decodes
 
 STOCK, OWN = "sdpa", "neustream_packed"
 """The attention implementation that models have, and what it is called while one of our calls runs."""

@@ -38,7 +38,7 @@ def kept_tokens(model: LanguageModel, cache: Slots, asked: int | None) -> int:
 
     BackendError if so many are asked that a device has no memory for them.
     """
-    free = None if cache.grows else free_on(model.device)
+    free = _free(model, cache)
     token_bytes = cache.token_bytes * len(cache.used)
     if asked is None:
         return _with_room(cache, cache.slots * cache.length // SHARE, free)
@@ -48,6 +48,12 @@ def kept_tokens(model: LanguageModel, cache: Slots, asked: int | None) -> int:
             f"where {free:,} are free behind the slots: give fewer, or fewer slots"
         )
     return asked
+
+
+def _free(model: LanguageModel, cache: Slots) -> int | None:
+    """Bytes that are free on a device behind what slots may come to take; None: not known, or slots take pages."""
+    free = None if cache.grows else free_on(model.device)
+    return None if free is None else max(free - cache.to_come, 0)
 
 
 def _with_room(cache: Slots, tokens: int, free: int | None) -> int:
@@ -156,7 +162,8 @@ class Prefixes:
         self._since += 1
         if self._since <= PATIENCE << (self._given_up - 1):
             return
-        tokens = _with_room(self.cache, self._tokens, free_on(self.model.device))
+        free = free_on(self.model.device) if self.cache.grows else _free(self.model, self.cache)
+        tokens = _with_room(self.cache, self._tokens, free)
         with self._lock:
             self._since = 0
             self._begin(tokens)

@@ -5,6 +5,9 @@ of keys, by powers of two: lane i has the text in slot i, and attention reads th
 to so many keys. Those of the most lanes or the most keys are captured, and compared with the model's
 own calls, when it is served; the others once they are used, in place of a larger one. Short prompts
 are graphs too, by their number of tokens. Everything else is a call of the model as ever.
+
+Where slots come to have more tokens than there is storage for, that is made anew, elsewhere: graphs are
+captured again, the largest at once and the others once they are used.
 """
 
 from __future__ import annotations
@@ -14,11 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import proxy
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from neustream.backends.capturing import CAPTURES, Capture, NotCaptured
 from neustream.backends.torch import without_cudnn_attention
@@ -26,11 +28,11 @@ from neustream.backends.transformers.packed import ALIGNED, packing
 from neustream.backends.transformers.proof import CLOSE, CLOSE_HALF, apart, as_it_was
 from neustream.backends.transformers.recorded import NotRecorded, check_modules, places_of, tables_of
 from neustream.backends.transformers.slots import Row, Slots
+from neustream.backends.transformers.still import Decodes, NotReplayed, Prompt
 from neustream.engine.clock import stopwatch
 from neustream.errors import BackendError, told
 
 if TYPE_CHECKING:
-    from neustream.backends.transformers.layers import SlotLayer
     from neustream.backends.transformers.model import LanguageModel
 
 SHORTEST = 64
@@ -42,10 +44,6 @@ TOGETHER = 2
 USES = 2
 """A graph that is not there yet is captured at its second use: the first one is a replay of a larger one."""
 log = logging.getLogger("neustream")
-
-
-class NotReplayed(Exception):
-    """A model's decodes are no graphs, and why."""
 
 
 def spare_tokens(device: torch.device, graphs: bool | None) -> int:
@@ -74,74 +72,15 @@ def replayed_of(model: LanguageModel, graphs: bool | None) -> tuple[Replayed | N
         return None, str(why)
 
 
-class Decodes:
-    """A decode call whose tensors stay where they are: lane i has a token of the text in slot i.
-
-    Args:
-        inputs: [4, lanes]: ids, positions, where keys go in the slot, and lanes whose logits are wanted.
-        context: keys of each slot that attention reads.
-    """
-
-    rows: Sequence[Row] = ()
-    lanes = None
-    whole = False
-
-    def __init__(self, inputs: torch.Tensor, context: int) -> None:
-        self.ids, self.positions = inputs[0, :, None], inputs[1, :, None]
-        self._to, self.wanted = inputs[2], inputs[3]
-        self._slots = torch.arange(inputs.shape[1], device=inputs.device)
-        self.context, self.start = context, context - 1
-
-    def mask(self) -> torch.Tensor:
-        """Which keys each query sees, [lanes, 1, 1, keys]: those of its own slot up to its own position."""
-        keys = torch.arange(self.context, device=self.positions.device)
-        self._seen = (keys <= self.positions[:, :, None])[:, None]
-        return self._seen
-
-    def attend(
-        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any
-    ) -> tuple[torch.Tensor, None]:
-        """Attention of a layer: heads that have the same keys are queries of one, which reads them once.
-
-        Stock attention makes a copy of keys and values for each of these heads. `query`: [lanes, heads, 1, width].
-        """
-        if how.get("position_bias") is not None:
-            raise NotReplayed("its attention has a bias by position")
-        lanes, heads, _, width = query.shape
-        together = query.reshape(lanes, key.shape[1], -1, width)
-        found = scaled_dot_product_attention(together, key, value, self._seen, scale=how.get("scaling"))
-        return found.reshape(lanes, 1, heads, -1), None
-
-    def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put what a layer computed, [lanes, heads, 1, width] each, into its slots; what attention reads, a view."""
-        for storage, states in ((layer.keys, keys), (layer.values, values)):
-            storage[self._slots, :, self._to] = states[:, :, 0]
-        count = len(self._slots)
-        return layer.keys[:count, :, : self.context], layer.values[:count, :, : self.context]
-
-
-class Prompt(Decodes):
-    """The call of a prompt whose tensors stay where they are; it begins with the text's first token.
-
-    Args:
-        inputs: [5, tokens]: ids, positions, where keys go in the slot, the slot, and first the place whose logits
-            are wanted.
-    """
-
-    def __init__(self, inputs: torch.Tensor) -> None:
-        self.ids, self.positions = inputs[0:1], inputs[1:2]
-        self._to, self._slots, self.wanted = inputs[2], inputs[3], inputs[4, :1]
-        self.context, self.start = inputs.shape[1], 0
-
-    def update(self, layer: SlotLayer, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put what a layer computed, [1, heads, tokens, width] each, into the slot; attention reads it as it is."""
-        for storage, states in ((layer.keys, keys), (layer.values, values)):
-            storage[self._slots, :, self._to] = states[0].transpose(0, 1)
-        return keys, values
-
-
 Shape = tuple[int, int, int]
 """Lanes, tokens of each, and keys that attention reads of each."""
+
+
+def as_at_first(model: LanguageModel) -> None:
+    """Give back storage of slots that nobody uses yet, and capture graphs that read what is left."""
+    model.cache.shrink()
+    if model.replayed is not None:
+        model.replayed.keep_up(at_once=True)
 
 
 class Replayed:
@@ -151,6 +90,7 @@ class Replayed:
         replays: how often each was replayed, by its shape.
         later: shapes that are captured once they are used, with their uses so far.
         unreplayed: why prompts are not; "": they are.
+        version: of the slots' storage that they read.
 
     Raises:
         NotReplayed: this model's cannot be, and why.
@@ -163,7 +103,7 @@ class Replayed:
         self._kept = [weight.detach() for _, _, weight in places_of(model.model)]  # graphs do not keep them
         self._lanes = (cache.slots,) if model.fixed is not None else _doubling(1, cache.slots)
         self._contexts = model.fixed.contexts if model.fixed is not None else _doubling(SHORTEST, cache.length)
-        self._prompts = () if model.fixed is not None else tuple([n for n in PROMPTS if n <= cache.length])
+        self._prompts = () if model.fixed is not None else tuple([n for n in PROMPTS if n <= cache.first])
         self._inputs = {n: torch.zeros(4, n, dtype=torch.long, device=model.device) for n in self._lanes}
         self._texts = {n: torch.zeros(5, n, dtype=torch.long, device=model.device) for n in self._prompts}
         self._graphs: dict[Shape, Callable[[], torch.Tensor]] = {}
@@ -173,12 +113,13 @@ class Replayed:
         self.unreplayed = "" if self._prompts else "there are none"
         with as_it_was(model.model), without_cudnn_attention(model.device):
             self._fill(model)
-            self._capture_decodes(model)
+            self._begin(self._first())
+            self._try_decodes(model)
             try:
-                self._capture_prompts(model)
+                self._capture_prompts()
+                self._try_prompts(model)
             except NotReplayed as why:
-                log.warning("%s: prompts are no CUDA graphs, and take longer: %s", model.name, why)
-                self._prompts, self.unreplayed = (), str(why)
+                self._give_up_prompts(why)
         for slot in range(cache.slots):
             cache.scrub(slot)
         self.replays.clear()
@@ -190,7 +131,7 @@ class Replayed:
 
         Not while other tables are in the place of those that were there.
         """
-        same = all(some.get(key) is table for some, key, table in self._tables)
+        same = bool(self._graphs) and all(some.get(key) is table for some, key, table in self._tables)
         return same and all(row.sight is None for row in rows) and self._short([r for r in rows if len(r.tokens) > 1])
 
     def _short(self, prompts: Sequence[Row]) -> bool:
@@ -203,11 +144,14 @@ class Replayed:
 
     def __call__(self, rows: Sequence[Row]) -> torch.Tensor:
         """The logits behind each row's last token, float32 [rows, vocabulary]; rows are in the order of their slots."""
-        calls = (
-            self._calls(rows)
-            if self._fixed is None
-            else [(some, self._fixed.shape(some)) for some in self._fixed.calls(rows)]
-        )
+        fixed = None
+        if self._fixed is not None:
+            fixed = [(some, self._fixed.shape(some)) for some in self._fixed.calls(rows)]
+        self._cache.reserve(max([row.end for row in rows] if fixed is None else [shape[2] for _, shape in fixed]))
+        self.keep_up()
+        if not self._graphs:
+            return self._model.stock_forward(rows)
+        calls = self._calls(rows) if fixed is None else fixed
         behind = [self._replay(some, shape) for some, shape in calls]
         if len(calls) == 1:
             return behind[0]
@@ -215,7 +159,32 @@ class Replayed:
         found = dict(zip(slots, torch.cat(behind), strict=True))
         return torch.stack([found[row.slot] for row in rows])
 
+    @torch.inference_mode()
+    def keep_up(self, *, at_once: bool = False) -> None:
+        """Capture graphs anew where the slots' storage was made anew; `at_once`: all that are there from the start.
+
+        Where that cannot be, there are none from then on.
+        """
+        if self.version == self._cache.version:
+            return
+        many = self._first()
+        with as_it_was(self._model.model), without_cudnn_attention(self._model.device):
+            try:
+                self._begin(many if at_once or self._fixed is not None else many[:1])
+            except NotReplayed as why:
+                self._graphs.clear()
+                log.warning("%s: decodes are no CUDA graphs any more, and take longer: %s", self._model.name, why)
+                return
+            try:
+                self._capture_prompts()
+            except NotReplayed as why:
+                self._give_up_prompts(why)
+
     # -- inside -----------------------------------------------------------------------------------
+
+    def _give_up_prompts(self, why: NotReplayed) -> None:
+        log.warning("%s: prompts are no CUDA graphs, and take longer: %s", self._model.name, why)
+        self._prompts, self.unreplayed = (), str(why)
 
     def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Shape]]:
         """Rows by graph: decodes, then each prompt."""
@@ -248,9 +217,10 @@ class Replayed:
         return shape
 
     def _larger(self, shape: Shape) -> Shape:
-        """Of the graphs that are there from the start, the one that reads the fewest keys for decodes of a shape."""
+        """Of the graphs that are there, the one that reads the fewest keys for decodes of a shape."""
         lanes, _, context = shape
-        return min((self._lanes[-1], 1, context), (lanes, 1, self._contexts[-1]), key=lambda one: one[0] * one[2])
+        able = [one for one in self._graphs if one[1] == 1 and one[0] >= lanes and one[2] >= context]
+        return min(able, key=lambda one: one[0] * one[2])
 
     def _replay(self, rows: Sequence[Row], shape: Shape) -> torch.Tensor:
         for row in rows:
@@ -266,12 +236,12 @@ class Replayed:
         """Tell the graph of a prompt of so many tokens what to compute: what is behind the prompt is kept nowhere."""
         ids, beyond = list(row.tokens), tokens - row.end
         places = list(range(tokens))
-        to = places[: row.end] + [self._cache.length] * beyond
-        _send([ids + [0] * beyond, places, to, [row.slot] * tokens, [row.end - 1] * tokens], self._texts[tokens])
+        to, last = places[: row.end] + [self._cache.room] * beyond, max(row.end - 1, 0)
+        _send([ids + [0] * beyond, places, to, [row.slot] * tokens, [last] * tokens], self._texts[tokens])
 
     def _load(self, rows: Sequence[Row], lanes: int) -> None:
         """Tell the graphs of so many lanes what to compute, in one copy; lanes without a row write beyond the texts."""
-        ids, positions, to, wanted = [0] * lanes, [0] * lanes, [self._cache.length] * lanes, [0] * lanes
+        ids, positions, to, wanted = [0] * lanes, [0] * lanes, [self._cache.room] * lanes, [0] * lanes
         for at, row in enumerate(rows):
             ids[row.slot], wanted[at] = row.tokens[0], row.slot
             positions[row.slot] = to[row.slot] = row.start
@@ -282,25 +252,43 @@ class Replayed:
         call = Decodes(self._inputs[lanes], context)
         self._graphs[lanes, 1, context] = _captured(self._capture, partial(_logits, self._model, call))
 
-    def _capture_decodes(self, model: LanguageModel) -> None:
-        """Capture the largest first, whose memory the others share; then try each number of lanes, and of keys."""
-        keys = [(lanes, context) for lanes in reversed(self._lanes) for context in reversed(self._contexts)]
+    def _shapes(self) -> list[tuple[int, int]]:
+        """Lanes and keys of all graphs that the slots have room for, the largest first."""
+        contexts = [context for context in reversed(self._contexts) if context <= self._cache.room]
+        return [(lanes, context) for lanes in reversed(self._lanes) for context in contexts]
+
+    def _first(self) -> list[tuple[int, int]]:
+        """Those that are there from the start, of the most lanes or the most keys; the largest first."""
+        keys = self._shapes()
         most = keys[0]
-        first = [(lanes, context) for lanes, context in keys if lanes == most[0] or context == most[1]]
-        self.later.update({(lanes, 1, context): 0 for lanes, context in keys if (lanes, context) not in first})
+        return [(lanes, context) for lanes, context in keys if lanes == most[0] or context == most[1]]
+
+    def _begin(self, first: Sequence[tuple[int, int]]) -> None:
+        """Capture some graphs of decodes, the largest first, whose memory the others share; no others are there."""
+        self.version = self._cache.version
+        self._graphs.clear()
+        self.later.clear()
+        self.later.update(
+            {(lanes, 1, context): 0 for lanes, context in self._shapes() if (lanes, context) not in first}
+        )
         for lanes, context in first:
             self._capture_shape(lanes, context)
+
+    def _try_decodes(self, model: LanguageModel) -> None:
+        """Try each number of lanes, and of keys."""
         low = dict(zip(self._contexts, (0, *self._contexts), strict=False)) if self._fixed is not None else {}
-        for lanes, context in first:
+        for lanes, context in self._first():
             self._try(model, (lanes, 1, context), _rows(model, lanes, context, low.get(context, 0)))
 
-    def _capture_prompts(self, model: LanguageModel) -> None:
+    def _capture_prompts(self) -> None:
         last = self._cache.slots - 1
         for tokens in reversed(self._prompts):
-            self._load_prompt(Row(last, 0, [0] * tokens), tokens)
+            self._load_prompt(Row(last, 0, ()), tokens)  # the slot may have a text: nothing is written to it
             call = Prompt(self._texts[tokens])
             self._graphs[1, tokens, tokens] = _captured(self._capture, partial(_prompt_logits, self._model, call))
-        most = min(model.known, model.vocabulary)
+
+    def _try_prompts(self, model: LanguageModel) -> None:
+        last, most = self._cache.slots - 1, min(model.known, model.vocabulary)
         for tokens in self._prompts:
             row = Row(last, 0, [(7 * at + 1) % most for at in range(tokens - 3)])
             self._try(model, (1, tokens, tokens), [row])

@@ -22,7 +22,7 @@ from neustream.backends.transformers.packed import ALIGNED, Packed
 from neustream.backends.transformers.sight import Sight
 
 if TYPE_CHECKING:
-    from neustream.backends.transformers.replayed import Decodes
+    from neustream.backends.transformers.still import Decodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class Row:
 WASTE = 1.5
 SHORT = 16
 """A row joins a forward call of longer rows, padded to them, if they have at most so many times or tokens more."""
+FIRST = 512
+"""Tokens of each slot for which there is storage at first, where that grows by being made anew."""
 HOLES = 0.5
 """Largest share of unused slots that a decode may compute and ignore: cheaper than gathering slots."""
 
@@ -205,39 +207,77 @@ class Slots(Cache):
     """The cache that a model is given: `slots` requests of up to `length` tokens.
 
     All tokens are kept, also where layers look at a window of them only. On a CPU under Linux memory
-    is taken for tokens that were written, in pages. NotShared for models for which the stock library
+    is taken for tokens that were written, in pages. Elsewhere there is storage for the same number of
+    tokens of each slot: twice as many once a text has more. NotShared for models for which the stock library
     makes no cache; MemoryError at the first call if the memory that is free on its device does not suffice.
 
     Args:
         tokens: that all slots together may have memory for, at most; None: as many as they hold.
         spare: tokens behind those of each slot, for what nobody reads.
         beside: bytes that steps take.
+        least: tokens of a slot that calls read at least.
 
     Attributes:
         taken: tokens of each slot for which there is memory; those that are not there have none.
         total: of all of them.
+        first: tokens of each slot for which there is storage at first; room: for which there is now.
+        version: how often that was made anew, elsewhere than it was.
     """
 
     def __init__(
-        self, model: Any, slots: int, length: int, tokens: int | None = None, spare: int = 0, beside: int = 0
+        self,
+        model: Any,
+        slots: int,
+        length: int,
+        tokens: int | None = None,
+        spare: int = 0,
+        beside: int = 0,
+        least: int = 0,
     ) -> None:
         self.slots, self.length = slots, length
         self.tokens = slots * length if tokens is None else min(tokens, slots * length)
         self.taken: dict[int, int] = {}
         self.total = 0
         self._token_bytes = 0
+        self.first = min(length, max(FIRST, -(-least // ALIGNED) * ALIGNED))
+        self.room, self.version = length, 0
         lefts = range(len(layers_of(model)), 0, -1)
         super().__init__(layers=[SlotLayer(slots, length, self.tokens, left, spare, beside) for left in lefts])
 
     def select(self, call: Call | Packed | Decodes) -> None:
         """Say which rows the next forward call works on."""
+        self.reserve(call.context)
         for layer in self.layers:
             layer.call = call
         for row in call.rows:
             self.note(row.slot, row.end)
 
+    def reserve(self, tokens: int) -> None:
+        """Have storage for so many tokens of each slot.
+
+        Doubled, so that it is seldom made anew. Where memory lacks, the error of the device is raised, and all that
+        is in slots stays.
+        """
+        if tokens > self.room:
+            self._resize(min(self.length, self.first * 2 ** math.ceil(math.log2(tokens / self.first))))
+
+    def shrink(self) -> None:
+        """Give back all storage but for the first tokens of each slot; nobody has anything behind them."""
+        if self.used and not self.grows:
+            self._resize(self.first)
+
+    @torch.inference_mode()
+    def _resize(self, room: int) -> None:
+        if room == self.room:
+            return
+        self.version += 1  # also where memory lacks for some layers: others are elsewhere by then
+        for layer in self.layers:
+            layer.resize(room)
+        self.room = room
+
     def note(self, slot: int, tokens: int) -> None:
         """A slot is written up to so many tokens."""
+        self.reserve(tokens)
         more = tokens - self.taken.get(slot, 0)
         if more > 0:
             self.taken[slot] = tokens
@@ -322,5 +362,10 @@ class Slots(Cache):
     @property
     def nbytes(self) -> int:
         """Memory that keys and values take now, but for the rest of their last pages."""
-        tokens = self.total if self.grows else self.slots * self.length
+        tokens = self.total if self.grows else self.slots * self.room
         return tokens * self.token_bytes * len(self.used)
+
+    @property
+    def to_come(self) -> int:
+        """Bytes that storage may take beyond what it has, where it is made anew to grow."""
+        return 0 if self.grows else self.slots * (self.length - self.room) * self.token_bytes * len(self.used)
