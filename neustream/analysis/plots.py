@@ -81,7 +81,10 @@ def plot_batches(batches: Mapping[str, Batches], stage: str, title: str, path: P
 
 
 def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path | str) -> Path:
-    """Goodput, attainment and p99 of a real run beside what the simulator said, by policy."""
+    """Goodput, attainment and p99 of a real run beside what the simulator said, by policy.
+
+    And what it says of the device as it was observed, where that is known of all.
+    """
     figure, panels = plt.subplots(1, 3, figsize=(11.0, 3.6), layout="constrained")
     names = [record["policy"] for record in records]
     measures: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
@@ -90,18 +93,21 @@ def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path | s
         ("p99 latency (s)", lambda record: record["latency_s"]["p99"] or 0.0),
     )
     for axes, (label, read) in zip(panels, measures, strict=True):
-        places = range(len(names))
-        served = [read(record) for record in records]
-        expected = [read(record["simulated"]) for record in records]
-        axes.bar([x - 0.2 for x in places], served, 0.4, label="served", color=COLOURS[3])
-        axes.bar([x + 0.2 for x in places], expected, 0.4, label="simulated", color="#c6dbef")
-        least = min(served + expected)
-        if least > 0 and max(served + expected) > 10 * least and "latency" in label:
+        bars = {"served": (COLOURS[3], [read(record) for record in records])}
+        bars["simulated"] = "#c6dbef", [read(record["simulated"]) for record in records]
+        if all("simulated_as_observed" in record for record in records):
+            bars["simulated as observed"] = "#6baed6", [read(record["simulated_as_observed"]) for record in records]
+        wide = 0.8 / len(bars)
+        for at, (what, (colour, values)) in enumerate(bars.items()):
+            places = [x + wide * (at - (len(bars) - 1) / 2) for x in range(len(names))]
+            axes.bar(places, values, wide, label=what, color=colour)
+        shown = [value for _, values in bars.values() for value in values]
+        if min(shown) > 0 and max(shown) > 10 * min(shown) and "latency" in label:
             axes.set_yscale("log")
-        axes.set_xticks(list(places), names, rotation=20)
+        axes.set_xticks(range(len(names)), names, rotation=20)
         axes.set_title(label)
         axes.grid(alpha=0.3, axis="y")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(title)
     return _saved(figure, path)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
 from neustream import BackendError
-from neustream.backends.ray import Cluster, Kind, contract
+from neustream.backends.ray import Cluster, Kind, contract, formats, wire
 from neustream.backends.ray.kinds import check_room, options_of
+from neustream.cluster import messages
 
 
 @pytest.mark.parametrize("version", ["2.49.2", "3.0.0", "1.13"])
@@ -62,3 +64,29 @@ def test_make_is_a_function():
         Cluster(3)
     with pytest.raises(BackendError, match=r"instances=\(1, 2\): a scaler is to choose"):
         Cluster(len, instances=(1, 2))
+
+
+def test_messages_that_have_other_fields_have_another_format():
+    """As sides with other versions would read them wrongly, without an error."""
+
+    def module(*fields):
+        made = dataclasses.make_dataclass("Letter", fields, frozen=True)
+        made.__module__ = "letters"
+        other = type("Other", (), {"__module__": "letters"})
+        return SimpleNamespace(__name__="letters", Letter=made, Other=other, Alien=dataclasses.make_dataclass("A", "b"))
+
+    kinds = [["id", "term"], ["term", "id"], ["id"], ["id", "terms"]]
+    found = [formats.format_of([module(*fields)]) for fields in kinds]
+    assert len(set(found)) == 4
+    assert formats.format_of([module("id", "term")]) == found[0]
+
+
+def test_all_that_is_sent_is_in_the_format():
+    modules = {module.__name__ for module in formats.MODULES}
+    sent = [
+        getattr(module, name)
+        for module in (wire, messages)
+        for name in dir(module)
+        if dataclasses.is_dataclass(getattr(module, name))
+    ]
+    assert {one.__module__ for one in sent} - modules == set()

@@ -283,6 +283,15 @@ def test_what_cannot_be(nodes, tmp_path):
         Cluster(len_of, address=nodes)
 
 
+def test_an_instance_with_other_messages_than_its_head_is_refused(nodes, monkeypatch):
+    from neustream.backends.ray import machines
+
+    monkeypatch.setattr(machines, "FORMAT", "another")
+    why = r"instance 'whole-1' on .*: its messages have the format \w+, those of its head another: install the same"
+    with pytest.raises(BackendError, match=why):
+        Cluster(made.chat, address=nodes)
+
+
 def len_of(device):
     return len(device)
 

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from neustream.backends.ray.entries import graphs_of
+from neustream.backends.ray.formats import FORMAT
 from neustream.backends.ray.lease import Lease
 from neustream.backends.ray.service_instance import ServiceInstance
 from neustream.backends.ray.wire import START_S, Described, Joined, Left, Superseded, dumps, loads
@@ -87,11 +88,15 @@ class Instance:
         """Of the latest head that it listened to."""
         return self._grant.epoch
 
-    async def start(self, epoch: int) -> bytes:
+    async def start(self, epoch: int, format: str) -> bytes:
         """Make the service, once: a `Joined`, or the BackendError, with the machine's name, if that fails.
 
-        Nothing (b""): `make` goes on, and the head has to ask again. Superseded: another head has it.
+        `format`: of the head's messages (see `formats.py`). Nothing (b""): `make` goes on, and the head
+        has to ask again. Superseded: another head has it.
         """
+        if format != FORMAT:
+            differ = f"its messages have the format {FORMAT}, those of its head {format}"
+            return _error(BackendError(f"{self._where()}: {differ}: install the same neustream on all machines"))
         if self._grant.claim(epoch):
             self._number, self._early, self._offsets = 0, {}, []
             if self._instance is not None:

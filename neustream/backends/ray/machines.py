@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from neustream.backends.ray.actor import CLOSE_S, Instance
+from neustream.backends.ray.formats import FORMAT
 from neustream.backends.ray.kinds import Kind, check_room, options_of
 from neustream.backends.ray.wire import START_S, Described, Heard, Joined, Superseded, dumps, loads
 from neustream.cluster import messages as to
@@ -172,7 +173,7 @@ class RayMachines:
         found: Future[bytes] = Future()
 
         def ask() -> None:
-            self._call(name, "start", self.epoch).add_done_callback(heard)
+            self._call(name, "start", self.epoch, FORMAT).add_done_callback(heard)
 
         def heard(said: Future[bytes]) -> None:
             if said.exception() is None and said.result() == b"":
@@ -217,6 +218,7 @@ def connect(address: str | None) -> bool:
         return False
     if address is None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 lets everything else on the machine go first
         _init(**QUIET)
         return True
     _answers(address)
