@@ -111,8 +111,9 @@ class Served:
     logarithm from step to step, of the kind with the most steps. `gap_us`: from the end of a step to the
     start of the next on the same worker where requests waited, but for a decision in between; median and 99th
     percentile; `idle_share`: of these with their decisions in the time between the first step and the last.
-    `decisions`, `decision_us` (median, 99th percentile), `planned`: share of steps decided beside the one
-    before. `late_us`: from the arrival of a request to when it was taken in; median and 99th percentile.
+    `decisions`, `decision_us` (median, 99th percentile), `mean_us`: of a gap and of a decision; `planned`:
+    share of steps decided beside the one before. `late_us`: from the arrival of a request to when it was
+    taken in; median and 99th percentile.
     """
 
     steps: Mapping[str, float]
@@ -121,15 +122,16 @@ class Served:
     idle_share: float
     decisions: int
     decision_us: tuple[float, float]
+    mean_us: tuple[float, float]
     planned: float
     late_us: tuple[float, float]
 
     @property
     def costs(self) -> Simulation:
-        """What the simulator has to know of the engine: the medians."""
-        return Simulation(
-            handover_s=self.gap_us[0] / 1e6, decision_s=self.decision_us[0] / 1e6, call_s=self.late_us[0] / 1e6
-        )
+        """What the simulator has to know of the engine: the means of gaps and decisions, of which a few
+        are long, and the median of calls, which often wait for others."""
+        gap_us, decision_us = self.mean_us
+        return Simulation(handover_s=gap_us / 1e6, decision_s=decision_us / 1e6, call_s=self.late_us[0] / 1e6)
 
     @property
     def step(self) -> float:
@@ -193,6 +195,7 @@ class Watch:
             idle_share=(sum(gaps) + sum(waited)) / sum(busy) if sum(busy) > 0 else 0.0,
             decisions=len(self._decided),
             decision_us=two(self._decided),
+            mean_us=(mean_us(gaps), mean_us(self._decided)),
             planned=statistics.fmean(self._planned) if self._planned else 0.0,
             late_us=two(self._late),
         )
@@ -231,6 +234,11 @@ def two(seconds: Sequence[float]) -> tuple[float, float]:
         return 0.0, 0.0
     median, high = np.percentile(seconds, (50, 99)) * 1e6
     return float(median), float(high)
+
+
+def mean_us(seconds: Sequence[float]) -> float:
+    """The mean in microseconds; 0 of nothing, or where an end was told after what came of it."""
+    return max(1e6 * statistics.fmean(seconds), 0.0) if seconds else 0.0
 
 
 def spread_of(ratios: Sequence[float]) -> float:

@@ -43,8 +43,19 @@ def watched(arrivals, *, handover_s=0.0, stretch=None, steps=2, decision_s=0.0, 
 def test_a_decision_between_two_steps_is_no_handover(alone_s, planned, idle):
     seen = watched([0.0], decision_s=0.25, alone_s=alone_s)
     assert seen.gap_us == (0.0, 0.0) and seen.decision_us == (0.25e6, 0.25e6)
+    assert seen.mean_us == (0.0, 0.25e6)
     assert seen.planned == pytest.approx(planned)
     assert seen.idle_share == pytest.approx(idle)
+
+
+def test_the_simulator_is_told_of_the_mean_decision():
+    """Most take a tenth of the few that choose among prompts: the median would leave these out."""
+    watch = Watch()
+    for seconds in (0.001, 0.001, 0.001, 0.013):
+        watch(Decided("gpu", 0.0, seconds))
+    seen = watch.told()
+    assert seen.decision_us[0] == pytest.approx(1000)
+    assert seen.costs.decision_s == pytest.approx(0.004)
 
 
 # -- errors -----------------------------------------------------------------------------------------
@@ -139,7 +150,7 @@ def test_a_step_that_failed_says_nothing_of_how_fast_steps_are():
 
 
 def test_a_run_without_steps_has_nothing_to_tell():
-    assert Watch().told() == Served({}, 0.0, (0.0, 0.0), 0.0, 0, (0.0, 0.0), 0.0, (0.0, 0.0))
+    assert Watch().told() == Served({}, 0.0, (0.0, 0.0), 0.0, 0, (0.0, 0.0), (0.0, 0.0), 0.0, (0.0, 0.0))
 
 
 def test_quantiles_and_spread():
@@ -156,7 +167,8 @@ def test_each_rung_knows_more(tmp_path):
     prepared = prepare(
         load_experiment(toy(tmp_path, workload={"arrivals": "constant", "rate": 1, "requests": 5, "steps": 3}))
     )
-    seen = Served({"draw": 2.0, "decode": 1.0}, 0.0, (1000.0, 1000.0), 0.0, 9, (0.0, 0.0), 0.0, (5000.0, 0.0))
+    steps, none = {"draw": 2.0, "decode": 1.0}, (0.0, 0.0)
+    seen = Served(steps, 0.0, (1000.0, 1000.0), 0.0, 9, none, (1000.0, 0.0), 0.0, (5000.0, 0.0))
     reports = ladder(prepared, "serial", seen, lambda batch: 3.0 if batch.stage == "draw" else 1.0)
     assert {name: report.latency.percentile(50) for name, report in reports.items()} == {
         "profile": pytest.approx(0.007),
