@@ -84,11 +84,19 @@ def test_make_targets_exist(page):
             assert set(found[1].split()) <= targets, line
 
 
+def with_helpers(script):
+    """The source of a script, and of those beside it that it imports from."""
+    source = script.read_text()
+    names = re.findall(r"^from ([\w.]+) import", source, re.MULTILINE)
+    beside = [script.parent / f"{name.replace('.', '/')}.py" for name in names]
+    return source + "".join(one.read_text() for one in beside if one.exists())
+
+
 @EVERY_PAGE
 def test_benchmarks_take_the_options_that_are_given(page):
     for line in commands(page):
         if found := re.search(r"python (benchmarks/\w+\.py)(.*)", line):
-            source = (ROOT / found[1]).read_text()
+            source = with_helpers(ROOT / found[1])
             for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", found[2]):
                 assert f'"{option}"' in source, line
 
