@@ -50,16 +50,19 @@ def likely_case(node: Switch, job: Job) -> Node:
 
 @contextmanager
 def inside(call: Call | None, job: Job) -> Iterator[None]:
-    """`job.params` as they should be inside of a call that `job` has not come to."""
-    if call is None or call.params is None:
+    """`job.params` and `job.state` as they should be inside of a call that is ahead of `job`."""
+    if call is None or not (call.params or call.apart):
         yield
         return
-    outer = job.params
-    job.params = asked_params(call, call.expect or call.params, job)
+    outer, around = job.params, job.state
+    if call.params is not None:
+        job.params = asked_params(call, call.expect or call.params, job)
+    if call.apart:
+        job.state = {}
     try:
         yield
     finally:
-        job.params = outer
+        job.params, job.state = outer, around
 
 
 def asked_params(call: Call, ask: Ask, job: Job) -> Mapping[str, Any]:

@@ -37,13 +37,15 @@ if TYPE_CHECKING:
 class Saved(NamedTuple):
     """A cursor's place: its stage, and (number, done, total) of each open node.
 
-    `outer`: the params around each open call; `told`: what each keeps of itself.
+    `outer`: the params around each open call; `told`: what each keeps of itself; `around`: the
+    state around each that has one of its own.
     """
 
     frames: tuple[tuple[int, int, int], ...]
     stage: str | None
     outer: tuple[Mapping[str, Any], ...] = ()
     told: tuple[Told | None, ...] = ()
+    around: tuple[Mapping[str, Any] | None, ...] = ()
 
 
 class Cursor:
@@ -117,7 +119,8 @@ class Cursor:
         """Another cursor at the same place."""
         twin = Cursor.__new__(Cursor)
         twin._frames = [
-            Frame(f.node, f.done, f.total, f.since, f.outer, f.entry, f.told) for f in self._frames
+            Frame(f.node, f.done, f.total, f.since, f.outer, f.entry, f.told, f.around)
+            for f in self._frames
         ]
         twin.stage = self.stage
         twin.fork = self.fork
@@ -156,7 +159,8 @@ class Cursor:
         frames = tuple((number[id(f.node)], f.done, f.total) for f in self._frames)
         outer = tuple([call.outer or {} for call in self.calls])
         told = tuple([None if call.told is None else call.told.copy() for call in self.calls])
-        return Saved(frames, None if self.stage is None else self.stage.name, outer, told)
+        around = tuple([None if call.around is None else dict(call.around) for call in self.calls])
+        return Saved(frames, None if self.stage is None else self.stage.name, outer, told, around)
 
     @classmethod
     def load(cls, graph: Graph, saved: Saved) -> Cursor:
@@ -182,6 +186,8 @@ class Cursor:
             call.outer, call.entry = outer, entry
         for call, told in zip(calls, saved.told, strict=True):
             call.told = None if told is None else told.copy()
+        for call, around in zip(calls, saved.around, strict=True):
+            call.around = None if around is None else dict(around)
         cursor.stage = None if saved.stage is None else graph.stages[saved.stage]
         return cursor
 
@@ -247,6 +253,8 @@ class Cursor:
             frame.told = None if node.call.result is None else Told()
             if node.call.params is not None:
                 job.params = asked_params(node.call, node.call.params, job)
+            if node.call.apart:
+                frame.around, job.state = job.state, {}
 
     def tell(self, update: Mapping[str, Any], late: bool, now: float) -> None:
         """Note an output for the calls that keep theirs."""
@@ -266,6 +274,8 @@ class Cursor:
         frame = self._frames.pop()
         if frame.told is not None and not likely:
             keep_result(frame, frame.told, job, self.now, self._until(frame, job))
+        if frame.around is not None:
+            job.state = frame.around
         if frame.outer is not None:
             job.params = frame.outer
 
@@ -348,9 +358,9 @@ class Cursor:
     def rest(self, job: Job) -> Iterator[tuple[Node | Stretch | Tail, int, int]]:
         """What follows the current stage: nodes, how often each, and how many calls are around it.
 
-        `job.params` are those of that place while it is given.
+        `job.params` and `job.state` are those of that place while it is given.
         """
-        params, depth = job.params, len(self.calls)
+        params, state, depth = job.params, job.state, len(self.calls)
         try:
             for frame in reversed(self._frames):
                 node = frame.node
@@ -359,8 +369,10 @@ class Cursor:
                         yield child, 1, depth
                 elif isinstance(node, Loop) and not self._turns_on_stage(frame):
                     yield node.body, frame.total - frame.done - 1, depth
+                if frame.around is not None:
+                    job.state = frame.around
                 if frame.outer is not None:
                     job.params = frame.outer
                     depth -= 1
         finally:
-            job.params = params
+            job.params, job.state = params, state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,8 @@ class Frame:
     """One open node: how many children or rounds are behind, of how many.
 
     Of a call also `since`, when the job got to it (nan: just now), the params `outer` of it, and
-    its number `entry` among the calls that the job came to, and what it `told` so far, where that
-    is kept.
+    its number `entry` among the calls that the job came to, what it `told` so far, where that is
+    kept, and the state `around` it, where it has one of its own.
     """
 
     node: Seq | Loop | Par
@@ -58,6 +58,7 @@ class Frame:
     outer: Mapping[str, Any] | None = None
     entry: int = 0
     told: Told | None = None
+    around: MutableMapping[str, Any] | None = None
 
 
 def opened(node: Seq | Loop, job: Job) -> Frame:
@@ -91,8 +92,9 @@ def keep_result(frame: Frame, told: Told, job: Job, now: float, until: float) ->
     assert call.result is not None
     kept = not (told.late or job.released or now > until + TICK)
     came = CallResult(told.outputs, told.ages_s, now - frame.since, told.waited_s, kept)
+    around = job.state if frame.around is None else frame.around
     try:
-        job.state[call.name] = call.result(job, came)
+        around[call.name] = call.result(job, came)
     except BaseException as error:
         raise raised(job, f"result of call {call.name!r}", error) from error
 

@@ -183,6 +183,7 @@ class Call:
         expect: what they are expected to be, where `params` cannot be asked yet.
         whole: whether it is one leg; else those inside of it are (see `legs.py`).
         result: what the state gets under its name, from the job and what came of the call.
+        apart: whether its stages have a state of their own, of which only the result is left.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Call:
     expect: Ask | None = None
     whole: bool = True
     result: Callable[[Job, CallResult], Any] | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ def call(
     params: Params | None = None,
     expect: Params | None = None,
     result: Callable[[Job, CallResult], Any] | None = None,
+    apart: bool = False,
 ) -> Seq:
     """`what` as a part with a promise of its own, and a name in events and reports.
 
@@ -42,6 +43,8 @@ def call(
         expect: what `params` are expected to be while they cannot be asked.
         result: what the state gets under `name` when it is over: asked with the job and what came
             of the call (a `CallResult`). The request's output is then its whole state.
+        apart: whether what its stages return is a state of their own, which begins empty and ends
+            with the call: names in it mean nothing to others.
 
     Raises:
         GraphError: a node without a name.
@@ -54,7 +57,8 @@ def call(
         raise GraphError(f"call {name!r}: slo must be an SLO, got {shown(slo)}")
     if expect is not None and params is None:
         raise GraphError(f"call {name!r}: expect says what params are expected to be; give params")
-    described = Call(name, slo, _asked(name, params), _asked(name, expect), _is_whole(body), result)
+    given, expected = _asked(name, params), _asked(name, expect)
+    described = Call(name, slo, given, expected, _is_whole(body), result, apart)
     return Seq((body,), described)
 
 

@@ -86,7 +86,7 @@ class Model:
         self.stages |= set(graph.stages)
         self.calls.add(name)
         params = partial(self._params, name, graph, arguments)
-        return call(graph, name, slo=slo, params=params, expect=lambda job: expected, result=_result)
+        return call(graph, name, slo=slo, params=params, expect=lambda job: expected, result=_result, apart=True)
 
     def _params(self, name: str, graph: Graph, arguments: Arguments, job: Job) -> Mapping[str, Any]:
         """What the call `name` reads as `job.params`."""
@@ -108,16 +108,14 @@ def _named(call: str, what: str, given: Any) -> Mapping[str, Any]:
 
 
 def _result(job: Job, came: CallResult) -> Any:
-    """What a model makes of the outputs of a call; what it keeps of it leaves the state."""
+    """What a model makes of the outputs of a call."""
     asked: Call = job.params[CALL]
-    outputs, state = came.outputs, dict(job.state)
-    for key in asked.own.union(*outputs):
-        job.state.pop(key, None)
+    outputs = came.outputs
     emitted = [
         Emitted(job.id, index, asked.reads(update), age, age)
         for index, (update, age) in enumerate(zip(outputs, came.ages_s, strict=True))
     ]
-    last = outputs[-1] if outputs else state
+    last = outputs[-1] if outputs else dict(job.state)
     ended = Result(job.id, "done", "", last, came.seconds, came.on_time, waited_s=came.waited_s)
     return asked.value(ended, emitted)
 

@@ -57,7 +57,6 @@ class Call:
         over: called once the request has ended, however, or could not be submitted.
         reads: what `value` and readers read of an output; where a request moves, the rest of those
             that came does not go along.
-        own: names in the state, beside those of outputs, that mean nothing once it has ended.
         behind: another request that goes first.
     """
 
@@ -67,7 +66,6 @@ class Call:
     reader: Callable[[], Reader] | None = None
     over: Callable[[], None] = nothing
     reads: Callable[[Update], Update] = whole
-    own: frozenset[str] = frozenset()
     behind: Behind | None = None
 
 

@@ -125,6 +125,51 @@ def test_more_agents_than_slots_while_they_are_at_their_tools():
         assert len({tuple(ids(answer.result(60)["write"])) for answer in answers}) == 1
 
 
+def test_names_in_the_state_are_the_agents_own():
+    """A call may be called as its model is, and a tool may return names that the model's steps have."""
+    mine = {"chat": "mine", "token": 7, "ended": True, "cached": 9}
+
+    def count(given):
+        return {"rounds": given.state.get("rounds", 0) + 1}
+
+    def build(models):
+        def talk(name):
+            return models["chat"].call(name, ask(lambda job: job.params["prompt"]), like=LIKE)
+
+        rounds = loop(seq(talk("chat"), tool("count", count)), until=lambda job: job.state["rounds"] == 2)
+        return Graph("agent", seq(rounds, tool("note", lambda given: mine), talk("write")))
+
+    with serve({"chat": chat(), "agent": build}) as service:
+        state = service.submit(prompt=PROMPT, model="agent").result(60)
+        assert service.models["chat"].used == 0
+    assert ids(state.pop("write")) == alone(model_of("opt"), PROMPT, 4)
+    assert state == {"rounds": 2, **mine}
+
+
+def test_between_turns_the_memory_of_a_talk_is_kept_and_counted():
+    """Each turn's prompt is all that was said so far: what the turns before computed is not computed again."""
+    opening = list(range(5, 45))
+
+    def note(given):
+        said = [*given.state.get("talk", opening), *ids(given.state["turn"]), 9]
+        known = given.state["turn"].cached_tokens
+        return {"talk": said, "cached": [*given.state.get("cached", ()), known]}
+
+    def build(models):
+        turn = models["chat"].call("turn", ask(lambda job: job.state.get("talk", opening)), like=LIKE)
+        rounds = loop(seq(turn, tool("note", note)), until=lambda job: len(job.state["cached"]) == 8)
+        return Graph("agent", rounds)
+
+    with serve({"chat": chat(prefix_tokens=512), "agent": build}) as service:
+        state = service.submit(model="agent").result(60)
+        assert service.models["chat"].used == 0
+    with serve({"chat": chat(prefix_tokens=0), "agent": build}) as service:
+        anew = service.submit(model="agent").result(60)
+    assert state["talk"] == anew["talk"] and anew["cached"] == [0] * 8
+    first, *later = state["cached"]
+    assert first == 0 and all(known >= 32 for known in later) and later[-1] > later[0]
+
+
 def test_branches_and_rounds():
     def build(models):
         def turn(name):

@@ -112,3 +112,32 @@ def test_a_call_that_moves_goes_on_counting():
         there.finish(there.next_batch("gpu", now), [{"n": now}], now + 1.0)
     [ended] = [event for event in there.pop_events() if isinstance(event, Ended)]
     assert times(ended.output["ask"]) == ([2.0, 8.0, 9.0], 9.0, 1.0)
+
+
+def test_a_call_apart_has_a_state_of_its_own_of_which_the_result_is_left():
+    """Names that its stages return are others' too: neither sees the other's, nor does who asks of what is ahead."""
+    seen = []
+    apart = call(loop(A, times=2), "a", result=lambda job, came: dict(job.state), apart=True)
+    more = loop(B, times=lambda job: job.state["n"], expect=lambda job: seen.append(dict(job.state)) or 1)
+    graph = Graph("g", loop(seq(B, apart, more), times=2))
+    scheduler = scheduler_of(graph)
+    scheduler.submit(Request("r", graph), 0.0)
+    for update in ({"n": 1, "x": 1}, {"n": 7}, {"n": 8}, {"x": 2}, {"n": 1}, {"m": 3}, {"x": 9}, {}):
+        scheduler.finish(scheduler.next_batch("gpu", 0.0), [update], 1.0)
+    [ended] = [event for event in scheduler.pop_events() if isinstance(event, Ended)]
+    assert ended.output == {"n": 1, "x": 2, "a": {"m": 3, "x": 9}}
+    assert {"n": 1, "x": 1} in seen and all(state.get("n", 1) == 1 for state in seen)
+
+
+def test_a_call_apart_that_moves_comes_back_to_the_state_around_it():
+    apart = call(loop(A, times=2), "a", result=lambda job, came: dict(job.state), apart=True)
+    graph = Graph("g", seq(B, apart))
+    here, there = scheduler_of(graph), scheduler_of(graph)
+    here.submit(Request("r", graph), 0.0)
+    for update in ({"n": 1}, {"n": 7}):
+        here.finish(here.next_batch("gpu", 0.0), [update], 1.0)
+    here.hold("r", 1.0)
+    there.take(pickle.loads(pickle.dumps(here.give("r", 1.0))), graph, 9.0)
+    there.finish(there.next_batch("gpu", 9.0), [{"m": 2}], 10.0)
+    [ended] = [event for event in there.pop_events() if isinstance(event, Ended)]
+    assert ended.output == {"n": 1, "a": {"n": 7, "m": 2}}

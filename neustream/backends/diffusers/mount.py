@@ -56,8 +56,6 @@ from neustream.service.mount import Call, Device, Host, Instance, Probe
 
 log = logging.getLogger("neustream")
 
-OWN = frozenset({"denoising", "left", "over", "output"})
-"""What steps say of a call in the state."""
 RESERVED = {"slo", "id", "model", "on_step"}
 """Arguments of `submit` itself."""
 
@@ -281,7 +279,7 @@ class PipelineMount:
             "on_step": asked.on_step,
             "stepped": asked.stepped,
         }
-        return Call(shape.graph, params, _output, over=partial(self._over, asked, shape), own=OWN)
+        return Call(shape.graph, params, _output, over=partial(self._over, asked, shape))
 
     def _preview(self, preview: Preview) -> Call:
         with self._lock:
