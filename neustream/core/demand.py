@@ -29,7 +29,8 @@ class Calls:
 class Demand:
     """What a request asked for when it came at `at`: `calls` by stage, within `budget` seconds.
 
-    Its first output was promised within `first` seconds. inf: nothing was promised.
+    Its first output was promised within `first` seconds, each next one within `step`. inf: nothing
+    was promised.
     """
 
     at: float
@@ -37,6 +38,7 @@ class Demand:
     weight: float = 1.0
     calls: Mapping[str, Calls] = field(default_factory=dict)
     first: float = math.inf
+    step: float = math.inf
 
     @classmethod
     def of(cls, job: Job) -> Demand:
@@ -47,7 +49,8 @@ class Demand:
             stage = graph.stages[name]
             size = job.size_ahead(stage)
             calls[name] = Calls(count, name in graph.looped, stage.max_batch, size)
-        return cls(job.arrival, job.deadline - job.arrival, job.weight, calls, job.slo.first)
+        budget = job.deadline - job.arrival
+        return cls(job.arrival, budget, job.weight, calls, job.slo.first, job.slo.step)
 
 
 class Recent:

@@ -101,8 +101,11 @@ class Lengths:
 
     def _computed(self, most: float) -> _Curve:
         bins = self._survival(most)
-        outputs = np.arange((len(bins) - 1) * BIN + 1) / BIN
-        return _Curve(bins, _interpolated(bins, outputs), (-bins).tolist())
+        numbers = np.arange((len(bins) - 1) * BIN + 1)
+        outputs = _interpolated(bins, numbers / BIN)
+        sums = np.zeros((2, len(outputs) + 1))
+        np.cumsum([outputs, outputs * numbers], axis=1, out=sums[:, 1:])
+        return _Curve(bins, outputs, (-bins).tolist(), sums)
 
     def _survival(self, most: float) -> Floats:
         bins = len(self._reached)
@@ -171,6 +174,12 @@ class Lengths:
         """
         return self._chances(outputs, (outputs[:, None] + more).astype(np.int64), most)
 
+    def joined(self, steps: Floats, most: float = np.inf) -> tuple[Floats, Floats]:
+        """If one generation begins at each step: how many there are after so many steps, and the
+        outputs that those have made together. Whole numbers of `steps`."""
+        there, outputs = self._curve(most).sums.take(steps.astype(np.int64), 1, mode="clip")
+        return there, outputs
+
     def _chances(self, outputs: Floats, then: NDArray[np.int64], most: float) -> Floats:
         """The chance that a generation at `outputs[i]` comes to `then[i, j]`."""
         each = self._curve(most).outputs
@@ -181,11 +190,15 @@ class Lengths:
 
 
 class _Curve(NamedTuple):
-    """A survival curve by `bins` and by single `outputs`; `rising`: that by bins, negated."""
+    """A survival curve by `bins` and by single `outputs`; `rising`: that by bins, negated.
+
+    `sums`: of the shares that reach fewer outputs, and of the outputs of those [2, outputs].
+    """
 
     bins: Floats
     outputs: Floats
     rising: list[float]
+    sums: Floats
 
 
 def _some(ends: int) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from neustream.core.job import Job
 from neustream.core.lengths import TINY, Lengths
 from neustream.core.many_decodes import decode_seconds
+from neustream.core.policies.coming import Coming
 from neustream.core.policies.model_queues import ModelQueues
 from neustream.core.reserved import NOTHING, Reserved
 from neustream.core.types import TICK
@@ -164,6 +165,9 @@ class Horizon:
         first: seconds until the output at each point is due of whoever is due first [points]. Where
             memory is short those who have slack beyond that wait for the others. None: nobody waits
             for others, all take turns.
+
+    Attributes:
+        coming: who comes meanwhile; None: nobody, or it is not to count.
     """
 
     def __init__(
@@ -186,6 +190,7 @@ class Horizon:
         self.reserved = reserved
         self.most = most
         self.first = first
+        self.coming: Coming | None = None
         self._steps = _steps(tuple(points.tolist()))
 
     def rows(
@@ -298,6 +303,8 @@ class Horizon:
         """
         model = self.model
         count, context, kept, in_turns = load
+        if self.coming is not None:
+            count, context, kept = self.coming.beside(count, context, kept, self.units)
         if self.units == math.inf or kept.max(initial=0.0) <= self.units:
             batch = np.maximum(np.rint(count), 1.0)
             seconds = decode_seconds(model.steps, batch, np.maximum(context, 1.0))

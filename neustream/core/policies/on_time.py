@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neustream.core.job import Job
+from neustream.core.policies.coming import Coming
 from neustream.core.policies.horizon import Floats, Horizon, Limits
 from neustream.core.policies.model_queues import ModelQueues
 from neustream.core.types import TICK
@@ -39,15 +40,22 @@ def expectations(
     units: float,
     block: int,
     paces: Floats | None = None,
+    step: float = 0.0,
 ) -> Horizon:
     """What generations of at most `most` outputs should need of the device.
 
     `paces`: seconds until the next output of each is due, and from each to the one after it
     [jobs, 2]; None where they do not matter, as all find memory.
+    `step`: seconds of a decode of all that run; others come in place of those who end. 0: nobody.
     """
     points = LOOK[: int(np.searchsorted(LOOK, most)) + 1]
     first = None if paces is None else (paces[:, :1] + paces[:, 1:] * points).min(0)
-    return Horizon(model, points, margin=margin, units=units, block=block, most=most, first=first)
+    horizon = Horizon(
+        model, points, margin=margin, units=units, block=block, most=most, first=first
+    )
+    if step:
+        horizon.coming = Coming.to(model, horizon.lengths, points, most, step)
+    return horizon
 
 
 def chances(rows: Limits, spent: Floats) -> Floats:
