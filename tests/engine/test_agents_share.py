@@ -70,6 +70,26 @@ def test_none_of_two_agents_and_plain_chats_starves(policy):
         assert of["on_time"] >= 6, (name, counts)
 
 
+def ends_early(batch):
+    """Each generation ends at its eighth output, far below its maximum."""
+    return [{"ended": True} if job.call_outputs + 1 >= 8 else {} for job in batch.jobs]
+
+
+@pytest.mark.parametrize("policy", ["priced", "edf"])
+def test_the_maximum_of_a_later_call_gives_up_no_agent_beside_chats_that_are_promised_a_pace(policy):
+    pools = [Pool("gpu", tuple(PLAIN.stages)), Pool("tools", ("search",), concurrency=64)]
+    profiles = llm_profiles("chat", STEPS, 16) | {"search": LinearProfile("search", base=0.3, max_batch=1)}
+    scheduler = Scheduler(pools, {"gpu": make_policy(policy)}, profiles)
+    member = Member(scheduler, {"gpu": ProfiledExecutor(outcome=ends_early), "tools": ProfiledExecutor()})
+    params = {"prompt_tokens": 40, "max_tokens": 400}  # two calls of so many would take twice the total
+    requests = [
+        Request(f"{graph.name}-{index}", graph, index + offset, slo, params)
+        for index in range(20)
+        for offset, graph, slo in ((0.0, PLAIN, SLO(first=1.0, step=0.2)), (0.03, CHAIN, SLO(total=4.0)))
+    ]
+    assert Engine(member, VirtualClock(), []).run(requests).counts["on_time"] == len(requests)
+
+
 class Dies:
     """A model that answers so many steps, and then raises each time."""
 
