@@ -88,19 +88,24 @@ def same(device):
 
 
 def models(device, stages=None):
-    """A tiny text model and a tiny pipeline, with the same weights on each instance."""
+    """A tiny text model and a tiny pipeline, with the same weights on each instance, as far as `stages` need them."""
     import torch
     from pipelines import build
     from texts import made
 
-    from neustream.backends.diffusers import PipelineMount
+    from neustream.backends.diffusers import PipelineMount, keep_only
     from neustream.backends.transformers import TextMount
     from neustream.core.learnt_steps import LearntSteps
 
     torch.set_num_threads(1)
-    text = TextMount(made("llama"), profile=LearntSteps(), slots=4)
-    image = PipelineMount(build("stable_diffusion"), samples=[], measure_s=0.0)
-    return serve({"chat": text, "sd": image}, stages=stages)
+    served = {}
+    if stages is None or any(stage.startswith("chat.") for stage in stages):
+        served["chat"] = TextMount(made("llama"), profile=LearntSteps(), slots=4)
+    pipe = build("stable_diffusion")
+    if stages is not None:
+        pipe = keep_only(pipe, [stage.removeprefix("sd/") for stage in stages if stage.startswith("sd/")])
+    served["sd"] = PipelineMount(pipe, samples=[], measure_s=0.0)
+    return serve(served, stages=stages)
 
 
 def skewed(device):
