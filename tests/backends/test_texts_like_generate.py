@@ -104,7 +104,7 @@ def stock(model, one, number=0, stop=None):
     found = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        logits_processor=own,
+        logits_processor=[_on_a_copy(processor) for processor in own],
         max_new_tokens=one["count"],
         do_sample=temperature is not None,
         eos_token_id=None if one["how"].get("ignore_eos") else EOS,
@@ -115,6 +115,11 @@ def stock(model, one, number=0, stop=None):
         output_logits=True,
     )
     return found.sequences[0, len(one["prompt"]) :].tolist(), found.logits
+
+
+def _on_a_copy(processor):
+    """`generate` tells of the logits that it gives to processors: these are to leave them as they are."""
+    return lambda ids, scores: processor(ids, scores.clone())
 
 
 def stop_of(model, one):
