@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,8 @@ BIN = 31
 """Latest steps of one range of batch sizes that the correction of a guess is the median of."""
 CHANGE = 0.05
 """Corrections are replaced when one of them has moved by more than this share."""
+NEAR = 5
+"""Latest steps, of any size and it among them, that one is held against."""
 BOUND = 2.0
 """A correction of what was measured lies between 1 / BOUND and BOUND: a device off by more needs a
 new profile."""
@@ -203,32 +205,59 @@ class CorrectedProfile:
 class Correction:
     """Compares the steps of one stage with its profile, by range of batch sizes.
 
-    Of a profile that was measured only what lasts is a correction, as `Ratios.usual` has it: a
-    median of single steps follows each slow phase, and is biased where steps spread. A guess is
-    corrected from the first step on, by the median of the latest.
+    A guess is corrected from the first step on, by the median of the latest ones of a range. Of a
+    profile that was measured only what lasts is a correction, as `Ratios.usual` has it: a median of
+    single steps follows each slow phase, and is biased where steps spread.
+
+    What was measured is off by what all steps take, and by what those of a range take beside the
+    steps around them. A slow phase slows all sizes. But more jobs wait in it, so that large batches
+    run in slow phases: by their own steps alone they look slower than small ones. A rule that
+    believes that makes small ones from then on, and never sees that it is wrong.
     """
 
     def __init__(self, base: LatencyProfile) -> None:
         self.base = base
         self.factors: dict[int, float] = {}
-        self._ratios: dict[int, Ratios] = {}
         self.measured = not isinstance(base, GuessedProfile)
         self._bound = BOUND if self.measured else math.inf
+        self._all = Ratios(BIN)
+        self._around: deque[float] = deque(maxlen=NEAR)
+        self._each = Ratios(BIN)
+        self._beside: dict[int, Ratios] = {}
 
     def observe(
         self, batch: int, total: float, square: float, seconds: float
     ) -> CorrectedProfile | None:
         """Take in one step; a new profile if its size has another correction by now, else None."""
         key = round(math.log2(max(total or batch, 1)))
-        ratios = self._ratios.get(key)
-        if ratios is None:
-            ratios = self._ratios[key] = Ratios(BIN)
-        ratios.add(seconds / self.base.latency(batch, total, square))
-        if self.measured and not ratios.lasting:
+        own = self._beside.get(key)
+        if own is None:
+            own = self._beside[key] = Ratios(BIN)
+        ratio = seconds / self.base.latency(batch, total, square)
+        if not self.measured:
+            own.add(ratio)
+            return self._corrected(key, {key: own.median})
+        level = ratio / self._own(key)
+        self._all.add(level)
+        self._around.append(level)
+        beside = ratio / fmean(self._around)
+        own.add(beside)
+        self._each.add(beside)
+        if not self._all.lasting:
             return None
-        ratio = ratios.usual if self.measured else ratios.median
-        factor = min(max(ratio, 1 / self._bound), self._bound)
-        if abs(factor / self.factors.get(key, 1.0) - 1) <= CHANGE:
+        usual = self._all.usual
+        return self._corrected(key, {size: usual * self._own(size) for size in self._beside})
+
+    def _own(self, key: int) -> float:
+        """How many times as long as those around them steps of a range take, by what all do."""
+        own = self._beside[key]
+        return own.usual / self._each.usual if own.lasting else 1.0
+
+    def _corrected(self, key: int, found: Mapping[int, float]) -> CorrectedProfile | None:
+        """The profile with other factors, if that of `key` has changed."""
+        bound = self._bound
+        factors = {size: min(max(ratio, 1 / bound), bound) for size, ratio in found.items()}
+        if abs(factors[key] / self.factors.get(key, 1.0) - 1) <= CHANGE:
             return None
-        self.factors[key] = factor
+        self.factors |= factors
         return CorrectedProfile(self.base, self.factors)

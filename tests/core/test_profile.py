@@ -161,6 +161,29 @@ def test_a_watch_corrects_what_was_measured_by_what_lasts():
     corrected = watch.observe(1, 0.0, 0.0, 9.0)  # a stall does not move the median of the blocks
     assert corrected is not None and corrected.factors == pytest.approx({0: 1.3})
     assert watch.observe(1, 0.0, 0.0, 1.3) is None  # as it is known already
-    found = [watch.observe(4, 0.0, 0.0, 100.0) for _ in range(steps)]
-    assert found[-1] is not None and found[-1].factors == pytest.approx({0: 1.3, 2: BOUND})
-    assert found[:-1] == [None] * (steps - 1)
+    for _ in range(3 * steps):
+        watch.observe(1, 0.0, 0.0, 100.0)
+    assert watch.factors == pytest.approx({0: BOUND})
+
+
+def watched(steps):
+    """The factors after steps of so many jobs that take so many times what is profiled."""
+    base = TableProfile("unet", [1, 16], [1.0, 4.0])
+    watch = Correction(base)
+    for batch, ratio in steps:
+        watch.observe(batch, 0.0, 0.0, ratio * base.latency(batch))
+    return watch.factors
+
+
+def test_a_size_is_off_by_what_its_steps_take_beside_those_around_them():
+    long = 5 * BLOCK * LASTING
+    assert watched([(4, 1.0), (8, 1.7)] * long) == pytest.approx({2: 1.0, 3: 1.7}, rel=0.05)
+    assert watched([(4, 1.0), (4, 1.0), (4, 1.0), (8, 0.6)] * long) == pytest.approx({2: 1.0, 3: 0.6}, rel=0.05)
+    assert watched([(4, 1.3), (8, 1.3)] * long) == pytest.approx({2: 1.3, 3: 1.3}, rel=0.05)
+
+
+def test_large_batches_that_run_in_slow_phases_look_no_slower_than_small_ones():
+    """More jobs wait while a device is slow, so that most large batches run then."""
+    quick, slow = [(4, 1.0)] * 140 + [(8, 1.0)] * 30, [(4, 2.8)] * 5 + [(8, 2.8)] * 60
+    factors = watched((quick + slow) * 9)
+    assert factors.get(3, 1.0) == pytest.approx(factors.get(2, 1.0), rel=0.05)
