@@ -234,6 +234,14 @@ def test_the_default_is_a_rule_for_each_kind():
         PerModel(TokenDeadlines(), PricedSteps(), background=1)
 
 
+@pytest.mark.parametrize("rule", [PricedSteps(), TokenDeadlines()], ids=["stages", "texts"])
+def test_a_rule_for_one_kind_alone_serves_the_other_kind_too(rule):
+    loads = images(20, 0.5, 10, 2.0), texts(20, 0.5, 10, 1.0, 0.3, models=("chat", "code"))
+    assert serve(rule, *loads) == {"images kept": 20, "texts kept": 20}
+    assert serve(rule, loads[0]) == {"images kept": 20}
+    assert serve(rule, loads[1]) == {"texts kept": 20}
+
+
 # -- what is promised away -------------------------------------------------------------------------
 
 needs = st.lists(st.tuples(st.sampled_from([0.5, 1.0, 2.0, 3.5, 6.0]), st.sampled_from([0.1, 0.4, 1.0])), max_size=5)

@@ -10,10 +10,12 @@ from itertools import accumulate, compress
 
 from neustream.core.job import Job
 from neustream.core.policies.chances import with_riders
+from neustream.core.policies.edf import EDF
 from neustream.core.policies.feasibility import Line
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
 from neustream.core.policies.lasting import lasting
 from neustream.core.policies.line_up import LineUp, blocking, line_up
+from neustream.core.policies.model_queues import ModelQueues, split_by_model
 from neustream.core.policies.next_step import (
     can_encode_later,
     can_wait,
@@ -41,12 +43,20 @@ VICTIMS = 8
 
 @dataclass(frozen=True)
 class PricedSteps:
-    """`Priced` (which says how) for all stages but those of language models."""
+    """`Priced` (which says how) for all stages but those of language models.
+
+    As a rule of its own it serves language models too, in order of deadline (`edf`), when one of
+    their jobs is the most urgent, and plans as if they were not there. `PerModel` has one account
+    of both.
+    """
 
     price: float = 0.9
     gain: float = 0.1
 
     def decide(self, view: View) -> Decision:
+        return split_by_model(view, _by_deadline, self._of_stages)
+
+    def _of_stages(self, view: View) -> Decision:
         drop = view.hopeless()
         aside = blocking(view, drop)
         out = drop.keys() | aside.keys()
@@ -202,6 +212,10 @@ class PricedSteps:
         victims = [index for index in ranked if density[index] * more < density[chosen]]
         weights = list(accumulate([jobs.jobs[index].weight for index in victims]))
         return victims[: bisect_right(weights, jobs.jobs[chosen].weight / more)]
+
+
+def _by_deadline(view: View, model: ModelQueues) -> Decision:
+    return EDF().decide(view)
 
 
 def _for_many(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from neustream.core.policies.model_queues import one_model
+from neustream.core.policies.edf import EDF
+from neustream.core.policies.model_queues import ModelQueues, split_by_model
 from neustream.core.policies.token_step import StepPlan
 from neustream.core.policy import Decision, View
 from neustream.errors import ConfigError
@@ -19,7 +20,9 @@ from neustream.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class TokenDeadlines:
-    """For pools of one language model (`per_model.py` for others beside it). Before each step:
+    """For steps of one language model. As a rule of its own it also serves other models, and other
+    stages in order of deadline (`edf`), each when one of its jobs is the most urgent, and plans as
+    if the others were not there; `PerModel` has one account of all. Before each step:
 
     1. Waiting requests that cannot have their first output in time are given up. Running ones
        whose chance to be on time is next to nothing count as late: they hold nobody back. Those
@@ -83,7 +86,10 @@ class TokenDeadlines:
             raise ConfigError(f"tokens: memory must be above 0 and at most 1, got {self.memory}")
 
     def decide(self, view: View) -> Decision:
-        plan = StepPlan(view, one_model(view), self)
+        return split_by_model(view, self._tokens, EDF().decide)
+
+    def _tokens(self, view: View, model: ModelQueues) -> Decision:
+        plan = StepPlan(view, model, self)
         plan.keep()
         plan.admit()
         return plan.decision()
