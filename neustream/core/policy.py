@@ -168,7 +168,7 @@ class View:
         latest = self.now - TICK
         late: dict[Job, str] = {}
         for queue in self.queues.values():
-            for job in queue:
+            for job in _doubtful(queue, latest, hope):
                 needed = job.remaining_s
                 if job.due - hope * needed < latest:
                     needed = self.least_s(job)
@@ -244,6 +244,17 @@ class View:
             if best is None or rank < best:
                 best = rank
         return None if best is None else best[2]
+
+
+def _doubtful(queue: Sequence[Job], latest: float, hope: float) -> list[Job]:
+    """Those that would be late even alone if they needed only `hope` times what is ahead, at most:
+    of thousands that wait a few."""
+    return [
+        job
+        for job in queue
+        if job.due - hope * job.remaining_s < latest
+        or job.due_next - hope * job.next_output_s < latest
+    ]
 
 
 def may_be_hopeless(jobs: Iterable[Job], now: float) -> bool:

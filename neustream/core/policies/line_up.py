@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -15,15 +15,20 @@ from neustream.core.policies.curve import Curve, Floats, curve_of
 from neustream.core.policies.feasibility import Line
 from neustream.core.policies.price import blocked_until, some_are_blocked, value_of
 from neustream.core.policies.several import Lines, Need
+from neustream.core.policies.shortlist import (
+    FOREVER,
+    Waiting,
+    shortlist,
+    urgencies,
+)
 from neustream.core.policies.tied import share
 from neustream.core.policy import View
 from neustream.core.types import TICK
 
-FOREVER = 1e6
-"""Seconds in which a job without a deadline is planned to be done."""
-LOOSE = 4.0
-"""Times the latency of the most efficient batch: a job with more time per step can come later."""
-
+WEIGHED = 64
+"""Waiting jobs that are weighed in one decision, those with the most time per step first."""
+LONG = 256
+"""Jobs from which on only those of a queue are looked at that may be weighed."""
 
 _Row = tuple[int, float, int, float, bool, Job]
 """Steps left, due, place in the queue, seconds behind the loop, whether committed, the job.
@@ -74,9 +79,7 @@ class LineUp:
         spare = np.maximum(columns.due[chosen] - self.now, TICK)
         pace = spare / columns.left[chosen]
         alone, efficient = self._steps[:, chosen]
-        urgency = -pace / alone * weight
-        loose = pace > LOOSE * efficient
-        urgency[loose] = spare[loose]
+        urgency, loose = urgencies(spare, pace, weight, alone, efficient)
         if math.inf in [job.due for job in jobs]:
             urgency[[job.deadline == math.inf for job in jobs]] = math.inf
         ranked: list[int] = chosen[np.lexsort((urgency, loose))].tolist()
@@ -104,10 +107,12 @@ class LineUp:
         return max([entry[index] for index in jobs], default=0.0)
 
 
-def line_up(view: View, drop: Collection[Job]) -> LineUp:
+def line_up(view: View, drop: Collection[Job], least: Callable[[], float] | None = None) -> LineUp:
     """The jobs that `view.worker` could serve, without those in `drop`.
 
-    Where device time is reserved for others, they are due earlier by as much.
+    Where device time is reserved for others, they are due earlier by as much. `least`: the weight
+    by the second of charge that somebody who waits must bring; of long queues only those are there
+    who may be weighed.
     """
     queues, entering, ending = _sorted_out(view, drop)
     start = view.now
@@ -122,6 +127,11 @@ def line_up(view: View, drop: Collection[Job]) -> LineUp:
     committed: list[bool] = []
     for name, queue in queues.items():
         curve = _curve(view, name, queue)
+        if least is not None and len(queue) > LONG:
+            alone = curve.seconds[1]
+            waiting = Waiting(name, queue, view.now, view.reserved, alone, slower, in_front)
+            speed, most = view.speed.get(name, 1.0), max(WEIGHED, curve.limit) + 1
+            queue = shortlist(waiting, queue, curve, speed, least(), most)
         rows = _rows(view, name, queue, curve.seconds[1], slower, in_front)
         rows.sort()
         left, due, _, behind, began, jobs = zip(*rows, strict=True)
@@ -272,9 +282,14 @@ def _rows(
 
 def _in_front(view: View, entering: Mapping[str, Sequence[Job]]) -> dict[Job, float]:
     """Seconds of the step alone of each job in front of its loop."""
-    return {
-        job: view.work(job, 1, {stage: 1}) for stage, queue in entering.items() for job in queue
-    }
+    seconds: dict[Job, float] = {}
+    for stage, queue in entering.items():
+        declared = queue[0].stage
+        if declared is not None and declared.size is None:  # it takes as long for all
+            seconds |= dict.fromkeys(queue, view.work(queue[0], 1, {stage: 1}))
+        else:
+            seconds |= {job: view.work(job, 1, {stage: 1}) for job in queue}
+    return seconds
 
 
 def _encodings(view: View, entering: Mapping[str, Sequence[Job]]) -> dict[Job, float]:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, compress
 
 from neustream.core.job import Job
@@ -14,7 +15,7 @@ from neustream.core.policies.edf import EDF
 from neustream.core.policies.feasibility import Line
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
 from neustream.core.policies.lasting import lasting
-from neustream.core.policies.line_up import LineUp, blocking, line_up
+from neustream.core.policies.line_up import WEIGHED, LineUp, blocking, line_up
 from neustream.core.policies.model_queues import ModelQueues, split_by_model
 from neustream.core.policies.next_step import (
     can_encode_later,
@@ -30,8 +31,6 @@ from neustream.core.policy import Decision, View
 from neustream.core.reserved import NOTHING
 from neustream.core.types import TICK
 
-WEIGHED = 64
-"""Waiting jobs that are weighed in one decision, those with the most time per step first."""
 CHANGES = 8
 """Admissions and exchanges in one decision, beyond those that fit all at once."""
 LOOKS = 32
@@ -60,13 +59,13 @@ class PricedSteps:
         drop = view.hopeless()
         aside = blocking(view, drop)
         out = drop.keys() | aside.keys()
-        jobs = line_up(view, out)
+        jobs = line_up(view, out, partial(self._least, view))
         if not jobs.jobs:
             waits = [min(until, _out_of_time(view, job)) for job, until in aside.items()]
             return Decision(ending(view, jobs), drop, min(waits, default=None))
         started = committed(jobs)
         if view.reserved and not jobs.plan.fits(started, jobs.entries(started)):
-            jobs = line_up(replace(view, reserved=NOTHING), out)
+            jobs = line_up(replace(view, reserved=NOTHING), out, partial(self._least, view))
             promised = kept(jobs, committed(jobs))
         else:
             promised = self._admit(view, jobs, started)
@@ -82,6 +81,10 @@ class PricedSteps:
         batch = _step(view, jobs, promised)
         return Decision(batch, drop, until=-math.inf if out else _lasts_until(view, jobs, batch))
 
+    def _least(self, view: View) -> float:
+        """Weight per second of charge that a waiting job has to bring."""
+        return self.price * price_of(view)
+
     # -- which jobs are promised ------------------------------------------------------------------
 
     def _admit(self, view: View, jobs: LineUp, started: list[int]) -> list[int]:
@@ -91,7 +94,7 @@ class PricedSteps:
         if not outside:
             return promised
         outside = jobs.most_urgent_first(outside)
-        price = self.price * price_of(view)
+        price = self._least(view)
         worth = outside
         if price > 0:
             worth = [index for index in outside if jobs.density[index] >= price]

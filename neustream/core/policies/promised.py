@@ -24,7 +24,7 @@ def promised_steps(view: View) -> Reserved:
 
     Those that cannot be on time, each alone or all together, need nothing.
     """
-    jobs = line_up(view, view.hopeless())
+    jobs = line_up(view, view.hopeless(), lambda: 0.0)  # those who wait are promised nothing
     demand = []
     if jobs.ending and len(jobs.plan.parts) <= 1:
         demand = _endings(view, jobs)
