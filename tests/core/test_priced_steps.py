@@ -214,6 +214,16 @@ def test_jobs_of_two_models_that_fit_are_admitted_and_the_line_of_the_least_laxi
     assert chosen(some, now) == ["r2", "r1"]  # a step of both is as long
 
 
+@pytest.mark.parametrize("many, runs", [(3, ["u0", "u1"]), (4, ["r0", "r1", "r2", "r3"])])
+def test_promised_jobs_of_one_model_make_room_for_many_of_another(many, runs):
+    """A step of `refine` takes as long for one as for four: in the place of one of two that run nobody has time."""
+    some = waiting(ask("u0", 9, 13.25), ask("u1", 9, 13.25))
+    now = run(some, "u0", "u1")
+    for at in range(many):
+        some.submit(ask(f"r{at}", 5, now + 6.0, arrival=now, graph=OTHER), now)
+    assert chosen(some, now) == runs
+
+
 @pytest.mark.parametrize("order", ["si", "is"])
 def test_graphs_that_share_an_encoder_are_told_apart(order):
     # s has no loop; i has one that does not fit beside r0 (three steps left in 3.6 s)

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import accumulate, compress
 
 from neustream.core.job import Job
-from neustream.core.policies.chances import with_riders
+from neustream.core.policies.chances import EVEN, with_riders
 from neustream.core.policies.edf import EDF
 from neustream.core.policies.feasibility import Line
 from neustream.core.policies.fitting import committed, first_that_fit, fitting, kept
@@ -27,6 +27,7 @@ from neustream.core.policies.next_step import (
     steps_come_first,
 )
 from neustream.core.policies.price import price_of
+from neustream.core.policies.several import Lines
 from neustream.core.policy import Decision, View
 from neustream.core.reserved import NOTHING
 from neustream.core.types import TICK
@@ -143,6 +144,7 @@ class PricedSteps:
             self._for_one(jobs, promised, queue, ranked, looks)
             or self._for_several(jobs, promised, queue, ranked, looks)
             or _for_many(jobs, promised, queue, looks)
+            or self._for_many_of_others(jobs, promised, queue, ranked, looks)
         )
 
     def _for_one(
@@ -208,6 +210,47 @@ class PricedSteps:
                     return sorted([*others, chosen])
         return None
 
+    def _for_many_of_others(
+        self,
+        jobs: LineUp,
+        promised: list[int],
+        queue: list[int],
+        ranked: list[int],
+        looks: Iterator[int],
+    ) -> list[int] | None:
+        """Promised jobs make room for many that cost less, where several models share the device.
+
+        One job of a line costs as much time alone as many of it together, so that one of those who
+        wait may not fit in the place of one promised job, where many do in the place of a few.
+        Those count that cannot wait for the end of all that is promised; they have to weigh more by
+        more than the heaviest. Of 1, 2, 4 and so on up to all that go, those of the smallest weight
+        by charge first, the number that brings most.
+        """
+        lines = jobs.plan
+        if not isinstance(lines, Lines):
+            return None
+        queue = lines.cannot_wait(queue, promised)
+        density, weights = jobs.density, [job.weight for job in jobs.jobs]
+        best, most = None, max([weights[index] for index in promised])
+        before = sum([weights[index] for index in promised])
+        highest = max([density[index] for index in queue], default=0.0)
+        victims = [index for index in ranked if density[index] * (1 + self.gain) < highest]
+        for count in _doubled(len(victims)):
+            least = density[victims[count - 1]] * (1 + self.gain)
+            able = [index for index in queue if density[index] > least]
+            lost = sum([weights[index] for index in victims[:count]])
+            if sum([weights[index] for index in able]) <= lost + most:
+                continue
+            if next(looks, None) is None:
+                break
+            gone = set(victims[:count])
+            others = [index for index in promised if index not in gone]
+            found, _ = first_that_fit(jobs, others, able)
+            gained = sum([weights[index] for index in found]) - before
+            if gained > most + EVEN:
+                best, most = found, gained
+        return best
+
     def _outweighed(self, jobs: LineUp, chosen: int, ranked: list[int]) -> list[int]:
         """Those of `ranked` of a larger charge by weight, as many as have less weight together."""
         density = jobs.density
@@ -219,6 +262,12 @@ class PricedSteps:
 
 def _by_deadline(view: View, model: ModelQueues) -> Decision:
     return EDF().decide(view)
+
+
+def _doubled(most: int) -> list[int]:
+    """1, 2, 4 and so on below `most`, and `most`."""
+    counts = [1 << power for power in range(most.bit_length()) if 1 << power < most]
+    return [*counts, most] if most else []
 
 
 def _for_many(

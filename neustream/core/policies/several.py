@@ -94,6 +94,16 @@ class Lines:
                 return False
         return True
 
+    def cannot_wait(self, some: Sequence[int], jobs: Sequence[int]) -> list[int]:
+        """Those of `some` that will have no time for efficient batches once all `jobs` are over."""
+        over = self.demand(jobs)[-1][1] - self.start
+        late = []
+        for job in some:
+            first, line = self.parts[self._number(job)]
+            if line.pace(job - first, over) < line.speed * line.curve.enough:
+                late.append(job)
+        return late
+
     def demand(self, jobs: Sequence[int], entry: float = 0.0) -> Need:
         """What `jobs`, which fit, need: their deadlines, and when all work due by then is over."""
         over = self.start + entry
