@@ -44,7 +44,8 @@ class Priced:
        or that of several that together have less weight, by as much. One that has not begun and
        would not run next takes nothing yet: it makes room only for more weight.
        Who keeps the batch so small that this costs more than its weight makes room for several that
-       cannot wait for its end, if they weigh more by more than the heaviest promised one.
+       cannot wait for its end, if they weigh more by more than the heaviest promised one. So do
+       several of one model for many of another, of which one alone takes nearly as long as many.
     5. **The step.** In turns, the most efficient batch of at most the line's length; on seats, as
        many as the tightest can afford; least laxity first. Encodings of admitted jobs come first;
        one that could be larger waits while steps run, if it has time and saves much by it.
