@@ -212,7 +212,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     for over in dict.fromkeys(row["over"] for row in rows):
         some = [row for row in rows if row["over"] == over]
         for number in NUMBERS:
-            lines += [f"## {over}: {number}", "", *table(some, number), ""]
+            if any(number in row for row in some):  # the bound alone has requests, and no tokens
+                lines += [f"## {over}: {number}", "", *table(some, number), ""]
     return "\n".join(lines)
 
 

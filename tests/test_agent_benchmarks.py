@@ -92,17 +92,27 @@ def test_the_page_says_of_how_many_seeds_its_points_are(scripts):
     assert "The mean of 1 to 2 seeds" in agents.markdown([*rows, {**rows[0], "value": 0.7}])
 
 
+def test_the_bound_alone_has_tables_of_requests_and_none_that_are_empty(scripts):
+    agents, _, _ = scripts
+    rows = [{"over": "rate", "value": 0.6, "seed": 0, "rule": "bound", "requests": 0.9}]
+    page = agents.markdown(rows)
+    assert [line for line in page.splitlines() if line.startswith("#")][1:] == ["## rate: requests"]
+    assert "| bound | 0.900 |" in page
+    assert "## rate: tokens" in agents.markdown([*rows, {**rows[0], "rule": "edf", **NUMBERS}])
+
+
 def test_agents_drawn_at_random_are_the_same_for_a_seed_and_are_simulated(scripts, tmp_path, monkeypatch, capsys):
     _, drawn_agents, kept_results = scripts
-    some = list(drawn_agents.drawn(5, 7, 4))
-    assert some == list(drawn_agents.drawn(5, 14, 4))[:7] and some != list(drawn_agents.drawn(6, 7, 4))
+    kinds = len(drawn_agents.KINDS)
+    some = list(drawn_agents.drawn(5, kinds, 4))
+    assert some == list(drawn_agents.drawn(5, 2 * kinds, 4))[:kinds] and some != list(drawn_agents.drawn(6, kinds, 4))
     assert [given.kind for given in some] == list(drawn_agents.KINDS)
     assert all(0.5 <= given.load <= 3 for given in some)
-    options = ["--seed", "5", "--count", "7", "--requests", "4", "--policy", "edf", "priced", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["drawn_agents.py", *options])
+    options = ["--seed", "5", "--count", str(kinds), "--requests", "4", "--policy", "edf", "priced"]
+    monkeypatch.setattr(sys, "argv", ["drawn_agents.py", *options, "--out", str(tmp_path)])
     drawn_agents.main()
     found = kept_results.kept(tmp_path / "work.jsonl")
-    assert len(found) == 14 and all(0 <= result["on_time"] <= 4 for result in found.values())
+    assert len(found) == 2 * kinds and all(0 <= result["on_time"] <= 4 for result in found.values())
     assert "behind the best other rule at" in capsys.readouterr().out
     monkeypatch.setattr(drawn_agents, "in_time", lambda *given: pytest.fail(f"simulated again: {given}"))
     drawn_agents.main()

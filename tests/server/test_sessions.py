@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from neustream.server.sessions import AHEAD, BUDGET, LEFT, NAME, Sessions  # noq
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 MINUTE = {BUDGET: "60000"}
+SHORT_S = 3.0
 
 
 class Clock:
@@ -230,3 +233,55 @@ def test_a_session_by_langgraph(url):
     assert len(told) == 2 and all(float(each[LEFT]) < 60000 for each in told)
     assert float(told[0][LEFT]) > float(told[1][LEFT]) > 0
     assert all("ttft=30000" in each["x-neustream-slo"] for each in told)
+
+
+def test_several_orchestrators_at_once_and_one_whose_budget_ends_in_the_middle(url):
+    """Stock LangGraph programs with sessions of their own: one is stopped by its budget, the others go on."""
+    pytest.importorskip("langgraph", reason="needs the extra 'dev'")
+    langchain_openai = pytest.importorskip("langchain_openai", reason="needs the extra 'dev'")
+    openai = pytest.importorskip("openai", reason="needs the extra 'dev'")
+    from langgraph.graph import END, START, MessagesState, StateGraph
+
+    def program(name, budget_ms, pause):
+        chat = langchain_openai.ChatOpenAI(
+            model="tiny",
+            base_url=f"{url}/v1",
+            api_key="x",
+            max_tokens=2,
+            max_retries=0,
+            include_response_headers=True,
+            default_headers={NAME: name, BUDGET: str(budget_ms)},
+        )
+        graph = StateGraph(MessagesState)
+
+        def turn(state):
+            if len(state["messages"]) == 3:
+                pause()
+            return {"messages": [chat.invoke(state["messages"])]}
+
+        graph.add_node("turn", turn)
+        graph.add_edge(START, "turn")
+        graph.add_conditional_edges("turn", lambda state: END if len(state["messages"]) == 4 else "turn")
+        return graph.compile()
+
+    def run(number):
+        def pause():
+            if number == 0:
+                time.sleep(SHORT_S)
+
+        budget = SHORT_S * 1000 if number == 0 else 60_000
+        try:
+            messages = program(f"several-{number}", budget, pause).invoke({"messages": [("user", "a plan")]})[
+                "messages"
+            ]
+        except openai.APIStatusError as error:
+            return error.status_code, error.body["code"]
+        return [float(message.response_metadata["headers"][LEFT]) for message in messages[1:]]
+
+    with ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(run, range(4))
+    assert first == (504, "late")
+    for left in others:
+        assert len(left) == 3 and 60_000 > left[0] > left[1] > left[2] > 0
+    assert ask(url, {NAME: "several-0"}).status_code == 504, "its session is not another's"
+    assert ask(url, {NAME: "several-1"}).status_code == 200

@@ -114,7 +114,10 @@ class PerModel:
 
 
 def _lost(view: View, seconds: float, jobs: Sequence[Job], drop: Mapping[Job, str]) -> float:
-    """The weight of those that could be in time before a step of some jobs, and not after it."""
+    """The weight of those that have no time to end after a step of some jobs.
+
+    Who has none before it has none after any step, and makes no difference between them.
+    """
     now, there = view.now, set(jobs)
     lost = 0.0
     for job in view.jobs:
