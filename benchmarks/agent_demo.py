@@ -52,8 +52,10 @@ from neustream.commands.beside import same_device_table
 from neustream.config import load_config
 from neustream.core.batch import StepInput
 from neustream.engine.events import Finished, Observer, Record
+from neustream.engine.executor import alone_s
 from neustream.engine.report import Report
 from neustream.experiment import Prepared, prepare, simulate
+from neustream.profiling.files import add_costs
 from neustream.service.service import Service
 
 CONFIG = Path(__file__).parent.parent / "configs/demo/agent_tiny.yaml"
@@ -203,6 +205,7 @@ def measured(out: Path) -> None:
     for pattern, name in FILES.items():
         (found,) = cache.glob(f"profiles/{pattern}.json")
         shutil.copy(found, profiles / f"{name}.json")
+    add_costs(sorted(profiles.glob("*.json")), {"alone_s": alone_s(["cpu"])})
     (out / "draw.txt").write_text("\n".join(map(str, charts.seconds[1:])) + "\n")  # the first loads what it needs
     lengths = {name: [state[name].prompt_tokens for state in states[:3]] for name in ("plan", "look", "write")}
     (out / "lengths.json").write_text(json.dumps(lengths))

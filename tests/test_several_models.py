@@ -13,6 +13,7 @@ from neustream.config import ModelsConfig, load_config, load_experiment
 from neustream.config.messages import keys_at
 from neustream.engine.events import Finished
 from neustream.experiment import ByModel, prepare, record, simulate, sweep_points
+from neustream.profiling.files import add_costs
 
 STEPS = {
     "format": "neustream.profile/1", "kind": "steps", "stage": "llm", "device": "toy device", "origin": {},
@@ -129,6 +130,17 @@ def test_models_apart_do_as_they_do_alone(path):
         simulate(prepare(load_experiment(path, model=name)), "priced", [alone])
         mine = {id: entry["end"] for id, entry in log.requests.items() if id.startswith(f"{name}.")}
         assert mine == {f"{name}.{id}": pytest.approx(entry["end"]) for id, entry in alone.requests.items()}
+
+
+@pytest.mark.parametrize(("images_s", "chat_s"), [(0, 9), (9, 0)])
+def test_steps_have_python_to_themselves_if_those_of_all_models_of_a_device_have(path, images_s, chat_s):
+    """The least that one of the models says, in whichever order they stand."""
+    folder = path.parent / "profiles"
+    add_costs([folder / "draw.json", folder / "decode.json"], {"alone_s": images_s, "decision_s": 1e-4})
+    add_costs([folder / "steps.json"], {"alone_s": chat_s, "decision_s": 1e-4})
+    log = []
+    simulate(prepare(load_config(path)), "fcfs", [log.append])
+    assert any(record.step.planned for record in log if isinstance(record, Finished))
 
 
 def test_one_policy_decides_for_the_models_of_a_device(path):

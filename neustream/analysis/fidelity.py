@@ -8,11 +8,12 @@ after the other.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -20,7 +21,7 @@ from rich.table import Table
 from neustream.analysis.tables import new_table
 from neustream.config.schema import Simulation
 from neustream.core.batch import Batch
-from neustream.core.events import Ended, Submitted
+from neustream.core.events import BranchEnded, Submitted
 from neustream.engine.events import Decided, Finished, Record, Started
 from neustream.engine.report import Report
 from neustream.experiment.prepared import Prepared
@@ -109,8 +110,9 @@ class Served:
 
     `steps`: seconds over those of the profile, by kind of step that did not fail. `spread`: the sigma of its
     logarithm from step to step, of the kind with the most steps. `gap_us`: from the end of a step to the
-    start of the next on the same worker where requests waited, but for a decision in between; median and 99th
-    percentile; `idle_share`: of these with their decisions in the time between the first step and the last.
+    start of the next on the same worker, but for a decision in between, where a request of the next waited for
+    that worker already and no decision had it wait on purpose; median and 99th percentile; `idle_share`: of
+    these with their decisions in the time between the first step and the last.
     `decisions`, `decision_us` (median, 99th percentile), `mean_us`: of a gap and of a decision; `planned`:
     share of steps decided beside the one before. `late_us`: from the arrival of a request to when it was
     taken in; median and 99th percentile.
@@ -143,39 +145,50 @@ class Watch:
     """An observer of one run that tells what `Served` has."""
 
     def __init__(self) -> None:
-        self._began: dict[tuple[str, str, int], list[float]] = {}
+        self._began: dict[tuple[str, str, int], list[_Begin]] = {}
         self._ended: dict[tuple[str, str, int], list[float]] = {}
-        self._open: list[tuple[float, int]] = []
+        self._ready: dict[str, float] = {}  # when each request came, or its last step or `par` ended
+        self._asked: dict[tuple[str, str], list[Decided]] = {}  # by pool: since its last step began
         self._ratios: dict[str, list[float]] = {}
         self._spent: dict[str, list[float]] = {}
         self._planned: list[bool] = []
-        self._waited: dict[tuple[str, str, int], list[float]] = {}  # by step: for a decision, before it
-        self._latest: dict[tuple[str, str], float] = {}
         self._decided: list[float] = []
         self._late: list[float] = []
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, Started):
-            self._began.setdefault(_worker(record), []).append(record.at)
-            decided = 0.0 if record.step.planned else self._latest.pop((record.member, record.step.pool), 0.0)
-            self._waited.setdefault(_worker(record), []).append(decided)
-            self._planned.append(record.step.planned)
+            self._started(record)
         elif isinstance(record, Finished):
             self._finished(record)
         elif isinstance(record, Decided):
             self._decided.append(record.seconds)
             if not record.ahead:
-                self._latest[record.member, record.pool] = record.seconds
+                self._asked.setdefault((record.member, record.pool), []).append(record)
         elif isinstance(record, Submitted):
             self._late.append(record.at - record.arrival)
-            self._open.append((record.at, 1))
-        elif isinstance(record, Ended):
-            self._open.append((record.at, -1))
+            self._ready[record.id] = record.at
+        elif isinstance(record, BranchEnded) and record.decided:
+            self._ready[record.job.rpartition("/")[0]] = record.at
+
+    def _started(self, record: Started) -> None:
+        step = record.step
+        asked = self._asked.pop((record.member, step.pool), [])
+        decided = asked.pop().seconds if asked and not step.planned else 0.0
+        ready = min(map(self._ready_at, step.ids), default=math.inf)
+        vain = max([each.at for each in asked], default=-math.inf)
+        self._began.setdefault(_worker(record), []).append(_Begin(record.at, decided, ready, vain))
+        self._planned.append(step.planned)
+
+    def _ready_at(self, id: str) -> float:
+        """Since when a request waits; of a branch, not before what it is a branch of came to it."""
+        names = itertools.accumulate(id.split("/"), "{}/{}".format)
+        return max([self._ready[name] for name in names if name in self._ready], default=math.inf)
 
     def _finished(self, record: Finished) -> None:
         step = record.step
         seconds = record.at - step.started_at
         self._ended.setdefault(_worker(record), []).append(record.at)
+        self._ready.update(dict.fromkeys(step.ids, record.at))
         if record.error:  # how long it would have taken nobody knows
             return
         self._ratios.setdefault(step.stage, []).append(seconds / step.profiled_s)
@@ -186,7 +199,7 @@ class Watch:
     def told(self) -> Served:
         """What was seen, once the run is over."""
         gaps, waited = self._gaps()
-        busy = [max(some) - min(self._began[key]) for key, some in self._ended.items()]
+        busy = [max(some) - self._began[key][0].at for key, some in self._ended.items()]
         most = max(self._ratios.values(), key=len, default=[])
         return Served(
             steps={stage: real / profiled for stage, (real, profiled) in self._spent.items()},
@@ -201,31 +214,29 @@ class Watch:
         )
 
     def _gaps(self) -> tuple[list[float], list[float]]:
-        """Seconds between two steps of a worker during which some request was open all the time, but
-        for a decision in between; and seconds of that."""
-        empty = _empty(self._open)
+        """Seconds between two steps of a worker while a request of the later one waited for it, but for
+        the decision in between; and seconds of that."""
         gaps, waited = [], []
         for key, ended in self._ended.items():
-            for end, begin, decided in zip(ended, self._began[key][1:], self._waited[key][1:], strict=False):
-                if not any(since < begin and until > end for since, until in empty):
-                    gaps.append(begin - end - decided)
-                    waited.append(decided)
+            for end, begin in zip(ended, self._began[key][1:], strict=False):
+                if begin.ready <= end and begin.vain < end:
+                    gaps.append(begin.at - end - begin.decided)
+                    waited.append(begin.decided)
         return gaps, waited
+
+
+class _Begin(NamedTuple):
+    """A step began `at`, after a decision of `decided` seconds; the first of its requests was `ready`, and
+    a decision before that one was in `vain` at the latest."""
+
+    at: float
+    decided: float
+    ready: float
+    vain: float
 
 
 def _worker(record: Started | Finished) -> tuple[str, str, int]:
     return record.member, record.step.pool, record.step.worker
-
-
-def _empty(changes: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
-    """Times in which no request was open."""
-    found, count, since = [], 0, -math.inf
-    for at, change in sorted(changes, key=lambda each: (each[0], -each[1])):
-        if not count and change > 0:
-            found.append((since, at))
-        count += change
-        since = at
-    return [*found, (since, math.inf)]
 
 
 def two(seconds: Sequence[float]) -> tuple[float, float]:

@@ -111,21 +111,20 @@ class _Costs:
 
 def _costs(prepared: Prepared, device: Simulation | None) -> _Costs:
     """What `device` says, or, if it is None, each pipeline's own config."""
-    costs = _Costs()
+    costs = _Costs(alone_s=min([_alone_s(device, each.experiment.simulation) for each in prepared.pipelines]))
     for pipeline in prepared.pipelines:
         simulation = device or pipeline.experiment.simulation
         stretch = _stretch(simulation, _noise(pipeline))
         costs.decision_s = max(costs.decision_s, simulation.decision_s or 0.0)
-        costs.alone_s = _alone_s(simulation, pipeline.experiment.simulation)
         costs.call_s = max(costs.call_s, simulation.call_s or 0.0)
         costs.handovers |= dict.fromkeys(pipeline.labels, simulation.handover_s or 0.0)
         costs.stretches |= dict.fromkeys(pipeline.labels, stretch)
     return costs
 
 
-def _alone_s(*simulations: Simulation) -> float:
+def _alone_s(*simulations: Simulation | None) -> float:
     """Of the first of these that says how short steps are that have Python to themselves."""
-    return next((one.alone_s for one in simulations if one.alone_s is not None), BRIEF_S)
+    return next((one.alone_s for one in simulations if one is not None and one.alone_s is not None), BRIEF_S)
 
 
 def _on_cluster(

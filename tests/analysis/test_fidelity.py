@@ -20,7 +20,8 @@ from neustream.analysis.fidelity import (
     spread_of,
     two,
 )
-from neustream.config import load_experiment
+from neustream.config import load_config, load_experiment
+from neustream.config.schema import Simulation
 from neustream.core.batch import StepInfo
 from neustream.core.events import Ended, Submitted
 from neustream.engine.events import Decided, Finished, Started
@@ -138,6 +139,53 @@ def test_a_gap_is_from_an_end_to_the_next_start_of_that_worker():
     assert seen.planned == pytest.approx(1 / 3)
     assert seen.decisions == 1 and seen.decision_us == (pytest.approx(4000), pytest.approx(4000))
     assert seen.late_us[0] == pytest.approx(0.25e6)
+
+
+def told_of(*steps, decided=()):
+    """What is seen of steps (pool, ids, start, end) and decisions (pool, at, seconds), of requests "a" and "b"."""
+    watch = Watch()
+    records = [(0.0, Submitted(id, "g", 0.0, 99.0, SLO(), 1, 0.0)) for id in "ab"]
+    for number, (pool, ids, start, end) in enumerate(steps):
+        step = StepInfo(number, pool, 0, "s", ids, (1.0,) * len(ids), start, 1.0, 1.0)
+        records += [(start, Started(step, start)), (end, Finished(step, end, ""))]
+    records += [(at, Decided(pool, at, seconds)) for pool, at, seconds in decided]
+    order = {Finished: 0, Decided: 1, Started: 2}
+    for _, record in sorted(records, key=lambda each: (each[0], order.get(type(each[1]), 0))):
+        watch(record)
+    return watch.told()
+
+
+def test_a_worker_whose_requests_are_elsewhere_hands_nothing_over():
+    """An agent's model has nothing to do while its tool runs, and the tool while the model does."""
+    seen = told_of(
+        ("gpu", ("a", "b"), 0.0, 1.0),
+        ("tool", ("a",), 1.0, 4.0),
+        ("tool", ("b",), 4.25, 7.0),  # it waited for the only seat
+        ("gpu", ("a",), 4.0, 5.0),
+        ("gpu", ("b",), 7.0, 8.0),
+    )
+    assert seen.gap_us == (pytest.approx(0.25e6), pytest.approx(0.25e6))
+    assert seen.costs.handover_s == pytest.approx(0.25)
+
+
+def test_a_branch_waits_since_its_request_does():
+    seen = told_of(("gpu", ("a",), 0.0, 1.0), ("gpu", ("a/plan",), 1.5, 2.0), ("gpu", ("a/plan/b", "c"), 2.25, 3.0))
+    assert seen.costs.handover_s == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_a_simulated_agent_hands_nothing_over_beyond_its_steps(root):
+    """With branches, in rounds, that call tools: a simulated handover is a part of its step."""
+    watch = Watch()
+    runs = prepare(load_config(root / "configs/demo/agent.yaml", ["workload.requests=12"]))
+    simulate(runs, "fcfs", [watch], device=Simulation(handover_s=0.25, decision_s=0.001))
+    assert watch.told().costs.handover_s == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_worker_that_was_to_wait_hands_nothing_over():
+    """A rule that lets a request wait for company does so when simulated, too."""
+    steps = [("gpu", ("a",), 0.0, 1.0), ("gpu", ("a",), 3.5, 4.0), ("gpu", ("a",), 4.75, 5.0)]
+    seen = told_of(*steps, decided=[("gpu", 1.0, 0.25), ("gpu", 3.0, 0.5), ("gpu", 4.0, 0.5)])
+    assert seen.costs.handover_s == pytest.approx(0.25)  # the last one, but for its decision
 
 
 def test_a_step_that_failed_says_nothing_of_how_fast_steps_are():
