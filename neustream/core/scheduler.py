@@ -366,6 +366,9 @@ class Scheduler:
         state = self._pools[batch.pool]
         if self._lives.unpromised:
             state.unpromised = state.unpromised_after(batch, seconds)
+        jobs = cast(tuple[Entry, ...], batch.jobs)
+        if seconds < batch.expected and all(job.ending for job in jobs):
+            return  # nobody wanted it any more, and it may have been stopped midway
         corrected = self.times.observe(batch, seconds)
         if corrected is not None:
             self._lives.measure_again(corrected)

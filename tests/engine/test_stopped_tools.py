@@ -122,3 +122,22 @@ def test_cancelled_before_its_task_has_begun_it_is_never_called():
         assert blocked.result(LIMIT_S).status == "done"
         assert answer.result(LIMIT_S).status == "cancelled"
     assert search.calls == 0
+
+
+def test_how_long_a_call_takes_is_not_learnt_of_calls_that_were_stopped():
+    """Whoever loses a race is stopped when another wins: it would seem to take no longer."""
+    slow = Search()
+
+    async def fast(given):
+        while not slow.calls:
+            await asyncio.sleep(0.001)
+        slow.calls = 0
+        return {}
+
+    graph = Graph("g", par(a=tool("slow", slow, expect_s=60.0), b=tool("fast", fast, expect_s=60.0), policy="first"))
+    with serving(graph) as engine:
+        for _ in range(9):
+            assert engine.submit(graph).result(LIMIT_S).status == "done"
+            assert slow.cancelled.acquire(timeout=LIMIT_S)
+        seen = engine.inspect(lambda members, now: set(members[0].scheduler.times.spread)).result(LIMIT_S)
+    assert seen == {"fast"}
