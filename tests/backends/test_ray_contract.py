@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
+import typing
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +14,10 @@ from neustream import BackendError
 from neustream.backends.ray import Cluster, Kind, contract, formats, wire
 from neustream.backends.ray.kinds import check_room, options_of
 from neustream.cluster import messages
+from neustream.core.batch import StepInfo
+from neustream.core.carry import Carry
+from neustream.core.cursor import Saved
+from neustream.core.frames import Told
 
 
 @pytest.mark.parametrize("version", ["2.49.2", "3.0.0", "1.13"])
@@ -81,12 +88,35 @@ def test_messages_that_have_other_fields_have_another_format():
     assert formats.format_of([module("id", "term")]) == found[0]
 
 
+def with_parts(kind, found):
+    """A class that has fields, and those of its fields, as far as their modules name them at runtime."""
+    if isinstance(kind, type) and kind not in found and kind.__module__.startswith("neustream."):
+        if formats.fields_of(kind) is None:
+            return
+        found.add(kind)
+        with contextlib.suppress(NameError):  # of graphs, which refer to live jobs
+            for hint in typing.get_type_hints(kind).values():
+                with_parts(hint, found)
+    for part in typing.get_args(kind):
+        with_parts(part, found)
+
+
 def test_all_that_is_sent_is_in_the_format():
+    found = set()
+    for module in (wire, messages):
+        for value in vars(module).values():
+            with_parts(value, found)
+    assert {Carry, Saved, Told, StepInfo} < found
     modules = {module.__name__ for module in formats.MODULES}
-    sent = [
-        getattr(module, name)
-        for module in (wire, messages)
-        for name in dir(module)
-        if dataclasses.is_dataclass(getattr(module, name))
-    ]
-    assert {one.__module__ for one in sent} - modules == set()
+    assert {one.__module__ for one in found} - modules == set()
+
+
+def test_a_named_tuple_counts_too():
+    """As where a request stands in its graph."""
+
+    def module(*fields):
+        made = collections.namedtuple("Place", fields)
+        made.__module__ = "places"
+        return SimpleNamespace(__name__="places", Place=made)
+
+    assert formats.format_of([module("at")]) != formats.format_of([module("at", "around")])
