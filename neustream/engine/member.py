@@ -335,8 +335,12 @@ class Drive:
     def _stop(self, event: Ending) -> None:
         """A step need not go on for one of its requests, if it can be stopped."""
         executor = self.executors[event.pool]
-        if isinstance(executor, Stopper):
+        if not isinstance(executor, Stopper):
+            return
+        try:
             executor.stop(event.job)
+        except Exception:
+            log.exception("pool %r: request %r could not be stopped", event.pool, event.job)
 
     def release(self, id: str) -> None:
         """Executors keep nothing of a request any more."""

@@ -36,7 +36,8 @@ class ToolExecutor:
         tools: the calls by stage name: `async def search(input): ...`, a plain function, or the
             `tool` of a stage, whose `timeout_s` and `retries` hold then. A plain function that is
             still not back at its timeout is left to its thread, and nobody waits for it. An
-            `async def` is cancelled then, and when its request is; other calls of those go on.
+            `async def` is cancelled then, and when its request is; other calls of those go on. A
+            plain function is not tried again for a request that is over.
 
     Raises:
         RequestError: a tool is no function.
@@ -72,7 +73,7 @@ class ToolExecutor:
                 why = f"a tool is called for one request at a time, got {len(batch)}"
             clock.post(Done(batch, failed(batch.stage, StageFailed(why))), clock.now())
             return
-        call = _Call(batch, clock)
+        call = _Call(batch, clock, cancellable=is_async(tool.call))
         with self._closing:
             if self._closed:
                 raise BackendError("this executor is closed")
@@ -86,7 +87,7 @@ class ToolExecutor:
         thread.inbox.put(partial(call.run, tool.call))
 
     def stop(self, id: str) -> None:
-        """Cancel the `async def` that runs for a request; a plain function cannot be stopped."""
+        """Cancel the `async def` that runs for a request; a plain function is not tried again."""
         with self._closing:
             if self._awaits is not None:
                 self._awaits.cancel(id)
@@ -129,14 +130,18 @@ class ToolExecutor:
 
 
 class _Call:
-    """A step that is under way: one call, for one request. `task`: that awaits it."""
+    """A step that is under way: one call, for one request. `task`: that awaits it.
 
-    def __init__(self, batch: Batch, clock: Clock) -> None:
+    `cancellable`: whether it can be ended midway.
+    """
+
+    def __init__(self, batch: Batch, clock: Clock, *, cancellable: bool) -> None:
         [self._input] = batch.inputs()
         self.id = self._input.id
         self.task: asyncio.Task[None] | None = None
         self._batch = batch
         self._clock = clock
+        self._cancellable = cancellable
         self._began = self._stopped = False
 
     def run(self, function: Function) -> None:
@@ -161,9 +166,8 @@ class _Call:
     def stop(self) -> None:
         """On the event loop: nobody wants it any more."""
         self._stopped = True
-        if (
-            self.task is not None and self._began
-        ):  # a task that never begins would not tell that it is over
+        # a task that never begins would not tell that it is over
+        if self.task is not None and self._began and self._cancellable:
             self.task.cancel()
 
     def _over(self, result: Update | NeustreamError) -> None:
@@ -186,7 +190,7 @@ class _Awaits:
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
         self._calls: dict[asyncio.Task[None], _Call] = {}
-        self._by_id: dict[str, _Call] = {}  # of those that can be stopped
+        self._by_id: dict[str, _Call] = {}
         name = "neustream-tools"
         self.thread = threading.Thread(target=self._serve, daemon=True, name=name)
         self.thread.start()
@@ -204,9 +208,7 @@ class _Awaits:
 
     def _begin(self, call: _Call, tool: Tool) -> None:
         task = call.task = self._loop.create_task(call.tried(tool))
-        self._calls[task] = call
-        if is_async(tool.call):
-            self._by_id[call.id] = call
+        self._calls[task] = self._by_id[call.id] = call
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

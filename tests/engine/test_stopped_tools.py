@@ -141,3 +141,50 @@ def test_how_long_a_call_takes_is_not_learnt_of_calls_that_were_stopped():
             assert slow.cancelled.acquire(timeout=LIMIT_S)
         seen = engine.inspect(lambda members, now: set(members[0].scheduler.times.spread)).result(LIMIT_S)
     assert seen == {"fast"}
+
+
+def test_a_plain_function_is_not_tried_again_once_its_request_is_over():
+    begun, go, calls = threading.Semaphore(0), threading.Event(), []
+
+    def search(given):
+        calls.append(given.id)
+        begun.release()
+        assert go.wait(LIMIT_S)
+        raise ValueError("nothing found")
+
+    graph = Graph("g", tool("search", search, concurrency=1, retries=5))
+    with serving(graph) as engine:
+        answer = engine.submit(graph, id="r")
+        assert begun.acquire(timeout=LIMIT_S)
+        assert engine.cancel("r").result(LIMIT_S)
+        engine.inspect(lambda members, now: None).result(LIMIT_S)  # behind what follows the cancelling
+        settled = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop_of(engine))
+        settled.result(LIMIT_S)  # it was told, too
+        go.set()
+        assert answer.result(LIMIT_S).status == "cancelled"
+    assert calls == ["r"]
+
+
+def loop_of(engine):
+    """The event loop that calls of tools are awaited on."""
+    [executor] = engine.members[0].executors.values()
+    return executor._awaits._loop
+
+
+def test_an_executor_that_cannot_stop_a_step_harms_nobody(caplog):
+    class Odd(ToolExecutor):
+        def stop(self, id):
+            raise OSError("no way to stop it")
+
+    search = Search()
+    tools = [tool("search", search), tool("fast", lambda given: {})]
+    executor = Odd({stage.name: stage.tool for stage in tools})
+    scheduler = Scheduler(pools_of(tools), {}, profiles_of(tools))
+    with Engine(Member(scheduler, dict.fromkeys(scheduler.pools, executor)), WallClock()) as engine:
+        engine.submit(Graph("one", tools[0]), id="r")
+        assert search.begun.acquire(timeout=LIMIT_S)
+        assert engine.cancel("r").result(LIMIT_S)
+        assert engine.submit(Graph("two", tools[1])).result(LIMIT_S).status == "done"
+        ToolExecutor.stop(executor, "r")
+        assert search.cancelled.acquire(timeout=LIMIT_S)
+    assert "pool 'tool search': request 'r' could not be stopped" in caplog.text
