@@ -346,7 +346,9 @@ class Scheduler:
         "state" sends all of them back to the start of their graphs, whose outputs then come again
         from 0.
         """
-        self._pools[batch.pool].retire(batch)
+        state = self._pools[batch.pool]
+        state.retire(batch)
+        state.again = None  # jobs of one stage are at it again, with more steps left
         for job in cast(tuple[Entry, ...], batch.jobs):
             job.status = "waiting"
             job.queue.change()

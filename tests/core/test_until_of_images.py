@@ -6,10 +6,10 @@ import math
 import random
 
 import pytest
-from priced_images import EVERY, IMAGE, LOOP, OTHER, PROFILES, READ, ask, run, waiting
+from priced_images import EVERY, IMAGE, LOOP, OTHER, PROFILES, READ, SIZED, ask, run, waiting
 from toys import engine
 
-from neustream import Graph, Priced, Stage, loop
+from neustream import SLO, Graph, Pool, Priced, Request, Scheduler, Stage, loop
 from neustream.engine.events import Started
 from neustream.engine.executor import ProfiledExecutor
 
@@ -130,3 +130,98 @@ def test_what_steps_take_now_has_it_asked():
     some.times.speed = {**some.times.speed, "unet": 1.2}
     some.next_batch("gpu", now)
     assert rule.asked == 2
+
+
+def test_who_begins_anew_has_it_asked():
+    """They are at the stage where they were, with more steps left, and are not promised anything now."""
+    rule = Counted()
+    some = Scheduler([Pool("gpu", tuple(PROFILES))], rule, PROFILES)
+    for request in [ask("r0", 8, 20.0), ask("r1", 8, 20.0)]:
+        some.submit(request, 0.0)
+    now = 0.0
+    for _ in range(3):
+        batch = some.next_batch("gpu", now)
+        now += batch.expected
+        some.finish(batch, [{}, {}], now)
+    asked = rule.asked
+    some.requeue(some.next_batch("gpu", now), now + 0.1, "state")
+    assert rule.asked == asked, "as before the step stands"
+    some.next_batch("gpu", now + 0.1)
+    assert rule.asked == asked + 1
+
+
+class Drawn:
+    """A run of one scheduler, in which much happens beside steps; the same for a seed, if the same steps run."""
+
+    def __init__(self, seed, rule, workers):
+        self.random = random.Random(seed)
+        self.graphs = self.random.choice([[LOOP], [LOOP, IMAGE], [LOOP, SIZED], [LOOP, OTHER], [IMAGE, OTHER, PAGES]])
+        self.gap, self.loose = self.random.choice([(9.0, 3.0), (14.0, 6.0), (30.0, 3.0)])
+        self.noise, self.slow = self.random.choice([0.0, 0.0, 0.3]), self.random.choice([1.0, 1.0, 1.6])
+        self.some = Scheduler([Pool("gpu", tuple(PROFILES), workers)], rule, PROFILES, correct=True)
+        self.steps, self.running, self.came = [], {}, 0
+
+    def run(self, count):
+        """Who began when, in so many turns."""
+        next_at, now = 0.0, 0.0
+        for _ in range(count):
+            while next_at <= now:
+                self.submit(next_at)
+                next_at += self.random.expovariate(1 / self.gap)
+            self.meddle(now)
+            for worker in range(self.some.pools["gpu"].workers):
+                if worker not in self.running:
+                    self.start(now, worker)
+            now = min([over for over, _ in self.running.values()], default=next_at)
+            for worker in [worker for worker, (over, _) in self.running.items() if over <= now]:
+                self.end(self.running.pop(worker)[1], now)
+        return self.steps
+
+    def submit(self, now):
+        steps = self.random.randint(4, 16)
+        due = now + 1.0 + steps * self.random.uniform(1.3, 2 * self.loose)
+        slo = SLO(due - now if self.random.random() < 0.95 else math.inf)
+        graph = self.random.choice(self.graphs)
+        self.some.submit(Request(f"r{self.came}", graph, now, slo, {"steps": steps}), now)
+        self.came += 1
+
+    def meddle(self, now):
+        """Now and then somebody is cancelled, held, or goes on."""
+        what, ids = self.random.random(), sorted(self.some.requests)
+        if what > 0.06 or not ids:
+            return
+        id = self.random.choice(ids)
+        if what < 0.03:
+            self.some.cancel(id, now)
+        elif self.some._lives.jobs[id].keep:
+            self.some.resume(id)
+        else:
+            self.some.hold(id, now)
+            if what < 0.045:
+                self.some.resume(id)
+
+    def start(self, now, worker):
+        batch = self.some.next_batch("gpu", now, worker)
+        if batch is None:
+            return
+        self.steps.append((now, worker, batch.stage, [job.id for job in batch.jobs]))
+        takes = batch.profiled * (1 + self.noise * self.random.random())
+        takes *= self.slow if now % 200 < 80 else 1.0
+        self.running[worker] = (now + takes, batch)
+
+    def end(self, batch, now):
+        if self.random.random() < 0.05:
+            self.some.requeue(batch, now, self.random.choice(["nothing", "state"]))
+        else:
+            self.some.finish(batch, [{}] * len(batch), now)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_much_may_happen_between_steps(workers):
+    saved = 0
+    for seed in range(12):
+        seldom, often = Counted(), Counted(always=True)
+        few = Drawn(seed, seldom, workers).run(250)
+        assert few == Drawn(seed, often, workers).run(250), seed
+        saved += often.asked - seldom.asked
+    assert saved > 300 if workers == 1 else saved == 0
