@@ -240,7 +240,8 @@ class Correction:
         level = ratio / self._own(key)
         self._all.add(level)
         self._around.append(level)
-        beside = ratio / fmean(self._around)
+        around = fmean(self._around)
+        beside = ratio / around if around > 0 else 1.0  # 0: by a clock that stood still
         own.add(beside)
         self._each.add(beside)
         if not self._all.lasting:

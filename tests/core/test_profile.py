@@ -182,6 +182,11 @@ def test_a_size_is_off_by_what_its_steps_take_beside_those_around_them():
     assert watched([(4, 1.3), (8, 1.3)] * long) == pytest.approx({2: 1.3, 3: 1.3}, rel=0.05)
 
 
+def test_steps_that_take_no_time_by_a_clock_that_stands_still_are_taken_in():
+    """The sizes are alike then, and all take as little as is believed."""
+    assert watched([(4, 0.0), (8, 0.0)] * BLOCK * LASTING) == pytest.approx({2: 1 / BOUND, 3: 1 / BOUND})
+
+
 def test_large_batches_that_run_in_slow_phases_look_no_slower_than_small_ones():
     """More jobs wait while a device is slow, so that most large batches run then."""
     quick, slow = [(4, 1.0)] * 140 + [(8, 1.0)] * 30, [(4, 2.8)] * 5 + [(8, 2.8)] * 60
