@@ -101,17 +101,14 @@ def heavy_encoder(draw: Random) -> Drawn:
 
 def one_step(draw: Random) -> Drawn:
     steps = draw.choice([1, {"min": 1, "max": 2}, {"min": 1, "max": 4}])
-    return _one("sd15_256_rtx4090", load=rounded(draw, 0.5, 1.5), workload__steps=steps, slo__scale=_tight(draw))
+    keys = {"load": rounded(draw, 0.5, 1.5), "workload.steps": steps, "slo.scale": rounded(draw, 1.2, 3)}
+    return _one("sd15_256_rtx4090", **keys)
 
 
 def one_or_many_steps(draw: Random) -> Drawn:
     steps = {"choices": [draw.randint(1, 3), int(rounded(draw, 100, 300))]}
     parts, keys = _one(draw.choice(MODELS), load=rounded(draw, 0.3, 1), workload__cv=rounded(draw, 0.3, 1))
     return parts, {**keys, "workload.steps": steps, "slo.scale": rounded(draw, 1.05, 1.5)}
-
-
-def _tight(draw: Random) -> float:
-    return rounded(draw, 1.2, 3)
 
 
 def several_workers(draw: Random) -> Drawn:

@@ -3,7 +3,7 @@
     python benchmarks/drawn_routers.py [--first 0] [--count 20] [--requests 400] [--routers slack least_work ...]
 
 Setting N is drawn with seed N, its requests too. A line says what it is, how many are on time under each router, and by
-how many points `slack` is before the best of the others; a minus below 0.5 is a setting to be looked at.
+how many points `slack` is before the best of the others: below -0.5 a setting is to be looked at.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--requests", type=at_least_one, default=400)
     parser.add_argument("--routers", nargs="+", choices=ROUTERS, default=list(ROUTERS))
     asked = parser.parse_args()
-    if "slack" not in asked.routers or len(asked.routers) < 2:
+    if "slack" not in asked.routers or len({*asked.routers}) < 2:
         parser.error("--routers: slack and at least one other")
     for seed in range(asked.first, asked.first + asked.count):
         what, given = drawn(seed)
