@@ -18,7 +18,7 @@ from neustream.core.events import LegEnded
 from neustream.core.frames import Frame
 from neustream.core.graph import Call, Loop, Node, Par, Seq, Stage, Switch
 from neustream.core.job import Status
-from neustream.core.paths import least_left
+from neustream.core.paths import least_behind, least_left
 from neustream.core.reasons import due, span
 from neustream.core.step_times import StepTimes
 from neustream.core.stretch import Stretch, Tail, added, parts, tallied
@@ -64,7 +64,11 @@ class Legs:
             return ""
         if not job.leg:
             return f"hopeless: {due(job.due - now)}" if job.due < now - TICK else ""
-        needed = least_left(job, job.cursor, self._times) + job.after.alone
+        needed = least_left(job, job.cursor, self._times)
+        joined = job.parent
+        while joined is not None and joined.cursor is not None:
+            needed += least_behind(joined, joined.cursor, self._times)
+            joined = joined.parent
         if job.due - needed >= now - TICK:
             return ""
         return f"hopeless: needs {span(needed)} more, {due(job.due - now)}"

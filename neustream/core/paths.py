@@ -17,11 +17,17 @@ from neustream.errors import GraphError
 
 def least_left(job: Job, cursor: Cursor, times: StepTimes) -> float:
     """Seconds that `job` needs at least from where it stands, its present step included."""
-    seconds = 0.0
+    seconds = least_behind(job, cursor, times)
     if cursor.stage is not None:
-        seconds = _stage(cursor.stage, job, times, job.computed)
+        seconds += _stage(cursor.stage, job, times, job.computed)
     elif cursor.fork is not None:
-        seconds = shortest(cursor.fork, job, times)
+        seconds += shortest(cursor.fork, job, times)
+    return seconds
+
+
+def least_behind(job: Job, cursor: Cursor, times: StepTimes) -> float:
+    """The same of what follows the stage or the par that it is at."""
+    seconds = 0.0
     for node, count, _ in cursor.rest(job):
         if count > 0 and not _may_end(node, cursor):
             seconds += count * shortest(node, job, times)

@@ -38,6 +38,7 @@ SEARCH = tool("search")
 PLAIN = Graph("plain", CHAT)
 CHAIN = Graph("chain", seq(call(CHAT, "plan"), SEARCH, call(CHAT, "write")))
 WIDE = Graph("wide", seq(par(a=call(CHAT, "a"), b=call(CHAT, "b"), c=SEARCH), call(CHAT, "sum")))
+LATE = Graph("late", seq(call(CHAT, "plan"), par(a=call(CHAT, "a"), b=seq(SEARCH, call(CHAT, "b"))), call(CHAT, "sum")))
 PARAMS = {"prompt_tokens": 40, "max_tokens": 12}
 
 
@@ -75,8 +76,10 @@ def ends_early(batch):
     return [{"ended": True} if job.call_outputs + 1 >= 8 else {} for job in batch.jobs]
 
 
-@pytest.mark.parametrize("policy", ["priced", "edf"])
-def test_the_maximum_of_a_later_call_gives_up_no_agent_beside_chats_that_are_promised_a_pace(policy):
+@pytest.mark.parametrize(
+    ("agent", "policy"), [(CHAIN, "priced"), (CHAIN, "edf"), (LATE, "priced"), (LATE, "edf"), (WIDE, "edf")]
+)
+def test_the_maximum_of_a_later_call_gives_up_no_agent_beside_chats_that_are_promised_a_pace(agent, policy):
     pools = [Pool("gpu", tuple(PLAIN.stages)), Pool("tools", ("search",), concurrency=64)]
     profiles = llm_profiles("chat", STEPS, 16) | {"search": LinearProfile("search", base=0.3, max_batch=1)}
     scheduler = Scheduler(pools, {"gpu": make_policy(policy)}, profiles)
@@ -85,7 +88,7 @@ def test_the_maximum_of_a_later_call_gives_up_no_agent_beside_chats_that_are_pro
     requests = [
         Request(f"{graph.name}-{index}", graph, index + offset, slo, params)
         for index in range(20)
-        for offset, graph, slo in ((0.0, PLAIN, SLO(first=1.0, step=0.2)), (0.03, CHAIN, SLO(total=4.0)))
+        for offset, graph, slo in ((0.0, PLAIN, SLO(first=1.0, step=0.2)), (0.03, agent, SLO(total=4.0)))
     ]
     assert Engine(member, VirtualClock(), []).run(requests).counts["on_time"] == len(requests)
 
