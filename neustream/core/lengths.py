@@ -142,7 +142,8 @@ class Lengths:
 
         No more than `share` of such ended before, and `SEEN` generations came as far.
         """
-        return float(self.each_least(np.array([outputs]), share)[0])
+        [within] = self.within(outputs, (share,))  # they end somewhere in the bin before that
+        return max(min(within - BIN, float(self.far - outputs)), 0.0)
 
     def each_least(self, outputs: NDArray[np.int64], share: float) -> Floats:
         """`least` of each of many generations [jobs]."""
