@@ -86,6 +86,24 @@ def test_requests_come_as_often_as_the_latest_did():
     assert arriving(view_of(came(11, 0.1, step=math.inf, budget=9.0)), PROMPT)[0] == pytest.approx(10.0)
 
 
+def test_each_worker_has_its_share_of_those_who_come():
+    view = view_of(came(50, 0.01))
+    points = np.array([0.0, 8.0, 28.0])
+    alone, shared = (
+        Coming.to(one_model(replace(view, pool=replace(view.pool, workers=workers))), Lengths(), points, 60.0, 0.02)
+        for workers in (1, 4)
+    )
+    assert alone.count[1] > 0 and shared.count == pytest.approx(alone.count / 4)
+
+
+def test_prompts_of_nothing_take_some_memory():
+    calls = {PROMPT: Calls(1, False, 1, 0.0)}
+    view = view_of(tuple(Demand(0.01 * at, math.inf, calls=calls, step=0.05) for at in range(-20, 0)))
+    coming = Coming.to(one_model(view), Lengths(), np.array([0.0, 8.0]), 60.0, 0.02)
+    number, _, _ = coming.beside(np.array([4.0, 1.0]), np.zeros(2), np.zeros(2), 0.5)
+    assert number[0] == 4 and 1 < number[1] < 4
+
+
 def test_steps_ahead_get_shorter_only_where_nobody_comes_in_place_of_those_who_end():
     alone, followed = planned(view_of(())), planned(view_of(came(50, 0.01)))
     there = alone.outlook.needs[0] > 3.9  # nobody ended

@@ -49,8 +49,9 @@ class Coming:
         rate, prompt = arriving(model.view, f"{model.label}.prefill")
         if not rate:
             return None
+        each = rate * step / model.view.pool.workers  # a worker has its share of them
         there, outputs = lengths.joined(points, most)
-        return cls(rate * step * there, prompt + outputs / np.maximum(there, 1.0))
+        return cls(each * there, np.maximum(prompt, 1.0) + outputs / np.maximum(there, 1.0))
 
     def beside(
         self, count: Floats, context: Floats, kept: Floats, units: float

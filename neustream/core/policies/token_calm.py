@@ -23,8 +23,9 @@ def calm(plan: StepPlan) -> bool:
     who is promised something is on time, if all steps take as long as the dearest one of them.
 
     The coming step is no part of it: who fills that looks at the next output of each. What the
-    chances of each would say is known then: all are 1, whoever comes and rides along. So a decision
-    at light load costs a few sums.
+    chances of each would say is known then: all are 1, whoever rides along. Who comes later is not
+    counted (`coming.py`), even where it reads more than those whose places it takes: it is weighed
+    when it comes. So a decision at light load costs a few sums.
     """
     waiting, model = plan.waiting, plan.model
     if plan.view.reserved or len(waiting) > MANY:
