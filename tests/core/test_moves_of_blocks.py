@@ -23,7 +23,7 @@ from neustream import (
     RequestError,
     Scheduler,
 )
-from neustream.core.events import Emitted, Ended, Held, Left
+from neustream.core.events import Emitted, Ended, Ending, Held, Left
 from neustream.graphs import llm, llm_profiles
 
 # -- blocks -------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_a_lost_step_s_jobs_are_cancelled_or_held_if_that_was_wanted():
     scheduler.cancel("a", 0.5)
     scheduler.hold("b", 0.5)
     scheduler.requeue(batch, 1.0)
-    assert [type(event) for event in scheduler.pop_events()] == [Ended, Held]
+    assert [type(event) for event in scheduler.pop_events()] == [Ending, Ended, Held]
 
 
 def test_a_held_job_that_is_lost_with_its_state_can_be_resumed_where_it_starts_again():

@@ -12,7 +12,8 @@ from texts_by_hand import ask, scheduler_with
 from neustream.core.observed import Spread
 from neustream.core.policies import TokenDeadlines
 from neustream.core.policies.model_queues import one_model
-from neustream.core.policies.token_step import StepPlan, safe
+from neustream.core.policies.token_noise import safe
+from neustream.core.policies.token_step import StepPlan
 
 NORMAL = 0.67449
 """Median of the absolute value of a normal error, in standard deviations."""

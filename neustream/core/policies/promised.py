@@ -13,7 +13,7 @@ from neustream.core.policies.fitting import committed, kept
 from neustream.core.policies.horizon import FOREVER, Horizon, points_to_end
 from neustream.core.policies.line_up import LineUp, line_up
 from neustream.core.policies.model_queues import ModelQueues, has_progress, one_model
-from neustream.core.policies.token_step import safe
+from neustream.core.policies.token_noise import safe
 from neustream.core.policy import View
 from neustream.core.reserved import Reserved, by_deadlines, by_pace
 from neustream.core.types import TICK

@@ -6,8 +6,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
@@ -22,37 +20,15 @@ from neustream.core.policies.token_calm import calm
 from neustream.core.policies.token_company import waits
 from neustream.core.policies.token_due import shortest, steady
 from neustream.core.policies.token_late import take_late
+from neustream.core.policies.token_noise import safe
 from neustream.core.policies.token_prefill import PrefillFiller
 from neustream.core.policy import Decision, View
 from neustream.core.reasons import due, span
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 
-SAFE = 1.0, 2.0
-"""Least and most times the median error of predictions that is kept as slack of single steps."""
-LATE = 0.5
-"""Outputs that the noise of a step may make late, on average."""
-MOST_SLACK = 0.4
-"""Share of a step that is kept as slack for its noise at most."""
 VAIN = 0.95
 """Prefill and decode are mixed only if that takes less than this share of the two separately."""
-
-
-@lru_cache(maxsize=4096)
-def safe(error: float, decodes: int) -> float:
-    """Share of a step that is kept as slack, so that its noise makes `LATE` outputs late.
-
-    A step that takes longer makes the outputs of all its decodes late: the more decode, the more
-    is kept.
-
-    Args:
-        error: median error of predictions, as a share; errors are taken as normal.
-        decodes: outputs that a long step makes late.
-    """
-    least, most = SAFE
-    chance = min(LATE / max(decodes, 1), 0.5)
-    times = NormalDist().inv_cdf(1 - chance) / NormalDist().inv_cdf(0.75)
-    return min(MOST_SLACK, error * min(max(times, least), most))
 
 
 class Parameters(Protocol):
