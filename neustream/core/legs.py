@@ -136,9 +136,14 @@ class Legs:
         self._split(job, now)
 
     def _split(self, job: Entry, now: float) -> None:
-        """By when a leg should be over, so that what is behind it can be in time."""
+        """By when a leg should be over, so that what is behind it can be in time.
+
+        What follows a join counts as it took lately: maxima of generations there are no reason to
+        give up a branch.
+        """
         own, behind, job.later = self._ahead(job)
-        job.leg_latest = min(job.due - behind.alone, job.leg_until)
+        shorter = max(job.after.alone - job.after.expected, 0.0)
+        job.leg_latest = min(job.due - behind.alone + shorter, job.leg_until)
         whole = own.expected + behind.expected
         if job.due == math.inf or not whole > 0:
             job.leg_due = job.leg_latest
