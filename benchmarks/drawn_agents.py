@@ -135,16 +135,36 @@ def heavy_tail(draw: Draws) -> Nodes:
 
 def beside_chats(draw: Draws) -> Nodes:
     share = draw.random.choice([0.3, 0.5, 0.8])
-    chat = draw.call("a", "chat", share, 0.0)
-    chat["slo"] = {"first_s": draw.size(0.5, 3), "step_s": draw.size(0.06, 0.2)}
-    agent = 1 - share
+    chat, agent = _chat(draw, share), 1 - share
     calls = [
         draw.call("a", "plan", agent),
         {"tool": "look"},
         draw.call("b", "see", agent),
         draw.call("a", "end", agent),
     ]
-    return [{"switch": {"chat": {"share": share, "nodes": [chat]}, "agent": {"share": agent, "nodes": calls}}}]
+    return _mixed(chat, share, calls)
+
+
+def fan_out_beside_chats(draw: Draws) -> Nodes:
+    share = draw.random.choice([0.3, 0.5, 0.8])
+    chat, agent = _chat(draw, share), 1 - share
+    width = draw.random.randint(2, 6)
+    branches = {f"part {at}": [draw.call("a", f"part {at}", agent, 1.5 * agent / width)] for at in range(width)}
+    calls = [draw.call("a", "plan", agent), {"par": branches}, {"tool": "look"}, draw.call("b", "join", agent)]
+    return _mixed(chat, share, calls)
+
+
+def _chat(draw: Draws, share: float) -> dict[str, Any]:
+    """A call that is promised a pace, of so many of the requests."""
+    chat = draw.call("a", "chat", share, 0.0)
+    chat["slo"] = {"first_s": draw.size(0.5, 3), "step_s": draw.size(0.06, 0.2)}
+    return chat
+
+
+def _mixed(chat: dict[str, Any], share: float, calls: Nodes) -> Nodes:
+    """Chats, and agents of some calls for the rest of the requests."""
+    agents = {"share": 1 - share, "nodes": calls}
+    return [{"switch": {"chat": {"share": share, "nodes": [chat]}, "agent": agents}}]
 
 
 KINDS: Mapping[str, Callable[[Draws], Nodes]] = {
@@ -160,6 +180,7 @@ KINDS: Mapping[str, Callable[[Draws], Nodes]] = {
         quorum,
         heavy_tail,
         beside_chats,
+        fan_out_beside_chats,
     )
 }
 
