@@ -56,9 +56,9 @@ def models_of(pipe: DiffusionPipeline, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def execution_device(pipe: DiffusionPipeline) -> torch.device:
-    """Where a pipeline runs: where those of its models are that are here."""
+    """Where a pipeline runs: where those of its models are that are here; the CPU if it has none."""
     models = [model for _, model in models_of(pipe)]
-    if not any(map(is_lacking, models)):
+    if models and not any(map(is_lacking, models)):
         return pipe._execution_device
     devices = [model.device for model in models if isinstance(model, ModelMixin | PreTrainedModel)]
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
