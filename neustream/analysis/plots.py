@@ -97,19 +97,24 @@ def plot_served(records: Sequence[Mapping[str, Any]], title: str, path: Path | s
         bars["simulated"] = "#c6dbef", [read(record["simulated"]) for record in records]
         if all("simulated_as_observed" in record for record in records):
             bars["simulated as observed"] = "#6baed6", [read(record["simulated_as_observed"]) for record in records]
-        wide = 0.8 / len(bars)
-        for at, (what, (colour, values)) in enumerate(bars.items()):
-            places = [x + wide * (at - (len(bars) - 1) / 2) for x in range(len(names))]
-            axes.bar(places, values, wide, label=what, color=colour)
+        _side_by_side(axes, bars, names)
         shown = [value for _, values in bars.values() for value in values]
         if min(shown) > 0 and max(shown) > 10 * min(shown) and "latency" in label:
             axes.set_yscale("log")
-        axes.set_xticks(range(len(names)), names, rotation=20)
         axes.set_title(label)
-        axes.grid(alpha=0.3, axis="y")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(title)
     return _saved(figure, path)
+
+
+def _side_by_side(axes: Any, bars: Mapping[str, tuple[str, Sequence[float]]], names: Sequence[str]) -> None:
+    """For each of `names` a group of bars: colour and values of each kind."""
+    wide = 0.8 / len(bars)
+    for at, (what, (colour, values)) in enumerate(bars.items()):
+        places = [x + wide * (at - (len(bars) - 1) / 2) for x in range(len(names))]
+        axes.bar(places, values, wide, label=what, color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=20)
+    axes.grid(alpha=0.3, axis="y")
 
 
 def plot_placement(plan: Mapping[str, Any], title: str, path: Path | str) -> Path:

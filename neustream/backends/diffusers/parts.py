@@ -113,21 +113,8 @@ def parts_of(
             stock call changes what requests share, or it cannot be as `compile` and `graphs` say.
     """
     how = _how(buckets, max_rows, compile, graphs)
-    parts, device = Parts(), execution_device(pipe)
-    lacking: dict[str, list[str]] = {}
-    trials: dict[int, Mapping[str, Part]] = {}
-    for name, model in models_of(pipe):
-        role, absent = role_of(name, model), is_lacking(model)
-        if absent:
-            lacking.setdefault(role or "decode", []).append(name)
-        if role is None:
-            continue
-        _check_stateless(pipe, name, model)
-        methods = _methods_of(name, model, role, replace(how, compile=None, graphs=False) if absent else how, device)
-        if absent:
-            trials[id(model)] = {method: shaped(part, device) for method, part in methods.items()}
-            methods = {method: refusing(part, device) for method, part in methods.items()}
-        parts[id(model)] = methods
+    device = execution_device(pipe)
+    parts, trials = _by_model(pipe, how, device)
     if "denoise" not in roles_of(parts):
         raise BackendError(_nothing_denoises(pipe))
     classes = [cls for cls in type(pipe).__mro__ if "__call__" in cls.__dict__]
@@ -139,13 +126,41 @@ def parts_of(
             f"{type(pipe).__name__} cannot be compiled: its call changes its denoisers, so each request has its own"
         )
     parts.device = device
-    parts.lacking = lacking
+    parts.lacking = _lacking(pipe)
     parts.inference = "inference_mode" in source
     shared = [(name, model) for name, model in models_of(pipe) if id(model) in parts]
     parts.writing = Writing(shared)
     parts.trial = copy.copy(parts)
     parts.trial.update(trials)
     return parts
+
+
+def _by_model(pipe: DiffusionPipeline, how: _How, device: torch.device) -> tuple[Parts, dict[int, Mapping[str, Part]]]:
+    """The parts of all models with a role, and those at trials of models that are not here."""
+    parts = Parts()
+    trials: dict[int, Mapping[str, Part]] = {}
+    plain = replace(how, compile=None, graphs=False)
+    for name, model in models_of(pipe):
+        role = role_of(name, model)
+        if role is None:
+            continue
+        _check_stateless(pipe, name, model)
+        if not is_lacking(model):
+            parts[id(model)] = _methods_of(name, model, role, how, device)
+            continue
+        methods = _methods_of(name, model, role, plain, device)
+        parts[id(model)] = {method: refusing(part, device) for method, part in methods.items()}
+        trials[id(model)] = {method: shaped(part, device) for method, part in methods.items()}
+    return parts, trials
+
+
+def _lacking(pipe: DiffusionPipeline) -> Mapping[str, Sequence[str]]:
+    """Names of the models that are not here, by what they do."""
+    lacking: dict[str, list[str]] = {}
+    for name, model in models_of(pipe):
+        if is_lacking(model):
+            lacking.setdefault(role_of(name, model) or "decode", []).append(name)
+    return lacking
 
 
 def _how(buckets: Sequence[int], max_rows: int | None, compile: bool | Mapping[str, Any], graphs: bool | None) -> _How:
