@@ -46,7 +46,7 @@ PATIENCE = 2
 """A part is ended when it takes so many times as long as is expected."""
 CONTEXT, PROMPT = 256, 110
 """Tokens of a text in its middle, and of its prompt, in the mean, for the capacity of a device."""
-TIMES = ("--repeats", "9", "--warmup", "2", "--seconds", "15")
+TIMES = ("--repeats", "9", "--warmup", "2", "--seconds", "12")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Model:
         requests: of each policy's run; 0: it is only measured.
         steps: denoising steps of a request, or outputs of a text, in the mean.
         compared: whether it is measured without CUDA graphs too.
+        serving_s: about how long its runs take.
         sets: overrides of the config.
         load: offered, as a share of what the device can serve by the profile, unless `rate` says requests a second.
     """
@@ -69,6 +70,7 @@ class Model:
     sets: tuple[str, ...] = ()
     load: float = 0.9
     rate: float | None = None
+    serving_s: float = 70
 
 
 MODELS = {
@@ -77,6 +79,7 @@ MODELS = {
         rate=24.0,
         requests=240,
         steps=150,
+        serving_s=130,
         policies=("fcfs", "neustream_llm", "priced"),
         sets=("llm.max_batch=64", "llm.memory.tokens=65536", "slo={first_s: 1.0, step_s: 0.05}"),
     ),
@@ -117,7 +120,7 @@ def parts(gpu: str) -> list[Part]:
     for name, model in MODELS.items():
         found.append(Part(f"profile {name}", 40, partial(profile, gpu, name)))
         if model.requests:
-            found.append(Part(f"run {name}", 70, partial(serve, gpu, name)))
+            found.append(Part(f"run {name}", model.serving_s, partial(serve, gpu, name)))
         if model.compared:
             found.append(Part(f"eager {name}", 25, partial(profile, gpu, name, eager=True)))
     found += [Part("text", 60, partial(text, gpu)), *others(gpu)]

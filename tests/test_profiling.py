@@ -30,6 +30,7 @@ from neustream.engine.executor import BRIEF_ON_CPU_S
 from neustream.experiment import prepare, simulate
 from neustream.profiling import Measurement, default_batches, save
 from neustream.profiling.costs import engine_costs
+from neustream.profiling.measuring import LEAST_REPEATS
 
 
 class Draw:
@@ -113,6 +114,13 @@ def test_warmup_steps_are_not_timed():
     out = measured(modules=modules, batches=[1], repeats=4, warmup=3)
     assert len(out["decode"][0].seconds) == 4
     assert len(modules["decode"].sizes) == 7
+
+
+def test_a_stage_whose_time_is_over_is_repeated_no_more():
+    out = measured(batches=[1, 2], repeats=9, warmup=1, seconds=0.0)
+    assert {len(one.seconds) for some in out.values() for one in some} == {LEAST_REPEATS}
+    out = measured(batches=[1, 2], repeats=9, warmup=1, seconds=1000.0)
+    assert {len(one.seconds) for some in out.values() for one in some} == {9}
 
 
 def test_the_device_is_waited_for_around_each_step():

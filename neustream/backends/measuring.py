@@ -49,10 +49,11 @@ def measure_experiment(
     device: str,
     repeats: int,
     warmup: int,
+    seconds: float,
     tick: Tick,
     on_limit: Callable[[str, int, BaseException], None],
 ) -> tuple[dict[str, list[Measurement]], Measured]:
-    """Time every stage of a pipeline's real model."""
+    """Time every stage of a pipeline's real model, each in about `seconds`."""
     experiment = pipeline.experiment
     began = stopwatch()
     model, wanted = make_model(experiment, device), wanted_of(pipeline)
@@ -78,6 +79,7 @@ def measure_experiment(
                 device=device,
                 repeats=repeats,
                 warmup=warmup,
+                seconds=seconds,
                 sync=model.sync,
                 tick=told,
                 out_of_memory=model.out_of_memory,

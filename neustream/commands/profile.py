@@ -46,7 +46,7 @@ def command(
         typer.Option(help="HEIGHTxWIDTH in pixels, may be repeated: files that serve(pipe, profiles=...) finds."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0.1, max=1e6, help="About how long each --size, or an llm, may take.")
+        float, typer.Option(min=0.1, max=1e6, help="About how long each stage or --size, or an llm, may take.")
     ] = 120.0,
     cluster: Annotated[
         bool, typer.Option(help="Also serve the workload on the config's cluster, to see what its front adds.")
@@ -97,7 +97,7 @@ def _profile(
         return _profile_llm(pipeline, device, out, seconds)
     if isinstance(pipeline, AgentPipeline):
         raise ConfigError("an agent is simulated alone: measure each of its language models")
-    return _profile_stages(pipeline, device, out, repeats, warmup)
+    return _profile_stages(pipeline, device, out, seconds, repeats, warmup)
 
 
 def _profile_llm(pipeline: LlmPipeline, device: str, out: Path, seconds: float) -> list[Path]:
@@ -113,7 +113,9 @@ def _profile_llm(pipeline: LlmPipeline, device: str, out: Path, seconds: float) 
     return [out / f"{name}.json" for name in pipeline.measured_names]
 
 
-def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: int, warmup: int) -> list[Path]:
+def _profile_stages(
+    pipeline: StagesPipeline, device: str, out: Path, most_s: float, repeats: int, warmup: int
+) -> list[Path]:
     told: list[str] = []
 
     def tick(stage: str, batch: int, seconds: float) -> None:
@@ -129,7 +131,7 @@ def _profile_stages(pipeline: StagesPipeline, device: str, out: Path, repeats: i
     with new_progress() as progress:
         batches = sum(len(default_batches(stage.max_batch)) for stage in pipeline.configs.values())
         task = progress.add_task("building the model", total=batches * (warmup + repeats))
-        measured, about = measure_experiment(pipeline, device, repeats, warmup, tick, limit)
+        measured, about = measure_experiment(pipeline, device, repeats, warmup, most_s, tick, limit)
     console.print(_profile_table(f"{pipeline.name} on {about.device_name}", measured))
     _say_costs(about.engine)
     return save(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -20,6 +21,9 @@ from neustream.engine.executor import StreamModule
 from neustream.errors import NeustreamError, ProfileError, StageFailed, told
 from neustream.profiling.files import Measurement
 
+LEAST_REPEATS = 3
+"""Timed steps of each batch size, however long they take."""
+
 
 def measure(
     graph: Graph,
@@ -30,6 +34,7 @@ def measure(
     batches: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     repeats: int = 15,
     warmup: int = 2,
+    seconds: float = math.inf,
     sync: Callable[[], None] = lambda: None,
     tick: Callable[[str, int, float], None] = lambda stage, batch, seconds: None,
     out_of_memory: tuple[type[BaseException], ...] = (MemoryError,),
@@ -46,6 +51,8 @@ def measure(
     Args:
         sample: parameters of the i-th sample request; its loops must have at least one round.
         warmup: untimed steps of each batch size, before the timed ones.
+        seconds: that a stage may take, about, bringing requests there included: no step is repeated then, once
+            each batch size was timed `LEAST_REPEATS` times.
         sync: waits for the device (`torch.cuda.synchronize`); called around each timing.
         tick: told of each step: stage, batch, seconds.
         out_of_memory: on these, that batch and larger ones are left out, and `on_limit` is told.
@@ -61,8 +68,8 @@ def measure(
             continue
         wanted = batches.get(name) if isinstance(batches, Mapping) else batches
         sizes = [batch for batch in wanted or default_batches(stage.max_batch) if batch <= stage.max_batch]
-        seconds = _timed(lab, name, sizes, warmup, repeats, out_of_memory, tick, on_limit)
-        out[name] = [Measurement(name, batch, tuple(some)) for batch, some in seconds.items()]
+        timed = _timed(lab, name, sizes, warmup, repeats, seconds, out_of_memory, tick, on_limit)
+        out[name] = [Measurement(name, batch, tuple(some)) for batch, some in timed.items()]
         lab.clear()
     return out
 
@@ -73,13 +80,17 @@ def _timed(
     sizes: Sequence[int],
     warmup: int,
     repeats: int,
+    most_s: float,
     out_of_memory: tuple[type[BaseException], ...],
     tick: Callable[[str, int, float], None],
     on_limit: Callable[[str, int, BaseException], None],
 ) -> dict[int, list[float]]:
     """Seconds of the steps of one stage by batch size; sizes take turns. See `measure`."""
     seconds: dict[int, list[float]] = {batch: [] for batch in sizes}
+    began = stopwatch()
     for turn in range(warmup + repeats):
+        if turn >= warmup + LEAST_REPEATS and stopwatch() - began > most_s:
+            break
         for batch in list(seconds):
             try:
                 with module_faults(f"stage {name!r}: a step of {batch}", out_of_memory):
