@@ -124,6 +124,17 @@ def test_earlier_texts_leave_room_for_what_slots_may_come_to_have(monkeypatch):
             assert (0 if mount._prefixes is None else mount._prefixes.blocks) == blocks
 
 
+def test_slots_begin_with_their_shares_of_what_all_may_have():
+    model, (prompt,) = made("llama", **LONG), prompts(1, seed=4, low=80, high=80)
+    drive = Drive(model, slots=2, kv_tokens=200)
+    cache = drive.texts.model.cache
+    assert cache.room == cache.first == 100 // slots.ALIGNED * slots.ALIGNED > 80
+    version = cache.version
+    assert drive.finish([drive.job(prompt, 10, ignore_eos=True)]) == [alone(model, prompt, 10, eos_token_id=None)]
+    assert cache.version == version
+    assert Drive(model, slots=2, kv_tokens=2 * 256).texts.model.cache.room == 256
+
+
 def test_what_measuring_took_is_given_back(graphs, tmp_path):
     mount = TextMount(made("llama", **LONG), slots=2, measure_s=0.1, cache=tmp_path)
     with neustream.serve({"chat": mount}) as service:

@@ -52,7 +52,7 @@ WASTE = 1.5
 SHORT = 16
 """A row joins a forward call of longer rows, padded to them, if they have at most so many times or tokens more."""
 FIRST = 512
-"""Tokens of each slot for which there is storage at first, where that grows by being made anew."""
+"""Tokens of each slot for which there is storage at first, at least, where that grows by being made anew."""
 HOLES = 0.5
 """Largest share of unused slots that a decode may compute and ignore: cheaper than gathering slots."""
 
@@ -220,7 +220,8 @@ class Slots(Cache):
     Attributes:
         taken: tokens of each slot for which there is memory; those that are not there have none.
         total: of all of them.
-        first: tokens of each slot for which there is storage at first; room: for which there is now.
+        first: tokens of each slot for which there is storage at first: with `tokens`, what all may have, shared
+            alike; room: for which there is now.
         version: how often that was made anew, elsewhere than it was.
     """
 
@@ -239,7 +240,8 @@ class Slots(Cache):
         self.taken: dict[int, int] = {}
         self.total = 0
         self._token_bytes = 0
-        self.first = min(length, max(FIRST, -(-least // ALIGNED) * ALIGNED))
+        granted = 0 if tokens is None else tokens // slots // ALIGNED * ALIGNED
+        self.first = min(length, max(FIRST, granted, -(-least // ALIGNED) * ALIGNED))
         self.room, self.version = length, 0
         lefts = range(len(layers_of(model)), 0, -1)
         super().__init__(layers=[SlotLayer(slots, length, self.tokens, left, spare, beside) for left in lefts])
