@@ -1,6 +1,6 @@
 """What a scheduling turn costs: `next_batch` (the policy's decide in it) plus `finish`.
 
-    python benchmarks/scheduler_overhead.py [--turns N] [--json FILE]
+    python benchmarks/scheduler_overhead.py [--turns N] [--only turns own texts small speed] [--json FILE]
 
 Holds 64, 256 and 1,024 live jobs at a denoising loop (DiT-S/2's profile, batches of up to 20) and
 takes turns under every policy: median and 99th percentile in microseconds, as a multiple of `fcfs`
@@ -10,8 +10,10 @@ batch, which is where nearly all of their turns are.) Then the same for decision
 DiT-S/2's own workload, at rate 4 and twice that (overload), where `priced` has jobs to turn away:
 median and p99, and the median as a share of the fastest step. Then decisions about texts: 240 generations of OPT-13B
 that run and 16 prompts that wait, by what they were promised; each is made three times and the quickest counts, since
-its inputs are at hand when it is made for real. At last: how much faster than the trace it
-replays the simulator is, for 500 requests of DiT-S/2 at rate 4 (seed 0), as the median of five runs.
+its inputs are at hand when it is made for real. Then those about the small OPT of `configs/demo/opt_tiny.yaml`, whose
+steps take 5 ms on a CPU, in its workload, simulated with a noise of 5 percent, at half, all and 2.5 times of what one
+request after the other can be served at: by what they are about, beside the number of steps. At last: how much faster
+than the trace it replays the simulator is, for 500 requests of DiT-S/2 at rate 4 (seed 0), as the median of five runs.
 All of it is CPU time, so that what else runs on the machine counts little.
 """
 
@@ -23,7 +25,8 @@ import json
 import math
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import process_time
@@ -31,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from arguments import at_least_one
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -54,13 +58,18 @@ from neustream import (
 )
 from neustream.analysis.tables import new_table
 from neustream.config import load_experiment
+from neustream.engine.events import Finished, Record
 from neustream.experiment import prepare, simulate
+from neustream.experiment.prepared import policy_for
 from neustream.profiling import processor
 
 ROOT = Path(__file__).parent.parent
 LIVE = (64, 256, 1024)
 OWN = ("fcfs", "neustream", "priced")
 RATES = (4.0, 8.0)
+TEXTS = ("fcfs", "neustream_llm", "priced")
+LOADS = (0.5, 1.0, 2.5)
+SMALL = ROOT / "profiles/amd_epyc/opt_tiny"
 FASTEST_US = 8640.0
 """DiT-S/2's step alone, the fastest of the paper's profiles."""
 
@@ -90,17 +99,30 @@ def turns(policy: Policy, live: int, count: int) -> list[float]:
 
 
 class Timed:
-    """A policy, and the seconds of its decisions."""
+    """A policy, the seconds of its decisions, and what each was about."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.seconds: list[float] = []
+        self.about: list[str] = []
+        self._known: set[str] = set()
 
     def decide(self, view: View) -> Decision:
         began = process_time()
         decision = self.policy.decide(view)
         self.seconds.append(process_time() - began)
+        self.about.append(self._about(view))
         return decision
+
+    def _about(self, view: View) -> str:
+        """Whether somebody came since the one before, or prompts wait, or all go on."""
+        jobs = view.jobs
+        new = any(job.id not in self._known for job in jobs)
+        self._known.update([job.id for job in jobs])
+        if new:
+            return "a request came"
+        wait = any(job.stage is not None and job.stage.phase == "prefill" for job in jobs)
+        return "prompts wait" if wait else "all go on"
 
 
 def own(policy: str, rate: float) -> dict[str, float]:
@@ -114,6 +136,34 @@ def own(policy: str, rate: float) -> dict[str, float]:
         quantiles.append(np.percentile(timed.seconds, (50, 99)) * 1e6)
     p50, p99 = np.median(quantiles, axis=0)
     return {"p50": float(p50), "p99": float(p99)}
+
+
+def small(policy: str, load: float) -> dict[str, Any]:
+    """Microseconds of the decisions in the small OPT's workload, by what they are about.
+
+    All of five runs are the same: the median over them counts of each decision.
+    """
+    sets = [f"profiles={SMALL}", f"workload.load={load}", "workload.requests=100", "simulation.latency_noise=0.05"]
+    prepared = prepare(load_experiment(ROOT / "configs/demo/opt_tiny.yaml", sets))
+    runs = []
+    for _ in range(5):
+        timed, steps = Timed(policy_for(prepared.pipelines, policy)), Counter[type[Record]]()
+
+        def count(record: Record, steps: Counter[type[Record]] = steps) -> None:
+            steps[type(record)] += 1
+
+        simulate(prepared, timed, [count])
+        runs.append(timed.seconds)
+    each = np.median(runs, axis=0) * 1e6
+    about = np.array(timed.about)
+    kinds = {kind: quantiles(each[about == kind]) for kind in sorted(set(timed.about))}
+    return {"steps": steps[Finished], "all": quantiles(each), **kinds}
+
+
+def quantiles(us: NDArray[np.float64]) -> dict[str, float]:
+    """How many there are, and what they take."""
+    p50, p99 = np.percentile(us, (50, 99)).tolist()
+    return {"count": len(us), "p50": p50, "mean": float(us.mean()), "p99": p99}
 
 
 RUNNING, WAITING = 240, 16
@@ -238,6 +288,20 @@ def texts_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
+def small_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = new_table(
+        "decide in the small OPT's workload", "policy", ["load", "about", "count", "p50 us", "mean", "p99"]
+    )
+    for row in rows:
+        for about, found in row["us"].items():
+            if about == "steps":
+                table.add_row(row["policy"], f"{row['load']:g}", "steps", str(found), "", "", "")
+                continue
+            cells = [f"{value:.0f}" for value in found.values()]
+            table.add_row(row["policy"], f"{row['load']:g}", about, *cells)
+    return table
+
+
 def of_texts() -> dict[str, dict[str, float]]:
     """Microseconds of a decision of `priced`, by what the texts are promised."""
     found = {}
@@ -247,23 +311,51 @@ def of_texts() -> dict[str, dict[str, float]]:
     return found
 
 
+PARTS = ("turns", "own", "texts", "small", "speed")
+
+
+def measured(part: str, args: argparse.Namespace) -> Any:
+    """What one part of it found."""
+    if part == "turns":
+        gc.disable()
+        found = by_live_jobs(args.turns)
+        gc.enable()
+        return found
+    if part == "own":
+        return [{"policy": name, "rate": rate, **own(name, rate)} for name in OWN for rate in RATES]
+    if part == "texts":
+        return of_texts()
+    if part == "small":
+        return [{"policy": name, "load": load, "us": small(name, load)} for name in TEXTS for load in LOADS]
+    return {name: speed(name) for name in OWN}
+
+
+def show(console: Console, part: str, found: Any) -> None:
+    """Print it."""
+    if part == "speed":
+        for name, ratio in found.items():
+            console.print(f"simulating with {name} is {ratio:.0f} times faster than the trace it replays")
+        return
+    tables: Mapping[str, Callable[[Any], Table]] = {
+        "turns": turns_table,
+        "own": decisions_table,
+        "texts": texts_table,
+        "small": small_table,
+    }
+    console.print(tables[part](found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=at_least_one, default=400)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts of it")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     console = Console(width=110)
-    gc.disable()
-    told: dict[str, Any] = {"turns": by_live_jobs(args.turns)}
-    gc.enable()
-    console.print(turns_table(told["turns"]))
-    told["own"] = [{"policy": name, "rate": rate, **own(name, rate)} for name in OWN for rate in RATES]
-    console.print(decisions_table(told["own"]))
-    told["texts"] = of_texts()
-    console.print(texts_table(told["texts"]))
-    told["speed"] = {name: speed(name) for name in OWN}
-    for name, ratio in told["speed"].items():
-        console.print(f"simulating with {name} is {ratio:.0f} times faster than the trace it replays")
+    told: dict[str, Any] = {}
+    for part in args.only:
+        told[part] = measured(part, args)
+        show(console, part, told[part])
     if args.json:
         origin = {"command": "python benchmarks/scheduler_overhead.py", "processor": processor()}
         origin |= {"python": platform.python_version(), "neustream": __version__}

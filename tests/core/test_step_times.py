@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hand import seen
 
@@ -56,6 +57,17 @@ def test_the_spread_is_the_median_a_high_quantile_and_the_share_of_stalls():
     assert some.typical == 1.0
     assert 1.5 <= some.high <= STALL + 0.1
     assert some.stalls == pytest.approx(2 / 16, abs=0.03)  # of those that were seen when it was last computed
+
+
+@pytest.mark.parametrize("count", [ENOUGH, 2 * ENOUGH, LATEST, 2 * LATEST])
+def test_the_spread_is_numpys_of_the_latest_steps(count):
+    steps = np.exp(np.random.RandomState(count).randn(count) * 0.5)
+    some, latest = ratios(*steps), steps[-LATEST:]
+    typical, high = np.quantile(latest, (0.5, HIGH))
+    assert (some.typical, some.high, some.stalls) == (typical, high, (latest > STALL * typical).mean())
+    assert some.error == pytest.approx(np.median(np.abs(latest / typical - 1)))
+    some.rescale(2.0)
+    assert some.typical == 2 * typical
 
 
 def test_one_stall_moves_neither_the_typical_nor_the_high_step():
