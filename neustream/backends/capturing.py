@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -19,6 +19,8 @@ from neustream.backends.torch import attention_as_chosen
 
 SYNCS = "synchronizing CUDA operation"
 """What torch warns of where a call waits for the device."""
+PROTOTYPE = "Synchronization debug mode is a prototype feature"
+"""What it warns of when it is first asked to: an error where warnings are errors, and the mode is on by then."""
 
 Output = TypeVar("Output")
 Function = Callable[[], Output]
@@ -179,6 +181,12 @@ def _is_number(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not tensor.dim()
 
 
+def _filter(action: Literal["always", "ignore"], words: str) -> Any:
+    """A filter of warnings that have these words, before all others from now on."""
+    warnings.filterwarnings(action, f".*{words}")
+    return warnings.filters[0]
+
+
 @contextmanager
 def _no_syncs() -> Iterator[None]:
     """NotCaptured if this thread waits for a device. What others are warned of goes where it went before."""
@@ -193,18 +201,18 @@ def _no_syncs() -> Iterator[None]:
         elif before:  # somebody wants to know of them
             show(message, kind, file, line, *more, **how)
 
-    warnings.filterwarnings("always", f".*{SYNCS}")
-    own = warnings.filters[0]
+    own = [_filter("always", SYNCS), _filter("ignore", PROTOTYPE)]
     told: Any = look
     warnings.showwarning = told
-    torch.cuda.set_sync_debug_mode("warn")
     try:
+        torch.cuda.set_sync_debug_mode("warn")
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
         if warnings.showwarning is told:
             warnings.showwarning = show
-        with suppress(ValueError):  # somebody has put others in the place of all of them
-            warnings.filters.remove(own)  # type: ignore[attr-defined]  # a list
+        for one in own:
+            with suppress(ValueError):  # somebody has put others in the place of all of them
+                warnings.filters.remove(one)  # type: ignore[attr-defined]  # a list
     if seen:
         raise NotCaptured(f"its calls wait for the device ({seen[0]})")

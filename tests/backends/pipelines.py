@@ -36,6 +36,7 @@ from other_pipelines import (
 )
 from PIL import Image
 from pipeline_parts import ready
+from places import DEVICE
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
@@ -207,8 +208,8 @@ class Request:
     def arguments(self, **change: Any) -> dict[str, Any]:
         whole = {**self.content, "num_inference_steps": self.steps, **change}
         for name, value in whole.items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                whole[name] = value.to(self.dtype)
+            if isinstance(value, torch.Tensor):
+                whole[name] = value.to(DEVICE, self.dtype if value.is_floating_point() else value.dtype)
         return {"generator": torch.Generator().manual_seed(self.seed), **whole}
 
 

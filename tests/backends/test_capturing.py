@@ -144,6 +144,23 @@ def test_filters_of_others_hold_meanwhile(mode):
     assert raised == ["something else"]
 
 
+def test_what_torch_says_of_the_mode_itself_is_no_error_and_the_mode_is_put_back(monkeypatch):
+    now = [0]
+
+    def switch(to):
+        now[0] = {"warn": 1}.get(to, to)
+        warnings.warn(f"{capturing.PROTOTYPE} and does not yet detect all (Triggered internally)", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", switch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        filters, show = list(warnings.filters), warnings.showwarning
+        with capturing._no_syncs():
+            assert now == [1]
+        assert (now, warnings.filters, warnings.showwarning) == ([0], filters, show)
+
+
 def test_who_waits_is_told_where_and_who_asked_for_warnings_has_them(mode):
     mode[0] = 1
     why = r"its calls wait for the device \(test_capturing.py, line \d+\)"

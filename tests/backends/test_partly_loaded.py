@@ -12,12 +12,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # diffusers' own imports
     pytest.importorskip("diffusers", reason="needs the extra 'diffusion'")
     from pipelines import build, requests, stock, tensor_of
+    from places import DEVICE
     from small_pipelines import SD
     from test_served_roles import Leg
     from toys import Step, table
 
     from neustream import BackendError, Graph, Stage, seq
     from neustream.backends.diffusers import from_config, keep_only, load_part
+    from neustream.backends.diffusers.partly import moved
     from neustream.backends.diffusers.parts import models_of
     from neustream.backends.diffusers.replica import Replica
     from neustream.core.profile import GuessedProfile
@@ -88,7 +90,7 @@ def test_a_checkpoint_is_read_as_far_as_some_stages_need_it(tmp_path):
         others = [tmp_path / other for other in models.values() if other != model]
         hidden = [file.rename(file.with_suffix(".hidden")) for one in others for file in one.glob("*.safetensors")]
         assert len(hidden) == 2
-        part = load_part(tmp_path, [role])
+        part = moved(load_part(tmp_path, [role]), DEVICE)
         assert loaded(part) == {model}
         legs.append(Leg(part, samples=[], measure_s=0.0, stages=[role]))
         for file in hidden:
