@@ -30,7 +30,7 @@ from neustream.engine.executor import BRIEF_ON_CPU_S
 from neustream.experiment import prepare, simulate
 from neustream.profiling import Measurement, default_batches, save
 from neustream.profiling.costs import engine_costs
-from neustream.profiling.measuring import LEAST_REPEATS
+from neustream.profiling.measuring import LEAST_REPEATS, go_through
 
 
 class Draw:
@@ -114,6 +114,24 @@ def test_warmup_steps_are_not_timed():
     out = measured(modules=modules, batches=[1], repeats=4, warmup=3)
     assert len(out["decode"][0].seconds) == 4
     assert len(modules["decode"].sizes) == 7
+
+
+def test_a_request_goes_through_all_stages_and_is_let_go_at_its_end():
+    modules = {"draw": Draw(), "decode": Decode()}
+    gone = []
+    modules["decode"].release = gone.append
+    go_through(draw_and_decode(4, 2), modules, sample(0), device="toy:1")
+    assert (modules["draw"].loaded, modules["draw"].rounds, modules["decode"].rounds) == (["toy:1"], [0, 1, 2], [3])
+    assert len(gone) == 1
+
+
+def test_memory_that_one_request_lacks_on_its_way_is_an_error():
+    class Full(Draw):
+        def step(self, jobs):
+            raise MemoryError("full")
+
+    with pytest.raises(ProfileError, match=r"stage 'draw': out of memory at batch 1: full"):
+        go_through(draw_and_decode(4, 2), {"draw": Full(), "decode": Decode()}, sample(0))
 
 
 def test_a_stage_whose_time_is_over_is_repeated_no_more():

@@ -20,7 +20,7 @@ from neustream.experiment.pipelines import LlmPipeline, Pipeline, StagesPipeline
 from neustream.graphs import llm_profiles
 from neustream.profiling.costs import TOGETHER, engine_costs
 from neustream.profiling.files import EngineCosts, Measurement, save
-from neustream.profiling.measuring import measure, profiles_of, versions
+from neustream.profiling.measuring import go_through, measure, profiles_of, versions
 from neustream.profiling.steps import StepsFile, save_steps, steps_of
 from neustream.service.bench import Bench
 from neustream.service.mount import Call
@@ -68,6 +68,9 @@ def measure_experiment(
 
     with Bench(model.mount(wanted), device) as bench:
         load_s = stopwatch() - began
+        graph, params = sampled(bench, model, pipeline.sample(SAMPLE_ROUNDS))
+        mine = {stage: bench.modules[stage] for stage in graph.stages}
+        go_through(graph, mine, params(0), device=device, out_of_memory=model.out_of_memory)
         for name, stage in pipeline.configs.items():
             rounds = pipeline.sample(LOOPED_ROUNDS if stage.times else SAMPLE_ROUNDS)
             graph, params = sampled(bench, model, rounds)

@@ -74,6 +74,25 @@ def measure(
     return out
 
 
+def go_through(
+    graph: Graph,
+    modules: Mapping[str, StreamModule],
+    params: Mapping[str, Any],
+    *,
+    device: str = "cpu",
+    out_of_memory: tuple[type[BaseException], ...] = (MemoryError,),
+) -> None:
+    """Run a request to its end, untimed: what a model does once for all requests of a kind is behind it then."""
+    for name, module in modules.items():
+        with module_faults(f"stage {name!r}: loading it"):
+            module.load(device)
+    lab = _Lab(graph, modules, lambda at: params, lambda: None, out_of_memory)
+    try:
+        lab.whole()
+    finally:
+        lab.clear()
+
+
 def _timed(
     lab: _Lab,
     name: str,
@@ -166,6 +185,19 @@ class _Lab:
         seconds = stopwatch() - began
         self._apply(walks, updates)
         return seconds
+
+    def whole(self) -> None:
+        """One request from its first stage to its end."""
+        walk = self._new()
+        self._ready.append(walk)
+        while walk.stage is not None:
+            stage = walk.stage.name
+            try:
+                with module_faults(f"stage {stage!r}: a step of 1", self._out_of_memory):
+                    updates = self._modules[stage].step([input_of(walk.job)])
+            except self._out_of_memory as error:
+                raise ProfileError(f"stage {stage!r}: out of memory at batch 1: {error}") from error
+            self._apply([walk], updates)
 
     def _at(self, stage: str, count: int) -> list[Walk]:
         """`count` requests whose next stage is `stage`."""

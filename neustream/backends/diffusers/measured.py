@@ -23,7 +23,7 @@ from neustream.engine.events import Record
 from neustream.engine.executor import StreamModule
 from neustream.errors import ProfileError
 from neustream.profiling.files import Measurement, load_profile, save
-from neustream.profiling.measuring import default_batches, measure, versions
+from neustream.profiling.measuring import default_batches, go_through, measure, versions
 
 log = logging.getLogger("neustream")
 
@@ -164,6 +164,8 @@ def timed(
     """
     out: dict[str, list[Measurement]] = {}
     here = {name: stage for name, stage in graph.stages.items() if name not in lacking}
+    if not lacking:
+        go_through(graph, modules, sample(ONCE_STEPS), device=str(device), out_of_memory=OUT_OF_MEMORY)
     for name, stage in here.items():
         params = sample(LOOPED_STEPS if name in graph.looped else ONCE_STEPS)
         run = partial(
