@@ -36,16 +36,22 @@ out of all views until it is given or freed; `away`: its next stage is served el
 
 
 class Ahead(NamedTuple):
-    """Seconds of some nodes: alone, and as legs took lately."""
+    """Seconds of some nodes: alone, and as legs took lately.
+
+    `least`: alone, if generations are as short as the shortest that were seen.
+    """
 
     alone: float = 0.0
     expected: float = 0.0
+    least: float = 0.0
 
     def plus(self, other: Ahead) -> Ahead:
-        return Ahead(self.alone + other.alone, self.expected + other.expected)
+        return Ahead(
+            self.alone + other.alone, self.expected + other.expected, self.least + other.least
+        )
 
-    def times(self, count: int) -> Ahead:
-        return Ahead(self.alone * count, self.expected * count)
+    def times(self, count: float) -> Ahead:
+        return Ahead(self.alone * count, self.expected * count, self.least * count)
 
 
 class Entry(Job):

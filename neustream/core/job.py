@@ -46,7 +46,8 @@ class Job:
             whole is the only one.
         leg_since, leg_base: when that began, by what is promised, and the outputs before it.
         leg_due: by when it should be over, so that what follows can be in time; leg_latest: by
-            when it has to be, if that ran alone; both as `due` where there are no legs.
+            when it has to be, if that ran alone, with generations as short as the shortest that
+            were seen; both as `due` where there are no legs.
         leg_until: by when it has to be over by the SLOs of the calls that it is in.
         leg_late: whether an output of it was late.
         asked: what its SLO, and that of the call that it is in, promise of outputs.

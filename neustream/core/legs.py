@@ -18,7 +18,9 @@ from neustream.core.events import LegEnded
 from neustream.core.frames import Frame
 from neustream.core.graph import Call, Loop, Node, Par, Seq, Stage, Switch
 from neustream.core.job import Status
+from neustream.core.lengths import Lengths
 from neustream.core.paths import least_behind, least_left
+from neustream.core.policy import CHANCE
 from neustream.core.reasons import due, span
 from neustream.core.step_times import StepTimes
 from neustream.core.stretch import Stretch, Tail, added, parts, tallied
@@ -29,10 +31,16 @@ from neustream.errors import RequestError
 
 
 class Legs:
-    """Begins and ends the legs of a scheduler's jobs."""
+    """Begins and ends the legs of a scheduler's jobs.
 
-    def __init__(self, times: StepTimes) -> None:
+    Args:
+        times: what steps take.
+        lengths: what is known of how long generations get, by model.
+    """
+
+    def __init__(self, times: StepTimes, lengths: Mapping[str, Lengths] = {}) -> None:
         self._times = times
+        self._lengths = lengths
         self.sums = Sums(times, self._seconds)
         self.tails = Tails(times, self._seconds)
 
@@ -138,12 +146,11 @@ class Legs:
     def _split(self, job: Entry, now: float) -> None:
         """By when a leg should be over, so that what is behind it can be in time.
 
-        What follows a join counts as it took lately: maxima of generations there are no reason to
-        give up a branch.
+        By when it has to be: a maximum of later generations, also behind a join, is no reason to
+        give up who is not there yet.
         """
         own, behind, job.later = self._ahead(job)
-        shorter = max(job.after.alone - job.after.expected, 0.0)
-        job.leg_latest = min(job.due - behind.alone + shorter, job.leg_until)
+        job.leg_latest = min(job.due - behind.least, job.leg_until)
         whole = own.expected + behind.expected
         if job.due == math.inf or not whole > 0:
             job.leg_due = job.leg_latest
@@ -193,11 +200,11 @@ class Legs:
             if leg or stage.caches:  # a stage that has no outputs is asked for none
                 counts = self._count(node, times, job, counts)
         known = job.history.leg(job.request.graph.print, job.leg)
-        return Ahead(own.alone, known.expected(own.alone)), behind, counts
+        return own._replace(expected=known.expected(own.alone)), behind, counts
 
     def _stage(self, stage: Stage, job: Entry) -> Ahead:
         seconds = self._times.alone(stage, stage.size_of(job))
-        return Ahead(seconds, seconds)
+        return Ahead(seconds, seconds, seconds)
 
     def _count(
         self, node: Node | Stretch | Tail, times: int, job: Entry, counts: MutableMapping[str, int]
@@ -217,7 +224,7 @@ class Legs:
                 return alone if call else self._as_seen(node.leg, alone, job, begins=starts(node))
             case Stretch() | Tail():
                 ahead = self._kept(node, job)
-                return Ahead(ahead.alone, ahead.alone) if call else ahead
+                return ahead._replace(expected=ahead.alone) if call else ahead
             case Seq():
                 whole = node.call is not None and node.call.whole
                 ahead = Ahead()
@@ -228,7 +235,10 @@ class Legs:
                     return ahead
                 return self._as_seen(node.call.name, ahead, job)
             case Loop():
-                return self._seconds(node.body, job, call).times(expected_rounds(node, job))
+                rounds = expected_rounds(node, job)
+                one = self._seconds(node.body, job, call)
+                least = min(self._shortest(node.body), rounds)
+                return one.times(rounds)._replace(least=one.least * least)
             case Switch():
                 return self._seconds(likely_case(node, job), job, call)
             case Par():
@@ -236,7 +246,15 @@ class Legs:
                 return Ahead(
                     sorted([ahead.alone for ahead in each])[node.need - 1],
                     sorted([ahead.expected for ahead in each])[node.need - 1],
+                    sorted([ahead.least for ahead in each])[node.need - 1],
                 )
+
+    def _shortest(self, body: Node) -> float:
+        """Rounds of a loop over `body` that nearly all take; inf if that is not learnt."""
+        if not isinstance(body, Stage) or body.phase != "decode":
+            return math.inf
+        lengths = self._lengths.get(body.model)
+        return 0.0 if lengths is None else lengths.least(0, CHANCE)
 
     def _kept(self, node: Stretch | Tail, job: Entry) -> Ahead:
         if isinstance(node, Stretch):
@@ -247,8 +265,8 @@ class Legs:
         """What a leg is expected to take; nothing for its later stages, which are in that."""
         known = job.history.leg(job.request.graph.print, leg)
         if known.known and not begins:
-            return Ahead(ahead.alone)
-        return Ahead(ahead.alone, known.expected(ahead.expected))
+            return ahead._replace(expected=0.0)
+        return ahead._replace(expected=known.expected(ahead.expected))
 
 
 def starts(stage: Stage) -> bool:

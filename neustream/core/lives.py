@@ -45,7 +45,7 @@ class Lives:
         self.unpromised = 0
         self._holding = Holding(self.pool_of)
         self._recent = recent
-        self.work = Work(times)
+        self.work = Work(times, recent.lengths)
         self.forks = Forks(self, self._begin, self._go_on)
         self._registry = Registry(self.pool_of, away)
 

@@ -195,23 +195,6 @@ class View:
                 seconds -= (most - outputs) * self.work(job, 1, {name: 1})
         return max(seconds, job.next_output_s)
 
-    def latest(self, job: Job) -> float:
-        """By when the leg that a job is in has to be over.
-
-        As `job.leg_latest`, but generations of later legs count as in `least_s`: a maximum of
-        theirs is no reason to give up who is not there yet.
-        """
-        if not job.later or job.leg_latest == math.inf:
-            return job.leg_latest
-        spare = 0.0
-        for name, most in job.later.items():
-            stage = job.request.graph.stages[name]
-            if stage.phase == "decode":
-                lengths = self.lengths.get(stage.model)
-                least = 0.0 if lengths is None else min(lengths.least(0, CHANCE), most)
-                spare += (most - least) * self.work(job, 1, {name: 1})
-        return min(job.leg_latest + spare, job.leg_until, job.due)
-
     def _least_outputs(self, job: Job, stage: Stage, most: int) -> float:
         """Of the outputs ahead at a stage: those of its own call, and of one call later."""
         lengths = self.lengths.get(stage.model)

@@ -152,9 +152,9 @@ class _Found:
 class Work:
     """Keeps `calls_left`, `remaining_s`, `next_output_s` and the legs of a scheduler's jobs."""
 
-    def __init__(self, times: StepTimes) -> None:
+    def __init__(self, times: StepTimes, lengths: Mapping[str, Lengths] = {}) -> None:
         self._times = times
-        self.legs = Legs(times)
+        self.legs = Legs(times, lengths)
 
     def measure(self, job: Entry) -> None:
         """Set all of them from the calls that lie ahead."""

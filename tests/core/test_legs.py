@@ -25,6 +25,7 @@ from neustream import (
     VirtualClock,
     call,
     loop,
+    par,
     seq,
     switch,
 )
@@ -108,6 +109,20 @@ def test_the_same_stages_may_be_called_twice_with_params_of_their_own():
     assert [(leg.leg, leg.outputs) for leg in legs] == [("plan", 5), ("tool", 0), ("write", 3)]
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["a call behind", "behind a join"])
+def test_by_when_a_leg_has_to_be_over_counts_later_generations_as_the_shortest_that_were_seen(wide):
+    first = par(a=llm("a"), b=llm("b")) if wide else llm("a")
+    last = llm("c")
+    graph, alone = Graph("agent", seq(first, last)), Graph("alone", last)
+    scheduler = scheduler_of(graph, Priced())
+    member = Member(scheduler, {"gpu": ProfiledExecutor()})
+    params = {"prompt_tokens": 10, "max_tokens": 65}  # each comes to that: the shortest are as long
+    Engine(member, VirtualClock()).run([Request(f"r{at}", alone, at * 0.01, params=params) for at in range(20)])
+    scheduler.submit(Request("r", graph, 100.0, SLO(total=50.0), {**params, "max_tokens": 200}), 100.0)
+    job = scheduler.jobs["r/a" if wide else "r"]
+    assert job.leg_latest == pytest.approx(150.0 - 0.25 - 64 * 0.03125)
+
+
 def test_outputs_left_are_those_of_the_call_that_it_is_in():
     chat = llm("chat")
     graph = Graph("agent", seq(call(chat, "plan"), call(chat, "write")))
@@ -124,7 +139,7 @@ def test_what_is_left_of_the_total_is_split_by_what_is_ahead_and_slack_goes_down
     job = scheduler.submit(Request("r", graph, slo=SLO(total=2 * whole), params=PARAMS), 0.0)
     assert job.remaining_s == pytest.approx(whole)
     assert job.leg_due == pytest.approx(2 * CALL_S)
-    assert job.leg_latest == pytest.approx(2 * whole - CALL_S - 3.0)
+    assert job.leg_latest == pytest.approx(2 * whole - 0.25 - 3.0), "no generation was seen: only a prompt is sure"
     now = 0.0
     for _ in range(5):
         batch = scheduler.next_batch("gpu", now, instead=FCFS())

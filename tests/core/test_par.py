@@ -337,7 +337,8 @@ def test_slack_of_a_branch_counts_what_follows_the_join():
     scheduler = scheduler_of(graph)
     submit(scheduler, graph, slo=SLO(total=8.0), prompt_tokens=4, max_tokens=4)
     branch = scheduler.jobs["r/x"]
-    assert (branch.remaining_s, branch.leg_due, branch.leg_latest) == (2.0, 4.0, 7.0)
+    assert (branch.remaining_s, branch.leg_due) == (2.0, 4.0)
+    assert branch.leg_latest == 7.75, "of what follows only a prompt is sure, as no generation was seen"
 
 
 def test_branches_of_one_request_are_given_up_together_beside_others():

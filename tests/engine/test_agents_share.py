@@ -76,9 +76,8 @@ def ends_early(batch):
     return [{"ended": True} if job.call_outputs + 1 >= 8 else {} for job in batch.jobs]
 
 
-@pytest.mark.parametrize(
-    ("agent", "policy"), [(CHAIN, "priced"), (CHAIN, "edf"), (LATE, "priced"), (LATE, "edf"), (WIDE, "edf")]
-)
+@pytest.mark.parametrize("policy", ["priced", "edf"])
+@pytest.mark.parametrize("agent", [CHAIN, LATE, WIDE], ids=["a chain", "a par in the middle", "a par first"])
 def test_the_maximum_of_a_later_call_gives_up_no_agent_beside_chats_that_are_promised_a_pace(agent, policy):
     pools = [Pool("gpu", tuple(PLAIN.stages)), Pool("tools", ("search",), concurrency=64)]
     profiles = llm_profiles("chat", STEPS, 16) | {"search": LinearProfile("search", base=0.3, max_batch=1)}
@@ -89,23 +88,6 @@ def test_the_maximum_of_a_later_call_gives_up_no_agent_beside_chats_that_are_pro
         Request(f"{graph.name}-{index}", graph, index + offset, slo, params)
         for index in range(20)
         for offset, graph, slo in ((0.0, PLAIN, SLO(first=1.0, step=0.2)), (0.03, agent, SLO(total=4.0)))
-    ]
-    assert Engine(member, VirtualClock(), []).run(requests).counts["on_time"] == len(requests)
-
-
-def test_what_follows_a_join_gives_up_no_branch_by_its_maximum_once_some_have_ended():
-    pools = [Pool("gpu", tuple(PLAIN.stages)), Pool("tools", ("search",), concurrency=64)]
-    profiles = llm_profiles("chat", STEPS, 16) | {"search": LinearProfile("search", base=0.3, max_batch=1)}
-    scheduler = Scheduler(pools, {"gpu": make_policy("priced")}, profiles)
-    member = Member(scheduler, {"gpu": ProfiledExecutor(outcome=ends_early), "tools": ProfiledExecutor()})
-    params = {"prompt_tokens": 40, "max_tokens": 400}  # two calls of so many would take twice the shorter total
-    requests = [
-        Request(f"{graph.name}-{index}", graph, index + offset, slo, params)
-        for index in range(20)
-        for offset, graph, slo in (
-            (0.0, PLAIN, SLO(first=1.0, step=0.2)),
-            (0.03, WIDE, SLO(total=60.0 if index < 6 else 4.0)),
-        )
     ]
     assert Engine(member, VirtualClock(), []).run(requests).counts["on_time"] == len(requests)
 

@@ -235,8 +235,7 @@ class Horizon:
     def _time(self, jobs: Sequence[Job], steps: Floats) -> Floats:
         """Seconds until the next output but `steps` of each is due."""
         now = self.model.view.now
-        latest = self.model.view.latest
-        dates = np.array([[job.due_next for job in jobs], [latest(job) for job in jobs]]) - now
+        dates = np.array([[job.due_next for job in jobs], [job.leg_latest for job in jobs]]) - now
         slack, total = np.minimum(dates, FOREVER)
         pace = np.minimum([job.slo.step for job in jobs], FOREVER)
         time: Floats = pace[:, None] * steps

@@ -164,7 +164,7 @@ class PrefillFiller:
         """Seconds for which a job may stay without memory, if it gets as long as it may."""
         plan = self.plan
         behind = job.calls_here(f"{plan.model.label}.decode") * plan.together
-        return min(self._time(job), plan.view.latest(job) - plan.view.now - behind)
+        return min(self._time(job), job.leg_latest - plan.view.now - behind)
 
     def _time(self, job: Job) -> float:
         """Seconds until the next output of a job is due."""

@@ -185,7 +185,7 @@ class StepPlan:
         `behind`: seconds that it needs at least after its next output, for a promised end.
         """
         need = self.model.prompt_speed * job.next_output_s
-        time, left = self._time(job), self.view.latest(job) - self.view.now
+        time, left = self._time(job), job.leg_latest - self.view.now
         if time >= need - TICK and left >= need + behind - TICK and not job.late:
             self.waiting.append(job)
         elif job.late or job.call_outputs:
@@ -350,8 +350,7 @@ class StepPlan:
         """From when on all that are alive would have to decode, to reach their maxima by the ends
         that were promised; inf where none was."""
         label = f"{self.model.label}.decode"
-        latest = self.view.latest
-        return min([latest(job) - job.calls_here(label) * self.together for job in self.alive])
+        return min([job.leg_latest - job.calls_here(label) * self.together for job in self.alive])
 
     def _decoding(self) -> list[Job]:
         """The generations that decode: all of them, or as many as keep the most urgent in time."""
