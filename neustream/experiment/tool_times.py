@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from neustream.core.batch import Batch
 from neustream.core.entry import Entry
 from neustream.core.reasons import span
 from neustream.engine.clock import Clock
-from neustream.engine.events import Done
+from neustream.engine.events import Call, Done
 from neustream.engine.executor import ProfiledExecutor
 from neustream.errors import ConfigError, StageFailed
 
@@ -22,7 +23,11 @@ Draw = Callable[[np.random.Generator], float]
 
 
 class SimulatedTool(ProfiledExecutor):
-    """Lets the time of a tool's calls pass; the same request's calls take as long under any policy."""
+    """Lets the time of a tool's calls pass; the same request's calls take as long under any policy.
+
+    A call is over at once if its request, or the branch that it is for, is, as that of an `async def`
+    which is served (`ToolExecutor`).
+    """
 
     def __init__(self, name: str, config: ToolConfig, seed: int) -> None:
         super().__init__()
@@ -31,16 +36,29 @@ class SimulatedTool(ProfiledExecutor):
         self._draw = draw_of(name, config.latency_s)
         self._seed = [seed, zlib.crc32(name.encode())]
         self._calls: dict[str, int] = {}
+        self._under_way: dict[str, tuple[Batch, Clock]] = {}
 
     def start(self, batch: Batch, clock: Clock) -> None:
         [job] = batch.jobs
         assert isinstance(job, Entry)
         calls = self._calls[job.id] = self._calls.get(job.id, 0) + 1
         seconds, why = self.drawn(job.id, calls)
-        if why:
-            clock.post(Done(batch, [StageFailed(f"stage {self._name!r}: {why}")]), clock.now() + seconds)
-        else:
-            clock.post(Done(batch, [{}]), clock.now() + seconds)
+        done = Done(batch, [StageFailed(f"stage {self._name!r}: {why}") if why else {}])
+        self._under_way[job.id] = batch, clock
+        clock.post(Call(partial(self._over, job.id, done), Done.rank), clock.now() + seconds)
+
+    def _over(self, id: str, done: Done, now: float) -> None:
+        """The time of a call has passed; nothing happens if it was stopped before."""
+        batch, clock = self._under_way.get(id, (None, None))
+        if clock is not None and batch is done.batch:
+            del self._under_way[id]
+            clock.post(done, now)
+
+    def stop(self, id: str) -> None:
+        """Nobody wants any more what a job's call makes: it is over now."""
+        if id in self._under_way:
+            batch, clock = self._under_way.pop(id)
+            clock.post(Done(batch, [{}]), clock.now())
 
     def drawn(self, id: str, call: int) -> tuple[float, str]:
         """Seconds of a job's `call`-th call, from 1 on, and why it fails; "" if it does not."""

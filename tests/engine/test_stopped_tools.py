@@ -7,8 +7,12 @@ import threading
 
 import pytest
 
-from neustream import Engine, Graph, Member, Scheduler, ToolExecutor, WallClock, par, tool
+from neustream import Engine, Graph, Member, Request, Scheduler, ToolExecutor, VirtualClock, WallClock, par, seq, tool
+from neustream.config.agent import ToolConfig
+from neustream.core.events import Ended
+from neustream.engine.events import Finished
 from neustream.engine.tooling import pools_of, profiles_of
+from neustream.experiment.tool_times import SimulatedTool
 
 LIMIT_S = 30
 
@@ -188,3 +192,38 @@ def test_an_executor_that_cannot_stop_a_step_harms_nobody(caplog):
         ToolExecutor.stop(executor, "r")
         assert search.cancelled.acquire(timeout=LIMIT_S)
     assert "pool 'tool search': request 'r' could not be stopped" in caplog.text
+
+
+def engine_of(how, told):
+    """Four requests of a quick tool and a slow one with one seat race: served, or simulated by a config's times."""
+    seconds = {"slow": 60.0, "quick": 0.01}
+
+    def made(name):
+        async def call(given):
+            await asyncio.sleep(seconds[name])
+            return {}
+
+        return call
+
+    tools = [tool(name, made(name), concurrency=1, expect_s=seconds[name]) for name in seconds]
+    scheduler = Scheduler(pools_of(tools), {}, profiles_of(tools))
+    executors = {f"tool {stage.name}": ToolExecutor({stage.name: stage.tool}) for stage in tools}
+    if how == "simulated":
+        executors = {
+            f"tool {name}": SimulatedTool(name, ToolConfig(latency_s=taken), 0) for name, taken in seconds.items()
+        }
+    clock = WallClock() if how == "served" else VirtualClock()
+    graph = Graph("race", seq(par(a=tools[0], b=tools[1], policy="first"), tools[1]))
+    return Engine(Member(scheduler, executors), clock, [told.append]), graph
+
+
+@pytest.mark.parametrize("how", ["served", "simulated"])
+def test_who_lost_a_race_frees_its_seat_at_once(how):
+    told = []
+    engine, graph = engine_of(how, told)
+    requests = [Request(f"r{index}", graph, 0.001 * index) for index in range(4)]
+    report = engine.run(requests)
+    ends = [record.at for record in told if isinstance(record, Ended)]
+    slow = [record for record in told if isinstance(record, Finished) and record.step.stage == "slow"]
+    assert report.counts["on_time"] == 4 and max(ends) < 10.0, "nobody waited for a call of 60 s"
+    assert slow and all(record.at - record.step.started_at < 10.0 for record in slow)
