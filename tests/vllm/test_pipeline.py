@@ -1,7 +1,8 @@
-"""AsyncSLOScheduler with a step always in flight: the real scheduler, driven by hand, without a model.
+"""Our scheduler with a step always in flight: the real one, driven by hand, without a model.
 
 vLLM's CPU platform runs one step at a time whatever it is asked for, so the pipeline is made here: a
 step is scheduled before the one in front of it is reported, as `EngineCore.step_with_batch_queue` does.
+An engine that does so is in test_on_gpu.py.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Pipeline:
 
 
 @pytest.mark.parametrize("policy", ["default", "fcfs", "edf", "neustream"])
-@pytest.mark.parametrize("kind, depth", [("AsyncSLOScheduler", 2), ("AsyncSLOScheduler", 1), ("SLOScheduler", 1)])
+@pytest.mark.parametrize("kind, depth", [("SLOScheduler", 2), ("AsyncSLOScheduler", 1), ("SLOScheduler", 1)])
 def test_nothing_is_lost_with_a_step_in_flight(make, kind, depth, policy):
     scheduler = make(kind, depth, policy)
     line, rnd = Pipeline(scheduler, depth, 1), random.Random(2)
@@ -144,9 +145,29 @@ def test_nothing_is_lost_with_a_step_in_flight(make, kind, depth, policy):
     assert not scheduler.views.jobs and not scheduler._promised and not scheduler._slos
 
 
+@pytest.mark.parametrize("kind", ["SLOScheduler", "AsyncSLOScheduler"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_class_is_the_one_that_the_engine_needs(make, kind, depth):
+    name = type(make(kind, depth, "fcfs")).__name__
+    assert name == ("AsyncSLOScheduler" if depth == 2 else kind)
+
+
+def test_a_class_that_cannot_schedule_ahead_is_refused_where_that_is_done(make, monkeypatch):
+    from neustream.backends.vllm import scheduler
+    from neustream.errors import BackendError
+
+    class Own(scheduler.SLOScheduler):
+        pass
+
+    monkeypatch.setattr(scheduler, "Own", Own, raising=False)
+    assert type(make("Own", 1, "fcfs")) is Own
+    with pytest.raises(BackendError, match=r"Own is no AsyncScheduler .* derive it from AsyncSLOScheduler"):
+        make("Own", 2, "fcfs")
+
+
 def test_a_pipeline_keeps_its_depth(make):
     """With an SLO to keep, as without one, step n + 1 is scheduled before step n is reported."""
-    scheduler = make("AsyncSLOScheduler", 2, "fcfs")
+    scheduler = make("SLOScheduler", 2, "fcfs")
     line = Pipeline(scheduler, 2, 1)
     line.ask("r", 20, 30, slo(total_ms=60_000), ignore_eos=True)
     while "r" not in line.ended:

@@ -1,6 +1,6 @@
 """An SLO scheduler inside stock vLLM, and vLLM engines as stages of larger graphs.
 
-    vllm serve MODEL --scheduler-cls neustream.backends.vllm.AsyncSLOScheduler
+    vllm serve MODEL --scheduler-cls neustream.backends.vllm.SLOScheduler
     LLM(MODEL, scheduler_cls="neustream.backends.vllm.SLOScheduler")
 
 A request says what it was promised in `SamplingParams.extra_args` (over HTTP: `vllm_xargs`), with

@@ -166,6 +166,19 @@ def check_setup(config: Any) -> None:
         raise BackendError(f"the SLO scheduler does not support {', '.join(wrong)}")
 
 
+def check_pipeline(scheduler: Any) -> None:
+    """BackendError if an engine that schedules ahead was given a class that cannot."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+    ahead = scheduler.vllm_config.scheduler_config.async_scheduling
+    if ahead and not isinstance(scheduler, AsyncScheduler):
+        raise BackendError(
+            f"{type(scheduler).__qualname__} is no AsyncScheduler of vLLM's, but this engine "
+            f"schedules a step while the one before it runs: derive it from AsyncSLOScheduler, or "
+            f"set async_scheduling=False"
+        )
+
+
 def _method(cls: type, name: str, args: tuple[str, ...]) -> str:
     method: Callable[..., Any] | None = getattr(cls, name, None)
     if method is None:

@@ -1,6 +1,6 @@
 """vLLM's own scheduler with our policy in front of it: who runs, in what order, who is given up.
 
-`SLOMixin` decides before vLLM's `schedule` what that may see. It changes `running`, `waiting`,
+`SLOScheduler` decides before vLLM's `schedule` what that may see. It changes `running`, `waiting`,
 `max_num_scheduled_tokens` and the limit of running requests for one call of the original, and
 copies none of its code. While no live request has an SLO it leaves everything to vLLM.
 """
@@ -42,16 +42,27 @@ READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 """Statuses of waiting requests that may begin at once."""
 
 
-class SLOMixin(Scheduler):
-    """In front of vLLM's Scheduler or AsyncScheduler; `stats` counts what it does."""
+class SLOScheduler(Scheduler):
+    """In front of vLLM's Scheduler, or of its AsyncScheduler where that is what the engine needs.
+
+    Engines that schedule a step while the one before it runs (vLLM's default on GPUs) make an
+    `AsyncSLOScheduler` of it. `stats` counts what it does.
+    """
 
     max_num_scheduled_tokens: int
+
+    def __new__(cls, vllm_config: Any, *_: Any, **__: Any) -> SLOScheduler:
+        fits: type[SLOScheduler] = cls
+        if cls is SLOScheduler and vllm_config.scheduler_config.async_scheduling:
+            fits = AsyncSLOScheduler
+        return object.__new__(fits)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         contract.check_classes()
         super().__init__(*args, **kwargs)
         contract.check_scheduler(self)
         contract.check_setup(self.vllm_config)
+        contract.check_pipeline(self)
         check_meaning(
             AsyncScheduler if isinstance(self, AsyncScheduler) else Scheduler, args, kwargs
         )
@@ -316,9 +327,5 @@ class SLOMixin(Scheduler):
         self._given_up = []
 
 
-class SLOScheduler(SLOMixin):
-    """For engines that run one step at a time."""
-
-
-class AsyncSLOScheduler(SLOMixin, AsyncScheduler):
-    """For engines that schedule a step while the one before it runs (vLLM's default on GPUs)."""
+class AsyncSLOScheduler(SLOScheduler, AsyncScheduler):
+    """With a step always in flight; on engines that run one at a time it does as those do."""

@@ -335,7 +335,7 @@ def engine_of(
     named = dict(policy)
     ours = {"policy": named.pop("name", "default"), "options": named}
     given = {
-        "scheduler_cls": "neustream.backends.vllm.AsyncSLOScheduler",
+        "scheduler_cls": "neustream.backends.vllm.SLOScheduler",
         "additional_config": {"neustream": ours},
         "disable_log_stats": True,
         **options,
