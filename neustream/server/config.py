@@ -94,7 +94,7 @@ class ModelConfig(_Section):
         pipeline: the class of diffusers that a folder is loaded as (StableDiffusionImg2ImgPipeline);
             None: the one that the folder names.
         tokenizer: a folder; None: the model's; "bytes": one that needs no files.
-        device: where it runs.
+        device: where it runs; vLLM knows that itself.
         sizes: image sizes, as 512x512, that are measured before the server is ready.
         slo: what its requests are promised that bring no promise.
         adapters: of a text model: folders that PEFT saved, by the names under which requests ask for
@@ -131,6 +131,8 @@ class ModelConfig(_Section):
             raise ValueError("give path, or backend")
         if self.kind == "vllm" and self.path is None:
             raise ValueError("vllm loads a folder: give path")
+        if self.kind == "vllm" and "device" in self.model_fields_set:
+            raise ValueError("vllm takes the first device that it sees: leave device out, set CUDA_VISIBLE_DEVICES")
         return self
 
 

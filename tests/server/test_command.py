@@ -26,6 +26,7 @@ TWICE = "models: [{name: a, kind: text, path: x}, {name: a, kind: image, path: y
         (["CONFIG"], "models: []", "models"),
         (["CONFIG"], "models: [{name: a, kind: text}]", "give path, or backend"),
         (["CONFIG"], "models: [{name: a, kind: tex, path: x}]", "'text'"),
+        (["CONFIG"], "models: [{name: a, kind: vllm, path: x, device: cuda}]", "leave device out"),
         (["CONFIG"], "models: [{name: 'a/b', kind: text, path: x}]", "name"),
         (["CONFIG"], MODEL + "\nhttp: {prot: 1}", "prot"),
         (["CONFIG"], MODEL + "\nhttp: {port: 99999}", "65535"),
