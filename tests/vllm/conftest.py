@@ -1,4 +1,8 @@
-"""A real vLLM on the CPU with a tiny random OPT; without vllm installed these tests say so and skip."""
+"""A real vLLM with a tiny random OPT; without vllm installed these tests say so and skip.
+
+`NEUSTREAM_TEST_DEVICE=cuda` is for a vLLM that is built for CUDA, which runs on nothing else; they are skipped where
+the two do not fit. Kernels are float32 through and through there, since tokens of batches that differ are compared.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,38 @@ import pytest
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler is here, to be looked at
 
+DEVICE = os.environ.get("NEUSTREAM_TEST_DEVICE", "cpu").partition(":")[0]
+ON_CUDA = {"gpu_memory_utilization": 0.1, "async_scheduling": False} if DEVICE == "cuda" else {}
+"""One of several engines that share the device; with one step at a time, as on a CPU, but for test_on_gpu.py."""
 HERE = Path(__file__).parent
 WITHOUT = ("test_choice.py", "test_middleware.py", "test_settings.py", "test_view.py")
 """What needs no vLLM."""
 VOCABULARY = 512
 
 
-def pytest_collection_modifyitems(items):
+def lacking() -> str:
+    """Why vLLM cannot be tested here; empty: it can be."""
     found = importlib.util.find_spec("vllm")
-    missing = found is None or found.origin is None  # this very folder looks like a package of that name
-    for item in items:
-        if item.path.is_relative_to(HERE) and item.path.name not in WITHOUT:
-            item.add_marker(pytest.mark.vllm)
-            if missing:
-                item.add_marker(pytest.mark.skip(reason="vllm is not installed here; `make test-vllm` has it"))
+    if found is None or found.origin is None:  # this very folder looks like a package of that name
+        return "vllm is not installed here; `make test-vllm` has it"
+    from vllm.platforms import current_platform
+
+    have = current_platform.device_type
+    return "" if have == DEVICE else f"this vLLM is for {have or 'no device here'}, NEUSTREAM_TEST_DEVICE is {DEVICE}"
+
+
+def pytest_collection_modifyitems(items):
+    ours = [item for item in items if item.path.is_relative_to(HERE) and item.path.name not in WITHOUT]
+    why = lacking() if ours else ""
+    for item in ours:
+        item.add_marker(pytest.mark.vllm)
+        if why:
+            item.add_marker(pytest.mark.skip(reason=why))
+        elif item.get_closest_marker("gpu") and DEVICE != "cuda":
+            item.add_marker(pytest.mark.skip(reason="NEUSTREAM_TEST_DEVICE=cuda and a vLLM for CUDA run it"))
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +109,7 @@ def engines(model):
                 "block_size": 32,
                 "num_gpu_blocks_override": 200,
                 "seed": 0,
+                **ON_CUDA,
             } | more
             if scheduler_cls is not None:
                 given["scheduler_cls"] = scheduler_cls
@@ -130,6 +151,8 @@ class Rig:
     def run(self, most=2000):
         while self.engine.has_unfinished_requests():
             assert self.steps < most, f"still unfinished: {list(self.scheduler.requests)}"
+            self.step()
+        while self.core.batch_queue:  # of a step ahead that nobody is in any more
             self.step()
         return self.ended
 

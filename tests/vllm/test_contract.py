@@ -32,7 +32,14 @@ def test_a_version_from_tomorrow_is_refused_at_start(monkeypatch, model):
 
     monkeypatch.setattr(vllm, "__version__", "0.41.0")
     with pytest.raises(BackendError, match=r"vLLM 0\.41\.0 is not supported"):
-        vllm.LLM(str(model), dtype="float32", enforce_eager=True, max_model_len=256, scheduler_cls=OURS)
+        vllm.LLM(
+            str(model),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=256,
+            gpu_memory_utilization=0.1,
+            scheduler_cls=OURS,
+        )
 
 
 def test_what_is_missing_is_named(monkeypatch):

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 def url(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("front")
     config, script = folder / "server.yaml", folder / "serve.py"
-    options = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 4}
+    options = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 4, "gpu_memory_utilization": 0.1}
     known = {"name": "opt", "kind": "vllm", "path": str(model), "options": options}
     config.write_text(json.dumps({"models": [known], "http": {"port": 0}}))
     script.write_text(CODE)

@@ -33,9 +33,9 @@ class Server:
         given = [
             *("serve", str(model), "--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "opt"),
             *("--enforce-eager", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"),
-            *("--no-enable-prefix-caching", "--scheduler-cls", "neustream.backends.vllm.AsyncSLOScheduler"),
+            *("--no-enable-prefix-caching", "--scheduler-cls", "neustream.backends.vllm.SLOScheduler"),
             *("--additional-config", json.dumps({"neustream": {"config": str(settings)}})),
-            *("--trust-request-chat-template", *more),
+            *("--trust-request-chat-template", "--gpu-memory-utilization", "0.1", *more),
         ]
         self.process = subprocess.Popen(
             [sys.executable, str(CLI), *given], stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=environment()

