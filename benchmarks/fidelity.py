@@ -4,14 +4,15 @@
     OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/fidelity.py --only vllm
 
 For a tiny DiT, Stable Diffusion and OPT on transformers (the configs in configs/demo), and an OPT in
-vLLM where that is installed: profiles are measured anew for each load, since machines drift, then each
-point (a load and a policy) is served and simulated. Loads are multiples of what one request after the
-other can be served at, of vLLM those of its knee. The order of policies turns with the load. Printed
-and written into benchmarks/results/fidelity.{json,md}: the share on time, p50 and p99 of both, the
-errors by the profile and of the device as it was, what steps took over their profile, gaps, decisions,
-and how much the simulator has to be told of the run until it is close (`neustream/analysis/fidelity.py`):
-nothing (`profile`), how fast steps were in the mean (`speed`), each step's own speed (`steps`), what the
-engine took beside them (`engine`); or `nothing` of these explains it.
+vLLM where that is installed (on CUDA one of 1.3 billion weights in float16): profiles are measured anew
+for each load, since machines drift, then each point (a load and a policy) is served and simulated.
+Loads are multiples of what one request after the other can be served at, of vLLM those of its knee.
+The order of policies turns with the load. Printed and written into benchmarks/results/fidelity.{json,md}:
+the share on time, p50 and p99 of both, the errors by the profile and of the device as it was, what steps
+took over their profile, gaps, decisions, and how much the simulator has to be told of the run until it
+is close (`neustream/analysis/fidelity.py`): nothing (`profile`), how fast steps were in the mean
+(`speed`), each step's own speed (`steps`), what the engine took beside them (`engine`); or `nothing` of
+these explains it.
 
 Points are kept in out/fidelity as they are served, and an interrupted run goes on where it was; `--fresh`
 measures and serves anew. `--quick` has two loads and two policies, and writes no results. A machine
@@ -194,12 +195,12 @@ def rows_of(model: Model, args: argparse.Namespace, progress: Progress) -> list[
     if model.name == VLLM:
         from fidelity_vllm import Servers
 
-        servers = Servers({point.policy for point in todo})
+        servers = Servers({point.policy for point in todo}, args.device)
 
         def serve(point: Point) -> Row:
             return row_of(point, *servers.serve(point.policy, point.load, point.requests, point.seed))
 
-        return list(run(todo, lambda point: "learnt", serve, progress))
+        return list(run(todo, lambda point: f"learnt, {servers.size.name}", serve, progress))
 
     def folder(point: Point) -> Path:
         return measured(model, point.load, args.device, args.profile_s)

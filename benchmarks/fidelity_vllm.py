@@ -1,4 +1,4 @@
-"""vLLM's part of benchmarks/fidelity.py: a small OPT in vLLM under our scheduler class, by policy."""
+"""vLLM's part of benchmarks/fidelity.py: an OPT in vLLM under our scheduler class, by policy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llm_vllm import PROMISES, Asked, alone, make_model, make_server, serve, simulated, throughput, workload
+from llm_vllm import PROMISES, Asked, alone, serve, simulated, throughput, workload
+from vllm_engines import OURS, STOCK, make_model, make_server, size_on
 
 from neustream import POLICIES
 from neustream.analysis.fidelity import Outcome
 
 TTFT, TPOT = PROMISES[1]
-STOCK, OURS = "fcfs", "ours"
 LEARN = 48
 """Requests that each engine serves first, so that steps of all kinds were seen."""
 
@@ -27,13 +27,17 @@ def outcome_of(some: Sequence[Asked]) -> Outcome:
 
 
 class Servers:
-    """An engine of vLLM's for each policy, and one of stock vLLM that tells where the knee is."""
+    """An engine of vLLM's for each policy, and one of stock vLLM that tells where the knee is.
 
-    def __init__(self, policies: Collection[str]) -> None:
+    `size`: of the model, which the kind of device says.
+    """
+
+    def __init__(self, policies: Collection[str], device: str) -> None:
+        self.size = size_on(device)
         with tempfile.TemporaryDirectory() as name:
-            make_model(Path(name))
-            stock = make_server(Path(name), STOCK)
-            self._engines = {policy: make_server(Path(name), OURS, policy) for policy in sorted(policies)}
+            make_model(Path(name), self.size)
+            stock = make_server(Path(name), self.size, STOCK)
+            self._engines = {policy: make_server(Path(name), self.size, OURS, policy) for policy in sorted(policies)}
         self._prefill, self._decode = alone(stock)
         some = {STOCK: stock, OURS: next(iter(self._engines.values()))}
         self._knee = throughput(some, 2)[STOCK]
@@ -60,7 +64,7 @@ class Servers:
         serve(engine, some, OURS)
         taken = scheduler.stats.steps - steps
         each = (scheduler.stats.overhead_s - overhead) / max(taken, 1) * 1e6
-        report = simulated(some, scheduler.step_times, POLICIES[policy]())
+        report = simulated(some, self.size, scheduler.step_times, POLICIES[policy]())
         seen: dict[str, Any] = {"decisions": taken, "decision_us": [each, each], "knee_rps": self._knee}
         seen["step_error"] = scheduler.stats.step_error
         return outcome_of(some), seen, {"profile": Outcome.of(report.to_dict())}

@@ -6,7 +6,8 @@
 
 The models are those of `configs/paper/`, with random weights in float16. Profiles go to `profiles/<gpu>/<config>/`,
 those without CUDA graphs to `<config>_eager/`, results to `benchmarks/results/gpu/<gpu>/`. A served part first takes
-the rate from the profile: `load` times what the device can serve at its best batch. What fails is named at the end.
+the rate from the profile: `load` times what the device can serve at its best batch. What needs vLLM is left out where
+it is not installed. What fails is named at the end.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -99,11 +101,17 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Part:
-    """Something to run: about how many `seconds` it takes, and what does it."""
+    """Something to run: about how many `seconds` it takes, what does it, and the package that it `needs`."""
 
     name: str
     seconds: float
     run: Callable[[], None]
+    needs: str = ""
+
+    @property
+    def lacking(self) -> bool:
+        """Whether the package that it needs is not installed here."""
+        return bool(self.needs) and find_spec(self.needs) is None
 
 
 def gpu_name() -> str:
@@ -254,7 +262,24 @@ def others(gpu: str) -> list[Part]:
     fidelity = partial(
         script, "fidelity.py", "--device", "cuda:0", "--only", "dit", "sd", "opt", "--out", str(out / "fidelity")
     )
-    return [*parts, Part("fidelity", 900, fidelity)]
+    return [*parts, Part("fidelity", 900, fidelity), *with_vllm(gpu)]
+
+
+def with_vllm(gpu: str) -> list[Part]:
+    """Our policies inside vLLM beside their simulation; vLLM's tokens a second beside ours."""
+    out = RESULTS / gpu
+    served = partial(
+        script,
+        *("fidelity.py", "--device", "cuda:0", "--only", "vllm", "--loads", "0.75", "1.5", "--requests", "200"),
+        *("--out", str(out / "fidelity_vllm.json")),
+    )
+    beside = partial(
+        script,
+        *("text.py", "--device", "cuda:0", "--dtype", "float16", "--models", "opt-1.3b", "--vllm", sys.executable),
+        *("--beside", "generate", "--each", "2", "--rounds", "2", "--concurrent", "1", "32"),
+        *("--out", str(out / "text_vllm.json")),
+    )
+    return [Part("vllm served", 120, served, "vllm"), Part("vllm text", 150, beside, "vllm")]
 
 
 def main() -> None:
@@ -271,6 +296,9 @@ def main() -> None:
         importlib.import_module(name)
     for part in parts(gpu):
         if given.only and not any(word in part.name.split() for word in given.only):
+            continue
+        if part.lacking:
+            print(f"== {part.name}: left out, the package {part.needs} is not installed here", flush=True)
             continue
         spent = time.monotonic() - began
         if spent + part.seconds > given.budget_s:

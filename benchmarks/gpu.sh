@@ -5,7 +5,8 @@
 #
 # Installs the package into .venv if it is not there. First the tests of the backends run with their models on the GPU
 # (TESTS=no leaves them out). Then benchmarks/gpu.py measures full-size models of configs/paper/ with random weights
-# into profiles/<gpu>/, serves the paper's workloads beside the simulator, and compares with stock libraries.
+# into profiles/<gpu>/, serves the paper's workloads beside the simulator, and compares with stock libraries. Where vLLM
+# is installed in .venv, its tests run there too, and what is measured in it.
 set -euo pipefail
 PYTHON=.venv/bin/python
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
@@ -36,5 +37,10 @@ fi
 
 if [ "${TESTS:-yes}" = yes ]; then
     NEUSTREAM_TEST_DEVICE=cuda "$PYTHON" -m pytest -q -n 4 --dist loadfile tests/backends || echo "some tests failed" >&2
+    if "$PYTHON" -c 'import vllm' 2>/dev/null; then
+        NEUSTREAM_TEST_DEVICE=cuda "$PYTHON" -m pytest -q tests/vllm -o filterwarnings=ignore || echo "some tests failed" >&2
+    else
+        echo "tests/vllm are left out: the package vllm is not installed in .venv" >&2
+    fi
 fi
 exec "$PYTHON" benchmarks/gpu.py "$@"

@@ -1,16 +1,13 @@
 """The `vllm` part of benchmarks/llm.py: one real vLLM engine a scheduler, the same arrivals for all, in turns.
 
 Engines run in this process and are stepped by the loop that submits requests at their arrivals, so that
-times are the client's and no second process competes for the cores. The model is a small OPT with
-dummy weights, which never ends by itself: a logits processor makes it say EOS where the workload
-says so, which no scheduler looks at.
+times are the client's and no second process competes for the cores. The model is an OPT with dummy
+weights (`vllm_engines.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import tempfile
 import time
@@ -20,88 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vllm_engines import EOS, Size, make_model, make_server, size_on
 
 from neustream.engine.report import Report
 
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-
 VOCABULARY = 8192
-EOS, MOST = 2, 96
-"""The token that ends a generation, and the outputs that a request allows."""
-SEATS, STEP_TOKENS, BLOCK, BLOCKS = 16, 512, 32, 192
+"""Tokens of prompts are below it."""
+MOST = 96
+"""The outputs that a request allows."""
 PROMISES = ((1.5, 1.5), (3.0, 2.0), (5.0, 5.0))
 """TTFT and TPOT as multiples of a prompt and a decode alone."""
 LOADS = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Rates as multiples of the knee: requests per second that the stock engine finishes when it is full."""
 SERVERS = ("fcfs", "priority", "ours")
-
-
-def make_model(folder: Path) -> None:
-    """A folder with the config of a small OPT; its weights are dummies (all tokens equally likely)."""
-    config = {
-        "architectures": ["OPTForCausalLM"],
-        "model_type": "opt",
-        "vocab_size": VOCABULARY,
-        "hidden_size": 512,
-        "word_embed_proj_dim": 512,
-        "ffn_dim": 2048,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 1024,
-        "do_layer_norm_before": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "torch_dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def make_server(folder: Path, kind: str, policy: str = "default") -> Any:
-    """An engine under vLLM's scheduler (first come first served, or by priority), or ours with a policy."""
-    from vllm import LLM
-    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
-
-    class Ends(AdapterLogitsProcessor):  # type: ignore[misc]
-        """EOS as the output number `end` of a request's `extra_args`, and not before."""
-
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def new_req_logits_processor(self, params: Any) -> Any:
-            end = (params.extra_args or {}).get("end")
-            return None if end is None else lambda made, logits: _ending(logits, len(made) + 1 >= end)
-
-    given: dict[str, Any] = {"fcfs": {}, "priority": {"scheduling_policy": "priority"}, "ours": {}}[kind]
-    if kind == "ours":
-        given["scheduler_cls"] = "neustream.backends.vllm.SLOScheduler"
-        given["additional_config"] = {"neustream": {"policy": policy}}
-    llm = LLM(
-        str(folder),
-        skip_tokenizer_init=True,
-        load_format="dummy",
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=512,
-        max_num_seqs=SEATS,
-        max_num_batched_tokens=STEP_TOKENS,
-        enable_prefix_caching=False,
-        block_size=BLOCK,
-        num_gpu_blocks_override=BLOCKS,
-        seed=0,
-        logits_processors=[Ends],
-        **given,
-    )
-    return llm.llm_engine
-
-
-def _ending(logits: Any, over: bool) -> Any:
-    if over:
-        logits[:] = float("-inf")
-    logits[EOS] = 0.0 if over else float("-inf")
-    return logits
 
 
 @dataclass
@@ -196,15 +124,16 @@ def alone(engine: Any) -> tuple[Callable[[int], float], float]:
     return lambda size: float(base + slope * size), statistics.median(gaps)
 
 
-def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> Report:
+def simulated(some: Sequence[Asked], size: Size, steps: Any, policy: Any) -> Report:
     """What the simulator says of the same requests, with latencies as ours learnt them."""
     from neustream import SLO, Engine, Graph, Member, Pool, ProfiledExecutor, Request, Scheduler, VirtualClock
     from neustream.core.kv_cache import KVCache
     from neustream.graphs import llm, llm_profiles
 
-    graph = Graph("llm", llm("llm", max_batch=SEATS))
+    graph = Graph("llm", llm("llm", max_batch=size.seats))
     lengths = {asked.id: asked.end for asked in some}
-    pool = Pool("vllm", tuple(graph.stages), kv_caches={"llm": KVCache(BLOCKS - 1, BLOCK)}, step_tokens=STEP_TOKENS)
+    caches = {"llm": KVCache(size.blocks - 1, size.block)}
+    pool = Pool("vllm", tuple(graph.stages), kv_caches=caches, step_tokens=size.step_tokens)
     requests = [
         Request(
             asked.id,
@@ -219,17 +148,17 @@ def simulated(some: Sequence[Asked], steps: Any, policy: Any) -> Report:
     def outcome(batch: Any) -> list[dict[str, bool]]:
         return [{"ended": job.call_outputs + 1 >= lengths[job.id]} for job in batch.jobs]
 
-    scheduler = Scheduler([pool], policy, llm_profiles("llm", steps, SEATS))
+    scheduler = Scheduler([pool], policy, llm_profiles("llm", steps, size.seats))
     return Engine(Member(scheduler, {"vllm": ProfiledExecutor(outcome=outcome)}), VirtualClock()).run(requests)
 
 
-def overhead(engine: Any, count: int = 400) -> dict[str, float]:
-    """What ours adds to a step of 16 decodes that were promised something, in microseconds and as a share."""
+def overhead(engine: Any, seats: int) -> dict[str, float]:
+    """What ours adds to a step of `seats` decodes that were promised something, in microseconds and as a share."""
     from vllm import SamplingParams
 
     stats = engine.engine_core.engine_core.scheduler.stats
     for turn in range(2):
-        for at in range(SEATS):
+        for at in range(seats):
             params = SamplingParams(
                 max_tokens=MOST, ignore_eos=True, detokenize=False, extra_args={"slo_ttft_ms": 6e4, "slo_tpot_ms": 1e3}
             )
@@ -273,15 +202,16 @@ Runs = dict[str, list[list[Asked]]]
 
 
 def run_vllm(args: argparse.Namespace, write: Callable[..., None]) -> None:
+    size = size_on("cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder)
-        servers = {kind: make_server(folder, kind) for kind in SERVERS}
+        make_model(folder, size)
+        servers = {kind: make_server(folder, size, kind) for kind in SERVERS}
     prefill, decode = alone(servers["fcfs"])
     flat = throughput(servers, 2 if args.quick else 7)
     base = Alone(prefill, decode, flat["fcfs"])
-    cost = overhead(servers["ours"])
-    say_costs(base, flat, cost)
+    cost = overhead(servers["ours"], size.seats)
+    say_costs(base, flat, cost, size.seats)
     rows = []
     for ttft, tpot in PROMISES[1:2] if args.quick else PROMISES:
         for load in LOADS[::3] if args.quick else LOADS:
@@ -305,7 +235,7 @@ def compared(
     runs = served_in_turns(servers, base, ttft, tpot, load, args)
     row: dict[str, Any] = {"ttft_x": ttft, "tpot_x": tpot, "load": load}
     row |= {kind: outcome_of(rounds) for kind, rounds in runs.items()}
-    return {**row, "simulated": simulations(servers, runs)}
+    return {**row, "simulated": simulations(servers, size_on("cpu"), runs)}
 
 
 def served_in_turns(
@@ -337,25 +267,25 @@ def share(some: Sequence[Asked], what: str) -> float:
     return float(sum(getattr(asked, what) for asked in some) / len(some))
 
 
-def simulations(servers: dict[str, Any], runs: Runs) -> dict[str, float]:
+def simulations(servers: dict[str, Any], size: Size, runs: Runs) -> dict[str, float]:
     """Attainment by the simulator, with latencies as ours learnt them; medians over rounds."""
     from neustream import POLICIES
 
     steps = servers["ours"].engine_core.engine_core.scheduler.step_times
     policies = {"fcfs": POLICIES["fcfs"](drop_hopeless=False), "ours": POLICIES["priced"]()}
     return {
-        kind: statistics.median(simulated(some, steps, policy).attainment for some in runs[kind])
+        kind: statistics.median(simulated(some, size, steps, policy).attainment for some in runs[kind])
         for kind, policy in policies.items()
     }
 
 
-def say_costs(base: Alone, flat: dict[str, float], cost: dict[str, float]) -> None:
+def say_costs(base: Alone, flat: dict[str, float], cost: dict[str, float], seats: int) -> None:
     prompt, decode = base.prefill(64) * 1e3, base.decode * 1e3
     print(f"alone: prefill of 64 tokens {prompt:.1f} ms, decode {decode:.1f} ms; knee {base.knee:.1f}/s")
     ratio = flat["ours"] / flat["fcfs"]
     print(f"nothing promised: stock {flat['fcfs']:.2f}/s, ours {flat['ours']:.2f}/s ({ratio:.3f})")
     added, part = cost["overhead_us"], cost["share"]
-    print(f"ours adds {added:.0f} us to a step of {SEATS} decodes: {part:.1%}", flush=True)
+    print(f"ours adds {added:.0f} us to a step of {seats} decodes: {part:.1%}", flush=True)
 
 
 def say_row(row: dict[str, Any]) -> None:

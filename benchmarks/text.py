@@ -10,12 +10,13 @@ the sizes of real ones (`text_models.py`). Requests have prompts of 16 to 127 to
 many are under way at once; when one ends, the next is asked. Systems take turns, so that what else the machine does
 falls on all; figures are medians over rounds. All have the same weights.
 `generate` serves one after the other. `generate_batch` is the manager behind it, which streams. vLLM has a
-process of its own, steps its engine in place (`text_vllm.py`), and is left out where `--vllm` names no Python
-that has it. Ours reads larger linear layers in oneDNN's layout on a CPU; the plain one has `prepack=False`. On CUDA
-its decodes are graphs; one more has `graphs=False`. What fails is told, and left out. Greedy tokens are compared with
-those of `generate`, as far as it was asked: `other` counts requests with a difference. An empty `--beside` leaves out
-all but vLLM and ours, which are compared with each other then. With `--handed`, ours is also measured with all turns of
-the engine on its own thread: none follows a brief step on the worker's.
+process of its own, steps its engine in place (`text_vllm.py`), on CUDA with its graphs and its compiler unless
+`--vllm-options` say otherwise, and is left out where `--vllm` names no Python that has it. Ours reads larger linear
+layers in oneDNN's layout on a CPU; the plain one has `prepack=False`. On CUDA its decodes are graphs; one more has
+`graphs=False`. What fails is told, and left out. Greedy tokens are compared with those of `generate`, as far as it was
+asked: `other` counts requests with a difference. An empty `--beside` leaves out all but vLLM and ours, which are
+compared with each other then. With `--handed`, ours is also measured with all turns of the engine on its own thread:
+none follows a brief step on the worker's.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ from neustream.profiling import versions
 BLOCK = 32
 """Tokens of a block of `generate_batch`, which takes all memory where it is not told how many."""
 CONCURRENT = (1, 8, 32)
+SAID = 3000
+"""Of what vLLM says before it ends, so many last characters are shown."""
 BESIDE = ("generate", "generate_batch", "ours, plain")
 """What may be left out."""
 
@@ -167,15 +170,17 @@ def by_handing(service: ns.Service, work: Work, concurrent: int) -> list[Served]
 
 
 class Vllm:
-    """A vLLM in a process of its own."""
+    """A vLLM in a process of its own. `options`: its engine arguments, as JSON."""
 
-    def __init__(self, python: str, model: Any, seats: int) -> None:
+    def __init__(self, python: str, model: Any, seats: int, dtype: str, options: str) -> None:
         self._folder = tempfile.TemporaryDirectory()
         model.save_pretrained(self._folder.name)
         script = str(Path(__file__).with_name("text_vllm.py"))
-        command = [python, script, self._folder.name, str(seats), str(LENGTH)]
+        command = [python, script, self._folder.name, str(seats), str(LENGTH), "--dtype", dtype, "--options", options]
+        self._log = Path(self._folder.name) / "log"
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
         self._answer()
 
     def _answer(self) -> str:
@@ -183,7 +188,9 @@ class Vllm:
         for line in self._process.stdout:
             if line.startswith("RESULT "):
                 return line.removeprefix("RESULT ")
-        raise SystemExit(f"vLLM ended with {self._process.wait()}")
+        code, said = self._process.wait(), self._log.read_text(errors="replace")
+        self._folder.cleanup()
+        raise SystemExit(f"vLLM ended with {code}: {said[-SAID:]}")
 
     def __call__(self, work: Work, concurrent: int) -> list[Served]:
         asked = {"prompts": work.prompts, "counts": work.counts, "concurrent": concurrent}
@@ -239,9 +246,10 @@ def systems_of(model: Any, args: argparse.Namespace, name: str) -> Iterator[dict
             with telling("generate_batch"):
                 found["generate_batch"] = _manager(twin(model), seats, stack)  # it changes its model's attention
         if args.vllm is not None:
-            process = Vllm(args.vllm, model, seats)
-            stack.callback(process.close)
-            found["vllm"] = process
+            with telling("vllm"):
+                process = Vllm(args.vllm, model, seats, args.dtype, args.vllm_options)
+                stack.callback(process.close)
+                found["vllm"] = process
         service = _ours(twin(model), seats, stack)
         found["ours"] = lambda work, concurrent: by_ours(service, work, concurrent)
         if args.handed:
@@ -339,6 +347,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--seconds", type=at_least_one, help="behind so many nothing more is begun")
     parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM, as `make test-vllm` makes one")
+    parser.add_argument("--vllm-options", default="{}", metavar="JSON", help="vLLM's engine arguments")
     parser.add_argument(
         "--beside", nargs="*", choices=BESIDE, default=list(BESIDE), help="what is measured beside vLLM and ours"
     )

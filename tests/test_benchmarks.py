@@ -77,7 +77,22 @@ def test_without_a_gpu_or_vllm_omni_the_benchmark_says_so(diffusion, root, tmp_p
     assert told.returncode == 1 and "no CUDA device found" in told.stderr
     told = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
     assert told.returncode == 0 and told.stdout.startswith("What is measured on a CUDA machine, in one command:")
-    assert told.stdout.endswith("compares with stock libraries.\n") and told.stderr == ""
+    assert told.stdout.endswith("and what is measured in it.\n") and told.stderr == ""
+
+
+def test_on_a_gpu_without_vllm_its_parts_are_left_out_with_the_reason(diffusion, monkeypatch, capsys):
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu, "gpu_name", lambda: "toy")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
+    monkeypatch.setattr(gpu, "IMPORTED", ())
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--only", "vllm"])
+    gpu.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"== vllm {what}: left out, the package vllm is not installed here" for what in ("served", "text")
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -101,6 +116,7 @@ def test_parts_for_a_gpu_are_in_their_order_and_rates_follow_from_profiles(diffu
     names = [part.name for part in gpu.parts("some_gpu")]
     assert names[: len(gpu.ORDER)] == list(gpu.ORDER) and len(set(names)) == len(names)
     assert {"profile sd15_256", "eager dit_s2", "text", "fidelity"} <= set(names) and "run sd15_256" not in names
+    assert {part.needs for part in gpu.parts("some_gpu") if part.name in ("vllm served", "vllm text")} == {"vllm"}
     told = json.loads((root / "profiles/nvidia_h200/opt_13b_a6000/steps.json").read_text())
     decode, prefill = told["decode"], told["prefill"]
     tokens_s = max(batch / row[2] for batch, row in zip(decode["batch"], decode["latency_s"], strict=True))
