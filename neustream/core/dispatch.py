@@ -104,10 +104,11 @@ class Dispatch:
         assert again is not None
         known = again.moves == state.queues.moves and again.unpromised == lives.unpromised
         known = known and again.profiles is times.profiles and times.as_fast_as(again.speed)
-        if not known or now >= again.until or state.out or state.running:
+        known = known and now < again.until and again.holds(now)
+        if not known or state.out or state.running:
             state.again = None
             return None
-        if may_be_hopeless(state.queues.jobs(), now):
+        if again.within is None and may_be_hopeless(state.queues.jobs(), now):
             return None
         jobs = again.jobs
         sizes = tuple([job.size for job in jobs])
@@ -267,7 +268,10 @@ class Dispatch:
         if len(batch.jobs) == len(decision.jobs):
             moves, unpromised = state.queues.moves, self._lives.unpromised
             known = self._times.profiles, self._times.speed
-            state.again = Again(batch.jobs, decision.until, moves, unpromised, *known)
+            in_time = [job for job in batch.jobs if not job.late]
+            state.again = Again(
+                batch.jobs, decision.until, decision.within, in_time, moves, unpromised, *known
+            )
 
     def _decide(self, policy: Policy, view: View) -> Decision:
         self.decisions += 1

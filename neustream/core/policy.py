@@ -273,6 +273,8 @@ class Decision:
         until: by then the same jobs would run again, each its whole step, as long as nobody comes,
             goes, or is `hopeless`, and steps are expected to take what they do now. So the rule
             need not be asked.
+        within: in place of `hopeless`: as long as none of them is late who is not late yet, or has
+            its next output due within so many seconds.
     """
 
     jobs: Sequence[Job] = ()
@@ -280,6 +282,7 @@ class Decision:
     wake_at: float | None = None
     sizes: Mapping[Job, float] = field(default_factory=dict)
     until: float = -math.inf
+    within: float | None = None
 
 
 class Policy(Protocol):

@@ -21,18 +21,27 @@ from neustream.errors import GraphError, PolicyError, RequestError, shown
 
 
 class Again(NamedTuple):
-    """What a policy would decide anew until some time (`Decision.until`).
+    """What a policy would decide anew until some time (`Decision.until`, `within`).
 
-    `moves`: of the pool's queues; `unpromised`: live jobs without a promise; `profiles`, `speed`:
-    what steps take, by what was known.
+    `in_time`: those of `jobs` that were not late; `moves`: of the pool's queues; `unpromised`: live
+    jobs without a promise; `profiles`, `speed`: what steps take, by what was known.
     """
 
     jobs: tuple[Job, ...]
     until: float
+    within: float | None
+    in_time: Sequence[Job]
     moves: int
     unpromised: int
     profiles: Mapping[str, LatencyProfile]
     speed: Mapping[str, float]
+
+    def holds(self, now: float) -> bool:
+        """Whether nobody has too little time by `within`, where that is given."""
+        if self.within is None:
+            return True
+        latest = now + self.within
+        return not [job for job in self.in_time if job.due_next < latest or job.late]
 
 
 class PoolState:

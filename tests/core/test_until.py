@@ -18,13 +18,13 @@ class Lasting:
     """All that wait, in order; the same until `until`. Counts how often it was asked."""
 
     def __init__(self, until):
-        self.until, self.asked = until, 0
+        self.until, self.within, self.asked = until, None, 0
 
     def decide(self, view):
         self.asked += 1
         jobs = view.jobs
         whole = all(job.stage.phase == "decode" for job in jobs)
-        return Decision(jobs, view.hopeless(), until=self.until if whole else -math.inf)
+        return Decision(jobs, view.hopeless(), until=self.until if whole else -math.inf, within=self.within)
 
 
 def serving(until=math.inf, total=100.0, blocks=100, count=2, pool="gpu"):
@@ -93,6 +93,30 @@ def test_who_becomes_hopeless_has_it_asked():
     assert rule.asked == 2
     step(scheduler, 9.0)  # late, as it was kept waiting: 11 s are left, and 17 outputs are to come
     assert rule.asked > 2
+
+
+def test_within_stands_in_place_of_hope():
+    """Until somebody is late who was not, or has its next output due before such a step is over."""
+    scheduler, rule = serving(total=21.0)
+    rule.within = 1.5
+    step(scheduler, 2.0)
+    asked = rule.asked
+    step(scheduler, 9.0)
+    assert rule.asked == asked + 1, "nothing was said of `within` when it was decided"
+    for now in (10.0, 11.0, 19.5):
+        step(scheduler, now)
+    assert rule.asked == asked + 1
+    step(scheduler, 19.6)
+    assert rule.asked == asked + 2, "21 s come within 1.5 s"
+    scheduler, rule = serving()
+    rule.within, scheduler._pools["gpu"].again = 1.5, None
+    step(scheduler, 2.0)
+    asked, scheduler.jobs["0"].late = rule.asked, True
+    step(scheduler, 3.0)
+    assert rule.asked == asked + 1
+    scheduler.jobs["0"].due_next = 4.0
+    step(scheduler, 4.0)
+    assert rule.asked == asked + 1, "who was late then holds nobody back"
 
 
 def test_where_memory_lacks_the_rule_is_asked_and_the_last_one_loses_its_own():

@@ -12,7 +12,7 @@ import numpy as np
 
 from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats
-from neustream.core.policies.model_queues import ModelQueues, has_progress, in_part
+from neustream.core.policies.model_queues import ModelQueues, at_decode, has_progress, in_part
 from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.recent_prompts import patience, typical
@@ -29,6 +29,13 @@ from neustream.core.types import TICK
 
 VAIN = 0.95
 """Prefill and decode are mixed only if that takes less than this share of the two separately."""
+
+LONGER = 1.25
+"""Times what a step takes now that later ones are taken to take at most, while the same decode."""
+AGAIN = 32
+"""Such steps of decodes after which the rule looks again although nobody came or went."""
+LATE_AGAIN = 8
+"""The same where some of them are late: whether they cost the others something is seen anew."""
 
 
 class Parameters(Protocol):
@@ -318,7 +325,21 @@ class StepPlan:
                 self.part = PrefillPlan([], chosen=dict(sizes))
         if self.broken:
             take_late(self, jobs, sizes)
-        return Decision(jobs, self.drop, sizes=sizes)
+        if sizes or self.waiting or self.drop:
+            return Decision(jobs, self.drop, sizes=sizes)
+        within = LONGER * (self._decode(jobs) if self.broken else self.together)
+        return Decision(jobs, until=self._until(within), within=within)
+
+    def _until(self, longest: float) -> float:
+        """Until when those that run now do so again, if steps take at most so long."""
+        if self.rule.steady or self.view.reserved or not all(map(at_decode, self.broken)):
+            return -math.inf
+        if self.broken:
+            return self.view.now + LATE_AGAIN * longest
+        due = self.due(self.alive[0]) if self.alive else math.inf
+        if due < math.inf and self.rule.pause and patience(self.view, self.model) < longest:
+            return -math.inf
+        return self.view.now + AGAIN * longest
 
     def _may_hope(self) -> bool:
         """Whether the first prompt may run although it does not fit, since nobody else does.
