@@ -222,6 +222,7 @@ WISHES: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.8},
     "temperature, seeds": {"temperature": 0.8},
     "top_p 0.95": {"temperature": 0.8, "top_p": 0.95},
+    "top_p 0.95, seeds": {"temperature": 0.8, "top_p": 0.95},
     "top_k 50, top_p 0.95, seeds": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
     "presence and repetition": {"presence_penalty": 0.5, "repetition_penalty": 1.1},
 }

@@ -11,7 +11,7 @@ from texts import CONFIGS, VOCABULARY, Drive, alone, made, model_of, prompts  # 
 
 import neustream  # noqa: E402
 from neustream import BackendError, RequestError  # noqa: E402
-from neustream.backends.transformers import draws  # noqa: E402
+from neustream.backends.transformers import choosing, draws  # noqa: E402
 from neustream.backends.transformers.choosing import Chooser, choose  # noqa: E402
 from neustream.backends.transformers.defaults import defaults_of  # noqa: E402
 from neustream.backends.transformers.from_config import byte_tokenizer  # noqa: E402
@@ -119,9 +119,9 @@ def test_a_processor_that_is_at_fault_fails_its_request_alone(processor, why):
 
 def test_rows_of_the_same_filters_share_their_calls(monkeypatch):
     calls = []
-    real = transformers.TopPLogitsWarper.__call__
-    counted = lambda self, ids, scores: (calls.append(len(scores)), real(self, ids, scores))[1]  # noqa: E731
-    monkeypatch.setattr(transformers.TopPLogitsWarper, "__call__", counted)
+    real = choosing.with_seeds
+    counted = lambda sampling, logits, own: (calls.append(len(logits)), real(sampling, logits, own))[1]  # noqa: E731
+    monkeypatch.setattr(choosing, "with_seeds", counted)
     asked = [(Chooser(Sampling(temperature=1, top_p=0.9, seed=at)), Text(Ask([1]))) for at in range(5)]
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     together = choose(logits, asked)
@@ -150,7 +150,7 @@ def test_draws_from_the_likeliest_tokens_are_those_of_the_stock_filters(seed, mo
     sampling = Sampling(temperature=draw.uniform(0.3, 2), **{name: options[name] for name in some})
     logits = 3 * torch.randn(5, 500, generator=torch.Generator().manual_seed(seed))
     shares = []
-    monkeypatch.setattr(draws, "LIKELIEST", 400)
+    monkeypatch.setattr(draws, "LIKELIEST", (400,))
     real = draws._drawn
     monkeypatch.setattr(draws, "_drawn", lambda found: (shares.append(found), real(found))[1])
     found = draws.at_random(sampling, logits)
@@ -164,7 +164,7 @@ def test_draws_from_the_likeliest_tokens_are_those_of_the_stock_filters(seed, mo
 
 
 def test_filters_that_leave_many_tokens_are_computed_of_all(monkeypatch):
-    monkeypatch.setattr(draws, "LIKELIEST", 3)
+    monkeypatch.setattr(draws, "LIKELIEST", (3,))
     found = draws.at_random(Sampling(temperature=1, top_p=0.99), torch.zeros(400, 8))
     assert set(found.tokens.tolist()) == set(range(8))
 

@@ -20,13 +20,16 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from neustream.backends.transformers.draws import Draws, at_random, filtered
+from neustream.backends.transformers.draws import Draws, at_random
 from neustream.backends.transformers.said import Place
 from neustream.backends.transformers.sampling import Processor, Sampling
+from neustream.backends.transformers.seeded import with_seeds
 from neustream.backends.transformers.text import Text
 from neustream.errors import told
 
 NOWHERE = Place()
+TOGETHER = 1 << 19
+"""Logits of rows that share calls on a CPU, at most: what is made of them then stays in its cache."""
 WRONG_LOGITS = "the model's logits are NaN or infinite, or all are masked"
 
 
@@ -86,11 +89,11 @@ class Chooser:
             logits = found.to(logits.dtype)
         return logits
 
-    def token(self, shares: torch.Tensor) -> torch.Tensor:
-        """A token id [] drawn from `shares` [1, vocabulary]; moves the stream on."""
+    def generator(self, device: torch.device) -> torch.Generator:
+        """What its tokens are drawn from, where it left off; who draws moves the stream on."""
         if self._generator is None:
-            self._generator = self._begun(shares.device)
-        return torch.multinomial(shares, 1, generator=self._generator)[0, 0]
+            self._generator = self._begun(device)
+        return self._generator
 
     def _begun(self, device: torch.device) -> torch.Generator:
         generator = torch.Generator(device)
@@ -174,27 +177,30 @@ def choose(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None]) -
     """
     why: dict[int, str] = {}
     logits = _edited(logits, asked, why)
-    most, tokens = logits.max(-1)  # of NaN and others, NaN is the largest
+    most = logits.amax(-1)  # of NaN and others, NaN is the largest
     drawn = {at: one[0] for at, one in enumerate(asked) if one is not None and one[0].draws and at not in why}
+    tokens = _likeliest(logits, [at for at in range(len(asked)) if at not in drawn])
     sums = [most]
-    seeded: dict[int, torch.Tensor] = {}
     rows = list(range(len(asked)))
     for some, draws in _together(logits, drawn, why):
         rows += some
-        if isinstance(draws, Draws):
-            sums.append(draws.total)
-            tokens[some] = draws.tokens
-        else:
-            sums.append(draws.amax(-1))
-            seeded |= zip(some, draws.split(1), strict=True)
+        sums.append(draws.total)
+        tokens[some] = draws.tokens
     fine = list(map(math.isfinite, torch.cat(sums).tolist()))  # one look at the device for all of them
     for at, well in zip(rows, fine, strict=True):
         if not well:
             why.setdefault(at, f"no token has a probability with {drawn[at]}" if fine[at] else WRONG_LOGITS)
-    for at, shares in seeded.items():
-        if at not in why:
-            tokens[at] = drawn[at].token(shares)
     return [why.get(at, token) for at, token in enumerate(tokens.tolist())]
+
+
+def _likeliest(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """The likeliest token of each of `rows`; of others, any."""
+    if len(rows) == len(logits):
+        return logits.argmax(-1)
+    tokens = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    if rows:
+        tokens[rows] = logits[rows].argmax(-1)
+    return tokens
 
 
 def _edited(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None], why: dict[int, str]) -> torch.Tensor:
@@ -217,8 +223,8 @@ def _edited(logits: torch.Tensor, asked: Sequence[tuple[Chooser, Text] | None], 
 
 def _together(
     logits: torch.Tensor, drawn: Mapping[int, Chooser], why: dict[int, str]
-) -> Iterator[tuple[list[int], Draws | torch.Tensor]]:
-    """Rows that draw, those of the same filters in one call: what they drew, or with seeds their shares.
+) -> Iterator[tuple[list[int], Draws]]:
+    """Rows that draw, those of the same filters in few calls, and what they drew.
 
     If a call raises, each of its rows has calls of its own.
     """
@@ -226,13 +232,17 @@ def _together(
     for at, chooser in drawn.items():
         key = (chooser.sampling.seed is None, *chooser.sampling.filters)
         alike.setdefault(key, []).append(at)
-    waiting = list(alike.values())
+    size = max(TOGETHER // logits.shape[-1], 1) if logits.device.type == "cpu" else len(logits)
+    waiting = [rows[first : first + size] for rows in alike.values() for first in range(0, len(rows), size)]
     while waiting:
         rows = waiting.pop()
         sampling = drawn[rows[0]].sampling
-        some = logits if len(rows) == len(logits) else logits[rows]
+        some = logits[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] < len(rows) else logits[rows]
         try:
-            found = at_random(sampling, some) if sampling.seed is None else filtered(sampling, some).softmax(-1)
+            if sampling.seed is None:
+                found = at_random(sampling, some)
+            else:
+                found = with_seeds(sampling, some, [drawn[at].generator(some.device) for at in rows])
         except Exception as error:  # noqa: BLE001  of one of these rows
             if len(rows) > 1:
                 waiting += [[at] for at in rows]

@@ -1,7 +1,11 @@
-"""Drawing tokens: the stock library's filters, and draws of requests without a seed, many rows at once."""
+"""Drawing tokens: the stock library's filters, and draws of requests without a seed, many rows at once.
+
+Where filters leave few tokens of a row, only the likeliest are looked at.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -17,8 +21,14 @@ from transformers.generation.logits_process import (
 
 from neustream.backends.transformers.sampling import Sampling
 
-LIKELIEST = 1024
-"""Of so many tokens of a row the filters are computed, where those they leave are among them."""
+LIKELIEST = (128, 256, 1024)
+"""Of so many tokens of a row the filters are computed, of the least that has all those they leave."""
+CLOSE = 1e-5
+"""Shares that differ by less, relative to them, may be equal in float32."""
+ROUNDING = 1.5e-8
+"""What a float32 sum of shares may be off for each of its parts, relative to it: they are added up in four lanes."""
+LEVEL = 14
+"""Tokens that are as likely as the last of `top_k` are left too: so many are looked at."""
 BLOCK = 128
 """Columns whose shares are added up before one of them is drawn."""
 
@@ -53,32 +63,110 @@ def filtered(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
 def at_random(sampling: Sampling, logits: torch.Tensor) -> Draws:
     """A token of each row of `logits` [rows, vocabulary], from randomness that nobody else uses.
 
-    They are drawn as the stock filters say. Where those leave few tokens, only the likeliest are looked at.
+    They are drawn as the stock filters say.
     """
+    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    total = torch.empty(len(logits), device=logits.device)
+    for rows, some in likeliest(sampling, logits):
+        if some is None:
+            drawn = _drawn(filtered(sampling, chosen(logits, rows)).softmax(-1))
+            tokens[rows] = drawn.tokens
+        else:
+            drawn = _drawn(some.kept)
+            tokens[rows] = some.ids.gather(1, drawn.tokens[:, None])[:, 0]
+        total[rows] = drawn.total
+    return Draws(tokens, total)
+
+
+class Likeliest(NamedTuple):
+    """The likeliest tokens of some rows, in order, and which of them the filters leave: the first ones.
+
+    Args:
+        values: [rows, columns] logits over the temperature; ids: [rows, columns] their tokens.
+        shares: [rows, columns] of the probability, behind `top_k`.
+        before: [rows, columns] the shares of all likelier tokens together.
+        left: [rows, columns] whether the filters leave it.
+    """
+
+    values: torch.Tensor
+    ids: torch.Tensor
+    shares: torch.Tensor
+    before: torch.Tensor
+    left: torch.Tensor
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """Shares [rows, columns] of those that are left, in relation to each other; 0 of others."""
+        return self.shares * self.left
+
+    def doubtful(self, sampling: Sampling, size: int) -> torch.Tensor:
+        """Which tokens the stock filters may leave or not [rows, columns]: those at their borders, and equal ones.
+
+        `size`: of the vocabulary. Where the last one is, tokens behind it may be too.
+        """
+        values, border = self.values, torch.zeros_like(self.left)
+        if sampling.top_p < 1:
+            parts = min(sampling.top_k, size) if sampling.top_k else size
+            many = torch.arange(1, values.shape[1] + 1, device=values.device)
+            off = ROUNDING * (parts * (1 - sampling.top_p) + many) + CLOSE / 5  # small ones come first in such a sum
+            border |= (self.before - sampling.top_p).abs() < off
+            level = values[:, 1:] == values[:, :-1]  # which of equal ones are left goes by their order
+            border[:, 1:] |= level & (self.left[:, 1:] != self.left[:, :-1])
+        if sampling.min_p:
+            least = sampling.min_p * self.shares[:, :1]
+            border |= (self.shares - least).abs() < CLOSE * least
+        if 0 < sampling.top_k < size:  # equal ones are all left
+            border[:, -1] |= values[:, -1] == values[:, min(sampling.top_k, values.shape[1]) - 1]
+        least = values.where(border, torch.inf).amin(-1, keepdim=True)
+        return (values >= least) & (values <= values.where(border, -torch.inf).amax(-1, keepdim=True))
+
+
+def likeliest(sampling: Sampling, logits: torch.Tensor) -> Iterator[tuple[torch.Tensor, Likeliest | None]]:
+    """Which tokens of `logits` [rows, vocabulary] the filters leave, by rows; None: not all are among the likeliest."""
+    rows = torch.arange(len(logits), device=logits.device)
     filters = sampling.top_k or sampling.top_p < 1 or sampling.min_p
     if not filters or sampling.typical_p < 1 or any(sampling.said.draws):
-        return _drawn(filtered(sampling, logits).softmax(-1))
-    some = _of_the_likeliest(sampling, logits)
-    return _drawn(filtered(sampling, logits).softmax(-1)) if some is None else some
-
-
-def _of_the_likeliest(sampling: Sampling, logits: torch.Tensor) -> Draws | None:
-    """The same, from the likeliest tokens alone; None: a filter leaves more of them in some row."""
-    size = logits.shape[-1]
-    count = min(sampling.top_k or LIKELIEST, size)
+        yield rows, None
+        return
     scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
-    values, ids = scaled.topk(count, -1)
-    beyond = values if sampling.top_k else scaled
-    shares = (values - beyond.logsumexp(-1, keepdim=True)).exp()
+    if sampling.top_k:
+        yield rows, _among(sampling, scaled, sampling.top_k + LEVEL, None)
+        return
+    total = (scaled - scaled.amax(-1, keepdim=True)).exp_().sum(-1, keepdim=True)
+    for count in LIKELIEST:
+        found = _among(sampling, chosen(scaled, rows), count, total[rows])
+        more = found.left[:, -1] if count < logits.shape[-1] else torch.zeros_like(found.left[:, -1])
+        few = ~more
+        if bool(few.all()):
+            yield rows, found
+            return
+        yield rows[few], Likeliest(*[part[few] for part in found])
+        rows = rows[more]
+    yield rows, None
+
+
+def chosen(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Some of its rows, in order; itself, if these are all."""
+    return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _among(sampling: Sampling, scaled: torch.Tensor, count: int, total: torch.Tensor | None) -> Likeliest:
+    """The same among so many; `total` [rows, 1]: weights of all, in relation to the largest. None: of `top_k`."""
+    values, ids = scaled.topk(min(count, scaled.shape[-1]), -1)
+    weights = (values - values[:, :1]).exp()
+    left = torch.ones_like(ids, dtype=torch.bool)
+    if total is None:
+        top_k = min(sampling.top_k, values.shape[1])
+        left = values >= values[:, top_k - 1 : top_k]  # equal ones are left
+        weights = weights * left
+        total = weights.sum(-1, keepdim=True)
+    shares = weights / total
     before = shares.cumsum(-1) - shares
-    kept = before < sampling.top_p
+    left &= before < sampling.top_p
     if sampling.min_p:
-        kept &= shares >= sampling.min_p * shares[:, :1]
-    kept[:, 0] = True
-    if not sampling.top_k and count < size and bool(kept[:, -1].any()):
-        return None
-    drawn = _drawn(shares * kept)
-    return Draws(ids.gather(1, drawn.tokens[:, None])[:, 0], drawn.total)
+        left &= shares >= sampling.min_p * shares[:, :1]
+    left[:, 0] = True
+    return Likeliest(values, ids, shares, before, left)
 
 
 def _drawn(shares: torch.Tensor) -> Draws:
