@@ -196,6 +196,7 @@ class LearntSteps:
         self._contrast = Contrast()
         self._block: list[tuple[Step, float, float, float, float]] = []
         self._lone: dict[float, float] = {}  # seconds of a decode alone, by its context
+        self._beside_prompts = (0, 0.0), 0.0
         self._steady = base is not None and not getattr(base, "learns", False)
 
     @property
@@ -242,10 +243,19 @@ class LearntSteps:
         return max(self._fit(step), self._mean / 16, 1e-6)
 
     def _apart(self, step: Step) -> float:
-        """The part of a fitted step that its decodes would take without prompts; 0 if none is."""
+        """The part of a fitted step that its decodes would take without prompts; 0 if none is.
+
+        The latest is kept: rules ask for many prompts beside the same decodes.
+        """
         if self.base is None or not step.decodes:
             return 0.0
-        return self._fitted(Step(decodes=step.decodes, context=step.context))
+        asked = step.decodes, step.context
+        if self._beside_prompts[0] != asked or not self._steady:
+            self._beside_prompts = (
+                asked,
+                self._fitted(Step(decodes=step.decodes, context=step.context)),
+            )
+        return self._beside_prompts[1]
 
     def _contrasted(self, fitted: float, apart: float) -> float:
         """Seconds of a step with prompts, the factor aside, of which its decodes take `apart`."""
@@ -312,6 +322,7 @@ class LearntSteps:
         self._fit.doubt()
         if before != (self._factor, self._fit.weights):
             self._lone.clear()
+            self._beside_prompts = (0, 0.0), 0.0
 
     def _as_measured(self) -> bool:
         """Whether each step of the block took what its base says."""

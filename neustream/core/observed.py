@@ -153,8 +153,7 @@ class Ratios:
             rising = self._rising
             typical, high = _quantile(rising, 0.5), _quantile(rising, HIGH)
             stalls = (len(rising) - bisect_right(rising, STALL * typical)) / len(rising)
-            middle = max(typical, TICK)  # a clock may stand still
-            error = _quantile(sorted([abs(ratio / middle - 1) for ratio in rising]), 0.5)
+            error = _median_distance(rising, max(typical, TICK))  # a clock may stand still
             self._quantiles = Spread(self.count, typical, high, stalls, error)
         return self._quantiles
 
@@ -187,6 +186,27 @@ def _quantile(rising: Sequence[float], share: float) -> float:
     above = rising[min(int(low) + 1, len(rising) - 1)]
     gap = above - below
     return above - gap * (1 - part) if part >= 0.5 else below + gap * part
+
+
+def _median_distance(rising: Sequence[float], middle: float) -> float:
+    """The median of what numbers differ from one of them, as shares of it.
+
+    Half of them are nearer, and in a row: where that begins is found by bisection.
+    """
+    count = len(rising)
+    half = (count + 1) // 2
+    low, high = 0, count - half
+    while low < high:
+        at = (low + high) // 2
+        if middle - rising[at] > rising[at + half] - middle:
+            low = at + 1
+        else:
+            high = at
+    last = max(abs(rising[low] / middle - 1), abs(rising[low + half - 1] / middle - 1))
+    if count % 2:
+        return last
+    beyond = [abs(rising[at] / middle - 1) for at in (low - 1, low + half) if 0 <= at < count]
+    return (last + min(beyond)) / 2
 
 
 class CorrectedProfile:

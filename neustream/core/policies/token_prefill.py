@@ -212,18 +212,16 @@ class PrefillFiller:
     def _begin(self, part: PrefillPlan, job: Job) -> float:
         """Tokens of a prompt for this step if the rest of it can follow in time; else 0."""
         plan = self.plan
+        step = plan.seconds(part.step_with(job, 1.0))  # decodes, and what any prompt adds
+        if self.pace <= step or step > min(part.slack, part.due) + TICK:
+            return 0.0
         first = self._tokens_within(part, job)
-        if first < 1:
+        rest = job.size - first
+        if first < 1 or rest <= 0:  # 0: the step is too long for its own output's deadline
             return 0.0
         now = plan.seconds(part.step_with(job, first))
-        step = plan.seconds(part.step_with(job, 1.0))  # decodes, and what any prompt adds
         whole = plan.seconds(part.step_with(job, job.size))
         each = (whole - step) / job.size  # what a token of it adds
-        rest = job.size - first
-        if rest <= 0:  # it is the deadline of its own output that the step is too long for
-            return 0.0
-        if self.pace <= step:
-            return 0.0
         left = max(part.slack - now, 0.0)
         steps = math.ceil(rest / first)
         if self.pace < math.inf:
