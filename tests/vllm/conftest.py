@@ -20,8 +20,8 @@ os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler is here, to be looked at
 
 DEVICE = os.environ.get("NEUSTREAM_TEST_DEVICE", "cpu").partition(":")[0]
-ON_CUDA = {"gpu_memory_utilization": 0.1, "async_scheduling": False} if DEVICE == "cuda" else {}
-"""One of several engines that share the device; with one step at a time, as on a CPU, but for test_on_gpu.py."""
+ON_CUDA = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 1 << 30, "async_scheduling": False}
+"""There one of several engines that share the device, with as much memory and one step at a time as on a CPU."""
 HERE = Path(__file__).parent
 WITHOUT = ("test_choice.py", "test_middleware.py", "test_settings.py", "test_view.py")
 """What needs no vLLM."""
@@ -109,8 +109,9 @@ def engines(model):
                 "block_size": 32,
                 "num_gpu_blocks_override": 200,
                 "seed": 0,
-                **ON_CUDA,
             } | more
+            if DEVICE == "cuda":
+                given = ON_CUDA | given
             if scheduler_cls is not None:
                 given["scheduler_cls"] = scheduler_cls
             kept[key] = LLM(str(model), **given)
