@@ -11,8 +11,8 @@ from hand import seen
 from texts_by_hand import CHAT, STAGES, STEPS, ask, scheduler_with
 
 from neustream import SLO, Engine, Member, Pool, Priced, ProfiledExecutor, Request, Scheduler, VirtualClock
+from neustream.core.policies.token_again import AGAIN, FULL_AGAIN, LATE_AGAIN, LONGER
 from neustream.core.policies.token_deadlines import TokenDeadlines
-from neustream.core.policies.token_step import AGAIN, LATE_AGAIN, LONGER
 from neustream.engine.events import Started
 from neustream.graphs import llm_profiles
 
@@ -47,6 +47,16 @@ def test_late_ones_beside_them_are_looked_at_sooner():
     decision = made(some)
     assert len(decision.jobs) == 2
     assert decision.until == pytest.approx(LATE_AGAIN * decision.within)
+
+
+def test_where_there_is_no_room_for_a_prompt_it_is_looked_for_again_after_a_few_steps():
+    """The five blocks are those of the one that decodes, and of its next output."""
+    some = scheduler_with([ask("r0", prompt=78, **LAX)], [ask("w0", **LAX)], blocks=5)
+    decision = made(some)
+    assert len(decision.jobs) == 1
+    assert decision.until == pytest.approx(FULL_AGAIN * decision.within)
+    hurried = scheduler_with([ask("r0", prompt=78, **LAX)], [ask("w0", first=0.05, step=0.05)], blocks=5)
+    assert made(hurried).until == -math.inf
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import numpy as np
 
 from neustream.core.job import Job
 from neustream.core.policies.horizon import Floats
-from neustream.core.policies.model_queues import ModelQueues, at_decode, has_progress, in_part
+from neustream.core.policies.model_queues import ModelQueues, has_progress, in_part
 from neustream.core.policies.on_time import Outlook, expectations
 from neustream.core.policies.prefill_plan import PrefillPlan
 from neustream.core.policies.recent_prompts import patience, typical
+from neustream.core.policies.token_again import LONGER, until
 from neustream.core.policies.token_calm import calm
 from neustream.core.policies.token_company import waits
 from neustream.core.policies.token_due import shortest, steady
@@ -29,13 +30,6 @@ from neustream.core.types import TICK
 
 VAIN = 0.95
 """Prefill and decode are mixed only if that takes less than this share of the two separately."""
-
-LONGER = 1.25
-"""Times what a step takes now that later ones are taken to take at most, while the same decode."""
-AGAIN = 32
-"""Such steps of decodes after which the rule looks again although nobody came or went."""
-LATE_AGAIN = 8
-"""The same where some of them are late: whether they cost the others something is seen anew."""
 
 
 class Parameters(Protocol):
@@ -68,6 +62,7 @@ class StepPlan:
         together: seconds of a decode of all that are alive; context: tokens that it reads.
         dues: when the next output of each job is due; sizes: tokens that a decode of each reads,
             and those that are left of each prompt.
+        full: whether there was no room for any prompt.
     """
 
     view: View
@@ -86,6 +81,7 @@ class StepPlan:
     context: float = 0.0
     dues: dict[Job, float] = field(default_factory=dict)
     sizes: dict[Job, float] = field(default_factory=dict)
+    full: bool = False
 
     def keep(self) -> None:
         """Sort out who can still be on time."""
@@ -255,7 +251,8 @@ class StepPlan:
         if not self.waiting:
             return
         filler = PrefillFiller(self)
-        if not filler.finds_any():
+        self.full = not filler.finds_any()
+        if self.full:
             return
         best = filler.fill(self.alive)
         if self.alive:
@@ -325,21 +322,10 @@ class StepPlan:
                 self.part = PrefillPlan([], chosen=dict(sizes))
         if self.broken:
             take_late(self, jobs, sizes)
-        if sizes or self.waiting or self.drop:
+        if sizes or self.drop:
             return Decision(jobs, self.drop, sizes=sizes)
-        within = LONGER * (self._decode(jobs) if self.broken else self.together)
-        return Decision(jobs, until=self._until(within), within=within)
-
-    def _until(self, longest: float) -> float:
-        """Until when those that run now do so again, if steps take at most so long."""
-        if self.rule.steady or self.view.reserved or not all(map(at_decode, self.broken)):
-            return -math.inf
-        if self.broken:
-            return self.view.now + LATE_AGAIN * longest
-        due = self.due(self.alive[0]) if self.alive else math.inf
-        if due < math.inf and self.rule.pause and patience(self.view, self.model) < longest:
-            return -math.inf
-        return self.view.now + AGAIN * longest
+        seconds = self._decode(jobs) if self.broken else self.together
+        return Decision(jobs, until=until(self, seconds), within=LONGER * seconds)
 
     def _may_hope(self) -> bool:
         """Whether the first prompt may run although it does not fit, since nobody else does.
