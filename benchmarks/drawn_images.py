@@ -1,10 +1,10 @@
 """Diffusion models at settings drawn at random: every policy of the grid, in simulation.
 
-    python benchmarks/drawn_images.py --seed N [--count 42] [--requests 600] [--kind TEXT ...] [--policy NAME ...]
+    python benchmarks/drawn_images.py --seed N [--count 69] [--requests 600] [--kind TEXT ...] [--policy NAME ...]
                                       [--jobs N] [--out FOLDER] [--fresh]
 
 What drawn_texts.py is for language models: models, steps, promises, loads and how the device differs are drawn
-from ranges by `--seed`, kind after kind. The last kind has texts beside the images, and the policies that serve both.
+from ranges by `--seed`, kind after kind. Two kinds have texts beside the images, and the policies that serve both.
 """
 
 from __future__ import annotations
@@ -128,6 +128,78 @@ def texts_beside_images(draw: Random) -> Drawn:
     return parts, {"load": rounded(draw, 0.4, 1.4), "workload.cv": 1, "simulation.mixed_devices": True}
 
 
+def wrong_profile(draw: Random) -> Drawn:
+    keys = {"simulation.latency_scale": rounded(draw, 0.5, 2), "slo.scale": rounded(draw, 1.5, 5)}
+    parts, more = _one(draw.choice(MODELS), load=rounded(draw, 0.3, 1.2), workload__cv=rounded(draw, 0.5, 2))
+    return parts, {**more, **keys, "workload.steps": _steps(draw, 20, 80)}
+
+
+def far_weights(draw: Random) -> Drawn:
+    """Weights from 0.001 to 1000 beside each other."""
+    classes = [
+        {"name": f"{weight:g}", "weight": weight, "scale": rounded(draw, 1.3, 6), "share": draw.randint(1, 4)}
+        for weight in (0.001, 1, 1000)
+    ]
+    parts, keys = _one(draw.choice(MODELS), load=rounded(draw, 0.6, 2), workload__cv=rounded(draw, 0.5, 2))
+    return parts, {**keys, "workload.steps": _steps(draw, 20, 80), "slo": {"classes": classes}}
+
+
+def loose_model_beside_tight(draw: Random) -> Drawn:
+    loose, tight = draw.sample(MODELS, 2)
+    parts = {
+        "loose": Part(config=loose, share=rounded(draw, 0.3, 1), set={"slo.scale": rounded(draw, 8, 60)}),
+        "tight": Part(config=tight, share=rounded(draw, 0.3, 1), set={"slo.scale": rounded(draw, 1.3, 3)}),
+    }
+    for part in parts.values():
+        part.set["workload.steps"] = _steps(draw, 20, 60)
+    keys = {"load": rounded(draw, 0.6, 1.6), "workload.cv": rounded(draw, 0.5, 2), "simulation.mixed_devices": True}
+    return parts, keys
+
+
+def large_beside_small(draw: Random) -> Drawn:
+    """DiT-XL/2 beside DiT-S/2."""
+    parts = {
+        "large": Part(config=MODELS[1], share=rounded(draw, 0.3, 1), set={"slo.scale": rounded(draw, 1.4, 6)}),
+        "small": Part(config=DIT_S, share=rounded(draw, 0.3, 1), set={"slo.scale": rounded(draw, 1.4, 6)}),
+    }
+    return parts, {"load": rounded(draw, 0.5, 1.4), "workload.cv": rounded(draw, 0.5, 2)}
+
+
+def batching_does_not_pay(draw: Random) -> Drawn:
+    keys = {"load": rounded(draw, 0.5, 2), "workload.cv": rounded(draw, 0.5, 2), "slo.scale": rounded(draw, 1.5, 8)}
+    return {"": Part(config="no_gain")}, {**keys, "workload.steps": _steps(draw, 5, 50)}
+
+
+def far_past_capacity(draw: Random) -> Drawn:
+    parts, keys = _one(draw.choice(MODELS), load=rounded(draw, 2, 6), workload__cv=rounded(draw, 0.5, 4))
+    return parts, {**keys, "workload.steps": _steps(draw, 20, 80), "slo.scale": rounded(draw, 1.3, 6)}
+
+
+def bursts(draw: Random) -> Drawn:
+    parts, keys = _one(draw.choice(MODELS), load=rounded(draw, 0.3, 1), workload__cv=rounded(draw, 3, 8))
+    return parts, {**keys, "workload.steps": _steps(draw, 20, 200), "slo.scale": rounded(draw, 1.3, 5)}
+
+
+def promised_beside_none(draw: Random) -> Drawn:
+    classes = [{"name": "tight", "scale": rounded(draw, 1.4, 4), "share": draw.randint(1, 3)}, {"name": "none"}]
+    parts, keys = _one(draw.choice(MODELS), load=rounded(draw, 0.5, 1.6), workload__cv=rounded(draw, 0.5, 2))
+    return parts, {**keys, "workload.steps": _steps(draw, 20, 80), "slo": {"classes": classes}}
+
+
+def two_texts_beside_images(draw: Random) -> Drawn:
+    """Three models, of which one is slower or quicker than profiled, or noisy."""
+    device = draw.choice(["simulation.latency_scale", "simulation.latency_noise"])
+    odd = rounded(draw, 0.7, 1.5) if device.endswith("scale") else rounded(draw, 0.05, 0.3)
+    first, second = ({"first_s": rounded(draw, 1, 6), "step_s": rounded(draw, 0.08, 0.5)} for _ in range(2))
+    images = {"slo.scale": rounded(draw, 1.5, 10), "workload.steps": _steps(draw, 20, 50)}
+    parts = {
+        "images": Part(config=draw.choice(MODELS), share=rounded(draw, 0.2, 1), set=images),
+        "short": Part(config="opt_13b_a6000", share=rounded(draw, 0.2, 1), set={"slo": first}),
+        "long": Part(config="opt_30b_a6000", share=rounded(draw, 0.2, 1), set={"slo": second}),
+    }
+    return parts, {"load": rounded(draw, 0.3, 1.1), "workload.cv": 1, "simulation.mixed_devices": True, device: odd}
+
+
 KINDS = named(
     loose_beside_tight,
     few_steps,
@@ -144,10 +216,21 @@ KINDS = named(
     several_workers,
     texts_beside_images,
 )
+MORE = named(
+    wrong_profile,
+    far_weights,
+    loose_model_beside_tight,
+    large_beside_small,
+    batching_does_not_pay,
+    far_past_capacity,
+    bursts,
+    promised_beside_none,
+    two_texts_beside_images,
+)
 
 
 def main() -> None:
-    compare_drawn(__doc__, "drawn_images", KINDS, requests=600)
+    compare_drawn(__doc__, "drawn_images", (KINDS, MORE), requests=600)
 
 
 if __name__ == "__main__":

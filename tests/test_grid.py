@@ -303,12 +303,23 @@ def test_a_point_without_all_of_its_results_is_left_out(grid):
 @pytest.mark.parametrize("script", ["drawn_texts", "drawn_images"])
 def test_settings_drawn_by_a_seed_are_the_same_again_and_others_by_another(grid, script):
     drawn = importlib.import_module("grid.drawing").drawn
-    kinds = importlib.import_module(script).KINDS
-    some = list(drawn(kinds, 5, len(kinds), 20))
-    assert [point.group for point in some] == list(kinds)
-    assert some == list(drawn(kinds, 5, len(kinds), 20))
-    others = drawn(kinds, 6, len(kinds), 20)
+    module = importlib.import_module(script)
+    families = module.KINDS, module.MORE
+    kinds = [*module.KINDS, *module.MORE]
+    some = list(drawn(families, 5, len(kinds), 20))
+    assert [point.group for point in some] == kinds
+    assert some == list(drawn(families, 5, len(kinds), 20))
+    others = drawn(families, 6, len(kinds), 20)
     assert all(point.condition != other.condition for point, other in zip(some, others, strict=True))
     assert all(len(point.prepared().requests) in (20, 40, 60) for point in some)
     texts = "texts" if script == "drawn_texts" else "both"
-    assert all((point.kind == texts) == ("opt" in point.config) for point in some)
+    assert all((point.kind == texts) == ("opt" in point.config or "text" in point.config) for point in some)
+
+
+def test_kinds_that_are_added_leave_the_settings_of_the_others(grid):
+    drawn = importlib.import_module("grid.drawing").drawn
+    module = importlib.import_module("drawn_texts")
+    alone = list(drawn([module.KINDS], 5, 2 * len(module.KINDS), 20))
+    both = list(drawn([module.KINDS, module.MORE], 5, 2 * (len(module.KINDS) + len(module.MORE)), 20))
+    assert [point for point in both if point.group in module.KINDS] == alone
+    assert len({point.seed for point in both}) == len(both)

@@ -122,8 +122,16 @@ def ours_by_group(rows: Sequence[Row]) -> Table:
 
 
 def by_policy(rows: Sequence[Row]) -> Table:
-    """A line for each policy."""
-    return [["", *COLUMNS], *([f"`{policy}`", *measures(rows, policy)] for policy in rows[0].on_time)]
+    """A line for each policy, for the best baseline of each point, and for the bound."""
+    table = [["", *COLUMNS], *([f"`{policy}`", *measures(rows, policy)] for policy in rows[0].on_time)]
+    some = [row for row in rows if row.contended]
+    known = [row for row in some if row.bound is not None]
+    shares = [row.best / row.bound for row in known if row.bound]
+    room = [row.bound / row.best for row in known if row.bound and row.best]
+    if shares:
+        table.append(["best baseline", str(len(some)), mean(shares), worst(shares), "-", "1.000", "1.000", "-"])
+        table.append(["bound", str(len(some)), "1.000", "1.000", "-", mean(room), worst(room), "-"])
+    return table
 
 
 def measures(rows: Sequence[Row], policy: str) -> list[str]:
