@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,8 @@ class Batch:
         planned: whether it was decided while the step before it ran.
         aside: of the preempted, those whose tokens modules keep in the host's memory.
         step: what a language model computes in it, where that is known.
+        since: when the step before it ended, if some of its jobs waited then; inf: its worker had
+            nothing to do. What is decided and handed over in between is part of what it takes.
     """
 
     id: int
@@ -92,6 +95,12 @@ class Batch:
     planned: bool = False
     aside: tuple[Job, ...] = ()
     step: Step | None = None
+    since: float = math.inf
+
+    @property
+    def begun_at(self) -> float:
+        """`since`, or if that is not known when it started."""
+        return min(self.since, self.started_at)
 
     def __len__(self) -> int:
         return len(self.jobs)

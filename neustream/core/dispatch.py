@@ -57,6 +57,13 @@ class Dispatch:
         self, state: PoolState, now: float, worker: int, instead: Policy | None
     ) -> Batch | None:
         """See `Scheduler.next_batch`."""
+        batch = self._next_batch(state, now, worker, instead)
+        state.freed.pop(worker, None)
+        return batch
+
+    def _next_batch(
+        self, state: PoolState, now: float, worker: int, instead: Policy | None
+    ) -> Batch | None:
         if state.policy is None:
             return self._start_next(state, now, worker)
         state.wake_at = None
@@ -358,6 +365,7 @@ class Dispatch:
             step.planned,
             tuple([job for job in preempted if job.host_blocks]),
             expected.step,
+            state.free_since(step.worker, jobs),
         )
         state.run(batch)
         return batch

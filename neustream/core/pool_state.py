@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -54,6 +55,7 @@ class PoolState:
         wake_at: when the policy wants to be asked again.
         again: the step that runs anew if nothing happens meanwhile.
         out: jobs that are in a queue and in no view (held).
+        freed: when the latest step of each worker ended that was not asked for another one since.
         unpromised: what jobs without a promise got of the device.
         memo: see `View.memo`.
     """
@@ -61,6 +63,7 @@ class PoolState:
     __slots__ = (
         "again",
         "blocks",
+        "freed",
         "memo",
         "out",
         "plans",
@@ -87,6 +90,7 @@ class PoolState:
         self.wake_at: float | None = None
         self.again: Again | None = None
         self.out = 0
+        self.freed: dict[int, float] = {}
         self.unpromised = Unpromised()
         self.memo: dict[Any, Any] = {}
 
@@ -177,6 +181,12 @@ class PoolState:
         self.take_off(batch)
         begun = self.running[batch.id] = replace(batch, started_at=now)
         return begun
+
+    def free_since(self, worker: int, jobs: Sequence[Job]) -> float:
+        """When a worker ended the step before one of `jobs`, if some of these had come by then; inf
+        if it had nothing to do."""
+        freed = self.freed.get(worker, math.inf)
+        return freed if any(job.joined_at <= freed for job in jobs) else math.inf
 
     def take_off(self, batch: Batch) -> None:
         """A step is not running any more; PolicyError if it was not."""

@@ -310,7 +310,9 @@ class Scheduler:
             )
             self.fail(batch, StageFailed(text), now)
             return
-        self._pools[batch.pool].retire(batch)
+        state = self._pools[batch.pool]
+        state.retire(batch)
+        state.freed[batch.worker] = now
         self._observe(batch, now)
         lives = self._lives
         jobs = cast(tuple[Entry, ...], batch.jobs)
@@ -363,8 +365,8 @@ class Scheduler:
     # -- inside -----------------------------------------------------------------------------------
 
     def _observe(self, batch: Batch, now: float) -> None:
-        """Learn from a step that ran."""
-        seconds = now - batch.started_at
+        """Learn from a step that ran, and from what passed between it and the one before."""
+        seconds = now - batch.begun_at
         state = self._pools[batch.pool]
         if self._lives.unpromised:
             state.unpromised = state.unpromised_after(batch, seconds)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hand import seen
 
-from neustream import FCFS, Graph, Pool, ProfileError, Request, Scheduler, Stage, TableProfile, loop
+from neustream import FCFS, Decision, Graph, Pool, ProfileError, Request, Scheduler, Stage, TableProfile, loop
 from neustream.core.learnt_steps import LearntSteps
 from neustream.core.observed import BLOCK, BLOCKS, ENOUGH, FEW, HIGH, LASTING, LATEST, STALL, Ratios
 from neustream.core.step_times import StepTimes
@@ -38,6 +38,38 @@ def scheduler_of(correct=False):
     scheduler = Scheduler([Pool("gpu", ("draw",))], FCFS(drop_hopeless=False), {"draw": PROFILE}, correct=correct)
     scheduler.submit(Request("r", GRAPH), 0.0)
     return scheduler
+
+
+# -- between steps ----------------------------------------------------------------------------------
+
+
+def test_what_is_decided_and_handed_over_before_a_step_is_part_of_what_it_takes():
+    scheduler, now = scheduler_of(), 0.0
+    for _ in range(BLOCK * FEW):
+        batch = scheduler.next_batch("gpu", now + 0.2)  # 0.2 s until it is asked, 0.3 s for the decision
+        batch = scheduler.begin(batch, now + 0.5)
+        now += 0.5 + batch.expected
+        scheduler.finish(batch, [{}], now)
+    assert scheduler.times.speed["draw"] == pytest.approx(1.5, rel=0.02)
+
+
+def test_a_worker_that_had_nothing_to_do_took_no_time_for_its_next_step():
+    once = Graph("once", DRAW)
+    scheduler = Scheduler([Pool("gpu", ("draw",))], FCFS(drop_hopeless=False), {"draw": PROFILE})
+    for number in range(BLOCK * FEW):
+        at = 10.0 * number
+        scheduler.submit(Request(f"r{number}", once), at)
+        batch = scheduler.next_batch("gpu", at)
+        scheduler.finish(batch, [{}], at + batch.expected)
+    assert scheduler.times.speed["draw"] == pytest.approx(1.0)
+
+
+def test_a_worker_that_was_left_idle_on_purpose_is_free_from_when_it_is_asked_again():
+    scheduler = scheduler_of()
+    scheduler.finish(scheduler.next_batch("gpu", 0.0), [{}], 1.0)
+    waits = type("Waits", (), {"decide": lambda self, view: Decision(wake_at=view.now + 4)})()
+    assert scheduler.next_batch("gpu", 1.0, instead=waits) is None
+    assert scheduler.next_batch("gpu", 5.0).begun_at == 5.0
 
 
 # -- the spread -------------------------------------------------------------------------------------
