@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from neustream.core.types import TICK
 
+Floats = NDArray[np.float64]
 Point = tuple[float, float]
 """Seconds from now, and seconds of the device that are promised until then."""
 
@@ -29,7 +30,7 @@ class Reserved:
             much may be under way when somebody else is due.
     """
 
-    __slots__ = ("_arrays", "_least", "_times", "points", "step")
+    __slots__ = ("_arrays", "_columns", "_least", "_times", "points", "step")
 
     def __init__(self, points: Iterable[Point] = (), step: float = 0.0) -> None:
         self.points: tuple[Point, ...] = tuple(points)
@@ -39,6 +40,7 @@ class Reserved:
         least = list(accumulate(reversed(slack), min))
         self._least = [*reversed(least), math.inf]
         self._arrays: NDArray[np.float64] | None = None
+        self._columns: tuple[Floats, Floats] | None = None
 
     def __bool__(self) -> bool:
         return bool(self.points)
@@ -75,6 +77,19 @@ class Reserved:
         later = self._least[bisect_left(self._times, time)]
         return max(min(time - self.by(time), later) - self.step, 0.0)
 
+    def each_left(self, times: Floats) -> Floats:
+        """`left` of each of some times."""
+        if not self.points:
+            return times
+        if self._columns is None:
+            before = [(0.0, 0.0)] if self._times[0] > 0 else []
+            self._columns = np.array([*before, *self.points]).T, np.array(self._least)
+        (until, seconds), least = self._columns
+        later = least[np.searchsorted(self._times, times)]
+        free = np.minimum(times - np.interp(times, until, seconds), later)
+        left: Floats = np.maximum(free - self.step, 0.0)
+        return left
+
     def leaves(self, points: Sequence[Point]) -> bool:
         """Whether a demand at a pace, by rising time, can be met too, at each of all deadlines.
 
@@ -83,15 +98,26 @@ class Reserved:
         most = self.points[-1][1] + self.step
         if self.room >= 0 and min([time - spent for time, spent in points]) >= most:
             return True  # even if all of it were due first
-        if self._arrays is None:
-            self._arrays = np.array(self.points).T
-        times, seconds = self._arrays
+        times, seconds = self._curve
         own_times, own_seconds = np.array(points).T
         beside = np.interp(own_times, times, seconds, left=0.0)
         if (own_seconds + beside + self.step > own_times + TICK).any():
             return False
+        return self.kept_beside(points)
+
+    def kept_beside(self, points: Sequence[Point]) -> bool:
+        """Whether the promises can be kept beside such a demand, whatever becomes of that."""
+        times, seconds = self._curve
+        own_times, own_seconds = np.array(points).T
         own = np.interp(times, own_times, own_seconds, left=0.0)
         return not (own + seconds > times + TICK).any()
+
+    @property
+    def _curve(self) -> Floats:
+        """The times of the points, and their seconds [2, points]."""
+        if self._arrays is None:
+            self._arrays = np.array(self.points).T
+        return self._arrays
 
     def __add__(self, other: Reserved) -> Reserved:
         """What two kinds of jobs have been promised together."""

@@ -6,10 +6,12 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
-from hand import Hand, ids
+from hand import Hand, ids, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts_by_hand import ask, scheduler_with
 
 from neustream import (
     EDF,
@@ -154,6 +156,16 @@ some_texts = st.builds(
 )
 
 
+def test_a_text_that_will_be_late_keeps_nobody_out_beside_other_kinds():
+    behind = ask("behind", most=400, first=0.5, step=0.008)  # a decode alone takes 0.011 s
+    scheduler = scheduler_with([behind], [ask("new", most=10, first=1.0, step=0.1)], ends=[300] * 20)
+    view = seen(scheduler, 0.0)
+    lax, none = by_deadlines([(100.0, 1.0)]), by_deadlines([(100.0, 99.5)])
+    rule = TokenDeadlines()
+    assert set(ids(rule.decide(replace(view, reserved=lax)).jobs)) == {"behind", "new"}
+    assert ids(rule.decide(replace(view, reserved=none)).jobs) == ["behind"], "it would cost others their promise"
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(pictures=some_images, words=some_texts)
 def test_whoever_is_started_is_kept(pictures, words):
@@ -275,10 +287,19 @@ def test_two_kinds_need_what_both_need(first, second):
     assert all(before[0] < after[0] and before[1] <= after[1] for before, after in pairwise(both.points))
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(first=needs, second=needs)
+def test_what_is_left_of_many_times_is_what_is_left_of_each(first, second):
+    reserved = by_deadlines(summed(first), step=0.1) + by_pace(summed(second))
+    times = np.array([[0.0, 0.25, 0.5, 1.0], [1.5, 3.5, 10.0, 1e9]])
+    assert reserved.each_left(times).tolist() == [pytest.approx([reserved.left(time) for time in row]) for row in times]
+
+
 def test_nothing_promised_leaves_everything():
     assert not NOTHING and NOTHING.room == float("inf") and NOTHING.share == 0.0
     assert NOTHING.left(2.0) == 2.0 and NOTHING + NOTHING is NOTHING
     assert (Reserved([(1.0, 0.25)]) + NOTHING).left(2.0) == 1.75
+    assert NOTHING.each_left(np.array([2.0])).tolist() == [2.0]
 
 
 def test_a_step_that_may_be_under_way_is_left_out():

@@ -159,7 +159,7 @@ class Horizon:
         points: steps from now at which to look, from 0 on.
         margin: share of each step's seconds that is kept free.
         units: of memory; inf where it is no limit. `block` of it are handed out at a time.
-        reserved: what others were promised of the device.
+        reserved: what others were promised of the device, for whether a load `fits` beside it.
         most: outputs up to which lengths are guessed, as long as none was seen; inf: all get as
             many as they may have.
         first: seconds until the output at each point is due of whoever is due first [points]. Where
@@ -168,6 +168,7 @@ class Horizon:
 
     Attributes:
         coming: who comes meanwhile; None: nobody, or it is not to count.
+        before: what others were promised, where the time of each job is what this leaves of it.
     """
 
     def __init__(
@@ -191,6 +192,7 @@ class Horizon:
         self.most = most
         self.first = first
         self.coming: Coming | None = None
+        self.before = NOTHING
         self._steps = _steps(tuple(points.tolist()))
 
     def rows(
@@ -244,7 +246,7 @@ class Horizon:
             np.minimum(time, total[:, None], out=time)
         else:
             np.minimum(time, FOREVER, out=time)
-        return time
+        return self.before.each_left(time)
 
     def _slack(self, jobs: Sequence[Job]) -> Floats:
         """Seconds for which each may wait; none where it was promised no pace, or an end too."""
@@ -264,6 +266,10 @@ class Horizon:
         if self.reserved:
             return self.reserved.leaves(list(self.demand(load, ahead)))
         return bool((self.spent(load) <= load.time + TICK).all())
+
+    def keeps_others(self, load: Load) -> bool:
+        """Whether what is reserved for others is left to them by a load, if it is late or not."""
+        return self.reserved.kept_beside(list(self.demand(load)))
 
     def demand(self, load: Load, ahead: float = 0.0) -> Iterator[tuple[float, float]]:
         """At each point the time that there is, and seconds of steps until then."""

@@ -53,6 +53,7 @@ def expectations(
     horizon = Horizon(
         model, points, margin=margin, units=units, block=block, most=most, first=first
     )
+    horizon.before = model.view.reserved
     if step:
         horizon.coming = Coming.to(model, horizon.lengths, points, most, step)
     return horizon

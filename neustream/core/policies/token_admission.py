@@ -46,11 +46,15 @@ class Admission(Protocol):
 
 
 def admission(plan: StepPlan) -> Admission:
-    """All where nobody can be late, else by expected worth; where others were promised some of the
-    device, by whether it all fits."""
+    """All where nobody can be late, else by expected worth. Where others were promised some of the
+    device, by whether it all fits. Where it does not with nobody new, and costs none of the others
+    its promise, by worth: or whoever will be late would keep everybody out."""
     if plan.calm:
         return All(plan)
-    return Beside(plan) if plan.view.reserved else Worth(plan)
+    if not plan.view.reserved:
+        return Worth(plan)
+    beside = Beside(plan)
+    return Worth(plan) if beside.keeps_only_others() else beside
 
 
 class All:
@@ -216,6 +220,11 @@ class Beside:
         }
         self._load = nobody
         self._all_fit = False
+
+    def keeps_only_others(self) -> bool:
+        """Whether of those who run some will be late, with nobody new, and none of the others."""
+        load = self._running[True]
+        return not self._horizon.fits(load) and self._horizon.keeps_others(load)
 
     def begin(self, part: PrefillPlan) -> None:
         """Those that do not decode in this step have their next output in the one after it."""

@@ -57,7 +57,8 @@ class TokenDeadlines:
        again only when nobody waits who is promised something.
 
     Where other kinds of jobs were promised some of the device (`View.reserved`), 2 is stricter:
-    a prompt is taken in only if all who run and it fit into what is left, and into the memory.
+    a prompt is taken in only if all who run and it fit into what is left, and into the memory. If
+    those who run do not fit, 2 decides by what the others leave of each one's time.
 
     Args:
         margin: share of a step's expected seconds that is kept as slack. The median error of what
