@@ -132,7 +132,7 @@ def rows_of(graph, *names):
     for request in requests(graph, count=2):
         scheduler.submit(request, 0.0)
     some = np.array([10.0, 20.0, 30.0, 40.0])
-    return [Row(scheduler.jobs[name], some, 40.0, 0.0, 50.0, some, some) for name in names]
+    return [Row(scheduler.jobs[name], some, 40.0, 0.0, 50.0, some, some, some, 0.0) for name in names]
 
 
 @pytest.mark.parametrize(("policy", "worths"), [("all", [0.2, 0.9]), ("first", [0.5, 0.2, 0.9])])
@@ -148,9 +148,24 @@ def test_a_branch_costs_those_of_its_request_nothing():
     """Without it they would be in vain."""
     graph = Graph("fan", seq(par(short=part("short", 20), long=part("long", 60)), JOIN))
     first, second, other = rows_of(graph, "r0/short", "r0/long", "r1/short")
-    run = Run(None, [first, other])
-    run.soft_worths = np.array([0.5, 0.9])
-    assert run.gain(run.plus(second, 0.1), np.array([0.1, 0.8, 0.75])) == pytest.approx(0.75 - 0.1)
-    run = Run(None, [first, second])
-    run.soft_worths = np.array([0.5])
-    assert run.gain(run.plus(other, 0.1), np.array([0.4, 0.3, 0.75])) == pytest.approx(0.75 - 0.2)
+    run, before = Run(None, [first, other]), np.array([0.5, 0.9])
+    assert run.gain(before, run.plus(second, 0.1), np.array([0.1, 0.8, 0.75])) == pytest.approx(0.75 - 0.1)
+    run, before = Run(None, [first, second]), np.array([0.5])
+    assert run.gain(before, run.plus(other, 0.1), np.array([0.4, 0.3, 0.75])) == pytest.approx(0.75 - 0.2)
+
+
+def test_who_is_behind_an_even_way_is_told_from_who_is_not():
+    """A request with twice the time that it takes alone, when nothing of it is done, and when half is."""
+    graph = Graph("fan", seq(part("first", 30), JOIN))
+    scheduler = scheduler_of(First())
+    [request] = requests(graph, count=1)
+    job = scheduler.submit(request, 0.0)
+    total = job.due - job.arrival
+    some = [5.0] * 4
+    row = Row(job, [30.0] * 4, 30.0, 0.0, 50.0, some, some, some, 0.0)
+    assert row.known and not row._replace(most=40.0).known and not row._replace(hard=[1.0, 2.0, 3.0, 4.0]).known
+    unit = total * job.unit_s / job.alone_s
+    assert row.behind(unit) == pytest.approx(0.0), "its first output, were each part stretched alike"
+    assert row.behind(unit + 1.5) == pytest.approx(1.5)
+    job.remaining_s = job.alone_s / 2 + job.unit_s
+    assert row.behind(total / 2) == pytest.approx(0.0)

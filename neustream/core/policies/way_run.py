@@ -17,10 +17,13 @@ from neustream.core.job import Job
 from neustream.core.lengths import Lengths
 from neustream.core.many_decodes import decode_seconds
 from neustream.core.policies.model_queues import ModelQueues
-from neustream.core.policies.way_ahead import SHARES
+from neustream.core.policies.way_ahead import SHARES, to_come
+from neustream.core.policies.way_rooms import Ahead
 from neustream.core.types import TICK
 
 Floats = NDArray[np.float64]
+OTHERS = 0.5
+"""Share of the time that a request has to spare which others may take further on."""
 
 
 class Row(NamedTuple):
@@ -31,6 +34,8 @@ class Row(NamedTuple):
         made: outputs of its call so far; context: tokens that it reads.
         soft, hard: seconds within which it should and has to be done here, at each of the `SHARES`
             of what is behind.
+        even: the same if all that is ahead of it takes as many times what it takes alone.
+        spare: seconds of that beside those that it takes alone.
     """
 
     job: Job
@@ -40,6 +45,40 @@ class Row(NamedTuple):
     context: float
     soft: Sequence[float]
     hard: Sequence[float]
+    even: Sequence[float]
+    spare: float
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known how long its generations get, here and further on."""
+        return min(self.left) == self.most and max(self.hard) - min(self.hard) < TICK
+
+    def behind(self, at: float) -> float:
+        """Seconds by which it is behind an even way, if its next output comes at some instant.
+
+        On that each part of its way takes as many times what it takes alone.
+        """
+        job = self.job
+        stretch = (job.due - job.arrival) / max(job.alone_s, TICK)
+        return at - job.due + stretch * (job.remaining_s - job.unit_s)
+
+
+def row_of(model: ModelQueues, job: Job, ahead: Ahead) -> Row:
+    """What is known of a request with so much ahead of it."""
+    legs = ahead.legs
+    most = float(max(job.calls_here(f"{model.label}.decode"), 1))
+    left = to_come(model.view.lengths.get(model.label), job.call_outputs, most)
+    here = sum(left) / len(left) * (legs[0].base + legs[0].each) if legs else 0.0
+    time = job.due - model.view.now
+    hard = [time - seconds for seconds in ahead.behind]
+    theirs = [
+        max(within - here, 0.0) * others / max(others + here, TICK)
+        for within, others in zip(hard, ahead.shared, strict=True)
+    ]
+    soft = [within - OTHERS * part for within, part in zip(hard, theirs, strict=True)]
+    even = [within - part for within, part in zip(hard, theirs, strict=True)]
+    context, spare = job.size + job.computed, sum(even) / len(even) - here
+    return Row(job, left, most, job.call_outputs, context, soft, hard, even, spare)
 
 
 class Run:
@@ -166,14 +205,19 @@ class Run:
         """`worths` as far as each should be done here [requests]."""
         return self.worths(self.chances(self.soft))
 
-    def gain(self, beside: Run, after: Floats) -> float:
+    @cached_property
+    def even_worths(self) -> Floats:
+        """The same by `even` [requests]."""
+        return self.worths(self.chances(self.even))
+
+    def gain(self, before: Floats, beside: Run, after: Floats) -> float:
         """Weight in time that one more brings: its own, less what it costs other requests.
 
         Args:
+            before: the worths of these.
             beside: these and that one, the last.
             after: the chances of all of them [jobs].
         """
-        before = self.soft_worths
         change = beside.worths(after)[: len(before)] - before
         if beside._of is not None and beside._of[-1] < len(before):  # a branch of one of these
             change[beside._of[-1]] = 0.0
@@ -183,6 +227,11 @@ class Run:
     def soft(self) -> Floats:
         """Seconds within which each should be done here [jobs, shares]."""
         return np.array([row.soft for row in self.rows])
+
+    @property
+    def even(self) -> Floats:
+        """Seconds for each if all that it has ahead gets the same share [jobs, shares]."""
+        return np.array([row.even for row in self.rows])
 
     @property
     def hard(self) -> Floats:

@@ -22,21 +22,21 @@ from neustream.core.policies.model_queues import (
 )
 from neustream.core.policies.newcomers import WORTH
 from neustream.core.policies.on_time import DOOMED
-from neustream.core.policies.way_ahead import Leg, applies, go_on, likely, to_come
+from neustream.core.policies.way_ahead import Leg, applies, go_on, likely
 from neustream.core.policies.way_forecast import Forecast, Way, turns_of, way_of
 from neustream.core.policies.way_rooms import AGAIN, Ahead, KnownLegs, Looked, Room, ScarcePrice
-from neustream.core.policies.way_run import Row, Run
+from neustream.core.policies.way_run import OTHERS, Row, Run, row_of
 from neustream.core.policy import Decision, Policy, View
 from neustream.core.steps import Step
 from neustream.core.types import TICK
 
 Floats = NDArray[np.float64]
-OTHERS = 0.5
-"""Share of the time that a request has to spare which others may take further on."""
 SPARE = 0.95
 """Share of a pool's memory up to which those join that will probably not be in time in the end."""
 SPARE_SCARCE = 0.5
-"""The same where that pool is the scarcest."""
+"""The same where that pool is the scarcest, of those of which it is not known how long they get."""
+BEHIND = 0.05
+"""Share of what one of these has to spare for its call by which it may be behind an even way."""
 TIGHT = 1.25
 """Times what it would have cost a pool that a request costs which has hardly any time left."""
 TRIES = 8
@@ -61,7 +61,9 @@ class WholeWay:
        A branch has begun with the first branch of its request: one is worth nothing without the
        others. What follows their join takes time that each has to spare, and is charged to none.
     5. What all these leave of the memory is for others, the latest first: outputs that come soon
-       are worth something even of a request that will probably not be in time in the end.
+       are worth something even of a request that will probably not be in time in the end. Where it
+       is known how long generations get, one joins only if it is not behind an even way, on which
+       each part takes as many times what it takes alone, and if more are on such a way with it.
 
     Where requests go on to other models of the same device, their ends depend on the
     others' steps. There the whole device is foreseen (`way_forecast.py`): a new request begins, the
@@ -143,17 +145,7 @@ class _Step:
 
     def _row(self, job: Job) -> Row:
         """What is known of one."""
-        _, _, legs, behind, shared = self._ahead(job)
-        most = float(max(job.calls_here(f"{self.model.label}.decode"), 1))
-        left = to_come(self.view.lengths.get(self.model.label), job.call_outputs, most)
-        here = sum(left) / len(left) * (legs[0].base + legs[0].each) if legs else 0.0
-        time = job.due - self.view.now
-        hard = [time - seconds for seconds in behind]
-        soft = [
-            spare - OTHERS * max(spare - here, 0.0) * others / max(others + here, TICK)
-            for spare, others in zip(hard, shared, strict=True)
-        ]
-        return Row(job, left, most, job.call_outputs, job.size + job.computed, soft, hard)
+        return row_of(self.model, job, self._ahead(job))
 
     def _ahead(self, job: Job) -> Ahead:
         known = self.ahead.get(job)
@@ -249,10 +241,10 @@ class _Step:
                 yield job, 1.0
         if self.short:
             return
-        share = SPARE_SCARCE if price.scarce(self.view) else SPARE
         for job in sorted(waiting, key=lambda job: -job.arrival):
             if job not in tried:
-                yield job, share
+                half = price.scarce(self.view) and not self._row(job).known
+                yield job, SPARE_SCARCE if half else SPARE
 
     def _tight(self, job: Job) -> bool:
         """Whether it has waited so long that it would cost much more here than when it came."""
@@ -276,12 +268,16 @@ class _Step:
             return True
         if self.forecast is not None:
             return job.begun or self._adds(job, self.forecast)
-        by = beside.soft
-        if job.begun:
+        by, before = beside.soft, run.soft_worths
+        if share < 1.0 and row.known:
+            if row.behind(self.view.now + seconds) > BEHIND * row.spare:
+                return False
+            by, before = beside.even, run.even_worths
+        elif job.begun:
             by[-1] = row.hard
         after = beside.chances(by)
         own = float(after[-1])
-        return own >= DOOMED and run.gain(beside, after) >= WORTH * own * job.weight
+        return own >= DOOMED and run.gain(before, beside, after) >= WORTH * own * job.weight
 
     def _may_have_memory(self, job: Job, share: float) -> bool:
         """Whether it and the others have a share of the memory until the first of them may end."""
