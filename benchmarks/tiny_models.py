@@ -88,6 +88,7 @@ CHANGES: dict[str, Mapping[str, Any]] = {
         "lsh_attn_chunk_length": 16,
         "attention_head_size": 16,
     },
+    "whisper": {"begin_suppress_tokens": [3, 4]},
     "xlnet": {"d_head": 16},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4},

@@ -114,6 +114,59 @@ def test_a_model_that_keeps_something_of_requests_in_itself_is_refused():
         LanguageModel(model, max_len=64)
 
 
+def test_a_model_that_draws_in_its_calls_is_refused_and_told_so():
+    model = made("bloom", "eager", **KINDS["bloom"])
+    model.transformer.word_embeddings.register_forward_hook(lambda module, given, out: out + torch.randn_like(out))
+    with pytest.raises(BackendError, match="cannot be served: `generate` gives other logits each time"):
+        LanguageModel(model, max_len=64)
+
+
+def test_a_model_that_sets_the_random_numbers_is_refused_and_told_so():
+    """As Reformer does with a `hash_seed`: what `generate` draws with a seed then goes by that."""
+    model = made("bloom", "eager", **KINDS["bloom"])
+    model.transformer.word_embeddings.register_forward_hook(lambda *_: torch.manual_seed(3) and None)
+    torch.manual_seed(0)
+    with pytest.raises(BackendError, match="cannot be served: its calls move or set torch's random numbers"):
+        LanguageModel(model, max_len=64)
+
+
+INDEXED = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "indexed_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "hc_lowrank": 8,
+    "ple_embed_dim": 64,
+    "ngram_vocab_size_base": 64,
+    "make_ngram_vocab_size_divisible_by": 8,
+    "split_ngram_parts": 1,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}
+
+
+def test_caches_that_keep_positions_too_are_exact_in_any_company():
+    """Its indexer has the positions of all tokens in the cache, noise included: long contexts are tried with it."""
+    drive = Drive(made("qwen4_exp_text", **INDEXED), max_len=64)
+    stock = drive.texts.model.model
+    wanted = [alone(stock, prompt, MAX, eos_token_id=-1) for prompt in prompts(3)]
+    jobs = [drive.job(prompt, MAX, ignore_eos=True) for prompt in prompts(3)]
+    assert drive.shuffle(jobs, 1, chunk=9, evict=0.1) == wanted
+
+
 @pytest.mark.parametrize("sampling", [{}, {"repetition_penalty": 1.7}, {"temperature": 0.9, "seed": 3}])
 def test_an_encoder_reads_the_prompt_and_a_decoder_answers(sampling):
     torch.manual_seed(0)

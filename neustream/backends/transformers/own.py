@@ -277,6 +277,10 @@ def _stretch(layer: Any, count: int, random: torch.Generator) -> None:
     indexed = getattr(layer, "indexer_keys", None)
     if isinstance(indexed, torch.Tensor):
         layer.update_indexer(_noise(indexed, count, random))
+    places = getattr(layer, "indexer_position_ids", None)
+    if isinstance(places, torch.Tensor):
+        more = torch.arange(1, count + 1, device=places.device)
+        layer.indexer_position_ids = torch.cat([places, places[..., -1:] + more], -1)
 
 
 def _noise(like: torch.Tensor, count: int, random: torch.Generator) -> torch.Tensor:

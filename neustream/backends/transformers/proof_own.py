@@ -69,6 +69,7 @@ def prove_own(own: Own, known: int, why: str) -> Way:
     with as_it_was(own.model):
         trial = _Trial(own, known)
         trial.stock()
+        trial.random()
         trial.interleaved()
         trial.fill()
         parts = trial.can(trial.parts)
@@ -111,15 +112,24 @@ class _Trial:
             if length < 1 or length + NEW > self._own.length:
                 continue
             text = self._text(length, length)
-            ids = torch.tensor([text], device=self._own.model.device)
-            how = GenerationConfig(**PLAIN, max_new_tokens=NEW, return_dict_in_generate=True, output_logits=True)
-            made = self._own.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
-            chosen = made.sequences[0, -len(made.logits) :].tolist()  # as its generation_config says
+            wanted, chosen = self._generated(text)
             state = self._own.prefill(text)
-            for at, logits in enumerate(made.logits):
-                self._compare(state.behind, logits[0].float(), f"a text of {length} tokens gets other logits")
-                if at < len(made.logits) - 1:
+            for at, logits in enumerate(wanted):
+                if self._off(state.behind, logits) and self._off(self._generated(text)[0][0], wanted[0]):
+                    raise BackendError(f"{self._name} cannot be served: `generate` gives other logits each time")
+                self._compare(state.behind, logits, f"a text of {length} tokens gets other logits")
+                if at < len(wanted) - 1:
                     self._own.extend(state, [chosen[at]])
+
+    def random(self) -> None:
+        """Calls leave torch's random numbers alone: `generate` draws tokens from these."""
+        with torch.random.fork_rng(devices=[]):
+            torch.rand(1)  # a call that sets them has set them before
+            before = torch.get_rng_state()
+            self._own.prefill(self._text(0, 1))
+            moved = not torch.equal(before, torch.get_rng_state())
+        if moved:
+            raise BackendError(f"{self._name} cannot be served: its calls move or set torch's random numbers")
 
     def interleaved(self) -> None:
         """Two requests in turns get what each gets alone: the model itself keeps nothing of them."""
@@ -180,6 +190,14 @@ class _Trial:
         return ""
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _generated(self, text: Sequence[int]) -> tuple[list[torch.Tensor], list[int]]:
+        """What `generate` makes of a text: the logits behind it and behind each new token, and these tokens."""
+        ids = torch.tensor([text], device=self._own.model.device)
+        how = GenerationConfig(**PLAIN, max_new_tokens=NEW, return_dict_in_generate=True, output_logits=True)
+        made = self._own.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
+        chosen = made.sequences[0, -len(made.logits) :].tolist()  # as its generation_config says
+        return [logits[0].float() for logits in made.logits], chosen
 
     def _together(self, states: Sequence[State]) -> str:
         """Two tokens of each: together, then without the last that came."""
